@@ -176,7 +176,7 @@ gpu/emulate: $(VENV)/with-test
 
 # The resources that the compiled GPU kernels need on each architecture.
 gpu/report: $(VENV)/with-test
-	$(BIN)/python -m benchmarks.gpu.resources $(RECORDING)
+	$(BIN)/python -m tools.gpu.resources $(RECORDING)
 
 BASE ?= HEAD~1
 compare: $(VENV)/installed ## bits and speed of the working tree and of BASE=revision (HEAD~1)

@@ -1,9 +1,8 @@
 """Builds one static library per ISA and the extension that chooses among them at run time.
 
-Everything else about the package is in pyproject.toml. A C++ compiler that is found must succeed:
-a build that fails ends with an error. Without a C++ compiler, on Windows, or with
-`NAMERNN_FAST_NO_EXT=1`, the package has no extension, its wheel is tagged `py3-none-any`, and it
-says so when it is imported.
+Everything else about the package is in pyproject.toml. If there is a C++ compiler and the build
+fails, that is an error. Without a C++ compiler, on Windows, or with `NAMERNN_FAST_NO_EXT=1`, the
+package has no extension: its wheel is tagged `py3-none-any`, and it warns when it is imported.
 pip caches the wheel that it builds from an sdist or a commit, even one without the extension. So
 once there is a compiler, run `pip install --force-reinstall --no-cache-dir` to build the extension.
 `NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
@@ -27,8 +26,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-# `-g0` undoes the `-g` that Python brings along: debug information was seven eighths of the
-# extension's size. Symbols stay, because a test looks for the source file of every instruction.
+# `-g0` undoes Python's own `-g`: debug information would be seven eighths of the extension's size.
+# Symbols stay, because a test looks for the source file of every instruction.
 COMPILE = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 COMPILE += ["-g0", "-Icsrc"]
 LINK = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
@@ -36,7 +35,7 @@ if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
     LINK += [f"-fsanitize={SANITIZERS}"]
     COMPILE += [*LINK[-1:], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
     COMPILE += ["-DNAMERNN_FAST_SANITIZE"]
-# In the order in which they are compiled: those that take longest come first.
+# In the order in which they are compiled: the slowest come first.
 ISA_FLAGS: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
@@ -50,13 +49,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 ISA_FLAGS["baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
-# Folders whose files building and testing need, and which setuptools would leave out of an sdist.
+# Folders that building and testing need, but that setuptools would leave out of an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
 SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile")
 
 
 class CleanBuildPy(build_py):
-    """Removes what an earlier build left, which would otherwise pass for a result of this build.
+    """Removes the results of earlier builds, which would otherwise become part of this build.
 
     The extension of an editable install stays until the new one replaces it, because other
     environments may be using it. A build without an extension removes it.
@@ -84,9 +83,9 @@ class CompleteSdist(sdist):
 
 
 def description() -> str:
-    """Returns README.md for an index page, which has no files of the repository beside it.
+    """Returns README.md for a package index, where relative paths lead nowhere.
 
-    Pictures are left out, and of links only the text is kept, unless they lead to an address.
+    Pictures with relative paths are left out, and links with relative paths become plain text.
     """
     text = Path("README.md").read_text(encoding="utf-8")
     text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
@@ -94,7 +93,7 @@ def description() -> str:
 
 
 def has_compiler():
-    """Returns whether there is a C++ compiler; one that `CXX` names is taken to be there.
+    """Returns whether there is a C++ compiler; one that `CXX` names is assumed to exist.
 
     Windows counts as having none: the kernels need the vector extension of GCC and Clang, and torch
     builds extensions there only with Microsoft's compiler, which lacks it.
@@ -115,7 +114,7 @@ def extension_arguments() -> dict:
 
     class ParallelBuild(BuildExtension):
         def copy_file(self, infile, outfile, *args, **kwargs):
-            """Writes a file beside its destination, and then replaces it in one step."""
+            """Copies to a file beside the destination, and replaces the destination atomically."""
             copied = super().copy_file(infile, f"{outfile}.new", *args, **kwargs)
             os.replace(f"{outfile}.new", outfile)
             return outfile, copied[1]
@@ -124,12 +123,12 @@ def extension_arguments() -> dict:
             """Compiles all files at the same time, and links the extension from their objects."""
             # The ISA files, which take longest, come first. They cannot see torch's headers.
             jobs = [(f"csrc/isa/{isa}.cpp", [*COMPILE, *ISA_FLAGS[isa]], {}) for isa in ISA_FLAGS]
-            seen = {"include_dirs": ext.include_dirs, "macros": ext.define_macros}
-            jobs += [(source, ext.extra_compile_args, seen) for source in ext.sources]
+            with_torch = {"include_dirs": ext.include_dirs, "macros": ext.define_macros}
+            jobs += [(source, ext.extra_compile_args, with_torch) for source in ext.sources]
 
-            def compile_one(source, flags, seen):
+            def compile_one(source, flags, options):
                 (compiled,) = self.compiler.compile(
-                    [source], output_dir=self.build_temp, extra_postargs=flags, **seen
+                    [source], output_dir=self.build_temp, extra_postargs=flags, **options
                 )
                 return compiled
 
@@ -157,7 +156,7 @@ def extension_arguments() -> dict:
         extra_link_args=LINK,
         py_limited_api=True,
     )
-    extension.language = "c++"  # chooses the linker: no source file is left to tell it
+    extension.language = "c++"  # chooses the linker, which no source file determines here
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": ParallelBuild.with_options(use_ninja=False)},

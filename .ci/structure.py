@@ -17,23 +17,29 @@ PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/kernel/cells/"
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 10
 
-# Files, or file:function, that may be longer, and why. At most three.
+# Files, or file:function, that may be longer, with the reason. At most three.
 EXCEPTIONS = {}
+# The modules and folders directly in the package, bottom to top: each imports only earlier ones.
+ROOMS = (
+    *("cells", "machine", "ops", "call", "gpu", "integrations", "reference", "torch_operators"),
+    *("autograd", "dispatch", "functional", "nn", "__init__", "testing", "names", "bench"),
+    "__main__",
+)
 # Functions that may have more parameters: those that users call, Triton's kernels, and the operator
 # with the schema in namernn_fast/ops.py.
 PUBLIC = re.compile(
     rf"{PACKAGE}/(functional\.py:[a-z]\w*|gpu/kernels/\w+\.py:\w+|[\w/]+\.py:__init__)"
     r"|csrc/library/operators\.cpp:backward"
 )
-# What only makes error messages may say what torch's own messages say about each cell.
+# Functions that only make error messages may compare cells, because torch's messages differ.
 WORDING = re.compile(r"_refuse_\w+")
 
-# Where words are looked for, as prefixes of paths.
+# Prefixes of the paths whose names are checked.
 CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
-GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/lint/")
-# Names that could mean two things of the glossary: (pattern, what to write instead, where)
+GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/gpu/", "tools/lint/")
+# Names that could mean two entries of the glossary: (pattern, what to write instead, where)
 BANNED = [
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
@@ -57,8 +63,8 @@ def python_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
     """Yields each function: its name, first line, length in lines, and number of parameters."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            parameters = sum(one.arg not in ("self", "cls", "ctx") for one in given)
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            parameters = sum(argument.arg not in ("self", "cls", "ctx") for argument in arguments)
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             yield node.name, node.lineno, lines, parameters
 
@@ -91,11 +97,12 @@ def cpp_parameters(signature: str) -> int:
 def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
     """Yields each function that has a body, as `python_functions` does.
 
-    Nested functions, such as lambdas, count as part of the enclosing one.
+    Nested functions, such as lambdas, count as part of the enclosing function.
     """
     code = without_comments(text)
     header = 0  # where the text before the next brace begins
-    # A function's name, number of parameters and start, if any.
+    # For each open brace: the name, number of parameters and start of its function; "value" for an
+    # initializer; None for anything else.
     open_braces: list[tuple[str, int, int] | str | None] = []
     for brace in re.finditer(r"[{};]", code):
         at = brace.start()
@@ -138,8 +145,8 @@ def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
                 yield node.lineno, name
 
 
-def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message for each import that is part of a cycle."""
+def modules_of(files: dict[str, str]) -> tuple[dict[str, str], dict[str, list[tuple[int, str]]]]:
+    """Returns the path of each module, and the (line, imported module) pairs of each module."""
     paths = {}
     for path in files:
         parts = path.removesuffix(".py").split("/")
@@ -148,20 +155,42 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
     for module, path in paths.items():
         tree = ast.parse(files[path])
         edges[module] = list(imports(module, path.endswith("__init__.py"), tree, set(paths)))
+    return paths, edges
 
-    def way(start: str, end: str, seen: set[str]) -> list[str]:
+
+def upward_imports(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Yields the path, line and message for each import from a room above the module's own."""
+    paths, edges = modules_of(files)
+
+    def room(module: str) -> str:
+        return (*module.split("."), "__init__")[1]
+
+    for module, targets in edges.items():
+        if room(module) not in ROOMS:
+            yield paths[module], 1, f"{room(module)} has no place in ROOMS (.ci/structure.py)"
+            continue
+        for line, target in targets:
+            if room(target) in ROOMS[ROOMS.index(room(module)) + 1 :]:
+                yield paths[module], line, f"{room(module)} must not import {room(target)} above it"
+
+
+def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Yields the path, line and message for each import that is part of a cycle."""
+    paths, edges = modules_of(files)
+
+    def route(start: str, end: str, seen: set[str]) -> list[str]:
         if start == end:
             return [end]
         seen.add(start)
         for _, target in edges[start]:
-            if target not in seen and (rest := way(target, end, seen)):
+            if target not in seen and (rest := route(target, end, seen)):
                 return [start, *rest]
         return []
 
     for module, targets in edges.items():
         for line, target in targets:
-            if back := way(target, module, set()):
-                yield paths[module], line, "import cycle: " + " -> ".join([module, *back])
+            if way_back := route(target, module, set()):
+                yield paths[module], line, "import cycle: " + " -> ".join([module, *way_back])
 
 
 def names_of_cells(files: dict[str, str]) -> set[str]:
@@ -178,12 +207,12 @@ def names_of_cells(files: dict[str, str]) -> set[str]:
 
 
 def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message of what compares or looks up the name of a cell."""
+    """Yields the path, line and message for code that compares or looks up the name of a cell."""
     names = names_of_cells(files)
 
     def named(node: ast.AST | None) -> bool:
-        inner = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
-        return any(isinstance(one, ast.Constant) and one.value in names for one in inner)
+        items = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+        return any(isinstance(item, ast.Constant) and item.value in names for item in items)
 
     def visit(node: ast.AST) -> Iterator[int]:
         if isinstance(node, ast.FunctionDef) and WORDING.fullmatch(node.name):
@@ -242,7 +271,8 @@ def findings() -> Iterator[str]:
         yield f".ci/structure.py:1: {len(EXCEPTIONS)} exceptions, more than 3"
     python = dict(source_files(PACKAGE, suffixes={".py"}))
     files = python | dict(source_files("csrc", suffixes={".h", ".cpp"}))
-    for path, line, message in (*import_cycles(python), *questions_about_cells(files)):
+    imported = (*import_cycles(python), *upward_imports(python))
+    for path, line, message in (*imported, *questions_about_cells(files)):
         yield f"{path}:{line}: {message}"
     tops = [top for top in EVERYWHERE if top.endswith("/")] + ["README.md", "CONTRIBUTING.md"]
     for path, text in source_files(*tops, suffixes=WORD_FILES):

@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench` races the fused layers against torch's, times, prints and plots."""
+"""Benchmarks: `make bench` races the fused layers against torch's and reports the results."""

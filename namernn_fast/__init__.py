@@ -2,14 +2,25 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import requirements  # noqa: F401 - first: explains why other imports would fail
-from .explaining import explain
+from .machine import requirements  # noqa: F401 - first, to report a torch that is too old
+
+# isort: split
+from .call.options import batch_invariant
 from .functional import gru, last_state, lstm, rnn
-from .nn import FusedGRU, FusedLSTM, FusedRNN
-from .options import batch_invariant
-from .replacing import replace_rnn, restore_rnn
-from .step_modules import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
+from .nn import (
+    FusedGRU,
+    FusedGRUCell,
+    FusedLSTM,
+    FusedLSTMCell,
+    FusedRNN,
+    FusedRNNCell,
+    TokenGRU,
+    TokenLSTM,
+    TokenRNN,
+    explain,
+    replace_rnn,
+    restore_rnn,
+)
 
 try:
     __version__ = version("namernn_fast")

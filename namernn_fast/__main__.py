@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from . import __version__, advice, ops
+from . import __version__, ops
 from .bench import command as bench
+from .machine import advice
 from .testing import BudgetError
 
 PROGRAM = "python -m namernn_fast"
@@ -83,10 +84,10 @@ def _show(options: argparse.Namespace) -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
-    found = advice.advise(facts)
-    print("\nFaster:" if found else "\nFaster: nothing known would make it faster here.")
-    for text in found:
-        print(advice.wrapped(text))
+    paragraphs = advice.advise(facts)
+    print("\nFaster:" if paragraphs else "\nFaster: nothing known would make it faster here.")
+    for paragraph in paragraphs:
+        print(advice.wrapped(paragraph))
 
 
 def _cpu() -> str:

@@ -1,4 +1,4 @@
-"""The fused operator with a gradient; calls that need none skip it."""
+"""The fused operator with a gradient. Calls that need no gradient bypass it."""
 
 import functools
 import itertools
@@ -13,6 +13,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from . import ops, reference
 from .call import Call, Results
 from .cells import NUMBERED
+from .integrations.vmap import is_transformed
 
 _Run: TypeAlias = Callable[..., Results]
 
@@ -20,7 +21,7 @@ _Run: TypeAlias = Callable[..., Results]
 class FusedStack(torch.autograd.Function):
     """The operator `forward` with the operator `backward` as its gradient; takes `call.flat()`.
 
-    Of the intermediate results it saves only the outputs of the layers and what the cell keeps.
+    The only intermediate results it saves are the outputs of the layers and what the cell keeps.
     """
 
     @staticmethod
@@ -42,23 +43,23 @@ class FusedStack(torch.autograd.Function):
         needed = ctx.needs_input_grad[-len(tensors) :]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
-        if torch.compiler.is_compiling():  # a compiler keeps the values, and cannot read versions
+        if torch.compiler.is_compiling():  # a compiler keeps the values and cannot read versions
             output, last, saved = ops.forward(*arguments)
-            plan = _plan_backward.__wrapped__(cell, options, count, needed)  # without its cache
-            ctx.call = options, trees, plan, None, None, None
+            needs = _needs_of.__wrapped__(cell, options, count, needed)  # without its cache
+            ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
-            plan = _plan_backward(cell, options, count, needed)
+            needs = _needs_of(cell, options, count, needed)
             # Aliases, so that `tensor.data = ...` before the backward pass does not change them.
             values = [tensor.detach() for tensor in tensors]
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
-            ctx.call = options, trees, plan, values[count:], weights, _versions(weights)
-            # Autograd watches what is saved for changes in place. The other weights may change
-            # in place before the fused backward pass, as with `nn.RNN`.
-            watched = itertools.compress(values[count:], plan.reads)
-        # What a differentiable backward pass differentiates, besides the weights.
+            ctx.call = options, trees, needs, values[count:], weights, _versions(weights)
+            # Autograd raises an error if a saved tensor was changed in place. The other weights may
+            # change before the fused backward pass, as with `nn.RNN`.
+            watched = itertools.compress(values[count:], needs.reads)
+        # Higher-order gradients flow to these tensors, and to the weights.
         originals = itertools.compress(tensors[:count], needed)
         ctx.save_for_backward(
             sequence_layout, reset, output, *values[:count], *originals, *saved, *watched
@@ -68,26 +69,26 @@ class FusedStack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        options, trees, plan, weights, originals, versions = ctx.call
+        options, trees, needs, weights, originals, versions = ctx.call
         sequence_layout, reset, output, *rest = _saved_tensors(ctx)
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
-        count, wanted, saved = plan.ends
+        count, wanted, saved = needs.ends
         input, *states = rest[:count]
         if weights is None:
             weights = originals = rest[saved:]
         if _must_be_differentiable(grads):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
-                    f"{NUMBERED[plan.cell].layer}: a bias or weight_ih was changed in place since "
+                    f"{NUMBERED[needs.cell].layer}: a bias or weight_ih was changed in place since "
                     "the forward pass, which a backward pass with create_graph, is_grads_batched "
                     "or a transform does not allow: change it after the backward pass"
                 )
-            differentiated = iter(rest[count:wanted])
-            of_input = [next(differentiated) if want else None for want in plan.wanted]
+            saved_originals = iter(rest[count:wanted])
+            inputs = [next(saved_originals) if want else None for want in needs.wanted]
             gradients: Iterable[Tensor | None] = _differentiable_backward(
-                plan,
-                (*of_input, *originals),
+                needs,
+                (*inputs, *originals),
                 (input, *states, *weights),
                 ctx.needs_input_grad[_BEFORE_TENSORS:],
                 (sequence_layout, reset, options),
@@ -97,70 +98,70 @@ class FusedStack(torch.autograd.Function):
         run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
         rows = sequence_layout, reset, options, trees
         results = output, rest[wanted:saved], grads[0], grads[1:]
-        wants = plan.wanted, plan.want_layers
-        found = run(plan.cell, input, states or None, weights, *rows, *results, *wants)
-        return *_NOT_DIFFERENTIABLE, *plan.pick([*found, None])
+        wants = needs.wanted, needs.want_layers
+        returned = run(needs.cell, input, states or None, weights, *rows, *results, *wants)
+        return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
 
 apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 """`FusedStack.apply` for calls outside torch.func transforms and compilers.
 
-It skips the checks that those two need, which take 5% of the time of a small call."""
+Skips checks that only transforms and compilers need, which take 5% of the time of a small call."""
 
 _NOT_DIFFERENTIABLE = (None,) * 6  # cell, options, trees, sequence_layout, reset and count
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)  # arguments of forward before input, states, weights
 
 
-class _Plan(NamedTuple):
+class _Needs(NamedTuple):
     """The inputs and gradients that the fused backward pass of a call needs."""
 
     cell: int
     reads: tuple[bool, ...]
-    """Whether the values of each weight are read. Those of biases are not, and those of weight_ih
+    """Whether the fused backward pass reads each weight. It never reads biases, and reads weight_ih
     of the first layer only for the gradient of the input."""
     ends: tuple[int, int, int]
-    """Where parts of the saved tensors end: input and states, those of them that need a gradient,
-    and what the operator saved."""
+    """Where three parts of the saved tensors end: the values of input and states, the originals
+    that need a gradient, and what the operator saved."""
     wanted: list[bool]
     """Whether input and each of the states need a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
     pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
-    """Returns the gradients of input, states and weights, given those that the operator returns,
-    and then None for the others."""
+    """Returns a gradient or None for input, each state and each weight. Takes the gradients that
+    the operator returned, followed by a None."""
 
 
 @functools.cache
-def _plan_backward(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Plan:
-    """Returns the plan of a backward pass.
+def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Needs:
+    """Returns what a backward pass needs.
 
     Args:
         cell: the number of the cell.
         options: the option bits.
         count: the number of states, plus one.
-        needed: whether input, each of the states and each weight need a gradient.
+        needed: whether input, each state and each weight needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
-    number, per_layer = len(want_weights), ops.weights_per_layer(options)
-    of_one = per_layer // ops.directions_of(options)
+    weight_count, per_layer = len(want_weights), ops.weights_per_layer(options)
+    per_direction = per_layer // ops.directions_of(options)
     reads = tuple(
-        k % of_one == 1 or (k % of_one == 0 and (wanted[0] or k >= per_layer))
-        for k in range(number)
+        k % per_direction == 1 or (k % per_direction == 0 and (wanted[0] or k >= per_layer))
+        for k in range(weight_count)
     )
-    layers = number // per_layer
+    layers = weight_count // per_layer
     want_layers = [
         k for k in range(layers) if any(want_weights[k * per_layer : (k + 1) * per_layer])
     ]
-    returned = [*wanted, *(k // per_layer in want_layers for k in range(number))]
-    following = itertools.count()
+    returned = [*wanted, *(k // per_layer in want_layers for k in range(weight_count))]
+    positions = itertools.count()
     saved = layers - 1 + (layers if NUMBERED[cell].kept_blocks else 0)
-    return _Plan(
+    return _Needs(
         cell,
         reads,
         (count, count + sum(wanted), count + sum(wanted) + saved),
         wanted,
         want_layers,
-        operator.itemgetter(*(next(following) if is_there else -1 for is_there in returned)),
+        operator.itemgetter(*(next(positions) if is_returned else -1 for is_returned in returned)),
     )
 
 
@@ -168,7 +169,7 @@ _version = operator.attrgetter("_version")
 
 
 def _versions(weights: Sequence[Tensor]) -> list[int] | None:
-    """Returns the version counters of the weights, or None if one has none.
+    """Returns the version counters of the weights, or None if a weight has no counter.
 
     Torch increments the counter of a tensor whenever it is modified in place.
     """
@@ -182,7 +183,7 @@ def _saved_tensors(ctx: Any) -> Any:
     """Returns the saved tensors.
 
     Raises:
-        RuntimeError: one of them was changed in place since the forward pass, or is gone.
+        RuntimeError: a saved tensor was changed in place since the forward pass, or was freed.
     """
     try:
         return ctx.saved_tensors
@@ -206,17 +207,17 @@ def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return reference.is_transformed() or any(
+    return is_transformed() or any(
         grad is not None and is_legacy_batchedtensor(grad) for grad in grads
     )
 
 
 def _differentiable_backward(
-    plan: _Plan,
+    needs: _Needs,
     originals: tuple[Any, ...],
     values: tuple[Any, ...],
     needed: tuple[bool, ...],
-    of_call: tuple[Tensor | None, Tensor | None, int],
+    rows_and_options: tuple[Tensor | None, Tensor | None, int],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Computes the gradients of input, states and weights through the reference path.
@@ -224,24 +225,27 @@ def _differentiable_backward(
     The gradients are differentiable themselves if gradients are enabled.
 
     Args:
-        plan: of the backward pass.
+        needs: of the backward pass.
         originals: input, states and weights of the forward pass, which higher-order gradients flow
-            to. Only those that need a gradient are read.
+            to. Those that need no gradient are not read.
         values: the values of these tensors in the forward pass.
-        needed: which of them need a gradient.
-        of_call: sequence_layout, reset and options, as in `namernn_fast.ops`.
+        needed: whether each of these tensors needs a gradient.
+        rows_and_options: sequence_layout, reset and options, as in `namernn_fast.ops`.
         grads: the gradients of the results.
     """
-    count, *_ = plan.ends
+    count, *_ = needs.ends
 
     def run(*wanted: Tensor) -> Results:
-        given = iter(wanted)
+        replacements = iter(wanted)
         tensors = [
-            next(given) if need else value for value, need in zip(values, needed, strict=True)
+            next(replacements) if need else value
+            for value, need in zip(values, needed, strict=True)
         ]
         (input, *states), weights = tensors[:count], tensors[count:]
-        cell = NUMBERED[plan.cell]
-        return reference.run_stack(Call(cell, input, None, weights, *of_call, states=states))
+        cell = NUMBERED[needs.cell]
+        return reference.run_stack(
+            Call(cell, input, None, weights, *rows_and_options, states=states)
+        )
 
     with torch.enable_grad():
         wanted = [
@@ -257,7 +261,7 @@ def _differentiable_backward(
 class _FormerValues(torch.autograd.Function):
     """Restores the values that a tensor had before its `.data` was replaced.
 
-    The gradient goes to the tensor.
+    The gradient flows to the tensor itself.
     """
 
     generate_vmap_rule = True
@@ -283,11 +287,11 @@ def _autograd_vjp(
     with torch.enable_grad():
         # Views, so that a tensor that appears twice gets two separate gradients.
         wanted = [value.view_as(value) for value in wanted]
-        given = [(r, g) for r, g in zip(run(*wanted), grads, strict=True) if g is not None]
+        pairs = [(r, g) for r, g in zip(run(*wanted), grads, strict=True) if g is not None]
         return torch.autograd.grad(
-            [result for result, _ in given],
+            [result for result, _ in pairs],
             wanted,
-            [grad for _, grad in given],
+            [grad for _, grad in pairs],
             create_graph=create_graph,
             allow_unused=True,
         )

@@ -5,29 +5,40 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import availability, native, ops, reference
+from . import ops, reference, torch_operators
 from .autograd import FusedStack, apply_untransformed
-from .call import Call, Path, Results
-from .cells import Cell
-from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
+from .call import Call, Choice, Path, Results, tokens
+from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
+from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
+from .machine import availability
 
 
-def run(call: Call) -> Results:
-    """Runs a stack of layers on the path chosen for its device and dtype.
+def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
+    """Chooses a path for a stack of layers, once, and runs the stack on it.
+
+    Args:
+        call: converted by `layouts` and `dtypes`.
+        lookup: the embedding to look token ids up in, or None if the call holds features.
 
     Raises:
         RuntimeError, ValueError: the arguments do not match; batch_invariant is set, but the path
             does not support it.
         IndexError: a token id is out of range.
     """
-    like = call.weights[0]  # not data, which may be token ids
     tracing = torch.compiler.is_compiling()
-    path = _choose_path(call, tracing)
-    by_layers = call.dropout and not (path is native.run_stack and native.is_whole(call))
+    choice = choose(call, tracing)
+    path = choice.path
+    if choice.why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
+        raise RuntimeError(f"batch_invariant needs the fused kernel: {choice.why_not_kernel}")
+    if lookup is not None:
+        tokens.look_up(call, lookup, choice)
+    like = call.weights[0]  # not data, which may be token ids
+    by_layers = call.dropout and not (
+        path is torch_operators.run_stack and torch_operators.is_whole(call)
+    )
     if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if by_layers else path(call)
@@ -53,43 +64,45 @@ def run(call: Call) -> Results:
         raise
 
 
-def _choose_path(call: Call, tracing: bool) -> Path:
-    """Returns the path of a call."""
-    if tracing and onnx.exporting():
-        return onnx.rnn_stack
-    why_not = why_not_kernel(call.weights[0], tracing, call.cell)
-    if why_not is not None:
-        if call.options & ops.BATCH_INVARIANT:
-            raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        ragged = None if native.is_whole(call) else call.sequence_layout
-        why_not_torch = native.why_not(call.cell, call.reset, tracing, ragged)
-        return native.run_stack if why_not_torch is None else _reference_path
-    if tracing:
-        return _compiled_path
-    return _mapped_path if torch._C._are_functorch_transforms_active() else _fused_path
+def choose(call: Call, tracing: bool) -> Choice:
+    """Chooses the path of a call by its device, its dtype and the transforms that are active.
 
-
-def why_not_kernel(like: Tensor, tracing: bool, cell: Cell) -> str | None:
-    """Returns why the fused kernels cannot take a call in this context, or None if they can.
+    `tokens.look_up` changes nothing that the choice depends on.
 
     Args:
-        like: a tensor with the device and dtype of the call: a weight, or features of any layout.
+        call: converted by `layouts` and `dtypes`.
         tracing: whether a compiler is tracing the call.
-        cell: of the call.
     """
+    if tracing and onnx.exporting():
+        node = f"the {call.cell.name.upper()} node of ONNX"
+        return Choice(onnx.rnn_stack, why_not_ids=f"{node} takes rows of features")
+    why_not_kernel = _why_not_kernel(call, tracing)
+    if why_not_kernel is None:
+        if tracing:
+            return _COMPILED
+        return _MAPPED if torch._C._are_functorch_transforms_active() else _FUSED
+    why_not_torch = torch_operators.why_not(call, tracing)
+    path = torch_operators.run_stack if why_not_torch is None else _reference_path
+    has_torch_operator = call.cell.torch_operator is not None
+    why_not_ids = "torch's own operator takes rows of features" if has_torch_operator else None
+    return Choice(path, why_not_kernel, why_not_torch, why_not_ids)
+
+
+def _why_not_kernel(call: Call, tracing: bool) -> str | None:
+    """Returns why the fused kernels cannot take a call in this context, or None if they can."""
     if not tracing and (
         forward_ad._current_level >= 0
         or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
     ):
         return "a torch.func transform other than vmap, or forward-mode AD, is active"
-    return availability.why_not_kernel(like, cell)
+    return availability.why_not_kernel(call.weights[0], call.cell)
 
 
 def _run_layers(path: Path, call: Call) -> Results:
     """Runs each layer of a stack in a separate call, with dropout between them.
 
-    The layers run time-major so that dropout draws the same masks as `nn.RNN`. LAST_STATE is
-    dropped because dropout needs the output of every layer.
+    The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
+    because dropout needs the output of every layer.
     """
     data, weights, reset = call.data, call.weights, call.reset
     options = call.options & ~ops.LAST_STATE
@@ -114,7 +127,7 @@ def _run_layers(path: Path, call: Call) -> Results:
         data, *last = path(layer)
         last_states.append(last)
     if batch_first:
-        data = reference.with_batch_first(data)
+        data = with_batch_first(data)
     return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
@@ -157,3 +170,6 @@ def _reference_path(call: Call) -> Results:
         )
     check_reference_arguments(call)
     return reference.run_stack(call)
+
+
+_FUSED, _MAPPED, _COMPILED = map(Choice, (_fused_path, _mapped_path, _compiled_path))

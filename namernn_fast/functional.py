@@ -7,17 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops, tokens
-from .autocast import autocast_dtype, cast_like_autocast
-from .call import Call, Results
-from .cells import CELLS, ELMAN, GRU, LSTM, CellName
-from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
-from .options import option_bits
+from . import dispatch, ops
+from .call import Call, Results, tokens
+from .call.dtypes import convert_dtypes
+from .call.layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
+from .call.options import option_bits
+from .cells import CELLS, GRU, LSTM, VANILLA, CellName
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def rnn(
@@ -46,7 +44,7 @@ def rnn(
             a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
             tensor (batch, any length, input_size). seq_len must be at least 1, except in a jagged
             tensor; the batch may be empty. Any strides. With `embedding`, int32 or int64 token ids
-            as for `nn.Embedding`: any of these without the last dimension.
+            as for `nn.Embedding`: any of these shapes without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
             zeros. Float32 and 16-bit types are converted to the dtype of input, which h_n has too.
@@ -67,12 +65,13 @@ def rnn(
             the values are not checked, because that would wait for the device.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, which starts from a state
-            of zeros, as if the sequence had been split there; the second direction runs each part
-            from its own end. In padded order for a PackedSequence; not for a jagged tensor.
+            of zeros, as if the sequence had been split there; the second direction runs each
+            episode from its own end. In padded order for a PackedSequence; not supported for a
+            jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
-        embedding: (vocabulary, input_size), the rows that the token ids in input index. The
-            result is that of `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a
-            sequence's length are ignored.
+        embedding: (vocabulary, input_size), the rows that the token ids in input index. Equivalent
+            to `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a sequence's length
+            are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.
 
     Returns:
@@ -82,17 +81,18 @@ def rnn(
     Raises:
         TypeError: input, hx or embedding is not a tensor; lengths are not integers; reset is not a
             bool tensor; embedding is given but input does not hold token ids.
-        ValueError: the dtype of input or embedding differs from that of the weights (outside
-            autocast); the dimensions of input, embedding, padding_idx or the number of weights is
-            wrong; nonlinearity is unknown; this kind of input does not take lengths or reset.
-        IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
+        ValueError: input or embedding does not have the dtype of the weights (outside
+            autocast); the dimensions of input or embedding, padding_idx, or the number of weights
+            is wrong; nonlinearity is unknown; this kind of input does not take lengths or reset.
+        IndexError: a token id is out of range. On an accelerator a device-side assertion fails
+            instead.
         RuntimeError: a size, a device or the dtype of hx does not match; seq_len is 0; the
             batch_sizes of a packed sequence increase or do not sum to its rows; a length is not
             from 0 to seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen
             operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
-    call = Call(ELMAN, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(VANILLA, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -130,11 +130,11 @@ def gru(
         lengths, reset, batch_invariant, embedding, padding_idx: as in `rnn()`.
 
     Returns:
-        output and h_n, as `rnn()`.
+        output and h_n, as in `rnn()`.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as `rnn()`. On a GPU, torch's own operator
-            computes the call, so Triton is not needed.
+        TypeError, ValueError, IndexError, RuntimeError: as in `rnn()`. On a GPU, torch's own
+            operator computes the call, so Triton is not needed.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
     call = Call(GRU, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
@@ -170,17 +170,17 @@ def lstm(
 
     Args:
         input: as in `rnn()`.
-        hx: the initial states and the initial cell states, each as hx of `rnn()`; None for zeros.
+        hx: the initial states and the initial cell states, each like hx of `rnn()`; None for zeros.
         weights: as in `gru()`, with 4 * hidden_size rows in torch's order of gates: i, f, g, o.
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
         reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
 
     Returns:
-        output and the pair of h_n and c_n, each like a tensor of hx.
+        output, and the pair of h_n and c_n, each like the tensors in hx.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as `gru()`.
+        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
     call = Call(LSTM, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
@@ -194,13 +194,13 @@ def run(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Any]:
-    """Runs a call on `input` and returns output and h_n in its layout; the modules call this.
+    """Runs a call and returns output and h_n in the layout of `input`; the modules call this.
 
     An LSTM returns the pair of h_n and c_n instead of h_n.
     """
     lookup = None
     if embedding is not None or padding_idx is not None:
-        lookup = _lookup(input, embedding, padding_idx)
+        lookup = tokens.lookup_of(input, embedding, padding_idx)
     results = _run(call, lengths, lookup)
     return restore(input, results, call.options, lookup is not None)
 
@@ -269,13 +269,13 @@ def last_state(
 
     Args:
         cell: "rnn", "gru" or "lstm".
-        share_prefixes: None looks for common prefixes if that is expected to be faster; True
-            always, and raises an error if sharing is impossible; False never. The kernel shares
-            those it finds if they are enough to make the call faster. The result may differ in its
-            last bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it
-            does not support hx, reset, batch_invariant, dropout between layers, compilers and
-            torch.func transforms.
-        nonlinearity: of a vanilla RNN; the other cells have none to choose.
+        share_prefixes: None looks for common prefixes if that is expected to be faster. True always
+            looks for them, and raises an error if sharing is impossible. False never looks. The
+            kernel shares the prefixes it finds if there are enough to make the call faster. The
+            result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
+            float32 or float64; it does not support hx, reset, batch_invariant, dropout between
+            layers, compilers and torch.func transforms.
+        nonlinearity: of a vanilla RNN; the other cells offer no choice.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
         embedding, padding_idx: as in `rnn()`.
@@ -289,14 +289,14 @@ def last_state(
             is relu for a cell with gates.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
-    kind = CELLS.get(cell)
-    if kind is None:
+    chosen = CELLS.get(cell)
+    if chosen is None:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
-    if nonlinearity not in kind.nonlinearities:
-        wanted = " or ".join(kind.nonlinearities)
+    if nonlinearity not in chosen.nonlinearities:
+        wanted = " or ".join(chosen.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
-    call = Call(kind, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(chosen, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)
 
 
@@ -312,24 +312,9 @@ def run_last_state(
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("embedding is None, so input does not hold token ids")
     call.options |= ops.LAST_STATE
-    lookup = _lookup(input, embedding, padding_idx, share_prefixes)
+    lookup = tokens.lookup_of(input, embedding, padding_idx, share_prefixes)
     results = _run(call, lengths, lookup)
     return restore_states(input, results, call.options, lookup is not None)
-
-
-def _lookup(
-    input: Tensor | PackedSequence,
-    embedding: Tensor | None,
-    padding_idx: int | None,
-    share_prefixes: bool | None = False,
-) -> tokens.Lookup | None:
-    """Returns the embedding of a call on token ids, or None if input holds features."""
-    if embedding is not None:
-        tokens.check_types(input, embedding)
-        return tokens.Lookup(embedding, padding_idx, share_prefixes)
-    if padding_idx is not None:
-        raise ValueError(f"padding_idx={padding_idx} needs embedding, which is None")
-    return None
 
 
 def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> Results:
@@ -356,33 +341,4 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         call.dropout = 0.0
     if call.states or torch._C._is_any_autocast_enabled():
         lookup = convert_dtypes(call, lookup)
-    if lookup is not None:
-        tokens.look_up(call, lookup)
-    return dispatch.run(call)
-
-
-def convert_dtypes(call: Call, lookup: tokens.Lookup | None) -> tokens.Lookup | None:
-    """Casts a normalised call, in place: all of it as autocast does, its states like its input.
-
-    Returns:
-        `lookup` with its embedding cast.
-    """
-    features = call.data if lookup is None else lookup.embedding
-    if torch._C._is_any_autocast_enabled():
-        state = call.states[-1] if call.states else None
-        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
-        call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
-        call.convert_states(lambda state: cast_like_autocast(state, dtype))
-        features = cast_like_autocast(features, dtype)
-        if lookup is None:
-            call.data = features
-        else:
-            lookup = lookup._replace(embedding=features)
-    wanted = features.dtype
-    for state in call.states:
-        if state.dtype != wanted and wanted in _CONVERTIBLE:
-            call.convert_states(
-                lambda state: state.to(wanted) if state.dtype in _CONVERTIBLE else state
-            )
-            break
-    return lookup
+    return dispatch.run(call, lookup)

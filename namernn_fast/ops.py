@@ -5,9 +5,9 @@ sequences. The names of their arguments and results mean the same throughout thi
 
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
-  ids, without the last dimension; see `has_ids`. Ids of rows that do not exist are not read.
+  ids, without the last dimension; see `has_ids`. Ids past the end of a sequence are not read.
 - states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
-  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. Not an empty list, which
+  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. Never an empty list, which
   AOTInductor cannot pass.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
   `layers_of` groups them. Each has `Cell.weight_blocks` blocks of hidden_size rows, in torch's
@@ -21,12 +21,12 @@ sequences. The names of their arguments and results mean the same throughout thi
 - reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from states
   of zeros; or None.
 - options: a sum of the option bits below.
-- trees: with SHARE_PREFIXES, the least number of prefix trees to cut the sequences into; threads
-  share out whole trees. Both operators must get the same number. Otherwise 0.
+- trees: with SHARE_PREFIXES, the minimum number of prefix trees to cut the sequences into; a thread
+  takes whole trees. Both operators must get the same number. 0 without SHARE_PREFIXES.
 
 `forward` returns:
 
-- output: like input with directions * hidden_size features, without elements with LAST_STATE.
+- output: like input with directions * hidden_size features; empty with LAST_STATE.
 - last_states: one tensor for each of `Cell.states`, like the initial ones: h_n, and c_n of an
   LSTM.
 - saved: with WANT_SAVED what the backward pass reads besides output, otherwise nothing. First the
@@ -36,7 +36,8 @@ sequences. The names of their arguments and results mean the same throughout thi
 `backward` takes the arguments of `forward`, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: whether the gradients of input and of each of `states` are wanted. Token ids have none.
+- wanted: whether the gradients of input and of each of `states` are wanted. Token ids have no
+  gradient.
 - want_layers: the layers whose weights need a gradient.
 
 It returns a list of the wanted gradients: of input, of states, and of the weights of the layers in
@@ -53,9 +54,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import availability
 from .cells import CELLS, NUMBERED, Cell, CellName
 from .cells.cell import LayerWeights
+from .machine import availability
 
 NAMESPACE = "namernn_fast"
 
@@ -101,7 +102,7 @@ class ForwardArguments:
 
 @dataclass(slots=True)
 class BackwardArguments(ForwardArguments):
-    """The arguments of `backward`: first all of `forward`."""
+    """The arguments of `backward`, which begin with all arguments of `forward`."""
 
     output: Tensor
     saved: Sequence[Tensor]
@@ -135,7 +136,7 @@ _Operator: TypeAlias = Callable[..., Any]
 forward: _Operator = torch.ops.namernn_fast.forward.default
 backward: _Operator = torch.ops.namernn_fast.backward.default
 forward_untraced: _Operator = getattr(forward, "_op", forward)
-"""`forward` for calls outside compilers, without a Python function that costs 0.4 us."""
+"""`forward` for calls outside compilers: skips a Python function that costs 0.4 us."""
 backward_untraced: _Operator = getattr(backward, "_op", backward)
 """`backward` for calls outside compilers."""
 
@@ -148,7 +149,7 @@ def has_ids(input: Tensor) -> bool:
 def hidden_size_of(weights: Sequence[Tensor]) -> int:
     """Returns the number of features of a state: the columns of weight_hh.
 
-    The number of its rows depends on the cell.
+    The number of rows of weight_hh depends on the cell.
     """
     return weights[1].shape[-1]
 
@@ -164,7 +165,7 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
 
 
 def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of what one layer keeps, given that WANT_SAVED is set."""
+    """Returns the shape of what one layer keeps if WANT_SAVED is set."""
     *rows, features = output_shape(input, hidden_size, options)
     return (*rows, cell.kept_blocks * features)
 
@@ -215,7 +216,7 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     hidden_size = hidden_size_of(weights)
     if states:
         batch: Any = states[0].shape[1]  # a number or a symbol
-    elif options & PACKED:  # it is a value in batch_sizes, which a tracer cannot see
+    elif options & PACKED:  # the batch is a value in batch_sizes, which a tracer cannot read
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & JAGGED:
         batch = call.sequence_layout.shape[0] - 1  # type: ignore[union-attr]
@@ -250,7 +251,7 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
-        dtype: of the input. Only bfloat16 may use another instruction set than the other types.
+        dtype: of the input. Only bfloat16 may use a different instruction set.
 
     Returns:
         `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` if the processor has
@@ -292,7 +293,7 @@ def cpu_plan(
         threads: number of threads.
         l2_bytes: size of a core's private cache, in bytes.
         num_layers: number of layers of this size in the stack, in one direction.
-        cell: the name of the cell of the layers.
+        cell: the name of the layers' cell.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
@@ -304,7 +305,7 @@ def cpu_plan(
 
 @functools.cache
 def gpu_backend(device: torch.device) -> Any:
-    """Imports and returns the GPU implementation of the operators, when a GPU tensor arrives.
+    """Returns the GPU implementation of the operators, imported at the first tensor on a GPU.
 
     Raises:
         RuntimeError: Triton is missing or too old, or the GPU is too old.
@@ -317,7 +318,7 @@ def _on_gpu(call: ForwardArguments) -> Any:
     """Returns the GPU implementation for a call.
 
     Raises:
-        RuntimeError: there is none for its cell or its device.
+        RuntimeError: there is no GPU implementation for its cell or its device.
     """
     if not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(

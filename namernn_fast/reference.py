@@ -1,6 +1,6 @@
 """The recurrence in ATen operators, step by step.
 
-This path runs on every device and dtype without a fused kernel, and in the double backward of the
+This path runs on devices and in dtypes that have no fused kernel, and in the double backward of the
 fused operators. It can be differentiated any number of times.
 """
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import embedding, linear
 
 from . import ops
 from .call import Call, Results
+from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
+from .integrations.vmap import is_transformed
 
 
 def run_stack(call: Call) -> Results:
@@ -24,7 +25,7 @@ def run_stack(call: Call) -> Results:
             checked. LAST_STATE and SHARE_PREFIXES are ignored.
     """
     cell, weights, reset, options = call.cell, call.weights, call.reset, call.options
-    input, batch_sizes, alive, places = with_time_first(call.data, call.sequence_layout, options)
+    input, batch_sizes, alive, places = to_time_major(call.data, call.sequence_layout, options)
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
@@ -38,13 +39,15 @@ def run_stack(call: Call) -> Results:
     last_states: list[Tensor] = []
     for layer in ops.layers_of(weights, options):
         outputs = []
-        for direction, own in enumerate(layer):
-            sums = _project(input, own.weight_ih, cell.bias_of_input(own), in_place)
+        for direction, layer_weights in enumerate(layer):
+            sums = _project(
+                input, layer_weights.weight_ih, cell.bias_of_input(layer_weights), in_place
+            )
             hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
                 initial[len(last_states)],
-                cell.make_step(own, relu=bool(options & ops.RELU), in_place=in_place),
+                cell.make_step(layer_weights, relu=bool(options & ops.RELU), in_place=in_place),
                 alive,
                 reset,
                 reverse=direction == 1,
@@ -58,7 +61,7 @@ def run_stack(call: Call) -> Results:
             outputs.append(output if len(states) == 1 else output[..., :size])
             last_states.append(last)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    input = from_time_first(input, options, places)
+    input = from_time_major(input, options, places)
     last = torch.stack(last_states)
     return input, *([last] if len(states) == 1 else last.split(size, -1))
 
@@ -70,8 +73,8 @@ def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bo
         input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
             token ids without the last dimension.
         weight_ih: of one direction; a table if input holds token ids.
-        bias: what the biases contribute to sums of the input.
-        in_place: whether the result becomes the output. It must not be a view then: a view made
+        bias: what the biases add to the sums of the input.
+        in_place: whether the result becomes the output. If so, it must not be a view: a view made
             under no_grad could not be modified in place afterwards.
     """
     if ops.has_ids(input):
@@ -93,69 +96,9 @@ def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bo
         sums = table.new_empty(*ids.shape, table.shape[1])
         torch.index_select(table, 0, ids.flatten(), out=sums.flatten(0, 1))
         return sums if bias is None else sums.add_(bias)
-    # In float32, so that the gradient of a 16-bit table is summed in float32.
+    # Gather in float32, so that the gradient of a 16-bit table is summed in float32.
     rows = embedding(ids, table if table.dtype.itemsize > 2 else table.float())
     return (rows if bias is None else rows + bias).to(table.dtype)
-
-
-def with_batch_first(output: Tensor) -> Tensor:
-    """Transposes an output that has no other references.
-
-    Without gradients this happens in place, so that the result is not a view, as in `nn.RNN`.
-    """
-    return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
-
-
-def with_time_first(
-    input: Tensor, sequence_layout: Tensor | None, options: int
-) -> tuple[Tensor, list[int] | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Converts input of any layout to time-major or packed rows, which the layers run on.
-
-    Returns:
-        input: (seq_len, batch, features), or the data of a PackedSequence; or token ids.
-        batch_sizes: the number of sequences at each time, or None unless packed.
-        alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
-        places: the time and the sequence of each row of a jagged tensor, or None unless jagged.
-    """
-    if sequence_layout is not None and options & ops.PACKED:
-        return input, sequence_layout.tolist(), None, None
-    lengths, places = sequence_layout, None
-    if lengths is not None and options & ops.JAGGED:
-        lengths, places = lengths.diff(), _places_of_jagged(lengths)
-        longest = max([1, *lengths.tolist()])
-        padded = input.new_zeros(longest, len(lengths), *input.shape[1:])
-        input = padded.index_put(places, input)
-    elif options & ops.BATCH_FIRST:
-        input = input.transpose(0, 1)
-    if lengths is None:
-        return input, None, None, None
-    steps = torch.arange(input.shape[0], device=lengths.device)
-    alive = (steps[:, None] < lengths).unsqueeze(-1)
-    if ops.has_ids(input):  # ids in padding may be out of range
-        return torch.where(alive.squeeze(-1), input, 0), None, alive, places
-    # NaN in padding must not reach a gradient.
-    return torch.where(alive, input, 0.0), None, alive, places
-
-
-def from_time_first(output: Tensor, options: int, places: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Converts the output of rows that `with_time_first` made, with its `places`, back."""
-    if places is not None:
-        return output[places]
-    if options & ops.BATCH_FIRST and not options & ops.PACKED:
-        return with_batch_first(output)
-    return output
-
-
-def is_transformed() -> bool:
-    """Returns whether forward-mode AD or a torch.func transform is active."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the time and the sequence number of each row of a jagged tensor."""
-    row = torch.arange(int(offsets[-1]), device=offsets.device)
-    sequence = torch.bucketize(row, offsets[1:], right=True)
-    return row - offsets[sequence], sequence
 
 
 def _direction(
@@ -173,7 +116,7 @@ def _direction(
         sums: what the input contributes at each time, (sequences, gates * hidden_size).
         batch_sizes: the number of sequences at each time, or None if it is constant.
         hx: the initial states of a row side by side, (batch, states * hidden_size).
-        step: of the cell.
+        step: the cell's step.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.
         reverse: whether to run from the last time to the first.
@@ -184,24 +127,24 @@ def _direction(
     """
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
-    before = sizes[-1 if reverse else 0]  # the number of sequences one step earlier
-    h = hx if before == hx.shape[0] else hx[:before]
+    previous_sequences = sizes[-1 if reverse else 0]  # their number at the previous step
+    h = hx if previous_sequences == hx.shape[0] else hx[:previous_sequences]
     ended = []  # last states of the sequences that have ended, shortest sequences first
     hidden = []
     for t in reversed(range(steps)) if reverse else range(steps):
         sequences = sizes[t]
-        if sequences < before:
+        if sequences < previous_sequences:
             ended.append(h[sequences:])
             h = h[:sequences]
-        border = t + 1 if reverse else t  # the place where a reset would cut the state off from t
-        if reset is not None and border < steps:
-            cut = reset[border, : h.shape[0]]
-            h = torch.where(cut if alive is None else cut & alive[border], 0.0, h)
-        if sequences > before:
-            h = torch.cat([h, hx[before:sequences]])
-        before = sequences
-        new = step(sums[t], h)
-        h = new if alive is None else torch.where(alive[t], new, h)
+        boundary = t + 1 if reverse else t  # a reset here cuts step t off from its previous state
+        if reset is not None and boundary < steps:
+            cut = reset[boundary, : h.shape[0]]
+            h = torch.where(cut if alive is None else cut & alive[boundary], 0.0, h)
+        if sequences > previous_sequences:
+            h = torch.cat([h, hx[previous_sequences:sequences]])
+        previous_sequences = sequences
+        h_new = step(sums[t], h)
+        h = h_new if alive is None else torch.where(alive[t], h_new, h)
         hidden.append(h)
     if reverse:
         hidden.reverse()

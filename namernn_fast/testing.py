@@ -10,8 +10,8 @@ its largest absolute distance from an oracle that computes in higher precision:
 `eps` is the unit in the last place of 1 in the dtype of the results, and `ref` the oracle's result.
 The error of `nn.RNN` depends on luck and on the summation order of this machine's BLAS, so it
 counts as at least `c` units in the last place of the largest value: 16 in float32 and float64, and
-1.5 in 16 bits. So a correct result keeps its budget even if that of `nn.RNN` is exact, unless its
-terms nearly cancel in all elements: then compare several draws of it under one name.
+1.5 in 16 bits. So a correct result keeps its budget even if `nn.RNN` is exact, unless its terms
+nearly cancel in all elements; in that case compare several draws of it under one name.
 
 For a single comparison, `assert_within_budget` takes the named results of all three:
 
@@ -136,7 +136,7 @@ class ErrorBudget:
             raise BudgetError("; ".join(exceeded))
 
     def shares(self) -> dict[Hashable, float]:
-        """Returns the fraction of its budget that each name has used: at most 1 if it is kept."""
+        """Returns the fraction of its budget that each name has used: at most 1 if it was kept."""
         return {name: seen.ours / self.allowed(name) for name, seen in self.results.items()}
 
     def allowed(self, name: Hashable) -> float:

@@ -39,20 +39,22 @@ def exact(tensor, dtype):
 
 def named_states(name, states):
     """Returns a dict of the states, for example h_n and c_n for the name `{}_n`."""
-    return {name.format(letter): own for letter, own in zip("hc", states, strict=False)}
+    return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
 
 
-def layer_of(kind):
-    """Returns the cell of a kind of layer, a key of `oracle.CELLS`, and options of that layer."""
-    return ("rnn", {"nonlinearity": kind}) if kind in ("tanh", "relu") else (kind, {})
+def layer_of(equation):
+    """Returns the cell and the options of a layer, given a key of `oracle.EQUATIONS`."""
+    if equation in ("tanh", "relu"):
+        return "rnn", {"nonlinearity": equation}
+    return equation, {}
 
 
 class Pieces:
-    """The pieces between resets of a batch's sequences; each piece is run as a sequence."""
+    """The pieces into which resets cut the sequences of a batch; each runs as a sequence."""
 
     def __init__(self, lengths, reset, states, directions):
         self.rows = []
-        begin, end = [], []  # for both directions
+        begin, end = [], []  # (forward, backward) for each piece
         for b, length in enumerate(lengths):
             cuts = [] if reset is None else reset[:length, b].nonzero().flatten().tolist()
             for first, last in itertools.pairwise(sorted({0, *cuts, length})):
@@ -61,9 +63,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece of a sequence begins with its initial state, hx."""
+        """(states, pieces): whether a piece begins with the initial state of its sequence, hx."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether the last state of a piece of a sequence is in h_n."""
+        """(states, pieces): whether a piece ends with the last state of its sequence, h_n."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def of(self, rows):
@@ -134,7 +136,7 @@ class Case:
             for p in self.module.parameters()
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
-        # Twice as wide, so that a run can slice every other feature.
+        # Rows are twice as wide as D, so that a run can slice every other feature.
         if self.vocabulary:
             self.rows = randn(self.vocabulary, 2 * self.D)
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
@@ -167,7 +169,7 @@ class Case:
 
     @property
     def grads_of_last(self):
-        """The gradients of the last states: that of h_n and, with cell states, that of c_n."""
+        """The gradients of the last states: of h_n and, with cell states, of c_n."""
         return [self.grad_h_n, *([self.grad_c_n] if self.has_cell_state else [])]
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
@@ -181,7 +183,7 @@ class Case:
                 p.copy_(value)
         batch_first = module.batch_first
         leaf = self.rows.to(dtype)[..., ::2]
-        if self.layout != "sliced":  # whose features are not adjacent
+        if self.layout != "sliced":  # a sliced leaf keeps features that are not adjacent
             leaf = leaf.contiguous()
         if batch_first and not self.vocabulary:
             leaf = leaf.transpose(0, 1)
@@ -234,7 +236,8 @@ class Case:
     def _tokens(self, rows, layer_class):
         """Returns a layer's input for a case of token ids, and further arguments.
 
-        A fused layer gets ids, not adjacent in memory if `sliced`. Torch's gets embedded rows.
+        A fused layer gets ids, which are not adjacent in memory if the layout is `sliced`. Torch's
+        layer gets embedded rows.
         """
         ids = self.ids.T if self.options.get("batch_first") else self.ids
         if layer_class is not FUSED[self.cell]:
@@ -246,7 +249,7 @@ class Case:
         return ids, {"embedding": rows, "padding_idx": self.padding_idx}
 
     def oracle_grad_of_rows(self, grad_input):
-        """Returns the gradient of the embedding, given that of the embedded rows (T, B, D)."""
+        """Returns the embedding's gradient from the gradient of the embedded rows (T, B, D)."""
         grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
         np.add.at(grad, self.ids.numpy(), grad_input)
         if self.padding_idx is not None:
@@ -259,20 +262,20 @@ class Case:
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
     def _oracle_forward(self, dtype, rounding=oracle.EXACT):
-        def given(tensor):
+        def rounded(tensor):
             return rounding.numbers(exact(tensor, dtype))
 
-        x = given(self.rows[..., ::2])
+        x = rounded(self.rows[..., ::2])
         x = x[self.ids.numpy()] if self.vocabulary else x
-        weights = [given(w) for w in self.weights]
+        weights = [rounded(w) for w in self.weights]
         states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
-        hx = np.concatenate([given(h) for h in states], -1)  # each h beside its c
+        hx = np.concatenate([rounded(h) for h in states], -1)  # each h beside its c
         cell = getattr(self.module, "nonlinearity", self.cell)
         options = (cell, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
-        ran = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
-        return hx, initial, weights, options, *ran
+        results = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
+        return hx, initial, weights, options, *results
 
     def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
         """Returns the results of the oracle for inputs that are rounded to `dtype`.
@@ -300,7 +303,7 @@ class Case:
         states, b, begun = pieces.places(pieces.begin)
         grad_hx[states, b] += grad_initial[states, begun]
 
-        parts = oracle.CELLS[options[0]].parts
+        parts = oracle.EQUATIONS[options[0]].parts
         last = named_states("{}_n", np.split(h_n, parts, -1))
         results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), **last}
         grad_input = pieces.put(
@@ -332,7 +335,7 @@ class Case:
     def add_to(self, budget, dtype) -> None:
         """Runs the case on both layers and the oracle, and adds every result to the budget.
 
-        In 16 bits, only outputs are compared with relu: rounding may move a unit across its kink.
+        With relu in 16 bits, only outputs are compared: rounding may move a unit across the kink.
         """
         kinks = self.has_kinks and dtype.itemsize == 2
         ours = self.run(FUSED[self.cell], dtype)

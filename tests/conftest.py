@@ -9,10 +9,11 @@ from covering import redundant
 from hypothesis import HealthCheck, settings
 from kinds import KINDS
 
-from namernn_fast import availability, step_modules
+from namernn_fast.machine import availability
+from namernn_fast.nn import step_modules
 
 # The path of a socket has at most 107 characters. In a temporary folder with a long path, worker
-# processes cannot create theirs, and a DataLoader then waits forever.
+# processes cannot create their sockets, and a DataLoader then waits forever.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Fills every `torch.empty` with NaN, so that results that were never written show."""
-    # Unlike torch.use_deterministic_algorithms, does not import the compiler, which takes seconds.
+    # torch.use_deterministic_algorithms would import the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
@@ -71,13 +72,13 @@ def _run_steps_fused(monkeypatch, are_fused=True):
 
 @pytest.fixture
 def fused_steps(monkeypatch):
-    """Makes step modules with gates run the fused operator for every size."""
+    """Makes gated step modules run the fused operator for every size."""
     _run_steps_fused(monkeypatch)
 
 
 @pytest.fixture(params=["fused", "torch"])
 def steps(request, monkeypatch):
-    """Runs a test with step modules with gates on the fused operator, and on torch's own cell."""
+    """Runs a test with gated step modules on the fused operator, and on torch's own cell."""
     _run_steps_fused(monkeypatch, request.param == "fused")
     return request.param
 
@@ -109,6 +110,6 @@ def run_program():
 @pytest.fixture
 def threads():
     """Sets the number of threads for one test."""
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     yield torch.set_num_threads
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)

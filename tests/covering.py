@@ -18,15 +18,15 @@ def combinations(values, strength):
 def covering(calls, strength):
     """Returns the names of the calls in a covering array.
 
-    Each choice adds the most new combinations. Among equals a hash decides: the first in order
-    would pair most values with the first value of every other parameter.
+    Each choice adds the most new combinations. A hash breaks ties: taking the first call would pair
+    most values with the first value of every other parameter.
 
     Args:
         calls: The parameters of each call by its name, as text.
-        strength: How many parameters' values must occur in every combination.
+        strength: The number of parameters whose values must occur in every combination.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # A call adds ever fewer new combinations, so the largest number is right once it is current.
+    # A call's number of new combinations only falls, so the largest is right once it is current.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -46,16 +46,16 @@ def redundant(items):
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")
-        # A marked module has tests without parameters too.
+        # A marked module may also have tests without parameters.
         if mark and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             where = item.nodeid.partition("[")[0]
             functions.setdefault((where, *mark.args), []).append(item)
     left_out = []
-    for (_, strength), own in functions.items():
+    for (_, strength), collected in functions.items():
         calls = {
             item.nodeid: {name: repr(value) for name, value in item.callspec.params.items()}
-            for item in own
+            for item in collected
         }
         chosen = covering(calls, strength)
-        left_out += [item for item in own if item.nodeid not in chosen]
+        left_out += [item for item in collected if item.nodeid not in chosen]
     return left_out

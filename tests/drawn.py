@@ -1,4 +1,4 @@
-"""Cases drawn by hypothesis, and the checks of what a fused layer computes for them."""
+"""Cases drawn by hypothesis, and the checks of a fused layer's results for them."""
 
 import itertools
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ SAMPLES = 16  # sets of nudges; for few numbers, their effects differ by a facto
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in memory: a slice of a bigger tensor, with dimensions in any order."""
+    """The place of a tensor in memory: a slice of a bigger tensor, with dimensions in any order."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
@@ -85,7 +85,7 @@ class Drawn(Case):
 
     def __post_init__(self):
         # A relu has two correct gradients if rounding to 16 bits may move it across its kink. The
-        # gradient of weight_ih multiplies every row of the embedding, even those that no id names.
+        # gradient of weight_ih multiplies every row of the embedding, even rows that no id names.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
@@ -123,11 +123,11 @@ class Drawn(Case):
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
             # A cell with gates can keep a large state for many steps, and the gradients of its
-            # gates grow with it until they overflow in float16. Saturate its gates by the other
-            # numbers.
-            keeps = CELLS[self.cell].kept_blocks > 0 and self.values == "saturating"
+            # gates grow with the state until they overflow in float16. So scale the input and the
+            # biases, which saturates the gates, but not the initial states.
+            keeps_state = CELLS[self.cell].kept_blocks > 0 and self.values == "saturating"
             for tensor in (
-                *(inputs[:1] if keeps else inputs),
+                *(inputs[:1] if keeps_state else inputs),
                 *(w for w in self.weights if w.dim() == 1),
             ):
                 tensor *= self.scale
@@ -186,10 +186,10 @@ class Drawn(Case):
         results = {"output": output, **named_states("{}_n", last)}
 
         if self.wanted and output.requires_grad:
-            given = sorted(self.given)
+            names = sorted(self.given)
             torch.autograd.backward(
-                [results[name] for name in given],
-                [getattr(self, f"grad_{name}").to(dtype) for name in given],
+                [results[name] for name in names],
+                [getattr(self, f"grad_{name}").to(dtype) for name in names],
             )
         if "input" in self.wanted and self.vocabulary:
             results["grad_embedding"] = leaf.grad
@@ -227,35 +227,35 @@ class Drawn(Case):
         return x, more
 
     def _run_pieces(self, module, x, states):
-        """Returns output (T, B, ...) and last states of a layer without resets and lengths."""
+        """Returns output (T, B, ...) and last states of a layer that takes no resets or lengths."""
         pieces = self.pieces
-        given = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
+        starts = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
         begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
-        initial = tuple(torch.where(begin, h[:, pieces.sequence], 0.0) for h in given)
+        initial = tuple(torch.where(begin, h[:, pieces.sequence], 0.0) for h in starts)
         outputs, last = module(
             pack_sequence(pieces.of(x), enforce_sorted=False),
             initial if self.has_cell_state else initial[0],
         )
         outputs, _ = pad_packed_sequence(outputs)
         at, b, ended = pieces.places(pieces.end)
-        final = [h.clone() for h in given]
-        for own, of_pieces in zip(final, tensors_in(last), strict=True):
-            own[at, b] = of_pieces[at, ended]
+        final = [h.clone() for h in starts]
+        for state, piece_states in zip(final, tensors_in(last), strict=True):
+            state[at, b] = piece_states[at, ended]
         return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
 
     def compare(self, forward, backward):
-        """Checks that results are finite where those of torch are, and adds these to budgets.
+        """Checks that results are finite where torch's are, and adds the finite ones to budgets.
 
         Some differences are allowed:
 
-        - NaN for infinity in a gradient: if rounding makes h 1, an infinite gradient times 1 - h^2
-          is NaN instead.
-        - Other values than NaN in bfloat16: torch's layer on AMX lets NaN into the rows of other
-          sequences, so the oracle decides there.
-        - All in gradients that `gradients_comparable` excludes.
+        - A gradient may be NaN instead of infinite: if rounding makes h 1, an infinite gradient
+          times 1 - h^2 is NaN.
+        - In bfloat16, results need not be NaN where torch's are: on AMX, torch's layer lets NaN
+          into the rows of other sequences, so the oracle decides.
+        - Gradients that `gradients_comparable` excludes may differ in any way.
         """
         self.compared = {}
-        ours, theirs = (self.run(of[self.cell], self.dtype) for of in (FUSED, TORCH))
+        ours, theirs = (self.run(layers[self.cell], self.dtype) for layers in (FUSED, TORCH))
         recorder = Recorder()
         with np.errstate(all="ignore"):
             reference = self.run_oracle(self.dtype, recorder)
@@ -282,9 +282,9 @@ class Drawn(Case):
                 assert torch.equal(*infinite), f"{name} is NaN in other places"
             finite = should_be_finite & wanted.isfinite() & exact_is_finite
             budget = backward if is_grad else forward
-            kept = finite.numpy()
-            budget.add(name, got[finite], wanted[finite], exact[kept])
-            self.compared[name] = budget, exact, kept
+            mask = finite.numpy()
+            budget.add(name, got[finite], wanted[finite], exact[mask])
+            self.compared[name] = budget, exact, mask
 
     def add_sample(self, sample):
         """Adds to the budget of each compared result one sample of how rounding changes it."""
@@ -294,8 +294,8 @@ class Drawn(Case):
         with np.errstate(all="ignore"):
             nearby = self.run_oracle(self.dtype, nudges)
         for name, (budget, exact, compared) in self.compared.items():
-            kept = compared & np.isfinite(nearby[name])
-            budget.add_nearby(name, sample, nearby[name][kept], exact[kept])
+            mask = compared & np.isfinite(nearby[name])
+            budget.add_nearby(name, sample, nearby[name][mask], exact[mask])
 
 
 places = st.builds(
@@ -353,10 +353,12 @@ def drawn_cases(draw, cell="rnn"):
 
 @contextmanager
 def threads(count):
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
 
 
 # By chance, `nn.RNN` errs by only 2e-15 here and one nudge by 4e-15; other nudges err by 6e-14.
@@ -384,7 +386,7 @@ LUCKY = Drawn(
 
 
 def check_results(case):
-    """Checks that results keep their budgets, and are non-finite where those of torch are.
+    """Checks that results keep their budgets, and are non-finite where torch's are.
 
     The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
     that multiply bfloat16. So each product may err by the smallest normal number times its other
@@ -395,9 +397,9 @@ def check_results(case):
     it.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)  # of the sums of products
+    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)  # terms in a sum
     flushed = compute.tiny * case.T * max(1, case.B) * longest
-    pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
+    multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
     smallest = case.H
     if "input" in case.wanted:
@@ -407,7 +409,7 @@ def check_results(case):
         for draw in draws:
             draw.compare(forward, backward)
     backward.floor = flushed * max(draw.largest for draw in draws)
-    forward.floor = backward.floor if pairs else 0.0
+    forward.floor = backward.floor if multiplies_pairs else 0.0
     if forward.exceeded() or backward.exceeded():
         for draw, sample in itertools.product(draws, range(SAMPLES)):
             draw.add_sample(sample)

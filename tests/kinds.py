@@ -1,4 +1,4 @@
-"""The kinds of cells, each with what is made from it, for tests that all must pass."""
+"""A kind per cell: the cell with its modules and functions, for tests that every cell must pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,36 +10,36 @@ from namernn_fast import cells
 
 
 class Kind:
-    """A cell, and what is made from it here and in torch."""
+    """A cell with its modules and functions, fused and torch's."""
 
-    def __init__(self, spec: cells.Cell):
-        self.spec = spec
-        self.name = spec.name
-        self.layer = getattr(namernn_fast, spec.layer)
-        self.cell = getattr(namernn_fast, f"{spec.layer}Cell")
-        self.tokens = getattr(namernn_fast, spec.layer.replace("Fused", "Token"))
-        self.run = getattr(namernn_fast, spec.name)
-        self.nn_layer, self.nn_cell = spec.torch_layer, spec.torch_step_module
-        self.gates = spec.weight_blocks
-        self.has_cell_state = len(spec.states) > 1
+    def __init__(self, cell: cells.Cell):
+        self.cell = cell
+        self.name = cell.name
+        self.layer = getattr(namernn_fast, cell.layer)
+        self.step_module = getattr(namernn_fast, f"{cell.layer}Cell")
+        self.tokens = getattr(namernn_fast, cell.layer.replace("Fused", "Token"))
+        self.run = getattr(namernn_fast, cell.name)
+        self.nn_layer, self.nn_step_module = cell.torch_layer, cell.torch_step_module
+        self.gates = cell.weight_blocks
+        self.has_cell_state = len(cell.states) > 1
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
         """Returns states as a layer takes them, each `make(*size)`: one, or the pair of h and c."""
-        made = tuple(make(*size, **options) for _ in self.spec.states)
+        made = tuple(make(*size, **options) for _ in self.cell.states)
         return made if self.has_cell_state else made[0]
 
     @property
     def without_kernel(self) -> str:
         """The path of a layer on a device without a kernel, as `explain` calls it."""
-        return "torch" if self.spec.torch_operator else "reference"
+        return "torch" if self.cell.torch_operator else "reference"
 
     @property
     def has_nonlinearity(self) -> bool:
         """Whether layers of this kind have a nonlinearity to choose."""
-        return len(self.spec.nonlinearities) > 1
+        return len(self.cell.nonlinearities) > 1
 
     def known(self, options: dict) -> dict:
-        """Returns the options without those that layers of this kind lack."""
+        """Returns the options that layers of this kind have."""
         lacking = () if self.has_nonlinearity else ("nonlinearity",)
         return {name: value for name, value in options.items() if name not in lacking}
 
@@ -68,7 +68,7 @@ def flat(results: tuple) -> tuple[Any, ...]:
 
 
 def map_states(states: Any, convert: Callable[..., torch.Tensor], *more: Any) -> Any:
-    """Converts a state, or each of the pair of h and c, together with those of `more`."""
+    """Converts a state, or both h and c, each together with the matching states in `more`."""
     if isinstance(states, tuple):
         return tuple(map(convert, states, *more))
     return convert(states, *more)

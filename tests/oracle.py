@@ -11,11 +11,11 @@ class Rounding:
     """How a layer rounds its numbers. This base class does not round."""
 
     def numbers(self, values):
-        """Rounds what has the dtype of the layer: inputs, states, what a cell keeps of a step."""
+        """Rounds numbers in the dtype of the layer: inputs, states, and what a cell keeps."""
         return values
 
     def computed(self, values):
-        """Rounds what stays in the precision of sums."""
+        """Rounds intermediate results, which stay in the precision of sums."""
         return values
 
     def sums(self, values, *products):
@@ -35,12 +35,12 @@ class Nudges(Rounding):
 
     A number moves by one unit in its last place; zero and infinity stay. A sum of K terms moves by
     `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is about the error of
-    adding terms one after the other: the root mean square of the partial sums is that of K / 2
-    terms. Sums in lanes, chains or trees round smaller partial sums.
+    adding the terms one by one, because the partial sums are, in the root mean square, as large as
+    a sum of K / 2 terms. Sums in lanes, chains or trees round smaller partial sums.
 
     Args:
         eps: The unit in the last place of 1 in the dtype of the numbers.
-        tiny: Its smallest normal number; smaller numbers have the same last place.
+        tiny: The smallest normal number of that dtype; smaller numbers have the same last place.
         sum_eps: `eps` of the precision in which sums are computed.
         seed: The seed of the random directions.
     """
@@ -73,18 +73,18 @@ class Nudges(Rounding):
         return values * (1 + self.sum_eps / 2 * np.sqrt(count / 2) * self._signs(values))
 
 
-class Cell:
-    """What a step computes. A state may consist of more than is output, which is its first part."""
+class Equation:
+    """What a step computes. A state may hold more than the output, which is its first part."""
 
-    parts = 1  # of hidden_size numbers each, in a state
+    parts = 1  # the number of parts in a state, each of hidden_size numbers
 
 
-class Elman(Cell):
+class Vanilla(Equation):
     """h_t = act(z_t), z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
 
     Args:
         activation: act.
-        derivative: That of act, in terms of h = act(z).
+        derivative: The derivative of act, as a function of h = act(z).
     """
 
     def __init__(self, activation, derivative):
@@ -98,14 +98,14 @@ class Elman(Cell):
         state = rounding.numbers(self.activation(z))
         return state, state
 
-    def gradients(self, grad, before, kept, rounding):
-        """Returns three gradients, given that of a state.
+    def gradients(self, grad, previous, kept, rounding):
+        """Returns three gradients, given the gradient of a state.
 
-        They are those of the sums of the input, of the sums of the state before, and the part of
-        that of the state before that does not go through its sums, or None. The sums read only the
+        They are the gradients of the input's sums and of the previous state's sums, and the part of
+        the previous state's gradient that goes through no sum, or None. The sums read only the
         first part of a state.
         """
-        # Some kernels multiply it in 16 bits.
+        # Some kernels multiply dz in 16 bits.
         dz = rounding.numbers(grad * self.derivative(kept))
         return dz, dz, None
 
@@ -116,10 +116,10 @@ def sigmoid(x):
     return np.where(x < 0, small, 1) / (1 + small)
 
 
-class Gru(Cell):
+class Gru(Equation):
     """r, z = sigmoid(x_rz + h_rz), n = tanh(x_n + r h_n), h_t = n + z (h_{t-1} - n).
 
-    x_r, x_z and x_n are the blocks of W_ih x_t + b_ih, and h_r, h_z and h_n those of
+    x_r, x_z and x_n are the blocks of W_ih x_t + b_ih, and h_r, h_z and h_n are the blocks of
     W_hh h_{t-1} + b_hh.
     """
 
@@ -127,30 +127,30 @@ class Gru(Cell):
         weight_ih, weight_hh, *biases = weights
         size = len(h)
         gates, new = slice(2 * size), slice(2 * size, None)
-        of_x, of_h = weight_ih @ x, weight_hh @ h
+        x_sums, h_sums = weight_ih @ x, weight_hh @ h
         if biases:
-            of_x, of_h = of_x + biases[0], of_h + biases[1]
+            x_sums, h_sums = x_sums + biases[0], h_sums + biases[1]
         sums = rounding.sums(
-            of_x[gates] + of_h[gates], (weight_ih[gates], x), (weight_hh[gates], h)
+            x_sums[gates] + h_sums[gates], (weight_ih[gates], x), (weight_hh[gates], h)
         )
         r, z = np.split(rounding.computed(sigmoid(sums)), 2)
-        x_n = rounding.sums(of_x[new], (weight_ih[new], x))
-        h_n = rounding.sums(of_h[new], (weight_hh[new], h))
+        x_n = rounding.sums(x_sums[new], (weight_ih[new], x))
+        h_n = rounding.sums(h_sums[new], (weight_hh[new], h))
         n = rounding.computed(np.tanh(rounding.computed(x_n + r * h_n)))
         kept = [rounding.numbers(values) for values in (r, z, n, h_n)]
         return rounding.numbers(n + z * (h - n)), kept
 
-    def gradients(self, grad, before, kept, rounding):
+    def gradients(self, grad, previous, kept, rounding):
         r, z, n, h_n = kept
         d_n = grad * (1 - z) * (1 - n * n)
         d_r = d_n * h_n * (r * (1 - r))
-        d_z = grad * (before - n) * (z * (1 - z))
-        of_x = rounding.computed(np.concatenate([d_r, d_z, d_n]))
-        of_h = rounding.computed(np.concatenate([d_r, d_z, d_n * r]))
-        return of_x, of_h, rounding.computed(grad * z)
+        d_z = grad * (previous - n) * (z * (1 - z))
+        dz_x = rounding.computed(np.concatenate([d_r, d_z, d_n]))
+        dz_h = rounding.computed(np.concatenate([d_r, d_z, d_n * r]))
+        return dz_x, dz_h, rounding.computed(grad * z)
 
 
-class Lstm(Cell):
+class Lstm(Equation):
     """i, f, o = sigmoid(z_ifo), g = tanh(z_g), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
 
     z = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh has the blocks i, f, g and o. A state is h_t and c_t.
@@ -160,25 +160,25 @@ class Lstm(Cell):
 
     def step(self, x, state, weights, rounding):
         weight_ih, weight_hh, *biases = weights
-        h, before = np.split(state, 2)
+        h, c_previous = np.split(state, 2)
         z = weight_ih @ x + weight_hh @ h + sum(biases)
         z_i, z_f, z_g, z_o = np.split(rounding.sums(z, (weight_ih, x), (weight_hh, h)), 4)
-        i, f, o = (rounding.computed(sigmoid(own)) for own in (z_i, z_f, z_o))
+        i, f, o = (rounding.computed(sigmoid(gate)) for gate in (z_i, z_f, z_o))
         g = rounding.computed(np.tanh(z_g))
-        c = rounding.computed(f * before + i * g)
+        c = rounding.computed(f * c_previous + i * g)
         h = rounding.numbers(o * rounding.computed(np.tanh(c)))
         kept = [rounding.numbers(values) for values in (i, f, g, o, c)]
         return np.concatenate([h, c]), kept
 
-    def gradients(self, grad, before, kept, rounding):
+    def gradients(self, grad, previous, kept, rounding):
         i, f, g, o, c = kept
         grad_h, grad_c = np.split(grad, 2)
         tanh_c = rounding.computed(np.tanh(c))
         d_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
-        before = rounding.numbers(np.split(before, 2)[1])
+        c_previous = rounding.numbers(np.split(previous, 2)[1])
         d_z = [
             d_c * g * (i * (1 - i)),
-            d_c * before * (f * (1 - f)),
+            d_c * c_previous * (f * (1 - f)),
             d_c * i * (1 - g * g),
             grad_h * tanh_c * (o * (1 - o)),
         ]
@@ -186,30 +186,30 @@ class Lstm(Cell):
         return d_z, d_z, np.concatenate([np.zeros_like(grad_h), rounding.computed(d_c * f)])
 
 
-CELLS = {
-    "tanh": Elman(np.tanh, lambda h: 1 - h * h),
+EQUATIONS = {
+    "tanh": Vanilla(np.tanh, lambda h: 1 - h * h),
     # The derivative of relu at NaN is 1, as in torch.
-    "relu": Elman(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
+    "relu": Vanilla(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
     "gru": Gru(),
     "lstm": Lstm(),
 }
 
 
-def direction(x, h, weights, cell, rounding):
-    """Returns the states (L, parts * H) from an input (L, D) and a state (parts * H,).
+def direction(x, h, weights, equation, rounding):
+    """Returns the states (L, parts * H) of one direction, and what the cell keeps of each step.
 
-    Also returns what the cell keeps.
+    `x` is the input (L, D), and `h` the initial state (parts * H,).
     """
     states, kept = [], []
     for x_t in x:
-        h, of_step = cell.step(x_t, h, weights, rounding)
+        h, kept_t = equation.step(x_t, h, weights, rounding)
         states.append(h)
-        kept.append(of_step)
+        kept.append(kept_t)
     return np.array(states), kept
 
 
-def direction_backward(record, cell, grad_states, grad_last, rounding, rows):
-    """Returns the gradients of x, hx and weights, given those of all states and the last state.
+def direction_backward(record, equation, grad_states, grad_last, rounding, rows):
+    """Returns the gradients of x, hx and weights, from the gradients of all states and of the last.
 
     `rows` is the total number of rows over which gradients of weights are summed.
     """
@@ -219,31 +219,33 @@ def direction_backward(record, cell, grad_states, grad_last, rounding, rows):
     grad_h = grad_last
     size = weight_hh.shape[1]
     for t in reversed(range(len(x))):
-        before = states[t - 1] if t else hx
+        previous = states[t - 1] if t else hx
         grad_h = grad_h.copy()
         grad_h[:size] += grad_states[t]
-        of_x, of_h, rest = cell.gradients(grad_h, before, kept[t], rounding)
-        terms = [np.outer(of_x, x[t]), np.outer(of_h, before[:size]), of_x, of_h]
+        dz_x, dz_h, rest = equation.gradients(grad_h, previous, kept[t], rounding)
+        terms = [np.outer(dz_x, x[t]), np.outer(dz_h, previous[:size]), dz_x, dz_h]
         for grad, term in zip(grads, terms, strict=False):
             grad += rounding.terms(term, rows)
-        grad_x[t] = rounding.sums(of_x @ weight_ih, (weight_ih.T, of_x))
+        grad_x[t] = rounding.sums(dz_x @ weight_ih, (weight_ih.T, dz_x))
         if rest is None:
-            grad_h = rounding.sums(of_h @ weight_hh, (weight_hh.T, of_h))
+            grad_h = rounding.sums(dz_h @ weight_hh, (weight_hh.T, dz_h))
         else:
-            one = np.ones(1, rest.dtype)
-            through, around = of_h @ weight_hh, rest[:size]
-            products = (weight_hh.T, of_h), (around[:, None], one)
-            grad_h = np.concatenate([rounding.sums(around + through, *products), rest[size:]])
+            ones = np.ones(1, rest.dtype)
+            through_sums, around_sums = dz_h @ weight_hh, rest[:size]
+            products = (weight_hh.T, dz_h), (around_sums[:, None], ones)
+            grad_h = np.concatenate(
+                [rounding.sums(around_sums + through_sums, *products), rest[size:]]
+            )
     return grad_x, grad_h, grads
 
 
-def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
+def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
     """Returns the outputs (L_b, directions * H), h_n like hx, and the tape for `rnn_backward`.
 
     `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, parts * H), `weights`
-    is a flat list in the order of the parameters of torch's layer, and `cell` a key of `CELLS`.
+    is a flat list in the order of torch's parameters, and `equation` a key of `EQUATIONS`.
     """
-    size = hx.shape[-1] // CELLS[cell].parts
+    size = hx.shape[-1] // EQUATIONS[equation].parts
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     h_n = np.zeros_like(hx)
@@ -253,10 +255,12 @@ def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
         for k in range(0, len(hx), directions):
             states = []
             for d in range(directions):
-                own = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
+                direction_weights = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
                 x = layer_input[::-1] if d else layer_input
-                h, kept = direction(x, hx[k + d, b], own, CELLS[cell], rounding)
-                records.append((x, hx[k + d, b], h, kept, own))
+                h, kept = direction(
+                    x, hx[k + d, b], direction_weights, EQUATIONS[equation], rounding
+                )
+                records.append((x, hx[k + d, b], h, kept, direction_weights))
                 h_n[k + d, b] = h[-1]
                 states.append(h[::-1, :size] if d else h[:, :size])
             layer_input = np.concatenate(states, -1)
@@ -265,31 +269,33 @@ def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
     return outputs, h_n, tape
 
 
-def rnn_backward(tape, hx, weights, cell, bidirectional, grad_outputs, grad_h_n, rounding=EXACT):
+def rnn_backward(
+    tape, hx, weights, equation, bidirectional, grad_outputs, grad_h_n, rounding=EXACT
+):
     """Returns the gradients of the sequences (a list), of hx and of the weights (a list)."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     grad_hx = np.zeros_like(hx)
     grad_weights = [np.zeros_like(w) for w in weights]
     grad_sequences = []
-    hidden_size = hx.shape[-1] // CELLS[cell].parts
+    hidden_size = hx.shape[-1] // EQUATIONS[equation].parts
     rows = sum(map(len, grad_outputs))
     for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
             for d in range(directions):
                 grad_states = grad[:, d * hidden_size : (d + 1) * hidden_size]
-                grad_x, grad_hx[k + d, b], own_grads = direction_backward(
+                grad_x, grad_hx[k + d, b], direction_grads = direction_backward(
                     records[k + d],
-                    CELLS[cell],
+                    EQUATIONS[equation],
                     grad_states[::-1] if d else grad_states,
                     grad_h_n[k + d, b],
                     rounding,
                     rows,
                 )
                 grad_input = grad_input + (grad_x[::-1] if d else grad_x)
-                for i, own_grad in enumerate(own_grads):
-                    grad_weights[(k + d) * per_direction + i] += own_grad
+                for i, grad_weight in enumerate(direction_grads):
+                    grad_weights[(k + d) * per_direction + i] += grad_weight
             grad = grad_input
         grad_sequences.append(grad)
     return grad_sequences, grad_hx, grad_weights
@@ -298,15 +304,17 @@ def rnn_backward(tape, hx, weights, cell, bidirectional, grad_outputs, grad_h_n,
 def near_a_kink(tape, unit, tiny):
     """Whether rounding may move any sum z across the kink of relu at zero.
 
-    It may if |z| is at most `unit` times the root sum of squares of its terms, which counts as at
-    least `tiny`: if the input is zero, states and their rounding errors fade. An exact zero counts
-    as a sum of zeros, which rounding does not change.
+    It may if |z| is at most `unit` times the root sum of squares of its terms. This root counts as
+    at least `tiny`, because states and their rounding errors fade if the input is zero. An exact
+    zero counts as a sum of zeros, which rounding does not change.
     """
     for records in tape:
         for x, hx, states, _, (weight_ih, weight_hh, *biases) in records:
-            before = np.concatenate([hx[None], states[:-1]])
-            z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
-            squares = x**2 @ weight_ih.T**2 + before**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
+            previous = np.concatenate([hx[None], states[:-1]])
+            z = x @ weight_ih.T + previous @ weight_hh.T + sum(biases)
+            squares = (
+                x**2 @ weight_ih.T**2 + previous**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
+            )
             near = np.abs(z) <= unit * np.maximum(np.sqrt(squares), tiny)
             if (near & np.isfinite(z) & (z != 0)).any():
                 return True

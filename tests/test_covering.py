@@ -1,4 +1,4 @@
-"""The part of a product that `make test` runs."""
+"""The part of a product of parameters that `make test` runs."""
 
 import itertools
 
@@ -31,14 +31,13 @@ def test_few_calls_are_enough():
 
 
 def test_values_meet_different_values():
-    """A call per value of `b` does not always have the first value of `a`."""
+    """The calls that cover the values of `b` do not all have the first value of `a`."""
     calls = product(a=range(3), b=range(12))
     assert len({calls[name]["a"] for name in covering(calls, 1)}) == 3
     met = {calls[name]["a"] for name in sorted(covering(calls, 1)) if calls[name]["b"] > "3"}
     assert len(met) > 1
 
 
-def test_rows_without_a_combination_are_no_gap():
-    """A combination that no call has need not occur."""
+def test_combinations_that_no_call_has_are_not_required():
     calls = {"x": {"kind": "lstm", "relu": "no"}, "y": {"kind": "rnn", "relu": "yes"}}
     assert covering(calls, 2) == {"x", "y"}

@@ -17,13 +17,16 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("namernn_fast/**/*.md")]
 }
-EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # export to ONNX, which takes long
+EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # export to ONNX, which is slow
 WITH_CODE = [
     pytest.param(name, marks=pytest.mark.slow if name in EXPORTING else ())
     for name, text in sorted(PAGES.items())
     if "```python" in text
 ]
-MODULES = ["nn", "step_modules", "explaining", "token_rnn", "testing"]
+MODULES = [
+    "testing",
+    *(f"nn.{name}" for name in ("layers", "step_modules", "token_layers", "explaining")),
+]
 MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")]
 
 
@@ -60,7 +63,7 @@ GRU = (
     [("FusedRNN", VANILLA), ("rnn", VANILLA), ("FusedGRU", GRU), ("gru", GRU)],
 )
 def test_equations_of_docstrings_are_typeset(name, formula):
-    """The site shows them as formulas."""
+    """The site shows equations of docstrings as formulas."""
     for package in ("jupytext", "latex2mathml", "sphinx"):  # `make docs ONLY=test` has them
         pytest.importorskip(package)
     pages = runpy.run_path(str(ROOT / "docs" / "_extensions" / "pages.py"))
@@ -82,7 +85,7 @@ def places(text):
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_links_of_a_checkout(page):
+def test_links_within_the_checkout_resolve(page):
     """Links within the checkout lead to existing files and headings."""
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page])):
         if not link.startswith(("https:", "http:")):

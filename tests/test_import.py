@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import namernn_fast
-from namernn_fast import availability, requirements
+from namernn_fast.machine import availability, requirements
 
 PACKAGE = Path(namernn_fast.__file__).parent
 
@@ -28,7 +28,7 @@ PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in 
 
 
 def copy_without_extension(folder):
-    """Copies the package to a folder, as if it was built without a compiler."""
+    """Copies the package to a folder, as if it had been built without a compiler."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
@@ -51,8 +51,8 @@ def test_the_warning_points_at_the_import(line, tmp_path):
     assert ran.stderr.count(warning) == 1
 
 
-def test_sources_without_an_extension_are_named(tmp_path):
-    """In a checkout they come before an installed package."""
+def test_the_warning_names_sources_without_an_extension(tmp_path):
+    """In a checkout, the sources come before an installed package."""
     copy_without_extension(tmp_path)
     (tmp_path / "csrc").mkdir()
     ran = subprocess.run(
@@ -67,7 +67,7 @@ def test_sources_without_an_extension_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("found", ["2.9.0+cu130", "1.13.1", "2.9.0a0+git1234"])
-def test_an_old_torch_is_named(found):
+def test_an_old_torch_is_refused(found):
     wanted = f"namernn_fast needs torch 2.10 or newer, found {found}: pip install --upgrade "
     with pytest.raises(ImportError, match=f"^{re.escape(wanted)}"):
         requirements.check_torch(found)
@@ -82,8 +82,8 @@ def test_the_metadata_asks_for_the_same_torch():
     assert "torch>=" + ".".join(map(str, requirements.TORCH_MINIMUM)) in requires("namernn_fast")
 
 
-def test_an_old_torch_is_named_before_anything_of_it_is_missed():
-    """A torch that has only a version still gets the message, not an import error of its parts."""
+def test_an_old_torch_is_refused_before_imports_from_it():
+    """A torch module with nothing but a version leads to this message, not to a missing name."""
     program = (
         "import sys, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
@@ -96,7 +96,7 @@ def test_an_old_torch_is_named_before_anything_of_it_is_missed():
     assert last.startswith("ImportError: namernn_fast needs torch 2.10 or newer, found 2.9.1: pip")
 
 
-def test_a_damaged_extension_is_named(tmp_path):
+def test_a_damaged_extension_is_reported(tmp_path):
     """If the system cannot load the library, the import fails with the loader's message."""
     extension = copy_without_extension(tmp_path) / "_C.abi3.so"
     extension.write_bytes(b"no library at all")
@@ -124,7 +124,7 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
-def test_an_extension_that_does_not_fit_is_no_fallback(error, monkeypatch):
+def test_an_extension_that_does_not_load_is_an_error(error, monkeypatch):
     """The loader's error is kept as the cause; the message quotes it and says what to do."""
     cause = error("undefined symbol: aoti_torch_of_tomorrow")
 

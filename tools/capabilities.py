@@ -1,4 +1,4 @@
-"""Tries what the layers of torch and the fused ones can do on a CPU, and writes a table.
+"""Tries what torch's layers and the fused layers can do on a CPU, and writes a table.
 
     python -m tools.capabilities [--record]
 
@@ -25,19 +25,19 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
 from namernn_fast import reference
-from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
-from namernn_fast.bench.workload import CLASSES, tensors_in
+from namernn_fast.bench.timed_calls import CLASSES, tensors_in
+from namernn_fast.bench.workloads import LAYERS_OF
 
 LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
     name: layer_class
-    for kind, classes in CLASSES.items()
-    for name, layer_class in zip(LAYERS_OF[kind], classes, strict=True)
+    for cell, classes in CLASSES.items()
+    for name, layer_class in zip(LAYERS_OF[cell], classes, strict=True)
 }
-"""The layer classes by name: torch's and the fused one of each kind."""
+"""The layer classes by name: for each cell, torch's and the fused one."""
 SECONDS = 1200
-"""Time limit of an attempt; one of them compiles C++."""
+"""Time limit of an attempt; this long because one attempt compiles C++."""
 YES, NO = "yes", "no"
 
 
@@ -63,9 +63,9 @@ def row(
     for the table if it succeeds.
 
     Args:
-        label: The first cell of the row.
+        label: The first entry of the row.
         without: Why torch's layers cannot.
-        lstm: Why `nn.LSTM` cannot, if only it cannot.
+        lstm: Why `nn.LSTM` cannot, if torch's other layers can.
         ours: Why the fused layers cannot.
         slow: Whether the attempt takes seconds, because it compiles or exports a program.
     """
@@ -161,7 +161,7 @@ def _(layer, x):
 def _(layer, x):
     program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=ANY_LENGTH_AND_BATCH)
     graph = program.model_proto.graph
-    op_type = layer.mode.partition("_")[0]  # of RNN_TANH
+    op_type = layer.mode.partition("_")[0]  # RNN, if the mode is RNN_TANH
     assert any(node.op_type == op_type for node in graph.node), "unrolled for one length"
 
 
@@ -170,12 +170,12 @@ def _(layer, x):
     hx = random_states(layer, 3)
     output, last = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
     for b, length in ((0, 2), (1, 6)):
-        before, after = (
+        initial, final = (
             map_states(states, lambda s, b=b: s[:, b : b + 1]) for states in (hx, last)
         )
-        same((output[:length, b : b + 1], after), layer(x[:length, b : b + 1], before))
-    before, after = (map_states(states, lambda s: s[:, 2]) for states in (hx, last))
-    same((output[:, 2], after), (torch.zeros(6, 5), before))
+        same((output[:length, b : b + 1], final), layer(x[:length, b : b + 1], initial))
+    initial, final = (map_states(states, lambda s: s[:, 2]) for states in (hx, last))
+    same((output[:, 2], final), (torch.zeros(6, 5), initial))
 
 
 @row("`reset=`: a zero state within a sequence", "no such argument")
@@ -244,8 +244,8 @@ def _(layer_class):
 
 @row("`vmap` over inputs", "its operator has no batching rule")
 def _(layer):
-    x = torch.randn(2, 6, 3, 4)
-    same(vmap(lambda x: layer(x)[0])(x), torch.stack([layer(own)[0] for own in x]))
+    inputs = torch.randn(2, 6, 3, 4)
+    same(vmap(lambda x: layer(x)[0])(inputs), torch.stack([layer(x)[0] for x in inputs]))
 
 
 @row("`vmap` over models (`stack_module_state`)", "its operator has no batching rule")
@@ -263,10 +263,10 @@ def _(layer):
     def loss(weights, x):
         return loss_of(functional_call(layer, weights, (x,)))
 
-    x = torch.randn(3, 6, 4)
-    got = vmap(grad(loss), (None, 0))(weights, x)
-    wanted = [grad(loss)(weights, own) for own in x]
-    same(got, {name: torch.stack([each[name] for each in wanted]) for name in weights})
+    samples = torch.randn(3, 6, 4)
+    got = vmap(grad(loss), (None, 0))(weights, samples)
+    wanted = [grad(loss)(weights, x) for x in samples]
+    same(got, {name: torch.stack([grads[name] for grads in wanted]) for name in weights})
 
 
 @row("forward mode: `jacfwd`, `hessian`", lstm="oneDNN's operator has no forward derivative")
@@ -316,10 +316,11 @@ def _(layer_class, layer, x):
 
 @row("float32 `hx` with a bfloat16 layer, and the reverse", "`hx` must have the dtype of the layer")
 def _(layer_class, x):
-    for own, other in itertools.permutations((torch.bfloat16, torch.float32)):
-        layer, input = layer_class(4, 5, dtype=own), x.to(own)
+    for dtype, other in itertools.permutations((torch.bfloat16, torch.float32)):
+        layer, input = layer_class(4, 5, dtype=dtype), x.to(dtype)
         hx = random_states(layer, 3, other)
-        same(layer(input, hx), layer(input, map_states(hx, lambda state, own=own: state.to(own))))
+        converted = map_states(hx, lambda state, dtype=dtype: state.to(dtype))
+        same(layer(input, hx), layer(input, converted))
 
 
 @row("batch-invariant bits (`batch_invariant=True`)", "no such argument")
@@ -377,10 +378,10 @@ def _(layer_class):
         lambda layer: layer.weight_hh_l0.data.mul_(2),
     ):
         layer = layer_class(5, 5)
-        before = layer(x)[0]
+        old_output = layer(x)[0]
         change(layer)
         result = layer(x)
-        assert not torch.equal(result[0], before), "the old weights are used"
+        assert not torch.equal(result[0], old_output), "the old weights are used"
         loss_of(result).backward()
 
 
@@ -440,9 +441,9 @@ def child(label: str, name: str, answers: Connection) -> None:
     run_stack = reference.run_stack
     reference.run_stack = lambda call: calls.append(label) or run_stack(call)
     attempt, layer_class = ROWS[label].attempt, LAYERS[name]
-    given = {"layer_class": layer_class, "layer": layer_class(4, 5), "x": torch.randn(6, 3, 4)}
+    arguments = {"layer_class": layer_class, "layer": layer_class(4, 5), "x": torch.randn(6, 3, 4)}
     try:
-        note = attempt(**{key: given[key] for key in inspect.signature(attempt).parameters})
+        note = attempt(**{key: arguments[key] for key in inspect.signature(attempt).parameters})
     except Exception as error:
         answers.send((NO, f"{type(error).__name__}: {error}"))
     else:
@@ -472,8 +473,8 @@ def attempt(label: str, name: str) -> tuple[str, str]:
         process.kill()
 
 
-def cell(label: str, name: str) -> str:
-    """Returns the cell of the table for one row and layer class."""
+def entry(label: str, name: str) -> str:
+    """Returns the table's entry for one row and layer class."""
     verdict, text = attempt(label, name)
     if verdict == NO:
         why_not = ROWS[label].why_not[name]
@@ -488,7 +489,7 @@ def main() -> None:
     lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
     lines += [" | ".join(("| on a CPU", *LAYERS)) + " |", "| --- " * (1 + len(LAYERS)) + "|"]
     for label in ROWS:
-        lines.append("| " + " | ".join((label, *(cell(label, name) for name in LAYERS))) + " |")
+        lines.append("| " + " | ".join((label, *(entry(label, name) for name in LAYERS))) + " |")
         print(lines[-1], flush=True)
     folder, text = pages.folder_of(record=False), "\n".join(lines)
     pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))

@@ -1,4 +1,4 @@
-"""Draws the unrolled sequence: one operator for all steps, against several at every step.
+"""Draws the unrolled sequence: one operator for all steps against several at every step.
 
 `python -m tools.picture` writes docs/unrolled.png.
 """
@@ -29,8 +29,8 @@ def operators_of_a_step() -> list[str]:
             layer(input)
         return Counter(event.name.removeprefix("aten::") for event in profiled.events())
 
-    more = called(STEPS + 1) - called(STEPS)
-    return [name for name in more if name not in NO_WORK]
+    additional = called(STEPS + 1) - called(STEPS)
+    return [name for name in additional if name not in NO_WORK]
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str):

@@ -1,4 +1,4 @@
-"""The names application, through its public functions."""
+"""Runs the names application through its public functions."""
 
 from collections.abc import Iterable, Sequence
 

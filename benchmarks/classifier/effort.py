@@ -1,4 +1,4 @@
-"""The size of a run: what is recorded, what every run measures, or a trial run of seconds."""
+"""How much a run measures: a run to record, a usual run, or a trial run that takes seconds."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ class Effort:
     stretch: int
     """Names per stretch of an epoch; at least two batches."""
     gate: dict[int, int]
-    """By batch size: the number of steps with checked losses."""
+    """The number of steps with checked losses, by batch size."""
     gate_labels: int
     """The number of names with checked labels."""
     many: int
     """The number of made-up names for prediction with all threads."""
     fewer: int
-    """The number of these names for one thread, and for measuring memory."""
+    """The number of made-up names for prediction with one thread, and for measuring memory."""
     settings: tuple[Settings, ...]
     """The settings that the user's program tries."""
     budget: TimeBudget

@@ -35,7 +35,7 @@ def check_losses(
     batch_size: int,
     steps: int,
 ) -> Weights:
-    """Checks the losses of the first steps, from the same weights on the same batches.
+    """Checks the losses of every program's first steps, with equal initial weights and batches.
 
     Returns:
         The weights of the oracle after these steps, in float32.
@@ -70,7 +70,7 @@ def check_labels(
         names: The names to label.
 
     Raises:
-        BudgetError: A label is not the best one of the oracle.
+        BudgetError: A label's score is too far below the oracle's best score.
     """
     weights = next(iter(programs.values())).model.state_dict()
     oracle = WithTorch(corpus, weights)
@@ -81,12 +81,13 @@ def check_labels(
     budget.add("scores", theirs, theirs, exact)
     allowed = budget.allowed("scores")
     places = {language: place for place, language in enumerate(corpus.languages)}
-    for kind, program in programs.items():
+    for program_class, program in programs.items():
         chosen = torch.tensor([places[label] for label in program.label(names)])
         missed = exact.amax(1) - exact.gather(1, chosen.unsqueeze(1)).squeeze(1)
         if float(missed.max()) > 2 * allowed:
             worst = int(missed.argmax())
+            language = corpus.languages[chosen[worst]]
             raise BudgetError(
-                f"{kind.name}: {corpus.languages[chosen[worst]]} for {names[worst]!r} has a score "
+                f"{program_class.name}: {language} for {names[worst]!r} has a score "
                 f"{float(missed[worst]):.3g} below the best, and may have {2 * allowed:.3g}"
             )

@@ -31,7 +31,8 @@ def race_labels(
     """
     peaks: list[float] = []
     calls: dict[str, Callable[[], object]] = {
-        kind.name: partial(program.label, names) for kind, program in programs.items()
+        program_class.name: partial(program.label, names)
+        for program_class, program in programs.items()
     }
     calls["peak"] = lambda: peaks.append(threads * momentary_rate())
     if budget is None:
@@ -41,11 +42,11 @@ def race_labels(
     peak = max(peaks)  # an interrupted probe reads too low
     counts = count([ASCII.fold(name) for name in names])
     rows = []
-    for kind in programs:
-        row = {"threads": threads, "names": len(names), "program": kind.name}
+    for program_class in programs:
+        row = {"threads": threads, "names": len(names), "program": program_class.name}
         row |= {"prefixes": counts.prefixes, "characters": counts.characters}
-        row["seconds"] = statistics.median(rounds[kind.name].seconds)
-        row |= {"rounds": len(rounds[kind.name].seconds), "peak": peak}
-        row["floor"] = floor(counts, len(corpus.languages), False, kind, peak)
+        row["seconds"] = statistics.median(rounds[program_class.name].seconds)
+        row |= {"rounds": len(rounds[program_class.name].seconds), "peak": peak}
+        row["floor"] = floor(counts, len(corpus.languages), False, program_class, peak)
         rows.append(row)
     return rows

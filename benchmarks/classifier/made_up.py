@@ -41,8 +41,8 @@ class Imitation:
         self.following = _following(texts)
         """float64 `(contexts, symbols)`: cumulative counts of symbols that follow a context."""
         self.spellings, self.spelled = _spelled(names, texts)
-        """int32 `(2 * symbols, spellings)`: the code points that a symbol is written with, in the
-        second half at the start of a name; and their cumulative counts."""
+        """The code points that a symbol is written with, int32 `(2 * symbols, spellings)`, and
+        their cumulative counts. The second half of the rows is for the start of a name."""
 
     def draw(self, count: int, seed: int = 0) -> list[str]:
         """Returns `count` names, which the seed determines."""
@@ -95,13 +95,13 @@ def _spelled(names: Iterable[str], texts: Iterable[str]) -> tuple[Tensor, Tensor
                 ] += 1
     most = max(map(len, counts))
     spellings = torch.zeros(2 * SYMBOLS, most, dtype=torch.int32)
-    often = torch.zeros(2 * SYMBOLS, most, dtype=torch.float64)
+    frequencies = torch.zeros(2 * SYMBOLS, most, dtype=torch.float64)
     for key, counter in enumerate(counts):
-        # A character that no name has at this position is written as it is.
+        # A character that no name has at this position is spelled as itself.
         found = counter or Counter((ASCII.alphabet + "\n")[key % SYMBOLS])
         spellings[key, : len(found)] = torch.tensor([*map(ord, found)])
-        often[key, : len(found)] = torch.tensor([*found.values()])
-    return spellings, often.cumsum(1)
+        frequencies[key, : len(found)] = torch.tensor([*found.values()])
+    return spellings, frequencies.cumsum(1)
 
 
 def _drawn(cumulative: Tensor, generator: torch.Generator) -> Tensor:

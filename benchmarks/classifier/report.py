@@ -16,12 +16,12 @@ TORCH, OURS = (program.name for program in PROGRAMS)
 
 
 def speed_up(program: str, seconds: Mapping[str, float]) -> str:
-    """Returns how many times faster than the user's program the application is, in its line."""
+    """Returns the application's speed-up over the user's program, or a blank for other programs."""
     return ratio(seconds[TORCH] / seconds[program]) if program == OURS else ""
 
 
 def training_table(rows: Sequence[Row]) -> str:
-    """Returns a line for each batch size and program, of one number of threads."""
+    """Returns a line for each batch size and program, from rows for one number of threads."""
     lines = [["program", "B", "epoch", *PARTS, REST, "floor", "speed-up"]]
     for row in rows:
         others = [other for other in rows if other["batch"] == row["batch"]]
@@ -33,7 +33,7 @@ def training_table(rows: Sequence[Row]) -> str:
 
 
 def settings(rows: Sequence[Row]) -> str:
-    """Says with which settings the user's program was fastest."""
+    """Returns a sentence about the settings with which the user's program was fastest."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if "settings" in row:
@@ -43,12 +43,12 @@ def settings(rows: Sequence[Row]) -> str:
 
 
 def rate(count: int, seconds: float) -> str:
-    """Returns how many names a second, with three digits."""
+    """Returns the names per second, with three digits."""
     return f"{float(f'{count / seconds:.3g}'):,.0f}"
 
 
 def labels_table(rows: Sequence[Row]) -> str:
-    """Returns a line for each list of names and program, of one number of threads."""
+    """Returns a line for each list of names and program, from rows for one number of threads."""
     lines = [["program", "names", "time", "names / s", "floor", "speed-up"]]
     for row in rows:
         count, name = row["names"], row["program"]
@@ -59,7 +59,7 @@ def labels_table(rows: Sequence[Row]) -> str:
 
 
 def beginnings(rows: Sequence[Row]) -> str:
-    """Says how many states there are with and without sharing."""
+    """Returns a sentence with the numbers of states with and without sharing."""
     found = {row["names"]: (row["characters"], row["prefixes"]) for row in rows}
     parts = (
         f"{names:,} names have {characters:,} characters and {prefixes:,} distinct prefixes"
@@ -80,7 +80,7 @@ def memory_table(rows: Sequence[Row]) -> str:
 
 
 def introduction(document: Mapping[str, Any]) -> str:
-    """Says where and how the results of a run were measured."""
+    """Returns a paragraph about where and how a run was measured."""
     machine = document["machine"]
     timed = document["training"] or document["labels"]
     rounds = [row["rounds"] for row in document["training"]] or [0]

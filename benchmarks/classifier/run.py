@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
             document["training"] += training.race_epochs(corpus, start, threads, batch_size, effort)
         with pages.gated(f"labels, {threads} thread(s)", wrong):
             announce(f"labels, {threads} thread(s)")
-            programs = {kind: kind(corpus, weights) for kind in PROGRAMS}
+            programs = {program_class: program_class(corpus, weights) for program_class in PROGRAMS}
             gate.check_labels(programs, corpus, corpus.names[: effort.gate_labels])
             document["labels"] += labelling.race_labels(
                 programs, corpus, corpus.names, threads, effort.budget

@@ -62,8 +62,9 @@ def fastest_settings(
         settings: min(entry[TOTAL] for entry in watch.recorded[1:])
         for settings, (_, watch) in runners.items()
     }
-    # Workers end with their program. If only the garbage collector frees a program, it waits five
-    # seconds per worker, because its queues are gone before they can stop the workers.
+    # A program's workers end when it is freed. If that is left to the garbage collector, it takes
+    # five seconds per worker, because the queues are gone before they can stop the workers. The
+    # hooks form a reference cycle with the program, so remove them.
     for _, watch in runners.values():
         watch.remove()
     return min(seconds, key=seconds.__getitem__)
@@ -72,16 +73,18 @@ def fastest_settings(
 def race_epochs(
     corpus: Corpus, weights: Weights, threads: int, batch_size: int, effort: Effort
 ) -> list[dict[str, Any]]:
-    """Returns a row for each program, with the seconds of an epoch and of its parts."""
+    """Returns a row for each program, with the seconds of an epoch and of each part of it."""
     course = Course(len(corpus.names), batch_size, effort.stretch)
     trial = Course(len(corpus.names), batch_size, effort.stretch // 2)
     settings = fastest_settings(corpus, weights, trial, effort.settings)
     watches: dict[type[Program], Stopwatch] = {}
     peaks: list[float] = []
     calls: dict[str, Callable[[], None]] = {}
-    for kind in PROGRAMS:
-        make = partial(WithTorch, settings=settings) if kind is WithTorch else kind
-        calls[kind.name], watches[kind] = course.runner(make(corpus, weights))
+    for program_class in PROGRAMS:
+        make = (
+            partial(WithTorch, settings=settings) if program_class is WithTorch else program_class
+        )
+        calls[program_class.name], watches[program_class] = course.runner(make(corpus, weights))
     calls["peak"] = lambda: peaks.append(threads * momentary_rate())
     race(calls, effort.budget)
 
@@ -90,13 +93,13 @@ def race_epochs(
     batches = course.order.split(batch_size)
     counts = count_batches([texts[index] for index in batch.tolist()] for batch in batches)
     rows = []
-    for kind, watch in watches.items():
+    for program_class, watch in watches.items():
         recorded = watch.recorded[1:]  # the first stretch is the warm-up
-        row = {"threads": threads, "batch": batch_size, "program": kind.name}
+        row = {"threads": threads, "batch": batch_size, "program": program_class.name}
         row |= {"seconds": medians(recorded, len(corpus.names) / course.size)}
         row |= {"rounds": len(recorded), "peak": peak}
-        row["floor"] = floor(counts, len(corpus.languages), True, kind, peak)
-        rows.append(row | ({"settings": str(settings)} if kind is WithTorch else {}))
+        row["floor"] = floor(counts, len(corpus.languages), True, program_class, peak)
+        rows.append(row | ({"settings": str(settings)} if program_class is WithTorch else {}))
     return rows
 
 

@@ -1,8 +1,8 @@
 """The program without this package: `Dataset`, `DataLoader`, `nn.Embedding`, `nn.RNN`.
 
 It is as fast as a user can write it: names are encoded once, batches are sorted so that `nn.RNN`
-does not reorder states, and optimizer and number of workers are the fastest on the machine
-(`SETTINGS`).
+does not reorder states, and the optimizer and the number of workers are the fastest of `SETTINGS`
+on the machine.
 """
 
 import unicodedata
@@ -39,7 +39,7 @@ class Settings:
     workers: int
     """The number of `DataLoader` worker processes."""
     fused: bool
-    """Whether Adam is the fused or the `foreach` implementation."""
+    """Whether Adam is the fused implementation; otherwise it is the `foreach` implementation."""
 
     def __str__(self) -> str:
         return f"{self.workers} worker(s), {'fused' if self.fused else 'foreach'} Adam"
@@ -49,7 +49,7 @@ SETTINGS = tuple(Settings(workers, fused) for workers in (0, 1) for fused in (Tr
 
 
 def fold(name: str) -> str:
-    """Returns `name` as a string over the alphabet, one name at a time."""
+    """Folds a single name to a string over the alphabet."""
     if name.isascii():
         return name.translate(DROP_FROM_ASCII).strip()
     spelled = unicodedata.normalize("NFD", name).translate(SPELL)

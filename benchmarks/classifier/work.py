@@ -17,7 +17,7 @@ class Counts:
     characters: int
     """The number of states if each name has its own."""
     prefixes: int
-    """The number of distinct prefixes of names: the states if common prefixes share them."""
+    """The number of distinct prefixes of names, and of states if common prefixes share them."""
     first_characters: int
     """The number of distinct first characters, which need no recurrent product."""
     batches: int = 1

@@ -1,9 +1,9 @@
 """Times whole applications: `python -m benchmarks.cpu.applications [--record]`.
 
-Each application trains as its users would, with `nn.LSTM` and after one call of `replace_rnn`; the
-two take turns. RecurrentPPO is also timed with the policy of `examples/recurrent_ppo.py`, which
-resets states instead of looping over steps. Each must reach the loss of `nn.LSTM` before anything
-is timed. Needs `pip install ".[bench-applications]"`.
+Each application trains as its users would, once with `nn.LSTM` and once after a call of
+`replace_rnn`; the two programs take turns. RecurrentPPO is also timed with the policy of
+`examples/recurrent_ppo.py`, which resets states instead of looping over steps. Each must reach the
+loss of `nn.LSTM` before anything is timed. Needs `pip install ".[bench-applications]"`.
 """
 
 import logging
@@ -33,7 +33,7 @@ Run = Callable[[], float]
 
 
 def forecaster(replace: Replace) -> Run:
-    """Returns an epoch of a forecasting model of darts."""
+    """Returns a function that trains a forecasting model of darts for an epoch."""
     from darts import TimeSeries
     from darts.models import BlockRNNModel
 
@@ -64,7 +64,7 @@ def forecaster(replace: Replace) -> Run:
 
 
 class Tagger(nn.Module):
-    """Scores the tags of each word of a sentence, from two layers in two directions."""
+    """Scores the tags of each word of a sentence with a bidirectional LSTM of two layers."""
 
     def __init__(self, words: int, tags: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Tagger(nn.Module):
 
 
 def tagger(replace: Replace) -> Run:
-    """Returns an epoch of a tagger of packed sentences."""
+    """Returns a function that trains a tagger of packed sentences for an epoch."""
     torch.manual_seed(0)
     words, tags, batch = 5000, 17, 32
     lengths = torch.distributions.LogNormal(3.0, 0.5).sample((1024,)).clamp(3, 80).long().tolist()
@@ -105,7 +105,7 @@ def tagger(replace: Replace) -> Run:
 
 
 def agent(replace: Replace, with_resets: bool = False) -> Run:
-    """Returns a rollout and an update of RecurrentPPO of sb3-contrib."""
+    """Returns a function that runs a rollout and an update of sb3-contrib's RecurrentPPO."""
     example = runpy.run_path(str(ROOT / "examples" / "recurrent_ppo.py"))
     policy = example["FusedPolicy"] if with_resets else "MlpLstmPolicy"
     model = example["agent"](policy, learning_rate=3e-4)
@@ -120,7 +120,7 @@ def agent(replace: Replace, with_resets: bool = False) -> Run:
 
 
 class Application(NamedTuple):
-    """An application, in one row of the table."""
+    """An application: one row of the table."""
 
     name: str
     timed: str
@@ -156,7 +156,8 @@ def measure(application: Application, seconds: float) -> dict[str, Any]:
     programs, losses = {}, {}
     for role in ("before", "after"):
         programs[role] = getattr(application, role)()
-        losses[role] = programs[role]()  # at once: the programs draw from the same generators
+        # Run it before the other program is built, because both draw from the same generators.
+        losses[role] = programs[role]()
     if not math.isclose(*losses.values(), rel_tol=1e-3):
         raise BudgetError(f"the losses differ: {losses}")
     times: dict[str, list[float]] = {role: [] for role in programs}
@@ -188,7 +189,7 @@ def report(document: dict[str, Any]) -> str:
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=60.0))
-    warnings.simplefilter("ignore")  # of Lightning, about loaders without workers
+    warnings.simplefilter("ignore")  # Lightning warns about loaders without workers
     pages.settle(options.threads)
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []

@@ -1,25 +1,25 @@
-"""Cells of the layer on dense time-major input: forward, and forward + backward."""
+"""Times the layers on dense time-major input: forward, and forward + backward."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from benchmarks.harness.grid import DENSE, DENSE_CELLS, GATED_CELLS, ROLES, Cell
-from namernn_fast.bench.race import Call
-from namernn_fast.bench.workload import gated_calls, rows_of_oracle
+from benchmarks.harness.grid import DENSE, DENSE_WORKLOADS, GATED_WORKLOADS, ROLES, Workload
+from namernn_fast.bench.race import TimedCall
+from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
-WITH_GATES = [cell for cell in GATED_CELLS if cell.family == DENSE]
+WITH_GATES = [workload for workload in GATED_WORKLOADS if workload.family == DENSE]
 
 
 @pytest.fixture(scope="module")
-def calls(cell: Cell) -> dict[str, Call]:
+def calls(workload: Workload) -> dict[str, TimedCall]:
     torch.manual_seed(1)
-    input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
-    return gated_calls(cell, input, rows_of_oracle(cell))
+    input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+    return gated_calls(workload, input, rows_of_oracle(workload))
 
 
-@pytest.mark.parametrize("cell", [*DENSE_CELLS, *WITH_GATES], ids=str, scope="module")
+@pytest.mark.parametrize("workload", [*DENSE_WORKLOADS, *WITH_GATES], ids=str, scope="module")
 @pytest.mark.parametrize("role", ROLES)
-def test_layer(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
-    publish(cell, role)
+def test_layer(workload: Workload, role: str, publish: Callable[[Workload, str], None]) -> None:
+    publish(workload, role)

@@ -1,4 +1,4 @@
-"""One training epoch of the surname classifier, as a user's program: batches and Adam steps."""
+"""Times a training epoch of the surname classifier as a user runs it, with batches and Adam."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, ROLES, Cell
+from benchmarks.harness.grid import BASELINE, EPOCH_WORKLOADS, FUSED, ROLES, Workload
 from benchmarks.harness.surnames import names
 from namernn_fast import FusedRNN
-from namernn_fast.bench.race import Call, TimeBudget
+from namernn_fast.bench.race import TimeBudget, TimedCall
 from namernn_fast.names import (
     ASCII,
     Batch,
@@ -28,15 +28,15 @@ from namernn_fast.testing import assert_within_budget
 
 @pytest.fixture(scope="module")
 def budget(budget: TimeBudget) -> TimeBudget:
-    """The time budget of an epoch, increased because its rounds are long."""
+    """The time budget of an epoch: larger, because its rounds are long."""
     return dataclasses.replace(budget, seconds=5 * budget.seconds)
 
 
-def classifier(cell: Cell, rnn_class: type[nn.RNN]) -> NameClassifier:
-    """Returns a classifier of the cell's sizes, with the same weights for every layer class."""
+def classifier(workload: Workload, rnn_class: type[nn.RNN]) -> NameClassifier:
+    """Returns a classifier of the workload's sizes, with the same weights for either class."""
     torch.manual_seed(0)
     return NameClassifier(
-        len(names().languages), cell.input_size, cell.hidden_size, rnn_class=rnn_class
+        len(names().languages), workload.input_size, workload.hidden_size, rnn_class=rnn_class
     )
 
 
@@ -48,7 +48,7 @@ def look(model: NameClassifier, batch: Batch) -> dict[str, Tensor]:
     return {"scores": scores.detach(), **gradients}
 
 
-def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> Call:
+def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> TimedCall:
     """Returns a call that trains for one epoch, starting where the previous call ended."""
     optimizer = torch.optim.Adam(model.parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
@@ -56,19 +56,19 @@ def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> Call:
 
 
 @pytest.fixture(scope="module")
-def calls(cell: Cell) -> dict[str, Call]:
+def calls(workload: Workload) -> dict[str, TimedCall]:
     train = split(names(), folding=ASCII).train
-    build = partial(classifier, cell)
+    build = partial(classifier, workload)
     models = {BASELINE: build(nn.RNN), FUSED: build(FusedRNN)}
     # Weights diverge once the optimizer divides by tiny gradients, so the gate checks only one
     # batch.
-    first = next(iter(batches(train, torch.arange(len(train)), cell.batch)))
+    first = next(iter(batches(train, torch.arange(len(train)), workload.batch)))
     oracle = look(build(nn.RNN).double(), first)
     assert_within_budget(look(models[FUSED], first), look(models[BASELINE], first), oracle)
-    return {name: epoch(model, train, cell.batch) for name, model in models.items()}
+    return {name: epoch(model, train, workload.batch) for name, model in models.items()}
 
 
-@pytest.mark.parametrize("cell", EPOCH_CELLS, ids=str, scope="module")
+@pytest.mark.parametrize("workload", EPOCH_WORKLOADS, ids=str, scope="module")
 @pytest.mark.parametrize("role", ROLES)
-def test_epoch(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
-    publish(cell, role)
+def test_epoch(workload: Workload, role: str, publish: Callable[[Workload, str], None]) -> None:
+    publish(workload, role)

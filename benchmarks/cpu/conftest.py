@@ -1,4 +1,4 @@
-"""Options, the description of the machine, and fixtures that time the calls of a cell."""
+"""Options, the description of the machine, and fixtures that time the calls of a workload."""
 
 import dataclasses
 import gc
@@ -14,30 +14,30 @@ import torch
 from benchmarks.cpu import memory
 from benchmarks.harness import pages, surnames
 from benchmarks.harness.grid import (
-    CELLS_OF_EVERY_RUN,
     EPOCH,
     FORWARD,
-    GATED_KINDS,
+    GATED_CELLS,
     ROLES,
     TRAINING,
-    Cell,
+    WORKLOADS_OF_EVERY_RUN,
+    Workload,
 )
 from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
+from namernn_fast.bench.race import QUICK, Rounds, TimeBudget, TimedCall, race
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.addoption("--seconds", type=float, default=2.0, help="for each cell")
+    parser.addoption("--seconds", type=float, default=2.0, help="for each workload")
     parser.addoption(
-        "--quick", action="store_true", help="a trial run: small cells and few short rounds"
+        "--quick", action="store_true", help="a trial run: small workloads and few short rounds"
     )
     parser.addoption(
         "--whole-grid",
         action="store_true",
-        help="time all cells of the layers instead of a third",
+        help="time all layer workloads instead of a third",
     )
 
 
@@ -48,25 +48,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
-    cells = [item.callspec.params["cell"] for item in items]
+    workloads = [item.callspec.params["workload"] for item in items]
     is_whole = config.getoption("--whole-grid")
     left_out = [
-        (config.getoption("--quick") and not cell.is_small)
-        or not (is_whole or cell in CELLS_OF_EVERY_RUN or cell.family == EPOCH)
-        for cell in cells
+        (config.getoption("--quick") and not workload.is_small)
+        or not (is_whole or workload in WORKLOADS_OF_EVERY_RUN or workload.family == EPOCH)
+        for workload in workloads
     ]
     config.hook.pytest_deselected(items=[*itertools.compress(items, left_out)])
     items[:] = [item for item, is_out in zip(items, left_out, strict=True) if not is_out]
 
 
 WRONG: list[str] = []
-"""The cells with failed checks; pytest continues with the next cell."""
+"""The workloads with failed checks; pytest continues with the next workload."""
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
     if isinstance(node, pytest.Function):
-        failure = f"{node.callspec.params['cell']}: {call.excinfo.value}"
-        if failure not in WRONG:  # each cell has a test for each layer
+        failure = f"{node.callspec.params['workload']}: {call.excinfo.value}"
+        if failure not in WRONG:  # each workload has a test for each layer
             WRONG.append(failure)
 
 
@@ -84,8 +84,8 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     for entry in output_json["benchmarks"]:
-        # `extra_info` has the parameters as plain values; the options describe how pytest-benchmark
-        # itself would time, which is not used.
+        # `extra_info` has the parameters as plain values; the options describe the timing that
+        # pytest-benchmark itself would do.
         del entry["params"], entry["options"]
     output_json["names"] = surnames.description()
     output_json["wrong"] = WRONG
@@ -93,7 +93,7 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def settled_process() -> None:
-    """Brings the process into the state of a long-running one before any cell is timed."""
+    """Brings the process into the state of a long-running one before any workload is timed."""
     pages.settle(torch.get_num_threads())
     # The garbage collector stays on, as in a user's program, but must not traverse all of torch
     # during a timed round.
@@ -108,22 +108,24 @@ def budget(request: pytest.FixtureRequest) -> TimeBudget:
 
 
 @pytest.fixture(scope="module")
-def rounds(cell: Cell, calls: dict[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
-    """The rounds of both layers, timed once per cell; each module provides its gated `calls`."""
-    # Inference mode is entered once: entering it in each call adds a tenth to the shortest calls.
-    with torch.inference_mode(cell.mode == FORWARD):
+def rounds(
+    workload: Workload, calls: dict[str, TimedCall], budget: TimeBudget
+) -> dict[str, Rounds]:
+    """The rounds of both layers, timed once per workload; each module provides gated `calls`."""
+    # Enter inference mode once: entering it in each call adds a tenth to the shortest calls.
+    with torch.inference_mode(workload.mode == FORWARD):
         return race(calls, budget)
 
 
 @pytest.fixture(scope="module")
-def lengths(cell: Cell) -> list[int]:
+def lengths(workload: Workload) -> list[int]:
     """The lengths of a packed batch; a module that times packed batches replaces this fixture."""
     return []
 
 
 @pytest.fixture(scope="session")
 def executors(request: pytest.FixtureRequest) -> Iterator[dict[str, Executor]]:
-    """What measures the memory of each layer by role: processes, or threads in a trial run."""
+    """The executors that measure memory, by role: processes, or a thread in a trial run."""
     if request.config.getoption("--quick"):
         with ThreadPoolExecutor(1) as thread:
             yield dict.fromkeys(ROLES, thread)
@@ -134,29 +136,32 @@ def executors(request: pytest.FixtureRequest) -> Iterator[dict[str, Executor]]:
 
 @pytest.fixture(scope="module")
 def peaks(
-    cell: Cell, lengths: list[int], rounds: dict[str, Rounds], executors: dict[str, Executor]
+    workload: Workload,
+    lengths: list[int],
+    rounds: dict[str, Rounds],
+    executors: dict[str, Executor],
 ) -> dict[str, int]:
-    """The peak bytes of a training step of both layers by role, for layers with gates.
+    """The peak bytes of a training step of both layers, by role, for layers with gates.
 
-    Asks for the rounds, because a cell that is wrong is not measured either.
+    Requests `rounds` so that memory is not measured either if the results are wrong.
     """
-    if cell.kind not in GATED_KINDS or cell.mode != TRAINING:
+    if workload.cell not in GATED_CELLS or workload.mode != TRAINING:
         return {}
-    return memory.peaks_of_training(cell, torch.get_num_threads(), lengths, executors)
+    return memory.peaks_of_training(workload, torch.get_num_threads(), lengths, executors)
 
 
 @pytest.fixture
 def publish(
     benchmark: Any, rounds: dict[str, Rounds], peaks: dict[str, int]
-) -> Callable[[Cell, str], None]:
+) -> Callable[[Workload, str], None]:
     """Returns a function that reports the recorded rounds of a layer as this test's benchmark."""
 
-    def enter(cell: Cell, role: str) -> None:
-        layer = getattr(cell.layers, role)
+    def enter(workload: Workload, role: str) -> None:
+        layer = getattr(workload.layers, role)
         recorded = rounds[layer]
-        benchmark.group = str(cell)
+        benchmark.group = str(workload)
         benchmark.extra_info.update(
-            dataclasses.asdict(cell), layer=layer, iterations=recorded.iterations
+            dataclasses.asdict(workload), layer=layer, iterations=recorded.iterations
         )
         if peaks:
             benchmark.extra_info["peak_bytes"] = peaks[role]

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Cell, shape
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.processes import in_new_process
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.bench.workload import Gradients, Input, Parameters, gated_calls, train
+from namernn_fast.bench.timed_calls import Gradients, Input, Parameters, gated_calls, train
 
-CELL = Cell(DENSE, TRAINING, 16, 512, 512, 128)
-QUICK_CELL = Cell(DENSE, TRAINING, 2, 8, 8, 128)
+WORKLOAD = Workload(DENSE, TRAINING, 16, 512, 512, 128)
+QUICK_WORKLOAD = Workload(DENSE, TRAINING, 2, 8, 8, 128)
 
 
 def train_on_last_state(
@@ -57,7 +57,9 @@ def flushed(flush: bool) -> Iterator[bool]:
             torch.set_flush_denormal(False)
 
 
-def measure(name: str, cell: Cell, threads: int, budget: TimeBudget) -> dict[str, float] | None:
+def measure(
+    name: str, workload: Workload, threads: int, budget: TimeBudget
+) -> dict[str, float] | None:
     """Returns the median seconds of both layers, or None if the processor cannot flush.
 
     Only the calling thread and threads that it starts afterwards flush, so each case needs a fresh
@@ -69,26 +71,30 @@ def measure(name: str, cell: Cell, threads: int, budget: TimeBudget) -> dict[str
             return None
         pages.settle(threads)
         torch.manual_seed(1)
-        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
-        rounds = race(gated_calls(cell, input, step=step), budget)
+        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+        rounds = race(gated_calls(workload, input, step=step), budget)
     return {layer: statistics.median(recorded.seconds) for layer, recorded in rounds.items()}
 
 
-def run(cell: Cell, threads: int, budget: TimeBudget, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every case with correct results in a separate process; returns a row for each, and adds
-    the others to `wrong`."""
+def run(
+    workload: Workload, threads: int, budget: TimeBudget, wrong: list[str]
+) -> list[dict[str, Any]]:
+    """Times every case in a separate process.
+
+    Returns a row for each case with correct results, and adds the others to `wrong`.
+    """
     rows = []
     for name in CASES:
         with pages.gated(name, wrong):
-            medians = in_new_process(measure, name, cell, threads, budget)
+            medians = in_new_process(measure, name, workload, threads, budget)
             rows.append({"case": name, "medians": medians})
     return rows
 
 
 def report(document: dict[str, Any]) -> str:
     """Returns the table of a run and the sentences that explain it."""
-    cell, machine = Cell.of(document["cell"]), document["machine"]
-    lines = [[f"{TRAINING}, {shape(cell)}, B = {cell.batch}", BASELINE, FUSED, "speed-up"]]
+    workload, machine = Workload.of(document["workload"]), document["machine"]
+    lines = [[f"{TRAINING}, {shape(workload)}, B = {workload.batch}", BASELINE, FUSED, "speed-up"]]
     for row in document["rows"]:
         medians = row["medians"]
         if medians is None:
@@ -109,11 +115,11 @@ def report(document: dict[str, Any]) -> str:
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=4.0))
-    cell = QUICK_CELL if options.quick else CELL
+    workload = QUICK_WORKLOAD if options.quick else WORKLOAD
     wrong: list[str] = []
-    rows = run(cell, options.threads, pages.time_budget(options, max_rounds=30), wrong)
+    rows = run(workload, options.threads, pages.time_budget(options, max_rounds=30), wrong)
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    document = {"machine": machine, "cell": dataclasses.asdict(cell), "rows": rows}
+    document = {"machine": machine, "workload": dataclasses.asdict(workload), "rows": rows}
     pages.publish("fading", document, report(document), options.record, wrong=wrong)
 
 

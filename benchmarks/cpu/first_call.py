@@ -59,7 +59,7 @@ def report(document: dict[str, Any]) -> str:
     found = document["rounds"]
     lines = [["stage", *LAYERS]]
     for stage in (*STAGES, *COMPILED_STAGES):
-        medians = (statistics.median(each[stage] for each in found[name]) for name in LAYERS)
+        medians = (statistics.median(seconds[stage] for seconds in found[name]) for name in LAYERS)
         lines.append([stage, *map(duration, medians)])
     return (
         f"{document['cpu']}, {document['threads']} thread(s); input size 64, hidden size 256, "

@@ -1,8 +1,8 @@
 """Times several layers in one call: `python -m benchmarks.cpu.layers [--record]`.
 
-A stack in one `FusedRNN`, the same number of single-layer `FusedRNN` modules in sequence, and
-`nn.RNN` alternate. The column `at once` is the number of layers that the plan in `csrc/plan.cpp`
-runs at the same time.
+Three modules alternate: a stack in one `FusedRNN`, the same number of single-layer `FusedRNN`
+modules in sequence, and `nn.RNN`. The column `at once` is the number of layers that the plan in
+`csrc/plan.cpp` runs at the same time.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES
 from namernn_fast import FusedRNN, ops
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.bench.workload import call_of, draw_gradients
+from namernn_fast.bench.timed_calls import call_of, draw_gradients
 
 SHAPES = [  # hidden_size (also the input_size), seq_len, batch
     (64, 8, 1),
@@ -51,9 +51,13 @@ class Chain(nn.Module):
         return x, *states
 
 
-def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> dict[str, Call]:
-    """Returns the calls of `nn.RNN`, single layers and a stack, with gradients at the output and at
-    the last state of every layer."""
+def calls(
+    mode: str, num_layers: int, hidden_size: int, input: torch.Tensor
+) -> dict[str, TimedCall]:
+    """Returns the calls of `nn.RNN`, of single layers and of a stack.
+
+    Gradients start at the output and at the last state of every layer.
+    """
     baseline = nn.RNN(hidden_size, hidden_size, num_layers)
     modules: dict[str, nn.Module] = {
         BASELINE: baseline,
@@ -61,20 +65,20 @@ def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> 
         FUSED: FusedRNN(hidden_size, hidden_size, num_layers),
     }
     grad_output, grad_h_n = draw_gradients(baseline, input)
-    of_each_layer = (grad_output, *grad_h_n.split(1))
+    chain_gradients = (grad_output, *grad_h_n.split(1))
     return {
         name: call_of(
             module,
             input,
             mode,
-            of_each_layer if isinstance(module, Chain) else (grad_output, grad_h_n),
+            chain_gradients if isinstance(module, Chain) else (grad_output, grad_h_n),
         )
         for name, module in modules.items()
     }
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times all cells; returns a row for each mode, number of layers and shape."""
+    """Times every mode, number of layers and shape; returns a row for each combination."""
     rows = []
     budget = pages.time_budget(options, max_rounds=20)
     shapes = SHAPES[:3] if options.quick else SHAPES

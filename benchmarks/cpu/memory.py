@@ -1,4 +1,4 @@
-"""The peak memory of a training step of a cell, for the table of `make bench`."""
+"""Measures the peak memory of training steps, for the table of `make bench`."""
 
 import ctypes
 import gc
@@ -10,45 +10,45 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.harness.grid import ROLES, TRAINING, Cell
+from benchmarks.harness.grid import ROLES, TRAINING, Workload
 from benchmarks.harness.peak import peak_above
-from namernn_fast.bench.workload import Input, call_of, draw_gradients, equal_layers
+from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients, equal_layers
 
 
-def draw_input(cell: Cell, lengths: Sequence[int] = ()) -> Input:
+def draw_input(workload: Workload, lengths: Sequence[int] = ()) -> Input:
     """Returns a dense time-major input, or a packed one with these lengths."""
     torch.manual_seed(1)
-    steps = cell.seq_len or max(lengths)
-    input = torch.randn(steps, cell.batch, cell.input_size)
+    steps = workload.seq_len or max(lengths)
+    input = torch.randn(steps, workload.batch, workload.input_size)
     return pack_padded_sequence(input, lengths, enforce_sorted=False) if lengths else input
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory to the system, so that a call cannot take it without being counted."""
+    """Returns freed memory to the system: a call that reuses it would not raise the peak."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
-def peak_of_training(cell: Cell, role: str, threads: int, lengths: Sequence[int] = ()) -> int:
+def peak_of_training(
+    workload: Workload, role: str, threads: int, lengths: Sequence[int] = ()
+) -> int:
     """Returns the bytes by which a training step raises the peak of this process.
 
-    Parameters, input and given gradients exist before the step. A step of one row first starts the
-    threads and loads the code, which would count otherwise.
+    The parameters, the input and the gradients of the results exist before the step. A step on one
+    sequence first starts the threads and loads the code, which would count otherwise.
 
     Args:
-        cell: The cell.
+        workload: The sizes and the cell of the layer.
         role: "baseline" or "fused".
         threads: The number of threads.
         lengths: The lengths of a packed batch.
     """
     torch.set_num_threads(threads)
-    layer = equal_layers(cell)[getattr(cell.layers, role)]
-    small, input = torch.randn(2, 1, cell.input_size), draw_input(cell, lengths)
-    warm_up, step = (
-        call_of(layer, given, TRAINING, draw_gradients(layer, given)) for given in (small, input)
-    )
+    layer = equal_layers(workload)[getattr(workload.layers, role)]
+    small, input = torch.randn(2, 1, workload.input_size), draw_input(workload, lengths)
+    warm_up, step = (call_of(layer, x, TRAINING, draw_gradients(layer, x)) for x in (small, input))
     warm_up()
     layer.zero_grad()
     return_freed_memory()
@@ -57,7 +57,7 @@ def peak_of_training(cell: Cell, role: str, threads: int, lengths: Sequence[int]
 
 @contextmanager
 def processes() -> Iterator[dict[str, Executor]]:
-    """Yields a new process for each layer by role, in which nothing but its steps runs."""
+    """Yields an executor for each role: a new process that runs only the steps of that layer."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         yield {
@@ -66,11 +66,11 @@ def processes() -> Iterator[dict[str, Executor]]:
 
 
 def peaks_of_training(
-    cell: Cell, threads: int, lengths: Sequence[int], executors: Mapping[str, Executor]
+    workload: Workload, threads: int, lengths: Sequence[int], executors: Mapping[str, Executor]
 ) -> dict[str, int]:
     """Returns the peak bytes of both layers by role, each measured by the executor of its role."""
     tasks = {
-        role: executor.submit(peak_of_training, cell, role, threads, lengths)
+        role: executor.submit(peak_of_training, workload, role, threads, lengths)
         for role, executor in executors.items()
     }
     return {role: task.result() for role, task in tasks.items()}

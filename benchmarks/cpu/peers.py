@@ -1,4 +1,4 @@
-"""Races the layer against others that compute the same: `python -m benchmarks.cpu.peers [options]`.
+"""Races the layer against other implementations: `python -m benchmarks.cpu.peers [options]`.
 
 Every rival that is installed gets the same weights, input and gradients, must agree with a float64
 oracle, and then takes turns with the others, round by round, in one process.
@@ -22,14 +22,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from benchmarks.cpu.rivals import RIVALS, Problem
 from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import DENSE, FORWARD, GATED_KINDS, PACKED, TRAINING, Cell, shape
+from benchmarks.harness.grid import DENSE, FORWARD, GATED_CELLS, PACKED, TRAINING, Workload, shape
 from benchmarks.harness.machine import hop
 from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES
-from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
-from namernn_fast.bench.workload import draw_gradients, equal_layers, tensors_in, train
+from namernn_fast.bench.timed_calls import draw_gradients, equal_layers, tensors_in, train
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
 from namernn_fast.testing import assert_within_budget
 
@@ -55,43 +55,45 @@ LENGTHS = (2, 12)
 RIVAL_ERROR = 1e-4
 
 
-def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
-    """Yields the cells of both modes, with usual or odd sizes, optionally with packed batches."""
+def workloads(odd: bool = False, packed: bool = False) -> Iterator[Workload]:
+    """Yields workloads of both modes with usual or odd sizes, and packed batches if `packed`."""
     for mode in (FORWARD, TRAINING):
         for size, hidden, steps, batch in ODD_SHAPES if odd else SHAPES:
-            yield Cell(DENSE, mode, batch, size, hidden, steps)
+            yield Workload(DENSE, mode, batch, size, hidden, steps)
         for batch in PACKED_BATCHES if packed else ():
-            yield Cell(PACKED, mode, batch, 64, 256, LENGTHS[1])
+            yield Workload(PACKED, mode, batch, 64, 256, LENGTHS[1])
 
 
-def gated_cells(odd: bool = False) -> Iterator[Cell]:
-    """Yields the same cells of layers with gates; none of odd sizes, which have no rival."""
-    for kind in () if odd else GATED_KINDS:
-        yield from (dataclasses.replace(cell, kind=kind) for cell in cells(packed=True))
+def gated_workloads(odd: bool = False) -> Iterator[Workload]:
+    """Yields the same workloads for cells with gates, except odd sizes, which have no rival."""
+    for cell in () if odd else GATED_CELLS:
+        yield from (dataclasses.replace(workload, cell=cell) for workload in workloads(packed=True))
 
 
-def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str, Tensor]:
-    """Makes a call and returns what a rival returns: h_n, or the gradients of the weights.
+def results(
+    workload: Workload, call: TimedCall, layer: nn.RNNBase | None = None
+) -> dict[str, Tensor]:
+    """Runs a call and returns what a rival returns: h_n, or the gradients of the weights.
 
-    The gradients are those of weight_ih, weight_hh and of the sum of the biases; a GRU has
-    different gradients of bias_ih and bias_hh.
+    There is a gradient for weight_ih, weight_hh and the sum of the biases; a GRU has different ones
+    for bias_ih and bias_hh.
 
     Args:
-        cell: The cell of the call.
+        workload: The workload of the call.
         call: The call of a layer or of a rival.
-        layer: The layer, if the call is that of a layer.
+        layer: The layer, if the call runs one.
     """
-    separate = CELLS[cell.kind].separate_bias_hh
-    with torch.inference_mode(cell.mode == FORWARD):
+    separate = CELLS[workload.cell].separate_bias_hh
+    with torch.inference_mode(workload.mode == FORWARD):
         returned: Any = call()
     if layer is not None:
-        # Both biases have the gradient of their sum, except those of a GRU.
+        # Except in a GRU, both biases have the gradient of their sum.
         gradients = [p.grad for p in layer.parameters()][: None if separate else 3]
-        returned = gradients if cell.mode == TRAINING else tensors_in(returned)[1]
+        returned = gradients if workload.mode == TRAINING else tensors_in(returned)[1]
     biases = ("grad bias_ih", "grad bias_hh") if separate else ("grad bias",)
-    of_training = ("grad weight_ih", "grad weight_hh", *biases)
-    names = of_training if cell.mode == TRAINING else ("h_n",)
-    values = returned if cell.mode == TRAINING else (returned,)
+    gradient_names = ("grad weight_ih", "grad weight_hh", *biases)
+    names = gradient_names if workload.mode == TRAINING else ("h_n",)
+    values = returned if workload.mode == TRAINING else (returned,)
     return {
         name: torch.from_numpy(
             np.array(value.detach().numpy() if isinstance(value, Tensor) else value)
@@ -100,37 +102,37 @@ def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str
     }
 
 
-def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
-    """Returns the checked calls of one cell: those of both layers and of the given rivals."""
-    layers = equal_layers(cell)
-    baseline = layers[cell.layers.baseline]
-    input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
-    lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (cell.batch,))
+def calls(workload: Workload, threads: int, rivals: list[str]) -> dict[str, TimedCall]:
+    """Returns the checked calls of both layers and of the given rivals in one workload."""
+    layers = equal_layers(workload)
+    baseline = layers[workload.layers.baseline]
+    input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+    lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (workload.batch,))
 
     def batch_of(input: Tensor) -> Tensor | PackedSequence:
-        if cell.family == DENSE:
+        if workload.family == DENSE:
             return input
         return pack_padded_sequence(input, lengths, enforce_sorted=False)
 
-    gradients = draw_gradients(baseline, batch_of(input)) if cell.mode == TRAINING else ()
+    gradients = draw_gradients(baseline, batch_of(input)) if workload.mode == TRAINING else ()
 
-    def layer_call(layer: nn.RNNBase) -> Call:
+    def layer_call(layer: nn.RNNBase) -> TimedCall:
         parameters = tuple(layer.parameters())
-        x, *given = (value.to(parameters[0].dtype) for value in (input, *gradients))
-        if cell.mode == FORWARD:
+        x, *layer_gradients = (value.to(parameters[0].dtype) for value in (input, *gradients))
+        if workload.mode == FORWARD:
             return lambda: layer(batch_of(x))
-        return lambda: train(layer, parameters, batch_of(x), tuple(given))
+        return lambda: train(layer, parameters, batch_of(x), tuple(layer_gradients))
 
     precise = copy.deepcopy(baseline).double()
-    oracle = results(cell, layer_call(precise), precise)
+    oracle = results(workload, layer_call(precise), precise)
     found = {name: layer_call(layer) for name, layer in layers.items()}
-    theirs, ours = (results(cell, found[name], layer) for name, layer in layers.items())
+    theirs, ours = (results(workload, found[name], layer) for name, layer in layers.items())
     assert_within_budget(ours, theirs, oracle)
-    problem = Problem(cell, baseline, input, gradients)
-    for name in rivals if cell.family == DENSE else ():
+    problem = Problem(workload, baseline, input, gradients)
+    for name in rivals if workload.family == DENSE else ():
         call = RIVALS[name][1](problem, threads)
         if call is not None:
-            check_rival(name, results(cell, call), oracle, RIVAL_ERROR)
+            check_rival(name, results(workload, call), oracle, RIVAL_ERROR)
             found[name] = call
     return found
 
@@ -158,21 +160,21 @@ def installed() -> list[str]:
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Races every cell; returns a row for each implementation in each cell."""
+    """Races every workload; returns a row for each of its implementations."""
     rivals = [] if options.odd else installed()
     budget = pages.time_budget(options, max_rounds=30)
     rows = []
-    of_all_kinds = (*cells(options.odd, not options.odd), *gated_cells(options.odd))
-    for cell in pages.chosen(of_all_kinds, options):
-        found = calls(cell, options.threads, rivals)
-        with torch.inference_mode(cell.mode == FORWARD):
+    grid = (*workloads(options.odd, not options.odd), *gated_workloads(options.odd))
+    for workload in pages.chosen(grid, options):
+        found = calls(workload, options.threads, rivals)
+        with torch.inference_mode(workload.mode == FORWARD):
             rounds = race(found, budget)
         medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()), sep="  ")
+        print(workload, *(f"{name} {duration(value)}" for name, value in medians.items()), sep="  ")
         for name, recorded in rounds.items():
             rows.append(
                 {
-                    **dataclasses.asdict(cell),
+                    **dataclasses.asdict(workload),
                     "implementation": name,
                     "iterations": recorded.iterations,
                     "median": medians[name],
@@ -182,43 +184,47 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
-    """Returns the median of each implementation in each cell."""
-    found: dict[Cell, dict[str, float]] = {}
+def by_workload(rows: list[dict[str, Any]]) -> dict[Workload, dict[str, float]]:
+    """Returns the median of each implementation, by workload."""
+    found: dict[Workload, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(Cell.of(row), {})[row["implementation"]] = row["median"]
+        found.setdefault(Workload.of(row), {})[row["implementation"]] = row["median"]
     return found
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a table for each kind of layer."""
-    found = by_cell(rows)
-    of_kinds = [
-        {cell: medians for cell, medians in found.items() if (cell.kind, cell.mode) == (kind, mode)}
-        for kind in LAYERS_OF
+    """Returns a table for each cell."""
+    found = by_workload(rows)
+    by_cell = [
+        {
+            workload: medians
+            for workload, medians in found.items()
+            if (workload.cell, workload.mode) == (cell, mode)
+        }
+        for cell in LAYERS_OF
     ]
-    return "\n\n".join(table_of(medians) for medians in of_kinds if medians)
+    return "\n\n".join(table_of(medians) for medians in by_cell if medians)
 
 
-def table_of(found: dict[Cell, dict[str, float]]) -> str:
-    """Returns a line per cell: both layers, their ratio, and the best other implementation."""
+def table_of(found: dict[Workload, dict[str, float]]) -> str:
+    """Returns a line per workload: both layers, their ratio, and the best other implementation."""
     baseline, fused = next(iter(found)).layers
     lines = [["(D, H, T)", "B", baseline, fused, "speed-up", "best other", "its time"]]
     ratios, beaten = [], []
-    for cell, medians in found.items():
+    for workload, medians in found.items():
         ours = medians[fused]
         ratios.append(medians[baseline] / ours)
-        others = {n: m for n, m in medians.items() if n not in cell.layers}
+        others = {n: m for n, m in medians.items() if n not in workload.layers}
         best = min(others, key=others.__getitem__, default="")
-        label = shape(cell)
-        if cell.family == PACKED:
-            label = f"({cell.input_size}, {cell.hidden_size}, {LENGTHS[0]}..{LENGTHS[1]})"
+        label = shape(workload)
+        if workload.family == PACKED:
+            label = f"({workload.input_size}, {workload.hidden_size}, {LENGTHS[0]}..{LENGTHS[1]})"
         its_time = ""
         if best:
             beaten.append(others[best] > ours)
             its_time = duration(others[best]) + ("" if beaten[-1] else f" {SLOWER}")
         times = (duration(medians[baseline]), duration(ours), ratio(ratios[-1]))
-        lines.append([label, str(cell.batch), *times, best, its_time])
+        lines.append([label, str(workload.batch), *times, best, its_time])
     if not beaten:
         lines = [line[:5] for line in lines]
     text = markdown(lines)
@@ -227,7 +233,7 @@ def table_of(found: dict[Cell, dict[str, float]]) -> str:
         f"{ratio(statistics.geometric_mean(ratios))}, worst {ratio(min(ratios))}."
     )
     if beaten:
-        text += f" Faster than the best other in {sum(beaten)} of {len(beaten)} cells."
+        text += f" Faster than the best other at {sum(beaten)} of {len(beaten)} sizes."
     return text
 
 

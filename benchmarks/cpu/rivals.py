@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.grid import FORWARD, TRAINING, Cell
-from namernn_fast.bench.race import Call
-from namernn_fast.bench.workload import Gradients
-from namernn_fast.cells import CELLS, ELMAN, GRU, LSTM
+from benchmarks.harness.grid import FORWARD, TRAINING, Workload
+from namernn_fast.bench.race import TimedCall
+from namernn_fast.bench.timed_calls import Gradients
+from namernn_fast.cells import CELLS, GRU, LSTM, VANILLA
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The weights, the input and the gradients of one cell."""
+    """A workload with its weights, its input and its gradients."""
 
-    cell: Cell
+    workload: Workload
     baseline: nn.RNNBase
     input: Tensor
     gradients: Gradients
@@ -30,18 +30,19 @@ class Problem:
         return [p.detach().numpy() for p in self.baseline.parameters()]
 
 
-Rival = Callable[[Problem, int], Call | None]
-"""Creates a call from a problem and a number of threads. In inference the call returns h_n, in
-training the gradients of weight_ih, weight_hh and of the summed biases; for a GRU, of bias_ih and
-bias_hh. None if the rival does not support the mode."""
+Rival = Callable[[Problem, int], TimedCall | None]
+"""Creates a call from a problem and a number of threads; returns None if the rival does not support
+the mode. In inference the call returns h_n. In training it returns the gradients of weight_ih,
+weight_hh and the sum of the biases, or, for a GRU, of weight_ih, weight_hh, bias_ih and bias_hh."""
 
 
-def in_place_loop(problem: Problem, threads: int) -> Call | None:
+def in_place_loop(problem: Problem, threads: int) -> TimedCall | None:
     """A loop over PyTorch operators with as little overhead as a user can achieve."""
-    return None if problem.cell.mode == TRAINING else BY_HAND[problem.cell.kind].in_place(problem)
+    workload = problem.workload
+    return None if workload.mode == TRAINING else BY_HAND[workload.cell].in_place(problem)
 
 
-def _rnn_in_place(problem: Problem) -> Call:
+def _rnn_in_place(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.baseline.parameters()
     w_x, w_h, bias = weight_ih.t(), weight_hh.t(), (bias_ih + bias_hh).detach()
     steps, batch, _ = problem.input.shape
@@ -56,12 +57,12 @@ def _rnn_in_place(problem: Problem) -> Call:
     return call
 
 
-def _gru_in_place(problem: Problem) -> Call:
+def _gru_in_place(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = (p.detach() for p in problem.baseline.parameters())
     w_x, w_h = weight_ih.t(), weight_hh.t()
     steps, batch, _ = problem.input.shape
-    hidden = problem.cell.hidden_size
-    # The biases of both gates can be added to the projection, but not that of the new state.
+    hidden = problem.workload.hidden_size
+    # Both gates' biases can be added to the projection, but the bias of the new state cannot.
     bias_x = bias_ih.clone()
     bias_x[: 2 * hidden] += bias_hh[: 2 * hidden]
     bias_h = torch.cat([torch.zeros(2 * hidden), bias_hh[2 * hidden :]])
@@ -80,11 +81,11 @@ def _gru_in_place(problem: Problem) -> Call:
     return call
 
 
-def _lstm_in_place(problem: Problem) -> Call:
+def _lstm_in_place(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = (p.detach() for p in problem.baseline.parameters())
     w_x, w_h, bias = weight_ih.t(), weight_hh.t(), bias_ih + bias_hh
     steps, batch, _ = problem.input.shape
-    hidden = problem.cell.hidden_size
+    hidden = problem.workload.hidden_size
 
     def call() -> Tensor:
         sums = torch.addmm(bias, problem.input.flatten(0, 1), w_x).view(steps, batch, -1)
@@ -99,12 +100,13 @@ def _lstm_in_place(problem: Problem) -> Call:
     return call
 
 
-def numpy_loop(problem: Problem, threads: int) -> Call | None:
+def numpy_loop(problem: Problem, threads: int) -> TimedCall | None:
     """A loop over NumPy operations, in place."""
-    return None if problem.cell.mode == TRAINING else BY_HAND[problem.cell.kind].in_numpy(problem)
+    workload = problem.workload
+    return None if workload.mode == TRAINING else BY_HAND[workload.cell].in_numpy(problem)
 
 
-def _rnn_in_numpy(problem: Problem) -> Call:
+def _rnn_in_numpy(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
 
@@ -127,7 +129,7 @@ def _apply_sigmoid(values: np.ndarray) -> None:
     values *= 0.5
 
 
-def _gru_in_numpy(problem: Problem) -> Call:
+def _gru_in_numpy(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, hidden = problem.input.numpy(), weight_ih.T, weight_hh.T, len(weight_hh) // 3
 
@@ -147,10 +149,10 @@ def _gru_in_numpy(problem: Problem) -> Call:
     return call
 
 
-def _lstm_in_numpy(problem: Problem) -> Call:
+def _lstm_in_numpy(problem: Problem) -> TimedCall:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
-    hidden = problem.cell.hidden_size
+    hidden = problem.workload.hidden_size
 
     def call() -> np.ndarray:
         sums = x @ w_x + bias
@@ -169,8 +171,7 @@ def _lstm_in_numpy(problem: Problem) -> Call:
 
 
 JaxStep = Callable[[Any, Any], tuple[Any, Any]]
-"""The step that `jax.lax.scan` repeats: from (h,), or (h, c), and what x_t contributes to the sums.
-"""
+"""The step that `jax.lax.scan` repeats. It takes (h,) or (h, c), and the projection of x_t."""
 
 
 def _rnn_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
@@ -190,9 +191,9 @@ def _gru_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
 
     def step(states: Any, sums: Any) -> tuple[Any, Any]:
         (h,) = states
-        of_x, of_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
-        r, z = (sigmoid(of_x[gate] + of_h[gate]) for gate in (0, 1))
-        new = jnp.tanh(of_x[2] + r * of_h[2])
+        from_x, from_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
+        r, z = (sigmoid(from_x[gate] + from_h[gate]) for gate in (0, 1))
+        new = jnp.tanh(from_x[2] + r * from_h[2])
         h = new + z * (h - new)
         return (h,), h
 
@@ -214,31 +215,31 @@ def _lstm_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
 
 
 class ByHand(NamedTuple):
-    """A layer of one kind, written by hand for each rival that has no layers."""
+    """The layer of one cell, written by hand for each rival that has no layers."""
 
-    in_place: Callable[[Problem], Call]
-    in_numpy: Callable[[Problem], Call]
+    in_place: Callable[[Problem], TimedCall]
+    in_numpy: Callable[[Problem], TimedCall]
     in_jax: Callable[[Any, Any], JaxStep]
     """Returns the step, given weight_hh and, if it is separate, bias_hh."""
 
 
 BY_HAND = {
-    ELMAN.name: ByHand(_rnn_in_place, _rnn_in_numpy, _rnn_in_jax),
+    VANILLA.name: ByHand(_rnn_in_place, _rnn_in_numpy, _rnn_in_jax),
     GRU.name: ByHand(_gru_in_place, _gru_in_numpy, _gru_in_jax),
     LSTM.name: ByHand(_lstm_in_place, _lstm_in_numpy, _lstm_in_jax),
 }
 
 
-def jax_scan(problem: Problem, threads: int) -> Call | None:
+def jax_scan(problem: Problem, threads: int) -> TimedCall | None:
     """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 
-    cell, make_step = CELLS[problem.cell.kind], BY_HAND[problem.cell.kind].in_jax
+    cell, make_step = CELLS[problem.workload.cell], BY_HAND[problem.workload.cell].in_jax
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
     biases = (bias_ih, bias_hh) if cell.separate_bias_hh else (bias_ih + bias_hh, None)
     x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
-    zeros = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
+    zeros = jnp.zeros((problem.workload.batch, problem.workload.hidden_size))
     start = (zeros,) * len(cell.states)
 
     def run(parameters, x):
@@ -249,11 +250,11 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
         _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
         return pull_back(gradients)[0]
 
-    if problem.cell.mode == FORWARD:
+    if problem.workload.mode == FORWARD:
         forward = jax.jit(run)
         return lambda: jax.block_until_ready(forward(parameters, x))[0][0]
-    grad_output, *of_states = (jnp.asarray(value.numpy()) for value in problem.gradients)
-    gradients = tuple(value[0] for value in of_states), grad_output
+    grad_output, *grad_states = (jnp.asarray(value.numpy()) for value in problem.gradients)
+    gradients = tuple(value[0] for value in grad_states), grad_output
     backward = jax.jit(train)
 
     def call() -> list[Any]:
@@ -266,7 +267,7 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
 def _onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
-    node, hidden = CELLS[problem.cell.kind].onnx, problem.cell.hidden_size
+    node, hidden = CELLS[problem.workload.cell].onnx, problem.workload.hidden_size
     steps, batch, size = problem.input.shape
     order = np.arange(len(node.gates) * hidden).reshape(-1, hidden)[[*node.gates]].ravel()
     weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
@@ -282,7 +283,7 @@ def _onnx_model(problem: Problem) -> bytes:
                 **node.attributes,
             )
         ],
-        problem.cell.kind,
+        problem.workload.cell,
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
         [
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),
@@ -294,9 +295,9 @@ def _onnx_model(problem: Problem) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def onnxruntime(problem: Problem, threads: int) -> Call | None:
+def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
     """onnxruntime on an `RNN`, `GRU` or `LSTM` node."""
-    if problem.cell.mode == TRAINING:
+    if problem.workload.mode == TRAINING:
         return None
     import onnxruntime
 
@@ -307,9 +308,9 @@ def onnxruntime(problem: Problem, threads: int) -> Call | None:
     return lambda: session.run(None, feed)[1]
 
 
-def openvino(problem: Problem, threads: int) -> Call | None:
+def openvino(problem: Problem, threads: int) -> TimedCall | None:
     """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32."""
-    if problem.cell.mode == TRAINING:
+    if problem.workload.mode == TRAINING:
         return None
     import openvino
 

@@ -1,10 +1,10 @@
 """How close the layer comes to the limits of the machine: `python -m benchmarks.cpu.roofline`.
 
 The roofs are measured first: the rate of multiply-adds on all threads, and the rate at which a core
-reads the weights from its own L2 cache. Each cell has a floor, the minimum time that the roofs
-allow, and the fraction of the peak that the layer reaches. The clock of a core drifts, and is lower
-if multiply-adds read memory than if their operands stay in registers. So the peak of a cell is
-measured right after each of its rounds.
+reads the weights from its own L2 cache. Each workload has a floor, the minimum time that the roofs
+allow, and a fraction of the peak that the layer reaches. A core's clock drifts, and is lower if
+multiply-adds read memory than if their operands stay in registers. So a workload's peak is measured
+right after each of its rounds.
 """
 
 import argparse
@@ -18,46 +18,51 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from benchmarks.cpu.peers import cells
+from benchmarks.cpu.peers import workloads
 from benchmarks.harness import pages
-from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Cell, shape
+from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.plot import COLOURS, MARKERS
-from namernn_fast.bench.race import QUICK, Call, TimeBudget, timed, warm_up
+from namernn_fast.bench.race import QUICK, TimeBudget, TimedCall, timed, warm_up
 from namernn_fast.bench.tables import duration, markdown
-from namernn_fast.bench.workload import gated_calls
+from namernn_fast.bench.timed_calls import gated_calls
 
 FLOAT_BYTES = 4
-BOUND_BY_MULTIPLY_ADDS = 64  # sequences
+BOUND_BY_MULTIPLY_ADDS = 64  # minimum batch size
 # Besides multiply-adds, the forward pass computes the activation; relu costs next to nothing.
 ACTIVATIONS = ("tanh", "relu")
 
 
-def flops(cell: Cell) -> int:
-    """Returns the required operations, two for each multiply-add; the first step has no state to
-    multiply."""
-    size, hidden, batch = cell.input_size, cell.hidden_size, cell.batch
-    rows = cell.seq_len * batch
+def flops(workload: Workload) -> int:
+    """Returns the required operations, two for each multiply-add.
+
+    The first step has no state to multiply.
+    """
+    size, hidden, batch = workload.input_size, workload.hidden_size, workload.batch
+    rows = workload.seq_len * batch
     forward = rows * size + (rows - batch) * hidden
     backward = rows * size + 2 * (rows - batch) * hidden
-    return 2 * hidden * (forward + (backward if cell.mode == TRAINING else 0))
+    return 2 * hidden * (forward + (backward if workload.mode == TRAINING else 0))
 
 
-def floor(cell: Cell, machine: Machine, peak: float) -> float:
-    """Returns the minimum seconds of a cell: the multiply-adds at the peak rate or, if that takes
-    longer, reading weight_hh at every step and pass, each core its share from its own L2 cache."""
-    passes = 2 if cell.mode == TRAINING else 1
-    weights = FLOAT_BYTES * cell.hidden_size**2 * cell.seq_len * passes
-    return max(flops(cell) / peak, weights / (machine.l2_rate * machine.threads))
+def floor(workload: Workload, machine: Machine, peak: float) -> float:
+    """Returns the minimum seconds of a workload.
+
+    This is the time of the multiply-adds at the peak rate or, if that takes longer, the time to
+    read weight_hh in every step and pass; each core reads its share from its L2 cache.
+    """
+    passes = 2 if workload.mode == TRAINING else 1
+    weights = FLOAT_BYTES * workload.hidden_size**2 * workload.seq_len * passes
+    return max(flops(workload) / peak, weights / (machine.l2_rate * machine.threads))
 
 
 def race_peak(
-    calls: dict[str, Call], threads: int, budget: TimeBudget
+    calls: dict[str, TimedCall], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, float], float]:
-    """Returns the median seconds of each call, and the peak at the clock after the calls."""
+    """Returns the median seconds of each call, and the median peak measured after each round."""
     counts = {
         name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
         for name, call in calls.items()
@@ -73,77 +78,81 @@ def race_peak(
 
 
 def budget_of(options: argparse.Namespace) -> TimeBudget:
-    """Returns the time budget of a cell; rounds are longer than in other programs."""
+    """Returns the time budget of a workload; rounds are longer than in other programs."""
     return QUICK if options.quick else TimeBudget(options.seconds)
 
 
 def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every cell and measures its peak; returns a row for each."""
+    """Times every workload and measures its peak; returns a row for each."""
     rows = []
-    for cell in pages.chosen(cells(), options):
+    for workload in pages.chosen(workloads(), options):
         torch.manual_seed(1)
-        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
-        known = torch.arange(min(cell.batch, 16))
-        call = gated_calls(cell, input, known if len(known) < cell.batch else None)[FUSED]
-        with torch.inference_mode(cell.mode == FORWARD):
+        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+        checked = torch.arange(16) if workload.batch > 16 else None
+        call = gated_calls(workload, input, checked)[FUSED]
+        with torch.inference_mode(workload.mode == FORWARD):
             medians, peak = race_peak({FUSED: call}, machine.threads, budget_of(options))
         rows.append(
             {
-                **dataclasses.asdict(cell),
+                **dataclasses.asdict(workload),
                 "median": medians[FUSED],
-                "flops": flops(cell),
+                "flops": flops(workload),
                 "peak": peak,
-                "floor": floor(cell, machine, peak),
+                "floor": floor(workload, machine, peak),
             }
         )
-        print(cell, duration(rows[-1]["median"]))
+        print(workload, duration(rows[-1]["median"]))
     return rows
 
 
 def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the fractions of the peak with tanh and with relu, in cells bound by multiply-adds;
-    the difference is the cost of tanh."""
+    """Returns the fractions of the peak with tanh and with relu, at sizes bound by multiply-adds.
+
+    The difference is the cost of tanh.
+    """
     rows = []
-    for cell in pages.chosen(cells(), options):
-        if cell.mode != FORWARD or cell.batch < BOUND_BY_MULTIPLY_ADDS:
+    for workload in pages.chosen(workloads(), options):
+        if workload.mode != FORWARD or workload.batch < BOUND_BY_MULTIPLY_ADDS:
             continue
         torch.manual_seed(1)
-        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
         shares = {}
         for threads in dict.fromkeys((options.threads, 1)):
             torch.set_num_threads(threads)
             calls = {
-                name: partial(FusedRNN(cell.input_size, cell.hidden_size, nonlinearity=name), input)
+                name: partial(
+                    FusedRNN(workload.input_size, workload.hidden_size, nonlinearity=name), input
+                )
                 for name in ACTIVATIONS
             }
             with torch.inference_mode():
                 medians, peak = race_peak(calls, threads, budget_of(options))
             for name in ACTIVATIONS:
-                shares[f"{name} {threads}"] = flops(cell) / medians[name] / peak
+                shares[f"{name} {threads}"] = flops(workload) / medians[name] / peak
         torch.set_num_threads(options.threads)
-        rows.append({**dataclasses.asdict(cell), "shares": shares})
+        rows.append({**dataclasses.asdict(workload), "shares": shares})
     return rows
 
 
 def activation_table(rows: list[dict[str, Any]], threads: int) -> str:
-    """Returns a line for each cell, with a column for each activation and number of threads."""
+    """Returns a line for each workload, with a column for each activation and number of threads."""
     columns = [(name, count) for count in dict.fromkeys((threads, 1)) for name in ACTIVATIONS]
     lines = [["(D, H, T)", "B", *(f"{name}, {count} thread(s)" for name, count in columns)]]
     for row in rows:
         shares = (f"{row['shares'][f'{name} {count}']:.0%}" for name, count in columns)
-        lines.append([shape(Cell.of(row)), str(row["batch"]), *shares])
+        lines.append([shape(Workload.of(row)), str(row["batch"]), *shares])
     return markdown(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each cell, with both modes side by side."""
+    """Returns a line for each workload, with both modes side by side."""
     lines = [
         ["(D, H, T)", "B", *(f"{m}: {x}" for m in MODES for x in ("time", "floor", "of peak"))]
     ]
     by_mode = [[row for row in rows if row["mode"] == mode] for mode in MODES]
     for pair in zip(*by_mode, strict=True):
-        cell = Cell.of(pair[0])
-        line = [shape(cell), str(cell.batch)]
+        workload = Workload.of(pair[0])
+        line = [shape(workload), str(workload.batch)]
         for row in pair:
             share = row["flops"] / row["median"] / row["peak"]
             line += [duration(row["median"]), duration(row["floor"]), f"{share:.0%}"]
@@ -152,19 +161,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
-    """Draws the rate against the batch size: how many sequences use a weight once it is read."""
+    """Draws the rate against the batch size, the number of sequences that use a weight per read."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     batches = [2**power for power in range(11)]
     l2_rate = machine.l2_rate * machine.threads
     roofs = [min(machine.flops, 2 * batch / FLOAT_BYTES * l2_rate) for batch in batches]
     axes.plot(batches, roofs, color="0.3", label="roof: L2 cache, multiply-adds")
     for mode, marker in zip(MODES, MARKERS, strict=False):
-        labels = dict.fromkeys(shape(Cell.of(row)) for row in rows)
+        labels = dict.fromkeys(shape(Workload.of(row)) for row in rows)
         for label, colour in zip(labels, COLOURS, strict=False):
             points = {
                 row["batch"]: row["flops"] / row["median"]
                 for row in rows
-                if row["mode"] == mode and shape(Cell.of(row)) == label
+                if row["mode"] == mode and shape(Workload.of(row)) == label
             }
             axes.plot(
                 [*points],
@@ -202,12 +211,12 @@ def report(document: dict[str, Any]) -> str:
         f"L2 cache of {machine.l2_bytes >> 10} KiB and {machine.beyond_l2_rate / 1e9:.0f} GB/s "
         f"from beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
         f"{machine.hop_median * 1e9:.0f}). The floor counts multiply-adds and reading weight_hh, "
-        f"but not tanh, packing or call overhead. The peak of a cell is the rate of multiply-adds "
-        f"from registers, measured on one core right after the cell's rounds, at the clock that "
-        f"the layer leaves, times the number of threads: {min(peaks):.0f} to {max(peaks):.0f} "
+        f"but not tanh, packing or call overhead. The peak for a size is the rate of multiply-adds "
+        f"from registers, measured on one core right after the rounds of that size, at the clock "
+        f"that the layer leaves, times the number of threads: {min(peaks):.0f} to {max(peaks):.0f} "
         f"GFLOP/s. {SIZES}"
         f"\n\n{table(document['rows'])}\n\nFractions of the peak that the forward pass reaches "
-        f"with tanh and with relu, in cells bound by multiply-adds:\n\n{activations}"
+        f"with tanh and with relu, at sizes bound by multiply-adds:\n\n{activations}"
     )
 
 

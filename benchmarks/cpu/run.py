@@ -1,10 +1,10 @@
 """Runs the benchmarks of `make bench` and reports them: `python -m benchmarks.cpu.run [--quick]`.
 
 Results go to `build/bench/`, which git ignores. With `--record` a full run replaces the recorded
-results, their tables in `docs/` and the summary in the README. A cell with a failed check is not
-timed; the others are, and the run ends with an error that names it. If that happens in the grid,
-nothing is recorded; if it happens in one of the programs after it, only that program's results are
-not. All cells are timed with `--record`, otherwise a third.
+results, their tables in `docs/` and the summary in the README, and times all workloads instead of a
+third. A workload with a failed check is not timed; the others are, and the run ends with an error
+that names it. If a check fails in the grid, nothing is recorded; if it fails in one of the programs
+that run afterwards, only that program's results are not recorded.
 """
 
 import json
@@ -16,7 +16,7 @@ from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
 OTHERS = ("cpu.steps", "cpu.torch_operators", "classifier.run")
-"""Programs that run after the cells of the grid."""
+"""Programs that run after the grid."""
 OTHERS_OF_RECORDS = ("cpu.fading",)
 """Programs that run only with `--record`."""
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cpu.peers import cells
+from benchmarks.cpu.peers import workloads
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Cell, shape
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Workload, shape
 from namernn_fast import FusedRNN, ops
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.bench.workload import call_of, draw_gradients
+from namernn_fast.bench.timed_calls import call_of, draw_gradients
 
 LAYERS = {
     f"{FUSED} float32": (FusedRNN, torch.float32),
@@ -29,39 +29,39 @@ LAYERS = {
 }
 
 
-def calls(cell: Cell) -> dict[str, Call]:
-    """Returns the calls of every layer and dtype in one cell."""
-    found: dict[str, Call] = {}
+def calls(workload: Workload) -> dict[str, TimedCall]:
+    """Returns the calls of a workload with every layer and dtype."""
+    found: dict[str, TimedCall] = {}
     for name, (layer_class, dtype) in LAYERS.items():
         torch.manual_seed(0)
-        layer = layer_class(cell.input_size, cell.hidden_size, dtype=dtype)
-        input = torch.randn(cell.seq_len, cell.batch, cell.input_size, dtype=dtype)
-        found[name] = call_of(layer, input, cell.mode, draw_gradients(layer, input))
+        layer = layer_class(workload.input_size, workload.hidden_size, dtype=dtype)
+        input = torch.randn(workload.seq_len, workload.batch, workload.input_size, dtype=dtype)
+        found[name] = call_of(layer, input, workload.mode, draw_gradients(layer, input))
     return found
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every cell; returns a row for each."""
+    """Times every workload; returns a row for each."""
     rows = []
     budget = pages.time_budget(options, max_rounds=20)
-    for cell in pages.chosen(cells(), options):
-        with torch.inference_mode(cell.mode == FORWARD):
-            rounds = race(calls(cell), budget)
+    for workload in pages.chosen(workloads(), options):
+        with torch.inference_mode(workload.mode == FORWARD):
+            rounds = race(calls(workload), budget)
         medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        rows.append({**dataclasses.asdict(cell), "medians": medians})
-        print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()))
+        rows.append({**dataclasses.asdict(workload), "medians": medians})
+        print(workload, *(f"{name} {duration(value)}" for name, value in medians.items()))
     return rows
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a line for each cell of a mode."""
+    """Returns a line for each workload of a mode."""
     single, *others = LAYERS
     lines = [["(D, H, T)", "B", single, *(x for name in others for x in (name, "speed-up"))]]
     for row in rows:
         if row["mode"] != mode:
             continue
-        medians, cell = row["medians"], Cell.of(row)
-        line = [shape(cell), str(cell.batch), duration(medians[single])]
+        medians, workload = row["medians"], Workload.of(row)
+        line = [shape(workload), str(workload.batch), duration(medians[single])]
         for name in others:
             line += [duration(medians[name]), ratio(medians[single] / medians[name])]
         lines.append(line)

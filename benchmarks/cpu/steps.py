@@ -1,8 +1,8 @@
 """Times the step modules against torch's cells: `python -m benchmarks.cpu.steps [--record]`.
 
-A step module runs torch's own cell where that is not slower, so a speed-up of about 1 means that it
-does. Each call takes states that are given; in training, both states of an LSTM have gradients. All
-sizes are timed with `--record`, on one thread too; otherwise a few, with `--threads` threads.
+A step module runs torch's own cell if that is not slower, and then has a speed-up of about 1. Each
+call gets states; in training, both states of an LSTM have gradients. With `--record` all sizes are
+timed, both on `--threads` threads and on one; otherwise only a few, on `--threads` threads.
 """
 
 import argparse
@@ -21,30 +21,30 @@ from benchmarks.harness.grid import FORWARD, MODES, TRAINING
 from benchmarks.harness.spread import paired_speed_up
 from namernn_fast import explain
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.cells import CELLS
-from namernn_fast.step_modules import STEP_MODULES, states_in
+from namernn_fast.nn.step_modules import STEP_MODULES, states_in
 from namernn_fast.testing import assert_within_budget
 
 MODULES: dict[str, tuple[type, type]] = {
-    kind: (cell.torch_step_module, STEP_MODULES[kind]) for kind, cell in CELLS.items()
+    name: (cell.torch_step_module, STEP_MODULES[name]) for name, cell in CELLS.items()
 }
-"""Torch's cell and the step module of each kind."""
+"""Torch's module and the step module of each cell."""
 SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size
 BATCHES = (1, 8, 64)
 FEW_SIZES, FEW_BATCHES = (8, 64, 512), (1, 64)
-"""What a run that does not record times."""
+"""The sizes that are timed without `--record`."""
 
 Inputs = tuple[Tensor, Any, tuple[Tensor, ...]]
 """The input of a step, its states, and the gradients of the new states."""
 
 
-def draw(kind: str, size: int, batch: int) -> Inputs:
-    """Draws what a step reads, and the gradients of its states."""
+def draw(cell: str, size: int, batch: int) -> Inputs:
+    """Draws the input and the states of a step, and the gradients of its new states."""
     generator = torch.Generator().manual_seed(1)
     x, *tensors = (torch.randn(batch, size, generator=generator) for _ in range(5))
-    count = len(CELLS[kind].states)
+    count = len(CELLS[cell].states)
     hx = tuple(tensors[:count])
     return x, hx if count == 2 else hx[0], tuple(tensors[2 : 2 + count])
 
@@ -72,12 +72,12 @@ def results(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> dict[str, Tens
     return {name: value.detach() for name, value in named.items()}
 
 
-def gated_calls(kind: str, mode: str, size: int, batch: int) -> dict[str, Call]:
+def gated_calls(cell: str, mode: str, size: int, batch: int) -> dict[str, TimedCall]:
     """Returns the calls of torch's cell and of the step module, after the gate has passed."""
     torch.manual_seed(0)
-    theirs, ours = (cls(size, size) for cls in MODULES[kind])
+    theirs, ours = (cls(size, size) for cls in MODULES[cell])
     ours.load_state_dict(theirs.state_dict())
-    inputs = draw(kind, size, batch)
+    inputs = draw(cell, size, batch)
     exact = tree_map(Tensor.double, inputs)
     with torch.inference_mode(mode == FORWARD):
         found = [results(module, mode, inputs) for module in (ours, theirs)]
@@ -90,24 +90,26 @@ def gated_calls(kind: str, mode: str, size: int, batch: int) -> dict[str, Call]:
 
 
 def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every size whose results are right; returns a row for each, and adds the others to
-    `wrong`."""
+    """Times every cell and size.
+
+    Returns a row for each size with correct results, and adds the others to `wrong`.
+    """
     rows = []
     budget = pages.time_budget(options, max_rounds=60)
     threads = sorted({1, options.threads}) if options.record else [options.threads]
     sizes, batches = (SIZES, BATCHES) if options.record else (FEW_SIZES, FEW_BATCHES)
     sizes = sizes[:2] if options.quick else sizes
-    for count, kind, size, batch, mode in product(threads, MODULES, sizes, batches, MODES):
+    for count, cell, size, batch, mode in product(threads, MODULES, sizes, batches, MODES):
         pages.settle(count)
-        row = {"threads": count, "kind": kind, "size": size, "batch": batch, "mode": mode}
+        row = {"threads": count, "cell": cell, "size": size, "batch": batch, "mode": mode}
         with pages.gated(row, wrong):
-            calls = gated_calls(kind, mode, size, batch)
+            calls = gated_calls(cell, mode, size, batch)
             with torch.inference_mode(mode == FORWARD):
                 rounds = race(calls, budget)
             row["speed_up"] = paired_speed_up(rounds["torch"].seconds, rounds["fused"].seconds)
             row["medians"] = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-            x, hx, _ = draw(kind, size, batch)
-            row["path"] = explain(MODULES[kind][1](size, size), x, hx).path
+            x, hx, _ = draw(cell, size, batch)
+            row["path"] = explain(MODULES[cell][1](size, size), x, hx).path
             rows.append(row)
             print(row, flush=True)
     return rows
@@ -123,7 +125,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             if row["mode"] != mode:
                 continue
-            name = MODULES[row["kind"]][1].__name__
+            name = MODULES[row["cell"]][1].__name__
             start = [name, str(row["size"]), str(row["batch"]), row["path"]]
             line = lines.setdefault((name, row["size"], row["batch"]), start)
             ratios.append(row["speed_up"])

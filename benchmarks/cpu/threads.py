@@ -1,4 +1,4 @@
-"""The plan for machines with more threads than this one: `python -m benchmarks.cpu.threads`.
+"""Shows the plan for machines with more threads than this one: `python -m benchmarks.cpu.threads`.
 
 The table shows the groups x members that the plan in `csrc/plan.cpp` chooses for each number of
 threads, and the time that its cost model predicts. Nothing is timed.

@@ -1,8 +1,8 @@
 """Times the reference path: `python -m benchmarks.cpu.torch_operators [--record]`.
 
 The reference path serves every device and dtype without a kernel. Here the C++ extension is
-disabled, so that this path runs on a CPU, against `nn.RNN`. All batches are timed with `--record`,
-otherwise two.
+disabled, so that this path runs on a CPU; it is raced against `nn.RNN`. With `--record` all batch
+sizes are timed, otherwise two.
 """
 
 import argparse
@@ -26,59 +26,61 @@ from benchmarks.harness.grid import (
     PACKED,
     SHAPES,
     SIZES,
-    Cell,
+    Workload,
 )
 from benchmarks.harness.spread import paired_speed_up
-from namernn_fast import availability
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.bench.workload import gated_calls
+from namernn_fast.bench.timed_calls import gated_calls
+from namernn_fast.machine import availability
 
 LAYER_BATCHES = (1, 16, 64, 256)
 FEW_BATCHES = (1, 64)
 LARGEST_WORK = 10**9
-"""Limit of multiply-adds of a timed forward pass."""
+"""The maximum number of multiply-adds in a timed forward pass."""
 
 
-def layer_calls(cell: Cell) -> dict[str, Call]:
+def layer_calls(workload: Workload) -> dict[str, TimedCall]:
     """Returns the gated calls of both layers on dense or packed input."""
     torch.manual_seed(1)
-    input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
-    if cell.family == DENSE:
-        return gated_calls(cell, input)
-    lengths = torch.randint(1, cell.seq_len + 1, (cell.batch,))
-    return gated_calls(cell, pack_padded_sequence(input, lengths, enforce_sorted=False))
+    input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+    if workload.family == DENSE:
+        return gated_calls(workload, input)
+    lengths = torch.randint(1, workload.seq_len + 1, (workload.batch,))
+    return gated_calls(workload, pack_padded_sequence(input, lengths, enforce_sorted=False))
 
 
-def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
-    """Yields what identifies each row, and what makes its calls."""
+def workloads(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
+    """Yields the fields that identify each row, and a function that makes its calls."""
     batches = LAYER_BATCHES if options.record else FEW_BATCHES
     for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, batches, MODES):
-        cell = Cell(family, mode, batch, *shape)
-        if batch * cell.row_work > LARGEST_WORK or (options.quick and not cell.is_small):
+        workload = Workload(family, mode, batch, *shape)
+        if batch * workload.row_work > LARGEST_WORK or (options.quick and not workload.is_small):
             continue
-        of_row = {"family": family, "threads": options.threads, "shape": shape, "batch": batch}
-        yield of_row | {"mode": mode}, partial(layer_calls, cell)
+        row_fields = {"family": family, "threads": options.threads, "shape": shape, "batch": batch}
+        yield row_fields | {"mode": mode}, partial(layer_calls, workload)
 
 
 def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every case whose results are right; returns a row for each, and adds the others to
-    `wrong`."""
+    """Times every workload.
+
+    Returns a row for each workload with correct results, and adds the others to `wrong`.
+    """
     availability.HAS_EXTENSION = False
     rows: list[dict[str, Any]] = []
     budget = pages.time_budget(options, max_rounds=100)
     if not options.quick:
         budget = dataclasses.replace(budget, round_seconds=0.003)
-    for of_row, make_calls in cases(options):
-        pages.settle(of_row["threads"])
-        with pages.gated(of_row, wrong):
+    for row_fields, make_calls in workloads(options):
+        pages.settle(row_fields["threads"])
+        with pages.gated(row_fields, wrong):
             calls = make_calls()
-            with torch.inference_mode(of_row["mode"] == FORWARD):
+            with torch.inference_mode(row_fields["mode"] == FORWARD):
                 rounds = race(calls, budget)
             medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
             speed_up = paired_speed_up(rounds[BASELINE].seconds, rounds[FUSED].seconds)
-            rows.append({**of_row, "medians": medians, "speed_up": speed_up})
+            rows.append({**row_fields, "medians": medians, "speed_up": speed_up})
             print(rows[-1], flush=True)
     return rows
 

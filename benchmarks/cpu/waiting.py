@@ -1,7 +1,7 @@
-"""Times how threads wait: `python -m benchmarks.cpu.waiting [--record]`.
+"""Times training steps under two waiting policies: `python -m benchmarks.cpu.waiting [--record]`.
 
-It times a training step of a small batch, in fresh processes with `OMP_WAIT_POLICY` unset and set
-to `passive`, on an idle machine and next to programs that keep every processor busy.
+They run on a small batch, in fresh processes with `OMP_WAIT_POLICY` unset or set to `passive`, on
+an idle machine and next to programs that keep every processor busy.
 """
 
 import itertools
@@ -26,7 +26,7 @@ VARIABLE = "OMP_WAIT_POLICY"
 def measure(name: str, threads: int, seconds: float) -> float:
     """Returns the mean seconds of a training step in this process, which should be fresh.
 
-    The mean, not the median, because a program waits for all steps, the slowest included.
+    It is the mean, not the median, because a program waits for all steps, even the slowest.
     """
     import torch
 
@@ -58,7 +58,7 @@ def _spin() -> None:
 
 @contextmanager
 def _neighbours(are_busy: bool) -> Iterator[None]:
-    """Runs programs that keep every processor busy, if wanted."""
+    """Runs programs that keep every processor busy if `are_busy`."""
     context = multiprocessing.get_context("spawn")
     count = (os.cpu_count() or 1) if are_busy else 0
     running = [context.Process(target=_spin, daemon=True) for _ in range(count)]
@@ -103,13 +103,13 @@ def main() -> None:
     from namernn_fast.bench.machine import cpu_name
 
     options = pages.parse(pages.parser(__doc__, seconds=6.0))
-    each = options.seconds / 3
+    seconds = options.seconds / 3
     found: dict[str, list[float]] = {}
     rounds = 1 if options.quick else 3
     for state, _ in itertools.product(NEIGHBOURS, range(rounds)):
         with _neighbours(NEIGHBOURS[state]):
             for name, policy in itertools.product(LAYERS, POLICIES):
-                taken = _under(POLICIES[policy], name, options.threads, each)
+                taken = _under(POLICIES[policy], name, options.threads, seconds)
                 found.setdefault(f"{state}, {name}, {policy}", []).append(taken)
     document = {"cpu": cpu_name(), "processors": os.cpu_count(), "threads": options.threads}
     document["rounds"] = found

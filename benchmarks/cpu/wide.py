@@ -1,8 +1,8 @@
 """Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record] [--threads N]`.
 
 These calls are bandwidth-bound: each step reads `weight_hh` for one to eight sequences. The read
-floor of a cell is the time to read the weights as often as needed, at the rate at which the threads
-read a block of the same size from the nearest memory that can hold it.
+floor of a workload is the time to read the weights as often as needed, at the rate at which the
+threads read a block of the same size from the nearest memory that can hold it.
 """
 
 import argparse
@@ -13,12 +13,21 @@ from typing import Any
 import torch
 
 from benchmarks.harness import machine, pages
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, TRAINING, Cell, shape
+from benchmarks.harness.grid import (
+    BASELINE,
+    DENSE,
+    FORWARD,
+    FUSED,
+    MODES,
+    TRAINING,
+    Workload,
+    shape,
+)
 from benchmarks.harness.spread import speed_up_interval
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.bench.workload import gated_calls, rows_of_oracle
+from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
 SHAPES = {  # (input_size, hidden_size, seq_len, batch)
     torch.float32: (
@@ -86,60 +95,65 @@ WORST = 10
 PROBE_SECONDS = 0.05
 
 
-def cells(quick: bool) -> list[tuple[torch.dtype, Cell]]:
-    """Returns the cells of both modes with their dtypes."""
+def workloads(quick: bool) -> list[tuple[torch.dtype, Workload]]:
+    """Returns the workloads of both modes with their dtypes."""
     return [
-        (dtype, Cell(DENSE, mode, batch, *sizes))
+        (dtype, Workload(DENSE, mode, batch, *sizes))
         for dtype, shapes in SHAPES.items()
         for *sizes, batch in (shapes[:QUICK_SHAPES] if quick else shapes)
         for mode in MODES
     ]
 
 
-def calls(cell: Cell, dtype: torch.dtype) -> dict[str, Call]:
+def calls(workload: Workload, dtype: torch.dtype) -> dict[str, TimedCall]:
     """Returns the gated calls of both layers in a dtype."""
     torch.manual_seed(1)
-    input = torch.randn(cell.seq_len, cell.batch, cell.input_size, dtype=dtype)
+    input = torch.randn(workload.seq_len, workload.batch, workload.input_size, dtype=dtype)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # for the layers that `gated_calls` creates
     try:
-        return gated_calls(cell, input, rows_of_oracle(cell))
+        return gated_calls(workload, input, rows_of_oracle(workload))
     finally:
         torch.set_default_dtype(before)
 
 
-def weights_read(cell: Cell) -> int:
-    """Returns the minimum number of weights that a call reads: `weight_ih` once, and `weight_hh` in
-    each step and pass except the first step, which has no state to multiply."""
-    passes = 2 if cell.mode == TRAINING else 1
-    recurrent = passes * (cell.seq_len - 1) * cell.hidden_size
-    return (cell.input_size + recurrent) * cell.hidden_size
+def weights_read(workload: Workload) -> int:
+    """Returns the minimum number of weights that a call reads.
+
+    A call reads `weight_ih` once, and `weight_hh` in each step of each pass except the first step,
+    which has no state to multiply.
+    """
+    passes = 2 if workload.mode == TRAINING else 1
+    recurrent = passes * (workload.seq_len - 1) * workload.hidden_size
+    return (workload.input_size + recurrent) * workload.hidden_size
 
 
-def floor(cell: Cell, dtype: torch.dtype, threads: int) -> float:
+def floor(workload: Workload, dtype: torch.dtype, threads: int) -> float:
     """Returns the seconds that the threads need to read the weights as often as a call must."""
-    weights = (cell.input_size + cell.hidden_size) * cell.hidden_size
+    weights = (workload.input_size + workload.hidden_size) * workload.hidden_size
     rate = machine.read_rate(threads, dtype.itemsize * weights, PROBE_SECONDS)
-    return dtype.itemsize * weights_read(cell) / rate
+    return dtype.itemsize * weights_read(workload) / rate
 
 
 def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every cell with correct results; returns a row for each, and adds the others to
-    `wrong`."""
+    """Times every workload.
+
+    Returns a row for each workload with correct results, and adds the others to `wrong`.
+    """
     rows: list[dict[str, Any]] = []
     budget = pages.time_budget(options, max_rounds=30)
-    for dtype, cell in cells(options.quick):
+    for dtype, workload in workloads(options.quick):
         name = str(dtype).removeprefix("torch.")
-        with pages.gated(f"{cell} in {name}", wrong):
-            found = calls(cell, dtype)
-            with torch.set_grad_enabled(cell.mode != FORWARD):
+        with pages.gated(f"{workload} in {name}", wrong):
+            found = calls(workload, dtype)
+            with torch.set_grad_enabled(workload.mode != FORWARD):
                 rounds = {layer: timed.seconds for layer, timed in race(found, budget).items()}
             medians = {layer: statistics.median(seconds) for layer, seconds in rounds.items()}
-            row = {**dataclasses.asdict(cell), "dtype": name, "medians": medians}
+            row = {**dataclasses.asdict(workload), "dtype": name, "medians": medians}
             row["rounds"] = len(rounds[FUSED])
             row["spread"] = speed_up_interval(rounds[BASELINE], rounds[FUSED])
-            rows.append(row | {"floor": floor(cell, dtype, options.threads)})
-            print(*line(rows[-1]), cell.mode, name, sep="  ", flush=True)
+            rows.append(row | {"floor": floor(workload, dtype, options.threads)})
+            print(*line(rows[-1]), workload.mode, name, sep="  ", flush=True)
     return rows
 
 
@@ -150,11 +164,11 @@ def speed_up(row: dict[str, Any]) -> float:
 
 def line(row: dict[str, Any]) -> list[str]:
     """Returns the line of a row in a table."""
-    cell, medians = Cell.of(row), row["medians"]
+    workload, medians = Workload.of(row), row["medians"]
     low, high = row["spread"]
     return [
-        shape(cell),
-        str(cell.batch),
+        shape(workload),
+        str(workload.batch),
         *(duration(medians[layer]) for layer in (BASELINE, FUSED)),
         ratio(speed_up(row)),
         f"{low:.2f} to {high:.2f}",
@@ -163,7 +177,7 @@ def line(row: dict[str, Any]) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns the worst cells of a mode and the geometric mean of all, for each dtype."""
+    """Returns the worst sizes in a mode and the geometric mean of all, for each dtype."""
     parts = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         found = [row for row in rows if (row["dtype"], row["mode"]) == (dtype, mode)]
@@ -173,7 +187,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         mean = statistics.geometric_mean(map(speed_up, found))
         head = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "95 %", "of read floor"]]
         parts.append(
-            f"The worst {len(worst)} of {len(found)} cells in {dtype}; the geometric mean of all "
+            f"The worst {len(worst)} of {len(found)} sizes in {dtype}; the geometric mean of all "
             f"is {ratio(mean)}:\n\n{markdown(head + [line(row) for row in worst])}"
         )
     return "\n\n".join(parts)
@@ -183,7 +197,7 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     counts = [row["rounds"] for row in document["rows"]]
     if not counts:
-        return "No cell was timed."
+        return "No workload was timed."
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); torch {document['torch']}. Speed-ups "
         f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, with their 95 % "

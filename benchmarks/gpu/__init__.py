@@ -1,1 +1,1 @@
-"""Benchmarks on GPUs, and what compiled kernels take."""
+"""Benchmarks on GPUs."""

@@ -1,8 +1,9 @@
 """Races the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
 
-It needs a GPU, torch, Triton and NumPy, but no installed package, extension or network; without
-matplotlib it skips the plots. `--dry-run` runs the same code on the CPU, with kernels in Triton's
-interpreter, on tiny cells: it shows that everything works, and measures nothing.
+It needs a GPU, torch, Triton and NumPy. It runs without installing the package, without the
+extension and without a network, and skips the plots if matplotlib is missing. `--dry-run` runs the
+same code on the CPU, with kernels in Triton's interpreter, on tiny workloads: it shows that
+everything works, and measures nothing.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ def check_gpu() -> None:
 
 
 def exit_status(rows: list[Row]) -> int:
-    """Returns 1 if a call failed or was wrong; a graph that cannot be captured is a result."""
+    """Returns 1 if a call failed or was wrong; a graph that cannot be captured is no failure."""
     bad = [r for r in rows if r["status"] == RED or (r["status"], r["launch"]) == (FAILED, EAGER)]
     return 1 if bad else 0
 
@@ -36,9 +37,11 @@ def exit_status(rows: list[Row]) -> int:
 def main() -> int:
     begun = time.monotonic()
     parser = pages.parser(__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="tiny cells under the interpreter")
     parser.add_argument(
-        "--minutes", type=float, default=7.0, help="start no cell after this many minutes"
+        "--dry-run", action="store_true", help="tiny workloads under the interpreter"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=7.0, help="start no workload after this many minutes"
     )
     parser.add_argument("--output", type=Path, help="the folder for table, JSON and plots")
     options = pages.parse(parser)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu.resources import H100
 from benchmarks.harness.grid import TRAINING
-from namernn_fast import availability, gpu, ops
-from namernn_fast.bench.workload import Input, call_of, draw_gradients
+from namernn_fast import gpu, ops
+from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.gpu.device import Device
+from namernn_fast.machine import availability
 from namernn_fast.testing import BudgetError
+from tools.gpu.resources import H100
 
 OPERATORS = ("forward", "backward")
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -29,7 +30,7 @@ def restart_interpreted() -> None:
 
 
 def on_cuda(name: str) -> Callable[..., Any]:
-    """Returns the registered implementation of an operator on CUDA, for tensors of any device."""
+    """Returns an operator's CUDA implementation as a function of tensors on any device."""
     return partial(getattr(ops, name).redispatch, _CUDA)
 
 
@@ -51,13 +52,13 @@ def serve_cpu_tensors(
     for name in OPERATORS:
         library.impl(name, operator(name), "CPU", allow_override=True)
     gpu_device.find_device = lambda index: device()
-    ops.gpu_backend = lambda device: gpu  # without a look at the GPU
+    ops.gpu_backend = lambda device: gpu  # without looking for a GPU
     availability.why_not_cpu_kernel = lambda input: None
     return library
 
 
 class Interpreted:
-    """Replaces the CPU operators by the Triton operators, and counts their calls.
+    """Replaces the CPU operators with the Triton operators, and counts their calls.
 
     The change lasts for the rest of the process.
     """
@@ -73,10 +74,10 @@ class Interpreted:
         return on_cuda(name)(*arguments)
 
     def path(self, layer: nn.RNN, input: Input) -> str:
-        """Names the path if a training step calls both Triton operators once.
+        """Returns the name of the path, after checking that a training step runs on Triton.
 
         Raises:
-            BudgetError: It does not.
+            BudgetError: A training step does not call each Triton operator exactly once.
         """
         before = dict(self.calls)
         call_of(layer, input, TRAINING, draw_gradients(layer, input))()

@@ -6,7 +6,7 @@ from torch.nn.functional import linear
 FLASH = "FlashRNN"
 # FlashRNN rounds differently; a wrong formula has a far larger error.
 FLASH_ERROR = 0.05
-# Approximate seconds that FlashRNN needs to compile for one cell.
+# Approximate seconds that FlashRNN takes to compile for one workload.
 FLASH_COMPILES = 120
 
 

@@ -1,4 +1,4 @@
-"""The cells that are raced on a GPU, and their precisions.
+"""The workloads that are raced on a GPU, and their precisions.
 
 The grid is a selection: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024
 steps all occur, but not in every combination.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.harness.grid import DENSE, MODES, PACKED, PACKED_SHAPE, Cell
+from benchmarks.harness.grid import DENSE, MODES, PACKED, PACKED_SHAPE, Workload
 
 # By (input_size, hidden_size, seq_len), in the order in which they are timed.
 BATCHES = {
@@ -24,17 +24,17 @@ BATCHES = {
     (256, 256, 1024): (1, 64),
 }
 PACKED_BATCHES = (1, 16, 64, 256, 1024, 4096)
-CELLS = (
+WORKLOADS = (
     *(
-        Cell(DENSE, mode, batch, *shape)
+        Workload(DENSE, mode, batch, *shape)
         for shape, batches in BATCHES.items()
         for batch in batches
         for mode in MODES
     ),
-    *(Cell(PACKED, mode, batch, *PACKED_SHAPE) for batch in PACKED_BATCHES for mode in MODES),
+    *(Workload(PACKED, mode, batch, *PACKED_SHAPE) for batch in PACKED_BATCHES for mode in MODES),
 )
-DRY_CELLS = tuple(
-    Cell(family, mode, 3, 4, 5, seq_len)
+DRY_WORKLOADS = tuple(
+    Workload(family, mode, 3, 4, 5, seq_len)
     for family, seq_len in ((DENSE, 3), (PACKED, None))
     for mode in MODES
 )
@@ -42,7 +42,7 @@ DRY_CELLS = tuple(
 
 @dataclass(frozen=True)
 class Precision:
-    """The precision of a cell."""
+    """A precision that workloads are raced in."""
 
     name: str
     dtype: torch.dtype
@@ -53,8 +53,8 @@ class Precision:
     def of_the_process(self) -> Iterator[None]:
         """Sets float32 to IEEE everywhere if this is float32 without rounding.
 
-        Otherwise torch's default settings stay, as in a user's program: TF32 only for RNNs. The
-        settings are restored afterwards.
+        Otherwise torch's defaults stay, as in a user's program: TF32 only for RNNs. The settings
+        are restored afterwards.
         """
         knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
         before = [knob.fp32_precision for knob in knobs]

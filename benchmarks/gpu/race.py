@@ -1,7 +1,7 @@
-"""Races one cell on a GPU: its input, its gate, the ways to launch it, and its clock.
+"""Races workloads on a GPU: draws their input, and launches, checks and times their calls.
 
-No cell is timed before its results have passed the gate, and no cell is dropped: the table and the
-JSON also list cells that were wrong, failed or came too late.
+No workload is timed before its results have passed the gate, and none is dropped: the table and the
+JSON also list workloads that were wrong, failed or came too late.
 """
 
 import copy
@@ -22,13 +22,13 @@ from triton.errors import TritonError
 from triton.testing import do_bench
 
 from benchmarks.gpu.flash import FLASH, FLASH_COMPILES, FLASH_ERROR, FlashElman
-from benchmarks.gpu.grid import BFLOAT16, CELLS, DRY_CELLS, FLOAT32, PRECISIONS, Precision
+from benchmarks.gpu.grid import BFLOAT16, DRY_WORKLOADS, FLOAT32, PRECISIONS, WORKLOADS, Precision
 from benchmarks.harness import surnames
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Workload
 from namernn_fast import FusedRNN, explain
-from namernn_fast.bench.race import Call, timed
-from namernn_fast.bench.workload import Input, call_of, draw_gradients, results
+from namernn_fast.bench.race import TimedCall, timed
+from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients, results
 from namernn_fast.names import NamesData, encode_names
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.testing import BudgetError, assert_within_budget
@@ -45,20 +45,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Platform:
-    """Where the cells run, how their calls are launched and timed, and which path they take."""
+    """Where the workloads run, how their calls are launched and timed, and which path they take."""
 
     device: str
-    cells: tuple[Cell, ...]
+    workloads: tuple[Workload, ...]
     precisions: tuple[Precision, ...]
-    launches: Mapping[str, Callable[[Call], Call]]
-    clock: Callable[[Call], list[float]]
+    launches: Mapping[str, Callable[[TimedCall], TimedCall]]
+    clock: Callable[[TimedCall], list[float]]
     """Returns the seconds of each round of a call."""
     path: Callable[[nn.RNN, Input], str]
     """Returns the path that the fused layer takes for an input."""
 
 
-def captured(call: Call) -> Call:
-    """Returns a call that replays `call` as a CUDA graph, into the captured tensors."""
+def captured(call: TimedCall) -> TimedCall:
+    """Returns a call that replays `call` as a CUDA graph and returns the captured tensors."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # lazy initialisation must not be captured
@@ -76,17 +76,17 @@ def captured(call: Call) -> Call:
     return replay
 
 
-def event_clock(call: Call) -> list[float]:
+def event_clock(call: TimedCall) -> list[float]:
     """Times a call with GPU events."""
     return [1e-3 * ms for ms in do_bench(call, **MILLISECONDS, return_mode="all")]
 
 
-def wall_clock(call: Call) -> list[float]:
+def wall_clock(call: TimedCall) -> list[float]:
     """Times a call with the host's clock."""
     return [timed(call) for _ in range(2)]
 
 
-def eager(call: Call) -> Call:
+def eager(call: TimedCall) -> TimedCall:
     """Returns the call itself: every operator is launched from Python."""
     return call
 
@@ -97,34 +97,34 @@ def explained_path(layer: nn.RNN, input: Input) -> str:
 
 
 GPU = Platform(
-    "cuda", CELLS, PRECISIONS, {EAGER: eager, GRAPH: captured}, event_clock, explained_path
+    "cuda", WORKLOADS, PRECISIONS, {EAGER: eager, GRAPH: captured}, event_clock, explained_path
 )
-DRY = Platform("cpu", DRY_CELLS, (FLOAT32,), {EAGER: eager}, wall_clock, explained_path)
+DRY = Platform("cpu", DRY_WORKLOADS, (FLOAT32,), {EAGER: eager}, wall_clock, explained_path)
 
 
 def known_names() -> NamesData:
     """Returns the local names if there are any, else the embedded sample, without downloading."""
-    at_hand = os.environ.get(surnames.VARIABLE) or surnames.SHARED.is_dir()
-    return surnames.names() if at_hand else embedded_sample()
+    is_local = os.environ.get(surnames.VARIABLE) or surnames.SHARED.is_dir()
+    return surnames.names() if is_local else embedded_sample()
 
 
-def draw_input(cell: Cell, dtype: torch.dtype, device: str) -> Input:
+def draw_input(workload: Workload, dtype: torch.dtype, device: str) -> Input:
     """Returns a dense time-major input, or a packed input with the lengths of names."""
     torch.manual_seed(1)
     lengths = None
-    if cell.family == PACKED:
-        known = encode_names([name for name, _ in known_names().rows]).lengths
-        lengths = known[torch.randint(len(known), (cell.batch,))]
-    steps = cell.seq_len or int(lengths.max())
-    input = torch.randn(steps, cell.batch, cell.input_size).to(device, dtype)
+    if workload.family == PACKED:
+        name_lengths = encode_names([name for name, _ in known_names().rows]).lengths
+        lengths = name_lengths[torch.randint(len(name_lengths), (workload.batch,))]
+    steps = workload.seq_len or int(lengths.max())
+    input = torch.randn(steps, workload.batch, workload.input_size).to(device, dtype)
     return input if lengths is None else pack_padded_sequence(input, lengths, enforce_sorted=False)
 
 
-def gate_rows(cell: Cell) -> Tensor | None:
-    """Returns the sequences that the gate checks; None, for all, if the batch is packed."""
-    if cell.family == PACKED:
+def gate_rows(workload: Workload) -> Tensor | None:
+    """Returns the sequences that the gate checks, or None for all sequences of a packed batch."""
+    if workload.family == PACKED:
         return None
-    return torch.linspace(0, cell.batch - 1, min(cell.batch, GATE_ROWS)).long()
+    return torch.linspace(0, workload.batch - 1, min(workload.batch, GATE_ROWS)).long()
 
 
 def baseline_path(input: Input) -> str:
@@ -133,21 +133,22 @@ def baseline_path(input: Input) -> str:
     return "cuDNN" if torch.backends.cudnn.is_acceptable(data) else "ATen"
 
 
-def race_cell(
-    cell: Cell, precision: Precision, platform: Platform, rival: str = BASELINE
+def race_workload(
+    workload: Workload, precision: Precision, platform: Platform, rival: str = BASELINE
 ) -> Iterator[Row]:
-    """Yields a row for every kind of launch of a cell, in the precision of the process.
+    """Yields a row for every way to launch a workload, in the precision of the process.
 
     Raises:
         BudgetError: The oracle and `nn.RNN` cannot be compared.
         RuntimeError, TritonError: No call can be timed.
     """
-    input = draw_input(cell, precision.dtype, platform.device)
-    kinds = {BASELINE: nn.RNN, FUSED: FusedRNN} | ({FLASH: FlashElman} if rival == FLASH else {})
+    input = draw_input(workload, precision.dtype, platform.device)
+    classes = {BASELINE: nn.RNN, FUSED: FusedRNN} | ({FLASH: FlashElman} if rival == FLASH else {})
+    sizes = workload.input_size, workload.hidden_size
     torch.manual_seed(0)
     layers = {
-        name: kind(cell.input_size, cell.hidden_size, device=platform.device, dtype=precision.dtype)
-        for name, kind in kinds.items()
+        name: layer_class(*sizes, device=platform.device, dtype=precision.dtype)
+        for name, layer_class in classes.items()
     }
     for layer in layers.values():
         layer.load_state_dict(layers[BASELINE].state_dict())
@@ -156,19 +157,19 @@ def race_cell(
         "nn.RNN_path": baseline_path(input),
     }
 
-    with torch.inference_mode(cell.mode == FORWARD):
-        look = partial(results, mode=cell.mode, rows=gate_rows(cell))
-        gradients = draw_gradients(layers[BASELINE], input) if cell.mode == TRAINING else ()
+    with torch.inference_mode(workload.mode == FORWARD):
+        look = partial(results, mode=workload.mode, rows=gate_rows(workload))
+        gradients = draw_gradients(layers[BASELINE], input) if workload.mode == TRAINING else ()
         exact_gradients = tuple(value.double() for value in gradients)
         precise = copy.deepcopy(layers[BASELINE]).double()
         exact_input = input.to(torch.float64)
-        oracle = look(precise, call_of(precise, exact_input, cell.mode, exact_gradients))
+        oracle = look(precise, call_of(precise, exact_input, workload.mode, exact_gradients))
         calls = {
-            name: call_of(layer, input, cell.mode, gradients) for name, layer in layers.items()
+            name: call_of(layer, input, workload.mode, gradients) for name, layer in layers.items()
         }
         theirs = look(layers[BASELINE], calls[BASELINE])
         for launch, launched in platform.launches.items():
-            row = {**label(cell, precision, launch, rival), **paths}
+            row = {**label(workload, precision, launch, rival), **paths}
             raced, failures = launch_calls({name: calls[name] for name in (rival, FUSED)}, launched)
             try:
                 if FUSED in raced:
@@ -185,8 +186,8 @@ def race_cell(
 
 
 def launch_calls(
-    calls: Mapping[str, Call], launched: Callable[[Call], Call]
-) -> tuple[dict[str, Call], list[str]]:
+    calls: Mapping[str, TimedCall], launched: Callable[[TimedCall], TimedCall]
+) -> tuple[dict[str, TimedCall], list[str]]:
     """Returns the launched calls by name, and the errors of calls that cannot be launched."""
     raced, failures = {}, []
     for name, call in calls.items():
@@ -197,7 +198,7 @@ def launch_calls(
     return raced, failures
 
 
-def time_calls(calls: Mapping[str, Call], platform: Platform) -> Row:
+def time_calls(calls: Mapping[str, TimedCall], platform: Platform) -> Row:
     """Times every call in two laps of opposite order, so that no call always follows another."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for name in (*calls, *reversed([*calls])):
@@ -208,10 +209,10 @@ def time_calls(calls: Mapping[str, Call], platform: Platform) -> Row:
     }
 
 
-def label(cell: Cell, precision: Precision, launch: str, rival: str) -> Row:
+def label(workload: Workload, precision: Precision, launch: str, rival: str) -> Row:
     """Returns the fields of a row that identify what is timed."""
     return {
-        **dataclasses.asdict(cell),
+        **dataclasses.asdict(workload),
         "precision": precision.name,
         "launch": launch,
         "rival": rival,
@@ -219,23 +220,24 @@ def label(cell: Cell, precision: Precision, launch: str, rival: str) -> Row:
 
 
 def run(platform: Platform, deadline: float) -> Iterator[Row]:
-    """Yields all rows of the grid in order; cells after the deadline are marked as not measured."""
-    plan = [(cell, p, BASELINE) for p in platform.precisions for cell in platform.cells]
+    """Yields all rows of the grid in order; workloads after the deadline count as not measured."""
+    plan = [(workload, p, BASELINE) for p in platform.precisions for workload in platform.workloads]
     if platform is GPU and importlib.util.find_spec("flashrnn") is not None:
         # FlashRNN comes last, because it compiles at its first call.
-        plan += [(cell, BFLOAT16, FLASH) for cell in platform.cells if cell.family == DENSE]
-    for cell, precision, rival in plan:
+        dense = [workload for workload in platform.workloads if workload.family == DENSE]
+        plan += [(workload, BFLOAT16, FLASH) for workload in dense]
+    for workload, precision, rival in plan:
         late = time.monotonic() > deadline - (FLASH_COMPILES if rival == FLASH else 0)
         outcome = {"status": LATE, "why": "the deadline had passed"}
         found: list[Row] = []
         try:
             if not late:
                 with precision.of_the_process():
-                    found = list(race_cell(cell, precision, platform, rival))
+                    found = list(race_workload(workload, precision, platform, rival))
         except (RuntimeError, TritonError) as error:
             outcome = {"status": FAILED, "why": str(error)}
         found = found or [
-            label(cell, precision, launch, rival) | outcome for launch in platform.launches
+            label(workload, precision, launch, rival) | outcome for launch in platform.launches
         ]
-        print(f"{cell} {precision.name} against {rival}: {found[-1]['status']}", flush=True)
+        print(f"{workload} {precision.name} against {rival}: {found[-1]['status']}", flush=True)
         yield from found

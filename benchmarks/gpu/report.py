@@ -18,7 +18,7 @@ from benchmarks.harness.grid import (
     MODES,
     SIZES,
     TRAINING,
-    Cell,
+    Workload,
     shape,
 )
 from namernn_fast.bench.tables import SLOWER, markdown, ratio
@@ -32,8 +32,8 @@ def speed_up(row: Row) -> float:
 
 
 def title(row: Row) -> str:
-    """Names the cell, the precision and the launch of a row."""
-    return f"{Cell.of(row)} {row['precision']} {row['launch']}"
+    """Names the workload, the precision and the launch of a row."""
+    return f"{Workload.of(row)} {row['precision']} {row['launch']}"
 
 
 def entries(row: Row) -> list[str]:
@@ -53,7 +53,7 @@ def table(rows: list[Row], rival: str) -> str:
         head += [mode, FUSED, "speed-up"]
     lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
-        place = (shape(Cell.of(row)), str(row["batch"]), row["precision"], row["launch"])
+        place = (shape(Workload.of(row)), str(row["batch"]), row["precision"], row["launch"])
         lines.setdefault(place, {})[row["mode"]] = entries(row)
     return markdown(
         [
@@ -67,8 +67,9 @@ def table(rows: list[Row], rival: str) -> str:
 
 
 def summary(rows: list[Row]) -> str:
-    """Returns the mean and the worst cell of each mode, precision and launch, and of each mode."""
-    lines = [["mode", "precision", "launch", "cells", "geometric mean", "worst", "its cell"]]
+    """Returns the mean and the worst workload by mode, precision and launch, and by mode alone."""
+    head = ["mode", "precision", "launch", "workloads", "geometric mean", "worst", "worst workload"]
+    lines = [head]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["mode"], row["precision"], row["launch"]), []).append(row)
@@ -87,7 +88,7 @@ def listed(what: str, rows: list[str]) -> str:
 
 
 def section(rows: list[Row], rival: str) -> str:
-    """Returns everything about the race against one rival."""
+    """Returns the section about the race against one rival."""
     rows = [row for row in rows if row["rival"] == rival]
     measured = [row for row in rows if row["status"] == MEASURED]
     parts = [f"## Against {rival}", summary(measured) if measured else "Nothing was measured."]
@@ -135,7 +136,7 @@ def report(document: dict[str, Any]) -> str:
         f"`{FORWARD}` is under `inference_mode`; `{TRAINING}` computes the gradients of all "
         "parameters from fixed random gradients at `output` and `h_n`. "
         f"Packed batches have the lengths of names, drawn from {machine['names']}; packing is not "
-        "timed. Every cell passed the gate, in every precision and launch, before it was timed. "
+        "timed. Every workload passed the gate in every precision and launch before it was timed. "
         f"{SIZES} {SLOWER} marks a loss."
     )
     rivals = dict.fromkeys(row["rival"] for row in document["rows"])
@@ -143,21 +144,21 @@ def report(document: dict[str, Any]) -> str:
 
 
 def plot(rows: list[Row], folder: Path) -> list[Path]:
-    """Draws the speed-up against batch size: a figure for each mode and launch, a panel a shape."""
+    """Draws speed-ups against the batch size: a figure per mode and launch, a panel per shape."""
     from matplotlib import pyplot
 
     from benchmarks.report.plots import save
-    from namernn_fast.bench.cells import LAYERS_OF
     from namernn_fast.bench.plot import Points, draw, speed_up
+    from namernn_fast.bench.workloads import LAYERS_OF
 
     pyplot.switch_backend("Agg")
     figures: dict[tuple[str, str], dict[str, dict[str, Points]]] = {}
     for row in rows:
         if row["status"] == MEASURED and row["rival"] == BASELINE:
             panels = figures.setdefault((row["mode"], row["launch"]), {})
-            cell = Cell.of(row)
-            line = panels.setdefault(shape(cell), {}).setdefault(row["precision"], {})
-            line[cell.batch] = speed_up(cell, row["medians"])
+            workload = Workload.of(row)
+            line = panels.setdefault(shape(workload), {}).setdefault(row["precision"], {})
+            line[workload.batch] = speed_up(workload, row["medians"])
     paths = []
     for (mode, launch), panels in figures.items():
         file = "_".join(("gpu", *f"{mode} {launch}".lower().replace("+", "and").split()))

@@ -18,7 +18,7 @@ MOMENT = 0.0002
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates per second, measured while the machine is idle otherwise, or nearly so."""
+    """Rates per second, measured on an otherwise idle machine."""
 
     threads: int
     flops: float
@@ -30,10 +30,10 @@ class Machine:
     l2_bytes: int
     """Size of a core's L2 cache in bytes."""
     hop: float
-    """The minimum seconds for a word to go from core to core; a barrier takes two such hops. 0 on
-    one thread."""
+    """The minimum seconds to pass a word from core to core; a barrier takes two such hops. 0 on one
+    thread."""
     hop_median: float
-    """The median seconds for a word to go from core to core; 0 on one thread."""
+    """The median seconds to pass a word from core to core; 0 on one thread."""
 
 
 @cache
@@ -54,7 +54,7 @@ def _probe() -> ctypes.CDLL:
 
 
 def hop() -> tuple[float, float]:
-    """Returns the minimum and the median seconds for a word to go from core to core."""
+    """Returns the minimum and the median seconds to pass a word from core to core."""
     least, median = ctypes.c_double(), ctypes.c_double()
     _probe().hop_seconds(ctypes.byref(least), ctypes.byref(median))
     return least.value, median.value
@@ -67,14 +67,14 @@ def multiply_add_rate(threads: int, seconds: float) -> float:
 
 
 def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
-    """Returns the bytes per second at which threads repeatedly read a block, each its own part."""
+    """Returns the bytes per second at which threads reread a block; each reads its own part."""
     parts = [block_bytes // threads] * threads
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
 
 
 def momentary_rate() -> float:
-    """Returns the calling thread's operations per second, before its clock can change."""
+    """Measures the calling thread's operations per second, too briefly for its clock to change."""
     return _probe().multiply_add_rate(MOMENT)
 
 

@@ -1,4 +1,4 @@
-"""What all measuring programs share: options, warming up the process, and writing results.
+"""Code that all measuring programs share: options, settling the process, and writing results.
 
 Without `--record` a program writes its raw rows, its tables and its plots to `build/bench/`, which
 git ignores. With `--record` it replaces the results in `benchmarks/results/` and the tables in the
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.grid import MODES, SIZES, Cell
+from benchmarks.harness.grid import MODES, SIZES, Workload
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
@@ -29,7 +29,7 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
     Args:
         description: The docstring of the program; its first line is shown.
-        seconds: The default time per cell; None for a program that times nothing.
+        seconds: The default time per workload; None for a program that times nothing.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(
@@ -37,9 +37,9 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
     )
     if seconds is not None:
         parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-        parser.add_argument("--seconds", type=float, default=seconds, help="for each cell")
+        parser.add_argument("--seconds", type=float, default=seconds, help="for each workload")
         parser.add_argument(
-            "--quick", action="store_true", help="a trial run: small cells and few short rounds"
+            "--quick", action="store_true", help="a trial run: small workloads and few short rounds"
         )
     return parser
 
@@ -68,30 +68,32 @@ def settle(threads: int) -> None:
 
 
 def time_budget(options: argparse.Namespace, max_rounds: int) -> TimeBudget:
-    """Returns the time budget of a cell, from the options `--seconds` and `--quick`."""
+    """Returns the time budget of a workload, from the options `--seconds` and `--quick`."""
     if options.quick:
         return QUICK
     return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=0.01)
 
 
-def chosen(cells: Iterable[Cell], options: argparse.Namespace) -> list[Cell]:
-    """Returns the cells to run: only the small ones with `--quick`."""
-    return [cell for cell in cells if cell.is_small or not options.quick]
+def chosen(workloads: Iterable[Workload], options: argparse.Namespace) -> list[Workload]:
+    """Returns the workloads to run: only the small ones with `--quick`."""
+    return [workload for workload in workloads if workload.is_small or not options.quick]
 
 
 @contextmanager
-def gated(cell: object, wrong: list[str]) -> Iterator[None]:
-    """Catches a `BudgetError` of a cell, prints it and adds it to `wrong`, so that the program
-    continues with the next cell."""
+def gated(checked: object, wrong: list[str]) -> Iterator[None]:
+    """Catches a `BudgetError`, prints it with what was `checked`, and adds both to `wrong`.
+
+    The program continues with the next workload.
+    """
     try:
         yield
     except BudgetError as error:
-        wrong.append(f"{cell}: {error}")
+        wrong.append(f"{checked}: {error}")
         print(f"WRONG: {wrong[-1]}", flush=True)
 
 
 def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
-    """Returns the introduction with the legend, and under it a table of the rows for each mode."""
+    """Returns the introduction and the legend, followed by a table for each mode."""
     parts = [f"{introduction} {SIZES}"]
     for mode in MODES:
         parts += [f"**{mode}**", table(rows, mode)]
@@ -119,11 +121,11 @@ def publish(
 
     Args:
         name: The name of the files, and of the section of `page`.
-        document: What goes into the JSON file.
+        document: The content of the JSON file.
         text: The tables, in Markdown.
         record: Whether the text replaces the section of `page`; otherwise it is written to a file.
         page: The document that contains the section.
-        wrong: The cells that were not timed because a check failed.
+        wrong: The workloads that were not timed because a check failed.
 
     Raises:
         SystemExit: Results were wrong; the message lists them.
@@ -142,7 +144,7 @@ def publish(
 
 def failures(wrong: Iterable[str]) -> str:
     """Returns a line for each check that failed."""
-    return "\n".join(("Checks that failed (their cells were not timed):", *wrong))
+    return "\n".join(("Checks that failed (their workloads were not timed):", *wrong))
 
 
 def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:

@@ -1,8 +1,8 @@
 """The peak memory of a call in this process.
 
 The result is how far the call raises the peak of the resident set (`VmHWM` in
-`/proc/self/status`). `ru_maxrss` is only the fallback without that file, because a process inherits
-it from its parent.
+`/proc/self/status`). The fallback without that file is `ru_maxrss`, which is less reliable because
+a process inherits it from its parent.
 """
 
 import resource
@@ -16,7 +16,7 @@ KIBI = 1024
 
 
 def peak_bytes() -> int:
-    """Returns the largest size so far of this process's resident set, in bytes."""
+    """Returns the peak size of this process's resident set so far, in bytes."""
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return KIBI * int(fields["VmHWM"].split()[0])

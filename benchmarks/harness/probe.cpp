@@ -1,4 +1,4 @@
-// What a core can do at most: compiled for the machine it runs on, called by roofline.py.
+// Measures the limits of a core. machine.py compiles it for the machine that it runs on.
 #include <unistd.h>
 
 #include <atomic>
@@ -24,13 +24,13 @@ double now() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Keeps the compiler from knowing a value, or from dropping it.
+// Hides a value from the compiler, which then neither assumes it nor drops it as unused.
 template <class T>
 void hide(T& value) {
   asm volatile("" : "+m"(value) : : "memory");
 }
 
-// The best of `amount / duration` of f over so many seconds.
+// Calls f for `seconds`, and returns the highest `amount / duration` of a call.
 template <class F>
 double best_rate(double seconds, double amount, F&& f) {
   double best = 0;
@@ -44,7 +44,7 @@ double best_rate(double seconds, double amount, F&& f) {
   return best;
 }
 
-// The `amount / duration` of f over so many seconds.
+// Calls f for `seconds`, and returns the total amount over the total duration.
 template <class F>
 double mean_rate(double seconds, double amount, F&& f) {
   double total = 0;
@@ -60,8 +60,8 @@ double mean_rate(double seconds, double amount, F&& f) {
 
 }  // namespace
 
-// Floating-point operations a second of independent float multiply-adds in registers, over so many
-// seconds as a whole: the best moment would be that of a clock that the core cannot hold.
+// Floating-point operations per second of independent float multiply-adds in registers. This is the
+// mean over `seconds`, because the core may not be able to hold the clock of its best moment.
 extern "C" double multiply_add_rate(double seconds) {
   constexpr int chains = 12, steps = 20000;
   return mean_rate(seconds, 2.0 * chains * steps * lanes, [] {
@@ -78,9 +78,9 @@ extern "C" double multiply_add_rate(double seconds) {
   });
 }
 
-// Bytes a second read from a block of so many bytes, over and over.
+// Bytes read per second from a block of `bytes` bytes that is read over and over.
 extern "C" double read_rate(int64_t bytes, double seconds) {
-  constexpr int64_t line = 8;  // vectors a step
+  constexpr int64_t line = 8;  // vectors per iteration
   const int64_t vectors = bytes / int64_t(sizeof(Vector)) / line * line;
   std::vector<Vector> block(vectors, Vector{} + 1.0f);
   const int64_t passes = 1 + (int64_t(1) << 22) / bytes;
@@ -99,8 +99,8 @@ extern "C" double read_rate(int64_t bytes, double seconds) {
   });
 }
 
-// The size of a core's L2 cache, as csrc/processor.cpp finds it. (Python's os.sysconf has no name
-// for it.)
+// The size of a core's L2 cache, found as in csrc/processor.cpp. Python's os.sysconf has no name
+// for it.
 extern "C" int64_t l2_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
   if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size;
@@ -108,11 +108,11 @@ extern "C" int64_t l2_bytes() {
   return int64_t(1) << 20;
 }
 
-// Seconds for a word to reach another thread that waits for it: the least and the median of some.
+// The minimum and the median seconds for a word to reach another thread that waits for it.
 extern "C" void hop_seconds(double* least, double* median) {
   constexpr int hops = 2000, tries = 25;
-  double seen[tries];
-  for (double& seconds : seen) {
+  double measured[tries];
+  for (double& seconds : measured) {
     std::atomic<int> word{0};
     std::thread other([&] {
       for (int i = 1; i <= hops; i += 2) {
@@ -131,8 +131,10 @@ extern "C" void hop_seconds(double* least, double* median) {
     other.join();
   }
   for (int i = 1; i < tries; ++i) {
-    for (int j = i; j > 0 && seen[j] < seen[j - 1]; --j) std::swap(seen[j], seen[j - 1]);
+    for (int j = i; j > 0 && measured[j] < measured[j - 1]; --j) {
+      std::swap(measured[j], measured[j - 1]);
+    }
   }
-  *least = seen[0];
-  *median = seen[tries / 2];
+  *least = measured[0];
+  *median = measured[tries / 2];
 }

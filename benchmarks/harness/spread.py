@@ -13,7 +13,8 @@ def paired_speed_up(theirs: Sequence[float], ours: Sequence[float]) -> float:
     Args:
         theirs, ours: Seconds of each round in timing order; at least one round.
     """
-    return statistics.median(one / other for one, other in zip(theirs, ours, strict=True))
+    pairs = zip(theirs, ours, strict=True)
+    return statistics.median(their / our for their, our in pairs)
 
 
 def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
@@ -28,7 +29,7 @@ def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[f
     pairs = list(zip(theirs, ours, strict=True))
     ratios = []
     for _ in range(SAMPLES):
-        one, other = zip(*draw.choices(pairs, k=len(pairs)), strict=True)
-        ratios.append(statistics.median(one) / statistics.median(other))
+        their_sample, our_sample = zip(*draw.choices(pairs, k=len(pairs)), strict=True)
+        ratios.append(statistics.median(their_sample) / statistics.median(our_sample))
     low, *_, high = statistics.quantiles(ratios, n=40)
     return low, high

@@ -1,17 +1,17 @@
 """Hands the rounds of a race to pytest-benchmark, which times one function at a time.
 
 The rounds are recorded first and handed over afterwards, using only documented features of
-pytest-benchmark: each call is a separate test in the cell's group, with a `Tape` of the recorded
-rounds as its clock. So statistics, JSON and comparison tables come from pytest-benchmark, and every
-round in the JSON was measured, in seconds per call. The number of calls per round differs, so that
-rounds of all calls take equally long; it is stored as `iterations` in `extra_info`.
+pytest-benchmark: each call is a separate test in its workload's group, with a `Tape` of the
+recorded rounds as its clock. So statistics, JSON and comparison tables come from pytest-benchmark,
+and every round in the JSON was measured, in seconds per call. Calls are repeated until their rounds
+take equally long; the number of repetitions is `iterations` in `extra_info`.
 """
 
 from collections.abc import Iterable, Iterator
 
 
 class Tape:
-    """A clock that replays recorded rounds: `step` after `rewind` lasts as long as the next one."""
+    """A clock that replays recorded rounds: each `step` advances it by the next duration."""
 
     def __init__(self) -> None:
         self._shown = 0.0
@@ -31,7 +31,7 @@ class Tape:
         self._shown = 0.0
 
     def step(self) -> None:
-        """Moves the clock on by the next recorded duration."""
+        """Advances the clock by the next recorded duration."""
         self._shown = next(self._rounds, 0.0)
 
 

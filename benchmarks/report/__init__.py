@@ -1,1 +1,1 @@
-"""What is written and drawn from results."""
+"""Tables and plots of recorded results."""

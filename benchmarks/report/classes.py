@@ -1,62 +1,62 @@
-"""The classes of cells that a user recognises: geometric means of the speed-up of each layer."""
+"""Classes of workloads that a user recognises, with the mean speed-up of each layer."""
 
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from benchmarks.harness.grid import DENSE, MODES, PACKED, Cell
-from namernn_fast.bench.cells import LAYERS_OF
+from benchmarks.harness.grid import DENSE, MODES, PACKED, Workload
 from namernn_fast.bench.plot import Timings, speed_ups
 from namernn_fast.bench.tables import ratio
+from namernn_fast.bench.workloads import LAYERS_OF
 
-CLASSES: dict[str, Callable[[Cell], bool]] = {
-    "B = 1, T of 16 or fewer": lambda c: c.family == DENSE and c.batch == 1 and c.seq_len <= 16,
-    "B = 1, T of 64 or more": lambda c: c.family == DENSE and c.batch == 1 and c.seq_len >= 64,
+CLASSES: dict[str, Callable[[Workload], bool]] = {
+    "B = 1, T of 16 or fewer": lambda w: w.family == DENSE and w.batch == 1 and w.seq_len <= 16,
+    "B = 1, T of 64 or more": lambda w: w.family == DENSE and w.batch == 1 and w.seq_len >= 64,
     "B of 8 to 64, H of 256 or fewer": (
-        lambda c: c.family == DENSE and 8 <= c.batch <= 64 and c.hidden_size <= 256
+        lambda w: w.family == DENSE and 8 <= w.batch <= 64 and w.hidden_size <= 256
     ),
     "B of 32 or more, H of 512 or more": (
-        lambda c: c.family == DENSE and c.batch >= 32 and c.hidden_size >= 512
+        lambda w: w.family == DENSE and w.batch >= 32 and w.hidden_size >= 512
     ),
-    "packed": lambda c: c.family == PACKED,
-    "all of these sizes": lambda c: True,
+    "packed": lambda w: w.family == PACKED,
+    "all of these sizes": lambda w: True,
 }
 
 
 def shared(timings: Timings) -> Timings:
-    """Returns the cells whose size was timed for every kind of layer."""
-    kinds = {cell.kind for cell in timings}
+    """Returns the workloads whose sizes were timed for every layer."""
+    cells = {workload.cell for workload in timings}
     return {
-        cell: medians
-        for cell, medians in timings.items()
-        if all(replace(cell, kind=kind) in timings for kind in kinds)
+        workload: medians
+        for workload, medians in timings.items()
+        if all(replace(workload, cell=cell) in timings for cell in cells)
     }
 
 
 def class_rows(timings: Timings) -> Iterator[list[str]]:
-    """Yields a row for each class, over the sizes that were timed for every kind of layer.
+    """Yields a row for each class, over the sizes that were timed for every layer.
 
-    A column has the geometric mean of the speed-up of one layer in one mode and, in brackets, the
-    number of cells and the worst of them.
+    A column is one layer in one mode. An entry is the geometric mean of its speed-ups, followed by
+    their number and the worst speed-up in brackets.
     """
-    kinds = dict.fromkeys(cell.kind for cell in timings)
-    yield ["class", *(f"{LAYERS_OF[kind].fused}, {mode}" for kind in kinds for mode in MODES)]
+    cells = dict.fromkeys(workload.cell for workload in timings)
+    yield ["class", *(f"{LAYERS_OF[cell].fused}, {mode}" for cell in cells for mode in MODES)]
     comparable = shared(timings)
     for name, belongs in CLASSES.items():
         row = [name]
-        for kind in kinds:
+        for cell in cells:
             for mode in MODES:
                 chosen = {
-                    cell: medians
-                    for cell, medians in comparable.items()
-                    if (cell.kind, cell.mode) == (kind, mode) and belongs(cell)
+                    workload: medians
+                    for workload, medians in comparable.items()
+                    if (workload.cell, workload.mode) == (cell, mode) and belongs(workload)
                 }
                 row.append(_mean(speed_ups(chosen)))
         yield row
 
 
 def _mean(ratios: list[float]) -> str:
-    """Returns the geometric mean, the number and the worst of some speed-ups."""
+    """Returns the geometric mean of some speed-ups, their number, and the worst."""
     if not ratios:
         return ""
     mean, worst = statistics.geometric_mean(ratios), min(ratios)

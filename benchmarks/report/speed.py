@@ -3,8 +3,8 @@
     python -m benchmarks.report.speed [JSON] [--record]
 
 Without `--record` everything is written next to the JSON in `build/bench/`. With `--record` the
-JSON and the plots replace those in `benchmarks/results/`, and the texts replace their sections in
-`docs/performance.md` and the README.
+JSON and the plots replace the recorded ones in `benchmarks/results/`, and the texts replace their
+sections in `docs/performance.md` and the README.
 """
 
 import json
@@ -18,18 +18,18 @@ from matplotlib import pyplot
 from benchmarks.harness import pages
 from benchmarks.harness.grid import (
     DENSE,
-    DENSE_CELLS,
-    EPOCH_CELLS,
+    DENSE_WORKLOADS,
+    EPOCH_WORKLOADS,
     FAMILIES,
     FORWARD,
     FUSED,
-    GATED_CELLS,
+    GATED_WORKLOADS,
     MODES,
     PACKED,
-    PACKED_CELLS,
+    PACKED_WORKLOADS,
     SIZES,
     TRAINING,
-    Cell,
+    Workload,
     shape,
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
@@ -37,25 +37,25 @@ from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report.classes import class_rows, shared
 from benchmarks.report.plots import save
 from namernn_fast.bench import plot
-from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.plot import Timings, speed_up, speed_ups
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
+from namernn_fast.bench.workloads import LAYERS_OF
 
 RAW = "latest.json"
 OVERVIEW = "overview"
 """The name of the plot in the README."""
-WHOLE_GRID = {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS, *GATED_CELLS}
-"""The cells of a run that is recorded."""
+WHOLE_GRID = {*DENSE_WORKLOADS, *PACKED_WORKLOADS, *EPOCH_WORKLOADS, *GATED_WORKLOADS}
+"""The workloads that a recorded run must have."""
 MIBI = 2**20
-Spreads = dict[Cell, tuple[float, float]]
-"""The 95 % interval of the speed-up in each cell."""
-Peaks = dict[Cell, dict[str, int]]
-"""The peak bytes of a training step of each layer, in the cells where they were measured."""
+Spreads = dict[Workload, tuple[float, float]]
+"""The 95 % interval of the speed-up, by workload."""
+Peaks = dict[Workload, dict[str, int]]
+"""The peak bytes of each layer's training step, by workload, where they were measured."""
 
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
 CLASSES_CAPTION = (
-    "Speed-ups by class: geometric means over the sizes that were timed for both layers, with the "
-    "number of cells and the worst of them. Each layer is compared with torch's own."
+    "Speed-ups by class: geometric means over the sizes that were timed for every layer, with the "
+    "number of sizes and the worst speed-up. Each layer is compared with torch's own."
 )
 MEMORY_CAPTION = (
     ": `memory` is how far a training step raises the peak of the resident set of a process that "
@@ -64,51 +64,52 @@ MEMORY_CAPTION = (
 
 
 def load(raw: Mapping[str, Any]) -> Timings:
-    """Returns the median seconds per call of each layer in each cell."""
+    """Returns the median seconds per call of each layer, by workload."""
     timings: Timings = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
-        timings.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["median"]
-    return {cell: medians for cell, medians in timings.items() if len(medians) == 2}
+        timings.setdefault(Workload.of(info), {})[info["layer"]] = entry["stats"]["median"]
+    return {workload: medians for workload, medians in timings.items() if len(medians) == 2}
 
 
 def spreads(raw: Mapping[str, Any], timings: Timings) -> Spreads:
-    """Returns the interval of the speed-up in each cell that `timings` has."""
-    rounds: dict[Cell, dict[str, list[float]]] = {}
+    """Returns the interval of the speed-up for each workload in `timings`."""
+    rounds: dict[Workload, dict[str, list[float]]] = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
-        rounds.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["data"]
+        rounds.setdefault(Workload.of(info), {})[info["layer"]] = entry["stats"]["data"]
     return {
-        cell: speed_up_interval(*(rounds[cell][layer] for layer in cell.layers)) for cell in timings
+        workload: speed_up_interval(*(rounds[workload][layer] for layer in workload.layers))
+        for workload in timings
     }
 
 
 def peaks(raw: Mapping[str, Any]) -> Peaks:
-    """Returns the peak bytes of both layers in the cells where they were measured."""
+    """Returns the peak bytes of both layers, by workload, where they were measured."""
     found: Peaks = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
         if "peak_bytes" in info:
-            found.setdefault(Cell.of(info), {})[info["layer"]] = info["peak_bytes"]
+            found.setdefault(Workload.of(info), {})[info["layer"]] = info["peak_bytes"]
     return found
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
-    """Returns the cells with these attributes."""
+    """Returns the workloads with these attributes."""
     return {
-        cell: medians
-        for cell, medians in timings.items()
-        if all(getattr(cell, name) == value for name, value in wanted.items())
+        workload: medians
+        for workload, medians in timings.items()
+        if all(getattr(workload, name) == value for name, value in wanted.items())
     }
 
 
 def table_rows(timings: Timings, spreads: Spreads, peaks: Peaks) -> Iterator[list[str]]:
-    """Yields a row for each shape and batch size, and worst case and mean of each family.
+    """Yields a row for each shape and batch size, and the worst case and the mean of each family.
 
     Args:
-        timings: The cells of one kind of layer.
-        spreads: The interval of each cell.
-        peaks: The memory of training; without any, there are no columns for it.
+        timings: The workloads of one cell.
+        spreads: The interval of each workload.
+        peaks: The peak memory of training; if this is empty, there are no columns for it.
     """
     layers = next(iter(timings)).layers
     header = ["(D, H, T)", "B"]
@@ -118,39 +119,41 @@ def table_rows(timings: Timings, spreads: Spreads, peaks: Peaks) -> Iterator[lis
     yield header + memory
     for family in FAMILIES:
         section = select(timings, family=family)
-        for label, batch in dict.fromkeys((shape(cell), cell.batch) for cell in section):
+        lines: dict[tuple[str, int], list[Workload]] = {}
+        for workload in section:
+            lines.setdefault((shape(workload), workload.batch), []).append(workload)
+        for (label, batch), workloads in lines.items():
             row = [label, str(batch)]
             for mode in MODES:
-                cells = [cell for cell in section if (shape(cell), cell.batch) == (label, batch)]
-                found = next((cell for cell in cells if cell.mode == mode), None)
+                found = next((workload for workload in workloads if workload.mode == mode), None)
                 row += timing_columns(timings, spreads, found)
             if memory:
-                row += memory_columns(peaks, cells)
+                row += memory_columns(peaks, workloads)
             yield row
         if len(section) > 1:
             yield from summary_rows(family, section, len(header + memory))
     yield from summary_rows("all", timings, len(header + memory))
 
 
-def timing_columns(timings: Timings, spreads: Spreads, cell: Cell | None) -> list[str]:
+def timing_columns(timings: Timings, spreads: Spreads, workload: Workload | None) -> list[str]:
     """Returns both medians, their ratio and its interval, or blanks if nothing was timed."""
-    if cell is None:
+    if workload is None:
         return [""] * 4
-    medians, (low, high) = timings[cell], spreads[cell]
-    times = (duration(medians[layer]) for layer in cell.layers)
-    return [*times, ratio(speed_up(cell, medians)), f"{low:.2f} to {high:.2f}"]
+    medians, (low, high) = timings[workload], spreads[workload]
+    times = (duration(medians[layer]) for layer in workload.layers)
+    return [*times, ratio(speed_up(workload, medians)), f"{low:.2f} to {high:.2f}"]
 
 
-def memory_columns(peaks: Peaks, cells: Iterable[Cell]) -> list[str]:
-    """Returns the memory of both layers in the cell that trains, or blanks if it has none."""
-    for cell in cells:
-        if cell in peaks:
-            return [f"{peaks[cell][layer] / MIBI:.1f} MiB" for layer in cell.layers]
+def memory_columns(peaks: Peaks, workloads: Iterable[Workload]) -> list[str]:
+    """Returns the memory of both layers in the training workload, or blanks if it is unknown."""
+    for workload in workloads:
+        if workload in peaks:
+            return [f"{peaks[workload][layer] / MIBI:.1f} MiB" for layer in workload.layers]
     return [""] * 2
 
 
 def summary_rows(title: str, timings: Timings, width: int) -> Iterator[list[str]]:
-    """Yields table rows of `width` with the worst speed-up and the geometric mean of `timings`."""
+    """Yields rows of `width` entries with the worst and the geometric mean of the speed-ups."""
     for label, summarise in SUMMARIES.items():
         row = [f"{title}: {label}", ""]
         for mode in MODES:
@@ -160,7 +163,7 @@ def summary_rows(title: str, timings: Timings, width: int) -> Iterator[list[str]
 
 
 def caption(raw: Mapping[str, Any]) -> str:
-    """Describes how, and on which machine, a run was measured."""
+    """Describes how and on which machine a run was measured."""
     machine = raw["machine_info"]
     counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
     return (
@@ -177,40 +180,42 @@ def caption(raw: Mapping[str, Any]) -> str:
 
 
 def losses(timings: Timings) -> str:
-    """Lists the cells, all of one kind of layer, in which the fused layer is slower."""
+    """Lists the workloads, all of one cell, in which the fused layer is slower."""
     fused = next(iter(timings)).layers.fused
     slower = [
-        f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(cell, medians):.2f}{TIMES}"
-        for cell, medians in timings.items()
-        if speed_up(cell, medians) < 1
+        f"{shape(workload)} B={workload.batch} {workload.mode} {factor:.2f}{TIMES}"
+        for workload, medians in timings.items()
+        if (factor := speed_up(workload, medians)) < 1
     ]
     if not slower:
-        return f"{fused} is faster in all {len(timings)} cells."
-    return f"{fused} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
+        return f"{fused} is faster in all {len(timings)} workloads."
+    return f"{fused} is slower in {len(slower)} of {len(timings)} workloads: {'; '.join(slower)}."
 
 
-def by_kind(timings: Timings) -> dict[str, Timings]:
-    """Returns the cells of each kind of layer that was timed, by kind."""
-    return {kind: found for kind in LAYERS_OF if (found := select(timings, kind=kind))}
+def by_cell(timings: Timings) -> dict[str, Timings]:
+    """Returns the workloads of each cell that was timed, by cell."""
+    return {cell: found for cell in LAYERS_OF if (found := select(timings, cell=cell))}
 
 
 def section(raw: Mapping[str, Any]) -> str:
-    """Returns the caption, and for each kind of layer the table and the losses of a run.
+    """Returns the caption of a run, and for each cell its table and its losses.
 
-    If there are several kinds, a table of classes has them side by side.
+    If there are several cells, a table of classes shows them side by side.
     """
     timings, measured = load(raw), peaks(raw)
-    kinds = by_kind(timings)
+    cells = by_cell(timings)
     parts = [caption(raw)]
-    if len(kinds) > 1:
+    if len(cells) > 1:
         parts += [CLASSES_CAPTION, markdown(class_rows(timings))]
-    for of_kind in kinds.values():
-        of_peaks = {cell: sizes for cell, sizes in measured.items() if cell in of_kind}
-        if len(kinds) > 1:
-            baseline, fused = next(iter(of_kind)).layers
-            parts.append(f"**{fused} over {baseline}**" + (MEMORY_CAPTION if of_peaks else ""))
-        parts.append(markdown(table_rows(of_kind, spreads(raw, of_kind), of_peaks)))
-        parts.append(losses(of_kind))
+    for cell_timings in cells.values():
+        cell_peaks = {
+            workload: sizes for workload, sizes in measured.items() if workload in cell_timings
+        }
+        if len(cells) > 1:
+            baseline, fused = next(iter(cell_timings)).layers
+            parts.append(f"**{fused} over {baseline}**" + (MEMORY_CAPTION if cell_peaks else ""))
+        parts.append(markdown(table_rows(cell_timings, spreads(raw, cell_timings), cell_peaks)))
+        parts.append(losses(cell_timings))
     if wrong := raw.get("wrong"):
         parts.append(pages.failures(f"- {failure}" for failure in wrong))
     return "\n\n".join(parts)
@@ -221,17 +226,17 @@ def summary(raw: Mapping[str, Any]) -> str:
     timings = load(raw)
     machine = raw["machine_info"]
     layers = []
-    for of_kind in by_kind(timings).values():
+    for cell_timings in by_cell(timings).values():
         parts = []
         for name, mode in (("inference", FORWARD), ("training", TRAINING)):
-            if ratios := speed_ups(select(of_kind, mode=mode)):
+            if ratios := speed_ups(select(cell_timings, mode=mode)):
                 worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
                 parts.append(f"{mean} in {name} (worst {worst})")
-        baseline = next(iter(of_kind)).layers.baseline
+        baseline = next(iter(cell_timings)).layers.baseline
         layers.append(f"over `{baseline}`: {' and '.join(parts)}")
     return (
         f"Geometric mean of the speed-up {'; '.join(layers)}, over the "
-        f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
+        f"{len(timings)} workloads in [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
         f"they and the plot were measured on {machine['cpu']} (`{machine['fused_path']}`) with "
         f"{machine['threads']} threads, in float32."
     )
@@ -254,48 +259,48 @@ def link(name: str, up: str = "") -> str:
 
 
 def plot_path(folder: Path, name: str) -> Path:
-    """Returns the path of a plot: the overview, or that of a family of cells."""
+    """Returns the path of a plot: the overview, or the plot of a family of workloads."""
     return folder / f"speedup_{name}.png"
 
 
 def draw(timings: Timings, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The overview has a panel for each mode and a line for each kind of layer: geometric means over
-    the dense sizes that were timed for all of them. The figure of dense input has a panel for each
-    kind of layer and mode, that of packed input one for each kind of layer and shape.
+    The overview has a panel for each mode and a line for each layer: geometric means over the dense
+    sizes that were timed for all layers. The figure of dense input has a panel for each layer and
+    mode, the figure of packed input one for each layer and shape.
     """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
-    kinds = by_kind(timings)
+    cells = by_cell(timings)
 
-    def title(kind: str, text: str) -> str:
-        return f"{LAYERS_OF[kind].fused}:\n{text}" if len(kinds) > 1 else text
+    def title(cell: str, text: str) -> str:
+        return f"{LAYERS_OF[cell].fused}:\n{text}" if len(cells) > 1 else text
 
     overview = {
         mode: {
-            LAYERS_OF[kind].fused: mean_points(select(shared(dense), kind=kind, mode=mode))
-            for kind in kinds
+            LAYERS_OF[cell].fused: mean_points(select(shared(dense), cell=cell, mode=mode))
+            for cell in cells
         }
         for mode in MODES
     }
     dense_panels = {
-        title(kind, mode): {
-            label: points({cell: m for cell, m in found.items() if shape(cell) == label})
+        title(cell, mode): {
+            label: points({w: medians for w, medians in found.items() if shape(w) == label})
             for label in dict.fromkeys(map(shape, dense))
         }
-        for kind in kinds
+        for cell in cells
         for mode in MODES
-        for found in [select(dense, kind=kind, mode=mode)]
+        for found in [select(dense, cell=cell, mode=mode)]
     }
     packed_panels = {
-        title(kind, f"D = {size} inputs, H = {hidden} hidden units"): {
-            mode: points(select(packed, kind=kind, mode=mode)) for mode in MODES
+        title(cell, f"D = {size} inputs, H = {hidden} hidden units"): {
+            mode: points(select(packed, cell=cell, mode=mode)) for mode in MODES
         }
-        for kind in kinds
-        for size, hidden in dict.fromkeys((cell.input_size, cell.hidden_size) for cell in packed)
+        for cell in cells
+        for size, hidden in dict.fromkeys((w.input_size, w.hidden_size) for w in packed)
     }
     sizes = "(D, H, T):\ninput size,\nhidden size,\nsequence length"
-    compared = [LAYERS_OF[kind] for kind in kinds]
+    compared = [LAYERS_OF[cell] for cell in cells]
     paths = []
     for name, text, panels, legend in (
         (OVERVIEW, "dense input, mean of sizes", overview if dense else {}, None),
@@ -309,15 +314,15 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
 
 
 def points(timings: Timings) -> plot.Points:
-    """Returns the speed-up of each cell by its batch size."""
-    return {cell.batch: speed_up(cell, medians) for cell, medians in timings.items()}
+    """Returns the speed-up of each workload by its batch size."""
+    return {workload.batch: speed_up(workload, medians) for workload, medians in timings.items()}
 
 
 def mean_points(timings: Timings) -> plot.Points:
     """Returns the geometric mean of the speed-ups at each batch size."""
     return {
         batch: statistics.geometric_mean(speed_ups(select(timings, batch=batch)))
-        for batch in sorted({cell.batch for cell in timings})
+        for batch in sorted({workload.batch for workload in timings})
     }
 
 
@@ -325,9 +330,9 @@ def publish(raw: Mapping[str, Any], record: bool) -> None:
     """Writes the raw JSON, the table, the summary and the plots of a run, and prints the texts."""
     timings = load(raw)
     if not timings:
-        raise SystemExit("the run has no cell in which both layers were timed")
+        raise SystemExit("the run has no workload in which both layers were timed")
     if record and timings.keys() != WHOLE_GRID:
-        raise SystemExit("the run lacks cells of the grid and cannot be recorded")
+        raise SystemExit("the run lacks workloads of the grid and cannot be recorded")
     table, sentence = section(raw), summary(raw)
     print(f"{table}\n\n{sentence}")
     folder = pages.folder_of(record)

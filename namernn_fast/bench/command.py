@@ -19,40 +19,40 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from .. import advice
-from ..cells import ELMAN
-from ..explaining import explain
+from ..cells import VANILLA
+from ..machine import advice
+from ..nn import explain
 from ..testing import BudgetError
-from .cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Cell
 from .machine import cpu_name
 from .plot import Points, Timings, draw, speed_up, speed_ups
-from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
+from .race import QUICK, Rounds, TimeBudget, TimedCall, keep_freed_memory, race
 from .tables import duration, markdown, ratio
-from .workload import CLASSES, Input, gated_calls, rows_of_oracle
+from .timed_calls import CLASSES, Input, gated_calls, rows_of_oracle
+from .workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Workload
 
 SECONDS = 45.0
-"""The default time for the rounds of all cells together; the checks add a quarter to that."""
+"""The default total time for all rounds; the checks add a quarter to that."""
 BATCHES = (1, 16, 256)
 SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 32))
 PACKED_SHAPE = (64, 256)
 LENGTHS = (2, 12)
-"""The minimum and maximum length of a packed sequence: those of most surnames."""
-CELLS = tuple(
-    Cell(family, mode, batch, *shape)
+"""The minimum and maximum length of a packed sequence; most surnames are in this range."""
+WORKLOADS = tuple(
+    Workload(family, mode, batch, *shape)
     for family, shapes in ((DENSE, SHAPES), (PACKED, (PACKED_SHAPE,)))
     for shape in shapes
     for batch in BATCHES
     for mode in MODES
 )
-"""The cells of `nn.RNN`; `--cell` times another layer with the same sizes."""
+"""The workloads of `nn.RNN`; `--cell` times another layer with the same sizes."""
 
 DISAGREEMENT = 1.5
-"""How many times the best round a median is if the rounds of a call disagree."""
+"""The rounds of a call disagree if their median exceeds the best round by this factor."""
 WIDTH = 40
 """The width of the progress line, in characters."""
 
-Results = dict[Cell, dict[str, Rounds]]
-"""The rounds of each layer in each cell."""
+Results = dict[Workload, dict[str, Rounds]]
+"""The rounds of each layer, by workload."""
 
 
 def add_parser(commands: Any) -> None:
@@ -67,7 +67,10 @@ def add_parser(commands: Any) -> None:
         f"--json. Sizes: {SIZES}.",
     )
     parser.add_argument(
-        "--cell", choices=LAYERS_OF, default=ELMAN.name, help="layer to race (default: %(default)s)"
+        "--cell",
+        choices=LAYERS_OF,
+        default=VANILLA.name,
+        help="layer to race (default: %(default)s)",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -75,10 +78,10 @@ def add_parser(commands: Any) -> None:
         type=_positive,
         default=SECONDS,
         metavar="S",
-        help="time for the rounds of all cells, without the checks (default: %(default)g)",
+        help="total time for all rounds, without the checks (default: %(default)g)",
     )
     length.add_argument(
-        "--quick", action="store_true", help="only small cells and few short rounds, as a test"
+        "--quick", action="store_true", help="only small workloads and few short rounds, as a test"
     )
     parser.add_argument(
         "--threads",
@@ -124,14 +127,15 @@ def run(options: argparse.Namespace) -> None:
     _check_paths(options)
     with _settled(options.threads):
         facts = advice.gather()  # now, before this program itself causes load
-        cells = [dataclasses.replace(cell, kind=options.cell) for cell in CELLS]
-        cells = [cell for cell in cells if cell.is_small or not options.quick]
+        workloads = [dataclasses.replace(workload, cell=options.cell) for workload in WORKLOADS]
+        workloads = [workload for workload in workloads if workload.is_small or not options.quick]
         described = machine(options.cell)
         print(described)
-        calls = check(cells)
+        calls = check(workloads)
         fused = LAYERS_OF[options.cell].fused
-        print(f"Results of {fused} are within the error budget in all {len(cells)} cells.\n")
-        budget = QUICK if options.quick else TimeBudget(options.seconds / len(cells))
+        count = len(workloads)
+        print(f"Results of {fused} are within the error budget in all {count} workloads.\n")
+        budget = QUICK if options.quick else TimeBudget(options.seconds / count)
         results = measure(calls, budget)
         if options.quick:
             print("A quick run only shows that it works: do not rely on these times.\n")
@@ -148,12 +152,12 @@ def run(options: argparse.Namespace) -> None:
     if options.plot is not None:
         legend = "(D, H, T):\ninput features,\nhidden units,\ntime steps"
         times = _times(results)
-        compared = [*dict.fromkeys(cell.layers for cell in times)]
+        compared = [*dict.fromkeys(workload.layers for workload in times)]
         draw(title, _panels(times), legend, compared).savefig(options.plot, dpi=150)
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks, before a minute of timing, that the output files can probably be written."""
+    """Checks up front, not after a minute of timing, that the output files look writable."""
     for path in (options.plot, options.json):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             options.parser.error(f"{str(path)!r} is not a file path in an existing folder")
@@ -165,16 +169,16 @@ def _check_paths(options: argparse.Namespace) -> None:
         )
     from matplotlib.backend_bases import FigureCanvasBase
 
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if options.plot.suffix[1:].lower() not in kinds:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if options.plot.suffix[1:].lower() not in formats:
         options.parser.error(
-            f"--plot {str(options.plot)!r} must end with one of {', '.join(sorted(kinds))}"
+            f"--plot {str(options.plot)!r} must end with one of {', '.join(sorted(formats))}"
         )
 
 
 @contextmanager
 def _settled(threads: int | None) -> Iterator[None]:
-    """Sets the threads, and puts the process in the state of one that has run for a long time."""
+    """Sets the number of threads, and brings the process into the state of a long-running one."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     keep_freed_memory()
@@ -189,93 +193,96 @@ def _settled(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def machine(kind: str) -> str:
+def machine(cell: str) -> str:
     """Describes the measured system in one line: processor, threads, torch, path of the layer."""
-    _, fused = CLASSES[kind]
+    _, fused = CLASSES[cell]
     path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path
     return (
         f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
-        f"torch {torch.__version__}; {LAYERS_OF[kind].fused} on `{path}`; float32"
+        f"torch {torch.__version__}; {LAYERS_OF[cell].fused} on `{path}`; float32"
     )
 
 
-def _input(cell: Cell) -> Input:
-    """Draws the input of a cell: time-major, or packed with lengths drawn from `LENGTHS`."""
+def _input(workload: Workload) -> Input:
+    """Draws the input of a workload: time-major, or packed with lengths drawn from `LENGTHS`."""
     generator = torch.Generator().manual_seed(1)
-    if cell.seq_len is not None:
-        return torch.randn(cell.seq_len, cell.batch, cell.input_size, generator=generator)
+    if workload.seq_len is not None:
+        return torch.randn(
+            workload.seq_len, workload.batch, workload.input_size, generator=generator
+        )
     least, greatest = LENGTHS
-    lengths = torch.randint(least, greatest + 1, (cell.batch,), generator=generator)
-    padded = torch.randn(greatest, cell.batch, cell.input_size, generator=generator)
+    lengths = torch.randint(least, greatest + 1, (workload.batch,), generator=generator)
+    padded = torch.randn(greatest, workload.batch, workload.input_size, generator=generator)
     return pack_padded_sequence(padded, lengths, enforce_sorted=False)
 
 
-def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
-    """Checks all cells against the error budget and returns the calls of both layers in each.
+def check(workloads: Iterable[Workload]) -> dict[Workload, dict[str, TimedCall]]:
+    """Checks every workload against the error budget and returns the calls of both layers.
 
     Raises:
-        BudgetError: a result exceeds its budget; the message names the cell.
+        BudgetError: a result exceeds its budget; the message names the workload.
     """
     calls = {}
-    for cell in _with_progress(cells, "checked"):
-        rows = rows_of_oracle(cell) if cell.family == DENSE else None
+    for workload in _with_progress(workloads, "checked"):
+        rows = rows_of_oracle(workload) if workload.family == DENSE else None
         try:
-            calls[cell] = gated_calls(cell, _input(cell), rows)
+            calls[workload] = gated_calls(workload, _input(workload), rows)
         except BudgetError as error:
             raise BudgetError(
-                f"{cell.layers.fused} is wrong in {cell} ({SIZES}), nothing was timed: {error}"
+                f"{workload.layers.fused} is wrong in {workload} ({SIZES}), "
+                f"nothing was timed: {error}"
             ) from error
     return calls
 
 
-def measure(calls: dict[Cell, dict[str, Call]], budget: TimeBudget) -> Results:
-    """Times both layers in alternation and returns their rounds in each cell."""
+def measure(calls: dict[Workload, dict[str, TimedCall]], budget: TimeBudget) -> Results:
+    """Times both layers in alternation and returns their rounds for each workload."""
     results = {}
-    for cell in _with_progress(calls, "timed"):
-        # Entered once per cell: entering it takes 10% of the time of the shortest calls.
-        with torch.inference_mode(cell.mode == FORWARD):
-            results[cell] = race(calls[cell], budget)
+    for workload in _with_progress(calls, "timed"):
+        # Enter inference mode once per workload: that takes 10% of the time of the shortest calls.
+        with torch.inference_mode(workload.mode == FORWARD):
+            results[workload] = race(calls[workload], budget)
     return results
 
 
-def _with_progress(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
-    """Yields the cells and shows the progress on a terminal."""
-    cells = list(cells)
-    is_seen = sys.stderr is not None and sys.stderr.isatty()
-    for number, cell in enumerate(cells):
-        if is_seen:
-            text = f"{number} of {len(cells)} cells {done}"
+def _with_progress(workloads: Iterable[Workload], done: str) -> Iterator[Workload]:
+    """Yields the workloads and shows the progress on a terminal."""
+    workloads = list(workloads)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    for number, workload in enumerate(workloads):
+        if is_terminal:
+            text = f"{number} of {len(workloads)} workloads {done}"
             print(f"{text:<{WIDTH}}", end="\r", file=sys.stderr, flush=True)
-        yield cell
-    if is_seen:
+        yield workload
+    if is_terminal:
         print(" " * WIDTH, end="\r", file=sys.stderr, flush=True)
 
 
 def disagree(results: Results) -> bool:
-    """Returns whether some call took much longer in most of its rounds than in the best of them.
+    """Returns whether some call took much longer in most of its rounds than in its best round.
 
-    Other programs then decide what a median is, but hardly what the best round is.
+    Other programs on the machine raise the median, but hardly the best round.
     """
     every = (rounds.seconds for timed in results.values() for rounds in timed.values())
     return any(statistics.median(seconds) > DISAGREEMENT * min(seconds) for seconds in every)
 
 
 def _times(results: Results) -> Timings:
-    """Returns the seconds per call of each layer in each cell.
+    """Returns the seconds per call of each layer, by workload.
 
-    They are the medians of the rounds, or the best rounds if rounds disagree.
+    Times are medians of the rounds, or the best rounds if rounds disagree.
     """
     chosen = min if disagree(results) else statistics.median
     return {
-        cell: {layer: chosen(rounds.seconds) for layer, rounds in timed.items()}
-        for cell, timed in results.items()
+        workload: {layer: chosen(rounds.seconds) for layer, rounds in timed.items()}
+        for workload, timed in results.items()
     }
 
 
-def _label(cell: Cell) -> str:
-    """Returns `(D, H, T)`, see `SIZES`; for packed sequences T is a range."""
-    steps = cell.seq_len or "{}..{}".format(*LENGTHS)
-    return f"({cell.input_size}, {cell.hidden_size}, {steps})"
+def _label(workload: Workload) -> str:
+    """Returns `(D, H, T)`, the letters of `SIZES`; T is a range for packed sequences."""
+    steps = workload.seq_len or "{}..{}".format(*LENGTHS)
+    return f"({workload.input_size}, {workload.hidden_size}, {steps})"
 
 
 def report(results: Results) -> str:
@@ -285,17 +292,17 @@ def report(results: Results) -> str:
     rows = [["(D, H, T)", "B"]]
     for mode in MODES:
         rows[0] += [f"{mode}: {layers.baseline}", layers.fused, "speed-up"]
-    for cell in times:
-        twin = dataclasses.replace(cell, mode=TRAINING)
-        if cell.mode == FORWARD:
-            row = [_label(cell), str(cell.batch)]
-            for one in (cell, twin):
-                timed = times.get(one)
+    for workload in times:
+        in_training = dataclasses.replace(workload, mode=TRAINING)
+        if workload.mode == FORWARD:
+            row = [_label(workload), str(workload.batch)]
+            for shown in (workload, in_training):
+                timed = times.get(shown)
                 if timed is None:
                     row += [""] * 3
                 else:
                     row += [duration(timed[layer]) for layer in layers]
-                    row.append(ratio(speed_up(one, timed)))
+                    row.append(ratio(speed_up(shown, timed)))
             rows.append(row)
     summaries: Sequence[tuple[str, Callable[[list[float]], float]]] = (
         ("geometric mean", statistics.geometric_mean),
@@ -304,13 +311,15 @@ def report(results: Results) -> str:
     for name, summary in summaries:
         row = [name, ""]
         for mode in MODES:
-            of_mode = {cell: timed for cell, timed in times.items() if cell.mode == mode}
-            row += ["", "", ratio(summary(speed_ups(of_mode)))]
+            in_mode = {
+                workload: timed for workload, timed in times.items() if workload.mode == mode
+            }
+            row += ["", "", ratio(summary(speed_ups(in_mode)))]
         rows.append(row)
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
-    kind = "The best" if disagree(results) else "Medians"
+    which = "The best" if disagree(results) else "Medians"
     return (
-        f"{markdown(rows)}\n\n{SIZES}.\n{kind} of {min(counts)} to {max(counts)} rounds, in which "
+        f"{markdown(rows)}\n\n{SIZES}.\n{which} of {min(counts)} to {max(counts)} rounds, in which "
         f"the two layers alternate. `{TRAINING}` is a training\nstep with gradients at output and "
         f"the last states; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
     )
@@ -319,16 +328,17 @@ def report(results: Results) -> str:
 def _panels(times: Timings) -> dict[str, dict[str, Points]]:
     """Returns the panels of the plot by mode, each with one line per shape."""
     panels: dict[str, dict[str, Points]] = {mode: {} for mode in MODES}
-    for cell, timed in times.items():
-        panels[cell.mode].setdefault(_label(cell), {})[cell.batch] = speed_up(cell, timed)
+    for workload, timed in times.items():
+        points = panels[workload.mode].setdefault(_label(workload), {})
+        points[workload.batch] = speed_up(workload, timed)
     return panels
 
 
 def _json(results: Results, described: str) -> str:
     """Returns every round, in seconds per call, as a JSON document."""
     rows = [
-        dataclasses.asdict(cell) | {"layer": layer} | dataclasses.asdict(rounds)
-        for cell, timed in results.items()
+        dataclasses.asdict(workload) | {"layer": layer} | dataclasses.asdict(rounds)
+        for workload, timed in results.items()
         for layer, rounds in timed.items()
     ]
     return json.dumps({"machine": described, "packed_lengths": LENGTHS, "rows": rows}) + "\n"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .cells import Cell, Layers
 from .tables import TIMES
+from .workloads import Layers, Workload
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 Medians = dict[str, float]
 """The median seconds per call of each layer."""
-Timings = dict[Cell, Medians]
+Timings = dict[Workload, Medians]
 Points = dict[int, float]
 """Speed-ups by batch size."""
 
@@ -26,14 +26,14 @@ COLUMNS = 2
 """The maximum number of panels side by side."""
 
 
-def speed_up(cell: Cell, medians: Medians) -> float:
-    """Returns how many times faster the fused layer of a cell is."""
-    return medians[cell.layers.baseline] / medians[cell.layers.fused]
+def speed_up(workload: Workload, medians: Medians) -> float:
+    """Returns how many times faster the fused layer is than torch's in a workload."""
+    return medians[workload.layers.baseline] / medians[workload.layers.fused]
 
 
 def speed_ups(timings: Timings) -> list[float]:
-    """Returns how many times faster the fused layer is in each cell."""
-    return [speed_up(cell, medians) for cell, medians in timings.items()]
+    """Returns how many times faster the fused layer is in each workload."""
+    return [speed_up(workload, medians) for workload, medians in timings.items()]
 
 
 def draw(
@@ -48,9 +48,9 @@ def draw(
         title: The text above the figure, after "Speed-up of FusedRNN over nn.RNN:" or, if there
             are several layers, "Speed-up over torch's layers:".
         panels: The panels by title, and in each panel the lines by label.
-        legend: The title of the legend, which is then beside the panels; None for a legend of few
-            lines, which is in the first panel.
-        compared: The layers that the lines are about.
+        legend: The title of the legend beside the panels; None to draw a short legend without a
+            title in the first panel.
+        compared: The pairs of layers that the lines compare.
     """
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
 """Times several calls against each other on a machine whose speed drifts.
 
-Calls that are timed separately, seconds apart, may run at different speeds of the machine. Here the
-calls of a cell alternate round by round, tens of milliseconds apart, in one process: A B, B A, A B,
-… Whatever slows the machine for a while slows every call, so their medians are comparable.
+If calls are timed separately, seconds apart, the machine may change its speed in between. So the
+calls of a workload alternate round by round, tens of milliseconds apart, in one process: A B, B A,
+A B, … Whatever slows the machine for a while slows every call, so their medians are comparable.
 """
 
 import time
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-Call = Callable[[], Any]
+TimedCall = Callable[[], Any]
+"""What a race repeats and times."""
 
 # Just below 32 MiB, the maximum of glibc's dynamic mmap threshold.
 LARGEST_KEPT_BYTES = 31 * 2**20
@@ -20,13 +21,13 @@ LARGEST_KEPT_BYTES = 31 * 2**20
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The time for all calls of one cell together, and the number of rounds."""
+    """The total time for all calls of one workload, and the number of rounds."""
 
     seconds: float = 2.0
     warmup_seconds: float = 0.05
     round_seconds: float = 0.02
     min_rounds: int = 7
-    """Applies however slow a call is: with fewer rounds a short disturbance can be the median."""
+    """A minimum for slow calls too: with fewer rounds, a short disturbance could be the median."""
     max_rounds: int = 50
 
 
@@ -35,7 +36,7 @@ QUICK = TimeBudget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of one call: the seconds per call of each round of `iterations` calls."""
+    """The rounds of one call: its repetitions in each round, and the seconds per repetition."""
 
     iterations: int
     seconds: tuple[float, ...]
@@ -45,13 +46,13 @@ def keep_freed_memory() -> None:
     """Puts the allocator in the state of a process that has run for a long time.
 
     glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed so
-    far. In a fresh process each call pays for page faults on new memory, so that nn.RNN's forward
-    takes up to twice as long: the first cells would flatter the fused layer.
+    far. In a fresh process each call pays for page faults on new memory, so that the forward pass
+    of nn.RNN takes up to twice as long: the first workloads would flatter the fused layer.
     """
     torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
 
 
-def timed(call: Call, iterations: int = 1) -> float:
+def timed(call: TimedCall, iterations: int = 1) -> float:
     """Returns the seconds per call over one round."""
     start = time.perf_counter()
     for _ in range(iterations):
@@ -59,7 +60,7 @@ def timed(call: Call, iterations: int = 1) -> float:
     return (time.perf_counter() - start) / iterations
 
 
-def warm_up(call: Call, seconds: float) -> float:
+def warm_up(call: TimedCall, seconds: float) -> float:
     """Repeats the call for about `seconds`, at least once; returns the fastest time in seconds."""
     deadline = time.perf_counter() + seconds
     fastest = timed(call)
@@ -68,7 +69,7 @@ def warm_up(call: Call, seconds: float) -> float:
     return fastest
 
 
-def race(calls: Mapping[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
+def race(calls: Mapping[str, TimedCall], budget: TimeBudget) -> dict[str, Rounds]:
     """Alternates rounds of the calls until the budget is spent or `max_rounds` are run."""
     fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
@@ -80,6 +81,7 @@ def race(calls: Mapping[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
             break
         for name in order:
             seconds[name].append(timed(calls[name], iterations[name]))
-        # Vary which call comes first, because each finds what its predecessor left in the caches.
+        # Vary which call comes first, because each call finds the caches as its predecessor left
+        # them.
         order.reverse()
     return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}

@@ -23,14 +23,14 @@ def ratio(value: float) -> str:
 def markdown(rows: Iterable[list[str]]) -> str:
     """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
-    # At least 2: the divider of a right-aligned column is a dash and a colon.
+    # At least 2, because the divider of a right-aligned column is a dash and a colon.
     widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
     for row in (rows[0], divider, *rows[1:]):
         first, *rest = (
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            entry.ljust(width) if place == 0 else entry.rjust(width)
+            for place, (entry, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("| " + " | ".join((first, *rest)) + " |")
     return "\n".join(lines)

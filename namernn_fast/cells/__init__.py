@@ -1,7 +1,7 @@
-"""The recurrent cells: one module for each, which says all that the package knows about it.
+"""The recurrent cells: one module for each, with everything that the package knows about it.
 
-`csrc/kernel/cells/` says the same to the CPU kernels. Nothing else compares the names of cells,
-except for errors that repeat the wording of torch.
+`csrc/kernel/cells/` defines the same cells for the CPU kernels. Nothing else compares the names of
+cells, except for errors that repeat the wording of torch.
 """
 
 import importlib
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from .cell import Cell, CellName
-from .elman import ELMAN
 from .gru import GRU
 from .lstm import LSTM
+from .vanilla import VANILLA
 
-__all__ = ["CELLS", "ELMAN", "GRU", "LSTM", "NUMBERED", "Cell", "CellName", "cell_of"]
+__all__ = ["CELLS", "GRU", "LSTM", "NUMBERED", "VANILLA", "Cell", "CellName", "cell_of"]
 
-NUMBERED = (ELMAN, GRU, LSTM)
+NUMBERED = (VANILLA, GRU, LSTM)
 """The cells by their number in the operators."""
 CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 """The cells by name."""
@@ -30,5 +30,5 @@ def cell_of(layer: torch.nn.Module) -> Cell:
 def __getattr__(name: str) -> Any:
     """Finds the step modules, which older pickles look up in this module."""
     if name in {f"{cell.layer}Cell" for cell in NUMBERED}:
-        return getattr(importlib.import_module("..step_modules", __package__), name)
+        return getattr(importlib.import_module("..nn", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,8 +47,8 @@ class MakeStep(Protocol):
         Args:
             weights: of the layer in one direction.
             relu: whether the nonlinearity is relu instead of tanh.
-            in_place: whether the step must overwrite the sums with the states. Only for a cell
-                whose `sums_become_states`.
+            in_place: whether the step must overwrite the sums with the states. Only if the cell's
+                `sums_become_states` is True.
         """
 
 
@@ -70,7 +70,7 @@ class Cell:
     number: int
     """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
     layer: str
-    """The name of its layer in this package; the step module's name is that plus `Cell`."""
+    """The name of its layer in this package. Its step module has the same name plus `Cell`."""
     weight_blocks: int
     """The number of blocks of hidden_size rows in weights and biases, one per gate."""
     kept_blocks: int
@@ -83,14 +83,14 @@ class Cell:
     """torch's operator for a single step, by nonlinearity."""
     onnx: OnnxNode
     states: tuple[str, ...] = ("h",)
-    """The names of the states of a row, the output first; torch says hx and h_n for those of h."""
+    """The names of a row's states, the output first. For h, torch's names are hx and h_n."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities to choose from."""
     separate_bias_hh: bool = False
     """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
     torch_operator: Callable[..., Any] | None = None
-    """torch's operator for whole sequences, which runs on devices without a fused kernel. None: the
-    reference path runs there, which is as fast."""
+    """torch's operator for whole sequences, which runs on devices without a fused kernel. If None,
+    the reference path runs there, which is as fast."""
     has_gpu_kernel: bool = False
     autocasts_only_products: frozenset[str] = frozenset()
     """The layouts, `padded` or `packed`, for which torch's autocast on a CPU casts the operands of

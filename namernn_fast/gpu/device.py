@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import fp32_precision
+from ..machine import fp32_precision
 
 
 class Device(NamedTuple):
@@ -22,14 +22,14 @@ class Device(NamedTuple):
     processors: int
     """The number of streaming multiprocessors or compute units."""
     cooperative: bool = True
-    """Whether cooperative launches are allowed, because none has been refused so far."""
+    """Whether cooperative launches are allowed: False once the GPU has refused one."""
 
     @property
     def meeting(self) -> int:
         """The maximum number of programs that may wait for each other.
 
-        It is 1 if a cooperative launch was refused, and on AMD: Triton's barrier within a program
-        does not wait there for the stores of all its warps, so other programs could read stale
+        It is 1 if a cooperative launch was refused, and on AMD, where Triton's barrier within a
+        program does not wait for the stores of all warps, so other programs could read stale
         values.
         """
         return self.processors if self.backend == "cuda" and self.cooperative else 1
@@ -45,7 +45,7 @@ class Device(NamedTuple):
 
     @property
     def lanes(self) -> int:
-        """Threads of a warp."""
+        """Threads per warp."""
         return 32 if self.backend == "cuda" else 64
 
 
@@ -83,7 +83,7 @@ def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
         warnings.warn(
             f"namernn_fast: {tensor.device} refused a cooperative launch ({error}). That happens "
             "if only a part of the GPU is available, as under NVIDIA's multi-process service or in "
-            "a green context. From now on the kernels on it run without cooperation and read "
+            "a green context. From now on, kernels on this GPU run without cooperation and read "
             "weight_hh at every step, which is slower for large hidden sizes",
             RuntimeWarning,
             stacklevel=2,

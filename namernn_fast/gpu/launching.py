@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..transfers import is_capturing
+from ..machine.transfers import is_capturing
 from .kernels import upload_kernel
 
 _UPLOADED = 64  # numbers per launch
 UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
-"""The Triton compile and launch options of the kernel of `upload`."""
+"""Triton's compile and launch options for `upload_kernel`."""
 
 
 def run(
@@ -44,19 +44,19 @@ def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
     return out.flatten().narrow(0, 0, len(numbers))
 
 
-# The driver's texts for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.
+# The driver's messages for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.
 _REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
 
 
 def is_refusal(error: RuntimeError) -> bool:
-    """Returns whether an error means that the device cannot run such a cooperative launch."""
+    """Returns whether an error means that the device refused a cooperative launch."""
     return any(text in str(error) for text in _REFUSALS)
 
 
 _lock = threading.RLock()  # re-entrant, because a Triton launch hook may make another call
 _last: dict[torch.device, dict[torch.cuda.Stream, torch.cuda.Event | None]] = {}
 """For each device, the streams of the last cooperative launches, whose kernels may run
-concurrently. The event of a stream is recorded after its last cooperative kernel."""
+concurrently. Each stream's event is recorded after its last cooperative kernel."""
 
 
 @contextlib.contextmanager
@@ -64,9 +64,9 @@ def turn(device: torch.device) -> Iterator[None]:
     """Returns a context for the launch of one cooperative kernel on the current stream.
 
     The kernel waits for the cooperative kernels that this process has launched on other streams.
-    CUDA guarantees that all programs of one such kernel run at once, but not that two of them
-    cannot deadlock, each with some programs running and waiting for the rest. Nothing waits during
-    a capture, because the time and stream of a graph's replay are unknown.
+    CUDA guarantees that all programs of one cooperative kernel run at once, but two such kernels
+    can deadlock, each with some programs running and waiting for the rest. Nothing waits during a
+    capture, because the time and stream of a graph's replay are unknown.
     """
     if device.type != "cuda" or is_capturing(device):
         yield
@@ -94,8 +94,8 @@ def share_turn(
         return
     with _lock:
         last = _wait_for_others(device, stream)
-        for own in (stream, *others):
-            last.setdefault(own, None)
+        for sharing in (stream, *others):
+            last.setdefault(sharing, None)
 
 
 def _wait_for_others(

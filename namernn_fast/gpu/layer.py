@@ -35,9 +35,9 @@ def form_of(
     """Returns the compile-time `Form` of a kernel.
 
     Args:
-        plan: of the layer.
-        hidden_size: number of hidden units of the layer.
-        directions: of the layer.
+        plan: the layer's plan.
+        hidden_size: number of hidden units.
+        directions: number of directions.
         tanh: whether the nonlinearity is tanh.
         padded: whether to zero rows past the end of sequences.
         ring: whether the forward kernel computes only h_n.
@@ -70,7 +70,7 @@ def form_of(
 
 @functools.cache
 def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
-    """Returns the Triton compile and launch options of a kernel; ids enable its assertion."""
+    """Returns Triton's compile and launch options for a kernel; ids enable its assertion."""
     settings = {
         "num_warps": plan.warps,
         "enable_fp_fusion": True,
@@ -78,7 +78,7 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
     }
     if device.backend == "cuda":
         # By default the compiler may use fewer registers to fit more programs, and then spills.
-        # With one sequence two programs fit per SM and hide each other's latency.
+        # With one sequence, two programs fit per SM and hide each other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:
@@ -99,7 +99,7 @@ def _launch(
     kernel: Any,
     stack: Stack,
     like: Tensor,
-    own: dict[str, Tensor | int | None],
+    arguments: dict[str, Tensor | int | None],
     *,
     padded: bool,
     ring: bool = False,
@@ -109,8 +109,8 @@ def _launch(
     Args:
         kernel: `forward_kernel` or `backward_kernel`.
         stack: the layer's stack.
-        like: a tensor of the device and dtype.
-        own: the arguments that only this kernel has.
+        like: a tensor with the layer's device and dtype.
+        arguments: the arguments that only this kernel has.
         padded: whether to zero rows past the end of sequences.
         ring: whether the forward kernel computes only h_n.
     """
@@ -124,8 +124,8 @@ def _launch(
         arrivals = like.new_zeros(groups, dtype=torch.int32)
     tanh = not stack.options & ops.RELU
     transposed = kernel is forward_kernel and takes_transpose(plan, like.dtype)
-    arguments: dict[str, Any] = own | (_transposes(own) if transposed else {})
-    arguments |= {
+    all_arguments: dict[str, Any] = arguments | (_transposes(arguments) if transposed else {})
+    all_arguments |= {
         "layout": LayoutTensors(layout.lengths, layout.offsets, layout.starts, layout.reset),
         "T": layout.T,
         "B": layout.B,
@@ -144,24 +144,24 @@ def _launch(
         ),
     }
     grid = (plan.members * groups,)
-    settings = launch_settings_of(plan, device_of(like), own.get("ids") is not None)
+    settings = launch_settings_of(plan, device_of(like), arguments.get("ids") is not None)
     if plan.members == 1:
-        launching.run(kernel, grid, arguments, settings)
+        launching.run(kernel, grid, all_arguments, settings)
         return
     try:
         with launching.turn(like.device):
-            launching.run(kernel, grid, arguments, settings)
+            launching.run(kernel, grid, all_arguments, settings)
     except RuntimeError as error:
         if not launching.is_refusal(error):
             raise
         let_no_programs_meet(like, error)
-        _launch(kernel, stack, like, own, padded=padded, ring=ring)
+        _launch(kernel, stack, like, arguments, padded=padded, ring=ring)
 
 
-def _transposes(own: dict[str, Any]) -> dict[str, Tensor]:
+def _transposes(arguments: dict[str, Any]) -> dict[str, Tensor]:
     """Returns the transposed weight_hh of all directions, by argument name."""
     names = ("weight_hh", "weight_hh_reverse")
-    return {name: own[name].t().contiguous() for name in names if own[name] is not None}
+    return {name: arguments[name].t().contiguous() for name in names if arguments[name] is not None}
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
@@ -178,7 +178,7 @@ def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
 
 
 def _of_directions(rows: Tensor, stack: Stack) -> Sequence[Tensor]:
-    """Returns the columns (N, H) of each direction of rows (N, directions * H)."""
+    """Splits rows (N, directions * H) into the columns (N, H) of each direction."""
     columns: Tensor = rows.unflatten(1, (stack.directions, stack.hidden_size))
     return columns.unbind(1)
 
@@ -213,14 +213,14 @@ def forward_layer(
         stack: the layer's stack.
         x: the input's rows (N, features), or token ids (N).
         hx: initial states (directions, B, H), or None for zeros.
-        weights: of each direction.
-        output: written, (N, directions * H); with `ring` (2 * B, directions * H).
-        h_n: written, (directions, B, H).
-        ring: whether only h_n is needed; output then is a ring buffer for the states of two steps.
+        weights: the weights of each direction.
+        output: receives the states, (N, directions * H); with `ring` (2 * B, directions * H).
+        h_n: receives the last states, (directions, B, H).
+        ring: whether only h_n is needed; output is then a ring buffer for the states of two steps.
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
-        biases = [bias for own in weights if (bias := own.bias) is not None]
+        biases = [bias for direction in weights if (bias := direction.bias) is not None]
         bias = _join(biases) if biases else None
         states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
         stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
@@ -228,14 +228,14 @@ def forward_layer(
     if ops.has_ids(x):
         # The kernel reads table rows instead of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
-        biases_hh = tuple(own.bias for own in weights)
+        biases_hh = tuple(direction.bias for direction in weights)
     else:
-        # Not in place in output: a program may read one row ahead of the row that it writes.
+        # Do not project into output: a program may read one row ahead of the row that it writes.
         bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
         projected, ids = product(x, _join(weights_ih).t(), bias_ih), None
     weight_hh, weight_hh_reverse = _pair(weights_hh)
     bias, bias_reverse = _pair(biases_hh)
-    own = {
+    arguments = {
         "projected": projected,
         "ids": ids,
         "V": len(projected),
@@ -248,7 +248,7 @@ def forward_layer(
         "h_n": h_n,
     }
     padded = stack.layout.padded and not ring
-    _launch(forward_kernel, stack, h_n, own, padded=padded, ring=ring)
+    _launch(forward_kernel, stack, h_n, arguments, padded=padded, ring=ring)
 
 
 def backward_layer(
@@ -261,7 +261,7 @@ def backward_layer(
 
     Args:
         stack: the layer's stack.
-        weights: of each direction.
+        weights: the weights of each direction.
         tensors: what the recurrence reads and writes.
         grad_input: receives the gradient of the input, (N, features), or None if not needed.
     """
@@ -270,16 +270,16 @@ def backward_layer(
     else:
         _backward_in_one_kernel(stack, tensors)
     if grad_input is not None:
-        product(tensors.dz, _join([own.weight_ih for own in weights]), out=grad_input)
+        product(tensors.dz, _join([direction.weight_ih for direction in weights]), out=grad_input)
 
 
 def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
     """Runs the backward recurrence of a layer in one kernel."""
-    own: dict[str, Any] = tensors._asdict()
-    own["weight_hh"], own["weight_hh_reverse"] = _pair(own.pop("weights_hh"))
+    arguments: dict[str, Any] = tensors._asdict()
+    arguments["weight_hh"], arguments["weight_hh_reverse"] = _pair(arguments.pop("weights_hh"))
     grad_hx = tensors.grad_hx
-    own["dz_first"] = dz_first = None if grad_hx is None else torch.empty_like(grad_hx)
-    _launch(backward_kernel, stack, tensors.output, own, padded=stack.layout.padded)
+    arguments["dz_first"] = dz_first = None if grad_hx is None else torch.empty_like(grad_hx)
+    _launch(backward_kernel, stack, tensors.output, arguments, padded=stack.layout.padded)
     if grad_hx is not None and dz_first is not None:
         for grad, first, weight in zip(grad_hx, dz_first, tensors.weights_hh, strict=True):
             product(first, weight, plus=grad, out=grad)
@@ -292,7 +292,7 @@ def weight_gradients(
     weights: list[LayerWeights],
     output: Tensor,
     dz: Tensor,
-    states_before: Tensor | None,
+    previous_states: Tensor | None,
 ) -> list[Tensor]:
     """Returns the gradients of a layer's weights, in the order of the flat list.
 
@@ -300,27 +300,30 @@ def weight_gradients(
         stack: the layer's stack.
         x: the input's rows (N, features), or token ids (N).
         hx: initial states (directions, B, H), or None for zeros.
-        weights: of each direction.
-        output: of the forward pass, (N, directions * H).
-        dz: the gradient before the activation, like output.
-        states_before: the state before each row, like output, or None if rows are consecutive.
+        weights: the weights of each direction.
+        output: the output of the forward pass, (N, directions * H).
+        dz: the gradient of the sums, shaped like output.
+        previous_states: the previous state of each row, shaped like output, or None if rows are
+            consecutive.
     """
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
     if ops.has_ids(x):
         tables = _of_directions(sums_by_token(dz, x, len(weights[0].weight_ih)), stack)
     rows_of_directions = _of_directions(dz, stack)
-    for k, (own_dz, table, own) in enumerate(zip(rows_of_directions, tables, weights, strict=True)):
-        transposed = own_dz.t()
+    for k, (direction_dz, table, direction) in enumerate(
+        zip(rows_of_directions, tables, weights, strict=True)
+    ):
+        transposed = direction_dz.t()
         gradients.append(product(transposed, x) if table is None else table.contiguous())
-        if states_before is None:
+        if previous_states is None:
             initial = None if hx is None else hx[k]
             states = _of_directions(output, stack)[k]
-            gradients.append(_grad_weight_hh(own_dz, states, initial, stack.layout.B, k == 1))
+            gradients.append(_grad_weight_hh(direction_dz, states, initial, stack.layout.B, k == 1))
         else:
-            gradients.append(product(transposed, _of_directions(states_before, stack)[k]))
-        if own.bias_ih is not None:
-            grad_bias = own_dz.sum(0)
+            gradients.append(product(transposed, _of_directions(previous_states, stack)[k]))
+        if direction.bias_ih is not None:
+            grad_bias = direction_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients
 
@@ -331,20 +334,21 @@ def _grad_weight_hh(
     """Returns the gradient of weight_hh of one direction; rows must be consecutive.
 
     Args:
-        dz: the gradient before the activation (N, H).
-        states: the output of the direction (N, H), each row the state before the row a step later.
+        dz: the gradient of the sums (N, H).
+        states: the direction's output (N, H). A row is the previous state of the row one step
+            later.
         hx: initial states (B, H), or None for zeros.
-        batch: number of rows of one time.
+        batch: number of rows per step.
         reverse: whether the direction goes back in time.
     """
     border = len(dz) - batch if reverse else batch
     if reverse:
-        later, before, first = dz[:border], states[batch:], dz[border:]
+        later, previous, first = dz[:border], states[batch:], dz[border:]
     else:
-        later, before, first = dz[border:], states[: len(dz) - batch], dz[:border]
+        later, previous, first = dz[border:], states[: len(dz) - batch], dz[:border]
     if hx is None:
-        # The product of the first dz with zero states: zeros, but NaN if dz is not finite.
+        # The first dz times zero states: zeros, or NaN if dz is not finite.
         grad_first = (first * 0).sum(0).unsqueeze(1)
-        return product(later.t(), before, plus=grad_first)
+        return product(later.t(), previous, plus=grad_first)
     grad = product(first.t(), hx)
-    return product(later.t(), before, plus=grad, out=grad)
+    return product(later.t(), previous, plus=grad, out=grad)

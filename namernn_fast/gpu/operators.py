@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import availability, checks, ops, transfers
+from .. import ops
+from ..call import checks
+from ..machine import availability, transfers
 from . import launching
 from .layer import on_device_of
 from .problem import SequenceLayout, Stack
@@ -48,8 +50,8 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
     input, want_layers = call.input, call.want_layers
     with on_device_of(input):
         lengths = stack.layout.lengths
-        of_input = 0 in want_layers and not ops.has_ids(input)
-        if of_input and stack.layout.padded and lengths is not None:
+        reads_input = 0 in want_layers and not ops.has_ids(input)
+        if reads_input and stack.layout.padded and lengths is not None:
             # Zero the padding: it may be NaN, and NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= lengths.unsqueeze(1)
@@ -73,7 +75,7 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
 def _require(condition: bool, message: str, *values: Any) -> None:
     """Raises a RuntimeError unless `condition` holds.
 
-    Formats the message only in case of an error, because that takes longer than all checks.
+    Formats the message only on failure, because formatting takes longer than all checks.
     """
     if not condition:
         raise RuntimeError("namernn_fast: " + message.format(*values))
@@ -165,7 +167,7 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
 
 
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
-    """Checks what `backward` takes besides the arguments of `forward`."""
+    """Checks the arguments of `backward` that `forward` does not have."""
     input, count = call.input, len(call.states or [])
     _require(
         len(call.wanted) == 1 + count,
@@ -200,9 +202,9 @@ def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
 
 
 def _read_layout(
-    input: Tensor, given: Tensor | None, reset: Tensor | None, options: int
+    input: Tensor, rows: Tensor | None, reset: Tensor | None, options: int
 ) -> SequenceLayout:
-    """Checks and reads which rows exist; `given` is the sequence_layout."""
+    """Checks and reads which rows exist; `rows` is the operator's argument sequence_layout."""
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
     _require(not (packed and jagged), "options must not say both packed and jagged")
@@ -214,24 +216,24 @@ def _read_layout(
         *(dimensions, input.dim()),
     )
     name = "batch_sizes" if packed else "offsets" if jagged else "lengths"
-    _require(given is not None or padded, "sequence_layout must be the {} of input, got none", name)
+    _require(rows is not None or padded, "sequence_layout must be the {} of input, got none", name)
     _require(
-        given is None
+        rows is None
         or bool(packed)
-        or (given.device == input.device and given.dtype == torch.int64 and given.dim() == 1),
+        or (rows.device == input.device and rows.dtype == torch.int64 and rows.dim() == 1),
         "{} must be a 1-D int64 tensor on the device of input",
         name,
     )
-    if packed and given is not None:
-        layout = _read_batch_sizes(given, input)
-    elif jagged and given is not None:
-        _require(len(given) > 0, "offsets must have at least one element")
+    if packed and rows is not None:
+        layout = _read_batch_sizes(rows, input)
+    elif jagged and rows is not None:
+        _require(len(rows) > 0, "offsets must have at least one element")
         N = input.shape[0]
         layout = SequenceLayout(
-            T=N, B=len(given) - 1, N=N, time_stride=1, batch_stride=0, offsets=given.contiguous()
+            T=N, B=len(rows) - 1, N=N, time_stride=1, batch_stride=0, offsets=rows.contiguous()
         )
     else:
-        layout = _read_lengths(given, input, bool(batch_first))
+        layout = _read_lengths(rows, input, bool(batch_first))
     if reset is None:
         return layout
     _require(
@@ -248,7 +250,7 @@ def _read_layout(
 
 
 def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> SequenceLayout:
-    """Checks the sizes of padded input and of its lengths, if there are any."""
+    """Checks the sizes of padded input and its lengths, if any; returns the layout."""
     T, B = input.shape[1::-1] if batch_first else input.shape[:2]
     _require(T > 0, "Expected sequence length to be larger than 0 in RNN")
     _require(

@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     precision: str
     """The `input_precision` of `tl.dot` for float32 products: `ieee` or `tf32`."""
     stepwise: bool | None = None
-    """Whether torch computes the product of each step instead of a streamed kernel, if possible.
-    None: if that is estimated to be faster."""
+    """Whether torch, instead of a streamed kernel, computes the product of each step, if possible.
+    None: only if torch is estimated to be faster."""
 
     @property
     def kind(self) -> str:
@@ -52,7 +52,8 @@ class Plan(NamedTuple):
         Args:
             hidden_size: number of hidden units of the layer.
             batch: number of sequences.
-            is_captured: whether a CUDA graph is captured, whose replays have no launch overhead.
+            is_captured: whether the call is captured in a CUDA graph, whose replays have no launch
+                overhead.
         """
         if self.kind != "streamed":
             return False
@@ -66,18 +67,19 @@ class Plan(NamedTuple):
 FEWEST_UNITS_OF_STEPS = 512
 """The fewest hidden units for which one torch product per step can be faster than one kernel."""
 # The two limits below are estimates for an H100, not measurements. The step time of a streamed
-# kernel was counted in its machine code. That of torch was taken as a product at the peak rate of
-# the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a CUDA
-# graph. From _UNITS_THAT_PAY hidden units on, torch takes 0.3 to 0.8 of the kernel's time; with
-# fewer, at least 0.87.
+# kernel was counted in its machine code. Torch's step time was taken as a product at the peak rate
+# of the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a
+# CUDA graph. From _UNITS_THAT_PAY hidden units on, torch takes 0.3 to 0.8 of the kernel's time;
+# with fewer, at least 0.87.
 _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
-# The multiply-adds of a step that keep the GPU busy while the host launches the next two kernels:
-# they take 9 µs in float32 and 5 µs in TF32 at those rates. With shorter steps an eager call would
-# wait for the host.
+# A step with this many multiply-adds keeps the GPU busy while the host launches the next two
+# kernels: at those rates it takes 9 µs in float32 and 5 µs in TF32. With shorter steps an eager
+# call would wait for the host.
 _HIDES_THE_HOST = 2**28
 _KEPT_IN_REGISTERS = 64  # Values of weight_hh that a thread keeps without tensor cores.
-# Limits in bytes above which registers spill: for the states of more than 16 sequences in a program
-# that keeps all of weight_hh; for a member's part of weight_hh plus a block of states.
+# Limits in bytes above which registers spill. The first is for the states of more than 16 sequences
+# in a program that keeps all of weight_hh, the second for a member's part of weight_hh plus a block
+# of states.
 _LARGE_STATES = 8 * 1024
 _KEPT_WITH_STATES = 128 * 1024
 
@@ -95,17 +97,17 @@ def choose(
 
     - `resident` if one program can keep weight_hh on chip: in shared memory for tensor cores, or,
       in float32 without TF32, in the registers of a program with one sequence.
-    - Else `cooperative` if several programs can together, and all programs of the grid can run at
-      once: they meet at a barrier in every step.
+    - Else `cooperative` if several programs together can keep it, and all programs of the grid can
+      run at once: they meet at a barrier in every step.
     - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh in
       the tiles for which reads and multiply-adds are estimated to take the fewest cycles.
 
     Args:
         hidden_size: number of hidden units of the layer.
         batch: number of sequences.
-        dtype: of the layer's tensors, float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16, for all tensors of the layer.
         device: the GPU.
-        directions: of the layer, 1 or 2.
+        directions: number of directions, 1 or 2.
         tf32: whether float32 operands of products may be rounded to TF32.
     """
     whole = max(16, triton.next_power_of_2(hidden_size))
@@ -157,7 +159,7 @@ def _choose_without_tensor_cores(
 
 
 class _Tile(NamedTuple):
-    """A tile of weight_hh and how it is streamed; the fields are those of `Plan`."""
+    """A tile of weight_hh and how it is streamed; the fields mean the same as in `Plan`."""
 
     block_b: int
     block_n: int

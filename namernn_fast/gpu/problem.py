@@ -12,7 +12,7 @@ from ..cells.cell import LayerWeights
 class SequenceLayout(NamedTuple):
     """The layout of a call's (time, sequence) rows: which exist, and where they are in memory.
 
-    Strides are in rows, except those of reset, which are in elements.
+    Strides are in rows, except for reset, whose strides are in elements.
     """
 
     T: int
@@ -42,8 +42,8 @@ class SequenceLayout(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether all rows exist, and each continues from the previous state."""
-        some = (self.lengths, self.offsets, self.starts, self.reset)
-        return all(of is None for of in some)
+        optional = (self.lengths, self.offsets, self.starts, self.reset)
+        return all(tensor is None for tensor in optional)
 
     @property
     def consecutive(self) -> bool:
@@ -79,14 +79,14 @@ class BackwardTensors(NamedTuple):
     weights_hh: Sequence[Tensor]
     """The recurrent weights of each direction (H, H)."""
     output: Tensor
-    """Of the forward pass, (N, directions * H)."""
+    """The output of the forward pass, (N, directions * H)."""
     grad_output: Tensor | None
-    """Like output, or None: zeros."""
+    """Shaped like output, or None: zeros."""
     grad_h_n: Tensor | None
     """(directions, B, H), or None: zeros."""
     dz: Tensor
-    """Written: the gradient before the activation, like output."""
-    states_before: Tensor | None
-    """Written unless None: the state before each row, h_{t-1}, like output."""
+    """Written: the gradient of the sums, shaped like output."""
+    previous_states: Tensor | None
+    """Written unless None: the previous state h_{t-1} of each row, shaped like output."""
     grad_hx: Tensor | None
     """Written unless None: (directions, B, H)."""

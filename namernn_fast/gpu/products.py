@@ -3,8 +3,8 @@
 An RNN in cuDNN uses one precision for all its float32 products,
 `torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products use another setting,
 `torch.backends.cuda.matmul.fp32_precision`. Both settings are global, so a call cannot change them
-temporarily: other threads would see that. So if they differ, a kernel of this package computes the
-product; if they agree, and in 16 bits, torch does.
+temporarily: other threads would see the change. So if the two differ, a kernel of this package
+computes the product; if they agree, and in 16 bits, torch does.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import fp32_precision
+from ..machine import fp32_precision
 from . import launching
 from .device import Device, device_of, may_round_to_tf32
 from .kernels import product_kernel
@@ -54,7 +54,7 @@ class ProductPlan(NamedTuple):
         return sizes | {"PRECISION": self.precision}
 
     def settings(self, device: Device) -> dict[str, Any]:
-        """Returns the Triton compile and launch options of the kernel."""
+        """Returns Triton's compile and launch options for the kernel."""
         settings = {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
         if device.backend == "cuda":
             # By default the compiler may use fewer registers to fit more programs, and then spills.
@@ -63,7 +63,7 @@ class ProductPlan(NamedTuple):
 
 
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
-    """Returns the plan for a product of (M, K) by (K, N); it depends on sizes only."""
+    """Returns the plan for a product of (M, K) by (K, N), which depends only on sizes."""
 
     def blocks(tiles: Tiles) -> int:
         return -(-M // tiles.block_m) * -(-N // tiles.block_n)
@@ -75,10 +75,11 @@ def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPl
 
 
 def precision_of_its_own(like: Tensor) -> str | None:
-    """Returns the precision of an RNN's products if that of torch's products differs, else None.
+    """Returns the precision of an RNN's products if torch's own products use another, else None.
 
     Args:
-        like: a tensor of the device and dtype. In 16 bits the two never differ.
+        like: a tensor with the device and dtype of the products. In 16 bits the two precisions
+            never differ.
     """
     if like.dtype != torch.float32:
         return None
@@ -114,7 +115,7 @@ def _product(
     precision: str,
     device: Device,
 ) -> Tensor:
-    """`product`, computed by the kernel of this package."""
+    """Computes `product` with the kernel of this package."""
     (M, K), N = left.shape, right.shape[1]
     if out is None:
         out = left.new_empty(M, N)

@@ -43,9 +43,9 @@ class _Stretch(NamedTuple):
 
 def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
     """Returns several stretches if layers can run concurrently, else one with all steps."""
-    layout, uneven = stack.layout, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
+    layout, excluded = stack.layout, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
     count = 1
-    if num_layers > 1 and layout.T >= 2 * _STRETCH and layout.B and not stack.options & uneven:
+    if num_layers > 1 and layout.T >= 2 * _STRETCH and layout.B and not stack.options & excluded:
         plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
         programs = plan.members * -(-layout.B // plan.block_b)
         if num_layers * programs <= device_of(like).processors:
@@ -133,7 +133,7 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 
 def _schedule(stack: Stack, stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
-    """Returns the scheduler of the layers' tasks, which are concurrent with several stretches."""
+    """Returns the scheduler of the layers' tasks, concurrent if there are several stretches."""
     if len(stretches) == 1:
         return _InTurn()
     plan = plan_of(stack.hidden_size, stack.layout.B, like, stack.directions)
@@ -159,7 +159,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs = [like.new_empty(count, width) for count in rows]
     h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # The states between stretches alternate between two tensors, so that the last ones are in h_n.
+    # States between stretches alternate between two tensors, so that the last ones end up in h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
@@ -210,15 +210,15 @@ def backward_stack(
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
     stretches = _stretches(stack, len(layers), like)
     none: Sequence[Tensor | None] = [None] * len(layers)
-    # Gradients of initial and last states; those between stretches alternate between two tensors.
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
     states = (len(layers), stack.layout.B, stack.hidden_size)
+    # The gradients of states between stretches alternate between two tensors.
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, and the last output
-    # For each layer dz, and the state before each row if `outputs` does not hold it.
+    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, then the output
+    # For each layer, dz and the previous states, or None if `outputs` holds the previous states.
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}
 
@@ -236,21 +236,21 @@ def backward_stack(
                 hx, weights = layers[k]
                 if is_last:
                     needs_states = k in want_layers and not stack.layout.consecutive
-                    states_before = torch.empty_like(outputs[k]) if needs_states else None
-                    work[k] = torch.empty_like(outputs[k]), states_before
+                    previous_states = torch.empty_like(outputs[k]) if needs_states else None
+                    work[k] = torch.empty_like(outputs[k]), previous_states
                     if want_input or k > lowest:
                         grads[k] = torch.empty_like(outputs[k - 1] if k else x)
                 if i:
                     hx = outputs[k][stretch.begin - stack.layout.B : stretch.begin].unsqueeze(0)
-                dz, states_before = work[k]
+                dz, previous_states = work[k]
                 tensors = BackwardTensors(
                     hx=hx,
-                    weights_hh=[own.weight_hh for own in weights],
+                    weights_hh=[direction.weight_hh for direction in weights],
                     output=stretch.of(outputs[k]),
                     grad_output=stretch.of(grads[k + 1]),
                     grad_h_n=grads_h_n[k] if is_last else out_of[k],
                     dz=stretch.of(dz),
-                    states_before=stretch.of(states_before),
+                    previous_states=stretch.of(previous_states),
                     grad_hx=into[k] if i else grads_hx[k],
                 )
                 of_stretch = stack._replace(layout=stretch.layout)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import ops, transfers
+from .. import ops
+from ..machine import transfers
 from .plan import FEWEST_UNITS_OF_STEPS, plan_of
 from .problem import BackwardTensors, Stack
 from .products import precision_of_its_own
@@ -21,7 +22,7 @@ def suits(stack: Stack, like: Tensor) -> bool:
 
     Args:
         stack: the layer's stack.
-        like: a tensor of the device and dtype.
+        like: a tensor with the layer's device and dtype.
     """
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
@@ -44,9 +45,9 @@ def forward_steps(
     Args:
         stack: the layer's stack.
         hx: initial states (directions, B, H), or None for zeros.
-        weights_hh: of each direction, (H, H).
+        weights_hh: the recurrent weights of each direction, (H, H).
         states: (N, directions * H), the projected input with both biases; overwritten by states.
-        h_n: written, (directions, B, H).
+        h_n: receives the last states, (directions, B, H).
     """
     activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
     if hx is None:  # Multiply zeros too: zero times a non-finite weight is NaN.
@@ -54,16 +55,16 @@ def forward_steps(
     for k, weight_hh in enumerate(weights_hh):
         transposed = weight_hh.t()
         steps = _steps(states, stack, k)
-        state_before = hx[k]
+        previous_state = hx[k]
         for h in steps:
-            activate(h.addmm_(state_before, transposed))
-            state_before = h
+            activate(h.addmm_(previous_state, transposed))
+            previous_state = h
         h_n[k].copy_(steps[-1])
 
 
 def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
     """Runs the backward recurrence of a layer."""
-    hx, weights_hh, output, grad_output, grad_h_n, dz, states_before, grad_hx = tensors
+    hx, weights_hh, output, grad_output, grad_h_n, dz, previous_states, grad_hx = tensors
     aten = torch.ops.aten
     if grad_output is None:
         dz.zero_()
@@ -84,15 +85,15 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
             later_dz = grad
         if grad_hx is not None:
             torch.mm(grads[0], weight_hh, out=grad_hx[k])
-        if states_before is not None:
-            first, *others = _steps(states_before, stack, k)
+        if previous_states is not None:
+            first, *others = _steps(previous_states, stack, k)
             first.zero_() if hx is None else first.copy_(hx[k])
             if others:
                 torch._foreach_copy_(others, states[:-1])
 
 
 def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
-    """Returns views (B, H) of the rows of each time, in the order of the direction.
+    """Returns a view (B, H) of the rows of each step, in the order of the direction.
 
     Args:
         rows: (N, directions * H).

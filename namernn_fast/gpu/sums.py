@@ -9,19 +9,19 @@ from torch import Tensor
 from . import launching
 from .kernels import sums_by_token_kernel
 
-_ROWS_OF_A_PART = 256  # Rows of an average token in each part.
+_ROWS_OF_A_PART = 256  # Rows that a part adds for an average token.
 SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
-"""The Triton compile and launch options of the kernel of `sums_by_token`."""
+"""Triton's compile and launch options for `sums_by_token_kernel`."""
 
 
 def sums_constants_of(width: int) -> dict[str, Any]:
-    """Returns the compile-time arguments of the kernel of `sums_by_token`."""
+    """Returns the compile-time arguments of `sums_by_token_kernel`."""
     block = min(64, triton.next_power_of_2(width))
     return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
 
 
 def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
-    """Returns the sum of the rows of each token, (vocabulary, features), in deterministic order.
+    """Returns the sum of each token's rows, (vocabulary, features), added in a fixed order.
 
     Torch's own `embedding_dense_backward` uses atomic additions for small vocabularies, in any
     order (https://github.com/pytorch/pytorch/pull/172454), unless deterministic algorithms are on.

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from .. import ops
-from ..cells import ELMAN
+from ..cells import VANILLA
 from .layer import on_device_of
 from .operators import backward, forward
 from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, size_of, tuned
@@ -43,8 +43,8 @@ def autotune(
     )
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_SAVED | (ops.BIDIRECTIONAL if bidirectional else 0)
-    # No states, no sequence_layout: all rows exist; no reset; no trees.
-    arguments = ELMAN.number, input, None, weights, None, None, options, 0
+    # No initial states, no sequence_layout (all rows exist), no reset, no trees.
+    arguments = VANILLA.number, input, None, weights, None, None, options, 0
 
     def call() -> None:
         output, last_states, saved = forward(ops.ForwardArguments(*arguments))
@@ -53,14 +53,14 @@ def autotune(
 
     size = size_of(hidden_size, input.shape[1], input, directions)
     if measure is not None:
-        taken = _time(size, call, measure)
+        milliseconds = _time(size, call, measure)
     else:
         with on_device_of(input):
-            taken = _time_by_default(size, call)
+            milliseconds = _time_by_default(size, call)
     if size_of(hidden_size, input.shape[1], input, directions) != size:
         # The GPU refused a cooperative launch, so the wrong plans were timed. Start again.
         return autotune(input, hidden_size, bidirectional=bidirectional, measure=measure)
-    tuned[size] = min(taken, key=lambda plan: taken[plan])
+    tuned[size] = min(milliseconds, key=lambda plan: milliseconds[plan])
     return tuned[size]
 
 
@@ -80,16 +80,16 @@ def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
 
 def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan, float]:
     """Returns the milliseconds of each plan that fits the device."""
-    taken = {}
+    milliseconds = {}
     for plan in _candidates(size):
         tuned[size] = plan
         try:
-            taken[plan] = measure(call)
+            milliseconds[plan] = measure(call)
         except triton.runtime.errors.OutOfResources:
             continue
         finally:
             del tuned[size]
-    return taken
+    return milliseconds
 
 
 def _candidates(size: Size) -> list[Plan]:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls `action(module)` now if the module `name` has been imported, else right after that."""
+    """Calls `action(module)` right after the module `name` is imported, or now if it already is."""
     if name in sys.modules:
         action(sys.modules[name])
     else:

@@ -39,9 +39,12 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
-    """Returns the multiply-adds per row of each layer's two products, over both directions."""
+    """Returns the multiply-adds per row of each layer's two products, over all its directions."""
     products = [
-        (sum(own.weight_ih.numel() for own in layer), sum(own.weight_hh.numel() for own in layer))
+        (
+            sum(direction.weight_ih.numel() for direction in layer),
+            sum(direction.weight_hh.numel() for direction in layer),
+        )
         for layer in ops.layers_of(weights, options)
     ]
     if ops.has_ids(input):  # reading a row of the table costs no product

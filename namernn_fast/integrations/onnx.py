@@ -114,10 +114,10 @@ def _layer(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks a kind of weight or bias of all directions, with `gates` in the order of ONNX.
+    """Stacks one kind of weight or bias of all directions, with the gates in the order of ONNX.
 
     Args:
-        weights: of each direction.
+        weights: one for each direction.
         gates: as in `OnnxNode`.
         size: hidden_size, the rows of a gate.
     """

@@ -11,9 +11,15 @@ from torch._functorch.pyfunctorch import (
     retrieve_all_functorch_interpreters,
     retrieve_current_functorch_interpreter,
 )
+from torch.autograd import forward_ad
 
 from .. import ops
 from ..call import Call, Path, Results
+
+
+def is_transformed() -> bool:
+    """Returns whether forward-mode AD or a torch.func transform is active."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def only_vmap_is_active() -> bool:
@@ -77,9 +83,10 @@ class Mapped(torch.autograd.Function):
             )
         if any(dim is not None for dim in dims[len(call.states) :]):
             slices = (
-                _split(own, dim, size) for own, dim in zip(arguments, in_dims[1:], strict=True)
+                _split(argument, dim, size)
+                for argument, dim in zip(arguments, in_dims[1:], strict=True)
             )
-            results = [path(Call.of_flat(own)) for own in zip(*slices, strict=True)]
+            results = [path(Call.of_flat(flat)) for flat in zip(*slices, strict=True)]
             if options & ops.LAST_STATE:
                 return _without_output([*map(torch.stack, zip(*results, strict=True))][1:], 0)
             return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
@@ -96,7 +103,9 @@ class Mapped(torch.autograd.Function):
             data=_fold(call.data, input_dim, batch_dim, size),
             sequence_layout=layout * size if packed else _fold(layout, layout_dim, 0, size),
             reset=_fold(call.reset, reset_dim, 0 if batch_first else 1, size),
-            states=[_fold(own, dim, 1, size) for own, dim in zip(call.states, dims, strict=False)],
+            states=[
+                _fold(state, dim, 1, size) for state, dim in zip(call.states, dims, strict=False)
+            ],
         )
         output, *last = path(folded)
         last = [state.unflatten(1, (-1, size)) for state in last]
@@ -107,7 +116,7 @@ class Mapped(torch.autograd.Function):
 
 
 def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int | None, ...]]:
-    """Returns results without output and their mapped dimensions, `dim` for the states."""
+    """Returns results with an empty output, and their mapped dimensions: `dim` for the states."""
     return (states[0].new_empty(0), *states), (None, *(dim for _ in states))
 
 

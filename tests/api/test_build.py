@@ -1,4 +1,4 @@
-"""The build: which object holds an ISA's instructions, parity on every ISA, no extension at all."""
+"""What the build compiles for each instruction set, and the package without its extension."""
 
 import bisect
 import os
@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import namernn_fast
-from namernn_fast import availability, ops
+from namernn_fast import ops
+from namernn_fast.machine import availability
 
 PACKAGE = Path(namernn_fast.__file__).parent
 EXTENSION = next(PACKAGE.glob("_C*.so"), None)
@@ -31,7 +32,7 @@ def run_tool(*command):
 
 
 def functions_by_source():
-    """Returns (start, end, source file, name) of every local function, by address."""
+    """Returns (start, end, source file, name) for every local function, sorted by address."""
     functions, source = [], None
     for line in run_tool("objdump", "-t", "-C", EXTENSION).splitlines():
         if file := re.match(r"[0-9a-f]+ l +df \*ABS\*\s+[0-9a-f]+ (.*)$", line):
@@ -44,7 +45,7 @@ def functions_by_source():
 
 @needs_objdump
 def test_wide_instructions_only_in_their_isa_objects():
-    """Only local functions of AVX2 and AVX-512 files use ymm, only those of AVX-512 files zmm.
+    """Only local functions in AVX2 and AVX-512 files use ymm, and only AVX-512 files use zmm.
 
     The linker merges inline functions of the same name: a copy compiled for AVX-512 could end up
     serving the baseline, and crash on an older processor.
@@ -79,7 +80,7 @@ def test_kernels_run_nothing_at_load():
 
 @needs_objdump
 def test_no_debug_information():
-    """Python's compiler flags include -g; debug information would be most of the library."""
+    """Python's compiler flags include -g; debug information would make up most of the library."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
@@ -96,7 +97,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
         pytest.skip(f"this processor does not support {level}")
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
-    if kernel != ops.cpu_kernel():  # else the suite that runs this test covers it
+    if kernel != ops.cpu_kernel():  # otherwise the current run covers it
         # In 16 bits `nn.RNN` takes minutes on the lower levels.
         run_kernel_tests(level, pytestconfig, "test_kernel or not (bfloat16 or torch.float16)")
 
@@ -105,10 +106,13 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
-    """The AVX-512 kernels differ only in bfloat16; ATen warns that it does not know two of them."""
+    """The three AVX-512 kernels differ only in bfloat16.
+
+    ATen warns about the levels avx512_bf16 and amx, which it does not know.
+    """
     if kernel_at(level, torch.bfloat16) != level:
         pytest.skip(f"this processor does not support {level}")
-    if level != ops.cpu_kernel(torch.bfloat16):  # else the suite that runs this test covers it
+    if level != ops.cpu_kernel(torch.bfloat16):  # otherwise the current run covers it
         run_kernel_tests(level, pytestconfig, "bfloat16")
 
 
@@ -131,7 +135,7 @@ def kernel_at(level, dtype):
 
 
 def run_kernel_tests(level, config, selection):
-    """Runs selected parity and kernel tests in a new process, slow ones too if this run does.
+    """Runs the selected parity and kernel tests in a new process, slow tests too if this run does.
 
     Without the slow tests, test_parity.py contributes only `test_every_option`: its other tests
     take seconds each.

@@ -1,4 +1,4 @@
-"""`torch.compile`, `torch.export`, AOTInductor: at most one node per layer, whatever the shape."""
+"""`torch.compile`, `torch.export` and AOTInductor: at most one node per layer, at any shape."""
 
 import subprocess
 import sys
@@ -13,10 +13,10 @@ from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
-from namernn_fast.tokens import TRACED_VOCABULARY
+from namernn_fast.call.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-V = 30  # more than the number of ids at the first sizes, fewer than at the last
+V = 30  # the first of SIZES has fewer ids than this, the others have more
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
     "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
@@ -33,7 +33,7 @@ IDS = {
 }
 INPUTS = FEATURES | IDS
 # Sizes start at 2 because torch recompiles for a size of 1.
-SIZES = [(2 + i, 20 - i) for i in range(0, 19, 3)]
+SIZES = [(5, 3), *((2 + i, 20 - i) for i in range(0, 19, 3))]
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,9 @@ def initial_states(kind, x):
 
 
 def check(compiled, net, *arguments):
-    """Checks that the compiled and the plain network give the same loss and gradients."""
-    given = [t for t in tree_leaves(arguments) if torch.is_tensor(t) and t.is_floating_point()]
-    wanted = [*(t.requires_grad_() for t in given), *net.parameters()]
+    """Checks that the compiled and the plain network compute the same loss and gradients."""
+    inputs = [t for t in tree_leaves(arguments) if torch.is_tensor(t) and t.is_floating_point()]
+    wanted = [*(t.requires_grad_() for t in inputs), *net.parameters()]
     results = []
     for run in (net, compiled):
         loss = run(*arguments)
@@ -121,7 +121,7 @@ def test_inductor(kind, layout, options, with_output, with_hx):
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
-    """With `dynamic=True` the first shape compiles for all shapes; by default the second does."""
+    """With `dynamic=True` the first compilation serves every shape; by default the second does."""
     net = Net(kind.layer(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
@@ -153,7 +153,7 @@ def test_nothing_breaks_the_graph(kind, layout):
     assert found.op_count > 1
 
 
-def own_nodes(graph):
+def our_nodes(graph):
     return [node for node in graph.nodes if str(node.target).startswith("namernn_fast.")]
 
 
@@ -166,7 +166,7 @@ def test_the_graph_does_not_grow_with_the_sequence(kind):
         net = Net(kind.layer(4, 6, **STACK))
         torch.compile(net, fullgraph=True, backend=backend)(torch.randn(seq_len, 3, 4)).backward()
         graphs = [backend.fw_graphs[0].graph, backend.bw_graphs[0].graph]
-        assert all(0 < len(own_nodes(graph)) <= 2 for graph in graphs)
+        assert all(0 < len(our_nodes(graph)) <= 2 for graph in graphs)
         sizes.append([len(graph.nodes) for graph in graphs])
     assert sizes[0] == sizes[1]
 
@@ -191,8 +191,8 @@ def test_export(kind, batch_first, with_hx, training, tmp_path):
     options = {"bias": not batch_first, "batch_first": batch_first}
     module = kind.layer(4, 6, **options, **STACK).train(training)
     program = exported(module, with_hx)
-    assert 0 < len(own_nodes(program.graph)) <= 4
-    assert len(own_nodes(program.run_decompositions().graph)) == len(own_nodes(program.graph))
+    assert 0 < len(our_nodes(program.graph)) <= 4
+    assert len(our_nodes(program.run_decompositions().graph)) == len(our_nodes(program.graph))
     torch.export.save(program, tmp_path / "rnn.pt2")
     loaded = torch.export.load(tmp_path / "rnn.pt2").module()
     for shape in ((2, 9, 4), (50, 2, 4), (3, 70, 4)):
@@ -203,7 +203,7 @@ def test_export(kind, batch_first, with_hx, training, tmp_path):
 
 
 class OnRows(torch.nn.Module):
-    """A layer that takes a packed sequence as its parts, tensors that `torch.export` accepts."""
+    """A layer that takes a packed sequence as separate tensors, which `torch.export` accepts."""
 
     def __init__(self, rnn):
         super().__init__()
@@ -220,7 +220,7 @@ def test_export_packed(kind):
     program = torch.export.export(
         module, (data, batch_sizes), dynamic_shapes=({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     )
-    assert 0 < len(own_nodes(program.graph)) <= 4
+    assert 0 < len(our_nodes(program.graph)) <= 4
     for lengths in ([7, 6, 3, 2], [9], [4] * 20):
         data, batch_sizes, *_ = packed(lengths)
         torch.testing.assert_close(
@@ -230,7 +230,7 @@ def test_export_packed(kind):
 
 @pytest.mark.slow
 def test_aot_inductor(kind, tmp_path):
-    """A network compiled ahead of time runs in a process that imported `namernn_fast`."""
+    """A layer compiled ahead of time runs in another process that imports `namernn_fast`."""
     module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(
         exported(module, with_hx=False), package_path=str(tmp_path / "rnn.pt2")
@@ -251,7 +251,7 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
 
 
 @pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_only_ours_is_traced(dynamo_first):
+def test_only_fused_layers_are_traced(dynamo_first):
     """In either import order the fused layers are traced, and torch's still break the graph.
 
     Importing the package imports no compiler and no exporter, which would take seconds.
@@ -280,7 +280,7 @@ for name in {[kind.nn_layer.__name__ for kind in KINDS.values()]}:
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
 def test_compiled_autograd(kind, forward):
-    """Compiled autograd compiles the backward pass of an eager and of a compiled forward pass."""
+    """Compiled autograd compiles the backward pass after an eager or a compiled forward pass."""
     module, x = kind.layer(3, 4, 2), torch.randn(5, 2, 3)
     wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
     run = torch.compile(module, backend="aot_eager") if forward else module
@@ -304,7 +304,7 @@ def test_lengths(kind, vocabulary):
 
 @pytest.mark.covering(0)
 def test_an_embedding_of_dynamic_size(kind):
-    """An embedding of dynamic size makes no table, because its size would become a guard."""
+    """No table is made from an embedding of dynamic size, because its size would become a guard."""
     layer = kind.layer(4, 6)
 
     def run(ids, embedding):
@@ -340,9 +340,9 @@ def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
     module.requires_grad_(False)
     seq_len, batch = Dim("seq_len"), Dim("batch")
     shapes = ({0: seq_len, 1: batch}, {0: batch})
-    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
-    program = torch.export.export(module, given, dynamic_shapes=shapes, strict=strict)
-    assert len(own_nodes(program.graph)) == 1
+    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
+    assert len(our_nodes(program.graph)) == 1
     rows = [n for n in program.graph.nodes if "aten.embedding" in str(n.target)]
     assert len(rows) == (0 if vocabulary == V else 1)
     torch.export.save(program, tmp_path / "model.pt2")
@@ -356,9 +356,9 @@ def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
 @pytest.mark.covering(0)
 def test_export_for_training(kind):
     module = Method(kind.tokens(V, 4, 6, padding_idx=1), True)
-    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    program = torch.export.export(module, given, dynamic_shapes=shapes)
+    program = torch.export.export(module, example, dynamic_shapes=shapes)
     ids, lengths = torch.randint(V, (9, 4)), torch.tensor([9, 1, 0, 3])
     torch.testing.assert_close(program.module()(ids, lengths), module(ids, lengths))
 
@@ -366,12 +366,12 @@ def test_export_for_training(kind):
 @pytest.mark.slow
 def test_aot_inductor_of_ids(kind, tmp_path):
     module = Method(kind.tokens(V, 4, 6), False).requires_grad_(False)
-    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     package = torch._inductor.aoti_compile_and_package(
-        torch.export.export(module, given, dynamic_shapes=shapes),
+        torch.export.export(module, example, dynamic_shapes=shapes),
         package_path=str(tmp_path / "model.pt2"),
     )
     loaded = torch._inductor.aoti_load_package(package)
-    for ids, lengths in (given, (torch.randint(V, (9, 2)), torch.tensor([1, 9]))):
+    for ids, lengths in (example, (torch.randint(V, (9, 2)), torch.tensor([1, 9]))):
         torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))

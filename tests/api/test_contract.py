@@ -18,14 +18,14 @@ LENGTHS = torch.tensor([3, 5, 1])
 
 
 def run(module, x, packed):
-    """Returns output and the last states of a dense or a packed batch."""
+    """Runs a dense or a packed batch, and returns the output and the last states."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     output, *last = flat(module(input))
     return (output.data if packed else output), *last
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients_in_evaluation_are_those_of_training(kind, packed):
+def test_gradients_are_the_same_in_training_and_evaluation(kind, packed):
     module = kind.layer(3, 4, dropout=0.5, **STACK)
     x = torch.randn(5, 3, 3, requires_grad=True)
     wanted = (x, *module.parameters())
@@ -36,7 +36,7 @@ def test_gradients_in_evaluation_are_those_of_training(kind, packed):
 
 
 def test_forward_mode_and_mixed_mode(kind):
-    """`torch.func` gives Jacobians and Hessians with respect to input and weights."""
+    """`torch.func` computes Jacobians and Hessians with respect to input and weights."""
     modules = kind.twins(3, 4, dtype=torch.float64, **STACK)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     results = []
@@ -60,7 +60,7 @@ def test_forward_mode_and_mixed_mode(kind):
 
 
 def test_forward_mode_of_a_packed_sequence(kind):
-    """Backward and forward mode agree; `nn.RNN` has no forward mode on the CPU."""
+    """Forward and backward mode agree; `nn.RNN` has no forward mode on the CPU to compare with."""
     module = kind.layer(3, 4, dtype=torch.float64, **STACK)
     packed = pack_padded_sequence(
         torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
@@ -149,9 +149,10 @@ def test_the_next_call_sees_changed_weights(kind, change):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(kind, dtype, packed):
-    """Results have the dtypes of torch's layer, and are within its error budget.
+    """Results have the same dtypes as with torch's layer, and are within its error budget.
 
-    oneDNN has no LSTM in float16 on most processors.
+    oneDNN has no LSTM in float16 on most processors. The test turns oneDNN off for that case, in
+    which torch's layer returns other dtypes.
     """
     lacking = kind.name == "lstm" and dtype == torch.float16 and not packed
     budget = ErrorBudget(dtype)
@@ -161,17 +162,17 @@ def test_autocast(kind, dtype, packed):
         x = torch.randn(5, 3, 3)
         results = []
         for module in modules:
-            own = x.to(module.weight_ih_l0.dtype, copy=True).requires_grad_()
+            converted = x.to(module.weight_ih_l0.dtype, copy=True).requires_grad_()
             with (
                 torch.backends.mkldnn.flags(enabled=not lacking),
                 torch.autocast("cpu", dtype, enabled=module is not modules[2]),
             ):
-                output, *last = run(module, own, packed)
-            of_last = sum(state.double().square().sum() for state in last)
-            (output.double().sum() + of_last).backward()
+                output, *last = run(module, converted, packed)
+            last_loss = sum(state.double().square().sum() for state in last)
+            (output.double().sum() + last_loss).backward()
             gradients = {name: p.grad for name, p in module.named_parameters()}
             outputs = {"output": output, **named_states("{}_n", last)}
-            results.append({**outputs, "input": own.grad, **gradients})
+            results.append({**outputs, "input": converted.grad, **gradients})
         for name, exact in results[2].items():
             assert lacking or results[0][name].dtype == results[1][name].dtype
             budget.add(name, results[0][name], results[1][name], exact.detach().numpy())
@@ -179,8 +180,8 @@ def test_autocast(kind, dtype, packed):
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CAST, PROMOTED = "that of autocast", "that of autocast promoted with that of the state"
-# torch's rules for the dtype of results on a CPU. A state of zeros has the dtype of the input.
+CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
+# torch's rules for result dtypes on a CPU. Without hx, the state has the dtype of the input.
 AUTOCAST = {
     ("rnn", "dense"): CAST,
     ("rnn", "packed"): CAST,
@@ -191,10 +192,10 @@ AUTOCAST = {
 }
 
 
-def is_accident(kind, layout, *dtypes):
-    """Returns whether torch's dtype is an accident, as docs/differences.md says.
+def depends_on_processor(kind, layout, *dtypes):
+    """Returns whether torch's dtype depends on the processor, as docs/differences.md says.
 
-    oneDNN computes a dense LSTM, and whether it takes float16 depends on the processor.
+    oneDNN computes a dense LSTM, and takes float16 only on some processors.
     """
     return (kind.name, layout) == ("lstm", "dense") and torch.float16 in dtypes
 
@@ -212,7 +213,7 @@ def test_dtypes_under_autocast(kind, autocast, input, state, layout):
     if AUTOCAST[kind.name, layout] == PROMOTED:
         wanted = torch.promote_types(autocast, input if state is None else state)
     ours, theirs = kind.twins(3, 4)
-    modules = [ours] if is_accident(kind, layout, autocast, input) else [ours, theirs]
+    modules = [ours] if depends_on_processor(kind, layout, autocast, input) else [ours, theirs]
     for module in modules:
         with torch.autocast("cpu", autocast):
             output, *last = flat(module(x, hx))
@@ -222,8 +223,8 @@ def test_dtypes_under_autocast(kind, autocast, input, state, layout):
         assert explain(ours, x, hx).path == f"cpu {ops.cpu_kernel(wanted)}"
 
 
-def test_the_cell_state_decides_under_autocast():
-    """The result of an LSTM's products has the dtype of autocast; c keeps its own."""
+def test_dtype_of_c_decides_under_autocast():
+    """Autocast casts an LSTM's products but not c, so c decides the dtype of results."""
     hx = torch.randn(1, 3, 4), torch.randn(1, 3, 4, dtype=torch.bfloat16)
     x = pack_padded_sequence(torch.randn(5, 3, 3), LENGTHS, enforce_sorted=False)
     for module in KINDS["lstm"].twins(3, 4):
@@ -233,25 +234,25 @@ def test_the_cell_state_decides_under_autocast():
             assert {result.dtype for result in (output.data, *last)} == {wanted}
 
 
-@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_hx_of_another_precision(kind, own, other):
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("hx_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_hx_of_another_precision(kind, input_dtype, hx_dtype):
     """hx is converted to the dtype of the input; its gradient has the dtype of hx."""
-    module = kind.layer(3, 4, dtype=own)
-    x = torch.randn(5, 2, 3, dtype=own)
-    hx = kind.states(torch.randn, 1, 2, 4, dtype=other, requires_grad=True)
-    converted = map_states(hx, lambda state: state.detach().to(own).requires_grad_())
+    module = kind.layer(3, 4, dtype=input_dtype)
+    x = torch.randn(5, 2, 3, dtype=input_dtype)
+    hx = kind.states(torch.randn, 1, 2, 4, dtype=hx_dtype, requires_grad=True)
+    converted = map_states(hx, lambda state: state.detach().to(input_dtype).requires_grad_())
     results, wanted = flat(module(x, hx)), flat(module(x, converted))
     assert all(map(torch.equal, results, wanted))
     results[0].sum().backward()
     wanted[0].sum().backward()
     for leaf, like in zip(tensors_in(hx), tensors_in(converted), strict=True):
         assert (leaf.grad.dtype, like.grad.dtype) == (leaf.dtype, like.dtype)
-        assert torch.equal(leaf.grad, like.grad.to(other))
+        assert torch.equal(leaf.grad, like.grad.to(hx_dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_sums_of_16_bits_are_in_float(dtype):
+def test_16_bit_sums_accumulate_in_float32(dtype):
     """1024 terms of 2**-10 add up to 1; a sum in bfloat16 would stall at 1/4."""
     size, small = 1024, 2.0**-10
     module = FusedRNN(size, size, nonlinearity="relu", bias=False, dtype=dtype)
@@ -268,10 +269,10 @@ def test_sums_of_16_bits_are_in_float(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_gate_sums_of_16_bits_are_in_float(name, dtype):
+def test_16_bit_gate_sums_accumulate_in_float32(name, dtype):
     """n is tanh(2) if its 2048 terms of 2**-10 add up; a sum in bfloat16 would stall at 1/2.
 
-    The new value of an LSTM is g. The biases make its i and o 1, r of a GRU 1, and f and z 0.
+    In an LSTM, n is called g. The biases saturate the gates: i, o and r are 1, f and z are 0.
     """
     kind, size, small, n = KINDS[name], 1024, 2.0**-10, math.tanh(2)
     module = kind.layer(size, size, dtype=dtype)
@@ -292,26 +293,26 @@ def test_gate_sums_of_16_bits_are_in_float(name, dtype):
     eps = torch.finfo(dtype).eps
     assert (output - wanted).abs().max() <= eps * wanted
     output.backward(torch.full_like(output, small))
-    # n and dz are rounded before the sums. A sum that stalls would be off by a factor of 2 or more.
-    of_new = [p.grad[2 * size : 3 * size] for p in module.parameters()]
-    for wanted, grads in ((small * slope, (x.grad, tensors_in(hx)[0].grad)), (slope, of_new)):
+    # n and dz are rounded before they are summed. A stalled sum is off by a factor of 2 or more.
+    n_grads = [p.grad[2 * size : 3 * size] for p in module.parameters()]
+    for wanted, grads in ((small * slope, (x.grad, tensors_in(hx)[0].grad)), (slope, n_grads)):
         for grad in grads:
             assert (grad.double() / wanted - 1).abs().max() <= 0.15
 
 
 def test_a_sequence_of_200_000_steps(kind):
-    """One long call is bit-identical to a chain of short calls."""
+    """One long call is bit-identical to a series of short calls."""
     seq_len = 200_000
     module = kind.layer(3, 8)
     x = torch.randn(seq_len, 1, 3)
     results = []
     for steps in (seq_len, 1000):
-        own, hx, outputs = x.clone().requires_grad_(), None, []
-        for part in own.split(steps):
+        leaf, hx, outputs = x.clone().requires_grad_(), None, []
+        for part in leaf.split(steps):
             output, hx = module(part, hx)
             outputs.append(output)
         output = torch.cat(outputs)
-        (gradient,) = torch.autograd.grad(output.sum(), own)
+        (gradient,) = torch.autograd.grad(output.sum(), leaf)
         results.append((output, *tensors_in(hx), gradient))
     assert all(map(torch.equal, *results))
 
@@ -336,16 +337,16 @@ def test_more_elements_than_int32_can_count():
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
     ends = [0, 1, -2, -1]
-    own = x.detach()[:, ends].requires_grad_()
-    wanted, last = module(own)
+    x_ends = x.detach()[:, ends].requires_grad_()
+    wanted, last = module(x_ends)
     output, h_n = module(x)
     assert output.numel() > 2**31
     assert torch.equal(output[:, ends], wanted)
     assert torch.equal(h_n[:, ends], last)
     (gradient,) = torch.autograd.grad(h_n.sum(), x)
-    (of_ends,) = torch.autograd.grad(last.sum(), own)
-    assert of_ends[-1].all()
-    assert torch.equal(gradient[:, ends], of_ends)
+    (wanted_gradient,) = torch.autograd.grad(last.sum(), x_ends)
+    assert wanted_gradient[-1].all()
+    assert torch.equal(gradient[:, ends], wanted_gradient)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -35,15 +35,15 @@ def shard(module):
 
 
 def worker(rank, folder):
-    """Trains a layer of every kind: starting processes takes longer than that."""
+    """Trains layers of every kind in one process: starting processes takes longer than training."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     x = torch.randn(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    own = x.chunk(WORLD, dim=1)[rank]
+    local_x = x.chunk(WORLD, dim=1)[rank]
     for kind in KINDS.values():
         alone = train(kind, lambda module: module, x)
-        parallel = train(kind, DistributedDataParallel, own)
-        sharded = train(kind, shard, own)
+        parallel = train(kind, DistributedDataParallel, local_x)
+        sharded = train(kind, shard, local_x)
         assert all(p.to_local().numel() < p.numel() for p in sharded.values())
         torch.testing.assert_close(parallel, alone)
         torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)

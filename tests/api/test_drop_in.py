@@ -1,4 +1,4 @@
-"""What programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` rely on besides its results."""
+"""What programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` rely on besides results."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from namernn_fast import availability, batch_invariant, dispatch, explain, replace_rnn, restore_rnn
+from namernn_fast import batch_invariant, dispatch, explain, replace_rnn, restore_rnn
+from namernn_fast.machine import availability
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 
@@ -17,7 +18,7 @@ XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_are_those_of_torchs_layer(kind, batch_first, bidirectional, reset):
+def test_dropout_masks_match_torchs_layer(kind, batch_first, bidirectional, reset):
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": 0.5}
     x, never = XS[0], torch.zeros(2, 6, dtype=torch.bool)
     if not batch_first:
@@ -43,7 +44,7 @@ def test_lengths_are_copied(kind):
 
 
 def test_resets_and_empty_sequences(kind, path):
-    """A reset clears every state, c of an LSTM included; an empty sequence keeps its states."""
+    """A reset clears every state, including an LSTM's c; an empty sequence keeps its states."""
     ours, theirs = kind.twins(3, 4, dtype=torch.float64)
     x = torch.randn(6, 2, 3, dtype=torch.float64)
     hx = kind.states(torch.randn, 1, 2, 4, dtype=torch.float64)
@@ -53,8 +54,8 @@ def test_resets_and_empty_sequences(kind, path):
     torch.testing.assert_close(ours(x, hx, reset=reset), (torch.cat([first, second]), wanted))
     _, last = ours(x, hx, lengths=[6, 0])
     _, whole = theirs(x, hx)
-    for state, of_whole, initial in zip(*map(tensors_in, (last, whole, hx)), strict=True):
-        torch.testing.assert_close(state[:, :1], of_whole[:, :1])
+    for state, whole_state, initial in zip(*map(tensors_in, (last, whole, hx)), strict=True):
+        torch.testing.assert_close(state[:, :1], whole_state[:, :1])
         assert torch.equal(state[:, 1], initial[:, 1])
 
 
@@ -62,7 +63,7 @@ def test_states_of_an_lstm_may_be_a_list():
     x, states = torch.randn(6, 2, 3), torch.randn(2, 1, 2, 4).unbind()
     for module, input, hx in (
         (KINDS["lstm"].layer(3, 4), x, states),
-        (KINDS["lstm"].cell(3, 4), x[0], [state[0] for state in states]),
+        (KINDS["lstm"].step_module(3, 4), x[0], [state[0] for state in states]),
     ):
         got, wanted = (flat(module(input, of(hx))) for of in (list, tuple))
         assert all(map(torch.equal, got, wanted))
@@ -93,9 +94,9 @@ def test_offsets_of_jagged_input(kind, path):
 
 
 def test_flops_are_counted(kind):
-    """Counts equal those of torch's layer: forward, and backward if every gradient is needed.
+    """Counts match torch's layer: forward, and backward if every gradient is needed.
 
-    Torch counts no operation of oneDNN, which computes `nn.LSTM` by default.
+    Torch does not count oneDNN's operations, and oneDNN computes `nn.LSTM` by default.
     """
     options = {"num_layers": 2, "bidirectional": True}
     counts = []
@@ -119,7 +120,7 @@ def test_flops_are_counted(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch computes the table's product, so the layer multiplies only states."""
+    """Torch computes the table, so the operator multiplies only the states."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4
@@ -135,12 +136,12 @@ def test_flops_of_token_ids_are_counted(kind):
 
 
 def test_restoring(kind):
-    model = nn.Sequential(kind.nn_layer(3, 4), kind.nn_cell(3, 4), nn.Linear(2, 2))
+    model = nn.Sequential(kind.nn_layer(3, 4), kind.nn_step_module(3, 4), nn.Linear(2, 2))
     before, classes = dict(model.named_parameters()), [type(module) for module in model]
     wanted = model[0](XS[0])
     names = set(model[0].__dict__)
     replaced = replace_rnn(model)
-    assert [type(module) for module in replaced] == [kind.layer, kind.cell, nn.Linear]
+    assert [type(module) for module in replaced] == [kind.layer, kind.step_module, nn.Linear]
     assert restore_rnn(model) is model
     assert [type(module) for module in model] == classes
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
@@ -153,7 +154,7 @@ def test_restoring(kind):
 
 
 def test_projections_run_on_torchs_operators():
-    """A layer with proj_size computes what nn.LSTM does, and refuses what that lacks."""
+    """A layer with proj_size computes the same as nn.LSTM, and refuses what nn.LSTM lacks."""
     ours, theirs = KINDS["lstm"].twins(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
     x, hx = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
     for arguments in ((x,), (x, hx), (pack_padded_sequence(x, [6, 2], batch_first=True),)):
@@ -190,8 +191,8 @@ CELLS = [
 def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, steps, monkeypatch):
     kind, calls = KINDS[name], []
     run = dispatch.run
-    monkeypatch.setattr(dispatch, "run", lambda call: calls.append(call) or run(call))
-    ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.cell, kind.nn_cell))
+    monkeypatch.setattr(dispatch, "run", lambda call, _: calls.append(call) or run(call))
+    ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.step_module, kind.nn_step_module))
     ours.load_state_dict(theirs.state_dict())
     x, hx = torch.randn(64, 3), kind.states(torch.randn, 64, 64)
     fused = steps == "fused" and kind.gates > 1 and availability.HAS_EXTENSION
@@ -211,4 +212,4 @@ def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, 
     mapped = torch.func.vmap(ours)(x[None], map_states(hx, lambda state: state[None]))
     torch.testing.assert_close(map_states(mapped, lambda state: state[0]), theirs(x, hx))
     assert len(calls) == 5, "vmap must call the operator: torch's own cell has no vmap rule"
-    assert {call.cell for call in calls} == {kind.spec}
+    assert {call.cell for call in calls} == {kind.cell}

@@ -16,7 +16,7 @@ def packed(rows, sizes):
 
 X = torch.randn(5, 2, 4)
 LIKE_TORCH = [
-    # input, hx, error, text. The whole message is that of torch's layer.
+    # input, hx, error, text. The whole message matches torch's layer.
     (torch.randn(5, 2, 3), None, RuntimeError, "must be equal to input_size. Expected 4, got 3"),
     (torch.randn(4), None, ValueError, "Expected input to be 2D or 3D, got 1D"),
     (X[None], None, ValueError, "Expected input to be 2D or 3D, got 4D"),
@@ -92,8 +92,8 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("states", [1, 3, 5])
-def test_states_of_another_number_of_layers(kind, states):
-    """The error is the same when dropout splits the stack, and no operator sees all of hx."""
+def test_hx_for_the_wrong_number_of_layers(kind, states):
+    """The error is the same when dropout splits the stack, so that no operator sees all of hx."""
     layer = kind.layer(4, 5, num_layers=2, dropout=0.5)
     with pytest.raises(RuntimeError, match=said_of(kind, r"Expected hidden size \(2, 2, 5\)")):
         layer(X, states_of(kind, torch.zeros(states, 2, 5)))
@@ -116,7 +116,7 @@ def test_bad_input(kind, input, hx, error, text, requires_grad):
 
 
 @pytest.mark.parametrize(("input", "hx", "error", "text"), LIKE_TORCH)
-def test_messages_are_those_of_torchs_layer(kind, input, hx, error, text):
+def test_messages_match_torchs_layer(kind, input, hx, error, text):
     if kind.name == "lstm" and isinstance(input, PackedSequence):
         pytest.skip("nn.LSTM does not check the dimensions of packed rows")
     arguments = input, states_of(kind, hx)
@@ -133,7 +133,7 @@ def test_bad_states_of_an_lstm(input, states, error, text, requires_grad):
 
 
 @pytest.mark.parametrize(("input", "states", "error", "text"), PAIRS_LIKE_TORCH)
-def test_messages_about_pairs_are_those_of_nn_lstm(input, states, error, text):
+def test_messages_about_state_pairs_match_nn_lstm(input, states, error, text):
     wanted = message(torch.nn.LSTM(4, 5), input, states)
     assert message(FusedLSTM(4, 5), input, states) == wanted
 
@@ -171,8 +171,10 @@ def test_replaced_weights_of_another_shape(kind):
 def test_bad_cell_input(kind, input, hx, error, text):
     arguments = input, states_of(kind, hx)
     with pytest.raises(error, match=text):
-        kind.cell(4, 5)(*arguments)
-    assert message(kind.cell(4, 5), *arguments) == message(kind.nn_cell(4, 5), *arguments)
+        kind.step_module(4, 5)(*arguments)
+    assert message(kind.step_module(4, 5), *arguments) == message(
+        kind.nn_step_module(4, 5), *arguments
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,9 @@ def test_bad_cell_input(kind, input, hx, error, text):
 def test_bad_cell_states_of_an_lstm(states, error, text):
     kind, x = KINDS["lstm"], X[0]
     with pytest.raises(error, match=text):
-        kind.cell(4, 5)(x, states)
-    wanted = message(kind.nn_cell(4, 5), x, states)
-    assert message(kind.cell(4, 5), x, states) == wanted
+        kind.step_module(4, 5)(x, states)
+    wanted = message(kind.nn_step_module(4, 5), x, states)
+    assert message(kind.step_module(4, 5), x, states) == wanted
 
 
 def test_unknown_nonlinearity():
@@ -221,7 +223,7 @@ def test_bad_constructor_arguments(kind, arguments, options):
 
 
 def test_arguments_by_position(kind):
-    """Torch's layers take every argument by position; ours take theirs in the same order."""
+    """Torch's layers take every argument by position; ours take the same ones in the same order."""
     nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     arguments = (4, 5, 2, *nonlinearity, False, True, 0.5, True, 0, "meta", torch.float64)
     layers = [cls(*arguments) for cls in (kind.layer, kind.nn_layer)]

@@ -1,4 +1,4 @@
-"""Backward passes beyond the plain one, and what may change in place around them."""
+"""Backward passes under transforms, and tensors that change before the backward pass."""
 
 import itertools
 
@@ -15,7 +15,7 @@ RESET = torch.tensor([[False, True]] * 6).T
 
 
 @pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
-def test_in_place_change_of_output_is_an_error_that_says_what_to_do(kind, change):
+def test_error_for_a_changed_output_says_what_to_do(kind, change):
     output, _ = kind.layer(3, 4)(XS[0])
     change(output)
     with pytest.raises(RuntimeError, match=r"Change a copy: output\.clone\(\)"):
@@ -26,7 +26,7 @@ def test_in_place_change_of_output_is_an_error_that_says_what_to_do(kind, change
 def test_in_place_change_of_what_the_gradient_does_not_need(kind, names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.
 
-    Those of `nn.LSTM` may not if oneDNN computes it.
+    `nn.LSTM` does not allow this if oneDNN computes it.
     """
     ours, theirs = kind.twins(3, 4, 2)
     for module in (ours, theirs):
@@ -36,8 +36,8 @@ def test_in_place_change_of_what_the_gradient_does_not_need(kind, names):
             for name in names:
                 getattr(module, name).add_(1)
         output.sum().backward()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    for parameter, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
     output, _ = ours(XS[0])
     with torch.no_grad():
         getattr(ours, names[0]).add_(1)
@@ -58,10 +58,10 @@ def test_data_assigned_between_the_passes(kind, what, create_graph):
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
         hx = kind.states(torch.zeros, 2, 2, 4, dtype=torch.float64, requires_grad=True)
-        given = x * 1 if what == "input of a graph" else x
+        input = x * 1 if what == "input of a graph" else x
         wanted = [*tensors_in(hx), *module.parameters(), *([x] if x.requires_grad else [])]
-        output, _ = module(given, hx)
-        assign_data({"weights": module.parameters(), "hx": tensors_in(hx)}.get(what, [given]))
+        output, _ = module(input, hx)
+        assign_data({"weights": module.parameters(), "hx": tensors_in(hx)}.get(what, [input]))
         gradients = torch.autograd.grad(output.square().sum(), wanted, create_graph=create_graph)
         if create_graph:
             penalty = sum(gradient.square().sum() for gradient in gradients)
@@ -134,7 +134,7 @@ def test_in_place_change_of_what_the_gradient_needs(kind):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 def test_batched_gradients(packed, bidirectional, cell):
-    """Autograd's vmap and torch.func's compute gradients for several vectors at once."""
+    """Autograd and `torch.vmap` compute gradients for several vectors at once."""
     name, options = layer_of(cell)
     module = KINDS[name].layer(2, 3, 2, bidirectional=bidirectional, dtype=torch.float64, **options)
     sizes = torch.tensor([3, 2, 1])
@@ -193,8 +193,8 @@ def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
         ids = {"input": torch.zeros(6, 2, dtype=torch.int64), "embedding": torch.zeros(5, 3)}
         results = []
         with torch.no_grad():
-            for given in ({"input": XS[0]}, ids):
-                results += flat(module(**given)) + tensors_in(module.last_state(**given))
+            for arguments in ({"input": XS[0]}, ids):
+                results += flat(module(**arguments)) + tensors_in(module.last_state(**arguments))
         for result in results:
             result += leaf
 
@@ -202,8 +202,8 @@ def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
 @pytest.mark.parametrize("with_grad", [True, False])
 @pytest.mark.usefixtures("steps")
 def test_states_of_a_step_may_be_changed_in_place(kind, with_grad):
-    """As those of torch's cells: `detach_` is the usual way to cut backpropagation."""
-    cell = kind.cell(3, 64)
+    """As with torch's cells: programs call `detach_` on a state to truncate backpropagation."""
+    cell = kind.step_module(3, 64)
     leaf = torch.ones((), requires_grad=True)
     for x, change in itertools.product(
         (torch.randn(64, 3), torch.randn(2, 3)), (torch.Tensor.detach_, lambda h: h.add_(leaf))

@@ -11,7 +11,8 @@ import torch
 
 import namernn_fast
 from namernn_fast import __main__ as cli
-from namernn_fast import advice, availability, ops
+from namernn_fast import ops
+from namernn_fast.machine import advice, availability
 
 PROGRAM = "python -m namernn_fast: error: "
 QUIET = advice.Facts(
@@ -43,7 +44,7 @@ def test_advice_is_printed(threads, capsys):
     assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
 
 
-def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
+def test_output_without_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing known would make it faster here.\n")
@@ -58,7 +59,7 @@ def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
         ({"load": 4.5}, ["Use fewer threads while other programs run, for example OMP_NUM"]),
         ({"load": 4.5, "is_passive": True, "has_openmp": False}, ["Use fewer threads"]),
         ({"load": 3.5}, []),  # one thread is not always faster
-        ({"load": 4.5, "threads": 1}, []),  # one thread waits for no other
+        ({"load": 4.5, "threads": 1}, []),  # a single thread never waits
         ({"load": None, "is_passive": True}, []),
         ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
         ({"is_passive": True, "has_openmp": False}, []),
@@ -85,7 +86,7 @@ def test_advice_follows_from_facts(facts, begins):
     ],
     ids=str,
 )
-def test_the_limit_of_a_container_counts(files, limit, tmp_path, monkeypatch):
+def test_usable_processors_respect_a_container_limit(files, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -132,7 +133,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError
 
 
-def test_a_closed_pipe_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
+def test_a_closed_pipe_causes_no_traceback(monkeypatch, capsys, tmp_path):
     with (tmp_path / "pipe").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Gone(file))
         assert cli.main([]) == 1
@@ -155,7 +156,7 @@ def test_failures_are_one_line(error, code, text, monkeypatch, capsys):
     assert capsys.readouterr().err == f"{PROGRAM}{text}\n"
 
 
-def test_an_interruption_is_no_error(monkeypatch, capsys):
+def test_an_interrupt_is_not_reported_as_an_error(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 

@@ -12,31 +12,31 @@ import torch
 from kinds import map_states
 
 from namernn_fast import __main__ as cli
-from namernn_fast import advice
-from namernn_fast.bench import command, workload
-from namernn_fast.bench.cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, Cell
+from namernn_fast.bench import command, timed_calls
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Rounds
 from namernn_fast.bench.tables import ratio
+from namernn_fast.bench.workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, Workload
+from namernn_fast.machine import advice
 
 PROGRAM = "python -m namernn_fast: error: "
 SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
 
 
 @pytest.fixture(params=LAYERS_OF)
-def kind(request):
-    """The cell of the layers, as the option `--cell` takes it."""
+def cell(request):
+    """The name of a cell, as the option `--cell` takes it."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
-def small_cells(monkeypatch, tmp_path):
-    """Tiny cells, and an empty working directory."""
-    cells = tuple(Cell(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
-    monkeypatch.setattr(command, "CELLS", cells)
+def small_workloads(monkeypatch, tmp_path):
+    """Tiny workloads, and an empty working directory."""
+    workloads = tuple(Workload(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
+    monkeypatch.setattr(command, "WORKLOADS", workloads)
     monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
     monkeypatch.chdir(tmp_path)
-    return cells
+    return workloads
 
 
 @pytest.fixture
@@ -55,32 +55,34 @@ def raced(monkeypatch):
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("agree", [True, False])
-def test_every_cell_is_checked_timed_and_printed(
-    kind, agree, small_cells, tmp_path, monkeypatch, capsys
+def test_every_workload_is_checked_timed_and_printed(
+    cell, agree, small_workloads, tmp_path, monkeypatch, capsys
 ):
     """The times are medians of rounds, or the best rounds if the rounds disagree."""
     monkeypatch.setattr(command, "DISAGREEMENT", math.inf if agree else 0.5)
-    assert cli.main(["bench", "--cell", kind, "--quick", "--json", "rounds.json"]) == 0
+    assert cli.main(["bench", "--cell", cell, "--quick", "--json", "rounds.json"]) == 0
     out = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["rounds.json"]
     document = json.loads((tmp_path / "rounds.json").read_text())
     assert out.startswith(document["machine"] + "\n")
-    baseline, fused = LAYERS_OF[kind]
+    baseline, fused = LAYERS_OF[cell]
     assert f"; {fused} on `" in document["machine"]
     assert f"| forward: {baseline} | {fused} |" in " ".join(out.split())
-    assert f"within the error budget in all {len(small_cells)} cells" in out
+    assert f"within the error budget in all {len(small_workloads)} workloads" in out
 
     times = {}
     for row in document["rows"]:
         assert len(row["seconds"]) >= QUICK.min_rounds
         assert min(row["seconds"]) > 0
         chosen = statistics.median if agree else min
-        times.setdefault(Cell.of(row), {})[row["layer"]] = chosen(row["seconds"])
-    assert tuple(times) == tuple(dataclasses.replace(cell, kind=kind) for cell in small_cells)
+        times.setdefault(Workload.of(row), {})[row["layer"]] = chosen(row["seconds"])
+    assert tuple(times) == tuple(
+        dataclasses.replace(workload, cell=cell) for workload in small_workloads
+    )
     speed_ups = [timed[baseline] / timed[fused] for timed in times.values()]
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
-            speed_ups.append(summary(speed_ups[place : len(small_cells) : len(MODES)]))
+            speed_ups.append(summary(speed_ups[place : len(small_workloads) : len(MODES)]))
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)  # line by line, forward before training
     assert printed == [ratio(value) for value in speed_ups]
     assert out.index("do not rely on these times.") < out.index("geometric mean")
@@ -89,38 +91,38 @@ def test_every_cell_is_checked_timed_and_printed(
 
 
 def test_rounds_disagree_if_their_median_is_far_from_the_best():
-    cell = command.CELLS[0]
+    workload = command.WORKLOADS[0]
 
     def disagree(*seconds):
-        return command.disagree({cell: {"a": Rounds(1, (1.0, 1.1)), "b": Rounds(1, seconds)}})
+        return command.disagree({workload: {"a": Rounds(1, (1.0, 1.1)), "b": Rounds(1, seconds)}})
 
     assert not disagree(1.0, 1.4, 9.0)
     assert disagree(1.0, 1.6, 1.6)
 
 
-def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, capsys, tmp_path):
+def test_the_race_runs_on_the_requested_threads(raced, small_workloads, threads, capsys, tmp_path):
     threads(1)
     assert cli.main(["bench", "--threads", "2"]) == 0
-    assert raced == [(2, cell.mode == FORWARD) for cell in small_cells]
+    assert raced == [(2, workload.mode == FORWARD) for workload in small_workloads]
     assert torch.get_num_threads() == 1
-    assert capsys.readouterr().out.count("2.50×") == len(small_cells) + 4
+    assert capsys.readouterr().out.count("2.50×") == len(small_workloads) + 4
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.covering(0)
-def test_nothing_is_timed_if_a_result_is_wrong(kind, raced, monkeypatch, capsys):
-    baseline, fused = workload.CLASSES[kind]
+def test_nothing_is_timed_if_a_result_is_wrong(cell, raced, monkeypatch, capsys):
+    baseline, fused = timed_calls.CLASSES[cell]
 
     class Wrong(fused):
         def forward(self, *arguments, **options):
             output, states = super().forward(*arguments, **options)
             return output, map_states(states, lambda state: state + 1e-3)
 
-    monkeypatch.setitem(workload.CLASSES, kind, (baseline, Wrong))
-    assert cli.main(["bench", "--cell", kind]) == 1
+    monkeypatch.setitem(timed_calls.CLASSES, cell, (baseline, Wrong))
+    assert cli.main(["bench", "--cell", cell]) == 1
     printed = capsys.readouterr()
-    cell = dataclasses.replace(command.CELLS[0], kind=kind)
-    wrong = f"{PROGRAM}{fused.__name__} is wrong in {cell} (D input features, H "
+    workload = dataclasses.replace(command.WORKLOADS[0], cell=cell)
+    wrong = f"{PROGRAM}{fused.__name__} is wrong in {workload} (D input features, H "
     assert printed.err.startswith(wrong)
     assert "T time steps, B sequences in a batch), nothing was timed: h_n" in printed.err
     assert printed.err.count("\n") == 1
@@ -155,7 +157,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "--seconds 0",
         "--seconds nan",
         "--seconds 1 --quick",
-        "--cell elman",
+        "--cell vanilla",
         "--json missing/rounds.json",
         "--json .",
         "speed",

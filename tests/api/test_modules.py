@@ -11,24 +11,16 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
 
-from namernn_fast import (
-    FusedRNN,
-    availability,
-    batch_invariant,
-    explain,
-    last_state,
-    ops,
-    replace_rnn,
-    rnn,
-    step_modules,
-)
+from namernn_fast import FusedRNN, batch_invariant, explain, last_state, ops, replace_rnn, rnn
+from namernn_fast.machine import availability
+from namernn_fast.nn import step_modules
 
 
 class Model(torch.nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.encoder = torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True))
-        self.cell = kind.nn_cell(4, 4)
+        self.cell = kind.nn_step_module(4, 4)
         self.custom = type("Custom", (kind.nn_layer,), {})(4, 4)
 
 
@@ -36,7 +28,9 @@ class Model(torch.nn.Module):
 def test_replace_rnn_without_anything_to_replace(kind, every):
     custom = type("Custom", (kind.nn_layer,), {})
     cells = {} if every else {"cells": (kind.name,)}
-    classes = [c for k in (KINDS.values() if every else [kind]) for c in (k.nn_layer, k.nn_cell)]
+    classes = [
+        c for k in (KINDS.values() if every else [kind]) for c in (k.nn_layer, k.nn_step_module)
+    ]
     names = ", ".join(f"nn.{cls.__name__}" for cls in classes)
     for model, words in (
         (torch.nn.Linear(2, 3), f"the Linear has none of {names}$"),
@@ -62,7 +56,7 @@ def test_replace_rnn_says_that_torchscript_cannot_be_changed(kind, beside):
     words = r"cannot change modules of TorchScript, and left these as they are: 0\.0\. Call it"
     with pytest.warns(UserWarning, match=words) as warned:
         replace_rnn(model)
-    assert [one.filename for one in warned if one.category is UserWarning] == [__file__]
+    assert [w.filename for w in warned if w.category is UserWarning] == [__file__]
     assert not beside or type(model[1]) is kind.layer
     with pytest.warns(UserWarning, match=f"left these as they are: {kind.nn_layer.__name__}"):
         replace_rnn(torch.jit.script(kind.nn_layer(3, 4)))
@@ -77,7 +71,7 @@ def test_replace_rnn_keeps_everything_but_the_class(kind):
     wanted = model.encoder(torch.ones(2, 5, 3))
     assert replace_rnn(model) is model
     assert type(model.encoder[0]) is kind.layer
-    assert type(model.cell) is kind.cell
+    assert type(model.cell) is kind.step_module
     assert type(model.custom) is not kind.layer
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
@@ -90,24 +84,28 @@ def test_replace_rnn_keeps_everything_but_the_class(kind):
 
 def test_replace_rnn_of_some_kinds(kind):
     model = torch.nn.ModuleList(
-        cls(3, 4) for other in KINDS.values() for cls in (other.nn_layer, other.nn_cell)
+        cls(3, 4) for other in KINDS.values() for cls in (other.nn_layer, other.nn_step_module)
     )
     replace_rnn(model, cells=(kind.name,))
     assert [type(module) for module in model] == [
         cls
         for other in KINDS.values()
-        for cls in ((other.layer, other.cell) if other is kind else (other.nn_layer, other.nn_cell))
+        for cls in (
+            (other.layer, other.step_module)
+            if other is kind
+            else (other.nn_layer, other.nn_step_module)
+        )
     ]
     replace_rnn(model)
     assert [type(module) for module in model] == [
-        cls for other in KINDS.values() for cls in (other.layer, other.cell)
+        cls for other in KINDS.values() for cls in (other.layer, other.step_module)
     ]
 
 
 def test_initialization(kind):
     for ours, theirs, arguments in (
         (kind.layer, kind.nn_layer, {"num_layers": 2, "bidirectional": True}),
-        (kind.cell, kind.nn_cell, {}),
+        (kind.step_module, kind.nn_step_module, {}),
     ):
         states = []
         for cls in (ours, theirs):
@@ -118,7 +116,7 @@ def test_initialization(kind):
 
 
 def test_the_signature_names_every_parameter(kind):
-    """`help(FusedRNN)` shows the signature; that of `nn.RNN` is (*args, **kwargs)."""
+    """`help(FusedRNN)` shows the signature; for `nn.RNN` it shows (*args, **kwargs)."""
     parameters = inspect.signature(kind.layer).parameters.values()
     names = {found.name for found in parameters}
     assert {"num_layers", "bidirectional", "device"} <= names
@@ -128,7 +126,7 @@ def test_the_signature_names_every_parameter(kind):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["layer", "cell"])
 def test_construction_without_initialization(kind, whole):
-    cls = kind.layer if whole else kind.cell
+    cls = kind.layer if whole else kind.step_module
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
     with torch.device("meta"):
@@ -227,18 +225,15 @@ def test_explain_raises_what_the_call_raises(kind, arguments):
         (("baseline", "baseline"), 8, 512, False),
     ],
 )
-def test_a_step_runs_where_it_was_measured_to_be_faster(
+def test_a_step_takes_the_path_measured_to_be_faster(
     kind, kernels, rows, features, fused, monkeypatch
 ):
-    """The path depends on the size, the dtype and the instruction set, not on the threads."""
+    """The path depends on size, dtype and instruction set, not on the number of threads."""
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     monkeypatch.setattr(step_modules, "_kernels", lambda: kernels)
-    cell, x = kind.cell(features, features), torch.randn(rows, features)
-    fused_kernel, slower = (
-        f"cpu {ops.cpu_kernel()}",
-        "torch's own cell is as fast for a single step",
-    )
+    cell, x = kind.step_module(features, features), torch.randn(rows, features)
+    fused_kernel = f"cpu {ops.cpu_kernel()}"
     explained = explain(cell, x)
     if kind.gates > 1 and fused:
         assert explained.path == fused_kernel
@@ -256,8 +251,8 @@ def test_a_step_runs_where_it_was_measured_to_be_faster(
         assert explained.why_not == {"torch": "torch's own cell is not batch-invariant"}
 
 
-def test_explain_names_what_replaces_torchs_modules(kind):
-    for module in (kind.nn_layer(3, 4), kind.nn_cell(3, 4)):
+def test_explain_suggests_replace_rnn_for_torchs_modules(kind):
+    for module in (kind.nn_layer(3, 4), kind.nn_step_module(3, 4)):
         with pytest.raises(TypeError, match=r"got \w+: replace_rnn makes it one$"):
             explain(module, torch.randn(5, 3))
     with pytest.raises(TypeError, match=r"got Linear$"):
@@ -265,7 +260,7 @@ def test_explain_names_what_replaces_torchs_modules(kind):
 
 
 def test_explain_a_step_in_16_bits(kind):
-    explained = explain(kind.cell(64, 64).half(), torch.randn(64, 64).half())
+    explained = explain(kind.step_module(64, 64).half(), torch.randn(64, 64).half())
     reason = "torch's own cell is as fast for a single step"
     if kind.gates > 1:
         reason = "in 16 bits torch's own cell is faster for some sizes"
@@ -273,7 +268,7 @@ def test_explain_a_step_in_16_bits(kind):
 
 
 def test_explain_without_a_kernel(kind, monkeypatch):
-    """Torch's own operator computes a GRU or an LSTM, except what that operator lacks."""
+    """Torch's own operator computes a GRU or an LSTM, unless the call needs what it lacks."""
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     on_meta = {"cpu": "the CPU kernel does not run on meta"}
     explained = explain(kind.layer(3, 4, device="meta"), x.to("meta"))
@@ -293,8 +288,8 @@ def test_explain_without_a_kernel(kind, monkeypatch):
         assert forward.why_not == {"cpu": transform}
     else:
         assert resetting.why_not == missing | {"torch": "torch's operator has no reset"}
-        own = "torch's operator has no rule for this transform"
-        assert forward.why_not == {"cpu": transform, "torch": own}
+        no_rule = "torch's operator has no rule for this transform"
+        assert forward.why_not == {"cpu": transform, "torch": no_rule}
         assert str(resetting).endswith("; not torch: torch's operator has no reset)")
 
 

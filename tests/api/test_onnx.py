@@ -1,4 +1,4 @@
-"""ONNX: the graph that the exporter makes of a layer, and what onnxruntime computes from it."""
+"""ONNX export: the graph of a layer, and what onnxruntime computes with it."""
 
 import copy
 import itertools
@@ -41,7 +41,7 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """Returns a function that runs the graph on its inputs, in order: tensors or pairs of them."""
+    """Returns a function that runs the graph; its arguments are tensors or pairs of tensors."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 
@@ -93,13 +93,13 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
     assert {node.domain for node in proto.graph.node} == {""}
     found = nodes(proto, kind.name.upper())
     assert len(found) == layer.num_layers
-    own = {"linear_before_reset": 1} if kind.name == "gru" else {}
+    attributes = {"linear_before_reset": 1} if kind.name == "gru" else {}
     if kind.has_nonlinearity:
-        own = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
-    # The optimizer of torch.onnx cannot evaluate Split in advance, and warns about each.
+        attributes = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
+    # torch.onnx's optimizer cannot fold a Split, and warns about each.
     assert "Skipping constant folding for op Split" not in caplog.text
     for node in found:
-        assert attributes_of(node) == own | {
+        assert attributes_of(node) == attributes | {
             "direction": b"bidirectional" if layer.bidirectional else b"forward",
             "hidden_size": H,
         }
@@ -132,11 +132,11 @@ def test_without_a_batch(kind, with_hx):
 
 @pytest.mark.covering(0)
 def test_cell(kind):
-    """A cell is exported as torch's is: one node per operator."""
-    cell = kind.cell(D, H)
+    """A cell is exported like torch's cell, with one node per operator."""
+    cell = kind.step_module(D, H)
     shapes = ({0: DYNAMIC}, kind.states(lambda: {0: DYNAMIC}))
-    given = torch.randn(3, D), kind.states(torch.randn, 3, H)
-    proto = export(cell, given, dynamic_shapes=shapes)
+    example = torch.randn(3, D), kind.states(torch.randn, 3, H)
+    proto = export(cell, example, dynamic_shapes=shapes)
     assert len(nodes(proto, "Tanh")) == 1 + kind.has_cell_state
     run = with_onnxruntime(proto)
     budget = ErrorBudget(torch.float32)
@@ -148,7 +148,7 @@ def test_cell(kind):
 
 
 class Padded(torch.nn.Module):
-    """A layer on padded input with the lengths of its sequences."""
+    """A layer that takes padded input and lengths."""
 
     def __init__(self, kind, **options):
         super().__init__()
@@ -159,14 +159,14 @@ class Padded(torch.nn.Module):
 
 
 def one_by_one(layer, x, lengths, hx):
-    """Runs each sequence separately; an empty one gives zero output and keeps its states."""
+    """Runs each sequence separately; an empty sequence has zero output and keeps its states."""
     last = map_states(hx, torch.clone)
     output = x.new_zeros(*x.shape[:2], len(tensors_in(hx)[0]) * H)
     for b, n in enumerate(lengths):
-        own = map_states(last, lambda state, b=b: state[:, b : b + 1])  # views
+        views = map_states(last, lambda state, b=b: state[:, b : b + 1])
         if n:
-            output[:n, b : b + 1], results = layer(x[:n, b : b + 1], map_states(own, torch.clone))
-            tree_map(torch.Tensor.copy_, own, results)
+            output[:n, b : b + 1], results = layer(x[:n, b : b + 1], map_states(views, torch.clone))
+            tree_map(torch.Tensor.copy_, views, results)
     return output, last
 
 
@@ -175,13 +175,13 @@ def layers_one_by_one(layer, x, lengths, hx):
     directions = 2 if layer.bidirectional else 1
     states = []
     for k in range(layer.num_layers):
-        own_hx = map_states(hx, lambda state, k=k: state[k * directions : (k + 1) * directions])
+        layer_hx = map_states(hx, lambda state, k=k: state[k * directions : (k + 1) * directions])
         twin = type(layer)(x.shape[-1], H, bidirectional=layer.bidirectional, dtype=x.dtype)
         with torch.no_grad():
-            own = layer.all_weights[k * directions : (k + 1) * directions]
-            for p, value in zip(twin.parameters(), itertools.chain(*own), strict=True):
+            weights = layer.all_weights[k * directions : (k + 1) * directions]
+            for p, value in zip(twin.parameters(), itertools.chain(*weights), strict=True):
                 p.copy_(value)
-        x, last = one_by_one(twin, x, lengths, own_hx)
+        x, last = one_by_one(twin, x, lengths, layer_hx)
         states.append(last)
     return x, tree_map(lambda *each: torch.cat(each), *states)
 
@@ -215,14 +215,14 @@ def test_lengths(name, num_layers, bidirectional, with_hx):
     budget = ErrorBudget(torch.float32)
     for seq_len, lengths in ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0])):
         for _ in range(4):
-            x, _, *hx = given = inputs(seq_len, lengths)
+            x, _, *hx = arguments = inputs(seq_len, lengths)
             state = hx[0] if hx else kind.states(torch.zeros, states, len(lengths), H)
-            results = [run(*given)]
+            results = [run(*arguments)]
             with torch.no_grad():
                 for dtype in (torch.float32, torch.float64):
                     twin = as_nn(model.rnn, dtype)
-                    own = map_states(state, lambda state, dtype=dtype: state.to(dtype))
-                    results.append(flat(layers_one_by_one(twin, x.to(dtype), lengths, own)))
+                    converted = map_states(state, lambda state, dtype=dtype: state.to(dtype))
+                    results.append(flat(layers_one_by_one(twin, x.to(dtype), lengths, converted)))
             for name, (ours, theirs, precise) in enumerate(zip(*results, strict=True)):
                 budget.add((seq_len, name), ours, theirs, precise.numpy())
     budget.check()
@@ -238,7 +238,7 @@ def test_dropout_is_exported_only_in_training(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes(kind, dtype):
-    """The graph is valid ONNX in every dtype; onnxruntime runs float16, onnx's own code float64."""
+    """The graph is valid ONNX in every dtype; onnxruntime runs float16, and onnx itself float64."""
     layer = kind.layer(D, H, dtype=dtype)
     x = torch.randn(9, 4, D, dtype=dtype)
     proto = export(layer, (x,), opset_version=22 if dtype == torch.bfloat16 else None)
@@ -256,12 +256,12 @@ def test_other_dtypes(kind, dtype):
     if kind.gates > 1:
         with torch.no_grad():
             precise = flat(as_nn(layer, torch.float64)(x.double()))
-        if dtype == torch.float64:  # both are as precise as the reference
+        if dtype == torch.float64:  # `precise` is no more precise
             torch.testing.assert_close(tuple(results), precise, rtol=1e-12, atol=1e-12)
             return
         budget = ErrorBudget(dtype)
-        for name, own in enumerate(zip(results, theirs, precise, strict=True)):
-            budget.add(name, *own)
+        for name, values in enumerate(zip(results, theirs, precise, strict=True)):
+            budget.add(name, *values)
         budget.check()
         return
     weights = [exact(w.detach(), dtype) for w in layer.parameters()]
@@ -339,7 +339,7 @@ class OnTokens(torch.nn.Module):
 
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
 def test_token_ids(kind, with_output, bidirectional):
-    """The graph gathers rows of the embedding instead of making a table, for one node."""
+    """The graph gathers rows of the embedding and makes no table, so that the layer is one node."""
     model = OnTokens(kind, with_output, bidirectional=bidirectional, padding_idx=2)
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC})
     inputs = (torch.zeros(5, 3, dtype=torch.int64), torch.tensor([5, 0, 2]))

@@ -17,7 +17,7 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 def stack_arguments(
     kind, layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True, tokens=False
 ):
-    """Returns arguments for the forward operator of a kind of cell, up to options."""
+    """Returns the forward operator's arguments for a kind of cell, all except `trees`."""
     directions = 2 if bidirectional else 1
     layer = kind.nn_layer(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
@@ -43,7 +43,7 @@ def stack_arguments(
     options = ops.BIAS | ops.WANT_SAVED
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return kind.spec.number, x, states, parameters, sequence_layout, reset, options
+    return kind.cell.number, x, states, parameters, sequence_layout, reset, options
 
 
 def forward_checks(layout, with_hx):
@@ -87,7 +87,7 @@ def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, 
     ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
 )
 def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
-    """Without an output and with shared prefixes, in inference and in training."""
+    """opcheck passes without an output and with shared prefixes, in inference and in training."""
     *arguments, options = stack_arguments(kind, layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
         arguments[-1] = None  # reset
@@ -103,7 +103,7 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
         return
     wanted = ops.forward(*arguments, alone - ops.SHARE_PREFIXES, 0)[1]
     torch.testing.assert_close(last, wanted)
-    # The rows that sharing saves are never written, so no two runs return the same numbers.
+    # The rows that sharing skips are never written, so no two runs return the same numbers.
     tests = [test for test in tests if "aot" not in test]
     torch.library.opcheck(ops.forward, (*arguments, options, 2), test_utils=tests)
     output, last, saved = ops.forward(*arguments, options, 2)
@@ -126,22 +126,22 @@ def test_gradcheck(cell, bidirectional, packed):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     states = 4 if bidirectional else 2
     hx = kind.states(torch.randn, states, 3, 3, dtype=torch.float64, requires_grad=True)
-    given = (x, *tensors_in(hx), *values)
+    leaves = (x, *tensors_in(hx), *values)
 
-    def run(x, *given):
+    def run(x, *others):
         input = PackedSequence(x, BATCH_SIZES) if packed else x
-        hx = given[:2] if kind.has_cell_state else given[0]
-        parameters = dict(zip(names, given[-len(names) :], strict=True))
+        hx = others[:2] if kind.has_cell_state else others[0]
+        parameters = dict(zip(names, others[-len(names) :], strict=True))
         output, *last = flat(torch.func.functional_call(module, parameters, (input, hx)))
         return output.data if packed else output, *last
 
     # By default gradcheck runs all its checks, undefined gradients and determinism included.
-    assert torch.autograd.gradcheck(run, given)
-    assert torch.autograd.gradgradcheck(run, given, fast_mode=True)
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
-def test_a_tensor_given_twice_gets_both_derivatives(kind):
-    """A tensor that is both weight_ih and weight_hh gets both derivatives, second ones too."""
+def test_tied_weights_get_both_derivatives(kind):
+    """One tensor used as weight_ih and weight_hh gets both derivatives, second derivatives too."""
     square = torch.randn(kind.gates * 3, 3, dtype=torch.float64, requires_grad=True)
     module = kind.layer(3, 3, bias=False, dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
@@ -170,8 +170,10 @@ def test_only_what_requires_a_gradient_gets_one(kind):
 
 
 def test_transforms_of_a_cell(kind):
-    """Inside transforms a cell calls the operator of its layer, and matches torch's cell."""
-    ours, theirs = (cls(3, 4, dtype=torch.float64) for cls in (kind.cell, kind.nn_cell))
+    """Inside transforms a cell calls its layer's operator, and matches torch's cell."""
+    ours, theirs = (
+        cls(3, 4, dtype=torch.float64) for cls in (kind.step_module, kind.nn_step_module)
+    )
     ours.load_state_dict(theirs.state_dict())
     x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
     jvps = (torch.func.jvp(cell, (x,), (tangent,)) for cell in (ours, theirs))
@@ -188,7 +190,7 @@ def good(kind):
     weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
     rows = {"sequence_layout": None, "reset": None}
     numbers = {"options": ops.BIAS | ops.WANT_SAVED, "trees": 0}
-    call = {"cell": kind.spec.number, "input": X, "states": None, "weights": weights}
+    call = {"cell": kind.cell.number, "input": X, "states": None, "weights": weights}
     return call | rows | numbers
 
 
@@ -201,7 +203,7 @@ def layout_of(*values, dtype=torch.int64):
 
 
 def with_weights(change):
-    """Returns a change of the weights, which depend on the kind of cell."""
+    """Returns a change to the weights, as a function because they depend on the kind of cell."""
     return {"weights": change}
 
 
@@ -225,7 +227,7 @@ def with_weights(change):
             with_weights(lambda w: [w[0], w[1], w[2][1:], w[3]]),
             r"bias_ih must have shape \(ROWS\), got",
         ),
-        (with_weights(lambda w: [one.double() for one in w]), "weight_ih must have the dtype of"),
+        (with_weights(lambda w: [t.double() for t in w]), "weight_ih must have the dtype of"),
         (
             {"states": lambda kind: [torch.zeros(1, 3, 5), *[H_N] * kind.has_cell_state]},
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
@@ -251,8 +253,8 @@ def with_weights(change):
         ({"reset": torch.zeros(2, 5) > 0}, r"reset must have shape \(5, 2\), got \(2, 5\)"),
     ],
 )
-def test_the_forward_operator_checks_for_itself(kind, changes, text):
-    """An operator called directly, past all checks in Python, never reads out of bounds."""
+def test_the_forward_operator_checks_its_arguments(kind, changes, text):
+    """An operator called directly, without the checks in Python, never reads out of bounds."""
     arguments = good(kind)
     if callable(changes.get("weights")):
         changes = changes | {"weights": changes["weights"](arguments["weights"])}
@@ -262,7 +264,7 @@ def test_the_forward_operator_checks_for_itself(kind, changes, text):
         ops.forward(**arguments | changes)
 
 
-def test_the_forward_operator_has_relu_only_for_cells_with_a_choice(kind):
+def test_relu_is_refused_for_cells_with_a_fixed_nonlinearity(kind):
     arguments = good(kind) | {"options": ops.BIAS | ops.RELU}
     if kind.has_nonlinearity:
         ops.forward(**arguments)
@@ -323,7 +325,7 @@ def backward_arguments(kind):
         ({"options": ops.BIAS | ops.LAST_STATE | 2**10}, "options must be bits of"),
     ],
 )
-def test_the_backward_operator_checks_for_itself(kind, changes, text):
+def test_the_backward_operator_checks_its_arguments(kind, changes, text):
     arguments = backward_arguments(kind)
     for name, value in changes.items():
         arguments[name] = value(arguments[name]) if callable(value) else value
@@ -367,7 +369,7 @@ def test_the_backward_operator_returns_what_is_wanted(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS.values() if kind.spec.kept_blocks], ids=lambda kind: kind.name
+    "kind", [kind for kind in KINDS.values() if kind.cell.kept_blocks], ids=lambda kind: kind.name
 )
 @pytest.mark.parametrize(
     "change",

@@ -85,7 +85,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def quick_compiler(tmp_path):
-    """A C++ compiler that does not optimize: its builds are correct, and quick to make."""
+    """A C++ compiler that does not optimize, so that builds are quick."""
     script = tmp_path / "c++"
     script.write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@" -O0\n')
     script.chmod(0o755)
@@ -199,9 +199,7 @@ def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tm
 @pytest.mark.parametrize(
     ("environment", "stays"), [({"CXX": "false"}, True), ({"NAMERNN_FAST_NO_EXT": "1"}, False)]
 )
-def test_an_editable_build_keeps_the_extension_until_it_has_another(
-    environment, stays, tree, tmp_path
-):
+def test_an_editable_build_that_fails_keeps_the_extension(environment, stays, tree, tmp_path):
     """Other environments may be using the folder of an editable install while it builds."""
     library = tree / "namernn_fast" / "_C.abi3.so"
     library.write_bytes(b"of an earlier build")

@@ -71,6 +71,20 @@ def test_questions_about_cells_are_found(structure):
     assert found == [*in_python, ("csrc/plan.cpp", 2)]
 
 
+def test_imports_of_a_room_above_are_found(structure):
+    files = {
+        "namernn_fast/__init__.py": "from .nn import A\n",
+        "namernn_fast/ops.py": "import torch\nfrom .call.checks import f\n",
+        "namernn_fast/call/checks.py": "from .. import ops\n",
+        "namernn_fast/nn/__init__.py": "from ..call import checks\n",
+        "namernn_fast/attic.py": "",
+    }
+    assert list(structure.upward_imports(files)) == [
+        ("namernn_fast/ops.py", 2, "ops must not import call above it"),
+        ("namernn_fast/attic.py", 1, "attic has no place in ROOMS (.ci/structure.py)"),
+    ]
+
+
 def test_import_cycles_are_found(structure):
     """A cycle through an import inside a function is found, and each of its imports is named."""
     files = {

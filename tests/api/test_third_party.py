@@ -67,7 +67,7 @@ def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
         outcomes[layer] = json.loads(written.read_text())
     assert "1 deselected" in ran.stdout
     shown = {
-        layer: {test.partition("::")[2]: it["outcome"] for test, it in ran.items()}
+        layer: {test.partition("::")[2]: record["outcome"] for test, record in ran.items()}
         for layer, ran in outcomes.items()
     }
     passed = {"test_class[RNN]": "passed", "test_class[LSTMCell]": "passed"}

@@ -1,4 +1,4 @@
-"""Token ids against embedding rows, the last state alone, and shared prefixes, on every path."""
+"""Token ids compared with embedding rows, `last_state` and shared prefixes, on every path."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from kinds import flat, said_of, states_of, tensors_in
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
-from namernn_fast import availability, batch_invariant, last_state, ops
+from namernn_fast import batch_invariant, last_state, ops
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 V, D, H, T, B = 6, 4, 5, 7, 6
@@ -36,7 +37,7 @@ def calls(monkeypatch):
 
 
 def arranged(layout, ids, lengths, batch_first=False):
-    """Returns ids (seq_len, batch) in a layout, and the keyword arguments of the layout."""
+    """Returns ids (seq_len, batch) arranged in a layout, and the layout's keyword arguments."""
     sequences = [ids[:length, b] for b, length in enumerate(lengths)]
     some = [sequence for sequence in sequences if len(sequence)]
     if layout == "unbatched":
@@ -94,7 +95,7 @@ def layer_and_embedding(kind, vocabulary=V, dtype=torch.float64, **options):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("rows", [(V, None), (V, 2), (V, -1), (99, 3)], ids=str)
 def test_ids_are_rows_of_the_embedding(kind, path, layout, options, batch_first, rows):
-    """Results and every gradient are those of the rows, with a table or with gathered rows."""
+    """Ids have the same results and gradients as their rows, with a table or with gathered rows."""
     vocabulary, padding_idx = rows
     layer, embedding = layer_and_embedding(kind, vocabulary, batch_first=batch_first, **options)
     ids = torch.randint(vocabulary, (T, B))
@@ -128,7 +129,7 @@ def test_ids_are_rows_of_the_embedding(kind, path, layout, options, batch_first,
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_ids_of_any_strides(kind, path, dtype):
-    """Ids of both dtypes, strided, transposed or expanded, give the same result."""
+    """The dtype and the strides of ids, and the strides of the embedding, do not change results."""
     layer, embedding = layer_and_embedding(kind, **STACK)
     ids = torch.randint(V, (T, B))
     wanted = layer(F.embedding(ids, embedding))
@@ -140,9 +141,9 @@ def test_ids_of_any_strides(kind, path, dtype):
         with torch.no_grad():
             state = layer.last_state(input, embedding=embedding)
         torch.testing.assert_close(state, wanted[1], **EXACT)
-    one = ids[:, :1].to(dtype).expand(T, B)
+    expanded = ids[:, :1].to(dtype).expand(T, B)
     wide = torch.randn(V, 2 * D, dtype=torch.float64)[:, ::2]
-    for input, rows in ((one, embedding), (ids, wide)):
+    for input, rows in ((expanded, embedding), (ids, wide)):
         got, wanted = layer(input, embedding=rows), layer(F.embedding(input, rows))
         torch.testing.assert_close(got, wanted, **EXACT)
 
@@ -150,7 +151,7 @@ def test_ids_of_any_strides(kind, path, dtype):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 def test_dropout_between_layers(kind, path, batch_first, method):
-    """With the same seed, dropout drops the same elements as for rows."""
+    """With the same seed, dropout drops the same elements as with rows."""
     layer, embedding = layer_and_embedding(
         kind, num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first
     )
@@ -184,7 +185,7 @@ def test_gradcheck(kind, path):
         return flat(torch.func.functional_call(layer, parameters, (ids, hx), more))
 
     leaves = (embedding, *tensors_in(hx), *layer.parameters())
-    # The derivatives of torch's own operator.
+    # A fast check is enough for torch's own operator.
     fast = kind.without_kernel == "torch" and path == "reference"
     assert torch.autograd.gradcheck(run, leaves, fast_mode=fast)
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
@@ -198,7 +199,7 @@ def second_derivatives(results, leaves):
 
 
 def test_double_backward_of_the_padding_row(kind, path):
-    """Second derivatives equal those of the rows, even if the padding row has no gradient."""
+    """Ids have the same second derivatives as rows, although the padding row has no gradient."""
     layer, embedding = layer_and_embedding(kind, **STACK)
     ids = torch.randint(V, (T, B))
     leaves = [embedding, *layer.parameters()]
@@ -230,11 +231,11 @@ def test_autocast(kind, path, dtype, vocabulary):
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = flat(ours(ids, embedding=embedding))
-        # nn.LSTM is an error in float16: oneDNN lacks it on most processors.
+        # nn.LSTM raises an error in float16 if oneDNN lacks it, as on most processors.
         with torch.backends.mkldnn.flags(enabled=dtype != torch.float16):
             rival = flat(theirs(F.embedding(ids, embedding)))
         state = tensors_in(ours.last_state(ids, embedding=embedding))
-    wanted = torch.float32 if "padded" in kind.spec.autocasts_only_products else dtype
+    wanted = torch.float32 if "padded" in kind.cell.autocasts_only_products else dtype
     assert {result.dtype for result in (*got, *state)} == {wanted}
     torch.testing.assert_close(state, got[1:], rtol=0, atol=0)
     exact = flat(theirs.double()(F.embedding(ids, embedding).double()))
@@ -274,7 +275,7 @@ def test_autocast_leaves_float64_alone(kind, path):
 
 
 def test_batch_invariance_gathers_rows(kind):
-    """The bits of a sequence do not depend on the batch, as with rows."""
+    """As with rows, the results of a sequence are bit-identical in every batch."""
     layer, embedding = kind.layer(16, 64), torch.randn(20, 16)
     ids = torch.randint(20, (9, 70))
     with torch.no_grad(), batch_invariant():
@@ -291,7 +292,7 @@ def test_batch_invariance_gathers_rows(kind):
 @pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_last_state_of_rows(kind, path, options, layout, dtype):
-    """Without ids too, h_n alone has the same bits as beside an output."""
+    """For rows too, `last_state` returns the same bits as a call that returns an output."""
     layer, embedding = layer_and_embedding(kind, dtype=dtype, **options)
     input, more = arranged(layout, torch.randint(V, (T, B)), LENGTHS)
     rows = rows_of(input, embedding.detach())
@@ -315,13 +316,13 @@ def test_no_output_is_written_in_inference(kind, calls):
 
 
 def alike(sequences, vocabulary=9, longest=12):
-    """Returns ids (longest, sequences) and lengths of sequences, many with shared prefixes."""
+    """Returns ids (longest, sequences) and lengths; many of the sequences share a prefix."""
     generator = torch.Generator().manual_seed(sequences)
     stems = torch.randint(vocabulary, (7, longest), generator=generator)
     ids = stems[torch.randint(7, (sequences,), generator=generator)]
     kept = torch.randint(longest + 1, (sequences, 1), generator=generator)
-    own = torch.randint(vocabulary, ids.shape, generator=generator)
-    ids = torch.where(torch.arange(longest) < kept, ids, own)
+    tails = torch.randint(vocabulary, ids.shape, generator=generator)
+    ids = torch.where(torch.arange(longest) < kept, ids, tails)
     lengths = torch.randint(longest + 1, (sequences,), generator=generator)
     lengths[0] = longest
     return ids.T.contiguous(), lengths.tolist()
@@ -402,7 +403,7 @@ def test_the_second_derivative_of_shared_prefixes(kind):
 
 @needs_extension
 def test_when_prefixes_are_shared(kind, calls):
-    """The sizes of a call decide, in training and in inference."""
+    """The sizes of a call decide whether it shares, in training and in inference."""
     embedding = torch.randn(9, 4)
 
     def shares(ids, layer, share=None):
@@ -415,8 +416,8 @@ def test_when_prefixes_are_shared(kind, calls):
         return found[0]
 
     wide, thin, first = kind.layer(4, 32), kind.layer(4, 31), kind.layer(4, 32, batch_first=True)
-    many, few, one = (torch.randint(9, (5, batch)) for batch in (128, 127, 1))
-    for layer, ids in ((wide, few), (thin, many), (wide, one)):
+    many, few, single = (torch.randint(9, (5, batch)) for batch in (128, 127, 1))
+    for layer, ids in ((wide, few), (thin, many), (wide, single)):
         assert not shares(ids, layer)
         assert shares(ids, layer, share=True)
     assert shares(many, wide)
@@ -425,10 +426,10 @@ def test_when_prefixes_are_shared(kind, calls):
     assert shares(many.T, first)
     assert not shares(many, first)
     assert shares(pack_sequence([*many.T]), wide)
-    assert not shares(pack_sequence([one[:, 0]]), wide)
+    assert not shares(pack_sequence([single[:, 0]]), wide)
     assert shares(torch.nested.nested_tensor([*many.T], layout=torch.jagged), wide)
     with torch.autocast("cpu", torch.bfloat16):
-        stays_float = "padded" in kind.spec.autocasts_only_products
+        stays_float = "padded" in kind.cell.autocasts_only_products
         assert shares(many, wide) == stays_float
 
 
@@ -443,8 +444,8 @@ def test_when_prefixes_are_shared(kind, calls):
         ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
-def test_what_cannot_be_shared(kind, options, more, text, calls):
-    """Asking for it is an error; by default the call runs without sharing."""
+def test_calls_that_cannot_share_prefixes(kind, options, more, text, calls):
+    """Asking for shared prefixes is an error; by default the call runs without sharing."""
     layer = kind.layer(D, 32, **options)
     more = more | {"hx": states_of(kind, more["hx"])} if "hx" in more else more
     more |= {"embedding": torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)}
@@ -455,7 +456,7 @@ def test_what_cannot_be_shared(kind, options, more, text, calls):
     assert not any(options & ops.SHARE_PREFIXES for options in calls)
 
 
-def test_rows_cannot_be_shared(kind, monkeypatch):
+def test_rows_cannot_share_prefixes(kind, monkeypatch):
     layer, embedding = layer_and_embedding(kind)
     with pytest.raises(ValueError, match="is impossible here: embedding is None, so input does"):
         layer.last_state(torch.randn(T, B, D, dtype=torch.float64), share_prefixes=True)
@@ -468,7 +469,7 @@ def test_rows_cannot_be_shared(kind, monkeypatch):
 @pytest.mark.parametrize("vocabulary", [V, 99])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 def test_an_id_without_a_row(kind, path, wrong, vocabulary, method):
-    """An IndexError names the place of the id, in every layout, with and without gradients."""
+    """An IndexError says where the id is, in every layout, with and without gradients."""
     layer, embedding = layer_and_embedding(kind, vocabulary)
     wrong = vocabulary if wrong == V else wrong
     ids = torch.zeros(T, B, dtype=torch.int64)
@@ -538,7 +539,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
 )
 def test_errors(kind, path, input, more, error, text, method):
     layer = kind.layer(D, H)
-    if kind.without_kernel == "torch" and path == "reference":  # it gets rows, not ids
+    if kind.without_kernel == "torch" and path == "reference":  # torch gets rows, not ids
         text = text.replace("dtype of the table", "dtype of input")
     if "hx" in more:
         text = said_of(kind, text)
@@ -570,7 +571,7 @@ def test_an_embedding_that_changes_before_the_backward_pass(kind, path):
     (wanted,) = torch.autograd.grad(output.sum(), embedding, retain_graph=True)
     with torch.no_grad():
         embedding.add_(1)
-    if kind.without_kernel == "torch" and path == "reference":  # it has copies of the rows
+    if kind.without_kernel == "torch" and path == "reference":  # torch has copies of the rows
         output.sum().backward()
         assert torch.equal(embedding.grad, wanted)
         return

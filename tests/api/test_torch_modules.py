@@ -1,4 +1,4 @@
-"""PyTorch's module checks (its test_modules.py), on its inputs: our modules against torch's."""
+"""The checks of PyTorch's test_modules.py, on its inputs: our modules compared with torch's."""
 
 import copy
 import functools
@@ -16,7 +16,7 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from namernn_fast import cells
-from namernn_fast.replacing import PLAIN
+from namernn_fast.nn.replacing import PLAIN
 from namernn_fast.testing import assert_within_budget
 
 pytestmark = [pytest.mark.covering(1), pytest.mark.usefixtures("fused_steps")]
@@ -40,7 +40,7 @@ def cases(*dtypes):
 
 
 def samples_of(base, dtype, training, requires_grad=False, errors=False):
-    """Returns torch's own samples for a module: of misuse if `errors`, else of valid use."""
+    """Returns torch's own samples for a module: misuse if `errors`, otherwise valid use."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base in LAYERS and not errors else {}
     make = info.module_error_inputs_func if errors else info.module_inputs_func
@@ -55,24 +55,24 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
     """Yields a fused module, torch's module with equal weights, and arguments for both.
 
     Args:
-        in_a_batch: whether to yield each sample that is not packed, and so unbatched, a second
-            time in a batch of three.
+        in_a_batch: whether to yield unbatched samples, which are all except the packed ones, a
+            second time in a batch of three.
     """
     for sample in samples_of(base, dtype, training, requires_grad):
         made, args = sample.constructor_input, sample.forward_input.args
         theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
         ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
         with torch.no_grad():  # `nn.RNN.load_state_dict` fails if conversions swap parameters
-            for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-                own.copy_(other)
+            for target, source in zip(ours.parameters(), theirs.parameters(), strict=True):
+                target.copy_(source)
         yield ours, theirs, args
         if in_a_batch and not isinstance(args[0], PackedSequence):
             states_dim = 1 if base in LAYERS else 0
             dims = (0 if made.kwargs.get("batch_first") else states_dim, states_dim)
 
             def batch(t, dim):
-                of_three = torch.stack([t, -t, t.flip(-1)], dim)
-                return of_three.detach().requires_grad_(requires_grad)
+                batched = torch.stack([t, -t, t.flip(-1)], dim)
+                return batched.detach().requires_grad_(requires_grad)
 
             yield (
                 ours,
@@ -143,7 +143,7 @@ def test_forward(base, dtype, training):
 @cases()
 def test_factory_arguments(base, dtype, training):
     """`dtype`, `device` and `torch.device` as a context apply to every parameter."""
-    for sample in samples_of(base, dtype, training)[::3]:  # neighbors differ only in arguments
+    for sample in samples_of(base, dtype, training)[::3]:  # neighbors differ only in call arguments
         made = sample.constructor_input
         for device, context in itertools.product(("cpu", "meta", None), ("cpu", "meta")):
             with torch.device(context):
@@ -158,7 +158,7 @@ def test_factory_arguments(base, dtype, training):
 
 @cases()
 def test_device_transfer(base, dtype, training):
-    """A module moves to another device and back; there it works on that device's tensors."""
+    """A module moves to another device, works on that device's tensors, and moves back."""
     samples = pairs(base, dtype, training, in_a_batch=False)
     for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base in LAYERS else 1):
         before, weights = ours(*args), copy.deepcopy(ours.state_dict())
@@ -195,14 +195,28 @@ def test_copies(base, dtype, training):
             assert_close(twin(*args), ours(*args), rtol=0, atol=0)
 
 
-def test_pickles_of_step_modules_by_their_earlier_place(kind):
-    """`namernn_fast.cells` defined the step modules, and is named in files of that time."""
-    cell, x = kind.cell(3, 4), torch.randn(2, 3)
-    pickled = pickle.dumps(cell, protocol=2)  # which writes the names of modules as lines
-    assert b"cnamernn_fast.step_modules\n" in pickled
-    twin = pickle.loads(pickled.replace(b"namernn_fast.step_modules\n", b"namernn_fast.cells\n"))
-    assert type(twin) is kind.cell
-    torch.testing.assert_close(twin(x), cell(x), rtol=0, atol=0)
+@pytest.mark.parametrize(
+    ("module", "formerly"),
+    [
+        ("step_module", "namernn_fast.cells"),
+        ("step_module", "namernn_fast.step_modules"),
+        ("layer", "namernn_fast.nn"),
+        ("tokens", "namernn_fast.token_rnn"),
+    ],
+)
+def test_pickles_that_name_earlier_modules_load(kind, module, formerly):
+    """A pickle made before a class moved names its earlier module, and still loads."""
+    sizes = (5, 3, 4) if module == "tokens" else (3, 4)
+    made = getattr(kind, module)(*sizes)
+    pickled = pickle.dumps(made, protocol=2)  # writes module names as lines
+    now = f"c{type(made).__module__}\n".encode()
+    assert now in pickled
+    twin = pickle.loads(pickled.replace(now, f"c{formerly}\n".encode()))
+    assert type(twin) is type(made)
+    torch.testing.assert_close(twin.state_dict(), made.state_dict(), rtol=0, atol=0)
+
+
+def test_cells_has_only_the_step_modules_of_older_pickles():
     with pytest.raises(
         AttributeError, match=r"module 'namernn_fast\.cells' has no attribute 'Cells'"
     ):
@@ -256,35 +270,35 @@ def test_hooks(base, dtype, training):
 
 @cases()
 def test_non_contiguous_tensors(base, dtype, training):
-    """Results are torch's for tensors of any strides, and contiguous if torch's are."""
+    """Results match torch's for tensors of any strides, and are contiguous if torch's are."""
     for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
         grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
         wanted = run(theirs, args, grads)
-        own_args = (args, changed(args, non_contiguous))
-        own_grads = (grads, changed(grads, non_contiguous))
-        assert not any(t.is_contiguous() for t in tensors(own_args[1], own_grads[1]))
+        all_args = (args, changed(args, non_contiguous))
+        all_grads = (grads, changed(grads, non_contiguous))
+        assert not any(t.is_contiguous() for t in tensors(all_args[1], all_grads[1]))
         precise = None
         if base not in (torch.nn.RNN, torch.nn.RNNCell) and dtype == torch.float32:
             double = copy.deepcopy(theirs).double()
             precise = run(double, changed(args, Tensor.double), [g.double() for g in grads])
-        for pair in itertools.product(own_args, own_grads):
+        for pair in itertools.product(all_args, all_grads):
             got = run(ours, *pair)
             if precise is None:
                 assert_close(got, wanted)
             else:  # rounding differs by more than the tolerances of assert_close
                 assert_within_budget(*(dict(enumerate(r)) for r in (got, wanted, precise)))
-            for own, other in zip(got, wanted, strict=True) if pair[0] is args else ():
-                assert own.is_contiguous() or not other.is_contiguous()
+            for result, expected in zip(got, wanted, strict=True) if pair[0] is args else ():
+                assert result.is_contiguous() or not expected.is_contiguous()
 
 
 def check_gradients(check, samples, every):
-    """Checks one parameter's gradient per sample, and all inputs' for every `every`th sample."""
+    """Checks one parameter's gradient for each sample, and all gradients every `every` samples."""
     for k, (ours, _, args) in enumerate(samples):
         leaves, parameters = tensors(args), list(ours.parameters())
 
         def outputs(*values, ours=ours, args=args, leaves=leaves):
-            own = dict(zip(map(id, leaves), values, strict=False))
-            return tensors(ours(*tree_map_only(Tensor, lambda t: own.get(id(t), t), args)))
+            replaced = dict(zip(map(id, leaves), values, strict=False))
+            return tensors(ours(*tree_map_only(Tensor, lambda t: replaced.get(id(t), t), args)))
 
         for alone in (False, True) if k % every == 0 else (True,):
             for number, parameter in enumerate(parameters):

@@ -21,7 +21,7 @@ class Model(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.layer = kind.layer(3, 4, batch_first=True)
-        self.cell = kind.cell(4, 5)
+        self.cell = kind.step_module(4, 5)
 
     def forward(self, x):
         output, states = self.layer(x)
@@ -41,7 +41,7 @@ class Packed(nn.Module):
 
 
 class WithLengths(Packed):
-    """A layer with lengths."""
+    """A layer that takes lengths."""
 
     def forward(self, x, lengths):
         return self.layer(x, lengths=lengths)
@@ -55,7 +55,7 @@ def reloaded(program):
 
 
 def same_gradients(ours, theirs, *inputs):
-    """Asserts equal results of two modules, and equal gradients of parameters of the same name."""
+    """Asserts that two modules have equal results, and equal gradients of each named parameter."""
     for module in (ours, theirs):
         module.zero_grad()
         results = tree_leaves(module(*inputs))
@@ -69,7 +69,7 @@ def same_gradients(ours, theirs, *inputs):
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torchscript(kind, tokens, how):
-    """A traced or scripted model shares its parameters; reloaded, it runs at other lengths."""
+    """A TorchScript program shares its model's parameters; reloaded, it runs at other lengths."""
     model, inputs = (kind.tokens(7, 3, 4), IDS) if tokens else (Model(kind), XS)
     wanted = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
@@ -84,7 +84,7 @@ def test_torchscript(kind, tokens, how):
     assert [type(module) for module in model.modules()] == classes
 
 
-@pytest.mark.parametrize("what", ["layer", "cell"])
+@pytest.mark.parametrize("what", ["layer", "step_module"])
 def test_tracing_of_the_module_itself(kind, what):
     module = getattr(kind, what)(3, 4)
     program = torch.jit.trace(module, torch.randn(6, 3))
@@ -125,7 +125,7 @@ def test_torchscript_refuses_batch_invariance(kind, compiler, of_module):
 
 
 def test_scripting_leaves_subclasses_alone(kind):
-    class Zero(kind.cell):
+    class Zero(kind.step_module):
         def forward(self, input):
             return input * 0
 
@@ -136,18 +136,18 @@ def test_scripting_leaves_subclasses_alone(kind):
 
 def test_tracing_without_a_kernel(kind, monkeypatch):
     """The trace works at any length, or tracing is an error."""
-    monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     module = kind.layer(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
 
-    module, given = WithLengths(kind), (torch.randn(6, 2, 3), torch.tensor([4, 6]))
+    module, arguments = WithLengths(kind), (torch.randn(6, 2, 3), torch.tensor([4, 6]))
     with torch.no_grad():
         if kind.without_kernel == "reference":
             with pytest.raises(RuntimeError, match="record the loop over ATen operators"):
-                torch.jit.trace(module, given)
+                torch.jit.trace(module, arguments)
             return
-        program = torch.jit.trace(module, given)
-        for other in ((torch.randn(8, 3, 3), torch.tensor([8, 0, 1])), given):
+        program = torch.jit.trace(module, arguments)
+        for other in ((torch.randn(8, 3, 3), torch.tensor([8, 0, 1])), arguments):
             torch.testing.assert_close(program(*other), module(*other))
 
 
@@ -162,16 +162,16 @@ def per_sample(module, input, **more):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
 def test_expanded_weights(kind, tokens):
-    """Torch's per-sample gradients work, though they know only the operators of `nn.RNN`."""
+    """Torch's per-sample gradients work, although torch has rules only for `nn.RNN`'s operators."""
     module = kind.layer(3, 4, 2, batch_first=True, bidirectional=True)
     x = torch.randn(5, 6, 3, requires_grad=True)  # otherwise nn.LSTM would run oneDNN's operator
     if tokens:
         module, x = kind.tokens(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
     per_sample(module, x)[0].sum().backward()
-    of_samples = {name: p.grad_sample for name, p in module.named_parameters()}
+    sample_grads = {name: p.grad_sample for name, p in module.named_parameters()}
     module(x)[0].sum().backward()
     for name, parameter in module.named_parameters():
-        torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
+        torch.testing.assert_close(sample_grads[name].sum(0), parameter.grad)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -211,9 +211,9 @@ def test_older_onnx_exporter(kind, with_hx):
         torch.testing.assert_close(torch.from_numpy(value), wanted.detach())
 
 
-@pytest.mark.parametrize("what", ["layer", "cell", "tokens"])
+@pytest.mark.parametrize("what", ["layer", "step_module", "tokens"])
 def test_modules_are_leaves_of_fx(kind, what):
-    """Hooks of a leaf run once, and torch's class may replace the leaf afterwards."""
+    """A leaf's hooks run once, and the leaf may become torch's class afterwards."""
     cls = getattr(kind, what)
     module, x = (cls(13, 3, 4), IDS[0]) if what == "tokens" else (cls(3, 4), XS[0][0])
     model = nn.Sequential(module)
@@ -224,7 +224,7 @@ def test_modules_are_leaves_of_fx(kind, what):
     torch.testing.assert_close(restore_rnn(graph)(x), replace_rnn(graph)(x))
 
 
-def test_fx_traces_subclasses_as_it_traces_those_of_nn_rnn(kind):
+def test_fx_traces_into_subclasses_as_with_nn_rnn(kind):
     class Twice(kind.layer):
         def forward(self, input):
             return super().forward(input)[0] * 2
@@ -239,13 +239,13 @@ def test_fx_records_hx_and_lengths(kind):
             return self.layer(x, hx, lengths=lengths), self.layer(XS[0].transpose(0, 1), hx)
 
     module = WithHx(kind)
-    given = torch.randn(6, 2, 3), kind.states(torch.randn, 1, 2, 4), torch.tensor([4, 6])
-    torch.testing.assert_close(torch.fx.symbolic_trace(module)(*given), module(*given))
+    arguments = torch.randn(6, 2, 3), kind.states(torch.randn, 1, 2, 4), torch.tensor([4, 6])
+    torch.testing.assert_close(torch.fx.symbolic_trace(module)(*arguments), module(*arguments))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantization(kind):
-    """FX quantization skips the layer; dynamic quantization converts what was restored."""
+    """FX quantization skips fused layers; dynamic quantization converts restored modules."""
     from torch.ao.nn.quantized import dynamic as quantized
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -254,10 +254,10 @@ def test_quantization(kind):
     mapping = get_default_qconfig_mapping()
     converted = convert_fx(prepare_fx(model, mapping, (XS[0],)))
     torch.testing.assert_close(converted(XS[1]), model(XS[1]))
-    model = nn.Sequential(kind.cell(3, 4), kind.layer(3, 4)).eval()
-    assert [type(module) for module in quantize_dynamic(model)] == [kind.cell, kind.layer]
+    model = nn.Sequential(kind.step_module(3, 4), kind.layer(3, 4)).eval()
+    assert [type(module) for module in quantize_dynamic(model)] == [kind.step_module, kind.layer]
     cell, layer = quantize_dynamic(restore_rnn(copy.deepcopy(model)))
-    assert type(cell) is getattr(quantized, kind.nn_cell.__name__)
+    assert type(cell) is getattr(quantized, kind.nn_step_module.__name__)
     assert type(layer) is {"rnn": nn.RNN, "gru": quantized.GRU, "lstm": quantized.LSTM}[kind.name]
     torch.testing.assert_close(cell(XS[0][0]), model[0](XS[0][0]), rtol=0, atol=0.05)
     torch.testing.assert_close(layer(XS[0]), model[1](XS[0]), rtol=0, atol=0.05)

@@ -1,4 +1,4 @@
-"""`torch.func.vmap` against a Python loop: over inputs, states, lengths, resets and models."""
+"""`torch.func.vmap` compared with a loop over inputs, states, lengths, resets and models."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_map
 
-from namernn_fast import availability, ops
+from namernn_fast import ops
+from namernn_fast.machine import availability
 
 K = 3
 STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
@@ -24,9 +25,9 @@ def stacked(each, dim=0):
     return tree_map(lambda *results: torch.stack(results, dim), *each)
 
 
-def one_of(k, given):
-    """Returns the `k`th of mapped arguments, each a tensor or a pair of states."""
-    return tree_map(lambda tensor: tensor[k], given)
+def kth(k, mapped):
+    """Returns entry `k` of mapped arguments, each a tensor or a pair of states."""
+    return tree_map(lambda tensor: tensor[k], mapped)
 
 
 def count_calls(monkeypatch):
@@ -41,7 +42,7 @@ def count_calls(monkeypatch):
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize("out_dims", [0, 1])
 def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatch):
-    """Mapped inputs and states take one fused call."""
+    """vmap over inputs and states makes one fused call."""
     module = kind.layer(3, 5, batch_first=batch_first, **STACK)
     pairs = [inputs(kind, batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
     for tensor in flat(pairs):
@@ -50,7 +51,7 @@ def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatc
     got = vmap(module, in_dims, out_dims)(*pairs)
     assert len(calls) == (1 if availability.HAS_EXTENSION else 0)
     each = [
-        module(*(t if dim is None else one_of(k, t) for t, dim in zip(pairs, in_dims, strict=True)))
+        module(*(t if dim is None else kth(k, t) for t, dim in zip(pairs, in_dims, strict=True)))
         for k in range(K)
     ]
     wanted = stacked(each, out_dims)
@@ -68,16 +69,16 @@ def test_over_lengths_and_resets(kind):
     x, hx = inputs(kind)
     lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
     reset = torch.rand(K, 6, 4) < 0.3
-    for given, dims in (((lengths, reset), (0, 0)), ((lengths[1], reset), (None, 0))):
+    for arguments, dims in (((lengths, reset), (0, 0)), ((lengths[1], reset), (None, 0))):
 
         def run(x, hx, lengths, reset):
             return module(x, hx, lengths=lengths, reset=reset)
 
-        got = vmap(run, (0, 0, *dims))(x, hx, *given)
+        got = vmap(run, (0, 0, *dims))(x, hx, *arguments)
         each = [
             run(
-                *one_of(k, (x, hx)),
-                *(g if d is None else g[k] for g, d in zip(given, dims, strict=True)),
+                *kth(k, (x, hx)),
+                *(a if d is None else a[k] for a, d in zip(arguments, dims, strict=True)),
             )
             for k in range(K)
         ]
@@ -88,7 +89,7 @@ def test_over_the_data_of_a_packed_sequence(kind):
     module = kind.layer(3, 5, **STACK)
     lengths = [6, 4, 4, 1]
     x, hx = inputs(kind)
-    packed = [pack_padded_sequence(one, lengths) for one in x]
+    packed = [pack_padded_sequence(padded, lengths) for padded in x]
     sizes = packed[0].batch_sizes
 
     def run(data, hx):
@@ -96,13 +97,13 @@ def test_over_the_data_of_a_packed_sequence(kind):
         return output.data, last
 
     data = torch.stack([p.data for p in packed])
-    each = [run(*one_of(k, (data, hx))) for k in range(K)]
+    each = [run(*kth(k, (data, hx))) for k in range(K)]
     torch.testing.assert_close(vmap(run)(data, hx), stacked(each))
 
 
 @pytest.mark.parametrize("of_each", [False, True])
 def test_over_models(kind, of_each, monkeypatch):
-    """An ensemble takes one fused call per model, and trains as its models do separately."""
+    """An ensemble makes one fused call per model, and trains like the separate models."""
     models = [kind.layer(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
     x, hx = inputs(kind, mapped=K if of_each else None)
@@ -114,23 +115,23 @@ def test_over_models(kind, of_each, monkeypatch):
     dims = (0, 0, 0) if of_each else (0, None, None)
     got = vmap(run, dims)(params, x, hx)
     assert len(calls) == (K if availability.HAS_EXTENSION else 0)
-    each = [m(*one_of(k, (x, hx)) if of_each else (x, hx)) for k, m in enumerate(models)]
+    each = [m(*kth(k, (x, hx)) if of_each else (x, hx)) for k, m in enumerate(models)]
     wanted = stacked(each)
     torch.testing.assert_close(got, wanted)
     for results in (got, wanted):
         sum(r.square().sum() for r in flat(results)).backward()
     for name, together in params.items():
-        own = torch.stack([dict(m.named_parameters())[name].grad for m in models])
-        torch.testing.assert_close(together.grad, own)
+        separate = torch.stack([dict(m.named_parameters())[name].grad for m in models])
+        torch.testing.assert_close(together.grad, separate)
 
 
 def test_vmap_in_vmap_and_cells(kind):
     module = kind.layer(3, 5, **STACK)
     x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
     nested = vmap(vmap(lambda x: module(x)[1]))(x)
-    wanted = stacked([stacked([module(one)[1] for one in row]) for row in x])
+    wanted = stacked([stacked([module(sample)[1] for sample in row]) for row in x])
     torch.testing.assert_close(nested, wanted)
-    cell = kind.cell(3, 5, dtype=torch.float64)
+    cell = kind.step_module(3, 5, dtype=torch.float64)
     rows = torch.randn(7, 3, dtype=torch.float64)
     torch.testing.assert_close(vmap(cell)(rows), cell(rows))
 
@@ -147,12 +148,12 @@ def test_per_sample_gradients(kind, with_hx):
 
     got = vmap(grad(loss), (None, 0, 0))(params, x, hx)
     for k in range(K):
-        wanted = grad(loss)(params, *one_of(k, (x, hx)))
+        wanted = grad(loss)(params, *kth(k, (x, hx)))
         for name, value in wanted.items():
             torch.testing.assert_close(got[name][k], value)
 
 
-def test_what_cannot_be_folded_says_what_to_do(kind):
+def test_error_for_a_mapped_layout_says_what_to_do(kind):
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     module = kind.layer(3, 5, **STACK)

@@ -1,7 +1,7 @@
 """GRUs and LSTMs without a fused kernel: torch's own operator, and what reference.py computes.
 
-The CPU is such a device if the C++ extension is missing, and the meta device always is. Reading a
-value of a tensor there is an error, so a call that works on it waits for no device.
+The CPU has no kernel if the C++ extension is missing, and the meta device never has one. Reading a
+value of a meta tensor is an error, so a call that works on meta tensors waits for no device.
 """
 
 import itertools
@@ -14,7 +14,8 @@ from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils._pytree import tree_map
 
-from namernn_fast import availability, batch_invariant, native, reference
+from namernn_fast import batch_invariant, reference, torch_operators
+from namernn_fast.machine import availability
 
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
@@ -35,9 +36,9 @@ def _no_kernel(monkeypatch):
 
 @pytest.fixture
 def paths(monkeypatch):
-    """The path of every call so far: `torch` for its own operator, or `reference`."""
+    """The path of every call so far: `torch` for torch's own operator, or `reference`."""
     taken = []
-    for name, module in (("torch", native), ("reference", reference)):
+    for name, module in (("torch", torch_operators), ("reference", reference)):
 
         def run(call, name=name, original=module.run_stack):
             taken.append(name)
@@ -74,7 +75,7 @@ def gradients(results, leaves):
 
 
 def one_by_one(layer, x, hx):
-    """Runs torch's layer on each sequence; an empty one gives zero output and keeps its states."""
+    """Runs torch's layer on each sequence; an empty one has zero output and keeps its states."""
     x = x.transpose(0, 1) if layer.batch_first else x
     outputs, states = [], []
     for b, length in enumerate(LENGTHS):
@@ -99,10 +100,10 @@ def past_the_end(layer):
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_first", "with_hx"), [(False, True), (True, False)])
-def test_dense_and_packed_are_the_calls_of_torch(
+def test_dense_and_packed_match_torch_to_the_bit(
     kind, paths, layout, options, batch_first, with_hx
 ):
-    """Results, gradients and their derivatives have the bits of torch's layer."""
+    """Results, gradients and second derivatives are bit-identical to torch's layer."""
     results = []
     for module in twins(kind, batch_first=batch_first, **options):
         torch.manual_seed(0)
@@ -129,7 +130,7 @@ def test_dense_and_packed_are_the_calls_of_torch(
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layout", ["list", "tensor", "jagged"])
 def test_lengths_and_jagged(kind, paths, options, batch_first, layout):
-    """Results and gradients are those of the sequences alone; padding is never used."""
+    """Results and gradients are the same as for each sequence alone; padding is never used."""
     ours, theirs = twins(kind, batch_first=batch_first, **options)
     x, hx = inputs(kind, ours)
     past = past_the_end(ours)
@@ -150,13 +151,13 @@ def test_lengths_and_jagged(kind, paths, options, batch_first, layout):
     assert paths == ["torch"]
     torch.testing.assert_close(got, wanted, **EXACT)
     leaves = [x, *tensors_in(hx)]
-    of_ours = gradients(got, [*leaves, *ours.parameters()])
-    assert not of_ours[0][past.expand_as(x)].any()
+    found = gradients(got, [*leaves, *ours.parameters()])
+    assert not found[0][past.expand_as(x)].any()
     expected = gradients(wanted, [*leaves, *theirs.parameters()])
-    torch.testing.assert_close(of_ours, expected, **EXACT)
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
-def test_without_hx_lengths_begin_from_zeros(kind):
+def test_lengths_without_hx_start_from_zeros(kind):
     ours, theirs = twins(kind, **OPTIONS[1])
     x, hx = inputs(kind, ours)
     got = ours(x, lengths=LENGTHS)
@@ -166,7 +167,7 @@ def test_without_hx_lengths_begin_from_zeros(kind):
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_are_torchs(kind, layout, batch_first):
+def test_dropout_masks_match_torchs_layer(kind, layout, batch_first):
     results = []
     options = {"num_layers": 3, "dropout": 0.5, "bidirectional": True, "batch_first": batch_first}
     for module in twins(kind, **options):
@@ -184,17 +185,17 @@ def test_dropout_masks_are_torchs(kind, layout, batch_first):
 
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_operator_gets_the_weights_as_they_lie_in_memory(kind, layout, dropout, monkeypatch):
-    """cuDNN copies all weights at every call that does not bring a whole stack's flat buffer."""
+def test_the_operator_gets_the_flat_weights_of_the_stack(kind, layout, dropout, monkeypatch):
+    """cuDNN copies all weights in every call, unless they are the flat buffer of a whole stack."""
     seen = []
-    original = native._operator
+    original = torch_operators._operator
 
     def operator(cell, *arguments):
         (weights,) = (a for a in arguments if isinstance(a, list))
         seen.append([weight.data_ptr() for weight in weights])
         return original(cell, *arguments)
 
-    monkeypatch.setattr(native, "_operator", operator)
+    monkeypatch.setattr(torch_operators, "_operator", operator)
     module, _ = twins(kind, num_layers=3, bidirectional=True, dropout=dropout)
     x, hx = inputs(kind, module)
     module(pack_padded_sequence(x, [6, 4, 4, 3, 1]) if layout == "packed" else x, hx)
@@ -202,7 +203,7 @@ def test_the_operator_gets_the_weights_as_they_lie_in_memory(kind, layout, dropo
 
 
 def test_what_torch_lacks_runs_step_by_step(kind, paths):
-    """Resets, transforms and forward mode do; all else runs in torch's own operator."""
+    """Resets, transforms and forward mode run step by step; torch's own operator runs the rest."""
     module, _ = twins(kind, num_layers=2)
     x = torch.randn(T, B, D, dtype=torch.float64)
     reset = torch.zeros(T, B, dtype=torch.bool)
@@ -242,8 +243,8 @@ def test_what_torch_lacks_runs_step_by_step(kind, paths):
 def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first):
     """No call reads a value on the device of its input, forward or backward.
 
-    An LSTM with lengths does, because it packs the sequences; on the meta device, which has no
-    values, it runs step by step instead.
+    The exception is an LSTM with lengths, which packs the sequences; on the meta device, which has
+    no values, it runs step by step instead.
     """
     ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
     results = []
@@ -275,16 +276,16 @@ def test_token_ids_on_the_meta_device(kind):
         assert model(ids, lengths=lengths)[0].shape == (T, B, H)
 
 
-def test_the_operator_may_be_differentiated_if_anything_needs_a_gradient(kind, monkeypatch):
-    """The operator of cuDNN has no backward pass after a forward pass for inference."""
+def test_the_operator_trains_only_if_a_gradient_is_needed(kind, monkeypatch):
+    """cuDNN has no backward pass after a forward pass for inference."""
     trains = []
-    original = native._operator
+    original = torch_operators._operator
 
     def operator(*arguments):
         trains.append(arguments[[type(argument) for argument in arguments].index(float) + 1])
         return original(*arguments)
 
-    monkeypatch.setattr(native, "_operator", operator)
+    monkeypatch.setattr(torch_operators, "_operator", operator)
     module, x = kind.layer(D, H).eval(), torch.randn(T, B, D)
     for run in (lambda x: module(x), lambda x: module(x, lengths=LENGTHS)):
         run(x)
@@ -299,11 +300,11 @@ def test_the_operator_may_be_differentiated_if_anything_needs_a_gradient(kind, m
 
 
 def test_a_gpu_has_kernels_for_the_vanilla_cell_only(kind):
-    """There, torch's own operator is cuDNN."""
+    """For other cells, torch's own operator on a GPU is cuDNN."""
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
-    assert availability.why_not_kernel(on_gpu, kind.spec) == text
+    assert availability.why_not_kernel(on_gpu, kind.cell) == text
 
 
 @pytest.mark.parametrize("lengths", [[T, T, T, T], [T, T, T, T, T + 1], [0, 0, 0, 0, -1]])
@@ -338,7 +339,7 @@ def test_empty_batches(kind):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_other_dtypes(kind, dtype):
-    """The results of lengths have the dtype and, in full batches, the bits of torch's layer."""
+    """Full lengths change neither the dtype nor the bits of results."""
     module = kind.layer(D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
     got = flat(module(x, lengths=[T] * B))
@@ -355,7 +356,7 @@ def test_other_dtypes(kind, dtype):
         for name, layout in itertools.product(WITH_GATES, ("dense", "lengths", "packed"))
         if not (
             KINDS[name].has_cell_state and layout == "lengths"
-        )  # becomes one graph, without torch's operator
+        )  # this call becomes one graph, without torch's operator
     ],
 )
 def test_compiling(kind, layout):
@@ -386,7 +387,7 @@ def test_compiling(kind, layout):
 
 
 def test_compiling_an_lstm_with_lengths():
-    """A compiler cannot see the lengths, by which torch's operator would need packed sequences."""
+    """A compiler cannot see the lengths, which torch's operator would need to pack sequences."""
     module, _ = twins(KINDS["lstm"])
     x, hx = inputs(KINDS["lstm"], module)
     lengths = torch.tensor(LENGTHS)
@@ -397,7 +398,7 @@ def test_compiling_an_lstm_with_lengths():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exporting(kind, strict):
-    """An exported program calls torch's operator: at any batch size, at the exported length."""
+    """An exported program calls torch's operator. It takes any batch size, but only one length."""
     module, _ = twins(kind, num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
     x, _ = inputs(kind, module, with_hx=False)
@@ -408,8 +409,8 @@ def test_exporting(kind, strict):
         torch.testing.assert_close(program.module()(x), module(x), **EXACT)
 
 
-def test_the_step_by_step_equation_is_the_operators(kind):
-    """reference.py and torch's own operator agree, so that both stand for torch's layer."""
+def test_step_by_step_matches_torchs_operator(kind):
+    """reference.py and torch's own operator agree, so that either can replace torch's layer."""
     module, theirs = twins(kind, num_layers=2, bidirectional=True)
     x, hx = inputs(kind, module)
     never = torch.zeros(T, B, dtype=torch.bool)

@@ -59,7 +59,7 @@ def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
         assert_type(layer(input, lengths=lengths), tuple[Tensor, Tensor])
     assert_type(layer.last_state(packed), Tensor)
     assert_type(layer.batch_invariant, bool)
-    assert_type(layer.weight_ih_l0, Tensor | nn.Module)  # as of nn.RNN
+    assert_type(layer.weight_ih_l0, Tensor | nn.Module)  # as in nn.RNN
 
     reader = TokenRNN(7, 3, 4, padding_idx=0)
     assert_type(reader(ids), tuple[Tensor, Tensor])
@@ -73,7 +73,7 @@ def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_grus(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the modules and functions for GRUs with inputs like those of `use_modules`."""
+    """Calls the modules and functions for GRUs with the same kinds of input as `use_modules`."""
     layer = FusedGRU(3, 4, 1, False, batch_invariant=True)
     assert_type(layer(input), tuple[Tensor, Tensor])
     assert_type(layer(packed), tuple[PackedSequence, Tensor])
@@ -101,7 +101,7 @@ def use_grus(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the modules and functions for LSTMs with inputs like those of `use_modules`."""
+    """Calls the modules and functions for LSTMs with the same kinds of input as `use_modules`."""
     layer = FusedLSTM(3, 4, 1, False, batch_invariant=True)
     output, (h_n, c_n) = layer(input)
     assert_type(output, Tensor)
@@ -130,7 +130,7 @@ def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the functions with inputs like those of `use_modules`."""
+    """Calls the functions with the same kinds of input as `use_modules`."""
     layer = FusedRNN(3, 4)
     weights = list(layer.parameters())
     assert_type(rnn(input, None, weights), tuple[Tensor, Tensor])
@@ -160,7 +160,7 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
-    """Calls a layer with an input that may be of either kind."""
+    """Calls a layer with an input that is a tensor or a packed sequence."""
     output, h_n = FusedRNN(3, 4)(input)
     assert_type(h_n, Tensor)
     return output

@@ -11,7 +11,7 @@ def application(*losses):
     return Application("tagger", "an epoch", *(lambda loss=loss: lambda: loss for loss in losses))
 
 
-def test_every_round_of_both_is_in_the_row():
+def test_a_row_has_every_round_of_both_programs():
     row = measure(application(2.0, 2.001), seconds=0.0)
     assert len(row["before"]) == len(row["after"]) == 3
     assert row["losses"] == {"before": 2.0, "after": 2.001}
@@ -25,5 +25,5 @@ def test_an_application_that_learns_something_else_is_not_timed():
 def test_the_table_shows_medians_and_their_ratio():
     row = {"name": "tagger", "timed": "an epoch", "before": [3.0, 9.0, 4.0], "after": [1.0] * 3}
     *_, last = report({"cpu": "a CPU", "threads": 2, "rows": [row]}).splitlines()
-    cells = [cell.strip() for cell in last.strip("|").split("|")]
-    assert cells[:5] == ["tagger", "an epoch", "4.00 s", "1.00 s", "4.00×"]
+    entries = [entry.strip() for entry in last.strip("|").split("|")]
+    assert entries[:5] == ["tagger", "an epoch", "4.00 s", "1.00 s", "4.00×"]

@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: how it reports losses, errors and late cells."""
+"""The GPU benchmark without a GPU: how it reports losses, errors and late workloads."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 from benchmarks.gpu import cudnn, grid, race
 from benchmarks.gpu import report as page
 from benchmarks.gpu.flash import FLASH
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Workload
 from namernn_fast import FusedRNN
 from namernn_fast.bench.tables import ratio
 
@@ -44,9 +44,9 @@ def _precision_of_the_process_stays():
 )
 def test_torchs_default_precisions_are_raced(precision, of_rnns, of_products):
     knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
-    own = knobs[1].fp32_precision
+    before = knobs[1].fp32_precision
     with precision.of_the_process():
-        assert [knob.fp32_precision for knob in knobs] == [of_rnns, of_products or own]
+        assert [knob.fp32_precision for knob in knobs] == [of_rnns, of_products or before]
 
 
 def run(platform, deadline=NOW):
@@ -62,7 +62,7 @@ def report(rows):
 def bare(tmp_path):
     """A checkout that is not built, and an environment with only the packages of a GPU machine."""
     checkout, packages = tmp_path / "checkout", tmp_path / "packages"
-    for folder in ("namernn_fast", "benchmarks"):
+    for folder in ("namernn_fast", "benchmarks", "tools"):
         ignored = shutil.ignore_patterns("*.so", "results", "__pycache__")
         shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
     shutil.copy(ROOT / "Makefile", checkout)
@@ -85,7 +85,7 @@ def bare(tmp_path):
 def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
-        # -S hides the interpreter's own packages, so only those of PYTHONPATH are left.
+        # -S hides the interpreter's packages, so only the packages on PYTHONPATH are left.
         ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable} -S"],
         cwd=checkout,
         env=environment,
@@ -97,7 +97,7 @@ def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     results = checkout / "build" / "bench"
     assert {path.name for path in results.iterdir()} == {"gpu.json", "gpu.md"}
     rows = json.loads((results / "gpu.json").read_text())["rows"]
-    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
+    assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     for row in rows:
         assert row["status"] == race.MEASURED
         assert row["fused_path"].startswith("triton")
@@ -139,10 +139,10 @@ class Failing(FusedRNN):
     ("layer", "status", "why"),
     [(Wrong, race.RED, "h_n: error"), (Failing, race.FAILED, "out of something")],
 )
-def test_what_is_wrong_or_fails_is_not_timed(layer, status, why, monkeypatch):
+def test_a_layer_that_is_wrong_or_fails_is_not_timed(layer, status, why, monkeypatch):
     monkeypatch.setattr(race, "FusedRNN", layer)
     rows = run(race.DRY)
-    assert len(rows) == len(grid.DRY_CELLS)
+    assert len(rows) == len(grid.DRY_WORKLOADS)
     for row in rows:
         assert row["status"] == status
         assert why in row["why"]
@@ -172,17 +172,17 @@ def test_the_error_of_a_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_late_cells_are_in_the_table():
+def test_late_workloads_are_in_the_table():
     rows = run(race.DRY, deadline=0)
-    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
+    assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     assert {row["status"] for row in rows} == {race.LATE}
     text = report(rows)
     assert text.count(f"| {race.LATE} |") == len(rows)
     assert f"{race.LATE}: {len(rows)}\n- {page.title(rows[0])}" in text
 
 
-def measured(cell, baseline, fused, launch=race.EAGER):
-    return race.label(cell, grid.FLOAT32, launch, BASELINE) | {
+def measured(workload, baseline, fused, launch=race.EAGER):
+    return race.label(workload, grid.FLOAT32, launch, BASELINE) | {
         "status": race.MEASURED,
         "medians": {BASELINE: baseline, FUSED: fused},
         "fused_path": "triton",
@@ -190,8 +190,8 @@ def measured(cell, baseline, fused, launch=race.EAGER):
     }
 
 
-def test_losses_stand_beside_wins():
-    win, loss = (Cell(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64))
+def test_losses_are_listed_beside_wins():
+    win, loss = (Workload(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64))
     rows = [measured(win, 8e-6, 1e-6), measured(loss, 1e-6, 2e-6), measured(loss, 9e-6, 1e-6)]
     rows[2]["mode"] = TRAINING
     text = report(rows)
@@ -204,11 +204,13 @@ def test_losses_stand_beside_wins():
     assert ["(8, 16, 4)", "64", "float32", "eager", *both] in lines
 
 
-def test_plots(tmp_path):
+def test_each_launch_has_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    cells = [Cell(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
+    workloads = [Workload(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
     rows = [
-        measured(cell, 2e-6, 1e-6, launch) for cell in cells for launch in (race.EAGER, race.GRAPH)
+        measured(workload, 2e-6, 1e-6, launch)
+        for workload in workloads
+        for launch in (race.EAGER, race.GRAPH)
     ]
     paths = page.plot(rows, tmp_path)
     assert {path.name for path in paths} == {"gpu_forward_eager.png", "gpu_forward_cuda_graph.png"}
@@ -231,14 +233,15 @@ def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
 
     stub = types.SimpleNamespace(flashrnn=elman)
     monkeypatch.setitem(sys.modules, "flashrnn", stub)
-    cell = Cell(DENSE, mode, 3, 4, 5, 6)
-    (row,) = race.race_cell(cell, grid.BFLOAT16, race.DRY, FLASH)
+    workload = Workload(DENSE, mode, 3, 4, 5, 6)
+    (row,) = race.race_workload(workload, grid.BFLOAT16, race.DRY, FLASH)
     assert row["status"] == status, row
     assert ("medians" in row) == (status == race.MEASURED)
 
 
-def test_the_grid_has_the_extremes():
+def test_the_grid_has_the_smallest_and_the_largest_sizes():
     for size, least, most in (("batch", 1, 4096), ("hidden_size", 64, 2048), ("seq_len", 8, 1024)):
-        sizes = [getattr(cell, size) for cell in grid.CELLS if cell.seq_len is not None]
+        dense = [workload for workload in grid.WORKLOADS if workload.seq_len is not None]
+        sizes = [getattr(workload, size) for workload in dense]
         assert (min(sizes), max(sizes)) == (least, most)
-    assert len(set(grid.CELLS)) == len(grid.CELLS)
+    assert len(set(grid.WORKLOADS)) == len(grid.WORKLOADS)

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, what they time and check, and where they write."""
+"""The benchmarks: their arithmetic, what they time and check, and where they write."""
 
 import argparse
 import dataclasses
@@ -36,47 +36,47 @@ from benchmarks.cpu import run as cpu_run
 from benchmarks.harness import pages, processes
 from benchmarks.harness.grid import (
     BASELINE,
-    CELLS_OF_EVERY_RUN,
     DENSE,
-    DENSE_CELLS,
-    EPOCH_CELLS,
+    DENSE_WORKLOADS,
+    EPOCH_WORKLOADS,
     FORWARD,
     FUSED,
     GATED_CELLS,
-    GATED_KINDS,
+    GATED_WORKLOADS,
     LAYERS,
     MODES,
     PACKED,
-    PACKED_CELLS,
+    PACKED_WORKLOADS,
     ROLES,
     TRAINING,
-    Cell,
+    WORKLOADS_OF_EVERY_RUN,
+    Workload,
 )
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
 from namernn_fast import explain
-from namernn_fast.bench import workload
-from namernn_fast.bench.cells import LAYERS_OF
+from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
 from namernn_fast.testing import BudgetError, ErrorBudget
 
-KINDS = pytest.mark.parametrize("kind", LAYERS_OF)
-WITH_GATES = pytest.mark.parametrize("kind", GATED_KINDS)
+EVERY_CELL = pytest.mark.parametrize("cell", LAYERS_OF)
+WITH_GATES = pytest.mark.parametrize("cell", GATED_CELLS)
 
 
-@KINDS
+@EVERY_CELL
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_has_gradients_at_output_and_all_last_states(packed, kind):
-    layer = workload.CLASSES[kind][0](4, 5, num_layers=2, bidirectional=True)
+def test_training_steps_start_at_the_output_and_all_last_states(packed, cell):
+    layer = timed_calls.CLASSES[cell][0](4, 5, num_layers=2, bidirectional=True)
     x = torch.randn(6, 3, 4)
     if packed:
         x = pack_sequence([x[:n, 0] for n in (6, 2, 5)], enforce_sorted=False)
-    gradients = workload.draw_gradients(layer, x)
-    workload.call_of(layer, x, TRAINING, gradients)()
+    gradients = timed_calls.draw_gradients(layer, x)
+    timed_calls.call_of(layer, x, TRAINING, gradients)()
     output, *states = flat(layer(x))
     results = (output.data if packed else output, *states)
     loss = sum((value * grad).sum() for value, grad in zip(results, gradients, strict=True))
@@ -85,13 +85,13 @@ def test_a_training_step_has_gradients_at_output_and_all_last_states(packed, kin
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-@KINDS
+@EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gate_looks_at_some_sequences_of_a_batch(mode, kind, monkeypatch):
-    cell = Cell(DENSE, mode, 5, 4, 3, 6, kind)
+def test_the_gate_can_check_some_sequences_of_a_batch(mode, cell, monkeypatch):
+    workload = Workload(DENSE, mode, 5, 4, 3, 6, cell)
     x, rows = torch.randn(6, 5, 4), torch.tensor([0, 3])
-    calls = workload.gated_calls(cell, x, rows)
-    baseline, fused = workload.CLASSES[kind]
+    calls = timed_calls.gated_calls(workload, x, rows)
+    baseline, fused = timed_calls.CLASSES[cell]
     assert [*calls] == [f"nn.{baseline.__name__}", fused.__name__]
     for call in calls.values():
         call()
@@ -101,9 +101,9 @@ def test_the_gate_looks_at_some_sequences_of_a_batch(mode, kind, monkeypatch):
             output, states = super().forward(*arguments, **options)
             return output + 1e-3, states
 
-    monkeypatch.setitem(workload.CLASSES, kind, (baseline, Wrong))
+    monkeypatch.setitem(timed_calls.CLASSES, cell, (baseline, Wrong))
     with pytest.raises(BudgetError, match="output: error"):
-        workload.gated_calls(cell, x, rows)
+        timed_calls.gated_calls(workload, x, rows)
 
 
 def test_single_layers_get_the_gradients_of_a_stack():
@@ -112,32 +112,32 @@ def test_single_layers_get_the_gradients_of_a_stack():
     for call in calls.values():
         call()
     chain, stack = (calls[name].args[0] for name in ("one by one", FUSED))
-    for own, of_stack in zip(chain.parameters(), stack.parameters(), strict=True):
-        own.data.copy_(of_stack.data)
+    for chained, stacked in zip(chain.parameters(), stack.parameters(), strict=True):
+        chained.data.copy_(stacked.data)
     for name in ("one by one", FUSED):
         calls[name]()
-    for own, of_stack in zip(chain.parameters(), stack.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, of_stack.grad)
+    for chained, stacked in zip(chain.parameters(), stack.parameters(), strict=True):
+        torch.testing.assert_close(chained.grad, stacked.grad)
 
 
-def test_subnormal_numbers_are_flushed_only_for_one_row():
+def test_flushing_subnormal_numbers_ends_with_its_case():
     threads = torch.get_num_threads()
     for name in fading.CASES:
-        medians = fading.measure(name, fading.QUICK_CELL, threads, QUICK)
+        medians = fading.measure(name, fading.QUICK_WORKLOAD, threads, QUICK)
         assert medians is None or set(medians) == {BASELINE, FUSED}
         assert torch.tensor([1e-39]) * 1 != 0
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_reference_path_passes_the_gate(mode, monkeypatch):
-    monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     for family in (DENSE, PACKED):
-        for call in torch_operators.layer_calls(Cell(family, mode, 3, 4, 5, 6)).values():
+        for call in torch_operators.layer_calls(Workload(family, mode, 3, 4, 5, 6)).values():
             call()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_cell_of_torchs_operators_that_is_wrong_is_blank(mode):
+def test_a_mode_that_was_not_timed_is_blank_in_the_table(mode):
     row = {"family": DENSE, "threads": 1, "shape": [3, 4], "batch": 8, "speed_up": 2.0}
     row |= {"mode": mode, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
     _, _, found, worst = torch_operators.table([row]).splitlines()
@@ -157,12 +157,12 @@ def test_a_case_that_is_wrong_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(fading, "in_new_process", measured)
     wrong = []
-    rows = fading.run(fading.QUICK_CELL, 1, QUICK, wrong)
+    rows = fading.run(fading.QUICK_WORKLOAD, 1, QUICK, wrong)
     assert [row["case"] for row in rows] == others
     assert wrong == [f"{first}: planted"]
 
 
-def test_calls_that_outlast_their_budget_take_turns_for_a_spread():
+def test_a_race_beyond_its_budget_runs_the_minimum_of_rounds():
     calls = []
     raced = {name: functools.partial(calls.append, name) for name in "ab"}
     rounds = race(raced, TimeBudget(seconds=0, warmup_seconds=0, round_seconds=0))
@@ -170,7 +170,7 @@ def test_calls_that_outlast_their_budget_take_turns_for_a_spread():
     assert "".join(calls) == "ab" + "abba" * 3 + "ab"
 
 
-def test_the_interval_of_a_speed_up():
+def test_the_interval_of_a_speed_up_ignores_drift_and_outliers():
     drift = [1.0, 2.0, 1.5, 1.1, 4.0, 2.5, 1.7]
     assert speed_up_interval([2 * seconds for seconds in drift], drift) == (2.0, 2.0)
     theirs = [2.0, 2.2, 1.8, 2.1, 1.9, 2.05, 40.0]
@@ -200,55 +200,55 @@ def test_a_first_call_finds_nothing_imported():
     assert [*first_call.LAYERS] == [*LAYERS]
 
 
-def test_first_calls(monkeypatch):
+def test_every_stage_of_a_first_call_is_timed(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # measure sets it; undo that
     monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation takes long
     found = first_call.measure(FUSED, torch.get_num_threads())
     assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
 
-# JAX is missing: it starts threads, which a later test may not fork.
+# JAX is left out: it starts threads, and a process with threads must not fork in a later test.
 PEERS = {"PyTorch in place": "torch", "NumPy": "numpy", "onnxruntime": "onnxruntime"}
 
 
-@KINDS
+@EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_calls_of_a_cell_agree_with_the_oracle(mode, kind):
+def test_the_calls_of_peers_agree_with_the_oracle(mode, cell):
     rivals = [name for name, package in PEERS.items() if importlib.util.find_spec(package)]
-    found = peers.calls(Cell(DENSE, mode, 3, 4, 5, 6, kind), 1, rivals)
-    assert [*found] == [*LAYERS_OF[kind], *(rivals if mode == FORWARD else ())]
-    assert [*peers.calls(Cell(PACKED, mode, 3, 4, 5, 12, kind), 1, [])] == [*LAYERS_OF[kind]]
+    found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), 1, rivals)
+    assert [*found] == [*LAYERS_OF[cell], *(rivals if mode == FORWARD else ())]
+    assert [*peers.calls(Workload(PACKED, mode, 3, 4, 5, 12, cell), 1, [])] == [*LAYERS_OF[cell]]
 
 
-def test_peers_have_a_table_for_each_kind_of_layer():
+def test_peers_have_a_table_for_each_cell():
     rows = [
-        {**dataclasses.asdict(Cell(DENSE, FORWARD, 3, 4, 5, 6, kind)), "implementation": name}
+        {**dataclasses.asdict(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell)), "implementation": name}
         | {"median": 1e-3 * (1 + place)}
-        for kind in LAYERS_OF
-        for place, name in enumerate((LAYERS_OF[kind].fused, "NumPy", LAYERS_OF[kind].baseline))
+        for cell in LAYERS_OF
+        for place, name in enumerate((LAYERS_OF[cell].fused, "NumPy", LAYERS_OF[cell].baseline))
     ]
-    of_kinds = peers.table(rows, FORWARD).split("| (D, H, T) ")[1:]
-    for (baseline, fused), text in zip(LAYERS_OF.values(), of_kinds, strict=True):
+    tables = peers.table(rows, FORWARD).split("| (D, H, T) ")[1:]
+    for (baseline, fused), text in zip(LAYERS_OF.values(), tables, strict=True):
         assert f"| {baseline} | {fused} |" in " ".join(text.split())
         assert f"Speed-up over {baseline}: geometric mean {ratio(3.0)}" in text
-        assert "Faster than the best other in 1 of 1 cells." in text
+        assert "Faster than the best other at 1 of 1 sizes." in text
     for row in rows:
-        del row["kind"]  # as in older results
+        del row["cell"]  # as in older results
     assert peers.table(rows[:3], FORWARD).count("nn.RNN") == 2
 
 
-@KINDS
-def test_a_peer_that_is_wrong_is_not_timed(kind, monkeypatch):
+@EVERY_CELL
+def test_a_peer_that_is_wrong_is_not_timed(cell, monkeypatch):
     def wrong(problem, threads):
-        return lambda: torch.zeros(problem.cell.batch, problem.cell.hidden_size)
+        return lambda: torch.zeros(problem.workload.batch, problem.workload.hidden_size)
 
     monkeypatch.setitem(peers.RIVALS, "NumPy", ("numpy", wrong))
     with pytest.raises(BudgetError, match="NumPy is off by 1"):
-        peers.calls(Cell(DENSE, FORWARD, 3, 4, 5, 6, kind), 1, ["NumPy"])
+        peers.calls(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell), 1, ["NumPy"])
 
 
 def test_a_budget_counts_what_nudges_do():
-    """Nudges count by the root mean square over samples of the largest distance over draws."""
+    """A sample counts with its farthest nudge; all samples count with their root mean square."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
     budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
@@ -260,19 +260,19 @@ def test_a_budget_counts_what_nudges_do():
     budget.check()
 
 
-@KINDS
-def test_the_work_of_a_cell_counts_every_gate(kind):
-    layer = workload.CLASSES[kind][0](3, 5, bias=False)
+@EVERY_CELL
+def test_the_work_counts_every_gate(cell):
+    layer = timed_calls.CLASSES[cell][0](3, 5, bias=False)
     weights = sum(p.numel() for p in layer.parameters())
-    assert Cell(DENSE, FORWARD, 2, 3, 5, 4, kind).row_work == 4 * weights
-    assert CELLS[kind].weight_blocks * 5 == len(layer.weight_hh_l0)
+    assert Workload(DENSE, FORWARD, 2, 3, 5, 4, cell).row_work == 4 * weights
+    assert CELLS[cell].weight_blocks * 5 == len(layer.weight_hh_l0)
 
 
-@KINDS
-def test_a_step_that_is_wrong_is_not_timed(kind, monkeypatch, threads):
+@EVERY_CELL
+def test_a_step_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
     options = argparse.Namespace(threads=2, record=False, quick=True, seconds=0.0)
-    theirs, ours = steps.MODULES[kind]
-    monkeypatch.setattr(steps, "MODULES", {kind: (theirs, ours)})
+    theirs, ours = steps.MODULES[cell]
+    monkeypatch.setattr(steps, "MODULES", {cell: (theirs, ours)})
     monkeypatch.setattr(steps, "FEW_BATCHES", (2,))
     wrong = []
     rows = steps.run(options, wrong)
@@ -287,29 +287,29 @@ def test_a_step_that_is_wrong_is_not_timed(kind, monkeypatch, threads):
         def forward(self, *arguments):
             return torch.utils._pytree.tree_map(lambda h: h + 1e-3, super().forward(*arguments))
 
-    monkeypatch.setattr(steps, "MODULES", {kind: (theirs, Wrong)})
+    monkeypatch.setattr(steps, "MODULES", {cell: (theirs, Wrong)})
     assert not steps.run(options, wrong)
     assert len(wrong) == 4
     assert all("h: error" in text for text in wrong)
 
 
-def test_flops_are_those_of_the_formula():
+def test_flops_are_counted_as_in_the_formula():
     size, hidden, steps, batch = 3, 5, 4, 2
     count = 0
     for t in range(steps):
         count += batch * hidden * size  # x_t W_ih
         if t:
             count += batch * hidden * hidden  # h_{t-1} W_hh
-    assert roofline.flops(Cell(DENSE, FORWARD, batch, size, hidden, steps)) == 2 * count
+    assert roofline.flops(Workload(DENSE, FORWARD, batch, size, hidden, steps)) == 2 * count
     for t in range(steps):
         count += batch * hidden * size  # dz^T x
         if t:
             count += 2 * batch * hidden * hidden  # dz W_hh, dz^T h_{t-1}
-    assert roofline.flops(Cell(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
+    assert roofline.flops(Workload(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
 
 
-def test_wide_layers(repository, monkeypatch, capsys):
-    """A wrong result is reported, not timed; other cells are timed, and nothing is recorded."""
+def test_a_wrong_wide_layer_is_reported_and_not_recorded(repository, monkeypatch, capsys):
+    """A wrong result is reported, not timed; other workloads are timed, and nothing is recorded."""
     shapes = {torch.float32: ((3, 4, 1, 1), (5, 3, 6, 2)), torch.bfloat16: ((3, 4, 2, 1),)}
     monkeypatch.setattr(wide, "SHAPES", shapes)
     monkeypatch.setattr(wide.pages, "time_budget", lambda *_, **__: QUICK)
@@ -320,13 +320,13 @@ def test_wide_layers(repository, monkeypatch, capsys):
     page = repository / "PERFORMANCE.md"
     monkeypatch.setattr(wide.pages, "publish", functools.partial(pages.publish, page=page))
     page.write_text("<!-- wide_2: begin -->\n<!-- wide_2: end -->\n")
-    gate = workload.assert_within_budget
+    gate = timed_calls.assert_within_budget
 
     def rows_in(folder):
         return json.loads((repository / folder / "wide_2.json").read_text(encoding="utf-8"))["rows"]
 
     wide.main()
-    assert page.read_text(encoding="utf-8").count("The worst 2 of 2 cells in float32") == len(MODES)
+    assert page.read_text(encoding="utf-8").count("The worst 2 of 2 sizes in float32") == len(MODES)
     assert all(row["rounds"] >= QUICK.min_rounds for row in rows_in("results"))
 
     def planted(ours, theirs, oracle):
@@ -335,18 +335,18 @@ def test_wide_layers(repository, monkeypatch, capsys):
         gate(ours, theirs, oracle)
 
     recorded = page.read_text(encoding="utf-8")
-    monkeypatch.setattr(workload, "assert_within_budget", planted)
+    monkeypatch.setattr(timed_calls, "assert_within_budget", planted)
     with pytest.raises(SystemExit, match=r"dense-forward-D3-H4-T1-B1 in float32: h_n: error"):
         wide.main()
-    assert "The worst 1 of 1 cells in float32" in capsys.readouterr().out
+    assert "The worst 1 of 1 sizes in float32" in capsys.readouterr().out
     assert page.read_text(encoding="utf-8") == recorded
     assert len(rows_in("scratch")) == 2 * 3 - 2
 
 
 def test_the_read_floor_counts_every_weight_once_per_step():
-    cell = Cell(DENSE, FORWARD, 2, 5, 3, 4)
-    assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
-    training = dataclasses.replace(cell, mode=TRAINING)
+    workload = Workload(DENSE, FORWARD, 2, 5, 3, 4)
+    assert wide.weights_read(workload) == 5 * 3 + 3 * 3 * 3
+    training = dataclasses.replace(workload, mode=TRAINING)
     assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
 
 
@@ -354,7 +354,7 @@ def test_a_table_has_a_dash_in_every_divider():
     assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
 
 
-def test_a_section_of_a_page(tmp_path):
+def test_writing_a_section_keeps_the_rest_of_the_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one: begin -->\nold\n<!-- one: end -->\nb\n")
     write_section(page, "one", "new")
@@ -364,21 +364,21 @@ def test_a_section_of_a_page(tmp_path):
     assert "new" in page.read_text(encoding="utf-8")
 
 
-def raw_run(cells):
+def raw_run(workloads):
     """Returns part of what pytest-benchmark writes, with a speed-up of two everywhere."""
     machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
     machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
     benchmarks = [
         {
-            "extra_info": dataclasses.asdict(cell) | {"layer": layer},
+            "extra_info": dataclasses.asdict(workload) | {"layer": layer},
             "stats": {"median": median, "rounds": 7, "data": [median * (1 + i) for i in range(7)]},
         }
-        for cell in cells
-        for layer, median in zip(cell.layers, (2e-3, 1e-3), strict=True)
+        for workload in workloads
+        for layer, median in zip(workload.layers, (2e-3, 1e-3), strict=True)
     ]
     for entry in benchmarks:
         info = entry["extra_info"]
-        if info["kind"] in GATED_KINDS and info["mode"] == TRAINING:
+        if info["cell"] in GATED_CELLS and info["mode"] == TRAINING:
             info["peak_bytes"] = int(1.5 * 2**20)
     return {"machine_info": machine, "names": "names", "benchmarks": benchmarks}
 
@@ -397,50 +397,50 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-OF_RNN = [*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS]
+VANILLA_WORKLOADS = [*DENSE_WORKLOADS, *PACKED_WORKLOADS, *EPOCH_WORKLOADS]
 
 
 def test_a_run_is_recorded_only_on_request(repository):
-    cells = [*OF_RNN, *GATED_CELLS]
+    workloads = [*VANILLA_WORKLOADS, *GATED_WORKLOADS]
     documents = (speed.README, speed.PERFORMANCE)
     before = [page.read_text(encoding="utf-8") for page in documents]
-    speed.publish(raw_run(cells), record=False)
+    speed.publish(raw_run(workloads), record=False)
     names = {"latest.json", "speed.md", "benchmark_table.md"}
     names |= {"speedup_overview.png", "speedup_dense.png", "speedup_packed.png"}
     assert {path.name for path in (repository / "scratch").iterdir()} == names
     assert not (repository / "results").exists()
     assert before == [page.read_text(encoding="utf-8") for page in documents]
 
-    speed.publish(raw_run(cells), record=True)
+    speed.publish(raw_run(workloads), record=True)
     assert (repository / "results" / "latest.json").exists()
     text = speed.README.read_text(encoding="utf-8")
     two = ratio(2.0)
     both = f"{two} in inference (worst {two}) and {two} in training (worst {two})"
-    of_kinds = "; ".join(f"over `{layers.baseline}`: {both}" for layers in LAYERS_OF.values())
-    assert f"{of_kinds}, over the {len(cells)} cells" in text
+    speed_ups = "; ".join(f"over `{layers.baseline}`: {both}" for layers in LAYERS_OF.values())
+    assert f"{speed_ups}, over the {len(workloads)} workloads" in text
     assert "(results/speedup_overview.png)" in text
     assert "a CPU" in text
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
 
 
-def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
-    """`make bench` reports a wrong cell and a wrong program, and times everything else."""
+def test_a_wrong_workload_does_not_stop_the_others(repository, monkeypatch, capfd):
+    """`make bench` reports a wrong workload and a wrong program, and times everything else."""
     plugin = """
         import dataclasses
         from benchmarks.harness import grid
-        from namernn_fast.bench import workload
+        from namernn_fast.bench import timed_calls
 
-        gate = workload.assert_within_budget
-        for name in ("DENSE_CELLS", "GATED_CELLS"):
-            cells = [c for c in getattr(grid, name) if c.hidden_size == 64 or c.batch == 16]
-            setattr(grid, name, [c for c in cells if c.seq_len == 8 and c.batch < 64])
+        gate = timed_calls.assert_within_budget
+        for name in ("DENSE_WORKLOADS", "GATED_WORKLOADS"):
+            workloads = [c for c in getattr(grid, name) if c.hidden_size == 64 or c.batch == 16]
+            setattr(grid, name, [c for c in workloads if c.seq_len == 8 and c.batch < 64])
 
         def planted(ours, theirs, oracle):
             if ours["h_n"].shape[1] == 16 and "grad weight_ih_l0" not in ours:
                 ours = ours | {"h_n": ours["h_n"] + 1e-3}
             gate(ours, theirs, oracle)
 
-        workload.assert_within_budget = planted
+        timed_calls.assert_within_budget = planted
     """
     (repository / "planted.py").write_text(textwrap.dedent(plugin))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
@@ -466,10 +466,10 @@ def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
     assert cpu_run.main() == 1
     text = (scratch / "benchmark_table.md").read_text(encoding="utf-8")
     summary = capfd.readouterr().err.partition("Checks that failed")[2]
-    for kind, (baseline, fused) in LAYERS_OF.items():
+    for cell, (baseline, fused) in LAYERS_OF.items():
         part = text.partition(f"**{fused} over {baseline}**")[2].partition("\n**")[0]
-        failed = f"{Cell(DENSE, FORWARD, 16, 64, 256, 8, kind)}: h_n: error"
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+        failed = f"{Workload(DENSE, FORWARD, 16, 64, 256, 8, cell)}: h_n: error"
+        rows = [[entry.strip() for entry in line.split("|")[1:-1]] for line in part.splitlines()]
         by_batch = {(row[0], row[1]): row[2:] for row in rows if len(row) > 5}
         assert by_batch["(64, 256, 8)", "16"][:4] == [""] * 4
         assert all(by_batch["(64, 256, 8)", "16"][4:])  # the other mode, and memory
@@ -480,54 +480,57 @@ def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "cells", [DENSE_CELLS, OF_RNN, CELLS_OF_EVERY_RUN], ids=["dense", "vanilla", "every run"]
+    "workloads",
+    [DENSE_WORKLOADS, VANILLA_WORKLOADS, WORKLOADS_OF_EVERY_RUN],
+    ids=["dense", "vanilla", "every run"],
 )
-def test_a_run_that_lacks_cells_is_not_recorded(cells, repository):
-    forward = [cell for cell in cells if cell.mode == FORWARD]
+def test_a_run_that_lacks_workloads_is_not_recorded(workloads, repository):
+    forward = [workload for workload in workloads if workload.mode == FORWARD]
     speed.publish(raw_run(forward), record=False)
-    with pytest.raises(SystemExit, match="lacks cells of the grid"):
-        speed.publish(raw_run(cells), record=True)
+    with pytest.raises(SystemExit, match="lacks workloads of the grid"):
+        speed.publish(raw_run(workloads), record=True)
     assert not (repository / "results").exists()
 
 
 @WITH_GATES
-def test_a_record_has_all_sizes_of_a_layer_with_gates(kind):
-    in_records = [cell for cell in GATED_CELLS if cell.kind == kind]
+def test_a_record_has_almost_all_sizes_of_a_cell_with_gates(cell):
+    in_records = [workload for workload in GATED_WORKLOADS if workload.cell == cell]
     assert len(set(in_records)) == len(in_records)
-    of_rnn = {dataclasses.replace(cell, kind="rnn") for cell in in_records}
-    left_out = {*DENSE_CELLS, *PACKED_CELLS} - of_rnn
-    assert {(cell.hidden_size, cell.batch) for cell in left_out} == {(512, 1024)}
+    vanilla = {dataclasses.replace(workload, cell="rnn") for workload in in_records}
+    left_out = {*DENSE_WORKLOADS, *PACKED_WORKLOADS} - vanilla
+    assert {(workload.hidden_size, workload.batch) for workload in left_out} == {(512, 1024)}
 
 
-def test_a_record_has_the_cells_of_all_kinds():
-    assert {*OF_RNN, *GATED_CELLS} == speed.WHOLE_GRID
-    assert len(CELLS_OF_EVERY_RUN) == pytest.approx(len(speed.WHOLE_GRID) / 3, abs=1)
-    assert {cell.kind for cell in speed.WHOLE_GRID} == {*LAYERS_OF}
+def test_a_record_has_the_workloads_of_every_cell():
+    assert {*VANILLA_WORKLOADS, *GATED_WORKLOADS} == speed.WHOLE_GRID
+    assert len(WORKLOADS_OF_EVERY_RUN) == pytest.approx(len(speed.WHOLE_GRID) / 3, abs=1)
+    assert {workload.cell for workload in speed.WHOLE_GRID} == {*LAYERS_OF}
 
 
-@pytest.mark.parametrize("kind", LAYERS_OF)
-def test_every_class_has_cells_of_both_modes_in_every_run(kind):
-    of_kind = [cell for cell in CELLS_OF_EVERY_RUN if cell.kind == kind]
-    assert {cell.family for cell in of_kind} == {DENSE, PACKED}
+@EVERY_CELL
+def test_every_run_times_every_class_in_both_modes(cell):
+    workloads = [workload for workload in WORKLOADS_OF_EVERY_RUN if workload.cell == cell]
+    assert {workload.family for workload in workloads} == {DENSE, PACKED}
     for name, belongs in classes.CLASSES.items():
-        assert {cell.mode for cell in of_kind if belongs(cell)} == {*MODES}, name
+        assert {workload.mode for workload in workloads if belongs(workload)} == {*MODES}, name
 
 
-def test_classes_compare_the_sizes_that_all_kinds_have():
-    cells = [
-        Cell(DENSE, FORWARD, batch, 64, hidden, steps, kind)
+def test_classes_compare_the_sizes_that_all_cells_have():
+    workloads = [
+        Workload(DENSE, FORWARD, batch, 64, hidden, steps, cell)
         for batch, hidden, steps in ((1, 64, 8), (1, 64, 16), (1, 64, 64), (32, 512, 8))
-        for kind in LAYERS_OF
+        for cell in LAYERS_OF
     ]
-    cells.append(Cell(DENSE, FORWARD, 1, 64, 999, 8))  # without the other kinds beside it
+    workloads.append(Workload(DENSE, FORWARD, 1, 64, 999, 8))  # not timed for the other cells
     timings = {
-        cell: dict(zip(cell.layers, (float(cell.seq_len), 1.0), strict=True)) for cell in cells
+        workload: dict(zip(workload.layers, (float(workload.seq_len), 1.0), strict=True))
+        for workload in workloads
     }
-    timings[cells[-1]] = {BASELINE: 1e6, FUSED: 1.0}
+    timings[workloads[-1]] = {BASELINE: 1e6, FUSED: 1.0}
     head, *rows = classes.class_rows(timings)
     columns = [f"{layers.fused}, {mode}" for layers in LAYERS_OF.values() for mode in MODES]
     assert head == ["class", *columns]
-    found = {name: cells for name, *cells in rows}
+    found = {name: entries for name, *entries in rows}
     mean = f"{ratio(2**3.5)} (2, worst {ratio(8)})"
     assert found["B = 1, T of 16 or fewer"] == [mean, ""] * len(LAYERS_OF)
     assert found["B = 1, T of 64 or more"][0] == f"{ratio(64)} (1, worst {ratio(64)})"
@@ -536,9 +539,9 @@ def test_classes_compare_the_sizes_that_all_kinds_have():
 
 
 @WITH_GATES
-def test_the_memory_of_training_is_beside_that_of_torchs_layer(kind):
-    baseline, fused = LAYERS_OF[kind]
-    raw = raw_run([dataclasses.replace(GATED_CELLS[0], kind=kind, mode=mode) for mode in MODES])
+def test_the_memory_of_both_layers_is_in_the_table(cell):
+    baseline, fused = LAYERS_OF[cell]
+    raw = raw_run([dataclasses.replace(GATED_WORKLOADS[0], cell=cell, mode=mode) for mode in MODES])
     for entry in raw["benchmarks"]:
         if entry["extra_info"]["layer"] == baseline and "peak_bytes" in entry["extra_info"]:
             entry["extra_info"]["peak_bytes"] *= 3
@@ -549,7 +552,7 @@ def test_the_memory_of_training_is_beside_that_of_torchs_layer(kind):
 
 @pytest.fixture(scope="module")
 def new_process():
-    """Runs steps where nothing else does: this process could free memory while a step takes it."""
+    """Runs steps in a separate process, where they cannot reuse memory that other code frees."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
 
@@ -558,11 +561,11 @@ def new_process():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("lengths", [(), (200,) * 10 + (40,) * 20], ids=["dense", "packed"])
 @WITH_GATES
-def test_the_memory_of_a_training_step_includes_what_its_gradient_needs(new_process, kind, lengths):
+def test_the_memory_of_a_training_step_includes_what_it_saves(new_process, cell, lengths):
     """A step stores at least its output, and torch's layer several more tensors of that size."""
     rows = sum(lengths) if lengths else 30 * 200
-    cell = Cell(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, kind)
-    peaks = memory.peaks_of_training(cell, 1, lengths, dict.fromkeys(ROLES, new_process))
+    workload = Workload(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, cell)
+    peaks = memory.peaks_of_training(workload, 1, lengths, dict.fromkeys(ROLES, new_process))
     assert [*peaks] == [*ROLES]
     output = 4 * 128 * rows
     assert peaks["baseline"] > 4 * output

@@ -78,7 +78,7 @@ def test_names_are_made_up_in_chunks(corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("texts", [["ab"], ["ab", "ab", "abc"], ["b", "abc", "abd", "bb", "abc"]])
-def test_states_with_and_without_shared_prefixes(texts):
+def test_states_are_counted_with_and_without_shared_prefixes(texts):
     beginnings = {text[:end] for text in texts for end in range(1, len(text) + 1)}
     counts = work.count(texts)
     firsts = sum(len(beginning) == 1 for beginning in beginnings)
@@ -91,20 +91,20 @@ def test_states_with_and_without_shared_prefixes(texts):
 def test_the_floor_counts_the_multiply_adds_of_the_formula(program):
     shares = program is Application
     texts, languages = ["abc", "abd", "b"], 5
-    made = set()
-    once = 0
+    states = set()
+    forward = 0
     for name, text in enumerate(texts):
         for end in range(1, len(text) + 1):
             key = text[:end] if shares else (name, end)
-            if key not in made and end > 1:
-                once += HIDDEN * HIDDEN
-            made.add(key)
-            once += 0 if shares else EMBEDDING * HIDDEN
-        once += HIDDEN * languages
-    once += len(ASCII.alphabet) * EMBEDDING * HIDDEN if shares else 0
+            if key not in states and end > 1:
+                forward += HIDDEN * HIDDEN
+            states.add(key)
+            forward += 0 if shares else EMBEDDING * HIDDEN
+        forward += HIDDEN * languages
+    forward += len(ASCII.alphabet) * EMBEDDING * HIDDEN if shares else 0
     for training_too, passes in ((False, 1), (True, 3)):
         found = work.floor(work.count(texts), languages, training_too, program, peak=2e9)
-        assert found == pytest.approx(passes * once / 1e9)
+        assert found == pytest.approx(passes * forward / 1e9)
 
 
 def ids_and_labels(program, batch):
@@ -119,7 +119,7 @@ def test_all_programs_get_the_same_batches(corpus, weights):
     order = torch.randperm(len(corpus.names))[:50]
     found = [
         [ids_and_labels(program, batch) for batch in program.batches(order, 16)]
-        for program in (kind(corpus, weights) for kind in PROGRAMS)
+        for program in (program_class(corpus, weights) for program_class in PROGRAMS)
     ]
     for batches in zip(*found, strict=True):
         for theirs, ours in zip(*batches, strict=True):
@@ -133,7 +133,7 @@ def test_settings_change_no_loss(corpus, weights, settings):
     torch.testing.assert_close(found, wanted)
 
 
-def test_the_users_program_folds_as_the_application():
+def test_the_users_program_folds_like_the_application():
     names = ["O`Neill", "Strauß", "ŁÓDŹ", " Ø. d'Æ ", "Nguyễn", "Ş1-2", "İı", "A\u00a0B"]
     assert [*map(user_fold, names)] == [*map(ASCII.fold, names)]
 
@@ -171,7 +171,7 @@ def test_the_gate_finds_wrong_labels(corpus, weights):
             return labels
 
     after = gate.check_losses(PROGRAMS, corpus, weights, 64, 5)
-    programs = {kind: kind(corpus, after) for kind in PROGRAMS}
+    programs = {program_class: program_class(corpus, after) for program_class in PROGRAMS}
     gate.check_labels(programs, corpus, corpus.names)
     programs[Wrong] = Wrong(corpus, after)
     with pytest.raises(BudgetError, match=r"wrong: \w+ for '\w+' has a score"):
@@ -189,16 +189,16 @@ def test_languages_with_equal_scores_are_both_right(corpus, weights):
     equal = {name: value.clone() for name, value in weights.items()}
     for name in ("classifier.weight", "classifier.bias"):
         equal[name][:] = equal[name][:1]
-    programs = {kind: kind(corpus, equal) for kind in (WithTorch, Last)}
+    programs = {program_class: program_class(corpus, equal) for program_class in (WithTorch, Last)}
     first, last = (program.label(corpus.names[:5]) for program in programs.values())
     assert first != last
     gate.check_labels(programs, corpus, corpus.names[:5])
 
 
 def test_a_stopwatch_times_the_parts_of_every_loop(corpus, weights):
-    for kind in PROGRAMS:
+    for program_class in PROGRAMS:
         course = training.Course(len(corpus.names), 16, 48)
-        train, watch = course.runner(kind(corpus, weights))
+        train, watch = course.runner(program_class(corpus, weights))
         for _ in range(len(course.stretches) + 1):
             train()
         assert len(watch.recorded) == len(course.stretches) + 1
@@ -222,13 +222,13 @@ def test_a_loop_that_bypasses_the_hooks_is_not_timed(corpus, weights):
         watch.train(torch.arange(32), 16)
 
 
-def test_a_course_needs_a_stretch():
+def test_a_course_needs_enough_names_for_a_stretch():
     with pytest.raises(ValueError, match="30 names are fewer than the 32 of a stretch"):
         training.Course(30, 16, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_peak_of_a_call_is_above_what_was_there_before():
+def test_the_peak_of_a_call_excludes_what_existed_before():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert peak.peak_above(lambda: None) < size // 8
@@ -240,7 +240,7 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_fresh_process_does_not_have_the_peak_of_its_parent():
+def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
     size = 512 * 2**20
     kept = torch.ones(size // 4)
     fresh = in_new_process(peak.peak_bytes)
@@ -248,7 +248,7 @@ def test_a_fresh_process_does_not_have_the_peak_of_its_parent():
     del kept
 
 
-def test_a_whole_run_and_its_report(threads):
+def test_a_run_times_and_reports_every_program(threads):
     threads(2)
     options = argparse.Namespace(threads=2)
     document = json.loads(json.dumps(run.run(options, SMALL, [])))
@@ -276,7 +276,7 @@ def test_a_whole_run_and_its_report(threads):
         ("check_labels", "labels", "training"),
     ],
 )
-def test_a_wrong_result_stops_no_other_timing(check, untimed, kept, threads, monkeypatch):
+def test_a_wrong_result_does_not_stop_other_timings(check, untimed, kept, threads, monkeypatch):
     def planted(*_):
         raise BudgetError("planted")
 

@@ -10,13 +10,13 @@ from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
-def test_a_section_is_what_the_recorded_results_give(section):
+def test_a_section_matches_the_recorded_results(section):
     begin, end = f"<!-- {section.name}: begin -->\n", f"\n<!-- {section.name}: end -->"
     page = section.page.read_text(encoding="utf-8")
     assert page.partition(begin)[2].partition(end)[0] == section.text()
 
 
-def test_the_model_card_is_what_the_recorded_results_give():
+def test_the_model_card_matches_the_recorded_results():
     size = pretrained_checkpoint().stat().st_size
     letters = load().folding.letters
     assert study.CARD.read_text(encoding="utf-8") == card(recorded("names"), size, letters)

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def found():
-    """The figures of two splits in which the reference is always right, and the others seldom."""
+    """The figures of two splits in which the reference is always right and the others rarely."""
     parts = [split(embedded_sample(), seed=seed) for seed in (0, 1)]
     generator = torch.Generator().manual_seed(0)
     scores = []
@@ -45,11 +45,11 @@ def test_the_study_says_who_wins(found):
     ("low", "high", "said"),
     [(0.1, 0.3, "ahead"), (-0.3, -0.1, "behind"), (-0.1, 0.3, "no significant difference")],
 )
-def test_what_an_interval_says(low, high, said):
+def test_an_interval_without_zero_is_a_verdict(low, high, said):
     assert page.outcome({"low": low, "high": high}) == said
 
 
-def test_a_split_is_trained_again_after_a_change_of_the_code(tmp_path, monkeypatch):
+def test_a_split_is_trained_again_after_the_code_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "names", embedded_sample)
     written = tmp_path / "plain0.safetensors"
     write_tensors(written, study.KIND, {}, {"version": study.code_version()})
@@ -71,7 +71,7 @@ def test_unusual_names_are_counted(found):
     )
 
 
-def test_well_known_names():
+def test_well_known_names_are_listed_with_wrong_answers():
     asked = study.well_known_names(load())
     assert len(asked) == 60
     assert {row["language"] for row in asked} <= {*load().languages}

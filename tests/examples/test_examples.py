@@ -33,7 +33,7 @@ NEEDS = {
 @pytest.fixture
 def run(threads, monkeypatch, tmp_path, capsys):
     """Runs an example in this process, to save importing torch, and returns what it prints."""
-    threads(1)  # models this small gain nothing from more
+    threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
 
     def run(name):
@@ -89,7 +89,7 @@ def test_swap_in(run):
         error = rf"error of {result}: (\S+), with nn.RNN (\S+); within budget"
         ours, theirs = numbers(error, printed)
         assert min(ours, theirs) > 0
-    # Two layers in two directions, of four tensors each; the embedding; the head.
+    # Two layers in two directions have four tensors each, the embedding has one, the head has two.
     assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
     for what in ("a forward pass", "a training step"):
         assert numbers(rf"{what} is (\S+) times as fast on this machine", printed)[0] > 0
@@ -197,7 +197,7 @@ def test_train_torchrun(run_apart):
 
 
 def slightly_wrong(function):
-    """Wraps a function, and a function that it returns, to scale their tensors by 1.001."""
+    """Wraps a function, and any function it returns, to scale the tensors they return by 1.001."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)
@@ -219,7 +219,7 @@ def slightly_wrong(function):
         ("privacy", torch.func, "vmap"),
     ],
 )
-def test_results_that_are_slightly_wrong_are_found(name, place, attribute, run, monkeypatch):
+def test_examples_find_results_that_are_slightly_wrong(name, place, attribute, run, monkeypatch):
     monkeypatch.setattr(place, attribute, slightly_wrong(getattr(place, attribute)))
     with pytest.raises(AssertionError, match=r"exceeds its budget|Tensor-likes are not close"):
         run(name)

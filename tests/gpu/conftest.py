@@ -17,8 +17,8 @@ def nothing_tuned():
 @pytest.fixture
 def h100(monkeypatch, nothing_tuned):
     """Makes plans for an H100 that has not refused a launch yet."""
-    from benchmarks.gpu.resources import H100
     from namernn_fast.gpu import device
+    from tools.gpu.resources import H100
 
     monkeypatch.setattr(device, "find_device", lambda index: H100)
     monkeypatch.setattr(device, "_refusing", set())
@@ -30,8 +30,8 @@ def fp32_precision():
     rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = rnn.fp32_precision, matmul.fp32_precision
 
-    def set_flags(of_rnn, of_matmul):
-        rnn.fp32_precision, matmul.fp32_precision = of_rnn, of_matmul
+    def set_flags(rnn_precision, matmul_precision):
+        rnn.fp32_precision, matmul.fp32_precision = rnn_precision, matmul_precision
 
     set_flags("ieee", "ieee")
     yield set_flags

@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.resources import DEVICES as REPORTED
 from namernn_fast import ops
 from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise, sums
-from tools.lint.cases import DEVICES
+from tools.gpu.resources import DEVICES as REPORTED
+from tools.lint.variants import DEVICES
 
 # The table "Technical Specifications per Compute Capability" of the CUDA programming guide; AMD has
 # the same limits or larger ones.
@@ -23,7 +23,7 @@ THREADS = 1024
 RECURRENCES = (kernels.forward_kernel, kernels.backward_kernel)
 REGISTERS = 65536
 
-ARCHITECTURES = {known.arch: known for known in (*DEVICES, *REPORTED)}
+ARCHITECTURES = {gpu.arch: gpu for gpu in (*DEVICES, *REPORTED)}
 BATCHES = (1, 2, 33, 1024, 65535, 65536, 1 << 17, (1 << 20) - 1, 1 << 20)
 HIDDEN_SIZES = (1, 16, 33, 64, 100, 128, 200, 256, 512, 1000, 1024, 2048, 4096)
 PRECISIONS = {
@@ -35,10 +35,10 @@ PRECISIONS = {
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
     """Returns the kernels, grids and settings of a layer's passes and a large table's gradient."""
-    made = []
+    launched = []
     monkeypatch.setattr(
         *(launching, "run"),
-        lambda kernel, grid, arguments, settings: made.append((kernel, grid, settings)),
+        lambda kernel, grid, arguments, settings: launched.append((kernel, grid, settings)),
     )
 
     def empty(*shape):
@@ -54,23 +54,23 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
     gradients = (torch.empty_like(outputs[0]), torch.empty_like(h_n), None)
     stack.backward_stack(layers, x, outputs, *gradients, True, [0])
     sums.sums_by_token(outputs[0], torch.empty(batch, dtype=torch.int64, device="meta"), 2**20)
-    assert sum(kernel in RECURRENCES for kernel, *_ in made) == 2
-    return made
+    assert sum(kernel in RECURRENCES for kernel, *_ in launched) == 2
+    return launched
 
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_launches_are_within_limits(arch, precision, monkeypatch):
-    known = ARCHITECTURES[arch]
+    gpu = ARCHITECTURES[arch]
     dtype, tf32 = PRECISIONS[precision]
-    monkeypatch.setattr(device, "find_device", lambda index: known)
+    monkeypatch.setattr(device, "find_device", lambda index: gpu)
     monkeypatch.setattr(plan, "may_round_to_tf32", lambda device: tf32)
     monkeypatch.setattr(stepwise, "suits", lambda *_: False)  # torch launches its own products
     for hidden_size, batch, directions in itertools.product(HIDDEN_SIZES, BATCHES, (1, 2)):
         size = (hidden_size, batch, directions)
         chosen = plan.plan_of(hidden_size, batch, torch.empty(0, dtype=dtype), directions)
-        threads = chosen.warps * known.lanes
+        threads = chosen.warps * gpu.lanes
         assert threads <= THREADS, size
         for kernel, grid, settings in launches(monkeypatch, *size, dtype):
             programs = 1
@@ -82,7 +82,7 @@ def test_launches_are_within_limits(arch, precision, monkeypatch):
             blocks = -(-batch // chosen.block_b)
             assert programs == chosen.members * blocks * directions, (size, grid)
             if chosen.members > 1:  # they wait for each other, so all must run at once
-                assert programs <= known.processors, (size, grid)
+                assert programs <= gpu.processors, (size, grid)
                 assert settings["launch_cooperative_grid"], size
-            if known.backend == "cuda":
+            if gpu.backend == "cuda":
                 assert settings["maxnreg"] * threads <= REGISTERS, size

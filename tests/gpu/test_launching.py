@@ -12,9 +12,8 @@ triton = pytest.importorskip("triton")
 
 from triton.compiler import ASTSource  # noqa: E402
 
-from benchmarks.gpu import resources as gpu_report  # noqa: E402
-from namernn_fast import gpu, ops, rnn, transfers  # noqa: E402
-from namernn_fast.cells import ELMAN  # noqa: E402
+from namernn_fast import gpu, ops, rnn  # noqa: E402
+from namernn_fast.cells import VANILLA  # noqa: E402
 from namernn_fast.gpu import (  # noqa: E402
     device,
     launching,
@@ -25,6 +24,8 @@ from namernn_fast.gpu import (  # noqa: E402
     tuning,
 )
 from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
+from namernn_fast.machine import transfers  # noqa: E402
+from tools.gpu import resources as gpu_report  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
@@ -46,7 +47,7 @@ class FakeCuda:
         self.current = before
 
 
-def test_the_device_of_the_input_is_asked(monkeypatch):
+def test_capture_is_detected_on_the_given_device_only(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     assert not transfers.is_capturing(torch.device("cuda"))
     assert not transfers.is_capturing(torch.device("cuda", 0))
@@ -58,7 +59,7 @@ def test_the_device_of_the_input_is_asked(monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", [[5, 2], torch.tensor([5, 2], dtype=torch.int32)], ids=type)
-def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
+def test_lengths_on_the_cpu_are_refused_during_capture(lengths, monkeypatch):
     FakeCuda(monkeypatch)
     sizes = ((6, 4), (6, 6), (6,), (6,))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -72,7 +73,7 @@ def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
 def test_numbers_passed_as_arguments_compile_once(monkeypatch):
     """No argument is 1 or a multiple of 16, for which Triton would compile another kernel."""
     launched = []
-    monkeypatch.setattr(launching, "run", lambda kernel, grid, given, _: launched.append(given))
+    monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
     values = launched.pop()["values"]
     assert len(values) == launching._UPLOADED
@@ -89,7 +90,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """The number of members of each launch; cooperative launches raise `error`, if given."""
+    """The number of members in each launch; cooperative launches raise `error`, if given."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -108,7 +109,7 @@ def train(calls=1):
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
         for _ in range(calls):
-            call = (ELMAN.number, x, None, weights, None, None, 0, 0)
+            call = (VANILLA.number, x, None, weights, None, None, 0, 0)
             output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
             results = output, saved, output, last_states
             gpu.backward(ops.BackwardArguments(*call, *results, [True], [0]))
@@ -116,7 +117,7 @@ def train(calls=1):
 
 @pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])
 @pytest.mark.usefixtures("h100")
-def test_a_refused_launch_is_made_without_cooperation(error, monkeypatch):
+def test_a_refused_launch_is_repeated_without_cooperation(error, monkeypatch):
     launches = Launches(monkeypatch, error)
     with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as warned:
         train(calls=2)
@@ -126,7 +127,7 @@ def test_a_refused_launch_is_made_without_cooperation(error, monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_another_error_of_a_launch_is_raised(monkeypatch):
+def test_other_launch_errors_are_raised(monkeypatch):
     Launches(monkeypatch, "Triton Error [CUDA]: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train()
@@ -160,7 +161,7 @@ class Event:
 
 @pytest.fixture
 def on(monkeypatch):
-    """A function that launches a cooperative kernel on a stream."""
+    """Returns a function that launches a cooperative kernel on a stream."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(launching, "is_capturing", lambda device: False)
     monkeypatch.setattr(launching, "_last", {})
@@ -218,14 +219,14 @@ def test_long_layers_that_leave_room_run_at_once():
     assert [(s.begin, s.end, s.layout.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
     assert found[-1].end == 1024 * 16
     assert [s.layout.T for s in stretches(seq_len=300)] == [150, 150]
-    for alone in (
+    for sizes in (
         {"num_layers": 1},
         {"seq_len": 255},
         {"batch": 2000},  # one layer alone fills the device
         {"batch": 0},
         *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
     ):
-        (whole,) = stretches(**alone)
+        (whole,) = stretches(**sizes)
         assert (whole.begin, whole.end) == (0, whole.layout.N)
 
 
@@ -270,11 +271,11 @@ def test_streams_wait_for_each_other(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_a_stack_at_once_shares_a_turn(monkeypatch):
+def test_cooperative_layers_that_run_at_once_share_a_turn(monkeypatch):
     shared = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     monkeypatch.setattr(stack, "_streams", lambda device, count: [])
-    monkeypatch.setattr(launching, "share_turn", lambda *given: shared.append(given))
+    monkeypatch.setattr(launching, "share_turn", lambda *args: shared.append(args))
     like = torch.empty(0, dtype=torch.bfloat16)
     for hidden_size, cooperative in ((128, False), (1024, True)):
         layers = stack_of(512, 1, hidden_size)
@@ -328,7 +329,7 @@ def test_autotune_says_why_it_times_from_the_host(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_if_a_cooperative_launch_is_refused(monkeypatch):
+def test_autotune_starts_again_after_a_refused_launch(monkeypatch):
     launches = Launches(monkeypatch, TOO_LARGE)
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)
     with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
@@ -338,7 +339,7 @@ def test_autotune_if_a_cooperative_launch_is_refused(monkeypatch):
     assert {found.members for found in plan.tuned.values()} == {1}
 
 
-# The strides that are 1 in a projection, in the gradient of input and in those of weights.
+# The strides that are 1 in a projection, in the gradient of input and in the gradient of weight_ih.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},
@@ -368,7 +369,7 @@ def compile_product(device, plan, contiguous, aligned, wide=False):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("layout", PRODUCTS)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_product_compiles_to(arch, precision, layout, aligned):
+def test_a_product_uses_the_expected_instructions(arch, precision, layout, aligned):
     device = DEVICES[arch]
     for tiles in {products._SMALL[precision], products._LARGE[precision]}:
         plan = products.ProductPlan(tiles, 512, 1, precision)
@@ -377,7 +378,7 @@ def test_a_product_compiles_to(arch, precision, layout, aligned):
         taken = gpu_report.resources_of(device, compiled)
         assert taken.spilled == 0
         assert taken.shared <= device.shared
-        assert "cp.async" in ptx  # blocks are loaded while others are multiplied
+        assert "cp.async" in ptx  # the next blocks are loaded during the multiplication
         assert (TENSOR_CORES[arch] in ptx) == (precision == "tf32")
         values = (tiles.block_m + tiles.block_n) * tiles.block_k
         rounded = len(re.findall(r"and\.b32 .*, -8192;", ptx))

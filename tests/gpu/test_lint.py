@@ -12,31 +12,31 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from benchmarks.gpu import resources  # noqa: E402
-from benchmarks.gpu.machine_code import Code, Counts  # noqa: E402
 from namernn_fast.gpu import kernels  # noqa: E402
+from tools.gpu import resources  # noqa: E402
+from tools.gpu.machine_code import Code, Counts  # noqa: E402
 from tools.lint import rules  # noqa: E402
 from tools.lint.__main__ import Result, differences, lint  # noqa: E402
-from tools.lint.cases import CALLS, DEVICES, USUAL, Case, cases  # noqa: E402
+from tools.lint.variants import CALLS, DEVICES, USUAL, Variant, variants  # noqa: E402
 
-ALL = list(cases())
+ALL = list(variants())
 
 
-def case(arch, precision, kind, kernel="forward") -> Case:
-    """Returns the case of this description with the usual call and the most hidden units."""
+def variant(arch, precision, kind, kernel="forward") -> Variant:
+    """Returns the matching variant with the usual call and the most hidden units up to 512."""
     found = [
-        case
-        for case in ALL
-        if (case.build.device.arch, case.build.precision) == (arch, precision)
-        and (case.build.plan.kind, case.kernel, case.rows) == (kind, kernel, USUAL)
-        and case.build.hidden_size <= 512
+        variant
+        for variant in ALL
+        if (variant.build.device.arch, variant.build.precision) == (arch, precision)
+        and (variant.build.plan.kind, variant.kernel, variant.rows) == (kind, kernel, USUAL)
+        and variant.build.hidden_size <= 512
     ]
-    return max(found, key=lambda case: case.build.hidden_size)
+    return max(found, key=lambda variant: variant.build.hidden_size)
 
 
 @functools.cache
-def compiled(case: Case) -> rules.Built:
-    return rules.build(case)
+def compiled(variant: Variant) -> rules.Built:
+    return rules.build(variant)
 
 
 def broken(built: rules.Built) -> set[str]:
@@ -44,24 +44,24 @@ def broken(built: rules.Built) -> set[str]:
     return {finding.rule for finding in rules.check(built)}
 
 
-COOPERATIVE = case("sm_90", "float32", "cooperative")
-STREAMED = case("sm_80", "float32", "streamed")
-TF32 = case("sm_90", "TF32", "cooperative")
+COOPERATIVE = variant("sm_90", "float32", "cooperative")
+STREAMED = variant("sm_80", "float32", "streamed")
+TF32 = variant("sm_90", "TF32", "cooperative")
 SAMPLE = [
     STREAMED,
-    case("sm_86", "bfloat16", "cooperative", "backward"),
+    variant("sm_86", "bfloat16", "cooperative", "backward"),
     COOPERATIVE,
-    case("sm_100", "TF32", "streamed"),
-    case("sm_120", "bfloat16", "resident"),
+    variant("sm_100", "TF32", "streamed"),
+    variant("sm_120", "bfloat16", "resident"),
 ]
 
 
-@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.name)
-def test_the_kernels_break_no_rule(case):
-    assert lint(case).findings == []
+@pytest.mark.parametrize("variant", SAMPLE, ids=lambda variant: variant.name)
+def test_the_kernels_break_no_rule(variant):
+    assert lint(variant).findings == []
 
 
-def test_the_kernels_are_as_recorded():
+def test_the_counts_of_a_kernel_match_the_record():
     record = json.loads(resources.RAW.read_text(encoding="utf-8"))
     if record["triton"] != triton.__version__:
         pytest.skip(f"the record was made with Triton {record['triton']}")
@@ -69,16 +69,17 @@ def test_the_kernels_are_as_recorded():
     assert list(differences(Result(COOPERATIVE, [], counts), record)) == []
 
 
-def test_the_cases_cover_every_kind_of_plan_and_of_rows():
-    met = {(case.build.device.arch, case.build.plan.kind, case.kernel) for case in ALL}
-    rows = {(case.build.plan.kind, case.kernel, case.rows) for case in ALL}
+def test_the_variants_cover_every_kind_of_plan_and_rows():
+    met = {(variant.build.device.arch, variant.build.plan.kind, variant.kernel) for variant in ALL}
+    rows = {(variant.build.plan.kind, variant.kernel, variant.rows) for variant in ALL}
     for kind in ("resident", "cooperative", "streamed"):
         for kernel in resources.KERNELS:
             assert all((device.arch, kind, kernel) in met for device in DEVICES)
             assert all(
-                (kind, kernel, of) in rows or (kernel, of) == ("backward", "ids") for of in CALLS
+                (kind, kernel, call) in rows or (kernel, call) == ("backward", "ids")
+                for call in CALLS
             )
-    names = [case.name for case in ALL]
+    names = [variant.name for variant in ALL]
     assert len(set(names)) == len(names)
 
 
@@ -86,7 +87,7 @@ OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
 DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
 PRODUCT = "right, sum, input_precision=FORM.PRECISION"
-# By name: the case, a text in the kernels' source, its replacement, and the broken rule.
+# By name: the variant, a text in the kernels' source, its replacement, and the broken rule.
 MUTANTS = {
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),
@@ -95,7 +96,7 @@ MUTANTS = {
     ),
     **{
         f"divides in 64 bits on {arch}": (
-            case(arch, "float32", "cooperative"),
+            variant(arch, "float32", "cooperative"),
             PLACE,
             DIVIDED,
             "call",
@@ -103,11 +104,11 @@ MUTANTS = {
         for arch in ("sm_80", "sm_90", "sm_100", "sm_120")
     },
     "rounds float32 to TF32": (
-        *(case("sm_80", "float32", "streamed"), PRODUCT, 'right, sum, input_precision="tf32"'),
+        *(variant("sm_80", "float32", "streamed"), PRODUCT, 'right, sum, input_precision="tf32"'),
         "tensor",
     ),
     "multiplies TF32 without tensor cores": (
-        *(case("sm_80", "TF32", "streamed"), PRODUCT, 'right, sum, input_precision="ieee"'),
+        *(variant("sm_80", "TF32", "streamed"), PRODUCT, 'right, sum, input_precision="ieee"'),
         "tensor",
     ),
     "indices of sequences in 32 bits": (
@@ -136,9 +137,9 @@ def mutant(folder: Path, name: str, old: str, new: str):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_fault_breaks_a_rule(name, tmp_path):
-    case, old, new, rule = MUTANTS[name]
+    variant, old, new, rule = MUTANTS[name]
     planted = mutant(tmp_path, name, old, new)
-    assert broken(rules.build(case, getattr(planted, f"{case.kernel}_kernel"))) == {rule}
+    assert broken(rules.build(variant, getattr(planted, f"{variant.kernel}_kernel"))) == {rule}
 
 
 def test_a_spilled_loop_breaks_a_rule(monkeypatch):
@@ -157,8 +158,8 @@ def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
     counts = rules.build(COOPERATIVE, planted.forward_kernel).code.count()
     assert counts.instructions > before.instructions
     (worse,) = differences(Result(COOPERATIVE, [], counts), {"rows": [row]})
-    were = f"but {before.instructions} recorded"
-    assert worse == ("budget", f"{counts.instructions} instructions in a step, {were}")
+    recorded = f"but {before.instructions} recorded"
+    assert worse == ("budget", f"{counts.instructions} instructions in a step, {recorded}")
     assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 
 
@@ -169,7 +170,7 @@ def test_a_program_that_does_not_fit_breaks_a_rule(more):
 
 
 def test_weights_that_are_not_found_break_a_rule(tmp_path):
-    """Without the source lines, the rule cannot tell which loads read weights."""
+    """Without the source lines, the rule cannot know which loads read weights."""
     assert broken(compiled(COOPERATIVE)._replace(source=tmp_path)) == {"weights"}
 
 
@@ -210,10 +211,11 @@ $__internal_0_$__cuda_sm20_div_s64:
 """
 
 
-def test_code():
+def test_loops_calls_and_counts_are_found_in_machine_code():
     code = Code(TEXT)
+    # Neither the target of BRA.DIV nor the code right after BSYNC is part of a step.
     step = [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x90, 0xA0, 0xB0]
-    assert [at.offset for at in code.step] == step  # code reached by BRA.DIV or past BSYNC is not
+    assert [instruction.offset for instruction in code.step] == step
     assert [len(loop) for loop in code.loops] == [9, 2]
     first, load = code.instructions[0], code.step[3]
     assert (first.name, first.operands, first.calls) == (

@@ -1,7 +1,7 @@
 """What one call launches on a GPU: its kernels, operators and copies, traced without a GPU.
 
-GPU tensors are fake: they have a device, but no values. So it is an error here to read a value,
-which would wait for a real device.
+GPU tensors are fake: they have a device, but no values. So reading a value, which would wait for a
+real device, is an error here.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ pytest.importorskip("triton")
 from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.gpu.dry_run import on_cuda
-from benchmarks.gpu.resources import H100
 from namernn_fast import gpu, last_state, ops, rnn
-from namernn_fast.cells import ELMAN
+from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import device, launching
+from tools.gpu.resources import H100
 
 GPU = torch.device("cuda", 0)
 # Operators that only allocate memory or view it, and launch nothing.
@@ -46,8 +46,8 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         is_pinned = kwargs.pop("pin_memory", False)
-        given = tree_flatten((args, kwargs))[0]
-        if not any(isinstance(x, FakeTensor) or x == self.device for x in given):
+        flat = tree_flatten((args, kwargs))[0]
+        if not any(isinstance(x, FakeTensor) or x == self.device for x in flat):
             result = operator(*args, **kwargs)
             if is_pinned:
                 self.pinned.append(result)
@@ -65,7 +65,7 @@ class Trace(TorchDispatchMode):
         return result
 
     def take(self):
-        """Returns and clears what was noted."""
+        """Returns and clears what was recorded."""
         noted, self.noted = self.noted, []
         return noted
 
@@ -78,7 +78,7 @@ class Trace(TorchDispatchMode):
 
 @pytest.fixture
 def trace(monkeypatch, h100):
-    """A trace; operators on fake tensors call the GPU's implementation."""
+    """Returns a trace; operators on fake tensors call the GPU's implementation."""
     found = Trace()
     monkeypatch.setattr(launching, "run", found.launch)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -134,10 +134,10 @@ def test_inference(trace):
         "token ids": ((ids, None), {"embedding": tokens}),
     }
     found = ""
-    for title, (given, more) in calls.items():
+    for title, (arguments, options) in calls.items():
         trace.capturing = "captured" in title
         with trace, torch.no_grad():
-            rnn(*given, weights_of(trace), **more)
+            rnn(*arguments, weights_of(trace), **options)
         found += paragraph(title, trace.take())
     with trace, torch.no_grad():
         last_state(dense, None, weights_of(trace))
@@ -171,8 +171,8 @@ two layers
 
 
 def test_training(trace):
-    """What the operators launch: the forward pass, and the backward pass with all gradients."""
-    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so use "cpu:0" for them.
+    """What the operators launch in the forward pass and in a backward pass with all gradients."""
+    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so put them on "cpu:0".
     # Real tensors are on "cpu", which differs from "cpu:0".
     trace.device = torch.device("cpu", 0)
     dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
@@ -198,13 +198,13 @@ def test_training(trace):
         (hx,) = on_gpu(trace, (num_layers * directions, B, H))
         rows = (layout, reset, options | ops.BIAS | ops.WANT_SAVED, 0)
         with trace:
-            call = (ELMAN.number, input, [hx], weights, *rows)
+            call = (VANILLA.number, input, [hx], weights, *rows)
             output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
-            before = trace.take()
+            forward_launches = trace.take()
             results = (output, saved, output, last_states)
             wanted = ([not with_ids, True], list(range(num_layers)))
             gpu.backward(ops.BackwardArguments(*call, *results, *wanted))
-        found += paragraph(title, before, trace.take())
+        found += paragraph(title, forward_launches, trace.take())
     assert_expected_inline(
         found,
         """\
@@ -241,15 +241,15 @@ clone
 
 @pytest.fixture(params=["NVIDIA", "AMD"])
 def only_products_round(request, monkeypatch):
-    """Torch's products are rounded to TF32; those of an RNN are not, as always on AMD."""
-    of_rnns = "ieee"
+    """Lets torch's products round to TF32, but not an RNN's products, which never round on AMD."""
+    rnn_precision = "ieee"
     if request.param == "AMD":
-        of_rnns = "tf32"
+        rnn_precision = "tf32"
         monkeypatch.setattr(torch.version, "hip", "6.4")
         monkeypatch.setattr(device, "find_device", lambda index: H100._replace(backend="hip"))
     flags = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [flag.fp32_precision for flag in flags]
-    for flag, precision in zip(flags, (of_rnns, "tf32"), strict=True):
+    for flag, precision in zip(flags, (rnn_precision, "tf32"), strict=True):
         flag.fp32_precision = precision
     yield
     for flag, precision in zip(flags, before, strict=True):
@@ -257,7 +257,7 @@ def only_products_round(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("only_products_round")
-def test_the_product_of_a_table_is_not_rounded_more_than_an_rnn(trace):
+def test_a_table_is_as_precise_as_an_rnn(trace):
     (tokens,) = on_gpu(trace, (VOCABULARY, D))
     (ids,) = on_gpu(trace, (T, B), dtype=torch.int64)
     with trace, torch.no_grad():

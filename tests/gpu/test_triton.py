@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from namernn_fast import FusedRNN, availability, explain, ops
-from namernn_fast.cells import ELMAN, NUMBERED
+from namernn_fast import FusedRNN, explain, ops
+from namernn_fast.cells import NUMBERED, VANILLA
+from namernn_fast.machine import availability
 
 triton = pytest.importorskip("triton")
 
-from benchmarks.gpu import resources as gpu_report  # noqa: E402
 from benchmarks.gpu.dry_run import on_cuda  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
 from namernn_fast.gpu import kernels, sums  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
+from tools.gpu import resources as gpu_report  # noqa: E402
 from tools.ptx.driver import KNOWN_TRITON  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
@@ -32,14 +33,14 @@ GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_known_of_a_gpu():
+def _forget_gpus():
     ops.gpu_backend.cache_clear()
     yield
     ops.gpu_backend.cache_clear()
 
 
 def run_folder(name, config, **environment):
-    """Runs the tests of a folder in a separate process, slow ones too if this run does."""
+    """Runs a folder's tests in a separate process, including slow ones if this run does."""
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
@@ -61,9 +62,9 @@ def test_interpreted_kernels(pytestconfig):
 
 @pytest.mark.long
 def test_emulated_kernels(pytestconfig):
-    known = ".".join(triton.__version__.split(".")[:2])
-    if known != KNOWN_TRITON:
-        pytest.skip(f"tools/ptx knows the instructions of Triton {KNOWN_TRITON}, not of {known}")
+    version = ".".join(triton.__version__.split(".")[:2])
+    if version != KNOWN_TRITON:
+        pytest.skip(f"tools/ptx supports the instructions of Triton {KNOWN_TRITON}, not {version}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler to build tools/ptx")
     run_folder("emulated", pytestconfig, NAMERNN_FAST_EMULATE="1")
@@ -97,7 +98,8 @@ def test_the_kind_of_plan_follows_the_size():
 
     assert kind(256, 1) == "resident"
     assert kind(256, 5000) == "resident"
-    assert kind(256, 1, mi300) == "streamed"  # MI300 has less memory, and no program waits there
+    # MI300 has less shared memory, and no program waits for another.
+    assert kind(256, 1, mi300) == "streamed"
     assert kind(1024, 1) == "cooperative"
     assert kind(1024, 5000) == "streamed"  # more programs than the GPU can run at once
     assert kind(4096, 1) == "streamed"
@@ -114,7 +116,7 @@ def test_streamed_tiles_grow_with_the_work():
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
-    # About one program per processor, rather than large tiles.
+    # With little work, about one program per processor instead of large tiles.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
     # With more work, the tiles that read the least, or have the least overhead.
@@ -124,13 +126,13 @@ def test_streamed_tiles_grow_with_the_work():
 
 
 def test_no_loop_variable_begins_as_an_alias():
-    """Triton takes such a variable for a constant; the interpreter, which runs Python, does not."""
+    """Triton takes such a variable for a constant, but the interpreter does not."""
     loops = 0
     files = sorted(Path(kernels.__file__).parent.glob("*.py"))
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        names = {}  # whether each variable was assigned another one, or a field
+        names = {}  # whether each variable was assigned another variable, or a field
         for node in function.body:
             if isinstance(node, ast.For):
                 loops += 1
@@ -155,8 +157,8 @@ def assigned(target, value):
         yield target.id, value
     elif isinstance(target, ast.Tuple):
         values = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
-        for one, of in zip(target.elts, values, strict=True):
-            yield from assigned(one, of)
+        for element, element_value in zip(target.elts, values, strict=True):
+            yield from assigned(element, element_value)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def assigned(target, value):
         ("backward", "later_row", (1024, 64)),
     ],
 )
-def test_the_loop_over_time_carries_the_place_of_the_step_just_done(kernel, name, size):
+def test_the_time_loop_carries_the_row_just_computed(kernel, name, size):
     text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time
@@ -177,8 +179,8 @@ def test_the_loop_over_time_carries_the_place_of_the_step_just_done(kernel, name
 def test_one_thread_polls_at_the_barrier():
     """The other threads wait at a barrier, and get the count from the thread that polls."""
     ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
-    by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
-    assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
+    poll = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
+    assert re.search(poll + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
     assert "ld.volatile" not in ptx
 
 
@@ -218,7 +220,7 @@ SAMPLE = [
 ]
 
 
-# Rows of an odd hidden size are not aligned. Each thread then holds units of many rows, and the
+# With an odd hidden size, rows are not aligned. Each thread then holds units of many rows, and the
 # backward pass with tensor cores is a few registers short.
 SPILLED_OF_ODD_SIZES = 64
 
@@ -240,7 +242,7 @@ def test_nothing_is_spilled(arch, case):
 
 @pytest.mark.parametrize("arch", [arch for arch in DEVICES if arch.startswith("sm_")])
 @pytest.mark.parametrize("call", [{}, {"directions": 2, "rows": {"ids", "lengths", "reset"}}])
-def test_two_programs_of_one_sequence_share_a_processor(arch, call):
+def test_two_programs_with_one_sequence_fit_on_a_processor(arch, call):
     build = build_of(arch, 128, 4096, torch.float32)
     device, plan = build.device, build.plan
     assert (plan.kind, plan.block_b) == ("resident", 1)
@@ -280,7 +282,7 @@ CALLS = {
         "absent": {
             "hx",
             "grad_output",
-            "states_before",
+            "previous_states",
             "dz_first",
             "grad_hx",
             "bias",
@@ -303,7 +305,7 @@ def test_every_kind_of_call_compiles(call, case):
         assert gpu_report.compile_kernel(kernel, build, **call).shared <= build.device.shared
 
 
-def test_the_recorded_table_is_of_these_kernels():
+def test_the_recorded_table_matches_the_plans():
     document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
     rows = document["rows"]
     assert [
@@ -315,7 +317,8 @@ def test_the_recorded_table_is_of_these_kernels():
     for row in rows:
         may_spill = row["dtype"] == "float32" and row["plan"]["warps"] == 16  # SPILLING of the lint
         for name in gpu_report.KERNELS:
-            taken = gpu_report.Resources(*(row[name][of] for of in gpu_report.Resources._fields))
+            fields = gpu_report.Resources._fields
+            taken = gpu_report.Resources(*(row[name][field] for field in fields))
             if may_spill and name == "forward":
                 taken = taken._replace(spilled=0)
             assert within_limits(DEVICES[row["arch"]], taken, row["hidden_size"])
@@ -329,13 +332,13 @@ def test_the_recorded_table_is_of_these_kernels():
         (types.SimpleNamespace(__version__="3.1.0"), "needs Triton 3.6 or newer, found 3.1.0: pip"),
     ],
 )
-def test_no_triton_or_one_too_old(found, text, monkeypatch):
+def test_missing_or_old_triton_is_an_error(found, text, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", found)
     with pytest.raises(RuntimeError, match=text):
         ops.gpu_backend(GPU)
 
 
-def test_a_gpu_too_old(monkeypatch):
+def test_a_gpu_that_is_too_old_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match=r"capability 8.0 .*, cuda:0 has 7.5: use"):
         ops.gpu_backend(GPU)
@@ -344,11 +347,11 @@ def test_a_gpu_too_old(monkeypatch):
 
 
 def forward(*arguments):
-    return gpu.forward(ops.ForwardArguments(ELMAN.number, *arguments))
+    return gpu.forward(ops.ForwardArguments(VANILLA.number, *arguments))
 
 
 def backward(*arguments):
-    return gpu.backward(ops.BackwardArguments(ELMAN.number, *arguments))
+    return gpu.backward(ops.BackwardArguments(VANILLA.number, *arguments))
 
 
 X, WEIGHTS = torch.zeros(5, 2, 4), [torch.zeros(size) for size in ((6, 4), (6, 6), (6,), (6,))]
@@ -374,7 +377,7 @@ ON_META = [WEIGHTS[0], WEIGHTS[1].to("meta"), *WEIGHTS[2:]]
         ([HX], WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not promised on a GP"),
     ],
 )
-def test_calls_that_are_refused(states, weights, lengths, reset, options, message):
+def test_invalid_forward_calls_are_refused(states, weights, lengths, reset, options, message):
     with pytest.raises(RuntimeError, match=message):
         forward(X, states, weights, lengths, reset, ops.BIAS | options, 0)
 
@@ -398,7 +401,7 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
         (IDS, UNEQUAL, ops.BIDIRECTIONAL, r"must have shape \(7, 6\), got \(6, 6\)"),
     ],
 )
-def test_token_ids_that_do_not_fit(input, weights, options, message):
+def test_invalid_token_ids_and_tables_are_refused(input, weights, options, message):
     with pytest.raises(RuntimeError, match=message):
         forward(input, None, weights, None, None, options, 0)
 
@@ -414,7 +417,7 @@ OUTPUT = torch.zeros(5, 2, 6)
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
-def test_gradients_that_do_not_exist(want_input, options, message):
+def test_gradients_that_do_not_exist_are_refused(want_input, options, message):
     with pytest.raises(RuntimeError, match=message):
         backward(
             *(IDS, None, OF_TABLE, None, None, options, 0, OUTPUT, [], OUTPUT, [None]),
@@ -446,7 +449,7 @@ def test_gradients_that_do_not_exist(want_input, options, message):
         ({"want_layers": [-1]}, "want_layers must be from 0 to 0, got -1"),
     ],
 )
-def test_backward_calls_that_are_refused(changes, message):
+def test_invalid_backward_calls_are_refused(changes, message):
     call = {
         **{"input": X, "states": [HX], "weights": WEIGHTS, "sequence_layout": None, "reset": None},
         **{"options": ops.BIAS, "trees": 0, "output": OUTPUT, "saved": []},
@@ -496,6 +499,6 @@ def test_explain_names_the_gpu(monkeypatch):
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")
         assert explain(on_gpu(x.dtype), x).path == "triton sm_90"
-        whole = explain(on_gpu(torch.float64), x.double())
-    assert whole.path == "reference"
-    assert "16 and 32 bits, not torch.float64" in whole.why_not["triton"]
+        choice = explain(on_gpu(torch.float64), x.double())
+    assert choice.path == "reference"
+    assert "16 and 32 bits, not torch.float64" in choice.why_not["triton"]

@@ -28,7 +28,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedRecurrence(Rounded):
-    """x W^T with rounded operands, except in the gradient of W, which the recurrence lacks."""
+    """x W^T with rounded operands, except in the gradient of W, which no recurrence computes."""
 
     @staticmethod
     def backward(context, grad):
@@ -40,8 +40,8 @@ def recurrence(projection, product):
     """Returns a layer with tanh and without biases, made from products x W^T.
 
     Args:
-        projection: of input and weight_ih.
-        product: of a state and weight_hh.
+        projection: the product of input and weight_ih.
+        product: the product of a state and weight_hh.
     """
 
     def run(inputs, hx, weights):
@@ -56,15 +56,12 @@ def recurrence(projection, product):
 
 def results(run, inputs, hx, weights, grads, dtype):
     """Returns the results of `run` and the gradients of all its arguments."""
-    inputs, hx, *weights = (
-        of.to(dtype, copy=True).requires_grad_() for of in (inputs, hx, *weights)
-    )
+    leaves = [x.to(dtype, copy=True).requires_grad_() for x in (inputs, hx, *weights)]
+    inputs, hx, *weights = leaves
     output, h_n = run(inputs, hx, weights)
-    torch.autograd.backward([output, h_n], [of.to(dtype) for of in grads])
+    torch.autograd.backward([output, h_n], [grad.to(dtype) for grad in grads])
     names = ("inputs", "hx", "weight_ih", "weight_hh")
-    found = {
-        f"grad_{name}": of.grad for name, of in zip(names, (inputs, hx, *weights), strict=True)
-    }
+    found = {f"grad_{name}": leaf.grad for name, leaf in zip(names, leaves, strict=True)}
     return found | {"output": output.detach(), "h_n": h_n.detach()}
 
 
@@ -80,12 +77,12 @@ def check_results(name, features, hidden_size, batch, projection, product):
         product: the rounded product of a state and weight_hh.
     """
     T, B, H = 5, batch, hidden_size
-    given = [torch.randn(T, B, features), torch.randn(1, B, H).tanh()]
-    given += [[(torch.rand(H, n) - 0.5) * 2 / H**0.5 for n in (features, H)]]
-    given += [(torch.randn(T, B, H), torch.randn(1, B, H))]
-    ours = results(fused, *given, torch.float32)
-    theirs = results(recurrence(projection, product), *given, torch.float32)
-    exact = results(recurrence(linear, linear), *given, torch.float64)
+    arguments = [torch.randn(T, B, features), torch.randn(1, B, H).tanh()]
+    arguments += [[(torch.rand(H, n) - 0.5) * 2 / H**0.5 for n in (features, H)]]
+    arguments += [(torch.randn(T, B, H), torch.randn(1, B, H))]
+    ours = results(fused, *arguments, torch.float32)
+    theirs = results(recurrence(projection, product), *arguments, torch.float32)
+    exact = results(recurrence(linear, linear), *arguments, torch.float64)
     budget = ErrorBudget(torch.float32)
     for result, reference in exact.items():
         budget.add((name, H, result), ours[result], theirs[result], reference)

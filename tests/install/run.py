@@ -2,8 +2,9 @@
 
 `make compatibility ONLY=wheel` runs it. Each environment has a Python, a torch that pip downloads
 (7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before the next
-one is made. Every program runs with only the environment's own programs on its PATH. Results go to
-`build/wheel-test/`; `--record` writes those of the wheel now in `dist/` to docs/install.md.
+one is made. Every program runs with only the environment's own programs on its PATH. Results are
+written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
+docs/install.md too.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
     """Makes an environment, installs the wheel with pip, and runs the tests in it.
 
     Returns:
-        The versions that were installed, the counts of tests, and the names of those that failed.
+        The installed versions, the kernel, and the names of the tests by outcome.
 
     Raises:
         subprocess.CalledProcessError: the environment could not be made.
@@ -61,8 +62,8 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
     programs = folder / "venv" / "bin"
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment = {**kept, "PATH": str(programs), "NAMERNN_FAST_INSTALLED_IN": str(folder)}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**inherited, "PATH": str(programs), "NAMERNN_FAST_INSTALLED_IN": str(folder)}
     if seen := [name for name in COMPILERS if shutil.which(name, path=environment["PATH"])]:
         raise SystemExit(f"the environment has a compiler: {', '.join(seen)}")
 
@@ -150,8 +151,8 @@ def main() -> int:
     (wheel,) = wheels
     matrix = ((options.python, options.torch),) if options.python else MATRIX
     FOLDER.mkdir(parents=True, exist_ok=True)
-    kept, digest = FOLDER / "results.json", hashlib.sha256(wheel.read_bytes()).hexdigest()
-    results = json.loads(kept.read_text()) if kept.exists() else {}
+    stored, digest = FOLDER / "results.json", hashlib.sha256(wheel.read_bytes()).hexdigest()
+    results = json.loads(stored.read_text()) if stored.exists() else {}
     if results.get("wheel") != digest:
         results = {"wheel": digest, "environments": {}}
     found, left_out = results["environments"], []
@@ -164,7 +165,7 @@ def main() -> int:
         print(f"Python {version}, {torch}", flush=True)
         folder = FOLDER / "environment"
         found[f"{version} {torch}"] = test(python, torch, wheel, folder)
-        kept.write_text(json.dumps(results))
+        stored.write_text(json.dumps(results))
         shutil.rmtree(folder)
     ordered = sorted(found.values(), key=lambda it: [version_key(it[k]) for k in KEYS])
     text = "\n\n".join([table(ordered), *(["\n".join(left_out)] if left_out else [])])

@@ -18,16 +18,8 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 import namernn_fast
-from namernn_fast import (
-    FusedGRU,
-    FusedLSTM,
-    FusedRNN,
-    FusedRNNCell,
-    TokenRNN,
-    availability,
-    explain,
-    replace_rnn,
-)
+from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell, TokenRNN, explain, replace_rnn
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.slow
@@ -107,8 +99,8 @@ def results(module, layout, seed):
     module.zero_grad()
     torch.autograd.backward([output, *last], [draw(*value.shape) for value in (output, *last)])
     found = {"output": output, "grad_input": x.grad}
-    for name, before, after in zip("hc", first, last, strict=False):  # c of an LSTM alone
-        found |= {f"{name}_n": after, f"grad_{name}x": before.grad}
+    for name, initial, final in zip("hc", first, last, strict=False):  # only an LSTM has c
+        found |= {f"{name}_n": final, f"grad_{name}x": initial.grad}
     found |= {f"grad_{name}": p.grad for name, p in module.named_parameters()}
     return {name: value.detach() for name, value in found.items()}
 
@@ -128,7 +120,7 @@ def test_no_file_of_a_checkout_is_imported():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
 def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
-    """A budget pools the layouts and draws of a result, as a small result may be exact by luck."""
+    """A budget pools a result's layouts and draws, because a small result may be exact by luck."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()
@@ -170,7 +162,7 @@ def test_token_ids():
     torch.testing.assert_close(reader.last_state(ids), h_n)
 
 
-def test_cell():
+def test_step_module():
     theirs = torch.nn.RNNCell(D, H, dtype=torch.float64)
     ours = FusedRNNCell(D, H, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
@@ -179,14 +171,14 @@ def test_cell():
 
 
 def test_every_number_of_threads_gives_the_same_bits():
-    layer, x, before = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
+    layer, x, previous = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
     try:
         outputs = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             outputs.append(layer(x)[0])
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
 
@@ -227,12 +219,12 @@ def test_export():
 
 def test_vmap_and_per_sample_gradients():
     layer, x = FusedRNN(D, H, dtype=torch.float64), torch.randn(3, T, B, D, dtype=torch.float64)
-    expected = torch.stack([layer(one)[0] for one in x])
-    torch.testing.assert_close(torch.func.vmap(lambda one: layer(one)[0])(x), expected)
+    expected = torch.stack([layer(sample)[0] for sample in x])
+    torch.testing.assert_close(torch.func.vmap(lambda sample: layer(sample)[0])(x), expected)
     parameters = dict(layer.named_parameters())
 
-    def loss(parameters, one):
-        return torch.func.functional_call(layer, parameters, (one,))[0].square().sum()
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample,))[0].square().sum()
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
     layer(x[0])[0].square().sum().backward()
@@ -253,8 +245,8 @@ def test_onnx():
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         expected = [value.numpy() for value in layer(x)]
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(wanted))
 
 
 def test_swapped_into_a_model_saved_and_loaded():
@@ -280,7 +272,7 @@ def built_for_x86():
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
 def test_every_instruction_set_of_the_processor(level):
-    """ATEN_CPU_CAPABILITY selects the kernel, and results equal those of torch's layers."""
+    """ATEN_CPU_CAPABILITY selects the kernel, and results equal torch's."""
     if not built_for_x86():
         pytest.skip("ATen has these levels only on x86-64")
     program = """

@@ -32,10 +32,9 @@ def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(cell, shape, dt
 
 
 class Faulty:
-    """One layer in float64, with results rounded once. Each subclass adds one fault.
+    """One layer that computes in float64 and rounds results once. Each subclass adds one fault.
 
-    A base of a class that inherits from torch's layer, too; see `faulty`. A state of an LSTM is h
-    and c side by side.
+    `faulty` combines it with torch's layer. A state of an LSTM is h and c side by side.
     """
 
     def forward(self, x, hx):
@@ -43,27 +42,27 @@ class Faulty:
         self.weights = [p.double() for p in self.parameters()]
         self.states = [torch.cat([h[0].double() for h in tensors_in(hx)], 1)]
         for t, x_t in enumerate(x.double()):
-            before = self.states[-1]
-            sums = self.sums(t, x_t, before[:, :size])
-            self.states.append(self.state(t, *sums, before))
+            previous = self.states[-1]
+            sums = self.sums(t, x_t, previous[:, :size])
+            self.states.append(self.state(t, *sums, previous))
         states = torch.stack(self.states[1:]).to(x.dtype)
         last = states[-1:].split(size, -1)
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns the sums of the input and those of the state before."""
+        """Returns the sums of the input and the sums of the previous state."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
-    def state(self, t, of_x, of_h, h):
+    def state(self, t, x_sums, h_sums, h):
         if self.mode == "LSTM":
-            i, f, g, o = (of_x + of_h).chunk(4, 1)
+            i, f, g, o = (x_sums + h_sums).chunk(4, 1)
             i, f, o = (self.activation(torch.sigmoid, gate) for gate in (i, f, o))
             c = f * h.chunk(2, 1)[1] + i * self.activation(torch.tanh, g)
             return torch.cat([o * self.activation(torch.tanh, c), c], 1)
         if self.mode != "GRU":
-            return self.activation(torch.tanh, of_x + of_h)
-        (x_r, x_z, x_n), (h_r, h_z, h_n) = of_x.chunk(3, 1), of_h.chunk(3, 1)
+            return self.activation(torch.tanh, x_sums + h_sums)
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = x_sums.chunk(3, 1), h_sums.chunk(3, 1)
         r = self.activation(torch.sigmoid, x_r + h_r)
         z = self.activation(torch.sigmoid, x_z + h_z)
         n = self.activation(torch.tanh, x_n + r * h_n)
@@ -72,34 +71,34 @@ class Faulty:
     def activation(self, function, z):
         return function(z)
 
-    def derivative(self, t, of_x, of_h):
-        """Returns how much each sum of the state before changes a state."""
-        of_h = of_h.detach().requires_grad_()
+    def derivative(self, t, x_sums, h_sums):
+        """Returns how much each sum of the previous state changes the state."""
+        h_sums = h_sums.detach().requires_grad_()
         with torch.enable_grad():
-            total = self.state(t, of_x.detach(), of_h, self.states[-1].detach()).sum()
-        return torch.autograd.grad(total, of_h)[0]
+            total = self.state(t, x_sums.detach(), h_sums, self.states[-1].detach()).sum()
+        return torch.autograd.grad(total, h_sums)[0]
 
 
 class LostTerm(Faulty):
-    """One sum of one step lacks a product: the one with the largest effect on a state."""
+    """One sum of one step lacks the product with the largest effect on the state."""
 
     def sums(self, t, x, h):
-        of_x, of_h = super().sums(t, x, h)
+        x_sums, h_sums = super().sums(t, x, h)
         if t != 1:
-            return of_x, of_h
+            return x_sums, h_sums
         terms = h[:, None, :] * self.weights[1]
-        felt = (terms * self.derivative(t, of_x, of_h)[..., None]).abs()
-        return of_x, of_h - torch.where(felt == felt.max(), terms, 0).sum(-1)
+        effects = (terms * self.derivative(t, x_sums, h_sums)[..., None]).abs()
+        return x_sums, h_sums - torch.where(effects == effects.max(), terms, 0).sum(-1)
 
 
 class LostBias(Faulty):
-    """One element of a bias is missing: of that of the last gate, if there are gates."""
+    """The bias lacks its largest element, or the largest of the last gate if there are gates."""
 
     def sums(self, t, x, h):
-        of_x, of_h = super().sums(t, x, h)
+        x_sums, h_sums = super().sums(t, x, h)
         bias = self.weights[2][-self.hidden_size :]
         lost = torch.where(bias.abs() == bias.abs().max(), bias, 0)
-        return of_x - pad(lost, (of_x.shape[1] - self.hidden_size, 0)), of_h
+        return x_sums - pad(lost, (x_sums.shape[1] - self.hidden_size, 0)), h_sums
 
 
 class StaleState(Faulty):
@@ -112,22 +111,22 @@ class StaleState(Faulty):
 
 
 class RoundedProduct(Faulty):
-    """In each of the last sums, one product is rounded to bfloat16."""
+    """In the last sum of each row, one product is rounded to bfloat16."""
 
     def sums(self, t, x, h):
-        of_x, of_h = super().sums(t, x, h)
+        x_sums, h_sums = super().sums(t, x, h)
         products = h[:, :1] * self.weights[1][-1:, 0]
         errors = (products.bfloat16().double() - products).detach()
-        return of_x, of_h + pad(errors, (of_h.shape[1] - 1, 0))
+        return x_sums, h_sums + pad(errors, (h_sums.shape[1] - 1, 0))
 
 
 class RoundedWeights(Faulty):
     """Recurrent weights are rounded to bfloat16."""
 
     def sums(self, t, x, h):
-        of_x, of_h = super().sums(t, x, h)
+        x_sums, h_sums = super().sums(t, x, h)
         errors = (self.weights[1].bfloat16() - self.weights[1]).detach()
-        return of_x, of_h + h @ errors.T
+        return x_sums, h_sums + h @ errors.T
 
 
 class Coarse(Faulty):
@@ -151,19 +150,19 @@ class CoarseSigmoid(Coarse):
 
 
 class LostRow(Faulty):
-    """The gradient of the recurrent weights lacks a row of one step: that of the largest state."""
+    """In one step, the gradient of the recurrent weights lacks the row with the largest state."""
 
     def sums(self, t, x, h):
-        of_x, of_h = super().sums(t, x, h)
+        x_sums, h_sums = super().sums(t, x, h)
         if t != 1:
-            return of_x, of_h
+            return x_sums, h_sums
         sizes = h.detach().norm(dim=1, keepdim=True)
         lost = h @ (self.weights[1].detach() - self.weights[1]).T
-        return of_x, of_h + torch.where(sizes == sizes.max(), lost, 0.0)
+        return x_sums, h_sums + torch.where(sizes == sizes.max(), lost, 0.0)
 
 
 class StaleGradient(Faulty):
-    """In the gradients of one step's sums, one row is that of the next step."""
+    """In the gradients of one step's sums, one row comes from the next step."""
 
     def sums(self, t, x, h):
         self.kept = {} if t == 0 else self.kept
@@ -181,30 +180,30 @@ class StaleGradient(Faulty):
 
 
 class BiasPastReset(Faulty):
-    """The reset gate scales the product with the state before, but not the bias of the sum."""
+    """The reset gate scales the product with the previous state, but not the bias of the sum."""
 
-    def state(self, t, of_x, of_h, h):
-        r = torch.sigmoid((of_x + of_h).chunk(3, 1)[0])
+    def state(self, t, x_sums, h_sums, h):
+        r = torch.sigmoid((x_sums + h_sums).chunk(3, 1)[0])
         bias = self.weights[3].chunk(3)[2]
-        return super().state(t, of_x + pad(bias - r * bias, (2 * bias.numel(), 0)), of_h, h)
+        return super().state(t, x_sums + pad(bias - r * bias, (2 * bias.numel(), 0)), h_sums, h)
 
 
 class StalePart(Faulty):
-    """The gate that keeps a state, or c, keeps one of a sequence that is one step too old."""
+    """In one sequence, the gate keeps a state, or c, that is one step too old."""
 
-    def state(self, t, of_x, of_h, h):
+    def state(self, t, x_sums, h_sums, h):
         if t == 2:
             h = torch.cat([self.states[-2][:1], h[1:]])
-        return super().state(t, of_x, of_h, h)
+        return super().state(t, x_sums, h_sums, h)
 
 
 class LostPart(Faulty):
-    """In one step no gradient flows through the state, or c, that the gate of a sequence keeps."""
+    """In one step of one sequence, the gate blocks the gradient to the previous state, or c."""
 
-    def state(self, t, of_x, of_h, h):
+    def state(self, t, x_sums, h_sums, h):
         if t == 1:
             h = torch.cat([h[:1].detach(), h[1:]])
-        return super().state(t, of_x, of_h, h)
+        return super().state(t, x_sums, h_sums, h)
 
 
 ANYWHERE = (LostTerm, LostBias, StaleState, CoarseTanh, LostRow, StaleGradient)
@@ -228,7 +227,7 @@ def faulty(cell, fault=Faulty):
             *ANYWHERE,
             *((RoundedProduct, RoundedWeights) if dtype.itemsize > 2 else ()),
             *(WITH_GATES if KINDS[cell].gates > 1 else ()),
-            *([BiasPastReset] if KINDS[cell].spec.separate_bias_hh else ()),
+            *([BiasPastReset] if KINDS[cell].cell.separate_bias_hh else ()),
         )
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
@@ -236,7 +235,7 @@ def faulty(cell, fault=Faulty):
 def test_a_fault_is_found(shape, cell, dtype, fault):
     """The rival is the layer without a fault, so nothing depends on the machine."""
     case = Case(*shape, cell=cell)
-    rounded, faulty_results = (case.run(faulty(cell, of), dtype) for of in (Faulty, fault))
+    rounded, faulty_results = (case.run(faulty(cell, base), dtype) for base in (Faulty, fault))
     budget = ErrorBudget(dtype)
     reference = case.run_oracle(dtype)
     for name, exact in reference.items():

@@ -80,7 +80,7 @@ def test_any_call(case):
     check_results(case)
 
 
-# An example of a GRU takes several times as long as one of a vanilla RNN.
+# A GRU example takes several times as long as a vanilla example.
 @given(drawn_cases("gru"))
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
 def test_any_call_of_a_gru(case):

@@ -7,7 +7,7 @@ from kinds import flat
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
-from namernn_fast import availability
+from namernn_fast.machine import availability
 
 T, MANY = 9, 257
 SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
@@ -33,7 +33,7 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
     threads(1)
     alone = [flat(module(x[:n, b : b + 1])) for b, n in enumerate(lengths.tolist())]
     outputs, *last = zip(*alone, strict=True)
-    output = torch.nn.utils.rnn.pad_sequence([own[:, 0] for own in outputs])
+    output = torch.nn.utils.rnn.pad_sequence([sequence[:, 0] for sequence in outputs])
     last = [torch.cat(states, 1) for states in last]
     whole = (lengths == T).nonzero().squeeze(1)
     for count in (1, 2, 4):
@@ -52,8 +52,8 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_it_is_asked_for_by_module_or_context(cell):
-    """The option changes bits when products of few sequences are otherwise summed differently."""
+def test_batch_invariance_is_set_by_module_or_context(cell):
+    """The option changes bits if products of few sequences are otherwise summed differently."""
     plain = FUSED[cell](64, 64)
     invariant = FUSED[cell](64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())
@@ -71,7 +71,7 @@ def test_it_is_asked_for_by_module_or_context(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_it_is_refused_where_it_cannot_be_promised(cell):
+def test_batch_invariance_is_refused_without_the_fused_kernel(cell):
     module = FUSED[cell](3, 4, batch_invariant=True)
     with pytest.raises(
         RuntimeError, match=r"batch_invariant needs the fused kernel: a torch.func tr"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
-from namernn_fast.cells import ELMAN
+from namernn_fast.cells import VANILLA
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
@@ -31,22 +31,22 @@ def options_of(nonlinearity):
     return ops.BIAS | (ops.RELU if nonlinearity == "relu" else 0)
 
 
-def activation(kind, dtype):
+def activation(equation, dtype):
     """Returns a function that computes one activation with a layer.
 
-    The kinds are those of `oracle.CELLS`, tanh in the case of "gru" and "lstm", and "sigmoid".
+    `equation` is a key of `oracle.EQUATIONS`, where "gru" and "lstm" select tanh, or "sigmoid".
     """
-    if kind in ("tanh", "relu"):
-        module = FusedRNN(1, 1, nonlinearity=kind, bias=False, dtype=dtype)
+    if equation in ("tanh", "relu"):
+        module = FusedRNN(1, 1, nonlinearity=equation, bias=False, dtype=dtype)
         torch.nn.init.ones_(module.weight_ih_l0)
     else:
-        module = FUSED["gru" if kind == "sigmoid" else kind](1, 1, dtype=dtype)
+        module = FUSED["gru" if equation == "sigmoid" else equation](1, 1, dtype=dtype)
         for p in module.parameters():
             torch.nn.init.zeros_(p)
         with torch.no_grad():
-            if kind == "lstm":  # h = tanh(c_0), with i = 0, f = 1 and o = 1; c_0 is the argument
+            if equation == "lstm":  # h = tanh(c_0), with i = 0, f = 1, o = 1; c_0 is the argument
                 module.bias_ih_l0.copy_(torch.tensor([-math.inf, math.inf, 0.0, math.inf]))
-            elif kind == "gru":  # h = n + z (h_0 - n), with z = 0
+            elif equation == "gru":  # h = n + z (h_0 - n), with z = 0
                 module.weight_ih_l0[2] = 1
                 module.bias_ih_l0[1] = -math.inf
             else:  # h = z, with n = 0 and h_0 = 1
@@ -55,37 +55,37 @@ def activation(kind, dtype):
 
     def compute(x):
         rows = x.view(1, -1, 1)
-        if kind == "lstm":
+        if equation == "lstm":
             zeros = torch.zeros_like(rows)
             return module(zeros, (zeros, rows))[0].detach().view_as(x)
-        hx = torch.ones_like(rows) if kind == "sigmoid" else None
+        hx = torch.ones_like(rows) if equation == "sigmoid" else None
         return module(rows, hx)[0].detach().view_as(x)
 
     return compute
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["tanh", "relu", "gru", "lstm", "sigmoid"])
-def test_special_values(kind, dtype):
+@pytest.mark.parametrize("equation", ["tanh", "relu", "gru", "lstm", "sigmoid"])
+def test_special_values(equation, dtype):
     info = torch.finfo(dtype)
     values = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e4, -1e4, info.max, -info.max]
     values += [info.tiny, -info.tiny, info.smallest_normal / 4, 44.5, -44.5, 9.1, -9.1, 20.5]
     x = torch.tensor(values, dtype=dtype)
-    if kind in ("gru", "sigmoid"):  # infinity is NaN in the other gates, whose weights are zeros
+    if equation in ("gru", "sigmoid"):  # infinity times the other gates' zero weights is NaN
         x = x[~x.isinf()]
-    got = activation(kind, dtype)(x)
-    wanted = getattr(torch, "tanh" if kind in CELLS else kind)(x)
+    got = activation(equation, dtype)(x)
+    wanted = getattr(torch, "tanh" if equation in CELLS else equation)(x)
     assert torch.equal(got.isnan(), wanted.isnan())
     torch.testing.assert_close(got, wanted, rtol=4 * info.eps, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["tanh", "gru", "lstm"])
-def test_tanh_everywhere(kind, dtype):
+@pytest.mark.parametrize("equation", ["tanh", "gru", "lstm"])
+def test_tanh_everywhere(equation, dtype):
     """tanh is within 3 units in the last place, is an odd function and never exceeds 1."""
     x = torch.cat([torch.logspace(-30, 2, 100_001, dtype=dtype), torch.linspace(0, 12, 100_001)])
     x = x.to(dtype)
-    tanh = activation(kind, dtype)
+    tanh = activation(equation, dtype)
     y = tanh(x)
     precise = np.float64 if dtype == torch.float32 else np.longdouble
     exact = np.tanh(x.numpy().astype(precise))
@@ -116,7 +116,7 @@ def test_sigmoid_everywhere(dtype):
 def test_every_16_bit_value(dtype):
     """Every 16-bit value is read and written back unchanged.
 
-    Except subnormal numbers in bfloat16, which the instructions that multiply it treat as zero.
+    Instructions that multiply bfloat16 are an exception: they treat subnormal numbers as zero.
     """
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     x = bits.view(dtype)
@@ -142,19 +142,19 @@ def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
     assert torch.equal(h_n, hx)
     wanted = hx.detach().clamp(-1, 1)
     (grad,) = torch.autograd.grad(h_n, hx, wanted)
-    # Gradients that are subnormal in float become zero. Those of float16 are normal there.
+    # Gradients that are subnormal in float become zero. All numbers of float16 are normal there.
     assert torch.equal(grad, wanted.where(wanted.abs() >= torch.finfo(torch.float32).tiny, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("batch", [1, 100])  # weights are read in place and in panels
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_16_bits_sum_small_steps(cell, batch, dtype):
-    """h of a GRU and c of an LSTM would stand still at about a quarter if rounded at every step."""
+def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
+    """h of a GRU and c of an LSTM would get stuck at about a quarter if rounded at every step."""
     module = FUSED[cell](1, 1, dtype=dtype)
     for p in module.parameters():
         torch.nn.init.zeros_(p)
-    # r, z = sigmoid(6) and n = 1; or i = 1 - f, f = sigmoid(6), g = 1 and o
+    # GRU: any r, z = sigmoid(6), n = 1. LSTM: i = 1 - f, f = sigmoid(6), g = 1, any o.
     biases = [0.0, 6.0, 20.0] if cell == "gru" else [-6.0, 6.0, 20.0, 0.0]
     with torch.no_grad():
         module.bias_ih_l0.copy_(torch.tensor(biases))
@@ -165,7 +165,7 @@ def test_16_bits_sum_small_steps(cell, batch, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_cell_state_grows_to_10000(dtype):
-    """With open gates each step adds 1 to it, and its gradient passes every step unchanged."""
+    """With open gates each step adds 1 to the state, and its gradient stays the same."""
     module = FUSED["lstm"](1, 3, dtype=dtype)
     for p in module.parameters():
         torch.nn.init.zeros_(p)
@@ -179,29 +179,29 @@ def test_a_cell_state_grows_to_10000(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", oracle.CELLS)
-def test_the_backward_pass_of_16_bits_is_that_of_float(kind, dtype):
-    """Given the same output, gradients in 16 bits are those in float, rounded at the end."""
-    cell, options = layer_of(kind)
+@pytest.mark.parametrize("equation", oracle.EQUATIONS)
+def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
+    """Given the same output, 16-bit gradients equal float gradients rounded at the end."""
+    cell, options = layer_of(equation)
     if ops.cpu_kernel(dtype) in ON_PAIRS:
-        pytest.skip("rounds dz for its products")
+        pytest.skip("this kernel rounds dz for its products")
     module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
     x, states = torch.randn(6, 20, 9, dtype=dtype), states_of(cell, 2, 20, 70, dtype)
-    options = options_of(kind) | ops.BIDIRECTIONAL | ops.WANT_SAVED
-    number, rows = KINDS[cell].spec.number, (None, None, options, 0)
-    output, last, kept = ops.forward(number, x, states, weights, *rows)
+    options = options_of(equation) | ops.BIDIRECTIONAL | ops.WANT_SAVED
+    number, rest = KINDS[cell].cell.number, (None, None, options, 0)
+    output, last, kept = ops.forward(number, x, states, weights, *rest)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
-    given = (x, states, weights, *rows, output, kept, *grads)
+    arguments = (x, states, weights, *rest, output, kept, *grads)
 
     def in_float(value):
         if isinstance(value, Tensor):
             return value.float()
-        return [own.float() for own in value] if isinstance(value, list) else value
+        return [tensor.float() for tensor in value] if isinstance(value, list) else value
 
-    wanted = [True] * (1 + len(states)), [0]
-    got = ops.backward(number, *given, *wanted)
-    of_float = ops.backward(number, *map(in_float, given), *wanted)
+    requested = [True] * (1 + len(states)), [0]
+    got = ops.backward(number, *arguments, *requested)
+    of_float = ops.backward(number, *map(in_float, arguments), *requested)
     for mine, exact in zip(got, of_float, strict=True):
         assert mine.dtype == dtype
         # Each direction rounds its part of grad_input before the two are added.
@@ -230,13 +230,13 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 200, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, shape):
+def test_the_16_bit_backward_pass_keeps_the_error_budget(nonlinearity, dtype, shape):
     """Both backward passes get the same output, so they agree on which side of a kink a relu is."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(T, B, D, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
-    call = (ELMAN.number, x, [hx], weights, None, None, options_of(nonlinearity), 0)
+    call = (VANILLA.number, x, [hx], weights, None, None, options_of(nonlinearity), 0)
     output, (h_n,), _ = ops.forward(*call)
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
     grad_x, grad_hx, *grad_weights = ops.backward(*call, output, [], *grads, [True, True], [0])
@@ -259,22 +259,22 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_that_are_not_wanted_change_nothing(threads, cell, bidirectional, dtype):
     """The bits of a gradient do not depend on which other gradients are requested."""
-    threads(1)  # with more, directions may run at once if no gradient of the input is wanted
+    threads(1)  # with more, directions may run at once if the input needs no gradient
     module = FUSED[cell](9, 70, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x = torch.randn(6, 20, 9, dtype=dtype)
     states = states_of(cell, len(weights) // 4, 20, 70, dtype)
     options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional
-    call = (KINDS[cell].spec.number, x, states, weights, None, None, options, 0)
+    call = (KINDS[cell].cell.number, x, states, weights, None, None, options, 0)
     output, last, kept = ops.forward(*call)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
-    given = (*call, output, kept, *grads)
+    arguments = (*call, output, kept, *grads)
     every = [True] * (1 + len(states))
-    everything = ops.backward(*given, every, [0])
+    everything = ops.backward(*arguments, every, [0])
     for wanted, layers in itertools.product(
         itertools.product((True, False), repeat=len(every)), ([0], [])
     ):
-        some = ops.backward(*given, list(wanted), layers)
+        some = ops.backward(*arguments, list(wanted), layers)
         returned = [*wanted, *[bool(layers)] * len(weights)]
         full = itertools.compress(everything, returned)
         assert all(map(torch.equal, some, full))
@@ -297,7 +297,7 @@ def test_gradients_too_small_to_be_normal_are_zero(cell):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 64, 500])
-def test_each_product_may_cost_a_gradient_the_smallest_normal_number(hidden_size, dtype):
+def test_subnormal_products_of_a_gradient_become_zero(hidden_size, dtype):
     """A gradient is zero if all products that it sums are subnormal, however many there are."""
     tiny = torch.finfo(dtype).tiny
     module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
@@ -308,8 +308,8 @@ def test_each_product_may_cost_a_gradient_the_smallest_normal_number(hidden_size
         output = module(x)[0]
         return torch.autograd.grad(output, x, torch.full_like(output, grad_output))[0].item()
 
-    assert gradient(15 * tiny, 1 / 16) == 0  # the products
-    assert gradient(0.75 * tiny, 64) == 0  # one of their factors
+    assert gradient(15 * tiny, 1 / 16) == 0  # the products are subnormal
+    assert gradient(0.75 * tiny, 64) == 0  # a factor of each product is subnormal
     assert gradient(16 * tiny, 1 / 16) == pytest.approx(
         hidden_size * tiny, rel=torch.finfo(dtype).eps, abs=0
     )
@@ -328,18 +328,18 @@ def test_gradients_keep_the_subnormal_numbers_of_float16():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [20, 64, 500])
 @pytest.mark.parametrize("cell", CELLS)
-def test_fading_gradients_lose_few_of_the_smallest_normal_number(cell, hidden_size, dtype):
-    """With initial weights, gradients err by less than that number times the terms of their sums.
+def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
+    """With initial weights, each term of a gradient's sum loses at most the smallest normal number.
 
-    A lost term may also turn the rounding of the result, and of what it is computed from, at that
-    step or a later one. Far above the smallest normal number a term is too small for that: there
-    the gradient scales exactly with the gradient of h_n.
+    A lost term may also change the rounding of the result, and of what it is computed from, at that
+    step or a later one. Far above the smallest normal number a term is too small for that, so the
+    gradient scales exactly with the gradient of h_n.
     """
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
     module = FUSED[cell](3, hidden_size, dtype=dtype)
     x = torch.randn(300, 2, 3, dtype=dtype, requires_grad=True)
     h_n = tensors_in(module(x)[1])[0]
-    terms = KINDS[cell].gates * hidden_size  # of the gradient of x: a sum over units and gates
+    terms = KINDS[cell].gates * hidden_size  # the gradient of x is a sum over units and gates
     far_above = tiny * terms / eps * 2.0**30
 
     def gradient(factor):
@@ -360,7 +360,7 @@ def test_fading_gradients_lose_few_of_the_smallest_normal_number(cell, hidden_si
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_without_input_features(kind, bidirectional, batch, dtype):
-    """Without input features, gradients are those of a layer whose only feature is always zero."""
+    """Without input features, gradients are as if the only feature were always zero."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]
@@ -380,7 +380,7 @@ def test_gradients_without_input_features(kind, bidirectional, batch, dtype):
 
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", oracle.CELLS)
+@pytest.mark.parametrize("equation", oracle.EQUATIONS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("where", "with_hx"),
@@ -391,9 +391,9 @@ def test_gradients_without_input_features(kind, bidirectional, batch, dtype):
         for with_hx in (True, False)
     ],
 )
-def test_non_finite_values_spread_as_in_torch(kind, value, where, with_hx, dtype):
-    """Outputs and gradients are non-finite exactly where those of torch are, else close."""
-    cell, options = layer_of(kind)
+def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, dtype):
+    """Outputs and gradients are non-finite exactly where torch's are, and close elsewhere."""
+    cell, options = layer_of(equation)
     ours, theirs = twins(5, 20, cell=cell, dtype=dtype, **options)
     x = torch.randn(4, 9, 5, dtype=dtype)
     hx = KINDS[cell].states(torch.randn, 1, 9, 20, dtype=dtype)
@@ -404,13 +404,13 @@ def test_non_finite_values_spread_as_in_torch(kind, value, where, with_hx, dtype
             spoiled[where][(-1,) * spoiled[where].dim()] = value
     results = []
     for module in (ours, theirs):
-        own = [x.clone().requires_grad_()]
+        inputs = [x.clone().requires_grad_()]
         if with_hx:
-            own.append(map_states(hx, lambda state: state.clone().requires_grad_()))
-        of_call = flat(module(*own))
-        sum(result.sum() for result in of_call).backward()
-        given = [own[0], *(state for states in own[1:] for state in tensors_in(states))]
-        results.append([*of_call, *(t.grad for t in (*given, *module.parameters()))])
+            inputs.append(map_states(hx, lambda state: state.clone().requires_grad_()))
+        returned = flat(module(*inputs))
+        sum(result.sum() for result in returned).backward()
+        leaves = [inputs[0], *(state for states in inputs[1:] for state in tensors_in(states))]
+        results.append([*returned, *(t.grad for t in (*leaves, *module.parameters()))])
     for got, wanted in zip(*results, strict=True):
         assert torch.equal(got.isnan(), wanted.isnan())
         finite = wanted.isfinite()
@@ -427,16 +427,16 @@ def test_non_finite_values_spread_as_in_torch(kind, value, where, with_hx, dtype
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
 @pytest.mark.parametrize("shape", [(4, 9), (2, 1)], ids=["in panels", "in place"])
 def test_non_finite_values_in_each_gate(shape, name, cell, gate, value):
-    """A weight of a gate may be non-finite without an initial state, whose products are zeros."""
+    """Without hx, a non-finite weight times the zero state is NaN, as in torch."""
     results = []
     x = torch.randn(*shape, 8)
     for module in twins(8, 16, cell=cell):
         with torch.no_grad():
             module.get_parameter(name).view(KINDS[cell].gates, 16, -1)[gate, 7, -1] = value
-        own = x.clone().requires_grad_()
-        of_call = flat(module(own))
-        sum(state.sum() for state in of_call[1:]).backward()
-        results.append([*of_call, own.grad, *(p.grad for p in module.parameters())])
+        leaf = x.clone().requires_grad_()
+        returned = flat(module(leaf))
+        sum(state.sum() for state in returned[1:]).backward()
+        results.append([*returned, leaf.grad, *(p.grad for p in module.parameters())])
     for got, wanted in zip(*results, strict=True):
         finite = wanted.isfinite()
         assert torch.equal(got.isfinite(), finite)
@@ -446,7 +446,7 @@ def test_non_finite_values_in_each_gate(shape, name, cell, gate, value):
 @pytest.mark.parametrize("t", [0, 7])
 @pytest.mark.parametrize("cell", CELLS)
 def test_an_infinite_gradient_among_many_rows(t, cell, threads):
-    """An infinite gradient stays infinite and does not affect those of other hidden units."""
+    """An infinite gradient stays infinite and does not affect other hidden units."""
     threads(1)
     layer = FUSED[cell](3, 5)
     x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
@@ -455,11 +455,11 @@ def test_an_infinite_gradient_among_many_rows(t, cell, threads):
     grad = torch.ones_like(output)
     grad[t, 7, 2] = torch.inf
     output.backward(grad)
-    # The last gate has the gradient of the only one of a vanilla cell, times 1 - z or tanh(c).
-    new = -1
+    # The last gate has the gradient of a vanilla cell's only gate, times 1 - z or tanh(c).
+    last_gate = -1
     grads = [p.grad.view(KINDS[cell].gates, 5, -1) for p in layer.parameters()]
-    assert torch.equal(grads[0][new, 2], torch.inf * x[t, 7].sign())
-    assert grads[-1][new, 2] == torch.inf
+    assert torch.equal(grads[0][last_gate, 2], torch.inf * x[t, 7].sign())
+    assert grads[-1][last_gate, 2] == torch.inf
     for grad in grads:
         assert not grad[:, 2].isfinite().all()
         others = torch.cat([grad[:, :2], grad[:, 3:]], 1)
@@ -495,7 +495,7 @@ def test_output_layout(batch_first, cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_strange_strides(cell):
-    """Sliced, transposed, expanded and single-row inputs give the results of contiguous ones."""
+    """Sliced, transposed, expanded and single-row inputs give the results of contiguous inputs."""
     ours, theirs = twins(4, 6, cell=cell)
     wide = torch.randn(7, 9, 3, 8)
     inputs = [
@@ -558,12 +558,12 @@ def test_the_same_bits_again_and_with_other_threads(threads, cell, shape, packed
         assert all(map(torch.equal, bits, bits_of(module, x, lengths)))
         # Output, h_n and the gradient of the input belong to one sequence each. Gradients of
         # parameters are sums over sequences, which the threads divide among them.
-        of_sequences = len(bits) - len([*module.parameters()]) if count != 2 else len(bits)
-        assert all(map(torch.equal, first[:of_sequences], bits[:of_sequences]))
+        compared = len(bits) - len([*module.parameters()]) if count != 2 else len(bits)
+        assert all(map(torch.equal, first[:compared], bits[:compared]))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_long_sequences_that_leave_some_threads_nothing(threads, cell):
+def test_gradients_if_some_threads_run_out_of_rows(threads, cell):
     threads(8)
     ours, theirs = twins(3, 64, cell=cell)
     precise = copy.deepcopy(theirs).double()
@@ -579,8 +579,8 @@ def test_long_sequences_that_leave_some_threads_nothing(threads, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_call_inside_a_parallel_region_of_threads(cell):
-    """Python threads that call at the same time get the results of calls one by one."""
+def test_concurrent_calls_from_python_threads(cell):
+    """Concurrent calls return the same results as calls one by one."""
     from concurrent.futures import ThreadPoolExecutor
 
     module = FUSED[cell](16, 300)

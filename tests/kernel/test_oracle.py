@@ -7,14 +7,15 @@ import torch
 from cases import LAYOUTS, TORCH, Case
 
 from namernn_fast.cells import CELLS
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 
-@pytest.mark.parametrize("cell", oracle.CELLS)
-def test_hand_written_gradients_are_those_of_finite_differences(cell):
+@pytest.mark.parametrize("cell", oracle.EQUATIONS)
+def test_handwritten_gradients_match_finite_differences(cell):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 3)).astype(np.longdouble)
-    size = 2 * oracle.CELLS[cell].parts
+    size = 2 * oracle.EQUATIONS[cell].parts
     hx = rng.standard_normal((2, 1, size)).astype(np.longdouble)
     rows = 2 * (CELLS[cell].weight_blocks if cell in CELLS else 1)
     shapes = [(rows, 3), (rows, 2), (rows,), (rows,)] * 2
@@ -56,7 +57,7 @@ def test_sigmoid_has_a_small_relative_error(dtype):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_torch_agrees(layout, cell):
+def test_the_oracle_agrees_with_torch(layout, cell):
     """In float64 the oracle and torch differ only by rounding: they interpret options alike."""
     case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout, cell=cell)
     theirs = case.run(TORCH[cell], torch.float64)
@@ -78,11 +79,11 @@ def test_torch_agrees(layout, cell):
     ]
 )
 def cell(request, monkeypatch):
-    """Forces a path without a kernel; returns the cell that takes it."""
-    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
+    """Forces a path without a kernel, and returns the cell that takes it."""
+    monkeypatch.setattr(availability, "why_not_cpu_kernel", lambda input: "a test")
     name, _, path = request.param.split(maxsplit=2)
     if path == "ATen operators":
-        monkeypatch.setattr("namernn_fast.native.why_not", lambda *arguments: "a test")
+        monkeypatch.setattr("namernn_fast.torch_operators.why_not", lambda *arguments: "a test")
     return name
 
 
@@ -99,7 +100,7 @@ def test_paths_without_a_kernel(layout, dtype, cell):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_paths_without_a_kernel_in_half_precision(dtype, cell):
-    """In 16 bits they are judged by torch in 16 bits and the oracle."""
+    """In 16 bits, the budget of these paths comes from torch in 16 bits and the oracle."""
     budget = ErrorBudget(dtype)
     for seed in range(4):
         Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed, cell=cell).add_to(budget, dtype)

@@ -34,7 +34,7 @@ SHAPES = {
     torch.bfloat16: [(5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
     torch.float16: [(5, 7, 6, 3), (33, 70, 9, 40)],
 }
-# Fewer for token ids: only the input of the first layer differs.
+# Token ids need fewer shapes, because only the input of the first layer differs.
 TOKEN_SHAPES = [(5, 7, 6, 3), (20, 33, 5, 40)]
 # (layouts, whether hx is given). Without hx, dense and packed rows run different code.
 KINDS = [*((layouts, True) for layouts in SAME_ROWS), (("dense",), False), (("packed",), False)]
@@ -52,15 +52,15 @@ def add_cases(budget, dtype, shapes, options, make):
 
 
 @pytest.mark.covering(2)
-@pytest.mark.parametrize("kind", oracle.CELLS)
+@pytest.mark.parametrize("equation", oracle.EQUATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_every_option(kind, bias, batch_first, bidirectional, num_layers, dtype):
-    cell, own = layer_of(kind)
-    options = own | {
+def test_every_option(equation, bias, batch_first, bidirectional, num_layers, dtype):
+    cell, options = layer_of(equation)
+    options |= {
         "bias": bias,
         "batch_first": batch_first,
         "bidirectional": bidirectional,
@@ -87,9 +87,10 @@ def test_sizes_of_one(cell, batch_first, bidirectional, dtype):
 
 
 def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 - the kernels' legend
-    """Returns a case of token ids, with fewer or more rows than ids and any kind of padding_idx.
+    """Returns a case of token ids, whose embedding has fewer or more rows than there are ids.
 
-    Never with only two or three rows, which have too few rounding errors for a sample.
+    Its padding_idx is absent, positive or negative. The embedding never has only two or three rows,
+    which have too few rounding errors for a sample.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
@@ -101,10 +102,10 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(cell, layouts, bidirectional):
-    """There are more steps than the projection or the backward pass takes at once.
+    """There are more steps than the projection or the backward pass processes at once.
 
-    The projection takes 256 rows at once, less than half of each shape. On a core with 1 MiB of L2
-    cache, the backward pass takes 324 rows of the last shape at once.
+    The projection processes 256 rows at once, less than half the rows of each shape. On a core with
+    1 MiB of L2 cache, the backward pass processes 324 rows of the last shape at once.
     """
     budget = ErrorBudget(torch.float32)
     options = {"bidirectional": bidirectional}
@@ -131,9 +132,9 @@ def results_and_gradients(layer, x):
 def test_gradients_of_many_rows(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
-    Judged beside an exactly rounded rival, the budget is three units in the last place of the
-    largest value. The sums err by at most one, or by 5 to 16 if chunks of 64 or 256 rows are added
-    directly to one large sum.
+    Against an exactly rounded rival, the budget is three units in the last place of the largest
+    value. The sums err by at most one unit; they would err by 5 to 16 if chunks of 64 or 256 rows
+    were added directly to one large sum.
     """
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
     for _ in range(2):
@@ -169,8 +170,8 @@ def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
 
     At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
-    the last. On a core with 1 MiB of L2 cache, the backward pass takes at most 512 rows of the last
-    shape at once.
+    the last. On a core with 1 MiB of L2 cache, the backward pass processes at most 512 rows of the
+    last shape at once.
     """
     budget = ErrorBudget(dtype)
     for shape, count in IN_16_BITS:
@@ -195,8 +196,8 @@ def test_threads(threads, cell, layouts):
         options = {"batch_first": seed % 2 == 0}
         cases = [Case(*shape, options, layouts[0], seed=seed, cell=cell)]
         for draw in range(draws(shape[1])):
-            own = 10 + seed + 100 * draw
-            cases.append(of_tokens(*shape, options, layouts[0], seed % 2 == 0, own, cell))
+            token_seed = 10 + seed + 100 * draw
+            cases.append(of_tokens(*shape, options, layouts[0], seed % 2 == 0, token_seed, cell))
         for case, count, layout in itertools.product(cases, (1, 2, 3, 4), layouts):
             threads(count)
             case.in_layout(layout).add_to(budget, torch.float32)
@@ -206,7 +207,7 @@ def test_threads(threads, cell, layouts):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout(training, cell):
-    """With the same seed, drops the elements that torch drops; drops none in evaluation."""
+    """With the same seed, dropout drops the elements that torch drops; in evaluation, none."""
     ours, theirs = twins(5, 8, cell=cell, num_layers=3, dropout=0.5)
     x = torch.randn(6, 4, 5)
     results = []

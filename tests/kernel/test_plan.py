@@ -34,7 +34,7 @@ def test_small_work_stays_on_one_thread():
 
 
 def test_the_weights_of_all_gates_count():
-    """A GRU has three times as many weights, so that smaller batches are worth sharing out."""
+    """A GRU has three times as many weights, so smaller batches are worth dividing."""
     sizes = ([4] * 8, 64, 64)
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1
@@ -58,7 +58,7 @@ def test_few_sequences_on_many_threads_share_out_both():
     assert plan.members > 1
 
 
-def test_weights_beyond_the_near_cache_are_split():
+def test_weights_larger_than_the_l2_cache_are_split():
     """Threads divide the weights if half of them fits in a core's L2 cache but not all."""
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=3 * 2**19).members == 2
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
@@ -70,11 +70,11 @@ def test_a_packed_batch_counts_the_rows_that_exist():
     assert packed.nanoseconds < whole.nanoseconds / 3
 
 
-def test_no_steps():
+def test_a_plan_without_steps():
     assert cpu_plan([], 4, 4, 8)[:2] == (1, 1)
 
 
-def test_layers_run_at_once_where_one_has_little_to_share_out():
+def test_layers_run_at_once_if_each_has_little_to_divide():
     assert cpu_plan([1] * 500, 64, 64, 2, num_layers=2).layers == 2
     assert cpu_plan([1] * 500, 64, 64, 8, num_layers=6).layers == 6
     assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1

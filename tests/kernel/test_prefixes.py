@@ -1,6 +1,6 @@
 """Shared prefixes, through the operators.
 
-States must be bit-identical to those without sharing, and gradients equal up to rounding.
+Sharing must leave states bit-identical, and gradients equal up to rounding.
 """
 
 import itertools
@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
-from namernn_fast import availability, ops
+from namernn_fast import ops
 from namernn_fast.cells import CELLS
+from namernn_fast.machine import availability
 
 pytestmark = pytest.mark.skipif(
     not availability.HAS_EXTENSION, reason="the C++ extension was not built"
@@ -27,20 +28,20 @@ VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Returns lists of ids, with prefixes in common according to `style`."""
+    """Returns lists of ids, whose common prefixes depend on `style`."""
     draw = random.Random(seed)
-    least = seq_len if layout in EVEN else 1 if layout == "packed" else 0
-    one = [draw.randrange(vocabulary) for _ in range(seq_len)]
-    stems = [one[: draw.randint(0, seq_len)] for _ in range(4)]
+    shortest = seq_len if layout in EVEN else 1 if layout == "packed" else 0
+    base = [draw.randrange(vocabulary) for _ in range(seq_len)]
+    stems = [base[: draw.randint(0, seq_len)] for _ in range(4)]
     firsts = draw.sample(range(vocabulary), min(vocabulary, batch))
     sequences = []
     for b in range(batch):
-        length = draw.randint(least, seq_len)
+        length = draw.randint(shortest, seq_len)
         ids = {
             "random": [],
             "stems": draw.choice(stems),
-            "equal": one,
-            "prefixes": one[: draw.randint(0, seq_len)] if layout in EVEN else one,
+            "equal": base,
+            "prefixes": base[: draw.randint(0, seq_len)] if layout in EVEN else base,
             "distinct": [firsts[b % len(firsts)]],
         }[style]
         ids = ids if style == "equal" else ids[:length]
@@ -53,28 +54,28 @@ def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
 def arrange(sequences, layout):
     """Returns the operators' input, its sequence_layout and its option bits.
 
-    The ids are not adjacent in memory, and those in padding are out of range.
+    The ids are not adjacent in memory, and ids in padding are out of range.
     """
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
     lengths = torch.tensor([len(ids) for ids in sequences])
     if layout == "packed":
         batch_sizes = torch.tensor([(lengths > t).sum() for t in range(int(lengths.max()))])
         ids = torch.cat([pad_sequence(rows)[t, :size] for t, size in enumerate(batch_sizes)])
-        kind = batch_sizes, ops.PACKED
+        rest = batch_sizes, ops.PACKED
     elif layout == "jagged":
         ids = torch.cat(rows)
-        kind = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]), ops.JAGGED
+        rest = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]), ops.JAGGED
     else:
         first = layout == "batch first"
         ids = pad_sequence(rows, batch_first=first, padding_value=-99)
         if layout == "lengths":
             ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=-99)
-        kind = lengths if layout == "lengths" else None, ops.BATCH_FIRST if first else 0
-    return torch.stack([ids, ids + 1_000_000], -1)[..., 0], *kind
+        rest = lengths if layout == "lengths" else None, ops.BATCH_FIRST if first else 0
+    return torch.stack([ids, ids + 1_000_000], -1)[..., 0], *rest
 
 
 @dataclass
-class Call:
+class TokenBatch:
     """A batch of token ids and the weights of a stack."""
 
     sequences: list[list[int]]
@@ -119,14 +120,14 @@ class Call:
         return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
-        """Returns h_n, and c_n if there is one, side by side, of a call in inference."""
+        """Runs a call in inference, and returns its last states side by side."""
         output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE))
         assert output.shape == (0,)
         assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
-        """Returns output, the last states side by side and saved of a call in training."""
+        """Runs a call in training; returns output, the last states side by side, and saved."""
         output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED))
         return output, torch.cat(last, -1), saved
 
@@ -138,7 +139,7 @@ class Call:
         return ops.backward(*arguments, None, self.grads_of_last, [False], list(want))
 
     def shares(self):
-        """Whether the operators make trees: then rows are in another order than without."""
+        """Whether the operators make trees, which changes the order of rows."""
         output = self.forward(share=True)[0]
         assert output.shape == (self.ids.numel(), self.hidden_size)
         return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
@@ -152,7 +153,7 @@ def check(call, set_threads=torch.set_num_threads):
     """Compares a call that shares prefixes with one that does not."""
     plain = call.forward(share=False)
     expected = call.backward(False, plain)
-    of_threads = []
+    by_threads = []
     for threads in (1, 2):
         set_threads(threads)
         assert torch.equal(call.last_state(share=True), plain[1])
@@ -166,9 +167,9 @@ def check(call, set_threads=torch.set_num_threads):
             error = 1e-12 if call.dtype == torch.float64 else 2e-5
             largest = float(other.abs().max()) if other.numel() else 0.0
             torch.testing.assert_close(grad, other, rtol=0, atol=error * largest)
-        of_threads.append((shared, grads))
+        by_threads.append((shared, grads))
     # The backward pass rebuilds the trees of the forward pass with another number of threads.
-    assert equal(call.backward(True, of_threads[0][0]), of_threads[1][1])
+    assert equal(call.backward(True, by_threads[0][0]), by_threads[1][1])
 
 
 @st.composite
@@ -183,7 +184,7 @@ def calls(draw):
         layout,
         draw(st.integers(0, 2**32)),
     )
-    return Call(
+    return TokenBatch(
         sequences,
         layout,
         vocabulary,
@@ -213,7 +214,7 @@ def test_sharing_computes_what_plain_rows_do(cell, call):
 @pytest.mark.parametrize("cell", CELLS)
 def test_many_sequences_in_many_trees(cell, layout, dtype, threads):
     sequences = draw_sequences("random", 31, 3000, 9, layout, seed=1)
-    call = Call(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype, cell=cell)
+    call = TokenBatch(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype, cell=cell)
     assert call.shares()
     check(call, threads)
 
@@ -223,21 +224,21 @@ def test_many_sequences_in_many_trees(cell, layout, dtype, threads):
 def test_long_sequences(cell, vocabulary, threads):
     sequences = draw_sequences("stems", vocabulary, 12, 300, "jagged", seed=2)
     sequences += draw_sequences("random", vocabulary, 40, 40, "jagged", seed=3)
-    check(Call(sequences, vocabulary=vocabulary, num_layers=2, trees=2, cell=cell), threads)
+    check(TokenBatch(sequences, vocabulary=vocabulary, num_layers=2, trees=2, cell=cell), threads)
 
 
 @pytest.mark.parametrize("trees", [0, 1, 2, 7, 2**40])
 @pytest.mark.parametrize("style", ["equal", "stems"])
-def test_it_shares_where_that_pays(style, trees, threads):
+def test_prefixes_are_shared_if_that_pays(style, trees, threads):
     sequences = draw_sequences(style, 31, 400, 12, "lengths", seed=4)
-    call = Call(sequences, "lengths", trees=trees)
+    call = TokenBatch(sequences, "lengths", trees=trees)
     assert call.shares() or trees > 400  # with one tree per sequence, sharing does not pay
     check(call, threads)
 
 
 @pytest.mark.parametrize("batch", [1, 200])
-def test_it_does_not_share_where_nothing_is_alike(batch, threads):
-    call = Call(draw_sequences("distinct", 70_000, batch, 12, "padded", 5), "padded", 70_000)
+def test_distinct_sequences_are_not_shared(batch, threads):
+    call = TokenBatch(draw_sequences("distinct", 70_000, batch, 12, "padded", 5), "padded", 70_000)
     assert not call.shares()
     check(call, threads)
 
@@ -246,7 +247,7 @@ def test_a_sequence_that_is_a_prefix_of_another(threads):
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
     sequences = [ids[:n] for n in (4, 12, 0, 1, 12, 7, 4, 4)] * 3
     for layout in ("lengths", "jagged"):
-        call = Call(sequences, layout, num_layers=3)
+        call = TokenBatch(sequences, layout, num_layers=3)
         assert call.shares()
         check(call, threads)
         h_n = call.last_state(share=True)
@@ -257,15 +258,16 @@ def test_a_sequence_that_is_a_prefix_of_another(threads):
 
 @pytest.mark.parametrize("layout", ["lengths", "jagged"])
 def test_sequences_without_ids(layout, threads):
-    call = Call([[], [], []], layout)
+    call = TokenBatch([[], [], []], layout)
     check(call, threads)
     assert not call.last_state(share=True).any()
 
 
 @pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_of_some_layers_alone(cell, want_layers):
-    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=6), num_layers=3, cell=cell)
+def test_gradients_of_some_layers_only(cell, want_layers):
+    sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=6)
+    call = TokenBatch(sequences, num_layers=3, cell=cell)
     assert call.shares()
     results = call.forward(share=True)
     all_grads = call.backward(True, results)
@@ -275,17 +277,18 @@ def test_gradients_of_some_layers_alone(cell, want_layers):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_and_rows_in_any_strides(cell):
-    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=7), num_layers=2, cell=cell)
+    sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=7)
+    call = TokenBatch(sequences, num_layers=2, cell=cell)
     assert call.shares()
     results = call.forward(share=True)
     call.grads_of_last = [grad[:1, :1, :1].expand(grad.shape) for grad in call.grads_of_last]
 
-    def apart(rows):
+    def with_gaps(rows):
         return torch.stack([rows, rows.neg()], -2)[..., 0, :]
 
     output, h_n, saved = results
-    assert not apart(output).is_contiguous()
-    grads = call.backward(True, (apart(output), h_n, [apart(rows) for rows in saved]))
+    assert not with_gaps(output).is_contiguous()
+    grads = call.backward(True, (with_gaps(output), h_n, [with_gaps(rows) for rows in saved]))
     call.grads_of_last = [grad.contiguous() for grad in call.grads_of_last]
     assert equal(grads, call.backward(True, results))
 
@@ -293,9 +296,9 @@ def test_gradients_and_rows_in_any_strides(cell):
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("wrong", [-1, 7, 2**62])
-def test_a_wrong_id_is_refused_with_its_place(layout, share, wrong):
-    right = Call([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
-    call = Call([[1, 2, 3, 4, 5], [1, 2, 3, wrong, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
+def test_an_id_out_of_range_is_refused_with_its_position(layout, share, wrong):
+    right = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
+    call = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, wrong, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
     message = f"^namernn_fast: input must hold ids from 0 to 6, got {wrong} at step 3 of sequence 1"
     with pytest.raises(RuntimeError, match=message):
         call.last_state(share)
@@ -305,9 +308,9 @@ def test_a_wrong_id_is_refused_with_its_place(layout, share, wrong):
 
 @pytest.mark.parametrize("layout", ["lengths", "jagged"])
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
+def test_errors_give_the_callers_index_of_a_sequence(order, layout):
     sequences = [[1, 2, 3, 4, 5], [1, 2, 99], [6]]
-    call = Call([sequences[b] for b in order], layout, vocabulary=7)
+    call = TokenBatch([sequences[b] for b in order], layout, vocabulary=7)
     with pytest.raises(RuntimeError, match=f"got 99 at step 2 of sequence {order.index(1)}"):
         call.last_state(share=True)
 
@@ -323,7 +326,7 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
     ],
 )
 @pytest.mark.parametrize("cell", CELLS)
-def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
+def test_arguments_that_rule_out_sharing_are_refused(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
     call = {"input": ids, "states": False, "reset": None, "options": 0, "dtype": None, **changes}
     rows = CELLS[cell].weight_blocks * 4
@@ -339,7 +342,7 @@ def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_gradient_of_the_output_is_refused(cell):
-    call = Call([[1, 2, 3]] * 50, cell=cell)
+    call = TokenBatch([[1, 2, 3]] * 50, cell=cell)
     output, _, saved = call.forward(share=True)
     grads = torch.zeros_like(output), [None for _ in call.grads_of_last]
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):

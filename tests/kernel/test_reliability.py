@@ -57,7 +57,7 @@ def test_calls_from_many_threads(cell, shape, threads):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_threads_that_set_their_number_of_threads(cell, threads):
+def test_threads_that_change_the_number_of_threads(cell, threads):
     """Per-sequence results keep their bits while other threads set the number of threads."""
     threads(2)
     module = FUSED[cell](16, 300)
@@ -143,8 +143,8 @@ def test_a_forked_child(cell, used):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="falls back to one thread only on Linux")
-def test_a_forked_child_whose_tensors_are_copied_or_cleared():
-    """In a child, copying and zeroing large tensors needs no thread of the pool either.
+def test_a_forked_child_copies_and_zeroes_large_tensors():
+    """In a forked child, copying and zeroing large tensors needs no pool threads.
 
     Inputs and gradients without adjacent features are copied. If no row exists, gradients of
     weights are zeroed.
@@ -193,7 +193,7 @@ def test_a_forked_data_loader_worker():
     assert run_program(program) == ["True"] * 4
 
 
-def test_an_interrupt():
+def test_an_interrupt_arrives_after_the_current_call():
     """An interrupt arrives when the current call returns, and later calls work as before."""
     program = FORK + (
         "import signal, threading\n"
@@ -210,7 +210,7 @@ def test_an_interrupt():
 
 
 def test_other_threads_run_during_a_call():
-    """With this switch interval, other threads only run if the call releases the interpreter."""
+    """With a long switch interval, other threads run only if the call releases the interpreter."""
     module = FusedRNN(256, 256)
     x = torch.randn(1000, 64, 256)
     ticks, done = 0, threading.Event()
@@ -225,13 +225,13 @@ def test_other_threads_run_during_a_call():
     try:
         thread = threading.Thread(target=tick)
         thread.start()
-        before = ticks
+        ticks_before = ticks
         with torch.no_grad():
             for _ in range(100):
                 module(x)
-                if ticks > before + 2:
+                if ticks > ticks_before + 2:
                     break
-        counted = ticks - before
+        counted = ticks - ticks_before
     finally:
         sys.setswitchinterval(interval)
         done.set()
@@ -257,7 +257,9 @@ def test_a_copy_of_an_input_too_big_for_memory():
 
 
 @pytest.mark.covering(0)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads its size from /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the memory size of its process from /proc"
+)
 @pytest.mark.parametrize(("cell", "both_at_once"), [("rnn", True), ("rnn", False), ("gru", False)])
 def test_scratch_memory_that_cannot_be_had(cell, both_at_once):
     """Whichever thread runs out of memory, the caller gets the error, and later calls work."""

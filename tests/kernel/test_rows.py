@@ -10,7 +10,8 @@ from cases import CELLS, FUSED
 from kinds import KINDS, flat, map_states, tensors_in
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from namernn_fast import availability, native, ops
+from namernn_fast import ops, torch_operators
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 ONE_LAYER = {}
@@ -29,7 +30,7 @@ def cell(request, monkeypatch):
     elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     if path == ["reference"]:
-        monkeypatch.setattr(native, "why_not", lambda *arguments: "a test")
+        monkeypatch.setattr(torch_operators, "why_not", lambda *arguments: "a test")
     return cell
 
 
@@ -58,8 +59,8 @@ def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
     module, x, hx = layer_and_input(cell, options, 5, 4)
     output, *last = flat(module(x, hx, lengths=[3, 0, 5, 0]))
     initial = tensors_in(hx)
-    for state, before in zip(last, initial, strict=True):
-        assert torch.equal(state[:, [1, 3]], before[:, [1, 3]])
+    for final, start in zip(last, initial, strict=True):
+        assert torch.equal(final[:, [1, 3]], start[:, [1, 3]])
     assert not output[:, [1, 3]].any()
     assert not output[3:, 0].any()
     grads = gradients(module, (output, *last), (x, *initial))
@@ -98,14 +99,14 @@ def test_lengths_come_in_any_form(cell, batch_first):
     for form in forms:
         got = module(x, hx, lengths=form)
         torch.testing.assert_close(got, (output, h_n))
-    one = x[:1] if batch_first else x[:, :1]
-    one = one.squeeze(0 if batch_first else 1)
-    unbatched = module(one, of_sequences(hx, 0), lengths=torch.tensor([2]))
+    single = x[:1] if batch_first else x[:, :1]
+    single = single.squeeze(0 if batch_first else 1)
+    unbatched = module(single, of_sequences(hx, 0), lengths=torch.tensor([2]))
     torch.testing.assert_close(unbatched[1], of_sequences(h_n, 0))
 
 
 def split_run(module, x, hx, lengths, reset):
-    """Splits the sequences of a padded batch at the resets and runs the parts one by one."""
+    """Splits the sequences of a padded batch at the resets and runs the pieces one by one."""
     number = len(tensors_in(hx)[0])
     backwards = torch.arange(number) % 2 == 1 if module.bidirectional else torch.tensor(False)
     backwards = backwards.expand(number)[:, None]
@@ -117,22 +118,22 @@ def split_run(module, x, hx, lengths, reset):
     for b, length in enumerate(lengths):
         cuts = [t for t in range(length) if reset[t, b]]
         borders = sorted({0, *cuts, length})
-        own = of_sequences(hx, b)
-        zeros = map_states(own, torch.zeros_like)
-        parts = []
+        initial = of_sequences(hx, b)
+        zeros = map_states(initial, torch.zeros_like)
+        pieces = []
         for first, last in itertools.pairwise(borders):
-            from_begin = zeros if 0 in cuts or first > 0 else own
-            from_end = own if last == length else zeros
-            parts.append(module(x[first:last, b], chosen(from_end, from_begin)))
-        outputs.append(torch.cat([output for output, _ in parts]))
-        states.append(tensors_in(chosen(parts[0][1], parts[-1][1])))
-    last = tuple(torch.stack(own, 1) for own in zip(*states, strict=True))
+            from_begin = zeros if 0 in cuts or first > 0 else initial
+            from_end = initial if last == length else zeros
+            pieces.append(module(x[first:last, b], chosen(from_end, from_begin)))
+        outputs.append(torch.cat([output for output, _ in pieces]))
+        states.append(tensors_in(chosen(pieces[0][1], pieces[-1][1])))
+    last = tuple(torch.stack(state, 1) for state in zip(*states, strict=True))
     return torch.nn.utils.rnn.pad_sequence(outputs), last if isinstance(hx, tuple) else last[0]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_resets_of_a_sequence_without_a_batch(cell, batch_first):
-    """A single sequence takes a mask of shape (seq_len); its bits equal those in a batch of one."""
+    """A single sequence takes a mask of shape (seq_len), and its bits equal a batch of one."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1
@@ -165,7 +166,10 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     wanted = split_run(module, x, hx, lengths, reset)
     torch.testing.assert_close((output, last), wanted)
     torch.testing.assert_close(
-        *(gradients(module, flat(of), (x, *tensors_in(hx))) for of in ((output, last), wanted))
+        *(
+            gradients(module, flat(results), (x, *tensors_in(hx)))
+            for results in ((output, last), wanted)
+        )
     )
 
 
@@ -179,9 +183,9 @@ def test_resets_in_every_type(cell, dtype, seq_len, threads):
     module, x, hx = layer_and_input(cell, STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)
     reset[seq_len // 2] = True
-    before = torch.full_like(x[: seq_len // 2], torch.nan)
+    poisoned = torch.full_like(x[: seq_len // 2], torch.nan)
     backwards = (torch.arange(4) % 2 == 1)[:, None, None]
-    output, _ = module(torch.cat([before, x[seq_len // 2 :]]), hx, reset=reset)
+    output, _ = module(torch.cat([poisoned, x[seq_len // 2 :]]), hx, reset=reset)
     initial = map_states(hx, lambda state: torch.where(backwards, state, 0.0))
     wanted, _ = module(x[seq_len // 2 :], initial)
     assert torch.equal(output[seq_len // 2 :], wanted)
@@ -201,20 +205,20 @@ def test_jagged_in_jagged_out(cell):
     assert output.unbind()[1].shape == (0, 40)
     leaves = [s.clone().requires_grad_() for s in sequences]
     wanted = [module(leaves[b], of_sequences(hx, b)) for b in (0, 2, 3)]
-    for b, (own, state) in zip((0, 2, 3), wanted, strict=True):
-        torch.testing.assert_close(output.unbind()[b], own)
-        torch.testing.assert_close(of_sequences(last, b), state)
+    for b, (wanted_output, wanted_state) in zip((0, 2, 3), wanted, strict=True):
+        torch.testing.assert_close(output.unbind()[b], wanted_output)
+        torch.testing.assert_close(of_sequences(last, b), wanted_state)
 
     def loss_of(output, last):
         return output.square().sum() + sum(state.sum() for state in tensors_in(last))
 
     (grad,) = torch.autograd.grad(loss_of(output.values(), last), input)
     loss = sum(loss_of(*results) for results in wanted)
-    given = torch.autograd.grad(loss, [leaves[b] for b in (0, 2, 3)])
-    torch.testing.assert_close(grad.values(), torch.cat(given))
+    wanted_grads = torch.autograd.grad(loss, [leaves[b] for b in (0, 2, 3)])
+    torch.testing.assert_close(grad.values(), torch.cat(wanted_grads))
 
 
-def test_rows_that_make_no_sense(cell):
+def test_invalid_lengths_resets_and_layouts_are_refused(cell):
     module, x, _ = layer_and_input(cell, {}, 5, 2)
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
@@ -247,7 +251,7 @@ def test_rows_that_make_no_sense(cell):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
-    """Three layers in a wave on two threads give the results of one after the other."""
+    """Three layers in a wave on two threads give the results of layers that run one by one."""
     seq_len = 600
     assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=cell).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
@@ -276,17 +280,17 @@ def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
         grads = gradients(module, flat((output, last)), (x, *initial))
         with torch.no_grad():  # nothing is kept for a backward pass
             states = tensors_in(module(x, hx, **more)[1])
-        own = 1 + len(initial)
-        return (output, *tensors_in(last), *states, *grads[:own]), grads[own:]
+        per_sequence = 1 + len(initial)
+        return (output, *tensors_in(last), *states, *grads[:per_sequence]), grads[per_sequence:]
 
     for more in ({},) if layout == "jagged" else ({}, {"reset": reset}):
         threads(1)
-        own, weights = run(module, x, hx, more)
+        results, weights = run(module, x, hx, more)
         _, exact = run(precise, x.double(), map_states(hx, torch.Tensor.double), more)
         threads(2)
-        own_wave, weights_wave = run(module, x, hx, more)
-        for one, other in zip(own, own_wave, strict=True):
-            assert torch.equal(one, other)
+        results_wave, weights_wave = run(module, x, hx, more)
+        for result, result_wave in zip(results, results_wave, strict=True):
+            assert torch.equal(result, result_wave)
         within_budget(weights_wave, weights, exact)
 
 

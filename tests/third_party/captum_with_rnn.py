@@ -73,7 +73,7 @@ INPUT_METHODS = {
 @pytest.mark.filterwarnings("ignore")
 def test_input_attribution(name, model, x):
     method = getattr(attr, name)(model)
-    x = x[:1] if name in ("KernelShap", "Lime") else x  # which take one example at a time
+    x = x[:1] if name in ("KernelShap", "Lime") else x  # these take one example at a time
     result = method.attribute(x, target=1, **INPUT_METHODS[name])
     assert result.shape[1:] == x.shape[1:]
     assert result.isfinite().all()

@@ -22,7 +22,7 @@ TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 def replace_classes() -> None:
     """Binds the names of torch's layers to the fused classes, their subclasses."""
-    import namernn_fast  # imported while the names still are torch's classes
+    import namernn_fast  # while the names are still torch's classes
 
     for namespace in NAMESPACES:
         for name in TORCH_CLASSES:
@@ -30,7 +30,7 @@ def replace_classes() -> None:
 
 
 def first_line(longrepr) -> str:
-    """Returns the first line of an error, which in a doctest follows its source."""
+    """Returns the first line of an error. A doctest's error follows its source."""
     if crash := getattr(longrepr, "reprcrash", None):
         return crash.message.partition("\n")[0]
     lines = str(longrepr).splitlines() or [""]

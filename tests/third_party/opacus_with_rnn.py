@@ -56,7 +56,7 @@ def test_per_sample_gradients(model):
     )
     loss = nn.CrossEntropyLoss(reduction="sum")
     loss(private(X), Y).backward()
-    kept = [parameter.grad_sample for parameter in model.parameters()]
+    per_sample = [parameter.grad_sample for parameter in model.parameters()]
     optimizer.step()
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def test_per_sample_gradients(model):
     for sample in range(len(X)):
         losses = loss(plain(X[sample : sample + 1]), Y[sample : sample + 1])
         expected = torch.autograd.grad(losses, list(plain.parameters()))
-        torch.testing.assert_close([part[sample] for part in kept], list(expected))
+        torch.testing.assert_close([part[sample] for part in per_sample], list(expected))
 
 
 def test_weights_move_to_the_private_layer(model):

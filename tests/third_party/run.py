@@ -3,8 +3,9 @@
 Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, gets the
 test files that their packages lack from their repositories, runs every suite once with torch's
 layers and once with the fused ones bound to their names, and writes the outcomes side by side to
-`build/third-party/results.md`. Exits with status 1 if a test fails only with the fused layers. If a
-repository cannot be reached, git's option `url.<base>.insteadOf` can name a copy of it.
+`build/third-party/results.md`. Exits with status 1 if a suite cannot run, or a test fails only with
+the fused layers. If a repository cannot be reached, git's option `url.<base>.insteadOf` can name a
+copy of it.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def mend_torchaudio(site: Path) -> None:
     """Removes torchaudio's compiled libraries if they cannot be loaded.
 
     Speechbrain imports torchaudio, and a torchaudio built for GPUs does not load beside a torch
-    built without. Torchaudio can be imported without these libraries, and no test here needs them.
+    built for CPUs. Torchaudio can be imported without these libraries, and no test here needs them.
     """
     libraries = site / "torchaudio" / "lib"
     imports = [PYTHON, "-c", "import torchaudio"]
@@ -141,7 +142,7 @@ def main() -> int:
         from benchmarks.harness.pages import write_section
 
         write_section(PAGE, "third-party", text)
-    return int(any(it.trouble or it.failing_here_alone() for it in results))
+    return int(any(result.trouble or result.failing_here_alone() for result in results))
 
 
 if __name__ == "__main__":

@@ -159,9 +159,9 @@ def test_callbacks(tmp_path):
 
 def test_frozen_layer_stays():
     net = make_net(callbacks=[Freezer("rnn.*")]).initialize()
-    before = net.module_.rnn.weight_hh_l0.clone()
+    initial = net.module_.rnn.weight_hh_l0.clone()
     net.partial_fit(X, Y)
-    torch.testing.assert_close(net.module_.rnn.weight_hh_l0, before, atol=0, rtol=0)
+    torch.testing.assert_close(net.module_.rnn.weight_hh_l0, initial, atol=0, rtol=0)
 
 
 def test_doctor_sees_the_layer():

@@ -81,7 +81,7 @@ SUITES = (
             "darts.tests.optional_deps.test_onnx",
         ),
         extras="[torch]",
-        # With newer pandas or statsmodels, tests fail that have nothing to do with a layer.
+        # With newer pandas or statsmodels, tests fail that do not involve recurrent layers.
         needs=("onnx", "onnxruntime", "onnxscript", "pandas<3", "statsmodels<0.15"),
         checkout=Checkout("unit8co/darts", "0.46.1", ("darts/tests",), "darts/tests"),
     ),

@@ -1,19 +1,19 @@
-"""The table in docs/capabilities.md is what `tools/capabilities.py` finds."""
+"""The table in docs/capabilities.md matches what `tools/capabilities.py` finds."""
 
 import pytest
 
 from benchmarks.harness.paths import CAPABILITIES
-from namernn_fast.bench.cells import LAYERS_OF
+from namernn_fast.bench.workloads import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
 
 
 def published():
-    """The cells of all layer classes on the page, by label."""
+    """The entries of all layer classes on the page, by label."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line][2:]
-    return {label: dict(zip(LAYERS, cells, strict=True)) for label, *cells in rows}
+    return {label: dict(zip(LAYERS, entries, strict=True)) for label, *entries in rows}
 
 
 def test_every_row_is_published():
@@ -21,10 +21,10 @@ def test_every_row_is_published():
 
 
 def test_every_no_has_its_reason_in_words():
-    for label, cells in published().items():
-        for name, cell in cells.items():
-            if cell.startswith(NO):
-                assert cell == f"{NO} ({ROWS[label].why_not[name]})"
+    for label, entries in published().items():
+        for name, entry in entries.items():
+            if entry.startswith(NO):
+                assert entry == f"{NO} ({ROWS[label].why_not[name]})"
 
 
 @pytest.mark.covering(1)

@@ -10,20 +10,23 @@ from unittest.mock import MagicMock
 import pytest
 
 import namernn_fast
-from benchmarks.harness.grid import CELLS_OF_EVERY_RUN, GATED_KINDS
+from benchmarks.harness.grid import GATED_CELLS, WORKLOADS_OF_EVERY_RUN
 from tools.revisions import bits, builds, digest, speed
-from tools.revisions.cases import DTYPES, LAYERS, LAYOUTS, all_cases
+from tools.revisions.probes import DTYPES, LAYERS, LAYOUTS, all_probes
 
 CHECKOUT = pytest.mark.skipif(
     not (builds.ROOT / ".git").exists(), reason="needs a checkout of the repository"
 )
 SAME = {"a": {"output": "1", "h_n": "2"}, "b": {"output": "3"}}
-# The smallest of each kind, family and mode.
-CELLS = [
-    *{(cell.kind, cell.family, cell.mode): cell for cell in reversed(CELLS_OF_EVERY_RUN)}.values()
+# The smallest workload of each cell, family and mode.
+WORKLOADS = [
+    *{
+        (workload.cell, workload.family, workload.mode): workload
+        for workload in reversed(WORKLOADS_OF_EVERY_RUN)
+    }.values()
 ]
-KINDS = tuple(LAYERS)
-OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), KINDS)
+CELLS = tuple(LAYERS)
+OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), CELLS)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,13 @@ OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), KINDS)
         ({"a": SAME["a"]}, ["b: differs in output"]),
         ({**SAME, "c": {"raised": "Error"}}, ["c: differs in raised"]),
     ],
-    ids=["same", "digest", "missing result", "missing case", "more cases"],
+    ids=["same", "digest", "missing result", "missing probe", "more probes"],
 )
 def test_every_kind_of_difference_is_found(other, expected):
     assert bits.findings(SAME, other) == expected
 
 
-def test_a_case_that_raises_compares_nothing():
+def test_a_probe_that_raises_compares_nothing():
     raises = {"a": {"raised": "Error"}}
     assert bits.findings(raises, raises) == ["a: raises in both revisions, Error"]
 
@@ -49,11 +52,11 @@ def test_a_case_that_raises_compares_nothing():
 @pytest.mark.parametrize(
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
-def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """A level that only one revision runs differs, and what no revision runs does not count."""
-    digests = {("base", "avx2", KINDS): SAME, ("new", "avx2", KINDS): new}
+def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
+    """A level that only one revision runs is a difference; one that neither runs is ignored."""
+    digests = {("base", "avx2", CELLS): SAME, ("new", "avx2", CELLS): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
-    monkeypatch.setattr(builds, "common_kinds", lambda base, new: KINDS)
+    monkeypatch.setattr(builds, "common_cells", lambda base, new: CELLS)
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
     monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
     assert bits.main() == same
@@ -63,18 +66,18 @@ def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("base", "new", "kinds", "missing"),
-    [(NEW, NEW, [*KINDS], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
+    ("base", "new", "cells", "missing"),
+    [(NEW, NEW, [*CELLS], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
     ids=["both", "base lacks them", "revision lacks them"],
 )
-def test_a_kind_is_compared_if_both_revisions_have_it(
-    base, new, kinds, missing, monkeypatch, capsys
+def test_a_cell_is_compared_if_both_revisions_have_it(
+    base, new, cells, missing, monkeypatch, capsys
 ):
-    assert builds.common_kinds(base, new) == tuple(kinds)
+    assert builds.common_cells(base, new) == tuple(cells)
     said = [
-        f"The kind {kind!r} is not compared: {missing} does not have it."
-        for kind in KINDS
-        if kind not in kinds
+        f"The cell {cell!r} is not compared: {missing} does not have it."
+        for cell in CELLS
+        if cell not in cells
     ]
     assert capsys.readouterr().out.splitlines() == said
 
@@ -87,51 +90,51 @@ def test_a_kind_is_compared_if_both_revisions_have_it(
     )
     monkeypatch.setattr("sys.argv", ["speed", "base", "new", "--rounds", "2"])
     assert speed.main()
-    assert [*dict.fromkeys(cell.kind for cell in timed)] == kinds
+    assert [*dict.fromkeys(workload.cell for workload in timed)] == cells
 
     asked = []
     monkeypatch.setattr(bits, "digests_of", lambda *which: asked.append(which[2]) or SAME)
     monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
     assert bits.main()
-    assert {*asked} == {tuple(kinds)}
+    assert {*asked} == {tuple(cells)}
 
 
-@pytest.mark.parametrize("kind", GATED_KINDS)
-def test_a_revision_without_a_kind_can_still_be_digested(kind, monkeypatch):
-    for name in (LAYERS[kind], f"{LAYERS[kind]}Cell", kind):
+@pytest.mark.parametrize("cell", GATED_CELLS)
+def test_a_revision_without_a_cell_can_still_be_digested(cell, monkeypatch):
+    for name in (LAYERS[cell], f"{LAYERS[cell]}Cell", cell):
         monkeypatch.delattr(namernn_fast, name)
     monkeypatch.delitem(sys.modules, "tools.revisions.digest", raising=False)
     digest = importlib.import_module("tools.revisions.digest")
     monkeypatch.delitem(sys.modules, "tools.revisions.digest")
-    of_rnn, of_kind = (all_cases([known])[0] for known in ("rnn", kind))
-    assert "raised" not in digest.digests_of(of_rnn)
-    assert "raised" in digest.digests_of(of_kind)
+    rnn_probe, probe = (all_probes([known])[0] for known in ("rnn", cell))
+    assert "raised" not in digest.digests_of(rnn_probe)
+    assert "raised" in digest.digests_of(probe)
 
 
 @pytest.mark.parametrize("call", ["module", "function", "cell"])
-@pytest.mark.parametrize("kind", GATED_KINDS)
-def test_a_kind_has_digests(kind, call):
-    last = {"h_n", "c_n"} if kind == "lstm" else {"h_n"}
-    for case in [case for case in all_cases([kind]) if case.call == call][:3]:
-        found = digest.digests_of(case)
+@pytest.mark.parametrize("cell", GATED_CELLS)
+def test_every_call_of_a_cell_has_digests(cell, call):
+    last = {"h_n", "c_n"} if cell == "lstm" else {"h_n"}
+    for probe in [probe for probe in all_probes([cell]) if probe.call == call][:3]:
+        found = digest.digests_of(probe)
         assert {*found} & {"h_n", "c_n", "raised"} == last, found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cases_have_names_of_their_own_and_cover_every_layout_and_dtype(kind):
-    cases = all_cases([kind])
-    assert len({case.name for case in all_cases()}) == len(all_cases())
-    assert {case.kind for case in cases} == {kind}
-    # The name seeds the values: those of the RNN must not change.
-    assert [f"kind={kind}" in case.name for case in cases] == [kind != "rnn"] * len(cases)
+@pytest.mark.parametrize("cell", CELLS)
+def test_probes_have_unique_names_and_cover_the_options(cell):
+    probes = all_probes([cell])
+    assert len({probe.name for probe in all_probes()}) == len(all_probes())
+    assert {probe.cell for probe in probes} == {cell}
+    # The name seeds the values, so it must not change: it writes cells other than "rnn" as `kind`.
+    assert [f"kind={cell}" in probe.name for probe in probes] == [cell != "rnn"] * len(probes)
     for dtype in DTYPES:
         for layout in LAYOUTS:
-            chosen = [c for c in cases if (c.dtype, c.layout) == (dtype, layout)]
+            chosen = [c for c in probes if (c.dtype, c.layout) == (dtype, layout)]
             for option in ("bias", "batch_first", "bidirectional", "hx", "strided"):
                 assert {getattr(c, option) for c in chosen} == {False, True}
             assert {c.num_layers for c in chosen} >= {1, 3}
             assert {c.batch_invariant for c in chosen} == {False, True}
-    assert cases == all_cases([kind])
+    assert probes == all_probes([cell])
 
 
 FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
@@ -148,18 +151,18 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
     ],
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
-def test_what_is_concluded_from_times(pairs, message, monkeypatch, capsys):
+def test_the_verdict_follows_from_the_times(pairs, message, monkeypatch, capsys):
     monkeypatch.setattr(builds, "build", lambda revision: NEW)
     monkeypatch.setattr(
         speed, "time_round", lambda *arguments: [pairs[arguments[3]]] * len(arguments[4])
     )
-    options = ["--rounds", str(len(pairs)), "--cells", "^packed-.*-B16$"]
+    options = ["--rounds", str(len(pairs)), "--workloads", "^packed-.*-B16$"]
     monkeypatch.setattr("sys.argv", ["speed", "base", "new", *options])
     assert speed.main() == ("slower: 0." not in message)
     assert message in capsys.readouterr().out
 
 
-def test_builds_take_turns_to_begin():
+def test_builds_take_turns_to_start():
     begun = []
 
     def build(seconds):
@@ -168,20 +171,20 @@ def test_builds_take_turns_to_begin():
         process.stdout.readline = lambda: begun.append(seconds) or seconds
         return MagicMock(start=lambda *arguments: process)
 
-    rounds = [speed.time_round(build("1"), build("2"), 1, n, CELLS) for n in range(2)]
-    assert rounds == [[(1.0, 2.0)] * len(CELLS)] * 2
-    assert begun[::2].count("1") == begun[::2].count("2") == len(CELLS)
+    rounds = [speed.time_round(build("1"), build("2"), 1, n, WORKLOADS) for n in range(2)]
+    assert rounds == [[(1.0, 2.0)] * len(WORKLOADS)] * 2
+    assert begun[::2].count("1") == begun[::2].count("2") == len(WORKLOADS)
 
 
 @pytest.mark.slow
-def test_the_stopwatch_times_every_kind_of_cell():
+def test_the_stopwatch_times_every_kind_of_workload():
     build = builds.Build("this", builds.ROOT)
-    for pair in speed.time_round(build, build, 1, 0, CELLS):
+    for pair in speed.time_round(build, build, 1, 0, WORKLOADS):
         assert all(0 < seconds < 10 for seconds in pair)
 
 
 @CHECKOUT
-def test_the_working_tree_is_a_tree_of_its_own_and_the_index_stays_as_it_is():
+def test_hashing_the_working_tree_leaves_the_index_alone():
     before = builds.git("status", "--porcelain")
     tree = builds.tree_of(builds.WORKING_TREE)
     assert builds.git("cat-file", "-t", tree) == b"tree\n"
@@ -196,7 +199,7 @@ def test_an_unknown_revision_is_an_error():
 
 
 def planted_tree(folder):
-    """Returns HEAD's tree with a coefficient of tanh in float32 changed by one last place."""
+    """Returns HEAD's tree with the last place of a coefficient of the float32 tanh changed."""
     path, index = "csrc/kernel/tanh.h", {"env": os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}}
     source = builds.git("show", f"HEAD:{path}")
     assert source.count(b"0.666661717641f") == 1
@@ -209,7 +212,7 @@ def planted_tree(folder):
 
 @CHECKOUT
 @pytest.mark.slow
-def test_a_planted_change_of_one_last_place_is_noticed(tmp_path):
+def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
     """Builds HEAD with and without the change, or finds both in build/revisions."""
     command = [sys.executable, "-m", "tools.revisions.bits", "HEAD", planted_tree(tmp_path)]
     command += ["--levels", "default"]
@@ -217,5 +220,5 @@ def test_a_planted_change_of_one_last_place_is_noticed(tmp_path):
     assert ran.returncode == 1, ran.stdout + ran.stderr
     differing = [line for line in ran.stdout.splitlines() if ": differs in " in line]
     assert differing
-    # The change is in tanh in float32, in which both 16-bit types are computed too.
+    # The change is in the float32 tanh, which both 16-bit types use too.
     assert not any("float64" in line or "nonlinearity=relu" in line for line in differing)

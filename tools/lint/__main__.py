@@ -1,7 +1,7 @@
 """Lints the machine code of the GPU kernels, without a GPU: `make gpu ONLY=lint`.
 
-Compiles the kernels for the cases in `cases.py`, checks the rules in `rules.py`, and compares the
-kernels of `make gpu ONLY=report` with its record.
+Compiles the variants of the kernels in `variants.py` and checks the rules in `rules.py`. For the
+kernels of `make gpu ONLY=report`, compares instruction counts with its record.
 """
 
 import argparse
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 import triton
 
-from benchmarks.gpu import resources
-from benchmarks.gpu.machine_code import Counts
-from tools.lint.cases import REPORTED, USUAL, Case, cases
+from tools.gpu import resources
+from tools.gpu.machine_code import Counts
 from tools.lint.rules import SPILLING, Finding, build, check, known_spill
+from tools.lint.variants import REPORTED, USUAL, Variant, variants
 
 
 class Result(NamedTuple):
-    """The findings of the lint in one case."""
+    """What the lint finds in one variant."""
 
-    case: Case
+    variant: Variant
     findings: list[Finding]
     counts: Counts | None
     """The instruction counts of a step, or None if there is no loop over time."""
@@ -31,27 +31,27 @@ class Result(NamedTuple):
     """Why the kernel spills, if that is known."""
 
 
-def lint(case: Case) -> Result:
-    """Compiles and checks a case."""
-    built = build(case)
+def lint(variant: Variant) -> Result:
+    """Compiles and checks a variant."""
+    built = build(variant)
     counts = built.code.count() if built.code.loops else None
-    return Result(case, list(check(built)), counts, known_spill(built))
+    return Result(variant, list(check(built)), counts, known_spill(built))
 
 
 def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
-    """Yields every count of a case that differs from what `make gpu ONLY=report` recorded.
+    """Yields every count of a variant that differs from the record of `make gpu ONLY=report`.
 
     Smaller counts must be recorded too, so that a later change cannot lose the gain unnoticed.
     """
-    case, counts = result.case, result.counts
-    if case.rows != USUAL or case.build.device not in REPORTED or counts is None:
+    variant, counts = result.variant, result.counts
+    if variant.rows != USUAL or variant.build.device not in REPORTED or counts is None:
         return
-    plan = case.build.plan._asdict()
-    key = (case.build.device.arch, case.build.precision, case.build.hidden_size, plan)
+    plan = variant.build.plan._asdict()
+    key = (variant.build.device.arch, variant.build.precision, variant.build.hidden_size, plan)
     for row in document["rows"]:
         if key == (row["arch"], row["dtype"], row["hidden_size"], row["plan"]):
             for name, now in counts._asdict().items():
-                before = row[case.kernel][name]
+                before = row[variant.kernel][name]
                 if now != before:
                     what = name.replace("_", " ")
                     yield Finding("budget", f"{now} {what} in a step, but {before} recorded")
@@ -60,12 +60,12 @@ def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
 
 
 def report(results: list[Result]) -> str:
-    """Returns all findings, and the number of cases that break each rule."""
+    """Returns all findings, and the number of variants that break each rule."""
     lines = []
     broken: Counter[str] = Counter()
     for result in results:
         broken.update({finding.rule for finding in result.findings})
-        lines += [f"{result.case.name}: {rule}: {message}" for rule, message in result.findings]
+        lines += [f"{result.variant.name}: {rule}: {message}" for rule, message in result.findings]
     clean = sum(not result.findings for result in results)
     lines.append(f"{len(results)} kernels, {clean} without a finding.")
     lines += [f"- {rule}: {count} kernels" for rule, count in broken.most_common()]
@@ -76,10 +76,12 @@ def report(results: list[Result]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="run only cases with this text in their names")
-    parser.add_argument("--quick", action="store_true", help="a trial run with few cases")
+    parser.add_argument(
+        "--only", default="", help="run only variants with this text in their names"
+    )
+    parser.add_argument("--quick", action="store_true", help="a trial run with few variants")
     options = parser.parse_args()
-    chosen = [case for case in cases() if options.only in case.name]
+    chosen = [variant for variant in variants() if options.only in variant.name]
     if options.quick:
         chosen = chosen[:: max(1, len(chosen) // 12)]
     with ProcessPoolExecutor() as pool:

@@ -1,8 +1,8 @@
 """Finds 32-bit sums and products in a kernel's addresses that may overflow.
 
-It analyses Triton's first intermediate representation, TTIR. Every 32-bit value has a range: that
-of the program id follows from the launch, that of a loop variable from its bounds; an argument may
-be any non-negative number. 64-bit values are ignored.
+It analyses Triton's first intermediate representation, TTIR. Every 32-bit value has a range. The
+range of the program id follows from the launch, the range of a loop variable from its bounds; an
+argument may be any non-negative number. 64-bit values are ignored.
 """
 
 import re
@@ -15,7 +15,7 @@ Range = tuple[int, int]
 _LINE = re.compile(r"^\s*(%[\w.]+)(?::\d+)? = (\S+) ?(.*)$")
 _VALUE = re.compile(r"%[\w.#]+")
 _ARGUMENT = re.compile(r"(%[\w.]+): i32\b")
-# Operations with the same values in their result as in their operand.
+# Operations whose results have the same values as their operands.
 _SAME = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "arith.extsi"}
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu import resources
-from benchmarks.gpu.machine_code import LOADS, Code, Instruction, code_of
+from tools.gpu import resources
+from tools.gpu.machine_code import LOADS, Code, Instruction, code_of
 from tools.lint import ranges
-from tools.lint.cases import UNALIGNED, Case
+from tools.lint.variants import UNALIGNED, Variant
 
 _REGISTERS = 65536  # per multiprocessor
 _MOST_SEQUENCES = 1 << 20
-# How calls of the kernel functions that load a tile of weight_hh look in the source.
+# The functions that load a tile of weight_hh have names that end like this.
 _TILE = "_tile("
 # Known spills: a pattern for the names of the kernels, and why they spill.
 SPILLING = {
@@ -32,9 +32,9 @@ class Finding(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A case, compiled."""
+    """A compiled variant."""
 
-    case: Case
+    variant: Variant
     taken: resources.Resources
     code: Code
     source: Path
@@ -43,24 +43,24 @@ class Built(NamedTuple):
     """Triton's first intermediate representation."""
 
 
-def build(case: Case, kernel=None, **settings: Any) -> Built:
-    """Compiles a case.
+def build(variant: Variant, kernel=None, **settings: Any) -> Built:
+    """Compiles a variant.
 
     Args:
-        case: The case.
-        kernel: A kernel to compile instead of the case's own.
-        settings: Compile settings of Triton that override those of the case.
+        variant: The variant.
+        kernel: A kernel to compile instead of the variant's.
+        settings: Triton's compile settings that override the variant's.
     """
-    kernel = kernel or resources.KERNELS[case.kernel]
-    to, device = case.specialisation, case.build.device
-    source = resources.source_of(kernel, to, aligned=case.rows != UNALIGNED)
-    made = resources.compiled(device, source, {**to.settings, **settings})
+    kernel = kernel or resources.KERNELS[variant.kernel]
+    specialisation, device = variant.specialisation, variant.build.device
+    source = resources.source_of(kernel, specialisation, aligned=variant.rows != UNALIGNED)
+    compiled = resources.compiled(device, source, {**specialisation.settings, **settings})
     return Built(
-        case,
-        resources.resources_of(device, made),
-        code_of(made.asm["cubin"]),
+        variant,
+        resources.resources_of(device, compiled),
+        code_of(compiled.asm["cubin"]),
         Path(kernel.fn.__code__.co_filename).parent,
-        made.asm["ttir"],
+        compiled.asm["ttir"],
     )
 
 
@@ -79,7 +79,7 @@ def check(built: Built) -> Iterator[Finding]:
 
 def known_spill(built: Built) -> str:
     """Returns why a kernel spills if it does and the reason is known, else an empty string."""
-    reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.case.name))
+    reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.variant.name))
     return next(reasons, "") if built.taken.spilled else ""
 
 
@@ -88,14 +88,14 @@ def _local(built: Built) -> Iterator[Finding]:
 
     Kernels for pointers not divisible by 16 may spill: they need more registers, and are rare.
     """
-    case, spilled = built.case, built.taken.spilled
-    if spilled and case.rows != UNALIGNED and not known_spill(built):
+    variant, spilled = built.variant, built.taken.spilled
+    if spilled and variant.rows != UNALIGNED and not known_spill(built):
         yield Finding("local", f"a thread has {spilled} bytes of local memory")
 
 
 def _limits(built: Built) -> Iterator[Finding]:
     """Checks that a program fits in the shared memory and the registers of a multiprocessor."""
-    plan, device, taken = built.case.build.plan, built.case.build.device, built.taken
+    plan, device, taken = built.variant.build.plan, built.variant.build.device, built.taken
     if taken.shared > device.shared:
         yield Finding("limits", f"{taken.shared} bytes of shared memory, limit {device.shared}")
     registers = -(-taken.registers // 8) * 8 * device.lanes * plan.warps
@@ -105,7 +105,7 @@ def _limits(built: Built) -> Iterator[Finding]:
 
 def _index(built: Built) -> Iterator[Finding]:
     """Checks that no 32-bit index overflows, with up to 2^20 sequences and any strides."""
-    plan, directions = built.case.build.plan, built.case.directions
+    plan, directions = built.variant.build.plan, built.variant.directions
     programs = plan.members * directions * -(-_MOST_SEQUENCES // plan.block_b)
     for line in ranges.overflows(built.ttir, programs):
         yield Finding("index", f"may overflow: {line}")
@@ -113,36 +113,36 @@ def _index(built: Built) -> Iterator[Finding]:
 
 def _weights(built: Built) -> Iterator[Finding]:
     """Checks that weights kept on chip are not read in every step."""
-    if built.case.build.plan.kind == "streamed":
+    if built.variant.build.plan.kind == "streamed":
         return
-    loads = [at for at in built.code.instructions if _loads_weights(built, at)]
+    loads = [load for load in built.code.instructions if _loads_weights(built, load)]
     if not loads:
         yield Finding("weights", f"no load comes from a call of {_TILE}")
-    again = sorted({*loads} & {*built.code.step})
-    if again:
-        yield Finding("weights", f"{len(again)} loads of weights in every step: {again[0]}")
+    repeated = sorted({*loads} & {*built.code.step})
+    if repeated:
+        yield Finding("weights", f"{len(repeated)} loads of weights in every step: {repeated[0]}")
 
 
-def _loads_weights(built: Built, at: Instruction) -> bool:
+def _loads_weights(built: Built, instruction: Instruction) -> bool:
     """Returns whether an instruction is a load by `_tile`, according to its source lines.
 
-    It ignores the line of the load itself, which Triton's inline assembly shifts.
+    The line of the load itself is ignored, because Triton's inline assembly shifts it.
     """
-    calls = (linecache.getline(str(built.source / file), line) for file, line in at.calls)
-    return at.opcode in LOADS and any(_TILE in text for text in calls)
+    calls = (linecache.getline(str(built.source / file), line) for file, line in instruction.calls)
+    return instruction.opcode in LOADS and any(_TILE in text for text in calls)
 
 
 def _call(built: Built) -> Iterator[Finding]:
     """Checks that no step calls a function, as the compiler does for 64-bit divisions."""
-    for at in built.code.step:
-        if at.opcode == "CALL" and at.target.startswith("$"):
-            yield Finding("call", f"a step calls a function: {at}")
+    for instruction in built.code.step:
+        if instruction.opcode == "CALL" and instruction.target.startswith("$"):
+            yield Finding("call", f"a step calls a function: {instruction}")
 
 
 def _tensor(built: Built) -> Iterator[Finding]:
-    """Checks that a step uses tensor cores if and only if it multiplies several sequences in
-    16 bits or in TF32."""
-    build = built.case.build
+    """Checks that a step uses tensor cores exactly if it multiplies several sequences in 16 bits or
+    in TF32."""
+    build = built.variant.build
     expected = build.plan.block_b > 1 and build.precision != "float32"
     count = built.code.count().tensor
     if expected != bool(count):

@@ -4,10 +4,10 @@ import json
 import sys
 
 from tools.revisions import builds
-from tools.revisions.cases import DTYPES
+from tools.revisions.probes import DTYPES
 
 Digests = dict[str, dict[str, str]]
-"""By call: a digest of each result, or the exception as `raised`."""
+"""The digests of each call's results, by name; or its exception, as `raised`."""
 
 # By name in ATEN_CPU_CAPABILITY: the kernels that an instruction set uses for float32 and bfloat16.
 LEVELS = {
@@ -19,21 +19,20 @@ LEVELS = {
 }
 
 
-def digests_of(build: builds.Build, level: str, kinds: tuple[str, ...]) -> Digests:
+def digests_of(build: builds.Build, level: str, cells: tuple[str, ...]) -> Digests:
     """Returns the digests of a build, or none if the machine lacks the instruction set.
 
     Args:
         build: The build.
         level: The instruction set, a key of `LEVELS`.
-        kinds: The kinds of layers to call; the build must have them.
+        cells: The cells to call; the build must have them.
     """
     kernels = LEVELS[level]
-    dtypes = (
-        DTYPES if kernels[0] == kernels[1] else ("bfloat16",)
-    )  # the others were compared before
-    # Passive waiting changes no result, and leaves a busy machine to others.
+    # If the kernels differ, the other dtypes were compared at another level.
+    dtypes = DTYPES if kernels[0] == kernels[1] else ("bfloat16",)
+    # Passive waiting changes no result, and leaves the processors to other programs.
     environment = {"ATEN_CPU_CAPABILITY": level, "OMP_WAIT_POLICY": "passive"}
-    arguments = (*kernels, ",".join(kinds), *dtypes)
+    arguments = (*kernels, ",".join(cells), *dtypes)
     program = build.start("-m", "tools.revisions.digest", *arguments, **environment)
     printed, _ = program.communicate()
     if program.returncode:
@@ -42,7 +41,7 @@ def digests_of(build: builds.Build, level: str, kinds: tuple[str, ...]) -> Diges
 
 
 def findings(base: Digests, new: Digests) -> list[str]:
-    """Returns a line for each call that differs, or that raises and so compares nothing."""
+    """Returns a line for each call that differs, or that raises and therefore compares nothing."""
     found = []
     for call in dict.fromkeys([*base, *new]):
         old, newer = base.get(call, {}), new.get(call, {})
@@ -60,11 +59,11 @@ def main() -> bool:
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=[*LEVELS])
     options = parser.parse_args()
     base, new = builds.build(options.base), builds.build(options.revision)
-    kinds = builds.common_kinds(base, new)
+    cells = builds.common_cells(base, new)
     wrong, compared = 0, []
     for level in options.levels:
         print(f"ATEN_CPU_CAPABILITY={level}:", flush=True)
-        old, newer = digests_of(base, level, kinds), digests_of(new, level, kinds)
+        old, newer = digests_of(base, level, cells), digests_of(new, level, cells)
         if not old and not newer:
             print("  not compared: this machine does not support it")
             continue

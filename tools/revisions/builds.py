@@ -13,18 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.revisions.cases import LAYERS
+from tools.revisions.probes import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
-# Prints where the library is, and the kinds of layers that it has.
+# Prints where the library is, and the cells that it has.
 DESCRIBE = f"""
 import namernn_fast
 print(namernn_fast.__file__)
-print(*(kind for kind, layer in {LAYERS}.items() if hasattr(namernn_fast, layer)))
+print(*(cell for cell, layer in {LAYERS}.items() if hasattr(namernn_fast, layer)))
 """
-# What the library is built from; nothing else, so that its folder shadows no other package.
+# What the library is built from. Nothing else is extracted, so that its folder shadows no package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -34,8 +34,8 @@ class Build(NamedTuple):
     name: str
     library: Path
     """The folder that contains `namernn_fast`."""
-    kinds: tuple[str, ...] = ("rnn",)
-    """The kinds of layers that it has; older revisions have no GRU or LSTM."""
+    cells: tuple[str, ...] = ("rnn",)
+    """The cells that it has; older revisions have no GRU or LSTM."""
 
     def __str__(self) -> str:
         return self.name
@@ -99,37 +99,37 @@ def build(revision: str) -> Build:
     built = Build(f"{revision} (tree {tree[:10]})", library)
     # The comparison must not import another installed copy of the library.
     check = built.start("-c", DESCRIBE)
-    found, _, kinds = check.communicate()[0].partition("\n")
+    found, _, cells = check.communicate()[0].partition("\n")
     if found != f"{library}/namernn_fast/__init__.py":
         raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
-    return built._replace(kinds=tuple(kinds.split()))
+    return built._replace(cells=tuple(cells.split()))
 
 
-def common_kinds(base: Build, new: Build) -> tuple[str, ...]:
-    """Returns the kinds of layers that both builds have, and prints those that only one has."""
-    for kind in dict.fromkeys([*base.kinds, *new.kinds]):
+def common_cells(base: Build, new: Build) -> tuple[str, ...]:
+    """Returns the cells that both builds have, and prints which ones only one build has."""
+    for cell in dict.fromkeys([*base.cells, *new.cells]):
         for build in (base, new):
-            if kind not in build.kinds:
-                print(f"The kind {kind!r} is not compared: {build} does not have it.", flush=True)
-    return tuple(kind for kind in base.kinds if kind in new.kinds)
+            if cell not in build.cells:
+                print(f"The cell {cell!r} is not compared: {build} does not have it.", flush=True)
+    return tuple(cell for cell in base.cells if cell in new.cells)
 
 
 def compile_tree(tree: str, library: Path) -> None:
     """Extracts the library from a git tree into a new folder, and compiles it there."""
-    begun = library.with_suffix(".begun")
-    shutil.rmtree(begun, ignore_errors=True)
+    unfinished = library.with_suffix(".begun")
+    shutil.rmtree(unfinished, ignore_errors=True)
     with tarfile.open(fileobj=io.BytesIO(git("archive", tree, "--", *SOURCES))) as archive:
-        archive.extractall(begun, filter="data")
+        archive.extractall(unfinished, filter="data")
     ran = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=begun,
+        cwd=unfinished,
         env={k: v for k, v in os.environ.items() if not k.startswith("NAMERNN_FAST_")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     # Without a compiler, setup.py succeeds and builds no extension.
-    if ran.returncode or not [*(begun / "namernn_fast").glob("_C*.so")]:
+    if ran.returncode or not [*(unfinished / "namernn_fast").glob("_C*.so")]:
         raise SystemExit(f"No extension was built:\n{ran.stdout[-2000:]}")
-    shutil.rmtree(begun / "build", ignore_errors=True)
-    begun.rename(library)
+    shutil.rmtree(unfinished / "build", ignore_errors=True)
+    unfinished.rename(library)

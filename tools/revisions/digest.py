@@ -1,10 +1,10 @@
 """The program that `bits` runs for each revision.
 
-    python -m tools.revisions.digest KERNEL KERNEL KINDS DTYPE...
+    python -m tools.revisions.digest KERNEL KERNEL CELLS DTYPE...
 
-It prints JSON: a digest of each result of each call of these kinds of layers, separated by commas,
-in these dtypes, on one thread and on two. It makes no calls unless the given kernels are those in
-use for float32 and bfloat16.
+It calls the given cells (separated by commas) in the given dtypes, on one thread and on two, and
+prints a digest of each result as JSON. It calls nothing unless the library uses the given kernels
+for float32 and bfloat16.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
 from namernn_fast import ops
-from tools.revisions.cases import LAYERS, SECOND_ORDER, Case, all_cases
+from tools.revisions.probes import LAYERS, SECOND_ORDER, Probe, all_probes
 
 NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
 OPTIONS = ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
-# By kind: the module, the module for a step, and the function. Older revisions lack some kinds.
+# By cell: the layer, the step module and the function. Older revisions lack some cells.
 CALLABLES = {
-    kind: tuple(getattr(namernn_fast, name, None) for name in (layer, f"{layer}Cell", kind))
-    for kind, layer in LAYERS.items()
+    cell: tuple(getattr(namernn_fast, name, None) for name in (layer, f"{layer}Cell", cell))
+    for cell, layer in LAYERS.items()
 }
 
 
@@ -43,127 +43,127 @@ def digest(tensor: Tensor) -> str:
 
 
 class Draws:
-    """Random tensors, determined by a case's name and the order of the draws."""
+    """Random tensors, determined by the probe's name and the order of the draws."""
 
-    def __init__(self, case: Case):
-        seed = hashlib.sha256(case.name.encode()).digest()[:7]
+    def __init__(self, probe: Probe):
+        seed = hashlib.sha256(probe.name.encode()).digest()[:7]
         self.generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
-        self.case = case
-        self.dtype = getattr(torch, case.dtype)
+        self.probe = probe
+        self.dtype = getattr(torch, probe.dtype)
 
     def normal(self, *shape: int) -> Tensor:
-        """Returns standard normal values, strided if the case says so."""
+        """Returns standard normal values, strided if the probe is."""
         *outer, features = shape
-        wide = torch.randn(*outer, (1 + self.case.strided) * features, generator=self.generator)
-        return wide.to(self.dtype)[..., :: 1 + self.case.strided]
+        wide = torch.randn(*outer, (1 + self.probe.strided) * features, generator=self.generator)
+        return wide.to(self.dtype)[..., :: 1 + self.probe.strided]
 
     def weight(self, shape: torch.Size) -> Tensor:
         """Returns values of a parameter: as in a new layer, or far larger to saturate tanh."""
-        scale = 30 if self.case.values == "saturated" else 1
-        bound = scale * self.case.sizes.hidden_size**-0.5
+        scale = 30 if self.probe.values == "saturated" else 1
+        bound = scale * self.probe.sizes.hidden_size**-0.5
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
 
     def lengths(self, least: int) -> Tensor:
         """Returns random lengths of the batch's sequences; one sequence has all steps."""
-        _, _, steps, batch = self.case.sizes
+        _, _, steps, batch = self.probe.sizes
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps
         return lengths
 
     def input(self, steps: int, batch: int) -> Tensor:
-        """Returns an input `(seq_len, batch, input_size)` with the kind of values of the case."""
-        features = self.case.sizes.input_size
+        """Returns an input `(seq_len, batch, input_size)` with the kind of values of the probe."""
+        features = self.probe.sizes.input_size
         input = self.normal(steps, batch, features)
-        if self.case.values == "non-finite":
+        if self.probe.values == "non-finite":
             for value in NON_FINITE:
                 row = int(torch.randint(steps * batch, (1,), generator=self.generator))
                 input[row // batch, row % batch, row % features] = value
         return input
 
     def resets(self) -> Tensor:
-        """Returns resets `(seq_len, batch)`; a fifth of them is set."""
-        _, _, steps, batch = self.case.sizes
+        """Returns resets `(seq_len, batch)`; about a fifth of them are set."""
+        _, _, steps, batch = self.probe.sizes
         return torch.rand(steps, batch, generator=self.generator) < 0.2
 
 
-def options_of(case: Case) -> dict:
-    """Returns the options of a case that its module and its function share."""
-    names = ("nonlinearity", *OPTIONS) if case.kind == "rnn" else OPTIONS
-    return {name: getattr(case, name) for name in names}
+def options_of(probe: Probe) -> dict:
+    """Returns the options of a probe that its module and its function share."""
+    names = ("nonlinearity", *OPTIONS) if probe.cell == "rnn" else OPTIONS
+    return {name: getattr(probe, name) for name in names}
 
 
-def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
-    """Returns the layer of a case, with drawn parameters."""
-    sizes = case.sizes[:2]
-    module, cell, _ = CALLABLES[case.kind]
-    if case.call == "cell":
-        nonlinearity = (case.nonlinearity,) if case.kind == "rnn" else ()
-        layer = cell(*sizes, case.bias, *nonlinearity, dtype=draws.dtype)
+def prepare_layer(probe: Probe, draws: Draws) -> torch.nn.Module:
+    """Returns the layer of a probe, with drawn parameters."""
+    sizes = probe.sizes[:2]
+    module, step_module, _ = CALLABLES[probe.cell]
+    if probe.call == "cell":
+        nonlinearity = (probe.nonlinearity,) if probe.cell == "rnn" else ()
+        layer = step_module(*sizes, probe.bias, *nonlinearity, dtype=draws.dtype)
     else:
-        layer = module(*sizes, case.num_layers, dtype=draws.dtype, **options_of(case))
+        layer = module(*sizes, probe.num_layers, dtype=draws.dtype, **options_of(probe))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(draws.weight(parameter.shape))
-    return layer.requires_grad_(case.wants("weights"))
+    return layer.requires_grad_(probe.wants("weights"))
 
 
-def prepare_input(case: Case, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
+def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
     """Returns a drawn leaf, the input made from it, and the call's keyword arguments."""
-    _, _, steps, batch = case.sizes
-    if case.layout == "jagged":
+    _, _, steps, batch = probe.sizes
+    if probe.layout == "jagged":
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
-        rows = draws.input(int(offsets[-1]), 1)[:, 0].requires_grad_(case.wants("input"))
+        rows = draws.input(int(offsets[-1]), 1)[:, 0].requires_grad_(probe.wants("input"))
         return rows, torch.nested.nested_tensor_from_jagged(rows, offsets), {}
 
     def arranged(tensor: Tensor) -> Tensor:
-        if case.layout == "unbatched":
+        if probe.layout == "unbatched":
             return tensor[:, 0]
-        return tensor.transpose(0, 1) if case.batch_first else tensor
+        return tensor.transpose(0, 1) if probe.batch_first else tensor
 
     leaf = arranged(draws.input(steps, batch))
-    if case.call == "cell":
+    if probe.call == "cell":
         leaf = leaf[0]
-    if case.batch_first and not case.strided:
+    if probe.batch_first and not probe.strided:
         leaf = leaf.contiguous()
-    leaf = leaf.detach().requires_grad_(case.wants("input"))
-    options = {"reset": arranged(draws.resets())} if case.reset else {}
-    if case.layout == "lengths":
+    leaf = leaf.detach().requires_grad_(probe.wants("input"))
+    options = {"reset": arranged(draws.resets())} if probe.reset else {}
+    if probe.layout == "lengths":
         options["lengths"] = draws.lengths(0)
-    elif case.layout.startswith("packed"):
-        lengths, is_sorted = draws.lengths(1), case.layout == "packed"
+    elif probe.layout.startswith("packed"):
+        lengths, is_sorted = draws.lengths(1), probe.layout == "packed"
         if is_sorted:
             lengths = lengths.sort(descending=True).values
-        return leaf, pack_padded_sequence(leaf, lengths, case.batch_first, is_sorted), options
+        return leaf, pack_padded_sequence(leaf, lengths, probe.batch_first, is_sorted), options
     return leaf, leaf, options
 
 
-def results(case: Case) -> dict[str, Tensor]:
-    """Returns the results of a case by name: the outputs and every wanted gradient."""
-    draws = Draws(case)
-    layer = prepare_layer(case, draws)
-    leaf, input, options = prepare_input(case, draws)
-    outer = (case.sizes.batch,) * (case.layout != "unbatched")
-    if case.call != "cell":
-        outer = (case.num_layers * (1 + case.bidirectional), *outer)
+def results(probe: Probe) -> dict[str, Tensor]:
+    """Returns the results of a probe by name: the outputs and every wanted gradient."""
+    draws = Draws(probe)
+    layer = prepare_layer(probe, draws)
+    leaf, input, options = prepare_input(probe, draws)
+    outer = (probe.sizes.batch,) * (probe.layout != "unbatched")
+    if probe.call != "cell":
+        outer = (probe.num_layers * (1 + probe.bidirectional), *outer)
     states = {}
-    for name in ("hx", "cx") if case.kind == "lstm" else ("hx",):
-        if case.hx:
-            state = draws.normal(*outer, case.sizes.hidden_size)
-            states[name] = state.requires_grad_(case.wants("hx"))
+    for name in ("hx", "cx") if probe.cell == "lstm" else ("hx",):
+        if probe.hx:
+            state = draws.normal(*outer, probe.sizes.hidden_size)
+            states[name] = state.requires_grad_(probe.wants("hx"))
     hx = tuple(states.values()) if "cx" in states else states.get("hx")
     autocast = contextlib.nullcontext()
-    if case.autocast:
-        autocast = torch.autocast("cpu", getattr(torch, case.autocast))
+    if probe.autocast:
+        autocast = torch.autocast("cpu", getattr(torch, probe.autocast))
     torch.manual_seed(0)  # for dropout
     with autocast:
-        if case.call == "function":
-            _, _, function = CALLABLES[case.kind]
-            options |= options_of(case)
+        if probe.call == "function":
+            _, _, function = CALLABLES[probe.cell]
+            options |= options_of(probe)
             returned = function(input, hx, [*layer.parameters()], training=True, **options)
         else:
             returned = layer(input, hx, **options)
     found = {}
-    if case.call != "cell":
+    if probe.call != "cell":
         output, returned = returned
         if isinstance(output, PackedSequence):
             output = output.data
@@ -172,21 +172,21 @@ def results(case: Case) -> dict[str, Tensor]:
     found |= zip(("h_n", "c_n"), last, strict=False)
     leaves = {"input": leaf, **states, **dict(layer.named_parameters())}
     leaves = {k: v for k, v in leaves.items() if v.requires_grad}
-    return found | gradients(case, draws, found, leaves) if leaves else found
+    return found | gradients(probe, draws, found, leaves) if leaves else found
 
 
 def gradients(
-    case: Case, draws: Draws, found: dict[str, Tensor], leaves: dict[str, Tensor]
+    probe: Probe, draws: Draws, found: dict[str, Tensor], leaves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns the gradients of the results with respect to the leaves, first or second order."""
-    chosen = [v for k, v in found.items() if case.given in (k, "both", "sums")] or [found["h_n"]]
-    if case.given == "sums":
-        given = [torch.ones((), dtype=v.dtype).expand(v.shape) for v in chosen]
+    chosen = [v for k, v in found.items() if probe.given in (k, "both", "sums")] or [found["h_n"]]
+    if probe.given == "sums":
+        grad_outputs = [torch.ones((), dtype=v.dtype).expand(v.shape) for v in chosen]
     else:
-        given = [draws.normal(*v.shape).to(v.dtype) for v in chosen]
-    twice = case.wanted == SECOND_ORDER
+        grad_outputs = [draws.normal(*v.shape).to(v.dtype) for v in chosen]
+    twice = probe.wanted == SECOND_ORDER
     inputs = list(leaves.values())
-    first = torch.autograd.grad(chosen, inputs, given, create_graph=twice, allow_unused=True)
+    first = torch.autograd.grad(chosen, inputs, grad_outputs, create_graph=twice, allow_unused=True)
     named = dict(zip((f"grad_{k}" for k in leaves), first, strict=True))
     if twice:
         squares = sum((g.float() ** 2).sum() for g in first if g is not None)
@@ -195,27 +195,27 @@ def gradients(
     return {k: v for k, v in named.items() if v is not None}
 
 
-def digests_of(case: Case) -> dict[str, str]:
-    """Returns a digest of each result of a case, or the exception it raises."""
+def digests_of(probe: Probe) -> dict[str, str]:
+    """Returns a digest of each result of a probe, or the exception it raises."""
     try:
-        return {name: digest(tensor) for name, tensor in results(case).items()}
-    except Exception as error:  # one failing case must not hide the others
+        return {name: digest(tensor) for name, tensor in results(probe).items()}
+    except Exception as error:  # one failing probe must not hide the others
         return {"raised": f"{type(error).__name__}: {error}"}
 
 
 def main() -> None:
-    *kernels, kinds, dtypes = *sys.argv[1:4], sys.argv[4:]
+    *kernels, cells, dtypes = *sys.argv[1:4], sys.argv[4:]
     digests = {}
-    # Checked before any ATen operator runs, which might use unsupported instructions.
+    # Check this before any ATen operator runs, because it might use unsupported instructions.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
         # Unwritten results contain NaN instead of arbitrary memory.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for case in all_cases(kinds.split(",")):
-                if (case.autocast or case.dtype) in dtypes:
-                    digests[f"{case.name}, threads={threads}"] = digests_of(case)
+            for probe in all_probes(cells.split(",")):
+                if (probe.autocast or probe.dtype) in dtypes:
+                    digests[f"{probe.name}, threads={threads}"] = digests_of(probe)
     print(json.dumps(digests))
 
 

@@ -1,7 +1,7 @@
 """The program that `speed` runs for each revision: python -m tools.revisions.stopwatch THREADS
 
-For each line of JSON on standard input, which describes a cell, it prints the median time of a call
-in seconds.
+For each line of JSON on standard input, which describes a workload, it prints the median time of a
+call in seconds.
 """
 
 import json
@@ -14,10 +14,10 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
-from tools.revisions.cases import LAYERS
+from tools.revisions.probes import LAYERS
 
 WARM_UP_SECONDS, SECONDS = 0.02, 0.1
-# The distribution of lengths in a packed batch, similar to that of surnames.
+# The distribution of lengths in a packed batch, similar to the lengths of surnames.
 MEAN_LENGTH, SPREAD, LONGEST = 7, 2, 20
 # Below 32 MiB, the limit up to which glibc keeps freed memory.
 LARGEST_KEPT_BYTES = 31 * 2**20
@@ -29,15 +29,15 @@ def prepare(
     input_size: int,
     hidden_size: int,
     seq_len: int | None,
-    kind: str,
+    cell: str,
     **_: str,
 ) -> Callable[[], object]:
-    """Draws the parameters and the input of a cell, and returns the call to time.
+    """Draws the parameters and the input of a workload, and returns the call to time.
 
-    In training, all results get fixed random gradients, which do not fade to subnormals.
+    In training, all results get fixed random gradients, which do not fade to subnormal numbers.
     """
     torch.manual_seed(0)
-    layer = getattr(namernn_fast, LAYERS[kind])(input_size, hidden_size)
+    layer = getattr(namernn_fast, LAYERS[cell])(input_size, hidden_size)
     lengths = (torch.randn(batch) * SPREAD + MEAN_LENGTH).round().clamp(2, LONGEST).long()
     input = torch.randn(seq_len or int(lengths.max()), batch, input_size)
     if seq_len is None:
@@ -46,7 +46,7 @@ def prepare(
         return torch.inference_mode()(lambda: layer(input))
     rows = input.data.shape[:-1] if isinstance(input, PackedSequence) else input.shape[:-1]
     parameters = list(layer.parameters())
-    outer_sizes = (rows, (1, batch), (1, batch)) if kind == "lstm" else (rows, (1, batch))
+    outer_sizes = (rows, (1, batch), (1, batch)) if cell == "lstm" else (rows, (1, batch))
     gradients = [torch.randn(*outer, hidden_size) for outer in outer_sizes]
 
     def train() -> object:
@@ -76,11 +76,10 @@ def times_of(call: Callable[[], object], seconds: float) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    torch.empty(
-        LARGEST_KEPT_BYTES, dtype=torch.uint8
-    )  # from now on glibc keeps blocks of this size
+    # Once a block of this size has been freed, glibc keeps blocks up to that size.
+    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
     for line in sys.stdin:
-        call = None  # free the previous cell's memory first
+        call = None  # free the previous workload's memory first
         call = prepare(**json.loads(line))
         times_of(call, WARM_UP_SECONDS)
         seconds = statistics.median(times_of(call, SECONDS))

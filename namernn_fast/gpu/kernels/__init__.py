@@ -1,8 +1,8 @@
 """The Triton kernels: the recurrence of a layer, forward and backward, the products around it, sums
 of rows by token, and the upload of numbers.
 
-Shapes are in brackets: B is the block of sequences of a program, K a block of the hidden units that
-are summed over, N a block of the hidden units that are computed.
+Shapes are in brackets: B is a program's block of sequences, K a block of the hidden units that are
+summed over, N a block of the hidden units that are computed.
 """
 
 from .arguments import VARYING, Form, LayoutTensors

@@ -20,8 +20,8 @@ class LayoutTensors(NamedTuple):
     starts: Any
     """int64 (T), the number of rows before each time, or None."""
     reset: Any
-    """At (t * reset_time_stride + b * reset_batch_stride): nonzero where the state restarts from
-    zeros; or None."""
+    """Nonzero at (t * reset_time_stride + b * reset_batch_stride) if sequence b restarts from a
+    zero state at time t; or None."""
 
 
 class Form(NamedTuple):
@@ -80,15 +80,15 @@ class Program(NamedTuple):
     b: Any
     """The sequences of the block [B]."""
     T: Any
-    """The time steps."""
+    """The number of time steps."""
     B: Any
-    """The sequences of all blocks."""
+    """The number of sequences in all blocks."""
     steps: Any
     """The number of steps of the block's longest sequence."""
     length: Any
     """The number of steps of each sequence [B]."""
     first: Any
-    """The row of each sequence at time 0 [B]; with `starts` its position among a time's rows."""
+    """The row of each sequence at time 0 [B]; with `starts`, its position among a step's rows."""
     time_stride: Any
     reset_time_stride: Any
     reset_batch_stride: Any
@@ -100,8 +100,8 @@ class Step(NamedTuple):
     alive: Any
     """Whether the sequence has a step at this time."""
     begins: Any
-    """Whether this is the first of its steps that the pass does."""
+    """Whether this is the first step of the sequence that the pass computes."""
     goes_on: Any
-    """Whether the pass has already done one of its steps."""
+    """Whether the pass has already computed a step of the sequence."""
     is_cut: Any
-    """Whether a reset lies between this step and the one that the pass has just done."""
+    """Whether a reset cuts the sequence between the step just computed and this one."""

@@ -1,6 +1,6 @@
 """The backward pass of a layer's recurrence in one kernel.
 
-At each step, the later step has just been done, and the earlier step comes next.
+At each step, the later step has just been computed, and the earlier step comes next.
 """
 
 import triton
@@ -48,8 +48,8 @@ def _add_product(grad, kept_dz, later_dz, receives, right, n, FORM: tl.constexpr
     """Returns grad [B, N] + dz of the later step times weight_hh.
 
     Args:
-        kept_dz: that dz, if it is kept on chip.
-        later_dz: pointers to that dz in memory [B].
+        kept_dz: dz of the later step, if it is kept on chip.
+        later_dz: pointers to dz of the later step in memory [B].
         receives: whether the later step continues the state of this one [B].
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
@@ -60,13 +60,22 @@ def _add_product(grad, kept_dz, later_dz, receives, right, n, FORM: tl.constexpr
         received = product_of_states(load_states(later_dz, receives, FORM), right, grad, FORM)
     else:
         received = streamed_product(later_dz, receives, right, n, grad, False, FORM)
-    # Not `received` everywhere: zero times an infinite weight is NaN.
+    # Zeroing dz is not enough: zero times an infinite weight is NaN.
     return tl.where(receives[:, None], received, grad)
 
 
 @triton.jit
 def _finish(
-    kept_dz, hx, grad_h_n, dz, states_before, dz_first, grad_hx, layout, program, FORM: tl.constexpr
+    kept_dz,
+    hx,
+    grad_h_n,
+    dz,
+    previous_states,
+    dz_first,
+    grad_hx,
+    layout,
+    program,
+    FORM: tl.constexpr,
 ):
     """Writes the results for the initial states, and zeros past the end of sequences."""
     b, length = program.b, program.length
@@ -77,9 +86,9 @@ def _finish(
     nothing = zeros(dz.dtype.element_ty, FORM)
     for i in range(FORM.TILES):
         n = units(i, program, FORM)
-        if states_before is not None:
+        if previous_states is not None:
             initial = nothing if hx is None else load_rows(hx, b, n, receives, FORM.H, FORM.LIMIT)
-            store_rows(states_before, row, n, initial, length > 0, FORM.WIDTH, FORM.LIMIT)
+            store_rows(previous_states, row, n, initial, length > 0, FORM.WIDTH, FORM.LIMIT)
         if grad_hx is not None:
             if FORM.KEEP_STATE:
                 first = tl.where(receives[:, None], kept_dz, 0.0).to(dz.dtype.element_ty)
@@ -93,22 +102,24 @@ def _finish(
             store_rows(grad_hx, b, n, handed_on, b < program.B, FORM.H, FORM.LIMIT)
         if FORM.PADDED:
             store_zeros_past_the_end(dz, n, layout, program, FORM)
-            if states_before is not None:
-                store_zeros_past_the_end(states_before, n, layout, program, FORM)
+            if previous_states is not None:
+                store_zeros_past_the_end(previous_states, n, layout, program, FORM)
 
 
 @triton.jit
-def _store(states_before, dz, later_row, row, n, h, own_dz, step, program, FORM: tl.constexpr):
-    """Stores dz of one step, and its states h as those before the rows of the later step."""
+def _store(previous_states, dz, later_row, row, n, h, own_dz, step, program, FORM: tl.constexpr):
+    """Stores dz of one step, and its states h as the previous states of the later step."""
     there = program.b < program.B
-    if states_before is not None:
-        store_rows(states_before, later_row, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
+    if previous_states is not None:
+        store_rows(previous_states, later_row, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
     if FORM.PADDED:
         own_dz = tl.where(step.alive[:, None], own_dz, 0.0).to(own_dz.dtype)
         store_rows(dz, row, n, own_dz, there, FORM.WIDTH, FORM.LIMIT)
-        if states_before is not None:
+        if previous_states is not None:
             nothing = zeros(own_dz.dtype, FORM)
-            store_rows(states_before, row, n, nothing, there & ~step.alive, FORM.WIDTH, FORM.LIMIT)
+            store_rows(
+                previous_states, row, n, nothing, there & ~step.alive, FORM.WIDTH, FORM.LIMIT
+            )
     else:
         store_rows(dz, row, n, own_dz, step.alive, FORM.WIDTH, FORM.LIMIT)
 
@@ -121,8 +132,8 @@ def backward_kernel(
     weight_hh_reverse,  # (H, H), of the second direction, or None
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
-    dz,  # (N, directions * H): the gradient before the activation
-    states_before,  # (N, directions * H): the state h_{t-1} before each row, or None: not needed
+    dz,  # (N, directions * H): the gradient of the sums
+    previous_states,  # (N, directions * H): h_{t-1} of each row, or None: not needed
     dz_first,  # (directions, B, H): dz of the first steps; the caller multiplies it for grad_hx
     grad_hx,  # (directions, B, H), or None: neither it nor dz_first is needed
     layout,  # this and all further arguments as in forward_kernel
@@ -136,7 +147,7 @@ def backward_kernel(
     reset_batch_stride,
     FORM: tl.constexpr,
 ):
-    """Computes dz of a layer, from the end: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
+    """Computes a layer's dz, last step first: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
     strides = (time_stride, batch_stride, reset_time_stride, reset_batch_stride)
     program = begin(layout, T, B, N, strides, True, FORM)
     dtype: tl.constexpr = output.dtype.element_ty
@@ -144,7 +155,7 @@ def backward_kernel(
     columns, of_states = offsets_of_direction(program, FORM)
     output += columns
     dz += columns
-    states_before = None if states_before is None else states_before + columns
+    previous_states = None if previous_states is None else previous_states + columns
     grad_output = None if grad_output is None else grad_output + columns
     grad_h_n = None if grad_h_n is None else grad_h_n + of_states
     hx = None if hx is None else hx + of_states
@@ -154,7 +165,7 @@ def backward_kernel(
     t = time_of(0, program)
     row = row_at(t, layout, program)
     later_row = row_at(t, layout, program)
-    kept_dz = None  # of the later step, if it is kept on chip
+    kept_dz = None  # dz of the later step, if it is kept on chip
     if FORM.KEEP_WEIGHT:
         n = units(0, program, FORM)
         right = kept_tile(right, n, False, FORM)
@@ -186,10 +197,10 @@ def backward_kernel(
             if FORM.KEEP_STATE:
                 kept_dz = tl.where(step.alive[:, None], own_dz, kept_dz)
             h = tl.where(receives[:, None], h, 0.0).to(dtype)
-            _store(states_before, dz, later_row, row, n, h, own_dz, step, program, FORM)
+            _store(previous_states, dz, later_row, row, n, h, own_dz, step, program, FORM)
         later_row = row
         row = earlier_row
         if not FORM.KEEP_STATE:
             meet(arrivals, s, program, FORM)
 
-    _finish(kept_dz, hx, grad_h_n, dz, states_before, dz_first, grad_hx, layout, program, FORM)
+    _finish(kept_dz, hx, grad_h_n, dz, previous_states, dz_first, grad_hx, layout, program, FORM)

@@ -47,7 +47,7 @@ def _token(ids, t, layout, program):
 def _row_of_token(token, V, is_known):
     """Returns the table row of each token [B], and whether all tokens so far were in range [B].
 
-    Ids on the device are not checked: one out of range reads row 0, and an assertion fails later.
+    The host does not check ids: an id out of range reads row 0, and an assertion fails later.
     """
     has_row = (token >= 0) & (token < V)
     return tl.where(has_row, token, 0), is_known & has_row
@@ -55,7 +55,7 @@ def _row_of_token(token, V, is_known):
 
 @triton.jit
 def _first_state(output, hx, n, program, FORM: tl.constexpr):
-    """Returns the state before the first step [B, N]."""
+    """Returns the initial state [B, N]."""
     if hx is None:
         state = zeros(output.dtype.element_ty, FORM)
     else:
@@ -73,35 +73,35 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 
 @triton.jit
-def _load_states_before(states_before, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Like `load_states`: loads the states before, or hx for sequences that begin, all units.
+def _load_previous_states(previous_states, hx, goes_on, begins, program, FORM: tl.constexpr):
+    """Loads the previous states, or hx for sequences that begin, in the form of `load_states`.
 
-    For a single sequence a branch chooses between the two addresses, because Triton would lose
+    For a single sequence, a branch chooses between the two addresses, because Triton would lose
     their alignment in a select.
     """
     if hx is None:
-        left = load_states(states_before, goes_on, FORM)
+        left = load_states(previous_states, goes_on, FORM)
     else:
         initial = hx + program.b * FORM.H
         some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
         if FORM.BLOCK_B == 1:
             if some_begin:
-                states_before = initial
-            left = load_states(states_before, goes_on | begins, FORM)
+                previous_states = initial
+            left = load_states(previous_states, goes_on | begins, FORM)
         else:
-            left = load_states(states_before, goes_on, FORM)
+            left = load_states(previous_states, goes_on, FORM)
             if some_begin:
                 left += load_states(initial, begins, FORM)
     return left
 
 
 @triton.jit
-def _add_product(z, state, states_before, hx, step, right, n, program, FORM: tl.constexpr):
-    """Returns z [B, N] + the states before this step times weight_hh.
+def _add_product(z, state, previous_states, hx, step, right, n, program, FORM: tl.constexpr):
+    """Returns z [B, N] + the previous states times weight_hh.
 
     Args:
-        state: those states, if they are kept on chip.
-        states_before: pointers to those states in memory [B].
+        state: the previous states, if they are kept on chip.
+        previous_states: pointers to the previous states in memory [B].
         hx: the initial states (B, H), or None: zeros.
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
@@ -112,11 +112,11 @@ def _add_product(z, state, states_before, hx, step, right, n, program, FORM: tl.
         goes_on = step.goes_on & ~step.is_cut
         begins = step.begins & ~step.is_cut
         if FORM.KEEP_WEIGHT:
-            left = _load_states_before(states_before, hx, goes_on, begins, program, FORM)
+            left = _load_previous_states(previous_states, hx, goes_on, begins, program, FORM)
             z = product_of_states(left, right, z, FORM)
         else:
-            z = streamed_product(states_before, goes_on, right, n, z, not FORM.TRANSPOSED, FORM)
-            if hx is not None:  # noqa: SIM102 - known when it is compiled
+            z = streamed_product(previous_states, goes_on, right, n, z, not FORM.TRANSPOSED, FORM)
+            if hx is not None:  # noqa: SIM102 - known at compile time
                 if tl.max(begins.to(tl.int32), axis=0) != 0:
                     initial = hx + program.b * FORM.H
                     z = streamed_product(initial, begins, right, n, z, not FORM.TRANSPOSED, FORM)
@@ -166,7 +166,7 @@ def forward_kernel(
     output,  # (N, directions * H); with RING (2 * B, directions * H): two steps in turn
     h_n,  # (directions, B, H)
     layout,  # `LayoutTensors`
-    arrivals,  # (blocks * directions), zeros, or None: there is one member
+    arrivals,  # (blocks * directions), zeros; None if there is one member
     T,
     B,
     N,
@@ -220,8 +220,8 @@ def forward_kernel(
             if FORM.KEEP_WEIGHT:  # The weights stay on chip, so prefetch the next step's inputs.
                 z, upcoming = upcoming, z
             z = _add_bias(z, bias, n, FORM)
-            states_before = output + earlier_place * FORM.WIDTH
-            z = _add_product(z, state, states_before, hx, step, right, n, program, FORM)
+            previous_states = output + earlier_place * FORM.WIDTH
+            z = _add_product(z, state, previous_states, hx, step, right, n, program, FORM)
             h = activation(z, output.dtype.element_ty, FORM)
             if FORM.KEEP_STATE:
                 state = tl.where(step.alive[:, None], h, state)

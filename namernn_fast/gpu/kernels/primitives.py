@@ -13,16 +13,16 @@ from .arguments import Program, Step
 # each step stores the state in rows, and the next one reads it back after a barrier.
 #
 # Steps are "earlier" or "later" in the order of the recurrence, so in direction 1 the later step
-# has the smaller time. The forward pass does the earlier step first, the backward pass the later
-# one. "Before" is said only of states: the state before a row is its h_{t-1}.
+# has the smaller time. The forward pass computes the earlier step first, the backward pass the
+# later step. "Previous" is said only of states: the previous state of a row is its h_{t-1}.
 #
 # The L1 cache does not see the stores of other programs. Loads of rows that other programs write
 # ask to bypass it (.cg), but Triton drops that modifier if it turns a load into asynchronous copies
 # of less than 16 bytes. So correctness rests on the barrier alone: an acquire invalidates L1.
 #
 # Triton compares values to find the variables that a loop changes. If a variable is an alias of
-# another one before the loop, and becomes that alias again in the body, Triton treats it as
-# constant. So no variable that a loop assigns may be an alias before the loop, nor a tuple's field.
+# another before the loop, and becomes that alias again in the body, Triton treats it as constant.
+# So no variable that a loop assigns may be an alias, or a field of a tuple, before the loop.
 
 
 @triton.jit
@@ -122,9 +122,9 @@ def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.cons
 
 @triton.jit
 def of_direction(first, second, program, FORM: tl.constexpr):
-    """Returns the one of two pointers that belongs to the program's direction."""
+    """Returns the pointer for the program's direction."""
     chosen = first
-    if FORM.DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
+    if FORM.DIRECTIONS == 2:  # noqa: SIM102 - known at compile time
         if program.direction == 1:
             chosen = second
     return chosen

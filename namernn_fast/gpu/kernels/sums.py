@@ -16,7 +16,7 @@ def sums_by_token_kernel(
     BLOCK_R: tl.constexpr,  # rows read at once
     STAGES: tl.constexpr,
 ):
-    """Computes the sum of the rows of each token in parts; a part strides over blocks of rows.
+    """Computes the sum of each token's rows in parts; a part strides over blocks of rows.
 
     The grid is (V, blocks of units, parts).
     """

@@ -11,8 +11,8 @@ def upload_kernel(
 ):
     """Stores numbers that are passed as arguments, because a CUDA graph captures arguments.
 
-    They are encoded as 2 v + 3, because Triton recompiles for arguments that are 1 or a multiple of
-    16, and 2 v + 3 is neither.
+    Numbers are encoded as 2 v + 3, because Triton recompiles for arguments that are 1 or a multiple
+    of 16, and 2 v + 3 is neither.
     """
     for i in tl.static_range(len(values)):
         tl.store(out + i, (values[i] - 3) >> 1)

@@ -1,4 +1,4 @@
-"""Fixtures to execute the PTX of the GPU kernels by tools/ptx; `test_triton.py` runs the tests."""
+"""Fixtures that run the GPU kernels' PTX with tools/ptx; `test_triton.py` starts these tests."""
 
 import os
 
@@ -17,7 +17,7 @@ def _machine():
 
 @pytest.fixture
 def machine(_machine):
-    """The machine, initially an A100. Fails the test if it finds a fault."""
+    """Returns the machine, initially an A100. Fails the test if the machine finds a fault."""
     _machine.device = driver.DEVICES[80]
     _machine.options = driver.Options()
     _machine.faults.clear()
@@ -27,4 +27,4 @@ def machine(_machine):
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
-    """Rounds nothing to TF32 unless a test asks for it."""
+    """Disables TF32 unless a test enables it."""

@@ -18,7 +18,7 @@ class Layer:
 
     arch: int
     kind: str
-    """The kind of its plan."""
+    """The kind of the layer's plan."""
     dtype: str
     """The name of a torch dtype, or `TF32`."""
     H: int

@@ -1,6 +1,6 @@
 """Faults to plant in the PTX of a layer's kernels, one place at a time.
 
-As a program, it plants random faults of every kind and lists the ones that go unnoticed;
+As a program, this module plants random faults of every kind and lists those that go unnoticed;
 `make gpu ONLY=emulate` runs it.
 """
 
@@ -82,7 +82,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "no sign": (r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
     "2 instead of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
 }
-"""By name: a multi-line regular expression and its replacement."""
+"""A multi-line regular expression and its replacement, by the name of the fault."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ _ROUNDING = {"float32": 3e-5, "TF32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted) -> str | None:
-    """Runs the layer with a fault; returns how it was noticed, or None."""
+    """Runs the layer with a fault; returns how the fault was noticed, or None."""
     machine.change = change
     try:
         for seed in (1, 2):
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults; prints the ones that survive and the number found of each kind."""
+    """Plants random faults; prints those that survive, and how many of each kind were found."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():
@@ -216,8 +216,8 @@ def main() -> None:
                     print(f"survived: {mutant}, {_where(mutant, texts)}", flush=True)
     for kind, found in planted.items():
         print(f"{kind}: {sum(found)} of {len(found)} found")
-    every = [one for found in planted.values() for one in found]
-    print(f"{sum(every)} of {len(every)} found")
+    outcomes = [is_found for found in planted.values() for is_found in found]
+    print(f"{sum(outcomes)} of {len(outcomes)} found")
 
 
 def _where(mutant: Mutant, texts: list[str]) -> str:

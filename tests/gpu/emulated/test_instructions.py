@@ -47,19 +47,19 @@ _KERNEL = """
 """
 
 
-def run(machine, body, *given, programs=1, cooperative=False):
-    """Returns %r5 of 64 threads after `body`; its inputs are in %r2, %r3 and %r4."""
-    given = given or (A, B, C)
-    out = torch.zeros_like(given[0])
+def run(machine, body, *inputs, programs=1, cooperative=False):
+    """Runs `body` in 64 threads with inputs in %r2, %r3 and %r4; returns each thread's %r5."""
+    inputs = inputs or (A, B, C)
+    out = torch.zeros_like(inputs[0])
     metadata = types.SimpleNamespace(launch_cooperative_grid=cooperative, num_warps=2, shared=1024)
     text = _KERNEL.replace("BODY", body)
-    machine.launch(text, metadata, (programs, 1, 1), [out, *given])
+    machine.launch(text, metadata, (programs, 1, 1), [out, *inputs])
     return out
 
 
 def bits(low, high):
     """Packs pairs of 16-bit numbers into 32 bits."""
-    low, high = (of.view(torch.int16).int() & 0xFFFF for of in (low, high))
+    low, high = (half.view(torch.int16).int() & 0xFFFF for half in (low, high))
     return low | high << 16
 
 
@@ -203,7 +203,7 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 def test_an_exchange_between_programs(machine, missing):
-    """Without any one of its parts the exchange is a race, and may give wrong numbers."""
+    """Without any one of its parts, the exchange is a race and may produce wrong numbers."""
     wrong = found = 0
     for seed in range(20):
         machine.options.seed, machine.options.flush = seed, 0

@@ -1,4 +1,4 @@
-"""Layers on every architecture, what autotune may choose, the benchmark: `make gpu`, emulated."""
+"""`make gpu`, emulated: layers on every architecture, plans of autotune, and the benchmark."""
 
 import dataclasses
 import itertools
@@ -12,8 +12,9 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.dry_run import Interpreted
 from benchmarks.gpu.race import DRY, MEASURED, run
-from namernn_fast import availability, ops
+from namernn_fast import ops
 from namernn_fast.gpu import device, plan, tuning
+from namernn_fast.machine import availability
 from tools.ptx.driver import DEVICES
 
 pytestmark = pytest.mark.slow
@@ -32,18 +33,18 @@ def layers(arch):
     ids = itertools.cycle((0, 0, 0, 7))
     states = itertools.cycle((True, True, False))
     for i, ((H, B), precision) in enumerate(itertools.product(SIZES, PRECISIONS)):
-        layout, dropped = next(rows), next(resets)
-        fused = layout in ("dense", "lengths")
+        layout, reset_share = next(rows), next(resets)
+        takes_resets = layout in ("dense", "lengths")
         layer = Layer(
             *(arch, "", precision, H, B, 3 + i % 3, layout, next(options)),
-            resets=dropped if fused else 0.0,
+            resets=reset_share if takes_resets else 0.0,
             vocabulary=next(ids),
             with_hx=next(states),
         )
         yield dataclasses.replace(layer, kind=layer.plan.kind)
 
 
-@pytest.mark.parametrize("layer", [one for arch in DEVICES for one in layers(arch)], ids=str)
+@pytest.mark.parametrize("layer", [layer for arch in DEVICES for layer in layers(arch)], ids=str)
 def test_layer(machine, layer, fp32_precision):
     machine.device = layer.device
     seed = zlib.crc32(str(layer).encode()) % 1000
@@ -63,14 +64,15 @@ def candidates(arch):
             size = plan.Size(
                 *(H, B, layer.case.dtype, DEVICES[arch], directions, precision == "TF32")
             )
-            found += [(layer, size, one) for one in tuning._candidates(size) if not one.stepwise]
+            plans = tuning._candidates(size)
+            found += [(layer, size, chosen) for chosen in plans if not chosen.stepwise]
     return random.Random(arch).sample(found, 65)
 
 
 @pytest.mark.parametrize(
     ("layer", "size", "chosen"),
-    [one for arch in DEVICES for one in candidates(arch)],
-    ids=lambda one: "" if isinstance(one, plan.Size) else str(one),
+    [candidate for arch in DEVICES for candidate in candidates(arch)],
+    ids=lambda value: "" if isinstance(value, plan.Size) else str(value),
 )
 def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_precision):
     machine.device = layer.device
@@ -84,7 +86,7 @@ def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_prec
 
 
 def test_the_benchmark(machine, monkeypatch):
-    """The code of `make bench-gpu`, except timing: every cell passes its gate."""
+    """The code of `make bench-gpu`, except timing: every workload passes its gate."""
     machine.device = DEVICES[90]
     replaced = (device, "find_device"), (availability, "why_not_cpu_kernel"), (ops, "gpu_backend")
     for module, name in replaced:

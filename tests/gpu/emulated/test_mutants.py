@@ -1,4 +1,4 @@
-"""Planted faults are found, by a check of the machine or by wrong results."""
+"""Planted faults are found, either by a check of the machine or by wrong results."""
 
 import pytest
 from mutants import LAYERS, MUTANTS, caught, results
@@ -6,7 +6,7 @@ from mutants import LAYERS, MUTANTS, caught, results
 
 @pytest.fixture(scope="module")
 def wanted():
-    """Caches the results of each layer without a planted fault."""
+    """Returns a cache for the results of each layer without a planted fault."""
     return {}
 
 

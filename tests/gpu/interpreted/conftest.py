@@ -17,9 +17,9 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 from benchmarks.gpu.dry_run import OPERATORS, on_cuda
-from benchmarks.gpu.resources import H100
 from namernn_fast import gpu, ops, testing
 from namernn_fast.gpu import device, launching
+from tools.gpu.resources import H100
 
 if not triton.knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1")
@@ -39,7 +39,7 @@ def _gpu_operators_on_the_cpu():
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
-        # As on a GPU, where kernels that have assertions are compiled with them.
+        # Enable assertions, as the compiled kernels do.
         options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
@@ -48,8 +48,8 @@ def _gpu_operators_on_the_cpu():
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
     """Multiplies as tensor cores do.
 
-    Triton's own interpreter multiplies the bits of bfloat16 instead of its values, and does not cut
-    off the last 13 bits of TF32 operands.
+    Triton's own interpreter multiplies the bits of bfloat16 numbers instead of their values, and
+    does not cut off the last 13 bits of TF32 operands.
     """
 
     def values(operand):
@@ -66,7 +66,7 @@ def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
 
 
 def _sum(self, input):
-    """Adds in a tree, as lanes and warps do; NumPy does so only for adjacent numbers."""
+    """Adds in a tree, as lanes and warps do. NumPy adds only adjacent numbers in a tree."""
     adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
     return self.to_tensor(adjacent.sum(-1), input.dtype)
 
@@ -82,7 +82,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Launches a kernel whose members run at the same time, in processes that share tensors."""
+    """Launches a kernel; its members run at the same time, in processes that share tensors."""
     members = arguments["FORM"].MEMBERS if "FORM" in arguments else 1
     if members == 1:
         kernel[grid](**arguments)
@@ -103,7 +103,7 @@ def _run(kernel, grid, arguments, settings):
     while running:
         child, status = os.wait()
         running.discard(child)
-        if status:  # the others would wait forever for the one that failed
+        if status:  # the other members would wait forever for the failed one
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
@@ -112,15 +112,15 @@ def _run(kernel, grid, arguments, settings):
 
 def _run_member(member, kernel, grid, arguments):
     """Runs the programs of one member, and exits."""
-    place = interpreter.InterpreterBuilder.set_grid_idx
-    dimensions = interpreter.InterpreterBuilder.set_grid_dim
+    set_index = interpreter.InterpreterBuilder.set_grid_idx
+    set_dimensions = interpreter.InterpreterBuilder.set_grid_dim
     members = arguments["FORM"].MEMBERS
     with pytest.MonkeyPatch.context() as patch:
         builder = interpreter.interpreter_builder
         patch.setattr(
-            builder, "set_grid_idx", lambda x, y, z: place(builder, x * members + member, y, z)
+            builder, "set_grid_idx", lambda x, y, z: set_index(builder, x * members + member, y, z)
         )
-        patch.setattr(builder, "set_grid_dim", lambda x, y, z: dimensions(builder, *grid, y, z))
+        patch.setattr(builder, "set_grid_dim", lambda x, y, z: set_dimensions(builder, *grid, y, z))
         # Restoring would copy all tensors onto themselves, over what other members are writing.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
         kernel[(grid[0] // members,)](**arguments)
@@ -128,11 +128,11 @@ def _run_member(member, kernel, grid, arguments):
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
-    """Rounds nothing to TF32 unless a test asks for it: budgets come from `nn.RNN` on the CPU."""
+    """Disables TF32 unless a test enables it: budgets come from `nn.RNN` on the CPU."""
 
 
 class Worst:
-    """The number of comparisons in this run, and the largest share of a budget that was used."""
+    """The number of results compared in this run, and the one that used most of its budget."""
 
     compared = 0
     share = 0.0

@@ -1,4 +1,4 @@
-"""The GPU kernels against the float64 oracle, through the modules: every kind of plan and dtype."""
+"""The modules on the GPU kernels, with every kind of plan and dtype, against the float64 oracle."""
 
 import itertools
 import random
@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from plans import PLANS, resident, streamed
 from triton.runtime.errors import InterpreterError
 
-from namernn_fast import FusedRNN, availability, gpu, ops
-from namernn_fast.cells import ELMAN
+from namernn_fast import FusedRNN, gpu, ops
+from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import kernels, launching, layer, stack, sums
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.covering(1)
 DTYPES = availability.TRITON_DTYPES
 
 
-# (D, H, T, B): remainders in every block, and more than one block of sequences.
+# (D, H, T, B), with remainders in every block and more than one block of sequences.
 SHAPES = [
     (5, 9, 3, 17),
     (5, 17, 6, 3),
@@ -57,8 +58,8 @@ def test_every_plan(plan, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
-    """No gradient reaches the last step from a later one: an infinite weight makes no NaN."""
+def test_infinite_weight_makes_no_nan_in_the_last_step(plan, monkeypatch):
+    """No gradient reaches the last step through weight_hh, because there is no later step."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     rnn = FusedRNN(3, 5)
     with torch.no_grad():
@@ -114,9 +115,9 @@ def three_stretches(monkeypatch):
     """Cuts every stack into three stretches, whose tasks run in any order that streams allow."""
     stretches = []
 
-    def cut(given, num_layers, like):
+    def cut(layers, num_layers, like):
         stretches.append(num_layers)
-        return stack._cut(given.layout, 3)
+        return stack._cut(layers.layout, 3)
 
     monkeypatch.setattr(stack, "_stretches", cut)
     seeds = itertools.count()
@@ -144,12 +145,12 @@ def test_layers_at_the_same_time(layout, resets, wanted):
 
 
 class TokenCase(Drawn):
-    """A case with token ids. Its features are rows of the identity, so weight_ih^T is the table.
+    """A case with token ids. Its features are one-hot, so weight_ih^T is the table.
 
     Running `FusedRNN` calls the operators: with gradients, and for the last state alone.
     """
 
-    NOWHERE = (2**62, -1, -(2**62))  # ids in padding, which nothing may use as rows
+    NOWHERE = (2**62, -1, -(2**62))  # ids in padding, which no kernel may use as rows
 
     def _draw(self, seed):
         super()._draw(seed)
@@ -188,7 +189,7 @@ class TokenCase(Drawn):
         states = None if self.hx is None else [self.hx.to(dtype)]
         reset = self.reset.t() if options & ops.BATCH_FIRST and self.resets else self.reset
 
-        call = (ELMAN.number, ids, states, weights, lengths, reset)
+        call = (VANILLA.number, ids, states, weights, lengths, reset)
         output, (h_n,), saved = ops.forward(*call, options | ops.WANT_SAVED, 0)
         nothing, (last,), none = ops.forward(*call, options | ops.LAST_STATE, 0)
         assert (nothing.shape, none) == ((0,), [])
@@ -231,7 +232,7 @@ TOKEN_CASES = [
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("plan", PLANS)
 def test_token_ids(plan, monkeypatch):
-    """Every plan, and every case in one plan of each kind."""
+    """Runs half of the cases in every plan, so that each kind of plan runs all of them."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     for case in TOKEN_CASES[list(PLANS).index(plan) % 2 :: 2]:
         check_results(case)
@@ -244,12 +245,12 @@ def test_layers_of_token_ids_at_the_same_time():
 
 @pytest.mark.parametrize("plan", [resident, streamed])
 @pytest.mark.parametrize("id", [-1, 6])
-def test_an_id_without_a_row(plan, id, monkeypatch):
-    """The id is an error and never an address, which would read arbitrary memory here."""
+def test_an_id_out_of_range_is_an_error(plan, id, monkeypatch):
+    """An id out of range is an error. Used as an address, it would read arbitrary memory here."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
-    call = (ELMAN.number, ids, None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
+    call = (VANILLA.number, ids, None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
     ids[2, 1] = id  # past the end of its sequence
     ops.forward(*call)
     ids[1, 1] = id
@@ -258,7 +259,7 @@ def test_an_id_without_a_row(plan, id, monkeypatch):
 
 
 def test_sums_of_rows_by_token():
-    """Sums in parts, with tokens that have no row and rows that have no token."""
+    """Sums are split into parts; a token has no rows, and some rows have an id out of range."""
     ids = torch.randint(-1, 3, (3000,))
     ids[ids == 1] = 3
     rows = torch.randn(3000, 5)
@@ -282,7 +283,7 @@ def test_the_chosen_plan(hidden_size):
 @pytest.mark.parametrize("seq_len", [1, 4])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_consecutive_rows_in_both_directions(seq_len, with_hx):
-    """If all rows exist, time by time, the output itself holds the previous states."""
+    """If all rows exist in time-major order, the output itself holds the previous states."""
     budget = ErrorBudget(torch.float32)
     for seed in range(4):
         case = Case(3, 17, seq_len, 3, {"bidirectional": True}, with_hx=with_hx, seed=seed)

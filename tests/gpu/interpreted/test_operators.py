@@ -1,12 +1,13 @@
-"""The GPU operators, interpreted: `torch.library.opcheck`, graph capture, refused launches."""
+"""The interpreted GPU operators: `torch.library.opcheck`, graph capture, refused launches."""
 
 import pytest
 import torch
 from cases import Case
 
-from namernn_fast import ops, transfers
-from namernn_fast.cells import ELMAN
+from namernn_fast import ops
+from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import device, launching
+from namernn_fast.machine import transfers
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.covering(1)
@@ -29,7 +30,7 @@ def weights_of(options, num_layers, with_ids):
 
 
 def rows_of(options, with_lengths):
-    """Returns the shape of input without features, and sequence_layout."""
+    """Returns the shape of the input without its features, and sequence_layout."""
     if options & ops.PACKED:
         return (5,), torch.tensor([2, 2, 1])
     if options & ops.JAGGED:
@@ -57,7 +58,7 @@ def call_of(options=ops.BIAS, num_layers=1, with_ids=False, with_lengths=False, 
     states = num_layers * ops.directions_of(options)
     reset = torch.rand(T, B) < 0.4 if with_reset else None
     weights = weights_of(options, num_layers, with_ids)
-    return ELMAN.number, input, [torch.randn(states, B, H)], weights, layout, reset, options
+    return VANILLA.number, input, [torch.randn(states, B, H)], weights, layout, reset, options
 
 
 def opcheck(operator, arguments):
@@ -102,7 +103,7 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
     uploaded, upload = [], launching.upload
     monkeypatch.setattr(
-        launching, "upload", lambda *given: uploaded.append(given[0]) or upload(*given)
+        launching, "upload", lambda *args: uploaded.append(args[0]) or upload(*args)
     )
     captured, (captured_h_n,), _ = ops.forward(*call)
     assert uploaded == [[2, 2, 1]]
@@ -110,7 +111,7 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     assert torch.equal(captured_h_n, eager_h_n)
 
 
-def test_a_refused_launch_still_computes(monkeypatch):
+def test_a_refused_launch_still_gives_correct_results(monkeypatch):
     monkeypatch.setattr(device, "_refusing", set())
     run, refused = launching.run, []
 

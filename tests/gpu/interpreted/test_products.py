@@ -7,7 +7,7 @@ from plans import PLANS
 from tf32 import Rounded, check_results
 
 from namernn_fast import ops
-from namernn_fast.cells import ELMAN
+from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import kernels, launching, layer, products
 from namernn_fast.testing import ErrorBudget
 
@@ -18,7 +18,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The precision of each product that a kernel of this package computes."""
+    """Returns a list that receives the precision of each product of `product_kernel`."""
     precisions, run = [], launching.run
 
     def record(kernel, grid, arguments, settings):
@@ -44,7 +44,7 @@ def test_the_oracle_rounds():
 
 
 def matrix(rows, columns, kind):
-    """Returns a random matrix stored by rows, by columns, or as every other column of another."""
+    """Returns a random matrix stored by rows or by columns, or a view of every other column."""
     if kind == "columns":
         return torch.randn(columns, rows).t()
     return torch.randn(rows, 2 * columns)[:, ::2] if kind == "apart" else torch.randn(rows, columns)
@@ -54,13 +54,13 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-@pytest.mark.parametrize("lies", ["rows", "columns", "apart"])
+@pytest.mark.parametrize("storage", ["rows", "columns", "apart"])
 @pytest.mark.parametrize("plus", [None, "bias", "column", "matrix", "out"])
-def test_a_product(precision, lies, plus, fp32_precision, launched):
-    """The error is that of the sum; one from missing rounding would be a thousand times larger."""
+def test_a_product(precision, storage, plus, fp32_precision, launched):
+    """Only summation causes errors; missing rounding would make them a thousand times larger."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
-        left, right = matrix(M, K, lies), matrix(K, N, lies)
+        left, right = matrix(M, K, storage), matrix(K, N, storage)
         added = {"bias": torch.randn(N), "column": torch.randn(M, 1)}
         added |= {"matrix": torch.randn(M, N), "out": torch.randn(M, N)}
         added = added.get(plus)
@@ -91,7 +91,7 @@ def test_special_numbers(precision, fp32_precision):
 
 
 def test_large_offsets(fp32_precision, monkeypatch):
-    """The kernel for offsets of 2^31 and more, which computes small offsets as well."""
+    """The kernel for offsets of 2^31 and more also handles small offsets."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)
     near = products.product(left, right)
@@ -126,7 +126,7 @@ WEIGHTS = [p.detach() for p in torch.nn.RNN(4, 20).parameters()]
 
 def train():
     x, hx = torch.randn(3, 2, 4), torch.randn(1, 2, 20)
-    call = (ELMAN.number, x, [hx], WEIGHTS, None, None, ops.BIAS | ops.WANT_SAVED, 0)
+    call = (VANILLA.number, x, [hx], WEIGHTS, None, None, ops.BIAS | ops.WANT_SAVED, 0)
     output, (h_n,), saved = ops.forward(*call)
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
     return output, h_n, ops.backward(*call, output, saved, *grads, [True, True], [0])
@@ -136,18 +136,18 @@ def train():
 @pytest.mark.parametrize("matmul", ["ieee", "tf32", "none"])
 def test_all_products_obey_the_flag_of_rnn(rnn, matmul, fp32_precision, launched):
     fp32_precision(rnn, matmul)
-    before = RNN.fp32_precision, MATMUL.fp32_precision
+    flags = RNN.fp32_precision, MATMUL.fp32_precision
     train()
     # The projection; the gradients of hx, input, weight_ih and, in two products, weight_hh.
     wanted = "tf32" if rnn == "tf32" else "ieee"
     agree = wanted == ("tf32" if matmul == "tf32" else "ieee")
     assert launched == ([] if agree else [wanted] * 6)
-    assert (RNN.fp32_precision, MATMUL.fp32_precision) == before
+    assert (RNN.fp32_precision, MATMUL.fp32_precision) == flags
 
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "jagged"])
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
-def test_layers_whose_products_are_all_kernels(layout, options, fp32_precision, launched):
+def test_layers_with_all_products_in_our_kernel(layout, options, fp32_precision, launched):
     fp32_precision("ieee", "tf32")
     budget = ErrorBudget(torch.float32)
     Case(5, 17, 3, 4, options, layout).add_to(budget, torch.float32)

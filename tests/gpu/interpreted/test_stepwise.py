@@ -1,4 +1,4 @@
-"""Layers whose steps are products of torch, against the float64 oracle; when they are chosen."""
+"""Layers whose steps are torch products, against the float64 oracle, and when they are chosen."""
 
 from dataclasses import replace
 
@@ -9,16 +9,17 @@ from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings
 from plans import resident, streamed
 
-from namernn_fast import FusedRNN, last_state, ops, transfers
+from namernn_fast import FusedRNN, last_state, ops
 from namernn_fast.gpu import layer, plan, stepwise, tuning
 from namernn_fast.gpu.problem import SequenceLayout, Stack
+from namernn_fast.machine import transfers
 
 pytestmark = pytest.mark.covering(1)
 TORCH = streamed(17)._replace(stepwise=True)
 
 
 def let_torch_multiply(patch):
-    """Makes torch multiply the steps of small layers too, and fails if a kernel is launched."""
+    """Lets torch compute the steps of small layers too; a launched kernel fails the test."""
     patch.setattr(stepwise, "FEWEST_UNITS_OF_STEPS", 1)
     patch.setattr(stepwise, "plan_of", lambda *_: TORCH)
     patch.setattr(layer, "plan_of", lambda *_: pytest.fail("a kernel was launched"))
@@ -60,7 +61,7 @@ def test_a_weight_that_is_not_finite_reaches_the_first_step():
     assert torch.equal(ours(x)[0].isnan(), expected)
 
 
-# NaN times the zero state before the first step is NaN in the gradient of weight_hh.
+# NaN times the zero initial state is NaN in the gradient of weight_hh.
 NAN_AT_ONCE = replace(
     LUCKY,
     **{"D": 3, "H": 17, "T": 1, "B": 3, "values": "NaN", "layout": "dense", "with_hx": False},
@@ -105,7 +106,7 @@ def is_captured(request, monkeypatch):
 
 
 def test_only_large_steps(is_captured, fp32_precision):
-    """Steps of an eager call must outlast the launches of the host; those of a graph need not."""
+    """Eager steps must take longer than the host takes to launch them; captured steps need not."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
     assert suits(512, 256) == is_captured
@@ -117,18 +118,18 @@ def test_only_large_steps(is_captured, fp32_precision):
     assert not suits(512, 1024)
 
 
-def test_what_a_kernel_must_do(is_captured, fp32_precision):
-    some = torch.empty(0)
+def test_other_calls_need_a_kernel(is_captured, fp32_precision):
+    tensor = torch.empty(0)
     assert not suits(1024, 1024, torch.bfloat16)
     assert not suits(1024, 0)
     for name in ("lengths", "offsets", "starts", "reset"):
-        assert not suits(1024, 1024, **{name: some})
+        assert not suits(1024, 1024, **{name: tensor})
     for flags in (("tf32", "ieee"), ("ieee", "tf32")):
         fp32_precision(*flags)
         assert not suits(1024, 1024)
 
 
-def test_what_was_tuned_decides(is_captured, monkeypatch):
+def test_a_tuned_plan_overrides_the_estimate(is_captured, monkeypatch):
     size = plan.size_of(1024, 1024, torch.empty(0), 1)
     for stepwise_or_not in (False, True):
         chosen = size.choose()._replace(stepwise=stepwise_or_not)

@@ -1,4 +1,4 @@
-"""tanh of the GPU kernels, with an emulated GPU division."""
+"""The tanh of the GPU kernels, with an emulated GPU division."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ def tanh(x, improve=True):
 def test_accuracy(improve, units, off, monkeypatch):
     """The error is at most `units` in the last place over the whole range.
 
-    Division is off by the 2 units that PTX allows for `div.full`. `exp2`, for which nothing is
-    promised, must not be used.
+    Division is off by the 2 units that PTX allows for `div.full`. `exp2`, whose accuracy is not
+    guaranteed, must not be used.
     """
 
     def divide(self, left, right):
@@ -37,7 +37,7 @@ def test_accuracy(improve, units, off, monkeypatch):
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fdiv", divide)
     monkeypatch.delattr(interpreter.InterpreterBuilder, "create_exp2")
-    bits = torch.arange(8, 0x41300000, 0x41300000 >> 17)[: 2**17]  # numbers up to 11
+    bits = torch.arange(8, 0x41300000, 0x41300000 >> 17)[: 2**17]  # of numbers up to 11
     x = bits.to(torch.int32).view(torch.float32)
     exact = x.double().tanh()
     unit = torch.exp2(torch.frexp(exact.float()).exponent.double().clamp(-125) - 24)

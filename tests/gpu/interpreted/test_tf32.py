@@ -1,4 +1,4 @@
-"""TF32 against the float64 oracle: as accurate as products of rounded operands."""
+"""In TF32, layers are as accurate as products of rounded operands, by the float64 oracle."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def _operand_kernel(x, y, BLOCK: tl.constexpr, FORM: tl.constexpr):
 
 
 def test_rounding_of_all_kinds_of_numbers():
-    """NaN, infinity and numbers that would overflow stay; CUDA's NaN is 0x7FFFFFFF."""
+    """NaN, infinity and numbers that would overflow are unchanged; CUDA's NaN is 0x7FFFFFFF."""
     plan = PLANS["resident"](16)._replace(precision="tf32")
     form = layer.form_of(plan, 16, 1, tanh=True, padded=False)
     numbers = torch.randint(-(2**31), 2**31, (2**14,), generator=torch.Generator().manual_seed(0))

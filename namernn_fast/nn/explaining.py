@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import layouts, native, ops, tokens
-from .autocast import autocast_dtype, cast_like_autocast
-from .cells import Cell
-from .checks import check_like_nn_rnn
-from .dispatch import why_not_kernel
-from .functional import convert_dtypes
-from .layer import FusedLayer, current_weights
+from .. import dispatch, ops, torch_operators
+from ..call import Call, Choice, layouts, tokens
+from ..call.checks import check_like_nn_rnn
+from ..call.dtypes import convert_dtypes
+from .fused_layer import FusedLayer, current_weights
 from .replacing import PLAIN
-from .step_modules import FusedCell, states_in
-from .token_rnn import TokenLayer
+from .step_modules import WEIGHTS, FusedCell, states_in
+from .token_layers import TokenLayer
 
 Layer: TypeAlias = FusedLayer[Any]
 SHORTCUTS = ("table", "last state", "shared prefixes")
@@ -40,8 +38,8 @@ class Explanation(NamedTuple):
         if path == "reference":
             path += ", the step-by-step PyTorch operators in reference.py"
         path = " with ".join([path, *([", ".join(self.shortcuts)] if self.shortcuts else [])])
-        nots = {**self.why_not, **self.why_no_shortcut}
-        reasons = "; ".join(f"not {name}: {reason}" for name, reason in nots.items())
+        not_taken = {**self.why_not, **self.why_no_shortcut}
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in not_taken.items())
         return f"{path} ({reasons})" if reasons else path
 
 
@@ -60,11 +58,11 @@ def explain(
     torch.func transforms.
 
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
-    instruction set of this processor, `cpu amx` and `cpu avx512_bf16` the fused CPU kernel with
-    products in bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the
-    step-by-step computation out of PyTorch operators, in reference.py. `torch` is torch's own
-    operator: that for a single step, which the cells use except for batch invariance and `vmap`; or
-    that of `nn.GRU` or `nn.LSTM` on devices without a fused kernel for them.
+    instruction set of this processor; `cpu amx` and `cpu avx512_bf16` compute its products in
+    bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the step-by-step
+    computation in PyTorch operators, in reference.py. `torch` is torch's own operator: for a single
+    step, which the cells use except for batch invariance and `vmap`, or for a whole `nn.GRU` or
+    `nn.LSTM`, on devices without a fused kernel for them.
 
     Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
     `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
@@ -111,7 +109,7 @@ def explain(
         layouts.normalise(call, False)
         convert_dtypes(call, None)
         check_like_nn_rnn(call)
-        path, why_not = _path(call.data, layer._cell, reset)
+        path, why_not = _named(call, _choice(call))
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
@@ -126,10 +124,10 @@ def _of_step(
     reason = cell.why_not_fused(input, hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
-    if torch._C._is_any_autocast_enabled():
-        state = states_in(hx)[-1] if hx is not None else None
-        input = cast_like_autocast(input, autocast_dtype(input, cell._cell, state=state))
-    path, why_not = _path(input, cell._cell)
+    call = cell._call(input, hx, current_weights(cell, WEIGHTS))
+    layouts.normalise(call, False)
+    convert_dtypes(call, None)
+    path, why_not = _named(call, _choice(call))
     slower = "torch's own cell is slower for a single step of this size on this processor"
     why_not_torch = {"torch": cell.why_not_torch() or slower}
     return Explanation(path, why_not | why_not_torch if path == "reference" else why_not_torch)
@@ -158,19 +156,19 @@ def _of_ids(
     assert lookup is not None
     rows = lookup.embedding
     tokens.check_embedding(rows, None, call.data, call.weights)
-    path, why_not = _path(rows, layer._cell, reset)
+    choice = _choice(call)
+    path, why_not = _named(call, choice)
     not_asked = None if last_state else "the output is needed"
     output = not_asked or _why_output(layer, (embedding, *states_in(hx)), path)
     if why_rows is not None:
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
-    tracing = torch.compiler.is_compiling()
-    table = tokens.why_not_table(call, rows, tracing)
-    shared = not_asked or tokens.why_not_shared(call, rows, tracing)
+    table = tokens.why_not_table(call, rows, choice)
+    shared = not_asked or tokens.why_not_shared(call, rows, choice)
     return _with_shortcuts(path, why_not, table, output, shared)
 
 
 def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:
-    """Returns an explanation; `reasons` say why not table, last state and shared prefixes."""
+    """Returns an explanation; `reasons` say why each of `SHORTCUTS` is not taken, None if it is."""
     named = dict(zip(SHORTCUTS, reasons, strict=True))
     return Explanation(
         path,
@@ -180,18 +178,21 @@ def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) ->
     )
 
 
-def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, dict[str, str]]:
-    """Returns the path of a call with the device and dtype of `like`, and why not another."""
+def _choice(call: Call) -> Choice:
+    return dispatch.choose(call, torch.compiler.is_compiling())
+
+
+def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
+    """Returns the name of the path chosen for a call, and why the others were not chosen."""
+    like = call.weights[0]
     device = "triton" if like.is_cuda else "cpu"
-    tracing = torch.compiler.is_compiling()
-    reason = why_not_kernel(like, tracing, cell)
-    if reason is not None:
-        why_not_torch = native.why_not(cell, reset, tracing)
-        if why_not_torch is None:
-            return "torch", {device: reason}
-        if cell.torch_operator is None:
-            return "reference", {device: reason}
-        return "reference", {device: reason, "torch": why_not_torch}
+    if choice.why_not_kernel is not None:
+        why_not = {device: choice.why_not_kernel}
+        if choice.path is torch_operators.run_stack:
+            return "torch", why_not
+        if call.cell.torch_operator is not None:
+            why_not["torch"] = str(choice.why_not_torch)
+        return "reference", why_not
     if like.is_cuda:
         kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:

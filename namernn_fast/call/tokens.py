@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import fp32_precision, ops
-from .call import Call
+from .. import ops
+from ..machine import fp32_precision
+from .call import Call, Choice
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
-from .dispatch import why_not_kernel
-from .integrations import onnx
 
 TRACED_VOCABULARY = 1024
 """The largest vocabulary for which a compiled call uses a table. It is fixed because a comparison
@@ -35,7 +34,7 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
     """Checks that embedding is a tensor and that a tensor input holds token ids.
 
     Raises:
-        TypeError: embedding is not a tensor, or input has another dtype than token ids.
+        TypeError: embedding is not a tensor, or input does not have the dtype of token ids.
     """
     if not isinstance(embedding, Tensor):
         raise TypeError(f"embedding must be a Tensor or None, got {type(embedding).__name__}")
@@ -57,12 +56,28 @@ class Lookup(NamedTuple):
     """As in `namernn_fast.last_state`."""
 
 
-def look_up(call: Call, lookup: Lookup) -> None:
-    """Converts a call on token ids, in place, to one with tables or one on features.
+def lookup_of(
+    input: Tensor | PackedSequence,
+    embedding: Tensor | None,
+    padding_idx: int | None,
+    share_prefixes: bool | None = False,
+) -> Lookup | None:
+    """Returns the embedding of a call on token ids, or None if input holds features."""
+    if embedding is not None:
+        check_types(input, embedding)
+        return Lookup(embedding, padding_idx, share_prefixes)
+    if padding_idx is not None:
+        raise ValueError(f"padding_idx={padding_idx} needs embedding, which is None")
+    return None
+
+
+def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
+    """Converts a call on token ids in place: to one that reads tables, or to one on features.
 
     Args:
         call: holds ids of an integer dtype as data.
         lookup: the embedding.
+        choice: the path of the call.
 
     Raises:
         ValueError: embedding or padding_idx is wrong; share_prefixes is True, but impossible.
@@ -71,16 +86,15 @@ def look_up(call: Call, lookup: Lookup) -> None:
     embedding, padding_idx, share_prefixes = lookup
     ids = call.data
     check_embedding(embedding, padding_idx, ids, call.weights)
-    tracing = torch.compiler.is_compiling()
     if share_prefixes is not False:
-        why_not = why_not_shared(call, embedding, tracing, share_prefixes is True)
+        why_not = why_not_shared(call, embedding, choice, share_prefixes is True)
         if why_not is None:
             call.options |= ops.SHARE_PREFIXES
             call.trees = torch.get_num_threads()
         elif share_prefixes:
             refuse_to_share(why_not)
     options = call.options
-    if not options & ops.SHARE_PREFIXES and why_not_table(call, embedding, tracing):
+    if not options & ops.SHARE_PREFIXES and why_not_table(call, embedding, choice):
         call.data = gather(ids, embedding, padding_idx, call.sequence_layout, options)
         return
     if ids.dtype != torch.int64:
@@ -88,23 +102,21 @@ def look_up(call: Call, lookup: Lookup) -> None:
     call.weights = _with_tables(embedding, padding_idx, call.weights, options)
 
 
-def why_not_table(call: Call, embedding: Tensor, tracing: bool) -> str | None:
+def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     """Returns why a call gathers embedding rows, or None if it computes a table.
 
     Args:
         call: a call on token ids.
         embedding: (vocabulary, input_size).
-        tracing: whether a compiler is tracing the call.
+        choice: the path of the call.
     """
+    if choice.why_not_ids is not None:
+        return choice.why_not_ids
     ids, options = call.data, call.options
-    if call.cell.torch_operator and why_not_kernel(embedding, tracing, call.cell) is not None:
-        return "torch's own operator takes rows of features"
     if options & ops.BATCH_INVARIANT:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
-    if tracing:
-        if onnx.exporting():
-            return f"the {call.cell.name.upper()} node of ONNX takes rows of features"
+    if torch.compiler.is_compiling():
         # Do not turn a dynamic size into a guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -122,7 +134,7 @@ def why_not_table(call: Call, embedding: Tensor, tracing: bool) -> str | None:
 
 
 def why_not_shared(
-    call: Call, embedding: Tensor, tracing: bool, at_any_cost: bool = False
+    call: Call, embedding: Tensor, choice: Choice, at_any_cost: bool = False
 ) -> str | None:
     """Returns why the sequences of a call do not share prefixes, or None if they may.
 
@@ -131,8 +143,8 @@ def why_not_shared(
     Args:
         call: a call on token ids.
         embedding: (vocabulary, input_size).
-        tracing: whether a compiler is tracing the call.
-        at_any_cost: whether to ignore reasons of speed and return only what makes it impossible.
+        choice: the path of the call.
+        at_any_cost: whether to ignore speed and return only what makes sharing impossible.
     """
     ids, options = call.data, call.options
     if options & ops.BIDIRECTIONAL:
@@ -145,7 +157,7 @@ def why_not_shared(
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
         return "batch_invariant rules out a table"
-    if tracing:
+    if torch.compiler.is_compiling():
         return "a compiler is tracing the call"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
@@ -154,16 +166,15 @@ def why_not_shared(
     like = call.weights[0]
     if like.dtype not in SHARING_DTYPES:
         return f"the kernel shares prefixes in float32 and float64, not in {like.dtype}"
-    why_not = why_not_kernel(like, tracing, call.cell)
-    if why_not is not None or at_any_cost:
-        return why_not
+    if choice.why_not_kernel is not None or at_any_cost:
+        return choice.why_not_kernel
     hidden_size = ops.hidden_size_of(call.weights)
     if hidden_size < SHARED_FROM_HIDDEN:
         return f"it pays off from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
     sequences = _sequences(call)
     if sequences < SHARED_FROM_SEQUENCES:
         return f"it pays off from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
-    return why_not_table(call, embedding, tracing)
+    return why_not_table(call, embedding, choice)
 
 
 def refuse_to_share(why_not: str) -> NoReturn:
@@ -181,7 +192,7 @@ def gather(
     """Returns the embedding rows of ids, (..., input_size).
 
     Args:
-        ids, sequence_layout, options: of the call. Rows of padding are arbitrary.
+        ids, sequence_layout, options: of the call. Rows in padding are arbitrary.
         embedding, padding_idx: as in `Lookup`.
 
     Raises:
@@ -221,14 +232,14 @@ def _with_tables(
             # Same values, but no gradient for row padding_idx.
             every_row = torch.arange(embedding.shape[0], device=embedding.device)
             embedding = F.embedding(every_row, embedding, padding_idx)
-    given = [*weights]
+    replaced = [*weights]
     for place in range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2):
-        given[place] = _product(embedding, weights[place])
-    return given
+        replaced[place] = _product(embedding, weights[place])
+    return replaced
 
 
 def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
-    """Returns the products of all rows; autocast does not apply, because both are cast already."""
+    """Returns the products of all rows, without autocast, which has already cast both operands."""
     device = embedding.device.type
     if device == "cpu" and embedding.dtype.itemsize == 2:
         # oneDNN may read past the end of a row in 16 bits (uxlfoundation/oneDNN#5717), and would

@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
-from . import tokens
-from .call import Call
-from .cells import Cell
-from .functional import run, run_last_state
-from .integrations.nn_rnn import is_exact, must_serve, plain_twin
-from .layouts import Input, Lengths
-from .options import batch_invariant_is_on, option_bits
+from ..call import Call, tokens
+from ..call.layouts import Input, Lengths
+from ..call.options import batch_invariant_is_on, option_bits
+from ..cells import Cell
+from ..functional import run, run_last_state
+from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
 
 States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
 """The states of a layer: h, or the pair of h and c of an LSTM."""
@@ -73,7 +72,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
                 nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
                 token ids: any of these without the last dimension.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
-                sequence; None for zeros. For an LSTM a pair of them, h_0 and c_0.
+                sequence; None for zeros. For an LSTM a pair of such tensors, h_0 and c_0.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
             reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
@@ -87,13 +86,13 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             hx: h_n, or the pair of h_n and c_n.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`, which documents
-                all arguments in more detail.
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`, which
+                documents all arguments in more detail.
 
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
-            split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
-            multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
+            split a sequence that takes minutes, and pass h_n on as hx. In a fork of a multithreaded
+            process, the CPU kernel runs on one thread. TorchScript records the operators
             of torch's layer, which run at any length.
         """
         weights = current_weights(self, self._flat_weights_names)
@@ -132,14 +131,14 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         Args:
             input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
-                `namernn_fast.last_state`. None: if that is expected to be faster.
+                `namernn_fast.last_state`. None does so if it is expected to be faster.
 
         Returns:
             h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
             sequence. For an LSTM the pair of h_n and c_n.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
         """
         what_else = what_else_runs(self)
         if what_else is not None:
@@ -160,7 +159,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
 
     def _call(self, input: Any, hx: Any, reset: Tensor | None, weights: Sequence[Tensor]) -> Call:
         """Returns a call of this layer with these weights, as `functional.run` takes it."""
-        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch reads mode too
+        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer reads mode too
         options = option_bits(
             weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
         )
@@ -170,7 +169,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     def _refuse_with_projection(
         self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None
     ) -> None:
-        """Raises an error for an argument that torch's layer lacks, which proj_size needs."""
+        """Raises an error for arguments that torch's layer, which computes projections, lacks."""
         for name, value in (("lengths", lengths), ("reset", reset), ("embedding", embedding)):
             if value is not None:
                 raise RuntimeError(
@@ -193,7 +192,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         return plain_twin(self, self._cell.torch_layer) if is_exact(self) else self
 
     def _refuse_if_invariant(self) -> None:
-        """Raises an error if batch_invariant is on, which torch's own operators do not have."""
+        """Raises an error if batch_invariant is on, which torch's own operators do not support."""
         if self.batch_invariant or batch_invariant_is_on():
             raise RuntimeError(
                 "batch_invariant needs the fused kernel, but TorchScript, expanded weights, "

@@ -15,7 +15,7 @@ from . import availability
 
 WIDTH = 88
 CROWDED = 2
-"""The load of each processor above which one thread was faster than two in every kind of call."""
+"""The load per processor above which one thread was faster than two for every kind of call."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ def gather() -> Facts:
 
 def advise(facts: Facts) -> list[str]:
     """Returns advice with reasons, one paragraph each; empty if nothing is known to help."""
-    found = []
+    advice = []
     if not facts.has_extension:
-        found.append(
+        advice.append(
             f"To get the fused kernel, {availability.REINSTALL}. Without the C++ extension every "
             "input on a CPU runs step by step in PyTorch operators, hardly faster than nn.RNN."
         )
     if facts.threads > facts.usable:
-        found.append(
+        advice.append(
             f"Set OMP_NUM_THREADS={facts.usable}, or call torch.set_num_threads({facts.usable}): "
             f"torch has {facts.threads} threads, but this process may use only {facts.usable} "
             "processor(s). The threads wait for each other at every step, and then for a processor "
             "as well."
         )
-    found += _on_waiting(facts)
+    advice += _on_waiting(facts)
     if facts.gpu_trouble is not None:
-        found.append(f"Input on the GPU raises an error so far. {facts.gpu_trouble}.")
-    return found
+        advice.append(f"Input on the GPU raises an error so far. {facts.gpu_trouble}.")
+    return advice
 
 
 def _on_waiting(facts: Facts) -> list[str]:
@@ -110,7 +110,7 @@ def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many processors this process may use, including the limit of its container.
 
     Args:
-        cgroup: where Linux shows that limit, in the files of control groups, version 2 or 1.
+        cgroup: the folder of Linux control groups, version 2 or 1, whose files show that limit.
     """
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows

@@ -1,4 +1,4 @@
-"""`replace_rnn` and `restore_rnn`: replace torch's modules by the fused ones, and back."""
+"""`replace_rnn` and `restore_rnn`: replace torch's modules with fused ones, and back."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import TypeVar, overload
 
 import torch
 
-from .cells import CELLS, CellName
-from .nn import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from ..cells import CELLS, CellName
+from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -22,13 +22,13 @@ PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.
 
 
 def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model:
-    """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and cell of theirs in `model` into its fused class.
+    """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and torch cell in `model` into its fused class.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
     left alone, because they may override anything, and so are TorchScript modules, which cannot be
-    changed. If there is nothing to replace, or there are TorchScript modules that should be, a
-    warning says so and names what was left alone.
+    changed. If nothing was replaced, or a TorchScript module should have been, a warning names what
+    was left alone.
 
     Args:
         model: any module, which may be one of these modules itself.

@@ -1,11 +1,11 @@
-"""The option bits of a call, and the setting `batch_invariant()` that is one of them."""
+"""The option bits of a call, and the setting `batch_invariant()`, which sets one of them."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from . import ops
+from .. import ops
 
 # Other modules must call batch_invariant_is_on(): importing this name would copy its value.
 _batch_invariant = False
@@ -15,9 +15,9 @@ _batch_invariant = False
 def batch_invariant(enabled: bool = True) -> Iterator[None]:
     """Context manager: results of a sequence are bit-identical however it is batched.
 
-    They depend neither on the other sequences of the batch nor on the position among them, on
-    padding, packing or lengths, or on the number of threads. This holds for forward results of
-    `rnn`, `gru`, `lstm` and the modules; gradients of parameters are sums over the batch. The cost:
+    Results do not depend on the other sequences of the batch, the position among them, padding,
+    packing, lengths, or the number of threads. This holds for forward results of `rnn`, `gru`,
+    `lstm` and the modules; gradients of parameters are sums over the batch. The setting costs time:
     small batches use the same chain lengths as large ones, and even a single short sequence copies
     the weights into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
 
@@ -27,11 +27,11 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
         enabled: False turns the setting off within an outer `batch_invariant()`.
     """
     global _batch_invariant
-    before, _batch_invariant = _batch_invariant, enabled
+    previous, _batch_invariant = _batch_invariant, enabled
     try:
         yield
     finally:
-        _batch_invariant = before
+        _batch_invariant = previous
 
 
 def batch_invariant_is_on() -> bool:

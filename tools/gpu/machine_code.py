@@ -21,7 +21,7 @@ class Instruction(NamedTuple):
     """The opcode with its modifiers."""
     operands: str
     calls: tuple[tuple[str, int], ...]
-    """The source calls that led to it, innermost first: file names and lines."""
+    """The calls in the source that led to the instruction, innermost first: files and lines."""
 
     @property
     def opcode(self) -> str:
@@ -29,7 +29,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> str:
-        """The label in its operands, or ""."""
+        """The label in the operands, or ""."""
         found = re.search(r"`\((.*?)\)", self.operands)
         return found[1] if found else ""
 
@@ -91,9 +91,11 @@ class Code:
             elif found := _INSTRUCTION.match(line):
                 offset, guard, name, operands = found.groups(default="")
                 are_complete = True
-                if guard not in ("!PT", "!UPT"):  # a place holder
-                    at = Instruction(int(offset, 16), guard, name, operands, tuple(lines[1:]))
-                    self.instructions.append(at)
+                if guard not in ("!PT", "!UPT"):  # a placeholder that never runs
+                    instruction = Instruction(
+                        int(offset, 16), guard, name, operands, tuple(lines[1:])
+                    )
+                    self.instructions.append(instruction)
         if not self.instructions:
             raise ValueError("the output of nvdisasm contains no instruction")
 
@@ -119,34 +121,37 @@ class Code:
     def _edges(self) -> dict[int, list[int]]:
         """Returns the possible successors of each reachable instruction, as positions."""
         found: dict[int, list[int]] = {}
-        # A position, and by barrier register the position where warps reconverge.
+        # A position, and for each barrier register the position where warps reconverge.
         waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
         while waiting:
             place, meeting = waiting.pop()
             if place in found:
                 continue
-            at = self.instructions[place]
-            if at.opcode == "BSSY":
-                meeting = {**meeting, at.operands.split(",")[0]: self._labels[at.target]}
+            instruction = self.instructions[place]
+            if instruction.opcode == "BSSY":
+                meeting = {
+                    **meeting,
+                    instruction.operands.split(",")[0]: self._labels[instruction.target],
+                }
             found[place] = self._following(place, meeting)
             waiting += [(other, meeting) for other in found[place]]
         return found
 
     def _following(self, place: int, meeting: dict[str, int]) -> list[int]:
-        at, below = self.instructions[place], [place + 1]
-        is_conditional = at.guard or re.search(r"\bU?P\d", at.operands)
-        if at.opcode == "BSYNC" and at.operands in meeting:
-            return [meeting[at.operands]]
-        if at.opcode in ("BRA", "JMP", "CALL") and at.target in self._labels:
+        instruction, below = self.instructions[place], [place + 1]
+        is_conditional = instruction.guard or re.search(r"\bU?P\d", instruction.operands)
+        if instruction.opcode == "BSYNC" and instruction.operands in meeting:
+            return [meeting[instruction.operands]]
+        if instruction.opcode in ("BRA", "JMP", "CALL") and instruction.target in self._labels:
             # A call within a kernel is a branch; other functions return.
-            if at.name.endswith((".DIV", ".CONV")):
+            if instruction.name.endswith((".DIV", ".CONV")):
                 return below
-            return [self._labels[at.target], *(below if is_conditional else [])]
+            return [self._labels[instruction.target], *(below if is_conditional else [])]
         # A call of an absolute address is a failed assertion.
-        if at.opcode in ("EXIT", "RET", "BPT") or at.name.startswith("CALL.ABS"):
+        if instruction.opcode in ("EXIT", "RET", "BPT") or instruction.name.startswith("CALL.ABS"):
             return below if is_conditional else []
-        if at.opcode in ("BRX", "JMX"):
-            raise ValueError(f"branches to computed addresses are not supported: {at}")
+        if instruction.opcode in ("BRX", "JMX"):
+            raise ValueError(f"branches to computed addresses are not supported: {instruction}")
         return below
 
     @cached_property
@@ -157,12 +162,12 @@ class Code:
     def count(self) -> Counts:
         """Returns the instruction counts of a step."""
         inner = {place for loop in self.loops if loop < self.loops[0] for place in loop}
-        opcodes = [at.opcode for at in self.step]
+        opcodes = [instruction.opcode for instruction in self.step]
         return Counts(
             instructions=len(opcodes),
             in_loops=len(inner),
             shuffles=opcodes.count("SHFL"),
-            barriers=sum(at.name.startswith("BAR.SYNC") for at in self.step),
+            barriers=sum(instruction.name.startswith("BAR.SYNC") for instruction in self.step),
             global_accesses=sum(opcode in _GLOBAL for opcode in opcodes),
             tensor=sum(opcode.endswith("MMA") for opcode in opcodes),
         )
@@ -170,17 +175,17 @@ class Code:
 
 def _back_edges(after: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
     """Yields each edge from a position to one of its ancestors in a depth-first search."""
-    way, seen = {0: iter(after[0])}, {0}
-    while way:
-        place = next(reversed(way))
-        other = next(way[place], None)
+    path, seen = {0: iter(after[0])}, {0}
+    while path:
+        place = next(reversed(path))
+        other = next(path[place], None)
         if other is None:
-            del way[place]
-        elif other in way:
+            del path[place]
+        elif other in path:
             yield place, other
         elif other not in seen:
             seen.add(other)
-            way[other] = iter(after[other])
+            path[other] = iter(after[other])
 
 
 def code_of(cubin: bytes) -> Code:
@@ -189,7 +194,7 @@ def code_of(cubin: bytes) -> Code:
 
 
 def run_tool(name: str, *options: str, cubin: bytes) -> str:
-    """Returns what one of NVIDIA's tools, which Triton brings, prints about a cubin."""
+    """Runs one of NVIDIA's tools, which Triton includes, and returns what it prints on a cubin."""
     tool = Path(triton.backends.__file__).parent / "nvidia/bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

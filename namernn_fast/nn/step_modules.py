@@ -1,4 +1,4 @@
-"""The modules for a single step: those of `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
+"""The modules for a single step, which replace `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Generic
 import torch
 from torch import Tensor
 
-from . import availability, ops
-from .call import Call
-from .cells import ELMAN, GRU, LSTM, Cell
-from .functional import run
-from .integrations.fx import make_leaves
-from .integrations.nn_rnn import is_exact, plain_twin
-from .layer import States, current_weights
-from .options import batch_invariant_is_on, option_bits
+from .. import ops
+from ..call import Call
+from ..call.options import batch_invariant_is_on, option_bits
+from ..cells import GRU, LSTM, VANILLA, Cell
+from ..functional import run
+from ..integrations.fx import make_leaves
+from ..integrations.nn_rnn import is_exact, plain_twin
+from ..machine import availability
+from .fused_layer import States, current_weights
 
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class FusedCell(torch.nn.RNNCellBase, Generic[States]):
@@ -38,31 +39,35 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         Args:
             input: (batch, input_size), or (input_size).
             hx: (batch, hidden_size), or (hidden_size); None for zeros. An LSTM takes and returns a
-                pair of them, h and c.
+                pair of states, h and c.
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
-        weights = current_weights(self, _WEIGHTS)
+        weights = current_weights(self, WEIGHTS)
         if self.why_not_fused(input, hx, weights) is None:
-            weights = weights if self.bias else weights[:2]
-            options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
-            row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
-            call = Call(self._cell, row, states, weights, None, None, options)
-            return _map_states(run(call, row)[1], _without_layers)  # type: ignore[no-any-return]
+            call = self._call(input, hx, weights)
+            return _map_states(run(call, call.data)[1], _without_layers)  # type: ignore[no-any-return]
         step = self._step()
         if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
             return super().forward(input, hx)  # type: ignore[no-any-return]
-        given: Any = hx
-        if given is None:
-            given = input.new_zeros(input.shape[0], self.hidden_size)
-            given = (given, given) if len(self._cell.states) > 1 else given
-        return step(input, given, *weights)  # type: ignore[no-any-return]
+        states: Any = hx
+        if states is None:
+            states = input.new_zeros(input.shape[0], self.hidden_size)
+            states = (states, states) if len(self._cell.states) > 1 else states
+        return step(input, states, *weights)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
 
         def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
+
+    def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
+        """Returns the call of a layer with one time step, as `functional.run` takes it."""
+        weights = weights if self.bias else weights[:2]
+        options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+        row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
+        return Call(self._cell, row, states, weights, None, None, options)
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
@@ -77,7 +82,7 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
-        weights = current_weights(self, _WEIGHTS) if weights is None else weights
+        weights = current_weights(self, WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
             name = self._cell.torch_step_module.__name__
             return f"the arguments do not match, and nn.{name} raises its own errors"
@@ -123,10 +128,10 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
 class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.RNNCell`. So are the operators, because the fused kernel is not faster for a single
-    step; it runs only for batch invariance and `vmap`, which those operators do not support.
-    `namernn_fast.explain` says which path an input takes.
+    The constructor, parameters, `state_dict`, initialisation, errors and results match
+    `torch.nn.RNNCell`. Torch's operators run, because the fused kernel is not faster for a single
+    step. The fused kernel runs only for batch invariance and `vmap`, which torch's operators do not
+    support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)
@@ -134,7 +139,7 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
         torch.Size([3, 16])
     """
 
-    _cell = ELMAN
+    _cell = VANILLA
 
 
 class _FusedGatedCell(FusedCell[States]):
@@ -158,7 +163,7 @@ class _FusedGatedCell(FusedCell[States]):
         """
         rows = input.shape[0] if input.dim() == 2 else 1
         kernel, bfloat16_kernel = _kernels()
-        if bfloat16_kernel == "avx512_bf16":  # chosen on AMD alone, where torch's BLAS is slower
+        if bfloat16_kernel == "avx512_bf16":  # chosen only on AMD, where torch's BLAS is slower
             columns = self._cell.weight_blocks * self.hidden_size
             work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
             return rows > 1 and work >= 2**19
@@ -174,10 +179,10 @@ def _kernels() -> tuple[str, str]:
 class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.GRUCell`. The fused operator runs for sizes in which it is faster than torch's own
-    cell, on a CPU in float32 and float64, and for batch invariance and `vmap`, which torch's cell
-    does not support. `namernn_fast.explain` says which path an input takes.
+    The constructor, parameters, `state_dict`, initialisation, errors and results match
+    `torch.nn.GRUCell`. The fused operator runs for sizes where it is faster than torch's own cell,
+    on a CPU in float32 and float64, and for batch invariance and `vmap`, which torch's cell does
+    not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)
@@ -191,8 +196,9 @@ class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
 class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     """A drop-in for `torch.nn.LSTMCell`: one step of `torch.nn.LSTM`.
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.LSTMCell`. The fused operator runs where that of `FusedGRUCell` does.
+    The constructor, parameters, `state_dict`, initialisation, errors and results match
+    `torch.nn.LSTMCell`. The fused operator runs in the same cases as for `FusedGRUCell`, except
+    under autocast.
 
     Example:
         >>> cell = FusedLSTMCell(8, 16)
@@ -204,13 +210,13 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     _cell = LSTM
 
     def _why_slower(self, input: Tensor) -> str | None:
-        if torch._C._is_any_autocast_enabled():  # which has other rules for layers than for cells
+        if torch._C._is_any_autocast_enabled():  # autocast treats cells and layers differently
             return "autocast is on"
         return super()._why_slower(input)
 
 
 def states_in(hx: Any) -> Sequence[Tensor]:
-    """Returns the states of an argument hx: none, one, or the pair of an LSTM."""
+    """Returns the states in hx: none, one, or the pair of an LSTM."""
     if hx is None:
         return ()
     return hx if isinstance(hx, tuple | list) else (hx,)
@@ -226,8 +232,8 @@ def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 def _without_layers(state: Tensor) -> Tensor:
     """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
 
-    In place, because callers may modify a state in place, for example by `detach_`, which a view
-    does not allow. A state that is a view already comes from the reference path.
+    Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
+    a view does not allow. A state that is a view already comes from the reference path.
     """
     return state.squeeze(0) if state._is_view() else state.squeeze_(0)
 

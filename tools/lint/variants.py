@@ -1,16 +1,16 @@
-"""The kernels that the lint compiles.
+"""The variants of the kernels that the lint compiles.
 
-Every plan of `make gpu ONLY=report` on NVIDIA's GPUs for the usual call; on GeForce GPUs one plan
-of each kind (resident, cooperative, streamed) and precision; and on an H100 every other kind of
-rows with every kind of plan, rotating through the precisions.
+The usual call is compiled with every plan of `make gpu ONLY=report` on NVIDIA's GPUs, and with one
+plan of each kind (resident, cooperative, streamed) and precision on GeForce GPUs. Every other kind
+of rows is compiled for an H100 with every kind of plan, rotating through the precisions.
 """
 
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.gpu import resources
 from namernn_fast.gpu.device import Device
+from tools.gpu import resources
 
 REPORTED = tuple(device for device in resources.DEVICES if device.backend == "cuda")
 DEVICES = (*REPORTED, *resources.GEFORCE)
@@ -25,20 +25,20 @@ CALLS: dict[str, dict[str, Any]] = {
     "jagged": {"rows": {"offsets"}, **resources.USUAL},
     "reset": {"rows": {"reset"}},
     IDS: {"rows": {"ids", "lengths"}, **resources.USUAL},
-    # only h_n; in the backward pass, no gradient of weights
-    "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "states_before"}},
+    # Returns only h_n; the backward pass computes no gradient of weights.
+    "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "previous_states"}},
     UNALIGNED: resources.USUAL,  # pointers that are not divisible by 16
 }
 
 
-class Case(NamedTuple):
+class Variant(NamedTuple):
     """One kernel, and what it is compiled for."""
 
     build: resources.Build
     kernel: str
     """`forward` or `backward`."""
     rows: str = USUAL
-    """One of `CALLS`."""
+    """The kind of rows, a key of `CALLS`."""
     directions: int = 1
 
     @property
@@ -57,33 +57,33 @@ class Case(NamedTuple):
         return resources.specialise(kernel, self.build, directions=self.directions, **call)
 
 
-def cases() -> Iterator[Case]:
-    """Yields each case once."""
-    of_geforce = (
+def variants() -> Iterator[Variant]:
+    """Yields each variant once."""
+    geforce_builds = (
         build
         for device in resources.GEFORCE
         for by_precision in _by_kind(device).values()
         for build, *_ in by_precision.values()
     )
-    reported = (build for build, _ in resources.builds(REPORTED))
-    for build in itertools.chain(reported, of_geforce):
+    reported_builds = (build for build, _ in resources.builds(REPORTED))
+    for build in itertools.chain(reported_builds, geforce_builds):
         for kernel in resources.KERNELS:
-            yield Case(build, kernel)
+            yield Variant(build, kernel)
     yield from _of_other_rows()
 
 
-def _of_other_rows() -> Iterator[Case]:
+def _of_other_rows() -> Iterator[Variant]:
     """Yields every kind of rows except the usual one, alternating one and two directions."""
     others = [rows for rows in CALLS if rows != USUAL]
     turn = itertools.count()
     for by_precision in _by_kind(resources.H100).values():
-        of_precision = list(by_precision.values())
+        precisions = list(by_precision.values())
         for kernel, rows in itertools.product(resources.KERNELS, others):
             if (kernel, rows) == ("backward", IDS):
-                continue  # it reads no ids
+                continue  # the backward kernel reads no ids
             i = next(turn)
-            builds = of_precision[i % len(of_precision)]
-            yield Case(builds[i // len(of_precision) % len(builds)], kernel, rows, 1 + i % 2)
+            builds = precisions[i % len(precisions)]
+            yield Variant(builds[i // len(precisions) % len(builds)], kernel, rows, 1 + i % 2)
 
 
 def _by_kind(device: Device) -> dict[str, dict[str, list[resources.Build]]]:

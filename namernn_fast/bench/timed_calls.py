@@ -1,10 +1,10 @@
-"""The timed work of a cell: a forward pass, or a training step with fixed random gradients.
+"""Makes the calls that are timed: forward passes, or training steps with fixed random gradients.
 
-The gate of a cell checks the results of the very calls that are timed. Every training step gives
-gradients to `output` and to all last states. With a gradient at `h_n` alone, the gradient of the
-state decays within a hundred steps to subnormal numbers, which some processors handle many times
-slower: a benchmark would measure that weakness instead of the work. `benchmarks/cpu/fading.py` in
-the repository measures that case separately.
+The gate checks the results of the very calls that are timed. Every training step gives gradients to
+`output` and to all last states. With a gradient at `h_n` alone, the gradient of the state would
+decay to subnormal numbers within a hundred steps. Some processors handle such numbers many times
+slower, and a benchmark would measure that weakness instead of the layers.
+`benchmarks/cpu/fading.py` in the repository measures it separately.
 """
 
 import copy
@@ -18,29 +18,29 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import cell_of
 from ..nn import LAYERS as FUSED_LAYERS
-from ..step_modules import states_in
+from ..nn.step_modules import states_in
 from ..testing import assert_within_budget
-from .cells import FORWARD, TRAINING, Cell
-from .race import Call
+from .race import TimedCall
+from .workloads import FORWARD, TRAINING, Workload
 
-# Maximum multiply-adds of the oracle, unless that is less than the minimum number of sequences.
+# Maximum multiply-adds of the oracle; it computes at least ORACLE_ROWS sequences regardless.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
 CLASSES: dict[str, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
     name: (layer._cell.torch_layer, layer) for name, layer in FUSED_LAYERS.items()
 }
-"""The classes of both layers by the name of their cell, in the order of `Cell.layers`."""
+"""The classes of both layers by the name of their cell, in the order of `Workload.layers`."""
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
 Gradients = tuple[Tensor, ...]
-"""The gradient of `output`, or of its data if it is packed, and the gradient of each state."""
+"""The gradients of `output` (of its data if it is packed) and of each last state."""
 TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ...]]
 
 
 def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
-    """Returns fixed random gradients of all results of a layer; call it outside of what is timed.
+    """Returns fixed random gradients for every result of a layer; call this before timing.
 
     Args:
         layer: A time-major layer.
@@ -64,11 +64,11 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
 def tensors_in(returned: Any) -> tuple[Tensor, ...]:
     """Returns the results of a module in one tuple: output, h_n and, for an LSTM, c_n.
 
-    Of a packed output it returns the data.
+    A packed output is replaced by its data.
     """
     output, *states = returned
     data = output.data if isinstance(output, PackedSequence) else output
-    return data, *(state for given in states for state in states_in(given))
+    return data, *(state for last_states in states for state in states_in(last_states))
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
 ) -> tuple[Any, ...]:
     """Runs a module forward, and backward from `gradients` of its output and states.
 
-    The parameters receive gradients, but not the input, as in a first layer.
+    The parameters get gradients, but the input does not, as in a first layer.
 
     Args:
         module: A layer, or any module that returns an output and one or more states.
@@ -97,7 +97,7 @@ def call_of(
     mode: str,
     gradients: Gradients = (),
     step: TrainingStep = train,
-) -> Call:
+) -> TimedCall:
     """Returns the call to be timed: `module(input)`, or a training step with `gradients`."""
     if mode == FORWARD:
         return partial(module, input)
@@ -105,15 +105,16 @@ def call_of(
 
 
 def results(
-    layer: nn.RNNBase, call: Call, mode: str, rows: Tensor | None = None
+    layer: nn.RNNBase, call: TimedCall, mode: str, rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Makes a call and returns its output, its last states and, in training, all gradients.
+    """Runs a call and returns its output, its last states and, in training, all gradients.
 
     Args:
         layer: The layer whose parameters the call trains.
         call: The call, from `call_of`.
         mode: The mode of the call.
-        rows: The sequences of a dense batch whose output and last states to return; default: all.
+        rows: The sequences of a dense batch whose output and last states are returned; default:
+            all.
     """
     named: dict[str, Any] = dict(zip(("output", "h_n", "c_n"), tensors_in(call()), strict=False))
     if rows is not None:
@@ -123,55 +124,64 @@ def results(
     return {name: value.detach().cpu() for name, value in named.items()}
 
 
-def rows_of_oracle(cell: Cell) -> Tensor | None:
+def rows_of_oracle(workload: Workload) -> Tensor | None:
     """Returns the sequences of a dense batch that the gate checks, or None for all of them."""
-    known = min(cell.batch, max(ORACLE_ROWS, ORACLE_WORK // cell.row_work))
-    return torch.linspace(0, cell.batch - 1, known).long() if known < cell.batch else None
+    count = min(workload.batch, max(ORACLE_ROWS, ORACLE_WORK // workload.row_work))
+    return torch.linspace(0, workload.batch - 1, count).long() if count < workload.batch else None
 
 
-def equal_layers(cell: Cell) -> dict[str, nn.RNNBase]:
-    """Returns both layers of a cell by name, with equal parameters."""
+def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
+    """Returns both layers of a workload by name, with equal parameters."""
     torch.manual_seed(0)
-    baseline, fused = (make(cell.input_size, cell.hidden_size) for make in CLASSES[cell.kind])
+    classes = CLASSES[workload.cell]
+    baseline, fused = (make(workload.input_size, workload.hidden_size) for make in classes)
     fused.load_state_dict(baseline.state_dict())
-    return dict(zip(cell.layers, (baseline, fused), strict=True))
+    return dict(zip(workload.layers, (baseline, fused), strict=True))
 
 
 def gated_calls(
-    cell: Cell, input: Input, rows: Tensor | None = None, step: TrainingStep = train
-) -> dict[str, Call]:
+    workload: Workload, input: Input, rows: Tensor | None = None, step: TrainingStep = train
+) -> dict[str, TimedCall]:
     """Returns the calls of both layers, with equal parameters, after the gate has passed.
 
     Args:
-        cell: The sizes of the layers, and the mode.
-        input: The input of both.
+        workload: The cell and the sizes of the layers, and the mode.
+        input: The input of both layers.
         rows: The sequences of a dense batch that the float64 oracle computes; default: all. In
             training the gate then gives zero gradients to the other sequences, so that the oracle's
             parameter gradients are complete although the layers run the whole batch.
         step: The training step.
     """
-    layers = equal_layers(cell)
-    baseline = layers[cell.layers.baseline]
-    gradients = draw_gradients(baseline, input) if cell.mode == TRAINING else ()
-    known: Any = input
-    seen, seen_by_oracle = gradients, gradients
+    layers = equal_layers(workload)
+    baseline = layers[workload.layers.baseline]
+    gradients = draw_gradients(baseline, input) if workload.mode == TRAINING else ()
+    oracle_input: Any = input
+    checked_gradients, oracle_gradients = gradients, gradients
     if rows is not None:
-        known, seen_by_oracle = known[:, rows], tuple(value[:, rows] for value in gradients)
-        seen = tuple(torch.zeros_like(value) for value in gradients)
-        for value, exact in zip(seen, seen_by_oracle, strict=True):
+        oracle_input = oracle_input[:, rows]
+        oracle_gradients = tuple(value[:, rows] for value in gradients)
+        checked_gradients = tuple(torch.zeros_like(value) for value in gradients)
+        for value, exact in zip(checked_gradients, oracle_gradients, strict=True):
             value[:, rows] = exact
 
-    with torch.inference_mode(cell.mode == FORWARD):
+    with torch.inference_mode(workload.mode == FORWARD):
         precise = copy.deepcopy(baseline).double()
-        exact_gradients = tuple(value.double() for value in seen_by_oracle)
-        call = call_of(precise, known.to(torch.float64), cell.mode, exact_gradients, step)
-        oracle = results(precise, call, cell.mode)
+        exact_gradients = tuple(value.double() for value in oracle_gradients)
+        exact_input = oracle_input.to(torch.float64)
+        call = call_of(precise, exact_input, workload.mode, exact_gradients, step)
+        oracle = results(precise, call, workload.mode)
         found = {
-            name: results(layer, call_of(layer, input, cell.mode, seen, step), cell.mode, rows)
+            name: results(
+                layer,
+                call_of(layer, input, workload.mode, checked_gradients, step),
+                workload.mode,
+                rows,
+            )
             for name, layer in layers.items()
         }
-    theirs, ours = (found[name] for name in cell.layers)
+    theirs, ours = (found[name] for name in workload.layers)
     assert_within_budget(ours, theirs, oracle)
     return {
-        name: call_of(layer, input, cell.mode, gradients, step) for name, layer in layers.items()
+        name: call_of(layer, input, workload.mode, gradients, step)
+        for name, layer in layers.items()
     }

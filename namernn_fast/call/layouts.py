@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops, transfers
+from .. import ops
+from ..cells import Cell
+from ..machine import transfers
 from .call import Call, Results
-from .cells import Cell
 from .checks import check_reset, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
@@ -67,12 +68,12 @@ def normalise(call: Call, has_ids: bool) -> None:
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
-    """Returns the initial states in an argument hx: it is a tensor or, for an LSTM, a pair."""
+    """Returns the initial states in hx, which is a tensor or, for an LSTM, a pair."""
     if len(cell.states) == 1:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
         return (hx,)
-    states = hx[0], hx[1]  # raises what nn.LSTM does if there are fewer
+    states = hx[0], hx[1]  # if there are fewer, fails as nn.LSTM does
     if not isinstance(hx, tuple | list):
         raise TypeError(f"hx must be a pair of tensors or None, got {type(hx).__name__}")
     if len(hx) > len(cell.states):
@@ -83,13 +84,13 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
     return states
 
 
-def _refuse_dimensions_of_states(call: Call, of_input: int, wanted: int) -> NoReturn:
+def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:
     """Raises the error for states of a padded input that do not have `wanted` dimensions."""
     names = " and ".join(f"{name}x" for name in call.cell.states)
     got = ", ".join(f"{state.dim()}-D" for state in call.states)
     raise RuntimeError(
-        f"For {'batched' if wanted == 3 else 'unbatched'} {of_input}-D input, "
-        f"{names} should {'also ' if of_input == wanted else ''}be {wanted}-D but got "
+        f"For {'batched' if wanted == 3 else 'unbatched'} {input_dim}-D input, "
+        f"{names} should {'also ' if input_dim == wanted else ''}be {wanted}-D but got "
         + (f"{got} tensor" if len(call.states) == 1 else f"({got}) tensors")
     )
 
@@ -146,7 +147,7 @@ def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
 
 
 def _savable(tensor: Tensor) -> Tensor:
-    """Returns the tensor, or a copy if autograd cannot save it because it is an inference one."""
+    """Returns the tensor, or a copy if it is an inference tensor, which autograd cannot save."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return tensor  # Dynamo cannot trace is_inference
     return tensor.clone() if tensor.is_inference() else tensor

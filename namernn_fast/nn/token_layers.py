@@ -1,4 +1,4 @@
-"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding and the layer on top, which reads token ids."""
+"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding with a recurrent layer that reads token ids."""
 
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from .cells import ELMAN, GRU, LSTM, Cell
-from .integrations.fx import make_leaves
-from .integrations.nn_rnn import is_exact, plain_twin
-from .layer import FusedLayer, States, what_else_runs
-from .layouts import Input, Lengths
-from .nn import FusedGRU, FusedLSTM, FusedRNN
-from .tokens import refuse_to_share
+from ..call.layouts import Input, Lengths
+from ..call.tokens import refuse_to_share
+from ..cells import GRU, LSTM, VANILLA, Cell
+from ..integrations.fx import make_leaves
+from ..integrations.nn_rnn import is_exact, plain_twin
+from .fused_layer import FusedLayer, States, what_else_runs
+from .layers import FusedGRU, FusedLSTM, FusedRNN
 
 
 class _Scriptable(torch.nn.Module):
@@ -73,7 +73,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             pair of h_n and c_n instead of h_n.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`.
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`.
         """
         if self.why_not_fused() is None:
             embedding = self.embedding
@@ -101,10 +101,10 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         Args:
             ids, hx, lengths, reset: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
-                None: if that is expected to be faster.
+                None does so if it is expected to be faster.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
         """
         what_else = what_else_runs(self)
         why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"
@@ -148,9 +148,9 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        more = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN lacks them
+        optional = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN lacks them
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
-        output, states = rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+        output, states = rnn(rows, hx, **{k: v for k, v in optional.items() if v is not None})
         return output, states
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -158,7 +158,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         if not is_exact(self):
             return self
         twin = plain_twin(self, self._scriptable)
-        # TorchScript replaces the parts by their own twins, which must not happen in this model.
+        # A copy, because TorchScript replaces the parts in this dict with their twins.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 
@@ -190,7 +190,7 @@ class TokenRNN(TokenLayer[Tensor]):
     """
 
     rnn: FusedRNN
-    _cell = ELMAN
+    _cell = VANILLA
 
     def __init__(
         self,

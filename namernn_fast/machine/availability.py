@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cells import ELMAN, Cell
+from ..cells import VANILLA, Cell
 
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_MINIMUM = (3, 6)
 CAPABILITY_MINIMUM = (8, 0)
 
-_IMPORTING = {__package__, "importlib", "_frozen_importlib", "_frozen_importlib_external"}
+_PACKAGE = __package__.partition(".")[0]
+_IMPORTING = {_PACKAGE, "importlib", "_frozen_importlib", "_frozen_importlib_external"}
 
 
 REINSTALL = (
@@ -35,11 +36,11 @@ def _load_extension() -> bool:
     Raises:
         ImportError: the extension exists but cannot be loaded.
     """
-    name = f"{__package__}._C"
+    name = f"{_PACKAGE}._C"
     spec = importlib.util.find_spec(name)
     if spec is None:
         slower = "every input on a CPU takes the slower path through ATen operators"
-        if (source := Path(__file__).parents[1]).joinpath("csrc").is_dir():
+        if (source := Path(__file__).parents[2]).joinpath("csrc").is_dir():
             state = f"is imported from its sources in {source}, where no C++ extension was built"
             remedy = (
                 "run Python in another folder if the package is installed, or build in place "
@@ -88,8 +89,8 @@ HAS_EXTENSION = _load_extension()
 """Whether the C++ extension is installed. Tests set it to False."""
 
 
-def why_not_kernel(input: Tensor, cell: Cell = ELMAN) -> str | None:
-    """Returns why the fused kernel of its device cannot take `input`, or None if it can."""
+def why_not_kernel(input: Tensor, cell: Cell = VANILLA) -> str | None:
+    """Returns why the fused kernel for the device of `input` cannot take it, or None if it can."""
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
     why_not = why_not_gpu_kernel(cell)

@@ -2,7 +2,7 @@
 
 `make gpu ONLY=report` runs it. Every plan that the layer makes for the sizes below is compiled for
 every architecture. `--record` writes registers, spills, shared memory and the instruction counts of
-a step to `resources.json`, and part of it to `docs/gpu_report.md`. `make gpu ONLY=lint` compares
+a step to `resources.json`, and part of that to `docs/gpu_report.md`. `make gpu ONLY=lint` compares
 the kernels with the record.
 """
 
@@ -17,7 +17,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.gpu.machine_code import Counts, code_of, run_tool
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from namernn_fast.bench.tables import markdown
@@ -25,6 +24,7 @@ from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import form_of, launch_settings_of, takes_transpose
 from namernn_fast.gpu.plan import Plan, choose
+from tools.gpu.machine_code import Counts, code_of, run_tool
 
 RAW = RESULTS / "resources.json"
 
@@ -47,7 +47,7 @@ GEFORCE = (
 )
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 64, 1024)
-# Sizes that do not fill blocks of hidden units, including odd ones with unaligned rows.
+# Sizes that do not fill blocks of hidden units, including odd sizes, whose rows are unaligned.
 UNEVEN_SIZES = (33, 100, 127, 200, 300)
 SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
 # dtype, whether float32 may be rounded to TF32
@@ -60,7 +60,7 @@ KERNELS = {
     "forward": forward_kernel,
     "backward": backward_kernel,
 }
-# The usual call: no initial state, and a loss of the output.
+# The usual call has no initial state, and its loss depends only on the output.
 USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_first"})}
 
 
@@ -109,7 +109,7 @@ _OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_reverse"}
 
 
 class Specialisation(NamedTuple):
-    """What a kernel is compiled for, apart from the device."""
+    """What a kernel is compiled for, except the device."""
 
     signature: dict[str, Any]
     """Triton's type name of each argument, `constexpr` if it is a constant; a tuple of them for a
@@ -138,18 +138,18 @@ def specialise(
         directions: The number of directions of the layer.
         tanh: Whether the nonlinearity is tanh.
         ring: Whether the forward kernel computes only h_n.
-        rows: The given ones of ids, lengths, offsets, starts and reset.
-        absent: The optional arguments that are not given.
+        rows: Which of ids, lengths, offsets, starts and reset the call has.
+        absent: The other optional arguments that the call omits.
     """
     plan, device = build.plan, build.device
     is_forward = kernel is forward_kernel
-    not_given = {*absent, *(_INDICES.keys() - rows)}
-    not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
-    not_given |= {"arrivals"} if plan.members == 1 else set()
+    omitted = {*absent, *(_INDICES.keys() - rows)}
+    omitted |= _OF_TWO_DIRECTIONS if directions == 1 else set()
+    omitted |= {"arrivals"} if plan.members == 1 else set()
     types = {**dict.fromkeys(VARYING, "i32"), **_INDICES, "arrivals": "*i32", "FORM": "constexpr"}
 
     def type_of(name):
-        return "constexpr" if name in not_given else types.get(name, POINTERS[build.dtype])
+        return "constexpr" if name in omitted else types.get(name, POINTERS[build.dtype])
 
     signature = {name: type_of(name) for name in kernel.arg_names}
     signature["layout"] = LayoutTensors(*map(type_of, LayoutTensors._fields))
@@ -187,7 +187,7 @@ def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
     Args:
         kernel: Any kernel.
         to: What it is compiled for.
-        aligned: Whether pointers are assumed divisible by 16, which Triton checks at a launch.
+        aligned: Whether to assume that pointers are divisible by 16, which Triton checks at launch.
     """
     paths = {}  # to arguments and members of tuples, as Triton names them
     for i, name in enumerate(kernel.arg_names):
@@ -206,7 +206,7 @@ def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
 
 
 def compiled(device: Device, source: ASTSource, settings: dict[str, Any]) -> Any:
-    """Compiles for a device, and returns Triton's compiled kernel."""
+    """Compiles a kernel for a device, and returns Triton's compiled kernel."""
     arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
     target = GPUTarget(device.backend, arch, device.lanes)
     return triton.compile(source, target=target, options=settings)
@@ -234,8 +234,10 @@ def _number(pattern: str, text: str) -> int:
 
 
 def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
-    """Returns the share of a multiprocessor's warps that can be active at the same time, limited by
-    registers, shared memory and the number of warps."""
+    """Returns the share of a multiprocessor's warps that can be active at the same time.
+
+    Registers, shared memory and the number of warps limit it.
+    """
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(
         warps // plan.warps,
@@ -257,14 +259,14 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
     }
     for name, kernel in KERNELS.items():
         to = specialise(kernel, build, **USUAL)
-        made = compiled(build.device, source_of(kernel, to), to.settings)
-        taken = resources_of(build.device, made)
+        binary = compiled(build.device, source_of(kernel, to), to.settings)
+        taken = resources_of(build.device, binary)
         row[name] = {
             **taken._asdict(),
             "occupancy": occupancy(build.device, build.plan, taken),
         }
         if build.device.backend == "cuda":
-            row[name] |= code_of(made.asm["cubin"]).count()._asdict()
+            row[name] |= code_of(binary.asm["cubin"]).count()._asdict()
     return row
 
 
@@ -285,10 +287,10 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{plan.members} x {plan.tiles}",
                 f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
                 str(plan.warps),
-                *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
-                ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
-                ", ".join(f"{of['occupancy']:.0%}" for of in taken),
-                *(", ".join(str(of.get(name, "-")) for of in taken) for name in Counts._fields),
+                *(", ".join(str(t[name]) for t in taken) for name in ("registers", "spilled")),
+                ", ".join(f"{t['shared'] / 1024:.1f}" for t in taken),
+                ", ".join(f"{t['occupancy']:.0%}" for t in taken),
+                *(", ".join(str(t.get(name, "-")) for t in taken) for name in Counts._fields),
             ]
         )
     return markdown(lines)

@@ -1,4 +1,4 @@
-"""Argument checks. If `torch.nn.RNN` would raise an error, they raise the same one.
+"""Argument checks, with the same errors as `torch.nn.RNN` wherever it would raise one.
 
 The fused operators check their arguments too; the reference path relies on these checks.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from . import ops
+from .. import ops
 from .call import Call
 
 ID_DTYPES = (torch.int64, torch.int32)
@@ -39,7 +39,7 @@ def check_like_nn_rnn(call: Call) -> None:
     The values of batch_sizes are not checked.
 
     Raises:
-        ValueError: input holds features, and their dtype is not that of the weights.
+        ValueError: input holds features that do not have the dtype of the weights.
         RuntimeError: the features or the length of input, the shape of reset, or the shape, device
             or dtype of hx is wrong.
     """
@@ -72,7 +72,8 @@ def check_like_nn_rnn(call: Call) -> None:
         )
     if not call.states:
         return
-    # Take a packed batch from hx: while tracing, batch_sizes[0] is unknown. The operator checks it.
+    # For packed input take the batch size from hx, because batch_sizes[0] is unknown while tracing.
+    # The operator checks it.
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(weights, options) * ops.directions_of(options)
     wanted = (number, batch, ops.hidden_size_of(weights))
@@ -143,20 +144,21 @@ def weights_and_shapes(
         vocabulary: the number of rows of each table if input holds token ids, else None.
         blocks: the weight blocks of the cell.
     """
-    # Its rows, as in the C++ operators, so that both report a weight_hh that is not square.
+    # The size comes from the rows of weight_hh, as in the C++ operators, so that both report a
+    # weight_hh that is not square.
     hidden_size = weights[1].shape[0] // blocks
     rows = blocks * hidden_size
-    name, first = "weight_ih", (rows, features)
+    name, shape_ih = "weight_ih", (rows, features)
     if vocabulary is not None:
-        name, first = "table", (vocabulary, rows)
+        name, shape_ih = "table", (vocabulary, rows)
     for layer in ops.layers_of(weights, options):
-        for own in layer:
-            yield name, own.weight_ih, first
-            yield "weight_hh", own.weight_hh, (rows, hidden_size)
-            if own.bias_ih is not None and own.bias_hh is not None:
-                yield "bias_ih", own.bias_ih, (rows,)
-                yield "bias_hh", own.bias_hh, (rows,)
-        name, first = "weight_ih", (rows, hidden_size * len(layer))
+        for layer_weights in layer:
+            yield name, layer_weights.weight_ih, shape_ih
+            yield "weight_hh", layer_weights.weight_hh, (rows, hidden_size)
+            if layer_weights.bias_ih is not None and layer_weights.bias_hh is not None:
+                yield "bias_ih", layer_weights.bias_ih, (rows,)
+                yield "bias_hh", layer_weights.bias_hh, (rows,)
+        name, shape_ih = "weight_ih", (rows, hidden_size * len(layer))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
@@ -273,10 +275,10 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
         borders = sequence_layout
         if options & ops.PACKED:
             borders = torch.cat([borders.new_zeros(1), borders.cumsum(0)])
-        # Step and sequence of a row of packed data, sequence and step of a row of jagged data.
-        part = int(torch.bucketize(place[0], borders[1:], right=True))
-        within = place[0] - int(borders[part])
-        b, t = (within, part) if options & ops.PACKED else (part, within)
+        # Packed rows are grouped by step, jagged rows by sequence.
+        outer = int(torch.bucketize(place[0], borders[1:], right=True))
+        inner = place[0] - int(borders[outer])
+        b, t = (inner, outer) if options & ops.PACKED else (outer, inner)
     raise IndexError(f"{allowed}, got {got} at step {t} of sequence {b}") from None
 
 

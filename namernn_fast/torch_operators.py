@@ -2,7 +2,8 @@
 
 They compute dense and packed sequences in one call, with cuDNN on NVIDIA GPUs. For `lengths` and
 jagged tensors a GRU runs layer by layer and direction by direction, because a stacked call does not
-return the last states of its lower layers at the end of each sequence; an LSTM is packed.
+return the last states of its lower layers at the end of each sequence; for an LSTM, the sequences
+are packed.
 """
 
 from dataclasses import replace
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from . import ops, reference
+from . import ops
 from .call import Call, Results
+from .call.checks import check_reference_arguments
+from .call.time_major import from_time_major, to_time_major
 from .cells import NUMBERED, Cell
-from .checks import check_reference_arguments
 from .integrations.deferred import when_imported
+from .integrations.vmap import is_transformed
 
 _OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
 """torch's operators by the number of the cell."""
@@ -39,31 +42,29 @@ when_imported("torch._dynamo", _break_graphs)
 def _operator(cell: Cell, *arguments: Any) -> Results:
     """Calls torch's operator for a cell, outside of a compiled graph, which would unroll it.
 
-    Dynamo breaks the graph at torch's layers as well. An exported program holds the operator.
+    Dynamo also breaks the graph at torch's layers. An exported program contains the operator.
     """
     operators: Any = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
     return operators[cell.number](*arguments)  # type: ignore[no-any-return]
 
 
-def why_not(
-    cell: Cell, reset: Tensor | None, tracing: bool, ragged: Tensor | None = None
-) -> str | None:
+def why_not(call: Call, tracing: bool) -> str | None:
     """Returns why torch's operators cannot compute a call, or None if they can.
 
     Args:
-        cell, reset: of the call.
+        call: on a device or in a dtype without a kernel.
         tracing: whether a compiler is tracing the call.
-        ragged: the lengths or offsets of the call, if it has any.
     """
-    if cell.torch_operator is None:
+    if call.cell.torch_operator is None:
         return "this cell runs step by step"
-    if reset is not None:
+    if call.reset is not None:
         return "torch's operator has no reset"
-    if not tracing and reference.is_transformed():
+    if not tracing and is_transformed():
         return "torch's operator has no rule for this transform"
-    if len(cell.states) > 1 and ragged is not None:
-        if ragged.is_meta:
-            return "torch's operator needs the values of the lengths, which the meta device has not"
+    layout = call.sequence_layout
+    if len(call.cell.states) > 1 and layout is not None and not is_whole(call):
+        if layout.is_meta:
+            return "torch's operator needs the values of the lengths, which meta tensors lack"
         if tracing:
             return "torch's operator needs the values of the lengths, which a compiler cannot see"
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -91,10 +92,10 @@ def run_stack(call: Call) -> Results:
 
 
 def is_whole(call: Call) -> bool:
-    """Returns whether torch's operator takes a call as it is: dense or packed sequences.
+    """Returns whether torch's operator takes a call as a whole: it is dense or packed.
 
     On CUDA the weights of such a call stay in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
-    them. cuDNN copies those of a part of a stack at every call.
+    them. If only part of a stack runs, cuDNN copies its weights at every call.
     """
     return call.sequence_layout is None or bool(call.options & ops.PACKED)
 
@@ -102,7 +103,7 @@ def is_whole(call: Call) -> bool:
 def _run_whole(call: Call) -> Results:
     """`run_stack` for dense or packed sequences, which torch's operator takes."""
     options, layout = call.options, call.sequence_layout
-    # Not the operator's batch_first, with which the output of oneDNN's LSTM is a view.
+    # Transpose instead of passing batch_first, with which oneDNN's LSTM would return a view.
     batch_first = options & ops.BATCH_FIRST and layout is None
     data = call.data.transpose(0, 1) if batch_first else call.data
     batch = int(layout[0]) if layout is not None else data.shape[1]
@@ -110,20 +111,20 @@ def _run_whole(call: Call) -> Results:
     hx = tuple(states) if len(states) > 1 else states[0]
     trains = _trains(call) or call.dropout > 0
     layers = ops.layer_count(call.weights, options)
-    shape = bool(options & ops.BIAS), layers, call.dropout, trains
+    settings = bool(options & ops.BIAS), layers, call.dropout, trains
     bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
     if layout is not None:
-        return _operator(call.cell, data, layout, hx, weights, *shape, bidirectional)
-    output, *last = _operator(call.cell, data, hx, weights, *shape, bidirectional, False)
-    return reference.from_time_first(output, options, None), *last
+        return _operator(call.cell, data, layout, hx, weights, *settings, bidirectional)
+    output, *last = _operator(call.cell, data, hx, weights, *settings, bidirectional, False)
+    return from_time_major(output, options, None), *last
 
 
 def _trains(call: Call) -> bool:
     """Returns whether a backward pass may follow.
 
-    After a forward pass in inference mode, that of cuDNN is an error. Without dropout the mode
-    changes no result.
+    cuDNN's backward pass raises an error unless its forward pass ran in training mode. Without
+    dropout the mode changes no result.
     """
     return torch.is_grad_enabled() and call.requires_grad()
 
@@ -132,41 +133,43 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
     """`run_stack` for an LSTM with lengths or offsets: packs the sequences.
 
     torch's operator returns cell states only after the last step of a sequence, so it must know
-    where that is, on the CPU: lengths on a device make this function wait for it.
+    where that is. It takes lengths on the CPU: lengths on a device make this function wait for the
+    device.
     """
     options = call.options
     lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()
-    padded, _, alive, places = reference.with_time_first(call.data, layout, options)
-    assert alive is not None  # the layout is that of padded or jagged sequences
+    padded, _, alive, places = to_time_major(call.data, layout, options)
+    assert alive is not None  # the layout holds lengths or offsets
     states = call.states or ops.zero_states(call.cell, call.weights, options, padded.shape[1])
     time_first = options & ~(ops.BATCH_FIRST | ops.JAGGED)
-    own = replace(call, data=padded, states=states, sequence_layout=None, options=time_first)
-    # An empty batch cannot be packed, but torch's operator takes it as it is.
-    output, *last = _run_sorted(own, lengths) if padded.shape[1] else _run_whole(own)
+    time_major = replace(call, data=padded, states=states, sequence_layout=None, options=time_first)
+    # An empty batch cannot be packed, but torch's operator takes it unpacked.
+    output, *last = _run_sorted(time_major, lengths) if padded.shape[1] else _run_whole(time_major)
     output = torch.where(alive, output, 0.0)
     last = [
         torch.where(alive[0], state, initial) for state, initial in zip(last, states, strict=True)
     ]
-    return reference.from_time_first(output, options, places), *last
+    return from_time_major(output, options, places), *last
 
 
 def _run_sorted(call: Call, lengths: Tensor) -> Results:
     """Runs an LSTM over sequences (seq_len, batch, features), packed in order of their lengths.
 
-    A packed sequence has at least one step, so the results of empty ones are those of one step.
+    A packed sequence has at least one step, so an empty one runs a step, whose results must be
+    discarded.
     """
     packed = pack_padded_sequence(call.data, lengths.clamp(min=1), enforce_sorted=False)
     order, inverse = packed.sorted_indices, packed.unsorted_indices
     assert order is not None
     assert inverse is not None
-    own = replace(
+    packed_call = replace(
         call,
         data=packed.data,
         states=[state[:, order] for state in call.states],
         sequence_layout=packed.batch_sizes,
         options=call.options | ops.PACKED,
     )
-    output, *last = _run_whole(own)
+    output, *last = _run_whole(packed_call)
     output, _ = pad_packed_sequence(packed._replace(data=output), total_length=call.data.shape[0])
     return output, *(states[:, inverse] for states in last)
 
@@ -174,32 +177,33 @@ def _run_sorted(call: Call, lengths: Tensor) -> Results:
 def _run_in_directions(call: Call, layout: Tensor) -> Results:
     """`run_stack` for sequences with lengths or offsets, one layer and direction at a time.
 
-    Lengths are read on their device alone. Offsets of a jagged tensor make it wait for the device.
+    Lengths are read on their device only. Offsets of a jagged tensor make this function wait for
+    the device.
     """
     options = call.options
     jagged = options & ops.JAGGED
-    input, _, alive, places = reference.with_time_first(call.data, layout, options)
-    assert alive is not None  # the layout is that of padded or jagged sequences
+    input, _, alive, places = to_time_major(call.data, layout, options)
+    assert alive is not None  # the layout holds lengths or offsets
     lengths = layout.diff() if jagged else layout
     steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
-    # The step of the reversed sequence that each step holds; padding stays where it is.
+    # For each step of a reversed sequence, the step it comes from. Padding stays in place.
     mirror = torch.where(alive, lengths[:, None] - 1 - steps, steps)
     (states,) = call.states or ops.zero_states(call.cell, call.weights, options, input.shape[1])
     arguments = bool(options & ops.BIAS), 1, 0.0, _trains(call), False, False
     last_states: list[Tensor] = []
     for layer in ops.layers_of(call.weights, options):
         outputs = []
-        for direction, own in enumerate(layer):
+        for direction, layer_weights in enumerate(layer):
             hx = states[len(last_states)]
             output = input if direction == 0 else _along_time(input, mirror)
-            weights = [weight for weight in own if weight is not None]
+            weights = [weight for weight in layer_weights if weight is not None]
             output, _ = _operator(call.cell, output, hx.unsqueeze(0), weights, *arguments)
             last = _along_time(output, (lengths - 1).clamp(min=0)[None, :, None]).squeeze(0)
             last_states.append(torch.where(lengths[:, None] > 0, last, hx))
             output = output if direction == 0 else _along_time(output, mirror)
             outputs.append(torch.where(alive, output, 0.0))
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    return reference.from_time_first(input, options, places), torch.stack(last_states)
+    return from_time_major(input, options, places), torch.stack(last_states)
 
 
 def _along_time(rows: Tensor, steps: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import re
 import warnings
 
 with warnings.catch_warnings():
-    # This package does without NumPy, which torch misses when it is imported.
+    # Importing torch warns if NumPy is missing, which this package does not need.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")
     import torch
 

@@ -1,7 +1,7 @@
 """The calls whose results `bits` compares: options, layouts, dtypes, sizes and values.
 
 Most options and layouts are combined exhaustively. Everything else is drawn from a generator that
-is seeded with the name of the call.
+is seeded with the name of the probe.
 """
 
 import itertools
@@ -15,7 +15,7 @@ NONLINEARITIES = ("tanh", "relu")
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", "lengths", "jagged")
 EITHER = (False, True)
 LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM"}
-"""The name of each kind of layer; revisions without one are not asked for it."""
+"""The fused layer of each cell; a revision is asked only for the layers that it has."""
 
 ALL = "all"
 WANTED = (ALL, "weights", "input", "hx", "nothing")
@@ -46,7 +46,7 @@ ROWS = (
     *((4095, 1), (64, 64), (17, 241), (4097, 1), (32, 256), (33, 249), (100, 83), (8193, 1)),
     *((128, 128), (130, 130)),
 )
-# Weights so wide that a block has 256 rows on any cache.
+# Weights so wide that a block has 256 rows whatever the cache size.
 WIDE = (Sizes(384, 384, 3, 85), Sizes(384, 384, 3, 86), Sizes(350, 384, 19, 27))
 # One sequence of at most 16 steps uses unpacked weights if the sizes are whole vectors.
 SHORT = tuple(
@@ -62,8 +62,8 @@ STACKS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """One call and its gradients."""
+class Probe:
+    """One call, with its gradients, whose results are compared between two revisions."""
 
     sizes: Sizes
     dtype: str = "float32"
@@ -77,7 +77,7 @@ class Case:
     hx: bool = True
     reset: bool = False
     strided: bool = False
-    """Whether input, hx and the given gradients are every other feature of wider tensors."""
+    """Whether input, hx and the given gradients consist of every other feature of wider tensors."""
     batch_invariant: bool = False
     wanted: str = ALL
     """The tensors whose gradients are wanted; `SECOND_ORDER` differentiates them again."""
@@ -85,11 +85,12 @@ class Case:
     """The results that get a gradient; "sums" gives them expanded ones, as `sum()` does."""
     values: str = "normal"
     call: str = "module"
-    """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, and
-    those of another layer if `kind` says so."""
+    """What is called: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, or
+    their counterparts for another `cell`."""
     autocast: str = ""
     """The dtype of autocast, or an empty string for none."""
-    kind: str = "rnn"
+    cell: str = "rnn"
+    """The recurrent cell, a key of `LAYERS`."""
 
     def wants(self, leaf: str) -> bool:
         """Whether the gradient of "weights", "input" or "hx" is wanted."""
@@ -97,18 +98,22 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The fields that differ from their defaults, in words; unique for each case."""
+        """The fields that differ from their defaults, in words; unique for each probe.
+
+        The name seeds the generators. So that the values never change, `cell` is written as "kind".
+        """
         sizes = (f"{letter}{size}" for letter, size in zip("DHTB", self.sizes, strict=True))
         words = [self.call, self.layout, self.dtype, *sizes]
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("call", "layout", "dtype", "sizes") or value == field.default:
                 continue
-            words.append(field.name if value is True else f"{field.name}={value}")
+            label = "kind" if field.name == "cell" else field.name
+            words.append(label if value is True else f"{label}={value}")
         return " ".join(words)
 
 
-def option_cases() -> Iterator[Case]:
+def option_probes() -> Iterator[Probe]:
     """Yields every combination of most options, layouts and dtypes; the rest is drawn."""
     for dtype, layout, reset, nonlinearity, bidirectional, layers, hx in itertools.product(
         DTYPES, LAYOUTS, EITHER, NONLINEARITIES, EITHER, (1, 3), EITHER
@@ -116,12 +121,12 @@ def option_cases() -> Iterator[Case]:
         if reset and layout == "jagged":
             continue  # not supported
         options = {"bidirectional": bidirectional, "num_layers": layers, "hx": hx, "reset": reset}
-        case = Case(TINY, dtype, layout, nonlinearity, **options)
-        case = replace(case, sizes=random.Random(case.name).choice(SMALL))
-        draw = random.Random(case.name)
+        probe = Probe(TINY, dtype, layout, nonlinearity, **options)
+        probe = replace(probe, sizes=random.Random(probe.name).choice(SMALL))
+        draw = random.Random(probe.name)
         wanted = draw.choice((ALL, ALL, ALL, *WANTED))
         yield replace(
-            case,
+            probe,
             bias=draw.choice(EITHER),
             batch_first=draw.choice(EITHER),
             strided=draw.choice(EITHER),
@@ -132,70 +137,70 @@ def option_cases() -> Iterator[Case]:
         )
 
 
-def size_cases() -> Iterator[Case]:
+def size_probes() -> Iterator[Probe]:
     """Yields sizes on both sides of limits in the kernels."""
     for dtype in DTYPES:
         for index, (steps, batch) in enumerate(ROWS):
             for layout in ("dense", LAYOUTS[2 + index % 4]):
                 sizes = Sizes(24, 40, steps, batch)
                 nonlinearity = NONLINEARITIES[index // 2 % 2]
-                yield Case(sizes, dtype, layout, nonlinearity, hx=index % 3 > 0)
+                yield Probe(sizes, dtype, layout, nonlinearity, hx=index % 3 > 0)
         for sizes in WIDE:
-            yield Case(sizes, dtype)
-            yield Case(sizes, dtype, "packed unsorted", "relu")
+            yield Probe(sizes, dtype)
+            yield Probe(sizes, dtype, "packed unsorted", "relu")
         for sizes, nonlinearity, invariant in itertools.product(SHORT, NONLINEARITIES, EITHER):
-            case = Case(sizes, dtype, nonlinearity=nonlinearity, batch_invariant=invariant)
-            draw = random.Random(case.name)
+            probe = Probe(sizes, dtype, nonlinearity=nonlinearity, batch_invariant=invariant)
+            draw = random.Random(probe.name)
             layout = draw.choice(("unbatched", "dense", "packed", "jagged"))
             bias, hx, strided = (draw.choice(EITHER) for _ in range(3))
-            yield replace(case, layout=layout, bias=bias, hx=hx, strided=strided)
+            yield replace(probe, layout=layout, bias=bias, hx=hx, strided=strided)
         for sizes, nonlinearity in itertools.product(STACKS, NONLINEARITIES):
-            case = Case(sizes, dtype, "dense", nonlinearity, num_layers=3)
-            yield case
-            draw = random.Random(case.name)
-            yield replace(case, layout=draw.choice(LAYOUTS[2:5]), reset=draw.choice(EITHER))
+            probe = Probe(sizes, dtype, "dense", nonlinearity, num_layers=3)
+            yield probe
+            draw = random.Random(probe.name)
+            yield replace(probe, layout=draw.choice(LAYOUTS[2:5]), reset=draw.choice(EITHER))
 
 
-def value_cases() -> Iterator[Case]:
+def value_probes() -> Iterator[Probe]:
     """Yields values that saturate tanh, overflow, or are not finite."""
     for dtype, nonlinearity, values, layout, layers, sizes in itertools.product(
         DTYPES, NONLINEARITIES, ("saturated", "non-finite"), LAYOUTS[:5:2], (1, 2), (ALIGNED, ODD)
     ):
-        yield Case(sizes, dtype, layout, nonlinearity, num_layers=layers, values=values)
+        yield Probe(sizes, dtype, layout, nonlinearity, num_layers=layers, values=values)
 
 
-def gradient_cases() -> Iterator[Case]:
+def gradient_probes() -> Iterator[Probe]:
     """Yields every combination of wanted and given gradients."""
     for dtype, wanted, given, layers in itertools.product(
         DTYPES, (*WANTED, SECOND_ORDER), GIVEN, (1, 3)
     ):
-        yield Case(ODD, dtype, num_layers=layers, wanted=wanted, given=given)
+        yield Probe(ODD, dtype, num_layers=layers, wanted=wanted, given=given)
 
 
-def other_cases() -> Iterator[Case]:
-    """Yields cells, dropout and autocast."""
+def other_probes() -> Iterator[Probe]:
+    """Yields step modules, dropout and autocast."""
     for dtype, nonlinearity, bias, hx, layout, sizes in itertools.product(
         DTYPES, NONLINEARITIES, EITHER, EITHER, LAYOUTS[:2], (TINY, BROAD)
     ):
-        yield Case(sizes, dtype, layout, nonlinearity, bias, hx=hx, call="cell")
+        yield Probe(sizes, dtype, layout, nonlinearity, bias, hx=hx, call="cell")
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
-        yield Case(ALIGNED, dtype, layout, num_layers=3, dropout=0.5)
+        yield Probe(ALIGNED, dtype, layout, num_layers=3, dropout=0.5)
     for autocast, layout, layers in itertools.product(DTYPES[2:], LAYOUTS, (1, 3)):
-        yield Case(ODD, "float32", layout, num_layers=layers, autocast=autocast)
+        yield Probe(ODD, "float32", layout, num_layers=layers, autocast=autocast)
 
 
-SOURCES = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
+SOURCES = (option_probes, size_probes, value_probes, gradient_probes, other_probes)
 
 
-def gated_cases() -> Iterator[Case]:
-    """Yields the cases with tanh for every other kind: all options, and a third of the rest."""
-    for kind, source in itertools.product([*LAYERS][1:], SOURCES):
-        chosen = [case for case in source() if case.nonlinearity == "tanh"]
-        for case in chosen if source is option_cases else chosen[::3]:
-            yield replace(case, kind=kind)
+def gated_probes() -> Iterator[Probe]:
+    """Yields the tanh probes for the other cells: all option probes, and a third of the others."""
+    for cell, source in itertools.product([*LAYERS][1:], SOURCES):
+        chosen = [probe for probe in source() if probe.nonlinearity == "tanh"]
+        for probe in chosen if source is option_probes else chosen[::3]:
+            yield replace(probe, cell=cell)
 
 
-def all_cases(kinds: Iterable[str] = LAYERS) -> list[Case]:
-    """Returns all cases of these kinds of layers, without duplicates."""
-    cases = dict.fromkeys(case for source in (*SOURCES, gated_cases) for case in source())
-    return [case for case in cases if case.kind in kinds]
+def all_probes(cells: Iterable[str] = LAYERS) -> list[Probe]:
+    """Returns all probes of these cells, without duplicates."""
+    probes = dict.fromkeys(probe for source in (*SOURCES, gated_probes) for probe in source())
+    return [probe for probe in probes if probe.cell in cells]

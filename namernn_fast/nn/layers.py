@@ -1,4 +1,4 @@
-"""The modules: torch's recurrent layers with the fused operators underneath."""
+"""`FusedRNN`, `FusedGRU`, `FusedLSTM`: torch's recurrent layers on the fused operators."""
 
 from typing import Any, Literal, NoReturn
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from .cells import ELMAN, GRU, LSTM
-from .integrations.compile import allow_tracing
-from .integrations.flops import count_flops
-from .integrations.fx import make_leaves
-from .layer import FusedLayer
+from ..cells import GRU, LSTM, VANILLA
+from ..integrations.compile import allow_tracing
+from ..integrations.flops import count_flops
+from ..integrations.fx import make_leaves
+from .fused_layer import FusedLayer
 
 
 class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
     """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
-    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
-    of `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
+    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
+    `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
         input_size: number of input features at each step.
@@ -29,7 +29,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         batch_first: whether input and output are (batch, seq_len, features).
         dropout: probability of zeroing an element between layers, in training mode.
         bidirectional: whether every layer also runs from the end of the sequences.
-        proj_size: 0; it is here because `torch.nn.RNN` takes `device` after it by position.
+        proj_size: must be 0; it exists because `torch.nn.RNN` takes `device` after it by position.
         device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
             on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
             `namernn_fast.explain` says which path an input takes.
@@ -43,7 +43,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
     """
 
-    _cell = ELMAN
+    _cell = VANILLA
 
     # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
     def __init__(
@@ -91,8 +91,8 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
         n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
         h_t = (1 - z) * n + z * h_{t-1}
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are
-    those of `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
+    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
+    `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
@@ -155,15 +155,14 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         c_t = f * c_{t-1} + i * g
         h_t = o * tanh(c_t)
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are
-    those of `torch.nn.LSTM`. Every call reads the parameters: nothing is cached that could go
-    stale.
+    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
+    `torch.nn.LSTM`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
         bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
         proj_size: as in `torch.nn.LSTM`, whose operators compute a layer with projections. Such a
-            layer has no `lengths`, `reset`, `embedding` and `batch_invariant`.
+            layer does not support `lengths`, `reset`, `embedding` and `batch_invariant`.
 
     Example:
         >>> layer = FusedLSTM(8, 16, batch_first=True)

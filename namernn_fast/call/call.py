@@ -2,34 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from .cells import NUMBERED, Cell
+from ..cells import NUMBERED, Cell
 
 
 @dataclass(slots=True)
 class Call:
     """The arguments of one call, passed from `rnn()`, `gru()` or `lstm()` down to its path.
 
-    These, `last_state()` and the modules create it from the arguments of their caller.
-    `layouts.normalise` and `tokens.look_up` convert its fields to what the operators take, see
-    `namernn_fast.ops`. From `dispatch.run` on it is not modified.
+    These functions, `last_state()` and the modules create it from their caller's arguments.
+    `layouts.normalise` and `tokens.look_up` convert its fields to what the operators take (see
+    `namernn_fast.ops`). Paths do not modify it.
     """
 
     cell: Cell
     data: Tensor
     """`input` of the operators. Before `layouts.normalise`, whatever the caller passed."""
     hx: Any
-    """What the caller passed. `layouts.normalise` makes it `states`."""
+    """What the caller passed. `layouts.normalise` converts it to `states`."""
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     dropout: float = 0.0
-    """The probability of zeroing an element of a layer's output, except the last layer's. No
-    operator takes it: `dispatch.run` splits the stack into layers."""
+    """The probability of zeroing an element of a layer's output, except the last layer's. The fused
+    operators do not take it: `dispatch.run` splits the stack into layers."""
     trees: int = 0
     states: Sequence[Tensor] = ()
     """The initial states: none for zeros, otherwise one for each of `cell.states`."""
@@ -56,7 +56,7 @@ class Call:
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
-        """Returns the call whose `flat` these arguments are."""
+        """Returns the call that `flat` flattened to these arguments."""
         number, options, trees, layout, reset, count, *tensors = arguments
         data, *states = tensors[:count]
         rows = layout, reset, options, 0.0, trees
@@ -68,3 +68,15 @@ Results: TypeAlias = tuple[Tensor, ...]
 Path: TypeAlias = Callable[[Call], Results]
 """A function that computes a call without dropout. With LAST_STATE it may return any tensor as
 output."""
+
+
+class Choice(NamedTuple):
+    """The path of a call, and why the call does not take the others."""
+
+    path: Path
+    why_not_kernel: str | None = None
+    """Why no fused kernel can take the call; None if one can."""
+    why_not_torch: str | None = None
+    """Why torch's own operator cannot take the call either; None if it can, or if a kernel does."""
+    why_not_ids: str | None = None
+    """Why the path takes rows of features instead of token ids; None if it takes both."""

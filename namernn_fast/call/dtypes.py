@@ -1,0 +1,69 @@
+"""Converts the dtypes of a call, under `torch.autocast` as torch's own layers do."""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..cells import Cell
+from .call import Call
+from .tokens import Lookup
+
+_CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
+
+
+def autocast_dtype(
+    input: Tensor, cell: Cell, packed: bool = False, state: Tensor | None = None
+) -> torch.dtype | None:
+    """Returns the dtype in which autocast computes a layer, or None if it does not apply.
+
+    On a CPU torch casts only the operands of the products in `nn.GRU`, and in `nn.LSTM` with packed
+    sequences. A state combines these products with the previous state, so its dtype is what both
+    are promoted to.
+
+    Args:
+        input: features of any layout, or an embedding.
+        cell: the layer's cell.
+        packed: whether the input is a PackedSequence.
+        state: the initial state, for an LSTM the cell state; None for zeros.
+    """
+    device = input.device.type
+    if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    layout = "packed" if packed else "padded"
+    if device == "cpu" and layout in cell.autocasts_only_products:
+        carried = input if state is None or state.dtype == torch.float64 else state
+        return torch.promote_types(dtype, carried.dtype)
+    return dtype
+
+
+def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Casts a tensor to the dtype of `autocast_dtype`, except float64, as autocast does."""
+    return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
+    """Casts a normalised call in place: all of it as autocast does, then its states like its input.
+
+    Returns:
+        `lookup` with its embedding cast.
+    """
+    features = call.data if lookup is None else lookup.embedding
+    if torch._C._is_any_autocast_enabled():
+        state = call.states[-1] if call.states else None
+        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
+        call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
+        call.convert_states(lambda state: cast_like_autocast(state, dtype))
+        features = cast_like_autocast(features, dtype)
+        if lookup is None:
+            call.data = features
+        else:
+            lookup = lookup._replace(embedding=features)
+    features_dtype = features.dtype
+    for state in call.states:
+        if state.dtype != features_dtype and features_dtype in _CONVERTIBLE:
+            call.convert_states(
+                lambda state: state.to(features_dtype) if state.dtype in _CONVERTIBLE else state
+            )
+            break
+    return lookup

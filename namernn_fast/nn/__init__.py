@@ -1,0 +1,31 @@
+"""The modules: layers, step modules and token layers; replacing torch's modules; `explain`."""
+
+import sys
+
+from . import step_modules, token_layers
+from .explaining import explain
+from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from .replacing import replace_rnn, restore_rnn
+from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .token_layers import TokenGRU, TokenLSTM, TokenRNN
+
+__all__ = [
+    "LAYERS",
+    "STEP_MODULES",
+    "FusedGRU",
+    "FusedGRUCell",
+    "FusedLSTM",
+    "FusedLSTMCell",
+    "FusedRNN",
+    "FusedRNNCell",
+    "TokenGRU",
+    "TokenLSTM",
+    "TokenRNN",
+    "explain",
+    "replace_rnn",
+    "restore_rnn",
+]
+
+# A pickle names the module that defines a class. Older pickles name these two by earlier paths.
+sys.modules["namernn_fast.step_modules"] = step_modules
+sys.modules["namernn_fast.token_rnn"] = token_layers
