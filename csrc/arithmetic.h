@@ -1,5 +1,5 @@
-// Arithmetic for csrc/library/ and csrc/kernel/. Like everything in csrc/kernel/, it has internal
-// linkage because it is compiled once for each instruction set.
+// Arithmetic for csrc/library/ and csrc/kernel/. Like everything in csrc/kernel/, these functions
+// have internal linkage because they are compiled once for each instruction set.
 #pragma once
 
 #include <cstdint>

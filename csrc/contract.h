@@ -3,8 +3,8 @@
 // Legend: T, B, D, H and V are the numbers of time steps, sequences, input features, hidden units
 // and token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
 // T * B if all sequences have the same length. A range first .. last does not include `last`. In a
-// cell with gates, weights and biases have one block of H rows per gate: if a shape below says
-// [H, ..] for one of them, it is [3 H, ..] in a GRU and [4 H, ..] in an LSTM.
+// cell with gates, weights and biases have one block of H rows per gate: for a weight or bias,
+// [H, ..] means [3 H, ..] in a GRU and [4 H, ..] in an LSTM.
 //
 // Glossary of the native code (docs/architecture.md has the glossary of the whole project):
 // - step, time: an index along the sequence; a distance in memory is a stride;
@@ -14,17 +14,17 @@
 // - time block: a range of times whose rows fit in cache together;
 // - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
 //   a group split the hidden units;
-// - slice, columns: a range of sequences, a range of hidden units; a part is one of each;
-// - wave, stretch: layers that run at the same time, one thread per layer; the steps that each of
-//   them computes at a time;
+// - slice, columns: a range of sequences, a range of hidden units; a part has a slice and columns;
+// - wave, stretch: layers that run at the same time, one thread per layer; the steps that each
+//   layer of a wave computes at a time;
 // - lane: one element of a SIMD vector;
 // - plan: the decisions made from sizes alone, in plan.h;
 // - table: the input products of all token ids, one row per id, used if the input is token ids;
 // - tree: sequences that share the states of common prefixes, a PrefixTree.
 //
-// This header is compiled once per instruction set, and the linker keeps only one copy of an inline
-// function, perhaps the one for AVX-512. So it has only plain structs, without member functions or
-// default member values.
+// This header is compiled once per instruction set. The linker keeps only one copy of an inline
+// function, perhaps the AVX-512 copy, which not every processor can run. So the structs here have
+// neither member functions nor default member values.
 #pragma once
 
 #include <cstddef>
@@ -34,15 +34,15 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
-// The values are `Cell.number` in namernn_fast/cells/, and index the tables of kernels below.
+// The values equal `Cell.number` in namernn_fast/cells/, and index the arrays of kernels below.
 enum class CellKind { vanilla, gru, lstm };
 constexpr int64_t kCells = 3;
 
-// Maximum number of states of a row. State 0 is h, the output; state 1 is the cell state, if the
+// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state, if the
 // cell has one. Arrays of this length hold null for states that the cell lacks.
 constexpr int kMostStates = 2;
 
-// torch's 16-bit types as they are stored. Kernels compute with them in float.
+// torch's 16-bit types, as tensors store them. Kernels for these types compute in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -54,26 +54,26 @@ struct Half {
 // prefix, and several rows may continue the same row of the previous step. Every sequence starts
 // from a zero state.
 struct PrefixTree {
-  const int64_t* parent;     // [N]: row n, at time t, continues row number parent[n] of time t - 1;
-                             // not read at t = 0
+  const int64_t* parent;     // [N]: row n, at time t, continues row (t - 1, parent[n]); not read
+                             // at t = 0
   const int64_t* end_start;  // [N + 1]: the sequences that end in row n are end_sequence[i] for i
                              // in end_start[n] .. end_start[n + 1]
-  const int64_t* end_sequence;  // [end_start[N]], indices of sequences in the last states
+  const int64_t* end_sequence;  // [end_start[N]]: indices of sequences in the last states
 };
 
-// Which rows exist. At time t the first count[t] sequences are alive, and count never increases
-// with t.
+// Which rows exist. At time t the first count[t] sequences are alive, which means that they have a
+// row. count[t] never increases with t.
 //
-// In a tree, count[t] is the number of rows at time t; it may increase, and B is its maximum. A
-// tree has `count` and `start` but no `order`, `origin`, resets or initial states. It runs forward
-// in time, in float or double, with a plan of one group and one member. The last states and their
-// gradients have one row for each sequence that ends in the tree.
+// In a tree, count[t] is the number of rows at time t; count[t] may increase with t, and B is its
+// maximum. A tree has `count` and `start` but no `order`, `origin`, resets or initial states. A
+// tree runs forward in time, in float or double, with a plan of one group and one member. The last
+// states and their gradients have one row for each sequence that ends in the tree.
 struct SequenceLayout {
   int64_t T;
   int64_t B;
   int64_t N;
   const int64_t* count;    // [T]; null if all B sequences are alive at every time
-  const int64_t* start;    // [T]: number of rows before time t; if null, see RowStrides
+  const int64_t* start;    // [T]: number of rows before time t; may be null, see RowStrides
   const int64_t* order;    // [B]: index of sequence b in initial and last states; null if it is b
   const int64_t* origin;   // [B]: offset of sequence b's rows, in row strides; null if it is b
   const PrefixTree* tree;  // null if no sequences share rows
@@ -89,17 +89,17 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Cuts: boundaries between two consecutive times that no state crosses. The recurrence restarts
-// from zeros there.
+// Cuts: boundaries between two consecutive times that no state crosses. At a cut, the recurrence
+// restarts from zeros.
 struct Resets {
   const bool* at;  // at[t * time_stride + b]: whether sequence b of the layout is cut between t - 1
                    // and t; null if there are no cuts
   int64_t time_stride;
 };
 
-// The input products of all token ids: if the input is token ids, row ids(t, b) of this table
-// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it. If Layer::panels is given,
-// they ignore the bias packed there.
+// The input products of all token ids. If the input is token ids, row ids(t, b) of this table
+// replaces W_ih x_t. Kernels add Layer::bias_ih and Layer::bias_hh to that row, and ignore the bias
+// packed in Layer::panels.
 template <class Scalar>
 struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent if the input is features
@@ -107,7 +107,7 @@ struct TokenTable {
   int64_t V;
 };
 
-// Maximum chain lengths of the two products of the forward pass; see kChain.
+// Maximum chain lengths of the two products in the forward pass; see kChain.
 struct Chains {
   int64_t projection;
   int64_t recurrence;
@@ -121,8 +121,8 @@ struct InPlace {
 };
 
 // Maximum number of multiply-adds accumulated before the partial sum is added to the total. The
-// rounding error of a long product grows with this length; 64 keeps it comparable to the error
-// of BLAS libraries.
+// rounding error of a long product grows with this length; at 64 the error is comparable to the
+// error of BLAS libraries.
 constexpr int64_t kChain = 64;
 
 // Gradients of about this many rows accumulate in a separate buffer before they join the running
@@ -132,15 +132,15 @@ constexpr int64_t kRowsApart = 4096;
 // Initial states [B, H].
 template <class Scalar>
 struct InitialStates {
-  const Scalar* data;  // null: zeros
+  const Scalar* data;  // null means zeros
   int64_t stride;
 };
 
-// One direction of one layer: the arguments that both passes share.
+// One direction of one layer: the arguments that the forward and the backward pass share.
 template <class Scalar>
 struct Layer {
   SequenceLayout layout;
-  int64_t D;  // 0 with a table
+  int64_t D;  // number of input features; 0 with a table
   int64_t H;
   bool reverse;
   Activation activation;
@@ -161,17 +161,17 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; a tree always has one
+  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; always given for a tree
   RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
                               // absent if not wanted
-  Scalar* last[kMostStates];  // [B, H], the last states; last[1] may be the memory of initial[1]
+  Scalar* last[kMostStates];  // [B, H], the last states; last[1] may alias initial[1]
 };
 
 // Gradients of the last states [B, H]. Strides are arbitrary; the gradient of a sum() has strides
 // of 0.
 template <class Scalar>
 struct StateGradients {
-  const Scalar* data;  // null: zeros
+  const Scalar* data;  // null means zeros
   int64_t stride;
   int64_t feature_stride;  // always 1 for a tree
 };
@@ -184,9 +184,9 @@ struct Backward {
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
   StateGradients<Scalar> grad_last[kMostStates];
   RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
-  bool accumulate_input;              // add to grad_input instead of writing it
+  bool accumulate_input;              // add to grad_input instead of overwriting it
   Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
-  bool accumulate_weights;            // add to the parameter gradients; not supported in 16 bits
+  bool accumulate_weights;            // add to the parameter gradients; must be false in 16 bits
   Scalar* grad_weight_ih;  // [H, D], or the table's gradient [V, H]; may be null if D is 0
   Scalar* grad_weight_hh;  // [H, H]; null if no parameter gradients are wanted
   Scalar* grad_bias_ih;    // [H]; null if there is no bias
@@ -205,7 +205,7 @@ struct Runtime {
   void (*parallel)(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
   // Returns uninitialized memory, aligned to 64 bytes, that lives until the kernel returns.
   void* (*scratch)(size_t bytes);
-  // Lets the operating system run another thread; called in long waits. Returns whether that took
+  // Lets the operating system run another thread during a long wait. Returns whether the yield took
   // so long that another program must have used the processor.
   bool (*yield)();
   // Sleeps until wake() is called with the same address, for a millisecond at most. Returns at once
@@ -215,7 +215,8 @@ struct Runtime {
   uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
 };
 
-// How one pass stores a layer's weights in panels: their size in bytes, and how to pack them.
+// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, and
+// `pack` fills them.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(int64_t D, int64_t H);
@@ -227,11 +228,11 @@ template <class Storage>
 struct KernelsFor {
   PanelFormat<Storage> forward_panels;
   void (*forward)(const Forward<Storage>&, const Runtime&);
-  PanelFormat<Storage> backward_panels;  // null members if the pass packs panels in every call
+  PanelFormat<Storage> backward_panels;  // both members are null if each call packs panels
   void (*backward)(const Backward<Storage>&, const Runtime&);
   // Writes the layer's table plus the biases to `table` [V, H], in the type that kernels compute
-  // in. Waves and trees call it once for many calls of `forward`; null if neither supports this
-  // type.
+  // in. Waves and trees call `add_biases` once for many calls of `forward`; null for types that
+  // neither waves nor trees support.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
   int64_t panel_rate;  // speed of products with panels, relative to float
 };
@@ -254,19 +255,20 @@ struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
-  int64_t panel_width;        // of a float panel; threads split the hidden units in multiples of it
+  int64_t panel_width;        // columns per float panel; threads share hidden units in whole panels
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// bfloat16 kernels of all cells, for processors that multiply pairs of bfloat16.
+// bfloat16 kernels of all cells, for processors that multiply pairs of bfloat16 numbers.
 struct KernelsOnPairs {
   KernelsFor<BFloat16> cells[kCells];
 };
 
-// Each replaces the bfloat16 kernels of kernels_avx512 on processors with its instructions.
+// Each of these replaces the bfloat16 kernels of kernels_avx512 on processors that have the
+// instructions in its name.
 extern const KernelsOnPairs kernels_avx512_bf16;
 extern const KernelsOnPairs kernels_amx;
 

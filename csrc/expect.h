@@ -1,4 +1,4 @@
-// Preconditions, asserted in sanitizer builds.
+// Asserts preconditions in sanitizer builds, and does nothing in other builds.
 #pragma once
 
 #if defined(NAMERNN_FAST_SANITIZE)

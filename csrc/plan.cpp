@@ -4,8 +4,8 @@
 // `groups` split the sequences and never wait for each other; within a group, `members` split the
 // hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
 // as reading its weights from the core's private cache, whichever is longer. Weights that do not
-// fit there must be read from further away at every step, which adds to the time. The constants are
-// typical of x86-64 servers of 2022 to 2025; only their order of magnitude matters.
+// fit in this cache must be read from further away at every step, which adds to the time. The
+// constants are typical of x86-64 servers of 2022 to 2025; only their order of magnitude matters.
 #include "plan.h"
 
 #include <algorithm>
@@ -16,17 +16,17 @@ namespace {
 
 constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
 constexpr double kNearRate = 100.0;  // bytes per ns from the core's private cache
-constexpr double kFarRate = 30.0;    // bytes per ns from beyond that cache
+constexpr double kFarRate = 30.0;    // bytes per ns from beyond the core's private cache
 constexpr double kCacheFraction =
-    0.75;  // fraction of that cache that weights may fill; rows need the rest
-constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait for it
+    0.75;  // fraction of the private cache that weights may fill; rows need the rest
+constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait until it is done
 constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns of a barrier, per member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
-constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
-constexpr int64_t kStepsAlone = 16;        // layers of at most this many steps form no wave
+constexpr double kWorth = 0.95;   // maximum time with a wave, relative to the time without a wave
+constexpr int64_t kStepsAlone = 16;        // layers of at most this many steps do not form a wave
 constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
-constexpr int64_t kProjectedRows = 256;    // rows to project at once, if the projection runs ahead
+constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
 constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin
 constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
 
@@ -90,7 +90,8 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   double shared = choose_plan(recurrent).time;
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double overhead = kStretch;
-  // A layer of a wave packs its weights on one thread; without a wave all threads share the work.
+  // A layer of a wave packs its weights on one thread; without a wave all threads share the
+  // packing.
   const double packing = kPackingCost * 2 * double(blocks) * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
@@ -111,10 +112,11 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
-// The projection is parallel in time. Computing several steps of it ahead of the recurrence makes
-// tiles taller if there are few sequences, and leaves the nearest caches to weight_hh if both
-// weights would not fit. It is required if a weight is read in place: such a product has only one
-// operand, so the recurrence must start from sums that already contain the projection.
+// The projection is parallel in time. Computing several steps of the projection ahead of the
+// recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
+// weight_hh if weight_ih and weight_hh would not fit together. The projection must run ahead if a
+// weight is read in place: a product in place handles only one weight, so the recurrence must start
+// from sums that already contain the projection.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
@@ -168,9 +170,10 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
 }
 
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate) {
-  // A dot product ends by adding up its lanes, which makes it slower than a product with panels;
-  // the longer it is, the less that matters. Packing costs more per element the larger the weights
-  // are, because they come from further away.
+  // A product in place consists of dot products. Each dot product ends by adding up its lanes,
+  // which makes it slower than a product with panels; the longer the dot product, the smaller the
+  // difference. Packing large weights costs more per element, because large weights are read from
+  // further away.
   const auto gains = [&](int64_t K) { return 16 * panel_rate * layout.N <= K + K * K / 1024; };
   return {gains(D), gains(H)};
 }

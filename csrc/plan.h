@@ -1,5 +1,5 @@
-// Decisions made from sizes alone: how work is split among threads, which layers run at the same
-// time, how long chains of multiply-adds are. Does not use torch.
+// Decisions made from sizes alone, without torch: how work is split among threads, which layers run
+// at the same time, how long chains of multiply-adds are.
 #pragma once
 
 #include "contract.h"
@@ -10,9 +10,9 @@ namespace namernn_fast {
 struct PlanArguments {
   SequenceLayout layout;
   Machine machine;
-  int64_t D;  // 0: plan for the recurrence alone
+  int64_t D;  // number of input features; 0 to plan for the recurrence alone
   int64_t H;
-  int64_t panels;  // panels of W_hh, which members can split among themselves
+  int64_t panels;  // number of panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
   int64_t blocks;  // weight blocks of the cell
 };
@@ -30,27 +30,27 @@ struct Plan {
 Plan choose_plan(const PlanArguments& arguments);
 
 // Returns true if running two directions at the same time, one thread each, is estimated to be
-// faster than running one after the other with all threads.
+// faster than running them one after the other with all threads.
 bool choose_both_at_once(const PlanArguments& arguments);
 
-// How stacked layers run at the same time, one thread per layer. Time is cut into stretches; a
-// layer starts a stretch as soon as the layer that it depends on has finished it.
+// How stacked layers run at the same time, one thread per layer. Time is cut into stretches. A
+// layer starts a stretch as soon as the layer that feeds it has finished that stretch.
 struct Wave {
-  int64_t layers;  // running at the same time; 1: no wave, the layers run one after the other
-  int64_t steps;   // per stretch
+  int64_t layers;  // number running at the same time; 1 means no wave: one layer after the other
+  int64_t steps;   // steps per stretch
 };
 
 enum class Pass { forward, backward };
 
-// Chooses the wave for `layers` equal layers of one direction. Ignores `arguments.D`: every layer
-// except the first has H input features.
+// Chooses the wave for `layers` equal layers of one direction. Plans for H input features and
+// ignores `arguments.D`, because every layer except the first has H input features.
 Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass);
 
-// Cost of packing one weight into a panel, in multiply-adds.
+// Cost of packing one element of a weight into a panel, in multiply-adds.
 constexpr double kPackingCost = 8;
 
-// Chooses which weights the forward pass reads in place: weights multiplied with only a few rows.
-// The choice changes the last bits of results, so it must not depend on the number of threads or on
+// Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. The
+// choice changes the last bits of results, so it must not depend on the number of threads or on
 // cache sizes. `panel_rate` is KernelsFor::panel_rate.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
@@ -70,25 +70,25 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
 
-// Returns whether each group packs its own copy of the weights: if there is only one group, or if
-// all copies together are small and one copy, of this many bytes, fits in a core's private cache.
+// Returns true if each group should pack its own copy of the weights: there is only one group, or
+// all copies together are small and one copy, of `bytes` bytes, fits in a core's private cache.
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 
 // Returns the approximate number of rows of a time block in the backward pass: as many as fill half
 // of the core's private cache, but at least `least`.
 int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine);
 
-// Returns how many rows to project at once if the projection runs ahead.
+// Returns how many rows to project at once if the projection runs ahead of the recurrence.
 int64_t choose_projected_rows(const PlanArguments& arguments);
 
-// Returns how many threads to use for this many independent multiply-adds: all of them, or one if
-// the work does not justify the overhead.
+// Returns how many threads to use for this many independent multiply-adds: all threads, or one
+// thread if the work does not justify the overhead.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 
-// Chooses chain lengths, shorter for few rows or columns. BLAS libraries sum such products in
-// several lanes, so their chains are short as well, and starting a new chain costs little there.
-// Counts the rows of the whole call, not of one thread, because bits must not depend on how work is
-// split.
+// Chooses chain lengths. Products with few rows or columns get shorter chains: BLAS libraries sum
+// such products in several lanes, so their chains are short as well, and starting a new chain costs
+// little in such a product. Counts the rows of the whole call, not of one thread, because bits must
+// not depend on how work is split.
 Chains choose_chains(const SequenceLayout& layout, int64_t H);
 
 }  // namespace namernn_fast

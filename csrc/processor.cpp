@@ -13,13 +13,14 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// The bfloat16 kernels that beat conversion to float on this processor, or null if there are none.
+// Returns the bfloat16 kernels that are faster on this processor than converting to float, and sets
+// `name` to the name of their instructions. Returns null if there are no such kernels.
 const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** name) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
   const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
 #if defined(__linux__)
-  // Linux lets a process use the tile registers only after it has asked for them.
+  // Linux lets a process use the tile registers only after the process has requested permission.
   constexpr long request_permission = 0x1023, tile_data = 18;
   const bool permitted = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
@@ -42,12 +43,14 @@ const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** na
 
 Kernels detect_kernels() {
 #if defined(__x86_64__)
-  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // ATen's switch applies here too
+  // ATen's switch applies to our kernels too.
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string wanted = variable ? variable : "";
   __builtin_cpu_init();
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
-  // F16C comes from cpuid: before version 15, Clang's built-in does not know the name "f16c".
+  // Reads F16C from cpuid, because Clang's built-in function does not know "f16c" before version
+  // 15.
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx & bit_F16C) != 0;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

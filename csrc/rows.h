@@ -1,6 +1,7 @@
 // Which rows exist, where their inputs are, and which row holds their previous state. Kernels
-// locate rows through these functions; in a SequenceLayout itself they mostly just check which
-// pointers are null. Everything here has internal linkage, for the reason given in arithmetic.h.
+// locate rows through these functions; apart from that, kernels mostly just check which pointers of
+// a SequenceLayout are null. These functions have internal linkage because they are compiled once
+// for each instruction set.
 #pragma once
 
 #include "arithmetic.h"
@@ -16,29 +17,31 @@ struct Slice {
   int64_t end;
 };
 
-// The number of sequences alive at time t: zero before the first time and after the last.
+// Returns the number of sequences alive at time t: zero before the first time and after the last
+// time.
 inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
   if (t < 0 || t >= layout.T) return 0;
   return layout.count ? layout.count[t] : layout.B;
 }
 
-// The end of the slice's sequences that are alive at t; slice.begin if none are.
+// Returns the end of the slice's sequences that are alive at time t; slice.begin if none is alive.
 inline int64_t alive_end(const SequenceLayout& layout, int64_t t, Slice slice) {
   return max64(slice.begin, min64(slice.end, count_at(layout, t)));
 }
 
-// The number of rows before time t.
+// Returns the number of rows before time t.
 inline int64_t rows_before(const SequenceLayout& layout, int64_t t) {
   if (t == layout.T) return layout.N;
   return layout.start ? layout.start[t] : t * layout.B;
 }
 
-// The caller's index of sequence b, which is its row in the initial and last states.
+// Returns the caller's index of sequence b, which is the sequence's row in the initial and last
+// states.
 inline int64_t place_of(const SequenceLayout& layout, int64_t b) {
   return layout.order ? layout.order[b] : b;
 }
 
-// Row (t, b) of a tensor.
+// Returns a pointer to row (t, b) of a tensor.
 template <class Scalar>
 inline Scalar* row_at(const RowStrides<Scalar>& rows, const SequenceLayout& layout, int64_t t,
                       int64_t b) {
@@ -47,24 +50,24 @@ inline Scalar* row_at(const RowStrides<Scalar>& rows, const SequenceLayout& layo
                             (layout.origin ? layout.origin[b] : b) * rows.row_stride;
 }
 
-// The s-th time in the order of the recurrence.
+// Returns the s-th time in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_of(const Layer<Scalar>& layer, int64_t s) {
   return layer.reverse ? layer.layout.T - 1 - s : s;
 }
-// The time before t in the order of the recurrence.
+// Returns the time before t in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_before(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t + 1 : t - 1;
 }
-// The time after t in the order of the recurrence.
+// Returns the time after t in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// The end of the slice's sequences whose state at t continues a row of the output. Sequences from
-// here to alive_end() start at t, from their initial states.
+// Returns the end of the slice's sequences whose state at time t continues a row of the output. The
+// other sequences, up to alive_end(), start at time t from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -72,9 +75,9 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.layout, time_before(layer, t), slice));
 }
 
-// Whether a cut keeps the previous state of sequence b from reaching t. At the first step of a
-// sequence the previous state is the initial state, which only a reset at time 0 in the forward
-// direction cuts off.
+// Returns whether a cut keeps the previous state of sequence b from reaching time t. At the first
+// step of a sequence the previous state is the initial state, which only a reset at time 0 in the
+// forward direction cuts off.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
@@ -83,8 +86,8 @@ inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
          layer.resets.at[border * layer.resets.time_stride + b];
 }
 
-// Splits sequences begin .. end into ranges that are cut before t as a whole or not at all, and
-// calls f(begin, end, cut) for each.
+// Splits sequences begin .. end into ranges in which either all sequences or none are cut before
+// the step at time t, and calls f(begin, end, cut) for each range.
 template <class Scalar, class F>
 inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, int64_t end, F&& f) {
   if (!layer.resets.at) return f(begin, end, false);
@@ -96,44 +99,44 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
-// The i-th initial state of sequence b; null means zeros.
+// Returns the i-th initial state of sequence b; null means zeros.
 template <class Scalar>
 inline const Scalar* initial_state(const Layer<Scalar>& layer, int i, int64_t b) {
   const InitialStates<Scalar>& initial = layer.initial[i];
   return initial.data ? initial.data + place_of(layer.layout, b) * initial.stride : nullptr;
 }
 
-// The input of row (t, b); null if the input is token ids.
+// Returns the input of row (t, b), or null if the input is token ids.
 template <class Scalar>
 inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
 }
 
-// Whether the input is token ids.
+// Returns whether the input is token ids.
 template <class Scalar>
 inline bool has_table(const Layer<Scalar>& layer) {
   return layer.table.ids.data != nullptr;
 }
 
-// The token id of row (t, b).
+// Returns the token id of row (t, b).
 template <class Scalar>
 inline int64_t token_of(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   return *row_at(layer.table.ids, layer.layout, t, b);
 }
-// The table's row for the token of row (t, b).
+// Returns the table's row for the token of row (t, b). A row of the table has `width` elements.
 template <class Scalar>
 inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b, int64_t width) {
   return layer.table.rows + token_of(layer, t, b) * width;
 }
 
-// In a tree, the b' for which row (t, b) continues row (t - 1, b'). Requires t > 0.
+// Returns the b' for which row (t, b) of a tree continues row (t - 1, b'). Requires t > 0.
 inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
   NAMERNN_EXPECT(layout.tree && t > 0);
   return layout.tree->parent[layout.start[t] + b];
 }
 
 // Calls f(b, sequence) for every sequence that ends in a row (t, b) of a tree. `sequence` is the
-// caller's index.
+// caller's index of that sequence.
 template <class F>
 inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   const PrefixTree& tree = *layout.tree;
@@ -145,15 +148,15 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// The cell states of rows: the last H of the `size` values that each row keeps.
+// Returns the cell states in `kept`: the last H of the `size` values that each row keeps.
 template <class Scalar>
 inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, int64_t H) {
   kept.data += size - H;
   return kept;
 }
 
-// The row of `states` that row (t, b) continues, or `initial` at the first step of its sequence;
-// null means zeros. `continued` is continued_end() at t for a slice that includes b.
+// Returns the row of `states` that row (t, b) continues, or `initial` at the first step of sequence
+// b; null means zeros. `continued` is continued_end() at t for a slice that includes b.
 template <class Scalar>
 inline const Scalar* previous_row(const Layer<Scalar>& layer,
                                   const RowStrides<const Scalar>& states, const Scalar* initial,
@@ -166,8 +169,8 @@ inline const Scalar* previous_row(const Layer<Scalar>& layer,
 }
 
 // Splits the slice's rows at t into runs with evenly spaced previous states, and calls
-// f(begin, end, states, stride) for each; null `states` means zeros. Only for layouts without
-// `order`, `origin` and `tree`.
+// f(begin, end, states, stride) for each run; null `states` means zeros. The layout must not have
+// `order`, `origin` or `tree`.
 template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {
@@ -198,22 +201,23 @@ struct Run {
   bool along_time;
 };
 
-// The distance between two adjacent rows of a run in the given tensor.
+// Returns the distance between two adjacent rows of a run in the given tensor.
 template <class Scalar>
 inline int64_t run_stride(const RowStrides<Scalar>& rows, const Run& run) {
   return run.along_time ? rows.time_stride : rows.row_stride;
 }
 
-// Whether the rows of each time directly follow the rows of the previous time in the tensor.
+// Returns whether the rows of each time directly follow the rows of the previous time in the
+// tensor.
 template <class Scalar>
 inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout) {
   return layout.start ||
          (!layout.count && !layout.origin && rows.time_stride == layout.B * rows.row_stride);
 }
 
-// Covers the slice's rows at times first .. last with the longest runs that the layout allows.
-// `flat`: is_flat() holds for the tensors that f accesses. `along`: each sequence's rows are evenly
-// spaced in these tensors.
+// Calls f(run) for runs that cover the slice's rows at times first .. last. The runs are as long as
+// the layout allows. `flat` means that is_flat() holds for all tensors that f accesses, `along`
+// that each sequence's rows are evenly spaced in all these tensors.
 template <class F>
 inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
                          bool flat, bool along, F&& f) {

@@ -1,13 +1,14 @@
-// Threads wait for each other through the value of a Signal. Both the kernels and csrc/library/
-// use this header. Everything in it has internal linkage because the kernels are compiled for other
-// instruction sets than the library.
+// Threads wait for each other through the value of a Signal. Both the kernels and csrc/library/ use
+// this header. Everything in this header has internal linkage because the kernels are compiled for
+// other instruction sets than the library.
 //
 // A waiting thread spins at first, then yields its processor, which costs next to nothing as long
-// as no other program wants it. Once a yield has given the processor to another program, the thread
-// gets it back only after a time slice of milliseconds. Two threads that both yield then take turns
-// with that program and advance by one step per slice. So from then on waiting threads sleep, and
-// the thread that they wait for wakes them: a thread that has slept gets a processor at once.
-// Threads that have to share a processor hardly spin.
+// as no other program wants the processor. Once a yield has given the processor to another program,
+// the thread gets the processor back only after a time slice of milliseconds. If two waiting
+// threads both yielded, they would take turns with the other program and advance by one step per
+// time slice. So from then on, waiting threads sleep until the thread that they wait for wakes
+// them: a thread that has slept gets a processor at once. Threads that have to share a processor
+// spin only briefly.
 #pragma once
 
 #include "contract.h"
@@ -15,17 +16,17 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int kSpins = 2000;   // before the first yield; 20 to 40 us
-constexpr int kFewSpins = 20;  // if the thread that is waited for needs this processor
-constexpr int kForEver = -1;   // `rounds` for a wait_until() without a limit
+constexpr int kSpins = 2000;   // spins before the first yield; 20 to 40 us
+constexpr int kFewSpins = 20;  // spins if the awaited thread needs this processor
+constexpr int kForEver = -1;   // value of `rounds` for wait_until() without a limit
 
-// A number that one thread announces and others wait for. Initialized with zeros.
+// A number that one thread announces and other threads wait for. All fields start at zero.
 struct Signal {
   alignas(64) uint32_t value;
   uint32_t sleepers;  // threads that sleep until the value changes
   uint32_t crowded;   // nonzero once a yield has given a processor to another program
-  uint32_t waiter;    // the processor of a thread that has spun in vain; 0 if there is none
-  uint32_t shared;    // nonzero if the last such thread ran on the announcer's processor
+  uint32_t waiter;  // the processor of a thread that has spun in vain; 0 if there is no such thread
+  uint32_t shared;  // nonzero if the last `waiter` was the announcer's processor
 };
 
 inline void relax() {
@@ -40,14 +41,15 @@ inline uint32_t value_of(const Signal& signal) {
   return __atomic_load_n(&signal.value, __ATOMIC_ACQUIRE);
 }
 
-// Wakes the threads that sleep until the value changes. No fence separates the change from this
-// read of `sleepers`, because it would cost every barrier more than it saves: without it, a thread
-// that falls asleep at that moment sleeps until its time limit.
+// Wakes the threads that sleep until the value changes. A thread that falls asleep just as the
+// value changes may be missed, and then sleeps until its time limit. A fence between the change and
+// this read of `sleepers` would prevent that, but would cost every barrier more than it saves.
 inline void wake_sleepers(const Signal& signal, const Runtime& runtime) {
   if (__atomic_load_n(&signal.sleepers, __ATOMIC_RELAXED) > 0) runtime.wake(&signal.value);
 }
 
-// Sets the value. A thread that sees the value also sees everything that the caller wrote before.
+// Sets the value. A thread that sees the new value also sees everything that the caller wrote
+// before the call.
 inline void announce(Signal& signal, uint32_t value, const Runtime& runtime) {
   __atomic_store_n(&signal.value, value, __ATOMIC_RELEASE);
   if (const uint32_t waiter = __atomic_load_n(&signal.waiter, __ATOMIC_RELAXED)) {
@@ -58,8 +60,8 @@ inline void announce(Signal& signal, uint32_t value, const Runtime& runtime) {
   wake_sleepers(signal, runtime);
 }
 
-// Waits until done(value) is true or, unless `rounds` is kForEver, until it has yielded `rounds`
-// times or slept once. Returns the last done(value).
+// Waits until done(value) is true or, unless `rounds` is kForEver, until the caller has yielded
+// `rounds` times or slept once. Returns the last result of done().
 template <class Done>
 inline bool wait_until(Signal& signal, const Runtime& runtime, int rounds, Done&& done) {
   const bool shared = __atomic_load_n(&signal.shared, __ATOMIC_RELAXED) != 0;

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .machine import requirements  # noqa: F401 - first, to report a torch that is too old
+from .machine import requirements  # noqa: F401 - first, to reject a torch that is too old
 
 # isort: split
 from .call.options import batch_invariant
@@ -24,7 +24,7 @@ from .nn import (
 
 try:
     __version__ = version("namernn_fast")
-except PackageNotFoundError:  # an uninstalled checkout, as `make bench-gpu` runs it
+except PackageNotFoundError:  # not installed: `make bench-gpu` runs the checkout itself
     __version__ = "0+checkout"
 
 __all__ = [

@@ -1,8 +1,9 @@
 """The command line: `python -m namernn_fast`, and `python -m namernn_fast bench`.
 
-Without a command it prints versions, the processor's capability, the available paths, and how to
-make them faster. Exit codes: 0 for success; 1 for a failure (a check, a file, a missing package);
-2 for wrong options; 130 when interrupted. A failure prints one line on standard error.
+Without a command, the program prints versions, the processor's capability, the available paths,
+and advice on making calls faster. Exit codes: 0 for success; 1 for a failure, such as a failed
+check, an unwritable file or a missing package; 2 for invalid options; 130 when interrupted. A
+failure prints one line on standard error.
 """
 
 import argparse
@@ -25,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        argv: the arguments, `sys.argv[1:]` if None.
+        argv: the command-line arguments; None for `sys.argv[1:]`.
 
     Raises:
-        SystemExit: options are wrong (argparse, code 2), or help was requested.
+        SystemExit: an option is invalid (exit code 2), or help or the version was requested.
     """
     try:
         options = _parser().parse_args(argv)
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader closed the pipe. Redirect stdout, or Python's flush at exit reports it again.
+        # The reader closed the pipe. Redirect stdout, because Python flushes it at exit and would
+        # report the closed pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     # PyTorch raises RuntimeError when memory runs out.
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(options: argparse.Namespace) -> None:
-    """Prints one line per fact, and then the advice."""
+    """Prints one line per fact about this installation, and then advice on speed."""
     facts = advice.gather()
     lines = {
         "namernn_fast": __version__,
@@ -91,13 +93,13 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns a description of the kernel that this processor uses."""
+    """Returns the name of the CPU kernel on this processor, and for bfloat16 if that differs."""
     usual, for_bfloat16 = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
     return f"cpu {usual}" + (f", bfloat16: cpu {for_bfloat16}" if for_bfloat16 != usual else "")
 
 
 def _triton() -> str:
-    """Returns a description of the installed Triton."""
+    """Returns the version of Triton and what it runs, or a note that Triton is not installed."""
     try:
         import triton
     except ImportError:
@@ -106,7 +108,7 @@ def _triton() -> str:
 
 
 def _escape_what_cannot_be_shown() -> None:
-    """Makes the streams escape characters that they cannot encode, such as the times sign."""
+    """Makes stdout and stderr escape characters that they cannot encode, such as the × sign."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the parent process closed the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

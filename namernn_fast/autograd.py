@@ -1,4 +1,4 @@
-"""The fused operator with a gradient. Calls that need no gradient bypass it."""
+"""Autograd for the fused operators. Calls that need no gradient bypass this module."""
 
 import functools
 import itertools
@@ -19,9 +19,10 @@ _Run: TypeAlias = Callable[..., Results]
 
 
 class FusedStack(torch.autograd.Function):
-    """The operator `forward` with the operator `backward` as its gradient; takes `call.flat()`.
+    """The operator `forward`, differentiated by the operator `backward`.
 
-    The only intermediate results it saves are the outputs of the layers and what the cell keeps.
+    The arguments are `call.flat()`. The only intermediate results that the forward pass saves are
+    the outputs of the layers and what the cell keeps.
     """
 
     @staticmethod
@@ -37,29 +38,32 @@ class FusedStack(torch.autograd.Function):
     ) -> Results:
         input, *states = tensors[:count]
         weights = tensors[count:]
-        # The backward pass reads every output.
+        # The backward pass reads the output of every step, which LAST_STATE would skip.
         options = options & ~ops.LAST_STATE | ops.WANT_SAVED
         arguments = cell, input, states or None, weights, sequence_layout, reset, options, trees
         needed = ctx.needs_input_grad[-len(tensors) :]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
-        if torch.compiler.is_compiling():  # a compiler keeps the values and cannot read versions
+        if torch.compiler.is_compiling():
+            # A compiler preserves the saved values itself, and cannot read version counters.
             output, last, saved = ops.forward(*arguments)
-            needs = _needs_of.__wrapped__(cell, options, count, needed)  # without its cache
+            needs = _needs_of.__wrapped__(cell, options, count, needed)  # bypasses the cache
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
             needs = _needs_of(cell, options, count, needed)
-            # Aliases, so that `tensor.data = ...` before the backward pass does not change them.
+            # Save aliases, so that assigning `tensor.data` before the backward pass does not change
+            # the saved values.
             values = [tensor.detach() for tensor in tensors]
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
             ctx.call = options, trees, needs, values[count:], weights, _versions(weights)
-            # Autograd raises an error if a saved tensor was changed in place. The other weights may
-            # change before the fused backward pass, as with `nn.RNN`.
+            # Autograd raises an error if a saved tensor was changed in place. Save only the weights
+            # that the fused backward pass reads, because the other weights may change, as with
+            # `nn.RNN`.
             watched = itertools.compress(values[count:], needs.reads)
-        # Higher-order gradients flow to these tensors, and to the weights.
+        # Higher-order gradients flow to the original input and states, and to the weights.
         originals = itertools.compress(tensors[:count], needed)
         ctx.save_for_backward(
             sequence_layout, reset, output, *values[:count], *originals, *saved, *watched
@@ -108,38 +112,38 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 
 Skips checks that only transforms and compilers need, which take 5% of the time of a small call."""
 
-_NOT_DIFFERENTIABLE = (None,) * 6  # cell, options, trees, sequence_layout, reset and count
-_BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)  # arguments of forward before input, states, weights
+_NOT_DIFFERENTIABLE = (None,) * 6  # for cell, options, trees, sequence_layout, reset and count
+_BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)  # number of arguments before input, states, weights
 
 
 class _Needs(NamedTuple):
-    """The inputs and gradients that the fused backward pass of a call needs."""
+    """What the fused backward pass of a call reads, and which gradients it computes."""
 
     cell: int
     reads: tuple[bool, ...]
-    """Whether the fused backward pass reads each weight. It never reads biases, and reads weight_ih
-    of the first layer only for the gradient of the input."""
+    """For each weight, whether the fused backward pass reads it. Biases are never read, and
+    weight_ih of the first layer is read only for the gradient of the input."""
     ends: tuple[int, int, int]
-    """Where three parts of the saved tensors end: the values of input and states, the originals
-    that need a gradient, and what the operator saved."""
+    """The end index of each of three parts of the saved tensors: the values of input and states,
+    the original input and states that need a gradient, and what the operator saved."""
     wanted: list[bool]
-    """Whether input and each of the states need a gradient."""
+    """For input and each state, whether it needs a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
     pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
-    """Returns a gradient or None for input, each state and each weight. Takes the gradients that
-    the operator returned, followed by a None."""
+    """A function that takes the gradients that the operator returned, followed by None, and returns
+    a gradient or None for input, each state and each weight."""
 
 
 @functools.cache
 def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Needs:
-    """Returns what a backward pass needs.
+    """Returns the `_Needs` of a backward pass.
 
     Args:
         cell: the number of the cell.
         options: the option bits.
-        count: the number of states, plus one.
-        needed: whether input, each state and each weight needs a gradient.
+        count: the number of states plus one, for input.
+        needed: for input, each state and each weight, whether it needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
     weight_count, per_layer = len(want_weights), ops.weights_per_layer(options)
@@ -175,12 +179,12 @@ def _versions(weights: Sequence[Tensor]) -> list[int] | None:
     """
     try:
         return [*map(_version, weights)]
-    except RuntimeError:  # a tensor made in inference mode
+    except RuntimeError:  # inference tensors have no version counter
         return None
 
 
 def _saved_tensors(ctx: Any) -> Any:
-    """Returns the saved tensors.
+    """Returns `ctx.saved_tensors`; adds advice to the error if a saved tensor was changed in place.
 
     Raises:
         RuntimeError: a saved tensor was changed in place since the forward pass, or was freed.
@@ -200,8 +204,9 @@ def _saved_tensors(ctx: Any) -> Any:
 def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """Returns whether the backward pass must consist of differentiable ATen operators.
 
-    With create_graph the gradient itself needs a gradient. Under torch.func transforms and
-    forward-mode AD it has a tangent or is batched, and with is_grads_batched it is batched.
+    With create_graph, the computed gradients need gradients themselves. `grads` have tangents or
+    are batched under torch.func transforms and forward-mode AD, and are batched with
+    is_grads_batched.
     """
     if torch.is_grad_enabled():
         return True
@@ -222,16 +227,16 @@ def _differentiable_backward(
 ) -> list[Tensor | None]:
     """Computes the gradients of input, states and weights through the reference path.
 
-    The gradients are differentiable themselves if gradients are enabled.
+    The returned gradients are themselves differentiable if gradients are enabled.
 
     Args:
-        needs: of the backward pass.
+        needs: the `_Needs` of the backward pass.
         originals: input, states and weights of the forward pass, which higher-order gradients flow
-            to. Those that need no gradient are not read.
+            to. A tensor that needs no gradient is not read, and may be None.
         values: the values of these tensors in the forward pass.
-        needed: whether each of these tensors needs a gradient.
+        needed: for each of these tensors, whether it needs a gradient.
         rows_and_options: sequence_layout, reset and options, as in `namernn_fast.ops`.
-        grads: the gradients of the results.
+        grads: the gradient of each result, or None.
     """
     count, *_ = needs.ends
 
@@ -282,10 +287,10 @@ class _FormerValues(torch.autograd.Function):
 def _autograd_vjp(
     run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]
 ) -> Sequence[Tensor]:
-    """Returns the gradients of `wanted`, differentiable if gradients are enabled."""
+    """Returns the gradients with respect to `wanted`, differentiable if gradients are enabled."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, so that a tensor that appears twice gets two separate gradients.
+        # Use views, so that a tensor that appears twice in `wanted` gets two separate gradients.
         wanted = [value.view_as(value) for value in wanted]
         pairs = [(r, g) for r, g in zip(run(*wanted), grads, strict=True) if g is not None]
         return torch.autograd.grad(
@@ -298,7 +303,7 @@ def _autograd_vjp(
 
 
 def _vjp(run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """Returns the gradients of `wanted` under torch.func transforms, bypassing autograd's tape."""
+    """Returns the gradients with respect to `wanted` under torch.func transforms, by `vjp`."""
     results, pull_back = torch.func.vjp(run, *wanted)  # type: ignore[misc]
     return pull_back(  # type: ignore[no-any-return]
         tuple(

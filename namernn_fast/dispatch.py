@@ -1,4 +1,7 @@
-"""Chooses the path of a call and runs it: a fused kernel, ATen operators, vmap, or ONNX."""
+"""Chooses the path of each call, and runs the call on that path.
+
+The paths are the fused kernels, torch's own operators, ATen operators, and ONNX nodes.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,36 +20,37 @@ from .machine import availability
 
 
 def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
-    """Chooses a path for a stack of layers, once, and runs the stack on it.
+    """Chooses one path for a whole stack of layers, and runs the stack on that path.
 
     Args:
-        call: converted by `layouts` and `dtypes`.
+        call: the call, already converted by `layouts` and `dtypes`.
         lookup: the embedding to look token ids up in, or None if the call holds features.
 
     Raises:
-        RuntimeError, ValueError: the arguments do not match; batch_invariant is set, but the path
-            does not support it.
+        RuntimeError, ValueError: shapes, dtypes or devices do not match; batch_invariant is set,
+            but the path does not support it.
         IndexError: a token id is out of range.
     """
     tracing = torch.compiler.is_compiling()
     choice = choose(call, tracing)
-    path = choice.path
-    if choice.why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
-        raise RuntimeError(f"batch_invariant needs the fused kernel: {choice.why_not_kernel}")
+    path, why_not_kernel, _, _ = choice
+    if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
+        raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
     if lookup is not None:
         tokens.look_up(call, lookup, choice)
     like = call.weights[0]  # not data, which may be token ids
     by_layers = call.dropout and not (
         path is torch_operators.run_stack and torch_operators.is_whole(call)
     )
-    if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
+    if tracing:
+        # Check while tracing: fake kernels do not check, and compiled programs should not have to.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if by_layers else path(call)
     data = call.data
     checked = (
         path is not _fused_path
-        or call.dropout  # the operator sees one layer at a time
-        or not (data.is_cpu and like.is_cpu)  # a GPU, or different devices
+        or call.dropout  # each call of the operator sees only one layer
+        or not (data.is_cpu and like.is_cpu)  # on a GPU, or on different devices
     )
     for state in call.states:
         checked = checked or not state.is_cpu
@@ -65,22 +69,27 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
 
 
 def choose(call: Call, tracing: bool) -> Choice:
-    """Chooses the path of a call by its device, its dtype and the transforms that are active.
+    """Chooses the path of a call from its device, its dtype and the active transforms.
 
-    `tokens.look_up` changes nothing that the choice depends on.
+    The choice is the same before and after `tokens.look_up`.
 
     Args:
-        call: converted by `layouts` and `dtypes`.
+        call: the call, already converted by `layouts` and `dtypes`.
         tracing: whether a compiler is tracing the call.
     """
     if tracing and onnx.exporting():
         node = f"the {call.cell.name.upper()} node of ONNX"
         return Choice(onnx.rnn_stack, why_not_ids=f"{node} takes rows of features")
-    why_not_kernel = _why_not_kernel(call, tracing)
-    if why_not_kernel is None:
-        if tracing:
-            return _COMPILED
-        return _MAPPED if torch._C._are_functorch_transforms_active() else _FUSED
+    transformed = not tracing and torch._C._are_functorch_transforms_active()
+    why_not_kernel: str | None
+    if (transformed and not vmap.only_vmap_is_active()) or (
+        not tracing and forward_ad._current_level >= 0
+    ):
+        why_not_kernel = "a torch.func transform other than vmap, or forward-mode AD, is active"
+    else:
+        why_not_kernel = availability.why_not_kernel(call.weights[0], call.cell)
+        if why_not_kernel is None:
+            return _COMPILED if tracing else _MAPPED if transformed else _FUSED
     why_not_torch = torch_operators.why_not(call, tracing)
     path = torch_operators.run_stack if why_not_torch is None else _reference_path
     has_torch_operator = call.cell.torch_operator is not None
@@ -88,18 +97,8 @@ def choose(call: Call, tracing: bool) -> Choice:
     return Choice(path, why_not_kernel, why_not_torch, why_not_ids)
 
 
-def _why_not_kernel(call: Call, tracing: bool) -> str | None:
-    """Returns why the fused kernels cannot take a call in this context, or None if they can."""
-    if not tracing and (
-        forward_ad._current_level >= 0
-        or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
-    ):
-        return "a torch.func transform other than vmap, or forward-mode AD, is active"
-    return availability.why_not_kernel(call.weights[0], call.cell)
-
-
 def _run_layers(path: Path, call: Call) -> Results:
-    """Runs each layer of a stack in a separate call, with dropout between them.
+    """Runs each layer of a stack in a separate call, with dropout between layers.
 
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
@@ -147,7 +146,7 @@ def _fused_path(call: Call) -> Results:
 
 
 def _compiled_path(call: Call) -> Results:
-    """The fused path in a graph that a compiler traces."""
+    """Runs the fused path in a graph that a compiler is tracing."""
     return _run_fused(call, FusedStack.apply, ops.forward)
 
 
@@ -165,7 +164,7 @@ def _reference_path(call: Call) -> Results:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators with a fixed number of "
-            f"steps: use a {call.cell.layer} without lengths= and reset=, which it records for "
+            f"steps: use a {call.cell.layer} without lengths= and reset=, whose trace works for "
             "any length"
         )
     check_reference_arguments(call)

@@ -43,20 +43,22 @@ def rnn(
         input: (seq_len, batch, input_size), with batch_first (batch, seq_len, input_size), without
             a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
             tensor (batch, any length, input_size). seq_len must be at least 1, except in a jagged
-            tensor; the batch may be empty. Any strides. With `embedding`, int32 or int64 token ids
-            as for `nn.Embedding`: any of these shapes without the last dimension.
+            tensor; the batch may be empty. Strides may be arbitrary. With `embedding`, int32 or
+            int64 token ids as for `nn.Embedding`, in any of these shapes without the last
+            dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros. Float32 and 16-bit types are converted to the dtype of input, which h_n has too.
+            zeros. Float32 and 16-bit types are converted to the dtype of input, which is also the
+            dtype of h_n.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
-            (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). Their
-            count determines the number of layers.
+            (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
+            of weights determines the number of layers.
         nonlinearity: "tanh" or "relu".
         bias: whether `weights` holds biases.
         batch_first: whether batch comes before seq_len in input and output (not in hx and h_n).
         dropout: probability of zeroing an element of a layer's output, except the last layer's, in
             training mode.
-        bidirectional: whether every layer also runs from the end of the sequences.
+        bidirectional: whether every layer also runs backward, from the end of each sequence.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
             seq_len in any order, as a tensor of any integer dtype on any device, an array or a
@@ -66,24 +68,26 @@ def rnn(
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, which starts from a state
             of zeros, as if the sequence had been split there; the second direction runs each
-            episode from its own end. In padded order for a PackedSequence; not supported for a
-            jagged tensor.
-        batch_invariant: as within `namernn_fast.batch_invariant()`.
+            episode from its own end. For a PackedSequence, reset is padded, with the sequences in
+            their original order. A jagged tensor does not support reset.
+        batch_invariant: whether the results of a sequence must be bit-identical however it is
+            batched, as within `namernn_fast.batch_invariant()`.
         embedding: (vocabulary, input_size), the rows that the token ids in input index. Equivalent
             to `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a sequence's length
             are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.
 
     Returns:
-        output: the last layer's states at every step, like input with num_directions * hidden_size
-        features, and h_n, like hx: the last state of every layer and direction.
+        output: the last layer's states at every step, laid out like input, with num_directions *
+        hidden_size features; and h_n, shaped like hx: the last state of every layer and direction.
 
     Raises:
         TypeError: input, hx or embedding is not a tensor; lengths are not integers; reset is not a
             bool tensor; embedding is given but input does not hold token ids.
         ValueError: input or embedding does not have the dtype of the weights (outside
             autocast); the dimensions of input or embedding, padding_idx, or the number of weights
-            is wrong; nonlinearity is unknown; this kind of input does not take lengths or reset.
+            is wrong; nonlinearity is unknown; the layout of input does not support lengths or
+            reset.
         IndexError: a token id is out of range. On an accelerator a device-side assertion fails
             instead.
         RuntimeError: a size, a device or the dtype of hx does not match; seq_len is 0; the
@@ -125,7 +129,7 @@ def gru(
         input, hx: as in `rnn()`.
         weights: for each layer and direction weight_ih (3 * hidden_size, features), weight_hh
             (3 * hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (3 * hidden_size), in
-            torch's order of gates: r, z, n. Their count determines the number of layers.
+            torch's order of gates: r, z, n. The number of weights determines the number of layers.
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, reset, batch_invariant, embedding, padding_idx: as in `rnn()`.
 
@@ -170,14 +174,15 @@ def lstm(
 
     Args:
         input: as in `rnn()`.
-        hx: the initial states and the initial cell states, each like hx of `rnn()`; None for zeros.
+        hx: the pair of initial states and initial cell states, each shaped like hx of `rnn()`; None
+            for zeros.
         weights: as in `gru()`, with 4 * hidden_size rows in torch's order of gates: i, f, g, o.
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
         reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
 
     Returns:
-        output, and the pair of h_n and c_n, each like the tensors in hx.
+        output, and the pair of h_n and c_n, each shaped like the tensors in hx.
 
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
@@ -194,9 +199,10 @@ def run(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Any]:
-    """Runs a call and returns output and h_n in the layout of `input`; the modules call this.
+    """Runs a call and returns its output and last states in the layout of `input`.
 
-    An LSTM returns the pair of h_n and c_n instead of h_n.
+    The last states are h_n, or the pair of h_n and c_n for an LSTM. `rnn()`, `gru()`, `lstm()` and
+    the modules call this function.
     """
     lookup = None
     if embedding is not None or padding_idx is not None:
@@ -261,11 +267,11 @@ def last_state(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> Any:
-    """Returns h_n of `rnn()` or `gru()`, or (h_n, c_n) of `lstm()`: the last states.
+    """Returns only the last states: h_n of `rnn()` or `gru()`, or (h_n, c_n) of `lstm()`.
 
-    In inference the output is not written at all. Sequences of token ids with a common prefix can
-    share its states, in inference and in training: the kernel then computes the trie of the batch
-    instead of each sequence.
+    In inference the output is not written at all. Sequences of token ids can share the states of
+    their common prefixes, in inference and in training: the kernel then computes the trie of the
+    batch instead of each sequence.
 
     Args:
         cell: "rnn", "gru" or "lstm".
@@ -275,14 +281,14 @@ def last_state(
             result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
             float32 or float64; it does not support hx, reset, batch_invariant, dropout between
             layers, compilers and torch.func transforms.
-        nonlinearity: of a vanilla RNN; the other cells offer no choice.
+        nonlinearity: "tanh" or "relu" for a vanilla RNN; must be "tanh" for the other cells.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
         embedding, padding_idx: as in `rnn()`.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
-        num_directions, hidden_size). For an LSTM the pair of h_n and c_n.
+        num_directions, hidden_size). For an LSTM, the pair of h_n and c_n.
 
     Raises:
         ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity
@@ -308,7 +314,7 @@ def run_last_state(
     padding_idx: int | None,
     share_prefixes: bool | None,
 ) -> Any:
-    """Runs a call for its last states only. `last_state()` and the modules call this."""
+    """Runs a call and returns only its last states, for `last_state()` and the modules."""
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("embedding is None, so input does not hold token ids")
     call.options |= ops.LAST_STATE
@@ -321,7 +327,7 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
     """Normalises a call and runs it.
 
     Args:
-        call: the arguments as the caller passed them; modified.
+        call: the arguments as the caller passed them; this function modifies the call.
         lengths: as in `rnn()`.
         lookup: the embedding of token ids, or None if input holds features.
     """

@@ -5,43 +5,46 @@ sequences. The names of their arguments and results mean the same throughout thi
 
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
-  ids, without the last dimension; see `has_ids`. Ids past the end of a sequence are not read.
+  ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
+  not read.
 - states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
   hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. Never an empty list, which
   AOTInductor cannot pass.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
-  `layers_of` groups them. Each has `Cell.weight_blocks` blocks of hidden_size rows, in torch's
-  order of gates. With token ids each weight_ih of the first layer is replaced by a table
-  (vocabulary, blocks * hidden_size) of the products of all embedding rows with weight_ih.
+  `layers_of` groups the weights. Each weight and bias has `Cell.weight_blocks` blocks of
+  hidden_size rows, in torch's order of gates. With token ids each weight_ih of the first layer is
+  replaced by a table (vocabulary, blocks * hidden_size) of the products of all embedding rows with
+  weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
   PackedSequence, and input is its data (rows, features). JAGGED: offsets (batch + 1), and input
   is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
-- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from states
-  of zeros; or None.
+- reset: None, or bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: True for the steps that
+  begin from states of zeros.
 - options: a sum of the option bits below.
-- trees: with SHARE_PREFIXES, the minimum number of prefix trees to cut the sequences into; a thread
-  takes whole trees. Both operators must get the same number. 0 without SHARE_PREFIXES.
+- trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
+  into. A thread processes whole trees. `forward` and `backward` must get the same number.
 
 `forward` returns:
 
-- output: like input with directions * hidden_size features; empty with LAST_STATE.
-- last_states: one tensor for each of `Cell.states`, like the initial ones: h_n, and c_n of an
-  LSTM.
-- saved: with WANT_SAVED what the backward pass reads besides output, otherwise nothing. First the
-  outputs of all layers except the last; then, if the cell keeps anything, for each layer a tensor
-  like output with `Cell.kept_blocks` * directions * hidden_size features.
+- output: shaped like input, with directions * hidden_size features; empty with LAST_STATE.
+- last_states: one tensor for each of `Cell.states`, shaped like the initial states: h_n, and c_n of
+  an LSTM.
+- saved: with WANT_SAVED, a list of the tensors that the backward pass reads besides output;
+  otherwise an empty list. First come the outputs of all layers except the last. If the cell keeps
+  anything, one tensor for each layer follows, shaped like output, with `Cell.kept_blocks` *
+  directions * hidden_size features.
 
 `backward` takes the arguments of `forward`, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: whether the gradients of input and of each of `states` are wanted. Token ids have no
+- wanted: for input and each of `states`, whether its gradient is wanted. Token ids have no
   gradient.
 - want_layers: the layers whose weights need a gradient.
 
-It returns a list of the wanted gradients: of input, of states, and of the weights of the layers in
-want_layers, in the order of the layers.
+`backward` returns a list of the wanted gradients: first of input, then of the states, then of the
+weights of the layers in want_layers, in the order of the layers.
 """
 
 import functools
@@ -74,16 +77,16 @@ PACKED = 16
 JAGGED = 32
 """input is the values of a jagged nested tensor, and sequence_layout its offsets."""
 BATCH_INVARIANT = 64
-"""Results of a sequence are bit-identical however it is batched. CPU kernel only."""
+"""The results of a sequence are bit-identical however it is batched. CPU kernel only."""
 WANT_SAVED = 128
 """`forward` returns what the backward pass reads besides output."""
 LAST_STATE = 256
-"""`forward` returns no output, only the last states. Not with WANT_SAVED."""
+"""`forward` returns the last states and an empty output. Not allowed with WANT_SAVED."""
 SHARE_PREFIXES = 512
 """Sequences of token ids share the states of common prefixes if that is estimated to be faster.
-Only with one direction, without states and reset, in float32 or float64 on a CPU. The output is
-empty with LAST_STATE. Otherwise it and the tensors in saved have a row for each id, in an order
-that only `backward` knows; grad_output must then be None."""
+Supported only for one direction, without states and reset, in float32 or float64 on a CPU. Without
+LAST_STATE, output and the tensors in saved have one row for each id, in an order that only
+`backward` knows, and grad_output must be None."""
 
 
 @dataclass(slots=True)
@@ -136,9 +139,9 @@ _Operator: TypeAlias = Callable[..., Any]
 forward: _Operator = torch.ops.namernn_fast.forward.default
 backward: _Operator = torch.ops.namernn_fast.backward.default
 forward_untraced: _Operator = getattr(forward, "_op", forward)
-"""`forward` for calls outside compilers: skips a Python function that costs 0.4 us."""
+"""`forward` for calls outside compilers. Skips a Python function that costs 0.4 us per call."""
 backward_untraced: _Operator = getattr(backward, "_op", backward)
-"""`backward` for calls outside compilers."""
+"""`backward` for calls outside compilers. See `forward_untraced`."""
 
 
 def has_ids(input: Tensor) -> bool:
@@ -165,7 +168,7 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
 
 
 def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of what one layer keeps if WANT_SAVED is set."""
+    """Returns the shape of the tensor that one layer keeps if WANT_SAVED is set."""
     *rows, features = output_shape(input, hidden_size, options)
     return (*rows, cell.kept_blocks * features)
 
@@ -201,7 +204,7 @@ def zero_states(cell: Cell, weights: Sequence[Tensor], options: int, batch: int)
 def states_of_layers(
     states: Sequence[Tensor], weights: Sequence[Tensor], options: int
 ) -> Sequence[Sequence[Tensor]]:
-    """Returns the initial states of each layer, (directions, batch, hidden_size), or none."""
+    """Returns for each layer a sequence of its initial states, (directions, batch, hidden_size)."""
     layers = layer_count(weights, options)
     if not states:
         return [()] * layers
@@ -216,13 +219,13 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     hidden_size = hidden_size_of(weights)
     if states:
         batch: Any = states[0].shape[1]  # a number or a symbol
-    elif options & PACKED:  # the batch is a value in batch_sizes, which a tracer cannot read
+    elif options & PACKED:  # the batch size is a value in batch_sizes, which a tracer cannot read
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & JAGGED:
         batch = call.sequence_layout.shape[0] - 1  # type: ignore[union-attr]
     else:
         batch = call.input.shape[0 if options & BATCH_FIRST else 1]
-    cell, like = NUMBERED[call.cell], weights[0]  # ids have another dtype
+    cell, like = NUMBERED[call.cell], weights[0]  # not input: token ids are integers
     shape = output_shape(call.input, hidden_size, options)
     saved = []
     if options & WANT_SAVED:
@@ -251,10 +254,10 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
-        dtype: of the input. Only bfloat16 may use a different instruction set.
+        dtype: the dtype of the input. All dtypes except bfloat16 use the same instruction set.
 
     Returns:
-        `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` if the processor has
+        `avx512`, `avx2` or `baseline`; for bfloat16, `avx512_bf16` or `amx` where the kernel uses
         these faster instructions.
     """
     return torch.ops.namernn_fast.cpu_kernel(  # type: ignore[no-any-return]
@@ -268,11 +271,12 @@ class Plan(NamedTuple):
     groups: int
     """The number of groups of sequences."""
     members: int
-    """Threads per group; each computes a range of the hidden units."""
+    """The number of threads per group. Each thread computes a range of the hidden units."""
     nanoseconds: float
     """The estimated time of the recurrence, in nanoseconds."""
     layers: int
-    """The number of layers that run at once, one thread each, instead of groups and members."""
+    """The number of layers that run at the same time, one thread per layer. If this is more than 1,
+    groups and members do not apply."""
 
 
 def cpu_plan(
@@ -284,7 +288,7 @@ def cpu_plan(
     num_layers: int = 1,
     cell: CellName = "rnn",
 ) -> Plan:
-    """Returns the plan that the CPU kernel makes in float32, for this or any other machine.
+    """Returns the float32 plan of the CPU kernel for a machine with these threads and this cache.
 
     Args:
         batch_sizes: the number of sequences at each step.
@@ -292,7 +296,7 @@ def cpu_plan(
         hidden_size: number of features of a state.
         threads: number of threads.
         l2_bytes: size of a core's private cache, in bytes.
-        num_layers: number of layers of this size in the stack, in one direction.
+        num_layers: number of layers in the stack, all of this size and in one direction.
         cell: the name of the layers' cell.
     """
     return Plan(
@@ -305,7 +309,7 @@ def cpu_plan(
 
 @functools.cache
 def gpu_backend(device: torch.device) -> Any:
-    """Returns the GPU implementation of the operators, imported at the first tensor on a GPU.
+    """Returns the module that implements the operators on a GPU, which the first call imports.
 
     Raises:
         RuntimeError: Triton is missing or too old, or the GPU is too old.
@@ -318,7 +322,7 @@ def _on_gpu(call: ForwardArguments) -> Any:
     """Returns the GPU implementation for a call.
 
     Raises:
-        RuntimeError: there is no GPU implementation for its cell or its device.
+        RuntimeError: there is no GPU implementation for the cell or device of the call.
     """
     if not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(

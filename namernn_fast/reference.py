@@ -1,7 +1,7 @@
 """The recurrence in ATen operators, step by step.
 
 This path runs on devices and in dtypes that have no fused kernel, and in the double backward of the
-fused operators. It can be differentiated any number of times.
+fused operators. Its results can be differentiated any number of times.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from .integrations.vmap import is_transformed
 
 
 def run_stack(call: Call) -> Results:
-    """Runs a stack of layers over whole sequences, the second direction from the end.
+    """Runs a stack of layers over whole sequences; second directions run from the end.
 
     Args:
-        call: without dropout. Lengths may be on any device; on an accelerator their values are not
-            checked. LAST_STATE and SHARE_PREFIXES are ignored.
+        call: a call without dropout. Lengths may be on any device; on an accelerator their values
+            are not checked. LAST_STATE and SHARE_PREFIXES are ignored.
     """
     cell, weights, reset, options = call.cell, call.weights, call.reset, call.options
     input, batch_sizes, alive, places = to_time_major(call.data, call.sequence_layout, options)
@@ -67,15 +67,15 @@ def run_stack(call: Call) -> Results:
 
 
 def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
-    """Returns x_t W_ih^T + bias for all steps; a step in place overwrites its rows.
+    """Returns x_t W_ih^T + bias for all steps.
 
     Args:
         input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
             token ids without the last dimension.
-        weight_ih: of one direction; a table if input holds token ids.
-        bias: what the biases add to the sums of the input.
-        in_place: whether the result becomes the output. If so, it must not be a view: a view made
-            under no_grad could not be modified in place afterwards.
+        weight_ih: the weight of one direction, or its table if input holds token ids.
+        bias: the result of `Cell.bias_of_input`.
+        in_place: whether the steps overwrite the result, which then becomes the output. If so, the
+            result must not be a view: a view made under no_grad cannot be modified in place later.
     """
     if ops.has_ids(input):
         return _rows_of_table(input, weight_ih, bias, in_place)
@@ -91,7 +91,7 @@ def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bo
 
 
 def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
-    """`_project` for token ids: returns the rows of `table` that `ids` index, plus the bias."""
+    """Returns the rows of `table` that `ids` index, plus the bias: `_project` for token ids."""
     if in_place and ids.dim() == 2:
         sums = table.new_empty(*ids.shape, table.shape[1])
         torch.index_select(table, 0, ids.flatten(), out=sums.flatten(0, 1))
@@ -113,21 +113,21 @@ def _direction(
     """Runs the recurrence of one direction of one layer.
 
     Args:
-        sums: what the input contributes at each time, (sequences, gates * hidden_size).
+        sums: for each time the sums of the input and its bias, (sequences, gates * hidden_size).
         batch_sizes: the number of sequences at each time, or None if it is constant.
-        hx: the initial states of a row side by side, (batch, states * hidden_size).
-        step: the cell's step.
-        alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
-        reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.
+        hx: the initial states of each sequence side by side, (batch, states * hidden_size).
+        step: the function that computes one step of the cell.
+        alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
+        reset: None, or bool (seq_len, batch, 1): True where the state restarts from zeros.
         reverse: whether to run from the last time to the first.
 
     Returns:
-        The states at each time, in the order of `sums`, and the last state of each sequence. The
-        last state is repeated past the end of a sequence.
+        The states at each time, in the order of `sums`, and the last state of each sequence. Steps
+        past the end of a padded sequence leave its state unchanged.
     """
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
-    previous_sequences = sizes[-1 if reverse else 0]  # their number at the previous step
+    previous_sequences = sizes[-1 if reverse else 0]  # number of sequences at the previous step
     h = hx if previous_sequences == hx.shape[0] else hx[:previous_sequences]
     ended = []  # last states of the sequences that have ended, shortest sequences first
     hidden = []
@@ -136,7 +136,8 @@ def _direction(
         if sequences < previous_sequences:
             ended.append(h[sequences:])
             h = h[:sequences]
-        boundary = t + 1 if reverse else t  # a reset here cuts step t off from its previous state
+        # A reset at `boundary` cuts step t off from its previous state.
+        boundary = t + 1 if reverse else t
         if reset is not None and boundary < steps:
             cut = reset[boundary, : h.shape[0]]
             h = torch.where(cut if alive is None else cut & alive[boundary], 0.0, h)

@@ -1,4 +1,4 @@
-"""The error budget: how far a result may be from a more precise oracle.
+"""The error budget: how far a result may deviate from the result of a more precise oracle.
 
 A fused kernel sums in a different order than `torch.nn.RNN`, so their bits differ, and a fixed
 tolerance is too loose for short sequences and too tight for long ones. Instead, the budget requires
@@ -10,10 +10,12 @@ its largest absolute distance from an oracle that computes in higher precision:
 `eps` is the unit in the last place of 1 in the dtype of the results, and `ref` the oracle's result.
 The error of `nn.RNN` depends on luck and on the summation order of this machine's BLAS, so it
 counts as at least `c` units in the last place of the largest value: 16 in float32 and float64, and
-1.5 in 16 bits. So a correct result keeps its budget even if `nn.RNN` is exact, unless its terms
-nearly cancel in all elements; in that case compare several draws of it under one name.
+1.5 in 16 bits. So a correct result stays within its budget even if `nn.RNN` is exact, unless the
+terms of its sums nearly cancel in all elements. If they do, compare several draws of the result
+under one name.
 
-For a single comparison, `assert_within_budget` takes the named results of all three:
+For a single comparison, `assert_within_budget` takes named results of the fused layer, of `nn.RNN`
+and of the oracle:
 
     precise = copy.deepcopy(baseline).double()
     names = ("output", "h_n")
@@ -23,7 +25,7 @@ For a single comparison, `assert_within_budget` takes the named results of all t
         dict(zip(names, precise(input.double()))),
     )
 
-`ErrorBudget` collects many comparisons before it decides.
+To check many comparisons together, collect their errors in an `ErrorBudget`.
 """
 
 from __future__ import annotations
@@ -72,10 +74,10 @@ class ErrorBudget:
     with c = 16, or 1.5 for 16-bit types. All draws of one name count as one tensor.
 
     Args:
-        dtype: The floating-point type of the results, which determines `eps`. Below the smallest
-            normal number of `dtype`, the unit in the last place of that number applies.
+        dtype: The floating-point type of the results, which determines `eps`. For results below the
+            smallest normal number of `dtype`, the unit in the last place of that number applies.
         floor: An absolute error that is always allowed.
-        units: Overrides the `c` of the dtype.
+        units: The value of `c`; default: 16, or 1.5 for 16-bit types.
     """
 
     def __init__(self, dtype: torch.dtype, floor: float = 0.0, units: float | None = None):
@@ -129,18 +131,18 @@ class ErrorBudget:
         ]
 
     def check(self) -> None:
-        """Raises `BudgetError` if an error exceeds its budget, or if nothing was added."""
+        """Raises `BudgetError` if an error exceeds its budget, or if no results were added."""
         if not self.results:
             raise BudgetError("no results were compared")
         if exceeded := self.exceeded():
             raise BudgetError("; ".join(exceeded))
 
     def shares(self) -> dict[Hashable, float]:
-        """Returns the fraction of its budget that each name has used: at most 1 if it was kept."""
+        """Returns for each name the error divided by the budget: above 1, the budget is broken."""
         return {name: seen.ours / self.allowed(name) for name, seen in self.results.items()}
 
     def allowed(self, name: Hashable) -> float:
-        """Returns the largest error that keeps the budget of `name`."""
+        """Returns the largest error that the budget of `name` allows."""
         seen = self.results[name]
         squares = [distance * distance for distance in seen.nearby.values()]
         nudged = math.sqrt(statistics.fmean(squares or [0.0]))

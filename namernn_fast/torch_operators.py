@@ -1,9 +1,9 @@
 """Torch's own recurrent operators, for cells that have no fused kernel on a device.
 
-They compute dense and packed sequences in one call, with cuDNN on NVIDIA GPUs. For `lengths` and
-jagged tensors a GRU runs layer by layer and direction by direction, because a stacked call does not
-return the last states of its lower layers at the end of each sequence; for an LSTM, the sequences
-are packed.
+These operators compute dense and packed sequences in one call, with cuDNN on NVIDIA GPUs. With
+`lengths` or a jagged tensor, a GRU runs layer by layer and direction by direction, because a
+stacked call does not return the last states of its lower layers at the end of each sequence. For an
+LSTM, the sequences are packed instead.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .integrations.deferred import when_imported
 from .integrations.vmap import is_transformed
 
 _OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
-"""torch's operators by the number of the cell."""
+"""torch's operator for each cell, by the number of the cell; None for a cell without one."""
 _outside_of_graphs = _OPERATORS
 
 
@@ -40,9 +40,10 @@ when_imported("torch._dynamo", _break_graphs)
 
 
 def _operator(cell: Cell, *arguments: Any) -> Results:
-    """Calls torch's operator for a cell, outside of a compiled graph, which would unroll it.
+    """Calls torch's operator for a cell, outside of any compiled graph.
 
-    Dynamo also breaks the graph at torch's layers. An exported program contains the operator.
+    A compiled graph would unroll the operator into the operators of every step. Dynamo also breaks
+    the graph at torch's own layers. An exported program contains the operator itself.
     """
     operators: Any = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
     return operators[cell.number](*arguments)  # type: ignore[no-any-return]
@@ -52,7 +53,7 @@ def why_not(call: Call, tracing: bool) -> str | None:
     """Returns why torch's operators cannot compute a call, or None if they can.
 
     Args:
-        call: on a device or in a dtype without a kernel.
+        call: a call that no fused kernel can compute.
         tracing: whether a compiler is tracing the call.
     """
     if call.cell.torch_operator is None:
@@ -76,11 +77,11 @@ def run_stack(call: Call) -> Results:
     """Runs a stack of layers over whole sequences of features.
 
     Args:
-        call: without reset, and without dropout unless `is_whole`. The values of lengths on an
-            accelerator are not checked, except for an LSTM, which reads them.
+        call: a call without reset, and without dropout unless `is_whole(call)`. The values of
+            lengths on an accelerator are not checked, except for an LSTM, which reads the lengths.
 
     Raises:
-        RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
+        RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are invalid.
     """
     check_reference_arguments(call)
     layout = call.sequence_layout
@@ -92,16 +93,17 @@ def run_stack(call: Call) -> Results:
 
 
 def is_whole(call: Call) -> bool:
-    """Returns whether torch's operator takes a call as a whole: it is dense or packed.
+    """Returns whether torch's operator can take the whole stack: input must be dense or packed.
 
-    On CUDA the weights of such a call stay in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
-    them. If only part of a stack runs, cuDNN copies its weights at every call.
+    On CUDA, such a call uses the weights in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
+    their weights. If only part of a stack runs, cuDNN copies the weights of that part at every
+    call.
     """
     return call.sequence_layout is None or bool(call.options & ops.PACKED)
 
 
 def _run_whole(call: Call) -> Results:
-    """`run_stack` for dense or packed sequences, which torch's operator takes."""
+    """Runs a stack over dense or packed sequences in one call of torch's operator."""
     options, layout = call.options, call.sequence_layout
     # Transpose instead of passing batch_first, with which oneDNN's LSTM would return a view.
     batch_first = options & ops.BATCH_FIRST and layout is None
@@ -124,17 +126,16 @@ def _trains(call: Call) -> bool:
     """Returns whether a backward pass may follow.
 
     cuDNN's backward pass raises an error unless its forward pass ran in training mode. Without
-    dropout the mode changes no result.
+    dropout, the mode does not change results.
     """
     return torch.is_grad_enabled() and call.requires_grad()
 
 
 def _run_packed(call: Call, layout: Tensor) -> Results:
-    """`run_stack` for an LSTM with lengths or offsets: packs the sequences.
+    """Runs an LSTM with lengths or offsets by packing its sequences.
 
-    torch's operator returns cell states only after the last step of a sequence, so it must know
-    where that is. It takes lengths on the CPU: lengths on a device make this function wait for the
-    device.
+    torch's operator returns the cell state only at the end of each sequence, so it needs the
+    lengths, on the CPU. If they are on a device, this function synchronises with that device.
     """
     options = call.options
     lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()
@@ -153,10 +154,10 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
 
 
 def _run_sorted(call: Call, lengths: Tensor) -> Results:
-    """Runs an LSTM over sequences (seq_len, batch, features), packed in order of their lengths.
+    """Runs an LSTM over padded sequences (seq_len, batch, features) by packing them, longest first.
 
-    A packed sequence has at least one step, so an empty one runs a step, whose results must be
-    discarded.
+    A packed sequence has at least one step. So a sequence of length 0 also runs one step, and the
+    caller must discard the results of that step.
     """
     packed = pack_padded_sequence(call.data, lengths.clamp(min=1), enforce_sorted=False)
     order, inverse = packed.sorted_indices, packed.unsorted_indices
@@ -175,10 +176,10 @@ def _run_sorted(call: Call, lengths: Tensor) -> Results:
 
 
 def _run_in_directions(call: Call, layout: Tensor) -> Results:
-    """`run_stack` for sequences with lengths or offsets, one layer and direction at a time.
+    """Runs a stack over sequences with lengths or offsets, one layer and direction at a time.
 
-    Lengths are read on their device only. Offsets of a jagged tensor make this function wait for
-    the device.
+    Lengths are not copied to the CPU. With the offsets of a jagged tensor on a device, this
+    function synchronises with that device.
     """
     options = call.options
     jagged = options & ops.JAGGED
@@ -186,7 +187,7 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
     assert alive is not None  # the layout holds lengths or offsets
     lengths = layout.diff() if jagged else layout
     steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
-    # For each step of a reversed sequence, the step it comes from. Padding stays in place.
+    # Maps each step of a reversed sequence to its original step. Padding stays in place.
     mirror = torch.where(alive, lengths[:, None] - 1 - steps, steps)
     (states,) = call.states or ops.zero_states(call.cell, call.weights, options, input.shape[1])
     arguments = bool(options & ops.BIAS), 1, 0.0, _trains(call), False, False

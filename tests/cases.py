@@ -16,13 +16,16 @@ FUSED = {name: kind.layer for name, kind in KINDS.items()}
 TORCH = {name: kind.nn_layer for name, kind in KINDS.items()}
 CELLS = tuple(FUSED)
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
-# Groups of layouts in which a case has the same rows and thus the same results.
+# Groups of layouts. The layouts of a group have the same rows, so a case has equal results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
-NO_IDS = (-1, 2**31 - 1)  # ids that are out of range, for padding
+NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
 
 
 def draws(hidden_size):
-    """Returns how many draws a case needs: a small layer has too few numbers for a sample."""
+    """Returns the number of draws to pool for a layer of this size.
+
+    A single draw of a small layer has too few numbers to sample rounding errors.
+    """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
@@ -32,29 +35,32 @@ def twins(*args, cell="rnn", **options):
 
 
 def exact(tensor, dtype):
-    """Returns the values of `tensor` rounded to `dtype`, in a precision well above `dtype`."""
+    """Rounds a tensor to `dtype`, and returns the values as an array of higher precision."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
 
 def named_states(name, states):
-    """Returns a dict of the states, for example h_n and c_n for the name `{}_n`."""
+    """Returns the states by name. The pattern `{}_n`, for example, names them h_n and c_n."""
     return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
 
 
 def layer_of(equation):
-    """Returns the cell and the options of a layer, given a key of `oracle.EQUATIONS`."""
+    """Returns the cell and options of a layer that computes `oracle.EQUATIONS[equation]`."""
     if equation in ("tanh", "relu"):
         return "rnn", {"nonlinearity": equation}
     return equation, {}
 
 
 class Pieces:
-    """The pieces into which resets cut the sequences of a batch; each runs as a sequence."""
+    """The pieces into which resets cut the sequences of a batch.
+
+    Each piece runs as a separate sequence.
+    """
 
     def __init__(self, lengths, reset, states, directions):
         self.rows = []
-        begin, end = [], []  # (forward, backward) for each piece
+        begin, end = [], []  # a (forward, backward) pair for each piece
         for b, length in enumerate(lengths):
             cuts = [] if reset is None else reset[:length, b].nonzero().flatten().tolist()
             for first, last in itertools.pairwise(sorted({0, *cuts, length})):
@@ -63,9 +69,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece begins with the initial state of its sequence, hx."""
+        """(states, pieces): whether a piece begins with hx, the initial state of its sequence."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece ends with the last state of its sequence, h_n."""
+        """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def of(self, rows):
@@ -77,7 +83,7 @@ class Pieces:
         return rows
 
     def places(self, which):
-        """Returns the indices (states, sequences, pieces) at which `which` is true."""
+        """Returns the state, sequence and piece indices of the true elements of `which`."""
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
@@ -95,21 +101,21 @@ class Case:
     with_hx: bool = True
     seed: int = 0
     vocabulary: int = 0
-    """Rows of the embedding for an input of token ids; 0 for an input of features."""
+    """The number of rows of the embedding if the input is token ids; 0 if it is features."""
     padding_idx: int | None = None
     cell: str = "rnn"
     reset: ClassVar[torch.Tensor | None] = None
-    """Where states are reset, (T, B)."""
+    """A mask (T, B) of the steps before which the state is reset; None without resets."""
 
     def __post_init__(self):
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
-        # A relu has two correct gradients if its argument is zero up to rounding: draw again.
+        # Draw again if a relu's argument is zero up to rounding: two gradients would be correct.
         attempt = 0
         while self.has_kinks and self._on_a_kink():
             attempt += 1
-            assert attempt <= 100, "all draws are on a kink"
+            assert attempt <= 100, "every draw puts the argument of a relu on its kink"
             self._draw(self.seed + 1_000_000 * attempt)
 
     @property
@@ -136,7 +142,7 @@ class Case:
             for p in self.module.parameters()
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
-        # Rows are twice as wide as D, so that a run can slice every other feature.
+        # Draw rows of 2 * D features, so that a run can slice every other feature.
         if self.vocabulary:
             self.rows = randn(self.vocabulary, 2 * self.D)
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
@@ -164,18 +170,19 @@ class Case:
 
     @property
     def states(self):
-        """The initial states as a layer takes them: hx, the pair of hx and cx, or None."""
+        """The initial states in the form that a layer takes: hx, the pair (hx, cx), or None."""
         return self.hx if self.cx is None else (self.hx, self.cx)
 
     @property
     def grads_of_last(self):
-        """The gradients of the last states: of h_n and, with cell states, of c_n."""
+        """The gradients of h_n and, if the cell has a cell state, of c_n."""
         return [self.grad_h_n, *([self.grad_c_n] if self.has_cell_state else [])]
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
-        """Returns the outputs, padded to (T, B, ...), and every gradient.
+        """Runs a layer, and returns its results and all gradients by name.
 
-        Torch's layer gets a packed sequence instead of lengths or a jagged tensor.
+        The output is padded to (T, B, ...). Torch's layer gets a packed sequence instead of lengths
+        or a jagged tensor.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -183,7 +190,7 @@ class Case:
                 p.copy_(value)
         batch_first = module.batch_first
         leaf = self.rows.to(dtype)[..., ::2]
-        if self.layout != "sliced":  # a sliced leaf keeps features that are not adjacent
+        if self.layout != "sliced":  # features of a sliced leaf stay non-adjacent
             leaf = leaf.contiguous()
         if batch_first and not self.vocabulary:
             leaf = leaf.transpose(0, 1)
@@ -234,7 +241,7 @@ class Case:
         return {name: value.detach() for name, value in results.items()}
 
     def _tokens(self, rows, layer_class):
-        """Returns a layer's input for a case of token ids, and further arguments.
+        """Returns the input and the keyword arguments of a layer for a case of token ids.
 
         A fused layer gets ids, which are not adjacent in memory if the layout is `sliced`. Torch's
         layer gets embedded rows.
@@ -249,7 +256,7 @@ class Case:
         return ids, {"embedding": rows, "padding_idx": self.padding_idx}
 
     def oracle_grad_of_rows(self, grad_input):
-        """Returns the embedding's gradient from the gradient of the embedded rows (T, B, D)."""
+        """Returns the embedding's gradient, given the gradient (T, B, D) of the embedded rows."""
         grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
         np.add.at(grad, self.ids.numpy(), grad_input)
         if self.padding_idx is not None:
@@ -269,7 +276,7 @@ class Case:
         x = x[self.ids.numpy()] if self.vocabulary else x
         weights = [rounded(w) for w in self.weights]
         states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
-        hx = np.concatenate([rounded(h) for h in states], -1)  # each h beside its c
+        hx = np.concatenate([rounded(h) for h in states], -1)  # h and c side by side
         cell = getattr(self.module, "nonlinearity", self.cell)
         options = (cell, self.module.bidirectional)
         pieces = self.pieces
@@ -278,9 +285,9 @@ class Case:
         return hx, initial, weights, options, *results
 
     def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
-        """Returns the results of the oracle for inputs that are rounded to `dtype`.
+        """Rounds the case to `dtype`, and returns the oracle's results and gradients by name.
 
-        `rounding` applies to inputs as well as states.
+        `rounding` applies to the inputs and weights, and to what the oracle computes from them.
         """
         hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, rounding)
         pieces = self.pieces
@@ -295,7 +302,7 @@ class Case:
             np.where(pieces.end[..., None], grad_h_n[:, pieces.sequence], 0),
             rounding,
         )
-        # A sequence without rows passes its initial state on.
+        # An empty sequence returns its initial state, so the gradient of h_n is the gradient of hx.
         h_n, grad_hx = hx.copy(), grad_h_n.copy()
         states, b, ended = pieces.places(pieces.end)
         h_n[states, b] = last[states, ended]
@@ -321,7 +328,7 @@ class Case:
         return results
 
     def in_layout(self, layout):
-        """Returns the case in another layout of the same rows, sharing its reference results."""
+        """Returns a copy in another layout of the same rows, which shares the cached references."""
         case = copy.copy(self)
         case.layout = layout
         return case
@@ -333,9 +340,9 @@ class Case:
         return self._references[dtype]
 
     def add_to(self, budget, dtype) -> None:
-        """Runs the case on both layers and the oracle, and adds every result to the budget.
+        """Adds the results of the fused layer, torch's layer and the oracle to a budget.
 
-        With relu in 16 bits, only outputs are compared: rounding may move a unit across the kink.
+        With relu in 16 bits, gradients are left out: rounding may move a sum across the kink.
         """
         kinks = self.has_kinks and dtype.itemsize == 2
         ours = self.run(FUSED[self.cell], dtype)

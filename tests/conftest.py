@@ -17,22 +17,23 @@ from namernn_fast.nn import step_modules
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Tests in gpu/interpreted need a process in which Triton interprets; gpu/test_triton.py starts one.
+# Tests in gpu/interpreted need a process in which Triton interprets its kernels, which
+# gpu/test_triton.py starts.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
     collect_ignore.append("gpu/emulated")
 
-# By default pytest shows values of a failed `assert` only in test files; drawn.py asserts too.
+# By default pytest shows the values of a failed `assert` only in test files, not in drawn.py.
 pytest.register_assert_rewrite("drawn")
 
-# An example must not fail because the machine is busy.
+# Without a deadline, an example cannot fail because the machine is busy.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
 settings.load_profile("test")
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+@pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(items):
     for item in redundant(items):
         item.add_marker(pytest.mark.slow)
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fills every `torch.empty` with NaN, so that results that were never written show."""
+    """Fills every `torch.empty` with NaN, which exposes results that are never written."""
     # torch.use_deterministic_algorithms would import the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -58,7 +59,7 @@ def kind(request):
 
 @pytest.fixture(params=["kernel", "reference"])
 def path(request, monkeypatch):
-    """Runs a test through the kernel and through ATen operators."""
+    """Runs a test twice: with the C++ kernel, and with ATen operators."""
     if request.param == "reference":
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     elif not availability.HAS_EXTENSION:
@@ -72,20 +73,20 @@ def _run_steps_fused(monkeypatch, are_fused=True):
 
 @pytest.fixture
 def fused_steps(monkeypatch):
-    """Makes gated step modules run the fused operator for every size."""
+    """Makes gated step modules run the fused operator at every size."""
     _run_steps_fused(monkeypatch)
 
 
 @pytest.fixture(params=["fused", "torch"])
 def steps(request, monkeypatch):
-    """Runs a test with gated step modules on the fused operator, and on torch's own cell."""
+    """Runs a test twice: gated step modules run the fused operator, then torch's own cell."""
     _run_steps_fused(monkeypatch, request.param == "fused")
     return request.param
 
 
 @pytest.fixture
 def run_program():
-    """Runs Python in `cwd` with extra environment variables, and returns what it prints."""
+    """Runs Python in `cwd` with extra environment variables, and returns the output."""
 
     def run(*arguments, cwd, **environment):
         process = subprocess.Popen(
@@ -99,7 +100,7 @@ def run_program():
         try:
             out, err = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
-            process.terminate()  # unlike kill(), lets it end the processes it has started
+            process.terminate()  # unlike kill(), lets the program stop its child processes
             raise
         assert process.returncode == 0, err
         return out
@@ -109,7 +110,7 @@ def run_program():
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads for one test."""
+    """Provides `torch.set_num_threads`, and restores the number of threads after the test."""
     previous = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(previous)

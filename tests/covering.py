@@ -1,6 +1,6 @@
 """Chooses the calls of a parametrized test that `make test` runs; `make test-all` runs all.
 
-A test marked `covering(n)` runs a covering array of strength n: a part of the product of its
+A test marked `covering(n)` runs a covering array of strength n: a subset of the product of its
 parameters in which every combination of values of any n parameters occurs. A covering array of
 strength 0 is a single call.
 """
@@ -11,22 +11,23 @@ import zlib
 
 
 def combinations(values, strength):
-    """Returns all combinations of `strength` parameters of a call, or of all if there are fewer."""
+    """Returns a call's combinations of `strength` parameter values, or of all if it has fewer."""
     return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
 
 
 def covering(calls, strength):
     """Returns the names of the calls in a covering array.
 
-    Each choice adds the most new combinations. A hash breaks ties: taking the first call would pair
-    most values with the first value of every other parameter.
+    Always chooses the call that adds the most new combinations. A hash of the name breaks ties,
+    because always taking the first call would pair most values with the first value of every other
+    parameter.
 
     Args:
-        calls: The parameters of each call by its name, as text.
-        strength: The number of parameters whose values must occur in every combination.
+        calls: The parameters of each call, as text, by the call's name.
+        strength: The number of parameters whose combinations of values must all occur.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # A call's number of new combinations only falls, so the largest is right once it is current.
+    # Counts only fall, so the first call from the queue whose count is still right adds the most.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -42,7 +43,7 @@ def covering(calls, strength):
 
 
 def redundant(items):
-    """Returns the collected tests that a covering array of their function's calls leaves out."""
+    """Returns the collected tests that the covering array of their test function leaves out."""
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")

@@ -1,4 +1,4 @@
-"""Cases drawn by hypothesis, and the checks of a fused layer's results for them."""
+"""Draws cases with hypothesis, and checks a fused layer's results."""
 
 import itertools
 from contextlib import contextmanager
@@ -24,18 +24,18 @@ from namernn_fast.cells import CELLS
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not take
+FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
-SATURATING = 30  # tanh of an ordinary value times this factor is 1
-FEW = 24  # results with fewer numbers are too small a sample of the error of torch's layer
-SAMPLES = 16  # sets of nudges; for few numbers, their effects differ by a factor of ten
+SATURATING = 30  # tanh of an ordinary value times 30 rounds to 1
+FEW = 24  # a result with fewer numbers is too small to sample the error of torch's layer
+SAMPLES = 16  # nudged runs of the oracle; on small results, their effects differ by a factor of ten
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a tensor in memory: a slice of a bigger tensor, with dimensions in any order."""
+    """A tensor's place in memory: a slice of a bigger tensor, with dimensions in any order."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
@@ -43,7 +43,7 @@ class Place:
     stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """Returns a copy of `tensor` in this place, surrounded by NaN or by ids out of range."""
+        """Returns a copy of `tensor` in this place, surrounded by NaN or out-of-range ids."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
         ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
@@ -55,7 +55,7 @@ class Place:
 
 
 class Recorder(oracle.Rounding):
-    """Rounds nothing, and records the largest absolute value that is a factor of a product."""
+    """Records the largest absolute value of a product's factors, and leaves values unrounded."""
 
     largest = 1.0
 
@@ -78,14 +78,15 @@ class Drawn(Case):
     wanted: frozenset[str] = frozenset()
     """The arguments that need a gradient, among `input`, `hx` and `weights`."""
     given: frozenset[str] = frozenset()
-    """The results that get a gradient, among `output`, `h_n` and `c_n`."""
+    """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
     threads: int = 1
     resets: float = 0.0
     """The fraction of steps with a reset."""
 
     def __post_init__(self):
-        # A relu has two correct gradients if rounding to 16 bits may move it across its kink. The
-        # gradient of weight_ih multiplies every row of the embedding, even rows that no id names.
+        # If rounding to 16 bits may move a relu's argument across the kink, two gradients are
+        # correct. Non-finite rows of the embedding reach the gradient of weight_ih even if no id
+        # names them.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
@@ -115,7 +116,7 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # A non-finite value times a weight would reveal which side of a kink was taken.
+            # With a non-finite weight, outputs would depend on which side of its kink a relu is.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)
@@ -137,7 +138,7 @@ class Drawn(Case):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     def run(self, layer_class, dtype):
-        """Returns the outputs, padded to (T, B, ...), and the wanted gradients."""
+        """Runs a layer; returns output padded to (T, B, ...), last states and wanted gradients."""
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
@@ -146,7 +147,7 @@ class Drawn(Case):
 
         unbatched = self.layout == "unbatched"
 
-        def with_layout(rows):  # from (T, B, ...) to the layer's shape, and back
+        def with_layout(rows):  # converts (T, B, ...) to the layer's shape and back
             if unbatched:
                 return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
             return rows.transpose(0, 1) if module.batch_first else rows
@@ -203,7 +204,7 @@ class Drawn(Case):
         return {name: value.detach() for name, value in results.items()}
 
     def _arguments(self, x, with_layout):
-        """Returns the input in its layout, and keyword arguments that define which rows exist."""
+        """Returns the input in the case's layout, and keyword arguments for lengths and resets."""
         more = {}
         if self.reset is not None:
             more["reset"] = with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
@@ -227,7 +228,11 @@ class Drawn(Case):
         return x, more
 
     def _run_pieces(self, module, x, states):
-        """Returns output (T, B, ...) and last states of a layer that takes no resets or lengths."""
+        """Runs a layer that accepts neither resets nor lengths, on a packed batch of pieces.
+
+        Returns:
+            The output (T, B, ...), and the list of last states.
+        """
         pieces = self.pieces
         starts = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
         begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
@@ -244,15 +249,15 @@ class Drawn(Case):
         return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
 
     def compare(self, forward, backward):
-        """Checks that results are finite where torch's are, and adds the finite ones to budgets.
+        """Checks that results are finite where torch's are, and adds finite values to budgets.
 
-        Some differences are allowed:
+        Some differences from torch are allowed:
 
         - A gradient may be NaN instead of infinite: if rounding makes h 1, an infinite gradient
           times 1 - h^2 is NaN.
-        - In bfloat16, results need not be NaN where torch's are: on AMX, torch's layer lets NaN
-          into the rows of other sequences, so the oracle decides.
-        - Gradients that `gradients_comparable` excludes may differ in any way.
+        - In bfloat16, a result must be finite if the oracle's is, even if torch's is NaN: on AMX,
+          NaN spreads to other sequences' rows in torch's layer.
+        - Gradients are not compared at all if `gradients_comparable` is false.
         """
         self.compared = {}
         ours, theirs = (self.run(layers[self.cell], self.dtype) for layers in (FUSED, TORCH))
@@ -272,14 +277,14 @@ class Drawn(Case):
             if self.dtype == torch.bfloat16:
                 should_be_finite |= exact_is_finite
             assert torch.equal(got.isfinite(), should_be_finite), (
-                f"{name} is finite in other places"
+                f"{name} is non-finite in unexpected places"
             )
             if not is_grad:
                 expected = wanted
                 if self.dtype == torch.bfloat16:
                     expected = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
                 infinite = [value[~should_be_finite].nan_to_num(0.0) for value in (got, expected)]
-                assert torch.equal(*infinite), f"{name} is NaN in other places"
+                assert torch.equal(*infinite), f"{name} has an unexpected NaN or infinity"
             finite = should_be_finite & wanted.isfinite() & exact_is_finite
             budget = backward if is_grad else forward
             mask = finite.numpy()
@@ -287,7 +292,7 @@ class Drawn(Case):
             self.compared[name] = budget, exact, mask
 
     def add_sample(self, sample):
-        """Adds to the budget of each compared result one sample of how rounding changes it."""
+        """Adds the results of one nudged run of the oracle to the budgets of compared results."""
         numbers = torch.finfo(self.dtype)
         sums = torch.finfo(torch.promote_types(self.dtype, torch.float32))
         nudges = oracle.Nudges(numbers.eps, numbers.tiny, sums.eps, [self.seed, sample])
@@ -305,7 +310,7 @@ places = st.builds(
     st.tuples(*[st.integers(1, 2)] * 3),
 )
 PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # a contiguous tensor
-sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # up to more than two panels
+sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # the largest span more than two panels
 
 
 @st.composite
@@ -361,7 +366,7 @@ def threads(count):
         torch.set_num_threads(previous)
 
 
-# By chance, `nn.RNN` errs by only 2e-15 here and one nudge by 4e-15; other nudges err by 6e-14.
+# By luck, `nn.RNN` errs by only 2e-15 and one nudged run by 4e-15; other nudged runs err by 6e-14.
 LUCKY = Drawn(
     D=63,
     H=1,
@@ -386,18 +391,19 @@ LUCKY = Drawn(
 
 
 def check_results(case):
-    """Checks that results keep their budgets, and are non-finite where torch's are.
+    """Checks that a case's results keep their budgets, and are finite where torch's are.
 
     The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
-    that multiply bfloat16. So each product may err by the smallest normal number times its other
-    factor, and a sum of products by the sum of these errors.
+    that multiply bfloat16. A product whose factor becomes zero changes by at most the smallest
+    normal number times the other factor, and a sum by the total of these changes.
 
-    Some cases amplify rounding: derivatives of saturated units, states that grow at every step. So
-    a result that exceeds its budget is judged again by `SAMPLES` samples of how rounding changes
-    it.
+    Some cases amplify rounding errors, because units are saturated or states grow at every step. So
+    if a budget is exceeded, `SAMPLES` nudged runs of the oracle measure what rounding can change,
+    and the budgets grow accordingly.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)  # terms in a sum
+    # The maximum number of terms in a sum.
+    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)

@@ -1,4 +1,4 @@
-"""A kind per cell: the cell with its modules and functions, for tests that every cell must pass."""
+"""Defines a `Kind` for each cell, for tests that every cell must pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from namernn_fast import cells
 
 
 class Kind:
-    """A cell with its modules and functions, fused and torch's."""
+    """A cell with its fused modules and functions, and torch's counterparts."""
 
     def __init__(self, cell: cells.Cell):
         self.cell = cell
@@ -24,27 +24,27 @@ class Kind:
         self.has_cell_state = len(cell.states) > 1
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
-        """Returns states as a layer takes them, each `make(*size)`: one, or the pair of h and c."""
+        """Returns states made by `make(*size)`, in the form that a layer takes: h, or (h, c)."""
         made = tuple(make(*size, **options) for _ in self.cell.states)
         return made if self.has_cell_state else made[0]
 
     @property
     def without_kernel(self) -> str:
-        """The path of a layer on a device without a kernel, as `explain` calls it."""
+        """The path that `explain` reports for a layer on a device without a kernel."""
         return "torch" if self.cell.torch_operator else "reference"
 
     @property
     def has_nonlinearity(self) -> bool:
-        """Whether layers of this kind have a nonlinearity to choose."""
+        """Whether layers of this kind accept the option `nonlinearity`."""
         return len(self.cell.nonlinearities) > 1
 
     def known(self, options: dict) -> dict:
-        """Returns the options that layers of this kind have."""
+        """Returns the entries of `options` that layers of this kind accept."""
         lacking = () if self.has_nonlinearity else ("nonlinearity",)
         return {name: value for name, value in options.items() if name not in lacking}
 
     def twins(self, *args, **options):
-        """Returns a fused layer and torch's with equal weights."""
+        """Returns a fused layer and torch's layer with equal weights."""
         theirs = self.nn_layer(*args, **options)
         ours = self.layer(*args, **options)
         ours.load_state_dict(theirs.state_dict())
@@ -55,32 +55,32 @@ KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
-    """Returns the tensors of states as a layer takes and returns them: one, or the pair of h, c."""
+    """Returns the tensors in a layer's states, which are None, a tensor, or the pair (h, c)."""
     if states is None:
         return ()
     return states if isinstance(states, tuple) else (states,)
 
 
 def flat(results: tuple) -> tuple[Any, ...]:
-    """Returns a layer's results in one tuple: output, h_n and, for an LSTM, c_n."""
+    """Flattens a layer's results into one tuple: output, h_n and, for an LSTM, c_n."""
     output, states = results
     return output, *tensors_in(states)
 
 
 def map_states(states: Any, convert: Callable[..., torch.Tensor], *more: Any) -> Any:
-    """Converts a state, or both h and c, each together with the matching states in `more`."""
+    """Applies `convert` to h, or to h and then c, along with the matching states in `more`."""
     if isinstance(states, tuple):
         return tuple(map(convert, states, *more))
     return convert(states, *more)
 
 
 def states_of(kind: Kind, hx: Any) -> Any:
-    """Returns hx as a layer takes it: for an LSTM hx twice, as h and c."""
+    """Returns `hx` in the form that a layer takes: an LSTM gets `hx` as both h and c."""
     return (hx, hx) if kind.has_cell_state and hx is not None else hx
 
 
 def said_of(kind: Kind, text: str) -> str:
-    """Returns a pattern for nn.RNN's error about hx, reworded as nn.LSTM words it for a pair."""
+    """Adapts a pattern for nn.RNN's error about hx to the wording of this kind's torch layer."""
     if kind.has_cell_state:
         text = text.replace("hx should", "hx and cx should").replace("got 2-D", r"got \(2-D, 2-D\)")
         text = text.replace("hidden size", r"hidden\[0\] size").replace("Tensor or None", "Tensor")

@@ -1,17 +1,17 @@
-"""RNNs, GRUs and LSTMs in NumPy, one sequence at a time, with handwritten backpropagation.
+"""The oracle: RNNs, GRUs and LSTMs in NumPy, with handwritten backpropagation.
 
-It shares no code with the library, and computes in the precision of its arrays: float64 or
-longdouble.
+The oracle shares no code with the library. It computes one sequence at a time, in the precision of
+its arrays: float64 or longdouble.
 """
 
 import numpy as np
 
 
 class Rounding:
-    """How a layer rounds its numbers. This base class does not round."""
+    """Defines how a layer rounds its numbers. This base class does not round."""
 
     def numbers(self, values):
-        """Rounds numbers in the dtype of the layer: inputs, states, and what a cell keeps."""
+        """Rounds numbers stored in the layer's dtype: inputs, states, and what a cell keeps."""
         return values
 
     def computed(self, values):
@@ -23,7 +23,7 @@ class Rounding:
         return values
 
     def terms(self, values, count):
-        """Rounds terms so that a sum of `count` of them has the error of a rounded sum."""
+        """Rounds terms so that a sum of `count` such terms has the error of a rounded sum."""
         return values
 
 
@@ -31,16 +31,18 @@ EXACT = Rounding()
 
 
 class Nudges(Rounding):
-    """Moves numbers up or down at random, by about as much as rounding may.
+    """Moves numbers up or down at random, by about as much as rounding can.
 
-    A number moves by one unit in its last place; zero and infinity stay. A sum of K terms moves by
-    `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is about the error of
-    adding the terms one by one, because the partial sums are, in the root mean square, as large as
-    a sum of K / 2 terms. Sums in lanes, chains or trees round smaller partial sums.
+    A number moves by one unit in its last place; zero and infinity do not move. A sum of K terms
+    moves by `sum_eps / 2 * sqrt(K / 2)` times the root sum of squares of its terms. That is about
+    the error of adding the terms one by one, because the root mean square of the partial sums is
+    about the size of a sum of K / 2 terms. Sums in lanes, chains or trees have smaller partial
+    sums, and so smaller errors.
 
     Args:
         eps: The unit in the last place of 1 in the dtype of the numbers.
-        tiny: The smallest normal number of that dtype; smaller numbers have the same last place.
+        tiny: The smallest normal number of that dtype. All smaller numbers have the same
+            last place.
         sum_eps: `eps` of the precision in which sums are computed.
         seed: The seed of the random directions.
     """
@@ -74,7 +76,7 @@ class Nudges(Rounding):
 
 
 class Equation:
-    """What a step computes. A state may hold more than the output, which is its first part."""
+    """One step of a cell. The output is the first part of a state."""
 
     parts = 1  # the number of parts in a state, each of hidden_size numbers
 
@@ -83,7 +85,7 @@ class Vanilla(Equation):
     """h_t = act(z_t), z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
 
     Args:
-        activation: act.
+        activation: The function act.
         derivative: The derivative of act, as a function of h = act(z).
     """
 
@@ -91,7 +93,7 @@ class Vanilla(Equation):
         self.activation, self.derivative = activation, derivative
 
     def step(self, x, h, weights, rounding):
-        """Returns the next state, and what `gradients` needs of the step."""
+        """Returns the next state, and the values of this step that `gradients` needs."""
         weight_ih, weight_hh, *biases = weights
         z = weight_ih @ x + weight_hh @ h + sum(biases)
         z = rounding.sums(z, (weight_ih, x), (weight_hh, h))
@@ -99,13 +101,15 @@ class Vanilla(Equation):
         return state, state
 
     def gradients(self, grad, previous, kept, rounding):
-        """Returns three gradients, given the gradient of a state.
+        """Returns the gradients of a step, given the gradient of its state.
 
-        They are the gradients of the input's sums and of the previous state's sums, and the part of
-        the previous state's gradient that goes through no sum, or None. The sums read only the
-        first part of a state.
+        Sums depend only on the first part of the previous state.
+
+        Returns:
+            The gradient of the input's sums, the gradient of the previous state's sums, and the
+            part of the previous state's gradient that bypasses the sums, or None.
         """
-        # Some kernels multiply dz in 16 bits.
+        # Some kernels round dz to 16 bits before multiplying it.
         dz = rounding.numbers(grad * self.derivative(kept))
         return dz, dz, None
 
@@ -209,9 +213,11 @@ def direction(x, h, weights, equation, rounding):
 
 
 def direction_backward(record, equation, grad_states, grad_last, rounding, rows):
-    """Returns the gradients of x, hx and weights, from the gradients of all states and of the last.
+    """Returns the gradients of x, hx and the weights of one direction.
 
-    `rows` is the total number of rows over which gradients of weights are summed.
+    `grad_states` (L, H) holds the gradients of the outputs, and `grad_last` (parts * H,) is the
+    gradient of the last state. `rows` is the number of rows of all sequences, whose terms add up to
+    the gradients of weights.
     """
     x, hx, states, kept, (weight_ih, weight_hh, *biases) = record
     grad_x = np.zeros_like(x)
@@ -240,10 +246,11 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
 
 
 def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
-    """Returns the outputs (L_b, directions * H), h_n like hx, and the tape for `rnn_backward`.
+    """Returns a list of outputs (L_b, directions * H), h_n, and the tape for `rnn_backward`.
 
-    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, parts * H), `weights`
-    is a flat list in the order of torch's parameters, and `equation` a key of `EQUATIONS`.
+    `sequences` is a list of inputs (L_b, D). `hx` and h_n are (layers * directions, B, parts * H).
+    `weights` is a flat list in the order of torch's parameters, and `equation` is a key of
+    `EQUATIONS`.
     """
     size = hx.shape[-1] // EQUATIONS[equation].parts
     directions = 2 if bidirectional else 1
@@ -302,11 +309,11 @@ def rnn_backward(
 
 
 def near_a_kink(tape, unit, tiny):
-    """Whether rounding may move any sum z across the kink of relu at zero.
+    """Returns whether rounding may move any sum z across the kink of relu at zero.
 
-    It may if |z| is at most `unit` times the root sum of squares of its terms. This root counts as
-    at least `tiny`, because states and their rounding errors fade if the input is zero. An exact
-    zero counts as a sum of zeros, which rounding does not change.
+    Rounding may do so if |z| is at most `unit` times the root sum of squares of the terms of z.
+    This root counts as at least `tiny`, because states and their rounding errors fade if the input
+    is zero. A z of exactly zero counts as a sum of zeros, which rounding does not change.
     """
     for records in tape:
         for x, hx, states, _, (weight_ih, weight_hh, *biases) in records:

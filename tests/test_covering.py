@@ -1,4 +1,4 @@
-"""The part of a product of parameters that `make test` runs."""
+"""Tests which calls of a parametrized test `covering` chooses for `make test`."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from covering import combinations, covering
 
 
 def product(**choices):
-    """Returns the parameters of all calls by name, as text."""
+    """Maps call names to parameters, as text: a call for each combination of `choices`."""
     rows = (
         dict(zip(choices, map(str, row), strict=True))
         for row in itertools.product(*choices.values())
@@ -30,7 +30,7 @@ def test_few_calls_are_enough():
     assert 16 <= len(covering(calls, 2)) <= 20
 
 
-def test_values_meet_different_values():
+def test_values_are_paired_with_different_values():
     """The calls that cover the values of `b` do not all have the first value of `a`."""
     calls = product(a=range(3), b=range(12))
     assert len({calls[name]["a"] for name in covering(calls, 1)}) == 3

@@ -1,4 +1,4 @@
-"""The documentation: code in pages and docstrings runs, and links have a target."""
+"""Tests the documentation: code in pages and docstrings runs, and links resolve."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("namernn_fast/**/*.md")]
 }
-EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # export to ONNX, which is slow
+EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # these pages export to ONNX, which is slow
 WITH_CODE = [
     pytest.param(name, marks=pytest.mark.slow if name in EXPORTING else ())
     for name, text in sorted(PAGES.items())
@@ -31,8 +31,8 @@ MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "pred
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_code_of_a_page(page):
-    """Executes the Python blocks of a page in order, and compares the results of `>>>`."""
+def test_code_in_a_page_runs(page):
+    """Executes the Python blocks of a page in order, and checks the results of `>>>` lines."""
     sybil = pytest.importorskip("sybil")
     markdown = pytest.importorskip("sybil.parsers.markdown")
     if page in EXPORTING:
@@ -43,7 +43,7 @@ def test_code_of_a_page(page):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_examples_of_docstrings(module):
+def test_examples_in_docstrings_run(module):
     ran = doctest.testmod(importlib.import_module(f"namernn_fast.{module}"), optionflags=FLAGS)
     assert ran.attempted
     assert not ran.failed
@@ -62,9 +62,9 @@ GRU = (
     ("name", "formula"),
     [("FusedRNN", VANILLA), ("rnn", VANILLA), ("FusedGRU", GRU), ("gru", GRU)],
 )
-def test_equations_of_docstrings_are_typeset(name, formula):
-    """The site shows equations of docstrings as formulas."""
-    for package in ("jupytext", "latex2mathml", "sphinx"):  # `make docs ONLY=test` has them
+def test_equations_in_docstrings_are_typeset(name, formula):
+    """The site shows the equations in docstrings as formulas."""
+    for package in ("jupytext", "latex2mathml", "sphinx"):  # installed for `make docs ONLY=test`
         pytest.importorskip(package)
     pages = runpy.run_path(str(ROOT / "docs" / "_extensions" / "pages.py"))
     lines = inspect.getdoc(getattr(namernn_fast, name)).splitlines()
@@ -79,7 +79,7 @@ def without_code(text):
 
 
 def places(text):
-    """Returns the anchors of the headings in a Markdown page, as GitHub makes them."""
+    """Returns the anchors that GitHub makes for the headings of a Markdown page."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -101,7 +101,7 @@ def test_sessions_are_marked_as_python(page):
     assert not re.search(r"^```(?!python)\w*\n>>>", PAGES[page], flags=re.MULTILINE)
 
 
-def test_faults_of_a_site_are_found(tmp_path):
+def test_check_site_finds_faults(tmp_path):
     page = "<h1 id='here'>{}</h1>"
     outside = "<img src='//x.org/a.png'><a href='https://x.org'>no request</a>"
     (tmp_path / "good.html").write_text(page.format("<a href='faulty.html#here'>good</a>"))

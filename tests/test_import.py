@@ -1,6 +1,6 @@
-"""What an import reports if torch is too old, or the C++ extension is missing or does not load.
+"""Tests what an import reports if torch is too old or the C++ extension is missing or broken.
 
-The warning about a missing extension points at the user's line, however it imports the package.
+The warning about a missing extension must point at the user's import, whatever its form.
 """
 
 import os
@@ -23,12 +23,12 @@ IMPORTS = {
     "importlib": "namernn_fast = importlib.import_module('namernn_fast')",
 }
 
-# Skips editable installs, which would find the package with its extension.
+# Removes the import hooks of editable installs, which would find the package with its extension.
 PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
 
 
 def copy_without_extension(folder):
-    """Copies the package to a folder, as if it had been built without a compiler."""
+    """Copies the package to a folder without its C++ extension, and returns the copy's path."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
@@ -51,8 +51,8 @@ def test_the_warning_points_at_the_import(line, tmp_path):
     assert ran.stderr.count(warning) == 1
 
 
-def test_the_warning_names_sources_without_an_extension(tmp_path):
-    """In a checkout, the sources come before an installed package."""
+def test_the_warning_names_a_checkout_without_an_extension(tmp_path):
+    """In a checkout, Python imports the sources instead of an installed package."""
     copy_without_extension(tmp_path)
     (tmp_path / "csrc").mkdir()
     ran = subprocess.run(
@@ -67,23 +67,23 @@ def test_the_warning_names_sources_without_an_extension(tmp_path):
 
 
 @pytest.mark.parametrize("found", ["2.9.0+cu130", "1.13.1", "2.9.0a0+git1234"])
-def test_an_old_torch_is_refused(found):
+def test_an_old_torch_is_rejected(found):
     wanted = f"namernn_fast needs torch 2.10 or newer, found {found}: pip install --upgrade "
     with pytest.raises(ImportError, match=f"^{re.escape(wanted)}"):
         requirements.check_torch(found)
 
 
 @pytest.mark.parametrize("found", ["2.10.0a0+git1234", "2.13.0+cpu", "3.0", "unknown"])
-def test_a_new_torch_passes(found):
+def test_a_new_torch_is_accepted(found):
     requirements.check_torch(found)
 
 
-def test_the_metadata_asks_for_the_same_torch():
+def test_the_metadata_requires_the_same_torch():
     assert "torch>=" + ".".join(map(str, requirements.TORCH_MINIMUM)) in requires("namernn_fast")
 
 
-def test_an_old_torch_is_refused_before_imports_from_it():
-    """A torch module with nothing but a version leads to this message, not to a missing name."""
+def test_an_old_torch_is_rejected_before_names_are_imported():
+    """An old torch may lack names that the package imports, so the version is checked first."""
     program = (
         "import sys, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
@@ -97,7 +97,7 @@ def test_an_old_torch_is_refused_before_imports_from_it():
 
 
 def test_a_damaged_extension_is_reported(tmp_path):
-    """If the system cannot load the library, the import fails with the loader's message."""
+    """If the system cannot load the extension, the import error quotes the loader's message."""
     extension = copy_without_extension(tmp_path) / "_C.abi3.so"
     extension.write_bytes(b"no library at all")
     program = f"""
@@ -124,8 +124,8 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
-def test_an_extension_that_does_not_load_is_an_error(error, monkeypatch):
-    """The loader's error is kept as the cause; the message quotes it and says what to do."""
+def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
+    """The import error quotes the loader's error, keeps it as the cause and says what to do."""
     cause = error("undefined symbol: aoti_torch_of_tomorrow")
 
     def fail(name):

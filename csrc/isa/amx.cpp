@@ -9,8 +9,8 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
-// The interface is described in kernel/bfloat16_forward.h. Tile registers 0 to 3 hold a 2 x 2 block
-// of C, registers 4 and 5 rows of A, registers 6 and 7 columns of the panel.
+// kernel/bfloat16_forward.h describes the interface of PairTile. Tile registers 0 to 3 hold a 2 x 2
+// block of C, registers 4 and 5 rows of A, registers 6 and 7 columns of the panel.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
@@ -42,7 +42,7 @@ struct PairTile {
   }
 
  private:
-  // Multiplies 32 rows of A if `kTall`, else 16, with half of the panel's columns.
+  // Multiplies 32 rows of A (16 unless `kTall`) by half of the panel's columns.
   template <bool kAdd, bool kTall>
   static void columns(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel,
                       float* c) {

@@ -12,11 +12,11 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
-// The interface is described in kernel/bfloat16_forward.h.
+// kernel/bfloat16_forward.h describes the interface of PairTile.
 struct PairTile {
   static constexpr int64_t rows = 6;
 
-  // multiply() for kRows rows, a constant so that the sums stay in registers.
+  // Computes multiply() for kRows rows. kRows is a constant so that the sums stay in registers.
   template <bool kAdd, int kRows>
   static void block(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel, float* c) {
     constexpr int lanes = 16;

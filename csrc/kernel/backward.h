@@ -1,12 +1,13 @@
-// The backward pass, one time block at a time, last step first.
+// Runs the backward pass one time block at a time, from the last step to the first.
 //
 // For each time block, the pass first computes the recurrence
 // dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh, and then, over all rows of
 // the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The
 // rows of a time block fit in cache together. If the plan has several groups of sequences, each
-// group goes through time independently and accumulates its own parameter gradients, which are
-// added up at the end, so that no row travels between cores. The sequences of a large group are
-// split into parts that run one after the other, so that the rows of one step fit in a time block.
+// group processes its time blocks independently and accumulates its own parameter gradients, so
+// that rows do not move between cores. The gradients of all groups are added up at the end. The
+// sequences of a large group are split into parts that run one after the other, so that the rows of
+// one step of a part fit in a time block.
 //
 // The type that computes these products is a template parameter: see products_interface.h.
 #pragma once
@@ -33,16 +34,16 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// Returns the size in bytes of the panels of weight_hh and weight_ih, in this order. A wave packs
-// them once for all its stretches.
+// Returns the size in bytes of the panels of weight_hh, followed by the panels of weight_ih. A wave
+// packs these panels once for all its stretches.
 template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
   return RecurrencePanels<Cell, Storage>::bytes(D, H) +
          panels_size<Scalar>(Cell::weight_blocks * H, D) * sizeof(Scalar);
 }
-// Returns where the panels of weight_ih begin in `panels`, which pack_backward() fills. Null stays
-// null.
+// Returns the address of the panels of weight_ih within `panels`, which pack_backward() fills, or
+// null if `panels` is null.
 template <class Products, class Storage>
 typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
@@ -50,7 +51,7 @@ typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage
   const size_t before = Products::Recurrence::bytes(layer.D, layer.H);
   return reinterpret_cast<typename Products::Element*>(start + before);
 }
-// Packs the panels of weight_hh and weight_ih for the backward pass.
+// Packs weight_hh and weight_ih into `panels` for the backward pass.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
@@ -59,8 +60,8 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_input_panels<Cell>(products, layer, runtime);
 }
 
-// Returns the number of the slice's rows before each time, or null if all its sequences are always
-// alive.
+// Returns an array [T + 1] with the number of the slice's rows before each time, or null if all
+// sequences of the batch are alive at every time.
 inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
                                        const Runtime& runtime) {
   if (!layout.count) return nullptr;
@@ -100,12 +101,12 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
   }
-  const int64_t gate_rows = Cell::weight_blocks * H;  // rows of weight_ih and of weight_hh
+  const int64_t gate_rows = Cell::weight_blocks * H;  // number of rows of each weight
   const GradientSizes sizes{
       has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
       Products::gradient_size(gate_rows, H), args.grad_bias_ih ? gate_rows : 0,
       args.grad_bias_hh ? gate_rows : 0};
-  // The rows of one step must fit in a time block.
+  // With this many parts, the rows of one step of a part fit in a time block.
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
@@ -114,7 +115,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
-    int64_t width = 0;  // sequences of the widest part
+    int64_t width = 0;  // number of sequences in the widest part
     int64_t group_rows = 0;
     for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {
       const Slice slice = slice_of(layout, p, plan.groups * parts);
@@ -194,8 +195,8 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   }
 }
 
-// Takes a group through time: calls body(part, block, accumulation) for every time block of every
-// part, and add() whenever the gradients accumulated in `apart` must be added to the sums.
+// Calls body(part, block, accumulation) for every time block of every part of a group, and add()
+// whenever the gradients accumulated in `apart` must be added to `sums`.
 template <class Products, class Add, class Body>
 inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
                                 Body&& body) {
@@ -212,8 +213,8 @@ inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t grou
   if (accumulation.apart) add();
 }
 
-// Runs the pass for several groups. Each group goes through time independently, and its members
-// split its recurrence and its products.
+// Runs the backward pass if the plan has several groups. Each group processes its time blocks
+// independently, and the members of a group split its recurrence and its products.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& args = pass.args;
@@ -235,8 +236,8 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
   });
 }
 
-// Runs the pass for a single group. The recurrence follows the plan; the products run on all
-// threads, because they have more work to split than the recurrence.
+// Runs the backward pass if the plan has a single group. The recurrence runs on the threads of the
+// plan. The products have more work to split than the recurrence, so they may use all threads.
 template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
@@ -273,8 +274,8 @@ void run_one_group(const BackwardPass<Products>& pass) {
       });
 }
 
-// Adds up the gradients of all groups, and converts results that did not accumulate in the caller's
-// memory.
+// Adds up the parameter gradients of all groups. Converts and stores all results that did not
+// accumulate in the caller's memory.
 template <class Cell, class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
@@ -317,7 +318,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
 
 template <class Cell, class Products>
 void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
-  static_assert(sizeof(ProductsInterface<Products>) > 0);  // checks the type's members
+  static_assert(sizeof(ProductsInterface<Products>) > 0);  // instantiates the interface's checks
   const BackwardPass<Products> pass = prepare_backward<Cell, Products>(args, runtime);
   if (pass.plan.groups > 1) {
     run_groups_apart<Cell>(pass);

@@ -1,4 +1,5 @@
-// The recurrence of the backward pass over the steps of one time block, and the data of a pass.
+// Computes the recurrence of the backward pass over the steps of one time block, and defines the
+// data of a backward pass.
 #pragma once
 
 #include "kernel/cells/cell.h"
@@ -8,20 +9,22 @@
 namespace namernn_fast {
 namespace {
 
-// The data of one group of sequences.
+// The data of the backward pass for one group of sequences.
 template <class Products>
 struct BackwardGroup {
   using Scalar = typename Products::Scalar;
 
-  GroupRows rows;                  // rows of the part that is being computed
-  GradientSums<Scalar> gradients;  // if parameter gradients are wanted
+  GroupRows rows;                  // rows of the part that the group is computing
+  GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
-  WeightCopies copies;                 // where all groups find weight_hh in panels
-  Scalar* grad[kMostStates];           // [B, H] each, gradients of the current states of all groups
-  Scalar* grad_previous[kMostStates];  // [B, H] each, where a step writes the gradients of its
-                                       // previous states; the same as `grad`, except in a tree
-  TokenRows tokens;                    // if the gradient of a table is wanted
-  bool one_product;  // whether each weight gradient is a single product, which needs no sums
+  WeightCopies copies;                 // where each group reads weight_hh in panels
+  Scalar* grad[kMostStates];           // [B, H] each, gradients of the current states of all
+                                       // sequences
+  Scalar* grad_previous[kMostStates];  // [B, H] each, gradients of the previous states, which each
+                                       // step writes; the same memory as `grad`, except in a tree
+  TokenRows tokens;                    // used only if the gradient of a table is wanted
+  bool one_product;  // whether a single product computes each weight gradient, so that no sums are
+                     // needed
 };
 
 template <class Products>
@@ -34,12 +37,12 @@ struct BackwardPass {
   Team* teams;         // [groups]
   int64_t block_rows;  // approximate number of rows of a time block
   Group* groups;       // [groups]
-  int64_t parts;       // per group, which runs them one after the other
+  int64_t parts;       // number of parts per group; a group runs its parts one after the other
   GroupRows* rows;     // [groups * parts]
 };
 
-// Calls f(part) for each part of a group, except empty ones if there are several. All parts add to
-// the same gradient sums.
+// Calls f(part) for each part of a group. If the group has several parts, skips empty parts. All
+// parts add to the same gradient sums.
 template <class Products, class F>
 inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&& f) {
   BackwardGroup<Products> part = pass.groups[group];
@@ -52,7 +55,8 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies the part's share of the gradients of the last states into `grad`.
+// Copies the part's share of the gradients of one last state into `grad`. If there are no such
+// gradients, writes zeros.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer,
                                 const StateGradients<Storage>& grad_last, const Part& part,
@@ -73,9 +77,9 @@ inline void read_last_gradients(const Layer<Storage>& layer,
   }
 }
 
-// Sets `grad` to the gradients of one state of a tree's rows at time t. A row's state is the last
-// state of every sequence that ends in the row, and the previous state of every row that continues
-// it at time t + 1.
+// Sets `grad` to the gradients of one state for a tree's rows at time t. The gradient of a row's
+// state is a sum over all uses of the state: it is the last state of every sequence that ends in
+// the row, and the previous state of every row at time t + 1 that continues the row.
 template <class Storage, class Scalar>
 inline void gather_tree_gradients(const Layer<Storage>& layer,
                                   const StateGradients<Storage>& grad_last, int64_t t,
@@ -100,7 +104,8 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
 }
 
-// Returns the i-th previous state of row (t, b), from unit `first` on; null means zeros.
+// Returns the previous value of the i-th state of row (t, b), starting at unit `first`. Null means
+// zeros.
 template <class Cell, class Storage>
 inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
                                      int64_t continued, int64_t first) {
@@ -111,7 +116,7 @@ inline const Storage* previous_state(const Backward<Storage>& args, int i, int64
   return state ? state + first : nullptr;
 }
 
-// Computes the recurrence at time t. Sequence b is row `row + b` of the time block.
+// Computes the backward recurrence at time t. Row (t, b) has number `row + b` in the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
@@ -179,7 +184,8 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   part.slice = group.rows.slice;
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
-  // Pack only in the first block, and only if the recurrence has a step that reads the panels.
+  // The panels are packed in the first time block of the pass, and only if a step of the recurrence
+  // reads them.
   copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_initial[0]);
   using Panels = typename Products::Recurrence;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;

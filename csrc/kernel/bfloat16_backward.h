@@ -1,11 +1,11 @@
-// The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16.
-// The gradients dz are rounded to bfloat16, and sums are float. See products_interface.h.
+// Computes the products of the backward pass in bfloat16, with instructions that multiply pairs of
+// bfloat16. The gradients dz are rounded to bfloat16, and sums are float. See products_interface.h.
 //
-// dz is stored twice: row by row for the products with W_hh and W_ih, and transposed for the weight
-// gradients, which are its products with inputs and states. Each block of dz is padded with zeros
-// to a multiple of kGranule elements, so that no pair mixes two blocks. Right operands are panels
-// of row pairs. The sums of a weight gradient are also stored in panels, as tiles that each time
-// block adds to.
+// dz is stored twice: row by row for the products dz W_hh and dz W_ih, and transposed for the
+// weight gradients dz^T h_{t-1} and dz^T x. Each block of a row of dz is padded with zeros to a
+// multiple of kGranule elements, so that a pair never spans two blocks. The right operand of each
+// product is stored in panels of row pairs. The sums of a weight gradient are also stored in
+// panels, and each time block adds to these sums tile by tile.
 #pragma once
 
 #include "kernel/backward.h"
@@ -14,11 +14,11 @@
 namespace namernn_fast {
 namespace {
 
-// Returns the stride for rows of n elements: an odd number of granules, so that the elements of a
-// column are spread over many cache sets.
+// Returns a stride for rows of n elements. The stride is an odd number of granules, so that the
+// elements of a column are spread over many cache sets.
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
-// Loads n pairs, each with one element of row a and one of row b. A null row counts as zeros.
+// Loads n pairs (a[i], b[i]). A null pointer counts as a row of zeros.
 inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
   const Vec<float> low = a ? load_upto(a, n) : Vec<float>{};
   const Vec<float> high = b ? load_upto(b, n) : Vec<float>{};
@@ -27,8 +27,8 @@ inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
 
 inline void store_pairs(BFloat16* p, Vec<float> pairs) { std::memcpy(p, &pairs, sizeof(pairs)); }
 
-// Packs one row of a panel of pairs: columns `first` and up of two rows of `width` elements, padded
-// with zeros. A null row counts as zeros.
+// Packs one row of a panel of pairs from rows a and b, which have `width` elements each. Takes the
+// elements from column `first` on, padded with zeros. A null row counts as zeros.
 inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, int64_t first,
                           BFloat16* panel_row) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -40,8 +40,8 @@ inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, i
   }
 }
 
-// Packs one panel of W, columns `first` and up, from a row-major W [K, width]. The panel is
-// [padded(K) / 2, panel_width, 2].
+// Packs the panel of W that starts at column `first`, from a row-major W [K, width]. The panel's
+// shape is [padded(K) / 2, panel_width, 2].
 inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t first,
                            BFloat16* panel) {
   for (int64_t k = 0; k < padded(K); k += 2) {
@@ -50,7 +50,7 @@ inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// weight_hh as the backward recurrence on pairs reads it: panels of W_hh
+// Holds weight_hh in the format that the backward recurrence on pairs reads: panels of W_hh
 // [weight_blocks * padded(H), H].
 template <class Cell>
 struct PairRecurrencePanels {
@@ -72,16 +72,17 @@ struct PairRecurrencePanels {
   }
 };
 
-// The rows of other tensors that belong to a row of dz.
+// For one row of dz: pointers to its previous state, its input and the gradient of its input.
 struct PairRow {
-  const BFloat16* previous;  // h_{t-1}, or null: zeros
+  const BFloat16* previous;  // h_{t-1}; null means zeros
   const BFloat16* input;
-  BFloat16* grad_input;  // null: not wanted
+  BFloat16* grad_input;  // null if not wanted
 };
 
-// Lower limit of block_rows(), because each time block reads and writes all gradient sums once.
+// Lower limit of block_rows(). Every time block reads and writes all gradient sums once, so time
+// blocks must not be too small.
 constexpr int64_t kMinPairRows = 512;
-constexpr int64_t kPairChunkRows = 256;  // rows of a time block that are multiplied per pass over C
+constexpr int64_t kPairChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
 template <class Cell>
@@ -93,18 +94,19 @@ struct PairProducts {
   static constexpr int64_t w = Shape<float>::panel_width;
 
   // Memory shared by all groups.
-  BFloat16* weight_ih;  // panels of W_ih [weight_blocks * padded(H), D] in the order of the sums,
-                        // if grad_input is wanted
+  BFloat16* weight_ih;  // panels of W_ih [weight_blocks * padded(H), D], blocks in the order of the
+                        // sums; null unless grad_input is wanted
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
-  int64_t capacity;  // maximum rows of a time block
+  int64_t capacity;  // maximum number of rows of a time block
   int64_t dz_stride;
   int64_t dz_block;         // padded(H)
   BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]
-  BFloat16* dz_transposed;  // [sums * padded(H), capacity], if parameter gradients are wanted
-  BFloat16* previous;       // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
-  BFloat16* input;          // panels of x [capacity, D], if parameter gradients are wanted
+  BFloat16* dz_transposed;  // [sums * padded(H), capacity]; null unless weight gradients are wanted
+  BFloat16* previous;       // panels of h_{t-1} [capacity, H]; null unless weight gradients are
+                            // wanted
+  BFloat16* input;          // panels of x [capacity, D]; null unless weight gradients are wanted
   PairRow* rows;            // [capacity]
 
   static int64_t block_rows(const Layer<BFloat16>& layer, const Runtime& runtime) {
@@ -112,10 +114,11 @@ struct PairProducts {
     return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
-  // Number of rows of a weight gradient, with each block padded.
+  // Returns the number of rows of a weight gradient whose blocks are padded.
   static int64_t gradient_rows(int64_t H) { return Cell::weight_blocks * padded(H); }
 
-  // The sums of a gradient are stored in panels of [gradient_rows(H), width].
+  // Returns the number of elements in the sums of a weight gradient, which are stored in panels of
+  // [gradient_rows(H), width].
   static int64_t gradient_size(int64_t rows, int64_t width) {
     return panels_size<float>(gradient_rows(rows / Cell::weight_blocks), width);
   }
@@ -184,8 +187,8 @@ struct PairProducts {
                 });
   }
 
-  // Transposes dz and packs previous states and inputs for the weight gradients, kGranule rows at a
-  // time.
+  // Prepares the member's share of the weight gradients' operands, kGranule rows at a time.
+  // Transposes dz and packs previous states and inputs into panels.
   void end_recurrence(int64_t count, const Part& part) const {
     if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {
@@ -228,7 +231,7 @@ struct PairProducts {
     alignas(64) float sums[PairTile::rows * w];
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
     const int64_t K = padded(count) - start;
-    const int64_t tiles = (H + PairTile::rows - 1) / PairTile::rows;  // of a block
+    const int64_t tiles = (H + PairTile::rows - 1) / PairTile::rows;  // number of tiles per block
     for (int64_t task = 0; task < blocks.count * tiles; ++task) {
       if (!take(share)) continue;
       const int64_t block = task / tiles;
@@ -261,9 +264,9 @@ struct PairProducts {
   }
 
  private:
-  // Multiplies rows row .. row + count of dz, in the blocks from `first_sum` on, with a weight in
-  // panels. Calls finish(i, j, height, width, sums) for every tile [height, panel_width] of the
-  // product's `columns`.
+  // Multiplies rows row .. row + count of dz with a weight in panels, using weight_blocks blocks of
+  // dz from block `first_sum` on. Computes only `columns` of the product. Calls
+  // finish(i, j, height, width, sums) for every tile [height, panel_width].
   template <class Finish>
   void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const BFloat16* panels,
                    Columns columns, Finish&& finish) const {
@@ -280,7 +283,7 @@ struct PairProducts {
     }
   }
 
-  // result [width] = sums, or += if `add`.
+  // Writes `sums` to result [width], or adds `sums` to the result if `add`.
   template <class Result>
   static void write(const float* sums, bool add, Result* result, int64_t width) {
     if (!add) return convert(sums, result, width);
@@ -289,7 +292,7 @@ struct PairProducts {
     });
   }
 
-  // Writes columns first .. first + kGranule of dz_transposed. Treats rows of dz from `count` on
+  // Writes columns first .. first + kGranule of dz_transposed. Rows of dz from row `count` on count
   // as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
@@ -310,7 +313,8 @@ struct PairProducts {
     }
   }
 
-  // Packs rows first .. first + kGranule of the previous states and inputs into panels.
+  // Packs rows first .. first + kGranule of the previous states and inputs into panels. Rows from
+  // row `count` on count as zeros.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow zero_row{};

@@ -1,12 +1,13 @@
-// The forward pass in bfloat16 on instructions that multiply pairs of bfloat16 and sum in float.
+// Runs the forward pass in bfloat16 with instructions that multiply pairs of bfloat16 and sum in
+// float.
 //
 // A row of the left operand is [x_t, h_{t-1}], so that projection and recurrence are one product.
 // Both x_t and h_{t-1} are padded with zeros to a multiple of kGranule elements. Two arrays of such
-// rows alternate: each step reads one and writes the new states to the other, rounded as in the
-// output. A state that the next step reads without a product is kept in float: the cell state,
-// or h if the cell is not only_through_sums. A file in csrc/isa/ that includes this one first
-// defines the type `PairTile`, which computes the product of one tile, and `kKernelsInFloat`, the
-// kernels that convert bfloat16 to float.
+// rows alternate: each step reads one array and writes the new states to the other array, rounded
+// as in the output. A state that the next step reads without a product stays in float: the cell
+// state, or h if the cell is not only_through_sums. A file in csrc/isa/ defines two names before it
+// includes this header: the type `PairTile`, which computes one tile of a product, and
+// `kKernelsInFloat`, the kernels that convert bfloat16 to float.
 #pragma once
 
 #include <type_traits>
@@ -18,22 +19,24 @@ namespace namernn_fast {
 namespace {
 
 // PairTile::rows is the maximum number of rows of a tile. The arguments `a` and `c` of multiply()
-// have memory for this many rows, even if `height` is less.
+// must have memory for this many rows, even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
-// multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] = a[height, K] panel, or +=
-// if kAdd. K is a multiple of kGranule.
+// multiply<kAdd>(a, a_row, K, height, panel, c) writes the product of a [height, K] and the panel
+// to c [height, panel_width], or adds the product to c if kAdd. a_row is the row stride of a, and K
+// is a multiple of kGranule.
 static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
                              void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
                                                 const BFloat16*, float*)>);
 
-// K is padded to a multiple of this many elements, which fill a vector or a row of an AMX tile.
+// K is padded to a multiple of this number of elements, which fill one vector or one row of an AMX
+// tile.
 constexpr int64_t kGranule = 32;
 
-// Returns n, rounded up to whole granules.
+// Returns n rounded up to a multiple of kGranule.
 inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
 
-// Packs one panel of W^T, columns `first` and up, from a row-major W [width, K]. The panel is
-// [padded(K) / 2, panel_width, 2]: the elements of a pair are adjacent in K.
+// Packs the panel of W^T that starts at column `first`, from a row-major W [width, K]. The panel's
+// shape is [padded(K) / 2, panel_width, 2]; the two elements of a pair are adjacent in K.
 inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t first,
                        BFloat16* panel) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -42,7 +45,7 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
   for (int64_t j = 0; j < panel_width; j += lanes) {
     const int64_t rows = min64(lanes, width - (first + j));
     for (int64_t k = 0; k < padded(K); k += kGranule) {
-      Vec<float> square[lanes] = {};  // each lane is a pair
+      Vec<float> square[lanes] = {};  // each lane holds one pair
       const BFloat16* source = w + (first + j) * K + k;
       if (rows == lanes && k + kGranule <= K) {
 #pragma GCC unroll 16
@@ -62,17 +65,18 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
   }
 }
 
-// A layer's weights as the forward pass on pairs reads them.
+// Holds a layer's weights in the format that the forward pass on pairs reads.
 template <class Cell>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // [unit blocks], each with one panel per sum: W_ih^T above W_hh^T, or only
-                      // the one that contributes to the sum
+  BFloat16* weights;  // [unit blocks], each with one panel per sum. The panel holds W_ih^T above
+                      // W_hh^T, or only the weight that contributes to the sum
   float* bias;        // [unit blocks, sums, panel_width], see pack_bias()
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // unit blocks
-  // Elements from one unit block to the next.
+  // Returns the number of unit blocks.
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
+  // Returns the number of elements from one unit block to the next.
   static int64_t unit_block_size(int64_t D, int64_t H) {
     return Cell::weight_blocks * (padded(D) + padded(H)) * w;
   }
@@ -102,8 +106,8 @@ struct PairPanels {
   }
 };
 
-// Fills in the rows of step s: all inputs, and the states of sequences that start at this step. The
-// previous step writes all other states.
+// Fills in the member's share of the rows of step s: the inputs, and the states of sequences that
+// start at this step. The previous step writes the states of all other sequences.
 inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
                           BFloat16* rows) {
   const int64_t t = time_of(layer, s);
@@ -127,25 +131,27 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
 template <class Cell>
 struct PairPart {
   static constexpr int64_t w = Shape<float>::panel_width;
-  static constexpr int64_t kBlock = PairTile::rows * w;  // elements of one sum's tile
+  static constexpr int64_t kBlock = PairTile::rows * w;  // elements in the tile of one sum
 
   const Forward<BFloat16>& args;
   const PairPanels<Cell>& panels;
   const Part& part;
-  // Rows of the slice [.., padded(D) + padded(H)]: step s reads array s % 2.
+  // Each array holds the slice's rows [.., padded(D) + padded(H)]. Step s reads arrays[s % 2].
   BFloat16* arrays[2];
-  float* carried;  // [B, state_size(H)], the state that a step reads without a product, if any
+  float* carried;  // [B, state_size(H)], the state that a step reads without a product; null if
+                   // there is none
 
   // A step reads at most one state without a product.
   static_assert(Cell::states == 1 || Cell::only_through_sums);
-  // The index of the state that a step reads without a product, always the cell's last; or -1.
+  // The index of the state that a step reads without a product, which is always the cell's last
+  // state; -1 if there is no such state.
   static constexpr int carried_state =
       Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;
-  // The size of a row of `carried`, which fills whole vectors.
+  // Returns the number of elements in a row of `carried`, which consists of whole vectors.
   static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
   int64_t row_size() const { return padded(args.layer.D) + padded(args.layer.H); }
 
-  // Computes the sums of `height` rows for the unit block that starts at j.
+  // Computes the sums of `height` rows for the unit block that starts at unit j.
   void multiply(PairTile& tile, const BFloat16* rows, int64_t height, int64_t j,
                 float* sums) const {
     const int64_t D = padded(args.layer.D);
@@ -160,7 +166,8 @@ struct PairPart {
     }
   }
 
-  // Adds the biases and, with a table, its row for (t, b) to the sums of units j .. j + width.
+  // Adds the biases and, if the layer has a table, the table's row for (t, b) to the sums of units
+  // j .. j + width.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const BFloat16* looked_up =
@@ -180,14 +187,15 @@ struct PairPart {
 
   struct Step {
     int64_t t;
-    int64_t continued_end;  // sequences before this one continue from the previous step
-    int64_t continues_end;  // sequences before this one continue at the next step
+    int64_t continued_end;  // sequences below this index continue from the previous step
+    int64_t continues_end;  // sequences below this index continue at the next step
     const BFloat16* now;    // rows that the step reads
-    BFloat16* next;         // rows of the next step
+    BFloat16* next;         // rows that the next step reads
   };
 
-  // Turns the sums of units j .. j + width of sequence b into states. Writes h to the output and to
-  // the row of the next step or, at the sequence's last step, all states to `last`.
+  // Turns the sums of units j .. j + width of sequence b into states, and writes h to the output.
+  // If the sequence continues, also writes h to its row for the next step; otherwise writes all
+  // states to `last`.
   void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -211,7 +219,7 @@ struct PairPart {
       convert(row.states[i], args.last[i] + place_of(layout, b) * H + j, width);
     }
     const float* h = row.states[0];
-    // Loads whole vectors, which is faster right after they were written.
+    // Always loads whole vectors, which is faster if the vectors have just been written.
     const auto write = [h, width](BFloat16* to) {
       for_each_vector<float>(width,
                              [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });
@@ -261,7 +269,7 @@ template <class Cell>
 void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    // Pair instructions need panels.
+    // The instructions for pairs need weights in panels, so the kernels in float run this call.
     const KernelsFor<BFloat16>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
     return in_float.forward(args, runtime);
   }

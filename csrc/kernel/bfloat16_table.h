@@ -1,5 +1,5 @@
-// The kernel table for bfloat16 on instructions that multiply pairs, for the files in csrc/isa/
-// that define a PairTile.
+// Defines the kernel table for bfloat16 with instructions that multiply pairs. The files in
+// csrc/isa/ that define a PairTile include this header.
 #pragma once
 
 #include "kernel/bfloat16_backward.h"
@@ -9,8 +9,8 @@
 namespace namernn_fast {
 namespace {
 
-// The functions for panels and tables that outlive a call are null, because only waves and trees
-// need them, and neither runs in bfloat16.
+// Only waves and trees need panels and tables that outlive a call, and neither runs in bfloat16. So
+// the functions that make such panels and tables are null.
 template <class Cell>
 constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},

@@ -1,5 +1,6 @@
-// The products of the backward pass in float and double. 16-bit types are computed in float, except
-// bfloat16 on processors with instructions that multiply pairs of it. See products_interface.h.
+// Computes the products of the backward pass in float and double. 16-bit types are converted to
+// float, except bfloat16 on processors that multiply pairs of bfloat16: see bfloat16_backward.h.
+// The interface is in products_interface.h.
 #pragma once
 
 #include <type_traits>
@@ -13,9 +14,10 @@ namespace namernn_fast {
 namespace {
 
 constexpr int64_t kMinBlockRows = kOneProductRows;  // lower limit of block_rows()
-constexpr int64_t kChunkRows = 256;  // rows of a time block that are multiplied per pass over C
-constexpr int64_t kTaskRows = 96;    // rows of C in a unit of work
-constexpr int64_t kFewRows = 64;  // time blocks with at most this many rows write C in memory order
+constexpr int64_t kChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
+constexpr int64_t kTaskRows = 96;    // maximum rows of a product that one task computes
+constexpr int64_t kFewRows = 64;     // for at most this many rows, a task writes whole rows of a
+                                     // gradient
 
 template <class Cell, class StorageType>
 struct FloatProducts {
@@ -26,20 +28,21 @@ struct FloatProducts {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // Memory shared by all groups.
-  Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* staged;      // [workers, kTaskRows, D], rows of grad_input before they are converted or
-                       // scattered; null if neither is needed
+  Element* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
+  Scalar* staged;      // [workers, kTaskRows, D], buffers for rows of grad_input that must be
+                       // converted or scattered; null if not needed
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
-  int64_t capacity;  // maximum rows of a time block
+  int64_t capacity;  // maximum number of rows of a time block
   int64_t dz_stride;
-  int64_t dz_block;   // distance between the blocks of a row of dz
+  int64_t dz_block;   // stride from one block of a row of dz to the next
   Element* dz;        // [capacity, dz_stride]
-  Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
-  Element* input;     // panels of x [capacity, D], if parameter gradients are wanted
+  Element* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
+  Element* input;     // panels of x [capacity, D]; null unless parameter gradients are wanted
 
-  // The rows of a time block fill about half of a core's private cache.
+  // Returns the approximate number of rows of a time block, which fill about half of a core's
+  // private cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return choose_block_rows(row, kMinBlockRows, runtime.machine);
@@ -78,7 +81,7 @@ struct FloatProducts {
     H = units;
     capacity = rows;
     dz_block = H;
-    // An odd number of vectors spreads the elements of a column of dz over many cache sets.
+    // A stride of an odd number of vectors spreads each column of dz over many cache sets.
     dz_stride = panel_count<Scalar>(Cell::sums * H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
@@ -109,15 +112,16 @@ struct FloatProducts {
     const Scalar* first_dz = dz + blocks.sum * H;
     const int64_t M = blocks.count * H;
     grad += blocks.block * H * width;
-    // With few rows, writing C takes most of the time, so each task writes whole rows in memory
-    // order.
+    // With few rows, writing the gradient takes most of the time, so each task writes whole rows of
+    // the gradient in memory order.
     const bool whole_rows = rows <= kFewRows;
     const int64_t task_rows = whole_rows ? Shape<Scalar>::max_rows : kTaskRows;
     const int64_t task_columns = whole_rows ? width : w;
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < M; i += task_rows) {
         if (!take(share)) continue;
-        // If X is all zeros, a product over no rows still writes the initial gradient.
+        // Even if all rows of X are zeros, an initial gradient must be written. The loop then runs
+        // once, with a product over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               first_dz + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,
@@ -183,7 +187,7 @@ struct FloatProducts {
   }
 
  private:
-  // Computes grad_input for up to kTaskRows rows of a run, from the i-th row on.
+  // Computes grad_input for up to kTaskRows rows of a run, starting at row i of the run.
   void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;

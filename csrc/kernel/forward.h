@@ -1,15 +1,15 @@
-// The entry point of the forward pass. The pass has four time loops: forward() chooses among the
-// first three, each in the file of the same name; the fourth is a separate entry point.
-// - forward_short: for one short sequence through a small layer, in float or double. Computes both
-//   products together and reads the weights where the caller stores them. See is_short();
-// - forward_rows: for other calls in float and double with an output and without `origin`. Goes
-//   step by step through the caller's rows;
+// The entry point of the forward pass, which has four time loops. forward() chooses one of the
+// first three, each in the file of the same name. The fourth loop is a separate entry point.
+// - forward_short: for one short sequence through a small layer, in float or double. Computes
+//   projection and recurrence together and reads the weights where the caller stores them;
+// - forward_rows: for other calls in float or double that want an output and have no `origin`.
+//   Computes the caller's rows step by step;
 // - forward_copied: for all remaining calls: 16-bit types, rows in another order (`origin`), and
-//   calls without an output. Runs the loop of forward_rows on copies of the rows, one time block at
-//   a time;
-// - forward_pairs (bfloat16_forward.h): for bfloat16 on processors with instructions that multiply
-//   pairs of it. Their kernel table has this function instead of forward(). If all weights are read
-//   in place, it calls forward() of the kernels that convert to float.
+//   calls that want no output. Runs the loop of forward_rows on copies of the rows, one time block
+//   at a time;
+// - forward_pairs (bfloat16_forward.h): for bfloat16 on processors that multiply pairs of bfloat16.
+//   The kernel table of such processors has this function instead of forward(). If all weights are
+//   read in place, forward_pairs() calls forward() of the kernels that convert bfloat16 to float.
 #pragma once
 
 #include "kernel/forward_copied.h"

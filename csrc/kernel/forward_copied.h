@@ -1,6 +1,6 @@
-// The forward pass on copies of rows, one time block at a time. It handles rows stored in 16 bits,
-// rows in an order that products cannot read in place, and calls without an output, whose rows are
-// not needed after their time block.
+// Runs the forward pass on copies of rows, one time block at a time. This pass handles rows stored
+// in 16 bits, rows in an order that products cannot read in place, and calls that want no output,
+// whose output rows are not needed after their time block.
 #pragma once
 
 #include "kernel/forward_rows.h"
@@ -8,8 +8,10 @@
 namespace namernn_fast {
 namespace {
 
+// Approximate size in bytes of the copied inputs and outputs of a time block. Sanitizer builds use
+// less, so that small tests have several time blocks.
 #if defined(NAMERNN_FAST_SANITIZE)
-constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // so that small tests have several time blocks
+constexpr int64_t kCopiedBytes = int64_t(1) << 14;
 #else
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 #endif
@@ -17,13 +19,13 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // Copies of the rows of one time block, shared by all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;                // per time block
+  int64_t steps;                // number of steps of a time block
   Scalar* input;                // [steps, B, D]
-  int64_t* ids;                 // [steps, B], with a table
+  int64_t* ids;                 // [steps, B], token ids; null without a table
   Scalar* output;               // [steps, B, H]
-  Scalar* kept;                 // [steps, B, Cell::kept * H], or null: nothing is kept
+  Scalar* kept;                 // [steps, B, Cell::kept * H]; null if nothing is kept
   Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block, and the cell
-                                // states, if any, at the current step
+                                // state, if any, at the current step
   Scalar* last;                 // [B, H], h at the end of the time block
 };
 
@@ -40,9 +42,10 @@ struct CopiedPart {
   const Plan& plan;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
-  // Offset of the part's columns in the state of sequence b.
+  // Returns the offset of the part's columns in the state of sequence b.
   int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
-  // Row (t, b) of a copy with `features` elements per row. The time block starts at time `first`.
+  // Returns row (t, b) of copied rows that have `features` elements each. `first` is the first time
+  // of the time block.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
     return rows + ((t - first) * args.layer.layout.B + b) * features;
   }
@@ -58,6 +61,7 @@ struct CopiedPart {
   }
 
   // Returns the arguments for the forward pass over the copied rows of times first .. last.
+  // `initial` says whether the recurrence starts in this time block.
   Forward<Scalar> arguments_of(int64_t first, int64_t last, bool initial) const {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -90,9 +94,9 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the inputs or ids of times first .. last. Clears the states that a cut keeps from
-  // reaching t_begin, the time at which the recurrence enters the time block. ForwardPart handles
-  // cuts within the time block.
+  // Copies the member's share of the inputs or token ids of times first .. last. Zeroes the states
+  // that a cut keeps from reaching t_begin, the time at which the recurrence enters the time block.
+  // ForwardPart handles cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -113,8 +117,8 @@ struct CopiedPart {
     }
   }
 
-  // Writes the part's columns of copied rows to the caller's rows. A row has `blocks` blocks of H
-  // elements.
+  // Writes the part's columns of the copied rows to the caller's rows. A row has `blocks` blocks of
+  // H elements.
   void write_time_block(Scalar* copied, int64_t first, int64_t last,
                         const RowStrides<Storage>& rows, int64_t blocks) const {
     const Layer<Storage>& layer = args.layer;

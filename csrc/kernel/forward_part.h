@@ -1,4 +1,4 @@
-// The data of one part of the forward pass: the plan and its sizes, weights, tables and memory.
+// Defines the data of one part of the forward pass: its plan, weights, table and memory.
 #pragma once
 
 #include "kernel/cells/cell.h"
@@ -29,30 +29,33 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
 // The weights that a part reads, and a zero state.
 template <class Scalar, class Storage>
 struct ForwardWeights {
-  const Scalar* weights;  // in the order of ForwardPanels
-  const Scalar* bias;
+  const Scalar* weights;     // panels, as in ForwardPanels
+  const Scalar* bias;        // as in ForwardPanels
   bool finite;               // whether the part's columns of weight_hh are known to be finite
   const Scalar* zeros;       // [H], the initial state if none is given
-  const Storage* weight_ih;  // the caller's weight_ih if it is read in place, else null
-  const Storage* weight_hh;  // the caller's weight_hh if it is read in place, else null
+  const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
+  const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
 };
 
 // Memory shared by all parts. Each array is null if the layer does not need it.
 template <class Scalar>
 struct ForwardMemory {
-  const Scalar* table;       // [V, H], with a token table: its rows plus the biases
-  const Scalar** looked_up;  // [members, B], rows of `table` from which a step's sums start
-  int64_t B;                 // of the whole layer, even if the part works on one time block
-  Scalar* continued;         // [B, H], in a tree: copies of the previous states of a step's rows
+  const Scalar* table;       // [V, H], the rows of the token table plus the biases
+  const Scalar** looked_up;  // [members, B], pointers to the rows of `table` that a step's sums
+                             // start from
+  int64_t B;                 // number of sequences of the whole layer, even if the part works on
+                             // one time block
+  Scalar* continued;         // [B, H], in a tree: copies of the previous h of a step's rows
   Scalar* cell_states[2];    // [B, H] each, in a tree: the cell states of rows at even and at odd
                              // times
   Scalar* projected;       // [groups, projected_rows, weight_blocks * H], the projection if it runs
-                           // ahead and sums are not in the output; see GateSums
-  int64_t projected_rows;  // per group
+                           // ahead of the recurrence and the output does not hold the sums; see
+                           // GateSums
+  int64_t projected_rows;  // number of rows per group in `projected`
 };
 
-// Writes a layer's table plus the biases, in the type that kernels compute in. Blocks of bias_hh
-// are not added if the input does not contribute to their sum, as for b_hn of a GRU.
+// Writes a layer's table plus the biases to `result`, in the type that kernels compute in. Skips
+// each block of bias_hh whose sum has no contribution from the input, such as b_hn of a GRU.
 template <class Cell, class Storage>
 inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -78,7 +81,7 @@ inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime&
   });
 }
 
-// Returns a layer's table plus the biases.
+// Returns a layer's table plus the biases, in the type that kernels compute in.
 template <class Cell, class Storage, class Scalar = Compute<Storage>>
 inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
@@ -118,8 +121,8 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   return memory;
 }
 
-// Returns how many steps of a slice to project at once: `wanted`, or fewer if they do not fit in
-// memory.
+// Returns how many steps of a slice to project at once: `wanted`, or fewer if memory.projected is
+// too small.
 template <class Cell, class Scalar>
 inline int64_t fit_projected_steps(int64_t wanted, const ForwardMemory<Scalar>& memory,
                                    Slice slice) {
@@ -145,8 +148,8 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr};
 }
 
-// The data of one part, a slice of the sequences x columns of the hidden units, and how to locate
-// rows and operands in it. Weights that are read in place are stored as Storage.
+// The data of one part (a slice of the sequences and a range of hidden units), with functions that
+// locate the part's rows and operands. Weights that are read in place have the type Storage.
 template <class Cell, class Scalar, class Storage>
 struct ForwardContext {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -155,7 +158,8 @@ struct ForwardContext {
   const ForwardWeights<Scalar, Storage>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
-  int64_t projected_steps;  // steps projected at once, ahead of the recurrence; or 0
+  int64_t projected_steps;  // number of steps projected at once, ahead of the recurrence; 0 if each
+                            // step projects its own inputs
 
   int64_t panel_size() const {
     return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
@@ -170,8 +174,8 @@ struct ForwardContext {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
-  // Returns the i-th state of row (t, b). Except in a tree, each step updates a sequence's cell
-  // state in place.
+  // Returns the memory for the i-th state of row (t, b). Except in a tree, each step updates a
+  // sequence's cell state in place.
   Scalar* state_at(int i, int64_t t, int64_t b) const {
     const SequenceLayout& layout = args.layer.layout;
     if (i == 0) return row_at(args.output, layout, t, b);
@@ -189,9 +193,8 @@ struct ForwardContext {
     return rows;
   }
 
-  // Calls f(run) for runs that cover the rows of the projected_steps steps from s on. `flat` says
-  // whether the tensor that the projection is written to stores the rows of each time directly
-  // after the rows of the previous time.
+  // Calls f(run) for runs that cover the rows of projected_steps steps, starting at step s. `flat`
+  // says whether is_flat() holds for the tensor that receives the projection.
   template <class F>
   void for_each_projected_run(int64_t s, bool flat, F&& f) const {
     const Layer<Scalar>& layer = args.layer;
@@ -201,7 +204,7 @@ struct ForwardContext {
                  !layout.start, f);
   }
 
-  // Returns the times of the projected_steps steps from s on.
+  // Returns the times of at most projected_steps steps, starting at step s.
   TimeRange projected_times(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t t = time_of(layer, s);

@@ -1,5 +1,5 @@
-// The forward pass on the caller's rows: every part walks through time step by step, with a barrier
-// after each step if its group has several members.
+// Runs the forward pass on the caller's rows. Every part computes one step after the other, with a
+// barrier after each step if its group has several members.
 #pragma once
 
 #include "kernel/gate_sums.h"
@@ -20,8 +20,8 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
   using Base::args, Base::part, Base::memory, Base::projected_steps;
   using Base::project, Base::advance;
 
-  // Computes a tree's states at time t. The previous states are copied first, because the rows
-  // of a product's left operand must have a constant stride.
+  // Computes a tree's states at time t. Copies the previous states first, because the rows of a
+  // product's left operand must have a constant stride.
   void advance_tree(int64_t t) const {
     NAMERNN_EXPECT(part.members == 1);
     const Layer<Scalar>& layer = args.layer;
@@ -38,8 +38,9 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies the states of sequences whose last step is at time t to `last`. Cell states are there
-  // already, except in a tree. Does not support layouts with `order`.
+  // Copies the states of sequences whose last step is at time t to args.last. Except in a tree,
+  // copies only h, because steps update cell states in args.last. Does not support layouts with
+  // `order`.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
@@ -78,19 +79,21 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
         }
         keep_last_states(t);
       }
-      // Members without rows or columns must also meet the others at the barrier.
+      // The barrier waits for all members, so members without rows or columns must call it, too.
       if (part.team && s + 1 < T) barrier(*part.team, runtime);
     }
   }
 };
 
-// Copies `width` units of an initial state, from unit `first` on; null counts as zeros.
+// Copies `width` units of an initial state to `to`, starting at unit `first` of the state. If
+// `initial` is null, writes zeros.
 template <class Storage, class Scalar>
 inline void read_initial(const Storage* initial, int64_t first, int64_t width, Scalar* to) {
   initial ? convert(initial + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
 }
 
-// Copies this part's share of the initial cell states to `last`, where each step updates them.
+// Copies this part's share of the initial cell states to args.last, where each step updates the
+// cell states.
 template <class Cell, class Scalar>
 inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   const int64_t first = part.columns.first;
@@ -98,7 +101,7 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const Scalar* initial = initial_state(args.layer, i, b);
       Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
-      const bool in_place = initial && initial + first == last;  // happens in a wave
+      const bool in_place = initial && initial + first == last;  // possible in a wave
       if (!in_place) read_initial(initial, first, part.columns.last - first, last);
     }
   }
@@ -112,7 +115,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
-  // For every sequence, a step reads two rows of H elements and writes one.
+  // Per sequence, a step reads two rows of H elements and writes a third.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
   const int64_t projected_steps = choose_projected_steps(plan_arguments<Cell>(layer, runtime), plan,

@@ -1,6 +1,6 @@
-// The forward pass of one short sequence through a small layer. It reads the weights where the
-// caller stores them and adds up the lanes of both products together; packing the weights, or
-// computing one product after the other, would take about 10 % longer.
+// Runs the forward pass of one short sequence through a small layer. Reads the weights where the
+// caller stores them, and adds up the lanes of projection and recurrence together. Packing the
+// weights, or computing the two products separately, would make the pass take about 10 % longer.
 #pragma once
 
 #include "kernel/forward_rows.h"
@@ -9,12 +9,12 @@ namespace namernn_fast {
 namespace {
 
 // Returns whether forward_short() supports the call, the layer is small, and its only sequence is
-// short. D and H must be multiples of a vector's lanes.
+// short. One condition is that D and H are multiples of the number of lanes of a vector.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  // With more features, reading fewer rows of weights at once is faster.
+  // With more features, it is faster to read fewer rows of the weights at once.
   constexpr int64_t most_features = 512;
   const int64_t T = layer.layout.T;
   return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
@@ -35,7 +35,7 @@ inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
   }
 }
 
-// Computes one part. `zeros` [H] is the initial state if none is given.
+// Runs one part's forward pass. `zeros` [H] is the initial state if the caller gives none.
 template <class Cell, class Scalar>
 inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros, const Part& part,
                                const Runtime& runtime) {
@@ -71,7 +71,8 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  // Without an output, use scratch memory instead, so that the last state has the same bits.
+  // If the caller wants no output, writes the output to scratch memory. The last state then has the
+  // same bits as with an output.
   if (!args.output.data) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }

@@ -1,6 +1,5 @@
-// How a part of the forward pass computes states if a row has several sums per hidden unit: it
-// computes the sums of one unit block and a few rows at a time, in a buffer that stays in the
-// nearest cache.
+// Computes the states of a part of the forward pass if a row has several sums per hidden unit.
+// Works on one unit block and a few rows at a time, in a buffer that stays in the nearest cache.
 #pragma once
 
 #include "kernel/forward_part.h"
@@ -8,7 +7,8 @@
 namespace namernn_fast {
 namespace {
 
-// Maximum number of rows whose sums are in the buffer: two tiles. More would evict the panels.
+// Maximum number of rows in the buffer: two tiles. A larger buffer would evict the panels from the
+// nearest cache.
 constexpr int64_t kBufferRows = 2 * kTileRows;
 
 template <class Cell, class Scalar, class Storage>
@@ -17,19 +17,21 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   using Context::args, Context::weights, Context::part, Context::memory;
   using Context::projected_steps, Context::w;
 
-  // Elements of a row of the buffer, which is [kBufferRows, Cell::sums, w].
+  // Number of elements in a row of the buffer. The buffer is [kBufferRows, Cell::sums, w].
   static constexpr int64_t buffer_row = Cell::sums * w;
 
-  // Elements of a row of the projection, which holds the sums of the input in order.
+  // Returns the number of elements in a row of the projection, which holds the sums that the input
+  // contributes to, in order.
   int64_t projected_row() const { return Cell::weight_blocks * args.layer.H; }
-  // Row (t, b) of a projection that starts at time `first`.
+  // Returns row (t, b) of a projection whose first time is `first`.
   Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
     const int64_t width = part.slice.end - part.slice.begin;
     const int64_t row = (t - first) * width + b - part.slice.begin;
     return memory.projected + (part.group * memory.projected_rows + row) * projected_row();
   }
 
-  // Writes the projection of the inputs plus the biases for the projected_steps steps from s on.
+  // Writes the projection of the inputs plus the biases to memory.projected, for projected_steps
+  // steps starting at step s.
   void project(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t width = part.slice.end - part.slice.begin;
@@ -49,13 +51,14 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     });
   }
 
-  // Computes the states of sequences begin .. end at time t from their previous states `h`; null
-  // means zeros.
+  // Computes the states of sequences begin .. end at time t. `h` points to the previous h of the
+  // first sequence; if `h` is null, all previous states are zeros.
   void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
     const Layer<Scalar>& layer = args.layer;
     const Scalar* previous = h;
     const int64_t previous_stride = h_stride;
-    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
+    // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
     const int64_t rows = end - begin;
     const int64_t chunks = (rows + kBufferRows - 1) / kBufferRows;
@@ -80,7 +83,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
  private:
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
 
-  // Fills the buffer with the start values of the sums of `height` rows, from (t, b) on.
+  // Fills the buffer with the values that the sums start from, for `height` rows starting at row
+  // (t, b) and for the unit block that starts at unit j.
   void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
                   Scalar* sums) const {
     const int64_t H = args.layer.H;
@@ -110,7 +114,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return this->projected_times(s / projected_steps * projected_steps).first;
   }
 
-  // Computes the product of inputs with block g of weight_ih, for the unit block starting at j.
+  // Multiplies inputs with the block of weight_ih that contributes to sum g, for the unit block
+  // that starts at unit j.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
                       int64_t g, int64_t j) const {
     const int64_t D = args.layer.D;
@@ -123,8 +128,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     product<Scalar, false>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
-  // Adds the products of previous states with all blocks of weight_hh, for the unit block that
-  // starts at j.
+  // Multiplies previous states with all blocks of weight_hh and adds the products to `sums`, for
+  // the unit block that starts at unit j.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
                       int64_t j) const {
     const int64_t H = args.layer.H;
@@ -139,8 +144,9 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     }
   }
 
-  // Adds the products of an operand's rows with all weight blocks, for the unit block that starts
-  // at j. If the unit block fills its panels, a single product computes them.
+  // Multiplies the rows of `rows_of_a` with all weight blocks and adds the products to `sums`, for
+  // the unit block that starts at unit j. If the unit block fills its panels, computes the products
+  // of all weight blocks as one.
   void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows,
                        int64_t j) const {
     const bool whole = columns_from(j) == w;
@@ -152,8 +158,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     }
   }
 
-  // Returns `operand` with its panels starting at weight block g of the unit block that starts at
-  // j. The next panel belongs to weight block g + 1.
+  // Returns a copy of `operand` whose panels start at weight block g of the unit block that starts
+  // at unit j. The next panel belongs to weight block g + 1.
   Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j) const {
     const int64_t panel = (args.layer.D + args.layer.H) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;
@@ -161,8 +167,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return operand;
   }
 
-  // Turns the sums of `height` rows, from (t, b) on, into states. `previous` is the previous h; if
-  // it is null, all previous states are zeros.
+  // Turns the sums of `height` rows, starting at row (t, b), into states. `previous` points to the
+  // previous h of the first row; if `previous` is null, all previous states are zeros.
   void finish(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* sums,
               const Scalar* previous, int64_t previous_stride) const {
     const SequenceLayout& layout = args.layer.layout;

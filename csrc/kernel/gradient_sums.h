@@ -1,10 +1,10 @@
-// Sums of parameter gradients: where they accumulate, how they stay accurate over many rows, and
-// how the sums of several groups are added up.
+// Accumulates the sums of parameter gradients, keeps the sums accurate over many rows, and adds up
+// the sums of several groups.
 //
 // Every addition to a large sum rounds it, and a parameter's gradient is the sum of one product per
 // kChunkRows rows. So in a group with more than 2 * kRowsApart rows, the gradients of about
-// kRowsApart rows at a time accumulate in a separate buffer, `apart`. Adding this buffer to the
-// sums leaves the rounding error in it for the next addition, as in compensated (Kahan) summation.
+// kRowsApart rows at a time accumulate in a separate buffer, `apart`. Adding `apart` to the sums
+// leaves the rounding error in `apart` for the next addition, as in compensated (Kahan) summation.
 #pragma once
 
 #include <type_traits>
@@ -15,14 +15,14 @@
 namespace namernn_fast {
 namespace {
 
-// Whether parameter gradients are wanted. Checks grad_weight_hh, because grad_weight_ih may be null
-// if it has no elements.
+// Returns whether parameter gradients are wanted. Checks grad_weight_hh, because grad_weight_ih may
+// be null if it has no elements.
 template <class Storage>
 inline bool wants_weights(const Backward<Storage>& args) {
   return args.grad_weight_hh != nullptr;
 }
 
-// One array per parameter, with its elements in the order in which the products write them.
+// One array per parameter. The elements are in the order in which the products write them.
 template <class Scalar>
 struct Gradients {
   Scalar* weight_ih;
@@ -34,28 +34,29 @@ struct Gradients {
 // Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist,
 // and for bias_hh if it has the same gradient as bias_ih.
 struct GradientSizes {
-  int64_t weight_ih;  // of the table's gradient, if there is a table
+  int64_t weight_ih;  // number of elements in the table's gradient if there is a table
   int64_t weight_hh;
   int64_t bias_ih;
   int64_t bias_hh;
 };
 
-// The gradient sums of one group, if parameter gradients are wanted.
+// The sums of one group's parameter gradients, used only if such gradients are wanted.
 template <class Scalar>
 struct GradientSums {
   GradientSizes sizes;
   Gradients<Scalar> sums;
-  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null: only `sums` is used
-  bool accumulate;          // add to what `sums` already contains
+  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null if only `sums` is used
+  bool accumulate;          // whether to add to what `sums` already contains
 };
 
-// Whether the gradients of the next rows accumulate in `apart` or in `sums`.
+// Keeps track of where the gradients of the next rows accumulate.
 struct Accumulation {
-  bool apart = false;
-  int64_t rows = 0;  // number of rows since `apart` was last added to `sums`
+  bool apart = false;  // whether gradients accumulate in GradientSums::apart instead of `sums`
+  int64_t rows = 0;    // number of rows since `apart` was last added to `sums`
 };
 
-// Splits n elements into `shares` shares of whole vectors, and returns shares begin .. end.
+// Splits n elements into `shares` shares of whole vectors. Returns the range of elements in shares
+// begin .. end.
 template <class Scalar>
 inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -63,7 +64,7 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// sums += apart; leaves the rounding error in `apart`.
+// Adds `apart` to `sums` for a range of elements, and leaves the rounding error in `apart`.
 template <class Scalar>
 inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
   for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t n) {
@@ -88,8 +89,8 @@ inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int6
   add_apart(gradients.sums.bias_hh, gradients.apart.bias_hh, elements(gradients.sizes.bias_hh));
 }
 
-// Counts the rows of a time block. After every kRowsApart rows, calls `add` to add `apart` to
-// `sums`; the first time it only switches from `sums` to `apart`.
+// Counts the rows of a time block. After about every kRowsApart rows, calls add() to add `apart` to
+// `sums`. The first time, only switches the accumulation from `sums` to `apart`.
 template <class Scalar, class Add>
 inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
                              Accumulation& accumulation, Add&& add) {
@@ -99,8 +100,8 @@ inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows
   accumulation = {true, 0};
 }
 
-// Returns where sums of n elements accumulate: `result` itself, or scratch memory if it is null or
-// has another type.
+// Returns the memory where n sums accumulate: `result` itself, or scratch memory if `result` is
+// null or has another type.
 template <class Scalar, class Storage>
 inline Scalar* accumulator(const Runtime& runtime, Storage* result, int64_t n) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
@@ -109,7 +110,8 @@ inline Scalar* accumulator(const Runtime& runtime, Storage* result, int64_t n) {
   return scratch<Scalar>(runtime, n);
 }
 
-// Converts sums to the type of the result, unless they accumulated in the result itself.
+// Converts n sums to the type of `result` and stores the converted sums in `result`. If the types
+// are the same, does nothing, because the sums then accumulated in `result` itself.
 template <class Scalar, class Storage>
 inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   if constexpr (!std::is_same_v<Storage, Scalar>) {
@@ -118,7 +120,7 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
 }
 
 // Prepares the gradient sums of group number `group`, which has `rows` rows. The first group
-// accumulates where the sum over all groups will be stored.
+// accumulates in the memory that will hold the total over all groups.
 template <class Storage, class Scalar = Compute<Storage>>
 inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const GradientSizes& sizes,
                                           int64_t group, int64_t rows, const Runtime& runtime) {
@@ -130,7 +132,8 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const G
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
   gradients.accumulate = args.accumulate_weights && group == 0;
-  // One long sequence may leave the other groups without rows.
+  // One long sequence may leave the other groups without rows. Nothing else sets the sums of such a
+  // group.
   if (rows == 0 && !gradients.accumulate) {
     std::memset(gradients.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
     std::memset(gradients.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));

@@ -1,4 +1,4 @@
-// 16-bit types as storage: loads widen to vectors of float, stores round to nearest even.
+// Loads and stores 16-bit types: loads widen to vectors of float, and stores round to nearest even.
 #pragma once
 
 #include "kernel/simd.h"
@@ -18,7 +18,7 @@ template <>
 struct ComputeType<Half> {
   using Type = float;
 };
-// The type in which kernels compute if tensors hold Storage.
+// The type in which kernels compute if tensors have elements of type Storage.
 template <class Storage>
 using Compute = typename ComputeType<Storage>::Type;
 
@@ -64,7 +64,8 @@ inline Short narrow(Vec<float> v, Half) {
   const Word magnitude = bits & 0x7fffffffu;
   const Word sign = bits >> 16 & 0x8000u;
   const Word normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
-  // Below 2^-14, half is subnormal, and adding 0.5 rounds the result into the low bits.
+  // Half-precision numbers below 2^-14 are subnormal. Adding 0.5 rounds such a number into the low
+  // bits.
   const Word small = (Word)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   const Word is_small = (Word)(magnitude < 113u << 23);
   const Word is_large = (Word)(magnitude >= 0x477ff000u);
@@ -81,7 +82,7 @@ inline Vec<float> load_short(const Storage* p, int64_t n) {
   std::memcpy(&bits, p, n * sizeof(Storage));
   return widen(bits, Storage());
 }
-// A constant n turns memcpy into a single load or store.
+// If n is a constant, memcpy compiles to a single load or store.
 inline Vec<float> load_upto(const BFloat16* p, int64_t n) {
   return n == Simd<float>::lanes ? load_short(p, Simd<float>::lanes) : load_short(p, n);
 }

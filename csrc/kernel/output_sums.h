@@ -1,5 +1,5 @@
-// How a part of the forward pass computes states if a row of the output holds the row's sums until
-// the states replace them.
+// Computes the states of a part of the forward pass if a row of the output holds the row's sums
+// until the states replace them.
 #pragma once
 
 #include "kernel/forward_part.h"
@@ -35,8 +35,8 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
     });
   }
 
-  // Computes the states of sequences begin .. end at time t from their previous states `h`; null
-  // means zeros.
+  // Computes the states of sequences begin .. end at time t. `h` points to the previous h of the
+  // first sequence; if `h` is null, all previous states are zeros.
   void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
     const Layer<Scalar>& layer = args.layer;
     Scalar* out = row_at(args.output, layer.layout, t, begin);
@@ -52,7 +52,8 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
       }
     };
     const auto [first, last] = part.columns;
-    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
+    // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     if (weights.weight_hh) {
       const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
       return product_in_place(operand, target, end - begin, first, last, finish);

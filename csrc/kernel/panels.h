@@ -1,4 +1,4 @@
-// Panels: matrices stored in the order in which register tiles read them.
+// Stores matrices in panels, the order in which register tiles read them.
 //
 // Panel p of a [K, width] matrix holds its columns p * panel_width .. (p + 1) * panel_width, row by
 // row. The last panel is padded with zeros.
@@ -18,28 +18,28 @@ struct Shape {
   static constexpr int panel_vectors = NAMERNN_REGISTERS >= 32 ? 4 : 2;
   static constexpr int panel_width = panel_vectors * lanes;
   static constexpr int max_rows = kTileRows;
-  // Tiles of few rows have registers left for more columns, which hide the latency of
-  // multiply-adds.
+  // Returns the maximum number of vectors per row of a tile with `rows` rows. Tiles with few rows
+  // leave registers for more columns, which hide the latency of multiply-adds.
   static constexpr int max_vectors(int rows) {
     return rows == 1 ? 8 : rows == 2 && NAMERNN_REGISTERS >= 32 ? 8 : rows == 2 ? 4 : panel_vectors;
   }
 };
 
-// Number of panels of a matrix with `width` columns.
+// Returns the number of panels of a matrix with `width` columns.
 template <class Scalar>
 inline int64_t panel_count(int64_t width) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   return (width + w - 1) / w;
 }
 
-// Number of elements in the panels of a [K, width] matrix.
+// Returns the number of elements in the panels of a [K, width] matrix.
 template <class Scalar>
 inline int64_t panels_size(int64_t K, int64_t width) {
   return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
 }
 
-// Transposes the first `rows` rows and n columns of W into n rows of a panel. With constant
-// arguments everything stays in registers.
+// Transposes the first `rows` rows and n columns of W into n rows of a panel. If the arguments are
+// constants, all elements stay in registers.
 template <class Scalar, class Storage>
 inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -55,7 +55,7 @@ inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n
   }
 }
 
-// Packs one panel of W^T, columns `first` and up, from a row-major W [width, K].
+// Packs the panel of W^T that starts at column `first`, from a row-major W [width, K].
 template <class Scalar, class Storage>
 inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
                             Scalar* panel) {
@@ -75,8 +75,8 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// Packs one row of a panel: columns `first` and up of a row of `width` elements, padded with zeros.
-// If the row is null, packs zeros.
+// Packs one row of a panel: the elements of `row` [width] from column `first` on, padded with
+// zeros. If `row` is null, packs zeros.
 template <class Scalar, class Storage>
 inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -87,7 +87,7 @@ inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* p
   }
 }
 
-// Packs one panel of W, columns `first` and up, from a row-major W [K, width].
+// Packs the panel of W that starts at column `first`, from a row-major W [K, width].
 template <class Scalar, class Storage>
 inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
   for (int64_t k = 0; k < K; ++k) {
@@ -95,7 +95,8 @@ inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scal
   }
 }
 
-// Returns whether n elements are all finite: x * 0 is 0 if x is finite, else NaN.
+// Returns whether all n elements are finite, using that x * 0 is 0 if x is finite and NaN
+// otherwise.
 template <class Storage, class Scalar = Compute<Storage>>
 inline bool all_finite(const Storage* p, int64_t n) {
   Vec<Scalar> sum = {};

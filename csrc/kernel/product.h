@@ -1,9 +1,9 @@
-// Matrix products on register tiles: C[M, width] = start + the sum over all operands of
+// Computes matrix products on register tiles: C[M, width] = start + the sum over all operands of
 // A[M, K] B[K, width].
 //
-// B is stored in panels. A is read in place with two strides, so it can be rows of an output tensor
-// or, with the strides swapped, their transpose. Every element of C is summed in the same order,
-// whatever the tile shape: results do not depend on how the work is split.
+// B is stored in panels. A is read in place with two strides, so A can be the rows of an output
+// tensor or, with the strides swapped, the transpose of such rows. The order of summation is the
+// same for every tile shape, so results do not depend on how the work is split.
 #pragma once
 
 #include "kernel/panels.h"
@@ -16,7 +16,7 @@ template <class Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
-  int64_t a_k;  // 1, unless the product is by column (kByColumn): then a_row is 1
+  int64_t a_k;  // 1 unless kByColumn, in which case a_row is 1
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
@@ -28,13 +28,15 @@ template <class Scalar>
 struct Target {
   Scalar* c;  // element (i, j) is c[i * c_row + j]
   int64_t c_row;
-  const Scalar* start;  // element (i, j) is start[i * start_row + j]; null: zero
+  const Scalar* start;  // element (i, j) is start[i * start_row + j]; null means zeros
   int64_t start_row;
-  bool add;                               // add to C instead of writing it
-  const Scalar* const* starts = nullptr;  // replaces `start`: element (i, j) is starts[i][j]
+  bool add;                               // whether to add to C rather than overwrite C
+  const Scalar* const* starts = nullptr;  // unless null, replaces `start`: element (i, j) is
+                                          // starts[i][j]
 };
 
-// Sums the products over k in first .. last, from zero, for the tile that begins at (i, j).
+// Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
+// k in first .. last.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
                   int64_t j, int64_t first, int64_t last) {
@@ -68,8 +70,8 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
   }
 }
 
-// Computes the tile at row i and column j of C; `width` of its columns exist. Between chains the
-// sum is stored in C or, if it will be added to C, in `buffer`.
+// Computes the tile at row i and column j of C. Only the first `width` columns of the tile exist.
+// Between chains, the partial sums are stored in C or, if the product is added to C, in `buffer`.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width) {
@@ -117,7 +119,7 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
       end_chain(acc);
     }
   }
-  if (zero || base[0] != c) {  // no chain ran: every K is 0
+  if (zero || base[0] != c) {  // no chain ran, because every K is 0
     const Vec<Scalar> nothing[kRows][kVectors] = {};
     end_chain(nothing);
   }
@@ -135,13 +137,14 @@ template <class Scalar>
 using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t,
                       int64_t);
 
-// Returns the tile function for numbers of rows and vectors that are known only at run time.
+// Returns the tile function for kRows rows and a number of vectors that is known only at run time.
 template <class Scalar, bool kByColumn, int kRows, int... kVector>
 inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
   static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
   return table[vectors - 1];
 }
 
+// Returns the tile function for numbers of rows and vectors that are known only at run time.
 template <class Scalar, bool kByColumn, int... kRow>
 inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
   Tile<Scalar> found = nullptr;
@@ -152,15 +155,15 @@ inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequen
   return found;
 }
 
-// A `finish` that does nothing.
+// A no-op for the argument `finish` of product() and product_in_place().
 struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
 // Computes columns first .. last of C. `first` and `last` are multiples of the panel width, or the
-// end of C. The M rows are cut into tiles whose heights differ by at most one, so that no thin tile
-// is left over. Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest
-// cache.
+// end of C. The M rows are split into tiles whose heights differ by at most one, so that no thin
+// tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the tile is in the
+// nearest cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {

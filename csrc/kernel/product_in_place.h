@@ -1,9 +1,10 @@
-// Products with row-major weights as the caller stores them: C[M, width] = start + A[M, K] W^T.
-// With few rows of A, packing W into panels would take longer than the product.
+// Computes products with row-major weights as the caller stores them:
+// C[M, width] = start + A[M, K] W^T. If A has few rows, packing W into panels would take longer
+// than the product.
 //
 // An element of C is the dot product of a row of A and a row of W, summed lane by lane and then
-// across lanes. The order of summation depends only on K: results do not depend on how the work is
-// split.
+// across lanes. The order of summation depends only on K, so results do not depend on how the work
+// is split.
 #pragma once
 
 #include "kernel/half.h"
@@ -20,8 +21,8 @@ struct OperandInPlace {
   int64_t K;
 };
 
-// How many rows of A (`max_rows`) and of W (`columns`) are multiplied at once: only a few of W,
-// because each is a separate stream from memory.
+// The maximum numbers of rows of A (`max_rows`) and of W (`columns`) that are multiplied at once.
+// `columns` is small because each row of W is a separate stream from memory.
 template <class Scalar>
 struct InPlaceShape {
   static constexpr int max_rows = NAMERNN_REGISTERS >= 32 ? 6 : 3;
@@ -52,7 +53,7 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
   if (k < last) add(k, last - k);
 }
 
-// acc[0] += all other vectors, pairwise by halves.
+// Adds all other vectors of `acc` to acc[0]: repeatedly adds the upper half to the lower half.
 template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
 [[gnu::always_inline]] inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
 #pragma GCC unroll 16
@@ -68,8 +69,8 @@ template <class Scalar>
   return acc[0];
 }
 
-// Computes the tile at row i and column j of C, kRows rows by one vector of columns; `width` of the
-// columns exist.
+// Computes the tile at row i and column j of C. The tile has kRows rows and as many columns as a
+// vector has lanes, but only the first `width` columns exist.
 template <class Scalar, class Storage, int kRows>
 void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<Scalar>& target,
                    int64_t i, int64_t j, int64_t width) {
@@ -80,7 +81,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   for (int64_t c = 0; c < width; c += columns) {
     const Storage* w[columns];
     for (int64_t d = 0; d < columns; ++d) {
-      w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeat the last row
+      w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeats the last row
     }
     for (int64_t k = 0; k < K; k += kChain * lanes) {
       Vec<Scalar> acc[kRows][columns] = {};
@@ -112,8 +113,9 @@ inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
   return table[rows - 1];
 }
 
-// Computes columns first .. last of C. The M rows are cut into tiles whose heights differ by at
-// most one. Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest cache.
+// Computes columns first .. last of C. The M rows are split into tiles whose heights differ by at
+// most one. Calls finish(i, j, rows, columns) for each tile of C while the tile is in the nearest
+// cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,

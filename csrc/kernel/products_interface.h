@@ -1,5 +1,6 @@
-// The interface of the types that compute the products of the backward pass: FloatProducts and, on
-// processors that multiply pairs of bfloat16, PairProducts. Each group has its own object.
+// Defines the interface of the types that compute the products of the backward pass: FloatProducts
+// and, on processors that multiply pairs of bfloat16, PairProducts. Each group of sequences has its
+// own object of such a type.
 #pragma once
 
 #include <type_traits>
@@ -11,10 +12,10 @@
 namespace namernn_fast {
 namespace {
 
-// Checks at compile time that a type has everything that the backward pass uses.
+// Checks at compile time that the type Products has all members that the backward pass uses.
 template <class Products>
 struct ProductsInterface {
-  using Storage = typename Products::Storage;  // type of the layer's tensors
+  using Storage = typename Products::Storage;  // element type of the layer's tensors
   using Scalar = typename Products::Scalar;    // type of sums
   using Element = typename Products::Element;  // type of a product's operands
 
@@ -57,33 +58,33 @@ struct ProductsInterface {
   static_assert(same<decltype(&Products::prepare_rows),
                      void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
   // keep_row(row, h, x, grad_input): stores what the products over the time block need to know
-  // about one row: the previous state h (null: zeros), the input x (may be null), and where to
-  // write the gradient of x (null if it is not wanted).
+  // about one row: the previous state h (null means zeros), the input x (may be null), and the
+  // memory for the gradient of x (null if it is not wanted).
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
-  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh
-  // for the rows of one time, which begin at `row`. Adds to grad_h unless the cell is
-  // only_through_sums.
+  // step_back(row, weight_hh, rows, columns, grad_h): computes `columns` of grad_h = dz W_hh for
+  // the `rows` rows of one time, which begin at row number `row` of the time block. Adds to grad_h
+  // unless the cell is only_through_sums.
   static_assert(same<decltype(&Products::step_back),
                      void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
-  // end_recurrence(rows, part): called when dz of the whole time block is known, to prepare the
-  // products over its rows.
+  // end_recurrence(rows, part): prepares the products over the rows of a time block. Called when dz
+  // of all these rows is known.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
   // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): adds dz^T X to
-  // these blocks of the sums `grad` of a weight gradient [.., width], or overwrites them if
-  // `initial`. X is stored in `panels`, and its first `zeros` rows are zeros.
+  // the sums `grad` [.., width] of these blocks of a weight gradient, or overwrites the sums if
+  // `initial`. `panels` holds X, whose first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
                      void (Products::*)(const Blocks&, bool, Share&, int64_t, int64_t,
                                         const Element*, int64_t, Scalar*) const>);
   // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes dz^T X to these
-  // blocks of the caller's gradient, for at most kOneProductRows rows. X is stored as in
-  // add_weight_gradient().
+  // blocks of the caller's gradient `grad`, for at most kOneProductRows rows. `panels` holds X as
+  // in add_weight_gradient().
   static_assert(same<decltype(&Products::write_weight_gradient),
                      void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Element*,
                                         int64_t, Storage*) const>);
-  // write_input_gradient(args, group, block, share, worker): computes grad_input = dz W_ih. Adds to
-  // grad_input if args.accumulate_input.
+  // write_input_gradient(args, group, block, share, worker): computes the worker's share of
+  // grad_input = dz W_ih. Adds to grad_input if args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),
                      void (Products::*)(const Backward<Storage>&, const GroupRows&,
                                         const TimeBlock&, Share&, int64_t) const>);

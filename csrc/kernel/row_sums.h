@@ -1,4 +1,5 @@
-// Gradients that are sums of rows of dz: the bias gradients, and the gradient of a table, by token.
+// Computes gradients that are sums of rows of dz: the gradients of the biases, and the gradient of
+// a table, which has one sum per token.
 #pragma once
 
 #include "kernel/sharing.h"
@@ -8,8 +9,8 @@
 namespace namernn_fast {
 namespace {
 
-// Sums n adjacent columns over rows, pairwise by halves: the error grows with the logarithm of the
-// number of rows.
+// Returns the sums of n adjacent columns over all rows. Sums halves of the rows recursively, so
+// that the error grows only with the logarithm of the number of rows.
 template <class Element>
 inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
                                       int64_t n) {
@@ -24,7 +25,7 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
 }
 
 // Adds the sum of dz over the time block's rows to these blocks of a bias gradient, or overwrites
-// them with it if `initial`.
+// the blocks with this sum if `initial`.
 template <class Products, class Scalar>
 inline void add_bias_gradient(const Products& products, const Blocks& blocks, bool initial,
                               Share& share, int64_t rows, Scalar* grad) {
@@ -39,11 +40,12 @@ inline void add_bias_gradient(const Products& products, const Blocks& blocks, bo
   }
 }
 
-// The rows of a time block, linked by token.
+// Links between the rows of a time block that have the same token.
 struct TokenRows {
-  int64_t* token;   // [rows of a time block]; null if no table gradient is wanted
+  int64_t* token;   // [rows of a time block], each row's token; null if no table gradient is wanted
   int64_t* before;  // [rows of a time block], the previous row with the same token, or -1
-  int64_t* last;    // [V], the last row with each token; stale if the time block has none
+  int64_t* last;    // [V], the last row with each token; stale if no row of the time block has the
+                    // token
 };
 
 inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
@@ -59,7 +61,8 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   for (int64_t t = block.first; t < block.last; ++t) {
     for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
       const int64_t token = token_of(layer, t, b);
-      // A stale `last`, from another time block, is not an earlier row with this token.
+      // rows.last[token] is stale, left by another time block, unless it names an earlier row that
+      // has this token.
       const int64_t last = rows.last[token];
       rows.before[row] = last < row && rows.token[last] == token ? last : -1;
       rows.token[row] = token;
@@ -70,9 +73,9 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
 
 constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
-// Adds to sum [width] the rows of dz with the token of row `last`, from that row back: `width`
-// columns from `first` on, at most a panel. Summing short chains first loses less precision than
-// adding each row to a large sum.
+// Adds all rows of dz with the token of row `last` to sum [width], from that row back to the first.
+// Adds `width` columns, at most a panel, starting at column `first`. Summing short chains first
+// loses less precision than adding each row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
                            int64_t first, int64_t width, Scalar* sum) {
@@ -92,8 +95,8 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// Adds to these blocks of a table's gradient [V, stride], for each token, the sum of dz over the
-// time block's rows with that token. Zeroes the blocks first if `initial`.
+// For each token, adds the sum of dz over the time block's rows with that token to these blocks of
+// a table's gradient [V, stride]. Sets the blocks to zero first if `initial`.
 template <class Products, class Scalar>
 inline void add_table_gradient(const Products& products, const TokenRows& tokens,
                                const Blocks& blocks, bool initial, Share& share, int64_t V,

@@ -1,4 +1,5 @@
-// Who computes what: shares of sequences, hidden units and loops; the parts of a plan.
+// Decides who computes what: divides sequences, hidden units and loops among workers, and runs the
+// parts of a plan.
 #pragma once
 
 #include <type_traits>
@@ -19,7 +20,8 @@ struct Columns {
   int64_t last;
 };
 
-// Returns one worker's columns of a matrix that is `width` wide: whole panels, shared evenly.
+// Returns one worker's columns of a matrix that is `width` wide. Each worker gets whole panels, and
+// all workers get about the same number.
 template <class Scalar>
 inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
   const int64_t panels = panel_count<Scalar>(width);
@@ -28,12 +30,12 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
-// Returns the first sequence of the worker's share; shares have about the same number of rows.
+// Returns the first sequence of the worker's share. All shares have about the same number of rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   if (!layout.count || worker == workers) return layout.B * worker / workers;
   const int64_t wanted = layout.N * worker / workers;
   int64_t rows = 0;
-  int64_t length = layout.T;  // of sequence b: sequences are sorted, longest first
+  int64_t length = layout.T;  // length of sequence b; sequences are sorted, longest first
   for (int64_t b = 0; b < layout.B; ++b) {
     while (length > 0 && layout.count[length - 1] <= b) --length;
     if (rows + length / 2 >= wanted) return b;
@@ -62,15 +64,15 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   }
 }
 
-// Hands out the units of a loop. All workers iterate over the whole loop and do the units that
-// take() assigns to them; each unit is done once, with the same result on any worker. With dynamic
-// shares a free worker takes the next unit, so that a slow worker delays nobody; fixed shares need
-// no common counter.
+// Hands out the units of work of a loop. Every worker iterates over the whole loop and computes the
+// units that take() assigns to it. Each unit is computed once, with the same result on any worker.
+// With dynamic shares, a free worker takes the next unit, so that a slow worker does not delay the
+// others. Fixed shares need no common counter.
 struct Share {
-  int64_t* counter;  // units taken by all workers; null if the share is fixed
-  int64_t workers;   // in a fixed share, every `workers`-th unit is this worker's
-  int64_t mine;      // the next unit that this worker does
-  int64_t unit;      // the next unit of the loop
+  int64_t* counter;  // number of units taken by all workers; null if the share is fixed
+  int64_t workers;   // in a fixed share, the worker takes every `workers`-th unit
+  int64_t mine;      // index of the next unit that this worker computes
+  int64_t unit;      // index of the next unit of the loop
 };
 
 inline Share dynamic_share(int64_t* counter) {
@@ -78,7 +80,7 @@ inline Share dynamic_share(int64_t* counter) {
 }
 inline Share fixed_share(int64_t worker, int64_t workers) { return {nullptr, workers, worker, 0}; }
 
-// Advances the loop by one unit and returns whether that unit is this worker's.
+// Advances the loop by one unit. Returns whether this worker must compute that unit.
 inline bool take(Share& share) {
   if (share.unit++ != share.mine) return false;
   share.mine = share.counter ? __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED)
@@ -86,17 +88,18 @@ inline bool take(Share& share) {
   return true;
 }
 
-// One worker's part of the recurrence under a plan: sequences and hidden units.
+// The part of the recurrence that a plan assigns to one worker: a range of sequences and a range of
+// hidden units.
 struct Part {
   Slice slice;
   Columns columns;
   int64_t group;
-  int64_t member;   // number in the team; 0 if there is no team
-  int64_t members;  // 1 if there is no team
-  Team* team;
+  int64_t member;   // the worker's number in the team; 0 if there is no team
+  int64_t members;  // number of members of the team; 1 if there is no team
+  Team* team;       // null if the group has a single member
 };
 
-// Runs body(part) for every part of the plan. `teams` has one element per group, used if groups
+// Runs body(part) for every part of the plan, in parallel. `teams` [groups] is used only if groups
 // have several members.
 template <class Storage, class Body>
 inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtime& runtime,
@@ -112,8 +115,9 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // One thread may have to act as several workers of a group. It joins the team as the first of
-      // them; by the time it gets to the next, the team is closed and join() returns -1.
+      // One thread may have to act as several workers of a group. The thread joins the team as the
+      // first of these workers. By the time the thread acts as the next worker, the team is closed,
+      // and join() returns -1.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;
@@ -124,8 +128,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
   });
 }
 
-// Returns uninitialized scratch memory. Must not be called inside a parallel region: an error
-// between two barriers would leave the other members waiting.
+// Returns uninitialized scratch memory. Must not be called inside a parallel region, because an
+// error between two barriers would leave the other members waiting.
 template <class Scalar>
 inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
   static_assert(std::is_trivially_copyable_v<Scalar>);  // no constructor or destructor runs

@@ -1,6 +1,6 @@
-// The vector type of one instruction set, built on the compiler's vector extension, with loads and
-// stores of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
-// NAMERNN_REGISTERS (the number of vector registers) before it includes this one.
+// Defines the vector type of one instruction set with the compiler's vector extension, and loads
+// and stores of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
+// NAMERNN_REGISTERS (the number of vector registers) before it includes this header.
 #pragma once
 
 #if defined(__AVX2__)
@@ -19,7 +19,7 @@
 namespace namernn_fast {
 namespace {
 
-// The integer type with the size of Scalar.
+// The integer type that has the same size as Scalar.
 template <class Scalar>
 struct Bits;
 template <>
@@ -31,7 +31,8 @@ struct Bits<double> {
   using Int = int64_t;
 };
 
-// V is a vector of Scalar, I a vector of integers of the same size, Unaligned a V at any address.
+// V is a vector of Scalar, I is a vector of integers of the same size, and Unaligned is a V at any
+// address.
 template <class Scalar>
 struct Simd {
   using Int = typename Bits<Scalar>::Int;
@@ -102,7 +103,8 @@ inline void store_first(Scalar* p, Vec<Scalar> v, int64_t n) {
 }
 #endif
 
-// Calls f(offset, n) for each vector that covers 0 .. width; n < lanes only in the last one.
+// Calls f(offset, n) for consecutive vectors that cover 0 .. width. n is less than `lanes` only in
+// the last vector.
 template <class Scalar, class F>
 inline void for_each_vector(int64_t width, F&& f) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;

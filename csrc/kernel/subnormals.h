@@ -6,9 +6,10 @@
 namespace namernn_fast {
 namespace {
 
-// While an object of this class lives, its thread treats subnormal operands and results as zero, so
-// each of them may be off by up to the smallest normal number. Gradients that fade over many steps
-// become subnormal, and some processors are a hundred times slower with such numbers.
+// While an object of this class exists, the thread that created it treats subnormal operands and
+// results as zero, so each operand and result may be off by up to the smallest normal number.
+// Gradients that fade over many steps become subnormal, and some processors are a hundred times
+// slower with such numbers.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// The kernel table of one instruction set, for the files in csrc/isa/.
+// Defines the kernel table of one instruction set. The files in csrc/isa/ include this header.
 #pragma once
 
 #include "kernel/backward.h"

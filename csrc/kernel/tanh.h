@@ -1,5 +1,5 @@
-// The hyperbolic tangent of a vector, within two units in the last place, and the logistic sigmoid,
-// within three.
+// Computes the hyperbolic tangent of a vector to within two units in the last place, and the
+// logistic sigmoid to within three.
 #pragma once
 
 #include "kernel/simd.h"
@@ -7,7 +7,7 @@
 namespace namernn_fast {
 namespace {
 
-// Returns min(limit, x); NaN stays NaN.
+// Returns min(limit, x), or NaN if x is NaN.
 template <class Scalar>
 inline Vec<Scalar> at_most(Vec<Scalar> limit, Vec<Scalar> x) {
   return x > limit ? limit : x;
@@ -37,9 +37,10 @@ inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
 
 // tanh|x| = e / (e + 1) with e = expm1(2|x|) / 2. Range reduction |x| = n ln 2 / 2 + s gives
 // e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimizes the largest relative error of
-// s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4 (a least-squares fit,
-// reweighted until the error is level): 2^-26.2 in float, 2^-55.6 in double. Beyond `limit`, tanh
-// rounds to 1. Signed zeros and subnormals are returned unchanged; NaN stays NaN.
+// s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4. The coefficients come from
+// a least-squares fit that was reweighted until the error was level: 2^-26.2 in float and 2^-55.6
+// in double. Beyond `limit`, tanh rounds to 1. Signed zeros and subnormals are returned unchanged,
+// and NaN stays NaN.
 template <class Scalar>
 struct Tanh;
 template <>
@@ -47,9 +48,9 @@ struct Tanh<float> {
   static constexpr float limit = 10.0f;
   static constexpr float two_log2e = 0x1.715476p+1f;
   static constexpr float half_ln2 = 0x1.62e430p-2f;
-  static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits
+  static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits of half_ln2
   static constexpr float half_ln2_low = 0x1.7f7d1cp-21f;
-  static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
+  static constexpr float round = 0x1.8p23f;  // the low bits of x + round hold the nearest integer
   static constexpr int mantissa_bits = 23;
   static constexpr float exponent_bias = 127.0f;
   static constexpr float c[] = {1.00000001239f, 0.666661717641f, 0.333330255182f, 0.133865452122f,
@@ -60,7 +61,7 @@ struct Tanh<double> {
   static constexpr double limit = 20.0;
   static constexpr double two_log2e = 0x1.71547652b82fep+1;
   static constexpr double half_ln2 = 0x1.62e42fefa39efp-2;
-  static constexpr double half_ln2_high = 0x1.62e42feep-2;  // the first 32 bits
+  static constexpr double half_ln2_high = 0x1.62e42feep-2;  // the first 32 bits of half_ln2
   static constexpr double half_ln2_low = 0x1.a39ef35793c76p-34;
   static constexpr double round = 0x1.8p52;
   static constexpr int mantissa_bits = 52;
@@ -79,8 +80,9 @@ struct Exponential {
   Vec<Scalar> rest;
 };
 
-// Computes exp(2a). `far` keeps the relative error small even if |n| is large, when the rounding
-// error of n ln 2 / 2 matters: it splits ln 2 / 2 so that n times half_ln2_high is exact.
+// Computes exp(2a). The rounding error of n ln 2 / 2 matters if |n| is large. `far` keeps the
+// relative error small even then, because it splits ln 2 / 2 so that n times half_ln2_high is
+// exact.
 template <class Scalar, bool far>
 inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   using C = Tanh<Scalar>;
@@ -120,9 +122,9 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
   return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign));
 }
 
-// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1: unlike
-// (1 + tanh(x / 2)) / 2, this keeps the relative error small for very negative x. If t would be
-// subnormal, it is zero.
+// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1. Unlike
+// (1 + tanh(x / 2)) / 2, this formula keeps the relative error small for very negative x. If t
+// would be subnormal, t is replaced by zero.
 template <class Scalar>
 inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
   using V = Vec<Scalar>;

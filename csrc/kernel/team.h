@@ -1,9 +1,9 @@
-// A team: threads that walk through the time steps together, with a barrier after every step.
+// A team is a set of threads that compute the time steps together, with a barrier after every step.
 //
 // A parallel region may run with fewer threads than requested, inside another region or when the
-// pool is busy. So a team consists of the threads that arrive: the first one waits briefly for the
-// others and closes the team; threads that arrive later leave again. No result depends on the
-// number of members.
+// pool is busy. So a team consists of the threads that arrive in time. The first thread waits
+// briefly for the others and then closes the team; threads that arrive later leave again. Results
+// do not depend on the number of members.
 #pragma once
 
 #include "contract.h"
@@ -14,17 +14,18 @@ namespace {
 
 // Each number has its own cache line, because all members write or poll it.
 struct Team {
-  Signal joined;                 // members so far; at least kClosed once the team is closed
-  Signal members;                // 0 until the team is closed
-  Signal round;                  // barriers completed, modulo 2^32
-  alignas(64) uint32_t arrived;  // members waiting at the barrier
+  Signal joined;                 // number of members so far; at least kClosed once the team is
+                                 // closed
+  Signal members;                // number of members; 0 until the team is closed
+  Signal round;                  // number of completed barriers, modulo 2^32
+  alignas(64) uint32_t arrived;  // number of members waiting at the barrier
 };
 
 constexpr uint32_t kClosed = uint32_t(1) << 30;
 constexpr int kFormationRounds = 64;  // yields before the first member starts without the others
 
 // Joins the team. Returns the caller's member number, or -1 if the team is closed already. The
-// first member waits for `expected` members, for a limited time.
+// first member waits for a limited time until the team has `expected` members.
 inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   const uint32_t place = __atomic_fetch_add(&team.joined.value, 1u, __ATOMIC_ACQ_REL);
   if (place >= kClosed) return -1;
@@ -40,10 +41,11 @@ inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   return place;
 }
 
-// The number of members of a closed team.
+// Returns the number of members of a closed team.
 inline int64_t members_of(const Team& team) { return value_of(team.members); }
 
-// Returns once all members have called barrier(). Each then sees what the others wrote before.
+// Waits until all members have called barrier(). Each member then sees everything that the other
+// members wrote before the barrier.
 inline void barrier(Team& team, const Runtime& runtime) {
   const uint32_t members = team.members.value;  // constant once the team is closed
   if (members == 1) return;

@@ -1,4 +1,4 @@
-// The time blocks of the backward pass, and a group's rows in them.
+// Defines the time blocks of the backward pass, and the rows of a group in a time block.
 #pragma once
 
 #include "rows.h"
@@ -14,10 +14,10 @@ constexpr int64_t kOneProductRows = 256;
 struct GroupRows {
   Slice slice;
   const int64_t* start;  // [T + 1], number of the group's rows before time t; null if all sequences
-                         // are always alive
+                         // of the batch are alive at every time
 };
 
-// The number of the group's first row at time t.
+// Returns the index of the group's first row at time t.
 inline int64_t first_row(const GroupRows& rows, int64_t t) {
   return rows.start ? rows.start[t] : t * (rows.slice.end - rows.slice.begin);
 }
@@ -33,7 +33,7 @@ inline int64_t count_rows(const GroupRows& rows, const TimeBlock& block) {
   return first_row(rows, block.last) - first_row(rows, block.first);
 }
 
-// Returns an empty block at the time where the backward pass begins.
+// Returns an empty time block at the end of the sequences where the backward pass begins.
 template <class Storage>
 inline TimeBlock block_before_first(const Layer<Storage>& layer) {
   const int64_t edge = layer.reverse ? 0 : layer.layout.T;
@@ -41,7 +41,7 @@ inline TimeBlock block_before_first(const Layer<Storage>& layer) {
 }
 
 // Advances `block` to the next time block in backward order, with at least `wanted` rows if enough
-// are left. Returns false if no times are left.
+// rows are left. Returns false if no times are left.
 template <class Storage>
 inline bool next_block(const Layer<Storage>& layer, const GroupRows& rows, int64_t wanted,
                        TimeBlock& block) {

@@ -1,5 +1,5 @@
-// Transposes a square of vectors in registers. A function call would spill them to memory, so all
-// of this is always inlined.
+// Transposes a square of vectors in registers. A function call would spill the vectors to memory,
+// so the functions in this file are always inlined.
 #pragma once
 
 #include <utility>
@@ -9,9 +9,10 @@
 namespace namernn_fast {
 namespace {
 
-// The shuffle indices of one round of the butterfly transpose. Rows a and b (b is `distance` rows
-// below a) exchange squares of `distance` lanes across the diagonal. For lane l of the new a (low)
-// or b (high), an index i < lanes means lane i of the old a, and lanes + i lane i of the old b.
+// Returns a shuffle index for one round of the butterfly transpose. Rows a and b (b is `distance`
+// rows below a) exchange squares of `distance` lanes across the diagonal. merge_low() returns the
+// index for lane l of the new a, merge_high() the index for lane l of the new b. An index i < lanes
+// means lane i of the old a; an index lanes + i means lane i of the old b.
 constexpr int merge_low(int l, int distance, int lanes) {
   return l & distance ? lanes + (l ^ distance) : l;
 }

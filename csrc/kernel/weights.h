@@ -1,4 +1,5 @@
-// A layer's weights in panels: the formats, who packs them, and where each group reads them.
+// Stores a layer's weights in panels: defines the formats, packs the weights, and decides where
+// each group reads them.
 #pragma once
 
 #include "kernel/panels.h"
@@ -10,15 +11,15 @@ namespace {
 // Panels of a cell's weights are ordered by unit block. Unit block p, for the hidden units
 // p * panel_width .. (p + 1) * panel_width, has one panel for each of the cell's weight blocks.
 
-// Returns block `block` of a layer's weights or bias, with H * row elements per block. Null stays
-// null.
+// Returns block number `block` of a weight or bias that has H * row elements per block. Returns
+// null if `weights` is null.
 template <class Storage>
 inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H, int64_t row) {
   return weights ? weights + block * H * row : nullptr;
 }
 
-// `count` adjacent blocks of a weight, from `block` on, and the sums to which they contribute, from
-// `sum` on.
+// A range of `count` blocks of a weight, starting at `block`, and the range of sums to which these
+// blocks contribute, starting at `sum`.
 struct Blocks {
   int64_t sum;
   int64_t count;
@@ -29,7 +30,8 @@ struct Blocks {
 template <class Cell>
 constexpr Blocks kStateBlocks = {Cell::first_state_sum, Cell::weight_blocks, 0};
 
-// Calls f(blocks) for as few ranges as cover all blocks of weight_ih, in the order of their sums.
+// Calls f(blocks) for ranges that together cover all blocks of weight_ih, in the order of their
+// sums. Uses as few ranges as possible.
 template <class Cell, class F>
 inline void for_each_input_blocks(F&& f) {
   for (Blocks blocks{}; blocks.sum < Cell::weight_blocks; blocks.sum += blocks.count) {
@@ -44,7 +46,8 @@ inline void for_each_input_blocks(F&& f) {
   }
 }
 
-// Writes what the biases contribute to each sum of unit block p: panel_width elements per sum.
+// Writes the contribution of the biases to each sum of unit block p into `bias`: panel_width
+// elements per sum.
 template <class Cell, class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -60,20 +63,22 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// A layer's weights as the forward pass reads them, in one allocation.
+// Holds a layer's weights in the format that the forward pass reads, in one allocation.
 template <class Cell, class Storage>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T. Panel
-                    // g holds block input_block(g) of weight_ih and block g of weight_hh
+                    // g of a unit block holds block input_block(g) of weight_ih and block g of
+                    // weight_hh
   Scalar* bias;     // [unit blocks, sums, panel_width], see pack_bias()
-  bool* finite;  // [unit blocks], whether weight_hh is known to be finite: then a zero state needs
-                 // no product
+  bool* finite;     // [unit blocks], whether weight_hh is known to be finite, so that a zero state
+                    // needs no product
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }  // unit blocks
-  // Elements from one unit block to the next.
+  // Returns the number of unit blocks.
+  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
+  // Returns the number of elements from one unit block to the next.
   static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
   static size_t bytes(int64_t D, int64_t H) {
     const int64_t bias_size = Cell::sums * w;
@@ -101,7 +106,8 @@ struct ForwardPanels {
   }
 };
 
-// weight_hh as the backward recurrence reads it: panels of W_hh [weight_blocks * H, H].
+// Holds weight_hh in the format that the backward recurrence reads: panels of W_hh
+// [weight_blocks * H, H].
 template <class Cell, class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
@@ -120,7 +126,7 @@ struct RecurrencePanels {
   }
 };
 
-// Packs all panels of a layer that one pass reads.
+// Packs all of a layer's panels for one pass into `memory`, in the format Panels.
 template <class Panels, class Storage>
 void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
   const Panels panels(memory, layer.D, layer.H);
@@ -134,16 +140,17 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Where the groups of a plan read the weights in panels. If choose_copies() says so, each group
-// packs its own copy, which is then already in its core's private cache if it fits there. Otherwise
-// all groups share one copy.
+// Where the groups of a plan read the weights in panels. If choose_copies() returns true, each
+// group packs its own copy, which is then already in its core's private cache if the copy fits
+// there. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
-  size_t stride;  // bytes from one group's copy to the next; 0 if they share one
-  bool packed;    // false: each part packs its own columns
+  size_t stride;  // bytes from one group's copy to the next; 0 if all groups share one copy
+  bool packed;    // whether the panels are packed already; if not, each part packs its own columns
 };
 
-// Decides where the groups read the weights, allocates memory, and packs panels that groups share.
+// Decides where the groups read the weights. Unless the layer has panels already, allocates memory
+// and packs panels that groups share.
 template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
                                   const Runtime& runtime) {
@@ -157,7 +164,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
   return {static_cast<char*>(memory), 0, true};
 }
 
-// Returns the weights for one part, and packs the part's columns if that is not done yet.
+// Returns the weights for one part. Packs the part's columns first unless they are packed already.
 template <class Panels, class Storage>
 inline Panels weights_for(const Part& part, const Layer<Storage>& layer,
                           const WeightCopies& copies) {

@@ -8,8 +8,9 @@
 namespace namernn_fast {
 namespace {
 
-// A kernel's arguments for direction d of layer k, given the gradient of the layer's output. The
-// first direction writes the gradient of the input to `grad_input`; the second adds to it.
+// Returns a kernel's arguments for direction d of layer k, given the gradient of the layer's
+// output. The first direction writes the gradient of the input to `grad_input`; the second
+// direction adds to `grad_input`.
 template <class Scalar>
 Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, int64_t k, int64_t d,
                              const std::optional<Tensor>& grad_output,
@@ -48,14 +49,14 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   return args;
 }
 
-// The lowest layer that must run: no gradient is wanted from the layers below it.
+// Returns the lowest layer that must run. No gradient is wanted from the layers below.
 int64_t lowest_layer(const BackwardTensors& grads) {
   if (grads.grad_input || !grads.grad_states.empty()) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
 }
 
-// Copies the gradients of the last state of sequence b.
+// Copies the gradients of sequence b's last state to `to`. Absent gradients are zeros.
 template <class Scalar>
 void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H, Scalar* to) {
   for (int64_t j = 0; j < H; ++j) {
@@ -63,10 +64,10 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H,
   }
 }
 
-// Returns the gradients of a stretch's last states. They are in `carried`, which passes them from
-// stretch to stretch, backward in time. If `initial`, for the first stretch to run (the last in
-// time), fills `carried` with the gradients of all sequences' last states. Each gradient stays
-// there until the stretch in which its sequence ends.
+// Returns the gradients of a stretch's last states, which `carried` passes from stretch to stretch,
+// backward in time. If `initial` marks the first stretch to run (the last in time), fills `carried`
+// with the gradients of all sequences' last states. A sequence's gradient stays in `carried` until
+// the stretch in which that sequence ends.
 template <class Scalar>
 StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<Scalar>& of_last,
                                        bool initial, Scalar* carried) {
@@ -76,8 +77,8 @@ StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<
   return {carried, stack.H, 1};
 }
 
-// Runs consecutive layers at once, one thread per layer. A layer's stretches pass the gradients of
-// the states on in `grad_initial`.
+// Runs consecutive layers at once, one thread per layer. Each stretch of a layer passes the
+// gradients of its initial states to the next stretch to run, through `grad_initial`.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
@@ -85,15 +86,15 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   const int64_t layers = stack.layers - lowest;
   const int64_t size = stack.batch.B * stack.H;
   const Stretches stretches(stack.batch.layout, wave.steps);
-  std::vector<std::optional<Tensor>> grad_rows(
-      size_t(stack.layers + 1));  // of each layer's input, then of the last layer's output
+  // Gradients of each layer's input, then of the last layer's output.
+  std::vector<std::optional<Tensor>> grad_rows(size_t(stack.layers + 1));
   grad_rows[size_t(stack.layers)] = grads.grad_output;
   for (int64_t k = stack.layers; --k > lowest;) {
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
-  std::vector<std::vector<Tensor>> grad_states(
-      size_t(stack.layers));  // buffers for the carried gradients if the caller wants none
+  // Buffers for carried gradients if the caller does not want gradients of initial states.
+  std::vector<std::vector<Tensor>> grad_states(size_t(stack.layers));
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
     const int64_t k = stack.layers - 1 - n;
@@ -127,7 +128,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   });
 }
 
-// Runs all layers, several at once if that is expected to be faster.
+// Runs all layers backward, several at once if that is estimated to be faster.
 template <class Scalar>
 void run_backward(const Stack& stack, const BackwardTensors& grads) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -152,8 +153,8 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
   }
 }
 
-// Writes the gradients that no kernel writes: for padding, for sequences without rows, and for
-// bias_hh if it has the gradient of bias_ih.
+// Writes the gradients that no kernel writes: of padding rows, of the initial states of sequences
+// without rows, and of bias_hh if bias_ih has the same gradient.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   const int64_t H = stack.H;

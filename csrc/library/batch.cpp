@@ -11,7 +11,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// The layout of B sequences that are alive at all T times. Their rows are evenly spaced.
+// Returns the layout of B sequences that are alive at all T times and have evenly spaced rows.
 SequenceLayout dense_layout(int64_t T, int64_t B) {
   SequenceLayout layout{};
   layout.T = T;
@@ -38,7 +38,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
     check(batch.count[t] <= limit,
           t ? "batch_sizes must not increase, got "
             : "batch_sizes must not exceed the rows of data, got ",
-          batch.count[t], " after ", limit, " at step ", t);
+          batch.count[t], t ? " after " : " instead of at most ", limit, " at step ", t);
     batch.start[t] = rows;
     rows += batch.count[t];
   }
@@ -52,8 +52,8 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
   batch.layout.start = batch.start.data();
 }
 
-// Sorts the sequences by length, longest first, with a counting sort that moves no rows. `values`
-// holds the B lengths, each from 0 to batch.T, in any order.
+// Sorts the sequences by length, longest first, with a counting sort that does not move rows.
+// `values` holds the B lengths in any order, each from 0 to batch.T.
 void sort_sequences(const int64_t* values, Batch& batch) {
   std::vector<int64_t> length_counts(batch.T + 1, 0);  // number of sequences of each length
   bool sorted = true;
@@ -88,7 +88,7 @@ void sort_sequences(const int64_t* values, Batch& batch) {
   if (!sorted) batch.layout.order = batch.order.data();
 }
 
-// Reads the lengths of padded sequences, which need not be sorted.
+// Reads the lengths of padded sequences. The lengths may be in any order.
 void read_lengths(const Tensor& lengths, Batch& batch) {
   check(lengths.is_cpu() && lengths.scalar_type() == ScalarType::Long && lengths.dim() == 1,
         "lengths must be a 1-D int64 tensor on the CPU");
@@ -128,8 +128,8 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   }
 }
 
-// Copies the caller's mask, which is (T, B), or (B, T) with batch_first. The copy has the sequences
-// in the layout's order.
+// Copies the caller's reset mask to `batch`. The mask is (T, B), or (B, T) with batch_first; the
+// copy has the sequences in the layout's order.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
         "reset must be a bool tensor on the CPU");
@@ -203,7 +203,7 @@ void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
   }
 }
 
-// The shape of a tensor with the batch's rows.
+// Returns the shape of a tensor with `features` features for each of the batch's rows.
 std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
   if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
   return batch.batch_first ? std::vector{batch.B, batch.T, features}
@@ -225,7 +225,7 @@ void clear_padding(const Batch& batch, const Tensor& tensor) {
   const RowStrides<char> rows = rows_of<char>(batch, tensor, mutable_data<char>(tensor), 0);
   const size_t bytes = size_t(tensor.size(2)) * element;
   const SequenceLayout& layout = batch.layout;
-  constexpr int64_t worth_a_thread = int64_t(1) << 19;  // bytes
+  constexpr int64_t worth_a_thread = int64_t(1) << 19;  // minimum bytes per thread
   const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

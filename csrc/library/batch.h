@@ -12,12 +12,12 @@
 
 namespace namernn_fast {
 
-// The batch of one call. The pointers in `layout` point into the vectors.
+// The batch of one call. The pointers in `layout` point into the vectors of this struct.
 struct Batch {
   enum class Kind { padded, packed, jagged };
 
-  int64_t T;  // including padding
-  int64_t B;  // including sequences without rows
+  int64_t T;  // number of steps, including padding
+  int64_t B;  // number of sequences, including sequences without rows
   Kind kind;
   bool batch_first;
   std::vector<int64_t> count;
@@ -29,13 +29,14 @@ struct Batch {
   SequenceLayout layout;  // covers only the sequences that have rows
 };
 
-// Finds the rows of `input` and checks the arguments that define them. `sequence_layout` holds
-// batch_sizes, offsets or lengths, depending on the options. Without it, every row of a padded
-// input exists.
+// Returns the batch of a call: finds the rows of `input`, and checks the arguments that define the
+// rows. `sequence_layout` holds batch_sizes, offsets or lengths, depending on the options. Without
+// `sequence_layout`, every row of a padded input exists.
 Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layout,
                  const std::optional<Tensor>& reset, const Options& options);
 
-// The rows of a (.., features) tensor in the caller's layout, from feature `offset` on.
+// Returns where the rows of a (.., features) tensor in the caller's layout are, from feature
+// `offset` on.
 template <class Scalar, class Pointer>
 RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer data, int64_t offset) {
   if (batch.kind == Batch::Kind::packed) return {data + offset, 0, tensor.stride(0)};
@@ -44,22 +45,23 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
   }
   const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
   const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
-  // For a single sequence the batch stride is arbitrary. The time stride makes the tensor flat.
+  // The batch stride of a single sequence is arbitrary. Using the time stride instead makes the
+  // tensor flat: see is_flat().
   return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
 }
 
 // Checks that the token id of every row is between 0 and V - 1.
 void check_ids(const Batch& batch, const Tensor& ids, int64_t V);
 
-// The number of rows in a tensor of the batch, including padding.
+// Returns the number of rows in a tensor of the batch, including padding.
 inline int64_t count_tensor_rows(const Batch& batch) {
   return batch.kind == Batch::Kind::padded ? batch.T * batch.B : batch.layout.N;
 }
 
-// A view of a contiguous (rows, features) tensor in the shape of the batch's input.
+// Returns a view of a contiguous (rows, features) tensor, in the shape of the batch's input.
 Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
 
-// A new contiguous tensor for the batch's rows, in the shape of the batch's input.
+// Returns a new contiguous tensor for the batch's rows, in the shape of the batch's input.
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
 
 // Zeroes the rows past the end of each sequence in a tensor from empty_rows().

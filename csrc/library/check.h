@@ -22,7 +22,7 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// The shape as text, such as (2, 3).
+// Returns the shape as text, such as (2, 3).
 template <class Sizes>
 std::string shape_text(const Sizes& sizes) {
   std::ostringstream text;

@@ -8,11 +8,11 @@
 namespace namernn_fast {
 namespace {
 
-// Up to this size the output is written even if only the last state is wanted. The alternative,
-// time blocks, copies states and would save little memory.
+// An output of at most this size is written even if only the last state is wanted. The alternative,
+// time blocks, would copy states and save little memory.
 constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 
-// Whether the kernels of the last layer write their output.
+// Returns whether the kernels of the last layer write their output.
 bool writes_last_output(const Stack& stack, const Options& options) {
   if (!options.last_state) return true;
   int64_t bytes = 0;
@@ -22,7 +22,7 @@ bool writes_last_output(const Stack& stack, const Options& options) {
   return bytes <= kDroppedOutput;
 }
 
-// A kernel's arguments for direction d of layer k.
+// Returns a kernel's arguments for direction d of layer k.
 template <class Scalar>
 Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
                            int64_t d) {
@@ -44,15 +44,15 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   return args;
 }
 
-// Runs consecutive layers at once, one thread per layer. Each layer runs one stretch of steps after
-// the other.
+// Runs consecutive layers at once, one thread per layer. Each layer runs its stretches of steps one
+// after the other.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
   const Stretches stretches(stack.batch.layout, wave.steps);
   for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
-  std::optional<Tensor> table;  // the first layer's, with its biases
+  std::optional<Tensor> table;  // the first layer's table plus biases
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
     if (i == 0) panels[size_t(k)] = panels_for(kernels.forward_panels, args.layer);
@@ -69,7 +69,7 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
   });
 }
 
-// Runs all layers, several at once if that is expected to be faster.
+// Runs all layers forward, several at once if that is estimated to be faster.
 template <class Scalar>
 void run_forward(const Stack& stack, const Options& options, ForwardTensors& results) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -92,7 +92,7 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
   }
 }
 
-// Zeroes the padding of the outputs that the caller gets.
+// Zeroes the padding of the outputs and kept values that the caller gets.
 void finish_outputs(const Stack& stack, const Options& options, const ForwardTensors& results) {
   const size_t layers = results.outputs.size();
   for (size_t k = options.want_saved ? 0 : layers - 1; k < layers && !options.last_state; ++k) {
@@ -101,7 +101,8 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
   for (const Tensor& kept : results.kept) clear_padding(stack.batch, kept);
 }
 
-// Writes the last states of sequences without rows, which no kernel sees.
+// Copies the initial states of sequences without rows to their last states, because no kernel
+// handles these sequences.
 template <class Scalar>
 void finish_states(const Stack& stack, const ForwardTensors& results) {
   const int64_t H = stack.H;

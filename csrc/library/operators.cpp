@@ -1,5 +1,5 @@
-// Entry points and registration of the operators. Their schemas and fake kernels are in
-// namernn_fast/ops.py.
+// Entry points and registration of the operators. The schemas and fake kernels of the operators are
+// in namernn_fast/ops.py.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -34,7 +34,7 @@ void check_sharing(const Stack& stack, const Options& options) {
         "weights must be float32 or float64 when prefixes are shared");
 }
 
-// Checks the arguments that both operators share.
+// Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
 Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, const Options& options) {
@@ -45,7 +45,7 @@ Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>
   return stack;
 }
 
-// A view of a contiguous tensor as (rows, features).
+// Returns a view of a contiguous tensor as (rows, features).
 Tensor flat_rows(const Tensor& tensor) {
   return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
 }
@@ -173,7 +173,8 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
   return gradients;
 }
 
-// The plan for any machine: groups, members, expected time in ns, and layers that run at once.
+// Returns the plan for a machine with this many threads and this size of L2 cache: groups, members,
+// estimated time in ns, and number of layers that run at once.
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,

@@ -10,12 +10,12 @@ namespace namernn_fast {
 
 struct ForwardTensors {
   std::vector<Tensor> last_states;             // one per state of the cell
-  std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
+  std::vector<std::optional<Tensor>> outputs;  // one per layer; absent if not needed
   std::vector<Tensor> kept;  // one per layer if `want_saved` is set and the cell keeps anything
 };
 
-// Runs all layers forward. Keeps the outputs of the lower layers if `want_saved` is set, and the
-// output of the last layer unless `last_state` is set.
+// Runs all layers forward. Returns at least the outputs of the lower layers if `want_saved` is set,
+// and the output of the last layer unless `last_state` is set.
 ForwardTensors forward_stack(const Stack& stack, const Options& options);
 
 struct BackwardTensors {
@@ -25,7 +25,7 @@ struct BackwardTensors {
   std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
   std::optional<Tensor> grad_input;
   std::vector<Tensor> grad_states;   // none, or one per state of the cell
-  std::vector<Tensor> grad_weights;  // as in Stack; empty tensors for layers that want none
+  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not wanted
   std::vector<bool> want_weights;    // one per layer
 };
 

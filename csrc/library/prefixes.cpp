@@ -7,15 +7,15 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kTreeRows = 1024;  // approximate maximum per tree
-constexpr int64_t kThinRows = 4;     // a step with fewer rows takes as long as one with this many
-constexpr double kGathering = 1.06;  // relative time of a row whose previous state is gathered
+constexpr int64_t kTreeRows = 1024;  // approximate maximum number of rows per tree
+constexpr int64_t kThinRows = 4;     // a step with fewer rows takes as long as with this many
+constexpr double kGathering = 1.06;  // relative time of a row if its previous state is gathered
 constexpr double kWorth = 0.95;      // trees must take less than this fraction of the unshared time
 
-// A worker's time for one step of this many rows, in units of the time for one row.
+// Returns a worker's time for one step of this many rows, in units of the time for one row.
 double cost_of(double rows) { return rows > 0 ? std::max(rows, double(kThinRows)) : 0; }
 
-// The number of bits needed for numbers from 0 to n.
+// Returns the number of bits needed for numbers from 0 to n.
 int bits_of(int64_t n) {
   int bits = 0;
   while (bits < 63 && n >> bits) ++bits;
@@ -53,9 +53,10 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   }
 }
 
-// Sorts the sequences lexicographically, and counts the ids that neighbors share.
+// Sorts the sequences lexicographically, and counts the first ids that each sequence shares with
+// its predecessor.
 void PrefixTrees::sort(int64_t V) {
-  const int bits = std::max(1, bits_of(V));  // per digit: id + 1, or 0 past the end of a sequence
+  const int bits = std::max(1, bits_of(V));  // bits per digit; a digit is id + 1, or 0 past the end
   const int64_t in_key = 63 / bits;
   for (Sequence& sequence : sequences_) {
     for (int64_t t = 0; t < in_key; ++t) {
@@ -83,12 +84,12 @@ void PrefixTrees::sort(int64_t V) {
   }
 }
 
-// Splits the sorted sequences into trees of roughly equal size, and adds up their cost.
+// Splits the sorted sequences into trees of roughly equal size, and adds up the cost of the trees.
 void PrefixTrees::cut(int64_t steps, int64_t least) {
-  int64_t all = 0;  // rows of a single tree with all sequences
+  int64_t all = 0;  // number of rows if all sequences formed a single tree
   for (size_t i = 0; i < sequences_.size(); ++i) all += sequences_[i].length - shared_[i];
   const int64_t trees = (all + kTreeRows * least - 1) / (kTreeRows * least) * least;
-  std::vector<int64_t> count(static_cast<size_t>(steps));  // rows of the current tree at each time
+  std::vector<int64_t> count(static_cast<size_t>(steps));  // the current tree's rows at each time
   const auto finish_tree = [&] {
     for (int64_t& rows : count) {
       cost_ += cost_of(double(rows));
@@ -137,7 +138,7 @@ void PrefixTrees::build(int64_t i, Tree& tree) const {
   tree.start.assign(T, 0);
   for (size_t t = 1; t < T; ++t) tree.start[t] = tree.start[t - 1] + tree.count[t - 1];
 
-  // In sorted order, the current sequence's row at t is always the last one added at t.
+  // In sorted order, the current sequence's row at t is always the last row that was added at t.
   std::vector<int64_t> newest(T, -1);
   std::vector<int64_t> end_row(last - first);
   tree.ids.resize(N);

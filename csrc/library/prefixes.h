@@ -1,9 +1,9 @@
 // Prefix trees: prefixes that several sequences of token ids share are computed only once.
 //
-// Sorting puts sequences with a common prefix next to each other. They are then split into trees of
-// roughly equal size that share no rows, so each thread can take whole trees. The trees depend only
-// on the arguments: a backward pass that gets the arguments of its forward pass rebuilds the same
-// trees, even if the number of threads has changed since.
+// Sorting puts sequences with a common prefix next to each other. The sorted sequences are then
+// split into trees of roughly equal size. Trees do not share rows, so each thread can take whole
+// trees. The trees depend only on the arguments: a backward pass that gets the arguments of its
+// forward pass rebuilds the same trees, even if the number of threads has changed since.
 #pragma once
 
 #include <utility>
@@ -33,18 +33,19 @@ struct Tree {
 
 class PrefixTrees {
  public:
-  // Makes at least `least` trees if the sequences allow it. `ids` must have passed check_ids() with
-  // the same V.
+  // Splits the sequences into at least `least` trees if possible. `ids` must have passed
+  // check_ids() with the same V.
   PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64_t least);
 
-  // True if `least` workers are estimated to be faster with these trees than without sharing.
+  // Returns true if `least` workers are estimated to be faster with these trees than without
+  // sharing.
   bool are_worthwhile() const { return worthwhile_; }
 
   int64_t count() const { return int64_t(first_sequence_.size()) - 1; }
-  // The total number of rows in the trees before tree i.
+  // Returns the total number of rows in the trees before tree i.
   int64_t first_row(int64_t i) const { return first_row_[size_t(i)]; }
   int64_t rows(int64_t i) const { return first_row(i + 1) - first_row(i); }
-  // The number of rows in the largest tree.
+  // Returns the number of rows in the largest tree.
   int64_t most_rows() const;
 
   void build(int64_t i, Tree& tree) const;
@@ -54,7 +55,7 @@ class PrefixTrees {
     const int64_t* ids;
     int64_t length;
     int64_t number;  // the caller's index of the sequence
-    uint64_t key;    // the first ids, packed so that keys compare as the sequences do
+    uint64_t key;    // the first ids, packed so that keys sort like sequences
   };
 
   void read_sequences(const Batch& batch, const Tensor& ids);
@@ -62,11 +63,11 @@ class PrefixTrees {
   void cut(int64_t steps, int64_t least);
 
   std::vector<int64_t> ids_;
-  std::vector<Sequence> sequences_;  // sorted
-  std::vector<int64_t> shared_;      // ids that a sequence shares with the previous one in its tree
-  std::vector<int64_t> first_sequence_;  // of each tree, then the number of sequences
-  std::vector<int64_t> first_row_;       // of each tree, then the number of rows
-  double cost_ = 0;                      // of all trees, in units of the time for one row
+  std::vector<Sequence> sequences_;  // sorted by ids
+  std::vector<int64_t> shared_;      // number of ids shared with the previous sequence of the tree
+  std::vector<int64_t> first_sequence_;  // first sequence of each tree, and one past the last
+  std::vector<int64_t> first_row_;       // first row of each tree, then the number of rows
+  double cost_ = 0;                      // cost of all trees, in units of the time for one row
   bool worthwhile_ = false;
 };
 

@@ -51,8 +51,9 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// A yield that takes longer must have let another program run. In most calls, threads of this
-// process compute for less time between two waits; another program's time slice is longer.
+// A yield that takes longer than this must have let another program run. In most calls, threads of
+// this process compute for less time than this between two waits; another program's time slice is
+// longer.
 constexpr std::chrono::microseconds kLongYield{200};
 
 bool yield_processor() {
@@ -76,8 +77,8 @@ void wake_all(const uint32_t*) {}
 uint32_t current_processor() { return 0; }
 #endif
 
-// True in a child forked from a multithreaded process: fork() copies only the calling thread, and
-// GCC's OpenMP would wait forever for the rest of its pool.
+// True in a process that was forked from a multithreaded process. fork() copies only the calling
+// thread, so GCC's OpenMP would wait forever for the other threads of its pool.
 bool pool_lost = false;
 
 #if defined(__linux__)

@@ -1,5 +1,5 @@
-// What the process provides to the kernels: scratch memory, torch's thread pool and the number of
-// its threads.
+// What the process provides to the kernels: scratch memory, torch's thread pool and its number of
+// threads.
 #pragma once
 
 #include <cstdlib>
@@ -22,7 +22,7 @@ class Scratch {
 #endif
 
   // `outer` is the scratch memory of the enclosing call on the same thread, or null. The new memory
-  // starts after what that call has taken.
+  // starts after the memory that the enclosing call has taken.
   explicit Scratch(const Scratch* outer) : used_(outer ? outer->used_ : 0) {}
   ~Scratch() {
     for (void* p : extra_) std::free(p);
@@ -37,7 +37,7 @@ class Scratch {
     void operator()(char* p) const { std::free(p); }
   };
   static char* allocate(size_t bytes);
-  // Pages that no call has touched take no physical memory.
+  // The region that the thread keeps. Only pages that a call has touched take physical memory.
   static thread_local std::unique_ptr<char, Free> kept_;
   size_t used_;
   std::vector<void*> extra_;
@@ -59,14 +59,15 @@ class Resources {
   Scratch scratch_;
 };
 
-// Whether this process was forked from a multithreaded process. If so, a torch operator that uses
-// the thread pool may wait forever.
+// Returns whether this process was forked from a multithreaded process. If so, a torch operator
+// that uses the thread pool may wait forever.
 bool is_pool_lost();
 
-// This machine with torch's number of threads, or with one thread if a fork has lost the others.
+// Returns this machine with torch's number of threads, or with one thread if a fork has lost the
+// thread pool.
 Machine this_machine();
 
-// This machine with the calling thread only.
+// Returns this machine with the calling thread only.
 Machine one_thread();
 
 }  // namespace namernn_fast

@@ -15,7 +15,7 @@
 
 namespace namernn_fast {
 
-// What the plan of a layer with D input features depends on.
+// Returns the sizes that the plan of a layer with D input features depends on.
 inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
   return {stack.batch.layout,
@@ -27,8 +27,9 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           kernels_of(stack.cell).weight_blocks};
 }
 
-// Calls run(direction, resources) for each direction: one after the other on all threads, or both
-// at once on one thread each if they are `independent` and each has too little work to divide.
+// Calls run(direction, resources) for each direction: one direction after the other on all threads,
+// or both directions at once on one thread each if they are `independent` and one direction has too
+// little work for all threads.
 template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
@@ -55,8 +56,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Narrows `layer` to stretch i, which starts from the rows of `output` at the previous time. The
-  // layer must not be reversed.
+  // Narrows `layer` to stretch i. The initial states h of the stretch are the rows of `output` at
+  // the previous time. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -78,7 +79,7 @@ class Stretches {
     if (layout_.start) stretch.start = start_.data() + first;
   }
 
-  // Moves `rows` to begin at time t.
+  // Returns `rows`, moved to begin at time t.
   template <class Scalar>
   RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
     if (rows.data) {
@@ -86,7 +87,7 @@ class Stretches {
     }
     return rows;
   }
-  // Moves `rows` to begin at stretch i.
+  // Returns `rows`, moved to begin at stretch i.
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
@@ -95,12 +96,13 @@ class Stretches {
  private:
   SequenceLayout layout_;
   int64_t length_;
-  std::vector<int64_t> start_;  // rows before each time, counted from the start of its stretch
+  std::vector<int64_t> start_;  // number of rows from the start of each time's stretch to that time
 };
 
 // Calls body(n, i) for every stretch i of every layer n. A stretch runs after the previous stretch
 // of its layer and after the same stretch of the previous layer. Threads take layers in order, so
-// the layer that a thread waits for is done or is running on another thread: there is no deadlock.
+// the layer that a thread waits for is done or is running on another thread, and threads never
+// deadlock.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
   std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has done
@@ -131,14 +133,14 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   // A stretch reads its initial states as evenly spaced rows of `output`, which a jagged tensor
   // does not have.
   const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
-  // 16 bits would round the states that one stretch passes to the next.
+  // In 16 bits, the states that one stretch passes to the next would be rounded.
   const bool exact =
       stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64();
   if (!one_way || !evenly_spaced || !exact || stack.layers == 1) return {1, stack.batch.layout.T};
   return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
 }
 
-// Packs a layer's weights into panels that several kernel calls can use.
+// Returns a layer's weights packed into panels, which several kernel calls can share.
 template <class Scalar>
 Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
   const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
@@ -146,8 +148,9 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
   return panels;
 }
 
-// Replaces the layer's table with a copy in `biased` that includes its biases. All stretches of a
-// wave, or all trees, share this copy; otherwise every kernel call would add the biases again.
+// Replaces the layer's table with a copy in `biased` that includes the layer's biases. The first
+// call makes the copy, which all stretches of a wave, or all trees, share; otherwise every kernel
+// call would add the biases again.
 template <class Scalar>
 void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
   if (!layer.table.rows || !layer.bias_ih) return;

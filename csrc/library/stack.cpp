@@ -3,7 +3,7 @@
 namespace namernn_fast {
 namespace {
 
-// Checks the input, and fills in everything except the states and weights.
+// Checks the input, and returns a Stack with everything except the states and weights.
 Stack check_input(CellKind cell, const Tensor& input, const std::vector<Tensor>& weights,
                   int64_t layers, Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");

@@ -17,7 +17,7 @@ namespace namernn_fast {
 // The checked arguments of a call: layers and directions over one batch.
 struct Stack {
   Batch batch;
-  bool has_ids;  // input is token ids
+  bool has_ids;  // whether the input is token ids
   Tensor input;
   std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
   std::vector<Tensor> weights = {};
@@ -25,36 +25,39 @@ struct Stack {
   int64_t directions = 0;
   int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
   int64_t D = 0;  // features of `input`, 0 for token ids; later layers have directions * H
-  int64_t V = 0;  // rows of the tables of input products, for token ids
+  int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
   int32_t dtype = 0;
   CellKind cell = {};
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
 
-  // The index of a layer's direction in the state tensors, and among the directions in `weights`.
+  // Returns the index of a layer's direction in the state tensors, and among the directions in
+  // `weights`.
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
-  // The weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
+  // Returns the weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
   const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
-  // The number of rows of weight_ih and weight_hh, and of elements of each bias.
+  // Returns the number of rows in weight_ih and weight_hh, and of elements in each bias.
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
-  // The number of states per row.
+  // Returns the number of states per row.
   size_t state_count() const { return size_t(kernels_of(cell).states); }
-  // The shape of the initial and the last states.
+  // Returns the shape of the initial and the last states.
   std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
-  // The number of features per row that a direction keeps for the backward pass besides its output.
+  // Returns the number of values per row that a direction keeps for the backward pass besides its
+  // output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
-// Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
+// Checks the arguments of an operator and returns them as a Stack. Errors name the argument, what
+// it must be and what it is.
 Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
-// A kernel's arguments for direction d of layer k, except the input.
+// Returns a kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
 Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   const int64_t state = stack.state_of(k, d);
@@ -90,7 +93,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   return layer;
 }
 
-// A kernel's arguments for direction d of layer k, which reads `input`.
+// Returns a kernel's arguments for direction d of layer k, which reads `input`.
 template <class Scalar>
 Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
@@ -103,7 +106,8 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
 }
 
 // Sets where a kernel writes the gradients of the biases. `grad_weights` points to the gradients of
-// one direction's weights. If both biases have the same gradient, finish_backward() copies it.
+// one direction's weights. If bias_ih and bias_hh have the same gradient, the kernel writes only
+// the gradient of bias_ih, and finish_backward() copies it.
 template <class Scalar>
 void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
   if (stack.per_direction != 4) return;
@@ -113,16 +117,16 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
   }
 }
 
-// Selects one direction of one layer from `grad`, the gradients of a last state. Absent gradients
-// are zeros.
+// Returns the gradients for one direction of one layer from `grad`, the gradients of the last h or
+// last cell states. Absent gradients are zeros.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};
   return {const_data<Scalar>(*grad) + state * grad->stride(0), grad->stride(1), grad->stride(2)};
 }
 
-// Calls f(state, b) for every layer and direction of every sequence without rows. `b` is the
-// caller's index of the sequence.
+// Calls f(state, b) for every sequence without rows, for every layer and direction. `state` is the
+// index from Stack::state_of(), `b` the caller's index of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;

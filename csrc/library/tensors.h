@@ -16,17 +16,17 @@ namespace namernn_fast {
 
 using torch::stable::Tensor;
 
-// torch's number for a tensor's dtype, which is cheaper to get than a ScalarType.
+// Returns torch's number for a tensor's dtype, which is cheaper to get than a ScalarType.
 inline int32_t dtype_of(const Tensor& tensor) {
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   return dtype;
 }
 
-// Whether a tensor holds token ids (int64) instead of features.
+// Returns whether a tensor holds token ids (int64) instead of features.
 inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torch_dtype_int64(); }
 
-// A new contiguous tensor.
+// Returns a new, uninitialized contiguous tensor.
 inline Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) {
@@ -49,7 +49,7 @@ Storage* mutable_data(const Tensor& tensor) {
   return static_cast<Storage*>(tensor.mutable_data_ptr());
 }
 
-// Calls f(Storage()) with the C++ type that stores a dtype.
+// Calls f(Storage()), where Storage is the C++ type that stores `dtype`.
 template <class F>
 void with_storage(int32_t dtype, F&& f) {
   if (dtype == aoti_torch_dtype_float32()) return f(float());
@@ -59,15 +59,15 @@ void with_storage(int32_t dtype, F&& f) {
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
 }
 
-// A contiguous copy, made without torch's thread pool if a fork has lost it.
+// Returns a contiguous copy, made without torch's thread pool if a fork has lost the pool.
 Tensor contiguous_copy(const Tensor& tensor);
 
-// The tensor itself if it is contiguous, otherwise a contiguous copy.
+// Returns the tensor itself if it is contiguous, otherwise a contiguous copy.
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
-// The tensor itself if the elements of a row are adjacent, otherwise a contiguous copy.
+// Returns the tensor itself if the elements of a row are adjacent, otherwise a contiguous copy.
 inline Tensor with_adjacent_features(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);

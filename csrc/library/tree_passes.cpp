@@ -10,8 +10,8 @@
 namespace namernn_fast {
 namespace {
 
-// A kernel's arguments for layer k over one tree. `output` points to the previous layer's output
-// for the tree's rows; layer 0 reads token ids instead.
+// Returns a kernel's arguments for layer k over one tree. `output` points to the previous layer's
+// output for the tree's rows; layer 0 reads token ids instead.
 template <class Scalar>
 Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const Scalar* output,
                          const Tensor& panels) {
@@ -26,7 +26,7 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// Packs the weights of all layers into panels, once for all trees.
+// Returns the weights of each layer packed into panels, which all trees share.
 template <class Scalar>
 std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scalar>& format) {
   std::vector<Tensor> panels;
@@ -36,7 +36,7 @@ std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scala
   return panels;
 }
 
-// Calls body(worker) for each of `workers` workers, each on its own thread if there are several.
+// Calls body(worker) for each of `workers` workers, in parallel if there are several workers.
 template <class Body>
 void for_each_worker(int64_t workers, Body&& body) {
   if (workers == 1) return body(int64_t(0));
@@ -96,7 +96,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
 
 // Parameter gradients that one worker sums over its trees. For accuracy, the gradients of many rows
 // accumulate in a separate buffer before they join the sums, as in kernel/gradient_sums.h. A kernel
-// sees only one tree, so it cannot do that here.
+// cannot do that itself, because it sees only one tree.
 template <class Scalar>
 class WorkerGradients {
  public:
@@ -112,12 +112,13 @@ class WorkerGradients {
     }
   }
 
-  // Where the next kernel call writes its gradients.
+  // Returns where the next kernel call writes its gradients.
   const std::vector<Tensor>& place() const { return is_apart_ ? apart_ : sums_; }
-  // Whether the next kernel call adds to the gradients in place() instead of overwriting them.
+  // Returns whether the next kernel call adds to the gradients in place() instead of overwriting
+  // them.
   bool accumulate() const { return is_apart_ || rows_ > 0; }
 
-  // Counts the rows of a tree after its gradients are in place().
+  // Counts the rows of a tree whose gradients have been written to place().
   void count(int64_t rows) {
     rows_ += rows;
     if (apart_.empty() || rows_ < kRowsApart) return;
@@ -131,7 +132,7 @@ class WorkerGradients {
     if (is_apart_) add_apart();
   }
 
-  // Adds the sums of another worker, on which finish() must have been called.
+  // Adds the sums of `other`, on which finish() must have been called.
   void add(const WorkerGradients& other) {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
       const Scalar* added = const_data<Scalar>(other.sums_[i]);
@@ -149,8 +150,8 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for each gradient of n elements, except for bias_hh if its gradient is a
-  // copy.
+  // Calls f(i, sums, n) for each gradient i, whose n elements are `sums`. Skips the gradient of
+  // bias_hh if it is a copy.
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
@@ -167,7 +168,7 @@ class WorkerGradients {
   }
 
   std::vector<Tensor> sums_;
-  std::vector<Tensor> apart_;  // not in sums_ yet; empty if kernels write straight to sums_
+  std::vector<Tensor> apart_;  // gradients not in sums_ yet; empty if kernels write to sums_
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
   bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
   int64_t rows_ = 0;           // number of rows since apart_ was last added to sums_
@@ -236,7 +237,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
   for (int64_t w = 1; w < workers; ++w) sums[0].add(sums[size_t(w)]);
 }
 
-// Calls run(Scalar()) with the stack's type, which must be float or double.
+// Calls run(Scalar()), where Scalar is the stack's type. The type must be float or double.
 template <class Run>
 void with_scalar(const Stack& stack, Run&& run) {
   with_storage(stack.dtype, [&](auto storage) {

@@ -6,12 +6,12 @@
 
 namespace namernn_fast {
 
-// The trees of a call with share_prefixes, or none if they are not expected to save time.
+// Returns the trees of a call with share_prefixes. Returns none without share_prefixes, or if the
+// trees are not estimated to save time.
 std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options);
 
-// Computes the last states of all layers. `outputs` must be present for every layer or for none. If
-// present, they receive the states of all rows, tree after tree; otherwise only the last states are
-// kept.
+// Computes the last states of all layers. results.outputs must be present for every layer or for
+// none; if present, they receive the states of all rows, tree after tree.
 void forward_trees(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results);
 
 // Fills the gradients, given the outputs from forward_trees(). grad_output must be absent.

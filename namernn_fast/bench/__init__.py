@@ -1,1 +1,1 @@
-"""`python -m namernn_fast bench`, and the code it shares with the repository's benchmarks."""
+"""`python -m namernn_fast bench`, and code that this command shares with `benchmarks/`."""

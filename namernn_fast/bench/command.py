@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: races a fused layer against torch's on this machine's CPU."""
+"""`python -m namernn_fast bench`: races a fused layer against torch's layer on this CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .timed_calls import CLASSES, Input, gated_calls, rows_of_oracle
 from .workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Workload
 
 SECONDS = 45.0
-"""The default total time for all rounds; the checks add a quarter to that."""
+"""The default total time for all rounds, in seconds; checking results takes another 25%."""
 BATCHES = (1, 16, 256)
 SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 32))
 PACKED_SHAPE = (64, 256)
@@ -44,7 +44,7 @@ WORKLOADS = tuple(
     for batch in BATCHES
     for mode in MODES
 )
-"""The workloads of `nn.RNN`; `--cell` times another layer with the same sizes."""
+"""The workloads of `nn.RNN`. With `--cell`, another layer is timed with the same sizes."""
 
 DISAGREEMENT = 1.5
 """The rounds of a call disagree if their median exceeds the best round by this factor."""
@@ -122,11 +122,11 @@ def run(options: argparse.Namespace) -> None:
         BudgetError: a result of the fused layer exceeds its error budget.
         ModuleNotFoundError: a plot is requested, but matplotlib is not installed.
         OSError: a file cannot be written.
-        SystemExit: a path is invalid (argparse, code 2).
+        SystemExit: a path is invalid (exit code 2).
     """
     _check_paths(options)
     with _settled(options.threads):
-        facts = advice.gather()  # now, before this program itself causes load
+        facts = advice.gather()  # before this program itself causes load
         workloads = [dataclasses.replace(workload, cell=options.cell) for workload in WORKLOADS]
         workloads = [workload for workload in workloads if workload.is_small or not options.quick]
         described = machine(options.cell)
@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks up front, not after a minute of timing, that the output files look writable."""
+    """Checks before the benchmark, not a minute later, that the output files look writable."""
     for path in (options.plot, options.json):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             options.parser.error(f"{str(path)!r} is not a file path in an existing folder")
@@ -178,12 +178,12 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _settled(threads: int | None) -> Iterator[None]:
-    """Sets the number of threads, and brings the process into the state of a long-running one."""
+    """Sets the number of threads and makes memory behave as in a long-running process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     keep_freed_memory()
-    # Garbage collection stays on, as in a user's program, but freezing keeps it from walking all of
-    # torch's objects while a round is timed.
+    # Keep garbage collection on, as in a user's program. Freeze all current objects, so that the
+    # collector does not traverse torch's objects while a round is timed.
     gc.collect()
     gc.freeze()
     try:
@@ -194,7 +194,7 @@ def _settled(threads: int | None) -> Iterator[None]:
 
 
 def machine(cell: str) -> str:
-    """Describes the measured system in one line: processor, threads, torch, path of the layer."""
+    """Returns the processor, threads, torch version and path of the fused layer in one line."""
     _, fused = CLASSES[cell]
     path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path
     return (
@@ -217,7 +217,10 @@ def _input(workload: Workload) -> Input:
 
 
 def check(workloads: Iterable[Workload]) -> dict[Workload, dict[str, TimedCall]]:
-    """Checks every workload against the error budget and returns the calls of both layers.
+    """Checks results in every workload against the error budget, and returns the calls to time.
+
+    Returns:
+        For each workload, the call of torch's layer and of the fused layer, by layer name.
 
     Raises:
         BudgetError: a result exceeds its budget; the message names the workload.
@@ -236,10 +239,11 @@ def check(workloads: Iterable[Workload]) -> dict[Workload, dict[str, TimedCall]]
 
 
 def measure(calls: dict[Workload, dict[str, TimedCall]], budget: TimeBudget) -> Results:
-    """Times both layers in alternation and returns their rounds for each workload."""
+    """Times the calls of each workload in alternation and returns their rounds, by layer name."""
     results = {}
     for workload in _with_progress(calls, "timed"):
-        # Enter inference mode once per workload: that takes 10% of the time of the shortest calls.
+        # Enter inference mode once per workload, because entering takes 10% of the time of the
+        # shortest calls.
         with torch.inference_mode(workload.mode == FORWARD):
             results[workload] = race(calls[workload], budget)
     return results
@@ -261,7 +265,7 @@ def _with_progress(workloads: Iterable[Workload], done: str) -> Iterator[Workloa
 def disagree(results: Results) -> bool:
     """Returns whether some call took much longer in most of its rounds than in its best round.
 
-    Other programs on the machine raise the median, but hardly the best round.
+    Other programs on the machine raise the median of the rounds, but hardly the best round.
     """
     every = (rounds.seconds for timed in results.values() for rounds in timed.values())
     return any(statistics.median(seconds) > DISAGREEMENT * min(seconds) for seconds in every)
@@ -270,7 +274,7 @@ def disagree(results: Results) -> bool:
 def _times(results: Results) -> Timings:
     """Returns the seconds per call of each layer, by workload.
 
-    Times are medians of the rounds, or the best rounds if rounds disagree.
+    A time is the median of its rounds, or the best round if `disagree(results)`.
     """
     chosen = min if disagree(results) else statistics.median
     return {
@@ -280,7 +284,7 @@ def _times(results: Results) -> Timings:
 
 
 def _label(workload: Workload) -> str:
-    """Returns `(D, H, T)`, the letters of `SIZES`; T is a range for packed sequences."""
+    """Returns the sizes of a workload as `(D, H, T)`; T is a range for packed sequences."""
     steps = workload.seq_len or "{}..{}".format(*LENGTHS)
     return f"({workload.input_size}, {workload.hidden_size}, {steps})"
 

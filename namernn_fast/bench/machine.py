@@ -20,7 +20,7 @@ _ZEN = (
 def cpu_name() -> str:
     """Returns the name of the processor, or of its architecture if the name is unknown.
 
-    AMD's processors get their generation too, because virtual machines often call all of them
+    Adds the generation of AMD's processors, because virtual machines often call every generation
     "AMD EPYC".
     """
     fields: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Plots of speed-ups against the batch size. Drawing needs matplotlib."""
+"""Plots speed-ups against the batch size. Drawing needs matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .workloads import Layers, Workload
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito, which colour-blind readers can distinguish; markers are for print.
+# Colour-blind readers can distinguish the colours of this palette, by Okabe and Ito. Markers are
+# for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -27,12 +28,12 @@ COLUMNS = 2
 
 
 def speed_up(workload: Workload, medians: Medians) -> float:
-    """Returns how many times faster the fused layer is than torch's in a workload."""
+    """Returns how many times faster the fused layer is than torch's layer in a workload."""
     return medians[workload.layers.baseline] / medians[workload.layers.fused]
 
 
 def speed_ups(timings: Timings) -> list[float]:
-    """Returns how many times faster the fused layer is in each workload."""
+    """Returns, for each workload, how many times faster the fused layer is than torch's layer."""
     return [speed_up(workload, medians) for workload, medians in timings.items()]
 
 
@@ -42,7 +43,7 @@ def draw(
     legend: str | None,
     compared: Sequence[Layers],
 ) -> Figure:
-    """Draws speed-ups against the batch size.
+    """Returns a figure of speed-ups against the batch size.
 
     Args:
         title: The text above the figure, after "Speed-up of FusedRNN over nn.RNN:" or, if there
@@ -73,7 +74,7 @@ def draw(
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     first = axes[0, 0]
-    # Start the axis below 1, so that a slow-down shows as one, and include a tick above 1.
+    # Start the axis below 1, so that a slow-down is visible, and include a tick above 1.
     low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
     ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
     first.set(ylim=(low, high))

@@ -2,7 +2,7 @@
 
 If calls are timed separately, seconds apart, the machine may change its speed in between. So the
 calls of a workload alternate round by round, tens of milliseconds apart, in one process: A B, B A,
-A B, … Whatever slows the machine for a while slows every call, so their medians are comparable.
+A B, … Whatever slows the machine for a while slows every call, so the medians are comparable.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 TimedCall = Callable[[], Any]
-"""What a race repeats and times."""
+"""A call that a race repeats and times."""
 
 # Just below 32 MiB, the maximum of glibc's dynamic mmap threshold.
 LARGEST_KEPT_BYTES = 31 * 2**20
@@ -27,7 +27,7 @@ class TimeBudget:
     warmup_seconds: float = 0.05
     round_seconds: float = 0.02
     min_rounds: int = 7
-    """A minimum for slow calls too: with fewer rounds, a short disturbance could be the median."""
+    """Applies to slow calls too: with fewer rounds, a short disturbance could be the median."""
     max_rounds: int = 50
 
 
@@ -36,7 +36,7 @@ QUICK = TimeBudget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of one call: its repetitions in each round, and the seconds per repetition."""
+    """The rounds of one call: the repetitions in each round, and the seconds per repetition."""
 
     iterations: int
     seconds: tuple[float, ...]
@@ -53,7 +53,7 @@ def keep_freed_memory() -> None:
 
 
 def timed(call: TimedCall, iterations: int = 1) -> float:
-    """Returns the seconds per call over one round."""
+    """Runs one round of `iterations` calls and returns the seconds per call."""
     start = time.perf_counter()
     for _ in range(iterations):
         call()
@@ -70,7 +70,7 @@ def warm_up(call: TimedCall, seconds: float) -> float:
 
 
 def race(calls: Mapping[str, TimedCall], budget: TimeBudget) -> dict[str, Rounds]:
-    """Alternates rounds of the calls until the budget is spent or `max_rounds` are run."""
+    """Alternates rounds of the calls as far as the budget allows; returns each call's rounds."""
     fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}

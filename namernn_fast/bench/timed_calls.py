@@ -3,8 +3,8 @@
 The gate checks the results of the very calls that are timed. Every training step gives gradients to
 `output` and to all last states. With a gradient at `h_n` alone, the gradient of the state would
 decay to subnormal numbers within a hundred steps. Some processors handle such numbers many times
-slower, and a benchmark would measure that weakness instead of the layers.
-`benchmarks/cpu/fading.py` in the repository measures it separately.
+more slowly, and a benchmark would measure that weakness instead of the layers.
+`benchmarks/cpu/fading.py` in the repository measures this weakness separately.
 """
 
 import copy
@@ -23,14 +23,14 @@ from ..testing import assert_within_budget
 from .race import TimedCall
 from .workloads import FORWARD, TRAINING, Workload
 
-# Maximum multiply-adds of the oracle; it computes at least ORACLE_ROWS sequences regardless.
+# The oracle computes at most ORACLE_WORK multiply-adds, but at least ORACLE_ROWS sequences.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
 CLASSES: dict[str, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
     name: (layer._cell.torch_layer, layer) for name, layer in FUSED_LAYERS.items()
 }
-"""The classes of both layers by the name of their cell, in the order of `Workload.layers`."""
+"""The classes of torch's layer and the fused layer, in this order, by the name of their cell."""
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
@@ -40,7 +40,7 @@ TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ..
 
 
 def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
-    """Returns fixed random gradients for every result of a layer; call this before timing.
+    """Returns fixed random gradients for every result of a layer, to be drawn before timing.
 
     Args:
         layer: A time-major layer.
@@ -107,7 +107,7 @@ def call_of(
 def results(
     layer: nn.RNNBase, call: TimedCall, mode: str, rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Runs a call and returns its output, its last states and, in training, all gradients.
+    """Runs a call and returns its output, its last states and, in training, parameter gradients.
 
     Args:
         layer: The layer whose parameters the call trains.
@@ -125,13 +125,13 @@ def results(
 
 
 def rows_of_oracle(workload: Workload) -> Tensor | None:
-    """Returns the sequences of a dense batch that the gate checks, or None for all of them."""
+    """Returns the indices of the sequences of a dense batch that the gate checks; None for all."""
     count = min(workload.batch, max(ORACLE_ROWS, ORACLE_WORK // workload.row_work))
     return torch.linspace(0, workload.batch - 1, count).long() if count < workload.batch else None
 
 
 def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
-    """Returns both layers of a workload by name, with equal parameters."""
+    """Returns torch's layer and the fused layer of a workload, by name, with equal parameters."""
     torch.manual_seed(0)
     classes = CLASSES[workload.cell]
     baseline, fused = (make(workload.input_size, workload.hidden_size) for make in classes)
@@ -142,10 +142,10 @@ def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
 def gated_calls(
     workload: Workload, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, TimedCall]:
-    """Returns the calls of both layers, with equal parameters, after the gate has passed.
+    """Returns the calls of torch's layer and the fused layer, by name, after the gate has passed.
 
     Args:
-        workload: The cell and the sizes of the layers, and the mode.
+        workload: The cell and the sizes of the layers, which get equal parameters, and the mode.
         input: The input of both layers.
         rows: The sequences of a dense batch that the float64 oracle computes; default: all. In
             training the gate then gives zero gradients to the other sequences, so that the oracle's

@@ -24,7 +24,7 @@ class Layers(NamedTuple):
 LAYERS_OF = {
     name: Layers(f"nn.{cell.torch_layer.__name__}", cell.layer) for name, cell in CELLS.items()
 }
-"""The layers by the name of their cell."""
+"""The names of torch's layer and the fused layer, by the name of their cell."""
 LAYERS = BASELINE, FUSED = LAYERS_OF[VANILLA.name]
 
 LONGEST_NAME = 20
@@ -46,7 +46,7 @@ class Workload:
     hidden_size: int
     seq_len: int | None = None
     cell: str = VANILLA.name
-    """The recurrent cell of both layers, by name: "rnn", "gru" or "lstm"."""
+    """The name of the layers' recurrent cell: "rnn", "gru" or "lstm"."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Workload":
@@ -65,7 +65,7 @@ class Workload:
 
     @property
     def layers(self) -> Layers:
-        """The names of both layers."""
+        """The names of torch's layer and the fused layer."""
         return LAYERS_OF[self.cell]
 
     @property

@@ -13,7 +13,7 @@ from ..cells import NUMBERED, Cell
 class Call:
     """The arguments of one call, passed from `rnn()`, `gru()` or `lstm()` down to its path.
 
-    These functions, `last_state()` and the modules create it from their caller's arguments.
+    These functions, `last_state()` and the modules create a `Call` from their caller's arguments.
     `layouts.normalise` and `tokens.look_up` convert its fields to what the operators take (see
     `namernn_fast.ops`). Paths do not modify it.
     """
@@ -22,17 +22,17 @@ class Call:
     data: Tensor
     """`input` of the operators. Before `layouts.normalise`, whatever the caller passed."""
     hx: Any
-    """What the caller passed. `layouts.normalise` converts it to `states`."""
+    """The argument hx as the caller passed it. `layouts.normalise` converts hx to `states`."""
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     dropout: float = 0.0
     """The probability of zeroing an element of a layer's output, except the last layer's. The fused
-    operators do not take it: `dispatch.run` splits the stack into layers."""
+    operators have no dropout, so `dispatch.run` splits the stack into layers."""
     trees: int = 0
     states: Sequence[Tensor] = ()
-    """The initial states: none for zeros, otherwise one for each of `cell.states`."""
+    """The initial states: empty for zeros, otherwise one tensor for each of `cell.states`."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
@@ -40,14 +40,15 @@ class Call:
         return any(tensor.requires_grad for tensor in tensors)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
-        """Converts the initial states, if they are given."""
+        """Applies `convert` to each of the initial states, if there are any."""
         self.states = [convert(state) for state in self.states]
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
         An `autograd.Function` ignores tensors inside nested tuples. So input, states and weights
-        are one sequence at the end, and the number before it says where the weights begin.
+        are separate arguments at the end. The argument before input is the number of input and
+        states together, which says where the weights begin.
         """
         numbers = self.cell.number, self.options, self.trees
         rows = self.sequence_layout, self.reset
@@ -66,12 +67,11 @@ class Call:
 Results: TypeAlias = tuple[Tensor, ...]
 """What a call computes: output and the last states, one for each of `cell.states`."""
 Path: TypeAlias = Callable[[Call], Results]
-"""A function that computes a call without dropout. With LAST_STATE it may return any tensor as
-output."""
+"""A function that computes a call and, with LAST_STATE, may return any tensor as output."""
 
 
 class Choice(NamedTuple):
-    """The path of a call, and why the call does not take the others."""
+    """The path of a call, and the reasons against the other paths."""
 
     path: Path
     why_not_kernel: str | None = None

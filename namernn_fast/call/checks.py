@@ -1,4 +1,4 @@
-"""Argument checks, with the same errors as `torch.nn.RNN` wherever it would raise one.
+"""Argument checks, with the same errors as `torch.nn.RNN` wherever `nn.RNN` would raise an error.
 
 The fused operators check their arguments too; the reference path relies on these checks.
 """
@@ -40,8 +40,8 @@ def check_like_nn_rnn(call: Call) -> None:
 
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
-        RuntimeError: the features or the length of input, the shape of reset, or the shape, device
-            or dtype of hx is wrong.
+        RuntimeError: the number of features, the length or the device of input, the shape of reset,
+            or the shape, device or dtype of hx is wrong.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]
@@ -73,7 +73,7 @@ def check_like_nn_rnn(call: Call) -> None:
     if not call.states:
         return
     # For packed input take the batch size from hx, because batch_sizes[0] is unknown while tracing.
-    # The operator checks it.
+    # The operator compares hx with batch_sizes.
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(weights, options) * ops.directions_of(options)
     wanted = (number, batch, ops.hidden_size_of(weights))
@@ -93,17 +93,17 @@ def check_like_nn_rnn(call: Call) -> None:
 
 
 def hint_at_embedding(data: Tensor) -> str:
-    """Returns a hint for errors about integer input: token ids need embedding=."""
+    """Returns, for integer input, a hint that token ids need embedding=; otherwise nothing."""
     if data.dtype not in ID_DTYPES:
         return ""
     return ". Token ids need embedding="
 
 
 def check_reference_arguments(call: Call) -> None:
-    """Checks for the reference path what the operators check for the kernels.
+    """Checks arguments as the fused operators do, for paths that do not use these operators.
 
     Raises:
-        RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
+        RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are invalid.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
@@ -142,10 +142,10 @@ def weights_and_shapes(
         features: the number of input features; ignored with token ids.
         options: the option bits.
         vocabulary: the number of rows of each table if input holds token ids, else None.
-        blocks: the weight blocks of the cell.
+        blocks: the number of weight blocks of the cell.
     """
-    # The size comes from the rows of weight_hh, as in the C++ operators, so that both report a
-    # weight_hh that is not square.
+    # Derive hidden_size from the rows of weight_hh, as the C++ operators do, so that these checks
+    # and the operators expect the same shapes.
     hidden_size = weights[1].shape[0] // blocks
     rows = blocks * hidden_size
     name, shape_ih = "weight_ih", (rows, features)
@@ -191,7 +191,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
 def _check_offsets(offsets: Tensor, rows: int) -> None:
     """Checks the offsets of a jagged tensor; `rows` is the number of rows of its values.
 
-    May wait for an accelerator: the reference path reads the offsets on the host anyway.
+    This may wait for an accelerator, but the reference path reads the offsets on the CPU anyway.
     """
     if torch.compiler.is_compiling():
         return
@@ -210,7 +210,7 @@ def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> 
     """Checks that `reset` has one element for each step of each sequence.
 
     Raises:
-        RuntimeError: its shape is not (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.
+        RuntimeError: the shape is not (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.
     """
     shape = (batch, seq_len) if options & ops.BATCH_FIRST else (seq_len, batch)
     if reset.shape != shape:
@@ -218,7 +218,7 @@ def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> 
 
 
 def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
-    """Checks the lengths of padded sequences; checks their values only if they are on the CPU."""
+    """Checks the shape of `lengths` and, on the CPU and outside compilers, the values too."""
     batch_first = options & ops.BATCH_FIRST
     steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
     if lengths.shape != (batch,):
@@ -240,7 +240,7 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
 
 
 def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, options: int) -> None:
-    """Raises an error that names the first token id out of range; called only after a failure.
+    """Raises an error that names the first token id out of range. Called only after a failure.
 
     Args:
         ids, sequence_layout, options: as in `namernn_fast.ops`.

@@ -1,4 +1,4 @@
-"""Converts the dtypes of a call, under `torch.autocast` as torch's own layers do."""
+"""Converts the dtypes of a call; under `torch.autocast`, converts them as torch's layers do."""
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 def autocast_dtype(
     input: Tensor, cell: Cell, packed: bool = False, state: Tensor | None = None
 ) -> torch.dtype | None:
-    """Returns the dtype in which autocast computes a layer, or None if it does not apply.
+    """Returns the dtype in which autocast computes a layer, or None if autocast does not apply.
 
     On a CPU torch casts only the operands of the products in `nn.GRU`, and in `nn.LSTM` with packed
-    sequences. A state combines these products with the previous state, so its dtype is what both
-    are promoted to.
+    sequences. A new state combines these products with the previous state, so its dtype is
+    promoted from the dtypes of both.
 
     Args:
         input: features of any layout, or an embedding.
@@ -38,15 +38,20 @@ def autocast_dtype(
 
 
 def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Casts a tensor to the dtype of `autocast_dtype`, except float64, as autocast does."""
+    """Casts a tensor to `dtype`, the result of `autocast_dtype`.
+
+    Like autocast, leaves float64 tensors unchanged.
+    """
     return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
-    """Casts a normalised call in place: all of it as autocast does, then its states like its input.
+    """Casts the tensors of a normalised call as autocast does, then the states to input's dtype.
+
+    Modifies the call.
 
     Returns:
-        `lookup` with its embedding cast.
+        `lookup` with a cast embedding, or None.
     """
     features = call.data if lookup is None else lookup.embedding
     if torch._C._is_any_autocast_enabled():

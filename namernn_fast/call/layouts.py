@@ -1,4 +1,4 @@
-"""Converts input of every layout to what the operators take, and results back.
+"""Converts input of every layout to what the operators take, and converts results back.
 
 The layouts are: padded, with time or batch first; a single sequence without a batch; packed; and
 jagged. Each holds features or token ids.
@@ -73,7 +73,7 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
         return (hx,)
-    states = hx[0], hx[1]  # if there are fewer, fails as nn.LSTM does
+    states = hx[0], hx[1]  # fails like nn.LSTM if hx has fewer states
     if not isinstance(hx, tuple | list):
         raise TypeError(f"hx must be a pair of tensors or None, got {type(hx).__name__}")
     if len(hx) > len(cell.states):
@@ -110,7 +110,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
 
 
 def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
-    """`normalise` for a PackedSequence: sorts hx and reset into the order of its data."""
+    """Normalises a call on a PackedSequence; sorts hx and reset into the order of its data."""
     if call.states:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
@@ -125,8 +125,8 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
             order = _savable(sorted_indices)
             call.convert_states(lambda state: state.index_select(1, order))
         elif torch.compiler.is_compiling():
-            # A tracer needs the batch size as a shape, which states have. Reading it out of
-            # batch_sizes, where it is a value, would break the graph.
+            # A tracer needs the batch size as part of a shape, which states provide. Reading the
+            # batch size from the values of batch_sizes would break the graph.
             batch = sorted_indices.shape[0]
             call.states = ops.zero_states(call.cell, call.weights, call.options, batch)
     if data.dim() + has_ids != 2:
@@ -136,7 +136,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
 
 
 def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
-    """`normalise` for a nested tensor."""
+    """Normalises a call on a nested tensor."""
     if call.states:
         _check_states(call)
     if call.reset is not None:
@@ -187,7 +187,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
             "lengths need a padded input: a PackedSequence or a jagged tensor has its own lengths"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, device="cpu")  # a copy, so that nobody else can modify it
+        lengths = torch.tensor(lengths, device="cpu")  # a copy, which the caller cannot modify
         if not lengths.numel():  # an empty list becomes float32
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
@@ -198,11 +198,11 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
 
 
 def restore(input: Any, results: Results, options: int, has_ids: bool) -> tuple[Any, Any]:
-    """Returns output and h_n, or (h_n, c_n), in the layout of `input`, as the caller gets them.
+    """Returns the output and the last states, h_n or (h_n, c_n), in the layout of `input`.
 
     Args:
-        input: a Tensor or a PackedSequence.
-        results: of the call.
+        input: the caller's input, a Tensor or a PackedSequence.
+        results: the results of the call.
         options: the option bits of the call.
         has_ids: whether input holds token ids.
     """

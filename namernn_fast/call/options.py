@@ -1,4 +1,4 @@
-"""The option bits of a call, and the setting `batch_invariant()`, which sets one of them."""
+"""The option bits of a call, and the setting `batch_invariant()`, which sets one of these bits."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,14 @@ _batch_invariant = False
 
 @contextlib.contextmanager
 def batch_invariant(enabled: bool = True) -> Iterator[None]:
-    """Context manager: results of a sequence are bit-identical however it is batched.
+    """Context manager that makes the results of a sequence bit-identical however it is batched.
 
-    Results do not depend on the other sequences of the batch, the position among them, padding,
-    packing, lengths, or the number of threads. This holds for forward results of `rnn`, `gru`,
-    `lstm` and the modules; gradients of parameters are sums over the batch. The setting costs time:
-    small batches use the same chain lengths as large ones, and even a single short sequence copies
-    the weights into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
+    The results of a sequence do not depend on the other sequences of the batch, its position in the
+    batch, padding, packing, lengths, or the number of threads. This holds for forward results of
+    `rnn`, `gru`, `lstm` and the modules; gradients of parameters are sums over the batch. The
+    setting costs time: small batches use the same chain lengths as large batches, and even a single
+    short sequence copies the weights into panels. `FusedRNN(..., batch_invariant=True)` turns the
+    setting on for one module.
 
     The setting is global to the process, not per thread, like torch's own settings of this kind.
 

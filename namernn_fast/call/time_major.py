@@ -1,4 +1,4 @@
-"""Time-major rows, on which the paths without a kernel run, from every layout and back."""
+"""Converts every layout to time-major rows, on which the paths without a kernel run, and back."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from .. import ops
 
 
 def with_batch_first(output: Tensor) -> Tensor:
-    """Transposes an output that has no other references.
+    """Transposes a time-major output, which must have no other references, to batch first.
 
-    Without gradients this happens in place, so that the result is not a view, as in `nn.RNN`.
+    Without gradients, transposes in place, so that the result is not a view, as in `nn.RNN`.
     """
     return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 
@@ -20,9 +20,10 @@ def to_time_major(
     """Converts input of any layout to time-major or packed rows, which the layers run on.
 
     Returns:
-        input: (seq_len, batch, features), or the data of a PackedSequence; or token ids.
+        input: (seq_len, batch, features), or the data of a PackedSequence; token ids lack the last
+            dimension.
         batch_sizes: the number of sequences at each time, or None unless packed.
-        alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
+        alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
         places: the time and the sequence of each row of a jagged tensor, or None unless jagged.
     """
     if sequence_layout is not None and options & ops.PACKED:

@@ -20,14 +20,14 @@ from .call import Call, Choice
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 
 TRACED_VOCABULARY = 1024
-"""The largest vocabulary for which a compiled call uses a table. It is fixed because a comparison
-with the number of ids would become a guard."""
+"""The largest vocabulary for which a compiled call uses a table. This limit is fixed, because a
+comparison with the number of ids would become a guard."""
 SHARING_DTYPES = (torch.float32, torch.float64)
 SHARED_FROM_HIDDEN = 32
 """The smallest hidden_size for which sharing prefixes pays off."""
 SHARED_FROM_SEQUENCES = 128
-"""The smallest number of sequences for which sharing prefixes pays off; with fewer, finding the
-prefixes takes as long as a few steps."""
+"""The smallest number of sequences for which sharing prefixes pays off; with fewer sequences,
+finding the prefixes takes as long as a few steps."""
 
 
 def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
@@ -62,7 +62,7 @@ def lookup_of(
     padding_idx: int | None,
     share_prefixes: bool | None = False,
 ) -> Lookup | None:
-    """Returns the embedding of a call on token ids, or None if input holds features."""
+    """Returns the `Lookup` of a call on token ids, or None if input holds features."""
     if embedding is not None:
         check_types(input, embedding)
         return Lookup(embedding, padding_idx, share_prefixes)
@@ -72,15 +72,16 @@ def lookup_of(
 
 
 def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
-    """Converts a call on token ids in place: to one that reads tables, or to one on features.
+    """Converts a call on token ids, in place, to a call that reads tables or to a call on features.
 
     Args:
-        call: holds ids of an integer dtype as data.
+        call: a call whose data are int32 or int64 ids.
         lookup: the embedding.
         choice: the path of the call.
 
     Raises:
-        ValueError: embedding or padding_idx is wrong; share_prefixes is True, but impossible.
+        ValueError: embedding or padding_idx is wrong; share_prefixes is True, but sharing is
+            impossible.
         IndexError: an id is out of range.
     """
     embedding, padding_idx, share_prefixes = lookup
@@ -117,7 +118,7 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
     if torch.compiler.is_compiling():
-        # Do not turn a dynamic size into a guard.
+        # statically_known_true does not turn a dynamic size into a guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
         if not statically_known_true(vocabulary <= TRACED_VOCABULARY):
@@ -178,7 +179,7 @@ def why_not_shared(
 
 
 def refuse_to_share(why_not: str) -> NoReturn:
-    """Raises the error for share_prefixes=True if sharing is impossible."""
+    """Raises the error for share_prefixes=True in a call for which sharing is impossible."""
     raise ValueError(f"share_prefixes=True is impossible here: {why_not}")
 
 
@@ -189,10 +190,10 @@ def gather(
     sequence_layout: Tensor | None = None,
     options: int = 0,
 ) -> Tensor:
-    """Returns the embedding rows of ids, (..., input_size).
+    """Returns the embedding rows of ids, (..., input_size). Rows in padding are arbitrary.
 
     Args:
-        ids, sequence_layout, options: of the call. Rows in padding are arbitrary.
+        ids, sequence_layout, options: the token ids, layout and option bits of the call.
         embedding, padding_idx: as in `Lookup`.
 
     Raises:
@@ -229,7 +230,7 @@ def _with_tables(
             # A view keeps its values if `embedding.data` is replaced before the backward pass.
             embedding = embedding.view_as(embedding)
         else:
-            # Same values, but no gradient for row padding_idx.
+            # Look up every row: the values are the same, but row padding_idx gets no gradient.
             every_row = torch.arange(embedding.shape[0], device=embedding.device)
             embedding = F.embedding(every_row, embedding, padding_idx)
     replaced = [*weights]
@@ -239,11 +240,11 @@ def _with_tables(
 
 
 def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
-    """Returns the products of all rows, without autocast, which has already cast both operands."""
+    """Returns embedding W_ih^T, with autocast off, because both operands have already been cast."""
     device = embedding.device.type
     if device == "cpu" and embedding.dtype.itemsize == 2:
-        # oneDNN may read past the end of a row in 16 bits (uxlfoundation/oneDNN#5717), and would
-        # spread a NaN from the next column of a matrix that this one is a slice of.
+        # In 16 bits, oneDNN may read past the end of a row (uxlfoundation/oneDNN#5717). In a slice
+        # of a wider matrix, that would spread a NaN from the column after the slice.
         embedding, weight_ih = embedding.contiguous(), weight_ih.contiguous()
     if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
         return F.linear(embedding, weight_ih)

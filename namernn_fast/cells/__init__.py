@@ -1,7 +1,7 @@
-"""The recurrent cells: one module for each, with everything that the package knows about it.
+"""The recurrent cells. One module per cell holds everything that the package knows about the cell.
 
-`csrc/kernel/cells/` defines the same cells for the CPU kernels. Nothing else compares the names of
-cells, except for errors that repeat the wording of torch.
+`csrc/kernel/cells/` defines the same cells for the CPU kernels. Other code does not compare the
+names of cells, except where an error repeats torch's wording.
 """
 
 import importlib

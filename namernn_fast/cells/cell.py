@@ -31,24 +31,24 @@ class LayerWeights(NamedTuple):
 
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Computes the states at one time from the sums of the input and the previous states.
+"""A function of the input's sums and the previous states that returns the next states.
 
-The sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. The states of a row are side
-by side, (batch, states * hidden_size), the output first.
+The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. The states of a row
+are side by side, (batch, states * hidden_size), the output first.
 """
 
 
 class MakeStep(Protocol):
-    """Returns the step of a layer: the equation of a cell on tensors."""
+    """Makes the step of a layer, a function that evaluates the equation of its cell on tensors."""
 
     def __call__(self, weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
-        """Returns the step.
+        """Returns a step with these weights.
 
         Args:
-            weights: of the layer in one direction.
+            weights: the weights of the layer in one direction.
             relu: whether the nonlinearity is relu instead of tanh.
-            in_place: whether the step must overwrite the sums with the states. Only if the cell's
-                `sums_become_states` is True.
+            in_place: whether the step must overwrite the sums with the states, which requires
+                `Cell.sums_become_states`.
         """
 
 
@@ -57,7 +57,7 @@ class OnnxNode(NamedTuple):
 
     operator: str
     gates: Sequence[int]
-    """torch's weight blocks in the order of ONNX."""
+    """The indices of torch's weight blocks, in the order of ONNX."""
     attributes: Mapping[str, Any] = {}
 
 
@@ -66,11 +66,11 @@ class Cell:
     """A recurrent cell."""
 
     name: CellName
-    """What users pass as `cell`, and the name of its function."""
+    """The value that users pass as `cell`, and the name of the function that runs the cell."""
     number: int
     """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
     layer: str
-    """The name of its layer in this package. Its step module has the same name plus `Cell`."""
+    """The class name of the cell's layer. The cell's step module has this name plus `Cell`."""
     weight_blocks: int
     """The number of blocks of hidden_size rows in weights and biases, one per gate."""
     kept_blocks: int
@@ -85,12 +85,12 @@ class Cell:
     states: tuple[str, ...] = ("h",)
     """The names of a row's states, the output first. For h, torch's names are hx and h_n."""
     nonlinearities: tuple[str, ...] = ("tanh",)
-    """The nonlinearities to choose from."""
+    """The nonlinearities that users can choose."""
     separate_bias_hh: bool = False
     """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
     torch_operator: Callable[..., Any] | None = None
     """torch's operator for whole sequences, which runs on devices without a fused kernel. If None,
-    the reference path runs there, which is as fast."""
+    the reference path runs on these devices, as fast as torch's own layer."""
     has_gpu_kernel: bool = False
     autocasts_only_products: frozenset[str] = frozenset()
     """The layouts, `padded` or `packed`, for which torch's autocast on a CPU casts the operands of

@@ -16,7 +16,7 @@ from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
 def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
-    """Returns h_t, given x = W_ih x_t + b_ih and h = h_{t-1}."""
+    """Returns a step that computes h_t from x = W_ih x_t + b_ih and h = h_{t-1}."""
 
     def step(x: Tensor, h: Tensor) -> Tensor:
         x_r, x_z, x_n = x.chunk(3, 1)

@@ -12,7 +12,7 @@ from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
 def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
-    """Returns h_t, given x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
+    """Returns a step that computes h_t from x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
     weight_hh = weights.weight_hh.t()
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
     act = torch.relu_ if relu else torch.tanh_  # in place: the sum is new or may be overwritten

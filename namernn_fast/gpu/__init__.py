@@ -1,14 +1,16 @@
-"""The operators on GPUs, in Triton; imported when the first GPU tensor arrives.
+"""The operators on GPUs, in Triton. `ops` imports this package when a GPU tensor first arrives.
 
 One matrix product projects a layer's input for all rows; then one kernel runs the recurrence, with
-the loop over time inside the kernel. Token ids need no product: the kernel reads rows of their
-table. In the backward pass one kernel runs the recurrence in reverse and writes dz for every row.
-Matrix products compute all other gradients from dz, except that the gradient of a table is a sum of
-rows by token. The host never waits for the device: the kernels themselves read which rows exist.
+the loop over time inside the kernel. Token ids need no product, because the kernel reads each
+token's row of a table. In the backward pass one kernel runs the recurrence in reverse and writes dz
+for every row. Matrix products compute all other gradients from dz, except the gradient of a table,
+which sums the rows of each token. The host never waits for the device, because the kernels
+themselves read which rows exist.
 
-Calls go one way: `operators` checks the arguments and makes a `problem`, `stack` schedules its
-layers, `layer` launches `kernels` as the `plan` for the `device` says, and `products` computes the
-matrix products around them; both launch through `launching`. `tuning` times plans on request.
+A call passes through these modules: `operators` checks the arguments and makes a `problem`; `stack`
+schedules the layers; `layer` launches `kernels` with the `plan` for the `device`; `products`
+computes the matrix products around the kernels. Every launch goes through `launching`. `tuning`
+times plans on request.
 
 Legend: T time steps, B sequences, H hidden units, N rows, V rows of a table of token ids; a row is
 the vector of one (time, sequence) pair.

@@ -16,13 +16,13 @@ class Device(NamedTuple):
     backend: str
     """`cuda` or `hip`."""
     arch: str
-    """For example `sm_90` or `gfx942`."""
+    """The architecture, for example `sm_90` or `gfx942`."""
     shared: int
     """Bytes of shared memory available to one program."""
     processors: int
     """The number of streaming multiprocessors or compute units."""
     cooperative: bool = True
-    """Whether cooperative launches are allowed: False once the GPU has refused one."""
+    """Whether cooperative launches are allowed. False after the GPU has refused such a launch."""
 
     @property
     def meeting(self) -> int:
@@ -81,8 +81,8 @@ def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
     if index not in _refusing:
         _refusing.add(index)
         warnings.warn(
-            f"namernn_fast: {tensor.device} refused a cooperative launch ({error}). That happens "
-            "if only a part of the GPU is available, as under NVIDIA's multi-process service or in "
+            f"namernn_fast: {tensor.device} refused a cooperative launch ({error}). This happens "
+            "if only part of the GPU is available, as under NVIDIA's multi-process service or in "
             "a green context. From now on, kernels on this GPU run without cooperation and read "
             "weight_hh at every step, which is slower for large hidden sizes",
             RuntimeWarning,
@@ -91,5 +91,5 @@ def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
 
 
 def may_round_to_tf32(device: Device) -> bool:
-    """Returns whether torch's own setting lets an RNN round float32 to TF32; never on AMD."""
+    """Returns whether torch's setting lets an RNN round float32 to TF32; always False on AMD."""
     return device.backend == "cuda" and fp32_precision.of_rnns() == "tf32"

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..machine.transfers import is_capturing
 from .kernels import upload_kernel
 
-_UPLOADED = 64  # numbers per launch
+_UPLOADED = 64  # numbers copied per launch
 UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
 """Triton's compile and launch options for `upload_kernel`."""
 
@@ -31,9 +31,10 @@ def run(
 
 
 def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Copies numbers from 0 to 2^30 - 2 to a GPU as int64, without reading CPU memory later.
+    """Returns an int64 tensor on a GPU that holds `numbers`, which must be from 0 to 2^30 - 2.
 
-    A CUDA graph can capture this, because the numbers are passed as kernel arguments.
+    The numbers are passed as kernel arguments. So a CUDA graph can capture the upload, and nothing
+    reads CPU memory after this function returns.
     """
     launches = -(-len(numbers) // _UPLOADED)
     out = torch.empty(launches, _UPLOADED, dtype=torch.int64, device=device)
@@ -53,7 +54,7 @@ def is_refusal(error: RuntimeError) -> bool:
     return any(text in str(error) for text in _REFUSALS)
 
 
-_lock = threading.RLock()  # re-entrant, because a Triton launch hook may make another call
+_lock = threading.RLock()  # re-entrant, because a Triton launch hook may itself run a layer
 _last: dict[torch.device, dict[torch.cuda.Stream, torch.cuda.Event | None]] = {}
 """For each device, the streams of the last cooperative launches, whose kernels may run
 concurrently. Each stream's event is recorded after its last cooperative kernel."""
@@ -65,8 +66,8 @@ def turn(device: torch.device) -> Iterator[None]:
 
     The kernel waits for the cooperative kernels that this process has launched on other streams.
     CUDA guarantees that all programs of one cooperative kernel run at once, but two such kernels
-    can deadlock, each with some programs running and waiting for the rest. Nothing waits during a
-    capture, because the time and stream of a graph's replay are unknown.
+    can deadlock, each with some programs running and waiting for the rest. During a capture, the
+    kernel does not wait, because the time and stream of the graph's replay are unknown.
     """
     if device.type != "cuda" or is_capturing(device):
         yield
@@ -83,11 +84,13 @@ def turn(device: torch.device) -> Iterator[None]:
 def share_turn(
     device: torch.device, stream: torch.cuda.Stream, others: Iterable[torch.cuda.Stream]
 ) -> None:
-    """Lets cooperative kernels of several streams run at once; all their programs must fit.
+    """Lets cooperative kernels on several streams run at once.
+
+    The programs of all these kernels must fit on the device together.
 
     Args:
-        device: the device.
-        stream: its current stream, which `others` wait for.
+        device: the GPU of all these streams.
+        stream: the current stream of the GPU, which the caller makes `others` wait for.
         others: the other streams.
     """
     if is_capturing(device):
@@ -101,7 +104,11 @@ def share_turn(
 def _wait_for_others(
     device: torch.device, stream: torch.cuda.Stream
 ) -> dict[torch.cuda.Stream, torch.cuda.Event | None]:
-    """Makes a stream wait for cooperative kernels of other streams; returns `_last[device]`."""
+    """Makes a stream wait for cooperative kernels of streams that do not share its turn.
+
+    Returns:
+        The entry of `_last` for the device.
+    """
     last = _last.setdefault(device, {})
     if stream not in last:
         for event in last.values():

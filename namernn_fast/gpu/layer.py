@@ -1,4 +1,4 @@
-"""One layer: launches its kernel, and computes the matrix products around it."""
+"""Runs one layer: launches the kernel of its recurrence and computes the products around it."""
 
 import contextlib
 import functools
@@ -70,7 +70,13 @@ def form_of(
 
 @functools.cache
 def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
-    """Returns Triton's compile and launch options for a kernel; ids enable its assertion."""
+    """Returns Triton's compile and launch options for a kernel of the recurrence.
+
+    Args:
+        plan: the layer's plan.
+        device: the GPU.
+        with_ids: whether the input is token ids, which an assertion in the kernel checks.
+    """
     settings = {
         "num_warps": plan.warps,
         "enable_fp_fusion": True,
@@ -78,7 +84,7 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
     }
     if device.backend == "cuda":
         # By default the compiler may use fewer registers to fit more programs, and then spills.
-        # With one sequence, two programs fit per SM and hide each other's latency.
+        # Two programs with one sequence each fit on an SM and hide each other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:
@@ -90,7 +96,7 @@ def takes_transpose(plan: Plan, dtype: torch.dtype) -> bool:
     """Returns whether the forward kernel takes the transpose of weight_hh.
 
     Without tensor cores, the lanes of a warp read different units n of a streamed tile at once. In
-    weight_hh itself these are one row apart, which causes shared-memory bank conflicts.
+    weight_hh itself these units are one row apart, which causes shared-memory bank conflicts.
     """
     return plan.kind == "streamed" and plan.precision == "ieee" and dtype == torch.float32
 
@@ -104,13 +110,13 @@ def _launch(
     padded: bool,
     ring: bool = False,
 ) -> None:
-    """Launches a kernel over all rows.
+    """Launches a kernel of the recurrence over all rows of a layer.
 
     Args:
         kernel: `forward_kernel` or `backward_kernel`.
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         like: a tensor with the layer's device and dtype.
-        arguments: the arguments that only this kernel has.
+        arguments: the arguments that the two kernels do not share.
         padded: whether to zero rows past the end of sequences.
         ring: whether the forward kernel computes only h_n.
     """
@@ -184,17 +190,17 @@ def _of_directions(rows: Tensor, stack: Stack) -> Sequence[Tensor]:
 
 
 def _pair(of_each_direction: Sequence[Any]) -> tuple[Any, Any]:
-    """Returns the values of two directions; the second is None if there is only one."""
+    """Returns the values of both directions; the second value is None if there is one direction."""
     return of_each_direction[0], of_each_direction[1] if len(of_each_direction) == 2 else None
 
 
 def _join(of_each_direction: _Tensors) -> Tensor:
-    """Concatenates the tensors of all directions; no copy if there is only one."""
+    """Concatenates the rows of all directions, or returns the tensor of a single direction."""
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
 def _beside(of_each_direction: _Tensors) -> Tensor:
-    """Concatenates the columns of all directions; no copy if there is only one."""
+    """Concatenates the columns of all directions, or returns the tensor of a single direction."""
     return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
@@ -210,11 +216,11 @@ def forward_layer(
     """Runs the forward pass of a layer.
 
     Args:
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         x: the input's rows (N, features), or token ids (N).
         hx: initial states (directions, B, H), or None for zeros.
         weights: the weights of each direction.
-        output: receives the states, (N, directions * H); with `ring` (2 * B, directions * H).
+        output: receives the states, (N, directions * H), or (2 * B, directions * H) with `ring`.
         h_n: receives the last states, (directions, B, H).
         ring: whether only h_n is needed; output is then a ring buffer for the states of two steps.
     """
@@ -260,9 +266,9 @@ def backward_layer(
     """Runs the backward recurrence of a layer, and computes the gradients of hx and input.
 
     Args:
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         weights: the weights of each direction.
-        tensors: what the recurrence reads and writes.
+        tensors: the tensors that the recurrence reads and writes.
         grad_input: receives the gradient of the input, (N, features), or None if not needed.
     """
     if stepwise.suits(stack, tensors.output):
@@ -294,17 +300,17 @@ def weight_gradients(
     dz: Tensor,
     previous_states: Tensor | None,
 ) -> list[Tensor]:
-    """Returns the gradients of a layer's weights, in the order of the flat list.
+    """Returns the gradients of a layer's weights, in the order of the flat list of weights.
 
     Args:
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         x: the input's rows (N, features), or token ids (N).
         hx: initial states (directions, B, H), or None for zeros.
         weights: the weights of each direction.
         output: the output of the forward pass, (N, directions * H).
         dz: the gradient of the sums, shaped like output.
-        previous_states: the previous state of each row, shaped like output, or None if rows are
-            consecutive.
+        previous_states: the previous state of each row, shaped like output, or None if the
+            layout is `consecutive`.
     """
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
@@ -331,12 +337,12 @@ def weight_gradients(
 def _grad_weight_hh(
     dz: Tensor, states: Tensor, hx: Tensor | None, batch: int, reverse: bool
 ) -> Tensor:
-    """Returns the gradient of weight_hh of one direction; rows must be consecutive.
+    """Returns the gradient of weight_hh of one direction. The layout must be `consecutive`.
 
     Args:
         dz: the gradient of the sums (N, H).
-        states: the direction's output (N, H). A row is the previous state of the row one step
-            later.
+        states: the direction's output (N, H). Each row is the previous state of the row one step
+            later in the direction.
         hx: initial states (B, H), or None for zeros.
         batch: number of rows per step.
         reverse: whether the direction goes back in time.
@@ -347,7 +353,7 @@ def _grad_weight_hh(
     else:
         later, previous, first = dz[border:], states[: len(dz) - batch], dz[:border]
     if hx is None:
-        # The first dz times zero states: zeros, or NaN if dz is not finite.
+        # dz of the first step times zero states is zero, or NaN if dz is not finite.
         grad_first = (first * 0).sum(0).unsqueeze(1)
         return product(later.t(), previous, plus=grad_first)
     grad = product(first.t(), hx)

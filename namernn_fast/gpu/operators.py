@@ -15,15 +15,15 @@ from .stack import backward_stack, forward_stack
 
 
 def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """`namernn_fast::forward` of the vanilla cell on a GPU, as in `namernn_fast.ops`.
+    """Implements `namernn_fast::forward` for the vanilla cell on a GPU; see `namernn_fast.ops`.
 
     A token id out of range triggers a device-side assertion.
 
     Raises:
-        RuntimeError: an argument is wrong, or BATCH_INVARIANT is set.
+        RuntimeError: an argument is invalid, or BATCH_INVARIANT is set.
     """
     options = call.options
-    _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
+    _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not supported on a GPU")
     _require(
         not (options & ops.LAST_STATE and options & ops.WANT_SAVED),
         "options must not set both LAST_STATE and WANT_SAVED",
@@ -39,10 +39,10 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
 
 
 def backward(call: ops.BackwardArguments) -> list[Tensor]:
-    """`namernn_fast::backward` of the vanilla cell on a GPU, as in `namernn_fast.ops`.
+    """Implements `namernn_fast::backward` for the vanilla cell on a GPU; see `namernn_fast.ops`.
 
     Raises:
-        RuntimeError: an argument is wrong.
+        RuntimeError: an argument is invalid.
     """
     _require(not call.options & ops.LAST_STATE, "backward does not support LAST_STATE in options")
     stack, x = _checked_stack(call)
@@ -52,7 +52,7 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
         lengths = stack.layout.lengths
         reads_input = 0 in want_layers and not ops.has_ids(input)
         if reads_input and stack.layout.padded and lengths is not None:
-            # Zero the padding: it may be NaN, and NaN times a dz of zero is NaN.
+            # Zero the padding, which may contain NaN, because NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= lengths.unsqueeze(1)
             past = past if call.options & ops.BATCH_FIRST else past.t()
@@ -111,7 +111,11 @@ class _Shape:
 
 
 def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
-    """Checks the arguments of an operator; returns the stack, and the input as (N, features)."""
+    """Checks the arguments of an operator.
+
+    Returns:
+        The stack, and the input's rows (N, features) or token ids (N).
+    """
     input, states, weights, options = call.input, call.states or [], call.weights, call.options
     _require(
         not options & ops.SHARE_PREFIXES,
@@ -204,7 +208,10 @@ def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
 def _read_layout(
     input: Tensor, rows: Tensor | None, reset: Tensor | None, options: int
 ) -> SequenceLayout:
-    """Checks and reads which rows exist; `rows` is the operator's argument sequence_layout."""
+    """Checks the arguments that say which rows exist, and returns the layout.
+
+    `rows` is the operator's argument sequence_layout.
+    """
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
     _require(not (packed and jagged), "options must not say both packed and jagged")
@@ -269,7 +276,7 @@ def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> S
 
 
 def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
-    """Checks batch_sizes and copies the layout to the device without waiting for it."""
+    """Checks batch_sizes and returns the layout, without waiting for its copy to the device."""
     _require(
         batch_sizes.is_cpu and batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1,
         "batch_sizes must be a 1-D int64 tensor on the CPU",
@@ -291,7 +298,7 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
 
 
 def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:
-    """Returns the number of rows before each time and the number of steps of each sequence."""
+    """Returns the number of rows before each time, then the number of steps of each sequence."""
     starts = batch_sizes.cumsum(0) - batch_sizes
     # The length of sequence b is the number of steps with more than b sequences.
     sequences = torch.arange(B, device=batch_sizes.device)

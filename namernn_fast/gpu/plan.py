@@ -1,4 +1,4 @@
-"""The plan of a layer on a GPU, made from its sizes and the properties of the device."""
+"""The plan of a layer on a GPU, made from the sizes of the layer and properties of the device."""
 
 import functools
 from typing import NamedTuple
@@ -32,22 +32,22 @@ class Plan(NamedTuple):
     precision: str
     """The `input_precision` of `tl.dot` for float32 products: `ieee` or `tf32`."""
     stepwise: bool | None = None
-    """Whether torch, instead of a streamed kernel, computes the product of each step, if possible.
-    None: only if torch is estimated to be faster."""
+    """Whether torch, if possible, computes the product of each step instead of a streamed kernel.
+    If None, this holds only if torch is estimated to be faster."""
 
     @property
     def kind(self) -> str:
         """Where weight_hh is while the recurrence runs.
 
-        `resident`: one program keeps all of it on chip; `cooperative`: each of several members
-        keeps a part of it on chip; `streamed`: it is read at every step.
+        `resident`: one program keeps all of weight_hh on chip; `cooperative`: each of several
+        members keeps a part of weight_hh on chip; `streamed`: every step reads all of weight_hh.
         """
         if self.tiles > 1 or self.block_k < self.block_n * self.members:
             return "streamed"
         return "resident" if self.members == 1 else "cooperative"
 
     def runs_stepwise(self, hidden_size: int, batch: int, is_captured: bool) -> bool:
-        """Returns whether torch computes the product of each step instead of a kernel.
+        """Returns whether torch, instead of a streamed kernel, computes the product of each step.
 
         Args:
             hidden_size: number of hidden units of the layer.
@@ -67,19 +67,19 @@ class Plan(NamedTuple):
 FEWEST_UNITS_OF_STEPS = 512
 """The fewest hidden units for which one torch product per step can be faster than one kernel."""
 # The two limits below are estimates for an H100, not measurements. The step time of a streamed
-# kernel was counted in its machine code. Torch's step time was taken as a product at the peak rate
-# of the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a
-# CUDA graph. From _UNITS_THAT_PAY hidden units on, torch takes 0.3 to 0.8 of the kernel's time;
-# with fewer, at least 0.87.
+# kernel was derived from its machine code. Torch's step time was taken as the sum of a product at
+# the peak rate of the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the
+# kernels of a CUDA graph. With at least _UNITS_THAT_PAY hidden units, torch's step takes 0.3 to 0.8
+# times as long as the kernel's step; with fewer units, at least 0.87 times as long.
 _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
 # A step with this many multiply-adds keeps the GPU busy while the host launches the next two
-# kernels: at those rates it takes 9 µs in float32 and 5 µs in TF32. With shorter steps an eager
-# call would wait for the host.
+# kernels. At the rates above, such a step takes 9 µs in float32 and 5 µs in TF32. In an eager call
+# with shorter steps, the GPU would wait for the host.
 _HIDES_THE_HOST = 2**28
-_KEPT_IN_REGISTERS = 64  # Values of weight_hh that a thread keeps without tensor cores.
-# Limits in bytes above which registers spill. The first is for the states of more than 16 sequences
-# in a program that keeps all of weight_hh, the second for a member's part of weight_hh plus a block
-# of states.
+_KEPT_IN_REGISTERS = 64  # Values of weight_hh that each thread keeps without tensor cores.
+# Limits in bytes above which registers spill. _LARGE_STATES applies to the states of more than 16
+# sequences in a program that keeps all of weight_hh, _KEPT_WITH_STATES to a member's part of
+# weight_hh plus a block of states.
 _LARGE_STATES = 8 * 1024
 _KEPT_WITH_STATES = 128 * 1024
 
@@ -97,15 +97,15 @@ def choose(
 
     - `resident` if one program can keep weight_hh on chip: in shared memory for tensor cores, or,
       in float32 without TF32, in the registers of a program with one sequence.
-    - Else `cooperative` if several programs together can keep it, and all programs of the grid can
-      run at once: they meet at a barrier in every step.
-    - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh in
-      the tiles for which reads and multiply-adds are estimated to take the fewest cycles.
+    - Else `cooperative` if several programs together can keep weight_hh on chip, and all programs
+      of the grid can run at once, because programs meet at a barrier in every step.
+    - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh, in
+      tiles of the size that is estimated to need the fewest cycles for reads and multiply-adds.
 
     Args:
         hidden_size: number of hidden units of the layer.
         batch: number of sequences.
-        dtype: float32, bfloat16 or float16, for all tensors of the layer.
+        dtype: the dtype of all tensors of the layer: float32, bfloat16 or float16.
         device: the GPU.
         directions: number of directions, 1 or 2.
         tf32: whether float32 operands of products may be rounded to TF32.
@@ -117,7 +117,8 @@ def choose(
     precision = "tf32" if dtype.itemsize == 4 else "ieee"
 
     size = dtype.itemsize
-    # Use the smallest blocks that tensor cores support, unless there are more blocks than SMs.
+    # Use the smallest blocks of sequences that tensor cores support, unless there would be more
+    # blocks than SMs.
     kept = whole * whole * size
     for block_b in (64, 32, 16):
         states = block_b * whole * size
@@ -138,7 +139,7 @@ def choose(
 
 
 def _warps(threads: int, device: Device) -> int:
-    """Returns the number of warps, from 4 to 16, for about this many threads."""
+    """Returns the number of warps, from 4 to 16, that makes about `threads` threads."""
     warps: int = triton.next_power_of_2(triton.cdiv(threads, device.lanes))
     return min(16, max(4, warps))
 
@@ -146,7 +147,7 @@ def _warps(threads: int, device: Device) -> int:
 def _choose_without_tensor_cores(
     hidden_size: int, sequences: int, whole: int, device: Device
 ) -> Plan | None:
-    """Returns a plan with weight_hh in registers, or None if it does not fit."""
+    """Returns a plan with weight_hh in registers, or None if weight_hh does not fit."""
     for threads in (128, 256, 512):
         kept = threads * _KEPT_IN_REGISTERS
         block_n = min(whole, kept // whole)
@@ -159,7 +160,7 @@ def _choose_without_tensor_cores(
 
 
 class _Tile(NamedTuple):
-    """A tile of weight_hh and how it is streamed; the fields mean the same as in `Plan`."""
+    """A tile of weight_hh and how it is streamed; its fields are also fields of `Plan`."""
 
     block_b: int
     block_n: int
@@ -181,8 +182,8 @@ _TILES = {
 }
 # Properties of an H100.
 _PORT = 64  # bytes that an SM reads from L2 per cycle
-_READING = 0.6  # fraction of all SMs that can read at that rate at the same time
-_BARRIER = 2600  # cycles of a barrier among programs
+_READING = 0.6  # fraction of all SMs that can read at the rate _PORT at the same time
+_BARRIER = 2600  # cycles that a barrier among programs takes
 
 
 def _choose_streamed(
@@ -193,18 +194,18 @@ def _choose_streamed(
     kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"
     found: dict[Plan, float] = {}
     for block_b, block_n, block_k, warps, stages in _TILES[kind]:
-        read = (block_b + block_n) * itemsize  # bytes for each unit that is summed over
+        read = (block_b + block_n) * itemsize  # bytes per hidden unit that is summed over
         if stages * read * block_k > device.shared:
             continue
         blocks = triton.cdiv(batch, block_b) * directions
         tiles = triton.cdiv(hidden_size, block_n)
         members = min(tiles, max(1, device.meeting // blocks))
-        members = triton.next_power_of_2(members + 1) // 2  # so that tiles divide evenly
+        members = triton.next_power_of_2(members + 1) // 2  # so tiles divide evenly among members
         tiles = triton.cdiv(tiles, members)
         programs = members * blocks
         busy = min(1, programs / device.processors)
         cycles = read / _PORT * max(1, busy / _READING)
-        if without_cores:  # instructions of the compiled loops, at four per cycle
+        if without_cores:  # cycles of the compiled loops, at four instructions per cycle
             cycles = max(cycles, (block_b * block_n + 180) / 90)
         cycles *= hidden_size * tiles * triton.cdiv(programs, device.processors)
         plan = Plan(block_b, block_n, block_k, members, tiles, 1, warps, stages, precision)
@@ -244,6 +245,6 @@ def size_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Size
 
 
 def plan_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Plan:
-    """Returns the plan that `autotune` found for a layer of this size, else the default plan."""
+    """Returns the plan that `autotune` found for a layer of this size, or the default plan."""
     size = size_of(hidden_size, batch, like, directions)
     return tuned.get(size) or size.choose()

@@ -10,38 +10,41 @@ from ..cells.cell import LayerWeights
 
 
 class SequenceLayout(NamedTuple):
-    """The layout of a call's (time, sequence) rows: which exist, and where they are in memory.
+    """Which (time, sequence) rows of a call exist, and where each row is in memory.
 
     Strides are in rows, except for reset, whose strides are in elements.
     """
 
     T: int
-    """Time steps; for a jagged tensor an upper bound."""
+    """Number of time steps; for a jagged tensor, an upper bound."""
     B: int
-    """Sequences."""
+    """Number of sequences."""
     N: int
-    """Rows."""
+    """Number of rows."""
     time_stride: int
     batch_stride: int
     lengths: Tensor | None = None
-    """int64 (B), the number of steps of each sequence, or None: T each, or given by offsets."""
+    """int64 (B), the number of steps of each sequence. None if every sequence has T steps, or if
+    `offsets` determines the lengths."""
     offsets: Tensor | None = None
-    """int64 (B + 1), the first row of each sequence of a jagged tensor; else None."""
+    """int64 (B + 1), the first row of each sequence of a jagged tensor, then the end of the last
+    sequence. None for other layouts."""
     starts: Tensor | None = None
-    """int64 (T), the number of rows before each time in packed data; else None."""
+    """int64 (T), the number of rows before each time in packed data. None for other layouts."""
     reset: Tensor | None = None
-    """uint8, nonzero where the state restarts from zeros; or None."""
+    """uint8, nonzero for each (time, sequence) at which the state restarts from zeros. None without
+    resets."""
     reset_time_stride: int = 0
     reset_batch_stride: int = 0
 
     @property
     def padded(self) -> bool:
-        """Whether there are rows past the end of sequences."""
+        """Whether tensors may have rows past the end of sequences."""
         return self.lengths is not None and self.starts is None
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows exist, and each continues from the previous state."""
+        """Whether every row exists and no reset cuts a sequence."""
         optional = (self.lengths, self.offsets, self.starts, self.reset)
         return all(tensor is None for tensor in optional)
 
@@ -56,7 +59,7 @@ class Stack(NamedTuple):
 
     layout: SequenceLayout
     hx: Tensor | None
-    """(num_layers * directions, B, H), contiguous, or None: zeros."""
+    """Initial states (num_layers * directions, B, H), contiguous, or None for zeros."""
     weights: Sequence[Tensor]
     """The flat list of weights, contiguous."""
     options: int
@@ -75,18 +78,18 @@ class BackwardTensors(NamedTuple):
     """The tensors that the backward recurrence of a layer reads and writes."""
 
     hx: Tensor | None
-    """Initial states (directions, B, H), or None: zeros."""
+    """Initial states (directions, B, H), or None for zeros."""
     weights_hh: Sequence[Tensor]
     """The recurrent weights of each direction (H, H)."""
     output: Tensor
     """The output of the forward pass, (N, directions * H)."""
     grad_output: Tensor | None
-    """Shaped like output, or None: zeros."""
+    """The gradient of output, shaped like output, or None for zeros."""
     grad_h_n: Tensor | None
-    """(directions, B, H), or None: zeros."""
+    """The gradient of the last states, (directions, B, H), or None for zeros."""
     dz: Tensor
-    """Written: the gradient of the sums, shaped like output."""
+    """Receives the gradient of the sums, shaped like output."""
     previous_states: Tensor | None
-    """Written unless None: the previous state h_{t-1} of each row, shaped like output."""
+    """Receives the previous state h_{t-1} of each row, shaped like output; None if not needed."""
     grad_hx: Tensor | None
-    """Written unless None: (directions, B, H)."""
+    """Receives the gradient of hx, (directions, B, H); None if not needed."""

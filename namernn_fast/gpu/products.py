@@ -3,8 +3,8 @@
 An RNN in cuDNN uses one precision for all its float32 products,
 `torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products use another setting,
 `torch.backends.cuda.matmul.fp32_precision`. Both settings are global, so a call cannot change them
-temporarily: other threads would see the change. So if the two differ, a kernel of this package
-computes the product; if they agree, and in 16 bits, torch does.
+temporarily: other threads would see the change. So if the two settings differ, a kernel of this
+package computes float32 products. Torch computes all other products.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from . import launching
 from .device import Device, device_of, may_round_to_tf32
 from .kernels import product_kernel
 
-_TERMS_OF_A_PART = 512  # Minimum terms per part when several programs split a sum.
+_TERMS_OF_A_PART = 512  # Minimum number of terms per part when programs split a sum.
 
 
 class Tiles(NamedTuple):
@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# Chosen from tiles that spill no registers on any device, whatever the strides are.
+# These tiles do not spill registers on any device, whatever the strides are.
 _SMALL = {"ieee": Tiles(64, 64, 16, 8, 3), "tf32": Tiles(64, 64, 32, 4, 3)}
 _LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, 8, 3)}
 
@@ -41,9 +41,9 @@ class ProductPlan(NamedTuple):
 
     tiles: Tiles
     terms: int
-    """Terms of the sum in each part, a multiple of the tile's block_k."""
+    """Number of terms of the sum in each part, a multiple of `tiles.block_k`."""
     parts: int
-    """The number of parts that the sum is split into; they are added in order."""
+    """Number of parts that the sum is split into. The parts are added in order."""
     precision: str
     """`ieee` or `tf32`."""
 
@@ -63,7 +63,15 @@ class ProductPlan(NamedTuple):
 
 
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
-    """Returns the plan for a product of (M, K) by (K, N), which depends only on sizes."""
+    """Returns the plan for the product of an (M, K) and a (K, N) matrix, whatever the strides are.
+
+    Args:
+        M: number of rows of the left matrix.
+        N: number of columns of the right matrix.
+        K: number of terms in each sum.
+        precision: `ieee` or `tf32`.
+        processors: number of streaming multiprocessors of the GPU.
+    """
 
     def blocks(tiles: Tiles) -> int:
         return -(-M // tiles.block_m) * -(-N // tiles.block_n)
@@ -90,15 +98,16 @@ def precision_of_its_own(like: Tensor) -> str | None:
 def product(
     left: Tensor, right: Tensor, plus: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """Returns left @ right + plus; float32 products have the precision of an RNN.
+    """Returns left @ right + plus. Float32 products have the precision of an RNN's products.
 
-    Repeated calls give identical bits.
+    Repeated calls return identical bits.
 
     Args:
-        left: (M, K), with any strides.
-        right: (K, N), with any strides.
-        plus: (N), (M, 1) or (M, N), or None for zeros.
-        out: (M, N), contiguous; receives the result and may be `plus`. None: a new tensor.
+        left: matrix (M, K) with any strides.
+        right: matrix (K, N) with any strides.
+        plus: tensor to add, (N), (M, 1) or (M, N), or None for zeros.
+        out: receives the result, (M, N), contiguous; may be the same tensor as `plus`. If None, a
+            new tensor is allocated.
     """
     if (precision := precision_of_its_own(left)) is not None:
         return _product(left, right, plus, out, precision, device_of(left))
@@ -115,7 +124,7 @@ def _product(
     precision: str,
     device: Device,
 ) -> Tensor:
-    """Computes `product` with the kernel of this package."""
+    """Implements `product` with `product_kernel`."""
     (M, K), N = left.shape, right.shape[1]
     if out is None:
         out = left.new_empty(M, N)

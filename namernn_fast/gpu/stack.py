@@ -19,7 +19,7 @@ from .layer import backward_layer, forward_layer, weight_gradients
 from .plan import plan_of
 from .problem import BackwardTensors, SequenceLayout, Stack
 
-_STRETCH = 128  # Minimum steps per stretch: fewer run faster than the host can launch them.
+_STRETCH = 128  # Minimum number of steps: the host could not launch shorter stretches fast enough.
 _STRETCHES = 8  # Maximum number of stretches.
 
 _Rows = TypeVar("_Rows", Tensor, Tensor | None)
@@ -42,7 +42,7 @@ class _Stretch(NamedTuple):
 
 
 def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
-    """Returns several stretches if layers can run concurrently, else one with all steps."""
+    """Returns several stretches if layers can run concurrently, else one stretch of all steps."""
     layout, excluded = stack.layout, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
     count = 1
     if num_layers > 1 and layout.T >= 2 * _STRETCH and layout.B and not stack.options & excluded:
@@ -70,7 +70,7 @@ def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
 
 
 class _InTurn:
-    """Runs tasks on the current stream, in the order of the calls."""
+    """Runs tasks on the current stream, in the order in which they are submitted."""
 
     def __enter__(self) -> "_InTurn":
         return self
@@ -79,11 +79,11 @@ class _InTurn:
         pass
 
     def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
-        """Runs a task after the last task of `layer` and the last task of layer `after`."""
+        """Runs a task after the latest tasks of layer `layer` and of layer `after`, if any."""
         task()
 
     def finish(self, task: Callable[[], object]) -> None:
-        """Runs a task on the current stream, after all tasks so far."""
+        """Runs a task on the current stream, after all tasks that were submitted before."""
         task()
 
 
@@ -133,7 +133,7 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 
 def _schedule(stack: Stack, stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
-    """Returns the scheduler of the layers' tasks, concurrent if there are several stretches."""
+    """Returns a scheduler, which runs layers concurrently if there are several stretches."""
     if len(stretches) == 1:
         return _InTurn()
     plan = plan_of(stack.hidden_size, stack.layout.B, like, stack.directions)
@@ -144,7 +144,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     """Runs the forward pass of a stack.
 
     Args:
-        stack: the layers.
+        stack: the stack to run.
         x: the input's rows (N, features), or token ids (N).
 
     Returns:
@@ -159,7 +159,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs = [like.new_empty(count, width) for count in rows]
     h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # States between stretches alternate between two tensors, so that the last ones end up in h_n.
+    # States between stretches alternate between two tensors, so that the last states are in h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
@@ -194,17 +194,17 @@ def backward_stack(
     """Runs the backward pass of a stack.
 
     Args:
-        stack: the layers.
+        stack: the stack to run.
         x: the input's rows (N, features), or token ids (N).
         outputs: the outputs of all layers, each (N, directions * H).
         grad_output: the gradient of the last layer's output, or None for zeros.
-        grad_h_n: like h_n, or None for zeros.
+        grad_h_n: the gradient of h_n, or None for zeros.
         grad_hx: receives the gradient of hx, or None if it is not needed.
         want_input: whether the gradient of the input is needed.
-        want_layers: the layers whose weights need a gradient.
+        want_layers: the indices of the layers whose weights need gradients.
 
     Returns:
-        The gradient of x, or None; and the gradients of the weights by layer.
+        The gradient of x, or None if it is not needed; the gradients of weights by layer index.
     """
     layers, like = stack.layers(), stack.weights[0]  # not x, which may be token ids
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
@@ -217,8 +217,8 @@ def backward_stack(
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, then the output
-    # For each layer, dz and the previous states, or None if `outputs` holds the previous states.
+    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, then of the output
+    # For each layer, dz and the previous states (None if `outputs` holds the previous states).
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}
 

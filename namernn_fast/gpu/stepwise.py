@@ -1,8 +1,9 @@
-"""The recurrence of a layer with two launches per step: a torch product and the activation.
+"""Runs the recurrence of a layer with two launches per step: a torch product and the activation.
 
-It replaces the streamed kernel, which reads weight_hh at every step, if the product of a step is so
-large that torch is estimated to be faster; see `plan`. States overwrite the projected input, and dz
-overwrites a copy of the gradient of the output, so that the products can accumulate in place.
+This path replaces the streamed kernel, which reads weight_hh at every step, if the product of a
+step is so large that torch is estimated to be faster; see `plan`. States overwrite the projected
+input, and dz overwrites a copy of the gradient of the output, so that the products can accumulate
+in place.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,15 @@ from .products import precision_of_its_own
 
 
 def suits(stack: Stack, like: Tensor) -> bool:
-    """Returns whether the recurrence of a layer runs step by step.
+    """Returns whether this module runs the recurrence of a layer.
 
     Args:
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         like: a tensor with the layer's device and dtype.
     """
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
-        return False  # 16-bit sums would be rounded before the activation too
+        return False  # a product in 16 bits would round its sums before the activation
     if layout.B == 0 or not layout.is_whole or precision_of_its_own(like) is not None:
         return False
     plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
@@ -43,14 +44,14 @@ def forward_steps(
     """Computes the states of a layer.
 
     Args:
-        stack: the layer's stack.
+        stack: the stack that contains the layer.
         hx: initial states (directions, B, H), or None for zeros.
         weights_hh: the recurrent weights of each direction, (H, H).
-        states: (N, directions * H), the projected input with both biases; overwritten by states.
+        states: the projected input with both biases, (N, directions * H); overwritten by states.
         h_n: receives the last states, (directions, B, H).
     """
     activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
-    if hx is None:  # Multiply zeros too: zero times a non-finite weight is NaN.
+    if hx is None:  # Multiply zeros too, because zero times a non-finite weight is NaN.
         hx = torch.zeros_like(h_n)
     for k, weight_hh in enumerate(weights_hh):
         transposed = weight_hh.t()
@@ -96,9 +97,9 @@ def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
     """Returns a view (B, H) of the rows of each step, in the order of the direction.
 
     Args:
-        rows: (N, directions * H).
-        stack: the layer's stack.
-        k: the direction; 1 goes back in time.
+        rows: the rows of all steps, (N, directions * H).
+        stack: the stack that contains the layer.
+        k: the index of the direction; direction 1 goes back in time.
     """
     layout, H = stack.layout, stack.hidden_size
     width = rows.shape[1]

@@ -1,4 +1,4 @@
-"""Sums of the rows of each token, for the gradient of a table."""
+"""Sums the rows of each token, to compute the gradient of a table."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from . import launching
 from .kernels import sums_by_token_kernel
 
-_ROWS_OF_A_PART = 256  # Rows that a part adds for an average token.
+_ROWS_OF_A_PART = 256  # Target for the rows that a part adds per token, on average.
 SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
 """Triton's compile and launch options for `sums_by_token_kernel`."""
 
 
 def sums_constants_of(width: int) -> dict[str, Any]:
-    """Returns the compile-time arguments of `sums_by_token_kernel`."""
+    """Returns the compile-time arguments of `sums_by_token_kernel` for rows of `width` features."""
     block = min(64, triton.next_power_of_2(width))
     return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
 
@@ -23,12 +23,14 @@ def sums_constants_of(width: int) -> dict[str, Any]:
 def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     """Returns the sum of each token's rows, (vocabulary, features), added in a fixed order.
 
-    Torch's own `embedding_dense_backward` uses atomic additions for small vocabularies, in any
-    order (https://github.com/pytorch/pytorch/pull/172454), unless deterministic algorithms are on.
+    Unless deterministic algorithms are enabled, torch's own `embedding_dense_backward` uses atomic
+    additions, in any order, for small vocabularies
+    (https://github.com/pytorch/pytorch/pull/172454).
 
     Args:
-        rows: (N, features), contiguous. Rows of padding are zero.
-        ids: (N). They are not used as addresses: rows with an id out of range are left out.
+        rows: the rows to add, (N, features), contiguous. Rows of padding must be zero.
+        ids: the token id of each row, (N). Ids are not used as addresses, and rows whose id is out
+            of range are not added.
         vocabulary: the number of tokens.
     """
     by_token, order = ids.to(torch.int32).sort(stable=True)

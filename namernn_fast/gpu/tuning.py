@@ -1,4 +1,4 @@
-"""Times plans on request; the package never times anything unasked."""
+"""Times plans when a program calls `autotune`, and at no other time."""
 
 import warnings
 from collections.abc import Callable
@@ -23,15 +23,17 @@ def autotune(
     """Times candidate plans for a layer and keeps the fastest one for this process.
 
     Args:
-        input: (seq_len, batch, features), on a GPU, with the sizes and dtype to tune for.
+        input: a tensor (seq_len, batch, features) on a GPU, with the sizes and dtype to tune for.
         hidden_size: number of hidden units of the layer.
         bidirectional: whether the layer has two directions.
-        measure: returns the milliseconds of `call()`, which runs a forward and a backward pass.
-            Default: `triton.testing.do_bench_cudagraph`, which replays a CUDA graph and so excludes
-            host overhead. If no graph can be captured, warns and uses `triton.testing.do_bench`.
+        measure: a function that receives a function `call`, which runs a forward and a backward
+            pass, and returns the milliseconds that `call()` takes. The default is
+            `triton.testing.do_bench_cudagraph`, which replays a CUDA graph and so excludes host
+            overhead. If no graph can be captured, `autotune` warns and uses
+            `triton.testing.do_bench`.
 
     Returns:
-        The plan, which later calls with this batch, dtype and hidden size will use.
+        The fastest plan, which later calls with this batch, dtype and hidden size will use.
     """
     directions = 2 if bidirectional else 1
     layer = torch.nn.RNN(
@@ -65,13 +67,14 @@ def autotune(
 
 
 def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
-    """Returns the milliseconds of each plan, all in CUDA graphs or all launched by the host."""
+    """Returns the milliseconds that each plan takes. Uses CUDA graphs for all plans or for none."""
     try:
         return _time(size, call, triton.testing.do_bench_cudagraph)
     except RuntimeError as error:
         warnings.warn(
             f"namernn_fast: autotune could not capture a CUDA graph ({error}) and times calls "
-            "launched by the host instead, whose overhead hides differences between small layers",
+            "launched by the host instead. Host overhead hides differences between plans of small "
+            "layers",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -79,7 +82,7 @@ def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
 
 
 def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan, float]:
-    """Returns the milliseconds of each plan that fits the device."""
+    """Returns the milliseconds that each plan takes, except plans that do not fit the device."""
     milliseconds = {}
     for plan in _candidates(size):
         tuned[size] = plan
@@ -95,7 +98,8 @@ def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan,
 def _candidates(size: Size) -> list[Plan]:
     """Returns the default plans for this and other batch sizes, with several numbers of warps.
 
-    If weight_hh is streamed, a plan with torch's product at every step is one candidate.
+    If a large float32 layer streams weight_hh, one candidate uses torch for the product of each
+    step.
     """
     chosen = [size.choose()]
     chosen += [size._replace(batch=batch).choose() for batch in (1, 16, 64, 256, 1024, 4096)]

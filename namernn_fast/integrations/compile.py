@@ -1,9 +1,9 @@
 """Lets `torch.compile` trace the fused layers.
 
-Dynamo breaks the graph at `nn.RNN` and its subclasses unless its option `allow_rnn` is set, which
-would also make it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`. So the option is set only
-while Dynamo wraps a fused layer. If a torch version lacks the method that is patched here, Dynamo's
-own message says how to set the option.
+Dynamo breaks the graph at `nn.RNN` and its subclasses unless the option `allow_rnn` is set. Setting
+this option globally would also make Dynamo unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`.
+So the option is set only while Dynamo wraps a fused layer. If a torch version lacks the method that
+is patched here, Dynamo's own message says how to set the option.
 """
 
 import functools
@@ -14,12 +14,12 @@ from .deferred import when_imported
 
 
 def allow_tracing(*classes: type) -> None:
-    """Makes Dynamo trace instances of `classes`, which inherit from torch's, like other modules."""
+    """Makes Dynamo trace `classes`, subclasses of torch's layers, like any other modules."""
     when_imported("torch._dynamo.variables.builder", lambda builder: _patch(builder, classes))
 
 
 def _patch(builder: ModuleType, classes: tuple[type, ...]) -> None:
-    """Wraps Dynamo's `VariableBuilder.wrap_module`, if there is such a method."""
+    """Patches Dynamo's `VariableBuilder.wrap_module`, if this torch version has that method."""
     variable_builder: Any = getattr(builder, "VariableBuilder", None)
     original = getattr(variable_builder, "wrap_module", None)
     if original is None:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls `action(module)` right after the module `name` is imported, or now if it already is."""
+    """Calls `action(module)` once the module `name` has been imported, perhaps immediately."""
     if name in sys.modules:
         action(sys.modules[name])
     else:
@@ -20,7 +20,7 @@ def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds no modules itself, but runs `action` after the module `name` has been executed."""
+    """A finder that makes the import of the module `name` run `action` at its end."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action

@@ -1,7 +1,7 @@
-"""`torch.utils.flop_counter`: counts the floating-point operations of the fused operators.
+"""Makes `torch.utils.flop_counter` count floating-point operations of the fused operators.
 
-Counts as torch does for `nn.RNN`: two operations per multiply-add of a matrix product, and nothing
-else.
+The counts follow torch's rule for `nn.RNN`: two operations per multiply-add of a matrix product,
+and nothing else.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def _register(flop_counter: Any) -> None:
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     """Returns the number of (time, sequence) rows that are computed.
 
-    Counts padding too if reading the lengths would wait for a device, and shared prefixes as often
-    as they occur.
+    Counts padding too if reading the lengths would wait for a device. Counts a shared prefix once
+    for each sequence that begins with it.
     """
     padded = not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
@@ -39,7 +39,7 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
-    """Returns the multiply-adds per row of each layer's two products, over all its directions."""
+    """Returns for each layer the multiply-adds per row of both products, over all directions."""
     products = [
         (
             sum(direction.weight_ih.numel() for direction in layer),
@@ -47,7 +47,7 @@ def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tu
         )
         for layer in ops.layers_of(weights, options)
     ]
-    if ops.has_ids(input):  # reading a row of the table costs no product
+    if ops.has_ids(input):  # rows of the table are read, not multiplied
         products[0] = (0, products[0][1])
     return products
 

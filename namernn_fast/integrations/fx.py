@@ -1,7 +1,7 @@
-"""`torch.fx`: makes the modules leaves of a graph, as `nn.RNN` and `nn.RNNCell` are.
+"""Makes the modules leaves of a `torch.fx` graph, as `nn.RNN` and `nn.RNNCell` are.
 
-By default a tracer treats only modules of the package `torch.nn` as leaves. It traces into every
-other module by calling it with proxies instead of tensors.
+By default a tracer treats only modules of the package `torch.nn` as leaves. The tracer traces into
+every other module by calling the module with proxies instead of tensors.
 """
 
 import functools
@@ -24,7 +24,7 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        # Without proxies this is another kind of tracer, such as torch.export's.
+        # Without proxies, `self` is another kind of tracer, such as torch.export's.
         proxied = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
         if proxied and type(m) in classes:
             path = self.path_of_module(m)

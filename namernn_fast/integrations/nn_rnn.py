@@ -2,8 +2,8 @@
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
 record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`
-computes per-sample gradients, support only the operators of torch's own layers. So do
-tensor-like objects, which are not tensors but define `__torch_function__`.
+computes per-sample gradients, support only the operators of torch's own layers. Tensor-like
+objects, which are not tensors but define `__torch_function__`, support only these operators too.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
     """Returns whether the operators of torch's layer must compute a call.
 
     Args:
-        input, hx: of the call, of any type.
-        weights: of the layer.
-        is_plain: whether torch's layer supports the call, which has neither lengths nor resets.
+        input, hx: the arguments of the call, of any type.
+        weights: the weights of the layer.
+        is_plain: whether the call has neither lengths nor resets, so torch's layer supports it.
 
     Raises:
         RuntimeError: the call must run on torch's operators, but has lengths or resets.
@@ -61,9 +61,9 @@ def _stands_for_tensor(value: object) -> bool:
 
 
 def is_exact(module: torch.nn.Module) -> bool:
-    """Returns whether a module's class is one of this package, and not a user's subclass of it.
+    """Returns whether the class of a module belongs to this package, and is not a user's subclass.
 
-    A subclass may override anything. Only the classes of this package set `_cell` themselves.
+    A subclass may override anything. Only classes of this package set `_cell` in their own body.
     """
     return "_cell" in type(module).__dict__
 
@@ -76,7 +76,7 @@ def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
 
 
 def _refuse_untraceable() -> None:
-    """Rejects tracing a call with lengths or resets, except in inference and outside of ONNX."""
+    """Raises an error if a call with lengths or resets is traced for ONNX or with gradients."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "torch.onnx.export(..., dynamo=False) cannot export lengths= or reset=: use "

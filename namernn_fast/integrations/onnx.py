@@ -1,4 +1,4 @@
-"""ONNX: exports each layer as one node for `torch.onnx.export(..., dynamo=True)`.
+"""Exports each layer as one ONNX node for `torch.onnx.export(..., dynamo=True)`.
 
 While that function traces a model, a layer emits torch.onnx's symbolic operator for an ONNX node
 instead of this package's operators, so that callers need no custom translation table. This module
@@ -22,9 +22,9 @@ def exporting() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-# Dynamo would evaluate exporting() to False. The exporter falls back to Dynamo after an error, and
-# would then fail at this package's operators and hide that error. This attribute is what the
-# decorator torch.compiler.assume_constant_result sets, but without importing Dynamo.
+# Dynamo would evaluate exporting() to False. The exporter falls back to Dynamo after an error. It
+# would then fail at this package's operators, and the first error would be hidden. The decorator
+# torch.compiler.assume_constant_result sets the same attribute, but imports Dynamo.
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -34,8 +34,8 @@ def rnn_stack(call: Call) -> Results:
     Output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
 
     Args:
-        call: padded sequences of features, with or without lengths; during an export
-            `tokens.look_up` has replaced token ids by their rows. BATCH_INVARIANT is ignored,
+        call: a call on padded sequences of features, with or without lengths; during an export,
+            `tokens.look_up` replaces token ids by their embedding rows. BATCH_INVARIANT is ignored,
             because another runtime will run the graph.
 
     Raises:
@@ -114,16 +114,16 @@ def _layer(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks one kind of weight or bias of all directions, with the gates in the order of ONNX.
+    """Stacks the same weight or bias of all directions, with the gates in the order of ONNX.
 
     Args:
-        weights: one for each direction.
+        weights: one weight or bias for each direction.
         gates: as in `OnnxNode`.
-        size: hidden_size, the rows of a gate.
+        size: hidden_size, the number of rows per gate.
     """
     if len(gates) == 1:
         return torch.stack([*weights])
-    # Slices instead of chunks: the exporter cannot evaluate Split in advance, and warns about each.
+    # Slices instead of chunks: the exporter cannot evaluate a Split in advance, and would warn.
     return torch.stack(
         [torch.cat([w[size * gate : size * (gate + 1)] for gate in gates]) for w in weights]
     )

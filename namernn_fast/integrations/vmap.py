@@ -1,4 +1,4 @@
-"""`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
+"""Supports `torch.func.vmap` by folding the mapped dimension into the batch of one fused call."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -37,14 +37,14 @@ def is_mapped(call: Call) -> bool:
 
 
 def one_level_below() -> AbstractContextManager[object]:
-    """Returns a context without the innermost `vmap`, for a call that it does not map over."""
+    """Returns a context without the innermost `vmap`, for a call over which it does not map."""
     return retrieve_current_functorch_interpreter().lower()
 
 
 class Mapped(torch.autograd.Function):
-    """`path(call)` under vmap: its vmap rule runs `path` one level below. Takes `call.flat()`.
+    """A function of `path` and `call.flat()`, whose vmap rule runs `path(call)` one level below.
 
-    Gradients are recorded by `path`, one level below; this function has none.
+    `path` records gradients one level below, so this function has no backward pass.
     """
 
     @staticmethod
@@ -63,11 +63,11 @@ class Mapped(torch.autograd.Function):
 
         Args:
             info, in_dims: as in `torch.autograd.Function.vmap`.
-            path: computes the call one level below.
-            arguments: `flat` of the call.
+            path: the function that computes the call one level below.
+            arguments: the call, as `call.flat()`.
 
         Returns:
-            The results, and their mapped dimensions. With LAST_STATE output has no elements.
+            The results, and their mapped dimensions. With LAST_STATE, output has no elements.
 
         Raises:
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
@@ -95,7 +95,7 @@ class Mapped(torch.autograd.Function):
                 "vmap can only map over a jagged tensor if it maps over the weights too: map over "
                 "padded input and lengths"
             )
-        # Packed data holds the sequences of one time side by side, so its rows act as the batch.
+        # Packed data holds all sequences of a time side by side, so its rows act as the batch.
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
         folded = replace(
@@ -121,7 +121,7 @@ def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int 
 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
-    """Returns one value per call: the slices along `dim`, or the same value if not mapped."""
+    """Returns one value per call: slices of `tensor` along `dim`, or `tensor` if dim is None."""
     return [tensor] * size if dim is None else tensor.unbind(dim)
 
 

@@ -1,1 +1,1 @@
-"""What this machine and its installation of torch can run, and advice on it."""
+"""Finds out what can run on this machine and with its torch, and gives advice on speed."""

@@ -1,6 +1,6 @@
-"""Collects facts about this installation and machine, and derives advice that makes it faster.
+"""Collects facts about this installation and machine, and derives advice on making calls faster.
 
-Only facts that someone can act on are here; docs/performance.md says what they cost.
+Collects only facts that users can act on; docs/performance.md says how much time each fact costs.
 """
 
 import math
@@ -15,7 +15,7 @@ from . import availability
 
 WIDTH = 88
 CROWDED = 2
-"""The load per processor above which one thread was faster than two for every kind of call."""
+"""The load per processor above which one thread was faster than two in all measured calls."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Facts:
 
 
 def gather() -> Facts:
-    """Collects the facts."""
+    """Collects the facts about this installation and machine."""
     return Facts(
         has_extension=availability.HAS_EXTENSION,
         threads=torch.get_num_threads(),
@@ -55,7 +55,7 @@ def gather() -> Facts:
 
 
 def advise(facts: Facts) -> list[str]:
-    """Returns advice with reasons, one paragraph each; empty if nothing is known to help."""
+    """Returns paragraphs of advice with reasons, or an empty list if nothing is known to help."""
     advice = []
     if not facts.has_extension:
         advice.append(
@@ -95,7 +95,8 @@ def _on_waiting(facts: Facts) -> list[str]:
 
 def is_busy(facts: Facts) -> bool:
     """Returns whether more processes are runnable than there are processors."""
-    # A load equal to the processors may come from one program that just had the machine to itself.
+    # A load equal to the number of processors may come from a single program that has just used the
+    # whole machine.
     return facts.load is not None and facts.load > 1.1 * facts.processors
 
 
@@ -139,7 +140,7 @@ def _load() -> float | None:
 
 
 def _gpu_trouble() -> str | None:
-    """Returns why the GPU kernels cannot run on the current GPU, or None."""
+    """Returns why the current GPU cannot run the GPU kernels; None if it can, or without a GPU."""
     if not torch.cuda.is_available():
         return None
     try:

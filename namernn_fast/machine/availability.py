@@ -1,4 +1,4 @@
-"""Reports what can run here, and why not: the C++ extension, Triton, and the GPU."""
+"""Reports whether the C++ extension, Triton and the GPU can be used, and why not."""
 
 import importlib
 import importlib.util
@@ -25,13 +25,13 @@ REINSTALL = (
     "reinstall it with a C++ compiler at hand "
     "(pip install --force-reinstall --no-cache-dir --no-build-isolation)"
 )
-"""How to rebuild the extension: pip caches wheels, and an isolated build uses another torch."""
+"""How to rebuild the extension, without a cached wheel and with the installed torch."""
 
 
 def _load_extension() -> bool:
     """Loads the C++ extension, which implements the CPU operators; returns whether it exists.
 
-    Warns if it does not.
+    Warns if the extension does not exist.
 
     Raises:
         ImportError: the extension exists but cannot be loaded.
@@ -68,7 +68,7 @@ def _warn_importer(message: str) -> None:
     """Issues a warning at the line outside this package that imported it.
 
     A constant `stacklevel` of `warnings.warn` cannot find that line, because the number of frames
-    in between depends on the form of the import statement.
+    between this function and that line depends on the form of the import statement.
     """
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTING:

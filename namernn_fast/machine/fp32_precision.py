@@ -6,7 +6,7 @@ import torch
 
 
 def of_rnns() -> str:
-    """Returns the precision of all products of an RNN; on AMD always `ieee`."""
+    """Returns the precision of all products of an RNN, which is always `ieee` on AMD GPUs."""
     return "ieee" if torch.version.hip else _of(torch.backends.cudnn.rnn)
 
 

@@ -1,7 +1,7 @@
 """Copies small CPU tensors to a GPU, except while a CUDA graph is captured.
 
-A captured copy would read the CPU's memory again at every replay, when that memory may have been
-freed or overwritten.
+A captured copy would read the CPU's memory again at every replay. By then, that memory may have
+been freed or overwritten.
 """
 
 import torch
@@ -23,7 +23,7 @@ def to_gpu(values: Tensor, device: torch.device, name: str) -> Tensor:
     """Copies a CPU tensor to a GPU asynchronously, through pinned memory.
 
     Args:
-        values: on the CPU. The caller may modify them as soon as this function returns.
+        values: a CPU tensor, which the caller may modify as soon as this function returns.
         device: the GPU.
         name: the argument's name, for the error message.
 

@@ -1,9 +1,9 @@
-"""The language of a surname, from its characters: the application that `FusedRNN` was made for.
+"""Predicts a surname's language from its characters, the task that `FusedRNN` was made for.
 
     from namernn_fast import names
 
     predictor = names.load()  # the pretrained model; names.load(path) loads a checkpoint
-    predictor.predict(["Frank"])  # for each name a list of (language, probability)
+    predictor.predict(["Frank"])  # a list of (language, probability) for each name
 
     fitted = names.fit(names.split(names.load_names()))
     predictor = names.Predictor(fitted.checkpoint)

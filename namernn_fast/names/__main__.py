@@ -1,8 +1,8 @@
 """The command line: `python -m namernn_fast.names COMMAND …`.
 
 Exit codes: 0 for success; 1 for a failure at run time (network, disk, memory, a missing package);
-2 for wrong input (options, data, checkpoints, names); 130 when interrupted. Failures are one line
-on standard error.
+2 for invalid input (options, data, checkpoints, names); 130 when interrupted. Each failure is
+reported in one line on standard error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        argv: the arguments, `sys.argv[1:]` if None.
+        argv: the command-line arguments; `sys.argv[1:]` if None.
 
     Raises:
-        SystemExit: options are wrong (argparse, code 2), or help was asked for.
+        SystemExit: an option is invalid (code 2), or --help or --version was given (code 0).
     """
     try:
         with _warnings_escaped():
@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _failed(error, 2)
     except BrokenPipeError:
-        # The reader of the output has gone; Python's own flush at exit must not report it.
+        # The process that read the output has exited. Without this redirection, Python's flush at
+        # exit would report the broken pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    # PyTorch raises RuntimeError when memory runs out or a device cannot do something.
+    # PyTorch raises RuntimeError when memory runs out or a device lacks an operation.
     except (OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
         return _failed(error, 1)
     except KeyboardInterrupt as interrupt:
@@ -64,7 +65,7 @@ def _report(text: str) -> None:
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Escapes what a path or a server may have put into a message."""
+    """Escapes unprintable characters, which a path or a server may bring into a log message."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
@@ -72,7 +73,7 @@ class _EscapingFormatter(logging.Formatter):
 
 @contextmanager
 def _warnings_escaped() -> Iterator[None]:
-    """Shows the warnings of this package on standard error, one line each."""
+    """Shows this package's warnings on standard error, one line each, while the block runs."""
     logger = logging.getLogger(__package__)
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter())
@@ -84,7 +85,7 @@ def _warnings_escaped() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, and escapes the arguments that it quotes."""
+    """Reports an invalid option in one line, with unprintable characters escaped."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {escaped(message)} (--help lists the options)\n")
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # the parent process may have closed it
-            # A name may hold characters that the terminal's encoding does not have.
+        if stream is not None:  # None if the parent process closed the stream
+            # A name may contain characters that the terminal's encoding cannot represent.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

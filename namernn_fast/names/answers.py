@@ -1,4 +1,4 @@
-"""Answers for rows of names: one for each row, even for an unusable name."""
+"""Answers for rows of names: one answer per row, even if the name is unusable."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .tables import Rows
 from .text import escaped
 
 UNKNOWN = "unknown"
-"""Written for a name if no language is probable enough."""
+"""The text written for a name if no language reaches the minimum probability."""
 
 MILLION = 1_000_000
-"""Probabilities are written in millionths; float32 has no more digits."""
+"""Probabilities are rounded to millionths, which is about the precision of float32."""
 
 _SHOWN_CHARACTERS = 100
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -27,27 +27,28 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class Answers:
-    """Answers for rows, in columns: a million small objects would cost more than the model."""
+    """Answers for rows, stored in columns: one object per row would cost more than the model."""
 
     rows: Rows
-    """The rows; names with an error are shortened, and bad bytes in them are escaped."""
+    """The rows. In a row with an error, a long name is shortened and invalid bytes are escaped."""
     languages: tuple[str, ...]
     """The languages of the model."""
     best: Tensor
-    """int64 (rows, top), the indices of the most probable languages, the most probable first. The
-    number of languages means none: after the last language that is probable enough, and in rows
-    with an error."""
+    """int64 (rows, top), the indices of the most probable languages, the most probable first. An
+    entry equal to the number of languages means that no further language is probable enough, or
+    that the row has an error."""
     millionths: Tensor
-    """int64 (rows, top), the probabilities of the languages in `best`."""
+    """int64 (rows, top), the probabilities of the languages in `best`, in millionths."""
     unusual: Tensor
-    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if that is not known: with an
-    older model, and in rows with an error"""
+    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if unknown, because the
+    checkpoint comes from an earlier version or the row has an error"""
     dropped: dict[int, str]
-    """By row, the characters of the name that were not read, if any, as in `Folding.dropped`."""
+    """Maps a row to the characters of its name that were not read (see `Folding.dropped`). Rows
+    whose names were read completely are absent."""
 
     @property
     def errors(self) -> dict[int, str]:
-        """By row, why no language can be predicted."""
+        """Maps a row to the reason why no language can be predicted for its name."""
         return self.rows.errors
 
     def __len__(self) -> int:
@@ -66,18 +67,19 @@ class Answers:
 def answer_rows(
     predictor: Predictor, rows: Rows, top: int = 3, min_probability: float = 0.0
 ) -> Answers:
-    """Returns an answer for each row, in order.
+    """Returns an answer for each row, in the order of the rows.
 
-    Names that fold to the same string are given to the model once.
+    The model runs only once for all names that fold to the same string.
 
     Args:
         predictor: the model.
-        rows: few enough that the answers fit in memory. Adds errors for unusable names to them.
+        rows: few enough that the answers fit in memory; `rows.errors` gains an entry for each
+            unusable name.
         top: the maximum number of languages to predict.
         min_probability: languages below this probability are omitted.
 
     Raises:
-        InputError: the model gives no finite probabilities.
+        InputError: a probability is not finite.
     """
     texts = _folded(rows, predictor.folding)
     distinct = dict.fromkeys(texts)
@@ -109,10 +111,10 @@ def _has_lone_surrogate(text: str) -> bool:
 
 
 def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> dict[int, str]:
-    """Returns, by row, the characters that folding dropped from usable names."""
+    """Returns `Answers.dropped`: the characters that folding dropped from usable names."""
     found = {}
     for place, (name, text) in enumerate(zip(names, texts, strict=True)):
-        # No ASCII character folds to several, so equal lengths mean that none was dropped.
+        # An ASCII character never folds to several, so equal lengths mean that none was dropped.
         if len(name) == len(text) and name.isascii():
             continue
         if text and (lost := folding.dropped(name)):
@@ -123,9 +125,9 @@ def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> di
 def _predict(
     predictor: Predictor, texts: list[str], top: int, min_probability: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `best`, `millionths` and `unusual`, as in `Answers`, of folded names.
+    """Returns `best`, `millionths` and `unusual` (see `Answers`) for folded names.
 
-    The last entry, after those for the names, is for rows with an error.
+    After the entries for the names, each tensor has one entry for all rows with an error.
     """
     languages = len(predictor.languages)
     best, millionths = torch.full((len(texts) + 1, top), languages), torch.zeros(1, top)
@@ -141,7 +143,7 @@ def _predict(
 
 
 def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
-    """Adds the errors of unusable names, and makes names with an error safe to show."""
+    """Adds an error for each unusable name; shortens and escapes the names of rows with errors."""
     for place, text in enumerate(texts):
         if text:
             continue
@@ -149,7 +151,7 @@ def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
         if place not in rows.errors:
             rows.errors[place] = _why(name)
         shown = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
-        # Strict readers of JSON refuse a lone surrogate even if it is escaped.
+        # Strict JSON parsers reject a lone surrogate even if it is escaped.
         rows.names[place] = escaped(shown) if _LONE_SURROGATE.search(shown) else shown
 
 

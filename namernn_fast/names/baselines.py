@@ -1,4 +1,4 @@
-"""Baselines that a network must beat: the majority, and character n-grams."""
+"""Baselines that a network must beat: language frequencies, and character n-grams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .files import require
 from .splitting import Split
 
-# The log-probability of a language that the training part lacks. Finite, to keep log-losses finite.
+# Log-probability of a language without training names, finite so that log losses stay finite.
 _ABSENT = -50.0
 
 
@@ -21,9 +21,9 @@ class NgramSettings:
     """The settings of the n-gram baseline."""
 
     longest: int = 4
-    """The most characters of an n-gram; a mark at either end of a name counts as one."""
+    """The maximum length of an n-gram; a mark at an end of a name counts as a character."""
     weighted: bool = False
-    """Whether to weigh n-grams by TF-IDF: rare ones count more, and names count equally."""
+    """Whether to weight n-grams by TF-IDF: rare n-grams count more, and all names count equally."""
     inverse_penalty: float = 1.0
     """The parameter C of `sklearn.linear_model.LogisticRegression`."""
     prior_correction: float = 0.3
@@ -35,14 +35,14 @@ class NgramSettings:
 
 
 NGRAMS = NgramSettings()
-"""The settings of the baseline to compare with, chosen on validation parts."""
+"""The settings of the baseline that models are compared with, chosen on validation parts."""
 
 WEIGHTED_NGRAMS = NgramSettings(longest=5, weighted=True, inverse_penalty=15.0)
-"""Settings that are about as good, slightly better in accuracy."""
+"""Settings that are about as good as `NGRAMS`, with slightly better accuracy."""
 
 
 class Scores(NamedTuple):
-    """Log-probabilities of the languages."""
+    """The log-probabilities of the languages of each name."""
 
     validation: Tensor
     """float64 (names of the validation part, languages)"""
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 def majority_baseline(split: Split) -> Scores:
-    """Scores every name by the languages' shares of the training part."""
+    """Scores every name alike, by each language's share of the training part."""
     priors = split.priors().log().clamp(min=_ABSENT)
     return Scores(
         priors.expand(len(split.validation), -1).clone(), priors.expand(len(split.test), -1).clone()
@@ -62,7 +62,7 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
     """Scores names by logistic regression on their character n-grams.
 
     Args:
-        split: the parts of the data; fits the regression to the training part.
+        split: the parts of the data; the regression is fitted to the training part.
         settings: the settings of the n-grams and the regression.
 
     Raises:
@@ -78,7 +78,7 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
         analyzer="char",
         ngram_range=(1, settings.longest),
         lowercase=False,
-        # float32 makes the fit a quarter faster, but TF-IDF weights exist only in float64.
+        # float32 makes the fit a quarter faster; TF-IDF weights are computed in float64.
         dtype=numpy.float64 if settings.weighted else numpy.float32,
     )
     regression = linear.LogisticRegression(
@@ -98,5 +98,5 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
 
 
 def _marked(texts: Sequence[str]) -> list[str]:
-    """Returns the texts with marks at both ends that folded names do not contain."""
+    """Returns the texts with a mark at each end; folded names never contain these marks."""
     return [f"^{text}$" for text in texts]

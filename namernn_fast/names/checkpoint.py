@@ -1,8 +1,8 @@
-"""Checkpoints of the classifier: saving it, and loading it without trusting the file.
+"""Saves and loads checkpoints of the classifier. Loading validates the file, which is untrusted.
 
-A checkpoint is one safetensors file. Besides the weights it has plain values: the alphabet and the
-version of the folding, the languages, the options of the model, and what `Checkpoint.info` lists.
-Checkpoints of earlier versions have no trigrams for unusual names.
+A checkpoint is one safetensors file. Besides the weights it contains plain values: the folding's
+alphabet and version, the languages, the options of the model, and the entries of `Checkpoint.info`.
+Checkpoints of earlier versions lack the table of trigrams that detects unusual names.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from .unusual import SHARE, SYMBOLS, Unusualness
 KIND = "namernn_fast.names checkpoint 2"
 
 PRETRAINED = "pretrained"
-"""The name of the model that comes with the package, wherever a model can be named."""
+"""The name of the model that comes with the package, accepted instead of a checkpoint's path."""
 
-# Bounds on sizes in a file, far above any use and far below any harm.
+# Bounds on sizes in a file, far above realistic models and far below sizes that do harm.
 _MAX_SIZE = 4096
-_MAX_LAYERS = 64  # of all members together: building more takes seconds
+_MAX_LAYERS = 64  # of all members together; building more layers takes seconds
 _DTYPES = (torch.float32, torch.float16)
 
-_TABLE = "unusual"  # the name of the tensor of `Unusualness`, and of its entry in the plain values
+_TABLE = "unusual"  # the key of `Unusualness` among the tensors and among the plain values
 
 WEAK_RECALL = 0.2
-"""A language with a lower recall on the test part is called weak."""
+"""A language is called weak if its recall on the test part is below this value."""
 
 
 def _is_size(value: Any) -> bool:
@@ -68,7 +68,7 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "character_dropout": _is_probability,
     "ngrams": lambda value: type(value) is bool,
 }
-"""The options of `NameClassifier` that a file may have, and which values are allowed."""
+"""The options of `NameClassifier` that a file may contain, each with a check of its value."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Checkpoint:
     the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
     test part), "history" (results of the epochs), "versions"."""
     folding: Folding = ASCII
-    """How the model reads names."""
+    """The folding that the model was trained with."""
     unusualness: Unusualness | None = None
     """Measures how unusual a name is; None in checkpoints of earlier versions."""
 
@@ -94,7 +94,7 @@ class Checkpoint:
     def weak_languages(self) -> frozenset[str]:
         """Returns the languages whose recall on the test part is below `WEAK_RECALL`.
 
-        Empty if the file does not record recalls, as in checkpoints of earlier versions.
+        The set is empty for checkpoints without recalls, such as files of earlier versions.
         """
         metrics = self.info.get("metrics")
         recalls = metrics.get("test_recall") if isinstance(metrics, dict) else None
@@ -110,7 +110,7 @@ def pretrained_checkpoint() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the software that makes a model."""
+    """Returns the versions of namernn_fast, torch and Python, which a checkpoint records."""
     return {
         "namernn_fast": __version__,
         "torch": torch.__version__,
@@ -121,17 +121,17 @@ def versions() -> dict[str, str]:
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Saves a model.
+    """Saves a checkpoint to a file.
 
     Args:
-        path: replaced only by a whole file.
+        path: the file to write, replaced only once the new file is complete.
         checkpoint: the model with its languages and origin.
         dtype: the dtype of the weights in the file, float32 or float16.
 
     Raises:
         InputError: `path` exists and is not a plain file, or `load_checkpoint` would refuse the
             model: it is too large, or a weight is not finite in this dtype.
-        OSError: the disk failed.
+        OSError: the file could not be written.
         ModuleNotFoundError: safetensors is not installed.
     """
     model = checkpoint.model
@@ -185,15 +185,15 @@ def check_loadable(
 
 
 def check_worth_replacing(path: Path, is_sample: bool) -> None:
-    """Raises an error if a new model at `path` would destroy something better.
+    """Raises an error if saving a new model at `path` would destroy something of value.
 
     Args:
-        path: where the new model is to be saved.
+        path: where the new model will be saved.
         is_sample: whether the new model is trained on the embedded sample.
 
     Raises:
-        InputError: the file at `path` is not a checkpoint, or is a model of real data that a
-            model of the sample would replace.
+        InputError: the file at `path` is not a checkpoint, or it holds a model of real data and
+            the new model is trained on the sample.
     """
     if not path.exists():
         return
@@ -214,7 +214,7 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
 ) -> Checkpoint:
-    """Loads a model. The file is bounded in size and holds no code.
+    """Loads a model. The size of the file is limited, and its format cannot contain code.
 
     Args:
         path: the checkpoint.
@@ -222,11 +222,11 @@ def load_checkpoint(
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
     Returns:
-        The model, float32 and in evaluation mode, with its languages and origin.
+        The checkpoint, with the model in float32 and in evaluation mode.
 
     Raises:
-        InputError: there is no file at `path`, or it is not a checkpoint.
-        OSError: the disk failed.
+        InputError: there is no file at `path`, or the file is not a checkpoint.
+        OSError: the file could not be read.
         ModuleNotFoundError: safetensors is not installed.
     """
     values = describe_checkpoint(path)
@@ -258,7 +258,7 @@ def load_checkpoint(
 class _NoNormal(TorchFunctionMode):
     """Makes `nn.init.normal_` a no-op.
 
-    On the meta device that function imports PyTorch's compiler, which takes seconds and 150 MB.
+    On the meta device, `normal_` imports PyTorch's compiler, which takes seconds and 150 MB.
     """
 
     def __torch_function__(
@@ -279,7 +279,7 @@ def _is_sample(values: dict[str, Any]) -> bool:
 def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     languages = values["languages"]
     if not isinstance(languages, list) or not all(map(is_language, languages)):
-        raise ValueError("languages that are not names")
+        raise ValueError("its languages are not a list of valid names")
     if len(set(languages)) != len(languages):
         raise ValueError("a language occurs twice")
     if not 0 < len(languages) <= MAX_LANGUAGES:
@@ -295,7 +295,7 @@ def _checked_folding(values: dict[str, Any]) -> Folding:
 
 
 def _checked_longest(values: dict[str, Any]) -> int | None:
-    """Returns the length of the longest training name, or None in files of earlier versions."""
+    """Returns the length of the longest training name, or None for files of earlier versions."""
     if _TABLE not in values:
         return None
     longest = values[_TABLE]["longest"]
@@ -307,10 +307,10 @@ def _checked_longest(values: dict[str, Any]) -> int | None:
 def _on_meta(
     config: Any, num_classes: int, folding: Folding, rnn_class: type[nn.RNN]
 ) -> NameClassifier | NameEnsemble:
-    """Builds a model without memory for its weights, to find their shapes.
+    """Builds a model on the meta device, where weights have shapes but take no memory.
 
     Raises:
-        TypeError, ValueError: options are not valid, or too large.
+        TypeError, ValueError: an option is invalid or too large.
     """
     members = config if isinstance(config, list) else [config]
     for member in members:

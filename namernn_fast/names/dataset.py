@@ -1,8 +1,9 @@
-"""The names data set: its sources, and reading them without trusting them.
+"""Loads the names data set. Sources are untrusted, so their content is checked and limited.
 
-The sources in order: the folder or zip that the caller names, the one in `NAMERNN_FAST_DATA`, the
-cached download, a download, and the embedded sample. If a named source cannot be read, that is an
-error; only a failed download falls back to the sample, with a warning.
+Sources are tried in this order: the folder or zip that the caller names, the folder or zip that
+`NAMERNN_FAST_DATA` names, the cached download, a new download, and the embedded sample. A named
+source that cannot be read is an error; only a failed download falls back to the sample, with a
+warning.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
 DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
 DATA_VARIABLE = "NAMERNN_FAST_DATA"
 
-# The archive is 3 MB, its largest file of names 86 KB; these limits stop a zip bomb.
+# The archive is 3 MB, and its largest file of names is 86 KB. These limits stop zip bombs.
 MAX_ARCHIVE_BYTES = 32 * 2**20
 MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
-# Text files beside the data that are not languages.
+# Stems of text files, such as README.txt, that are not the names of a language.
 _NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -47,12 +48,12 @@ class NamesData:
     """Surnames with their languages, and where they came from."""
 
     source: str
-    """The origin in words."""
+    """A description of where the names came from."""
     languages: tuple[str, ...]
     """The names of the languages, sorted."""
     rows: tuple[tuple[str, int], ...]
-    """(name, index into `languages`), in the order of the files, repeats included; every name is
-    usable (see `folding.why_unusable`)."""
+    """Pairs (name, index into `languages`) in the order of the files, repeats included. Every name
+    is usable (see `folding.why_unusable`)."""
     is_sample: bool = False
     """Whether this is the small embedded sample instead of the data set."""
 
@@ -76,18 +77,18 @@ def load_names(
     url: str | None = None,
     allow_sample: bool = True,
 ) -> NamesData:
-    """Loads the names from the first available source, in the order above.
+    """Loads the names from the first available source; the module lists the sources in order.
 
     Args:
         path: a folder with one `<Language>.txt` for each language, or a zip with
             `data/names/<Language>.txt`.
-        url: where to download from, `DATA_URL` if None.
-        allow_sample: whether a failed download falls back to the embedded sample or is an error.
+        url: the URL to download from; `DATA_URL` if None.
+        allow_sample: whether a failed download falls back to the embedded sample, or raises.
 
     Raises:
         InputError: a named source is missing or broken.
         DownloadError: the download failed, and the sample is not allowed.
-        OSError: the disk failed.
+        OSError: a file could not be read or written.
         ModuleNotFoundError: a download needs a package that is not installed.
     """
     if path is not None:
@@ -122,14 +123,15 @@ def embedded_sample() -> NamesData:
 
 
 def read_names(path: str | os.PathLike[str], source: str | None = None) -> NamesData:
-    """Reads a folder or a zip.
+    """Reads names from a folder or a zip.
 
     Args:
         path: a folder or a zip.
-        source: a description of it; its path if None.
+        source: the value of `NamesData.source`; if None, a description with `path`.
 
     Raises:
-        InputError: `path` is neither, holds no names, or is damaged, too large or not UTF-8.
+        InputError: `path` is neither a folder nor a zip, holds no names, or is damaged, too large
+            or not UTF-8.
     """
     path = Path(path)
     if path.is_dir():
@@ -144,18 +146,18 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
 
 
 def _read_named(path: str, prefix: str) -> NamesData:
-    """Reads a source that the user named; errors begin with `prefix`."""
+    """Reads a source that the user named. Error messages begin with `prefix`."""
     try:
         if not path:
             raise InputError("the path of the data is empty")
         return read_names(Path(path).expanduser())
-    # Without a home folder, `~` raises a RuntimeError.
+    # expanduser raises a RuntimeError for `~` if there is no home folder.
     except (InputError, RuntimeError) as error:
         raise InputError(f"{prefix}{error}") from error
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (language, content) of a folder's text files that are named after a language."""
+    """Yields (language, content) for each text file in `folder` that is named after a language."""
     paths = [
         path
         for path in folder.glob("*.txt")
@@ -169,7 +171,7 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_language(name: str, where: object) -> bool:
-    """Returns whether a text file of this name holds a language; warns if it does not."""
+    """Returns whether the file `name`.txt holds names of a language, and warns if it does not."""
     if _NO_LANGUAGE.fullmatch(name):
         _log.warning("%s: %s.txt is not taken for a language", where, name)
         return False
@@ -177,7 +179,7 @@ def _is_language(name: str, where: object) -> bool:
 
 
 def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (language, content) of a zip's expected members; no other member is read."""
+    """Yields (language, content) for each expected member of a zip, and reads no other member."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as file:
             members: dict[str, zipfile.ZipInfo] = {}
@@ -198,13 +200,16 @@ def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
                     yield language, _limited(content, MAX_FILE_BYTES, name)
     except InputError:
         raise
-    # Encrypted members raise a RuntimeError, odd headers a ValueError or NotImplementedError.
+    # Encrypted members raise RuntimeError; odd headers raise ValueError or NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{where}: not a readable zip ({error})") from error
 
 
 def _limited(file: Any, limit: int, where: str) -> bytes:
-    """Reads `file` to its end, refusing more than `limit` bytes whatever a header says."""
+    """Returns the content of `file`, or raises an error if it is larger than `limit` bytes.
+
+    The bytes themselves are counted, because a header may state the wrong size.
+    """
     content: bytes = file.read(limit + 1)
     if len(content) > limit:
         raise InputError(f"{where}: too large, more than {limit / 2**20:g} MiB")
@@ -214,7 +219,7 @@ def _limited(file: Any, limit: int, where: str) -> bytes:
 def _parse(
     files: Iterable[tuple[str, bytes]], source: str, *, is_sample: bool = False
 ) -> NamesData:
-    """Parses (language, content) pairs, one name per line; skips lines without a usable name."""
+    """Parses (language, content) pairs with one name per line; skips lines without usable names."""
     languages: list[str] = []
     rows: list[tuple[str, int]] = []
     total = empty = unusable = 0
@@ -225,7 +230,7 @@ def _parse(
         if not is_language(language):
             raise InputError(f"{source}: {language!r:.150} cannot be the name of a language")
         try:
-            # Lines end as on Unix, on Windows or on the first Macintosh.
+            # Lines may end as on Unix, on Windows or on a classic Macintosh.
             text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: {language}.txt is not UTF-8 ({error})") from error
@@ -253,19 +258,19 @@ def _parse(
 def download_names(
     url: str, path: Path, *, timeout: tuple[float, float] = (10, 30), retries: int = 3
 ) -> NamesData:
-    """Downloads the zip at `url`, reads it, and keeps it at `path` if it is good.
+    """Downloads the zip at `url`, returns its names, and saves the zip at `path` if it is valid.
 
-    A checksum other than `DATA_SHA256` is logged as a warning.
+    Logs a warning if the checksum is not `DATA_SHA256`.
 
     Args:
-        url: where to download from.
-        path: replaced only by a whole zip that holds names.
+        url: the URL to download from.
+        path: where to save the zip, replaced only by a complete zip that holds names.
         timeout: seconds to wait for a connection, and for each part of the response.
-        retries: how often to retry after a failed connection or a server error.
+        retries: the maximum number of retries after a failed connection or a server error.
 
     Raises:
         DownloadError: the network failed, or the download is not a zip of names.
-        OSError: the disk failed.
+        OSError: the file could not be written.
         ModuleNotFoundError: requests or tqdm is not installed.
     """
     with replacing(path) as file:

@@ -1,8 +1,8 @@
-"""Distillation: a small network learns the answers of a large one, on made-up names too.
+"""Distillation: a small network learns the answers of a large network, also for made-up names.
 
-The large network labels any string with probabilities, so the small one can be trained on many
+The large network labels any string with probabilities, so the small network can be trained on many
 more names than the data has (Hinton et al., "Distilling the knowledge in a neural network",
-arXiv:1503.02531). The made-up names come only from the training part.
+arXiv:1503.02531). Made-up names are derived only from the training part.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .prediction import logits
 from .splitting import LabelledNames, Split
 
 MADE_UP = 80_000
-"""How many names are made up to teach the small network that ships."""
+"""The number of names made up to train the network that comes with the package."""
 
-_START, _END = "^", "$"  # characters that no folded name has
+_START, _END = "^", "$"  # characters that never occur in folded names
 _ORDERS = (2, 3)
 _LONGEST = 20
 
@@ -34,17 +34,17 @@ def distilled(
     prior_correction: float = 0.0,
     seed: int = 0,
 ) -> Split:
-    """Returns the split with a training part that the teacher has labelled.
+    """Returns the split with a training part that the teacher has labelled with probabilities.
 
     Args:
-        split: the parts of the data; validation and test stay as they are.
-        teacher: a trained classifier, in evaluation mode, which must have seen only the training
-            part, in the folding of the split.
-        made_up: how many names to make up. Fewer are added to the training part: duplicates count
-            once, and names of the validation and test part are left out.
-        prior_correction: the value in the teacher's recipe. It is undone, so that the student's
-            recipe decides how much rare languages are favoured.
-        seed: fixes the made-up names.
+        split: the parts of the data; the validation and test parts stay as they are.
+        teacher: a trained classifier in evaluation mode, which must have been trained only on the
+            training part, with the folding of the split.
+        made_up: the number of names to make up. Fewer may be added to the training part, because
+            duplicates and names of the validation and test parts are left out.
+        prior_correction: the value in the teacher's recipe. Its effect is undone, so that only the
+            student's recipe decides how strongly rare languages are favoured.
+        seed: the seed of the made-up names.
 
     Returns:
         A split whose training part has the distinct strings of `split.train` and the made-up names,
@@ -66,16 +66,18 @@ def distilled(
 
 
 def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
-    """Makes up names that look like the training names.
+    """Returns made-up names that look like the training names.
 
-    For each language, a Markov chain draws the next character from the characters that follow the
-    last two or three in the language's training names. A language is drawn with a probability
-    proportional to the square root of its number of names, so that rare ones are not neglected.
+    For each language, a Markov chain draws the next character from all characters that follow the
+    previous two or three in the language's training names. A language is drawn with a probability
+    proportional to the square root of its number of names, so that rare languages are not
+    neglected.
 
     Args:
-        split: the names imitate its training part, which must have languages as labels.
-        count: how many names to make up.
-        seed: fixes the names.
+        split: the parts of the data. The made-up names imitate the training part, which must have
+            languages as labels.
+        count: the number of names to make up.
+        seed: the seed of the made-up names.
     """
     draw = random.Random(seed)
     names_of: defaultdict[int, list[str]] = defaultdict(list)
@@ -97,7 +99,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
 
 
 def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
-    """Returns every character that follows each run of `order` characters, repeats included."""
+    """Maps each run of `order` characters to all characters that follow it, repeats included."""
     following: defaultdict[str, list[str]] = defaultdict(list)
     for text in texts:
         marked = _START * order + text + _END
@@ -107,7 +109,7 @@ def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
 
 
 def _walk(chain: dict[str, list[str]], order: int, draw: random.Random) -> str:
-    """Returns a name drawn from a chain, cut off if it gets too long."""
+    """Returns a name drawn from a chain, cut off after `_LONGEST` characters."""
     text = _START * order
     while len(text) < order + _LONGEST:
         character = draw.choice(chain[text[-order:]])

@@ -1,4 +1,4 @@
-"""Downloading over HTTP, with retries, a size limit, and one kind of error."""
+"""Downloads over HTTP, with retries, a size limit, and a single type of error."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _CHUNK_BYTES = 2**16
 
 
 class DownloadError(OSError):
-    """The data could not be fetched; the message says from where and why."""
+    """The data could not be downloaded; the message names the URL and the reason."""
 
 
 def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> Iterator[bytes]:
-    """Yields the body at `url` in chunks, and shows progress if standard error is a terminal.
+    """Yields the content of `url` in chunks; shows progress if standard error is a terminal.
 
     Args:
-        url: where to download from.
+        url: the URL to download from.
         limit: the maximum size in bytes.
         timeout: seconds to wait for a connection, and for each part of the response.
-        retries: how often to retry after a failed connection or a server error.
+        retries: the maximum number of retries after a failed connection or a server error.
 
     Raises:
-        DownloadError: something is wrong with the network or the response.
+        DownloadError: the network failed, or the response is an error, too large or incomplete.
         ModuleNotFoundError: requests or tqdm is not installed.
     """
     requests, urllib3, tqdm = require("requests"), require("urllib3"), require("tqdm")
@@ -33,13 +33,13 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
         backoff_factor=0.5,
         status_forcelist=(429, 500, 502, 503, 504),
         raise_on_status=False,
-        respect_retry_after_header=False,  # a server could ask for a year
+        respect_retry_after_header=False,  # a server could ask us to wait for a year
     )
     try:
         with requests.Session() as session:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
-            # Without an encoding, so that sizes can be compared with Content-Length.
+            # Without compression, the number of bytes received must equal Content-Length.
             headers = {"Accept-Encoding": "identity"}
             with session.get(url, stream=True, timeout=timeout, headers=headers) as response:
                 response.raise_for_status()
@@ -64,7 +64,7 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Returns the innermost error; requests and urllib3 wrap errors in one another."""
+    """Returns the innermost error, because requests and urllib3 wrap errors in other errors."""
     for inner in (getattr(error, "reason", None), *error.args):
         if isinstance(inner, BaseException):
             return _cause(inner)

@@ -1,7 +1,8 @@
-"""Names as tensors: character ids, and packed batches of them.
+"""Names as tensors: character ids, and packed batches of character ids.
 
-The id of a character is its index in the alphabet of the folding. Names are encoded once, into one
-run of ids; tensor operations cut batches from it, without a Python loop over names.
+The id of a character is its index in the alphabet of the folding. Names are encoded once, into a
+single tensor of ids. Tensor operations cut batches from this tensor, without a Python loop over
+names.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .folding import ASCII, Folding
 from .text import InputError, check_names
 
-_KEY_CHARACTERS = 6  # as many characters of the ASCII alphabet as fit in an int32
+_KEY_CHARACTERS = 6  # how many characters of the ASCII alphabet fit in an int32 sort key
 
-# Maximum number of entries of a (batches, steps, names of a batch) table computed at a time. It is
-# small enough for the cache, and bounds the memory.
+# Maximum number of entries of a (batches, steps, names per batch) table that is computed at once: a
+# table of this size fits in the cache, and memory stays bounded.
 _TABLE_PLACES = 131_072
 
 
@@ -34,7 +35,7 @@ class EncodedNames:
     starts: Tensor
     """int64 (number of names), where each name begins in `characters`"""
     lengths: Tensor
-    """int64 (number of names), each at least 1"""
+    """int64 (number of names), the number of characters of each name, at least 1"""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,9 +55,9 @@ class EncodedNames:
         return indices[keys.argsort(stable=True)]
 
     def by_beginning(self, indices: Tensor) -> Tensor:
-        """Returns `indices` sorted by the ids of the first characters, up to 6.
+        """Returns `indices` sorted by the ids of each name's first characters, at most 6.
 
-        Names that begin alike are then neighbours.
+        Names with a common beginning become neighbours.
 
         Args:
             indices: int64 (number of names).
@@ -96,12 +97,12 @@ class EncodedNames:
         data, batch_sizes = self._select(lengths, self.starts[indices][order], int(lengths[0]))
         in_order = torch.equal(order, torch.arange(len(order)))
         packed = PackedSequence(data, batch_sizes, None if in_order else order)
-        return packed.to(device)  # type: ignore[arg-type]  # its type allows only a dtype
+        return packed.to(device)  # type: ignore[arg-type]  # the annotation allows only a dtype
 
     def pack_each(
         self, indices: Tensor, batch_size: int, device: str | torch.device = "cpu"
     ) -> Iterator[PackedSequence]:
-        """Yields packed batches of `batch_size` names each; the last one may have fewer.
+        """Yields packed batches of `batch_size` names each; the last batch may have fewer.
 
         Prepares many batches at once, which makes small batches cheap.
 
@@ -117,7 +118,7 @@ class EncodedNames:
         if len(indices) == 0:
             return
         batch_size = min(batch_size, len(indices))
-        # int32 is nearly twice as fast.
+        # int32 is nearly twice as fast as int64.
         small = torch.int32 if len(self.characters) < 2**31 else torch.int64
         missing = -len(indices) % batch_size  # names of length 0 fill the last batch
         lengths, starts = (
@@ -135,11 +136,11 @@ class EncodedNames:
             yield from map(PackedSequence, packed, sizes)
 
     def _select(self, lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Returns data and batch_sizes of packed batches.
+        """Returns the data and the batch_sizes of one packed batch or several.
 
         Args:
-            lengths, starts: (batch), or (batches, 1, batch) for several batches; sorted within each
-                batch from the longest name to the shortest.
+            lengths, starts: (batch), or (batches, 1, batch) for several batches; each batch is
+                sorted from the longest name to the shortest.
             longest: the length of the longest name.
 
         Returns:
@@ -147,7 +148,7 @@ class EncodedNames:
             longest) for several batches, with zeros for steps that a batch lacks.
         """
         steps = torch.arange(longest, dtype=lengths.dtype).unsqueeze(1)
-        present = steps < lengths  # (…, longest, batch), the order of the data
+        present = steps < lengths  # (…, longest, batch): steps first, like the data
         places = (steps + starts).masked_select(present)
         return self.characters.index_select(0, places), present.sum(-1)
 
@@ -156,8 +157,8 @@ def encode_names(names: Iterable[str], folding: Folding = ASCII) -> EncodedNames
     """Folds `names` and returns their character ids.
 
     Args:
-        names: text; all must be usable (see `why_unusable`).
-        folding: `Checkpoint.folding` of the model that will read them.
+        names: the names, all usable (see `why_unusable`).
+        folding: the folding of the model that will read the names (`Checkpoint.folding`).
 
     Raises:
         TypeError: as in `check_names`.
@@ -170,7 +171,7 @@ def encode_names(names: Iterable[str], folding: Folding = ASCII) -> EncodedNames
 
 
 def encode_folded(texts: Sequence[str], folding: Folding = ASCII) -> EncodedNames:
-    """Returns the character ids of names that `folding` has folded, none of them empty."""
+    """Returns the character ids of non-empty names that `folding` has already folded."""
     return _encode(folding.joined(texts), folding)
 
 
@@ -188,7 +189,7 @@ def encode(name: str, folding: Folding = ASCII) -> Tensor:
 
 
 def _encode(lines: bytes, folding: Folding) -> EncodedNames:
-    """Returns the character ids of folded names, given as the lines of a text."""
+    """Returns the character ids of names, given as `Folding.fold_lines` returns them."""
     text = torch.frombuffer(bytearray(b"\n%b\n" % lines), dtype=torch.uint8)
     newlines = (text == ord("\n")).nonzero().squeeze(1)
     lengths = newlines.diff() - 1

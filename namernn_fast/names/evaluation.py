@@ -1,6 +1,6 @@
-"""Figures of a classifier on names whose languages are known.
+"""Evaluates classifiers on names whose languages are known.
 
-Arrays may be tensors, NumPy arrays or lists. Metrics come from scikit-learn if it has them.
+Array arguments may be tensors, NumPy arrays or lists. The confusion matrix comes from scikit-learn.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class LanguageScores:
 
     language: str
     names: int
-    """How many names have this language."""
+    """The number of names with this language."""
     predicted: int
-    """How many names are predicted as this language."""
+    """The number of names predicted as this language."""
     precision: Proportion | None
-    """The share of the predicted names that are right; None if there are none."""
+    """The share of `predicted` that is correct; None if `predicted` is 0."""
     recall: Proportion | None
-    """The share of the language's names that are found; None if there are none."""
+    """The share of `names` that is predicted correctly; None if `names` is 0."""
     f1: float
 
 
@@ -56,22 +56,22 @@ class Bin:
     high: float
     names: int
     confidence: float | None
-    """The mean of that probability; None if there are no names."""
+    """The mean probability of the most probable language; None if the bin has no names."""
     accuracy: Proportion | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a classifier. All intervals are 95 % intervals."""
+    """The metrics of a classifier. All intervals are 95 % confidence intervals."""
 
     names: int
     accuracy: Proportion
     macro_f1: Interval
-    """The mean F1 of the languages that have a name, with its bootstrap interval."""
+    """The mean F1 of the languages with at least one name, with a bootstrap interval."""
     top3: Proportion
     """The share of the names whose language is among the three most probable."""
     log_loss: float
-    """The mean negative natural logarithm of the language's probability."""
+    """The mean negative natural logarithm of the correct language's probability."""
     brier: float
     """The mean over names of the summed squared errors of the probabilities, from 0 to 2."""
     calibration_error: float
@@ -87,11 +87,11 @@ class Comparison:
     """Paired tests of two classifiers on the same names; differences are second minus first."""
 
     mcnemar: McNemar
-    """The test of the accuracy."""
+    """The exact McNemar test of whether both classifiers are right equally often."""
     accuracy: Difference
-    """The difference in accuracy, by the bootstrap."""
+    """The difference in accuracy, tested by the bootstrap."""
     macro_f1: Difference
-    """The difference in macro-F1, by the bootstrap."""
+    """The difference in macro-F1, tested by the bootstrap."""
 
 
 def evaluate(
@@ -102,7 +102,7 @@ def evaluate(
     units: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """Evaluates a classifier.
+    """Returns the metrics of a classifier.
 
     Args:
         labels: int64 (number of names), the index of each name's language.
@@ -180,7 +180,7 @@ def compare(
 
 
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
-    """Returns how many of the names the best function of the string gets right.
+    """Returns the maximum number of names that a function of the string can get right.
 
     A function predicts one language per string, so for each string it gets at most the names of the
     most frequent language right.
@@ -197,7 +197,7 @@ def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
 
 def _share(hits: Tensor) -> Proportion:
     share = proportion(int(hits.sum()), len(hits))
-    assert share is not None  # evaluate has checked it
+    assert share is not None  # `evaluate` has checked that there is a name
     return share
 
 
@@ -219,7 +219,7 @@ def _of_languages(confusion: Any, languages: Sequence[str]) -> tuple[LanguageSco
 
 def _calibration(labels: Tensor, probabilities: Tensor) -> tuple[Bin, ...]:
     confidences, predictions = probabilities.max(1)
-    # The bins are open below, so that a probability of 1 is in the last bin.
+    # Each bin includes its upper end, so that a probability of 1 is in the last bin.
     places = (confidences * BINS).ceil().long().clamp(1, BINS) - 1
     bins = []
     for place in range(BINS):

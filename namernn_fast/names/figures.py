@@ -1,4 +1,4 @@
-"""Figures as PNG files: the confusion matrix, learning curves and calibration."""
+"""Draws figures as PNG files: the confusion matrix, learning curves and calibration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .evaluation import Evaluation
 from .files import replacing, require
 from .text import escaped
 
-# With more languages the numbers of the confusion matrix would be too small to read.
+# With more languages, the numbers in the confusion matrix would be too small to read.
 _MOST_WITH_NUMBERS = 40
 _PARTS = {"train": "training, during the epoch", "validation": "validation, at its end"}
 # Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
@@ -22,12 +22,12 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     """Draws how many names of each language are predicted as each language.
 
     Colours show the share of the language's names, so that rare languages are as visible as
-    frequent ones; the numbers count names.
+    frequent languages; the numbers count names.
 
     Args:
-        path: of the PNG, replaced only by a whole file.
-        evaluation: the numbers.
-        title: of the figure.
+        path: the PNG file to write, replaced only once the new file is complete.
+        evaluation: the evaluation to draw.
+        title: the title of the figure.
 
     Raises:
         InputError, OSError: as in `replacing`.
@@ -46,7 +46,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     sizes = [f"{name} ({sum(row)})" for name, row in zip(names, evaluation.confusion, strict=True)]
     axes.set_yticks(ticks, sizes, **small)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        # Languages come from file names; a dollar sign must not start a formula.
+        # A dollar sign in the name of a language must not start a formula.
         label.set_parse_math(False)
     axes.set_xlabel("predicted language")
     axes.set_ylabel("language (names)")
@@ -66,9 +66,9 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
     """Draws the loss and the accuracy of each epoch.
 
     Args:
-        path: of the PNG, replaced only by a whole file.
-        history: the values of `Epoch`, as `usable_history` returns them.
-        title: of the figure.
+        path: the PNG file to write, replaced only once the new file is complete.
+        history: the epochs, as `usable_history` returns them.
+        title: the title of the figure.
 
     Raises:
         InputError, OSError: as in `replacing`.
@@ -100,12 +100,12 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
 
 
 def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
-    """Draws how often classifiers are right, by the probability of their answer.
+    """Draws the accuracy of classifiers by the probability of the predicted language.
 
     Args:
-        path: of the PNG, replaced only by a whole file.
+        path: the PNG file to write, replaced only once the new file is complete.
         evaluations: the evaluation of each classifier, by name.
-        title: of the figure.
+        title: the title of the figure.
 
     Raises:
         InputError, OSError: as in `replacing`.
@@ -150,10 +150,11 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
 
 
 def usable_history(history: Any) -> list[dict[str, Any]] | None:
-    """Returns the epochs that a checkpoint records, or None if there are none to draw.
+    """Returns the epochs that a checkpoint records, or None if they cannot be drawn.
 
     Args:
-        history: plain values from a file, which may hold anything.
+        history: the value of "history" in `Checkpoint.info`. It may be any plain value, because
+            checkpoint files are untrusted.
     """
     figures = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     if not isinstance(history, list) or not history:
@@ -171,13 +172,13 @@ def usable_history(history: Any) -> list[dict[str, Any]] | None:
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """Returns a figure without a window, and its axes."""
+    """Returns a figure that opens no window, and its axes."""
     figure = require("matplotlib.figure").Figure((width, height), dpi=130, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def _save(figure: Any, path: Path) -> None:
-    # Draw before opening the file, so that a failure leaves it alone.
+    # Draw before opening the file, so that a failure leaves an existing file alone.
     content = io.BytesIO()
     figure.savefig(content, format="png")
     with replacing(path) as file:

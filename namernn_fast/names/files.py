@@ -1,4 +1,4 @@
-"""Files and optional packages: the cache folder, safe replacement of files, imports on demand."""
+"""The cache folder, safe replacement of files, and optional packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
-# Packages outside the extra "names" of pyproject.toml, and the extra that has each.
+# Optional packages outside the extra "names", and the extra that installs each package.
 _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
@@ -25,10 +25,10 @@ _EXTRAS = {
 
 
 def cache_folder() -> Path:
-    """Returns the folder for downloads and trained models; it need not exist.
+    """Returns the folder for downloads and trained models, which may not exist yet.
 
     Raises:
-        InputError: neither XDG_CACHE_HOME nor a home folder says where it is.
+        InputError: XDG_CACHE_HOME is not an absolute path, and there is no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification says to ignore relative paths.
@@ -43,16 +43,16 @@ def cache_folder() -> Path:
 
 
 Used = tuple[str, Path | int]
-"""What errors call a file, such as the option that names it, and its path or descriptor."""
+"""What error messages call a file, such as an option, and the file's path or descriptor."""
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
     """Raises an error if an output is also an input, however the paths are spelled.
 
-    Only plain files count: a terminal or a pipe can be both.
+    Only plain files count, because a terminal or a pipe can be both an input and an output.
 
     Raises:
-        InputError: the message names the output and the input.
+        InputError: an output is also an input; the message names the output and the input.
     """
     inputs = list(inputs)
     for written, output in outputs:
@@ -68,7 +68,7 @@ def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
 def is_same_file(output: Path | int, source: Path | int) -> bool:
     """Returns whether two paths or descriptors refer to the same existing plain file."""
     if isinstance(output, Path):
-        output = output.resolve()  # as `replacing` does, so that absent/../file is the file
+        output = output.resolve()  # like `replacing`, so that absent/../file counts as file
     try:
         status = os.stat(output)
         return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(source))
@@ -77,11 +77,11 @@ def is_same_file(output: Path | int, source: Path | int) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises now what `replacing` would raise later, and makes the folder of `path` if needed.
+    """Raises the errors that `replacing` would raise, and creates the folder of `path` if needed.
 
     Raises:
-        InputError: `path` exists and is not a plain file, so that replacing it would do harm.
-        OSError: the folder of `path` cannot be made or written to.
+        InputError: `path` exists and is not a plain file, so replacing it would do harm.
+        OSError: the folder of `path` cannot be created or written to.
     """
     folder = path.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,18 +92,18 @@ def check_replaceable(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` which replaces `path` when the block succeeds.
+    """Opens a temporary file beside `path` that replaces `path` when the block succeeds.
 
-    If the block fails, nothing is left behind and `path` stays as it was. A symbolic link stays a
-    link: the file that it points to is replaced.
+    If the block fails, the temporary file is removed and `path` stays as it was. If `path` is a
+    symbolic link, the link stays and the file that it points to is replaced.
 
     Raises:
         InputError, OSError: as in `check_replaceable`.
     """
     check_replaceable(path)
     path = path.resolve()
-    # tempfile would make a file that no other user may read. The temporary name does not contain
-    # the name of `path`, because it could become too long.
+    # tempfile would create a file that only this user may read. The temporary name does not
+    # contain the name of `path`, because the result could be too long.
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("x+b") as file:
@@ -117,7 +117,7 @@ def require(module: str) -> Any:
     """Imports and returns an optional dependency.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message says what to install.
+        ModuleNotFoundError: the module is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,8 +1,8 @@
 """Folding: turns names as people write them into strings over a small alphabet.
 
-A folded name is in lower case. It keeps ASCII letters, a few signs, and the accented letters that
-the folding was made for. Every other letter is decomposed (NFD) and loses its marks, or is spelled
-as `SPELLINGS` says; a character with neither is dropped.
+A folded name is in lower case. ASCII letters, a few signs, and the accented letters of the folding
+are kept. Every other character is decomposed (NFD) and loses its marks, or is spelled as
+`SPELLINGS` says. A character that has no spelling in ASCII is dropped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .text import InputError, escaped
 
 _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
-_KEPT_BY_VERSION = {2: _KEPT, 3: _KEPT | {"-"}}  # before a hyphen becomes a blank
+_KEPT_BY_VERSION = {2: _KEPT, 3: _KEPT | {"-"}}  # version 3 later turns hyphens into blanks
 _ASCII_ALPHABET = string.ascii_lowercase + _SIGNS
 
 MAX_NAME_LENGTH = 1000
-"""The longest name that is read, in characters; the longest in the data has 20."""
+"""The maximum length of a name, in characters; the longest name in the data has 20."""
 
 MAX_LETTERS = 96
-"""The maximum number of accented letters in a folding: each needs one of 128 bytes above ASCII."""
+"""The maximum number of accented letters in a folding; each takes one of 128 non-ASCII bytes."""
 
 _LOWER_CASE_SPELLINGS = {
-    **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed as an apostrophe
+    **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed instead of an apostrophe
     "ß": "ss",
     "ł": "l",
     "ø": "o",
@@ -44,7 +44,7 @@ _LOWER_CASE_SPELLINGS = {
     "ı": "i",
     "ŧ": "t",
     **dict.fromkeys("\u00a0\u2007\u202f", " "),  # no-break spaces
-    **dict.fromkeys("\u2010\u2011\u2013", "-"),  # hyphens, and the en dash that is typed as one
+    **dict.fromkeys("\u2010\u2011\u2013", "-"),  # hyphens, and the en dash typed as a hyphen
 }
 
 SPELLINGS = {
@@ -64,14 +64,17 @@ _OFTEN_SPELLED = 4  # longest run of characters whose spelling is cached
 
 
 def _readable(names: Sequence[str]) -> Sequence[str]:
-    """Returns `names` with each name that is too long replaced by an empty one."""
+    """Returns `names` with each name that is too long replaced by an empty string."""
     if max(map(len, names)) <= MAX_NAME_LENGTH:
         return names
     return [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
 
 
 def _is_accented(letter: str) -> bool:
-    """Returns whether a folding can keep `letter`: lower case, composed, with a plain form."""
+    """Returns whether a folding can keep `letter`.
+
+    The letter must be in lower case and composed (NFC), and have an ASCII spelling.
+    """
     return (
         not letter.isascii()
         and letter.isalpha()
@@ -87,7 +90,7 @@ def _has_blanks(lines: bytes) -> bool:
 
 
 def _spelled(text: str, letters: str) -> str:
-    """Spells `text` in ASCII and `letters`, and drops characters that have no such spelling."""
+    """Returns `text` spelled in ASCII and `letters`; drops characters without such a spelling."""
     if letters and not {*letters}.isdisjoint(text.lower()):
         return "".join(c.lower() if c.lower() in letters else _spelled(c, "") for c in text)
     decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
@@ -103,12 +106,12 @@ class Folding:
     """A way to fold names; a model needs the folding that it was trained with.
 
     Args:
-        letters: the accented letters to keep, in lower case; each must have a plain form.
-        version: 3, in which a hyphen separates like a blank and runs of blanks become one; or 2,
-            in which hyphens are dropped and there are no accented letters.
+        letters: the accented letters to keep, in lower case; each must have an ASCII spelling.
+        version: 3, which turns a hyphen into a blank and runs of blanks into a single blank; or 2,
+            which drops hyphens and keeps no accented letters.
 
     Raises:
-        ValueError: there is no such folding.
+        ValueError: `letters` or `version` is invalid.
 
     Example:
         >>> Folding("àś").fold("Ślusàrski-Müller"), ASCII.fold("Ślusàrski-Müller")
@@ -141,15 +144,16 @@ class Folding:
 
     @functools.cached_property
     def plain_ids(self) -> list[int]:
-        """For each character of the alphabet, the id of the letter without its marks."""
+        """For each character of the alphabet, the id of the character without its marks."""
         return [_ASCII_ALPHABET.index(ASCII.fold(c)[:1] or c) for c in self.alphabet]
 
     def fold(self, name: str) -> str:
-        """Returns `name` as a string over the alphabet, which may be empty.
+        """Returns the folded `name`, a string over the alphabet that may be empty.
 
         Characters with neither a spelling nor a decomposition in ASCII (digits, other scripts) are
-        dropped; `dropped` returns them. Blanks at either end are dropped too: eight Korean rows of
-        the data have them by mistake, and a model would recognise the language by them.
+        dropped; `dropped` returns these characters. Blanks at either end are dropped too: eight
+        Korean rows of the data have such blanks by mistake, and a model would recognise the
+        language by the blanks.
         """
         return self._decoded(self.fold_lines([name]))
 
@@ -158,10 +162,10 @@ class Folding:
         return self._decoded(self.fold_lines(_readable(names))).split("\n") if names else []
 
     def fold_all(self, names: Sequence[str]) -> bytes:
-        """Returns what `fold_lines` returns, for usable names.
+        """Returns the result of `fold_lines`, or raises an error if a name is unusable.
 
         Raises:
-            InputError: a name is unusable; the error names the first.
+            InputError: a name is unusable; the message describes the first unusable name.
         """
         lines = self.fold_lines(_readable(names))
         if b"\n\n" in b"\n%b\n" % lines:
@@ -169,18 +173,18 @@ class Folding:
         return lines
 
     def fold_lines(self, names: Sequence[str]) -> bytes:
-        """Returns the folded `names` as the lines of one text, one byte for each character.
+        """Returns the folded `names` as the lines of one text, with one byte per character.
 
-        Python code runs once per run of non-ASCII characters, not once per name.
+        For speed, Python code runs once per run of non-ASCII characters, not once per name.
         """
         tables = _tables(self)
         text = "\n".join(names)
-        if text.count("\n") >= len(names):  # a name holds a newline, which folding drops
+        if text.count("\n") >= len(names):  # a name contains a newline, which folding drops
             text = "\n".join([name.replace("\n", "") for name in names])
         if text.isascii():
             lines = text.encode("ascii")
         else:
-            # NFC, so that a letter and the mark after it are one character.
+            # NFC composes a letter and the mark after it into one character.
             text = unicodedata.normalize("NFC", text) if self.letters else text
             lines = self._encoded(_NOT_ASCII.sub(self._spelled_run, text))
         lines = lines.translate(tables.lower, tables.dropped)
@@ -188,18 +192,18 @@ class Folding:
             while b"  " in lines:
                 lines = lines.replace(b"  ", b" ")
         if _has_blanks(lines):
-            # Most such names have one blank, so few need the slow path.
+            # Usually there is a single blank at an end, so the slow path is rarely needed.
             lines = lines.replace(b" \n", b"\n").replace(b"\n ", b"\n")
             if _has_blanks(lines):
                 lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
         return lines
 
     def ids(self, lines: bytes) -> bytes:
-        """Returns the ids of the characters in `lines`, which `fold_lines` returned."""
+        """Returns the ids, one byte each, of the characters in a result of `fold_lines`."""
         return lines.translate(_tables(self).ids, b"\n")
 
     def joined(self, texts: Iterable[str]) -> bytes:
-        """Returns folded names as the lines that `fold_lines` returns.
+        """Returns already folded names in the form that `fold_lines` returns.
 
         Raises:
             UnicodeEncodeError: a text holds a character that is not in the alphabet.
@@ -209,8 +213,8 @@ class Folding:
     def dropped(self, name: str) -> str:
         """Returns the characters of `name` that `fold` drops, in order.
 
-        A combining mark on a letter that is kept does not count, nor does a blank at either end. A
-        letter with its marks is returned as one character if Unicode has such a character (NFC).
+        Combining marks on a kept letter and blanks at either end are not returned. A letter with
+        its marks is returned as one character if Unicode has such a character (NFC).
         """
         if name.isascii():  # fast path
             return name.strip().translate(_KEEP_DROPPED[self.version])
@@ -226,10 +230,10 @@ class Folding:
         return "".join(lost)
 
     def _spelled_run(self, run: re.Match[str]) -> str:
-        """Spells a run of non-ASCII characters as `_spelled` does, and caches short runs.
+        """Returns what `_spelled` returns for a run of non-ASCII characters; caches short runs.
 
-        Most names have only one such letter, and few different letters occur. Long runs would fill
-        the cache.
+        Most names have at most one non-ASCII letter, and few different letters occur, so short runs
+        repeat. Long runs would only fill the cache.
         """
         text = run[0]
         spelled = _spelled_again if len(text) <= _OFTEN_SPELLED else _spelled
@@ -245,16 +249,16 @@ class Folding:
 
 
 ASCII = Folding(version=2)
-"""The folding of models without accented letters; it also decides splits and duplicates."""
+"""The folding of models without accented letters, which also decides splits and duplicates."""
 
 
 class _Tables(NamedTuple):
     """Tables that fold, encode and decode the bytes of many names at once."""
 
     lower: bytes
-    """What each byte becomes."""
+    """Maps each kept byte to the byte that it becomes."""
     dropped: bytes
-    """The bytes that are dropped first."""
+    """The bytes that are dropped before `lower` is applied."""
     ids: bytes
     characters: str
     """The character of each byte: ASCII, then the accented letters."""
@@ -287,7 +291,10 @@ _KEEP_DROPPED = {
 
 
 def letters_of(names: Iterable[str], least: int = 1) -> str:
-    """Returns the accented letters that occur in at least `least` of the `names`, sorted."""
+    """Returns the accented letters that are in at least `least` of the `names`, in Unicode order.
+
+    If there are more than `MAX_LETTERS`, only the most frequent letters are returned.
+    """
     counts = Counter(
         letter
         for name in names
@@ -300,9 +307,9 @@ def letters_of(names: Iterable[str], least: int = 1) -> str:
 
 
 def why_unusable(name: str) -> str | None:
-    """Returns why no language can be predicted for `name`, or None if one can.
+    """Returns the reason why no language can be predicted for `name`, or None if it is usable.
 
-    A name is usable if it is not too long and every folding leaves a character of it.
+    A name is usable if it is not too long and every folding keeps at least one of its characters.
     """
     if len(name) > MAX_NAME_LENGTH:
         return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"

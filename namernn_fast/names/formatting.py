@@ -1,4 +1,4 @@
-"""Tables as text: aligned columns for a terminal, and Markdown for a file."""
+"""Formats tables as text: aligned columns for a terminal, and Markdown for a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPECIAL_IN_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~&$]")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
-    """Returns a table for a terminal, with the first column aligned left and the others right."""
+    """Returns a table for a terminal: the first column is aligned left, the other columns right."""
     lines = [list(header), *([_shown(entry) for entry in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -40,7 +40,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
 
 
 def literal(text: str) -> str:
-    """Escapes text for Markdown, and characters in it that are not printable."""
+    """Returns `text` with unprintable characters and Markdown's special characters escaped."""
     return _SPECIAL_IN_MARKDOWN.sub(r"\\\g<0>", escaped(text))
 
 

@@ -1,7 +1,7 @@
 """Splits a file into lines of bounded length, however its bytes arrive.
 
-Lines end with LF, CRLF or CR, a byte order mark is skipped, and the encoding is UTF-8: other bytes
-become lone surrogates, as with Python's "surrogateescape", so that a fault stays within its line.
+Lines end with LF, CRLF or CR, and a byte order mark is skipped. The encoding is UTF-8; an invalid
+byte becomes a lone surrogate, as with Python's "surrogateescape", so it affects only its own line.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Protocol
 from .text import InputError
 
 MAX_LINE_BYTES = 65_536
-"""The longest line that is read."""
+"""The maximum length of a line, in bytes."""
 
 _BLOCK_BYTES = 65_536
 
 
 class Source(Protocol):
-    """The method of a buffered binary file that reading lines needs."""
+    """A buffered binary file, reduced to the one method that reading lines needs."""
 
     def read1(self, size: int, /) -> bytes:
-        """Returns up to `size` bytes as soon as any are available, and none at the end."""
+        """Returns up to `size` bytes as soon as any are available, or b"" at the end."""
 
 
 class Recoded:
@@ -31,13 +31,13 @@ class Recoded:
     Bytes that are invalid in the encoding become bytes that are invalid in UTF-8, or U+FFFD.
 
     Args:
-        file: open for reading.
-        encoding: a name that Python knows.
+        file: a binary file, open for reading.
+        encoding: the name of an encoding that Python knows.
     """
 
     def __init__(self, file: Source, encoding: str) -> None:
         self._file = file
-        # Lone surrogates cannot represent every error of an encoding of two or four bytes.
+        # Lone surrogates cannot represent every error in encodings with units of 2 or 4 bytes.
         is_wide = "a".encode(encoding) != b"a"
         errors = "replace" if is_wide else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
@@ -50,19 +50,19 @@ class Recoded:
 
 
 def lines_of(file: Source) -> Iterator[bytes]:
-    """Yields the lines of `file` without their ends, and without a byte order mark.
+    """Yields the lines of `file` without line ends, and without a byte order mark.
 
-    A line that is too long is reduced to its first `MAX_LINE_BYTES + 1` bytes.
+    A line that is too long is cut off after `MAX_LINE_BYTES + 1` bytes.
 
     Raises:
         InputError: the file is in UTF-16.
-        OSError: the disk failed.
+        OSError: the file could not be read.
     """
     lines = _all_lines(file)
     first = next(lines, None)
     if first is None:
         return
-    # Requires a zero byte too, because either mark can also be two damaged bytes of a name.
+    # A zero byte is required too, because two damaged bytes of a name can look like the mark.
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
         raise InputError("the input is in UTF-16: --encoding utf-16 reads it")
     yield first.removeprefix(codecs.BOM_UTF8)
@@ -76,7 +76,7 @@ def _all_lines(file: Source) -> Iterator[bytes]:
         lines = joined.splitlines()
         rest = b""
         if not joined.endswith(b"\n"):
-            # A CR may be the first half of a CRLF, so it stays with its line.
+            # A CR at the end may be the first half of a CRLF, so it stays with its line.
             end = b"\r" if joined.endswith(b"\r") else b""
             rest = lines.pop()[: MAX_LINE_BYTES + 1] + end
         for line in lines:

@@ -19,14 +19,14 @@ POOLINGS = ("last", "last+mean+max")
 
 
 class NameClassifier(nn.Module):
-    """Scores languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
+    """Scores the languages of names with `nn.Embedding`, a vanilla RNN and `nn.Linear`.
 
     The attribute `config` has every argument except `num_classes`, `rnn_class` and
     `alphabet_size`.
 
     Args:
         num_classes: the number of languages.
-        embedding_size: features of an embedded character, the `input_size` of the RNN.
+        embedding_size: the number of features of an embedded character, the RNN's `input_size`.
         hidden_size, num_layers, bidirectional, nonlinearity, dropout: as in `torch.nn.RNN`.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison. Both have the same `state_dict`
             keys and, from the same seed, the same initial weights.
@@ -34,14 +34,15 @@ class NameClassifier(nn.Module):
             "last+mean+max", which adds the mean and the maximum over all states of the last layer.
         state_dropout: the probability with which each number that the linear layer reads is zeroed
             in training.
-        character_dropout: the probability with which each character is unknown in training: its
+        character_dropout: the probability with which each character is hidden in training: its
             embedding is zero, and n-grams use the symbol for an unknown character instead.
         ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
-            added to its own.
-        alphabet_size: the number of different character ids: the length of a `Folding`'s alphabet.
+            added to the character's embedding.
+        alphabet_size: the number of different character ids, the length of a `Folding`'s alphabet.
 
     Raises:
-        ValueError, TypeError: as in `rnn_class`; `pooling` is not one of `POOLINGS`.
+        ValueError: `pooling` is not one of `POOLINGS`, or `rnn_class` rejects a value.
+        TypeError: `rnn_class` rejects the type of a value.
     """
 
     def __init__(
@@ -96,16 +97,17 @@ class NameClassifier(nn.Module):
 
         Args:
             names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
-            lengths: int64 (batch), the number of characters of each padded name, at least 1; the
-                padding after them must be valid ids, such as 0, and has no effect on the result.
+            lengths: int64 (batch), the number of characters of each padded name, at least 1; None
+                for packed ids. Padding must be valid ids, such as 0; it does not affect the result.
 
         Raises:
-            TypeError: `names` is neither, or `lengths` is missing or not allowed.
+            TypeError: `names` is neither packed nor a tensor, or `lengths` is missing, or is given
+                with packed ids.
         """
         if isinstance(names, PackedSequence):
             if lengths is not None:
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
-            if self.ngrams is not None:  # n-grams need neighbours, which padded names have
+            if self.ngrams is not None:  # n-grams need adjacent characters, as in padded names
                 return self.forward(*pad_packed_sequence(names, batch_first=True))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
@@ -119,7 +121,7 @@ class NameClassifier(nn.Module):
         return logits
 
     def shares_prefixes(self) -> bool:
-        """Returns whether names of a batch can share the states of a common beginning."""
+        """Returns whether names in a batch can share the states of their common beginnings."""
         return self._takes_ids() and self.num_directions == 1 and self.config["pooling"] == "last"
 
     def states(self, name: Tensor) -> Tensor:
@@ -139,43 +141,43 @@ class NameClassifier(nn.Module):
         return output
 
     def _takes_ids(self) -> bool:
-        """Returns whether the recurrent layer reads ids, so that no characters are embedded."""
+        """Returns whether the recurrent layer reads character ids instead of embeddings."""
         return self.ngrams is None and isinstance(self.rnn, FusedRNN)
 
     def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer, from a recurrent layer that takes ids."""
+        """Returns the input of the linear layer, computed by a recurrent layer that reads ids."""
         packed = isinstance(names, PackedSequence)
         ids, embedding = names.data if packed else names, self.embedding.weight
         if (unknown := self._unknown(ids)) is not None:
-            # One more row, of zeros, stands for an unknown character.
+            # An additional row of zeros stands for hidden characters.
             ids = ids.masked_fill(unknown, len(embedding))
             embedding = F.pad(embedding, (0, 0, 0, 1))
         ids = names._replace(data=ids) if packed else ids.transpose(0, 1)
         if self.config["pooling"] == "last":
-            last_state: Any = self.rnn.last_state  # modules have no types for attributes
+            last_state: Any = self.rnn.last_state  # attributes of modules have no types
             return self._last(last_state(ids, lengths=lengths, embedding=embedding))
         output, h_n = self.rnn(ids, lengths=lengths, embedding=embedding)
         return self._pool(output, h_n, lengths)
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer, from embedded characters."""
+        """Returns the input of the linear layer, computed from embedded characters."""
         if isinstance(names, PackedSequence):
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
             return self._pool(output, h_n, None)
-        assert lengths is not None  # forward has checked it
+        assert lengths is not None  # checked in `forward`
         embedded = self._embed(names, lengths).transpose(0, 1)
         output, h_n = self._run_padded(embedded, lengths)
         return self._pool(output, h_n, lengths)
 
     def _unknown(self, ids: Tensor) -> Tensor | None:
-        """Returns which characters are unknown in this step of training, or None if none is."""
+        """Returns a random mask of the characters to hide in this step, or None to hide none."""
         probability = self.config["character_dropout"] if self.training else 0.0
         return torch.rand(ids.shape, device=ids.device) < probability if probability else None
 
     def _embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the embeddings (…, embedding_size) of character ids (…).
 
-        With n-grams, the ids are (batch, longest) and need their lengths (batch).
+        With n-grams, the ids must be (batch, longest), and their `lengths` (batch) must be given.
         """
         embedded: Tensor = self.embedding(ids)
         if (unknown := self._unknown(ids)) is not None:
@@ -195,8 +197,8 @@ class NameClassifier(nn.Module):
     def _last(self, h_n: Tensor) -> Tensor:
         """Returns the last states of the last layer: (batch, num_directions * hidden_size).
 
-        The last state of the second direction is at the first character, so it too has read the
-        whole name.
+        The reverse direction ends at the first character, so its last state has also read the whole
+        name.
         """
         # h_n is (num_layers * num_directions, batch, hidden_size), with the last layer at its end.
         if self.num_directions == 1:
@@ -210,7 +212,7 @@ class NameClassifier(nn.Module):
             return last
         if isinstance(output, PackedSequence):
             output, lengths = pad_packed_sequence(output)
-        assert lengths is not None  # forward has checked it
+        assert lengths is not None  # checked in `forward`
         lengths = lengths.to(output.device)
         steps = torch.arange(output.shape[0], device=output.device)
         absent = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (longest, batch, 1)
@@ -226,7 +228,7 @@ class NameEnsemble(nn.Module):
         members: the classifiers, all for the same languages.
 
     Raises:
-        ValueError: there is no member.
+        ValueError: `members` is empty.
     """
 
     def __init__(self, members: Iterable[NameClassifier]) -> None:

@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TRIGRAM_ROWS = 8192
-"""The number of rows in the table of trigrams; trigram n uses row n modulo this."""
+"""The number of rows in the table of trigrams; trigram n uses row n modulo this number."""
 
 
 class NgramEmbedding(nn.Module):
     """Sums the embeddings of the n-grams that contain a character.
 
-    These are the bigram that ends at the character, the bigram that begins there, and the trigram
-    around it. Marks before the start of a name and past its end count as characters.
+    The n-grams are the bigram that ends at the character, the bigram that begins at the character,
+    and the trigram around it. A mark before the start of a name and a mark past its end count as
+    characters.
 
     Args:
-        embedding_size: features of each embedding.
+        embedding_size: the number of features of each embedding.
         alphabet_size: the number of different character ids.
     """
 
@@ -33,12 +34,12 @@ class NgramEmbedding(nn.Module):
             nn.init.normal_(table.weight, std=0.3)
 
     def forward(self, ids: Tensor, lengths: Tensor, unknown: Tensor | None = None) -> Tensor:
-        """Returns the sums (batch, longest, embedding_size).
+        """Returns the summed embeddings (batch, longest, embedding_size).
 
         Args:
             ids: int64 (batch, longest), padded character ids.
-            lengths: int64 (batch).
-            unknown: bool (batch, longest), true for characters to hide.
+            lengths: int64 (batch), the number of characters of each name.
+            unknown: bool (batch, longest), true for characters to hide; None to hide none.
         """
         if unknown is not None:
             ids = torch.where(unknown, self.unknown, ids)

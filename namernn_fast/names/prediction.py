@@ -1,4 +1,4 @@
-"""Prediction: the languages of names, from a trained model."""
+"""Predicts the languages of names with a trained model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from .folding import Folding
 from .model import NameClassifier, NameEnsemble
 from .text import InputError, check_names
 
-# Bounds the memory of a batch: each character takes hidden_size numbers in each layer.
+# Maximum number of characters in a batch. This bounds the memory, because each character takes
+# hidden_size numbers in each layer.
 _BATCH_CHARACTERS = 16_384
 
-# If names with a common beginning share states, most characters need no new state, and larger
-# batches share more. Long names get separate batches, because they take many steps.
+# Maximum number of characters in a batch of names that share the states of common beginnings. Most
+# of these characters need no new state, and larger batches share more. Names longer than
+# _SHARED_LENGTH get separate batches, because they take many steps.
 _SHARED_CHARACTERS = 262_144
 _SHARED_LENGTH = 32
 
@@ -32,7 +34,7 @@ class Predictor:
     """A trained model, ready to predict.
 
     Args:
-        checkpoint: the model with its languages; the model is put in evaluation mode.
+        checkpoint: the model with its languages; the model is switched to evaluation mode.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -46,20 +48,20 @@ class Predictor:
 
     @property
     def folding(self) -> Folding:
-        """How the model reads names."""
+        """The folding that the model was trained with."""
         return self.checkpoint.folding
 
     @property
     def info(self) -> dict[str, Any]:
-        """Where the model comes from, as in `Checkpoint.info`."""
+        """Plain values about the training of the model, as in `Checkpoint.info`."""
         return self.checkpoint.info
 
     def predict(self, names: Iterable[str], top: int = 3) -> list[list[tuple[str, float]]]:
-        """Returns for each name its most probable languages, the most probable first.
+        """Returns the most probable languages of each name, the most probable first.
 
         Args:
-            names: text; all must be usable (see `why_unusable`).
-            top: how many languages to return for each name; all if there are fewer.
+            names: the names, all usable (see `why_unusable`).
+            top: the number of languages to return for each name; all languages if there are fewer.
 
         Returns:
             For each name, in the order given, a list of (language, probability).
@@ -67,7 +69,7 @@ class Predictor:
         Raises:
             TypeError: `names` is a string, or holds something other than strings.
             ValueError: `top` is below 1.
-            InputError: a name is unusable, or the model gives no finite probabilities.
+            InputError: a name is unusable, or a probability is not finite.
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
@@ -83,8 +85,8 @@ class Predictor:
     def languages_of(self, names: Iterable[str]) -> list[str]:
         """Returns the most probable language of each name, in the order given.
 
-        The fastest way to label many names: `predict` takes longer, for the probabilities and the
-        lists that it returns.
+        This is the fastest way to label many names. `predict` takes longer, because it also returns
+        probabilities, and a list for each name.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -112,11 +114,11 @@ class Predictor:
     def unusualness(self, names: Iterable[str]) -> Tensor | None:
         """Returns how unusual names are, given the training names: float32 (number of names).
 
-        Above 1 a name is unusual: its characters are less probable than in all but 2 % of the
-        validation names. The answer of the model then means little.
+        A name with a value above 1 is unusual: its characters are less probable than in all but 2 %
+        of the validation names. Predictions for an unusual name mean little.
 
         Returns:
-            The numbers, or None for a checkpoint of an earlier version, which cannot measure them.
+            The values, or None if the checkpoint comes from an earlier version, which lacks them.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -129,15 +131,15 @@ class Predictor:
     def states(self, name: str) -> tuple[str, Tensor]:
         """Returns the folded name, and the states after each of its characters.
 
-        The model must be one network, as the pretrained one is.
+        The model must be a single network, such as the pretrained model.
 
         Returns:
             The folded name, and float32 (length, hidden_size), or (length, 2 * hidden_size) for a
-            model in both directions.
+            bidirectional model.
 
         Raises:
             TypeError: the model is an ensemble.
-            InputError: the name is unusable, or the model gives no finite states.
+            InputError: the name is unusable, or a state is not finite.
         """
         model = self.checkpoint.model
         ids = encode(name, self.folding)
@@ -148,7 +150,7 @@ class Predictor:
         return self.folding.fold(name), _finite(states, "states")
 
     def prefix_probabilities(self, name: str) -> Tensor:
-        """Returns the model's answer after each character: float32 (length, languages).
+        """Returns the probabilities after each character of `name`: float32 (length, languages).
 
         Raises:
             InputError: as in `predict`.
@@ -165,12 +167,14 @@ def load(
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
 ) -> Predictor:
-    """Loads a model; without a path, the pretrained one, even if others were trained since.
+    """Loads the model at `path`, or by default the pretrained model.
+
+    Training a model does not change the default.
 
     Args:
-        path: of a checkpoint, or "pretrained" for the model that comes with the package. A file of
-            that name is "./pretrained", or a `pathlib.Path`.
-        device: where to run the model.
+        path: the path of a checkpoint, or "pretrained" for the model that comes with the package.
+            For a file that is called pretrained, pass "./pretrained" or a `pathlib.Path`.
+        device: the device to run the model on.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
     Raises:
@@ -191,7 +195,7 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
 
     Args:
         model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
-        names: at least one.
+        names: the names, at least one.
 
     Raises:
         InputError: a probability is not finite.
@@ -201,7 +205,7 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
 
 @torch.no_grad()
 def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
-    """Returns the index of the most probable language: int64 (number of names), on the CPU.
+    """Returns the index of each name's most probable language: int64 (number of names), on the CPU.
 
     Args:
         model, names: as in `probabilities`.
@@ -210,7 +214,7 @@ def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
         InputError: as in `probabilities`.
     """
     order, found = zip(*_in_batches(model, names, lambda scores: scores.max(1)), strict=True)
-    # The probabilities of a name are finite if its largest logit is.
+    # The probabilities of a name are finite if its largest logit is finite.
     _finite(torch.cat([values for values, _ in found]), "probabilities")
     return _restored(torch.cat(order), torch.cat([labels for _, labels in found]))
 
@@ -227,14 +231,14 @@ def logits(model: nn.Module, names: EncodedNames) -> Tensor:
 
     Args:
         model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
-        names: at least one.
+        names: the names, at least one.
     """
     order, found = zip(*_in_batches(model, names, lambda scores: scores), strict=True)
     return _restored(torch.cat(order), torch.cat(found))
 
 
 def _restored(order: Tensor, results: Tensor) -> Tensor:
-    """Returns results in the order of the names; `results[k]` belongs to name `order[k]`."""
+    """Returns `results` in the order of the names, if `results[k]` belongs to name `order[k]`."""
     return torch.empty_like(results).index_copy_(0, order, results)
 
 
@@ -244,18 +248,18 @@ Result = TypeVar("Result")
 def _in_batches(
     model: nn.Module, names: EncodedNames, use: Callable[[Tensor], Result]
 ) -> Iterator[tuple[Tensor, Result]]:
-    """Yields batches of bounded size: the indices of their names, and `use(logits)`.
+    """Yields, for batches of bounded size, the indices of the batch's names and `use(logits)`.
 
     Args:
         model, names: as in `logits`.
-        use: called with logits (batch, num_classes), float32 on the CPU.
+        use: a function of the batch's logits (batch, num_classes), float32 on the CPU.
     """
     for indices, packed in _batches(model, names):
         yield indices, use(model(packed).float().cpu())
 
 
 def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, PackedSequence]]:
-    """Yields batches of bounded size: the indices of their names, and the names packed.
+    """Yields, for batches of bounded size, the indices of the batch's names and the packed names.
 
     Args:
         model, names: as in `logits`.
@@ -269,7 +273,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Without short names, `order.split` has one empty part and there is no batch.
+        # Without short names, `order.split` has one empty part and `pack_each` yields no batch.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)
@@ -282,7 +286,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
 
 
 def _shares_prefixes(model: nn.Module) -> bool:
-    """Returns whether names share states of a common beginning, in every member of an ensemble."""
+    """Returns whether every network of a model can share the states of common beginnings."""
     members = model.members if isinstance(model, NameEnsemble) else [model]
     return all(
         isinstance(member, NameClassifier) and member.shares_prefixes() for member in members

@@ -1,4 +1,4 @@
-"""Recipes: how a model is made and trained, as plain values."""
+"""Recipes: plain values that describe how a model is built and trained."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .text import InputError
 SCHEDULES = ("constant", "one-cycle")
 
 MAX_EPOCHS = 2_500
-"""The maximum number of epochs of all members together: a checkpoint records each."""
+"""The maximum number of epochs of all members together; a checkpoint records every epoch."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a training; `RECIPES` has the named ones.
+    """The options of a training; `RECIPES` contains the named recipes.
 
     Raises:
-        InputError: a value cannot be used.
+        InputError: a value is invalid.
     """
 
     epochs: int = 10
-    """Passes over the training names."""
+    """The number of passes over the training names."""
     batch_size: int = 64
-    """Names in a step."""
+    """The number of names in a step."""
     lr: float = 1e-3
     """The learning rate of AdamW; with "one-cycle", its maximum."""
     schedule: str = "constant"
@@ -39,9 +39,9 @@ class Recipe:
     label_smoothing: float = 0.0
     """As in `torch.nn.functional.cross_entropy`."""
     clip_norm: float | None = None
-    """The maximum norm of the gradient; None does not clip."""
+    """The maximum norm of the gradient; None disables clipping."""
     members: int = 1
-    """How many networks are trained; their logits are averaged."""
+    """The number of networks to train, whose logits are averaged."""
     prior_correction: float = 0.0
     """How strongly to favour rare languages: after the training, this many times the logarithm of a
     language's share of the training names is subtracted from its logit (Menon et al., "Long-tail
@@ -72,7 +72,7 @@ class Recipe:
             raise InputError(f"{total:,} epochs in total: at most {MAX_EPOCHS:,} are allowed")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Returns a copy with other values; `model` changes only the options that it names."""
+        """Returns a copy with the given values; `model` changes only the options that it names."""
         if "model" in changes:
             changes["model"] = {**self.model, **changes["model"]}
         return dataclasses.replace(self, **changes)
@@ -126,8 +126,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "plain": "one small network, with the defaults of NameClassifier",
-        "reference": "eight networks in both directions on n-gram embeddings, the most accurate",
-        "distilled": "the network of plain, trained on the answers of --teacher",
+        "reference": "eight bidirectional networks on n-gram embeddings, the most accurate model",
+        "distilled": "the same network as in plain, trained on the answers of --teacher",
     }
 )
-"""What each recipe trains, in a few words."""
+"""A few words on what each recipe trains, for --help."""

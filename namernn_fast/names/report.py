@@ -1,4 +1,4 @@
-"""A report on the names data: its languages, its odd rows, and the limits of any accuracy."""
+"""Reports on the names data: its languages, its odd rows, and the best possible accuracy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .evaluation import best_hits
 from .folding import ASCII, SPELLINGS
 from .splitting import LabelledNames, Split, split
 
-# Texts that web pages left among the names.
+# Texts of web pages that are in the data by mistake.
 _NO_NAMES = frozenset({"to the first page"})
-# Punctuation that may end a name: "Jr.", and soft signs written as apostrophes.
+# Punctuation that may end a name, as in "Jr." or for a soft sign written as an apostrophe.
 _RIGHT_AT_THE_END = frozenset(".'’ʼ`´")
 _RIGHT_INSIDE = frozenset(" -.'’‘ʼ`´\u00a0")
 
@@ -58,25 +58,25 @@ JUNK: MappingProxyType[str, tuple[str, Callable[[str], bool]]] = MappingProxyTyp
         ),
     }
 )
-"""The rules for junk rows: what each one finds, in words and as a function of the name."""
+"""The rules for junk rows: a description of each rule, and a function that tests a name."""
 
 
 @dataclass(frozen=True)
 class LanguageFacts:
-    """The facts about one language, or about all together."""
+    """Facts about one language, or about all languages together."""
 
     language: str
     rows: int
     distinct: int
-    """Distinct folded names."""
+    """The number of distinct folded names, counted for each language."""
     repeats: int
-    """Rows beyond the first of each folded name."""
+    """The number of rows beyond the first row of each folded name."""
     shared: int
-    """Distinct folded names that other languages have too."""
+    """The number of distinct folded names that also occur in other languages."""
     junk: int
-    """Rows that a rule of `JUNK` finds."""
+    """The number of rows that match a rule of `JUNK`."""
     train: int
-    """Names in the training part."""
+    """The number of names in the training part."""
     validation: int
     test: int
 
@@ -91,37 +91,37 @@ class OddRow:
     name: str
     folded: str
     spelled: str
-    """The characters that the table of spellings changes."""
+    """The characters of the name that `SPELLINGS` replaces."""
     dropped: str
-    """The characters that folding drops."""
+    """The characters of the name that folding drops."""
     junk: tuple[str, ...]
-    """The rules of `JUNK` that find the row."""
+    """The rules of `JUNK` that the row matches."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """Everything that `describe` finds."""
+    """The report that `describe` returns."""
 
     split: dict[str, Any]
     """As in `Split.info`."""
     languages: tuple[LanguageFacts, ...]
     total: LanguageFacts
     ceiling: dict[str, float]
-    """The best accuracy that a function of the folded string can reach: over the rows, over the
-    distinct pairs of a folded name and a language, and in the test part."""
+    """The best accuracy that a function of the folded string can reach: over the "rows", over the
+    "distinct pairs" of a folded name and a language, and in the "test part"."""
     leak: dict[str, dict[str, float]]
-    """The results of `leak` for the split, and for a random split of rows with the same shares."""
+    """The results of `leak` for "this split", and for a "random split" with the same shares."""
     odd_rows: tuple[OddRow, ...]
     shared_strings: dict[str, tuple[str, ...]]
-    """The folded names that several languages have, with the languages."""
+    """Maps each folded name that occurs in several languages to these languages."""
 
 
 def describe(data: NamesData, parts: Split) -> DataReport:
-    """Describes the data.
+    """Returns a report on the data.
 
     Args:
         data: the names.
-        parts: their split, in the folding `ASCII`.
+        parts: the split of `data`, folded with `ASCII`.
     """
     folded = ASCII.fold_usable([name for name, _ in data.rows])
     labels = [label for _, label in data.rows]
@@ -184,7 +184,8 @@ def leak(parts: Split) -> dict[str, float]:
     """Returns the share of the test part that is also in the training or the validation part.
 
     Returns:
-        "pairs", of names with the same language; "strings", of names with any language.
+        Under "pairs", the share of test names that these parts contain with the same language;
+        under "strings", the share that these parts contain with any language.
     """
     others = (parts.train, parts.validation)
     pairs = {pair for part in others for pair in _pairs(part)}

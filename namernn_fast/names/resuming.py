@@ -1,4 +1,4 @@
-"""The state of a training: a file, written after each epoch, from which it can be resumed."""
+"""The state of a training: a file, written after each epoch, from which training can resume."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from .tensor_files import MAX_BYTES, read_tensors, read_values, write_tensors
 from .text import InputError
 
-# A state has the weights of finished networks, and four times as much for the network in training:
-# its weights, its best weights, and two moments of the optimizer.
+# A state contains the weights of finished networks. For the network in training it contains four
+# tensors per weight: the weight, its value in the best epoch, and the optimizer's two moments.
 MAX_STATE_BYTES = 4 * MAX_BYTES
 
 KIND = "namernn_fast.names training 1"
@@ -27,8 +27,8 @@ def check_is_state(path: Path) -> None:
     """Raises an error if the file at `path` is not the state of a training.
 
     Raises:
-        InputError: the file is something else; a new training would replace and later remove it.
-        OSError: the disk failed.
+        InputError: the file is something else, which a new training would replace and remove.
+        OSError: the file could not be read.
     """
     try:
         read_values(path, KIND, max_bytes=MAX_STATE_BYTES)
@@ -40,23 +40,23 @@ class StateFile:
     """The file of a training's state, which is replaced at the end of each epoch.
 
     Args:
-        path: of the file.
-        identity: plain values that must be the same in a training and in the training it resumes.
+        path: the path of the file.
+        identity: plain values that must be equal in a training and in the training that resumes it.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
         self.is_kept = False
-        """Whether the file has a state of this training."""
-        self._identity = json.loads(json.dumps(identity))  # as read from a file
+        """Whether the file contains a state of this training."""
+        self._identity = json.loads(json.dumps(identity))  # in the form that a file returns
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def read(self) -> None:
         """Reads the state to resume from.
 
         Raises:
-            InputError: there is no state, or it belongs to another training.
-            OSError: the disk failed.
+            InputError: there is no state, or the state belongs to another training.
+            OSError: the file could not be read.
         """
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no unfinished training to resume")
@@ -78,11 +78,11 @@ class StateFile:
         self.is_kept = True
 
     def of_member(self, member: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the tensors and plain values that `write` was given for a member, or None."""
+        """Returns the tensors and plain values of a member's state, or None if there is none."""
         return self._kept.get(member)
 
     def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Replaces the state of a member; if the disk fails, only warns."""
+        """Replaces the state of a member; logs a warning if the file cannot be written."""
         self._kept[member] = (tensors, values)
         named = {
             f"{number}.{name}": value
@@ -102,12 +102,12 @@ class StateFile:
             )
 
     def remove(self) -> None:
-        """Removes the file, once the training is finished."""
+        """Removes the file of a finished training."""
         self.path.unlink(missing_ok=True)
 
 
 def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Yields, in words, the differences between two tables of plain values."""
+    """Yields a description of each difference between two tables of plain values."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in sorted({*kept, *wanted}):
             yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())
@@ -116,7 +116,7 @@ def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors whose names begin with `prefix`, by the rest of their names."""
+    """Returns the tensors whose names begin with `prefix`, by their names without `prefix`."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

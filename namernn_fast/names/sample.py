@@ -1,4 +1,4 @@
-"""A few hundred common surnames, written for this project: the last of the data's sources.
+"""A few hundred common surnames, written for this project as a fallback for the data set.
 
 The sample is enough to see the application work, and too small to train a good model.
 """

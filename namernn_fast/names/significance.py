@@ -1,6 +1,6 @@
-"""Intervals and paired tests: how certain a figure is, or the difference between two classifiers.
+"""Confidence intervals of metrics, and paired tests of the difference between two classifiers.
 
-Arrays may be tensors, NumPy arrays or lists. SciPy gives the exact distributions.
+Array arguments may be tensors, NumPy arrays or lists. SciPy computes the exact distributions.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from .files import require
 
 CONFIDENCE = 0.95
-"""The confidence of all intervals."""
+"""The confidence level of all intervals."""
 
 RESAMPLES = 10_000
-"""The number of resamples of a bootstrap."""
+"""The default number of resamples of a bootstrap."""
 
 _CHUNK = 100  # resamples drawn at once, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its interval."""
+    """A value with the ends of its confidence interval."""
 
     value: float
     low: float
@@ -52,10 +52,10 @@ class Difference(Interval):
 
 @dataclass(frozen=True)
 class McNemar:
-    """The exact McNemar test: whether two classifiers err equally often."""
+    """The result of an exact McNemar test of whether two classifiers are wrong equally often."""
 
     only_first: int
-    """How many names only the first classifier gets right."""
+    """The number of names that only the first classifier gets right."""
     only_second: int
     p_value: float
 
@@ -70,12 +70,12 @@ class LabelledPredictions:
     """int64 (number of names), the index of the predicted language"""
     units: Sequence[Hashable] | None = None
     """The unit that each name belongs to: names of one unit are drawn together. If None, each name
-    is a separate unit. Use strings as units if a string has several languages, or if test parts of
-    several splits share strings."""
+    is a separate unit. Use the names' strings as units if a string has several languages, or if the
+    test parts of several splits share strings."""
 
 
 def proportion(hits: int, count: int) -> Proportion | None:
-    """Returns a share with its Wilson interval, or None for a share of nothing.
+    """Returns the share `hits / count` with its Wilson interval, or None if `count` is 0.
 
     Raises:
         ModuleNotFoundError: scipy is not installed.
@@ -88,11 +88,11 @@ def proportion(hits: int, count: int) -> Proportion | None:
 
 
 def mcnemar(labels: Any, first: Any, second: Any) -> McNemar:
-    """Tests two classifiers on the same names.
+    """Runs the exact McNemar test of two classifiers on the same names.
 
     Args:
-        labels: int64 (number of names), the languages.
-        first, second: int64 (number of names), what the classifiers predict.
+        labels: int64 (number of names), the index of each name's language.
+        first, second: int64 (number of names), the predictions of each classifier.
 
     Raises:
         ModuleNotFoundError: scipy is not installed.
@@ -113,9 +113,9 @@ def bootstrap(
     """Returns the accuracy and the macro-F1 of a classifier with their percentile intervals.
 
     Args:
-        predictions: what the classifier predicts.
-        resamples: how often names are drawn.
-        seed: fixes the drawing.
+        predictions: the labels and the classifier's predictions.
+        resamples: the number of resamples.
+        seed: the seed of the drawing.
     """
     values, drawn = _resampled([predictions], resamples, seed)
     accuracy, macro_f1 = (
@@ -132,22 +132,22 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Difference, Difference]:
-    """Tests two classifiers on the same names of one split or of several.
+    """Tests two classifiers on the same names, in one split or in several.
 
     Each resample draws the units of all splits, with replacement, and takes the mean over the
     splits of the difference between the two classifiers. A unit that is in several test parts is
     drawn into all of them, so names that the splits share are not counted as independent. The
-    trained classifiers are fixed: `corrected_t_test` accounts for the spread from training.
+    trained classifiers are fixed; `corrected_t_test` also accounts for the spread from training.
 
     Args:
-        first, second: what each classifier predicts, one for each split, in the same order and
-            for the same names.
-        resamples: how often names are drawn.
-        seed: fixes the drawing.
+        first, second: the predictions of each classifier for each split, in the same order and for
+            the same names.
+        resamples: the number of resamples.
+        seed: the seed of the drawing.
 
     Returns:
-        The differences of the accuracy and of the macro-F1, the second classifier's minus the
-        first's, with percentile intervals.
+        The differences in accuracy and in macro-F1, second classifier minus first, with percentile
+        intervals.
 
     Raises:
         ValueError: the classifiers do not predict for the same names.
@@ -173,7 +173,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
     "Inference for the generalization error", Machine Learning 52, 2003).
 
     Args:
-        differences: one for each split, at least two.
+        differences: the difference in each split, for at least two splits.
         test_to_train: the size of the test part divided by the size of the training part.
 
     Raises:
@@ -196,7 +196,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
 def _resampled(
     results: Sequence[LabelledPredictions], resamples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws units for all results at once.
+    """Resamples all results with the same draws of units.
 
     Returns:
         The accuracy and macro-F1 of each result, float64 (results, 2), and of its resamples,
@@ -225,7 +225,7 @@ def _resampled(
         shape = (min(_CHUNK, resamples - begin), len(numbers))
         indices = torch.randint(len(numbers), shape, generator=generator)
         weights = torch.zeros(shape).scatter_add_(1, indices, torch.ones(shape))
-        # Products of whole numbers: float32 is exact up to 2**24 names.
+        # The products are sums of whole numbers, so float32 is exact up to 2**24 names.
         drawn.append(torch.stack([_statistics(weights @ total) for total in totals]))
     return torch.stack([_statistics(total.sum(0)) for total in totals]), torch.cat(drawn, 1)
 
@@ -257,7 +257,7 @@ def _percentiles(values: Tensor) -> tuple[float, float]:
 
 
 def _two_sided(differences: Tensor) -> float:
-    """Returns the p-value of no difference, from the resampled differences."""
+    """Returns the two-sided p-value of no difference, computed from resampled differences."""
     tails = (differences <= 0).sum(), (differences >= 0).sum()
     # Counts the observed sample as one draw, so a p-value is never 0.
     return min(2 * (int(min(tails)) + 1) / (len(differences) + 1), 1.0)

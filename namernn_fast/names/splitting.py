@@ -1,9 +1,9 @@
-"""The split of the data into a training, a validation and a test part.
+"""Splits the data into a training, a validation and a test part.
 
-By default no string is in two parts, whatever its languages: the data repeats names (Arabic has
-2,000 rows of 108 names) and has 465 strings in several languages, so a random split of the
-rows, as in tutorials, tests a model on names that it has seen. A string here is a name in the
-folding `ASCII`, so that Müller and Muller are in the same part whichever folding the model reads.
+By default no string is in two parts, even if it has several languages. The data repeats names
+(Arabic has 2,000 rows of 108 names) and has 465 strings in several languages, so a random split of
+the rows, as in tutorials, tests a model on names that it has seen. A string here is a name in the
+folding `ASCII`, so Müller and Muller are in the same part, whichever folding the model uses.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class Split:
     train: LabelledNames
     """The part to fit weights to."""
     validation: LabelledNames
-    """The part to choose by: which epoch is kept, which recipe is best."""
+    """The part to base choices on, such as the epoch to keep and the recipe."""
     test: LabelledNames
-    """The part to report figures on, once."""
+    """The part to report final results on, once."""
     info: dict[str, Any]
-    """The method, seed and shares, the SHA-256 of the parts, and the source, SHA-256 and number of
-    rows of the data: plain values, which a checkpoint records."""
+    """Plain values that a checkpoint records: the method, seed and shares, the SHA-256 of the
+    parts, and the source, SHA-256 and number of rows of the data."""
     folding: Folding = ASCII
-    """How the names of the parts are folded."""
+    """The folding of the names in the parts."""
     seen: LabelledNames | None = None
-    """The training names that come from the data, if `train` has made-up names too."""
+    """The training names that come from the data, if `train` also has made-up names; else None."""
 
     def priors(self) -> Tensor:
         """Returns the share of each language in the training part: float64 (languages)."""
@@ -74,9 +74,9 @@ class Split:
         return counts / counts.sum()
 
     def log_priors(self) -> Tensor:
-        """Returns the logarithms of the shares: float64 (languages).
+        """Returns the logarithm of each language's share of the training part: float64 (languages).
 
-        A language without training names counts as if it had one: log(0) would be infinite.
+        A language without training names counts as if it had one name, because log(0) is infinite.
         """
         return self.priors().clamp(min=1 / len(self.train)).log()
 
@@ -94,24 +94,25 @@ def split(
 
     The method "string" splits the distinct pairs of a folded name and a language; all pairs with
     the same string go to one part. Strings are drawn within each language, so every language with
-    at least three strings that no other has is in every part; a string in several languages is
-    drawn with the language that has the fewest strings. The method "random" draws from all rows,
-    repeats included, so the same name may be in several parts: use it only to compare with such
-    splits.
+    at least three strings that no other language has is in every part; a string in several
+    languages is drawn with the language that has the fewest strings. The method "random" draws from
+    all rows, repeats included, so the same name may be in several parts: use this method only to
+    compare with results on such splits.
 
     The order of drawing comes from a hash of the seed and the string (or the number of the row),
     so it is the same on every machine and with every version of torch.
 
     The training part has every spelling of a name in the data, and also a copy without accents; the
-    other parts have the first spelling.
+    other parts have only the first spelling of each name.
 
     Args:
         data: the names.
         method: "string" or "random".
         validation, test: the share of each part, above 0, together below 1.
-        seed: fixes the order of drawing.
-        folding: folds the names in the parts. If None, a folding that keeps the accented letters
-            that occur in at least `LEAST` training names. Does not affect which names are drawn.
+        seed: the seed of the order of drawing.
+        folding: the folding of the names in the parts, which does not affect which names are drawn.
+            If None, a folding that keeps the accented letters that occur in at least `LEAST`
+            training names.
 
     Raises:
         InputError: an argument is out of range, or a part would be empty.
@@ -152,14 +153,14 @@ def split(
 
 
 class _Name(NamedTuple):
-    """A name to draw: one string in ASCII, with one language."""
+    """A name that is drawn into a part: one string with one language."""
 
     text: str
     """The name in the folding `ASCII`."""
     label: int
     """The index of the language."""
     spellings: tuple[str, ...]
-    """The spellings in the data that fold to the string."""
+    """The spellings in the data that fold to `text`."""
 
 
 def _draw_strings(
@@ -202,12 +203,15 @@ def _rank(seed: int, unit: object) -> bytes:
 def _cut(
     units: list[_Unit], validation: float, test: float
 ) -> tuple[list[_Unit], list[_Unit], list[_Unit]]:
-    """Cuts units into train, validation and test; from three units on, no part is empty."""
+    """Returns the training, the validation and the test part of `units`.
+
+    No part is empty if there are at least three units.
+    """
     count = len(units)
     least = int(count >= 3)
     tested = max(round(test * count), least)
     validated = max(round(validation * count), least)
-    if count:  # with too few units, the training part comes first
+    if count:  # the training part gets the first unit
         tested = min(tested, max(count - 1 - least, 0))
         validated = min(validated, count - 1 - tested)
     return units[tested + validated :], units[tested : tested + validated], units[:tested]
@@ -223,7 +227,11 @@ def _digest(parts: dict[str, list[_Name]], languages: Sequence[str]) -> str:
 
 
 def _labelled(names: Sequence[_Name], folding: Folding, is_train: bool) -> LabelledNames:
-    """Returns the names of a part: of the training part all spellings, with and without accents."""
+    """Returns the names of a part with their labels.
+
+    The training part gets every spelling, with and without accents; other parts get only the first
+    spelling of each name.
+    """
     plain = folding.plain
     texts: list[str] = []
     labels: list[int] = []

@@ -1,4 +1,4 @@
-"""Steps of training: batches, one step, one epoch, and the validation after it."""
+"""The steps of training: batches, one step, one epoch, and validation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _KEPT_NUMBERS = 1_000_000
 
 
 class Batch(NamedTuple):
-    """The names of one step, or one process's share of them."""
+    """The names of one step, or one process's share of these names."""
 
     names: PackedSequence
     """Character ids, packed."""
     targets: Tensor
-    """int64 (batch), the languages of the names; or float (batch, languages), probabilities."""
+    """int64 (batch), the index of each name's language; or float (batch, languages), the
+    probabilities of the languages."""
     weight: float = 1.0
     """The weight of this batch's mean loss in the mean over all processes."""
 
@@ -42,16 +43,16 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one epoch, or one process's share of each.
 
-    Within a batch the names, and their targets, are sorted from the longest to the shortest, so
-    that the packed batch needs no reordering.
+    Within a batch, names and targets are sorted from the longest name to the shortest, so that the
+    packed batch needs no reordering.
 
     Args:
         data: the names.
         order: int64 (number of names), the indices of the names in the order of the batches.
-        batch_size: names in a batch, over all processes; the last batch may have fewer.
+        batch_size: the number of names per batch over all processes; the last batch may have fewer.
         device: where to put the results.
-        rank: which process this is.
-        processes: how many there are.
+        rank: the rank of this process.
+        processes: the number of processes.
     """
     order = data.names.by_length(order, batch_size)
     counts = [len(indices) for indices in order.split(batch_size)]
@@ -79,13 +80,14 @@ def train_step(
 
     Args:
         model: the classifier.
-        optimizer: the optimizer of its parameters.
-        batch: what to train on.
-        recipe: sets the label smoothing and the clipping.
+        optimizer: the optimizer of the model's parameters.
+        batch: the names to train on.
+        recipe: the recipe, which sets the label smoothing and the clipping.
 
     Returns:
-        The loss before the step and the number of names whose language was predicted: scalars on
-        the model's device, detached, so that the caller chooses when to wait for them.
+        The loss before the step, and the number of names whose language was predicted correctly:
+        detached scalars on the model's device, so that the caller chooses when to wait for the
+        device.
     """
     scores = _step(model, optimizer, batch, recipe)
     loss = F.cross_entropy(scores, batch.targets, label_smoothing=recipe.label_smoothing)
@@ -95,9 +97,10 @@ def train_step(
 def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe
 ) -> Tensor:
-    """Takes the step of `train_step`; returns the logits before it, (batch, languages), detached.
+    """Takes the step of `train_step`; returns the logits before the step, (batch, languages).
 
-    Batches may be small, so every operator counts: the caller computes the loss if it needs it.
+    The logits are detached. The caller computes the loss, because in small batches every operator
+    counts, and `train_epoch` computes the losses of many steps in one call.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for parameter in parameters:
@@ -114,9 +117,9 @@ def _step(
 def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
     """Returns the gradient of a batch's loss with respect to its logits, (batch, languages).
 
-    The loss is the mean cross-entropy times the weight of the batch. Its gradient is the
-    difference of two distributions, the predicted one and the smoothed targets; autograd would
-    need about twenty operators for it.
+    The loss is the mean cross-entropy times the weight of the batch. Its gradient is proportional
+    to the predicted distribution minus the smoothed targets; autograd would need about twenty
+    operators to compute the gradient.
     """
     names, languages = scores.shape
     gradient = scores.softmax(1).sub_(smoothing / languages)
@@ -129,7 +132,7 @@ def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
 
 
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns how many names have their highest score at the highest target."""
+    """Returns the number of names whose highest score is at the highest target."""
     labels = targets if targets.ndim == 1 else targets.argmax(1)
     return (scores.argmax(1) == labels).sum()
 
@@ -141,12 +144,13 @@ def train_epoch(
     recipe: Recipe,
     scheduler: LRScheduler | None = None,
 ) -> tuple[float, float]:
-    """Takes a step on each batch; returns the mean loss and the accuracy over names.
+    """Takes a step on each batch, and returns the mean loss and the accuracy over all names.
 
     Args:
         model, optimizer, recipe: as in `train_step`.
         steps: the batches.
-        scheduler: changes the learning rate after each step; None leaves it alone.
+        scheduler: the schedule of the learning rate, which advances after each step; None keeps the
+            rate constant.
     """
     model.train()
     sums: list[Tensor] = []
@@ -164,18 +168,18 @@ def train_epoch(
             kept, numbers = [], 0
     if kept:
         sums.append(_sums(kept, recipe.label_smoothing))
-    # Fetched once, since reading a number from a GPU waits for the GPU; summed on the CPU, since
-    # not every device has float64.
+    # The sums are fetched once, because reading a number from a GPU waits for the GPU. The total is
+    # computed on the CPU, because some devices lack float64.
     total = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
     if process()[1] > 1:
-        total = total.to(scores.device)  # NCCL sums only what is on a GPU
+        total = total.to(scores.device)  # NCCL sums only tensors on a GPU
         dist.all_reduce(total)
     loss_sum, hit_sum, count_sum = total.tolist()
     return loss_sum / count_sum, hit_sum / count_sum
 
 
 def _sums(steps: Sequence[tuple[Tensor, Tensor]], smoothing: float) -> Tensor:
-    """Returns the sum of the losses, the hits and the names of some steps: (3)."""
+    """Returns the total loss, number of hits and number of names of some steps: (3)."""
     scores, targets = (torch.cat(values) for values in zip(*steps, strict=True))
     loss = F.cross_entropy(scores, targets, label_smoothing=smoothing, reduction="sum")
     return torch.stack([loss, _hits(scores, targets).to(loss), loss.new_tensor(len(scores))])
@@ -190,7 +194,7 @@ def validate(model: nn.Module, data: LabelledNames) -> tuple[float, float]:
 
 
 def process() -> tuple[int, int]:
-    """Returns the rank of this process, and how many processes train together."""
+    """Returns the rank of this process, and the number of processes that train together."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

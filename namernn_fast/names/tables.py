@@ -1,7 +1,6 @@
 """Tables of names: rows of names read from text, CSV and JSON lines, in bounded memory.
 
-Each row of the input, even one that cannot be read, becomes one row of `Rows` with its other
-columns.
+Each row of the input, even if it cannot be read, becomes one row of `Rows` with its other columns.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from .text import InputError, escaped, escaped_json, quoted
 
 FORMATS = ("text", "csv", "jsonl")
 
-# Lines are read again after a quote that nothing closes, so this bounds the time as well.
+# Maximum number of lines in a CSV record. If a quote is never closed, the lines after the first are
+# read again, so this bounds the time as well.
 _MAX_RECORD_LINES = 100
 
-# Titles of a column of names, without blanks and signs.
+# Titles that suggest a column of names, in lower case and without blanks and signs.
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-"""The suffixes of files other than text, and the format that each stands for."""
+"""The format of each suffix; files with other suffixes are text."""
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
-# Bounds on the input held in memory at a time; long rows reach the second one first.
-_CHUNK_ROWS = 65_536  # the more rows, the more beginnings they share
+# Bounds on the input held in memory at a time. Long rows reach the bound on characters first.
+_CHUNK_ROWS = 65_536  # large, because more rows share more common beginnings
 _CHUNK_CHARACTERS = 1_000_000
 
 _log = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Rows:
-    """Rows of the input, in order: names without other columns, as in text."""
+    """Rows of the input, in order. This class holds only names, as in text files."""
 
     names: list[str]
-    """The names; for a row without a name, what was read."""
+    """The names; for a row without a name, the text that was read."""
     errors: dict[int, str] = field(default_factory=dict)
-    """By row, why it has no name."""
+    """Maps each row without a usable name to the reason."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
         """Returns the cells of each row in the columns `titles`."""
@@ -57,13 +57,13 @@ class Rows:
         return [f'"name": {quoted(name)}' for name in self.names]
 
     def keys_of_objects(self) -> Iterable[Set[str]]:
-        """Returns the keys of each JSON object; they may differ from object to object."""
+        """Returns the keys of each JSON object; different objects may have different keys."""
         return ()
 
 
 @dataclass
 class _CsvRows(Rows):
-    """Rows with all cells of their records, as many as there are columns."""
+    """Rows of CSV, with the cells of their records: one cell per column."""
 
     records: list[list[str]] = field(default_factory=list)
 
@@ -80,14 +80,14 @@ class _CsvRows(Rows):
 
 @dataclass
 class _JsonRows(Rows):
-    """Rows with their JSON objects, each with its text; None for rows that are not objects."""
+    """Rows of JSON lines, with pairs (object, its text); None for rows that are not objects."""
 
     objects: list[tuple[dict[str, Any], str] | None] = field(default_factory=list)
     key: str = "name"
-    """The key of the names, for rows that are not objects."""
+    """The title of the column that takes the names of rows that are not objects."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
-        # If no column has the name of the key, the objects have one column, whatever its name.
+        # If no title is the key, the objects have only one column, so the names belong there.
         place = titles.index(self.key) if self.key in titles else 0
         return [
             [name if column == place else "" for column in range(len(titles))]
@@ -128,7 +128,7 @@ def format_of(path: Path) -> str:
 
 
 def delimiter_of(path: Path) -> str:
-    """Returns what separates the cells of a CSV file with the suffix of `path`."""
+    """Returns the delimiter of CSV files with the suffix of `path`."""
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
@@ -143,17 +143,18 @@ def read_table(
     """Reads the rows of a file.
 
     Args:
-        file: open for reading.
-        format: "text", a name on each line; "csv"; or "jsonl", on each line a JSON string or
-            object.
-        column: for CSV, the column of the names, by its name or by its number from 1; for JSON
-            lines, the key of the names. If None, the only column or key, or the one called "name".
-        delimiter: what separates the cells of CSV.
-        header: whether the first row of CSV has the names of the columns.
+        file: a binary file, open for reading.
+        format: "text", with one name per line; "csv"; or "jsonl", with one JSON string or object
+            per line.
+        column: for CSV, the column of the names, given by its title or by its number from 1; for
+            JSON lines, the key of the names. If None, the only column or key, or the column or key
+            "name".
+        delimiter: the character between the cells of CSV.
+        header: whether the first row of CSV contains the titles of the columns.
 
     Raises:
-        InputError: there is no such column, or the file is in UTF-16.
-        OSError: the disk failed.
+        InputError: the column does not exist, or the file is in UTF-16.
+        OSError: the file could not be read.
     """
     lines = lines_of(file)
     if format == "text":
@@ -169,8 +170,8 @@ Item = TypeVar("Item")
 
 
 def _in_chunks(items: Iterator[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Cuts `items` into lists of bounded length and total size."""
-    # Checks both bounds only once every 256 items, which is fast.
+    """Yields `items` in lists of bounded length and total size."""
+    # For speed, the bounds are checked only once every 256 items.
     chunk: list[Item] = []
     size = 0
     while part := list(islice(items, 256)):
@@ -192,17 +193,17 @@ def _text_rows(lines: Iterator[bytes]) -> Iterator[Rows]:
 
 
 class _NoRecord(NamedTuple):
-    """The line of a CSV file where no record can be read."""
+    """A line of a CSV file at which no record can be read, and the reason."""
 
     line: str
     error: str
 
 
 def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _NoRecord]:
-    """Yields the cells of each record of a CSV file.
+    """Yields the cells of each record of a CSV file, or a `_NoRecord` if a record is damaged.
 
-    A record that is damaged, for example by a quote that nothing closes, costs only the line where
-    it begins: reading continues at the next line.
+    A damaged record, for example with an unclosed quote, loses only its first line: reading
+    continues at the next line.
     """
     again: deque[bytes] = deque()
     record_lines: list[bytes] = []
@@ -220,7 +221,7 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
 
     while True:
         try:
-            # Strict, because otherwise the end of the file closes a quote.
+            # Strict, because otherwise the end of the file would close an open quote.
             for record in csv.reader(feed(), strict=True, delimiter=delimiter):
                 record_lines.clear()
                 yield record
@@ -244,7 +245,7 @@ def _csv_table(records: Iterator[list[str] | _NoRecord], column: str | None, hea
         _warn_of_name(first[place].strip(), column)
         titles = [title.strip() for title in first]
         return Table(titles, _csv_rows(records, place, len(titles)))
-    if isinstance(first, _NoRecord) or not first:  # the width is unknown
+    if isinstance(first, _NoRecord) or not first:  # the number of columns is unknown
         place = _numbered(column or "1")
     else:
         place = _place([""] * len(first), column)
@@ -264,7 +265,7 @@ def _csv_rows(records: Iterator[list[str] | _NoRecord], place: int, width: int) 
 
 
 def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Rows:
-    """Returns the rows of a chunk in which some have too few or too many cells, or are damaged."""
+    """Returns the rows of a chunk with records that are damaged, too short or too long."""
     rows = _CsvRows([])
     for i, record in enumerate(chunk):
         cells = [""] * width
@@ -289,7 +290,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns about a header that could be a name, or several titles with another delimiter."""
+    """Warns if a title could be a name, or could be several titles with another delimiter."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
@@ -329,7 +330,7 @@ def _place(header: Sequence[str], column: str | None) -> int:
 
 
 def _numbered(column: str) -> int:
-    """Returns the index of a column that is given by its number."""
+    """Returns the index of a column that is given by its number from 1."""
     if not column.isdecimal() or len(column) > 9 or int(column) == 0:
         raise InputError(f"{column!r:.100} is not the number of a column")
     return int(column) - 1
@@ -374,7 +375,7 @@ def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:
 
 
 def _json_name(value: Any, text: str, column: str | None) -> tuple[str, str | None]:
-    """Returns the name in a JSON value and None, or its text and why it has no name."""
+    """Returns (name, None) if a JSON value contains a name, and otherwise (text, reason)."""
     if isinstance(value, dict):
         only = next(iter(value)) if len(value) == 1 else "name"
         key = only if column is None else column

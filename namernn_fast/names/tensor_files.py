@@ -1,7 +1,7 @@
-"""Files of tensors and plain values: safetensors, read without trusting the file.
+"""Reads and writes tensors and plain values as safetensors; checks files, which are untrusted.
 
-A safetensors file contains tensors and a table of text, but no code. The plain values are one entry
-of that table, as JSON, under the name of the kind of file.
+A safetensors file contains tensors and a table of strings, but no code. The plain values are stored
+in one entry of this table, as JSON, under the kind of the file.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from .files import replacing, require
 from .text import InputError
 
 MAX_BYTES = 256 * 2**20
-"""The largest file to read by default; the reference model takes about a tenth of it."""
+"""The default limit on the size of a file; the reference model takes about a tenth of it."""
 
 MAX_HEADER_BYTES = 2 * 2**20
-"""The largest table of tensors and plain values. The library's limit of 100 MB would allow files
-that take half a minute and gigabytes of memory."""
+"""The limit on the size of a header, which lists the tensors and holds the plain values. With the
+library's limit of 100 MB, reading a header could take half a minute and gigabytes of memory."""
 
-# torch.save writes a zip, and used to write a pickle with this number; the others are pickles.
+# First bytes of the zip that torch.save writes, of the pickle that older versions of torch.save
+# wrote, and of other pickles.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF", b"\x80\x04\x95", b"\x80\x05\x95")
 
-_MAX_DEPTH = 32  # of nested lists and tables
-_MAX_BRACKETS = 50_000  # Python's garbage collection makes a million lists slow
+_MAX_DEPTH = 32  # maximum nesting of lists and tables
+_MAX_BRACKETS = 50_000  # garbage collection makes reading a million lists slow
 
 
 def write_tensors(
@@ -40,19 +41,19 @@ def write_tensors(
     *,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Writes a file of tensors.
+    """Writes tensors and plain values to a file.
 
     Args:
-        path: replaced only by a whole file.
-        kind: what the file is, with a version.
-        tensors: by name.
-        values: anything that JSON can represent.
-        max_bytes: the largest size that `read_tensors` will be asked to read.
+        path: the file to write, replaced only once the new file is complete.
+        kind: the kind of the file, with a version.
+        tensors: the tensors by name.
+        values: any value that JSON can represent.
+        max_bytes: the `max_bytes` with which `read_tensors` will read the file.
 
     Raises:
-        InputError: `path` exists and is not a plain file, or `read_tensors` would find the content
-            too large.
-        OSError: the disk failed.
+        InputError: `path` exists and is not a plain file, or the content is too large for
+            `read_tensors`.
+        OSError: the file could not be written.
         ModuleNotFoundError: safetensors is not installed.
     """
     library = require("safetensors.torch")
@@ -84,22 +85,22 @@ def read_tensors(
     *,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[dict[str, Tensor], Any]:
-    """Reads a file of tensors.
+    """Reads the tensors and the plain values of a file.
 
     Args:
-        path: of the file.
-        kind: what the file must be.
-        shapes: the shapes of exactly the tensors that the file must have, or None for any; checked
-            before a tensor is read.
-        max_bytes: the largest size of a file that is read.
+        path: the path of the file.
+        kind: the kind that the file must have.
+        shapes: the shapes, by name, of exactly the tensors that the file must contain, checked
+            before a tensor is read; or None to accept any tensors.
+        max_bytes: the maximum size of the file.
 
     Returns:
         The tensors by name, on the CPU, and the plain values.
 
     Raises:
-        InputError: there is no plain file at `path`, or it is too large, or not of this kind, or
-            holds other tensors.
-        OSError: the disk failed.
+        InputError: there is no plain file at `path`, or the file is too large, is of another kind
+            or contains other tensors.
+        OSError: the file could not be read.
         ModuleNotFoundError: safetensors is not installed.
     """
     with _opened(path, kind, max_bytes) as (file, values):
@@ -110,8 +111,8 @@ def read_tensors(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
                 f"not {shapes.get(odd[0])}"
             )
-        # Copied, because the library maps the file into memory: a file truncated later would crash
-        # the process, and weights that are not aligned would change the last bits.
+        # Copied, because the library maps the file into memory: truncating the file later would
+        # crash the process, and weights that are not aligned would change the last bits of results.
         return {name: file.get_tensor(name).clone() for name in found}, values
 
 

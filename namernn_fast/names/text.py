@@ -1,4 +1,4 @@
-"""Names as text: checks of a caller's input, and escapes for output."""
+"""Checks names that a caller passes, and escapes text for output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 def is_language(name: object) -> bool:
-    """Returns whether `name` can name a language: printable, not blank and not too long."""
+    """Returns whether `name` can name a language: printable text, not blank and not too long."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= _MAX_LANGUAGE_LENGTH
@@ -39,7 +39,7 @@ def escaped(text: str) -> str:
 def quoted(text: str) -> str:
     """Returns `text` as a JSON string that keeps printable characters as they are.
 
-    Strict readers refuse lone surrogates, so each becomes the text of its escape.
+    Strict parsers reject lone surrogates, so each lone surrogate becomes the text of its escape.
     """
     if text.isprintable():
         text = text.replace("\\", r"\\").replace('"', r"\"")
@@ -48,7 +48,7 @@ def quoted(text: str) -> str:
 
 
 def escaped_json(text: str) -> str:
-    """Returns JSON with an escape for each character in it that is not printable."""
+    """Returns the JSON `text` with an escape for each character that is not printable."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _json_escape(c) for c in text)

@@ -1,4 +1,4 @@
-"""Training the classifier: epochs of one network or several, in one process or many."""
+"""Trains the classifier: epochs of one network or several, in one process or several."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ from .unusual import fit_unusualness
 
 @dataclass(frozen=True)
 class Epoch:
-    """The results of one epoch: losses are means over names, accuracies fractions of names.
+    """The results of one epoch. Losses are means over names, and accuracies are shares of names.
 
-    Training figures are collected while the weights change, validation figures at the end.
+    Training results are collected while the weights change; validation results are computed at the
+    end of the epoch.
     """
 
     member: int
@@ -47,7 +48,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     seconds: float
-    """The time of the training steps only."""
+    """The time that the training steps took, without the validation."""
 
     def __str__(self) -> str:
         return (
@@ -105,11 +106,12 @@ class _Member:
         self.best: dict[str, Tensor] = {}
 
     def run_epoch(self, progress: bool) -> Epoch:
-        """Trains for one epoch, and keeps the weights if they are the best so far."""
+        """Trains for one epoch and returns its results; keeps the weights if they are the best."""
         number = len(self.history) + 1
         shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
-        # Dropout differs between processes, and needs no state that a resumed training lacks.
+        # Seeded for each process and epoch, so that dropout differs between processes and a resumed
+        # training repeats it without a saved random state.
         torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
             self.split.train,
@@ -163,10 +165,10 @@ class _Member:
         return tensors, {"history": [asdict(epoch) for epoch in self.history]}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restores what `state` returned.
+        """Restores a state that `state` returned.
 
-        Only the tensors and the results of the epochs are restored; the rest, such as the learning
-        rate, comes from the recipe, so that a file cannot change it.
+        Only the tensors and the results of the epochs are restored. Everything else, such as the
+        learning rate, comes from the recipe, so a file cannot change the settings.
 
         Raises:
             KeyError, TypeError, ValueError: the arguments are not a state of this network.
@@ -194,11 +196,11 @@ class _Member:
         for number, epoch in enumerate(self.history, 1):
             values = asdict(epoch)
             if [type(value) for value in values.values()] != list(kinds.values()):
-                raise TypeError("odd results of an epoch")
+                raise TypeError("the results of an epoch have other types")
             if (epoch.member, epoch.number) != (self.number, number):
-                raise ValueError("another order of epochs")
+                raise ValueError("the epochs are out of order, or of another network")
             if not all(map(math.isfinite, values.values())):
-                raise ValueError("results that are not finite")
+                raise ValueError("the results of an epoch are not finite")
 
     def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Raises an error if `tensors` do not belong to a state of this network."""
@@ -213,13 +215,13 @@ class _Member:
                     f"optimizer.{index}.exp_avg_sq": parameter.shape,
                 }
         if {name: value.shape for name, value in tensors.items()} != shapes:
-            raise ValueError("other tensors")
+            raise ValueError("the tensors have other names or shapes")
         for name, value in tensors.items():
             if value.dtype != torch.float32 or not value.isfinite().all():
-                raise ValueError(f"odd values of {name}")
+                raise ValueError(f"{name} is not float32, or not finite")
 
     def _scheduler(self, steps: int) -> LRScheduler | None:
-        """Returns the learning-rate schedule after `steps` steps; None for a constant rate."""
+        """Returns the learning-rate schedule after `steps` steps, or None for a constant rate."""
         if self.recipe.schedule == "constant":
             return None
         return OneCycleLR(
@@ -231,7 +233,7 @@ class _Member:
         )
 
     def _drawn(self, purpose: str) -> int:
-        """Returns a seed for one purpose, independent of the seeds for others."""
+        """Returns a seed for one purpose, independent of the seeds for other purposes."""
         text = f"{self.seed} {self.number} {purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
@@ -247,27 +249,28 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     state: StateFile | None = None,
 ) -> Fit:
-    """Trains one network or several, and keeps the epoch of each with the best validation accuracy.
+    """Trains one network or several, and keeps each network's epoch of best validation accuracy.
 
     If `torch.distributed` is initialised, its processes divide each batch, and every process
-    returns the same model; except for dropout, the results are as in one process, up to rounding.
+    returns the same model. Except for dropout and rounding, a single process would return this
+    model too.
 
     Args:
         split: the parts of the data.
-        recipe: how to train.
-        seed: fixes the initial weights, the order of the names and the dropout, and so, on the CPU
-            with a fixed number of threads, every bit of the result. The caller's random state is
-            left as it was.
-        device: where to train.
+        recipe: the recipe of the training.
+        seed: the seed of the initial weights, the order of the names and the dropout. On the CPU,
+            with a fixed number of threads, the seed determines every bit of the result. The
+            caller's random state does not change.
+        device: the device to train on.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
-        progress: whether to show a bar (it needs tqdm) if standard error is a terminal.
-        report: called with the results of each epoch when the epoch ends.
-        state: where to keep the state at the end of each epoch, and what to resume from.
+        progress: whether to show a progress bar, which needs tqdm, if standard error is a terminal.
+        report: a function that is called with the results of each epoch when the epoch ends.
+        state: the file that keeps the state at the end of each epoch, and whose state is resumed.
 
     Raises:
-        RuntimeError: the loss stopped being finite.
-        InputError: the recipe's model is not valid or could not be loaded again from a file, or the
-            state is not one of this training.
+        RuntimeError: the loss became infinite or NaN.
+        InputError: the recipe's model is invalid or could not be loaded again from a file, or the
+            state does not belong to this training.
         ModuleNotFoundError: progress is true and tqdm is not installed.
     """
     device = torch.device(device)
@@ -311,7 +314,7 @@ def fit(
 
 
 def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
-    """Returns the recall of each language on the test part; None if the part has no such name."""
+    """Returns each language's recall on the test part; None for a language without test names."""
     labels = split.test.labels
     right = labels[logits(model, split.test.names).argmax(1) == labels]
     found, counts = (each.bincount(minlength=len(split.languages)) for each in (right, labels))
@@ -324,7 +327,7 @@ def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
 
 
 def _resume(member: _Member, state: StateFile) -> None:
-    """Restores a network from the state, if the state has it."""
+    """Restores a network from `state`, if `state` contains the network."""
     if (kept := state.of_member(member.number)) is None:
         return
     try:
@@ -339,10 +342,10 @@ def _adjust(
     split: Split,
     recipe: Recipe,
 ) -> float:
-    """Adjusts the last linear layers for calibration and for rare languages.
+    """Adjusts the linear layers in place, to calibrate the model and to favour rare languages.
 
-    Dividing by a temperature and subtracting a vector are linear, and so is the mean of an
-    ensemble, so a trained model needs only its weights.
+    Logits are divided by a temperature, and a vector is subtracted. The weights and biases of the
+    linear layers absorb both operations, even in an ensemble, because its logits are a mean.
 
     Returns:
         The temperature.

@@ -27,7 +27,7 @@ _MARK = SYMBOLS - 1
 
 # Weight of the shorter n-gram's distribution, in observations.
 _PRIOR = 5.0
-_LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation part could give too low a limit
+_LEAST_LIMIT = 1.0  # in standard deviations; the limit of a tiny validation part could be too low
 _NAMES_AT_ONCE = 65_536
 
 
@@ -37,25 +37,25 @@ class Unusualness:
 
     A name of n characters, its end included, has the score
     sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
-    log-probability given the two before it; mean and deviation are taken over the surprises in the
-    validation names. The score is divided by the value that `SHARE` of the validation names
-    exceed.
+    log-probability given the previous two characters; mean and deviation are taken over the
+    surprises in the validation names. The score is divided by the value that `SHARE` of the
+    validation names exceed.
     """
 
     table: Tensor
-    """float32 (SYMBOLS, SYMBOLS, SYMBOLS), by the last two symbols and the next symbol: the terms
-    of the sum above."""
+    """float32 (SYMBOLS, SYMBOLS, SYMBOLS), the scaled terms of the score's sum, indexed by the
+    previous two symbols and the next symbol."""
     longest: int
     """The number of characters of the longest training name."""
 
     def of(self, names: EncodedNames, folding: Folding) -> Tensor:
-        """Returns how unusual names are: float32 (number of names). Above 1 a name is unusual.
+        """Returns how unusual names are: float32 (number of names), above 1 for unusual names.
 
         A name that is longer than every training name is unusual however probable its characters
-        are: the result is then at least its length divided by the longest one's length.
+        are: the result is then at least the name's length divided by `longest`.
 
         Args:
-            names: encoded one after another, as `encode_names` does.
+            names: the names, encoded one after another as by `encode_names`.
             folding: the folding of the names.
         """
         plain = torch.tensor(folding.plain_ids)
@@ -69,13 +69,13 @@ class Unusualness:
 def fit_unusualness(split: Split) -> Unusualness:
     """Fits the trigrams to the training names, and the scale to the validation names.
 
-    Each probability is interpolated with the shorter n-gram's (MacKay and Peto, "A
-    hierarchical Dirichlet language model", 1995). A name of a language with n names weighs
+    Each probability is interpolated with the probability under the shorter n-gram (MacKay and Peto,
+    "A hierarchical Dirichlet language model", 1995). A name of a language with n names weighs
     1 / sqrt(n), so that names are not unusual just because their language is rare.
 
     Args:
-        split: the parts of the data. If labels are probabilities, the most probable language
-            counts.
+        split: the parts of the data. If labels are probabilities, a name belongs to its most
+            probable language.
     """
     plain = torch.tensor(split.folding.plain_ids)
     train = split.seen or split.train
@@ -90,7 +90,7 @@ def fit_unusualness(split: Split) -> Unusualness:
 
 
 def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
-    """Returns each symbol's log-probability given the two before it: float64 (SYMBOLS,) * 3."""
+    """Returns log-probabilities of symbols given the previous two: float64 (SYMBOLS,) * 3."""
     codes, ends = _codes(data.names, plain)
     labels = data.labels if data.labels.ndim == 1 else data.labels.argmax(1)
     rarity = labels.bincount().double().rsqrt()[labels]
@@ -115,11 +115,11 @@ def _part(names: EncodedNames, begin: int, end: int) -> EncodedNames:
 
 
 def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the indices of trigrams in the flat table.
+    """Returns the indices of the names' trigrams in the flat table.
 
     Args:
-        names: one after another.
-        plain: as `Folding.plain_ids` returns them.
+        names: the names, encoded one after another.
+        plain: `Folding.plain_ids` as a tensor.
 
     Returns:
         int64 (characters), the trigram that ends at each character; int64 (number of names), the
@@ -136,7 +136,7 @@ def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(table: Tensor, names: EncodedNames, plain: Tensor) -> Tensor:
-    """Returns each name's sum of terms in a flat table, divided by the root of its length."""
+    """Returns each name's score: the sum of its terms in `table`, divided by sqrt(length + 1)."""
     codes, ends = _codes(names, plain)
     running = F.pad(table[codes].double().cumsum(0), (1, 0))
     sums = running[names.starts + names.lengths] - running[names.starts] + table[ends]

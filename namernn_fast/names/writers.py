@@ -1,4 +1,4 @@
-"""Writers of answers: a table to read, CSV and JSON lines.
+"""Writes answers as a table to read, as CSV or as JSON lines.
 
 CSV and JSON lines keep all columns of the input, in order, followed by the predictions. Characters
 that are not printable, such as control characters, text-direction marks and lone surrogates, are
@@ -20,9 +20,9 @@ from .formatting import with_mark
 from .tables import SUFFIXES
 from .text import InputError, escaped, quoted
 
-# A spreadsheet takes a cell that begins with one of these, ASCII or full-width, for a formula.
+# Spreadsheets treat a cell that begins with one of these signs, ASCII or full-width, as a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Numbers, and cells with only signs, such as the hyphens of a name that were not read.
+# Numbers, and cells that consist of signs, such as hyphens of a name that were not read.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
@@ -33,7 +33,7 @@ class Writer(ABC):
     """Turns answers into text.
 
     Args:
-        top: the number of languages in a row.
+        top: the number of predicted languages in a row.
         titles: the titles of the input's columns.
     """
 
@@ -62,7 +62,7 @@ class Writer(ABC):
 
 
 class TableWriter(Writer):
-    """A few lines for each name, for people to read.
+    """Writes a few lines for each name, for people to read.
 
     Args:
         weak: the languages to mark as weak.
@@ -95,13 +95,13 @@ class TableWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """CSV: the columns of the input, then language_1, probability_1, …, unusual, dropped, error.
+    """Writes CSV: the input's columns, language_1, probability_1, …, unusual, dropped, error.
 
-    If a spreadsheet would take a cell for a formula, and it is not a number, its first character is
-    escaped. If the input is JSON lines, keys that the first object lacks are left out.
+    If a spreadsheet would treat a cell as a formula, and the cell is not a number, its first
+    character is escaped. If the input is JSON lines, keys that the first object lacks are left out.
 
     Args:
-        delimiter: the sign between cells.
+        delimiter: the character between cells.
     """
 
     def __init__(self, top: int, titles: Sequence[str], delimiter: str = ",") -> None:
@@ -111,7 +111,7 @@ class CsvWriter(Writer):
             rf'"|(?:^|{re.escape(delimiter)})[{re.escape("".join(_FORMULA))}]', re.MULTILINE
         )
         self.left_out = 0
-        """The number of rows with columns that the header lacks."""
+        """The number of rows with keys that are left out, because the header lacks them."""
 
     def head(self) -> str:
         places = range(1, self._top + 1)
@@ -148,7 +148,7 @@ class CsvWriter(Writer):
         rest = iter(rows)
         while block := list(islice(rest, _BLOCK)):
             lines = [*map(self._delimiter.join, block)]
-            # Most blocks need neither quotes nor escapes: one check for all rows is faster.
+            # Most blocks need neither quotes nor escapes, so a single check of all rows is faster.
             text = "\n".join(lines)
             signs = sum(map(len, block)) - len(block)
             if text.count("\n") == len(block) - 1 and self._is_plain(
@@ -159,7 +159,7 @@ class CsvWriter(Writer):
                 yield from map(self._line, block)
 
     def _line(self, cells: Sequence[str]) -> str:
-        """Returns cells as text, without a line end."""
+        """Returns a row of cells as text, without a line end."""
         line = self._delimiter.join(cells)
         if self._is_plain(line, line, len(cells) - 1):
             return line
@@ -171,7 +171,7 @@ class CsvWriter(Writer):
         Args:
             printed: the text without its line ends.
             text: the lines.
-            signs: the number of signs between the cells.
+            signs: the number of delimiters between the cells.
         """
         return (
             printed.isprintable()
@@ -192,10 +192,10 @@ class CsvWriter(Writer):
 
 
 class JsonWriter(Writer):
-    """JSON lines: the keys of the input, then languages, unusual, dropped and error.
+    """Writes JSON lines: the keys of the input, then languages, unusual, dropped and error.
 
-    The languages are a list of objects with the keys language and probability; unusual is null
-    if it is not known, and error is null if there is none.
+    The value of languages is a list of objects with the keys language and probability; unusual is
+    null if it is unknown, and error is null if there is no error.
     """
 
     _KEYS = ("languages", "unusual", "dropped", "error")
@@ -217,7 +217,7 @@ class JsonWriter(Writer):
         columns: list[Iterable[str]] = [["{"] * len(answers), members]
         begin = ', "languages": ['
         for places, millionths in zip(answers.best.T, answers.millionths.T, strict=True):
-            # If a language is absent, so are all after it.
+            # If a language is absent, all later languages of the row are absent too.
             keys = [
                 f'{begin}{{"language": {quoted(language)}, "probability": '
                 for language in answers.languages
@@ -239,12 +239,14 @@ class JsonWriter(Writer):
 def _digits(
     millionths: Tensor, absent: Tensor, begin: str = "", end: str = ""
 ) -> list[Iterable[str]]:
-    """Returns the digits of probabilities as two columns of text, looked up because that is fast.
+    """Returns the digits of probabilities as two columns of text.
+
+    The digits are looked up in tables, which is fast.
 
     Args:
-        millionths: int64 (rows), the probabilities.
-        absent: bool (rows), true if the text is only `begin`.
-        begin, end: text around each number.
+        millionths: int64 (rows), the probabilities in millionths.
+        absent: bool (rows), true for rows without a probability, whose text is only `begin`.
+        begin, end: the text around each number.
     """
     upper = [f"{begin}{number // 1000}.{number % 1000:03}" for number in range(1001)] + [begin]
     lower = [f"{number:03}{end}" for number in range(1000)] + [""]
@@ -270,7 +272,7 @@ def format_of(path: Path) -> str:
     """Returns the format, one of `FORMATS`, that the suffix of `path` stands for.
 
     Raises:
-        InputError: the suffix stands for none.
+        InputError: the suffix does not stand for a format.
     """
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
@@ -286,7 +288,7 @@ def writer_of(
     delimiter: str = ",",
     weak: Set[str] = frozenset(),
 ) -> Writer:
-    """Returns the writer of `format`, one of `FORMATS`; other arguments as in the writers."""
+    """Returns a writer of `format`, one of `FORMATS`; the writers document other arguments."""
     if format == "csv":
         return CsvWriter(top, titles, delimiter)
     return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles, weak)

@@ -1,4 +1,4 @@
-"""The modules: layers, step modules and token layers; replacing torch's modules; `explain`."""
+"""The layers, step modules and token layers, the replacement of torch's modules, and `explain`."""
 
 import sys
 
@@ -26,6 +26,7 @@ __all__ = [
     "restore_rnn",
 ]
 
-# A pickle names the module that defines a class. Older pickles name these two by earlier paths.
+# A pickle names the module that defines a class. Older pickles name the modules step_modules and
+# token_layers by earlier paths.
 sys.modules["namernn_fast.step_modules"] = step_modules
 sys.modules["namernn_fast.token_rnn"] = token_layers

@@ -20,18 +20,18 @@ SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
 class Explanation(NamedTuple):
-    """The answer of `explain`; `str()` turns it into a sentence."""
+    """The result of `explain`. `str()` turns an explanation into a sentence."""
 
     path: str
     """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
     step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
-    """The paths not taken, and the reason for each."""
+    """The reason against each path that the call does not take, by the name of the path."""
     shortcuts: tuple[str, ...] = ()
     """The shortcuts that the call takes: `table`, `last state`, `shared prefixes`."""
-    why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
-    """The shortcuts not taken, and the reason for each; empty unless input holds token ids or the
-    call is `last_state`."""
+    why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
+    """The reason against each shortcut that the call does not take, by the name of the shortcut;
+    empty unless input holds token ids or the call is `last_state`."""
 
     def __str__(self) -> str:
         path = self.path
@@ -52,26 +52,26 @@ def explain(
     embedding: Tensor | None = None,
     last_state: bool = False,
 ) -> Explanation:
-    """Says which path and shortcuts `layer(input)` takes, and why not the others.
+    """Returns which path and shortcuts `layer(input)` takes, and the reasons against the others.
 
-    Nothing is computed. The answer depends on the current settings: gradients on or off, autocast,
-    torch.func transforms.
+    Does not run the layer. The result depends on the current settings: gradients on or off,
+    autocast, torch.func transforms.
 
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
-    instruction set of this processor; `cpu amx` and `cpu avx512_bf16` compute its products in
-    bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the step-by-step
-    computation in PyTorch operators, in reference.py. `torch` is torch's own operator: for a single
-    step, which the cells use except for batch invariance and `vmap`, or for a whole `nn.GRU` or
-    `nn.LSTM`, on devices without a fused kernel for them.
+    instruction set of this processor; `cpu amx` and `cpu avx512_bf16` are the CPU kernel with
+    bfloat16 instructions for products. `triton sm_90`, for example, is the fused GPU kernel.
+    `reference` is the step-by-step computation in PyTorch operators, in reference.py. `torch` is
+    torch's own operator, either for a single step (in step modules, except for batch invariance and
+    `vmap`) or for whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
 
     Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
     `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
     once, if the kernel finds that this is faster.
 
     Args:
-        layer: a fused layer, cell or token layer of this package.
-        input: of the call; token ids for a TokenRNN, or with `embedding`.
-        hx, reset: of the call.
+        layer: a fused layer, step module or token layer of this package.
+        input: the input of the call; token ids for a token layer, or with `embedding`.
+        hx, reset: the arguments of the call.
         embedding: the argument `embedding` of a FusedRNN call on token ids.
         last_state: whether to explain `layer.last_state(input)` instead.
 
@@ -168,7 +168,11 @@ def _of_ids(
 
 
 def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:
-    """Returns an explanation; `reasons` say why each of `SHORTCUTS` is not taken, None if it is."""
+    """Returns the explanation of a call.
+
+    `reasons` has an entry for each of `SHORTCUTS`: why the call does not take the shortcut, or None
+    if the call takes it.
+    """
     named = dict(zip(SHORTCUTS, reasons, strict=True))
     return Explanation(
         path,
@@ -183,7 +187,7 @@ def _choice(call: Call) -> Choice:
 
 
 def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
-    """Returns the name of the path chosen for a call, and why the others were not chosen."""
+    """Returns the name of the path chosen for a call, and the reasons against the other paths."""
     like = call.weights[0]
     device = "triton" if like.is_cuda else "cpu"
     if choice.why_not_kernel is not None:

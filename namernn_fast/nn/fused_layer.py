@@ -1,4 +1,4 @@
-"""What the fused layers share: everything except their constructors."""
+"""`FusedLayer`, the base class of the fused layers: everything except their constructors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,13 +16,13 @@ from ..functional import run, run_last_state
 from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
 
 States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
-"""The states of a layer: h, or the pair of h and c of an LSTM."""
+"""The type of a layer's states: a tensor h or, for an LSTM, the pair of h and c."""
 
 
 def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     """Returns the weights with these names, computed first if they are parametrized.
 
-    Reads `_parameters` because that takes a tenth of the time of `getattr`.
+    Reads `_parameters` first, because `getattr` takes ten times as long.
     """
     parameters = module._parameters
     try:
@@ -46,7 +46,7 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
 
 
 class FusedLayer(torch.nn.RNNBase, Generic[States]):
-    """The base of the fused layers.
+    """The base class of the fused layers.
 
     A subclass inherits from this class first and then from torch's layer.
     """
@@ -54,7 +54,8 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     _cell: Cell
     batch_invariant: bool = False
 
-    # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
+    # No argument is keyword-only, because torch's older ONNX exporter passes every argument by
+    # position.
     def forward(
         self,
         input: Input,
@@ -70,9 +71,9 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
                 (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
                 nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
-                token ids: any of these without the last dimension.
+                token ids in any of these shapes without the last dimension.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
-                sequence; None for zeros. For an LSTM a pair of such tensors, h_0 and c_0.
+                sequence; None for zeros. For an LSTM, a pair of such tensors, h_0 and c_0.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
             reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
@@ -82,18 +83,18 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
 
         Returns:
-            output: like input with num_directions * hidden_size features, and the last states, like
-            hx: h_n, or the pair of h_n and c_n.
+            output: laid out like input, with num_directions * hidden_size features; and the last
+            states, shaped like hx: h_n, or the pair of h_n and c_n.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`, which
                 documents all arguments in more detail.
 
         Note:
-            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
-            split a sequence that takes minutes, and pass h_n on as hx. In a fork of a multithreaded
-            process, the CPU kernel runs on one thread. TorchScript records the operators
-            of torch's layer, which run at any length.
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`. So
+            split a sequence that takes minutes, and pass h_n of each piece to the next piece as hx.
+            In a fork of a multithreaded process, the CPU kernel runs on one thread. TorchScript
+            records the operators of torch's layer, which accept sequences of any length.
         """
         weights = current_weights(self, self._flat_weights_names)
         unusual = (  # Tested inline: together these tests cost no more than one function call.
@@ -126,16 +127,16 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
-        If the layer has hooks or a `forward` set on the object, it is called so that they run.
+        If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
 
         Args:
             input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
-                `namernn_fast.last_state`. None does so if it is expected to be faster.
+                `namernn_fast.last_state`. None shares prefixes if that should be faster.
 
         Returns:
             h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
-            sequence. For an LSTM the pair of h_n and c_n.
+            sequence. For an LSTM, the pair of h_n and c_n.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
@@ -159,7 +160,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
 
     def _call(self, input: Any, hx: Any, reset: Tensor | None, weights: Sequence[Tensor]) -> Call:
         """Returns a call of this layer with these weights, as `functional.run` takes it."""
-        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer reads mode too
+        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
         options = option_bits(
             weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
         )
@@ -180,7 +181,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     def _as_torch(
         self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None
     ) -> tuple[Any, Any]:
-        """Computes the call with the operators of torch's own layer."""
+        """Computes a call with the operators of torch's own layer."""
         self._refuse_if_invariant()
         if embedding is not None:
             input = tokens.gather_any(input, embedding, padding_idx)

@@ -28,11 +28,11 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         bias: whether the layers have bias_ih and bias_hh.
         batch_first: whether input and output are (batch, seq_len, features).
         dropout: probability of zeroing an element between layers, in training mode.
-        bidirectional: whether every layer also runs from the end of the sequences.
-        proj_size: must be 0; it exists because `torch.nn.RNN` takes `device` after it by position.
-        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
-            on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
-            `namernn_fast.explain` says which path an input takes.
+        bidirectional: whether every layer also runs backward, from the end of each sequence.
+        proj_size: must be 0. This argument keeps `device` in its position in `torch.nn.RNN`.
+        device, dtype: the device and dtype of the parameters. The fused kernel takes 16- to 64-bit
+            floating-point types on a CPU, and 16- and 32-bit types on a GPU; everything else runs
+            as ATen operators. `namernn_fast.explain` says which path an input takes.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
 
@@ -45,7 +45,8 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
 
     _cell = VANILLA
 
-    # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
+    # Arguments are spelled out instead of **kwargs for `help`, and because `skip_init` looks for
+    # `device`.
     def __init__(
         self,
         input_size: int,
@@ -61,7 +62,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         dtype: torch.dtype | None = None,
         *,
         batch_invariant: bool = False,
-        **refused: NoReturn,  # nn.RNN rejects them with its own message
+        **refused: NoReturn,  # nn.RNN rejects unknown arguments with its own message
     ) -> None:
         if proj_size:
             refused["proj_size"] = proj_size
@@ -97,9 +98,9 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
         bidirectional, proj_size, batch_invariant: as in `FusedRNN`.
-        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
-            on a CPU. On every other device torch's own operator runs, which is cuDNN on NVIDIA
-            GPUs. `namernn_fast.explain` says which path an input takes.
+        device, dtype: the device and dtype of the parameters. The fused kernel takes 16- to 64-bit
+            floating-point types on a CPU. On every other device torch's own operator runs, which
+            uses cuDNN on NVIDIA GPUs. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> layer = FusedGRU(8, 16, batch_first=True)
@@ -124,7 +125,7 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
         dtype: torch.dtype | None = None,
         *,
         batch_invariant: bool = False,
-        **refused: NoReturn,  # nn.GRU rejects them with its own message
+        **refused: NoReturn,  # nn.GRU rejects unknown arguments with its own message
     ) -> None:
         if proj_size:
             refused["proj_size"] = proj_size
@@ -187,7 +188,7 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         dtype: torch.dtype | None = None,
         *,
         batch_invariant: bool = False,
-        **refused: NoReturn,  # nn.LSTM rejects them with its own message
+        **refused: NoReturn,  # nn.LSTM rejects unknown arguments with its own message
     ) -> None:
         super().__init__(
             input_size,

@@ -1,4 +1,4 @@
-"""`replace_rnn` and `restore_rnn`: replace torch's modules with fused ones, and back."""
+"""`replace_rnn` turns torch's modules into fused modules; `restore_rnn` turns them back."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ FUSED: dict[str, dict[type, type]] = {
     name: {cell.torch_layer: LAYERS[name], cell.torch_step_module: STEP_MODULES[name]}
     for name, cell in CELLS.items()
 }
-"""For each cell, torch's classes and the fused class that replaces each."""
+"""For each cell, by name, a map from torch's classes to the fused classes that replace them."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
-"""The fused classes and the torch class that each replaces."""
+"""A map from each fused class to the torch class that it replaces."""
 
 
 def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model:
-    """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and torch cell in `model` into its fused class.
+    """Turns torch's recurrent layers and step modules in `model` into fused modules.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
-    left alone, because they may override anything, and so are TorchScript modules, which cannot be
-    changed. If nothing was replaced, or a TorchScript module should have been, a warning names what
-    was left alone.
+    left alone, because a subclass may override anything. TorchScript modules are left alone because
+    they cannot be changed. A warning names the modules left alone if nothing was replaced, or if a
+    TorchScript module should have been replaced.
 
     Args:
-        model: any module, which may be one of these modules itself.
-        cells: the kinds of cells to replace: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
+        model: any module, which may itself be a module to replace.
+        cells: the cells whose modules are replaced: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
             `nn.GRU` and `nn.GRUCell`, "lstm" for `nn.LSTM` and `nn.LSTMCell`.
 
     Returns:
@@ -40,7 +40,7 @@ def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")
 
     Raises:
         TypeError: model is not a module, or cells is a string.
-        ValueError: a kind of cell is unknown.
+        ValueError: a cell is unknown.
     """
     if isinstance(cells, str):
         raise TypeError(f"cells must be a sequence such as ({cells!r},), got the string {cells!r}")
@@ -117,14 +117,14 @@ def restore_rnn(model: Model) -> Model: ...
 
 
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
-    """Turns every fused layer and cell in `model`, or `model` itself, into torch's class.
+    """Turns every fused layer and step module in `model` back into torch's module.
 
     The inverse of `replace_rnn`, for tools that recognise torch's modules by their class, such as
     `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes
-    have. Subclasses are left alone.
+    have. Subclasses of the fused classes are left alone.
 
     Args:
-        model: any module.
+        model: any module, which may itself be a fused module.
 
     Returns:
         `model`, for chaining.

@@ -21,7 +21,7 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class FusedCell(torch.nn.RNNCellBase, Generic[States]):
-    """What the fused cells share.
+    """The base class of the fused step modules.
 
     A subclass inherits from this class first and then from torch's cell.
     """
@@ -30,7 +30,7 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
     nonlinearity: str = "tanh"
 
     def _step(self) -> Callable[..., Any] | None:
-        """Returns torch's operator for a step, or None if torch's cell must raise an error."""
+        """Returns torch's operator for a step, or None if the nonlinearity is unknown."""
         return self._cell.torch_steps.get(self.nonlinearity)
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
@@ -75,8 +75,8 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         """Returns why a call runs torch's own cell, or None if it runs the fused operator.
 
         Args:
-            input, hx: of the call.
-            weights: the current weights of this cell, if the caller has read them already.
+            input, hx: the arguments of the call.
+            weights: the current weights of this module; None to read them.
         """
         if self.why_not_torch() is None:
             slower = self._why_slower(input)
@@ -89,7 +89,7 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         return None
 
     def why_not_torch(self) -> str | None:
-        """Returns why torch's own cell cannot run a call in this context, or None if it can."""
+        """Returns why torch's own cell cannot run a call under the current settings, or None."""
         if batch_invariant_is_on():
             return "torch's own cell is not batch-invariant"
         if torch._C._are_functorch_transforms_active():
@@ -143,7 +143,7 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
 
 
 class _FusedGatedCell(FusedCell[States]):
-    """What the cells with gates share: for some sizes the fused operator is faster."""
+    """The base class of step modules with gates, whose fused operator may be faster."""
 
     def _why_slower(self, input: Tensor) -> str | None:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
@@ -158,12 +158,12 @@ class _FusedGatedCell(FusedCell[States]):
     def _is_faster(self, input: Tensor) -> bool:
         """Returns whether the fused operator is faster than torch's cell on this processor.
 
-        The limits are from `benchmarks.cpu.steps`, with one thread and with two. They do not depend
-        on the number of threads, because results must not.
+        The limits are from `benchmarks.cpu.steps`, with one thread and with two. The limits are
+        the same for any number of threads, because results must not depend on that number.
         """
         rows = input.shape[0] if input.dim() == 2 else 1
         kernel, bfloat16_kernel = _kernels()
-        if bfloat16_kernel == "avx512_bf16":  # chosen only on AMD, where torch's BLAS is slower
+        if bfloat16_kernel == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
             columns = self._cell.weight_blocks * self.hidden_size
             work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
             return rows > 1 and work >= 2**19
@@ -216,14 +216,14 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
 
 
 def states_in(hx: Any) -> Sequence[Tensor]:
-    """Returns the states in hx: none, one, or the pair of an LSTM."""
+    """Returns the states in hx: an empty sequence, one state, or the pair of states of an LSTM."""
     if hx is None:
         return ()
     return hx if isinstance(hx, tuple | list) else (hx,)
 
 
 def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """Converts a state, or each of a pair of states. None stays None."""
+    """Applies `convert` to a state or to each of a pair of states; returns None for None."""
     if isinstance(hx, tuple | list):
         return tuple(map(convert, hx))
     return None if hx is None else convert(hx)
@@ -233,7 +233,7 @@ def _without_layers(state: Tensor) -> Tensor:
     """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
 
     Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
-    a view does not allow. A state that is a view already comes from the reference path.
+    a view does not allow. A state from the reference path may already be a view, and stays a view.
     """
     return state.squeeze(0) if state._is_view() else state.squeeze_(0)
 

@@ -25,14 +25,14 @@ class _Scriptable(torch.nn.Module):
 
 
 class _ScriptableLSTM(torch.nn.Module):
-    """`_Scriptable` for an LSTM, because TorchScript needs the type of its states."""
+    """Like `_Scriptable`, but with the type of an LSTM's states, which TorchScript needs."""
 
     def forward(self, ids: Tensor, hx: tuple[Tensor, Tensor] | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
 class TokenLayer(torch.nn.Module, Generic[States]):
-    """What the token layers share: everything except the layer `rnn`."""
+    """The base class of the token layers: everything except the layer `rnn`."""
 
     _scriptable: type[torch.nn.Module] = _Scriptable
     _cell: Cell
@@ -68,9 +68,9 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             hx, lengths, reset: as in `FusedRNN.forward`. Ids past a sequence's length are ignored.
 
         Returns:
-            output: like ids with num_directions * hidden_size features, and h_n (num_layers *
-            num_directions, batch, hidden_size), without the batch for one sequence. For an LSTM the
-            pair of h_n and c_n instead of h_n.
+            output: laid out like ids, with num_directions * hidden_size features; and h_n
+            (num_layers * num_directions, batch, hidden_size), without the batch for one sequence.
+            For an LSTM, the pair of h_n and c_n instead of h_n.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`.
@@ -96,12 +96,12 @@ class TokenLayer(torch.nn.Module, Generic[States]):
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
-        If the model has hooks or a `forward` set on the object, it is called so that they run.
+        If the model has hooks or a `forward` set on the object, calls the model so that these run.
 
         Args:
             ids, hx, lengths, reset: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
-                None does so if it is expected to be faster.
+                None shares prefixes if that is expected to be faster.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
@@ -125,7 +125,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         )
 
     def why_not_fused(self) -> str | None:
-        """Returns why the parts are called separately, or None if the layer gets the ids."""
+        """Returns why the embedding is called separately, or None if the layer gets the ids."""
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
@@ -148,7 +148,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        optional = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN lacks them
+        optional = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN has neither
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
         output, states = rnn(rows, hx, **{k: v for k, v in optional.items() if v is not None})
         return output, states
@@ -180,7 +180,7 @@ class TokenRNN(TokenLayer[Tensor]):
         hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
         dropout, bidirectional, batch_invariant: as in `FusedRNN`.
         padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
-        device, dtype: of the parameters.
+        device, dtype: the device and dtype of the parameters.
 
     Example:
         >>> model = TokenRNN(31, 8, 16, padding_idx=0)
@@ -226,7 +226,7 @@ class TokenRNN(TokenLayer[Tensor]):
 
 
 class _TokenGatedLayer(TokenLayer[States]):
-    """What the token layers of cells with gates share: their constructor."""
+    """The base class of the token layers of cells with gates, which defines their constructor."""
 
     _layer_class: type[FusedGRU | FusedLSTM]
 
@@ -265,7 +265,7 @@ class TokenGRU(_TokenGatedLayer[Tensor]):
     """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
-    The layer is the module `rnn` here as well.
+    The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:
         >>> model = TokenGRU(31, 8, 16, padding_idx=0)
@@ -283,7 +283,7 @@ class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
     """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
-    The layer is the module `rnn` here as well.
+    The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:
         >>> model = TokenLSTM(31, 8, 16, padding_idx=0)

@@ -1,4 +1,4 @@
-"""What the build compiles for each instruction set, and the package without its extension."""
+"""Tests the extension at each instruction set, and the package without its extension."""
 
 import bisect
 import os
@@ -44,11 +44,12 @@ def functions_by_source():
 
 
 @needs_objdump
-def test_wide_instructions_only_in_their_isa_objects():
-    """Only local functions in AVX2 and AVX-512 files use ymm, and only AVX-512 files use zmm.
+def test_wide_registers_stay_in_their_isa_files():
+    """Only AVX2 and AVX-512 files use ymm registers, and only AVX-512 files use zmm registers.
 
-    The linker merges inline functions of the same name: a copy compiled for AVX-512 could end up
-    serving the baseline, and crash on an older processor.
+    All functions that use these registers must be local. The linker merges inline functions of the
+    same name, so a copy compiled for AVX-512 could end up serving the baseline, and crash on an
+    older processor.
     """
     functions = functions_by_source()
     starts = [start for start, *_ in functions]
@@ -70,8 +71,8 @@ def test_wide_instructions_only_in_their_isa_objects():
 
 
 @needs_objdump
-def test_kernels_run_nothing_at_load():
-    """ISA files have no static constructors, so loading the library runs no wide instruction."""
+def test_isa_files_have_no_static_constructors():
+    """Static constructors in ISA files would run wide instructions when the library is loaded."""
     functions = functions_by_source()
     assert {source for *_, source, _ in functions} >= ISA_FILES
     constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
@@ -79,8 +80,8 @@ def test_kernels_run_nothing_at_load():
 
 
 @needs_objdump
-def test_no_debug_information():
-    """Python's compiler flags include -g; debug information would make up most of the library."""
+def test_extension_has_no_debug_information():
+    """The build must undo Python's own `-g`: debug information would fill most of the library."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
@@ -97,8 +98,8 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
         pytest.skip(f"this processor does not support {level}")
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
-    if kernel != ops.cpu_kernel():  # otherwise the current run covers it
-        # In 16 bits `nn.RNN` takes minutes on the lower levels.
+    if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
+        # In 16 bits `nn.RNN` takes minutes on the lower levels, so only test_kernel covers 16 bits.
         run_kernel_tests(level, pytestconfig, "test_kernel or not (bfloat16 or torch.float16)")
 
 
@@ -106,43 +107,43 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
-    """The three AVX-512 kernels differ only in bfloat16.
+    """The three AVX-512 kernels differ only in bfloat16, so only bfloat16 tests run.
 
-    ATen warns about the levels avx512_bf16 and amx, which it does not know.
+    The test ignores the warnings of ATen, which does not know the levels avx512_bf16 and amx.
     """
     if kernel_at(level, torch.bfloat16) != level:
         pytest.skip(f"this processor does not support {level}")
-    if level != ops.cpu_kernel(torch.bfloat16):  # otherwise the current run covers it
+    if level != ops.cpu_kernel(torch.bfloat16):  # otherwise the current run covers this kernel
         run_kernel_tests(level, pytestconfig, "bfloat16")
 
 
 def at_level(level):
-    """Returns a process environment that selects a level, or the processor's highest for None."""
+    """Returns a process environment that selects `level`, or the highest level if None."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
 
 
 def run_python(program, level=None):
-    """Returns what a Python program prints."""
+    """Runs a Python program at `level`, and returns what the program prints."""
     command = [sys.executable, "-c", program]
     ran = subprocess.run(command, env=at_level(level), capture_output=True, text=True, check=True)
     return ran.stdout.strip()
 
 
 def kernel_at(level, dtype):
-    """Returns the instruction set of the kernel that runs at a level."""
+    """Returns the instruction set of the kernel that computes `dtype` at `level`."""
     return run_python(f"import torch, namernn_fast.ops as o; print(o.cpu_kernel({dtype}))", level)
 
 
 def run_kernel_tests(level, config, selection):
-    """Runs the selected parity and kernel tests in a new process, slow tests too if this run does.
+    """Runs the selected parity and kernel tests in a new process.
 
-    Without the slow tests, test_parity.py contributes only `test_every_option`: its other tests
-    take seconds each.
+    The new process gets this run's `-m` option. If that option is set, the test of every option is
+    the only test of test_parity.py that runs, because each other test in that file takes seconds.
     """
     tests = Path(__file__).parents[1] / "kernel"
     if config.option.markexpr:
-        selection = f"({selection}) and (test_kernel or test_every_option)"
+        selection = f"({selection}) and (test_kernel or test_every_option_keeps_the_error_budget)"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]
@@ -154,8 +155,8 @@ def run_kernel_tests(level, config, selection):
     assert ran.returncode == 0, ran.stdout
 
 
-def test_without_the_extension(tmp_path):
-    """Without the compiled extension the package warns once, and everything works."""
+def test_package_works_without_the_extension(tmp_path):
+    """Without the extension, the package warns once and computes the same as torch's layers."""
     shutil.copytree(
         PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )

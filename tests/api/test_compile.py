@@ -1,4 +1,4 @@
-"""`torch.compile`, `torch.export` and AOTInductor: at most one node per layer, at any shape."""
+"""Tests `torch.compile`, `torch.export` and AOTInductor, whose graphs must serve every shape."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from namernn_fast.call.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-V = 30  # the first of SIZES has fewer ids than this, the others have more
+V = 30  # the first entry of SIZES has fewer than V ids, all other entries have more
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
     "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
@@ -43,7 +43,7 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """A model with a linear head on its last states; `with_output` adds the output to the loss."""
+    """A loss on the last states of a model, and on the model's output if `with_output`."""
 
     def __init__(self, model, with_output=True):
         super().__init__()
@@ -106,7 +106,9 @@ def check(compiled, net, *arguments):
         )
     ],
 )
-def test_inductor(kind, layout, options, with_output, with_hx):
+def test_inductor_computes_the_eager_loss_and_gradients(
+    kind, layout, options, with_output, with_hx
+):
     options = STACK | options
     model = kind.tokens(V, 4, 6, **options) if layout in IDS else kind.layer(4, 6, **options)
     net = Net(model, with_output)
@@ -135,7 +137,7 @@ def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, vocabulary):
-    """Choosing between a table and gathered rows adds no guard on the number of ids."""
+    """The choice between a table and gathered rows does not add a guard on the number of ids."""
     net = Net(kind.tokens(vocabulary, 4, 6), with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in SIZES:
@@ -145,8 +147,8 @@ def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, voc
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("layout", ["dense", "packed unsorted", "ids"])
-def test_nothing_breaks_the_graph(kind, layout):
-    """The graph does not break without `fullgraph=True` either."""
+def test_models_compile_to_one_graph(kind, layout):
+    """Dynamo captures the whole model in one graph even without `fullgraph=True`."""
     model = kind.tokens(V, 4, 6, 2) if layout in IDS else kind.layer(4, 6, **STACK)
     found = torch._dynamo.explain(model)(INPUTS[layout](6, 3))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
@@ -187,7 +189,9 @@ def exported(module, with_hx):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_export(kind, batch_first, with_hx, training, tmp_path):
+def test_exported_layers_have_the_same_bits_at_any_shape(
+    kind, batch_first, with_hx, training, tmp_path
+):
     options = {"bias": not batch_first, "batch_first": batch_first}
     module = kind.layer(4, 6, **options, **STACK).train(training)
     program = exported(module, with_hx)
@@ -214,7 +218,7 @@ class OnRows(torch.nn.Module):
         return output.data, last
 
 
-def test_export_packed(kind):
+def test_exported_layer_takes_other_packed_lengths(kind):
     module = OnRows(kind.layer(4, 6, **STACK))
     data, batch_sizes, *_ = packed([5, 3, 2])
     program = torch.export.export(
@@ -229,7 +233,7 @@ def test_export_packed(kind):
 
 
 @pytest.mark.slow
-def test_aot_inductor(kind, tmp_path):
+def test_aot_inductor_package_runs_in_another_process(kind, tmp_path):
     """A layer compiled ahead of time runs in another process that imports `namernn_fast`."""
     module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(
@@ -252,9 +256,9 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
 
 @pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_only_fused_layers_are_traced(dynamo_first):
-    """In either import order the fused layers are traced, and torch's still break the graph.
+    """Dynamo traces only fused layers, whether it is imported before or after the package.
 
-    Importing the package imports no compiler and no exporter, which would take seconds.
+    Importing the package does not import a compiler or an exporter, which would take seconds.
     """
     program = f"""
 import sys, torch
@@ -279,7 +283,7 @@ for name in {[kind.nn_layer.__name__ for kind in KINDS.values()]}:
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
-def test_compiled_autograd(kind, forward):
+def test_compiled_autograd_computes_the_eager_gradients(kind, forward):
     """Compiled autograd compiles the backward pass after an eager or a compiled forward pass."""
     module, x = kind.layer(3, 4, 2), torch.randn(5, 2, 3)
     wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
@@ -292,8 +296,8 @@ def test_compiled_autograd(kind, forward):
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
-def test_lengths(kind, vocabulary):
-    """Compiled models ignore ids in padding too."""
+def test_compiled_token_models_ignore_ids_in_padding(kind, vocabulary):
+    """Compiled and eager models agree although padding holds ids that are out of range."""
     net = Net(kind.tokens(vocabulary, 4, 6, batch_first=True))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])
@@ -303,8 +307,8 @@ def test_lengths(kind, vocabulary):
 
 
 @pytest.mark.covering(0)
-def test_an_embedding_of_dynamic_size(kind):
-    """No table is made from an embedding of dynamic size, because its size would become a guard."""
+def test_an_embedding_of_dynamic_size_compiles_once(kind):
+    """The call gathers rows, because choosing a table would add a guard on the embedding's size."""
     layer = kind.layer(4, 6)
 
     def run(ids, embedding):
@@ -334,8 +338,10 @@ class Method(torch.nn.Module):
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
-def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
-    """The exported program takes any number of ids, and computes what the model does."""
+def test_exported_token_models_take_any_number_of_ids(
+    kind, with_output, strict, vocabulary, tmp_path
+):
+    """The exported program matches the model for ids of any shape, and ignores ids in padding."""
     module = Method(kind.tokens(vocabulary, 4, 6, **STACK), with_output)
     module.requires_grad_(False)
     seq_len, batch = Dim("seq_len"), Dim("batch")
@@ -354,7 +360,7 @@ def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
 
 
 @pytest.mark.covering(0)
-def test_export_for_training(kind):
+def test_trainable_token_models_can_be_exported(kind):
     module = Method(kind.tokens(V, 4, 6, padding_idx=1), True)
     example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
@@ -364,7 +370,7 @@ def test_export_for_training(kind):
 
 
 @pytest.mark.slow
-def test_aot_inductor_of_ids(kind, tmp_path):
+def test_aot_inductor_package_takes_token_ids(kind, tmp_path):
     module = Method(kind.tokens(V, 4, 6), False).requires_grad_(False)
     example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})

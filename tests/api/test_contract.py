@@ -1,4 +1,4 @@
-"""What users of torch's layers rely on: gradients, weights that change, 16 bits, long input."""
+"""Tests what users of torch's layers rely on: gradients, changed weights, 16 bits, long input."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ LENGTHS = torch.tensor([3, 5, 1])
 
 
 def run(module, x, packed):
-    """Runs a dense or a packed batch, and returns the output and the last states."""
+    """Runs a module on a dense or packed batch, and returns the output and each last state."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     output, *last = flat(module(input))
     return (output.data if packed else output), *last
@@ -35,8 +35,8 @@ def test_gradients_are_the_same_in_training_and_evaluation(kind, packed):
     assert all(map(torch.equal, evaluated, trained))
 
 
-def test_forward_mode_and_mixed_mode(kind):
-    """`torch.func` computes Jacobians and Hessians with respect to input and weights."""
+def test_jacobians_and_hessians_match_torchs_layer(kind):
+    """Derivatives in input and weights match torch's layer, in forward mode and in mixed mode."""
     modules = kind.twins(3, 4, dtype=torch.float64, **STACK)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     results = []
@@ -59,8 +59,8 @@ def test_forward_mode_and_mixed_mode(kind):
     torch.testing.assert_close(*results)
 
 
-def test_forward_mode_of_a_packed_sequence(kind):
-    """Forward and backward mode agree; `nn.RNN` has no forward mode on the CPU to compare with."""
+def test_packed_forward_mode_agrees_with_backward_mode(kind):
+    """Compares forward and backward mode: torch's layers have no packed forward mode."""
     module = kind.layer(3, 4, dtype=torch.float64, **STACK)
     packed = pack_padded_sequence(
         torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
@@ -148,11 +148,11 @@ def test_the_next_call_sees_changed_weights(kind, change):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
-def test_autocast(kind, dtype, packed):
-    """Results have the same dtypes as with torch's layer, and are within its error budget.
+def test_autocast_keeps_torchs_dtypes_and_the_error_budget(kind, dtype, packed):
+    """Results have the same dtypes as with torch's layer, and are within the error budget.
 
-    oneDNN has no LSTM in float16 on most processors. The test turns oneDNN off for that case, in
-    which torch's layer returns other dtypes.
+    On most processors oneDNN cannot run a dense LSTM in float16. For this case the test turns
+    oneDNN off, and does not compare dtypes, because torch's layer then returns other dtypes.
     """
     lacking = kind.name == "lstm" and dtype == torch.float16 and not packed
     budget = ErrorBudget(dtype)
@@ -181,7 +181,7 @@ def test_autocast(kind, dtype, packed):
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
-# torch's rules for result dtypes on a CPU. Without hx, the state has the dtype of the input.
+# torch's rules for result dtypes on a CPU. Without hx, the state's dtype is the input's dtype.
 AUTOCAST = {
     ("rnn", "dense"): CAST,
     ("rnn", "packed"): CAST,
@@ -193,9 +193,10 @@ AUTOCAST = {
 
 
 def depends_on_processor(kind, layout, *dtypes):
-    """Returns whether torch's dtype depends on the processor, as docs/differences.md says.
+    """Returns whether the dtype of torch's results depends on the processor.
 
-    oneDNN computes a dense LSTM, and takes float16 only on some processors.
+    oneDNN computes dense LSTMs, and supports float16 only on some processors
+    (docs/differences.md).
     """
     return (kind.name, layout) == ("lstm", "dense") and torch.float16 in dtypes
 
@@ -204,7 +205,7 @@ def depends_on_processor(kind, layout, *dtypes):
 @pytest.mark.parametrize("state", [None, *DTYPES], ids=str)
 @pytest.mark.parametrize("input", DTYPES, ids=str)
 @pytest.mark.parametrize("autocast", DTYPES[1:], ids=str)
-def test_dtypes_under_autocast(kind, autocast, input, state, layout):
+def test_autocast_result_dtypes_follow_torchs_rules(kind, autocast, input, state, layout):
     x = torch.randn(5, 3, 3, dtype=input)
     hx = None if state is None else kind.states(torch.randn, 1, 3, 4, dtype=state)
     if layout == "packed":
@@ -223,7 +224,7 @@ def test_dtypes_under_autocast(kind, autocast, input, state, layout):
         assert explain(ours, x, hx).path == f"cpu {ops.cpu_kernel(wanted)}"
 
 
-def test_dtype_of_c_decides_under_autocast():
+def test_c_decides_the_result_dtype_under_autocast():
     """Autocast casts an LSTM's products but not c, so c decides the dtype of results."""
     hx = torch.randn(1, 3, 4), torch.randn(1, 3, 4, dtype=torch.bfloat16)
     x = pack_padded_sequence(torch.randn(5, 3, 3), LENGTHS, enforce_sorted=False)
@@ -236,8 +237,8 @@ def test_dtype_of_c_decides_under_autocast():
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("hx_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_hx_of_another_precision(kind, input_dtype, hx_dtype):
-    """hx is converted to the dtype of the input; its gradient has the dtype of hx."""
+def test_hx_may_have_another_dtype_than_the_input(kind, input_dtype, hx_dtype):
+    """hx is converted to the dtype of the input, but the gradient of hx has the dtype of hx."""
     module = kind.layer(3, 4, dtype=input_dtype)
     x = torch.randn(5, 2, 3, dtype=input_dtype)
     hx = kind.states(torch.randn, 1, 2, 4, dtype=hx_dtype, requires_grad=True)
@@ -270,7 +271,7 @@ def test_16_bit_sums_accumulate_in_float32(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 def test_16_bit_gate_sums_accumulate_in_float32(name, dtype):
-    """n is tanh(2) if its 2048 terms of 2**-10 add up; a sum in bfloat16 would stall at 1/2.
+    """n is tanh(2) if 2048 terms of 2**-10 add up to 2; a sum in bfloat16 would stall at 1/2.
 
     In an LSTM, n is called g. The biases saturate the gates: i, o and r are 1, f and z are 0.
     """
@@ -293,15 +294,15 @@ def test_16_bit_gate_sums_accumulate_in_float32(name, dtype):
     eps = torch.finfo(dtype).eps
     assert (output - wanted).abs().max() <= eps * wanted
     output.backward(torch.full_like(output, small))
-    # n and dz are rounded before they are summed. A stalled sum is off by a factor of 2 or more.
+    # The tolerance covers the rounding of n and dz; a stalled sum is off by a factor of 2 or more.
     n_grads = [p.grad[2 * size : 3 * size] for p in module.parameters()]
     for wanted, grads in ((small * slope, (x.grad, tensors_in(hx)[0].grad)), (slope, n_grads)):
         for grad in grads:
             assert (grad.double() / wanted - 1).abs().max() <= 0.15
 
 
-def test_a_sequence_of_200_000_steps(kind):
-    """One long call is bit-identical to a series of short calls."""
+def test_long_call_is_bit_identical_to_short_calls(kind):
+    """A call of 200,000 steps is bit-identical to a series of calls of 1000 steps."""
     seq_len = 200_000
     module = kind.layer(3, 8)
     x = torch.randn(seq_len, 1, 3)
@@ -318,7 +319,7 @@ def test_a_sequence_of_200_000_steps(kind):
 
 
 @pytest.mark.slow
-def test_gradients_of_200_000_steps(kind):
+def test_gradients_of_200_000_steps_keep_the_error_budget(kind):
     modules = kind.twins(16, 64)
     modules += (copy.deepcopy(modules[1]).double(),)
     x = torch.randn(200_000, 1, 16)
@@ -332,8 +333,8 @@ def test_gradients_of_200_000_steps(kind):
 
 
 @pytest.mark.slow
-def test_more_elements_than_int32_can_count():
-    """In an output of 4 GiB, the sequences at both ends have the same bits as in a small batch."""
+def test_outputs_may_exceed_the_range_of_int32():
+    """In a 4 GiB output, the outermost sequences have the same bits as in a batch of four."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
     ends = [0, 1, -2, -1]
@@ -351,7 +352,7 @@ def test_more_elements_than_int32_can_count():
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_deterministic_algorithms_give_the_same_bits(kind, packed, dtype):
+def test_deterministic_setting_does_not_change_bits(kind, packed, dtype):
     module = kind.layer(3, 40, dropout=0.5, dtype=dtype, **STACK)
     x = torch.randn(5, 3, 3, dtype=dtype, requires_grad=True)
     results = []

@@ -17,7 +17,10 @@ WORLD = 2
 
 
 def train(kind, wrap, x):
-    """Returns the weights after three steps on `x`; every process starts from the same weights."""
+    """Returns the weights of a layer after three training steps on `x`.
+
+    Every call starts from the same weights.
+    """
     torch.manual_seed(0)
     module = kind.layer(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     wrapped = wrap(module)
@@ -35,7 +38,10 @@ def shard(module):
 
 
 def worker(rank, folder):
-    """Trains layers of every kind in one process: starting processes takes longer than training."""
+    """Trains a layer of every kind alone, in parallel and sharded, and compares the weights.
+
+    One process trains every kind, because starting a process takes longer than training.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     x = torch.randn(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -47,13 +53,13 @@ def worker(rank, folder):
         assert all(p.to_local().numel() < p.numel() for p in sharded.values())
         torch.testing.assert_close(parallel, alone)
         torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
-    # No rank may close its connections while another still waits for a collective to finish.
+    # No rank may close its connections while another rank still waits for a collective to finish.
     dist.barrier()
     dist.destroy_process_group()
     # DTensor's caches keep the group's threads alive. A thread that frees a Python tensor during
-    # interpreter shutdown aborts the process, so exit without that shutdown.
+    # interpreter shutdown aborts the process, so exit without shutting down the interpreter.
     os._exit(0)
 
 
-def test_data_parallel_and_sharded(tmp_path):
+def test_parallel_and_sharded_training_match_one_process(tmp_path):
     torch.multiprocessing.spawn(worker, (tmp_path,), nprocs=WORLD)

@@ -1,4 +1,4 @@
-"""What programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` rely on besides results."""
+"""Tests what programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` need besides equal results."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_lengths_are_copied(kind):
         module(XS[0], lengths=[6, 2])
 
 
-def test_resets_and_empty_sequences(kind, path):
+def test_resets_clear_states_and_empty_sequences_keep_states(kind, path):
     """A reset clears every state, including an LSTM's c; an empty sequence keeps its states."""
     ours, theirs = kind.twins(3, 4, dtype=torch.float64)
     x = torch.randn(6, 2, 3, dtype=torch.float64)
@@ -70,14 +70,14 @@ def test_states_of_an_lstm_may_be_a_list():
 
 
 @pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
-def test_empty_lengths_of_an_empty_batch(kind, path, lengths):
+def test_empty_batch_accepts_empty_lengths(kind, path, lengths):
     output, *last = flat(kind.layer(3, 4)(torch.randn(6, 0, 3), lengths=lengths))
     assert output.shape == (6, 0, 4)
     assert all(state.shape == (1, 0, 4) for state in last)
 
 
-def test_offsets_of_jagged_input(kind, path):
-    """Both paths accept int32 offsets and reject decreasing ones."""
+def test_offsets_may_be_int32_but_must_be_valid(kind, path):
+    """Both paths accept int32 offsets, and reject offsets that decrease or miss rows."""
     module, values = kind.layer(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
@@ -93,10 +93,11 @@ def test_offsets_of_jagged_input(kind, path):
             module(bad)
 
 
-def test_flops_are_counted(kind):
-    """Counts match torch's layer: forward, and backward if every gradient is needed.
+def test_flop_counts_match_torchs_layer(kind):
+    """FLOP counts of both passes match torch's layer if every gradient is needed.
 
-    Torch does not count oneDNN's operations, and oneDNN computes `nn.LSTM` by default.
+    The test turns oneDNN off: torch does not count the operations of oneDNN, which computes
+    `nn.LSTM` by default.
     """
     options = {"num_layers": 2, "bidirectional": True}
     counts = []
@@ -120,7 +121,7 @@ def test_flops_are_counted(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch computes the table, so the operator multiplies only the states."""
+    """Torch counts the products of the table, and the operator counts only products of states."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4
@@ -135,7 +136,7 @@ def test_flops_of_token_ids_are_counted(kind):
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
-def test_restoring(kind):
+def test_restore_rnn_undoes_replace_rnn(kind):
     model = nn.Sequential(kind.nn_layer(3, 4), kind.nn_step_module(3, 4), nn.Linear(2, 2))
     before, classes = dict(model.named_parameters()), [type(module) for module in model]
     wanted = model[0](XS[0])
@@ -154,7 +155,7 @@ def test_restoring(kind):
 
 
 def test_projections_run_on_torchs_operators():
-    """A layer with proj_size computes the same as nn.LSTM, and refuses what nn.LSTM lacks."""
+    """A layer with proj_size matches nn.LSTM, and rejects arguments that nn.LSTM lacks."""
     ours, theirs = KINDS["lstm"].twins(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
     x, hx = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
     for arguments in ((x,), (x, hx), (pack_padded_sequence(x, [6, 2], batch_first=True),)):
@@ -188,7 +189,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "options"), CELLS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, steps, monkeypatch):
+def test_cell_calls_the_kernel_only_if_faster_or_needed(name, options, bias, steps, monkeypatch):
     kind, calls = KINDS[name], []
     run = dispatch.run
     monkeypatch.setattr(dispatch, "run", lambda call, _: calls.append(call) or run(call))

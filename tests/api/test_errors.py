@@ -1,4 +1,4 @@
-"""Errors on bad input name the argument, what it got and what it takes, on both paths."""
+"""Tests that errors name the argument, the bad value and the valid values, on both paths."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def packed(rows, sizes):
 
 X = torch.randn(5, 2, 4)
 LIKE_TORCH = [
-    # input, hx, error, text. The whole message matches torch's layer.
+    # (input, hx, error, text). Torch's layer raises exactly the same message.
     (torch.randn(5, 2, 3), None, RuntimeError, "must be equal to input_size. Expected 4, got 3"),
     (torch.randn(4), None, ValueError, "Expected input to be 2D or 3D, got 1D"),
     (X[None], None, ValueError, "Expected input to be 2D or 3D, got 4D"),
@@ -71,7 +71,7 @@ OURS = [
 
 H, C = torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)
 PAIRS_LIKE_TORCH = [
-    # input, the states of an LSTM, error, text
+    # (input, states of an LSTM, error, text). nn.LSTM raises exactly the same message.
     (X, (H, C[0]), RuntimeError, r"hx and cx should also be 3-D but got \(3-D, 2-D\) tensors"),
     (X[:, 0], (H[:, 0], C), RuntimeError, r"should also be 2-D but got \(2-D, 3-D\) tensors"),
     (X, (H[:, 1:], C), RuntimeError, r"Expected hidden\[0\] size \(1, 2, 5\), got \[1, 1, 5\]"),
@@ -92,8 +92,8 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("states", [1, 3, 5])
-def test_hx_for_the_wrong_number_of_layers(kind, states):
-    """The error is the same when dropout splits the stack, so that no operator sees all of hx."""
+def test_hx_must_match_the_number_of_layers(kind, states):
+    """The error states the expected size of all of hx, even if dropout splits the stack."""
     layer = kind.layer(4, 5, num_layers=2, dropout=0.5)
     with pytest.raises(RuntimeError, match=said_of(kind, r"Expected hidden size \(2, 2, 5\)")):
         layer(X, states_of(kind, torch.zeros(states, 2, 5)))
@@ -108,7 +108,7 @@ def message(module, *arguments):
 
 @pytest.mark.parametrize(("input", "hx", "error", "text"), [*LIKE_TORCH, *OURS])
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_bad_input(kind, input, hx, error, text, requires_grad):
+def test_bad_input_is_rejected(kind, input, hx, error, text, requires_grad):
     module = kind.layer(4, 5).requires_grad_(requires_grad)
     with pytest.raises(error, match=said_of(kind, text)):
         module(input, states_of(kind, hx))
@@ -125,7 +125,7 @@ def test_messages_match_torchs_layer(kind, input, hx, error, text):
 
 @pytest.mark.parametrize(("input", "states", "error", "text"), [*PAIRS_LIKE_TORCH, *PAIRS])
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_bad_states_of_an_lstm(input, states, error, text, requires_grad):
+def test_bad_lstm_states_are_rejected(input, states, error, text, requires_grad):
     module = FusedLSTM(4, 5).requires_grad_(requires_grad)
     with pytest.raises(error, match=text):
         module(input, states)
@@ -138,7 +138,7 @@ def test_messages_about_state_pairs_match_nn_lstm(input, states, error, text):
     assert message(FusedLSTM(4, 5), input, states) == wanted
 
 
-def test_replaced_weights_of_another_shape(kind):
+def test_replaced_weights_must_keep_their_shape(kind):
     rows = kind.gates * 5
     module = kind.layer(4, 5)
     module.weight_hh_l0 = torch.nn.Parameter(torch.randn(rows, 6))
@@ -168,7 +168,7 @@ def test_replaced_weights_of_another_shape(kind):
         (torch.tensor(1.0), None, ValueError, "Expected input to be 1D or 2D, got 0D instead"),
     ],
 )
-def test_bad_cell_input(kind, input, hx, error, text):
+def test_cell_errors_match_torchs_cell(kind, input, hx, error, text):
     arguments = input, states_of(kind, hx)
     with pytest.raises(error, match=text):
         kind.step_module(4, 5)(*arguments)
@@ -190,7 +190,7 @@ def test_bad_cell_input(kind, input, hx, error, text):
         ((H[0], C[0, 1:]), RuntimeError, "batch size 2 doesn't match hidden1 batch size 1"),
     ],
 )
-def test_bad_cell_states_of_an_lstm(states, error, text):
+def test_lstm_cell_errors_match_torchs_cell(states, error, text):
     kind, x = KINDS["lstm"], X[0]
     with pytest.raises(error, match=text):
         kind.step_module(4, 5)(x, states)
@@ -198,7 +198,7 @@ def test_bad_cell_states_of_an_lstm(states, error, text):
     assert message(kind.step_module(4, 5), x, states) == wanted
 
 
-def test_unknown_nonlinearity():
+def test_unknown_nonlinearity_is_rejected():
     with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
         FusedRNN(4, 5, nonlinearity="gelu")
     with pytest.raises(RuntimeError, match="Unknown nonlinearity: gelu"):
@@ -217,13 +217,13 @@ def test_unknown_nonlinearity():
     ],
     ids=str,
 )
-def test_bad_constructor_arguments(kind, arguments, options):
+def test_constructor_errors_match_torchs_layer(kind, arguments, options):
     wanted = message(lambda: kind.nn_layer(*arguments, **options))
     assert message(lambda: kind.layer(*arguments, **options)) == wanted
 
 
-def test_arguments_by_position(kind):
-    """Torch's layers take every argument by position; ours take the same ones in the same order."""
+def test_positional_arguments_match_torchs_layer(kind):
+    """Fused layers take the same positional arguments as torch's layers, in the same order."""
     nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     arguments = (4, 5, 2, *nonlinearity, False, True, 0.5, True, 0, "meta", torch.float64)
     layers = [cls(*arguments) for cls in (kind.layer, kind.nn_layer)]
@@ -237,19 +237,19 @@ def test_arguments_by_position(kind):
     wrong = (*arguments[:-3], 2)
     if kind.name == "lstm":
         assert kind.layer(*wrong).proj_size == 2
-    else:  # torch accepts this and makes a layer that cannot be called
+    else:  # torch accepts proj_size and makes a layer that cannot be called
         with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
             kind.layer(*wrong)
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_a_cell_with_gates_has_no_nonlinearity(name):
+def test_gated_layers_reject_nonlinearity(name):
     kind = KINDS[name]
     wanted = message(lambda: kind.nn_layer(4, 5, nonlinearity="tanh"))
     assert message(lambda: kind.layer(4, 5, nonlinearity="tanh")) == wanted
 
 
-def test_unknown_kinds():
+def test_unknown_cells_are_rejected():
     gru, weights = FusedGRU(4, 5), [*FusedGRU(4, 5).parameters()]
     with pytest.raises(ValueError, match="cell must be one of rnn, gru, lstm, got 'sru'"):
         last_state(X, None, weights, cell="sru")

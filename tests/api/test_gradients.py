@@ -1,4 +1,4 @@
-"""Backward passes under transforms, and tensors that change before the backward pass."""
+"""Tests backward passes under transforms, and when tensors change after the forward pass."""
 
 import itertools
 
@@ -23,10 +23,10 @@ def test_error_for_a_changed_output_says_what_to_do(kind, change):
 
 
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
-def test_in_place_change_of_what_the_gradient_does_not_need(kind, names):
+def test_unneeded_weights_may_change_before_backward(kind, names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.
 
-    `nn.LSTM` does not allow this if oneDNN computes it.
+    `nn.LSTM` allows these changes only without oneDNN.
     """
     ours, theirs = kind.twins(3, 4, 2)
     for module in (ours, theirs):
@@ -52,7 +52,7 @@ def assign_data(tensors):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
-def test_data_assigned_between_the_passes(kind, what, create_graph):
+def test_gradient_ignores_data_assigned_after_forward(kind, what, create_graph):
     """As with `nn.RNN`, the gradient uses the values that the forward pass read."""
     results = []
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
@@ -70,7 +70,7 @@ def test_data_assigned_between_the_passes(kind, what, create_graph):
     torch.testing.assert_close(*results)
 
 
-def test_data_of_another_dtype_between_the_passes(kind):
+def test_gradient_ignores_a_conversion_after_forward(kind):
     x, module = XS[0].clone().requires_grad_(), kind.layer(3, 4, 2)
     (wanted,) = torch.autograd.grad(module(x)[0].sum(), x)
     output, _ = module(x)
@@ -80,7 +80,7 @@ def test_data_of_another_dtype_between_the_passes(kind):
 
 
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_data_of_a_token_rnn_assigned_between_the_passes(kind, padding_idx):
+def test_token_gradient_ignores_data_assigned_after_forward(kind, padding_idx):
     module = kind.tokens(5, 3, 4, padding_idx=padding_idx)
     ids = torch.arange(10).remainder(5).view(5, 2)
     wanted = torch.autograd.grad(module(ids)[0].square().sum(), list(module.parameters()))
@@ -90,7 +90,7 @@ def test_data_of_a_token_rnn_assigned_between_the_passes(kind, padding_idx):
     torch.testing.assert_close(gradients, wanted)
 
 
-def test_transforms_of_a_pull_back_after_data_was_assigned(kind):
+def test_transformed_pull_back_ignores_assigned_data(kind):
     results = []
     for module in kind.twins(3, 4, dtype=torch.float64):
         output, _ = module(XS[0].transpose(0, 1).double())
@@ -107,14 +107,14 @@ def test_transforms_of_a_pull_back_after_data_was_assigned(kind):
     torch.testing.assert_close(*results)
 
 
-def test_a_tensor_that_outlived_a_transform(kind):
+def test_tensor_that_outlived_a_transform_is_accepted(kind):
     outlived = []
     torch.func.grad(lambda x: (outlived.append(x), x.sum())[1])(XS[0])
     module = kind.layer(3, 4)
     torch.testing.assert_close(module(outlived[0]), module(XS[0]))
 
 
-def test_in_place_change_of_what_the_gradient_needs(kind):
+def test_needed_weights_must_not_change_before_backward(kind):
     ours = kind.layer(3, 4, 2)
     for name in ("weight_hh_l0", "weight_ih_l1"):
         output, _ = ours(XS[0])
@@ -133,8 +133,8 @@ def test_in_place_change_of_what_the_gradient_needs(kind):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
-def test_batched_gradients(packed, bidirectional, cell):
-    """Autograd and `torch.vmap` compute gradients for several vectors at once."""
+def test_batched_gradients_match_separate_gradients(packed, bidirectional, cell):
+    """Autograd and `torch.vmap` compute correct gradients for several vectors at once."""
     name, options = layer_of(cell)
     module = KINDS[name].layer(2, 3, 2, bidirectional=bidirectional, dtype=torch.float64, **options)
     sizes = torch.tensor([3, 2, 1])
@@ -160,8 +160,8 @@ def test_batched_gradients(packed, bidirectional, cell):
     torch.testing.assert_close(batched, wanted)
 
 
-def test_transforms_of_a_pull_back(kind):
-    """Forward mode and torch.func differentiate the backward pass, as with `nn.RNN`."""
+def test_transformed_pull_back_matches_torchs_layer(kind):
+    """Forward mode and torch.func differentiate the backward pass as they do for torch's layer."""
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
     results = []
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
@@ -186,7 +186,7 @@ def test_transforms_of_a_pull_back(kind):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
-    """No result is a view: autograd forbids in-place changes of views made under no_grad."""
+    """Results must not be views: autograd forbids in-place changes of views made under no_grad."""
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
         module = kind.layer(3, 4, 2, batch_first=batch_first, dropout=dropout)
@@ -202,7 +202,7 @@ def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
 @pytest.mark.parametrize("with_grad", [True, False])
 @pytest.mark.usefixtures("steps")
 def test_states_of_a_step_may_be_changed_in_place(kind, with_grad):
-    """As with torch's cells: programs call `detach_` on a state to truncate backpropagation."""
+    """As with torch's cells, programs may `detach_` a state to truncate backpropagation."""
     cell = kind.step_module(3, 64)
     leaf = torch.ones((), requires_grad=True)
     for x, change in itertools.product(
@@ -221,8 +221,8 @@ def test_states_of_a_step_may_be_changed_in_place(kind, with_grad):
 
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
-def test_rows_described_in_inference_mode(kind, path, what):
-    """Tensors that say which rows exist may come from inference mode, as with `nn.RNN`."""
+def test_layout_tensors_may_come_from_inference_mode(kind, path, what):
+    """Tensors that describe the layout may be made in inference mode, as with `nn.RNN`."""
     module, x = kind.layer(3, 4), XS[0]
     lengths = torch.tensor([2, 1, 2, 2, 1, 2])
     results = []
@@ -245,7 +245,7 @@ def test_rows_described_in_inference_mode(kind, path, what):
     torch.testing.assert_close(*results)
 
 
-def test_a_bias_made_in_inference_mode(kind):
+def test_bias_may_come_from_inference_mode(kind):
     module = kind.layer(3, 4)
     with torch.inference_mode():
         bias = torch.zeros(kind.gates * 4)

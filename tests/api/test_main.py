@@ -1,4 +1,4 @@
-"""`python -m namernn_fast`: its output, its advice and its exit codes."""
+"""Tests the output, the advice and the exit codes of `python -m namernn_fast`."""
 
 import dataclasses
 import io
@@ -44,7 +44,7 @@ def test_advice_is_printed(threads, capsys):
     assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
 
 
-def test_output_without_advice(monkeypatch, capsys):
+def test_output_says_if_there_is_no_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing known would make it faster here.\n")
@@ -58,8 +58,8 @@ def test_output_without_advice(monkeypatch, capsys):
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
         ({"load": 4.5}, ["Use fewer threads while other programs run, for example OMP_NUM"]),
         ({"load": 4.5, "is_passive": True, "has_openmp": False}, ["Use fewer threads"]),
-        ({"load": 3.5}, []),  # one thread is not always faster
-        ({"load": 4.5, "threads": 1}, []),  # a single thread never waits
+        ({"load": 3.5}, []),  # at this load, one thread is not always faster
+        ({"load": 4.5, "threads": 1}, []),  # a single thread never waits for another thread
         ({"load": None, "is_passive": True}, []),
         ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
         ({"is_passive": True, "has_openmp": False}, []),
@@ -94,7 +94,7 @@ def test_usable_processors_respect_a_container_limit(files, limit, tmp_path, mon
     assert advice.usable_processors(tmp_path) == (limit or 8)
 
 
-def test_a_gpu_that_the_kernels_cannot_use_is_named(monkeypatch):
+def test_gpu_that_the_kernels_cannot_use_is_reported(monkeypatch):
     def refuse(device):
         raise RuntimeError(f"namernn_fast: a {device.type} device needs Triton 3.6 or newer")
 
@@ -107,7 +107,7 @@ def test_a_gpu_that_the_kernels_cannot_use_is_named(monkeypatch):
     assert advice.gather().gpu_trouble is None
 
 
-def test_help_and_version(capsys):
+def test_help_and_version_exit_successfully(capsys):
     for options, text in (
         (["--version"], f"namernn_fast {namernn_fast.__version__}\n"),
         (["--help"], "bench"),
@@ -133,7 +133,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError
 
 
-def test_a_closed_pipe_causes_no_traceback(monkeypatch, capsys, tmp_path):
+def test_closed_pipe_does_not_cause_a_traceback(monkeypatch, capsys, tmp_path):
     with (tmp_path / "pipe").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Gone(file))
         assert cli.main([]) == 1
@@ -147,7 +147,7 @@ def test_a_closed_pipe_causes_no_traceback(monkeypatch, capsys, tmp_path):
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
     ],
 )
-def test_failures_are_one_line(error, code, text, monkeypatch, capsys):
+def test_failures_print_a_single_line(error, code, text, monkeypatch, capsys):
     def fail():
         raise error
 

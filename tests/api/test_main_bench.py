@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: it checks, then times, and writes the requested files."""
+"""Tests that `python -m namernn_fast bench` checks results, times calls and writes files."""
 
 import dataclasses
 import io
@@ -25,13 +25,13 @@ SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
 
 @pytest.fixture(params=LAYERS_OF)
 def cell(request):
-    """The name of a cell, as the option `--cell` takes it."""
+    """A value of the option `--cell`: the name of a cell."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def small_workloads(monkeypatch, tmp_path):
-    """Tiny workloads, and an empty working directory."""
+    """Makes `bench` time tiny workloads, in an empty working directory; returns the workloads."""
     workloads = tuple(Workload(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
     monkeypatch.setattr(command, "WORKLOADS", workloads)
     monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
@@ -58,7 +58,7 @@ def raced(monkeypatch):
 def test_every_workload_is_checked_timed_and_printed(
     cell, agree, small_workloads, tmp_path, monkeypatch, capsys
 ):
-    """The times are medians of rounds, or the best rounds if the rounds disagree."""
+    """Speed-ups compare medians of rounds, or the best rounds if the rounds disagree."""
     monkeypatch.setattr(command, "DISAGREEMENT", math.inf if agree else 0.5)
     assert cli.main(["bench", "--cell", cell, "--quick", "--json", "rounds.json"]) == 0
     out = capsys.readouterr().out
@@ -83,7 +83,8 @@ def test_every_workload_is_checked_timed_and_printed(
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_workloads) : len(MODES)]))
-    printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)  # line by line, forward before training
+    # In the order of the lines; on each line, forward comes before training.
+    printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)
     assert printed == [ratio(value) for value in speed_ups]
     assert out.index("do not rely on these times.") < out.index("geometric mean")
     assert ("these are the best rounds" in out) != agree
@@ -130,7 +131,7 @@ def test_nothing_is_timed_if_a_result_is_wrong(cell, raced, monkeypatch, capsys)
     assert not raced
 
 
-def test_a_plot_is_drawn(raced, tmp_path):
+def test_plot_is_written_to_the_requested_file(raced, tmp_path):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--plot", "speed.png"]) == 0
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
@@ -163,7 +164,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "speed",
     ],
 )
-def test_wrong_options_fail_at_once(options, raced, capsys):
+def test_invalid_options_fail_at_once(options, raced, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *options.split()])
     assert left.value.code == 2
@@ -180,7 +181,7 @@ def test_a_busy_machine_is_reported(raced, monkeypatch, capsys):
     assert "busy" not in capsys.readouterr().out
 
 
-def test_an_interruption_leaves_the_process_as_it_was(monkeypatch, threads, capsys):
+def test_interruption_restores_the_number_of_threads(monkeypatch, threads, capsys):
     def interrupt(calls, budget):
         raise KeyboardInterrupt
 
@@ -202,7 +203,7 @@ def test_an_interruption_leaves_the_process_as_it_was(monkeypatch, threads, caps
         ("GenuineIntel", 6, 143, "AMD EPYC"),
     ],
 )
-def test_amds_processors_are_named_with_their_generation(vendor, family, model, name, monkeypatch):
+def test_amd_processor_names_include_the_generation(vendor, family, model, name, monkeypatch):
     text = f"processor: 0\nvendor_id\t: {vendor}\ncpu family : {family}\nmodel : {model}\n"
     text += "model name\t: AMD EPYC\n\nprocessor: 1\nmodel name : another\n"
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))

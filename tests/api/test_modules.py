@@ -1,4 +1,4 @@
-"""The modules as drop-in replacements: replacing, construction, functional form, `explain`."""
+"""Tests replacing, constructing and explaining modules, and their functional form."""
 
 import inspect
 import re
@@ -25,7 +25,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("every", [True, False])
-def test_replace_rnn_without_anything_to_replace(kind, every):
+def test_replace_rnn_warns_if_there_is_nothing_to_replace(kind, every):
     custom = type("Custom", (kind.nn_layer,), {})
     cells = {} if every else {"cells": (kind.name,)}
     classes = [
@@ -49,7 +49,7 @@ def test_replace_rnn_without_anything_to_replace(kind, every):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is (deprecated|not supported):DeprecationWarning")
 @pytest.mark.parametrize("beside", [False, True])
-def test_replace_rnn_says_that_torchscript_cannot_be_changed(kind, beside):
+def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
     model = torch.nn.Sequential(torch.jit.script(torch.nn.Sequential(kind.nn_layer(3, 4))))
     if beside:
         model.append(kind.nn_layer(3, 4))
@@ -62,7 +62,7 @@ def test_replace_rnn_says_that_torchscript_cannot_be_changed(kind, beside):
         replace_rnn(torch.jit.script(kind.nn_layer(3, 4)))
 
 
-def test_replace_rnn_keeps_everything_but_the_class(kind):
+def test_replace_rnn_changes_only_the_class(kind):
     model = Model(kind).eval()
     calls = []
     model.encoder[0].register_forward_hook(lambda *_: calls.append("hook"))
@@ -82,7 +82,7 @@ def test_replace_rnn_keeps_everything_but_the_class(kind):
     assert type(replace_rnn(kind.nn_layer(2, 3))) is kind.layer
 
 
-def test_replace_rnn_of_some_kinds(kind):
+def test_replace_rnn_replaces_only_the_requested_cells(kind):
     model = torch.nn.ModuleList(
         cls(3, 4) for other in KINDS.values() for cls in (other.nn_layer, other.nn_step_module)
     )
@@ -102,7 +102,7 @@ def test_replace_rnn_of_some_kinds(kind):
     ]
 
 
-def test_initialization(kind):
+def test_initial_weights_match_torchs_modules(kind):
     for ours, theirs, arguments in (
         (kind.layer, kind.nn_layer, {"num_layers": 2, "bidirectional": True}),
         (kind.step_module, kind.nn_step_module, {}),
@@ -116,7 +116,7 @@ def test_initialization(kind):
 
 
 def test_the_signature_names_every_parameter(kind):
-    """`help(FusedRNN)` shows the signature; for `nn.RNN` it shows (*args, **kwargs)."""
+    """`help(FusedRNN)` names every parameter, whereas `help(nn.RNN)` shows (*args, **kwargs)."""
     parameters = inspect.signature(kind.layer).parameters.values()
     names = {found.name for found in parameters}
     assert {"num_layers", "bidirectional", "device"} <= names
@@ -125,7 +125,7 @@ def test_the_signature_names_every_parameter(kind):
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["layer", "cell"])
-def test_construction_without_initialization(kind, whole):
+def test_modules_can_be_made_without_initialization(kind, whole):
     cls = kind.layer if whole else kind.step_module
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
@@ -141,7 +141,7 @@ def test_construction_without_initialization(kind, whole):
     torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
 
 
-def test_functional_form(kind):
+def test_functional_form_matches_the_module(kind):
     module = kind.layer(3, 4, num_layers=2, bidirectional=True)
     x, hx = torch.randn(5, 2, 3), kind.states(torch.randn, 4, 2, 4)
     weights = list(module.parameters())
@@ -153,7 +153,7 @@ def test_functional_form(kind):
         kind.run(x, None, weights[:3])
 
 
-def test_dropout_of_the_functional_form(kind):
+def test_functional_dropout_matches_the_module(kind):
     module = kind.layer(3, 4, num_layers=2, dropout=0.5)
     x, weights = torch.randn(5, 2, 3), list(module.parameters())
     for training in (True, False):
@@ -164,12 +164,12 @@ def test_dropout_of_the_functional_form(kind):
         assert all(map(torch.equal, flat(got), flat(wanted)))
 
 
-def test_an_unknown_nonlinearity():
+def test_functional_form_rejects_an_unknown_nonlinearity():
     with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
         rnn(torch.randn(5, 2, 3), None, [*FusedRNN(3, 4).parameters()], nonlinearity="gelu")
 
 
-def test_explain(kind):
+def test_explain_names_the_path_and_the_reasons(kind):
     module = kind.layer(3, 4)
     x = torch.randn(5, 2, 3)
     explained = explain(module, x)
@@ -200,7 +200,7 @@ def test_explain(kind):
     ],
     ids=["list", "dtype", "features", "device", "hx"],
 )
-def test_explain_raises_what_the_call_raises(kind, arguments):
+def test_explain_raises_the_same_error_as_the_call(kind, arguments):
     input, *states = arguments
     module = kind.layer(3, 4)
     arguments = (input, *(states_of(kind, state) for state in states))
@@ -214,7 +214,7 @@ def test_explain_raises_what_the_call_raises(kind, arguments):
     ("kernels", "rows", "features", "fused"),
     [
         (("avx512", "avx512_bf16"), 64, 64, True),
-        (("avx512", "avx512_bf16"), 64, 16, False),  # less than 2**19 multiply-adds
+        (("avx512", "avx512_bf16"), 64, 16, False),  # fewer than 2**19 multiply-adds
         (("avx512", "avx512_bf16"), 1, 1024, False),
         (("avx512", "amx"), 8, 512, True),
         (("avx512", "amx"), 7, 512, False),
@@ -259,7 +259,7 @@ def test_explain_suggests_replace_rnn_for_torchs_modules(kind):
         explain(torch.nn.Linear(3, 4), torch.randn(5, 3))
 
 
-def test_explain_a_step_in_16_bits(kind):
+def test_16_bit_steps_run_torchs_cell(kind):
     explained = explain(kind.step_module(64, 64).half(), torch.randn(64, 64).half())
     reason = "torch's own cell is as fast for a single step"
     if kind.gates > 1:
@@ -267,8 +267,8 @@ def test_explain_a_step_in_16_bits(kind):
     assert explained == ("torch", {"cpu": reason}, (), {})
 
 
-def test_explain_without_a_kernel(kind, monkeypatch):
-    """Torch's own operator computes a GRU or an LSTM, unless the call needs what it lacks."""
+def test_explain_names_the_path_without_a_kernel(kind, monkeypatch):
+    """Torch's own operator computes GRUs and LSTMs, except with resets or in forward mode."""
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     on_meta = {"cpu": "the CPU kernel does not run on meta"}
     explained = explain(kind.layer(3, 4, device="meta"), x.to("meta"))
@@ -294,7 +294,7 @@ def test_explain_without_a_kernel(kind, monkeypatch):
 
 
 class Wrapped:
-    """Not a tensor, but an object that torch's functions accept through `__torch_function__`."""
+    """An object that torch's functions accept like a tensor, through `__torch_function__`."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -308,7 +308,7 @@ class Wrapped:
         return tree_map_only(torch.Tensor, cls, function(*args, **kwargs))
 
 
-def test_input_with_torch_function(kind):
+def test_input_may_implement_torch_function(kind):
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     for got, wanted in zip(flat(module(Wrapped(x))), flat(module(x)), strict=True):
         assert type(got) is Wrapped
@@ -320,7 +320,7 @@ def test_input_with_torch_function(kind):
         module(Wrapped(x), lengths=[5, 3])
 
 
-def test_the_mode_decides_as_in_nn_rnn():
+def test_mode_chooses_the_nonlinearity_as_in_nn_rnn():
     ours, theirs = KINDS["rnn"].twins(3, 4)
     for name, value in (("mode", "RNN_RELU"), ("nonlinearity", "tanh")):
         for module in (ours, theirs):

@@ -1,4 +1,4 @@
-"""ONNX export: the graph of a layer, and what onnxruntime computes with it."""
+"""Tests ONNX export: checks the graphs of layers, and compares their results in onnxruntime."""
 
 import copy
 import itertools
@@ -41,7 +41,7 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """Returns a function that runs the graph; its arguments are tensors or pairs of tensors."""
+    """Returns a function that runs the graph in onnxruntime on tensors or pairs of tensors."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 
@@ -53,7 +53,7 @@ def with_onnxruntime(proto):
 
 
 def as_nn(layer, dtype):
-    """Returns torch's own layer or cell with the weights of `layer`."""
+    """Returns torch's own layer or cell with the weights of `layer`, converted to `dtype`."""
     twin = copy.deepcopy(layer).to(dtype)
     return restore_rnn(twin)
 
@@ -77,7 +77,7 @@ def compare(budget, run, layer, *inputs):
         ({"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}, True),
     ],
 )
-def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, caplog):
+def test_each_layer_becomes_one_node_for_any_length_and_batch(kind, options, with_hx, caplog):
     layer = kind.layer(D, H, **kind.known(options))
     directions = 2 if layer.bidirectional else 1
 
@@ -96,7 +96,7 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
     attributes = {"linear_before_reset": 1} if kind.name == "gru" else {}
     if kind.has_nonlinearity:
         attributes = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
-    # torch.onnx's optimizer cannot fold a Split, and warns about each.
+    # torch.onnx's optimizer cannot fold Split nodes, and would warn about each Split.
     assert "Skipping constant folding for op Split" not in caplog.text
     for node in found:
         assert attributes_of(node) == attributes | {
@@ -118,7 +118,7 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_without_a_batch(kind, with_hx):
+def test_unbatched_layers_keep_the_error_budget(kind, with_hx):
     layer = kind.layer(D, H, num_layers=2)
     inputs = (torch.randn(5, D), kind.states(torch.ones, 2, H))[: 1 + with_hx]
     shapes = ({0: DYNAMIC}, kind.states(dict))
@@ -131,8 +131,8 @@ def test_without_a_batch(kind, with_hx):
 
 
 @pytest.mark.covering(0)
-def test_cell(kind):
-    """A cell is exported like torch's cell, with one node per operator."""
+def test_step_modules_become_one_node_per_operator(kind):
+    """A step module is exported like torch's cell, without a node for the whole step."""
     cell = kind.step_module(D, H)
     shapes = ({0: DYNAMIC}, kind.states(lambda: {0: DYNAMIC}))
     example = torch.randn(3, D), kind.states(torch.randn, 3, H)
@@ -198,7 +198,7 @@ def layers_one_by_one(layer, x, lengths, hx):
         ("lstm", 2, True, True),
     ],
 )
-def test_lengths(name, num_layers, bidirectional, with_hx):
+def test_lengths_match_separate_sequences(name, num_layers, bidirectional, with_hx):
     kind = KINDS[name]
     model = Padded(kind, num_layers=num_layers, bidirectional=bidirectional)
     states = num_layers * (2 if bidirectional else 1)
@@ -237,8 +237,11 @@ def test_dropout_is_exported_only_in_training(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_dtypes(kind, dtype):
-    """The graph is valid ONNX in every dtype; onnxruntime runs float16, and onnx itself float64."""
+def test_graphs_are_valid_in_other_dtypes(kind, dtype):
+    """The graph is valid ONNX in every dtype, and its results are correct in float16 and float64.
+
+    onnxruntime runs the float16 graph, and onnx's reference evaluator runs the float64 graph.
+    """
     layer = kind.layer(D, H, dtype=dtype)
     x = torch.randn(9, 4, D, dtype=dtype)
     proto = export(layer, (x,), opset_version=22 if dtype == torch.bfloat16 else None)
@@ -256,7 +259,7 @@ def test_other_dtypes(kind, dtype):
     if kind.gates > 1:
         with torch.no_grad():
             precise = flat(as_nn(layer, torch.float64)(x.double()))
-        if dtype == torch.float64:  # `precise` is no more precise
+        if dtype == torch.float64:  # a budget needs a reference more precise than float64
             torch.testing.assert_close(tuple(results), precise, rtol=1e-12, atol=1e-12)
             return
         budget = ErrorBudget(dtype)
@@ -275,8 +278,8 @@ def test_other_dtypes(kind, dtype):
 
 
 @pytest.mark.covering(0)
-def test_a_model_that_is_not_on_the_cpu(kind):
-    """The placeholder for the node in torch's graph is on the device of the input."""
+def test_a_model_on_another_device_can_be_exported(kind):
+    """The node's placeholder in torch's graph must be on the device of the model's input."""
     model = replace_rnn(torch.nn.Sequential(kind.nn_layer(D, H))).append(Head()).to("meta")
     x = torch.randn(5, 3, D, device="meta")
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
@@ -310,7 +313,7 @@ class WithReset(torch.nn.Module):
 
 
 @pytest.mark.covering(0)
-def test_what_onnx_lacks_is_refused(kind):
+def test_packed_input_and_resets_are_rejected(kind):
     packed = (torch.randn(6, D), torch.tensor([3, 2, 1]))
     text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):
@@ -338,8 +341,8 @@ class OnTokens(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
-def test_token_ids(kind, with_output, bidirectional):
-    """The graph gathers rows of the embedding and makes no table, so that the layer is one node."""
+def test_token_models_gather_rows_and_become_one_node(kind, with_output, bidirectional):
+    """The graph gathers embedding rows instead of making a table, so that the layer is one node."""
     model = OnTokens(kind, with_output, bidirectional=bidirectional, padding_idx=2)
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC})
     inputs = (torch.zeros(5, 3, dtype=torch.int64), torch.tensor([5, 0, 2]))

@@ -1,4 +1,4 @@
-"""The operators as torch sees them: opcheck, second derivatives, checks of arguments."""
+"""Tests the operators directly: opcheck, second derivatives and checks of arguments."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 def stack_arguments(
     kind, layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True, tokens=False
 ):
-    """Returns the forward operator's arguments for a kind of cell, all except `trees`."""
+    """Returns all arguments of the forward operator except `trees`, for a stack of layers."""
     directions = 2 if bidirectional else 1
     layer = kind.nn_layer(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
@@ -49,7 +49,7 @@ def stack_arguments(
 def forward_checks(layout, with_hx):
     """Returns the tests of `opcheck` that apply to a forward pass."""
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    # Without hx the batch size of packed rows is data-dependent: opcheck cannot compare it.
+    # Without hx the batch size of packed rows is data-dependent, and opcheck cannot compare it.
     if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
     return tests
@@ -62,7 +62,9 @@ def forward_checks(layout, with_hx):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens):
+def test_operators_pass_opcheck(
+    kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens
+):
     arguments = stack_arguments(
         kind, layout, num_layers, bidirectional, batch_first, with_hx, tokens
     )
@@ -72,7 +74,7 @@ def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, 
     output, last, saved = ops.forward(*arguments)
     want_input, layers = not tokens, list(range(num_layers))
     states = [with_hx] * len(last) if with_hx else []
-    # The fake kernel handles incoming and requested gradients separately: three pairs cover both.
+    # Three pairs are enough: the fake kernel handles incoming and wanted gradients separately.
     for grads, wanted in (
         ((output, [None] * len(last)), ([want_input, *states], layers)),
         ((None, last), ([False] * (1 + len(states)), layers[1:])),
@@ -86,8 +88,8 @@ def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, 
 @pytest.mark.parametrize(
     ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
 )
-def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
-    """opcheck passes without an output and with shared prefixes, in inference and in training."""
+def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, shared):
+    """opcheck passes in inference without an output, and in training with shared prefixes."""
     *arguments, options = stack_arguments(kind, layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
         arguments[-1] = None  # reset
@@ -103,7 +105,7 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
         return
     wanted = ops.forward(*arguments, alone - ops.SHARE_PREFIXES, 0)[1]
     torch.testing.assert_close(last, wanted)
-    # The rows that sharing skips are never written, so no two runs return the same numbers.
+    # Rows that sharing skips are never written, so runs differ and the aot test would fail.
     tests = [test for test in tests if "aot" not in test]
     torch.library.opcheck(ops.forward, (*arguments, options, 2), test_utils=tests)
     output, last, saved = ops.forward(*arguments, options, 2)
@@ -115,8 +117,8 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
 @pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradcheck(cell, bidirectional, packed):
-    """First and second derivatives are right in float64, with respect to all inputs at once."""
+def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed):
+    """Derivatives are checked in float64, with respect to all inputs at once."""
     name, options = layer_of(cell)
     kind, options = KINDS[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
@@ -135,13 +137,13 @@ def test_gradcheck(cell, bidirectional, packed):
         output, *last = flat(torch.func.functional_call(module, parameters, (input, hx)))
         return output.data if packed else output, *last
 
-    # By default gradcheck runs all its checks, undefined gradients and determinism included.
+    # By default gradcheck runs all its checks, including undefined gradients and determinism.
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
-def test_tied_weights_get_both_derivatives(kind):
-    """One tensor used as weight_ih and weight_hh gets both derivatives, second derivatives too."""
+def test_tied_weights_have_correct_derivatives(kind):
+    """First and second derivatives are correct if one tensor is both weight_ih and weight_hh."""
     square = torch.randn(kind.gates * 3, 3, dtype=torch.float64, requires_grad=True)
     module = kind.layer(3, 3, bias=False, dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
@@ -154,7 +156,7 @@ def test_tied_weights_get_both_derivatives(kind):
     assert torch.autograd.gradgradcheck(run, square)
 
 
-def test_only_what_requires_a_gradient_gets_one(kind):
+def test_only_tensors_that_require_gradients_get_gradients(kind):
     module = kind.layer(4, 6)
     x = torch.randn(5, 3, 4)
     module.requires_grad_(False)
@@ -169,7 +171,7 @@ def test_only_what_requires_a_gradient_gets_one(kind):
     assert all(state.grad is not None for state in tensors_in(hx))
 
 
-def test_transforms_of_a_cell(kind):
+def test_transforms_of_a_cell_match_torchs_cell(kind):
     """Inside transforms a cell calls its layer's operator, and matches torch's cell."""
     ours, theirs = (
         cls(3, 4, dtype=torch.float64) for cls in (kind.step_module, kind.nn_step_module)
@@ -185,7 +187,7 @@ X, OUTPUT, H_N = torch.zeros(5, 2, 4), torch.zeros(5, 2, 5), torch.zeros(1, 2, 5
 
 
 def good(kind):
-    """Returns arguments that the forward operator takes."""
+    """Returns valid arguments of the forward operator."""
     rows = kind.gates * 5
     weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
     rows = {"sequence_layout": None, "reset": None}
@@ -203,7 +205,7 @@ def layout_of(*values, dtype=torch.int64):
 
 
 def with_weights(change):
-    """Returns a change to the weights, as a function because they depend on the kind of cell."""
+    """Returns a change to the argument `weights`; `change` gets the valid weights of a kind."""
     return {"weights": change}
 
 
@@ -264,7 +266,7 @@ def test_the_forward_operator_checks_its_arguments(kind, changes, text):
         ops.forward(**arguments | changes)
 
 
-def test_relu_is_refused_for_cells_with_a_fixed_nonlinearity(kind):
+def test_relu_is_rejected_for_cells_with_a_fixed_nonlinearity(kind):
     arguments = good(kind) | {"options": ops.BIAS | ops.RELU}
     if kind.has_nonlinearity:
         ops.forward(**arguments)
@@ -291,14 +293,14 @@ def test_the_operators_check_cell_states(states, text):
         ops.backward(*arguments.values(), output, saved, output, last, [True, False, False], [0])
 
 
-def test_the_forward_operator_refuses_weights_of_another_kind(kind):
+def test_the_forward_operator_rejects_weights_of_another_cell(kind):
     other = next(other for other in KINDS.values() if other is not kind)
     with pytest.raises(RuntimeError, match="must have shape"):
         ops.forward(**good(kind) | {"weights": good(other)["weights"]})
 
 
 def backward_arguments(kind):
-    """Returns arguments that the backward operator takes."""
+    """Returns valid arguments of the backward operator."""
     arguments = good(kind)
     output, last, saved = ops.forward(**arguments)
     results = {"output": output, "saved": saved, "grad_output": output, "grad_last_states": last}
@@ -333,7 +335,7 @@ def test_the_backward_operator_checks_its_arguments(kind, changes, text):
         ops.backward(**arguments)
 
 
-def test_the_gradient_of_ids_is_refused(kind):
+def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
     arguments = backward_arguments(kind)
     arguments["input"] = torch.zeros(5, 2, dtype=torch.int64)
     arguments["weights"][0] = torch.zeros(7, kind.gates * 5)
@@ -342,8 +344,8 @@ def test_the_gradient_of_ids_is_refused(kind):
     assert len(ops.backward(**arguments | {"wanted": [False]})) == 4
 
 
-def test_the_backward_operator_returns_what_is_wanted(kind):
-    """The gradients have a fixed order, and are the same whatever else is wanted."""
+def test_the_backward_operator_returns_only_wanted_gradients(kind):
+    """Gradients have a fixed order, and do not depend on which other gradients are wanted."""
     arguments = backward_arguments(kind)
     states = [*tensors_in(kind.states(torch.randn, 2, 2, 5))]
     layer = kind.nn_layer(4, 5, 2)
@@ -381,7 +383,7 @@ def test_the_backward_operator_returns_what_is_wanted(kind):
     ],
     ids=["none", "too narrow", "another dtype", "too many"],
 )
-def test_the_backward_operator_checks_what_the_cell_kept(kind, change):
+def test_the_backward_operator_checks_saved_tensors(kind, change):
     arguments = backward_arguments(kind)
     arguments["saved"] = change(arguments["saved"][0])
     with pytest.raises(RuntimeError, match=r"saved must hold|what a layer keeps in saved must"):

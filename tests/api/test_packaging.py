@@ -1,4 +1,4 @@
-"""The source distribution, the wheels built from it, and builds that must fail."""
+"""Tests the source distribution, wheels built from it, and builds that must fail."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BUILT = ("*.so", "*.egg-info", "__pycache__", ".*_cache", ".git", ".venv", "build", "dist")
 # Runs one build hook, such as build_sdist or build_wheel, in a separate process as pip does.
 HOOK = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
-# Runs a bidirectional stack of each kind forward and backward, and compares it with torch's.
+# Compares results and gradients of a bidirectional stack of each kind with torch's layer.
 PROGRAM = """
 import sys
 # An editable install's import hook would find the source tree instead of this copy.
@@ -97,8 +97,8 @@ needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++
 
 @pytest.mark.slow
 @needs_compiler
-def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
-    """The sdist has every file that git tracks; its wheel is complete, installs and runs."""
+def test_wheel_built_from_the_sdist_installs_and_runs(tree, quick_compiler, tmp_path):
+    """The sdist has every tracked file, and the wheel built from it is complete and works."""
     expected = git_files("--cached") or files_below(tree)
     run_hook("build_sdist", tree, tmp_path / "sdist")
     (sdist,) = (tmp_path / "sdist").iterdir()
@@ -123,7 +123,7 @@ def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
     ran = run(sys.executable, "-c", PROGRAM, cwd=installed, env=environment)
     file, *paths = ran.stdout.splitlines()
     assert file == str(installed / "namernn_fast" / "__init__.py")
-    assert len(paths) == 3  # one for each kind of layer
+    assert len(paths) == 3  # one path for each kind of layer
     assert all("cpu" in path for path in paths)
     assert not ran.stderr
 
@@ -144,7 +144,7 @@ def plant_leftovers(tree):
 
 @pytest.mark.parametrize("reason", ["asked for", "no compiler"])
 def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
-    """The wheel is for every platform, and holds nothing that earlier builds left behind."""
+    """The wheel is for every platform, and excludes files that earlier builds left behind."""
     environment = {"NAMERNN_FAST_NO_EXT": "1"}
     if reason == "no compiler":
         environment = {"PATH": str(tmp_path)}
@@ -182,8 +182,8 @@ def test_the_citation_has_the_version_of_the_package():
         pytest.param("source", "planted", marks=pytest.mark.slow),
     ],
 )
-def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tmp_path):
-    """A failing build makes no wheel out of the library that an earlier build left behind."""
+def test_failing_build_is_an_error(fault, message, tree, quick_compiler, tmp_path):
+    """A failing build does not make a wheel from the library that an earlier build left behind."""
     plant_leftovers(tree)
     if fault == "source":
         with (tree / "csrc" / "isa" / "baseline.cpp").open("a") as source:
@@ -199,8 +199,8 @@ def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tm
 @pytest.mark.parametrize(
     ("environment", "stays"), [({"CXX": "false"}, True), ({"NAMERNN_FAST_NO_EXT": "1"}, False)]
 )
-def test_an_editable_build_that_fails_keeps_the_extension(environment, stays, tree, tmp_path):
-    """Other environments may be using the folder of an editable install while it builds."""
+def test_failing_editable_build_keeps_the_extension(environment, stays, tree, tmp_path):
+    """A failing editable build keeps the old library, which other environments may be using."""
     library = tree / "namernn_fast" / "_C.abi3.so"
     library.write_bytes(b"of an earlier build")
     built = run_hook("build_editable", tree, tmp_path / "wheel", check=False, **environment)

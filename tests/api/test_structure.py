@@ -1,4 +1,4 @@
-"""The structure check `.ci/structure.py` finds planted faults and no others."""
+"""Tests that the structure check `.ci/structure.py` finds planted faults and nothing else."""
 
 import importlib.util
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_parameters_are_counted(structure, signature, count):
     assert structure.cpp_parameters(signature) == count
 
 
-def test_questions_about_cells_are_found(structure):
+def test_comparisons_with_the_name_of_a_cell_are_found(structure):
     files = {
         "namernn_fast/cells/a.py": "A = Cell(name='rnn')\nB = 'rnn' == x\n",
         "namernn_fast/b.py": "x = kind == 'rnn'\ny = kind in ('gru', 'rnn')\nz = {'rnn': 1}\n",
@@ -71,7 +71,7 @@ def test_questions_about_cells_are_found(structure):
     assert found == [*in_python, ("csrc/plan.cpp", 2)]
 
 
-def test_imports_of_a_room_above_are_found(structure):
+def test_upward_imports_are_found(structure):
     files = {
         "namernn_fast/__init__.py": "from .nn import A\n",
         "namernn_fast/ops.py": "import torch\nfrom .call.checks import f\n",
@@ -86,7 +86,7 @@ def test_imports_of_a_room_above_are_found(structure):
 
 
 def test_import_cycles_are_found(structure):
-    """A cycle through an import inside a function is found, and each of its imports is named."""
+    """The check follows imports inside functions, and names every import in a cycle."""
     files = {
         "namernn_fast/__init__.py": "from .a import f\n",
         "namernn_fast/a.py": "from . import b\n",

@@ -1,4 +1,4 @@
-"""The runner of other libraries' tests: how it swaps in the fused layers, and what it reports."""
+"""Tests the runner of other libraries' tests, which swaps in fused layers and reports failures."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "third_party"
-# A library's tests in miniature: they know only torch.
+# Stands in for the tests of a library that knows only torch.
 TESTS = """
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     assert "`test_library.py::test_whose_class`: `AssertionError: a fused layer" in text
 
 
-def test_a_test_that_no_longer_runs_has_failed(report):
+def test_a_test_that_stops_running_counts_as_failed(report):
     outcome = {"outcome": "passed", "error": ""}
     result = report.Result(
         report.Suite("library", "1.0", ()),

@@ -1,4 +1,4 @@
-"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding and a layer as one module."""
+"""Tests `TokenRNN`, `TokenGRU` and `TokenLSTM`, which combine an embedding and a layer."""
 
 import copy
 
@@ -24,7 +24,7 @@ def model(kind, **options):
 
 
 def run_parts(model, ids, *arguments, **more):
-    """Returns the results of the embedding followed by the layer."""
+    """Returns the results of a model's layer on the rows of its embedding."""
     return model.rnn(model.embedding(ids), *arguments, **more)
 
 
@@ -67,7 +67,7 @@ def test_a_model_equals_its_layer_on_embedded_ids(kind, padding_idx, bidirection
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_packed_and_jagged(kind, fused):
+def test_packed_and_jagged_ids_match_embedded_rows(kind, fused):
     ours = model(kind, num_layers=2)
     ours.embedding.scale_grad_by_freq = not fused
     assert (ours.why_not_fused() is None) == fused
@@ -107,7 +107,7 @@ def test_options_reach_both_parts(kind):
         assert kind.tokens(V, D, H)(torch.zeros(T, B, dtype=torch.int64))[0].shape == (T, B, H)
 
 
-def test_training_moves_both_parts(kind):
+def test_training_matches_the_separate_parts(kind):
     """Optimizer steps match steps on the separate parts, up to rounding in float64."""
     ours = model(kind, num_layers=2, padding_idx=2)
     twin = copy.deepcopy(ours)
@@ -122,15 +122,15 @@ def test_training_moves_both_parts(kind):
 
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
-def test_embedding_options_that_a_table_would_ignore(kind, option):
-    """A table would ignore these options, so the module calls the embedding."""
+def test_embedding_options_are_not_ignored(kind, option):
+    """If an embedding has an option that a table would ignore, the module calls the embedding."""
     ours = model(kind)
     setattr(ours.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in ours.why_not_fused()
     check(ours, twin=copy.deepcopy(ours))
 
 
-def test_an_embedding_of_another_class(kind):
+def test_custom_embedding_class_is_called(kind):
     class Doubled(nn.Embedding):
         def forward(self, ids):
             return super().forward(ids) * 2
@@ -161,7 +161,7 @@ def double_all(module, inputs, results):
 
 
 def double_forward(module):
-    """Replaces `forward` on the instance, as accelerate does."""
+    """Doubles a module's results by replacing `forward` on the instance, as accelerate does."""
     run = module.forward
     module.forward = lambda *args, **kwargs: double_all(module, args, run(*args, **kwargs))
 
@@ -197,8 +197,8 @@ def test_hooks_and_replaced_forwards_run(kind, how, part, request):
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["tokens", "layer"])
-def test_last_state_of_pruned_weights(kind, whole):
-    """Pruning recomputes the weight in a forward pre-hook at each call."""
+def test_last_state_recomputes_pruned_weights(kind, whole):
+    """`last_state` runs the forward pre-hook in which pruning recomputes a weight at each call."""
     ours = model(kind)
     prune.random_unstructured(ours.rnn, "weight_hh_l0", 0.5)
     pruned = {name: value * 2 for name, value in ours.state_dict().items()}
@@ -213,7 +213,7 @@ def test_last_state_of_pruned_weights(kind, whole):
             ours.rnn.weight_hh_l0_orig.mul_(1.5)
 
 
-def test_parametrizations(kind):
+def test_parametrized_weights_take_the_fused_path(kind):
     ours = model(kind)
     nn.utils.parametrizations.weight_norm(ours.embedding, "weight")
     nn.utils.parametrizations.weight_norm(ours.rnn, "weight_hh_l0")
@@ -221,8 +221,8 @@ def test_parametrizations(kind):
     check(ours)
 
 
-def test_replacing_and_restoring(kind):
-    """With torch's own layer inside, a model still runs, but lengths are an error."""
+def test_token_model_accepts_torchs_layer(kind):
+    """A model with torch's own layer instead of a fused layer runs, but rejects lengths=."""
     ours = model(kind, num_layers=2)
     wanted = ours(IDS)
     assert type(restore_rnn(ours).rnn) is kind.nn_layer
@@ -236,7 +236,7 @@ def test_replacing_and_restoring(kind):
 
 
 @pytest.mark.parametrize("in_dims", [1, 2])
-def test_vmap_over_ids(kind, in_dims):
+def test_vmap_over_ids_matches_a_loop(kind, in_dims):
     """vmap over ids matches a loop, in results and in the gradients of all parameters."""
     ours = model(kind, num_layers=2, bidirectional=True, padding_idx=0)
     ids = torch.randint(V, (T, B, B))
@@ -253,7 +253,7 @@ def test_vmap_over_ids(kind, in_dims):
     torch.testing.assert_close(nested, stacked([ours(i)[1] for i in ids.unbind(1)]))
 
 
-def test_vmap_over_lengths(kind):
+def test_vmap_over_lengths_matches_a_loop(kind):
     ours = model(kind, num_layers=2)
     lengths = torch.randint(T + 1, (4, B))
     garbage = IDS.masked_fill(torch.arange(T)[:, None] >= lengths.amax(0), -9)
@@ -276,13 +276,13 @@ class Methods(nn.Module):
 
 
 def called(module, method, parameters, ids):
-    """Calls a method with other parameters, and returns its results as a flat list."""
+    """Calls a module's method with the given parameters, and returns the results as a flat list."""
     named = {f"m.{name}": parameter for name, parameter in parameters.items()}
     return tree_leaves(functional_call(Methods(module, method), named, (ids,)))
 
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
-def test_vmap_over_models(kind, method):
+def test_vmap_over_models_matches_a_loop(kind, method):
     models = [model(kind, num_layers=2) for _ in range(4)]
     parameters, _ = torch.func.stack_module_state(models)
     wanted = stacked([called(m, method, dict(m.named_parameters()), IDS) for m in models])
@@ -292,8 +292,8 @@ def test_vmap_over_models(kind, method):
         torch.testing.assert_close(got, wanted, **EXACT)
 
 
-def test_an_id_without_a_row_under_vmap(kind):
-    """Under vmap the error does not say where the id is: the caller never sees the folded ids."""
+def test_vmap_rejects_an_id_out_of_range(kind):
+    """The error does not locate the id: vmap folds ids into a batch that the caller never sees."""
     ids = IDS.repeat(2, 1, 1)
     ids[1, 2, 2] = V
     with pytest.raises(IndexError, match="input must hold ids from 0 to 5, the rows of embedding"):
@@ -304,7 +304,7 @@ def test_an_id_without_a_row_under_vmap(kind):
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_per_sample_gradients(kind, method, padding_idx):
+def test_per_sample_gradients_match_a_loop(kind, method, padding_idx):
     ours = model(kind, num_layers=2, bidirectional=True, padding_idx=padding_idx)
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
 
@@ -320,7 +320,7 @@ def test_per_sample_gradients(kind, method, padding_idx):
             torch.testing.assert_close(got[name][k], p.grad, **EXACT)
 
 
-def test_forward_mode_and_hessians(kind):
+def test_jacobians_and_hessians_match_embedded_rows(kind):
     ours = model(kind)
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
 
@@ -337,7 +337,7 @@ def test_forward_mode_and_hessians(kind):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_explain(kind):
+def test_explain_lists_shortcuts(kind):
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else kind.without_kernel
     ours, ids = kind.tokens(9, D, 64), torch.randint(9, (5, 200))
     explained = explain(ours, ids)
@@ -384,14 +384,14 @@ def test_explain(kind):
         assert explained.why_no_shortcut[name].endswith(reason)
 
 
-def test_explain_dropout_of_a_single_layer(kind):
+def test_dropout_does_not_stop_a_single_layer_from_sharing(kind):
     """Dropout acts between layers, so a single layer shares prefixes in training too."""
     layer, ids = kind.layer(D, 64, dropout=0.5), torch.randint(9, (5, 200))
     explained = explain(layer, ids, embedding=torch.randn(9, D), last_state=True)
     assert "shared prefixes" in explained.shortcuts
 
 
-def test_explain_of_an_embedding_and_of_rows(kind):
+def test_explain_distinguishes_ids_from_rows(kind):
     layer, embedding, ids = kind.layer(D, 64), torch.randn(9, D), torch.randint(9, (5, 200))
     assert explain(layer, ids, embedding=embedding).shortcuts == ("table",)
     rows = embedding[ids]
@@ -407,7 +407,7 @@ def test_explain_of_an_embedding_and_of_rows(kind):
         explain(nn.Linear(2, 2), rows)
 
 
-def test_explain_without_a_kernel(kind, monkeypatch):
+def test_explain_names_missing_shortcuts_without_a_kernel(kind, monkeypatch):
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     explained = explain(kind.tokens(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
     assert explained.path == kind.without_kernel
@@ -422,14 +422,14 @@ def test_explain_without_a_kernel(kind, monkeypatch):
     assert explained.why_no_shortcut == missing
 
 
-def test_tracing_of_the_last_state(kind):
+def test_traced_last_state_accepts_other_sizes(kind):
     ours = model(kind)
     program = torch.jit.trace(Methods(ours), IDS)
     ids = torch.randint(V, (T + 2, B + 1))
     torch.testing.assert_close(program(ids), ours(ids)[1], **EXACT)
 
 
-def test_quantization_of_the_embedding(kind):
+def test_quantized_embedding_is_called(kind):
     """If a tool replaces the embedding, the module calls the replacement."""
     ours = kind.tokens(V, D, H)
     embedding = copy.deepcopy(ours.embedding)

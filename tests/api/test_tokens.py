@@ -1,4 +1,4 @@
-"""Token ids compared with embedding rows, `last_state` and shared prefixes, on every path."""
+"""Tests token ids against embedding rows, `last_state` and shared prefixes, on every path."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ needs_extension = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The options of every operator call."""
+    """A list that records the options of every operator call."""
     found = []
     original = ops.forward_untraced
     monkeypatch.setattr(ops, "forward_untraced", lambda *a: found.append(a[6]) or original(*a))
@@ -70,14 +70,14 @@ def rows_of(input, embedding, padding_idx=None):
 
 
 def data_of(output):
-    """Returns the tensor of an output of any layout."""
+    """Returns the tensor that holds the rows of an output in any layout."""
     if isinstance(output, PackedSequence):
         return output.data
     return output.values() if output.is_nested else output
 
 
 def gradients(results, leaves):
-    """Returns the gradients of a randomly weighted sum of the results, in any dtype."""
+    """Returns gradients of a randomly weighted sum of results, which may have any dtype."""
     generator = torch.Generator().manual_seed(1)
     results = tree_leaves(results)
     weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
@@ -94,8 +94,8 @@ def layer_and_embedding(kind, vocabulary=V, dtype=torch.float64, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("rows", [(V, None), (V, 2), (V, -1), (99, 3)], ids=str)
-def test_ids_are_rows_of_the_embedding(kind, path, layout, options, batch_first, rows):
-    """Ids have the same results and gradients as their rows, with a table or with gathered rows."""
+def test_ids_match_embedding_rows_in_every_layout(kind, path, layout, options, batch_first, rows):
+    """Results and gradients are the same for ids as for their rows, with and without a table."""
     vocabulary, padding_idx = rows
     layer, embedding = layer_and_embedding(kind, vocabulary, batch_first=batch_first, **options)
     ids = torch.randint(vocabulary, (T, B))
@@ -128,7 +128,7 @@ def test_ids_are_rows_of_the_embedding(kind, path, layout, options, batch_first,
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_ids_of_any_strides(kind, path, dtype):
+def test_strides_do_not_change_results(kind, path, dtype):
     """The dtype and the strides of ids, and the strides of the embedding, do not change results."""
     layer, embedding = layer_and_embedding(kind, **STACK)
     ids = torch.randint(V, (T, B))
@@ -150,8 +150,8 @@ def test_ids_of_any_strides(kind, path, dtype):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
-def test_dropout_between_layers(kind, path, batch_first, method):
-    """With the same seed, dropout drops the same elements as with rows."""
+def test_dropout_masks_match_embedded_rows(kind, path, batch_first, method):
+    """With the same seed, dropout drops the same elements for ids as for their rows."""
     layer, embedding = layer_and_embedding(
         kind, num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first
     )
@@ -171,8 +171,8 @@ def test_dropout_between_layers(kind, path, batch_first, method):
         torch.testing.assert_close(call(ids, embedding=embedding), found, **EXACT)
 
 
-def test_gradcheck(kind, path):
-    """First and second derivatives are right, for embedding, states and weights at once."""
+def test_derivatives_of_token_calls_are_correct(kind, path):
+    """Checks first and second derivatives with respect to embedding, states and weights."""
     layer, embedding = layer_and_embedding(kind, 3, **STACK)
     ids, lengths = torch.randint(3, (4, 3)), torch.tensor([4, 0, 3])
     hx = kind.states(torch.randn, 4, 3, H, dtype=torch.float64, requires_grad=True)
@@ -198,8 +198,8 @@ def second_derivatives(results, leaves):
     return torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
 
 
-def test_double_backward_of_the_padding_row(kind, path):
-    """Ids have the same second derivatives as rows, although the padding row has no gradient."""
+def test_second_derivatives_match_with_a_padding_row(kind, path):
+    """With a padding row, ids have the same second derivatives as rows."""
     layer, embedding = layer_and_embedding(kind, **STACK)
     ids = torch.randint(V, (T, B))
     leaves = [embedding, *layer.parameters()]
@@ -224,14 +224,14 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
-def test_autocast(kind, path, dtype, vocabulary):
-    """Embedding and weights are cast if torch's layer casts rows; errors are within the budget."""
+def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
+    """Embedding and weights are cast if torch's layer casts rows, and errors meet the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = flat(ours(ids, embedding=embedding))
-        # nn.LSTM raises an error in float16 if oneDNN lacks it, as on most processors.
+        # On most processors oneDNN lacks float16, and nn.LSTM then raises an error.
         with torch.backends.mkldnn.flags(enabled=dtype != torch.float16):
             rival = flat(theirs(F.embedding(ids, embedding)))
         state = tensors_in(ours.last_state(ids, embedding=embedding))
@@ -247,8 +247,8 @@ def test_autocast(kind, path, dtype, vocabulary):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [4, 5])
-def test_slices_of_wider_matrices(kind, path, width, dtype, monkeypatch):
-    """oneDNN may read past the rows of a slice in 16 bits: torch must get matrices without gaps."""
+def test_products_get_contiguous_matrices(kind, path, width, dtype, monkeypatch):
+    """Slices must be copied for products, because oneDNN may read past their rows in 16 bits."""
 
     def product(rows, weight):
         assert rows.is_contiguous()
@@ -275,7 +275,7 @@ def test_autocast_leaves_float64_alone(kind, path):
 
 
 def test_batch_invariance_gathers_rows(kind):
-    """As with rows, the results of a sequence are bit-identical in every batch."""
+    """Results are bit-identical for ids and rows, and for a sequence in every batch."""
     layer, embedding = kind.layer(16, 64), torch.randn(20, 16)
     ids = torch.randint(20, (9, 70))
     with torch.no_grad(), batch_invariant():
@@ -291,8 +291,8 @@ def test_batch_invariance_gathers_rows(kind):
 @pytest.mark.parametrize("options", [{}, STACK], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_last_state_of_rows(kind, path, options, layout, dtype):
-    """For rows too, `last_state` returns the same bits as a call that returns an output."""
+def test_last_state_of_rows_has_the_same_bits(kind, path, options, layout, dtype):
+    """For rows, `last_state` returns the same bits as a call that also returns the output."""
     layer, embedding = layer_and_embedding(kind, dtype=dtype, **options)
     input, more = arranged(layout, torch.randint(V, (T, B)), LENGTHS)
     rows = rows_of(input, embedding.detach())
@@ -305,7 +305,7 @@ def test_the_last_state_of_rows(kind, path, options, layout, dtype):
     assert all(map(torch.equal, gradients(last, leaves), gradients(wanted, leaves)))
 
 
-def test_no_output_is_written_in_inference(kind, calls):
+def test_last_state_skips_the_output_in_inference(kind, calls):
     layer, embedding = layer_and_embedding(kind)
     ids = torch.randint(V, (T, B))
     layer.last_state(ids, embedding=embedding)
@@ -316,7 +316,7 @@ def test_no_output_is_written_in_inference(kind, calls):
 
 
 def alike(sequences, vocabulary=9, longest=12):
-    """Returns ids (longest, sequences) and lengths; many of the sequences share a prefix."""
+    """Returns ids (longest, sequences), many with shared prefixes, and the sequences' lengths."""
     generator = torch.Generator().manual_seed(sequences)
     stems = torch.randint(vocabulary, (7, longest), generator=generator)
     ids = stems[torch.randint(7, (sequences,), generator=generator)]
@@ -334,8 +334,8 @@ def alike(sequences, vocabulary=9, longest=12):
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 3}, {"nonlinearity": "relu", "bias": False}], ids=str
 )
-def test_shared_prefixes(kind, layout, sequences, options, threads):
-    """Sharing changes neither the last state nor a gradient, whatever the number of threads."""
+def test_sharing_prefixes_does_not_change_results(kind, layout, sequences, options, threads):
+    """Sharing does not change last states or gradients, with any number of threads."""
     batch_first = layout == "lengths"
     input, more = arranged(layout, *alike(sequences), batch_first)
     options = kind.known(options)
@@ -360,7 +360,7 @@ def test_shared_prefixes(kind, layout, sequences, options, threads):
 @needs_extension
 @pytest.mark.parametrize("layout", ["lengths", "packed unsorted"])
 def test_shared_prefixes_keep_the_error_budget(kind, layout):
-    """In float32 errors stay within the budget of plain rows, forward and backward."""
+    """In float32, sharing prefixes keeps results and gradients within the error budget."""
     input, more = arranged(layout, *alike(400))
     theirs = kind.nn_layer(24, 96, num_layers=2)
     embedding = torch.randn(9, 24, requires_grad=True)
@@ -390,7 +390,7 @@ def test_shared_prefixes_keep_the_error_budget(kind, layout):
 
 
 @needs_extension
-def test_the_second_derivative_of_shared_prefixes(kind):
+def test_sharing_prefixes_does_not_change_second_derivatives(kind):
     ids, lengths = alike(150)
     layer = kind.layer(4, 33, dtype=torch.float64)
     embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
@@ -402,8 +402,8 @@ def test_the_second_derivative_of_shared_prefixes(kind):
 
 
 @needs_extension
-def test_when_prefixes_are_shared(kind, calls):
-    """The sizes of a call decide whether it shares, in training and in inference."""
+def test_sizes_decide_whether_prefixes_are_shared(kind, calls):
+    """By default a call shares prefixes if it is large enough, in training and in inference."""
     embedding = torch.randn(9, 4)
 
     def shares(ids, layer, share=None):
@@ -444,8 +444,8 @@ def test_when_prefixes_are_shared(kind, calls):
         ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
-def test_calls_that_cannot_share_prefixes(kind, options, more, text, calls):
-    """Asking for shared prefixes is an error; by default the call runs without sharing."""
+def test_share_prefixes_is_an_error_if_impossible(kind, options, more, text, calls):
+    """If prefixes cannot be shared, share_prefixes=True is an error; by default the call runs."""
     layer = kind.layer(D, 32, **options)
     more = more | {"hx": states_of(kind, more["hx"])} if "hx" in more else more
     more |= {"embedding": torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)}
@@ -468,8 +468,8 @@ def test_rows_cannot_share_prefixes(kind, monkeypatch):
 @pytest.mark.parametrize("wrong", [V, -1, 2**40])
 @pytest.mark.parametrize("vocabulary", [V, 99])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
-def test_an_id_without_a_row(kind, path, wrong, vocabulary, method):
-    """An IndexError says where the id is, in every layout, with and without gradients."""
+def test_error_locates_an_id_out_of_range(kind, path, wrong, vocabulary, method):
+    """An IndexError names the step and the sequence of a bad id, in every layout."""
     layer, embedding = layer_and_embedding(kind, vocabulary)
     wrong = vocabulary if wrong == V else wrong
     ids = torch.zeros(T, B, dtype=torch.int64)
@@ -537,7 +537,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
         (JAGGED_2D, {}, ValueError, r"must be \(batch, jagged steps\), got 3 dimensions"),
     ],
 )
-def test_errors(kind, path, input, more, error, text, method):
+def test_bad_token_input_is_rejected(kind, path, input, more, error, text, method):
     layer = kind.layer(D, H)
     if kind.without_kernel == "torch" and path == "reference":  # torch gets rows, not ids
         text = text.replace("dtype of the table", "dtype of input")
@@ -550,7 +550,7 @@ def test_errors(kind, path, input, more, error, text, method):
     layer.last_state(IDS, embedding=ROWS)  # the layer still works after the error
 
 
-def test_empty_batches(kind, path):
+def test_empty_batches_are_accepted(kind, path):
     layer, embedding = layer_and_embedding(kind, **STACK)
     ids = IDS[:, :0]
     output, *last = flat(layer(ids, embedding=embedding))
@@ -563,8 +563,8 @@ def test_empty_batches(kind, path):
     assert not any(state.any() for state in tensors_in(last))
 
 
-def test_an_embedding_that_changes_before_the_backward_pass(kind, path):
-    """Autograd reports a change of what the table's gradient needs, as for an `nn.Linear`."""
+def test_embedding_must_not_change_before_backward(kind, path):
+    """Autograd reports a changed embedding if a gradient needs it, as for inputs of `nn.Linear`."""
     layer, embedding = layer_and_embedding(kind)
     ids = torch.randint(V, (T, B))
     output, _ = layer(ids, embedding=embedding)

@@ -1,4 +1,4 @@
-"""The checks of PyTorch's test_modules.py, on its inputs: our modules compared with torch's."""
+"""Runs the checks of PyTorch's test_modules.py on fused modules, with PyTorch's own inputs."""
 
 import copy
 import functools
@@ -40,7 +40,7 @@ def cases(*dtypes):
 
 
 def samples_of(base, dtype, training, requires_grad=False, errors=False):
-    """Returns torch's own samples for a module: misuse if `errors`, otherwise valid use."""
+    """Returns torch's own samples of valid use of a module, or of misuse if `errors`."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base in LAYERS and not errors else {}
     make = info.module_error_inputs_func if errors else info.module_inputs_func
@@ -55,8 +55,7 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
     """Yields a fused module, torch's module with equal weights, and arguments for both.
 
     Args:
-        in_a_batch: whether to yield unbatched samples, which are all except the packed ones, a
-            second time in a batch of three.
+        in_a_batch: whether to also yield a batch of three for each sample that is not packed.
     """
     for sample in samples_of(base, dtype, training, requires_grad):
         made, args = sample.constructor_input, sample.forward_input.args
@@ -89,7 +88,7 @@ def tensors(*trees):
 
 
 def changed(tree, change=torch.clone):
-    """Returns the tree with new floating-point leaf tensors; batch_sizes stay as they are."""
+    """Returns the tree with `change` applied to floating-point tensors, but not to batch_sizes."""
     return tree_map_only(
         Tensor,
         lambda t: (
@@ -112,7 +111,7 @@ def non_contiguous(t):
 
 
 def recorder(calls):
-    """Returns a hook that records its arguments."""
+    """Returns a hook that appends its arguments, except the module, to `calls`."""
     return lambda _, *seen: calls.append(seen)
 
 
@@ -132,7 +131,7 @@ def swap(request):
 
 
 @cases()
-def test_forward(base, dtype, training):
+def test_results_match_torchs_module(base, dtype, training):
     for ours, theirs, args in pairs(base, dtype, training):
         for _ in range(2):
             assert_close(ours(*args), theirs(*args))
@@ -141,7 +140,7 @@ def test_forward(base, dtype, training):
 
 
 @cases()
-def test_factory_arguments(base, dtype, training):
+def test_factory_arguments_apply_to_every_parameter(base, dtype, training):
     """`dtype`, `device` and `torch.device` as a context apply to every parameter."""
     for sample in samples_of(base, dtype, training)[::3]:  # neighbors differ only in call arguments
         made = sample.constructor_input
@@ -157,7 +156,7 @@ def test_factory_arguments(base, dtype, training):
 
 
 @cases()
-def test_device_transfer(base, dtype, training):
+def test_modules_move_to_another_device_and_back(base, dtype, training):
     """A module moves to another device, works on that device's tensors, and moves back."""
     samples = pairs(base, dtype, training, in_a_batch=False)
     for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base in LAYERS else 1):
@@ -179,7 +178,7 @@ def test_device_transfer(base, dtype, training):
 
 
 @cases()
-def test_copies(base, dtype, training):
+def test_copies_print_and_compute_the_same(base, dtype, training):
     """Deep-copied, saved and pickled modules print and compute the same as the original."""
     for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
         assert repr(ours) == f"Fused{theirs!r}"
@@ -216,7 +215,7 @@ def test_pickles_that_name_earlier_modules_load(kind, module, formerly):
     torch.testing.assert_close(twin.state_dict(), made.state_dict(), rtol=0, atol=0)
 
 
-def test_cells_has_only_the_step_modules_of_older_pickles():
+def test_an_unknown_attribute_of_cells_raises_an_error():
     with pytest.raises(
         AttributeError, match=r"module 'namernn_fast\.cells' has no attribute 'Cells'"
     ):
@@ -224,7 +223,7 @@ def test_cells_has_only_the_step_modules_of_older_pickles():
 
 
 @cases()
-def test_state_dict(base, dtype, training):
+def test_state_dicts_load_into_the_other_module(base, dtype, training):
     """A saved `state_dict` of either module loads into the other, and the hooks of both run."""
     for modules in pairs(base, dtype, training, in_a_batch=False):
         args = modules[2]
@@ -252,7 +251,7 @@ def test_state_dict(base, dtype, training):
 
 
 @cases()
-def test_hooks(base, dtype, training):
+def test_hooks_see_the_same_values_as_in_torch(base, dtype, training):
     """Forward and backward hooks see the same values as on torch's module."""
     for *modules, args in pairs(base, dtype, training, requires_grad=True):
         seen = []
@@ -269,7 +268,7 @@ def test_hooks(base, dtype, training):
 
 
 @cases()
-def test_non_contiguous_tensors(base, dtype, training):
+def test_non_contiguous_tensors_match_torch(base, dtype, training):
     """Results match torch's for tensors of any strides, and are contiguous if torch's are."""
     for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
         grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
@@ -292,7 +291,7 @@ def test_non_contiguous_tensors(base, dtype, training):
 
 
 def check_gradients(check, samples, every):
-    """Checks one parameter's gradient for each sample, and all gradients every `every` samples."""
+    """Checks one parameter's gradient on each sample, and all on one in `every` samples."""
     for k, (ours, _, args) in enumerate(samples):
         leaves, parameters = tensors(args), list(ours.parameters())
 
@@ -310,14 +309,14 @@ def check_gradients(check, samples, every):
 
 
 @cases(torch.float64)
-def test_grad(base, dtype, training):
+def test_gradients_pass_gradcheck(base, dtype, training):
     check_gradients(
         torch.autograd.gradcheck, pairs(base, dtype, training, requires_grad=True), every=1
     )
 
 
 @cases(torch.float64)
-def test_gradgrad(base, dtype, training):
+def test_second_derivatives_pass_gradgradcheck(base, dtype, training):
     samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)
     if base in (torch.nn.GRU, torch.nn.LSTM):
         samples = itertools.islice(samples, 0, None, 3)
@@ -326,7 +325,7 @@ def test_gradgrad(base, dtype, training):
 
 @cases(torch.float32)
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_to(swap, base, dtype, training, with_grad):
+def test_conversions_keep_the_parameter_objects(swap, base, dtype, training, with_grad):
     """Parameters stay the same objects through conversions, even after a backward pass."""
     for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
         converted = []
@@ -345,7 +344,7 @@ def test_to(swap, base, dtype, training, with_grad):
 
 
 @cases()
-def test_errors(base, dtype, training):
+def test_misuse_raises_torchs_errors(base, dtype, training):
     """Torch's own samples of misuse raise the same errors as on torch's modules."""
     for sample in samples_of(base, dtype, training, errors=True):
         made = sample.module_error_input.constructor_input

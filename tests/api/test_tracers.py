@@ -1,4 +1,4 @@
-"""TorchScript, `torch.fx` and quantization, on models that hold a layer or a cell."""
+"""Tests TorchScript, `torch.fx` and quantization on models that contain a layer or a cell."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ class Model(nn.Module):
 
 
 class Packed(nn.Module):
-    """A layer whose input is packed."""
+    """A layer that takes a packed sequence as separate tensors."""
 
     def __init__(self, kind):
         super().__init__()
@@ -68,8 +68,8 @@ def same_gradients(ours, theirs, *inputs):
 
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_torchscript(kind, tokens, how):
-    """A TorchScript program shares its model's parameters; reloaded, it runs at other lengths."""
+def test_torchscript_programs_accept_other_lengths(kind, tokens, how):
+    """A TorchScript program shares its model's parameters, and accepts other lengths."""
     model, inputs = (kind.tokens(7, 3, 4), IDS) if tokens else (Model(kind), XS)
     wanted = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
@@ -80,12 +80,12 @@ def test_torchscript(kind, tokens, how):
     for input in inputs:
         same_gradients(reloaded(program), wanted, input)
     if not tokens:
-        replace_rnn(model)  # torch.jit.script has put torch's own layers into the model
+        replace_rnn(model)  # because torch.jit.script puts torch's own layers into the model
     assert [type(module) for module in model.modules()] == classes
 
 
 @pytest.mark.parametrize("what", ["layer", "step_module"])
-def test_tracing_of_the_module_itself(kind, what):
+def test_single_module_can_be_traced_and_scripted(kind, what):
     module = getattr(kind, what)(3, 4)
     program = torch.jit.trace(module, torch.randn(6, 3))
     x = torch.randn(9, 3)
@@ -93,14 +93,14 @@ def test_tracing_of_the_module_itself(kind, what):
     assert isinstance(torch.jit.script(module), torch.jit.ScriptModule)
 
 
-def test_tracing_of_packed_input(kind):
+def test_traced_layer_accepts_other_batch_sizes(kind):
     module = Packed(kind)
     long, short = (pack_padded_sequence(torch.randn(6, 2, 3), ends) for ends in ([6, 5], [6, 2]))
     program = torch.jit.trace(module, long[:2])
     torch.testing.assert_close(program(*short[:2]), module(*short[:2]))
 
 
-def test_tracing_with_lengths_is_for_inference(kind):
+def test_tracing_with_lengths_requires_torch_no_grad(kind):
     module = WithLengths(kind)
     x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
     with pytest.raises(RuntimeError, match=r"trace it under torch\.no_grad\(\)"):
@@ -115,7 +115,7 @@ def test_tracing_with_lengths_is_for_inference(kind):
 
 @pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
 @pytest.mark.parametrize("of_module", [True, False])
-def test_torchscript_refuses_batch_invariance(kind, compiler, of_module):
+def test_torchscript_rejects_batch_invariance(kind, compiler, of_module):
     module = kind.layer(3, 4, batch_invariant=of_module)
     with (
         batch_invariant(not of_module),
@@ -124,7 +124,7 @@ def test_torchscript_refuses_batch_invariance(kind, compiler, of_module):
         compiler(module)
 
 
-def test_scripting_leaves_subclasses_alone(kind):
+def test_scripting_does_not_change_subclasses(kind):
     class Zero(kind.step_module):
         def forward(self, input):
             return input * 0
@@ -134,8 +134,8 @@ def test_scripting_leaves_subclasses_alone(kind):
     assert type(model[0]) is Zero
 
 
-def test_tracing_without_a_kernel(kind, monkeypatch):
-    """The trace works at any length, or tracing is an error."""
+def test_traces_without_a_kernel_do_not_fix_the_length(kind, monkeypatch):
+    """Without a kernel, a trace works at any length, or tracing raises an error."""
     monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     module = kind.layer(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
@@ -153,7 +153,7 @@ def test_tracing_without_a_kernel(kind, monkeypatch):
 
 def per_sample(module, input, **more):
     """Calls a module so that the backward pass computes per-sample gradients."""
-    # Imported after the package, which hooks into torch's import of expanded weights.
+    # Import this after the package, which hooks into torch's import of expanded weights.
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
     return call_for_per_sample_grads(module, batch_size=len(input))(input, **more)
@@ -161,7 +161,7 @@ def per_sample(module, input, **more):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
-def test_expanded_weights(kind, tokens):
+def test_expanded_weights_sum_to_the_batch_gradient(kind, tokens):
     """Torch's per-sample gradients work, although torch has rules only for `nn.RNN`'s operators."""
     module = kind.layer(3, 4, 2, batch_first=True, bidirectional=True)
     x = torch.randn(5, 6, 3, requires_grad=True)  # otherwise nn.LSTM would run oneDNN's operator
@@ -182,15 +182,15 @@ def test_expanded_weights(kind, tokens):
         (True, {}, "batch_invariant needs the fused kernel"),
     ],
 )
-def test_what_expanded_weights_refuse(kind, invariant, more, text):
+def test_expanded_weights_reject_unsupported_options(kind, invariant, more, text):
     module = kind.layer(3, 4, batch_first=True, batch_invariant=invariant)
     with pytest.raises(RuntimeError, match=text):
         per_sample(module, XS[0], **more)
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_older_onnx_exporter(kind, with_hx):
-    """The older ONNX exporter passes a top-level module all arguments by position."""
+def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
+    """Layers take every argument by position, as the older ONNX exporter passes arguments."""
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = kind.layer(3, 4, batch_first=True), io.BytesIO()
     hx = [kind.states(torch.randn, 1, 2, 4)] * with_hx
@@ -213,7 +213,7 @@ def test_older_onnx_exporter(kind, with_hx):
 
 @pytest.mark.parametrize("what", ["layer", "step_module", "tokens"])
 def test_modules_are_leaves_of_fx(kind, what):
-    """A leaf's hooks run once, and the leaf may become torch's class afterwards."""
+    """Hooks of a leaf run once, and `restore_rnn` may replace the leaf in the traced graph."""
     cls = getattr(kind, what)
     module, x = (cls(13, 3, 4), IDS[0]) if what == "tokens" else (cls(3, 4), XS[0][0])
     model = nn.Sequential(module)
@@ -244,8 +244,8 @@ def test_fx_records_hx_and_lengths(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantization(kind):
-    """FX quantization skips fused layers; dynamic quantization converts restored modules."""
+def test_quantization_skips_fused_modules(kind):
+    """FX quantization skips fused modules; dynamic quantization converts only restored modules."""
     from torch.ao.nn.quantized import dynamic as quantized
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx

@@ -1,4 +1,4 @@
-"""Type hints of the public interface: the package declares them, and they hold in a program."""
+"""Tests that the package declares its type hints, and that the hints are right in a program."""
 
 import re
 from importlib.resources import files
@@ -9,22 +9,23 @@ import pytest
 pytest.importorskip("numpy")
 api = pytest.importorskip("mypy.api")
 
-import typed_program  # noqa: E402 - it needs NumPy
+import typed_program  # noqa: E402 - typed_program needs NumPy
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(typed_program.__file__)
 
 
 def test_the_package_declares_its_hints():
-    """PEP 561: without this file type checkers ignore the hints of an installed package."""
+    """Without py.typed, type checkers ignore the hints of an installed package (PEP 561)."""
     assert (files("namernn_fast") / "py.typed").is_file()
 
 
 @pytest.mark.slow
-def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
-    """Every type that the program asserts is right, and every mistake in it is an error.
+def test_strict_checking_finds_exactly_the_marked_errors(monkeypatch, tmp_path):
+    """Every type that the program asserts is right, and every marked mistake is an error.
 
-    Without the `type: ignore` comments, exactly the marked lines are errors, of the marked kind.
+    Without its `type: ignore` comments, the program has errors of the marked kinds on exactly the
+    marked lines.
     """
     text = PROGRAM.read_text(encoding="utf-8")
     marked = re.compile(r"  # type: ignore\[([a-z-]+)\]")
@@ -33,7 +34,7 @@ def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
         for number, line in enumerate(text.splitlines(), 1)
         if (found := marked.search(line))
     ]
-    assert len(expected) > 10  # the pattern still matches
+    assert len(expected) > 10  # guards against a pattern that matches too little
     bare = tmp_path / "bare_program.py"
     bare.write_text(marked.sub("", text), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""`torch.func.vmap` compared with a loop over inputs, states, lengths, resets and models."""
+"""Compares `torch.func.vmap` with a loop over inputs, states, lengths, resets and models."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def count_calls(monkeypatch):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize("out_dims", [0, 1])
-def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatch):
+def test_vmap_over_inputs_makes_one_call(kind, batch_first, in_dims, out_dims, monkeypatch):
     """vmap over inputs and states makes one fused call."""
     module = kind.layer(3, 5, batch_first=batch_first, **STACK)
     pairs = [inputs(kind, batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
@@ -64,7 +64,7 @@ def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatc
     )
 
 
-def test_over_lengths_and_resets(kind):
+def test_vmap_over_lengths_and_resets_matches_a_loop(kind):
     module = kind.layer(3, 5, **STACK)
     x, hx = inputs(kind)
     lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
@@ -85,7 +85,7 @@ def test_over_lengths_and_resets(kind):
         torch.testing.assert_close(got, stacked(each))
 
 
-def test_over_the_data_of_a_packed_sequence(kind):
+def test_vmap_over_packed_data_matches_a_loop(kind):
     module = kind.layer(3, 5, **STACK)
     lengths = [6, 4, 4, 1]
     x, hx = inputs(kind)
@@ -102,7 +102,7 @@ def test_over_the_data_of_a_packed_sequence(kind):
 
 
 @pytest.mark.parametrize("of_each", [False, True])
-def test_over_models(kind, of_each, monkeypatch):
+def test_vmap_over_models_makes_one_call_per_model(kind, of_each, monkeypatch):
     """An ensemble makes one fused call per model, and trains like the separate models."""
     models = [kind.layer(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
@@ -125,7 +125,7 @@ def test_over_models(kind, of_each, monkeypatch):
         torch.testing.assert_close(together.grad, separate)
 
 
-def test_vmap_in_vmap_and_cells(kind):
+def test_nested_vmap_and_cells_match_a_loop(kind):
     module = kind.layer(3, 5, **STACK)
     x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
     nested = vmap(vmap(lambda x: module(x)[1]))(x)
@@ -137,7 +137,7 @@ def test_vmap_in_vmap_and_cells(kind):
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_per_sample_gradients(kind, with_hx):
+def test_per_sample_gradients_match_a_loop(kind, with_hx):
     module = kind.layer(3, 5, **STACK)
     x, hx = inputs(kind)
     params = {name: p.detach() for name, p in module.named_parameters()}

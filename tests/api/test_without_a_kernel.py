@@ -1,7 +1,8 @@
-"""GRUs and LSTMs without a fused kernel: torch's own operator, and what reference.py computes.
+"""Tests GRUs and LSTMs without a fused kernel, on torch's own operator and on reference.py.
 
-The CPU has no kernel if the C++ extension is missing, and the meta device never has one. Reading a
-value of a meta tensor is an error, so a call that works on meta tensors waits for no device.
+The CPU has no kernel if the C++ extension is missing, and the meta device never has a kernel.
+Reading a value of a meta tensor is an error, so a call that works on meta tensors does not wait
+for a device.
 """
 
 import itertools
@@ -36,7 +37,7 @@ def _no_kernel(monkeypatch):
 
 @pytest.fixture
 def paths(monkeypatch):
-    """The path of every call so far: `torch` for torch's own operator, or `reference`."""
+    """A list that records the path of every call: `torch` (torch's own operator) or `reference`."""
     taken = []
     for name, module in (("torch", torch_operators), ("reference", reference)):
 
@@ -58,7 +59,7 @@ def twins(kind, **options):
 
 
 def inputs(kind, layer, with_hx=True):
-    """Returns padded input and initial states that need gradients."""
+    """Returns padded input, and initial states or None; all tensors require gradients."""
     shape = (B, T, D) if layer.batch_first else (T, B, D)
     states = layer.num_layers * (2 if layer.bidirectional else 1)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -75,7 +76,7 @@ def gradients(results, leaves):
 
 
 def one_by_one(layer, x, hx):
-    """Runs torch's layer on each sequence; an empty one has zero output and keeps its states."""
+    """Runs torch's layer on each sequence; empty sequences have zero output and keep their hx."""
     x = x.transpose(0, 1) if layer.batch_first else x
     outputs, states = [], []
     for b, length in enumerate(LENGTHS):
@@ -100,7 +101,7 @@ def past_the_end(layer):
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_first", "with_hx"), [(False, True), (True, False)])
-def test_dense_and_packed_match_torch_to_the_bit(
+def test_dense_and_packed_calls_have_torchs_bits(
     kind, paths, layout, options, batch_first, with_hx
 ):
     """Results, gradients and second derivatives are bit-identical to torch's layer."""
@@ -129,8 +130,8 @@ def test_dense_and_packed_match_torch_to_the_bit(
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layout", ["list", "tensor", "jagged"])
-def test_lengths_and_jagged(kind, paths, options, batch_first, layout):
-    """Results and gradients are the same as for each sequence alone; padding is never used."""
+def test_lengths_and_jagged_match_separate_sequences(kind, paths, options, batch_first, layout):
+    """Results and gradients match calls on one sequence at a time, whatever the padding holds."""
     ours, theirs = twins(kind, batch_first=batch_first, **options)
     x, hx = inputs(kind, ours)
     past = past_the_end(ours)
@@ -186,7 +187,7 @@ def test_dropout_masks_match_torchs_layer(kind, layout, batch_first):
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_operator_gets_the_flat_weights_of_the_stack(kind, layout, dropout, monkeypatch):
-    """cuDNN copies all weights in every call, unless they are the flat buffer of a whole stack."""
+    """cuDNN copies all weights in every call unless it gets the flat weights of a whole stack."""
     seen = []
     original = torch_operators._operator
 
@@ -202,8 +203,8 @@ def test_the_operator_gets_the_flat_weights_of_the_stack(kind, layout, dropout, 
     assert seen == [[weight.data_ptr() for weight in module._flat_weights]]
 
 
-def test_what_torch_lacks_runs_step_by_step(kind, paths):
-    """Resets, transforms and forward mode run step by step; torch's own operator runs the rest."""
+def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
+    """Resets, transforms and forward mode run step by step, all other calls on torch's operator."""
     module, _ = twins(kind, num_layers=2)
     x = torch.randn(T, B, D, dtype=torch.float64)
     reset = torch.zeros(T, B, dtype=torch.bool)
@@ -240,11 +241,11 @@ def test_what_torch_lacks_runs_step_by_step(kind, paths):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first):
-    """No call reads a value on the device of its input, forward or backward.
+def test_calls_do_not_wait_for_the_device(kind, paths, layout, options, batch_first):
+    """Neither the forward nor the backward pass reads a value on the device of the input.
 
-    The exception is an LSTM with lengths, which packs the sequences; on the meta device, which has
-    no values, it runs step by step instead.
+    The exception is an LSTM with lengths, which packs the sequences. On the meta device, which has
+    no values, such a call runs step by step instead.
     """
     ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
     results = []
@@ -269,7 +270,7 @@ def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first)
     assert paths == ["reference" if by_steps else "torch"] * 2
 
 
-def test_token_ids_on_the_meta_device(kind):
+def test_token_ids_work_on_the_meta_device(kind):
     model = kind.tokens(9, D, H, num_layers=2, device="meta")
     ids = torch.zeros(T, B, dtype=torch.int64, device="meta")
     for lengths in (None, torch.tensor(LENGTHS, device="meta")):
@@ -277,7 +278,7 @@ def test_token_ids_on_the_meta_device(kind):
 
 
 def test_the_operator_trains_only_if_a_gradient_is_needed(kind, monkeypatch):
-    """cuDNN has no backward pass after a forward pass for inference."""
+    """cuDNN has no backward pass unless its forward pass ran in training mode."""
     trains = []
     original = torch_operators._operator
 
@@ -299,8 +300,8 @@ def test_the_operator_trains_only_if_a_gradient_is_needed(kind, monkeypatch):
         del trains[:]
 
 
-def test_a_gpu_has_kernels_for_the_vanilla_cell_only(kind):
-    """For other cells, torch's own operator on a GPU is cuDNN."""
+def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
+    """For other cells, torch's own operator runs on a GPU, with cuDNN or MIOpen."""
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
@@ -308,13 +309,13 @@ def test_a_gpu_has_kernels_for_the_vanilla_cell_only(kind):
 
 
 @pytest.mark.parametrize("lengths", [[T, T, T, T], [T, T, T, T, T + 1], [0, 0, 0, 0, -1]])
-def test_bad_lengths(kind, lengths):
+def test_bad_lengths_are_rejected(kind, lengths):
     module, x = kind.layer(D, H), torch.randn(T, B, D)
     with pytest.raises(RuntimeError, match="lengths must"):
         module(x, lengths=lengths)
 
 
-def test_batch_invariance_is_refused(kind):
+def test_batch_invariance_is_rejected(kind):
     module = kind.layer(D, H)
     with (
         batch_invariant(),
@@ -323,7 +324,7 @@ def test_batch_invariance_is_refused(kind):
         module(torch.randn(T, B, D))
 
 
-def test_empty_batches(kind):
+def test_empty_batches_are_accepted(kind):
     module = kind.layer(D, H, num_layers=2, bidirectional=True)
     x = torch.randn(T, 0, D, requires_grad=True)
     for lengths in (None, []):
@@ -338,8 +339,8 @@ def test_empty_batches(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_other_dtypes(kind, dtype):
-    """Full lengths change neither the dtype nor the bits of results."""
+def test_full_lengths_do_not_change_results(kind, dtype):
+    """If every length is the padded length, results keep their dtype and their bits."""
     module = kind.layer(D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
     got = flat(module(x, lengths=[T] * B))
@@ -356,11 +357,11 @@ def test_other_dtypes(kind, dtype):
         for name, layout in itertools.product(WITH_GATES, ("dense", "lengths", "packed"))
         if not (
             KINDS[name].has_cell_state and layout == "lengths"
-        )  # this call becomes one graph, without torch's operator
+        )  # an LSTM with lengths becomes one graph, without torch's operator
     ],
 )
-def test_compiling(kind, layout):
-    """Torch's operator runs outside of the graphs, whose sizes do not depend on the sequence."""
+def test_graph_sizes_do_not_depend_on_the_sequence(kind, layout):
+    """Torch's operator runs outside the graphs, so the graphs do not grow with the sequence."""
     module, _ = twins(kind, num_layers=2, bidirectional=True)
     sizes = []
     for steps in (4, 12):
@@ -386,8 +387,8 @@ def test_compiling(kind, layout):
         torch.compile(module, fullgraph=True, backend="eager")(x)
 
 
-def test_compiling_an_lstm_with_lengths():
-    """A compiler cannot see the lengths, which torch's operator would need to pack sequences."""
+def test_lstm_with_lengths_compiles_to_one_graph():
+    """Torch's operator does not run, because it needs the lengths, which a compiler cannot see."""
     module, _ = twins(KINDS["lstm"])
     x, hx = inputs(KINDS["lstm"], module)
     lengths = torch.tensor(LENGTHS)
@@ -397,8 +398,8 @@ def test_compiling_an_lstm_with_lengths():
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exporting(kind, strict):
-    """An exported program calls torch's operator. It takes any batch size, but only one length."""
+def test_exported_program_calls_torchs_operator(kind, strict):
+    """An exported program calls torch's operator, for any batch size but only one length."""
     module, _ = twins(kind, num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
     x, _ = inputs(kind, module, with_hx=False)
@@ -410,7 +411,7 @@ def test_exporting(kind, strict):
 
 
 def test_step_by_step_matches_torchs_operator(kind):
-    """reference.py and torch's own operator agree, so that either can replace torch's layer."""
+    """Results and gradients of reference.py, which runs calls with `reset`, match torch's layer."""
     module, theirs = twins(kind, num_layers=2, bidirectional=True)
     x, hx = inputs(kind, module)
     never = torch.zeros(T, B, dtype=torch.bool)

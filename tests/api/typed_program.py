@@ -1,6 +1,6 @@
 """A user's program, which tests/api/test_typing.py checks in mypy's strict mode and runs.
 
-`mistakes` does not run: each of its marked lines must be an error, or the check fails.
+`mistakes` never runs. The check fails unless mypy reports an error on each of its marked lines.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ from namernn_fast.testing import ErrorBudget, assert_within_budget, max_error
 
 
 class Tagger(nn.Module):
-    """A model with a layer."""
+    """A user's model, with a fused layer and a linear head."""
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class Tagger(nn.Module):
         self.head = nn.Linear(8, 2, device=device)
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns (seq_len, batch, 2)."""
+        """Returns scores of shape (seq_len, batch, 2)."""
         output, _ = self.layer(input, lengths=lengths)
         return torch.relu(self.head(output))
 
 
 def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the modules with (seq_len, batch, 3), packed (rows, 3) and ids (seq_len, batch)."""
+    """Calls modules with input (seq_len, batch, 3), packed (rows, 3) and ids (seq_len, batch)."""
     layer = FusedRNN(3, 4, 1, "relu", batch_invariant=True)
     output, h_n = layer(input)
     assert_type(output, Tensor)
@@ -167,7 +167,7 @@ def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
 
 
 def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> None:
-    """Makes mistakes; each is an error of the kind that its comment names."""
+    """Makes mistakes, each of which must be an error of the kind in its comment."""
     layer = FusedRNN(3, 4)
     FusedRNN("3", 4)  # type: ignore[arg-type]
     FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
 
 
 def main() -> None:
-    """Runs everything but the mistakes."""
+    """Runs every function above except `mistakes`."""
     input, ids = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
     packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
     use_modules(input, packed, ids)

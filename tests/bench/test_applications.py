@@ -1,4 +1,4 @@
-"""The benchmark of whole applications, with applications that take no time."""
+"""Tests the benchmark of whole applications, on applications that take no time."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from namernn_fast.testing import BudgetError
 
 
 def application(*losses):
-    """Returns an application whose runs have these losses before and after."""
+    """Returns an application whose programs `before` and `after` have these losses."""
     return Application("tagger", "an epoch", *(lambda loss=loss: lambda: loss for loss in losses))
 
 
-def test_a_row_has_every_round_of_both_programs():
+def test_a_row_has_every_round_before_and_after():
     row = measure(application(2.0, 2.001), seconds=0.0)
     assert len(row["before"]) == len(row["after"]) == 3
     assert row["losses"] == {"before": 2.0, "after": 2.001}
 
 
-def test_an_application_that_learns_something_else_is_not_timed():
+def test_an_application_whose_losses_differ_is_not_timed():
     with pytest.raises(BudgetError, match="the losses differ"):
         measure(application(2.0, 2.01), seconds=0.0)
 

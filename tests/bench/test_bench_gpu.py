@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: how it reports losses, errors and late workloads."""
+"""Tests, without a GPU, how the GPU benchmark reports losses, errors and late workloads."""
 
 import importlib.util
 import json
@@ -24,10 +24,10 @@ from namernn_fast import FusedRNN
 from namernn_fast.bench.tables import ratio
 
 ROOT = Path(__file__).parents[2]
-# What `pip install torch triton numpy` installs.
+# The packages that `pip install torch triton numpy` installs.
 BARE = ("torch", "triton", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2")
 BARE += ("markupsafe", "filelock", "fsspec", "setuptools", "functorch", "torchgen")
-NOW = math.inf
+NEVER = math.inf
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +42,14 @@ def _precision_of_the_process_stays():
     ("precision", "of_rnns", "of_products"),
     [(grid.TF32, "tf32", None), (grid.BFLOAT16, "tf32", None), (grid.FLOAT32, "ieee", "ieee")],
 )
-def test_torchs_default_precisions_are_raced(precision, of_rnns, of_products):
+def test_only_float32_changes_torchs_default_precisions(precision, of_rnns, of_products):
     knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
     before = knobs[1].fp32_precision
     with precision.of_the_process():
         assert [knob.fp32_precision for knob in knobs] == [of_rnns, of_products or before]
 
 
-def run(platform, deadline=NOW):
+def run(platform, deadline=NEVER):
     return list(race.run(platform, deadline))
 
 
@@ -60,7 +60,7 @@ def report(rows):
 
 @pytest.fixture
 def bare(tmp_path):
-    """A checkout that is not built, and an environment with only the packages of a GPU machine."""
+    """Returns an unbuilt checkout, and environment variables that expose only `BARE` packages."""
     checkout, packages = tmp_path / "checkout", tmp_path / "packages"
     for folder in ("namernn_fast", "benchmarks", "tools"):
         ignored = shutil.ignore_patterns("*.so", "results", "__pycache__")
@@ -85,7 +85,7 @@ def bare(tmp_path):
 def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
-        # -S hides the interpreter's packages, so only the packages on PYTHONPATH are left.
+        # -S hides the interpreter's packages, which leaves only the packages on PYTHONPATH.
         ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable} -S"],
         cwd=checkout,
         env=environment,
@@ -153,7 +153,7 @@ def test_a_layer_that_is_wrong_or_fails_is_not_timed(layer, status, why, monkeyp
     assert text.count(f" {status} |") == len(rows)
 
 
-def test_the_error_of_a_capture_is_recorded():
+def test_an_error_during_graph_capture_is_recorded():
     def captured(call):
         if FusedRNN in map(type, (call.func, *call.args)):
             return call
@@ -172,7 +172,7 @@ def test_the_error_of_a_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_late_workloads_are_in_the_table():
+def test_late_workloads_are_listed_in_the_table():
     rows = run(race.DRY, deadline=0)
     assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     assert {row["status"] for row in rows} == {race.LATE}
@@ -204,7 +204,7 @@ def test_losses_are_listed_beside_wins():
     assert ["(8, 16, 4)", "64", "float32", "eager", *both] in lines
 
 
-def test_each_launch_has_a_plot(tmp_path):
+def test_each_launch_mode_has_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     workloads = [Workload(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
     rows = [
@@ -223,7 +223,7 @@ def test_each_launch_has_a_plot(tmp_path):
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
 def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     def elman(Wx, R, b, function, backend, dtype):  # noqa: N803
-        """Takes Wx (batch, seq_len, gates, heads, features), as flashrnn does."""
+        """Runs an Elman network on Wx (batch, seq_len, gates, heads, features), like flashrnn."""
         assert (function, backend, dtype) == ("elman", "cuda_fused", "bfloat16")
         h, states = torch.zeros_like(Wx[:, 0, 0]), []
         for x in Wx.unbind(1):
@@ -239,7 +239,7 @@ def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     assert ("medians" in row) == (status == race.MEASURED)
 
 
-def test_the_grid_has_the_smallest_and_the_largest_sizes():
+def test_the_grid_spans_the_intended_sizes():
     for size, least, most in (("batch", 1, 4096), ("hidden_size", 64, 2048), ("seq_len", 8, 1024)):
         dense = [workload for workload in grid.WORKLOADS if workload.seq_len is not None]
         sizes = [getattr(workload, size) for workload in dense]

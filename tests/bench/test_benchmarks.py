@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, what they time and check, and where they write."""
+"""Tests the benchmarks: their arithmetic, what they time and check, and where they write."""
 
 import argparse
 import dataclasses
@@ -70,7 +70,7 @@ WITH_GATES = pytest.mark.parametrize("cell", GATED_CELLS)
 
 @EVERY_CELL
 @pytest.mark.parametrize("packed", [False, True])
-def test_training_steps_start_at_the_output_and_all_last_states(packed, cell):
+def test_training_steps_backpropagate_from_all_results(packed, cell):
     layer = timed_calls.CLASSES[cell][0](4, 5, num_layers=2, bidirectional=True)
     x = torch.randn(6, 3, 4)
     if packed:
@@ -106,7 +106,7 @@ def test_the_gate_can_check_some_sequences_of_a_batch(mode, cell, monkeypatch):
         timed_calls.gated_calls(workload, x, rows)
 
 
-def test_single_layers_get_the_gradients_of_a_stack():
+def test_layers_run_one_by_one_get_the_gradients_of_a_stack():
     x = torch.randn(6, 3, 4)
     calls = layers.calls(TRAINING, 2, 4, x)
     for call in calls.values():
@@ -162,7 +162,7 @@ def test_a_case_that_is_wrong_is_not_timed(monkeypatch):
     assert wrong == [f"{first}: planted"]
 
 
-def test_a_race_beyond_its_budget_runs_the_minimum_of_rounds():
+def test_a_race_over_budget_runs_the_minimum_number_of_rounds():
     calls = []
     raced = {name: functools.partial(calls.append, name) for name in "ab"}
     rounds = race(raced, TimeBudget(seconds=0, warmup_seconds=0, round_seconds=0))
@@ -186,12 +186,12 @@ def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
     assert seen == [None, "passive"]
 
 
-def test_a_step_that_waits_is_timed():
+def test_the_waiting_benchmark_times_a_step():
     assert waiting.measure(FUSED, torch.get_num_threads(), 0.01) > 0
 
 
-def test_a_first_call_finds_nothing_imported():
-    """Importing torch and a layer are timed stages, so nothing may import either before."""
+def test_the_first_call_benchmark_does_not_import_torch():
+    """The benchmark times the imports of torch and a layer, so it must not import them itself."""
     program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -201,8 +201,8 @@ def test_a_first_call_finds_nothing_imported():
 
 
 def test_every_stage_of_a_first_call_is_timed(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # measure sets it; undo that
-    monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation takes long
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # restores what `measure` sets
+    monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation is slow
     found = first_call.measure(FUSED, torch.get_num_threads())
     assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
@@ -233,7 +233,7 @@ def test_peers_have_a_table_for_each_cell():
         assert f"Speed-up over {baseline}: geometric mean {ratio(3.0)}" in text
         assert "Faster than the best other at 1 of 1 sizes." in text
     for row in rows:
-        del row["cell"]  # as in older results
+        del row["cell"]  # older results do not name a cell
     assert peers.table(rows[:3], FORWARD).count("nn.RNN") == 2
 
 
@@ -247,8 +247,8 @@ def test_a_peer_that_is_wrong_is_not_timed(cell, monkeypatch):
         peers.calls(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell), 1, ["NumPy"])
 
 
-def test_a_budget_counts_what_nudges_do():
-    """A sample counts with its farthest nudge; all samples count with their root mean square."""
+def test_nudged_runs_raise_the_budget():
+    """A budget uses the root mean square, over samples, of the largest distance in each sample."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
     budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
@@ -261,7 +261,7 @@ def test_a_budget_counts_what_nudges_do():
 
 
 @EVERY_CELL
-def test_the_work_counts_every_gate(cell):
+def test_work_includes_the_weights_of_every_gate(cell):
     layer = timed_calls.CLASSES[cell][0](3, 5, bias=False)
     weights = sum(p.numel() for p in layer.parameters())
     assert Workload(DENSE, FORWARD, 2, 3, 5, 4, cell).row_work == 4 * weights
@@ -365,7 +365,7 @@ def test_writing_a_section_keeps_the_rest_of_the_page(tmp_path):
 
 
 def raw_run(workloads):
-    """Returns part of what pytest-benchmark writes, with a speed-up of two everywhere."""
+    """Imitates the used parts of a file from pytest-benchmark; every speed-up is two."""
     machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
     machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
     benchmarks = [
@@ -385,7 +385,7 @@ def raw_run(workloads):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """The folders and pages that a run may write to."""
+    """Redirects the folders and pages that a run writes to `tmp_path`, and returns that path."""
     for module, name in ((pages, "RESULTS"), (pages, "SCRATCH"), (speed, "RESULTS")):
         monkeypatch.setattr(module, name, tmp_path / name.lower())
     for module, name in ((speed, "README"), (speed, "PERFORMANCE")):
@@ -493,7 +493,7 @@ def test_a_run_that_lacks_workloads_is_not_recorded(workloads, repository):
 
 
 @WITH_GATES
-def test_a_record_has_almost_all_sizes_of_a_cell_with_gates(cell):
+def test_records_of_gated_cells_leave_out_only_one_size(cell):
     in_records = [workload for workload in GATED_WORKLOADS if workload.cell == cell]
     assert len(set(in_records)) == len(in_records)
     vanilla = {dataclasses.replace(workload, cell="rnn") for workload in in_records}
@@ -552,7 +552,7 @@ def test_the_memory_of_both_layers_is_in_the_table(cell):
 
 @pytest.fixture(scope="module")
 def new_process():
-    """Runs steps in a separate process, where they cannot reuse memory that other code frees."""
+    """Provides a separate process, where steps cannot reuse memory that other code has freed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
 
@@ -562,7 +562,7 @@ def new_process():
 @pytest.mark.parametrize("lengths", [(), (200,) * 10 + (40,) * 20], ids=["dense", "packed"])
 @WITH_GATES
 def test_the_memory_of_a_training_step_includes_what_it_saves(new_process, cell, lengths):
-    """A step stores at least its output, and torch's layer several more tensors of that size."""
+    """A fused step stores at least its output; torch's layer stores several times as much."""
     rows = sum(lengths) if lengths else 30 * 200
     workload = Workload(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, cell)
     peaks = memory.peaks_of_training(workload, 1, lengths, dict.fromkeys(ROLES, new_process))
@@ -572,7 +572,7 @@ def test_the_memory_of_a_training_step_includes_what_it_saves(new_process, cell,
     assert output < peaks["fused"] < peaks["baseline"]
 
 
-def test_a_run_that_is_no_measurement_is_not_recorded(monkeypatch, capsys):
+def test_a_run_that_is_not_a_measurement_is_not_recorded(monkeypatch, capsys):
     parser = pages.parser("A program.", seconds=1.0)
 
     def options(*words):

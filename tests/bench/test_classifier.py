@@ -1,4 +1,4 @@
-"""The races of the names classifier: what is counted, checked, timed and reported."""
+"""Tests what the races of the names classifier count, check, time and report."""
 
 import argparse
 import dataclasses
@@ -33,7 +33,7 @@ def _sample(monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus():
-    """The embedded sample of names."""
+    """Returns the corpus of the embedded sample of names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surnames, "names", embedded_sample)
         return Corpus.of_data()
@@ -127,13 +127,13 @@ def test_all_programs_get_the_same_batches(corpus, weights):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_settings_change_no_loss(corpus, weights, settings):
+def test_settings_do_not_change_losses(corpus, weights, settings):
     wanted = gate.losses(WithTorch(corpus, weights), corpus, 100, 5)
     found = gate.losses(WithTorch(corpus, weights, settings), corpus, 100, 5)
     torch.testing.assert_close(found, wanted)
 
 
-def test_the_users_program_folds_like_the_application():
+def test_the_users_program_folds_names_like_the_application():
     names = ["O`Neill", "Strauß", "ŁÓDŹ", " Ø. d'Æ ", "Nguyễn", "Ş1-2", "İı", "A\u00a0B"]
     assert [*map(user_fold, names)] == [*map(ASCII.fold, names)]
 
@@ -178,7 +178,7 @@ def test_the_gate_finds_wrong_labels(corpus, weights):
         gate.check_labels(programs, corpus, corpus.names[:10])
 
 
-def test_languages_with_equal_scores_are_both_right(corpus, weights):
+def test_all_languages_with_the_top_score_are_right(corpus, weights):
     class Last(WithTorch):
         name = "last of equals"
 
@@ -228,11 +228,11 @@ def test_a_course_needs_enough_names_for_a_stretch():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_peak_of_a_call_excludes_what_existed_before():
+def test_the_peak_of_a_call_excludes_earlier_allocations():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert peak.peak_above(lambda: None) < size // 8
-    # An earlier peak does not hide a later one.
+    # A peak does not hide a later, lower peak.
     peak.peak_above(lambda: torch.ones(size))
     found = peak.peak_above(lambda: torch.ones(size // 4))
     assert size * 0.95 < found < size * 1.1

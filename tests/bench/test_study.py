@@ -1,4 +1,4 @@
-"""The study of the names application: what it computes from test scores."""
+"""Tests what the study of the names application computes from test scores."""
 
 import json
 
@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def found():
-    """The figures of two splits in which the reference is always right and the others rarely."""
+    """Returns figures of two splits: the reference is always right, other systems rarely are."""
     parts = [split(embedded_sample(), seed=seed) for seed in (0, 1)]
     generator = torch.Generator().manual_seed(0)
     scores = []
@@ -45,7 +45,7 @@ def test_the_study_says_who_wins(found):
     ("low", "high", "said"),
     [(0.1, 0.3, "ahead"), (-0.3, -0.1, "behind"), (-0.1, 0.3, "no significant difference")],
 )
-def test_an_interval_without_zero_is_a_verdict(low, high, said):
+def test_a_verdict_needs_an_interval_without_zero(low, high, said):
     assert page.outcome({"low": low, "high": high}) == said
 
 
@@ -71,7 +71,7 @@ def test_unusual_names_are_counted(found):
     )
 
 
-def test_well_known_names_are_listed_with_wrong_answers():
+def test_wrong_answers_to_well_known_names_are_listed():
     asked = study.well_known_names(load())
     assert len(asked) == 60
     assert {row["language"] for row in asked} <= {*load().languages}

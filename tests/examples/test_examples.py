@@ -1,6 +1,7 @@
 """Every example runs, shows what it claims, and fails if its claim does not hold.
 
-An example is skipped if a package it needs is missing. No test judges the times it prints.
+An example is skipped if a package that it needs is missing. Times in the output need only
+be positive.
 """
 
 import re
@@ -32,7 +33,7 @@ NEEDS = {
 
 @pytest.fixture
 def run(threads, monkeypatch, tmp_path, capsys):
-    """Runs an example in this process, to save importing torch, and returns what it prints."""
+    """Runs an example in this process, which saves importing torch, and returns the output."""
     threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
 
@@ -59,7 +60,7 @@ def run_apart(tmp_path, run_program):
 
 
 def numbers(pattern, printed):
-    """Returns the numbers in the only match of a pattern in what an example printed."""
+    """Returns the numbers in the single match of a pattern in an example's output."""
     (found,) = re.findall(pattern, printed)
     return [float(number.replace(",", "")) for number in ([found] if type(found) is str else found)]
 
@@ -82,20 +83,20 @@ def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
         runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_swap_in(run):
+def test_swapped_in_layers_match_torch(run):
     printed = run("swap_in")
     assert "the layer was RNN and is FusedRNN\n" in printed
     for result in ("scores", "gradients"):
         error = rf"error of {result}: (\S+), with nn.RNN (\S+); within budget"
         ours, theirs = numbers(error, printed)
         assert min(ours, theirs) > 0
-    # Two layers in two directions have four tensors each, the embedding has one, the head has two.
+    # 19 = four for each direction of two layers (16), one for the embedding, and two for the head.
     assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
     for what in ("a forward pass", "a training step"):
         assert numbers(rf"{what} is (\S+) times as fast on this machine", printed)[0] > 0
 
 
-def test_lengths(run):
+def test_lengths_match_packing_and_learn(run):
     printed = run("lengths")
     for result in ("scores", "gradients"):
         ours, packed = numbers(rf"error of {result}: (\S+), packed (\S+); within budget", printed)
@@ -105,7 +106,7 @@ def test_lengths(run):
     assert numbers(r"is (\S+) times as fast as packing on this machine", printed)[0] > 0
 
 
-def test_resets(run):
+def test_resets_match_the_loop_and_learn(run):
     printed = run("resets")
     begun, environments, steps = numbers(
         r"(\d+) episodes begin in (\d+) environments within (\d+) steps", printed
@@ -118,7 +119,7 @@ def test_resets(run):
     assert last > 0.9
 
 
-def test_recurrent_ppo(run):
+def test_recurrent_ppo_matches_the_loop(run):
     printed = run("recurrent_ppo")
     assert "entropy, gradients: within the error budget of the loop\n" in printed
     assert numbers(r"is (\S+) times as fast as the loop on this machine", printed)[0] > 0
@@ -134,7 +135,7 @@ def test_recurrent_ppo(run):
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
-def test_onnx_export(run):
+def test_onnx_export_matches_the_layer_at_other_sizes(run):
     printed = run("onnx_export")
     nodes, layers = numbers(r"(\d+) nodes, (\d+) of them RNN", printed)
     assert nodes > layers == 1
@@ -143,7 +144,7 @@ def test_onnx_export(run):
         assert numbers(rf"{batch} (\S+)", printed)[0] < 1e-5
 
 
-def test_ensemble(run):
+def test_ensemble_predicts_better_than_a_member(run):
     printed = run("ensemble")
     assert "losses and gradients of 6 members: vmap gives those of a loop\n" in printed
     for rival in ("the loop", "a loop over nn.RNN"):
@@ -157,7 +158,7 @@ def test_ensemble(run):
 
 
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook is firing")
-def test_privacy(run):
+def test_privacy_matches_a_loop_and_learns(run):
     printed = run("privacy")
     for who in ("vmap gives", "Opacus keeps"):
         assert f"gradients of 32 samples: {who} those of a loop\n" in printed
@@ -167,7 +168,7 @@ def test_privacy(run):
     assert delta < 1 / 2048
 
 
-def test_score_table(run_apart):
+def test_score_table_matches_a_single_call(run_apart):
     for package in NEEDS["score_table"]:
         pytest.importorskip(package)
     printed = run_apart(EXAMPLES / "score_table.py", "--rows", "20000")
@@ -184,7 +185,7 @@ def test_score_table(run_apart):
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch was built without gloo",
 )
-def test_train_torchrun(run_apart):
+def test_train_torchrun_matches_a_single_process(run_apart):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     printed = run_apart(*torchrun, EXAMPLES / "train_torchrun.py")
     losses = re.findall(r"update +\d+: loss (\S+) by 2 processes, (\S+) by one\n", printed)
@@ -197,7 +198,7 @@ def test_train_torchrun(run_apart):
 
 
 def slightly_wrong(function):
-    """Wraps a function, and any function it returns, to scale the tensors they return by 1.001."""
+    """Wraps a function, and any function that it returns, to multiply all results by 1.001."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)
@@ -219,7 +220,7 @@ def slightly_wrong(function):
         ("privacy", torch.func, "vmap"),
     ],
 )
-def test_examples_find_results_that_are_slightly_wrong(name, place, attribute, run, monkeypatch):
+def test_examples_reject_slightly_wrong_results(name, place, attribute, run, monkeypatch):
     monkeypatch.setattr(place, attribute, slightly_wrong(getattr(place, attribute)))
     with pytest.raises(AssertionError, match=r"exceeds its budget|Tensor-likes are not close"):
         run(name)

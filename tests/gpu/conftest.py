@@ -1,4 +1,4 @@
-"""The GPU that these tests plan for. Only fixtures that need Triton import it."""
+"""Fixtures of the GPU tests. Triton is imported only inside the fixtures that need it."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def nothing_tuned():
 
 @pytest.fixture
 def h100(monkeypatch, nothing_tuned):
-    """Makes plans for an H100 that has not refused a launch yet."""
+    """Makes the package plan for an H100 that has not refused a launch."""
     from namernn_fast.gpu import device
     from tools.gpu.resources import H100
 
@@ -26,7 +26,7 @@ def h100(monkeypatch, nothing_tuned):
 
 @pytest.fixture
 def fp32_precision():
-    """Sets the precision of RNNs and of torch's products for one test; IEEE for both by default."""
+    """Sets RNNs and torch's products to IEEE; returns a function that sets other precisions."""
     rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = rnn.fp32_precision, matmul.fp32_precision
 

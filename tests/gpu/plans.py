@@ -1,4 +1,4 @@
-"""Plans of every kind, for any hidden size and with remainders, for the interpreter."""
+"""Plans of every kind for the interpreter, for any hidden size, with or without a remainder."""
 
 import triton
 
@@ -15,7 +15,7 @@ def resident_one_sequence(hidden_size):
 
 
 def cooperative(hidden_size):
-    """Two members with products in two parts, unless one block of hidden units is enough."""
+    """Returns a plan with two members and two parts, unless one block holds all hidden units."""
     whole = resident(hidden_size).block_k
     half = max(16, whole // 2)
     members = triton.cdiv(hidden_size, half)

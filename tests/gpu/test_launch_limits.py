@@ -16,8 +16,8 @@ from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, s
 from tools.gpu.resources import DEVICES as REPORTED
 from tools.lint.variants import DEVICES
 
-# The table "Technical Specifications per Compute Capability" of the CUDA programming guide; AMD has
-# the same limits or larger ones.
+# The limits are from the table "Technical Specifications per Compute Capability" of the CUDA
+# programming guide. AMD's limits are the same or larger.
 GRID = (2**31 - 1, 65535, 65535)
 THREADS = 1024
 RECURRENCES = (kernels.forward_kernel, kernels.backward_kernel)
@@ -34,7 +34,10 @@ PRECISIONS = {
 
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
-    """Returns the kernels, grids and settings of a layer's passes and a large table's gradient."""
+    """Returns all launches of a layer's two passes and of a large table's gradient.
+
+    Each launch is a kernel, a grid and settings.
+    """
     launched = []
     monkeypatch.setattr(
         *(launching, "run"),
@@ -81,7 +84,7 @@ def test_launches_are_within_limits(arch, precision, monkeypatch):
                 continue
             blocks = -(-batch // chosen.block_b)
             assert programs == chosen.members * blocks * directions, (size, grid)
-            if chosen.members > 1:  # they wait for each other, so all must run at once
+            if chosen.members > 1:  # members wait for each other, so all must run at once
                 assert programs <= gpu.processors, (size, grid)
                 assert settings["launch_cooperative_grid"], size
             if gpu.backend == "cuda":

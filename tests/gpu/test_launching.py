@@ -1,4 +1,4 @@
-"""How kernels are launched, and what a call consists of, without a GPU or the interpreter."""
+"""Tests launches, streams, autotune and compiled products, without a GPU or the interpreter."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ class FakeCuda:
         self.current = before
 
 
-def test_capture_is_detected_on_the_given_device_only(monkeypatch):
+def test_capture_is_detected_per_device(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     assert not transfers.is_capturing(torch.device("cuda"))
     assert not transfers.is_capturing(torch.device("cuda", 0))
@@ -59,7 +59,7 @@ def test_capture_is_detected_on_the_given_device_only(monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", [[5, 2], torch.tensor([5, 2], dtype=torch.int32)], ids=type)
-def test_lengths_on_the_cpu_are_refused_during_capture(lengths, monkeypatch):
+def test_lengths_on_the_cpu_are_rejected_during_capture(lengths, monkeypatch):
     FakeCuda(monkeypatch)
     sizes = ((6, 4), (6, 6), (6,), (6,))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -70,8 +70,8 @@ def test_lengths_on_the_cpu_are_refused_during_capture(lengths, monkeypatch):
             rnn(x, None, weights, lengths=lengths)
 
 
-def test_numbers_passed_as_arguments_compile_once(monkeypatch):
-    """No argument is 1 or a multiple of 16, for which Triton would compile another kernel."""
+def test_upload_kernel_compiles_once_for_all_numbers(monkeypatch):
+    """No argument is 1 or a multiple of 16, because Triton would compile another kernel for it."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -90,7 +90,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """The number of members in each launch; cooperative launches raise `error`, if given."""
+    """Records the number of members of each launch; cooperative launches raise `error` if given."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -104,7 +104,7 @@ class Launches(list):
 
 
 def train(calls=1):
-    """Runs both passes on fake tensors, in a cooperative plan for an H100."""
+    """Runs both passes on fake tensors, with a cooperative plan for an H100."""
     with FakeTensorMode():
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
@@ -153,7 +153,7 @@ class Stream:
 
 
 class Event:
-    """Remembers where it was last recorded."""
+    """Remembers the last place in a stream where it was recorded."""
 
     def record(self, stream):
         self.at = f"{stream.name} {len(stream.commands)}"
@@ -181,7 +181,7 @@ def test_cooperative_kernels_of_two_streams_take_turns(on):
     assert first.commands == ["kernel", "kernel", "wait for second 3", "kernel"]
     assert second.commands == ["wait for first 2", "kernel", "kernel"]
     on(second, index=1)
-    assert second.commands[-2:] == ["kernel", "kernel"]  # each device has its own turns
+    assert second.commands[-2:] == ["kernel", "kernel"]  # turns are per device
 
 
 def test_streams_whose_programs_all_fit_share_a_turn(on):
@@ -210,7 +210,7 @@ def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
 
 
 @pytest.mark.usefixtures("h100")
-def test_long_layers_that_leave_room_run_at_once():
+def test_long_layers_run_at_once_if_all_programs_fit():
     def stretches(num_layers=2, **sizes):
         return stack._stretches(stack_of(**sizes), num_layers, torch.empty(0))
 
@@ -230,7 +230,7 @@ def test_long_layers_that_leave_room_run_at_once():
         assert (whole.begin, whole.end) == (0, whole.layout.N)
 
 
-def test_streams_wait_for_each_other(monkeypatch):
+def test_a_stream_waits_for_the_layer_below(monkeypatch):
     main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
     current = [main]
 
@@ -271,7 +271,7 @@ def test_streams_wait_for_each_other(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_cooperative_layers_that_run_at_once_share_a_turn(monkeypatch):
+def test_concurrent_cooperative_layers_share_a_turn(monkeypatch):
     shared = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     monkeypatch.setattr(stack, "_streams", lambda device, count: [])
@@ -290,7 +290,7 @@ def autotune(hidden_size, **more):
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_keeps_the_fastest_that_fits(monkeypatch):
+def test_autotune_keeps_the_fastest_plan_that_fits(monkeypatch):
     Launches(monkeypatch)
     like = torch.empty(0, dtype=torch.bfloat16)
     other = plan.plan_of(128, 2, like, 1)
@@ -309,8 +309,8 @@ def test_autotune_keeps_the_fastest_that_fits(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_says_why_it_times_from_the_host(monkeypatch):
-    """All plans are timed the same way, even if only one of them cannot be captured."""
+def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
+    """If a single plan cannot be captured, all plans are timed from the host."""
     graphs, calls = [], []
 
     def capture(call):
@@ -350,7 +350,10 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcge
 
 
 def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a product; if `aligned`, other strides, sizes and addresses are divisible by 16."""
+    """Compiles a product whose `contiguous` strides are 1.
+
+    If `aligned`, all other strides, the sizes and the addresses are divisible by 16.
+    """
     constants = {**plan.constants(), "plus": None, "WIDE": wide, **dict.fromkeys(contiguous, 1)}
     types = {
         name: "constexpr" if name in constants else "*fp32" if name in POINTERS else "i32"

@@ -1,4 +1,4 @@
-"""The lint of the GPU kernels' machine code: it passes the kernels, and catches planted faults."""
+"""Tests that the lint of machine code accepts the GPU kernels and catches planted faults."""
 
 import functools
 import importlib
@@ -57,11 +57,11 @@ SAMPLE = [
 
 
 @pytest.mark.parametrize("variant", SAMPLE, ids=lambda variant: variant.name)
-def test_the_kernels_break_no_rule(variant):
+def test_kernels_obey_all_rules(variant):
     assert lint(variant).findings == []
 
 
-def test_the_counts_of_a_kernel_match_the_record():
+def test_instruction_counts_match_the_record():
     record = json.loads(resources.RAW.read_text(encoding="utf-8"))
     if record["triton"] != triton.__version__:
         pytest.skip(f"the record was made with Triton {record['triton']}")
@@ -69,7 +69,7 @@ def test_the_counts_of_a_kernel_match_the_record():
     assert list(differences(Result(COOPERATIVE, [], counts), record)) == []
 
 
-def test_the_variants_cover_every_kind_of_plan_and_rows():
+def test_variants_cover_all_kinds_of_plans_and_calls():
     met = {(variant.build.device.arch, variant.build.plan.kind, variant.kernel) for variant in ALL}
     rows = {(variant.build.plan.kind, variant.kernel, variant.rows) for variant in ALL}
     for kind in ("resident", "cooperative", "streamed"):
@@ -87,7 +87,8 @@ OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
 DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
 PRODUCT = "right, sum, input_precision=FORM.PRECISION"
-# By name: the variant, a text in the kernels' source, its replacement, and the broken rule.
+# By name: the variant, a text in the kernels' source, a replacement for the text, and the rule
+# that the mutant breaks.
 MUTANTS = {
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),
@@ -136,20 +137,20 @@ def mutant(folder: Path, name: str, old: str, new: str):
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_planted_fault_breaks_a_rule(name, tmp_path):
+def test_a_planted_fault_breaks_its_rule(name, tmp_path):
     variant, old, new, rule = MUTANTS[name]
     planted = mutant(tmp_path, name, old, new)
     assert broken(rules.build(variant, getattr(planted, f"{variant.kernel}_kernel"))) == {rule}
 
 
-def test_a_spilled_loop_breaks_a_rule(monkeypatch):
+def test_an_unknown_spill_breaks_a_rule(monkeypatch):
     spilled = rules.build(COOPERATIVE, maxnreg=64)
     assert broken(spilled) == {"local"}
     monkeypatch.setattr(rules, "SPILLING", {"float32 H512 .* forward": "it is known"})
     assert broken(spilled) == set()
 
 
-def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
+def test_a_longer_loop_exceeds_its_recorded_budget(tmp_path):
     planted = mutant(tmp_path, "worse", "h = activation(z,", "h = activation(tl.exp(z),")
     before = compiled(COOPERATIVE).code.count()
     build = COOPERATIVE.build
@@ -169,12 +170,12 @@ def test_a_program_that_does_not_fit_breaks_a_rule(more):
     assert broken(built._replace(taken=built.taken._replace(**more))) == {"limits"}
 
 
-def test_weights_that_are_not_found_break_a_rule(tmp_path):
+def test_missing_source_lines_break_the_weights_rule(tmp_path):
     """Without the source lines, the rule cannot know which loads read weights."""
     assert broken(compiled(COOPERATIVE)._replace(source=tmp_path)) == {"weights"}
 
 
-def test_a_kernel_that_is_not_recorded_has_no_budget():
+def test_an_unrecorded_kernel_is_reported():
     result = Result(COOPERATIVE, [], compiled(COOPERATIVE).code.count())
     (finding,) = differences(result, {"rows": []})
     assert finding == ("budget", "is not recorded: run make gpu ONLY=report RECORD=1")

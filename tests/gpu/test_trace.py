@@ -1,4 +1,4 @@
-"""What one call launches on a GPU: its kernels, operators and copies, traced without a GPU.
+"""Traces the kernels, operators and copies that one call launches on a GPU, without a GPU.
 
 GPU tensors are fake: they have a device, but no values. So reading a value, which would wait for a
 real device, is an error here.
@@ -39,7 +39,7 @@ class Trace(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.device = GPU  # of fake tensors
+        self.device = GPU  # the device of fake tensors
         self.noted, self.pinned, self.capturing = [], [], False
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -119,8 +119,8 @@ def paragraph(title, *passes):
     return text
 
 
-def test_inference(trace):
-    """Everything that `rnn()` launches for a call."""
+def test_inference_launches_are_as_listed(trace):
+    """Compares everything that `rnn()` and `last_state()` launch with the list below."""
     dense, packed, h_0, tokens = on_gpu(trace, DENSE, (N, D), (1, B, H), (VOCABULARY, D))
     ids, on_device = on_gpu(trace, (T, B), (B,), dtype=torch.int64)
     (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
@@ -170,10 +170,13 @@ two layers
     )
 
 
-def test_training(trace):
-    """What the operators launch in the forward pass and in a backward pass with all gradients."""
-    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so put them on "cpu:0".
-    # Real tensors are on "cpu", which differs from "cpu:0".
+def test_training_launches_are_as_listed(trace):
+    """Compares the launches of a forward pass and a backward pass with the list below.
+
+    The backward pass computes all gradients.
+    """
+    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so put fake tensors
+    # on "cpu:0". Real tensors are on "cpu", which differs from "cpu:0".
     trace.device = torch.device("cpu", 0)
     dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
     ids, lengths, offsets = on_gpu(trace, (T, B), (B,), (B + 1,), dtype=torch.int64)

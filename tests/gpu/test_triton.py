@@ -1,4 +1,4 @@
-"""The GPU backend without a GPU: kernels interpreted, emulated, compiled; plans; refused calls."""
+"""Tests the kernels, plans and errors of the GPU backend without a GPU."""
 
 import ast
 import json
@@ -56,12 +56,12 @@ def run_folder(name, config, **environment):
 
 
 @pytest.mark.long
-def test_interpreted_kernels(pytestconfig):
+def test_interpreted_kernels_pass_their_tests(pytestconfig):
     run_folder("interpreted", pytestconfig, TRITON_INTERPRET="1")
 
 
 @pytest.mark.long
-def test_emulated_kernels(pytestconfig):
+def test_emulated_kernels_pass_their_tests(pytestconfig):
     version = ".".join(triton.__version__.split(".")[:2])
     if version != KNOWN_TRITON:
         pytest.skip(f"tools/ptx supports the instructions of Triton {KNOWN_TRITON}, not {version}")
@@ -81,7 +81,7 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             config = choose(hidden_size, batch, dtype, device, directions=directions, tf32=tf32)
             assert config.members * config.tiles * config.block_n >= hidden_size
             blocks = -(-batch // config.block_b) * directions
-            if config.members > 1:  # they wait for each other
+            if config.members > 1:  # members wait for each other, so all must run at once
                 assert config.members * blocks <= device.meeting
             if config.kind != "streamed":
                 assert config.tiles == 1
@@ -90,7 +90,7 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             assert config.warps * device.lanes <= 1024
 
 
-def test_the_kind_of_plan_follows_the_size():
+def test_the_kind_of_plan_depends_on_the_size():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
     def kind(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
@@ -98,7 +98,7 @@ def test_the_kind_of_plan_follows_the_size():
 
     assert kind(256, 1) == "resident"
     assert kind(256, 5000) == "resident"
-    # MI300 has less shared memory, and no program waits for another.
+    # An MI300 has less shared memory, and its programs do not wait for each other.
     assert kind(256, 1, mi300) == "streamed"
     assert kind(1024, 1) == "cooperative"
     assert kind(1024, 5000) == "streamed"  # more programs than the GPU can run at once
@@ -116,23 +116,23 @@ def test_streamed_tiles_grow_with_the_work():
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
-    # With little work, about one program per processor instead of large tiles.
+    # With little work, tiles are small enough for about one program per processor.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
-    # With more work, the tiles that read the least, or have the least overhead.
+    # With more work, the plan has the tiles that read the least or have the least overhead.
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
 
 
 def test_no_loop_variable_begins_as_an_alias():
-    """Triton takes such a variable for a constant, but the interpreter does not."""
+    """Unlike the interpreter, Triton treats a loop variable that begins as an alias as constant."""
     loops = 0
     files = sorted(Path(kernels.__file__).parent.glob("*.py"))
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        names = {}  # whether each variable was assigned another variable, or a field
+        names = {}  # whether each variable was last assigned another variable or a field
         for node in function.body:
             if isinstance(node, ast.For):
                 loops += 1
@@ -188,7 +188,7 @@ def test_one_thread_polls_at_the_barrier():
 @pytest.mark.parametrize(
     "size", [(33, 1), (127, 64), (128, 64), (255, 4), (256, 4), (300, 4), (512, 1)], ids=str
 )
-def test_one_sequence_is_summed_within_threads(kernel, size):
+def test_products_of_one_sequence_are_summed_within_threads(kernel, size):
     """If a layout spread each sum over all threads, every sum would need its own shuffles.
 
     For odd sizes, whose rows are not aligned, the loads alone would lead to such a layout.
@@ -232,7 +232,7 @@ def within_limits(device, taken, hidden_size=0):
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
-def test_nothing_is_spilled(arch, case):
+def test_sampled_kernels_stay_within_limits(arch, case):
     build = build_of(arch, *case)
     for kernel in gpu_report.KERNELS.values():
         assert within_limits(build.device, gpu_report.compile_kernel(kernel, build))
@@ -247,7 +247,7 @@ def test_two_programs_with_one_sequence_fit_on_a_processor(arch, call):
     device, plan = build.device, build.plan
     assert (plan.kind, plan.block_b) == ("resident", 1)
     for kernel in gpu_report.KERNELS.values():
-        if kernel is kernels.backward_kernel:  # it reads no ids
+        if kernel is kernels.backward_kernel:  # the backward kernel does not read ids
             call = call | {"rows": {*call.get("rows", ())} - {"ids"}}
         taken = gpu_report.compile_kernel(kernel, build, **call)
         assert within_limits(device, taken)
@@ -256,7 +256,7 @@ def test_two_programs_with_one_sequence_fit_on_a_processor(arch, call):
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("case", [(9, torch.float32), (256, torch.bfloat16)], ids=str)
-def test_sums_by_token_compile(arch, case):
+def test_the_sums_kernel_compiles_within_limits(arch, case):
     width, dtype = case
     signature = {"rows": gpu_report.POINTERS[dtype], "order": "*i64", "borders": "*i64"}
     signature |= {"sums": "*fp32", "V": "i32"}
@@ -266,7 +266,7 @@ def test_sums_by_token_compile(arch, case):
 
 
 @pytest.mark.slow
-def test_nothing_is_spilled_anywhere():
+def test_all_reported_kernels_stay_within_limits():
     for build, _ in gpu_report.builds():
         for kernel in gpu_report.KERNELS.values():
             taken = gpu_report.compile_kernel(kernel, build)
@@ -297,11 +297,11 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
 def test_every_kind_of_call_compiles(call, case):
-    """All layouts, in each kind of plan, with sizes that leave remainders."""
+    """Compiles all layouts for each kind of plan, with sizes that leave remainders."""
     build = build_of("sm_90", *case, torch.bfloat16)
     for kernel in gpu_report.KERNELS.values():
         if kernel is kernels.backward_kernel and "ids" in call["rows"]:
-            continue  # it reads no ids
+            continue  # the backward kernel does not read ids
         assert gpu_report.compile_kernel(kernel, build, **call).shared <= build.device.shared
 
 
@@ -315,7 +315,8 @@ def test_the_recorded_table_matches_the_plans():
         for build, batches in gpu_report.builds()
     ]
     for row in rows:
-        may_spill = row["dtype"] == "float32" and row["plan"]["warps"] == 16  # SPILLING of the lint
+        # Forward kernels of these plans may spill, as in SPILLING of tools/lint.
+        may_spill = row["dtype"] == "float32" and row["plan"]["warps"] == 16
         for name in gpu_report.KERNELS:
             fields = gpu_report.Resources._fields
             taken = gpu_report.Resources(*(row[name][field] for field in fields))
@@ -374,10 +375,10 @@ ON_META = [WEIGHTS[0], WEIGHTS[1].to("meta"), *WEIGHTS[2:]]
             0,
             r"states must hold 1 tensor\(s\), .*, got 2",
         ),
-        ([HX], WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not promised on a GP"),
+        ([HX], WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not supported on a G"),
     ],
 )
-def test_invalid_forward_calls_are_refused(states, weights, lengths, reset, options, message):
+def test_invalid_forward_calls_are_rejected(states, weights, lengths, reset, options, message):
     with pytest.raises(RuntimeError, match=message):
         forward(X, states, weights, lengths, reset, ops.BIAS | options, 0)
 
@@ -401,7 +402,7 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
         (IDS, UNEQUAL, ops.BIDIRECTIONAL, r"must have shape \(7, 6\), got \(6, 6\)"),
     ],
 )
-def test_invalid_token_ids_and_tables_are_refused(input, weights, options, message):
+def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, message):
     with pytest.raises(RuntimeError, match=message):
         forward(input, None, weights, None, None, options, 0)
 
@@ -417,7 +418,7 @@ OUTPUT = torch.zeros(5, 2, 6)
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
-def test_gradients_that_do_not_exist_are_refused(want_input, options, message):
+def test_unsupported_backward_calls_are_rejected(want_input, options, message):
     with pytest.raises(RuntimeError, match=message):
         backward(
             *(IDS, None, OF_TABLE, None, None, options, 0, OUTPUT, [], OUTPUT, [None]),
@@ -449,7 +450,7 @@ def test_gradients_that_do_not_exist_are_refused(want_input, options, message):
         ({"want_layers": [-1]}, "want_layers must be from 0 to 0, got -1"),
     ],
 )
-def test_invalid_backward_calls_are_refused(changes, message):
+def test_invalid_backward_calls_are_rejected(changes, message):
     call = {
         **{"input": X, "states": [HX], "weights": WEIGHTS, "sequence_layout": None, "reset": None},
         **{"options": ops.BIAS, "trees": 0, "output": OUTPUT, "saved": []},
@@ -467,7 +468,7 @@ GRADIENTS = (OUTPUT, [], OUTPUT, [HX], [True, True], [0])
 @pytest.mark.parametrize(
     "cell", [c for c in NUMBERED if not c.has_gpu_kernel], ids=lambda c: c.name
 )
-def test_the_registered_operators_refuse_cells_without_a_kernel(cell):
+def test_operators_reject_cells_without_a_kernel(cell):
     text = f"^namernn_fast: {re.escape(availability.why_not_gpu_kernel(cell))}$"
     with pytest.raises(RuntimeError, match=text):
         on_cuda("forward")(cell.number, *CALL)
@@ -476,7 +477,7 @@ def test_the_registered_operators_refuse_cells_without_a_kernel(cell):
 
 
 @pytest.mark.parametrize("number", [-1, len(NUMBERED)])
-def test_the_registered_operators_refuse_unknown_cells(number):
+def test_operators_reject_unknown_cells(number):
     text = f"^namernn_fast: cell must be from 0 to {len(NUMBERED) - 1}, got {number}$"
     with pytest.raises(RuntimeError, match=text):
         on_cuda("forward")(number, *CALL)
@@ -489,7 +490,7 @@ def test_explain_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     def on_gpu(dtype):
-        """Returns a layer with fake parameters; `layer.to` would look for cuDNN's flat buffer."""
+        """Returns a layer on a fake GPU. `layer.to` would look for cuDNN's flat buffer."""
         layer = FusedRNN(4, 6)
         for name, parameter in [*layer.named_parameters()]:
             fake = torch.empty(parameter.shape, device="cuda", dtype=dtype)

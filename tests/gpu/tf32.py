@@ -8,13 +8,13 @@ from namernn_fast.testing import ErrorBudget
 
 
 def nearest(x):
-    """Returns float32 numbers rounded to TF32, to the nearest value."""
+    """Returns float32 numbers rounded to the nearest TF32 value."""
     bits = x.view(torch.int32)
     return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
 
 
 class Rounded(torch.autograd.Function):
-    """x W^T and its gradients, with operands rounded to TF32."""
+    """Computes x W^T and the gradients of x and W, with operands rounded to TF32."""
 
     @staticmethod
     def forward(context, x, weight):
@@ -28,7 +28,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedRecurrence(Rounded):
-    """x W^T with rounded operands, except in the gradient of W, which no recurrence computes."""
+    """Rounds like `Rounded`, except in the gradient of W, which the recurrence does not compute."""
 
     @staticmethod
     def backward(context, grad):
@@ -37,11 +37,11 @@ class RoundedRecurrence(Rounded):
 
 
 def recurrence(projection, product):
-    """Returns a layer with tanh and without biases, made from products x W^T.
+    """Returns a function that runs a tanh layer without biases.
 
     Args:
-        projection: the product of input and weight_ih.
-        product: the product of a state and weight_hh.
+        projection: a function that computes x W^T for the input and weight_ih.
+        product: a function that computes x W^T for a state and weight_hh.
     """
 
     def run(inputs, hx, weights):
@@ -66,15 +66,15 @@ def results(run, inputs, hx, weights, grads, dtype):
 
 
 def check_results(name, features, hidden_size, batch, projection, product):
-    """Checks a layer against the error of products with rounded operands.
+    """Checks that a fused layer keeps the error budget of a layer with the given products.
 
     Args:
         name: the name of the case.
         features: the input_size of the layer.
         hidden_size: the hidden units of the layer.
         batch: the number of sequences.
-        projection: the rounded product of input and weight_ih.
-        product: the rounded product of a state and weight_hh.
+        projection: a function that computes x W^T for the input and weight_ih.
+        product: a function that computes x W^T for a state and weight_hh.
     """
     T, B, H = 5, batch, hidden_size
     arguments = [torch.randn(T, B, features), torch.randn(1, B, H).tanh()]

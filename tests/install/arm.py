@@ -1,9 +1,10 @@
 """Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
 
-`make compatibility ONLY=arm` runs it. It needs a cross-compiler and qemu, but no ARM machine, and
-no torch or Python for ARM, so it shows that the kernels are correct there, not how fast they are.
-It also checks the machine code: multiply-adds must use whole NEON registers, which are 16 bytes
-wide, and nothing may use SVE, which not every processor has. `--record` writes docs/install.md.
+`make compatibility ONLY=arm` runs this program. It needs a cross-compiler and qemu, but no ARM
+machine, and no torch or Python for ARM. So it shows whether the kernels are correct on ARM, not how
+fast they are. It also checks the machine code: multiply-adds must use whole NEON registers, which
+are 16 bytes wide, and no instruction may use SVE, which not every processor has. `--record` writes
+the results to docs/install.md.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def output_of(*command) -> str:
 
 
 def check_vectors(kernels: Path) -> str:
-    """Checks the vectors of the multiply-adds in the machine code, and returns a summary line."""
+    """Checks which registers the machine code uses, and returns a line that sums them up."""
     code = output_of(OBJDUMP, "--disassemble", "--no-show-raw-insn", kernels)
     found = {lanes: len(re.findall(rf"\tfmla\tv\d+\.{lanes},", code)) for lanes in ("4s", "2d")}
     if not all(found.values()):
@@ -44,12 +45,12 @@ def check_vectors(kernels: Path) -> str:
 
 
 def main() -> None:
-    """Compiles, checks, runs, and prints what it found."""
+    """Compiles the kernels, checks the machine code, runs the tests, and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write docs/install.md")
+    parser.add_argument("--record", action="store_true", help="write results to docs/install.md")
     options = parser.parse_args()
     if missing := {PACKAGES[tool] for tool in PACKAGES if not shutil.which(tool)}:
-        raise SystemExit(f"this needs: apt-get install {' '.join(sorted(missing))}")
+        raise SystemExit(f"packages are missing: apt-get install {' '.join(sorted(missing))}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     kernels, tests = FOLDER / "baseline.o", FOLDER / "kernels"
     output_of(COMPILER, *FLAGS, "-Werror", "-c", "csrc/isa/baseline.cpp", "-o", kernels)

@@ -1,7 +1,8 @@
 """Builds the extension with every C++ compiler on this machine, with warnings as errors.
 
-`make compatibility ONLY=compilers` runs it, with `CXX=clang++-19` for one compiler. Warnings from
-the headers of torch and Python do not count. `--record` writes docs/install.md.
+`make compatibility ONLY=compilers` runs this program; `CXX=clang++-19` limits it to one compiler.
+Warnings from the headers of torch and Python do not count. `--record` writes the results to
+docs/install.md.
 """
 
 import argparse
@@ -20,7 +21,7 @@ NAME = re.compile(r"(g|clang)\+\+(-\d+)?")
 
 
 def compilers() -> list[str]:
-    """Returns the C++ compilers on the PATH, each under one name."""
+    """Returns one name for each C++ compiler on the PATH."""
     files = {}
     for folder in os.environ["PATH"].split(os.pathsep):
         for file in sorted(Path(folder).glob("*++*"), key=lambda file: len(file.name)):
@@ -30,7 +31,7 @@ def compilers() -> list[str]:
 
 
 def build(compiler: str) -> bool:
-    """Returns whether a compiler builds the extension without a warning."""
+    """Builds the extension, and returns whether that succeeds without a warning."""
     headers = [*torch.utils.cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = shlex.join(["-Wall", "-Wextra", "-Werror", *(f"-isystem{path}" for path in headers)])
     # Which variable applies to C++ depends on the version of setuptools.
@@ -42,10 +43,10 @@ def build(compiler: str) -> bool:
 
 
 def main() -> int:
-    """Returns the number of compilers that do not build the extension without a warning."""
+    """Builds with every compiler, and returns how many builds fail or warn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("compilers", nargs="*", help="commands, instead of all on the PATH")
-    parser.add_argument("--record", action="store_true", help="write docs/install.md")
+    parser.add_argument("compilers", nargs="*", help="compilers to use instead of all on PATH")
+    parser.add_argument("--record", action="store_true", help="write results to docs/install.md")
     options = parser.parse_args()
     lines, failed = [], 0
     for compiler in options.compilers or compilers():

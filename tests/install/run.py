@@ -1,9 +1,9 @@
-"""Installs the wheel of `dist/` into fresh environments, without a compiler, and tests it there.
+"""Installs and tests the wheel of `dist/` in fresh environments without a compiler.
 
-`make compatibility ONLY=wheel` runs it. Each environment has a Python, a torch that pip downloads
-(7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before the next
-one is made. Every program runs with only the environment's own programs on its PATH. Results are
-written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
+`make compatibility ONLY=wheel` runs this program. Each environment has a Python, a torch that pip
+downloads (7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before
+the next environment is made. Every program runs with only the environment's programs on its PATH.
+Results are written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
 docs/install.md too.
 """
 
@@ -24,8 +24,8 @@ PAGE = DOCS / "install.md"
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Pairs of Python and torch, where plain `torch` is the newest for that Python: every torch once,
-# and the oldest and newest Python each with the oldest and newest torch.
+# Pairs of Python and torch. Plain `torch` is the newest release for that Python. The pairs cover
+# every torch, and the oldest and newest Python each with the oldest and newest torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),
@@ -40,7 +40,7 @@ KEYS = ("python", "torch")
 
 
 def find_python(version: str) -> str | None:
-    """Returns the path of an interpreter that is on the PATH or in pyenv, or None."""
+    """Returns the path of this version of Python, on the PATH or in pyenv, or None."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
     for python in (shutil.which(f"python{version}"), *map(str, reversed(found))):
@@ -51,13 +51,13 @@ def find_python(version: str) -> str | None:
 
 
 def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
-    """Makes an environment, installs the wheel with pip, and runs the tests in it.
+    """Makes an environment, installs the wheel with pip, and runs `test_installed.py` there.
 
     Returns:
         The installed versions, the kernel, and the names of the tests by outcome.
 
     Raises:
-        subprocess.CalledProcessError: the environment could not be made.
+        subprocess.CalledProcessError: making the environment or installing the wheel failed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
@@ -123,7 +123,7 @@ def version_key(version: str) -> list[int]:
 
 
 def table(found: list[dict]) -> str:
-    """Returns the table of environments, and under it the tests that failed or were skipped."""
+    """Returns the table of environments, followed by the tests that failed or were skipped."""
     lines = ["| Python | torch | kernel | passed | failed | skipped |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
     for it in found:
@@ -139,11 +139,11 @@ def table(found: list[dict]) -> str:
 
 
 def main() -> int:
-    """Tests in every requested environment; returns 1 if a test failed in any."""
+    """Tests the wheel in every requested environment; returns 1 if any test failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", help="a version such as 3.12, instead of all environments")
-    parser.add_argument("--torch", default="torch", help="the requirement for pip, with --python")
-    parser.add_argument("--record", action="store_true", help="write docs/install.md")
+    parser.add_argument("--python", help="test only this version, such as 3.12")
+    parser.add_argument("--torch", default="torch", help="torch requirement for pip, with --python")
+    parser.add_argument("--record", action="store_true", help="write results to docs/install.md")
     options = parser.parse_args()
     wheels = list((ROOT / "dist").glob("*.whl"))
     if len(wheels) != 1:

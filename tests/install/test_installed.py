@@ -1,8 +1,8 @@
-"""What an installed package must do, without a compiler and without the rest of this repository.
+"""Tests an installed package, without a compiler and without the rest of this repository.
 
-`make compatibility ONLY=wheel` runs this file alone in fresh environments. It needs torch and
-pytest, and skips tests that need a missing package. It is broad and shallow: the rest of tests/
-goes deeper.
+`make compatibility ONLY=wheel` runs this file alone in fresh environments. The file needs torch and
+pytest, and skips tests that need a missing package. These tests are broad and shallow; the rest of
+tests/ goes deeper.
 """
 
 import copy
@@ -60,7 +60,7 @@ def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
 
 
 def call(module, x, hx, layout):
-    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and its last states.
+    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and the last states.
 
     Layers that accept neither lengths nor jagged tensors get a packed sequence instead.
     """
@@ -82,7 +82,7 @@ def call(module, x, hx, layout):
 
 
 def results(module, layout, seed):
-    """Returns output, last states and every gradient of one call on random values, by name."""
+    """Calls a layer on random values; returns output, last states and all gradients by name."""
     generator = torch.Generator().manual_seed(seed)
     dtype = module.weight_hh_l0.dtype
 
@@ -110,7 +110,7 @@ def test_the_extension_is_installed():
     assert "cpu" in str(explain(FusedRNN(D, H), torch.randn(T, B, D)))
 
 
-def test_no_file_of_a_checkout_is_imported():
+def test_nothing_is_imported_from_a_checkout():
     """Python must import the installed wheel, not a checkout that happens to be on its path."""
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
         pytest.skip("no wheel is installed here: `make compatibility ONLY=wheel` installs one")
@@ -120,7 +120,7 @@ def test_no_file_of_a_checkout_is_imported():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
 def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
-    """A budget pools a result's layouts and draws, because a small result may be exact by luck."""
+    """A budget pools all layouts and draws, because a single small result may be exact by luck."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()
@@ -136,7 +136,7 @@ def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_double_precision(layout, nonlinearity):
+def test_double_precision_matches_torch(layout, nonlinearity):
     torch.manual_seed(0)
     ours, theirs = pair(torch.float64, nonlinearity=nonlinearity, num_layers=2)
     torch.testing.assert_close(
@@ -144,7 +144,7 @@ def test_double_precision(layout, nonlinearity):
     )
 
 
-def test_resets_begin_sequences_anew():
+def test_a_reset_starts_a_new_sequence():
     ours, theirs = pair(torch.float64)
     x, reset = torch.randn(T, 1, D, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.bool)
     reset[5] = True
@@ -152,7 +152,7 @@ def test_resets_begin_sequences_anew():
     torch.testing.assert_close(ours(x, reset=reset)[0], torch.cat(parts))
 
 
-def test_token_ids():
+def test_a_token_layer_matches_torch():
     reader = TokenRNN(31, D, H, dtype=torch.float64)
     ids = torch.randint(31, (T, B))
     theirs = torch.nn.RNN(D, H, dtype=torch.float64)
@@ -162,7 +162,7 @@ def test_token_ids():
     torch.testing.assert_close(reader.last_state(ids), h_n)
 
 
-def test_step_module():
+def test_a_step_module_matches_torch():
     theirs = torch.nn.RNNCell(D, H, dtype=torch.float64)
     ours = FusedRNNCell(D, H, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
@@ -170,7 +170,7 @@ def test_step_module():
     torch.testing.assert_close(ours(x, h), theirs(x, h))
 
 
-def test_every_number_of_threads_gives_the_same_bits():
+def test_bits_do_not_depend_on_the_number_of_threads():
     layer, x, previous = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
     try:
         outputs = []
@@ -184,7 +184,7 @@ def test_every_number_of_threads_gives_the_same_bits():
 
 
 class Net(torch.nn.Module):
-    """A layer between two operators, to be traced in one graph."""
+    """A layer between two operators, which a tracer must capture in one graph."""
 
     def __init__(self, **options):
         super().__init__()
@@ -196,7 +196,7 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "lengths"])
-def test_compile(lengths):
+def test_a_compiled_module_matches_the_eager_module(lengths):
     torch._dynamo.reset()
     net, x = Net(num_layers=2, bidirectional=True), torch.randn(T, B, D)
     lengths = None if lengths is None else torch.tensor(lengths)
@@ -209,7 +209,7 @@ def test_compile(lengths):
     torch.testing.assert_close(*seen)
 
 
-def test_export():
+def test_an_exported_program_accepts_other_sizes():
     net, x = Net().eval(), torch.randn(T, B, D)
     sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
     program = torch.export.export(net, (x,), dynamic_shapes=(sizes,))
@@ -217,7 +217,7 @@ def test_export():
     torch.testing.assert_close(program.module()(other), net(other))
 
 
-def test_vmap_and_per_sample_gradients():
+def test_vmap_and_per_sample_gradients_match_single_calls():
     layer, x = FusedRNN(D, H, dtype=torch.float64), torch.randn(3, T, B, D, dtype=torch.float64)
     expected = torch.stack([layer(sample)[0] for sample in x])
     torch.testing.assert_close(torch.func.vmap(lambda sample: layer(sample)[0])(x), expected)
@@ -233,7 +233,7 @@ def test_vmap_and_per_sample_gradients():
 
 @pytest.mark.skipif(not has("onnx", "onnxscript", "onnxruntime"), reason="needs ONNX")
 @pytest.mark.filterwarnings("ignore")
-def test_onnx():
+def test_an_onnx_model_matches_the_layer():
     import onnxruntime
 
     layer, x = FusedRNN(D, H, num_layers=2, bidirectional=True).eval(), torch.randn(T, B, D)
@@ -249,7 +249,7 @@ def test_onnx():
         torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(wanted))
 
 
-def test_swapped_into_a_model_saved_and_loaded():
+def test_a_model_with_a_swapped_layer_can_be_saved_and_loaded():
     model = torch.nn.ModuleDict({"rnn": torch.nn.RNN(D, H), "head": torch.nn.Linear(H, 2)})
     x = torch.randn(T, B, D)
     expected = model["rnn"](x)
@@ -271,8 +271,8 @@ def built_for_x86():
 
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
-def test_every_instruction_set_of_the_processor(level):
-    """ATEN_CPU_CAPABILITY selects the kernel, and results equal torch's."""
+def test_every_instruction_set_matches_torch(level):
+    """ATEN_CPU_CAPABILITY selects the kernel, and the kernel's results match torch's."""
     if not built_for_x86():
         pytest.skip("ATen has these levels only on x86-64")
     program = """
@@ -291,13 +291,13 @@ print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
     assert kernel == {"default": "baseline"}.get(level, level)
 
 
-def test_the_module_says_what_is_installed():
+def test_the_command_prints_the_installed_versions():
     printed = run_python("-m", "namernn_fast")
     assert namernn_fast.__version__ in printed
     assert torch.__version__ in printed
 
 
 @pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the names extra")
-def test_the_names_application_has_its_network():
+def test_the_names_application_includes_its_network():
     printed = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
     assert "Japanese" in printed

@@ -1,4 +1,4 @@
-"""The error budget: correct results keep it, however a rival rounds, and faulty ones exceed it."""
+"""Correct results keep the error budget however a rival rounds; faulty results exceed it."""
 
 import functools
 
@@ -20,7 +20,7 @@ SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(cell, shape, dtype, num_layers):
+def test_correct_results_pass_against_an_exactly_rounded_rival(cell, shape, dtype, num_layers):
     budget = ErrorBudget(dtype)
     for seed in range(2):
         options = {"num_layers": num_layers, "bias": seed > 0}
@@ -32,9 +32,9 @@ def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(cell, shape, dt
 
 
 class Faulty:
-    """One layer that computes in float64 and rounds results once. Each subclass adds one fault.
+    """A layer that computes in float64 and rounds only its results. Each subclass adds a fault.
 
-    `faulty` combines it with torch's layer. A state of an LSTM is h and c side by side.
+    `faulty` combines this class with torch's layer. An LSTM's state is h and c side by side.
     """
 
     def forward(self, x, hx):
@@ -50,7 +50,7 @@ class Faulty:
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns the sums of the input and the sums of the previous state."""
+        """Returns the input's part and the previous state's part of the sums."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
@@ -72,7 +72,7 @@ class Faulty:
         return function(z)
 
     def derivative(self, t, x_sums, h_sums):
-        """Returns how much each sum of the previous state changes the state."""
+        """Returns how much the new state depends on the previous state's part of each sum."""
         h_sums = h_sums.detach().requires_grad_()
         with torch.enable_grad():
             total = self.state(t, x_sums.detach(), h_sums, self.states[-1].detach()).sum()
@@ -92,7 +92,7 @@ class LostTerm(Faulty):
 
 
 class LostBias(Faulty):
-    """The bias lacks its largest element, or the largest of the last gate if there are gates."""
+    """The bias lacks its largest element, or the largest in the last gate if there are gates."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -130,7 +130,7 @@ class RoundedWeights(Faulty):
 
 
 class Coarse(Faulty):
-    """One function errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
+    """One activation function errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
 
     def activation(self, function, z):
         h = function(z)
@@ -189,7 +189,7 @@ class BiasPastReset(Faulty):
 
 
 class StalePart(Faulty):
-    """In one sequence, the gate keeps a state, or c, that is one step too old."""
+    """In one sequence, the gate keeps a state (an LSTM's c) that is one step too old."""
 
     def state(self, t, x_sums, h_sums, h):
         if t == 2:
@@ -198,7 +198,7 @@ class StalePart(Faulty):
 
 
 class LostPart(Faulty):
-    """In one step of one sequence, the gate blocks the gradient to the previous state, or c."""
+    """In one row, the gate blocks the gradient to the previous state (an LSTM's c)."""
 
     def state(self, t, x_sums, h_sums, h):
         if t == 1:
@@ -211,7 +211,7 @@ WITH_GATES = (CoarseSigmoid, StalePart, LostPart)
 
 
 def faulty(cell, fault=Faulty):
-    """Returns torch's layer with a fault."""
+    """Returns a subclass of torch's layer that computes with a fault."""
     return type(fault.__name__, (fault, TORCH[cell]), {})
 
 
@@ -232,8 +232,8 @@ def faulty(cell, fault=Faulty):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_fault_is_found(shape, cell, dtype, fault):
-    """The rival is the layer without a fault, so nothing depends on the machine."""
+def test_every_fault_exceeds_its_budget(shape, cell, dtype, fault):
+    """The rival is the layer without the fault, so the verdict does not depend on the machine."""
     case = Case(*shape, cell=cell)
     rounded, faulty_results = (case.run(faulty(cell, base), dtype) for base in (Faulty, fault))
     budget = ErrorBudget(dtype)

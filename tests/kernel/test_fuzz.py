@@ -1,6 +1,7 @@
 """Compares the fused layers with torch's and the oracle on cases that hypothesis draws.
 
-`make test` runs the same hundred examples every time, `make test FUZZ=1` thousands of new ones.
+`make test` runs the same hundred examples every time; `make test FUZZ=1` runs thousands of new
+examples.
 """
 
 from dataclasses import replace
@@ -9,7 +10,7 @@ import torch
 from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings
 
-# One input feature, often zero, without bias and hx: states fade toward the kink of relu.
+# With one input feature, often zero, and without bias or hx, states fade to the kink of relu.
 FADING = replace(
     LUCKY,
     H=120,
@@ -38,7 +39,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# A state is infinite. In `nn.RNN` on AMX it is NaN, which comes from another sequence's row.
+# One state is infinite. On AMX, `nn.RNN` returns NaN instead, which spreads from another row.
 INFINITE = replace(
     LUCKY,
     D=76,

@@ -1,4 +1,4 @@
-"""`batch_invariant`: the bits of a sequence's results do not depend on its batch."""
+"""With `batch_invariant`, a sequence's results have the same bits in every batch."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_batch_invariance_is_set_by_module_or_context(cell):
-    """The option changes bits if products of few sequences are otherwise summed differently."""
+    """Without the option, a single sequence and a batch of 16 have different bits."""
     plain = FUSED[cell](64, 64)
     invariant = FUSED[cell](64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())
@@ -71,7 +71,7 @@ def test_batch_invariance_is_set_by_module_or_context(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_batch_invariance_is_refused_without_the_fused_kernel(cell):
+def test_batch_invariance_is_rejected_without_the_fused_kernel(cell):
     module = FUSED[cell](3, 4, batch_invariant=True)
     with pytest.raises(
         RuntimeError, match=r"batch_invariant needs the fused kernel: a torch.func tr"

@@ -1,4 +1,4 @@
-"""Compares fused layers with torch's and the oracle: all combinations of options, all results."""
+"""Compares fused layers with torch's layers and the oracle, in all combinations of options."""
 
 import copy
 import functools
@@ -12,8 +12,8 @@ from kinds import flat
 
 from namernn_fast.testing import ErrorBudget
 
-# (D, H, T, B): whole vectors, remainders in every dimension, wide and thin batches, and one short
-# sequence of whole vectors, for which weights are not packed.
+# (D, H, T, B). Sizes are whole vectors or leave a remainder in every dimension; batches are wide or
+# thin. For one short sequence of whole vectors, weights are not packed.
 SHAPES = {
     torch.float32: [
         (3, 2, 3, 2),
@@ -58,7 +58,9 @@ def add_cases(budget, dtype, shapes, options, make):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_every_option(equation, bias, batch_first, bidirectional, num_layers, dtype):
+def test_every_option_keeps_the_error_budget(
+    equation, bias, batch_first, bidirectional, num_layers, dtype
+):
     cell, options = layer_of(equation)
     options |= {
         "bias": bias,
@@ -77,7 +79,7 @@ def test_every_option(equation, bias, batch_first, bidirectional, num_layers, dt
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_sizes_of_one(cell, batch_first, bidirectional, dtype):
+def test_sizes_of_one_keep_the_error_budget(cell, batch_first, bidirectional, dtype):
     """The stride of a dimension of size one is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
@@ -86,11 +88,12 @@ def test_sizes_of_one(cell, batch_first, bidirectional, dtype):
     budget.check()
 
 
-def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 - the kernels' legend
-    """Returns a case of token ids, whose embedding has fewer or more rows than there are ids.
+def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 - as in the kernels
+    """Returns a case of token ids.
 
-    Its padding_idx is absent, positive or negative. The embedding never has only two or three rows,
-    which have too few rounding errors for a sample.
+    `seed` decides whether the embedding has fewer or more rows than there are ids, and whether
+    padding_idx is None, positive or negative. Choose `T` and `B` so that the embedding has more
+    than three rows: fewer rows have too few rounding errors for a sample.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
@@ -101,7 +104,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_many_steps(cell, layouts, bidirectional):
+def test_many_steps_keep_the_error_budget(cell, layouts, bidirectional):
     """There are more steps than the projection or the backward pass processes at once.
 
     The projection processes 256 rows at once, less than half the rows of each shape. On a core with
@@ -118,7 +121,7 @@ def test_many_steps(cell, layouts, bidirectional):
 
 
 def results_and_gradients(layer, x):
-    """Returns the results of a layer and the gradients of `h_n.sum()` for its parameters."""
+    """Returns a layer's results and the gradients of `h_n.sum()` for the parameters, by name."""
     output, *last = flat(layer(x))
     last[0].sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
@@ -129,7 +132,7 @@ def results_and_gradients(layer, x):
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_gradients_of_many_rows(cell, bidirectional, threads):
+def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
     Against an exactly rounded rival, the budget is three units in the last place of the largest
@@ -166,7 +169,7 @@ IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2
 @pytest.mark.parametrize(  # nn.LSTM and nn.GRU take seconds in float16
     "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
 )
-def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
+def test_many_16_bit_steps_keep_the_error_budget(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
 
     At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
@@ -187,10 +190,11 @@ def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
-def test_threads(threads, cell, layouts):
+def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
-    # Threads divide hidden units (few sequences) or sequences (many); the last shape uses one.
+    # Threads divide hidden units if there are few sequences, and sequences if there are many. The
+    # last shape runs on one thread.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         options = {"batch_first": seed % 2 == 0}
@@ -206,8 +210,8 @@ def test_threads(threads, cell, layouts):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout(training, cell):
-    """With the same seed, dropout drops the elements that torch drops; in evaluation, none."""
+def test_dropout_drops_the_same_elements_as_torch(training, cell):
+    """In training, a layer drops the elements that torch drops. In evaluation, it drops none."""
     ours, theirs = twins(5, 8, cell=cell, num_layers=3, dropout=0.5)
     x = torch.randn(6, 4, 5)
     results = []

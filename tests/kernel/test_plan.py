@@ -1,4 +1,4 @@
-"""The plan of the CPU kernel on machines with any number of cores."""
+"""Tests how the CPU kernel's plan divides the work among threads."""
 
 import pytest
 from cases import CELLS
@@ -29,52 +29,52 @@ def test_more_threads_never_take_longer(cell, shape, threads):
     assert plan.nanoseconds <= alone.nanoseconds
 
 
-def test_small_work_stays_on_one_thread():
+def test_a_small_problem_runs_on_one_thread():
     assert cpu_plan([1] * 8, 64, 64, 96)[:2] == (1, 1)
 
 
-def test_the_weights_of_all_gates_count():
-    """A GRU has three times as many weights, so smaller batches are worth dividing."""
+def test_the_plan_counts_the_weights_of_all_gates():
+    """A GRU has three times the weights of a vanilla cell, so dividing smaller batches pays."""
     sizes = ([4] * 8, 64, 64)
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1
     assert cpu_plan(*sizes, 2, cell="gru").groups == 2
 
 
-def test_many_sequences_share_out_the_batch():
+def test_threads_divide_many_sequences():
     assert cpu_plan([1024] * 8, 64, 256, 2)[:2] == (2, 1)
     assert cpu_plan([1024] * 8, 64, 256, 32)[:2] == (32, 1)
 
 
-def test_one_long_sequence_shares_out_the_hidden_units():
+def test_threads_divide_the_hidden_units_of_one_long_sequence():
     plan = cpu_plan([1] * 128, 1024, 4096, 8)
     assert plan.groups == 1
     assert plan.members == 8
 
 
-def test_few_sequences_on_many_threads_share_out_both():
+def test_many_threads_divide_sequences_and_hidden_units():
     plan = cpu_plan([16] * 128, 512, 1024, 64)
     assert plan.groups > 1
     assert plan.members > 1
 
 
 def test_weights_larger_than_the_l2_cache_are_split():
-    """Threads divide the weights if half of them fits in a core's L2 cache but not all."""
+    """Two threads divide the weights if only half of the weights fit in a core's L2 cache."""
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=3 * 2**19).members == 2
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 
 
-def test_a_packed_batch_counts_the_rows_that_exist():
+def test_the_plan_of_a_packed_batch_counts_existing_rows():
     whole = cpu_plan([256] * 12, 64, 256, 2)
     packed = cpu_plan([256] * 2 + [1] * 10, 64, 256, 2)
     assert packed.nanoseconds < whole.nanoseconds / 3
 
 
-def test_a_plan_without_steps():
+def test_a_call_without_steps_runs_on_one_thread():
     assert cpu_plan([], 4, 4, 8)[:2] == (1, 1)
 
 
-def test_layers_run_at_once_if_each_has_little_to_divide():
+def test_layers_run_at_once_if_each_is_too_small_to_divide():
     assert cpu_plan([1] * 500, 64, 64, 2, num_layers=2).layers == 2
     assert cpu_plan([1] * 500, 64, 64, 8, num_layers=6).layers == 6
     assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1

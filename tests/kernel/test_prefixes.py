@@ -1,4 +1,4 @@
-"""Shared prefixes, through the operators.
+"""Tests calls of the operators that share prefixes.
 
 Sharing must leave states bit-identical, and gradients equal up to rounding.
 """
@@ -28,7 +28,7 @@ VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Returns lists of ids, whose common prefixes depend on `style`."""
+    """Draws the ids of each sequence; `style` determines which prefixes the sequences share."""
     draw = random.Random(seed)
     shortest = seq_len if layout in EVEN else 1 if layout == "packed" else 0
     base = [draw.randrange(vocabulary) for _ in range(seq_len)]
@@ -54,7 +54,7 @@ def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
 def arrange(sequences, layout):
     """Returns the operators' input, its sequence_layout and its option bits.
 
-    The ids are not adjacent in memory, and ids in padding are out of range.
+    The ids are not adjacent in memory, and padding holds ids that are out of range.
     """
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
     lengths = torch.tensor([len(ids) for ids in sequences])
@@ -114,32 +114,32 @@ class TokenBatch:
         ]
 
     def arguments(self, share, bits):
-        """Returns the arguments of the operators."""
+        """Returns the arguments that `ops.forward` and `ops.backward` share."""
         options = self.options + bits + (ops.SHARE_PREFIXES if share else 0)
         call = CELLS[self.cell].number, self.ids, None, self.weights
         return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
-        """Runs a call in inference, and returns its last states side by side."""
+        """Runs the batch in inference, and returns the last states (h, or h and c side by side)."""
         output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE))
         assert output.shape == (0,)
         assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
-        """Runs a call in training; returns output, the last states side by side, and saved."""
+        """Runs the batch in training; returns output, last states side by side, and `saved`."""
         output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED))
         return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
-        """Returns the gradients of the weights."""
+        """Returns the gradients of the weights of all layers, or only of `want_layers`."""
         output, _, saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
         arguments = *self.arguments(share, 0), output, saved
         return ops.backward(*arguments, None, self.grads_of_last, [False], list(want))
 
     def shares(self):
-        """Whether the operators make trees, which changes the order of rows."""
+        """Returns whether the operators make trees, which changes the order of output rows."""
         output = self.forward(share=True)[0]
         assert output.shape == (self.ids.numel(), self.hidden_size)
         return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
@@ -150,7 +150,7 @@ def equal(left, right):
 
 
 def check(call, set_threads=torch.set_num_threads):
-    """Compares a call that shares prefixes with one that does not."""
+    """Checks that sharing prefixes keeps states bit-identical, and gradients up to rounding."""
     plain = call.forward(share=False)
     expected = call.backward(False, plain)
     by_threads = []
@@ -168,7 +168,7 @@ def check(call, set_threads=torch.set_num_threads):
             largest = float(other.abs().max()) if other.numel() else 0.0
             torch.testing.assert_close(grad, other, rtol=0, atol=error * largest)
         by_threads.append((shared, grads))
-    # The backward pass rebuilds the trees of the forward pass with another number of threads.
+    # With another number of threads, the backward pass must rebuild the same trees.
     assert equal(call.backward(True, by_threads[0][0]), by_threads[1][1])
 
 
@@ -212,7 +212,7 @@ def test_sharing_computes_what_plain_rows_do(cell, call):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_many_sequences_in_many_trees(cell, layout, dtype, threads):
+def test_sharing_among_many_trees_does_not_change_results(cell, layout, dtype, threads):
     sequences = draw_sequences("random", 31, 3000, 9, layout, seed=1)
     call = TokenBatch(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype, cell=cell)
     assert call.shares()
@@ -221,7 +221,7 @@ def test_many_sequences_in_many_trees(cell, layout, dtype, threads):
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_long_sequences(cell, vocabulary, threads):
+def test_sharing_works_for_long_sequences(cell, vocabulary, threads):
     sequences = draw_sequences("stems", vocabulary, 12, 300, "jagged", seed=2)
     sequences += draw_sequences("random", vocabulary, 40, 40, "jagged", seed=3)
     check(TokenBatch(sequences, vocabulary=vocabulary, num_layers=2, trees=2, cell=cell), threads)
@@ -243,7 +243,7 @@ def test_distinct_sequences_are_not_shared(batch, threads):
     check(call, threads)
 
 
-def test_a_sequence_that_is_a_prefix_of_another(threads):
+def test_a_sequence_may_be_a_prefix_of_another(threads):
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
     sequences = [ids[:n] for n in (4, 12, 0, 1, 12, 7, 4, 4)] * 3
     for layout in ("lengths", "jagged"):
@@ -257,7 +257,7 @@ def test_a_sequence_that_is_a_prefix_of_another(threads):
 
 
 @pytest.mark.parametrize("layout", ["lengths", "jagged"])
-def test_sequences_without_ids(layout, threads):
+def test_empty_sequences_have_zero_states(layout, threads):
     call = TokenBatch([[], [], []], layout)
     check(call, threads)
     assert not call.last_state(share=True).any()
@@ -265,7 +265,7 @@ def test_sequences_without_ids(layout, threads):
 
 @pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_of_some_layers_only(cell, want_layers):
+def test_gradients_can_be_limited_to_some_layers(cell, want_layers):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=6)
     call = TokenBatch(sequences, num_layers=3, cell=cell)
     assert call.shares()
@@ -276,7 +276,7 @@ def test_gradients_of_some_layers_only(cell, want_layers):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_and_rows_in_any_strides(cell):
+def test_gradients_and_saved_rows_may_have_any_strides(cell):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=7)
     call = TokenBatch(sequences, num_layers=2, cell=cell)
     assert call.shares()
@@ -296,7 +296,7 @@ def test_gradients_and_rows_in_any_strides(cell):
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("wrong", [-1, 7, 2**62])
-def test_an_id_out_of_range_is_refused_with_its_position(layout, share, wrong):
+def test_an_id_out_of_range_is_rejected_with_its_position(layout, share, wrong):
     right = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
     call = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, wrong, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
     message = f"^namernn_fast: input must hold ids from 0 to 6, got {wrong} at step 3 of sequence 1"
@@ -326,7 +326,7 @@ def test_errors_give_the_callers_index_of_a_sequence(order, layout):
     ],
 )
 @pytest.mark.parametrize("cell", CELLS)
-def test_arguments_that_rule_out_sharing_are_refused(cell, changes, message):
+def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
     call = {"input": ids, "states": False, "reset": None, "options": 0, "dtype": None, **changes}
     rows = CELLS[cell].weight_blocks * 4
@@ -341,7 +341,7 @@ def test_arguments_that_rule_out_sharing_are_refused(cell, changes, message):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_gradient_of_the_output_is_refused(cell):
+def test_a_gradient_of_the_output_is_rejected(cell):
     call = TokenBatch([[1, 2, 3]] * 50, cell=cell)
     output, _, saved = call.forward(share=True)
     grads = torch.zeros_like(output), [None for _ in call.grads_of_last]

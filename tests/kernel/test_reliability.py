@@ -1,4 +1,4 @@
-"""Calls from many threads, after a fork, in a parallel region, interrupted, and out of memory."""
+"""Tests calls from threads, after a fork, in a parallel region, interrupted or out of memory."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ SHAPES = [(16, 300, 30, 1), (16, 128, 20, 60), (64, 64, 8, 4)]  # D, H, T, B
 
 
 def run_program(program):
-    """Runs a program that imports this package, asserts success and returns the words it prints."""
+    """Runs a program that imports this package, and returns the words of its output."""
     path = os.pathsep.join([str(Path(namernn_fast.__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     ran = subprocess.run(
@@ -43,9 +43,9 @@ def results_of(module, x):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_calls_from_many_threads(cell, shape, threads):
+def test_concurrent_calls_have_the_same_bits(cell, shape, threads):
     """Concurrent calls of one module have the same bits as calls one after the other."""
-    D, H, T, B = shape  # noqa: N806 - the kernels' own legend
+    D, H, T, B = shape  # noqa: N806 - named as in the kernels
     threads(2)
     module = FUSED[cell](D, H, bidirectional=True)
     inputs = [torch.randn(T, B, D) for _ in range(8)]
@@ -57,17 +57,17 @@ def test_calls_from_many_threads(cell, shape, threads):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_threads_that_change_the_number_of_threads(cell, threads):
-    """Per-sequence results keep their bits while other threads set the number of threads."""
+def test_bits_survive_changes_of_the_number_of_threads(cell, threads):
+    """Results per sequence keep their bits while other threads set the number of threads."""
     threads(2)
     module = FUSED[cell](16, 300)
     x = torch.randn(30, 2, 16)
-    of_sequences = slice(-len([*module.parameters()]))
-    wanted = results_of(module, x)[of_sequences]
+    per_sequence = slice(-len([*module.parameters()]))
+    wanted = results_of(module, x)[per_sequence]
 
     def call(count):
         torch.set_num_threads(count)
-        return results_of(module, x)[of_sequences]
+        return results_of(module, x)[per_sequence]
 
     with ThreadPoolExecutor(8) as pool:
         for got in pool.map(call, [1, 2, 3, 4] * 6):
@@ -77,9 +77,9 @@ def test_threads_that_change_the_number_of_threads(cell, threads):
 @pytest.mark.skipif(sys.platform != "linux", reason="loads torch's library by its Linux name")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_calls_inside_a_parallel_region(cell, shape, threads):
-    """Calls inside `at::parallel_for`, where the layer gets one thread, give the same results."""
-    D, H, T, B = shape  # noqa: N806
+def test_calls_inside_a_parallel_region_match_calls_outside(cell, shape, threads):
+    """Inside `at::parallel_for`, where the layer gets one thread, calls return the same results."""
+    D, H, T, B = shape  # noqa: N806 - named as in the kernels
     threads(2)
     module = FUSED[cell](D, H)
     inputs = [torch.randn(T, B, D) for _ in range(8)]
@@ -123,12 +123,12 @@ def results():
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.parametrize(
     ("cell", "used"),
     [("rnn", False), ("gru", True), pytest.param("rnn", True, marks=pytest.mark.slow)],
 )
-def test_a_forked_child(cell, used):
+def test_a_forked_child_computes_the_same_results(cell, used):
     """A forked child has none of the parent's pool threads, but computes the same results."""
     program = FORK.replace("FusedRNN", FUSED[cell].__name__) + (
         f"wanted = results() if {used} else None\n"
@@ -142,12 +142,12 @@ def test_a_forked_child(cell, used):
     assert run_program(program) == ["child", "parent"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="falls back to one thread only on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the fallback to one thread")
 def test_a_forked_child_copies_and_zeroes_large_tensors():
     """In a forked child, copying and zeroing large tensors needs no pool threads.
 
-    Inputs and gradients without adjacent features are copied. If no row exists, gradients of
-    weights are zeroed.
+    Inputs and gradients are copied if their features are not adjacent. Gradients of weights are
+    zeroed if no row exists.
     """
     program = FORK + (
         "import signal\n"
@@ -179,8 +179,8 @@ def test_a_forked_child_copies_and_zeroes_large_tensors():
     assert run_program(program) == ["transposed", "True", "expanded", "True", "empty", "True"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
-def test_a_forked_data_loader_worker():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_forked_data_loader_workers_compute_the_same_results():
     program = FORK + (
         "wanted = results()\n"
         "class Data(torch.utils.data.Dataset):\n"
@@ -193,8 +193,8 @@ def test_a_forked_data_loader_worker():
     assert run_program(program) == ["True"] * 4
 
 
-def test_an_interrupt_arrives_after_the_current_call():
-    """An interrupt arrives when the current call returns, and later calls work as before."""
+def test_an_interrupt_is_raised_after_the_current_call():
+    """An interrupt is raised when the current call returns, and later calls work as before."""
     program = FORK + (
         "import signal, threading\n"
         # If SIGINT is ignored at startup, as in a background job, Python keeps ignoring it.
@@ -210,7 +210,7 @@ def test_an_interrupt_arrives_after_the_current_call():
 
 
 def test_other_threads_run_during_a_call():
-    """With a long switch interval, other threads run only if the call releases the interpreter."""
+    """With a long switch interval, other threads run only if the call releases the GIL."""
     module = FusedRNN(256, 256)
     x = torch.randn(1000, 64, 256)
     ticks, done = 0, threading.Event()
@@ -241,7 +241,7 @@ def test_other_threads_run_during_a_call():
 
 @pytest.mark.parametrize("shape", [(2**30, 2**20, 1), (2**40, 2**20, 1)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_an_output_too_big_for_memory(cell, shape):
+def test_an_output_too_big_for_memory_raises_an_error(cell, shape):
     module = FUSED[cell](1, 4)
     x = torch.randn(3, 2, 1)
     wanted = results_of(module, x)
@@ -250,8 +250,8 @@ def test_an_output_too_big_for_memory(cell, shape):
     assert all(map(torch.equal, results_of(module, x), wanted))
 
 
-def test_a_copy_of_an_input_too_big_for_memory():
-    """An input without adjacent features is copied; the error gives the shape of the copy."""
+def test_an_input_copy_too_big_for_memory_raises_an_error():
+    """An input is copied if its features are not adjacent. The error gives the copy's shape."""
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"no memory for a tensor of shape \(1"):
         FusedRNN(2, 4)(torch.zeros(1).expand(2**30, 2**20, 2))
 
@@ -261,7 +261,7 @@ def test_a_copy_of_an_input_too_big_for_memory():
     sys.platform != "linux", reason="reads the memory size of its process from /proc"
 )
 @pytest.mark.parametrize(("cell", "both_at_once"), [("rnn", True), ("rnn", False), ("gru", False)])
-def test_scratch_memory_that_cannot_be_had(cell, both_at_once):
+def test_failed_scratch_allocations_raise_an_error(cell, both_at_once):
     """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
     layer = FUSED[cell].__name__
     program = FORK.replace("FusedRNN", layer) + (

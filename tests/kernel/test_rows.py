@@ -1,4 +1,4 @@
-"""Which rows exist: lengths, including zero, jagged tensors, and resets within a sequence."""
+"""Tests which rows exist: lengths (zero included), jagged tensors, and resets in a sequence."""
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ STACK = {"num_layers": 2, "bidirectional": True}
     + [f"{cell}{path}" for cell in CELLS[1:] for path in ("", "-torch", "-reference")]
 )
 def cell(request, monkeypatch):
-    """The cell of a layer that runs in the kernel, in torch's operator or in ATen operators."""
+    """Selects the kernel, torch's operator or ATen operators, and returns the cell to test."""
     cell, *path = request.param.split("-")
     if path:
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
@@ -43,12 +43,12 @@ def layer_and_input(cell, options, seq_len, batch, dtype=torch.float64):
 
 
 def of_sequences(states, which):
-    """Returns the states of some sequences."""
+    """Returns the states of the sequences `which`."""
     return map_states(states, lambda state: state[:, which])
 
 
 def gradients(module, results, inputs):
-    """Returns gradients of a weighted sum of all elements, with the same weights in any dtype."""
+    """Returns the gradients of a weighted sum of `results`, with equal weights for any dtype."""
     generator = torch.Generator().manual_seed(1)
     loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
@@ -66,14 +66,14 @@ def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
     grads = gradients(module, (output, *last), (x, *initial))
     assert not grads[0][:, [1, 3]].any()
     assert not grads[0][3:, 0].any()
-    # The other sequences have the same results without the empty ones.
+    # The empty sequences do not affect the results of the other sequences.
     kept = flat(module(x[:, [0, 2]], of_sequences(hx, [0, 2]), lengths=[3, 5]))
     torch.testing.assert_close([state[:, [0, 2]] for state in (output, *last)], list(kept))
     loss = sum(state[:, [1, 3]].sum() for state in last)
     for grad_hx in torch.autograd.grad(loss, initial):
         assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
         assert not grad_hx[:, [0, 2]].any()
-    # All sequences may be empty, without an initial state.
+    # All sequences may be empty, even if there is no initial state.
     output, *last = flat(module(x, lengths=torch.zeros(4, dtype=torch.int32)))
     assert not output.any()
     assert not any(state.any() for state in last)
@@ -82,7 +82,7 @@ def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_lengths_come_in_any_form(cell, batch_first):
+def test_lengths_may_be_a_list_tuple_array_or_tensor(cell, batch_first):
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 3)
     x = (x.transpose(0, 1) if batch_first else x).contiguous()
     lengths = [2, 6, 4]
@@ -106,7 +106,7 @@ def test_lengths_come_in_any_form(cell, batch_first):
 
 
 def split_run(module, x, hx, lengths, reset):
-    """Splits the sequences of a padded batch at the resets and runs the pieces one by one."""
+    """Splits the sequences of a padded batch at the resets, and runs the pieces one by one."""
     number = len(tensors_in(hx)[0])
     backwards = torch.arange(number) % 2 == 1 if module.bidirectional else torch.tensor(False)
     backwards = backwards.expand(number)[:, None]
@@ -132,8 +132,8 @@ def split_run(module, x, hx, lengths, reset):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_resets_of_a_sequence_without_a_batch(cell, batch_first):
-    """A single sequence takes a mask of shape (seq_len), and its bits equal a batch of one."""
+def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
+    """An unbatched input takes a mask of shape (seq_len,), and has the bits of a batch of one."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1
@@ -177,8 +177,8 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("seq_len", [10, 1000])
 @pytest.mark.parametrize("cell", CELLS)
-def test_resets_in_every_type(cell, dtype, seq_len, threads):
-    """Resets work across time blocks, and nothing before a reset affects what follows it."""
+def test_values_before_a_reset_do_not_affect_later_steps(cell, dtype, seq_len, threads):
+    """A reset stops even NaN, in every dtype and across time blocks."""
     threads(2)
     module, x, hx = layer_and_input(cell, STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)
@@ -193,7 +193,7 @@ def test_resets_in_every_type(cell, dtype, seq_len, threads):
     assert torch.equal(everywhere, module(x.flatten(0, 1)[None])[0].view_as(everywhere))
 
 
-def test_jagged_in_jagged_out(cell):
+def test_a_jagged_input_has_a_jagged_output(cell):
     module, _, hx = layer_and_input(cell, STACK, 1, 4)
     sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 0, 7, 1)]
     input = torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=True)
@@ -218,7 +218,7 @@ def test_jagged_in_jagged_out(cell):
     torch.testing.assert_close(grad.values(), torch.cat(wanted_grads))
 
 
-def test_invalid_lengths_resets_and_layouts_are_refused(cell):
+def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
     module, x, _ = layer_and_input(cell, {}, 5, 2)
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
@@ -250,8 +250,8 @@ def test_invalid_lengths_resets_and_layouts_are_refused(cell):
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
-def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
-    """Three layers in a wave on two threads give the results of layers that run one by one."""
+def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, threads):
+    """Three layers in a wave on two threads have the results of layers that run one by one."""
     seq_len = 600
     assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=cell).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
@@ -265,7 +265,7 @@ def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
     precise = copy.deepcopy(module).double()
 
     def run(module, x, hx, more):
-        """Returns the results of each sequence, and the gradients of the weights."""
+        """Returns results and gradients per sequence, and the gradients of the weights."""
         if layout == "packed":
             output, last = module(pack_padded_sequence(x, lengths), hx, **more)
             output = output.data
@@ -278,7 +278,7 @@ def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
             output, last = module(x, hx, **more, **lengths_given)
         initial = tensors_in(hx)
         grads = gradients(module, flat((output, last)), (x, *initial))
-        with torch.no_grad():  # nothing is kept for a backward pass
+        with torch.no_grad():  # inference keeps nothing for a backward pass
             states = tensors_in(module(x, hx, **more)[1])
         per_sequence = 1 + len(initial)
         return (output, *tensors_in(last), *states, *grads[:per_sequence]), grads[per_sequence:]
@@ -302,7 +302,7 @@ def within_budget(ours, theirs, exact):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_wave_computes_only_the_gradients_that_are_wanted(cell, threads):
+def test_a_wave_computes_the_requested_gradients(cell, threads):
     module, x, _ = layer_and_input(cell, {"num_layers": 3}, 600, 2, torch.float32)
     module.requires_grad_(False)
     for weight in (module.weight_hh_l1, module.bias_ih_l2):

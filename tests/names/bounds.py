@@ -8,7 +8,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """A field of Linux's /proc/self/status in MiB; elsewhere 0, so that there is no bound."""
+    """Return a field of Linux's /proc/self/status in MiB, or 0 elsewhere to disable the bound."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
@@ -21,9 +21,9 @@ def _hang(*_):
 
 @contextmanager
 def bounded(mebibytes=64):
-    """Checks that a block takes little memory, and does not hang."""
+    """Check that a block takes less than `mebibytes` of memory, and does not hang."""
     if _CLEAR.exists():
-        _CLEAR.write_text("5")  # resets the peak memory to the present memory
+        _CLEAR.write_text("5")  # resets the peak memory to the current memory
     before = _memory("VmRSS")
     handler = signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, 300)

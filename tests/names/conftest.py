@@ -1,4 +1,4 @@
-"""Fixtures of the application's tests: an empty cache, data, a server, the command line."""
+"""Fixtures for tests of the names application: cache, data, a server, the command line."""
 
 import http.server
 import os
@@ -21,7 +21,7 @@ REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "dat
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Run on one thread: models this small gain nothing from more."""
+    """Run on one thread, because models this small gain nothing from more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache, no named data, and no proxy between the tests and their server."""
+    """Return the path of an empty cache; unset the data variable and bypass proxies."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NAMERNN_FAST_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -51,7 +51,7 @@ def real_folder():
 
 @pytest.fixture
 def make_folder(tmp_path):
-    """Write {language: text or bytes} as a folder of names."""
+    """Return a function that writes {language: text or bytes} as a folder of names."""
 
     def make(files, name="names"):
         folder = tmp_path / name
@@ -66,7 +66,7 @@ def make_folder(tmp_path):
 
 @pytest.fixture
 def homeless(monkeypatch):
-    """A user without a home folder, as in services and containers."""
+    """Imitate a user without a home folder, as in services and containers."""
 
     def home():
         raise RuntimeError("Could not determine home directory.")
@@ -81,7 +81,7 @@ def homeless(monkeypatch):
 
 @pytest.fixture
 def make_zip(tmp_path):
-    """Write {member: text or bytes} as a zip."""
+    """Return a function that writes {member: text or bytes} as a zip."""
 
     def make(members, compression=zipfile.ZIP_DEFLATED):
         path = tmp_path / "names.zip"
@@ -95,7 +95,10 @@ def make_zip(tmp_path):
 
 @pytest.fixture
 def serve():
-    """Serve `respond(handler)` on 127.0.0.1 and return the address; `serve.requests` counts."""
+    """Return a function that serves `respond(handler)` on 127.0.0.1 and returns the URL.
+
+    The attribute `requests` of the function counts the requests.
+    """
     stop = threading.Event()
     servers = []
 
@@ -124,7 +127,7 @@ def serve():
 
 @pytest.fixture
 def within_budget():
-    """Check that our result is about as close to the float64 oracle as nn.RNN's."""
+    """Return a check that our result is about as close to the float64 oracle as nn.RNN's."""
 
     def check(ours, nn_rnn, oracle):
         testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
@@ -134,7 +137,7 @@ def within_budget():
 
 @pytest.fixture
 def make_data(make_folder):
-    """Write the sample as a folder, which counts as real data and not as the sample."""
+    """Return a function that writes the sample as a folder, which counts as real data."""
     texts = {language: "\n".join(names) for language, names in SAMPLE.items()}
     return lambda name="names": make_folder(texts, name)
 
@@ -156,7 +159,10 @@ def run(capsys):
 
 @pytest.fixture
 def fails(run):
-    """Run, expecting one line on standard error and nothing else; return the code and the line."""
+    """Return a function that runs a failing command and returns the exit code and the message.
+
+    The function asserts that the message is one line and the only output.
+    """
 
     def fails(*argv, **options):
         code, out, err = run(*argv, **options)
@@ -171,5 +177,5 @@ def fails(run):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No route to the data: an invalid address fails at once, without a retry."""
+    """Make the download fail: an invalid URL raises an error at once, without a retry."""
     monkeypatch.setattr(dataset, "DATA_URL", "nowhere")

@@ -1,4 +1,4 @@
-"""Checkpoints: what they bring back, and what is not saved."""
+"""Checkpoints restore their model, and are not saved if loading would fail."""
 
 import errno
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def trained():
 
 
 @pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
-def test_a_checkpoint_brings_the_model_back(trained, tmp_path, rnn_class):
+def test_a_checkpoint_restores_the_model(trained, tmp_path, rnn_class):
     path = tmp_path / "new" / "names.safetensors"
     save_checkpoint(path, trained)
     loaded = load_checkpoint(path, rnn_class=rnn_class)
@@ -57,11 +57,13 @@ def test_a_checkpoint_brings_the_model_back(trained, tmp_path, rnn_class):
     for name, value in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
     if rnn_class is FusedRNN:
-        ours, theirs = (Predictor(each).probabilities(["Kim"]) for each in (loaded, trained))
+        ours, theirs = (
+            Predictor(checkpoint).probabilities(["Kim"]) for checkpoint in (loaded, trained)
+        )
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_records_where_the_model_comes_from(trained):
+def test_a_checkpoint_records_how_the_model_was_trained(trained):
     data = embedded_sample()
     info = trained.info
     assert info["split"]["data"] == {
@@ -85,7 +87,7 @@ def test_a_checkpoint_records_where_the_model_comes_from(trained):
     assert set(info["versions"]) == {"namernn_fast", "torch", "python"}
 
 
-def test_sixteen_bits_are_enough_for_a_file(trained, tmp_path):
+def test_a_float16_checkpoint_is_loaded_as_float32(trained, tmp_path):
     path = tmp_path / "half.safetensors"
     save_checkpoint(path, trained, torch.float16)
     half = load_checkpoint(path).model
@@ -95,7 +97,7 @@ def test_sixteen_bits_are_enough_for_a_file(trained, tmp_path):
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e5, torch.float16), (float("nan"), torch.float32)])
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, dtype):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, value, dtype):
     model = NameClassifier(3, 2, 3)
     nn.init.constant_(model.classifier.bias, value)
     with pytest.raises(InputError, match=r"the weight classifier\.bias is not finite$"):
@@ -119,7 +121,7 @@ def test_a_model_that_could_not_be_loaded_is_not_trained(recipe, reason):
         fit(split(embedded_sample()), Recipe(members=4, model=recipe))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch):
     path = tmp_path / "names.safetensors"
     path.write_bytes(b"the old one")
     replacing = tensor_files.replacing
@@ -137,7 +139,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_ensemble_has_a_member():
+def test_an_ensemble_needs_at_least_one_member():
     with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
         NameEnsemble([])
 
@@ -157,7 +159,7 @@ def test_a_file_that_is_too_large_is_not_written(tmp_path):
         tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=1000)
 
 
-def test_the_bounds_allow_what_is_in_use(tmp_path):
+def test_the_limits_allow_large_valid_checkpoints(tmp_path):
     check_loadable([{"hidden_size": 512, "num_layers": 2, "bidirectional": True}] * 10, 18, ASCII)
     languages = tuple(chr(0x20000 + i) * 50 for i in range(MAX_LANGUAGES))
     epochs = [asdict(Epoch(10, i, *[1 / 3] * 5)) for i in range(MAX_EPOCHS)]

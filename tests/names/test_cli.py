@@ -1,4 +1,4 @@
-"""The command line: what it prints, and the one line and exit code of every failure."""
+"""The command line: its output, and the one-line error and exit code of every failure."""
 
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
 PROGRAM = "python -m namernn_fast.names"
 
 
-def test_train_then_predict(folder, run, cache):
+def test_predict_uses_a_trained_model_only_on_request(folder, run, cache):
     code, out, err = run("train", "--data", folder, "--epochs", 2, *SMALL)
     assert (code, err) == (0, "")
     first, *epochs, saved, said, command = out.splitlines()
@@ -41,7 +41,7 @@ def test_train_then_predict(folder, run, cache):
     assert err.endswith(f", test accuracy {accuracy:.1%}\n")
 
 
-def test_every_option_of_train_arrives(folder, run, tmp_path):
+def test_every_train_option_takes_effect(folder, run, tmp_path):
     path = tmp_path / "model.safetensors"
     shape = {"embedding_size": 5, "hidden_size": 7, "num_layers": 2, "nonlinearity": "relu"}
     shape |= {"dropout": 0.1, "state_dropout": 0.2, "character_dropout": 0.3}
@@ -80,7 +80,9 @@ NO_DATE, NO_ACCURACY = "training date not recorded", "test accuracy not recorded
         ({"trained": 5, "metrics": {"test_accuracy": 7.0}}, NO_DATE, NO_ACCURACY),
     ],
 )
-def test_predict_says_what_a_checkpoint_records(run, tmp_path, monkeypatch, info, date, accuracy):
+def test_predict_reports_the_date_and_accuracy_of_a_checkpoint(
+    run, tmp_path, monkeypatch, info, date, accuracy
+):
     monkeypatch.chdir(tmp_path)
     model = names.NameClassifier(2, 2, 3)
     names.save_checkpoint("pretrained", names.Checkpoint(model, ("A", "B"), info))
@@ -91,7 +93,7 @@ def test_predict_says_what_a_checkpoint_records(run, tmp_path, monkeypatch, info
     assert run("predict", "Kim", "--checkpoint", "pretrained")[2] == ""
 
 
-def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
+def test_output_cannot_control_the_terminal(run, make_data, offline, tmp_path, capsys):
     """Control characters, line breaks and text-direction marks are escaped wherever they occur."""
     odd = "a\x1b[31m\nb\u202e"
     shown = r"a\x1b[31m\nb\u202e"
@@ -121,7 +123,7 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
         ("train", "--recipe", odd),
         (odd,),
     ):
-        with suppress(SystemExit):  # of argparse
+        with suppress(SystemExit):  # argparse exits if an option is invalid
             assert cli.main([*argv]) == 2
         printed = "".join(capsys.readouterr())
         assert all(line.isprintable() for line in printed.split("\n"))
@@ -139,7 +141,7 @@ def test_without_a_home_folder_paths_must_be_given(homeless, run, fails, folder,
         run("train", "--help")
 
 
-def test_wrong_input(fails, folder, tmp_path, offline):
+def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline):
     bad, none = tmp_path / "bad", tmp_path / "none"
     bad.write_bytes(b"PK")
     for argv, code, message in (
@@ -151,7 +153,7 @@ def test_wrong_input(fails, folder, tmp_path, offline):
             "--dropout applies between layers, so it needs --layers 2",
         ),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
-        # These fail before the training.
+        # An unusable --checkpoint path is reported before training starts.
         (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),
         (["train", "--data", folder, "--checkpoint", bad / "model"], 1, "[Errno "),
     ):
@@ -182,7 +184,7 @@ def test_wrong_input(fails, folder, tmp_path, offline):
         ("serve", ["--port"], ["-1", "65536"], "is not a port from 0 to 65535"),
     ],
 )
-def test_bad_options(command, options, values, said, capsys):
+def test_invalid_option_values_are_rejected(command, options, values, said, capsys):
     for option, value in product(options, values):
         with pytest.raises(SystemExit, match="2"):
             cli.main([*command.split(), option, value])
@@ -193,7 +195,7 @@ def test_bad_options(command, options, values, said, capsys):
 
 
 @pytest.mark.parametrize("argv", [["predct", "Kim"], ["train", "--epoch-s", "3"], []])
-def test_a_typo_costs_one_line(argv, capsys):
+def test_a_typo_is_reported_in_one_line(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
     (line,) = capsys.readouterr().err.splitlines()
@@ -201,13 +203,13 @@ def test_a_typo_costs_one_line(argv, capsys):
     assert line.endswith(" (--help lists the options)")
 
 
-def test_the_version(capsys):
+def test_version_prints_the_package_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
 
 
-# Options without a default: unless they are given, they do nothing.
+# Options without a default, which have no effect unless they are given.
 WITHOUT_DEFAULT = {
     "--allowed-host",
     "--figures",
@@ -242,10 +244,10 @@ def test_help_explains_every_recipe():
     for name, text in recipes.DESCRIPTIONS.items():
         assert f"{name}: {text}" in shown
     assert "networks whose logits are averaged (default: 1; reference: 8)" in shown
-    assert "the largest (default: 0.003)" in shown
+    assert "with one-cycle, its maximum (default: 0.003)" in shown
 
 
-def test_nothing_warns_of_a_missing_numpy(root):
+def test_predict_does_not_warn_about_a_missing_numpy(root):
     code = "import sys; sys.modules['numpy'] = None; import namernn_fast.names.__main__ as cli;"
     argv = [sys.executable, "-c", f"{code} sys.exit(cli.main(['predict', 'Kim']))"]
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True)
@@ -260,7 +262,9 @@ def test_nothing_warns_of_a_missing_numpy(root):
         (MemoryError(), 1, "MemoryError"),
     ],
 )
-def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code, message):
+def test_failures_while_running_are_reported_in_one_line(
+    fails, folder, cache, monkeypatch, failure, code, message
+):
     def fail(*arguments, **options):
         raise failure
 
@@ -269,7 +273,7 @@ def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code
     assert not cache.exists()
 
 
-def test_an_interruption_is_no_error(run, cache, monkeypatch):
+def test_an_interruption_is_not_reported_as_an_error(run, cache, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -286,13 +290,15 @@ def test_an_interruption_is_no_error(run, cache, monkeypatch):
         ("serve", "uvicorn", "serve"),
     ],
 )
-def test_a_missing_package(fails, monkeypatch, command, package, extra):
+def test_the_error_for_a_missing_package_names_its_extra(
+    fails, monkeypatch, command, package, extra
+):
     monkeypatch.setitem(sys.modules, package, None)
     advice = f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'"
     assert fails(command) == (1, advice)
 
 
-def test_no_error_is_reported_if_the_reader_leaves(root):
+def test_a_closed_pipe_is_not_reported_as_an_error(root):
     argv = [sys.executable, "-m", "namernn_fast.names", "predict", "Kim"]
     left = subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     left.stdout.close()
@@ -300,7 +306,7 @@ def test_no_error_is_reported_if_the_reader_leaves(root):
     left.stderr.close()
 
 
-def test_the_package_needs_torch_alone(root):
+def test_training_needs_only_torch(root):
     code = (
         "import sys;"
         "sys.modules.update(dict.fromkeys(('matplotlib', 'requests',"

@@ -1,4 +1,4 @@
-"""`names predict` keeps the input's other columns, whatever they hold."""
+"""`names predict` copies all columns of its input to its output, whatever they contain."""
 
 import csv
 import gzip
@@ -14,7 +14,7 @@ from namernn_fast.names.lines import Recoded, lines_of
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The path of a checkpoint of random weights."""
+    """Return the path of a checkpoint with random weights."""
     path = tmp_path_factory.mktemp("model") / "names.safetensors"
     torch.manual_seed(0)
     save_checkpoint(path, Checkpoint(NameClassifier(3, 4, 8), ("Czech", "Irish", "Thai"), {}))
@@ -23,7 +23,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def predict(run, model, tmp_path, monkeypatch):
-    """Run `predict` on a file; return the lines of the output, the exit code and the messages."""
+    """Return a function that runs `predict` on a file.
+
+    The function returns the lines of the output, the exit code and the messages.
+    """
     monkeypatch.chdir(tmp_path)
 
     def predicted(content, *options, source="in.csv", target="out.csv"):
@@ -49,19 +52,19 @@ PREDICTIONS = "language_1,probability_1,unusual,dropped,error"
         ('id;who;"a,b"\n7;Kim;"x,""y"""\n', ["--delimiter", ";", "--column", "who"], *(
             ['id,who,"a,b"', '7,Kim,"x,""y"""']
         )),
-        # No title, titles that are equal, and titles and cells with blanks and line breaks.
+        # An empty title, equal titles, and titles and cells with blanks and line breaks.
         (",name,x,x, y \n 1 ,Kim,,2,3\n", [], ",name,x,x,y", " 1 ,Kim,,2,3"),
         ('name,n\nKim,"two\nlines"\n', [], "name,n", r"Kim,two\nlines"),
-        # Short rows are filled, empty cells too many are ignored.
+        # Missing cells are filled, and surplus empty cells are ignored.
         ("name,a,b\nKim,1\n", [], "name,a,b", "Kim,1,"),
         ("name,a\nKim,1,,\n", [], "name,a", "Kim,1"),
         ("7,Kim\n", ["--no-header", "--column", "2"], "column_1,name", "7,Kim"),
-        # Cells that a spreadsheet would take for formulas; numbers stay.
+        # Cells that a spreadsheet would take for formulas are escaped, but numbers are not.
         ("name,a,b,c\nKim,=1+1,-5,+49 30\n", [], "name,a,b,c", r"Kim,\x3d1+1,-5,\x2b49 30"),
         ("=x,name\n1,Kim\n", [], r"\x3dx,name", "1,Kim"),
     ],
 )  # fmt: skip
-def test_columns_of_csv(predict, content, options, head, begin):
+def test_csv_output_keeps_the_columns_of_csv_input(predict, content, options, head, begin):
     (first, row), code, said = predict(content, *options)
     assert (first, code, said) == (f"{head},{PREDICTIONS}", 0, ["wrote 1 row to out.csv"])
     assert row.startswith(f"{begin},")
@@ -88,7 +91,7 @@ def test_rows_that_cannot_be_read_keep_their_columns(predict):
     assert (code, said) == (0, ["wrote 6 rows to out.csv", "4 of 6 names could not be read"])
 
 
-def test_columns_of_csv_as_json(predict):
+def test_json_output_keeps_the_columns_of_csv_input(predict):
     content = 'id,name,"a ""b"\n1,Kim,Ł\u202e\n2,\n'
     lines, _, said = predict(content, target="out.jsonl")
     first, second = map(json.loads, lines)
@@ -108,7 +111,7 @@ def test_columns_of_csv_as_json(predict):
         '{"name": "Kim",\t"x": "\u202e"}',
     ],
 )
-def test_json_objects_keep_what_is_written_in_them(predict, line):
+def test_json_output_keeps_the_text_of_json_objects(predict, line):
     (written,), code, _ = predict(line, source="in.jsonl", target="out.jsonl")
     expected = line.strip()[:-1].replace("\t", " ").replace("\u202e", r"\u202e")
     assert written.startswith(f'{expected}, "languages": [')
@@ -117,12 +120,12 @@ def test_json_objects_keep_what_is_written_in_them(predict, line):
     assert code == 0
 
 
-def test_json_objects_with_one_key_name_the_column(predict):
+def test_a_json_object_with_one_key_names_the_column(predict):
     head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
     assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
 
 
-def test_json_objects_as_csv(predict):
+def test_csv_output_keeps_the_keys_of_the_first_json_object(predict):
     content = """{"who": "Kim", "n": 1.50, "list": [1, "é"], "none": null, "yes": true}
 "Nowak"
 {"n": "x", "who": "Lis", "more": 3}
@@ -156,7 +159,7 @@ def test_json_objects_as_csv(predict):
         ('{"name": "Kim"}\n{"name": "Kim", "error": 1}', "in.jsonl", "out.jsonl", "'error'"),
     ],
 )
-def test_columns_of_predictions_in_the_input_are_an_error(predict, content, source, target, said):
+def test_input_columns_named_like_predictions_are_rejected(predict, content, source, target, said):
     written, code, messages = predict(content, source=source, target=target)
     assert (written, code) == (None, 2)
     assert messages[-1].endswith(
@@ -164,7 +167,7 @@ def test_columns_of_predictions_in_the_input_are_an_error(predict, content, sour
     )
 
 
-def test_json_needs_columns_with_different_names(predict):
+def test_json_output_needs_distinct_column_names(predict):
     written, code, (message,) = predict("x,name,x\n1,Kim,2\n", target="out.jsonl")
     assert (written, code) == (None, 2)
     assert message.endswith("several columns are called 'x', and a JSON object has one: write CSV")
@@ -180,14 +183,14 @@ def test_json_needs_columns_with_different_names(predict):
         ("utf-8", "name,x\nMüller,€\n".encode()),
     ],
 )
-def test_encodings(predict, encoding, content):
+def test_input_is_decoded_with_the_given_encoding(predict, encoding, content):
     (_, row), code, _ = predict(content, "--encoding", encoding)
     assert code == 0
     assert row.startswith(("Müller,€,", "Kim,ソ表,"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_an_encoding_is_read_however_the_bytes_arrive(size):
+def test_decoding_does_not_depend_on_block_sizes(size):
     class Pipe:
         content = io.BytesIO("Müller\nŁ€\n\U0001f600".encode("utf-16"))
 
@@ -198,7 +201,7 @@ def test_an_encoding_is_read_however_the_bytes_arrive(size):
     assert [line.decode() for line in lines_of(Recoded(Pipe(), "utf-16"))] == expected
 
 
-def test_bytes_that_an_encoding_lacks_stay_in_their_row(predict):
+def test_undecodable_bytes_affect_only_their_row(predict):
     (_, bad, good), code, said = predict(b"name\nM\x81ller\nKim\n", "--encoding", "cp1252")
     assert (
         bad == r"M\udc81ller,,,,,not valid in the encoding of the input; --encoding names another"
@@ -208,7 +211,7 @@ def test_bytes_that_an_encoding_lacks_stay_in_their_row(predict):
 
 
 @pytest.mark.parametrize("name", ["in.csv.gz", "in.tsv.GZ"])
-def test_gzip(predict, name):
+def test_gzip_is_read_and_damaged_gzip_is_reported(predict, name):
     content = f"id{',' if 'csv' in name else chr(9)}name\n1{',' if 'csv' in name else chr(9)}Kim\n"
     packed = gzip.compress(content.encode())
     (head, row), code, _ = predict(packed, source=name)
@@ -219,7 +222,7 @@ def test_gzip(predict, name):
         assert f"error: {name}: damaged, or not a gzip file (" in message
 
 
-def test_the_path_of_the_output_is_checked_before_the_work(fails, tmp_path, monkeypatch):
+def test_the_output_path_is_checked_before_the_model_is_loaded(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("namernn_fast.names.commands.predict.load_predictor", None)
     for target, said in (
@@ -243,7 +246,7 @@ def test_a_file_given_as_a_name_is_reported(run, model, tmp_path, monkeypatch):
     assert (code, advice in err.splitlines(), "Kim is read" in err) == (0, True, False)
 
 
-def test_json_is_utf_8_whatever_the_terminal_has(root, run_program):
+def test_json_output_is_utf_8_on_any_terminal(root, run_program):
     argv = ("-m", "namernn_fast.names", "predict", "Müller", "--format", "jsonl")
     out = run_program(*argv, cwd=root, PYTHONIOENCODING="latin-1")
     assert json.loads(out)["name"] == "Müller"

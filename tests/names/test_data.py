@@ -1,4 +1,4 @@
-"""Where the names come from, and what broken or hostile sources lead to."""
+"""Reading names from folders, zips and the cache, and rejecting damaged or hostile sources."""
 
 import hashlib
 import io
@@ -17,14 +17,14 @@ from namernn_fast.names.sample import SAMPLE
 TWO = {"data/names/Basque.txt": "Etxeberria\nAgirre\n", "data/names/Welsh.txt": "Llewelyn\nPugh"}
 
 
-def test_the_real_folder(real_folder):
+def test_the_real_data_has_the_expected_counts(real_folder):
     names = load_names(real_folder)
     assert not names.is_sample
     assert names.languages == dataset.embedded_sample().languages
     assert (len(names.rows), len(set(names.rows))) == (20_074, 18_015)
 
 
-def test_the_sample():
+def test_the_sample_has_enough_distinct_usable_names():
     sample = dataset.embedded_sample()
     assert (sample.is_sample, sample.source) == (True, "the embedded sample")
     assert min(sample.counts().values()) >= 15
@@ -34,7 +34,10 @@ def test_the_sample():
 
 @pytest.fixture(params=["folder", "zip"])
 def make_source(request, make_folder, make_zip):
-    """Write {language: text or bytes}; return the path, and what errors call it."""
+    """Return a function that writes {language: text or bytes} to a folder or a zip.
+
+    The function returns the path and the description of the source in errors.
+    """
 
     def make(files):
         if request.param == "folder":
@@ -46,7 +49,7 @@ def make_source(request, make_folder, make_zip):
     return make
 
 
-def test_a_folder(make_folder):
+def test_only_the_text_files_of_a_folder_are_read(make_folder):
     folder = make_folder(
         {"Welsh": "Llewelyn\r\nPugh ", "Basque": "\ufeffAgirre\n", "Basque-B": "Etxe"}
     )
@@ -112,7 +115,7 @@ def test_the_cache_defaults_to_the_home_folder(home, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "macintosh"])
 def test_skipped_lines_are_reported_once(make_folder, caplog, end):
-    """Lines end in any usual way; lines without a usable name are counted."""
+    """Lines may end as on Unix, Windows or old Macs; lines without a usable name are counted."""
     welsh = ["Pugh", "", " ", "", "Price", "李", "x" * 1001, "x" * 1000]
     folder = make_folder({"Basque": f"Agirre{end}{end} {end}12{end}", "Welsh": end.join(welsh)})
     names = [name for name, _ in read_names(folder).rows]
@@ -125,7 +128,7 @@ def test_skipped_lines_are_reported_once(make_folder, caplog, end):
 NOTES = ["README", "readme", "LICENSE", "Licence", "COPYING", "NOTICE", "CHANGELOG", "AUTHORS"]
 
 
-def test_notes_beside_the_data_are_no_languages(make_source, caplog):
+def test_notes_beside_the_data_are_not_read_as_languages(make_source, caplog):
     path, _ = make_source({"Basque": "Agirre", **dict.fromkeys(NOTES, "Do as you like.")})
     assert read_names(path).languages == ("Basque",)
     for note in NOTES:
@@ -133,7 +136,7 @@ def test_notes_beside_the_data_are_no_languages(make_source, caplog):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_member_that_is_there_twice_is_an_error(make_zip):
+def test_a_duplicate_zip_member_is_an_error(make_zip):
     path = make_zip(TWO)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("data/names/Welsh.txt", "Price")
@@ -150,7 +153,7 @@ def test_too_many_languages_are_an_error(make_zip, monkeypatch):
     assert refusal(path) == f"the zip {path}: more than 2 languages"
 
 
-def test_the_hash_of_the_data_is_of_its_rows(make_folder, make_zip):
+def test_the_data_hash_depends_only_on_the_rows(make_folder, make_zip):
     folder = make_folder({"Basque": "Etxeberria\nAgirre", "Welsh": "Llewelyn\r\nPugh\n\n"})
     lines = "Basque\tEtxeberria\nBasque\tAgirre\nWelsh\tLlewelyn\nWelsh\tPugh\n"
     expected = hashlib.sha256(lines.encode()).hexdigest()
@@ -192,12 +195,12 @@ def test_a_source_without_names_is_an_error(make_source, files):
         ),
     ],
 )
-def test_an_odd_language_is_an_error_that_names_it(make_source, language, content, message):
+def test_the_error_names_the_language_that_cannot_be_read(make_source, language, content, message):
     path, where = make_source({"Basque": "Agirre", language: content})
     assert refusal(path).startswith(f"{where}: {message}")
 
 
-def test_what_is_not_a_whole_zip_is_an_error(make_zip):
+def test_a_file_that_is_not_a_whole_zip_is_an_error(make_zip):
     path = make_zip(TWO)
     whole = path.read_bytes()
     for content in (b"Agirre\n", *(whole[:size] for size in range(0, len(whole), 7))):
@@ -205,7 +208,7 @@ def test_what_is_not_a_whole_zip_is_an_error(make_zip):
         assert refusal(path).startswith(f"{path}: not a readable zip (")
 
 
-def test_a_bomb_is_refused_whatever_its_header_says(make_folder, make_zip):
+def test_a_zip_bomb_is_rejected_whatever_its_header_says(make_folder, make_zip):
     bomb = b"a" * (dataset.MAX_FILE_BYTES + 1)
     folder = make_folder({"Bomb": bomb})
     assert refusal(folder) == f"{folder / 'Bomb.txt'}: too large, more than 4 MiB"
@@ -219,13 +222,13 @@ def test_a_bomb_is_refused_whatever_its_header_says(make_folder, make_zip):
     assert refusal(path).startswith(f"{path}: not a readable zip (Bad CRC-32")
 
 
-def test_many_files_are_limited_in_all(make_source, monkeypatch):
+def test_the_total_size_of_the_files_is_limited(make_source, monkeypatch):
     monkeypatch.setattr(dataset, "MAX_TOTAL_BYTES", 2**20)
     path, where = make_source(dict.fromkeys("ABC", "Agirre\n" * (2**20 // 7 // 2)))
     assert refusal(path) == f"{where}: too large, more than 1 MiB"
 
 
-def test_a_large_archive_is_refused_unread(make_zip, monkeypatch):
+def test_a_large_archive_is_rejected_before_it_is_read(make_zip, monkeypatch):
     path = make_zip(TWO)
     monkeypatch.setattr(dataset, "MAX_ARCHIVE_BYTES", path.stat().st_size)
     assert read_names(path).languages == ("Basque", "Welsh")
@@ -233,7 +236,7 @@ def test_a_large_archive_is_refused_unread(make_zip, monkeypatch):
     assert "too large, more than" in refusal(path)
 
 
-def test_a_member_compressed_in_another_way_is_an_error(make_zip):
+def test_an_unknown_compression_method_is_an_error(make_zip):
     path = make_zip(TWO, zipfile.ZIP_BZIP2)
     assert refusal(path) == f"{path}: data/names/Basque.txt: compressed in an unknown way"
 
@@ -268,7 +271,7 @@ def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, se
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / ("x" * 255)  # the longest name that the disk takes
+    path = tmp_path / "new" / ("x" * 255)  # the longest file name that most file systems allow
     with files.replacing(path) as file:
         file.write(b"one")
         assert not path.exists()
@@ -285,7 +288,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_symbolic_link_stays_a_link_if_its_file_is_replaced(tmp_path):
+def test_a_symbolic_link_survives_replacing_its_target(tmp_path):
     link, path = tmp_path / "link", tmp_path / "folder" / "new"
     link.symlink_to(path)
     with files.replacing(link) as file:

@@ -1,4 +1,4 @@
-"""Networks that learn the answers of others, on made-up names as well."""
+"""Networks that learn a teacher's answers to training names and made-up names."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def teacher():
     return fit(PARTS, Recipe(epochs=1, model=SMALL)).checkpoint.model
 
 
-def test_made_up_names_come_from_the_training_part():
+def test_made_up_names_use_only_trigrams_of_training_names():
     names, again, others = (
         distillation.made_up_names(PARTS, 3000, seed=seed) for seed in (0, 0, 1)
     )
@@ -49,7 +49,7 @@ def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypat
     torch.testing.assert_close(lesson.priors(), lesson.train.labels.double().mean(0))
 
 
-def test_a_student_learns_what_its_teacher_answers(teacher):
+def test_a_student_learns_the_answers_of_its_teacher(teacher):
     lesson = distillation.distilled(PARTS, teacher, 100)
     recipe = RECIPES["distilled"].changed(epochs=15, batch_size=32, model=SMALL)
     student = fit(lesson, recipe).checkpoint.model

@@ -1,4 +1,4 @@
-"""The download, against a server on this machine."""
+"""Downloading the data, tested with a local server."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from namernn_fast.names import DownloadError, dataset, load_names
 
 ONCE = {"timeout": (300, 300), "retries": 0}
 SHORT = (300, 0.3)
-"""Seconds to wait for a connection, and for a server that does not answer."""
+"""Timeouts in seconds, for connecting and for a silent server."""
 
 
 @pytest.fixture
@@ -24,7 +24,13 @@ def archive():
 
 
 def answer(content, stated=None, status=200):
-    """Return a responder that sends the content and a length, or none if `stated` is ""."""
+    """Return a responder that sends `content`.
+
+    Args:
+        content: The body of the response.
+        stated: The Content-Length; None for the actual length, "" for no such header.
+        status: The status code of the response.
+    """
 
     def respond(handler):
         handler.send_response(status)
@@ -37,7 +43,7 @@ def answer(content, stated=None, status=200):
 
 
 def failure(url, path, **options):
-    """Return why the download fails, after checking that it leaves nothing behind."""
+    """Return why a download fails, and check that the failed download leaves no file."""
     with pytest.raises(DownloadError) as error:
         dataset.download_names(url, path, **(ONCE | options))
     assert list(path.parent.iterdir()) == []
@@ -49,7 +55,7 @@ def target(cache):
     return cache / "data.zip"
 
 
-def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monkeypatch):
+def test_a_download_is_cached_and_reused(serve, archive, target, caplog, monkeypatch):
     monkeypatch.setattr(dataset, "DATA_SHA256", hashlib.sha256(archive).hexdigest())
     url = serve(answer(archive))
     names = load_names(url=url)
@@ -64,7 +70,7 @@ def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monke
     assert caplog.records == []
 
 
-def test_the_length_need_not_be_stated(serve, archive, target):
+def test_a_response_without_a_length_is_accepted(serve, archive, target):
     names = dataset.download_names(serve(answer(archive, stated="")), target, **ONCE)
     assert names.languages == ("Basque", "Welsh")
 
@@ -78,7 +84,7 @@ def test_progress_is_shown_only_on_a_terminal(serve, archive, target, capsys, mo
     assert "names: 100%" in capsys.readouterr().err
 
 
-def test_another_checksum_is_a_warning(serve, archive, target, caplog):
+def test_an_unknown_checksum_causes_a_warning(serve, archive, target, caplog):
     url = serve(answer(archive))
     assert dataset.download_names(url, target, **ONCE).languages == ("Basque", "Welsh")
     digest = hashlib.sha256(archive).hexdigest()
@@ -87,7 +93,7 @@ def test_another_checksum_is_a_warning(serve, archive, target, caplog):
     ]
 
 
-def test_a_broken_cache_is_downloaded_again(serve, archive, target, caplog):
+def test_a_damaged_cached_file_is_downloaded_again(serve, archive, target, caplog):
     target.parent.mkdir(parents=True)
     target.write_bytes(archive[:50])
     assert load_names(url=serve(answer(archive))).languages == ("Basque", "Welsh")
@@ -97,26 +103,26 @@ def test_a_broken_cache_is_downloaded_again(serve, archive, target, caplog):
     )
 
 
-def test_a_servers_error_is_tried_again(serve, archive, target):
+def test_a_download_is_retried_after_a_server_error(serve, archive, target):
     statuses = iter((503, 200))
     url = serve(lambda handler: answer(archive, status=next(statuses))(handler))
     assert dataset.download_names(url, target, **ONCE | {"retries": 1}).counts()["Welsh"] == 1
     assert serve.requests == 2
 
 
-def test_a_servers_error_that_stays_is_a_failure(serve, target):
+def test_a_download_fails_if_every_retry_fails(serve, target):
     url = serve(answer(b"busy", status=503))
     assert "503 Server Error: Service Unavailable" in failure(url, target, retries=1)
     assert serve.requests == 2
 
 
-def test_no_server(target):
+def test_unreachable_and_invalid_addresses_are_errors(target):
     assert "Connection refused" in failure("http://127.0.0.1:1/data.zip", target)
     assert failure("data.zip", target).startswith("data.zip: download failed (Invalid URL")
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_server_that_stops_answering(serve, archive, target, begun):
+def test_a_silent_server_causes_a_timeout(serve, archive, target, begun):
     def respond(handler):
         if begun:
             answer(archive[:100], stated=len(archive))(handler)
@@ -125,18 +131,18 @@ def test_a_server_that_stops_answering(serve, archive, target, begun):
     assert "Read timed out." in failure(serve(respond), target, timeout=SHORT)
 
 
-def test_a_truncated_body(serve, archive, target):
+def test_a_truncated_body_is_an_error(serve, archive, target):
     url = serve(answer(archive[:-9], stated=len(archive)))
     reason = failure(url, target)
     assert reason.startswith(f"{url}: ")
     assert str(len(archive) - 9) in reason
-    # Without a stated length, the zip itself shows it.
+    # Without a Content-Length, only reading the zip reveals the truncation.
     url = serve(answer(archive[:-9], stated=""))
     assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
 
 
 @pytest.mark.parametrize("stated", [None, ""], ids=["stated", "unstated"])
-def test_a_body_that_is_too_large(serve, target, monkeypatch, stated):
+def test_a_body_that_is_too_large_is_an_error(serve, target, monkeypatch, stated):
     monkeypatch.setattr(dataset, "MAX_ARCHIVE_BYTES", 2**18)
     url = serve(answer(bytes(2**18 + 1), stated))
     assert failure(url, target) == f"{url}: too large, more than 0.25 MiB"
@@ -154,7 +160,7 @@ def test_a_failed_download_falls_back_to_the_sample(serve, caplog, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_a_disk_that_fails_is_an_error_and_not_the_sample(serve, archive, cache):
+def test_a_failing_disk_does_not_fall_back_to_the_sample(serve, archive, cache):
     cache.parent.write_text("a file in the place of a folder")
     with pytest.raises((FileExistsError, NotADirectoryError)):
         load_names(url=serve(answer(archive)))

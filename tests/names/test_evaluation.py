@@ -1,4 +1,4 @@
-"""`names evaluate`: metrics by hand, intervals and tests, baselines, figures, the command."""
+"""`names evaluate`: metrics, intervals, significance tests, baselines, figures, the command."""
 
 import dataclasses
 import json
@@ -28,35 +28,38 @@ PARTS = split(embedded_sample(), seed=3, folding=ASCII)
 EPOCH = dataclasses.asdict(Epoch(1, 1, 2.0, 0.2, 2.1, 0.1, 1.0))
 
 
-# Metrics, by hand
+# Metrics, compared with values computed by hand
 
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """Five names, four languages: C is never predicted; D has no name, and is predicted once."""
+    """Return an evaluation of five names in four languages.
+
+    Language C is never predicted. Language D has no names, but is predicted once.
+    """
     probabilities = [
-        [0.7, 0.1, 0.1, 0.1],  # right
-        [0.5, 0.3, 0.1, 0.1],  # right
-        [0.2, 0.15, 0.1, 0.55],  # B is third
-        [0.1, 0.7, 0.1, 0.1],  # right
-        [0.4, 0.3, 0.1, 0.2],  # C is fourth
+        [0.7, 0.1, 0.1, 0.1],  # correct
+        [0.5, 0.3, 0.1, 0.1],  # correct
+        [0.2, 0.15, 0.1, 0.55],  # the correct language, B, ranks third
+        [0.1, 0.7, 0.1, 0.1],  # correct
+        [0.4, 0.3, 0.1, 0.2],  # the correct language, C, ranks fourth
     ]
     labels = [0, 0, 1, 1, 2]
     return evaluation.evaluate(labels, torch.tensor(probabilities).log(), "ABCD")
 
 
-def test_shares_by_hand(by_hand):
+def test_accuracy_and_f1_match_hand_computed_values(by_hand):
     assert (by_hand.names, by_hand.accuracy.hits, by_hand.accuracy.value) == (5, 3, 0.6)
-    # Wilson's interval of 3 of 5.
+    # Wilson's interval for 3 hits out of 5.
     ends = (by_hand.accuracy.low, by_hand.accuracy.high)
     assert ends == pytest.approx((0.2307, 0.8824), abs=1e-4)
     assert (by_hand.top3.hits, by_hand.top3.value) == (4, 0.8)
     assert by_hand.confusion == ((2, 0, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0), (0, 0, 0, 0))
-    # F1: A 2*2/(2+3), B 2*1/(2+1), C 0; D has no name and does not count.
+    # F1 is 2*2/(2+3) for A, 2*1/(2+1) for B and 0 for C. D has no names, so it does not count.
     assert by_hand.macro_f1.value == pytest.approx((0.8 + 2 / 3 + 0) / 3)
 
 
-def test_languages_by_hand(by_hand):
+def test_scores_per_language_match_hand_computed_values(by_hand):
     shares = [(scores.precision, scores.recall) for scores in by_hand.languages]
     values = [tuple(share and share.value for share in pair) for pair in shares]
     assert values == [(2 / 3, 1), (1, 0.5), (None, 0), (0, None)]
@@ -65,14 +68,14 @@ def test_languages_by_hand(by_hand):
     assert [scores.f1 for scores in by_hand.languages] == pytest.approx([0.8, 2 / 3, 0, 0])
 
 
-def test_probabilities_by_hand(by_hand):
+def test_probability_scores_match_hand_computed_values(by_hand):
     log_loss = -sum(map(math.log, (0.7, 0.5, 0.15, 0.7, 0.1))) / 5
     assert by_hand.log_loss == pytest.approx(log_loss)
     brier = (
         0.12 + (0.25 + 0.11) + (0.3025 + 0.7225 + 0.04 + 0.01) + 0.12 + (0.16 + 0.09 + 0.81 + 0.04)
     )
     assert by_hand.brier == pytest.approx(brier / 5)
-    # Four bins are filled: 0.4 is wrong, 0.5 right, 0.55 wrong, and 0.7 twice right.
+    # The confidences are 0.4 (wrong), 0.5 (correct), 0.55 (wrong) and twice 0.7 (correct).
     assert by_hand.calibration_error == pytest.approx((0.4 + 0.5 + 0.55 + 2 * 0.3) / 5)
     filled = [bin for bin in by_hand.calibration if bin.names]
     assert [bin.names for bin in filled] == [1, 1, 1, 2]
@@ -82,8 +85,8 @@ def test_probabilities_by_hand(by_hand):
 @pytest.mark.parametrize(
     ("labels", "accuracy", "errors"), [([0, 1, 1], 1, (0, 0, 0)), ([1, 0, 0], 0, (1e6, 2, 1))]
 )
-def test_a_sure_classifier(labels, accuracy, errors):
-    """Probabilities of 1 are in the last bin; the scores are logits."""
+def test_certain_predictions_have_extreme_scores(labels, accuracy, errors):
+    """Logits this large produce probabilities of exactly 1, which belong to the last bin."""
     found = evaluation.evaluate(labels, torch.eye(2)[[0, 1, 1]] * 1e6, "AB")
     assert found.accuracy.value == found.macro_f1.value == accuracy
     assert (found.log_loss, found.brier, found.calibration_error) == errors
@@ -101,12 +104,12 @@ def test_a_sure_classifier(labels, accuracy, errors):
         ([0, 1], [[0.0, -math.inf], [0, 0]]),
     ],
 )
-def test_scores_that_cannot_be_evaluated(labels, scores):
+def test_invalid_scores_are_rejected(labels, scores):
     with pytest.raises(ValueError, match=r"do not go with|not finite"):
         evaluation.evaluate(labels, scores, "AB")
 
 
-def test_the_best_function_of_the_string():
+def test_best_hits_counts_the_most_common_label_per_text():
     texts, labels = ["a", "a", "a", "b", "b", "c"], [0, 0, 1, 1, 2, 2]
     assert evaluation.best_hits(texts, labels) == 2 + 1 + 1
 
@@ -115,24 +118,24 @@ def test_the_best_function_of_the_string():
 
 
 def drawn_predictions(count=400, classes=4, right=0.8, seed=0):
-    """Labels, and predictions that are right with the probability `right`."""
+    """Return random labels, and predictions that are correct with probability `right`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
     hits = torch.rand(count, generator=generator) < right
     return labels, torch.where(hits, labels, (labels + 1) % classes)
 
 
-def test_mcnemar_by_hand():
+def test_mcnemar_matches_a_hand_computed_value():
     labels = [0] * 10
     first = [0] * 4 + [1] * 5 + [0]
     second = [0] * 4 + [0] * 5 + [1]
     found = significance.mcnemar(labels, first, second)
-    # Five against one: 2 * (C(6, 0) + C(6, 1)) / 2**6.
+    # The predictions differ six times, five to one: p = 2 * (C(6, 0) + C(6, 1)) / 2**6.
     assert (found.only_first, found.only_second, found.p_value) == (1, 5, pytest.approx(14 / 64))
     assert significance.mcnemar(labels, first, first).p_value == 1
 
 
-def test_the_bootstrap_of_an_accuracy_is_as_wide_as_theory_says():
+def test_bootstrap_intervals_have_the_theoretical_width():
     labels, predictions = drawn_predictions()
     accuracy, macro_f1 = significance.bootstrap(LabelledPredictions(labels, predictions))
     assert accuracy.value == (labels == predictions).double().mean().item()
@@ -143,8 +146,8 @@ def test_the_bootstrap_of_an_accuracy_is_as_wide_as_theory_says():
     assert significance.bootstrap(LabelledPredictions(labels, predictions), seed=1)[1] != macro_f1
 
 
-def test_units_are_drawn_together():
-    """Each name twice in one unit is no more evidence than once; in two units it seems to be."""
+def test_repeats_within_a_unit_are_resampled_together():
+    """Repeated names narrow the interval only if each repeat is a separate unit."""
     labels, predictions = drawn_predictions(100)
     once = significance.bootstrap(LabelledPredictions(labels, predictions), resamples=500)
     twice = LabelledPredictions(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
@@ -159,7 +162,7 @@ def test_units_are_drawn_together():
         significance.bootstrap(LabelledPredictions(labels, predictions, "abc"))
 
 
-def test_the_paired_bootstrap():
+def test_the_paired_bootstrap_finds_only_real_differences():
     labels, worse = drawn_predictions(right=0.6)
     better = torch.where(torch.arange(400) % 5 == 0, labels, worse)
     first, second = LabelledPredictions(labels, worse), LabelledPredictions(labels, better)
@@ -177,8 +180,8 @@ def test_the_paired_bootstrap():
         assert dataclasses.astuple(difference) == (0, 0, 0, 1)
 
 
-def test_the_paired_bootstrap_over_splits():
-    """The mean over splits; names that the splits have in common are not counted twice."""
+def test_the_paired_bootstrap_averages_over_splits():
+    """A name that occurs in several splits does not count as additional evidence."""
     labels, worse = drawn_predictions(100, right=0.6)
     _, better = drawn_predictions(100, right=0.8)
     names = list(map(str, range(100)))
@@ -201,13 +204,13 @@ def test_the_paired_bootstrap_over_splits():
         )
 
 
-def test_the_corrected_t_test():
+def test_the_corrected_t_test_scales_the_variance():
     differences = [0.01, 0.02, 0.03, 0.0, 0.04]
     plain = stats.ttest_1samp(differences, 0)
     found = significance.corrected_t_test(differences, 0)
     ends = plain.confidence_interval()
     assert dataclasses.astuple(found) == pytest.approx((0.02, ends.low, ends.high, plain.pvalue))
-    # A test part of 2/7 of the training part makes the variance (1/5 + 2/7) / (1/5) times as large.
+    # A test part 2/7 as large as the training part scales the variance by (1/5 + 2/7) / (1/5).
     wider = significance.corrected_t_test(differences, 2 / 7)
     ratio = (wider.high - wider.value) / (found.high - found.value)
     assert ratio == pytest.approx(math.sqrt((1 / 5 + 2 / 7) / (1 / 5)))
@@ -223,13 +226,13 @@ def test_the_corrected_t_test():
 
 @pytest.fixture(scope="module")
 def endings():
-    """Names whose last character gives the language away, in languages of different sizes."""
+    """Return names whose last character reveals the language; one language has more names."""
     stems = [f"{a}{b}" for a in "bcdfgh" for b in "klmnpq"]
     rows = [(f"{stem}x", 0) for stem in stems] + [(f"x{stem}", 1) for stem in stems[:18]]
     return split(NamesData("endings", ("end", "start"), tuple(rows)))
 
 
-def test_the_majority_baseline(endings):
+def test_the_majority_baseline_predicts_training_frequencies(endings):
     scores = baselines.majority_baseline(endings)
     counts = endings.train.labels.bincount().double()
     assert scores.test.shape == (len(endings.test), 2)
@@ -242,13 +245,13 @@ def test_the_ngram_baseline_sees_the_ends_of_names(endings):
     for part, values in ((endings.validation, scores.validation), (endings.test, scores.test)):
         assert torch.equal(values.argmax(1), part.labels)
         assert torch.allclose(values.exp().sum(1), torch.ones(len(part), dtype=torch.float64))
-    # Without n-grams longer than a character, the marks at the ends say nothing.
+    # N-grams of one character do not show which character is the last.
     single = baselines.NgramSettings(longest=1)
     shorter = baselines.ngram_baseline(endings, single)
     assert not torch.equal(shorter.test.argmax(1), endings.test.labels)
 
 
-def test_the_prior_correction_of_the_ngrams(endings):
+def test_the_ngram_baseline_applies_the_prior_correction(endings):
     plain, corrected = (
         baselines.ngram_baseline(endings, baselines.NgramSettings(prior_correction=tau)).test
         for tau in (0, 0.5)
@@ -257,10 +260,10 @@ def test_the_prior_correction_of_the_ngrams(endings):
     assert torch.allclose(corrected, expected)
 
 
-def test_a_language_that_is_never_trained(endings):
-    """A random split may leave one: its probability is small, and figures stay finite."""
+def test_a_language_without_training_names_is_improbable(endings):
+    """A random split may leave a language without training names; scores must stay finite."""
     labels = endings.train.labels
-    for trained in (0, 1):  # with two languages to fit, and with one
+    for trained in (0, 1):  # training names in two languages, then in one
         train = dataclasses.replace(endings.train, labels=labels * (1 - trained))
         without = dataclasses.replace(endings, languages=("end", "start", "never"), train=train)
         for scores in (baselines.majority_baseline(without), baselines.ngram_baseline(without)):
@@ -272,15 +275,15 @@ def test_a_language_that_is_never_trained(endings):
 
 
 def size_of(path):
-    """Returns the width and the height of a PNG."""
+    """Returns the width and the height of a PNG in pixels."""
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     return struct.unpack(">II", content[16:24])
 
 
 @pytest.mark.filterwarnings("error")
-def test_figures_of_odd_languages(tmp_path):
-    """The name of a language is not a formula, and controls nothing."""
+def test_language_names_are_drawn_as_plain_text(tmp_path):
+    """Language names are not interpreted as formulas or as control sequences."""
     folder = tmp_path / "pictures"
     languages = [r"$\frac$", "a\x1b[2J", "_^{$"]
     found = evaluation.evaluate([0, 1, 2], torch.eye(3), languages, resamples=10)
@@ -293,8 +296,8 @@ def test_figures_of_odd_languages(tmp_path):
     assert min(min(size_of(picture)) for picture in pictures) > 400
 
 
-def test_many_languages_are_bounded(monkeypatch):
-    """The figure grows with the languages up to a bound, beyond which it has no numbers."""
+def test_the_size_of_the_confusion_matrix_is_limited(monkeypatch):
+    """The figure grows with the number of languages, up to a limit. Large figures omit numbers."""
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     for count in (3, 18, 60):
@@ -313,7 +316,7 @@ ODD_EPOCHS = [
 
 
 @pytest.mark.parametrize("history", [None, {}, [], *([EPOCH, odd] for odd in ODD_EPOCHS)])
-def test_a_history_that_cannot_be_drawn(history):
+def test_an_invalid_history_is_not_drawn(history):
     assert figures.usable_history(history) is None
     assert figures.usable_history([EPOCH]) == [EPOCH]
 
@@ -328,7 +331,7 @@ def small_model(classes, seed=0):
 
 @pytest.fixture
 def save(tmp_path):
-    """Save a small model with random weights, and change what it records."""
+    """Return a function that saves a small random model with the given records."""
 
     def save(model=None, languages=PARTS.languages, **info):
         path = tmp_path / "model.safetensors"
@@ -341,7 +344,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def fails(run):
-    """Run with a model, expecting nothing but a line on standard error after the model's note."""
+    """Return a function that runs `evaluate`, expects it to fail and returns the error message."""
 
     def fails(path, *argv):
         code, out, err = run("evaluate", "--checkpoint", path, *argv)
@@ -353,7 +356,7 @@ def fails(run):
     return fails
 
 
-def test_the_command(run, save, tmp_path):
+def test_the_command_reports_all_metrics(run, save, tmp_path):
     model = NameEnsemble([small_model(18, 1), small_model(18, 2)]).eval()
     json_file, folder = tmp_path / "new" / "figures.json", tmp_path / "pictures"
     options = ("--json", json_file, "--figures", folder)
@@ -398,7 +401,7 @@ def test_the_command(run, save, tmp_path):
     assert all(min(size_of(folder / name)) > 400 for name in names)
 
 
-def test_the_validation_part_without_ngrams_or_a_history(run, save, tmp_path):
+def test_the_validation_part_is_evaluated_without_ngrams(run, save, tmp_path):
     path = save(seed=math.nan, history=[{}])
     json_file, folder = tmp_path / "figures.json", tmp_path / "pictures"
     options = ("--part", "validation", "--no-ngrams", "--json", json_file, "--figures", folder)
@@ -414,8 +417,8 @@ def test_the_validation_part_without_ngrams_or_a_history(run, save, tmp_path):
     assert sorted(figure.name for figure in folder.iterdir()) == drawn
 
 
-def test_a_model_of_a_random_split(run, save, make_folder):
-    """The command reports how many of the names the model may have seen."""
+def test_the_leak_of_a_random_split_is_reported(run, save, make_folder):
+    """The command reports how many test names are in the training or validation part too."""
     folder = make_folder(dict.fromkeys(embedded_sample().languages, "kim\nlee\n" * 5))
     parts = split(read_names(folder), method="random")
     options = ("--no-ngrams", "--data", folder)
@@ -425,7 +428,7 @@ def test_a_model_of_a_random_split(run, save, make_folder):
     assert "the split is random: 100.0% of the test part are names that" in err
 
 
-def test_other_data_than_the_model_was_trained_with(fails, save, make_folder):
+def test_data_that_the_model_was_not_trained_with_is_rejected(fails, save, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     message = fails(save(), "--data", folder)
     assert message.startswith(f"the folder {folder}: not the data that the model was trained with")
@@ -459,18 +462,18 @@ SAMPLE = PARTS.info["data"]
         ({"languages": PARTS.languages[::-1]}, "the model has other languages than its data"),
     ],
 )
-def test_a_split_that_cannot_be_made_again(fails, save, change, reason):
+def test_a_split_that_cannot_be_reproduced_is_rejected(fails, save, change, reason):
     assert fails(save(**change)).startswith(reason)
 
 
-def test_a_source_does_not_steer_the_terminal(fails, save):
+def test_the_recorded_data_source_is_escaped_in_errors(fails, save):
     data = SAMPLE | {"source": "\x1b[2J\n" * 200, "sha256": "\u202e"}
     message = fails(save(split=PARTS.info | {"data": data}))
     assert r"\u202e… (365 rows from \x1b[2J \x1b[2J" in message
     assert len(message) < 1500
 
 
-def test_a_model_that_is_damaged(fails, save):
+def test_a_damaged_model_is_reported(fails, save):
     model = small_model(18)
     for value in model.classifier.parameters():
         torch.nn.init.constant_(value, 3e38)
@@ -492,7 +495,7 @@ def test_a_model_that_is_damaged(fails, save):
         ),
     ],
 )
-def test_targets_are_checked_before_the_work(
+def test_invalid_output_paths_are_rejected(
     fails, save, make_folder, tmp_path, monkeypatch, options, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -507,7 +510,7 @@ def test_targets_are_checked_before_the_work(
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
-def test_a_missing_package(run, save, monkeypatch, tmp_path, module):
+def test_the_error_for_a_missing_package_names_its_extra(run, save, monkeypatch, tmp_path, module):
     path = save()
     monkeypatch.setitem(sys.modules, module, None)
     assert run("evaluate", "--checkpoint", path, "--figures", tmp_path / "pictures") == (
@@ -518,8 +521,8 @@ def test_a_missing_package(run, save, monkeypatch, tmp_path, module):
     assert not (tmp_path / "pictures").exists()
 
 
-def test_the_real_data(real_folder):
-    """The bounds of the table: the majority, and the best function of the string."""
+def test_the_real_data_has_the_expected_baseline_and_ceiling(real_folder):
+    """The baseline always predicts Russian; the ceiling is the best function of the text alone."""
     parts = split(read_names(real_folder))
     scores = baselines.majority_baseline(parts).test
     found = evaluation.evaluate(parts.test.labels, scores, parts.languages, resamples=10)

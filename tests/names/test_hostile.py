@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: each is refused at once, or is a model like any other."""
+"""Damaged and hostile checkpoints are rejected quickly or load as ordinary models."""
 
 import json
 import os
@@ -43,13 +43,13 @@ def tiny_bytes(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A path whose file the tests replace at will."""
+    """Returns a path whose file the tests overwrite."""
     return tmp_path_factory.mktemp("hostile") / "names.safetensors"
 
 
 @pytest.fixture
 def write(tiny, tiny_bytes, path):
-    """Writes the tiny checkpoint with other values and weights."""
+    """Returns a function that writes the tiny checkpoint with changed values and weights."""
     path.write_bytes(tiny_bytes)
     values = tensor_files.read_values(path, KIND)
 
@@ -61,7 +61,7 @@ def write(tiny, tiny_bytes, path):
 
 
 def refusal(path):
-    """The reason why `path` is refused, which must take little memory and time."""
+    """Returns why `path` is rejected, and checks that rejecting it takes little memory and time."""
     with bounded(), pytest.raises(InputError) as error:
         load_checkpoint(path)
     start, _, rest = str(error.value).partition(": ")
@@ -69,7 +69,7 @@ def refusal(path):
     return rest
 
 
-def test_special_files_and_huge_files_are_refused(tmp_path):
+def test_special_files_and_huge_files_are_rejected(tmp_path):
     assert refusal(tmp_path / "none") == "there is no such file"
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", "/dev/zero"):
@@ -97,7 +97,7 @@ class Harm:
     ],
     ids=["zip", "legacy", "pickle"],
 )
-def test_a_pickle_is_named_and_runs_no_code(tmp_path, save):
+def test_a_pickle_is_recognised_and_not_executed(tmp_path, save):
     path = tmp_path / "names.safetensors"
     save(Harm(str(tmp_path / "harm")), path)
     assert refusal(path).startswith("a pickle, as earlier versions wrote with torch.save; ")
@@ -108,7 +108,7 @@ def test_every_option_of_the_classifier_is_checked():
     assert set(_OPTIONS) == set(NameClassifier(3).config)
 
 
-def test_odd_options_are_refused(write, path, tiny):
+def test_invalid_options_are_rejected(write, path, tiny):
     odd = (True, 1.5, "x", None, [], {}, -1, float("nan"), float("inf"), 10**9, 10**400)
     for option, value in tiny.model.config.items():
         for other in odd:
@@ -140,12 +140,12 @@ ODD_VALUES = {
     [(name, value) for name, values in ODD_VALUES.items() for value in values],
     ids=lambda value: ascii(value)[:40],
 )
-def test_odd_values_are_refused(write, path, name, value):
+def test_invalid_values_are_rejected(write, path, name, value):
     write(**{name: value})
     assert refusal(path).startswith("not a checkpoint that this version can read (")
 
 
-def test_other_weights_are_refused(write, path, tiny):
+def test_invalid_weights_are_rejected(write, path, tiny):
     weights = tiny.model.state_dict()
 
     def changed(**changes):
@@ -214,7 +214,7 @@ def test_the_largest_header_that_is_parsed_is_harmless(path):
 
 
 @pytest.mark.parametrize("depth", [40, 900, 10**5])
-def test_values_that_are_nested_deeply_are_refused(write, path, depth):
+def test_deeply_nested_values_are_rejected(write, path, depth):
     path.write_bytes(with_header({"__metadata__": {KIND: '{"a":' * depth + "1" + "}" * depth}}))
     assert refusal(path) in (
         "its values are nested more than 32 deep",
@@ -222,7 +222,7 @@ def test_values_that_are_nested_deeply_are_refused(write, path, depth):
     )
 
 
-def test_a_torn_safetensors_file_is_refused(path, tiny_bytes):
+def test_a_damaged_safetensors_file_is_rejected(path, tiny_bytes):
     torn = (tiny_bytes[:size] for size in range(0, len(tiny_bytes), 61))
     for content in (b"text\n", b"\0" * 8, b"\xff" * 99, tiny_bytes + b"\0", *torn):
         path.write_bytes(content)
@@ -230,7 +230,7 @@ def test_a_torn_safetensors_file_is_refused(path, tiny_bytes):
 
 
 def check_content(path, content):
-    """Check that the content is refused, found damaged, or a model that answers."""
+    """Checks that `content` raises InputError or loads as a model with valid probabilities."""
     path.write_bytes(content)
     with bounded():
         try:

@@ -1,4 +1,4 @@
-"""The classifier: which states it reads, and that its two recurrent layers are interchangeable."""
+"""The classifier: which states it reads, and that FusedRNN and nn.RNN give the same results."""
 
 import pytest
 import torch
@@ -44,12 +44,12 @@ def packed(names):
 
 
 def padded(names):
-    """Padded ids (batch, longest) and lengths (batch)."""
+    """Return padded ids (batch, max length) and lengths (batch)."""
     return pad_packed_sequence(packed(names), batch_first=True)
 
 
 def read(model, states):
-    """What the linear layer reads, from the states after each character of a name."""
+    """Return the input of the linear layer, given the state after each character of a name."""
     forward, *backward = states.chunk(model.num_directions, 1)
     last = [forward[-1], *(each[0] for each in backward)]
     rest = [] if model.config["pooling"] == "last" else [states.mean(0), states.amax(0)]
@@ -57,7 +57,7 @@ def read(model, states):
 
 
 def one_by_one(model, names):
-    """The definition: each name alone, unpacked."""
+    """Return the logits of names by definition, computed for one unpacked name at a time."""
     logits = []
     for name in names:
         ids = encode(name)
@@ -70,14 +70,14 @@ def one_by_one(model, names):
 
 @options
 def test_logits_and_gradients_match_the_definition(options, within_budget):
-    """From the same seed both layers have the same weights."""
+    """FusedRNN and nn.RNN have the same initial weights if the seed is the same."""
     models = fused, plain, oracle = [classifier(kind, **options).to(dtype) for kind, dtype in KINDS]
     assert [type(model.rnn) for model in models] == [FusedRNN, nn.RNN, nn.RNN]
     assert fused.config == plain.config
     torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     names = NAMES[::3]
     logits = [fused(packed(names)), plain(packed(names)), one_by_one(oracle, names)]
-    # A fault in both layers' classifiers would be within the budget that one sets for the other.
+    # nn.RNN's error sets the budget, so a fault in both classifiers would pass `within_budget`.
     torch.testing.assert_close(logits[1].double(), logits[2], rtol=0, atol=1e-5)
     within_budget(*logits)
     weight = torch.randn(len(names), 18, generator=torch.Generator().manual_seed(2))
@@ -104,13 +104,13 @@ def test_padded_and_packed_names_have_the_same_logits(options, rnn_class):
 
 
 @options
-def test_the_states_of_a_name_lead_to_its_logits(options):
+def test_the_states_of_a_name_determine_its_logits(options):
     model = classifier(FusedRNN, **options)
     states = model.states(encode("Frank"))
     torch.testing.assert_close(model.classifier(read(model, states)), model(packed(["Frank"]))[0])
 
 
-def test_other_input_is_refused():
+def test_invalid_input_is_rejected():
     model = classifier(FusedRNN)
     for names, lengths in ((encode("Frank"), None), (packed(["Frank"]), torch.tensor([5]))):
         with pytest.raises(TypeError, match=r"^names must be|^lengths go with padded ids"):
@@ -118,7 +118,7 @@ def test_other_input_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"nonlinearity": "sigmoid"}, {"pooling": "mean"}])
-def test_odd_options_are_refused(options):
+def test_invalid_options_are_rejected(options):
     with pytest.raises(ValueError, match=next(iter(options.values()))):
         classifier(FusedRNN, **options)
 
@@ -145,7 +145,7 @@ def test_character_dropout_zeroes_whole_characters():
 @options
 @pytest.mark.parametrize("given", [packed, padded], ids=["packed", "padded"])
 def test_both_layers_drop_the_same_characters(options, given, within_budget):
-    """From the same seed the same characters are unknown, as ids or as rows of zeros."""
+    """The same seed drops the same characters, whether as unknown ids or as rows of zeros."""
     results = []
     weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
     names = given(NAMES)
@@ -163,7 +163,7 @@ def test_both_layers_drop_the_same_characters(options, given, within_budget):
 
 
 def test_the_fused_layer_reads_ids(monkeypatch):
-    """Only n-grams need an embedding of each character; otherwise the layer reads ids."""
+    """A classifier with FusedRNN embeds characters only for n-grams; otherwise, it passes ids."""
 
     def embedded(*_):
         raise AssertionError("a character was embedded")
@@ -184,7 +184,7 @@ def test_the_fused_layer_reads_ids(monkeypatch):
 
 
 def test_ngram_embeddings_match_the_definition():
-    """The rows of the three n-grams around each character, spelled out."""
+    """The definition adds the embeddings of three n-grams around each character."""
     names = ["frank", "li", "o", "o'neal", "de la cruz"]
     table = NgramEmbedding(4, len(ASCII.alphabet))
     ids, lengths = padded(names)
@@ -218,7 +218,7 @@ def test_dropped_characters_leave_no_trace_in_ngrams():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
-    """One export covers both poolings, and one direction and two."""
+    """The exported ensemble covers both poolings, and one and two directions."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     members = [
@@ -243,7 +243,7 @@ def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=2e-6)
 
 
-def test_a_predictor_answers_the_best_languages_first():
+def test_a_predictor_returns_the_best_languages_first():
     languages = tuple(f"language {i}" for i in range(18))
     model = classifier(FusedRNN, num_layers=2, dropout=0.5)
     asked = Predictor(Checkpoint(model, languages, {}))

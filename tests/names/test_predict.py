@@ -1,4 +1,4 @@
-"""`names predict`: every format, a row out for each row in, bounded memory, whatever the input."""
+"""`names predict`: all formats, one output row per input row, bounded memory, any input."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The path of a checkpoint of random weights."""
+    """Return the path of a checkpoint with random weights."""
     path = tmp_path_factory.mktemp("model") / "names.safetensors"
     torch.manual_seed(0)
     classifier = NameClassifier(len(LANGUAGES), embedding_size=4, hidden_size=8)
@@ -54,7 +54,7 @@ def predictor(model):
 
 @pytest.fixture
 def run(run, model, predictor, monkeypatch):
-    """Run `predict` with a small model, which is loaded once."""
+    """Return a function that runs `predict` with a small model, which is loaded only once."""
 
     def predicted(*argv, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -65,7 +65,7 @@ def run(run, model, predictor, monkeypatch):
 
 
 class Row(NamedTuple):
-    """A row that was read."""
+    """The name in an input row, and the error if the row is not readable."""
 
     name: str
     error: str | None = None
@@ -84,11 +84,11 @@ def rows_of(content, format="csv", column=None, **options):
     return read(io.BytesIO(content), format, column, **options)
 
 
-# What is read
+# Reading rows
 
 
 class Pipe:
-    """Returns its blocks one by one, whatever size is asked for."""
+    """A stream that returns the given blocks one by one, whatever size is requested."""
 
     def __init__(self, blocks):
         self.blocks = iter(blocks)
@@ -105,7 +105,7 @@ class Pipe:
         ("text", b"\r", [""]),
         ("text", b"\xef\xbb\xbfFrank\r\nKim\r\rNowak\n\n ", ["Frank", "Kim", "", "Nowak", "", " "]),
         ("text", b"\x0bO\xe2\x80\xa8Neal\r\n", ["\x0bO\u2028Neal"]),
-        # Bytes that are not UTF-8 stay in their row; two odd bytes are not a mark of UTF-16.
+        # Invalid UTF-8 affects only its row, even if the bytes equal the byte order mark of UTF-16.
         ("text", b"Kim\nFra\xffnk\nNowak", ["Kim", "Fra\udcffnk", "Nowak"]),
         ("text", b"\xff\xfe\nKim", ["\udcff\udcfe", "Kim"]),
         ("csv", b"", []),
@@ -119,8 +119,8 @@ class Pipe:
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 1000])
-def test_names_of_files(format, content, names, size):
-    """However the bytes arrive."""
+def test_names_are_read_however_the_bytes_arrive(format, content, names, size):
+    """The pipe returns at most `size` bytes at a time."""
     pipe = Pipe(content[begin : begin + size] for begin in range(0, len(content), size))
     assert read(pipe, format) == [Row(name) for name in names]
 
@@ -154,7 +154,7 @@ def test_a_huge_line_is_one_row_and_takes_little_memory(format, end):
         (b'{"who": "Kim", "name": ""}\n', {"format": "jsonl", "column": "who"}),
     ],
 )
-def test_the_column(content, options):
+def test_the_column_of_names_is_found(content, options):
     assert rows_of(content, **options) == [Row("Kim")]
 
 
@@ -178,7 +178,7 @@ def test_the_column(content, options):
         (b"Kim\n", {"format": "text", "column": "name"}, "text has no columns"),
     ],
 )
-def test_a_column_that_is_not_there(content, options, message):
+def test_an_unusable_column_or_header_is_an_error(content, options, message):
     with pytest.raises(InputError, match=message):
         rows_of(content, **options)
 
@@ -199,7 +199,7 @@ def test_a_column_that_is_not_there(content, options, message):
     ],
     ids=range(6),
 )
-def test_a_row_without_a_name(content, format, error):
+def test_a_row_without_a_name_has_an_error(content, format, error):
     end = b"\n2,Kim" if format == "csv" else b'\n"Kim"'
     row, kim = rows_of(content + end, format)
     assert (row.name, kim) == (content.split(b"\n")[-1].decode(), Row("Kim"))
@@ -210,7 +210,7 @@ def test_a_row_without_a_name(content, format, error):
 @pytest.mark.parametrize(
     ("head", "column", "name"), [(b"name,x\n", None, "2"), (b"", None, "2"), (b"", "2", "3")]
 )
-def test_a_damaged_record_costs_one_row(damage, head, column, name):
+def test_a_damaged_record_affects_only_one_row(damage, head, column, name):
     content = head + damage + b"\n2,3\n" + b"2,3\n" * 20_000
     damaged, *others = rows_of(content, column=column, header=bool(head))
     assert damaged.name == damage.decode()
@@ -218,7 +218,7 @@ def test_a_damaged_record_costs_one_row(damage, head, column, name):
     assert others == [Row(name)] * 20_001
 
 
-def test_a_record_of_several_lines_is_bounded():
+def test_the_size_of_a_multiline_record_is_limited():
     whole, kim = rows_of(b'name\n"' + b"x\n" * 99 + b'x"\nKim\n')
     assert (whole, kim) == (Row("x\n" * 99 + "x"), Row("Kim"))
     first, *others = rows_of(b'name\n"' + b"x\n" * 100 + b'x"\nKim\n')
@@ -230,7 +230,7 @@ def test_a_record_of_several_lines_is_bounded():
 
 
 @pytest.mark.parametrize("format", ["text", "csv", "jsonl"])
-def test_rows_are_read_in_bounded_numbers_and_characters(format):
+def test_chunks_of_rows_have_a_limited_size(format):
     def sizes(name, count):
         line = {"text": b"%b\n", "csv": b"%b\n", "jsonl": b'"%b"\n'}[format] % name
         content = line * count if format != "csv" else b"name\n" + line * count
@@ -243,7 +243,7 @@ def test_rows_are_read_in_bounded_numbers_and_characters(format):
     assert sizes(b"", 0) == []
 
 
-# What is answered
+# Answering rows
 
 
 BAD_BYTES = "not valid in the encoding of the input; --encoding names another"
@@ -253,7 +253,7 @@ def answer(predictor, names, *arguments, errors=(), **options):
     return answer_rows(predictor, Rows([*names], dict(errors)), *arguments, **options)
 
 
-def test_answers_match_predict(predictor):
+def test_answers_match_the_predictor(predictor):
     names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
     answers = answer(predictor, names, top=2)
     assert (answers.rows.names, answers.errors) == (names, {})
@@ -278,14 +278,14 @@ def test_answers_match_predict(predictor):
         ("{", "not JSON", "{", "not JSON"),
     ],
 )
-def test_a_row_that_cannot_be_read(predictor, name, given, shown, error):
+def test_an_unusable_name_has_an_error(predictor, name, given, shown, error):
     answers = answer(predictor, ["Kim", name, "Kim"], errors={1: given} if given else {})
     assert answers.rows.names == ["Kim", shown, "Kim"]
     assert answers.errors == {1: error}
     assert answers.of_row(0) == answers.of_row(2) != answers.of_row(1) == []
 
 
-def test_languages_that_are_not_probable_enough(predictor):
+def test_improbable_languages_are_left_out(predictor):
     found = answer(predictor, ["Kim"], top=4).of_row(0)
     assert answer(predictor, ["Kim"], 4, found[1][1] - 1e-6).of_row(0) == found[:2]
 
@@ -316,7 +316,7 @@ def test_languages_that_are_not_probable_enough(predictor):
         ),
     ],
 )
-def test_the_formats(format, text):
+def test_every_format_writes_the_expected_text(format, text):
     rows = Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"})
     best, millionths = [[1, 0], [2, 2], [2, 2]], [[750_000, 200_001], [0, 0], [0, 0]]
     numbers = map(torch.tensor, (best, millionths, [0, 1, 2]))
@@ -343,7 +343,7 @@ def test_the_formats(format, text):
         ("x,=1", "x,=1"),
     ],
 )
-def test_a_cell_is_no_formula(name, cell):
+def test_csv_cells_are_never_formulas(name, cell):
     rows = Rows([name, ""], {1: name})
     numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [0, 2]))
     answers = Answers(rows, ("Thai",), *numbers, {0: name})
@@ -355,11 +355,11 @@ def test_a_cell_is_no_formula(name, cell):
 
 
 def wrote(count, path):
-    """Return the line that reports the rows written to a file."""
+    """Return the line that reports how many rows were written to a file."""
     return f"wrote {count} {'row' if count == 1 else 'rows'} to {path}\n"
 
 
-def test_files_in_and_out(run, tmp_path):
+def test_the_output_format_follows_the_file_suffix(run, tmp_path):
     source = tmp_path / "in.tsv"
     source.write_bytes(b"id\tname\n1\tKim\n2\tNowak\n")
     for suffix, begin in [
@@ -377,13 +377,13 @@ def test_files_in_and_out(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["in.tsv"]
 
 
-def test_options_of_the_output_arrive(run):
+def test_output_options_take_effect(run):
     assert run("Kim", "--min-probability", 1) == (0, "Kim\n  unknown\n", "")
     head = "name,language_1,probability_1,unusual,dropped,error\n"
     assert run("-", "--format", "csv", "--top", 1) == (0, head, "")
 
 
-def test_options_of_the_input_arrive(run):
+def test_input_options_take_effect(run):
     options = ["--input-format", "csv", "--column", "2", "--no-header", "--delimiter", "tab"]
     out = run("--input", "-", *options, "--output", "-", stdin=b"1\tKim\n")[1]
     assert out.splitlines()[0] == "Kim"
@@ -394,7 +394,7 @@ PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
 
 @contextmanager
 def redirected(files):
-    """Redirects file descriptors to {descriptor: open file}, as a shell does."""
+    """Redirects file descriptors, given as {descriptor: open file}, as a shell does."""
     saved = {number: os.dup(number) for number in files}
     try:
         for number, file in files.items():
@@ -423,10 +423,10 @@ def redirected(files):
         ([0, 1], "- --output stdout", "standard output", "standard input"),
     ],
 )
-def test_what_is_read_is_not_overwritten(
+def test_input_files_are_not_overwritten(
     fails, tmp_path, monkeypatch, numbers, argv, written, read
 ):
-    """`numbers` are the descriptors that refer to people.csv."""
+    """`numbers` are the file descriptors that are redirected to people.csv."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / "people.csv", tmp_path / "folder" / "people.csv"]
@@ -440,7 +440,7 @@ def test_what_is_read_is_not_overwritten(
     ):
         (tmp_path / link).symlink_to(path)
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(predict, "load_predictor", None)  # nothing may be read
+    monkeypatch.setattr(predict, "load_predictor", None)  # the model must not be loaded
     with paths[0].open("r+b") as file, redirected(dict.fromkeys(numbers, file)):
         code, message = fails(*argv.format(tmp_path).split())
     assert code == 2
@@ -449,8 +449,8 @@ def test_what_is_read_is_not_overwritten(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_devices(run, tmp_path):
-    """A device is written to, not replaced by a file."""
+def test_output_to_a_device_does_not_replace_it(run, tmp_path):
+    """A device is written to instead of being replaced by a file."""
     for argv, count in (("Kim",), 1), (("--input", "/dev/null"), 0):
         assert run(*argv, "--output", "/dev/null") == (0, "", wrote(count, "/dev/null"))
     names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
@@ -459,12 +459,12 @@ def test_devices(run, tmp_path):
     stdout.symlink_to("/dev/stdout")
     with names.open() as input, log.open("a") as output, redirected({0: input, 1: output}):
         code, out, _ = run("--input", "/dev/stdin", "--output", stdout)
-    assert (code, out[:4]) == (0, "Kim\n")  # to sys.stdout, which pytest has replaced
+    assert (code, out[:4]) == (0, "Kim\n")  # written to sys.stdout, which pytest replaces
     assert log.read_text() == "before\n"
     assert stdout.is_symlink()
 
 
-def test_no_name_could_be_read(run, fails, tmp_path):
+def test_the_exit_code_is_2_if_no_name_could_be_read(run, fails, tmp_path):
     code, out, err = run("Иванов")
     assert (code, out) == (2, f"Иванов\n  error: {why_unusable('Иванов')}\n")
     assert err.endswith(": error: the name could not be read\n")
@@ -475,7 +475,7 @@ def test_no_name_could_be_read(run, fails, tmp_path):
     assert target.read_text().count("\n") == 3
 
 
-def test_input_that_is_not_there(fails, tmp_path):
+def test_missing_input_is_an_error(fails, tmp_path):
     for path, reason in [
         (tmp_path, "a folder, and --input takes a file"),
         (tmp_path / "none", "there is no such file"),
@@ -503,7 +503,7 @@ def test_a_name_that_is_read_as_the_header_is_reported(run, content, options, sa
 
 
 @pytest.mark.parametrize(("sign", "option"), [(";", ";"), ("\t", "tab"), ("|", "|")])
-def test_another_sign_between_cells_is_reported(run, sign, option):
+def test_a_wrong_delimiter_is_reported(run, sign, option):
     content = f"name{sign}age\nKim{sign}3\n".encode()
     code, out, err = run("-", "--input-format", "csv", stdin=content)
     assert (code, out.count("\n") > 1) == (0, True)
@@ -514,7 +514,7 @@ def test_another_sign_between_cells_is_reported(run, sign, option):
     assert run("-", "--input-format", "csv", "--delimiter", option, stdin=content)[2] == ""
 
 
-def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkeypatch):
+def test_nothing_is_written_if_the_column_is_missing(fails, tmp_path, monkeypatch):
     target = tmp_path / "out.csv"
     target.write_text("old")
     for output in (["--format", "csv"], ["--output", target]):
@@ -522,7 +522,7 @@ def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkey
         assert code == 2
         assert message.startswith("no column is called 'name'; --column takes one of")
     assert target.read_text() == "old"
-    monkeypatch.setattr(predict, "load_predictor", None)  # fails before the work
+    monkeypatch.setattr(predict, "load_predictor", None)  # the model must not be loaded
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     assert fails("Kim", "--output", folder) == (2, f"{folder}: not a plain file")
@@ -533,11 +533,11 @@ def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkey
     [
         (["--input", "names.txt", "--output", "out.csv"], True, True),
         (["--input", "names.txt"], False, True),
-        (["--input", "names.txt"], True, False),  # it would be mixed with the answers
+        (["--input", "names.txt"], True, False),  # the bar would mix with the answers
         (["Kim", "--output", "out.csv"], True, False),
     ],
 )
-def test_the_bar_is_shown_only_on_a_terminal(
+def test_the_progress_bar_is_shown_only_on_a_terminal(
     run, tmp_path, monkeypatch, argv, out_is_terminal, shown
 ):
     monkeypatch.chdir(tmp_path)
@@ -565,10 +565,10 @@ def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatc
     assert peaks[1] < 1.3 * peaks[0]
 
 
-# Whatever comes
+# Arbitrary input
 
 ANY = st.one_of(
-    st.text(st.characters(), max_size=8),  # all of Unicode, lone surrogates included
+    st.text(st.characters(), max_size=8),  # all of Unicode, including lone surrogates
     st.text(
         "\0\r\n\t\x1b\x7f\x85\u2028\u202e\u200f\ufeff,\"'={}[]\\ aßЖم\U0001f600\udcff", max_size=12
     ),
@@ -579,7 +579,7 @@ FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 def parsed(out, format):
     """Return (name, languages, error) of each row, after checking that the output is printable."""
-    assert out.replace("\n", "").isprintable()  # so it has no lone surrogates either
+    assert out.replace("\n", "").isprintable()  # also excludes lone surrogates
     if format == "csv":
         head, *rows = csv.reader(io.StringIO(out))
         assert {len(row) for row in rows} <= {len(head)}
@@ -590,7 +590,7 @@ def parsed(out, format):
 
 
 def check(result, names, format):
-    """Check that each name has a row with an answer or an error, and the exit code."""
+    """Check the exit code, and that each name has a row with an answer or an error."""
     code, out, err = result
     rows = parsed(out, format)
     assert len(rows) == len(names)
@@ -642,8 +642,8 @@ def test_any_bytes(run, content, source, format):
     assert table[1].replace("\n", "").isprintable()
 
 
-def test_as_a_program(root):
-    """The program reads bytes as the system passes them, and imports nothing that takes seconds."""
+def test_the_program_accepts_invalid_utf_8_and_starts_fast(root):
+    """The program must not import torch._dynamo, which takes seconds."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
         "print(main(), main(sys.argv[1:3] + ['-']), 'torch._dynamo' in sys.modules)"

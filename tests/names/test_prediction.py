@@ -1,4 +1,4 @@
-"""Prediction: bounded batches, the order of the names, and odd names."""
+"""Prediction: batches of limited size, results in the order of the names, extreme names."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def asked():
 
 @pytest.fixture
 def batches(monkeypatch):
-    """The numbers of names and steps in each batch that a model reads."""
+    """Return a list that records (names, steps) of every batch that a model reads."""
     seen = []
 
     def watched(self, names, forward=NameClassifier.forward):
@@ -72,7 +72,7 @@ KINDS += [{"ngrams": True}, {"rnn_class": nn.RNN}, None]
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("characters", [64, 65_536])
 def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
-    """In any order, with repeats, and with long names among them; None is an ensemble."""
+    """The names are shuffled and repeated, and some are long. Options of None mean an ensemble."""
     asked = ensemble() if options is None else predictor(**SHARING, **options)
     names = [*MANY[::2], "x" * 1000, "x" * 33, "y" * 32, "y"]
     alone = {name: asked.probabilities([name]) for name in names}
@@ -92,7 +92,7 @@ def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
     assert (values - together.gather(1, labels.unsqueeze(1))[:, 0]).max() <= 1e-6
 
 
-def test_no_names(asked):
+def test_an_empty_list_of_names_is_allowed(asked):
     assert asked.predict([]) == asked.languages_of([]) == []
     assert asked.probabilities([]).shape == (0, 3)
 
@@ -105,7 +105,7 @@ def test_many_names_need_memory_only_for_their_results(asked, ask):
 
 
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])
-def test_prefixes_have_the_probabilities_of_names(asked):
+def test_prefixes_are_predicted_like_whole_names(asked):
     found = asked.prefix_probabilities("Zoë D'")
     # A blank at the end of a name is dropped, but not at the end of a prefix.
     expected = asked.probabilities(["zoe d'"[:end] for end in (1, 2, 3, 5, 6)])
@@ -113,7 +113,7 @@ def test_prefixes_have_the_probabilities_of_names(asked):
     assert (found[[0, 1, 2, 4, 5]] - expected).abs().max() <= 1e-6
 
 
-def test_states_lead_to_the_answer(asked):
+def test_the_last_state_determines_the_answer(asked):
     text, states = asked.states("Ślusàrski")
     assert text == "slusarski"
     assert states.shape == (9, 10)
@@ -143,7 +143,7 @@ def test_results_that_are_not_finite_are_an_error(ask, asked):
 
 
 @pytest.mark.parametrize("names", ["Frank", b"Frank", None, ["Frank", 7], [["Frank"]]])
-def test_wrong_types_are_refused(asked, names):
+def test_names_of_the_wrong_type_are_rejected(asked, names):
     asks = [asked.predict, asked.probabilities, asked.languages_of]
     asks += [asked.states, asked.prefix_probabilities] if isinstance(names, list) else []
     for ask in asks:
@@ -156,7 +156,7 @@ def test_wrong_types_are_refused(asked, names):
     ["x" * 10_000, "ﷺ" * 1000, "e" + "\u0301" * 999, "-" * 999 + "a", "æ" * 1000, "李", "\ud800"],
     ids=range(7),
 )
-def test_odd_names_have_an_answer_or_a_reason(asked, name):
+def test_extreme_names_have_an_answer_or_an_error(asked, name):
     reason = why_unusable(name)
     with bounded():
         if reason is None:
@@ -171,9 +171,7 @@ def test_odd_names_have_an_answer_or_a_reason(asked, name):
             assert str(error.value) == reason
 
 
-def test_the_model_is_the_pretrained_one_unless_another_is_named(
-    asked, cache, tmp_path, monkeypatch
-):
+def test_load_defaults_to_the_pretrained_model(asked, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pretrained = load(api.pretrained_checkpoint()).predict(["Kim"])
     for path in ("pretrained", cache / "names.safetensors"):
@@ -184,5 +182,5 @@ def test_the_model_is_the_pretrained_one_unless_another_is_named(
         assert load(model).predict(["Kim"]) == asked.predict(["Kim"]) != pretrained
 
 
-def test_the_pretrained_model_needs_no_home_folder(homeless):
+def test_the_pretrained_model_does_not_need_a_home_folder(homeless):
     assert load().predict(["Nguyen"], top=1)[0][0][0] == "Vietnamese"

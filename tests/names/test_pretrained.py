@@ -1,4 +1,4 @@
-"""The small network that ships: what the package promises about it."""
+"""The pretrained model: its size and options, its answers, and the pages that describe it."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ PATH = names.pretrained_checkpoint()
 CARD = PATH.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
 
 
-def test_it_is_the_plain_network_and_small():
+def test_the_pretrained_model_is_small_and_has_default_options():
     from safetensors import safe_open
 
     assert PATH.stat().st_size < 2**20 < MAX_BYTES
@@ -23,15 +23,15 @@ def test_it_is_the_plain_network_and_small():
     assert "/" not in describe_checkpoint(PATH)["split"]["data"]["source"]
 
 
-def test_it_answers_right_after_installation(cache):
+def test_the_pretrained_model_works_without_a_cache(cache):
     assert not cache.exists()
     predictor = names.load()
     answers = predictor.predict(["Frank", "Ślusàrski", "Nakamura", "O’Neal"], top=1)
     assert [answer[0][0] for answer in answers] == ["German", "Polish", "Japanese", "Irish"]
 
 
-def test_it_answers_as_with_the_layer_of_torch(real_folder):
-    """Reading ids, sharing prefixes and keeping only the last state give the same numbers."""
+def test_fused_rnn_and_nn_rnn_agree_on_the_real_data(real_folder):
+    """Reading ids, sharing prefixes and keeping only the last state do not change probabilities."""
     rows = [name for name, _ in names.read_names(real_folder).rows]
     ours, torchs = (
         names.load(PATH, rnn_class=kind).probabilities(rows) for kind in (FusedRNN, nn.RNN)
@@ -39,7 +39,7 @@ def test_it_answers_as_with_the_layer_of_torch(real_folder):
     assert (ours - torchs).abs().max() <= 1e-6
 
 
-def test_its_card_and_split_match_the_data(real_folder):
+def test_the_model_card_and_split_match_the_real_data(real_folder):
     parts = names.split(names.read_names(real_folder))
     info = names.load_checkpoint(PATH).info["split"]
     assert info["sha256"] == parts.info["sha256"]
@@ -51,7 +51,7 @@ def test_its_card_and_split_match_the_data(real_folder):
     assert row.split("|")[2].strip() == f"{100 * accuracy:.1f}"
 
 
-def test_the_readme_shows_what_it_answers(root, run):
+def test_the_readme_shows_the_actual_answers(root, run):
     command = "$ python -m namernn_fast.names predict "
     _, _, after = (root / "README.md").read_text(encoding="utf-8").partition(command)
     arguments, _, shown = after.partition("\n")

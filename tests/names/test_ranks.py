@@ -1,4 +1,4 @@
-"""Two processes of torchrun train as one process does."""
+"""Training with two torchrun processes matches training with one process."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(folder, run, run_program, root, tmp_path):
+def test_two_processes_match_the_losses_of_one_process(folder, run, run_program, root, tmp_path):
     count = len(split(read_names(folder)).train)
-    # The last batch has one name, so that the second process has none.
+    # The last batch has a single name, so the second process gets no name.
     batch_size = next(size for size in range(40, count) if count % size == 1)
     options = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", str(batch_size)]
     options += ["--embedding-size", "5", "--hidden-size", "7", "--lr", "0.01", "--clip", "1"]
-    # Dropout differs from process to process.
+    # Processes draw different dropout masks, so character dropout is off.
     options += ["--schedule", "one-cycle", "--members", "2", "--character-dropout", "0"]
     options += ["--checkpoint"]
     assert run(*options, tmp_path / "one")[0] == 0

@@ -1,4 +1,4 @@
-"""`names data`: the facts of the data, the rules for junk, and what the command prints."""
+"""`names data`: counts of the data, rules for junk, leaks between parts, the printed report."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def described(data, **options):
 
 @pytest.fixture
 def tiny():
-    """Names whose facts are counted by hand."""
+    """Returns a few names that can be counted by hand."""
     rows = [
         *(("Kim", 0), ("Lee ", 0), ("Lu:\u00a0", 0)),
         *(("Groß", 1), ("Gross", 1), ("Lee", 1), ("Anna-Lee", 1), ("Weber", 1)),
@@ -37,7 +37,7 @@ def tiny():
     return NamesData("tiny", ("A", "B", "C"), tuple(rows))
 
 
-def test_facts_of_languages(tiny):
+def test_counts_per_language_match_hand_counts(tiny):
     found = described(tiny)
     facts = {facts.language: facts for facts in (*found.languages, found.total)}
     counted = ("rows", "distinct", "repeats", "shared", "junk")
@@ -53,7 +53,7 @@ def test_facts_of_languages(tiny):
         assert sum(sizes) == getattr(found.total, name) == len(getattr(parts, name))
 
 
-def test_facts_of_the_whole(tiny):
+def test_ceilings_shared_names_and_odd_rows_are_correct(tiny):
     found = described(tiny)
     assert found.split == split(tiny).info
     assert found.ceiling["rows"] == pytest.approx(12 / 13)
@@ -87,13 +87,13 @@ def test_facts_of_the_whole(tiny):
         (["punctuation at the end", "blanks at the ends"], ("Lytkin, ",)),
     ],
 )
-def test_rules_for_junk(rules, names):
+def test_names_match_only_the_expected_junk_rules(rules, names):
     for name in names:
         assert [rule for rule, (_, finds) in report.JUNK.items() if finds(name)] == rules
 
 
-def test_leaks(tiny):
-    """A random split of repeated rows tests what it has trained on; a split by string does not."""
+def test_only_a_random_split_leaks_test_names(tiny):
+    """If rows repeat, a random split puts the same names into the training and the test part."""
     repeated = NamesData("repeated", tiny.languages, tiny.rows * 10)
     assert report.leak(split(repeated)) == {"pairs": 0, "strings": 0}
     leaked = report.leak(split(repeated, method="random"))
@@ -101,8 +101,8 @@ def test_leaks(tiny):
     assert described(repeated).leak["random split"] == leaked
 
 
-def test_leaks_by_hand(tiny):
-    """The validation part counts as seen before the test, because choices are based on it."""
+def test_leaks_include_the_validation_part(tiny):
+    """Validation names count as seen, because choices are based on the validation part."""
     train, validation, test = (
         LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
         for texts, labels in (
@@ -130,7 +130,7 @@ def test_any_data(rows):
     assert all(character.isprintable() or character == "\n" for character in page)
 
 
-def test_the_command(run, make_folder):
+def test_the_command_prints_counts_and_leaks(run, make_folder):
     folder = make_folder({"A": "Kim\nLee \nLu:\n", "B": "Groß\nGross\nLee\nWeber\nOtto\n"})
     code, out, err = run("data", "--data", folder)
     assert (code, err) == (0, "")
@@ -150,7 +150,7 @@ def test_the_command(run, make_folder):
     assert "leak of this split: 0.0% of the test part" in out
 
 
-def test_the_options_of_the_split(run, make_folder):
+def test_split_options_take_effect(run, make_folder):
     folder = make_folder({"A": "\n".join("abcdefghij"), "B": "\n".join("klmnopqrst")})
     options = ("--split", "random", "--split-seed", 3, "--validation", 0.3, "--test", 0.4)
     code, out, _ = run("data", "--data", folder, *options)
@@ -161,7 +161,7 @@ def test_the_options_of_the_split(run, make_folder):
     assert out.count("leak of") == 1
 
 
-def test_the_report_as_json(run, tmp_path, folder):
+def test_the_json_report_is_complete(run, tmp_path, folder):
     path = tmp_path / "new" / "report.json"
     code, out, _ = run("data", "--data", folder, "--report", path)
     assert code == 0
@@ -170,8 +170,8 @@ def test_the_report_as_json(run, tmp_path, folder):
     assert json.loads(path.read_bytes()) == json.loads(json.dumps(expected))
 
 
-def test_the_report_as_markdown(run, tmp_path, make_folder):
-    """Text from files is escaped: it neither controls a terminal nor becomes markup of the page."""
+def test_the_markdown_report_escapes_text_from_files(run, tmp_path, make_folder):
+    """Text from files can neither control a terminal nor become markup in the page."""
     evil = "<script>|*x*\u202e\x1b[2J"
     folder = make_folder({"A": f"{evil}\nLee \nKim\n", "B|b": "Lee\nGroß\nWeber\n"})
     path = tmp_path / "report.md"
@@ -189,7 +189,7 @@ def test_the_report_as_markdown(run, tmp_path, make_folder):
     assert all(line.endswith("|") for line in rows)
 
 
-def test_failures(fails, tmp_path, make_folder):
+def test_an_invalid_report_path_is_an_error(fails, tmp_path, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     not_plain = f"{tmp_path}: not a plain file"
     assert fails("data", "--data", folder, "--report", tmp_path) == (2, not_plain)
@@ -201,7 +201,7 @@ def test_failures(fails, tmp_path, make_folder):
     assert (folder / "A.txt").read_text() == "Kim\nLee\nLu\n"
 
 
-def test_a_failed_report_leaves_the_old_one(run, tmp_path, make_folder, monkeypatch):
+def test_a_failed_write_keeps_the_old_report(run, tmp_path, make_folder, monkeypatch):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     path = tmp_path / "report.md"
     path.write_text("old")
@@ -215,7 +215,7 @@ def test_a_failed_report_leaves_the_old_one(run, tmp_path, make_folder, monkeypa
     assert [found.name for found in tmp_path.iterdir() if found.is_file()] == ["report.md"]
 
 
-def test_tables():
+def test_tables_align_and_escape_cells():
     header, rows = ("name", "n", "x"), [["é\n", 1234, None], ["abcdef", 1, 0.5]]
     assert formatting.aligned(header, rows) == (
         "name        n      x\né\\n     1,234      -\nabcdef      1  0.500"
@@ -229,8 +229,8 @@ def test_tables():
     assert formatting.aligned(header, []) == "name  n  x"
 
 
-def test_the_real_data(real_folder):
-    """The facts of the data set, as its description counts them."""
+def test_the_real_data_has_the_expected_facts(real_folder):
+    """The report agrees with the description of the data set."""
     real = described(read_names(real_folder))
     facts = {facts.language: facts for facts in real.languages}
     assert (len(facts), real.total.rows, real.total.distinct) == (18, 20_074, 17_987)
@@ -238,7 +238,7 @@ def test_the_real_data(real_folder):
     assert (facts["Scottish"].rows, facts["Scottish"].shared) == (100, 99)
     assert real.ceiling["rows"] == pytest.approx(0.971, abs=1e-3)
     assert real.leak["this split"] == {"pairs": 0, "strings": 0}
-    # 11.1 % and 15.2 % over many random splits; one test part of 4,015 rows has an error of 0.5 %.
+    # Means over many random splits. One test part of 4,015 rows has a standard error of 0.5 %.
     assert real.leak["random split"] == pytest.approx({"pairs": 0.111, "strings": 0.152}, abs=0.01)
     # ß, ł and a no-break space have spellings, so they are not dropped.
     assert sum(bool(row.spelled) for row in real.odd_rows) == 11
@@ -258,8 +258,8 @@ def test_the_real_data(real_folder):
     }
 
 
-def test_the_sample_is_used_unless_it_is_refused(run, offline):
-    """The command finds its data as `train` does."""
+def test_no_sample_disables_the_fallback_to_the_sample(run, offline):
+    """Like `train`, `data` falls back to the sample if the download fails."""
     code, out, _ = run("data")
     assert code == 0
     assert "names in 18 languages: the embedded sample" in out

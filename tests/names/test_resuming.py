@@ -1,4 +1,4 @@
-"""An interrupted training continues after its last epoch as if nothing had happened."""
+"""Resuming an interrupted training gives the same result as training without interruption."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ RECIPES = {
         model={"num_layers": 2, "dropout": 0.2, "state_dropout": 0.1, "character_dropout": 0.1},
     ),
 }
-# In a file, the tuple becomes a list and the number of a key a string.
+# JSON turns the tuple into a list and the integer key into a string.
 IDENTITY = {"seed": 0, "recipe": PLAIN.values(), "sizes": (1, 2), "numbers": {1: 0.1}}
 
 
@@ -37,7 +37,7 @@ def resumed(path, recipe, identity=IDENTITY):
 
 
 def outcome(fitted):
-    """Everything that a training returns, except its date and the time that it took."""
+    """Returns the info and the weights of a trained model, except its date and durations."""
     info = {**fitted.checkpoint.info, "history": [replace(e, seconds=0) for e in fitted.history]}
     del info["trained"]
     return info, {
@@ -46,7 +46,7 @@ def outcome(fitted):
 
 
 def train_one_epoch(path, recipe, monkeypatch):
-    """Trains from the state, if there is one, until the middle of the second epoch."""
+    """Resumes from the state, if the file exists, and interrupts training in the second epoch."""
     train_epoch = training.train_epoch
     begun = []
 
@@ -74,8 +74,8 @@ def test_interruptions_in_every_epoch_do_not_change_a_bit(name, tmp_path, monkey
     assert outcome(resumed(path, recipe)) == outcome(fit(PARTS, recipe))
 
 
-def test_a_finished_training_is_not_trained_again(tmp_path, monkeypatch):
-    """Its state holds only the weights of its networks."""
+def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
+    """The state of a finished training holds only the weights of the networks."""
     path = tmp_path / "state"
     whole = fit(PARTS, RECIPES["ensemble"], state=StateFile(path, IDENTITY))
     tensors, _ = tensor_files.read_tensors(path, KIND)
@@ -94,14 +94,14 @@ def refusal(path, recipe=PLAIN, identity=IDENTITY):
     return rest
 
 
-def test_there_must_be_something_to_resume(tmp_path):
+def test_resuming_needs_an_existing_state(tmp_path):
     assert refusal(tmp_path / "none") == "there is no unfinished training to resume"
     assert refusal(tmp_path) == "not a plain file"
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """The tensors, the values and the bytes of a state after one epoch."""
+    """Returns the tensors, the values and the bytes of a state after one epoch."""
     path = tmp_path_factory.mktemp("kept") / "state"
 
     def stop(epoch):
@@ -114,12 +114,12 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A path whose file the tests replace at will."""
+    """Returns a path whose file the tests overwrite."""
     return tmp_path_factory.mktemp("hostile") / "state"
 
 
 def changed(values, where, value):
-    """A copy of `values` with another value at the keys `where`."""
+    """Returns a copy of `values` with `value` at the path of keys `where`; "left" removes it."""
     values = json.loads(json.dumps(values))
     inner = values
     for key in where[:-1]:
@@ -149,7 +149,7 @@ PLACES = [
     ],
     ids=str,
 )
-def test_odd_values_in_a_state_are_refused(kept, path, where, value):
+def test_a_state_with_invalid_values_is_rejected(kept, path, where, value):
     tensors, values, _ = kept
     tensor_files.write_tensors(path, KIND, tensors, changed(values, where, value))
     assert refusal(path)
@@ -171,14 +171,14 @@ def test_odd_values_in_a_state_are_refused(kept, path, where, value):
     ],
     ids=lambda change: " ".join(change),
 )
-def test_odd_tensors_in_a_state_are_refused(kept, path, change):
+def test_a_state_with_invalid_tensors_is_rejected(kept, path, change):
     tensors, values, _ = kept
     tensors = {name: value for name, value in {**tensors, **change}.items() if value is not None}
     tensor_files.write_tensors(path, KIND, tensors, values)
     assert refusal(path).startswith("not a state of this training (")
 
 
-def test_another_training_is_refused_in_words(kept, path):
+def test_the_error_lists_what_differs_from_the_state(kept, path):
     path.write_bytes(kept[-1])
     other = PLAIN.changed(lr=0.02, clip_norm=1.0, model={"hidden_size": 9, "pooling": "last"})
     assert refusal(path, other, {**IDENTITY, "seed": 1, "recipe": other.values()}) == (
@@ -188,7 +188,7 @@ def test_another_training_is_refused_in_words(kept, path):
     )
 
 
-def test_other_files_and_torn_states_are_refused(kept, path):
+def test_other_files_and_truncated_states_are_rejected(kept, path):
     whole = kept[-1]
     tensor_files.write_tensors(path, "another kind", kept[0], kept[1])
     assert refusal(path) == f"not a file of the kind '{KIND}'"

@@ -34,7 +34,7 @@ LOCAL = "http://localhost"
 LONGEST = "a" * MAX_STATES_LENGTH
 JSON = {"Content-Type": "application/json"}
 HANG = 300
-"""Seconds after which something must be hanging, however busy the machine is."""
+"""Seconds after which a test counts as hanging, even on a busy machine."""
 
 
 def network(seed=0, **options):
@@ -48,7 +48,7 @@ def predictor_of(model, split=SPLIT):
 
 @pytest.fixture(scope="module", autouse=True)
 def _patience():
-    """Time limits that no test reaches unless it sets its own."""
+    """Raises all time limits, so that a test reaches only the limits that it lowers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "KEEP_ALIVE_SECONDS", 10 * HANG)
         patch.setattr(running, "HEADER_SECONDS", 10 * HANG)
@@ -84,7 +84,7 @@ def expected(predictor, name, top):
 
 
 @pytest.mark.parametrize("options", [{}, {"top": 1}, {"top": 1000}])
-def test_many_names_at_once(client, predictor, options):
+def test_many_names_are_predicted_in_one_request(client, predictor, options):
     asked = ["Frank", "Ślusàrski", "Иванов", "O-Neal", "x" * 1001, " Kim "]
     results = client.post("/predict", json={"names": asked, **options}).json()["results"]
     assert [result["name"] for result in results] == asked
@@ -101,11 +101,11 @@ def test_many_names_at_once(client, predictor, options):
     [
         network(),
         network(bidirectional=True),
-        names.NameEnsemble([network(0), network(1)]),  # which has no states
+        names.NameEnsemble([network(0), network(1)]),  # an ensemble has no states
     ],
     ids=["network", "bidirectional", "ensemble"],
 )
-def test_states(model):
+def test_states_and_prefix_probabilities_are_returned(model):
     with client_of(model) as client:
         answer = client.post("/states", json={"name": "Fra-ñk"}).json()
         described = client.get("/health").json()["model"]
@@ -123,7 +123,7 @@ def test_states(model):
         assert described["networks"] == 2
 
 
-def test_health(client):
+def test_health_describes_the_model_and_the_limits(client):
     parameters = sum(value.numel() for value in network().parameters())
     options = network().config
     assert client.get("/health").json() == {
@@ -151,7 +151,7 @@ def test_health(client):
         ({"data": {"source": "x" * 999, "is_sample": True}}, ("x" * 300, None, None, True)),
     ],
 )
-def test_the_record_of_the_data_is_not_trusted(split, data):
+def test_invalid_records_of_the_data_are_not_shown(split, data):
     described = Responder(predictor_of(network(), split)).description()["data"]
     assert tuple(described.values()) == data
 
@@ -172,7 +172,7 @@ def check_headers(response):
         ("GET", "/", "localhost:8000", 200),
         ("GET", "/app.js", "127.0.0.1", 200),
         ("GET", "/health", "[::1]:8000", 200),
-        # A page whose host name comes to point at this machine is refused (DNS rebinding).
+        # A foreign host name that resolves to this machine is rejected (DNS rebinding).
         ("GET", "/health", "localhost.evil.example", 400),
         ("GET", "/health", "", 400),
         ("GET", "/predict/", "localhost", 404),
@@ -180,7 +180,7 @@ def check_headers(response):
         ("OPTIONS", "/predict", "localhost", 405),
     ],
 )
-def test_routes(client, method, path, host, status):
+def test_hosts_paths_and_methods_are_checked(client, method, path, host, status):
     response = client.request(method, path, headers={"Host": host}, follow_redirects=False)
     assert response.status_code == status
     fields = {400: "Host", 404: "path", 405: "method"}
@@ -189,7 +189,7 @@ def test_routes(client, method, path, host, status):
     check_headers(response)
 
 
-def test_an_unforeseen_failure_reveals_nothing(monkeypatch):
+def test_an_unexpected_failure_reveals_no_details(monkeypatch):
     def fail(self, names, top):
         raise RuntimeError("a secret")
 
@@ -231,7 +231,7 @@ TOP = "a whole number from 1 to 1000"
         ('{"name": "a", "top": 1}', 422, "top", "an unknown field", "name"),
     ],
 )
-def test_a_bad_body_says_what_is_wrong(client, body, status, field, got, takes):
+def test_the_error_for_an_invalid_body_says_what_is_wrong(client, body, status, field, got, takes):
     path = "/states" if '{"name":' in str(body) else "/predict"
     response = client.post(path, content=body, headers=JSON)
     answer = response.json()
@@ -249,7 +249,7 @@ def test_a_bad_body_says_what_is_wrong(client, body, status, field, got, takes):
         ("123", "'123' has no character that the model reads: "),
     ],
 )
-def test_a_name_without_states(client, name, error):
+def test_states_need_a_short_and_usable_name(client, name, error):
     response = client.post("/states", json={"name": name})
     assert response.status_code == (422 if error else 200)
     assert error is None or response.json()["error"].startswith(error)
@@ -261,13 +261,13 @@ def test_a_name_without_states(client, name, error):
     [
         ({"Content-Type": 'Application/JSON; charset="UTF-8"'}, None),
         ({}, "Content-Type"),
-        # The type that a foreign page may send without asking the server first.
+        # Foreign pages may send this type without a CORS preflight request.
         ({"Content-Type": "text/plain"}, "Content-Type"),
         ({"Content-Type": "application/json; charset=latin-1"}, "Content-Type"),
         ({**JSON, "Content-Encoding": "gzip"}, "Content-Encoding"),
     ],
 )
-def test_types_of_body(client, headers, field):
+def test_only_uncompressed_utf_8_json_is_accepted(client, headers, field):
     body = b'{"names": []}'.ljust(requests.MAX_BODY_BYTES)
     response = client.post("/predict", content=body, headers=headers)
     assert response.status_code == (200 if field is None else 415)
@@ -288,10 +288,10 @@ LEFT = {"type": "http.disconnect"}
         ([LEFT], b"0", 400, "an end too soon"),
     ],
 )
-def test_a_body_that_is_not_read_to_its_end(
+def test_incomplete_and_oversized_bodies_are_rejected(
     predictor, monkeypatch, messages, declared, status, got
 ):
-    """The server responds after `messages` and reads no further; None stands for silence."""
+    """The server responds after `messages` without reading more. None means a silent client."""
     monkeypatch.setattr(requests, "BODY_SECONDS", 0.05 if status == 408 else HANG)
     headers = {b"host": b"localhost", b"content-type": b"application/json"}
     headers[b"content-length"] = declared
@@ -311,7 +311,7 @@ def test_a_body_that_is_not_read_to_its_end(
     assert (sent[0]["status"], answer["field"], answer["got"]) == (status, "body", got)
 
 
-# Every code point, lone surrogates included.
+# Every code point, including lone surrogates.
 ANY_NAME = st.text(st.characters(exclude_categories=()), max_size=80)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | ANY_NAME,
@@ -351,15 +351,15 @@ def test_any_bodies(client, body, path):
 # Models that fail
 
 
-def test_a_damaged_model_is_known_before_it_serves():
+def test_a_damaged_model_is_rejected_before_serving():
     model = network()
     model.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(names.InputError, match="not finite"):
         server.application(predictor_of(model))
 
 
-def test_a_name_on_which_the_model_fails_does_not_hurt_others():
-    """The weights of "z" are infinite, so that only names with a "z" have no finite result."""
+def test_a_failing_name_does_not_affect_other_names():
+    """The embedding of "z" is infinite, so only names that contain "z" have no finite result."""
     model = network(nonlinearity="relu")
     model.embedding.weight.data[names.encode("z")] = float("inf")
     asked = ["Kim", "Zhang", "Frank", "Zorn", "Li"]
@@ -375,7 +375,7 @@ def test_a_name_on_which_the_model_fails_does_not_hurt_others():
 
 
 class Model:
-    """Returns results once it is released. Fails on the name "!", and has no result for "?"."""
+    """A model that waits for `released`, fails for the name "!" and returns no result for "?"."""
 
     def __init__(self):
         self.calls = []
@@ -396,19 +396,21 @@ class Model:
     [
         (["", "a", "bc", "def"], 99, None, ["abcdef 4"], ["", "a", "bc", "def"]),
         (["aaa", "bbb", "ccccccccc", "d"], 6, None, ["aaabbb 2", "ccccccccc 3", "d 4"], None),
-        # A request that fails does not hurt others, and is not tried again if it was alone.
+        # A failing request does not affect other requests, and is not retried if it was alone.
         (["ab", "!", "c"], 99, None, ["ab!c 3", "ab 1", "! 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["ab", "?", "c"], 99, None, ["ab?c 3", "ab 1", "? 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["!"], 99, None, ["! 1"], ["RuntimeError"]),
-        # The model is not run for a request that is given up, or the result is dropped.
+        # A request cancelled before its call is not computed. If a request is cancelled during the
+        # call, the result is dropped.
         (["a", "b", "c"], 99, 2, ["ac 3"], ["a", "CancelledError", "c"]),
         (["a"], 99, 0, ["a 1"], ["a"]),
     ],
 )
-def test_requests_gather_while_the_model_is_busy(asked, max_names, given_up, calls, answers):
-    """The names are letters. The k-th request asks for k languages, an earlier request for 9.
+def test_requests_are_batched_while_the_model_is_busy(asked, max_names, given_up, calls, answers):
+    """Each letter is a name. The k-th request asks for k languages.
 
-    `given_up` is the number of the request that is given up before the model is free.
+    Request 0 asks for 9 languages and keeps the model busy. `given_up` is the number of the
+    request that is cancelled before the model is free.
     """
     model = Model()
 
@@ -488,7 +490,7 @@ def connected(port):
 
 
 def read_response(connection):
-    """Read one response from a socket."""
+    """Return the status and the JSON of one response from a socket."""
     response = http.client.HTTPResponse(connection)
     response.begin()
     return response.status, json.loads(response.read())
@@ -499,7 +501,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def begin_request(connection):
-    """Send the head of a request, and return when the server waits for its body."""
+    """Send the header of a request, and return when the server waits for the body."""
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n"
     head += "Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
     connection.sendall(head.encode())
@@ -508,7 +510,7 @@ def begin_request(connection):
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
-    """A first request that does not begin, and a later one that sends a byte now and then."""
+    """Covers an idle connection, and a second request whose header arrives byte by byte."""
     if not begin:
         monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
     with connected(port) as connection:
@@ -524,11 +526,11 @@ def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
                     assert connection.recv(2**16) == b""
                     return
                 connection.sendall(b"x" if begin else b"")
-            pytest.fail("the server keeps the connection")
+            pytest.fail("the server keeps the connection open")
 
 
-def test_a_slow_body_is_not_cut_by_the_limit_on_the_head(port, monkeypatch):
-    """The time limit starts when the connection is made, and ends with the head."""
+def test_the_header_time_limit_does_not_apply_to_bodies(port, monkeypatch):
+    """The time limit starts when the connection is made and ends when the header is complete."""
     made = []
     connection_made = running._Protocol.connection_made
 
@@ -546,7 +548,7 @@ def test_a_slow_body_is_not_cut_by_the_limit_on_the_head(port, monkeypatch):
         assert read_response(connection)[0] == 200
 
 
-def test_connections_are_bounded(predictor, monkeypatch):
+def test_the_number_of_connections_is_limited(predictor, monkeypatch):
     monkeypatch.setattr(running, "MAX_CONNECTIONS", 2)
     with served(predictor) as port, connected(port) as held:
         held.sendall(HEALTH)
@@ -556,7 +558,7 @@ def test_connections_are_bounded(predictor, monkeypatch):
             assert refused.recv(2**16).startswith(b"HTTP/1.1 503 ")
 
 
-def test_an_endless_request_does_not_keep_the_server_running(predictor, monkeypatch):
+def test_an_unfinished_request_does_not_block_shutdown(predictor, monkeypatch):
     monkeypatch.setattr(running, "SHUTDOWN_SECONDS", 0.3)
     with socket.socket() as connection, served(predictor) as port:
         connection.connect(("127.0.0.1", port))
@@ -564,11 +566,11 @@ def test_an_endless_request_does_not_keep_the_server_running(predictor, monkeypa
 
 
 def test_a_stopping_server_completes_requests_in_flight(root, predictor, tmp_path):
-    """As a process: the port is printed, SIGTERM waits for the response, and the exit code is 0."""
+    """The process prints its port, completes the response after SIGTERM, and exits with code 0."""
     names.save_checkpoint(tmp_path / "model", predictor.checkpoint)
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
-        "assert sys.modules.keys().isdisjoint(['starlette', 'uvicorn']);"  # extras, not needed yet
+        "assert sys.modules.keys().isdisjoint(['starlette', 'uvicorn']);"  # loaded only by `serve`
         "from namernn_fast.names.serving import requests, running;"
         f"running.SHUTDOWN_SECONDS = running.HEADER_SECONDS = requests.BODY_SECONDS = {HANG};"
         "sys.exit(main(['serve', '--port', '0', '--checkpoint', sys.argv[1]]))"
@@ -584,7 +586,7 @@ def test_a_stopping_server_completes_requests_in_flight(root, predictor, tmp_pat
             for _ in range(20 * HANG):
                 connected(port).close()
                 time.sleep(0.05)
-            pytest.fail("the server goes on accepting connections")
+            pytest.fail("the server still accepts connections")
         assert process.poll() is None
         connection.sendall(BODY)
         status, content = read_response(connection)
@@ -593,8 +595,8 @@ def test_a_stopping_server_completes_requests_in_flight(root, predictor, tmp_pat
     assert (process.returncode, out, err.count("\n")) == (0, "", 1)
 
 
-def test_the_connections_of_a_browser_do_not_delay_the_end(predictor):
-    """A used connection that is kept open, one opened in advance, and one with half a request."""
+def test_open_browser_connections_do_not_delay_shutdown(predictor):
+    """Keeps open a used connection, an unused connection, and a connection with half a request."""
     listener = running.listen("127.0.0.1", 0)
     uvicorn_server = running.server(server.application(predictor))
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
@@ -604,15 +606,15 @@ def test_the_connections_of_a_browser_do_not_delay_the_end(predictor):
         used.sendall(HEALTH)
         assert read_response(used)[0] == 200
         half.sendall(HEALTH[:20])
-        uvicorn_server.should_exit = True  # as the signal does
+        uvicorn_server.should_exit = True  # as the signal handler does
         thread.join(HANG)
-        assert not thread.is_alive()  # else it waits for SHUTDOWN_SECONDS
+        assert not thread.is_alive()  # otherwise the server waits for SHUTDOWN_SECONDS
 
 
 @pytest.mark.parametrize("moment", ["run", "main_loop"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_server_ends_well_on_a_signal(predictor, monkeypatch, moment, number):
-    """Before uvicorn takes over the signals, and while it serves."""
+def test_a_signal_ends_the_server_and_restores_the_handlers(predictor, monkeypatch, moment, number):
+    """The signal arrives before uvicorn installs its handlers, or while uvicorn serves."""
     method = getattr(uvicorn.Server, moment)
 
     def interrupted(self, **options):
@@ -635,14 +637,14 @@ def test_the_server_ends_well_on_a_signal(predictor, monkeypatch, moment, number
         *(("--allowed-host", name) for name in ("", "*.", "a*", "http://a", "a:80", "::1", "\x1b")),
     ],
 )
-def test_invalid_host_names_are_refused(fails, option, value):
+def test_invalid_host_names_are_rejected(fails, option, value):
     code, message = fails("serve", "--port", 0, option, value)
     assert code == 2
     assert message.startswith(option)
     assert message.isprintable()
 
 
-def test_a_port_that_is_taken(fails):
+def test_a_port_in_use_is_an_error(fails):
     with running.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         code, message = fails("serve", "--port", port)
@@ -702,7 +704,7 @@ def browser(tmp_path_factory):
 
 
 class Page:
-    """The page in the browser."""
+    """The page, opened in a browser."""
 
     def __init__(self, driver, port, query=""):
         self.driver = driver
@@ -738,7 +740,7 @@ READING = "!document.getElementById('reading').hidden && reading && reading.name
 
 
 @pytest.mark.slow
-def test_the_page_shows_bars_and_the_path_while_typing(page, predictor):
+def test_the_page_updates_bars_and_plots_while_typing(page, predictor):
     page.type("Frank")
     page.wait(f"({READING}) === 'Frank'")
     shown = page.ask(
@@ -773,7 +775,7 @@ def test_the_page_shows_bars_and_the_path_while_typing(page, predictor):
 
 
 @pytest.mark.slow
-def test_a_hostile_name_shows_as_text(page):
+def test_a_hostile_name_is_shown_as_text(page):
     hostile = "<img src=x onerror=alert(1)>"
     page.type(hostile)
     page.wait(f"({READING}) === {json.dumps(hostile)}")
@@ -787,7 +789,7 @@ def test_a_hostile_name_shows_as_text(page):
 
 
 @pytest.mark.slow
-def test_names_that_cannot_be_read(page):
+def test_the_page_reports_unusable_and_long_names(page):
     page.type("123")
     problem = page.wait("document.getElementById('problem').textContent")
     assert problem.startswith(
@@ -804,7 +806,7 @@ def test_names_that_cannot_be_read(page):
 
 
 @pytest.mark.slow
-def test_a_link_to_a_name(browser, port):
+def test_a_link_fills_in_the_name(browser, port):
     page = Page(browser, port, "?name=O%E2%80%99Neal+Ana")
     page.wait(f"({READING}) === 'O’Neal Ana'")
     assert page.ask("document.getElementById('name').value") == "O’Neal Ana"
@@ -813,7 +815,7 @@ def test_a_link_to_a_name(browser, port):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["predict", "states"])
 def test_the_latest_name_wins(page, path):
-    """The response to an earlier name arrives later."""
+    """The response to the earlier name arrives after the response to the latest name."""
     page.ask(
         "(window.known = window.fetch, window.fetch = async (...asked) => {"
         " const response = await window.known(asked[0], {...asked[1], signal: undefined});"
@@ -828,7 +830,7 @@ def test_the_latest_name_wins(page, path):
 
 
 @pytest.mark.slow
-def test_an_example_is_chosen_by_the_keyboard_in_a_narrow_window(page, browser):
+def test_examples_work_by_keyboard_in_a_narrow_window(page, browser):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True},

@@ -1,4 +1,4 @@
-"""The split: three parts that share no string, the same on every machine."""
+"""Splitting names into three parts that share no string and are the same on every machine."""
 
 import functools
 import math
@@ -15,12 +15,12 @@ from namernn_fast.names.dataset import embedded_sample
 SAMPLE = embedded_sample()
 split = functools.partial(names.split, folding=ASCII)
 PARTS = ("train", "validation", "test")
-# The SHA-256 of the parts of the real data with seed 0, on which published figures are based.
+# The SHA-256 of the real data's split with seed 0, which the published figures use.
 REAL_SHA256 = "2e2e99dbcb93bb11b35818b75b8c6769bf352f4cac08027aab3c448d3c15e67c"
 
 
 def all_pairs(parts):
-    """The (folded name, language) pairs of each part."""
+    """Returns the (folded name, label) pairs of each part."""
     return [
         list(zip(part.texts, part.labels.tolist(), strict=True))
         for part in (getattr(parts, name) for name in PARTS)
@@ -33,7 +33,7 @@ def few(*rows):
 
 
 def check_disjoint(data, parts):
-    """Every distinct pair is in one part, and no string is in two."""
+    """Checks that every distinct pair is in exactly one part, and no string is in two parts."""
     found = chain.from_iterable(all_pairs(parts))
     assert sorted(found) == sorted({(ASCII.fold(name), label) for name, label in data.rows})
     texts = [set(getattr(parts, name).texts) for name in PARTS]
@@ -43,7 +43,7 @@ def check_disjoint(data, parts):
 def test_the_sample_is_split_by_string_and_stratified():
     parts = split(SAMPLE, validation=0.25, test=0.3, seed=3)
     check_disjoint(SAMPLE, parts)
-    # The sample has no string under two languages, so the shares of each language are exact.
+    # The sample has no string in two languages, so the shares of each language are exact.
     counts = [Counter(label for _, label in part) for part in all_pairs(parts)]
     for label in range(len(SAMPLE.languages)):
         train, validation, test = (count[label] for count in counts)
@@ -54,14 +54,14 @@ def test_the_sample_is_split_by_string_and_stratified():
     ]
 
 
-def test_the_seed_fixes_the_split():
+def test_the_seed_determines_the_split():
     first, second, other = (split(SAMPLE, seed=seed) for seed in (3, 3, 4))
     assert all_pairs(first) == all_pairs(second) != all_pairs(other)
     assert first.info == second.info
     assert first.info["sha256"] != other.info["sha256"]
 
 
-def test_the_real_data(real_folder):
+def test_the_split_of_the_real_data_does_not_change(real_folder):
     data = read_names(real_folder)
     parts = split(data)
     check_disjoint(data, parts)
@@ -96,16 +96,16 @@ def test_a_random_split_leaks_names_into_other_parts(real_folder):
     assert parts.info["method"] == "random"
 
 
-def test_the_folding_does_not_change_which_names_are_drawn(real_folder):
+def test_the_split_does_not_depend_on_the_folding(real_folder):
     data = read_names(real_folder)
     drawn, parts = split(data), names.split(data)
     assert parts.info == drawn.info
     assert parts.folding == Folding("ßàáãäèéíñòóöúüż")
-    # Letters of a single training name, such as the ê of Lévêque, lose their accents.
+    # An accented letter of only one training name, such as the ê of Lévêque, loses its accent.
     assert {"müller", "muller", "léveque", "leveque"} <= {*parts.train.texts}
     for name in PARTS:
         part, of_ascii = getattr(parts, name), getattr(drawn, name)
-        # The plain texts of the two differ only in hyphens, which become blanks or are dropped.
+        # Plain texts of both foldings differ only in hyphens, which become blanks or are dropped.
         accented, plain = (
             {text.replace(" ", "") for text in parts.folding.plain.fold_usable(texts)}
             for texts in (part.texts, of_ascii.texts)
@@ -119,7 +119,7 @@ def test_the_folding_does_not_change_which_names_are_drawn(real_folder):
         ]
 
 
-def test_every_spelling_of_a_training_name_is_read():
+def test_the_training_part_has_every_spelling_of_its_names():
     data = few(
         *((name, 0) for name in ("Gäbler-Öz", "GABLER-ÖZ", "Gablerbz", "Öger", "Åger", "Gablär")),
         ("Tan", 1),
@@ -133,13 +133,13 @@ def test_every_spelling_of_a_training_name_is_read():
         train = {*parts.train.texts}
         for spelled in ({"gäbler öz", "gabler öz", "gabler oz"}, {"tan", "tän"}, {"öger", "oger"}):
             assert train >= spelled or train.isdisjoint(spelled)
-    # In the other parts a name is read as it is first spelled in the data.
+    # The other parts have only the first spelling of each name in the data.
     assert "gäbler öz" in found
     assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 
 
 def test_three_strings_are_enough_to_fill_every_part():
-    """Repeats count once; of fewer strings, the first is trained on."""
+    """Repeats count once. A language with fewer than 3 strings fills the training part first."""
     names = ("Pugh", "PUGH", "Price", "Púgh ", "Rees")
     data = few(*((name, 0) for name in names), ("Etxe", 1), ("Agi", 1))
     train, validation, test = all_pairs(split(data, validation=0.01, test=0.01))
@@ -151,8 +151,8 @@ def test_three_strings_are_enough_to_fill_every_part():
     assert 1 in greedy.train.labels
 
 
-def test_a_string_goes_with_its_rarest_language():
-    # All five strings of language 1 are also in language 0, which has more.
+def test_a_shared_string_is_drawn_with_its_rarest_language():
+    # All five strings of language 1 are also in language 0, which has more strings.
     shared = [(name, label) for name in ("Ab", "Cd", "Ef", "Gh", "Ij") for label in (0, 1)]
     data = few(*shared, *((f"name {letter}", 0) for letter in "abcdefghij"))
     for seed in range(5):
@@ -173,6 +173,6 @@ def test_a_string_goes_with_its_rarest_language():
     ],
     ids=str,
 )
-def test_odd_splits_are_refused(options, message):
+def test_invalid_split_options_are_rejected(options, message):
     with pytest.raises(InputError, match=message):
         split(**{"data": SAMPLE, **options})

@@ -24,7 +24,7 @@ from namernn_fast.names.text import escaped
 
 ACCENTED = Folding("ßáéłñś")
 FOLDINGS = (ASCII, Folding(), ACCENTED)
-# What folding treats specially: ends, newlines, other controls, letters with and without marks.
+# Characters that folding treats specially: blanks, controls, letters with and without marks.
 _TELLING = (
     "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßẞéÉŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2010\u2028\ud800"
 )
@@ -62,7 +62,7 @@ LONG = "x" * (MAX_NAME_LENGTH + 1)
         ("Van\u00a0der\u202fBerg", "van der berg", ""),
     ],
 )
-def test_what_is_folded_and_what_is_dropped(name, folded, lost):
+def test_ascii_folding_keeps_or_drops_each_character(name, folded, lost):
     assert ASCII.fold(name) == ASCII.fold(name.upper()) == folded
     assert ASCII.dropped(name) == lost
 
@@ -84,7 +84,7 @@ def test_what_is_folded_and_what_is_dropped(name, folded, lost):
         ("李-é", "é", "李"),
     ],
 )
-def test_a_folding_that_keeps_accented_letters(name, folded, lost):
+def test_a_folding_can_keep_accented_letters(name, folded, lost):
     assert ACCENTED.fold(name) == ACCENTED.fold(name.upper()) == folded
     assert ACCENTED.dropped(name) == lost
 
@@ -101,7 +101,7 @@ def test_what_is_dropped_leaves_no_trace(name):
 
 
 def defined_fold(name, folding=ASCII):
-    """The folding in the words of its documentation, a character at a time."""
+    """Folds a name as the documentation defines folding, one character at a time."""
     folded = ""
     for letter in unicodedata.normalize("NFC", name):
         if letter.lower() in {*folding.letters}:
@@ -162,14 +162,14 @@ UNUSABLE = (
     ],
     ids=range(8),
 )
-def test_what_is_no_list_of_usable_names_is_refused(names, kind, message):
+def test_invalid_lists_of_names_are_rejected(names, kind, message):
     """The error names the first unusable name."""
     with pytest.raises(kind) as error:
         encode_names(names)
     assert str(error.value) == message
 
 
-def test_the_longest_name_is_read():
+def test_the_longest_allowed_name_is_read():
     for folding in FOLDINGS:
         assert folding.fold_usable([LONG, "Kim", "-", LONG[1:]]) == ["", "kim", "", LONG[1:]]
     assert why_unusable(LONG[1:]) is None
@@ -187,7 +187,7 @@ def test_the_longest_name_is_read():
         ("\ud800", r"\ud800"),
     ],
 )
-def test_escaped(text, shown):
+def test_unprintable_characters_are_escaped(text, shown):
     assert escaped(text) == shown
     assert escaped(shown) == shown
 
@@ -214,7 +214,7 @@ def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
         assert torch.equal(encode(names[0], folding), encoded.characters[: len(texts[0])])
 
 
-def test_accented_letters_have_plain_ones():
+def test_accented_letters_have_plain_counterparts():
     plain = [ACCENTED.alphabet[place] for place in ACCENTED.plain_ids]
     assert "".join(plain) == ASCII.alphabet + "saelns"
     assert ACCENTED.plain == Folding()
@@ -234,13 +234,13 @@ def test_accented_letters_have_plain_ones():
         (("é" * (MAX_LETTERS + 1), 3), "a folding keeps a string of at most 96 letters"),
     ],
 )
-def test_invalid_foldings_are_refused(arguments, message):
+def test_invalid_foldings_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         Folding(*arguments)
 
 
-def test_letters_of_names():
-    """The most frequent ones if there are too many; capitals and separate marks count too."""
+def test_letters_of_returns_frequent_accented_letters():
+    """Capitals and separate accents count. The most frequent `MAX_LETTERS` letters remain."""
     names = ["Müller", "MÜLLER", "e\u0301", "É", "Ñü", "李", "o’a-"]
     assert letters_of(names) == "éñü"
     assert letters_of(names, 2) == "éü"
@@ -291,7 +291,7 @@ def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data)
 
 
 def test_many_batches_are_packed_in_bounded_memory():
-    """With one table for all batches, the long names would give it 60 million entries."""
+    """A single table for all batches would have 60 million entries because of the long names."""
     names = encode_names(["Kim", "x" * 1000, "Papadopoulos"] * 20_000)
     with bounded(32):
         count = sum(1 for _ in names.pack_each(names.by_length(torch.arange(len(names)), 64), 64))
@@ -310,7 +310,7 @@ def test_names_are_sorted_by_their_beginnings(names):
         assert order.tolist() == expected
 
 
-def test_empty_batches_and_indices_out_of_range():
+def test_packing_rejects_empty_batches_and_invalid_indices():
     encoded = encode_names(["a", "bc"])
     with pytest.raises(ValueError, match=r"^a batch holds at least one name$"):
         encoded.pack(torch.arange(0))

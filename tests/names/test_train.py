@@ -17,7 +17,9 @@ ONCE = ("--epochs", 1, *SMALL)
 PROGRAM = "python -m namernn_fast.names"
 
 
-def test_the_sample_replaces_no_model_of_real_data(run, offline, folder, make_data, cache):
+def test_training_on_the_sample_does_not_replace_a_real_model(
+    run, offline, folder, make_data, cache
+):
     path = cache / "names.safetensors"
     assert run("train", "--data", folder, *ONCE)[0] == 0
     before = path.read_bytes()
@@ -29,7 +31,7 @@ def test_the_sample_replaces_no_model_of_real_data(run, offline, folder, make_da
     assert path.read_bytes() == before
     assert run("train", *ONCE, "--force")[0] == 0
     assert load_checkpoint(path).is_sample()
-    # Nothing is lost if a model of the sample is replaced, by another or by one of real data.
+    # A model of the sample may be replaced without --force.
     assert run("train", *ONCE)[0] == 0
     assert run("train", "--data", make_data("more"), *ONCE)[0] == 0
     assert not load_checkpoint(path).is_sample()
@@ -81,7 +83,7 @@ def test_predict_warns_about_a_model_of_the_sample(run, offline, folder, tmp_pat
         (["--checkpoint", pretrained_checkpoint()], "--checkpoint", "predict without options"),
     ],
 )
-def test_training_overwrites_nothing_that_is_read(
+def test_training_does_not_overwrite_its_inputs(
     fails, folder, tmp_path, monkeypatch, options, written, read
 ):
     monkeypatch.chdir(tmp_path)
@@ -89,7 +91,7 @@ def test_training_overwrites_nothing_that_is_read(
     monkeypatch.setenv("NAMERNN_FAST_DATA", "names")
     for name in ("names.zip", "model", "model.state"):
         (tmp_path / name).write_text(name)
-    monkeypatch.setattr(train, "load_names", None)  # nothing may be read
+    monkeypatch.setattr(train, "load_names", None)  # the data must not be read
     before = contents(tmp_path)
     code, message = fails("train", "--force", *options)
     assert code == 2
@@ -102,7 +104,7 @@ def contents(folder):
 
 
 def interrupt_after(epochs, monkeypatch):
-    """Presses Ctrl-C as soon as `epochs` epochs have been reported."""
+    """Simulates Ctrl-C as soon as `epochs` epochs have been reported."""
     reporter = train._reporter
 
     def interrupting(recipe):
@@ -168,7 +170,7 @@ FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 @contextmanager
 def full(monkeypatch, kind=""):
-    """A disk on which every file whose name ends in `kind` fails half written."""
+    """Simulates a disk that becomes full while a file whose name ends in `kind` is written."""
     replacing = tensor_files.replacing
 
     @contextmanager
@@ -183,7 +185,7 @@ def full(monkeypatch, kind=""):
         yield
 
 
-def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
+def test_training_can_be_resumed_after_a_full_disk(run, folder, cache, monkeypatch):
     path = cache / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 2, *SMALL)
     with monkeypatch.context() as patch:
@@ -215,7 +217,7 @@ def test_training_continues_if_its_state_cannot_be_written(run, folder, cache, m
     assert [*contents(cache)] == [cache / "names.safetensors"]
     with full(monkeypatch):
         code, _, err = run(*options)
-    # Nothing was kept, so nothing is promised.
+    # The error does not advise --resume, because no state was saved.
     assert (code, err.splitlines()) == (1, [WARNING, WARNING, FULL])
 
 
@@ -254,7 +256,7 @@ def test_an_unusable_state_path_fails_before_the_training(fails, folder, tmp_pat
     assert fails(*options) == (2, f"{tmp_path}/model.state: not a plain file")
 
 
-def test_processes_that_read_other_data_do_not_train_together(fails, folder, monkeypatch):
+def test_processes_with_different_data_do_not_train_together(fails, folder, monkeypatch):
     def gather(found, ours):
         found[:] = [ours, "another"]
 
@@ -266,7 +268,7 @@ def test_processes_that_read_other_data_do_not_train_together(fails, folder, mon
 
 
 @pytest.mark.parametrize("size", ["2", "two"])
-def test_an_incomplete_environment_of_torchrun_is_an_error(fails, folder, monkeypatch, size):
+def test_an_incomplete_torchrun_environment_is_an_error(fails, folder, monkeypatch, size):
     monkeypatch.setenv("WORLD_SIZE", size)
     for variable in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)

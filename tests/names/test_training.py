@@ -67,15 +67,15 @@ def test_batches_hold_every_name_once_with_its_label():
     assert sorted(seen) == sorted(zip(train.texts, train.labels.tolist(), strict=True))
 
 
-def test_processes_share_out_each_batch():
-    """The weighted mean over the shares is the mean over the batch, even if it has one name."""
+def test_processes_divide_each_batch():
+    """The weighted mean over the processes is the mean over the batch, even over a single name."""
     train = PARTS.train
     order = torch.arange(7)
     whole = list(batches(train, order, 3))
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
     assert [batch.weight for batch in shares[1]] == [2 / 3, 2 / 3, 0]
-    # Labels stand for names here.
+    # Each label has a random value, which stands for the loss of its names.
     values = torch.rand(18)
     for batch, *parts in zip(whole, *shares, strict=True):
         mean = sum(values[part.targets].mean() * part.weight for part in parts) / 2
@@ -87,7 +87,7 @@ def figures(history):
 
 
 @pytest.mark.parametrize(("recipe", "rnn_class"), [(SHORT, nn.RNN), (ELABORATE, FusedRNN)])
-def test_a_seed_fixes_every_bit(recipe, rnn_class):
+def test_a_seed_determines_every_bit(recipe, rnn_class):
     state = torch.get_rng_state()
     first, second, other = (
         fit(PARTS, recipe, seed=seed, rnn_class=rnn_class) for seed in (7, 7, 8)
@@ -117,7 +117,7 @@ def step():
 
 
 def sgd(lr):
-    """A model, always the same, and its optimizer."""
+    """Returns a model, whose initial weights are always the same, and its optimizer."""
     torch.manual_seed(0)
     model = NameClassifier(18, alphabet_size=LETTERS, **SMALL)
     return model, torch.optim.SGD(model.parameters(), lr)
@@ -153,7 +153,7 @@ def test_train_step_returns_the_loss_and_hits_before_the_step(step, certain):
 @pytest.mark.parametrize("weight", [1.0, 2 / 3, 0.0])
 @pytest.mark.parametrize("certain", [True, False])
 def test_the_gradient_of_the_loss_matches_autograd(certain, weight, smoothing, within_budget):
-    """Against the cross-entropy of torch, in the precision of training and in float64."""
+    """Compares the gradient with torch's cross-entropy in float32 and in float64."""
     torch.manual_seed(1)
     scores = 5 * torch.randn(37, 18)
     targets = torch.randint(18, (37,)) if certain else torch.randn(37, 18).softmax(1)
@@ -171,7 +171,7 @@ def test_the_gradient_of_the_loss_matches_autograd(certain, weight, smoothing, w
 
 @pytest.mark.parametrize("kept", [0, 100, 10**6])
 def test_an_epoch_reports_the_mean_over_its_names(kept, monkeypatch):
-    """However many steps are computed together. Names with a weight of 0 do not count."""
+    """The mean does not depend on `_KEPT_NUMBERS`. A batch with a weight of 0 does not count."""
     monkeypatch.setattr(steps, "_KEPT_NUMBERS", kept)
     recipe = Recipe(label_smoothing=0.1)
     model, optimizer = sgd(0.0)
@@ -198,12 +198,12 @@ def test_the_learning_rate_changes_at_every_step(monkeypatch):
     monkeypatch.setattr(steps, "_step", noted)
     fit(PARTS, recipe)
     assert len(rates) == 2 * math.ceil(len(PARTS.train) / 100)
-    # Torch's defaults: from 1/25 of the rate up to the rate, and down to 1/10,000 of the start.
+    # By default, torch raises the rate from lr / 25 to lr, then lowers it to lr / 25 / 10,000.
     ends = (rates[0], max(rates), rates[-1])
     assert ends == pytest.approx((recipe.lr / 25, recipe.lr, recipe.lr / 25e4), rel=0.05)
 
 
-def test_validate_is_the_mean_over_names():
+def test_validate_returns_the_mean_over_names():
     held = PARTS.validation
     model = NameClassifier(
         18, rnn_class=nn.RNN, num_layers=2, dropout=0.5, alphabet_size=LETTERS, **SMALL
@@ -215,8 +215,8 @@ def test_validate_is_the_mean_over_names():
     assert accuracy == (scores.argmax(1) == held.labels).double().mean().item()
 
 
-def test_the_best_epoch_is_kept_and_not_the_last():
-    """With a learning rate this large, the accuracy goes up and down."""
+def test_the_weights_of_the_best_epoch_are_kept():
+    """With a learning rate this large, the accuracy fluctuates from epoch to epoch."""
     recipe = SHORT.changed(epochs=12, lr=0.05, members=2)
     fitted = fit(PARTS, recipe)
     for number, member in enumerate(fitted.checkpoint.model.members, 1):
@@ -234,7 +234,7 @@ def test_the_best_epoch_is_kept_and_not_the_last():
     assert metrics["test_accuracy"] == validate(fitted.checkpoint.model, PARTS.test)[1]
 
 
-def test_priors_and_temperature_are_in_the_last_layer():
+def test_the_last_layer_includes_priors_and_temperature():
     recipe = SHORT.changed(prior_correction=0.3, calibrated=True, members=2)
     fitted = fit(PARTS, recipe)
     temperature = fitted.checkpoint.info["metrics"]["temperature"]
@@ -254,8 +254,8 @@ def test_priors_and_temperature_are_in_the_last_layer():
     assert losses[0] == min(losses)
 
 
-def test_a_language_without_a_training_name_spoils_nothing():
-    """A random split may leave none. The prior is then 0, and its logarithm infinite."""
+def test_a_language_may_have_no_training_names():
+    """A random split may leave a language without training names, so that its prior is 0."""
     rows = (*((f"Name{letter}", 0) for letter in "abcdefghijklmnopqrst"), ("Odd", 1))
     data = NamesData("few", ("A", "B"), rows)
     drawn = (split(data, method="random", seed=seed) for seed in range(99))
@@ -266,7 +266,7 @@ def test_a_language_without_a_training_name_spoils_nothing():
 
 
 @pytest.mark.parametrize("where", ["in training", "in the last step"])
-def test_a_loss_that_is_not_finite_ends_the_run(where, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_training(where, monkeypatch):
     def train(model, *_):
         if where == "in training":
             return math.nan, 0.5
@@ -287,12 +287,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(where, monkeypatch):
         ("prior_correction", -0.1),
     ],
 )
-def test_odd_recipes_are_refused(option, value):
+def test_invalid_recipes_are_rejected(option, value):
     with pytest.raises(InputError, match=f"^the recipe's {option} cannot be {value!r}$"):
         Recipe(**{option: value})
 
 
-def test_a_recipe_of_too_many_epochs_is_refused():
+def test_a_recipe_with_too_many_epochs_is_rejected():
     with pytest.raises(InputError, match=r"^3,000 epochs in total: at most 2,500 are allowed$"):
         Recipe(epochs=1000, members=3)
 

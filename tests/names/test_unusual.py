@@ -1,4 +1,4 @@
-"""Unusual names and weak languages: what is measured, what a checkpoint keeps, what is shown."""
+"""Unusual names and weak languages are measured, saved in checkpoints and marked in output."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ SMALL = Recipe(epochs=1, model={"embedding_size": 4, "hidden_size": 8})
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """A small trained network with recalls at and below the limit of weak languages."""
+    """Returns a small trained network with recalls at and below the limit for weak languages."""
     found = fit(PARTS, SMALL).checkpoint
     recalls = {**dict.fromkeys(found.languages, 0.2), "Polish": 0.19, "Greek": None}
     found.info["metrics"]["test_recall"] = recalls
@@ -30,7 +30,7 @@ def checkpoint():
 
 
 def defined_unusualness(parts):
-    """The definition, a symbol at a time: how unusual a plain text is."""
+    """Returns a function that computes by definition how unusual a plain text is."""
     mark = "$"
     alphabet = [*Folding().alphabet, mark]
 
@@ -73,8 +73,8 @@ def defined_unusualness(parts):
     return lambda text: sum_of(text) / limit
 
 
-def test_unusualness_is_what_its_documentation_says():
-    """Names of one character, names without accents in the training part, and a long name."""
+def test_unusualness_matches_its_documentation():
+    """Covers a single character, accented letters, and names longer than every training name."""
     asked = ["Kim", "x", "Ślusàrski-Müller", "Straß", "a" * 200, "an" * 30, "o'neal jr.", "Qwrtp"]
     defined = defined_unusualness(PARTS)
     expected = [defined(text) for text in PARTS.folding.plain.fold_usable(asked)]
@@ -87,7 +87,7 @@ def test_unusualness_is_what_its_documentation_says():
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_many_names_are_measured_in_parts(monkeypatch):
+def test_unusualness_does_not_depend_on_the_batch_size(monkeypatch):
     encoded = encode_names(PARTS.train.texts, PARTS.folding)
     measure = fit_unusualness(PARTS)
     whole = measure.of(encoded, PARTS.folding)
@@ -100,7 +100,7 @@ def test_many_names_are_measured_in_parts(monkeypatch):
     torch.testing.assert_close(measure.of(single, PARTS.folding), whole[:1])
 
 
-def test_a_name_longer_than_all_others_is_unusual():
+def test_a_name_longer_than_any_training_name_is_unusual():
     measure = dataclasses.replace(fit_unusualness(PARTS), longest=4)
     found = measure.of(encode_names(["Kosk", "Koski", "anananan"], PARTS.folding), PARTS.folding)
     assert found[0] <= 1 < found[1] == pytest.approx(5 / 4)
@@ -108,14 +108,14 @@ def test_a_name_longer_than_all_others_is_unusual():
 
 
 @pytest.mark.parametrize("longest", [0, -1, 1001, 2.0, True, None, "9"])
-def test_an_odd_length_in_a_file_is_refused(checkpoint, tmp_path, longest):
+def test_an_invalid_length_in_a_checkpoint_is_rejected(checkpoint, tmp_path, longest):
     odd = dataclasses.replace(checkpoint.unusualness, longest=longest)
     save_checkpoint(tmp_path / "odd", dataclasses.replace(checkpoint, unusualness=odd))
     with pytest.raises(InputError, match="not a checkpoint that this version can read"):
         load(tmp_path / "odd")
 
 
-def test_made_up_names_are_not_taken_for_training_names():
+def test_made_up_names_do_not_affect_unusualness():
     model = fit(PARTS, SMALL).checkpoint.model
     taught = distilled(PARTS, model, 500)
     assert torch.equal(fit_unusualness(taught).table, fit_unusualness(PARTS).table)
@@ -127,8 +127,8 @@ def test_labels_may_be_probabilities():
     assert torch.equal(fit_unusualness(soft).table, fit_unusualness(PARTS).table)
 
 
-def test_the_real_data(real_folder):
-    """The limit comes from the validation part, so about the same share of the test is unusual."""
+def test_few_real_names_are_unusual(real_folder):
+    """The validation part sets the limit, so about `SHARE` of the test part is unusual too."""
     parts = names.split(names.read_names(real_folder))
     measure = fit_unusualness(parts)
     share = (measure.of(parts.validation.names, parts.folding) > 1).double().mean().item()
@@ -168,8 +168,8 @@ def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
         (None, set()),
     ],
 )
-def test_weak_languages(checkpoint, metrics, weak):
-    """What a file records is not trusted."""
+def test_weak_languages_have_a_low_recorded_recall(checkpoint, metrics, weak):
+    """Invalid records are ignored, because checkpoint files are untrusted."""
     recorded = dataclasses.replace(checkpoint, info={"metrics": metrics})
     assert recorded.weak_languages() == weak
 
@@ -221,8 +221,8 @@ def test_the_server_marks_unusual_names_and_weak_languages(checkpoint):
 OLDER = "tests/names/data/ascii_folding"
 
 
-def test_an_older_checkpoint_answers_as_before(root, run):
-    """It folds names to ASCII, without hyphens, and marks no unusual names or weak languages."""
+def test_an_older_checkpoint_gives_its_recorded_answers(root, run):
+    """Older models fold names to ASCII, drop hyphens, and mark nothing as unusual or weak."""
     expected = json.loads((root / f"{OLDER}.json").read_text(encoding="utf-8"))
     predictor = load(root / f"{OLDER}.safetensors")
     found = predictor.probabilities(expected)

@@ -1,4 +1,4 @@
-"""The walk-through runs as plain Python: its assertions hold, and its figures have a layout."""
+"""The walk-through runs as plain Python, its assertions hold, and its figures can be drawn."""
 
 import runpy
 import warnings
@@ -8,7 +8,7 @@ import torch
 
 from namernn_fast.names import DownloadError, dataset
 
-# Imported before a test empties the cache, or matplotlib would search for the fonts again.
+# Import matplotlib before a test empties the cache, to avoid another search for fonts.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -18,14 +18,17 @@ FIGURES = 11
 
 @pytest.fixture
 def walk(root, monkeypatch):
-    """Runs the walk-through and returns its variables; checks that its figures have a layout."""
+    """Returns a function that runs the walk-through and returns its variables.
+
+    The function also checks that all figures can be laid out.
+    """
 
     def run():
         shown = []
 
         def show():
             shown.append(plt.gcf())
-            plt.gcf().draw_without_rendering()  # does the layout, which Agg's `show` does not
+            plt.gcf().draw_without_rendering()  # computes the layout, unlike Agg's `show`
             plt.close()
 
         monkeypatch.setattr(plt, "show", show)
@@ -41,12 +44,12 @@ def walk(root, monkeypatch):
 
 
 @pytest.mark.slow
-def test_walkthrough_of_the_data_set(walk, real_folder, monkeypatch):
+def test_the_walkthrough_runs_on_the_real_data(walk, real_folder, monkeypatch):
     monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
     assert not walk()["data"].is_sample
 
 
-def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
+def test_the_walkthrough_runs_without_a_network(walk, monkeypatch, capsys):
     def no_network(url, path):
         raise DownloadError("there is no network")
 
@@ -56,9 +59,9 @@ def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_page_holds_everything(root, tmp_path, monkeypatch, real_folder):
+def test_the_page_is_self_contained(root, tmp_path, monkeypatch, real_folder):
     for module in ("ipykernel", "jupytext", "latex2mathml", "nbconvert"):
-        pytest.importorskip(module, reason=f"the build of the page needs {module}")
+        pytest.importorskip(module, reason=f"building the page needs {module}")
     monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
     build = runpy.run_path(str(root / "examples" / "build_walkthrough.py"))
     build["main"](tmp_path)

@@ -14,39 +14,40 @@ template <class Storage>
 struct Precision;
 template <>
 struct Precision<float> {
-  using Own = float;
+  using Computed = float;
   using Higher = double;
   static constexpr int bits = 24;
 };
 template <>
 struct Precision<double> {
-  using Own = double;
+  using Computed = double;
   using Higher = long double;
   static constexpr int bits = 53;
 };
 template <>
 struct Precision<BFloat16> {
-  using Own = float;
+  using Computed = float;
   using Higher = double;
   static constexpr int bits = 8;
 };
 template <>
 struct Precision<Half> {
-  using Own = float;
+  using Computed = float;
   using Higher = double;
   static constexpr int bits = 11;
 };
 
-// The fraction of its error budget that a result uses, over several problems.
+// How much of its error budget a result uses, over several problems.
 struct Share {
-  double ours = 0, plain = 0, largest = 0;
+  double ours = 0, plain = 0;  // largest errors of the kernels and of the plain loop
+  double largest = 0;          // largest value
 
-  template <class Own, class Higher>
-  void add(const std::vector<double>& found, const std::vector<Own>& loop,
+  template <class Computed, class Higher>
+  void add(const std::vector<double>& found, const std::vector<Computed>& loop,
            const std::vector<Higher>& exact) {
     for (size_t i = 0; i < found.size(); ++i) {
       if (std::isnan(exact[i])) continue;  // padding
-      // Comparisons with NaN are false: keep a NaN once it has occurred.
+      // Comparisons with NaN are false, so `ours` stays NaN once it is NaN.
       const double error = std::fabs(double(found[i] - exact[i]));
       ours = std::isnan(ours) || error <= ours ? ours : error;
       plain = std::max(plain, double(std::fabs(loop[i] - exact[i])));
@@ -66,7 +67,7 @@ void add_errors(const KernelsFor<Storage>& kernels, const Problem& p, Random& ra
   const Shape shape(p);
   const Arguments<Storage> arguments(p, shape, random);
   const Results<Storage> found(p, shape, random);
-  Plain<typename Precise::Own> loop(p, shape, arguments, found, Precise::bits);
+  Plain<typename Precise::Computed> loop(p, shape, arguments, found, Precise::bits);
   Plain<typename Precise::Higher> exact(p, shape, arguments, found, 60);
   run(kernels, p, arguments, found, runtime_of(1, p.l2_bytes));
   if (const char* error = found.error()) fail(error);
@@ -100,10 +101,11 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
         const double share = shares[i].of_budget(bits);
         most = share <= most ? most : share;
         if (share <= 1) continue;
-        std::fprintf(stderr, "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), %s uses %.2f: ",
+        std::fprintf(stderr,
+                     "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), %s uses %.2f of its budget: ",
                      cell.name.c_str(), sizeof(Storage), int(shape[0]), int(shape[1]),
                      int(shape[2]), int(shape[3]), names[i], share);
-        fail("more than its error budget");
+        fail("its error is too large");
       }
     }
   }

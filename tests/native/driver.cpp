@@ -26,19 +26,19 @@ Arrival arrival = Arrival::together;
 
 // These definitions replace plan.cpp, so that the driver decides how work is divided.
 Plan choose_plan(const PlanArguments& arguments) {
-  if (arguments.blocks < 1) fail("a arguments has no weights");
+  if (arguments.blocks < 1) fail("a plan needs at least one weight block");
   return {std::min(forced_plan.groups, arguments.layout.B),
           std::min(forced_plan.members, arguments.panels), 0};
 }
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan&, int64_t,
                                InPlace in_place) {
   constexpr size_t small_cache = 1 << 14;
-  // Products that read weights in place start from the projection.
+  // A product with a weight in place starts from sums that contain the projection.
   const bool ahead = in_place.weight_ih || in_place.weight_hh;
   return arguments.D && (ahead || arguments.machine.l2_bytes <= small_cache) ? 3 : 0;
 }
 int64_t choose_projected_rows(const PlanArguments&) {
-  return 24;  // some slices project all the steps at once, others only one or two
+  return 24;  // some slices project all steps at once, other slices only one or two steps
 }
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine) {
@@ -107,7 +107,7 @@ void* scratch(size_t bytes) {
   return taken.back()->data();
 }
 
-// Every third yield pretends to have been long, so that threads also sleep.
+// Pretends that every third yield took long, so that threads also sleep.
 bool yield_processor() {
   static std::atomic<unsigned> yields{0};
   std::this_thread::yield();

@@ -1,5 +1,5 @@
-// Shared by the native tests: memory that exposes every wrong access, random arguments, and the
-// Runtime that kernels need.
+// What the native tests share: memory that exposes out-of-bounds accesses and uninitialized reads,
+// random arguments, and the Runtime that kernels need.
 #pragma once
 
 #include <cmath>
@@ -27,22 +27,22 @@ struct TestedCell {
   bool has_nonlinearity;
 };
 
-// Compares runs over prefix trees with runs over plain rows. In trees.cpp.
+// Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const KernelsOfCell& kernels);
 
-// Compares the kernels with plain loops. In accuracy.cpp.
+// Compares the kernels with plain loops. Defined in accuracy.cpp.
 void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 
-// Checks how much gradients lose when they become subnormal. In fading.cpp.
+// Checks how much accuracy gradients lose when they become subnormal. Defined in fading.cpp.
 void check_fading(const TestedCell& cell, const KernelsOfCell& kernels);
 void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
 
-// Memory filled with NaN for every type. It ends at an inaccessible page, so an access past its end
-// faults even in instructions that no sanitizer checks.
+// Memory filled with bytes that are NaN in every floating-point type. An inaccessible page follows
+// this memory, so an access past the end faults even in instructions that no sanitizer checks.
 class Guarded {
  public:
   Guarded(size_t bytes, size_t alignment);
@@ -57,14 +57,14 @@ class Guarded {
   size_t mapped_;
 };
 
-// Which threads of a parallel region show up, and when.
+// Which threads of a parallel region arrive, and when.
 enum class Arrival { together, late, in_pairs, alone };
 
-// How the next runs divide their work. Overrides plan.cpp.
+// The plan of the next runs, which replaces the plan from plan.cpp, and how their threads arrive.
 extern Plan forced_plan;
 extern Arrival arrival;
 
-// The Runtime of a machine with the given threads and L2 cache.
+// Returns the Runtime of a machine with this many threads and this size of L2 cache.
 Runtime runtime_of(int64_t threads, size_t l2_bytes);
 
 // Frees all scratch memory taken so far.
@@ -143,7 +143,8 @@ class Array {
   std::unique_ptr<Guarded> memory_;
 };
 
-// Whether all elements are equal up to rounding, relative to the largest.
+// Returns whether all elements are equal up to rounding, relative to the largest element of
+// `first`.
 template <class Storage>
 bool agree(const Array<Storage>& first, const Array<Storage>& second) {
   double largest = 0, difference = 0;
@@ -157,7 +158,7 @@ bool agree(const Array<Storage>& first, const Array<Storage>& second) {
 }
 
 // Returns the layer with its weights packed into panels in `memory` in advance. Drops the unpacked
-// weights, except those that are read in place.
+// weights, except weights that are read in place.
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {

@@ -16,16 +16,17 @@ namespace {
 constexpr const Kernels& kKernelsInFloat = kernels_baseline;
 
 // Computes what AMX computes, in the same order: for 16 pairs of rows at a time, one chain of
-// multiply-adds over the pairs' first rows and one over their second rows. Like AMX, it treats
-// subnormal operands and results as zero, whatever the thread's floating-point mode. The product of
-// two bfloat16 numbers is exact in float unless it is subnormal, so everything else is rounded as
-// in AMX's multiply-adds.
+// multiply-adds over the first rows of the pairs and one chain over the second rows. Like AMX,
+// treats subnormal operands and results as zero, whatever the thread's floating-point mode. The
+// product of two bfloat16 numbers is exact in float unless the product is subnormal, so a separate
+// multiplication and addition round like AMX's multiply-add.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
-  // Reads and writes 16 or 32 rows, like AMX; only the first `height` results are used. In the
-  // backward pass of the reverse direction, another thread may be writing the other rows, dz of the
-  // next step, at the same time. That race is harmless, so it is hidden from the thread sanitizer.
+  // Reads and writes 16 or 32 rows, like AMX, although only the first `height` results are used. In
+  // the backward pass of the reverse direction, another thread may be writing the other rows, the
+  // dz of the next step, at the same time. That race is harmless. Builds with the thread sanitizer
+  // read only `height` rows, so that the sanitizer does not report the race.
   template <bool kAdd>
   void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
                 float* c) {

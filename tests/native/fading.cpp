@@ -1,10 +1,10 @@
-// Checks how much gradients lose when they fade over many steps, because subnormal numbers count as
-// zero.
+// Checks how much accuracy gradients that fade over many steps lose because subnormal numbers count
+// as zero.
 //
-// Each term of a sum may lose less than the smallest normal number. The loss may change one
-// rounding of the result, and one rounding of a value that it is computed from. Far above the
-// smallest normal number, such a loss is too small to change a rounding, so nothing may be lost
-// there.
+// Each term of a sum may lose less than the smallest normal number. The loss may change the
+// rounding of the result, and the rounding of one value that the result is computed from. Gradients
+// far above the smallest normal number must not lose anything, because such a loss is too small to
+// change their rounding.
 #include <algorithm>
 #include <cstdio>
 #include <limits>
@@ -14,7 +14,7 @@
 namespace namernn_fast {
 namespace {
 
-// Exponents of the smallest normal number and of the distance from 1 to the next number.
+// Binary exponents of the smallest normal number and of the distance from 1 to the next number.
 template <class Storage>
 struct Limits {
   static constexpr int smallest = std::numeric_limits<Storage>::min_exponent - 1;
@@ -50,7 +50,7 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   run_forward(kernels, p, arguments.layer, results, runtime);
 
   const double tiny = std::ldexp(1.0, Exponents::smallest);
-  const double terms = double(p.gate_rows());  // in the gradient of an input
+  const double terms = double(p.gate_rows());  // number of terms in the gradient of an input
   const int far_above = Exponents::smallest - Exponents::distance + std::ilogb(terms) + 30;
   // Runs the backward pass with the gradients of h_n multiplied by 2^scale. Returns the gradients
   // of the inputs divided by 2^scale.
@@ -71,16 +71,17 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
       const double lost = std::fabs(exact[row + i] - found[row + i]);
       most = std::fmax(most, lost / tiny);
       if (!(lost <= terms * tiny + 2 * std::ldexp(largest, Exponents::distance))) {
-        fail((cell.name + ": a gradient lost more than subnormal numbers").c_str());
+        fail((cell.name + ": a gradient lost more than subnormal numbers explain").c_str());
       }
       if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
-        fail((cell.name + ": a gradient far above subnormal numbers lost something").c_str());
+        fail((cell.name + ": a gradient far above subnormal numbers is not exact").c_str());
       }
     }
   }
   if (most < 1) fail((cell.name + ": no gradient became subnormal").c_str());
-  std::printf("%s, %zu bytes: fading gradients lose at most %.3g times the smallest number\n",
-              cell.name.c_str(), sizeof(Storage), most);
+  std::printf(
+      "%s, %zu bytes: fading gradients lose at most %.3g times the smallest normal number\n",
+      cell.name.c_str(), sizeof(Storage), most);
   std::fflush(stdout);
 }
 

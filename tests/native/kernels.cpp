@@ -1,6 +1,6 @@
 // Runs the kernels without torch, on threads that sanitizers can follow.
 //
-// Divides the work in every way, among threads that arrive together, late or not at all. Results
+// Divides the work in several ways, among threads that arrive together, late or not at all. Results
 // that do not depend on the division must be bit-identical to the results of one thread. To build
 // this file with the kernels' static libraries, run `make sanitize` or, for ARM,
 // `make compatibility ONLY=arm`.
@@ -29,9 +29,9 @@ Results<Storage> results_of(const KernelsFor<Storage>& kernels, const Problem& p
 
 template <class Storage>
 void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
-  // Some shapes have several chunks of rows that fill whole panels. The last has enough sequences
-  // that one thread cuts them into parts, and enough rows that two groups each accumulate gradients
-  // in a separate buffer.
+  // Some shapes have several chunks of rows that fill whole panels. The last shape has enough
+  // sequences that one thread cuts the sequences into parts, and enough rows that each of two
+  // groups accumulates gradients in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 25, 3}, {20, 33, 40, 30},
                                       {4, 65, 3, 26}, {2, 5, 57, 300}};
@@ -77,7 +77,8 @@ void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
   check_trees(cell, kernels);
 }
 
-// A cell on one instruction set. Its sizes are the same on all instruction sets.
+// Returns a cell on one instruction set. The sizes of the cell are the same on all instruction
+// sets.
 TestedCell cell_of(const std::string& instructions, int64_t number) {
   const KernelsOfCell& sizes = kernels_baseline.cells[number];
   return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,   sizes.kept,

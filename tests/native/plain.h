@@ -22,14 +22,14 @@ Number rounded(Number value, int bits) {
   return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
 }
 
-// A layer in plain loops. It rounds everything it stores: states, what the cell keeps, gradients of
-// sums, and results.
+// A layer in plain loops that round everything they store: states, what the cell keeps, gradients
+// of sums, and results.
 template <class Number>
 class Plain {
   using Numbers = std::vector<Number>;
 
  public:
-  // `results` holds the values that the passes add gradients to.
+  // `results` holds the initial values of the gradients that the passes add to.
   template <class Storage>
   Plain(const Problem& p, const Shape& shape, const Arguments<Storage>& arguments,
         const Results<Storage>& results, int bits)
@@ -52,37 +52,39 @@ class Plain {
         zero_state_(p.H),
         cx_stride_(arguments.layer.initial[1].stride) {
     for (int i = 0; i < kNames; ++i) {
-      of_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
-                                           : Numbers(p.size_of(Name(i), shape.rows)));
+      results_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
+                                                : Numbers(p.size_of(Name(i), shape.rows)));
     }
     // The loops compute all results, wanted or not.
     const Problem all = everything(p);
     for (int i = 0; i < kNames; ++i) {
-      if (!p.wants(Name(i))) of_[i].resize(all.size_of(Name(i), shape.rows));
+      if (!p.wants(Name(i))) results_[i].resize(all.size_of(Name(i), shape.rows));
     }
-    of_[kGradBiasHh].resize(p.gate_rows());
+    results_[kGradBiasHh].resize(p.gate_rows());
   }
 
-  // Returns the results, indexed by Name, with NaN in padding.
+  // Runs both passes. Returns the results, indexed by Name, with NaN in padding.
   const std::vector<Numbers>& run() {
     for (int64_t b = 0; b < p_.B; ++b) {
       Numbers c(p_.H);
       for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, c);
-      std::copy_n(state_after(b, shape_.length[b] - 1), p_.H, &of_[kLast][place(b) * p_.H]);
-      if (p_.cell->has_cell_state) std::copy_n(c.data(), p_.H, &of_[kLastCell][place(b) * p_.H]);
+      std::copy_n(state_after(b, shape_.length[b] - 1), p_.H, &results_[kLast][place(b) * p_.H]);
+      if (p_.cell->has_cell_state)
+        std::copy_n(c.data(), p_.H, &results_[kLastCell][place(b) * p_.H]);
     }
     for (int64_t b = 0; b < p_.B; ++b) {
       Numbers grad_h = last_gradient(b, grad_h_n_, p_.grad_h_n, p_.expanded_grad);
       Numbers grad_c = last_gradient(b, grad_c_n_, p_.grad_c_n, p_.expanded_grad_c);
       for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h, grad_c);
-      std::copy_n(grad_h.data(), p_.H, &of_[kGradHx][place(b) * p_.H]);
-      if (p_.cell->has_cell_state) std::copy_n(grad_c.data(), p_.H, &of_[kGradCx][place(b) * p_.H]);
+      std::copy_n(grad_h.data(), p_.H, &results_[kGradHx][place(b) * p_.H]);
+      if (p_.cell->has_cell_state)
+        std::copy_n(grad_c.data(), p_.H, &results_[kGradCx][place(b) * p_.H]);
     }
-    for (Numbers& values : of_) {
+    for (Numbers& values : results_) {
       for (Number& value : values) value = rounded(value, bits_);
     }
     mark_padding();
-    return of_;
+    return results_;
   }
 
  private:
@@ -96,14 +98,14 @@ class Plain {
     for (int64_t t = 0; p_.kind == Kind::any_order && t < p_.T; ++t) {
       for (int64_t b = shape_.count[t]; b < p_.B; ++b) {
         for (const Name name : {kOutput, kKept, kGradInput}) {
-          const int64_t size = int64_t(of_[name].size()) / shape_.rows;
-          std::fill_n(of_[name].data() + shape_.row(t, b) * size, size, Number(NAN));
+          const int64_t size = int64_t(results_[name].size()) / shape_.rows;
+          std::fill_n(results_[name].data() + shape_.row(t, b) * size, size, Number(NAN));
         }
       }
     }
   }
 
-  // The gradient of the last state, or cell state, of sequence b.
+  // Returns the gradient of the last state, or of the last cell state, of sequence b.
   Numbers last_gradient(int64_t b, const Numbers& grads, bool has_grads, bool expanded) const {
     Numbers grad(p_.H);
     for (int64_t j = 0; has_grads && j < p_.H; ++j) {
@@ -115,9 +117,11 @@ class Plain {
   int64_t place(int64_t b) const { return shape_.order[b]; }
   int64_t time(int64_t b, int64_t s) const { return p_.reverse ? shape_.length[b] - 1 - s : s; }
   int64_t row(int64_t b, int64_t s) const { return shape_.row(time(b, s), b); }
-  const Number* state_after(int64_t b, int64_t s) const { return &of_[kOutput][row(b, s) * p_.H]; }
+  const Number* state_after(int64_t b, int64_t s) const {
+    return &results_[kOutput][row(b, s) * p_.H];
+  }
 
-  // Whether a cut makes sequence b continue from zeros at step s.
+  // Returns whether a cut makes sequence b continue from zeros at step s.
   bool is_cut(int64_t b, int64_t s) const {
     const int64_t border = time(b, s) + p_.reverse;  // the cut is before this time
     return p_.resets && border < shape_.length[b] && cuts_[border * p_.B + b];
@@ -128,16 +132,16 @@ class Plain {
     return s == 0 ? &hx_[place(b) * p_.H] : state_after(b, s - 1);
   }
 
-  // The values that a row keeps. The last block is the cell state, if the cell has one.
+  // Returns the values that a row keeps. The last block is the cell state, if the cell has one.
   const Number* kept_at(int64_t b, int64_t s) const {
-    return of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
+    return results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
   }
   const Number* previous_cell_state(int64_t b, int64_t s) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
     return s == 0 ? &cx_[place(b) * cx_stride_] : kept_at(b, s - 1) + (p_.cell->kept - 1) * p_.H;
   }
 
-  // Returns a row's sums plus what the input or the previous state adds to them: bias + weight x.
+  // Returns sums + bias + weight x, where x is a row's input or previous state.
   Numbers add_product(Numbers sums, const Numbers& bias, const Numbers& weight, const Number* x,
                       int64_t K) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
@@ -147,59 +151,59 @@ class Plain {
     return sums;
   }
 
-  // Runs step s and updates the cell state c. As in the kernels, only stored copies of c are
-  // rounded, so the next step continues from the unrounded c.
+  // Runs step s of sequence b and updates the cell state c. As in the kernels, only stored copies
+  // of c are rounded, so the next step continues from the unrounded c.
   void forward(int64_t b, int64_t s, Numbers& c) {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
     if (p_.V) std::copy_n(&table_[ids_[row(b, s)] * G], G, start.data());
     const Number* x = input_.data() + row(b, s) * p_.D;
     const Number* previous = previous_state(b, s);
-    const Numbers of_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
-    const Numbers of_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, p_.H);
-    Number* h = &of_[kOutput][row(b, s) * p_.H];
-    Number* kept = of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
+    const Numbers from_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
+    const Numbers from_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, p_.H);
+    Number* h = &results_[kOutput][row(b, s) * p_.H];
+    Number* kept = results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
     switch (p_.cell->kind) {
       case CellKind::vanilla:
-        return vanilla(of_input, of_state, h);
+        return vanilla(from_input, from_state, h);
       case CellKind::gru:
-        return gru(of_input, of_state, previous, h, kept);
+        return gru(from_input, from_state, previous, h, kept);
       case CellKind::lstm:
         if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
-        return lstm(of_input, of_state, c, h, kept);
+        return lstm(from_input, from_state, c, h, kept);
     }
   }
 
-  void vanilla(const Numbers& of_input, const Numbers& of_state, Number* h) const {
+  void vanilla(const Numbers& from_input, const Numbers& from_state, Number* h) const {
     for (int64_t j = 0; j < p_.H; ++j) {
-      const Number z = of_input[j] + of_state[j];
+      const Number z = from_input[j] + from_state[j];
       h[j] = rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
     }
   }
 
-  void gru(const Numbers& of_input, const Numbers& of_state, const Number* previous, Number* h,
+  void gru(const Numbers& from_input, const Numbers& from_state, const Number* previous, Number* h,
            Number* kept) const {
     const int64_t H = p_.H;
     for (int64_t j = 0; j < H; ++j) {
-      const Number r = sigmoid(of_input[j] + of_state[j]);
-      const Number z = sigmoid(of_input[H + j] + of_state[H + j]);
-      const Number n = std::tanh(of_input[2 * H + j] + r * of_state[2 * H + j]);
+      const Number r = sigmoid(from_input[j] + from_state[j]);
+      const Number z = sigmoid(from_input[H + j] + from_state[H + j]);
+      const Number n = std::tanh(from_input[2 * H + j] + r * from_state[2 * H + j]);
       h[j] = rounded((1 - z) * n + z * previous[j], bits_);
       kept[j] = rounded(n, bits_);
       kept[H + j] = rounded(r, bits_);
       kept[2 * H + j] = rounded(z, bits_);
-      kept[3 * H + j] = rounded(of_state[2 * H + j], bits_);
+      kept[3 * H + j] = rounded(from_state[2 * H + j], bits_);
     }
   }
 
-  void lstm(const Numbers& of_input, const Numbers& of_state, Numbers& c, Number* h,
+  void lstm(const Numbers& from_input, const Numbers& from_state, Numbers& c, Number* h,
             Number* kept) const {
     const int64_t H = p_.H;
     for (int64_t j = 0; j < H; ++j) {
-      const Number i = sigmoid(of_input[j] + of_state[j]);
-      const Number f = sigmoid(of_input[H + j] + of_state[H + j]);
-      const Number g = std::tanh(of_input[2 * H + j] + of_state[2 * H + j]);
-      const Number o = sigmoid(of_input[3 * H + j] + of_state[3 * H + j]);
+      const Number i = sigmoid(from_input[j] + from_state[j]);
+      const Number f = sigmoid(from_input[H + j] + from_state[H + j]);
+      const Number g = std::tanh(from_input[2 * H + j] + from_state[2 * H + j]);
+      const Number o = sigmoid(from_input[3 * H + j] + from_state[3 * H + j]);
       c[j] = f * c[j] + i * g;
       h[j] = rounded(o * std::tanh(c[j]), bits_);
       kept[j] = rounded(i, bits_);
@@ -210,11 +214,10 @@ class Plain {
     }
   }
 
-  // `of_input` and `of_state` are the gradients of what the input and the previous state add to the
-  // sums. `before` is the gradient that reaches the previous state without passing through the
-  // sums.
+  // `from_input` and `from_state` are the gradients of what the input and the previous state add to
+  // the sums. `previous` is the part of the previous state's gradient that bypasses the sums.
   struct Gradients {
-    Numbers of_input, of_state, before;
+    Numbers from_input, from_state, previous;
   };
 
   Gradients vanilla_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
@@ -236,17 +239,17 @@ class Plain {
       const Number dn = grad_h[j] * (1 - z) * (1 - n * n);
       const Number dr = dn * n_h * r * (1 - r);
       const Number dz = grad_h[j] * (previous[j] - n) * z * (1 - z);
-      grad.of_input[j] = grad.of_state[j] = rounded(dr, bits_);
-      grad.of_input[H + j] = grad.of_state[H + j] = rounded(dz, bits_);
-      grad.of_input[2 * H + j] = rounded(dn, bits_);
-      grad.of_state[2 * H + j] = rounded(dn * r, bits_);
-      grad.before[j] = grad_h[j] * z;
+      grad.from_input[j] = grad.from_state[j] = rounded(dr, bits_);
+      grad.from_input[H + j] = grad.from_state[H + j] = rounded(dz, bits_);
+      grad.from_input[2 * H + j] = rounded(dn, bits_);
+      grad.from_state[2 * H + j] = rounded(dn * r, bits_);
+      grad.previous[j] = grad_h[j] * z;
     }
     return grad;
   }
 
-  // Replaces grad_c, the gradient of the cell state after step s, with the gradient of the previous
-  // cell state.
+  // Returns the gradients of the sums at step s. Replaces grad_c, the gradient of the cell state
+  // after step s, with the gradient of the previous cell state.
   Gradients lstm_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
     const int64_t H = p_.H;
     const Number* kept = kept_at(b, s);
@@ -276,28 +279,29 @@ class Plain {
     }
   }
 
-  // Replaces grad_h and grad_c, the gradients of the states after step s, with the gradients of the
-  // previous states.
+  // Runs the backward pass of step s of sequence b. Replaces grad_h and grad_c, the gradients of
+  // the states after step s, with the gradients of the previous states.
   void backward(int64_t b, int64_t s, Numbers& grad_h, Numbers& grad_c) {
     for (int64_t j = 0; p_.grad_output && j < p_.H; ++j) {
       grad_h[j] += grad_output_[row(b, s) * p_.H + j];
     }
     const Gradients grad = gradients(b, s, grad_h, grad_c);
     const Number* x = input_.data() + row(b, s) * p_.D;
-    grad_h = grad.before;
-    add_gradients(grad.of_state, weight_hh_, previous_state(b, s), p_.H, grad_h.data(),
-                  of_[kGradWeightHh].data(), of_[kGradBiasHh].data());
-    add_gradients(grad.of_input, weight_ih_, x, p_.D, of_[kGradInput].data() + row(b, s) * p_.D,
-                  of_[kGradWeightIh].data(), of_[kGradBiasIh].data());
+    grad_h = grad.previous;
+    add_gradients(grad.from_state, weight_hh_, previous_state(b, s), p_.H, grad_h.data(),
+                  results_[kGradWeightHh].data(), results_[kGradBiasHh].data());
+    add_gradients(grad.from_input, weight_ih_, x, p_.D,
+                  results_[kGradInput].data() + row(b, s) * p_.D, results_[kGradWeightIh].data(),
+                  results_[kGradBiasIh].data());
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
-      of_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.of_input[i];
+      results_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.from_input[i];
     }
     if (!is_cut(b, s)) return;
     grad_h.assign(p_.H, 0);
     grad_c.assign(p_.H, 0);
   }
 
-  // Adds to the gradients of x, weight and bias, given the gradient of bias + weight x.
+  // Adds to the gradients of x, weight and bias, given `grad`, the gradient of bias + weight x.
   void add_gradients(const Numbers& grad, const Numbers& weight, const Number* x, int64_t K,
                      Number* grad_x, Number* grad_weight, Number* grad_bias) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
@@ -317,7 +321,7 @@ class Plain {
   const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
-  std::vector<Numbers> of_;  // results by Name
+  std::vector<Numbers> results_;  // by Name
 };
 
 }  // namespace namernn_fast

@@ -1,5 +1,6 @@
 // The problems that kernels.cpp, accuracy.cpp and fading.cpp draw for one layer: sizes and options,
-// which rows exist, the arguments and results, and the calls of both passes.
+// which rows exist, the arguments and results, and functions that run the forward and the backward
+// pass.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,8 @@ namespace namernn_fast {
 
 enum class Kind { dense, batch_first, packed, any_order, jagged };
 constexpr unsigned kKinds = 5;
-constexpr unsigned kOptions = 4 * kKinds;  // layouts and directions, with inputs and with a table
+// Number of combinations of layout, direction, and features or token ids.
+constexpr unsigned kOptions = 4 * kKinds;
 
 enum Name {
   kOutput,
@@ -44,11 +46,11 @@ struct Problem {
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
 
-  // Whether the forward pass runs a second time as in inference: it keeps nothing, and writes no
-  // output unless want_output.
+  // Returns whether the forward pass runs a second time, as in inference: without keeping anything,
+  // and without writing the output unless want_output is set.
   bool infers() const { return cell->kept || !want_output; }
 
-  // Whether the passes write a result.
+  // Returns whether the passes write the result `name`.
   bool wants(Name name) const {
     switch (name) {
       case kLastCell:
@@ -74,7 +76,7 @@ struct Problem {
     return name == kGradInput ? accumulate_input : name > kGradCx && accumulate_weights;
   }
 
-  // The number of elements of a result, for tensors of `rows` rows.
+  // Returns the number of elements of a result, if tensors have `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
     const int64_t sizes[] = {rows * H,        B * H,       B * H,      rows * cell->kept * H,
                              rows * D,        B * H,       B * H,      gate_rows() * (D + V),
@@ -83,8 +85,8 @@ struct Problem {
   }
 };
 
-// Bits for the options that do not interact. Hashing the round keeps every bit independent of the
-// layouts, which cycle with the rounds.
+// Returns bits for the options that do not interact. Hashing the round makes every bit independent
+// of the layouts, which cycle with the rounds.
 inline uint32_t bits_of(uint32_t round) {
   uint32_t bits = round * 0x9e3779b1u;
   bits = (bits ^ bits >> 16) * 0x85ebca6bu;
@@ -92,8 +94,8 @@ inline uint32_t bits_of(uint32_t round) {
   return bits ^ bits >> 16;
 }
 
-// `options` enumerates the layouts and directions, with inputs and with a table. `bits` determines
-// the rest.
+// Returns a problem. `options` determines the layout, the direction, and whether the input is
+// features or token ids; `bits` determines everything else.
 template <class Storage>
 Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned options,
                    uint32_t bits) {
@@ -124,8 +126,8 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
 struct Shape {
   std::vector<int64_t> count, start, length, order, origin;
   Kind kind;
-  int64_t N = 0;     // rows that exist
-  int64_t rows = 0;  // rows of a tensor, including padding
+  int64_t N = 0;     // number of rows that exist
+  int64_t rows = 0;  // number of rows of a tensor, including padding
   SequenceLayout layout{};
 
   explicit Shape(const Problem& p)
@@ -157,7 +159,7 @@ struct Shape {
   Shape(const Shape&) = delete;
   Shape& operator=(const Shape&) = delete;
 
-  // The index of row (t, b) in a tensor's memory.
+  // Returns the index of row (t, b) in a tensor's memory.
   int64_t row(int64_t t, int64_t b) const {
     switch (kind) {
       case Kind::dense:
@@ -186,7 +188,8 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
   }
 }
 
-// The tensors that the passes read, and the layer arguments that both passes share.
+// The tensors that the forward and the backward pass read, and the layer arguments that these
+// passes share.
 template <class Storage>
 struct Arguments {
   Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh, grad_output, grad_h_n;
@@ -228,7 +231,7 @@ struct Arguments {
     }
     if (p.hx) layer.initial[0] = {hx.data(), p.H};
     if (p.hx && p.cell->has_cell_state) {
-      layer.initial[1] = {cx.data(), p.H + 1};  // not the stride of hx, to catch mix-ups
+      layer.initial[1] = {cx.data(), p.H + 1};  // differs from the stride of hx, to catch mix-ups
     }
     layer.weight_hh = weight_hh.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
@@ -261,10 +264,11 @@ struct Results {
   }
 
   const Array<Storage>& operator[](Name name) const { return arrays[name]; }
-  // The pointer to pass for a result; null if it is not wanted.
+  // Returns the pointer to pass for a result, or null if the result is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Describes what is wrong with these results on their own; null if nothing is.
+  // Returns what is wrong with these results, without comparing them to another run; null if
+  // nothing is wrong.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];
@@ -281,17 +285,18 @@ struct Results {
     }
     return nullptr;
   }
-  // Describes how the results differ from a run on one thread; null if they do not. Gradients that
-  // are sums over sequences round differently with a different number of groups. They also round
-  // differently if only one of the runs cuts the sequences into parts: with a small cache, one
-  // thread cuts many sequences into parts, but members that split the hidden units do not.
+  // Returns how the results differ from `alone`, the results of a run on one thread; null if the
+  // results do not differ. Gradients that are sums over sequences round differently with a
+  // different number of groups. These gradients also round differently if only one of the runs cuts
+  // the sequences into parts: with a small cache, one thread cuts many sequences into parts, but
+  // members that split the hidden units do not.
   const char* difference(const Results& alone, int64_t groups) const {
     const bool parts = p.B > 64 && p.l2_bytes < 1 << 20;
     for (int i = 0; i < kNames; ++i) {
       const bool equal = (groups == 1 && !parts) || i < kGradWeightIh
                              ? arrays[i] == alone.arrays[i]
                              : agree(arrays[i], alone.arrays[i]);
-      if (!equal) return "results differ from those of one thread";
+      if (!equal) return "results differ from a run on one thread";
     }
     return nullptr;
   }
@@ -318,7 +323,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   forward.kept = {};
   forward.last[0] = results.inferred_h_n.data();
   if (p.cell->has_cell_state) forward.last[1] = results.inferred_c_n.data();
-  // The second run updates the cell states in place.
+  // The second run, as in inference, updates the cell states in place.
   if (const auto [cx, stride] = layer.initial[1]; cx) {
     for (int64_t b = 0; b < p.B; ++b) {
       std::copy_n(cx + b * stride, p.H, forward.last[1] + b * p.H);
@@ -329,7 +334,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   free_scratch();
 }
 
-// Gradients of last states: [B, H], or one value that is expanded to this shape.
+// Returns the gradients of last states: [B, H], or one value that is expanded to this shape.
 template <class Storage>
 StateGradients<Storage> state_gradients(const Problem& p, const Array<Storage>& gradients,
                                         bool expanded) {
@@ -371,7 +376,7 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   free_scratch();
 }
 
-// Runs both passes.
+// Runs the forward and the backward pass.
 template <class Storage>
 void run(const KernelsFor<Storage>& kernels, const Problem& p, const Arguments<Storage>& arguments,
          const Results<Storage>& results, const Runtime& runtime) {

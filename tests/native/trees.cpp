@@ -15,16 +15,17 @@ using Sequences = std::vector<std::vector<int64_t>>;
 struct Problem {
   const TestedCell* cell;
   int64_t H, T, B, V;
-  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: for the first layer too
+  bool relu, bias, accumulate;
+  bool grad_h_n;  // h_n of the first layer has a gradient too
   size_t l2_bytes;
-  bool grad_c_n;  // for both layers
+  bool grad_c_n;  // c_n of both layers has a gradient
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
-  // The number of elements of the last cell states of both layers.
+  // Returns the number of elements in the last cell states of both layers.
   int64_t cell_states() const { return cell->has_cell_state ? 2 * B * H : 0; }
 };
 
-// Draws sequences of ids, longest first. Some share a prefix, some are equal.
+// Draws sequences of ids, longest first. Some sequences share a prefix, some are equal.
 Sequences draw_sequences(const Problem& p, Random& random) {
   Sequences sequences(p.B);
   for (int64_t b = 0; b < p.B; ++b) {
@@ -47,10 +48,10 @@ struct RowLayout {
   SequenceLayout layout{};
 
   RowLayout(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
-    std::vector<int64_t> row_of(sequences.size());  // each sequence's row at its latest time
+    std::vector<int64_t> row_of(sequences.size());  // each sequence's row at the latest time
     for (int64_t t = 0; t < T; ++t) {
       start[t] = int64_t(ids.size());
-      std::map<std::pair<int64_t, int64_t>, int64_t> rows;  // by parent and id
+      std::map<std::pair<int64_t, int64_t>, int64_t> rows;  // row numbers by parent and id
       std::vector<std::vector<int64_t>> ends;
       for (int64_t b = 0; b < int64_t(sequences.size()); ++b) {
         if (int64_t(sequences[b].size()) <= t) continue;
@@ -106,7 +107,7 @@ struct Results {
   bool operator==(const Results& other) const {
     return h_n == other.h_n && c_n == other.c_n && gradients == other.gradients;
   }
-  // Whether gradients are equal up to rounding.
+  // Returns whether the gradients are equal up to rounding.
   bool agrees(const Results& other) const {
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!agree(gradients[i], other.gradients[i])) return false;
@@ -115,7 +116,7 @@ struct Results {
   }
 };
 
-// A stack of two layers over rows.
+// A stack of two layers over the rows of one RowLayout.
 template <class Scalar>
 class Stack {
  public:
@@ -169,8 +170,8 @@ class Stack {
       layer.bias_ih = biases_[2 * k].data();
       layer.bias_hh = biases_[2 * k + 1].data();
     }
-    // Without batch_invariant, one sequence in plain rows would take forward_short(), whose bits
-    // differ from a tree's.
+    // Without batch_invariant, one sequence in plain rows would run through forward_short(), whose
+    // results differ from a tree's in the last bits.
     layer.batch_invariant = p_.B == 1;
     layer.chains = {kChain, kChain};
     return layer;
@@ -251,8 +252,8 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
 
 template <class Scalar>
 void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
-  // The shapes include whole vectors of one sequence, several time blocks, and gradients that
-  // accumulate in a separate buffer.
+  // The shapes include single sequences whose hidden units fill whole vectors, several time blocks,
+  // and gradients that accumulate in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
                                       {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
                                       {16, 9, 300, 5}, {9, 3, 50, 500}, {3, 12, 2500, 4}};

@@ -1,4 +1,4 @@
-"""Captum's methods on a classifier with a recurrent layer, which Captum's own tests lack.
+"""Tests Captum's methods on recurrent classifiers, which Captum's own tests do not cover.
 
 `run.py` runs this file twice: with torch's own `torch.nn.RNN`, and with the fused class bound to
 that name. Each test checks what a method's documentation promises, or that its results are finite.
@@ -13,7 +13,10 @@ from torch import nn
 
 
 class States(nn.Module):
-    """Returns only the outputs: Captum's layer methods cannot take h_n, whose batch is second."""
+    """A recurrent layer that returns only its output.
+
+    Captum's layer methods need the batch dimension first, but h_n has it second.
+    """
 
     def __init__(self, nonlinearity, layers, bidirectional):
         super().__init__()
@@ -50,7 +53,7 @@ def x():
     return torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1))
 
 
-# Methods that explain the input, with the arguments that each needs.
+# Methods that explain the input, each with the arguments that the method needs.
 INPUT_METHODS = {
     "DeepLift": {},
     "DeepLiftShap": {"baselines": torch.zeros(3, 6, 3)},
@@ -71,21 +74,21 @@ INPUT_METHODS = {
 
 @pytest.mark.parametrize("name", INPUT_METHODS)
 @pytest.mark.filterwarnings("ignore")
-def test_input_attribution(name, model, x):
+def test_input_attributions_are_finite(name, model, x):
     method = getattr(attr, name)(model)
-    x = x[:1] if name in ("KernelShap", "Lime") else x  # these take one example at a time
+    x = x[:1] if name in ("KernelShap", "Lime") else x  # KernelShap and Lime take one example
     result = method.attribute(x, target=1, **INPUT_METHODS[name])
     assert result.shape[1:] == x.shape[1:]
     assert result.isfinite().all()
 
 
-def test_saliency_is_the_gradient(model, x):
+def test_saliency_is_the_absolute_gradient(model, x):
     x = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
     torch.testing.assert_close(attr.Saliency(model).attribute(x, target=1), expected.abs())
 
 
-def test_integrated_gradients_are_complete(model, x):
+def test_integrated_gradients_sum_to_the_change_of_the_score(model, x):
     result = attr.IntegratedGradients(model).attribute(x, target=1, n_steps=200)
     change = model(x)[:, 1] - model(torch.zeros_like(x))[:, 1]
     torch.testing.assert_close(result.sum((1, 2)).float(), change, atol=5e-3, rtol=0)
@@ -106,7 +109,7 @@ LAYER_METHODS = {
 
 @pytest.mark.parametrize("name", LAYER_METHODS)
 @pytest.mark.filterwarnings("ignore")
-def test_layer_attribution(name, model, x):
+def test_layer_attributions_are_finite(name, model, x):
     method = getattr(attr, name)(model, model.states)
     arguments = dict(LAYER_METHODS[name])
     if name != "LayerActivation":
@@ -116,7 +119,7 @@ def test_layer_attribution(name, model, x):
     assert result.isfinite().all()
 
 
-def test_activation_of_the_recurrent_layer(model, x):
+def test_layer_activation_returns_the_results_of_the_layer(model, x):
     rnn = model.states.rnn
     shown = attr.LayerActivation(model, rnn).attribute(x)
     torch.testing.assert_close(shown, rnn(model.embed(x)))
@@ -124,19 +127,19 @@ def test_activation_of_the_recurrent_layer(model, x):
 
 @pytest.mark.parametrize("name", ["NeuronGradient", "NeuronDeepLift", "NeuronFeatureAblation"])
 @pytest.mark.filterwarnings("ignore")
-def test_neuron_attribution(name, model, x):
+def test_neuron_attributions_have_the_shape_of_the_input(name, model, x):
     method = getattr(attr, name)(model, model.embed)
     assert method.attribute(x, neuron_selector=(2, 3)).shape == x.shape
 
 
-def test_noise_tunnel(model, x):
+def test_noise_tunnels_keep_the_shape_of_the_input(model, x):
     tunnel = attr.NoiseTunnel(attr.Saliency(model))
     assert tunnel.attribute(x, nt_samples=3, target=1).shape == x.shape
 
 
 @pytest.fixture
 def influence(model, tmp_path):
-    """What every influence method needs: examples, a checkpoint of the model and its loss."""
+    """Saves a checkpoint, and returns the arguments that all influence methods share."""
     torch.save(model.state_dict(), tmp_path / "checkpoint.pt")
 
     def load(module, path):
@@ -154,7 +157,7 @@ def influence(model, tmp_path):
 
 
 @pytest.mark.parametrize("method", [TracInCP, TracInCPFast])
-def test_influence_by_gradients(method, model, x, influence, tmp_path):
+def test_influences_by_gradients_are_finite(method, model, x, influence, tmp_path):
     influence["checkpoints"] = [str(tmp_path / "checkpoint.pt")]
     if method is TracInCPFast:
         influence["final_fc_layer"] = model.head
@@ -164,7 +167,7 @@ def test_influence_by_gradients(method, model, x, influence, tmp_path):
     assert scores.isfinite().all()
 
 
-def test_influence_by_second_derivatives(model, x, influence, tmp_path):
+def test_influences_by_second_derivatives_are_finite(model, x, influence, tmp_path):
     influence["checkpoint"] = str(tmp_path / "checkpoint.pt")
     tracing = NaiveInfluenceFunction(model, **influence, show_progress=False)
     scores = tracing.influence((x, torch.tensor([0, 1])))
@@ -172,7 +175,7 @@ def test_influence_by_second_derivatives(model, x, influence, tmp_path):
     assert scores.isfinite().all()
 
 
-def test_concepts(model, x, tmp_path):
+def test_concept_scores_are_finite(model, x, tmp_path):
     loaders = [torch.utils.data.DataLoader(torch.randn(12, 6, 3) + k, batch_size=4) for k in (0, 1)]
     concepts = [Concept(k, f"concept {k}", loader) for k, loader in enumerate(loaders)]
     tcav = TCAV(model, ["embed"], save_path=str(tmp_path))

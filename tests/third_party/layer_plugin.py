@@ -1,9 +1,9 @@
-"""A pytest plugin: replaces torch's layers with the fused ones, and records what each test did.
+"""A pytest plugin that replaces torch's layers with fused layers and records test outcomes.
 
 `pytest -p layer_plugin --layers fused --outcomes FILE` binds the names of torch's recurrent layers
 and cells to the fused classes before any test file, and so any library under test, is imported.
-`--layers torch` leaves torch as it is. FILE gets the outcome of every test that built one of these
-layers; the other tests of a file say nothing about them and are not counted.
+`--layers torch` leaves torch as it is. FILE receives the outcome of every test that built such a
+layer. Other tests are not counted, because they say nothing about the layers.
 """
 
 import functools
@@ -21,8 +21,8 @@ TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 
 def replace_classes() -> None:
-    """Binds the names of torch's layers to the fused classes, their subclasses."""
-    import namernn_fast  # while the names are still torch's classes
+    """Binds the names of torch's layers to the fused classes, which subclass torch's."""
+    import namernn_fast  # while the names still mean torch's classes
 
     for namespace in NAMESPACES:
         for name in TORCH_CLASSES:
@@ -30,7 +30,7 @@ def replace_classes() -> None:
 
 
 def first_line(longrepr) -> str:
-    """Returns the first line of an error. A doctest's error follows its source."""
+    """Returns the first line of an error; a doctest's report shows the source before the error."""
     if crash := getattr(longrepr, "reprcrash", None):
         return crash.message.partition("\n")[0]
     lines = str(longrepr).splitlines() or [""]
@@ -40,7 +40,7 @@ def first_line(longrepr) -> str:
 
 
 class Recorder:
-    """Keeps the outcome of each test, and whether the test built a layer."""
+    """Records the outcome of each test, and whether the test built a layer."""
 
     def __init__(self, outcomes: Path, only: Path | None):
         self.outcomes = outcomes
@@ -50,7 +50,7 @@ class Recorder:
         self.results: dict[str, dict[str, str]] = {}
 
     def watch(self, cls: type) -> None:
-        """Makes the constructor of a class, which subclasses call too, record the running test."""
+        """Makes a class's constructor, which subclasses call too, record the running test."""
         construct = cls.__init__
 
         @functools.wraps(construct)
@@ -92,7 +92,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("layer")
     group.addoption("--layers", choices=("torch", "fused"), default="torch")
     group.addoption("--outcomes", type=Path, help="a JSON file of the tests that built a layer")
-    group.addoption("--only-tests-of", type=Path, help="the outcomes of another run")
+    group.addoption(
+        "--only-tests-of", type=Path, help="run only the tests in this file of outcomes"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""Opacus on a model with torch's own recurrent layer, for which it needs per-sample gradients.
+"""Tests Opacus, which needs per-sample gradients, on a model with `torch.nn.RNN`.
 
 Opacus' own tests use its `DPRNN`, and `torch.nn.RNN` only for comparison. `run.py` runs this file
 twice: with torch's own `torch.nn.RNN`, and with the fused class bound to that name.
@@ -34,14 +34,14 @@ def model(request):
     return Classifier(**request.param)
 
 
-def test_validator_accepts(model):
+def test_the_validator_accepts_the_model(model):
     assert not ModuleValidator.validate(model)
 
 
-def test_per_sample_gradients(model):
+def test_per_sample_gradients_match_the_gradients_of_each_sample(model):
     """Opacus' per-sample gradients are the gradients of each sample's loss.
 
-    Opacus' other modes do not support layers that return a tuple.
+    The mode is `ew`, because Opacus' other modes do not support layers that return a tuple.
     """
     engine = PrivacyEngine()
     private, optimizer, _ = engine.make_private(
@@ -67,8 +67,8 @@ def test_per_sample_gradients(model):
         torch.testing.assert_close([part[sample] for part in per_sample], list(expected))
 
 
-def test_weights_move_to_the_private_layer(model):
-    """`DPRNN` has the parameters of `torch.nn.RNN`, and computes the same."""
+def test_dprnn_loads_the_weights_of_the_layer(model):
+    """`DPRNN` loads the parameters of `torch.nn.RNN`, and returns the same results."""
     rnn = model.rnn
     private = DPRNN(3, 4, rnn.num_layers, batch_first=True, bidirectional=rnn.bidirectional)
     private.load_state_dict(rnn.state_dict())

@@ -1,4 +1,4 @@
-"""The table of `run.py`: outcomes with torch's layer and with this package's, side by side."""
+"""Makes the table of `run.py`: outcomes with torch's and the fused layers, side by side."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ NO_LONGER = "the test did not run"
 
 @dataclass(frozen=True)
 class Result:
-    """The outcomes of a suite by layer, as {test: {"outcome", "error"}}, or why no test ran."""
+    """The outcomes of a suite, {layer: {test: {"outcome", "error"}}}, or why no test ran."""
 
     suite: Suite
     outcomes: dict[str, dict[str, dict[str, str]]]
     trouble: str = ""
 
     def failing(self, layer: str) -> dict[str, str]:
-        """Returns the first line of the error of each test that fails with a layer.
+        """Returns the first line of the error of each test that fails with `layer`.
 
-        A test that ran with torch's layer but not with this one has failed.
+        A test that ran with torch's layer but not with `layer` counts as failed.
         """
         ran = self.outcomes.get(layer, {})
         failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}
@@ -29,13 +29,13 @@ class Result:
         return failed | dict.fromkeys(missing, NO_LONGER)
 
     def failing_here_alone(self) -> dict[str, str]:
-        """Returns the errors of the tests that fail with this package's layer but not torch's."""
+        """Returns the errors of the tests that fail with the fused layer but not with torch's."""
         theirs = self.failing("torch")
         return {k: v for k, v in self.failing("fused").items() if k not in theirs}
 
 
 def counts(outcomes: dict[str, dict[str, str]]) -> str:
-    """Returns `passed / failed / skipped`."""
+    """Returns the numbers of tests as `passed / failed / skipped`."""
     numbers = Counter(it["outcome"] for it in outcomes.values())
     return " / ".join(str(numbers[outcome]) for outcome in ("passed", "failed", "skipped"))
 
@@ -52,7 +52,7 @@ def list_of(results: list[Result], failing) -> list[str]:
 
 
 def text_of(results: list[Result], torch_version: str) -> str:
-    """Returns the table, and under it every failure, in Markdown."""
+    """Returns the table in Markdown, followed by a list of all failures."""
     lines = [
         f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
         "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",

@@ -1,11 +1,11 @@
-"""Runs other libraries' tests of recurrent layers with torch's layers and with the fused ones.
+"""Runs other libraries' tests of recurrent layers with torch's layers and with the fused layers.
 
-Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, gets the
-test files that their packages lack from their repositories, runs every suite once with torch's
-layers and once with the fused ones bound to their names, and writes the outcomes side by side to
-`build/third-party/results.md`. Exits with status 1 if a suite cannot run, or a test fails only with
-the fused layers. If a repository cannot be reached, git's option `url.<base>.insteadOf` can name a
-copy of it.
+Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, and
+fetches test files that are not in a library's package from the library's repository. Runs every
+suite once with torch's layers and once with the names of torch's layers bound to the fused layers.
+Writes the outcomes side by side to `build/third-party/results.md`. Exits with status 1 if a suite
+cannot run, or a test fails only with the fused layers. If a repository cannot be reached, git's
+option `url.<base>.insteadOf` can name a copy of the repository.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "differences.md"
 
 
 def python(*arguments: str) -> str:
-    """Runs the environment's Python and returns what it printed."""
+    """Runs the environment's Python, and returns its output."""
     return subprocess.run(
         [PYTHON, *arguments], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
@@ -88,14 +88,14 @@ def fetch(checkout: Checkout, site: Path) -> Path:
 
 
 def run_suite(suite: Suite, site: Path) -> Result:
-    """Runs the tests of a suite with both layers."""
+    """Runs the tests of a suite with torch's layers, then with the fused layers."""
     try:
         sources = fetch(suite.checkout, site) if suite.checkout else FOLDER
     except subprocess.CalledProcessError:
         return Result(suite, {}, "its test files could not be fetched")
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     environment |= {name: value.format(site=site) for name, value in suite.environment.items()}
-    work = FOLDER / "work"  # for the files that tests leave
+    work = FOLDER / "work"  # where tests leave their files
     results = FOLDER / "results"
     for folder in (work, results):
         folder.mkdir(exist_ok=True)

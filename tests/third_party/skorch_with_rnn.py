@@ -1,4 +1,4 @@
-"""Skorch's estimators with a recurrent layer, which skorch's own tests lack.
+"""Tests skorch's estimators with a recurrent layer, which skorch's own tests do not cover.
 
 `run.py` runs this file twice: with torch's own `torch.nn.RNN`, and with the fused class bound to
 that name.
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
 
 class Stepper(nn.Module):
-    """Classifies a sequence by the last state of a cell."""
+    """Classifies a sequence by the last state of an `nn.RNNCell`."""
 
     def __init__(self, hidden=6):
         super().__init__()
@@ -84,26 +84,26 @@ def test_training_lowers_the_loss(options):
     assert losses[-1] < losses[0]
 
 
-def test_padded_sequences_of_any_length():
+def test_padded_sequences_may_have_any_length():
     inputs = SliceDict(data=X, lengths=LENGTHS)
     net = make_net().fit(inputs, Y)
     assert net.predict_proba(inputs).shape == (40, 2)
 
 
-def test_packed_sequence_to_tensor(net):
+def test_to_tensor_accepts_a_packed_sequence(net):
     packed = pack_padded_sequence(torch.tensor(X), LENGTHS, batch_first=True, enforce_sorted=False)
     output, _ = net.module_.rnn(to_tensor(packed, device="cpu"))
     assert output.data.shape == (LENGTHS.sum(), 6)
 
 
-def test_regression():
+def test_a_regressor_trains_and_predicts():
     torch.manual_seed(0)
     net = NeuralNetRegressor(Classifier, module__classes=1, max_epochs=3, verbose=0)
     net.fit(X, X.sum((1, 2)).reshape(-1, 1))
     assert net.predict(X).shape == (40, 1)
 
 
-def test_partial_fit_continues(net):
+def test_partial_fit_continues_training(net):
     assert len(net.partial_fit(X, Y).history) == 10
 
 
@@ -132,22 +132,22 @@ def test_set_params_rebuilds_the_module(net):
     assert net.module_.rnn.hidden_size == 9
 
 
-def test_grid_search():
+def test_grid_search_trains_every_candidate():
     grid = {"module__nonlinearity": ["tanh", "relu"], "module__hidden": [4, 8]}
     search = GridSearchCV(make_net(train_split=None), grid, cv=2, error_score="raise")
     assert search.fit(X, Y).best_score_ > 0
 
 
-def test_cross_validation():
+def test_cross_validation_predicts_every_sample():
     assert cross_val_predict(make_net(), X, Y, cv=2).shape == (40,)
 
 
-def test_pipeline():
+def test_a_pipeline_trains_and_predicts():
     pipeline = make_pipeline(FunctionTransformer(lambda x: x * 2), make_net())
     assert pipeline.fit(X, Y).predict(X).shape == (40,)
 
 
-def test_callbacks(tmp_path):
+def test_callbacks_do_not_prevent_training(tmp_path):
     callbacks = [
         ("checkpoint", Checkpoint(dirname=tmp_path, load_best=True)),
         ("stopping", EarlyStopping()),
@@ -157,19 +157,19 @@ def test_callbacks(tmp_path):
     assert make_net(callbacks=callbacks).fit(X, Y).predict(X).shape == (40,)
 
 
-def test_frozen_layer_stays():
+def test_a_frozen_layer_does_not_change():
     net = make_net(callbacks=[Freezer("rnn.*")]).initialize()
     initial = net.module_.rnn.weight_hh_l0.clone()
     net.partial_fit(X, Y)
     torch.testing.assert_close(net.module_.rnn.weight_hh_l0, initial, atol=0, rtol=0)
 
 
-def test_doctor_sees_the_layer():
+def test_the_doctor_sees_the_layer():
     doctor = SkorchDoctor(make_net(max_epochs=2))
     doctor.fit(X, Y)
     assert any("rnn" in name for name in doctor.activation_recs_["module"][0])
     assert any("rnn" in name for name in doctor.gradient_recs_["module"][0])
 
 
-def test_compiled_module():
+def test_a_compiled_module_trains_and_predicts():
     assert make_net(compile=True, max_epochs=2).fit(X, Y).predict(X).shape == (40,)

@@ -1,4 +1,4 @@
-"""The suites of `run.py`: libraries, the origin of their tests, the files that use a layer."""
+"""The suites of `run.py`: libraries, and which of their tests use a recurrent layer."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ class Checkout:
     Attributes:
         repository: owner/name.
         tag: the release that the test files belong to.
-        paths: the files and folders to take.
+        paths: the files and folders to fetch.
         package: the folder within the installed library that gets a copy of the first path, if
             the tests import each other or their data from there; empty if they do not.
     """
@@ -29,12 +29,12 @@ class Suite:
     """A library and some of its tests: one row of the table.
 
     Attributes:
-        library: the name of its package.
+        library: the name of the library's package.
         version: the release, which is fixed so that two runs can be compared.
         tests: the arguments of pytest; `{sources}` stands for the folder of the checkout.
-        origin: who wrote the tests, for the table.
-        extras: the extras of its package to install, such as `[torch]`.
-        needs: packages that its tests import.
+        origin: who wrote the tests, as the table shows it.
+        extras: the extras of the library's package to install, such as `[torch]`.
+        needs: further packages that the tests need.
         checkout: where the test files come from if the package has none.
         environment: variables that the tests need; `{site}` stands for the folder of packages.
     """
@@ -50,7 +50,7 @@ class Suite:
 
     @property
     def key(self) -> str:
-        """The common part of the names of its result files."""
+        """The prefix of the names of the suite's result files."""
         return f"{self.library}-{self.origin.replace(' ', '-')}"
 
     @property
@@ -59,7 +59,7 @@ class Suite:
 
 
 def written_here(library: str, version: str, *needs: str) -> Suite:
-    """Returns a suite of this folder, for uses of a layer that a library's own tests lack."""
+    """Returns a suite from this folder, for uses that a library's own tests do not cover."""
     file = HERE / f"{library}_with_rnn.py"
     return Suite(library, version, (str(file),), origin="written here", needs=needs)
 
@@ -81,7 +81,7 @@ SUITES = (
             "darts.tests.optional_deps.test_onnx",
         ),
         extras="[torch]",
-        # With newer pandas or statsmodels, tests fail that do not involve recurrent layers.
+        # With newer pandas or statsmodels, tests that do not involve recurrent layers fail.
         needs=("onnx", "onnxruntime", "onnxscript", "pandas<3", "statsmodels<0.15"),
         checkout=Checkout("unit8co/darts", "0.46.1", ("darts/tests",), "darts/tests"),
     ),
@@ -160,7 +160,7 @@ SUITES = (
             f"{STANZA}.pos.test_tagger",
             f"{STANZA}.tokenization.test_tokenizer_training",
             "-k",
-            # Skip what needs downloaded models, then what repeats test_train for minutes.
+            # Skip tests that need downloaded models, then tests that repeat test_train for minutes.
             "not bert and not xlnet and not peft and not charlm "
             "and not augment and not merge and not save_each and not cutoff and not multiple_files",
         ),
@@ -181,7 +181,7 @@ SUITES = (
             "{sources}/tests/test_losses/test_iqloss.py",
             "{sources}/tests/test_simulate.py",
             "-k",
-            # Tests of automatic tuning start Ray's processes, which have torch's layers.
+            # Skip tests of automatic tuning: they start Ray processes, which use torch's layers.
             "not auto and (test_models or rnn or iqloss or scaler or insample_diff or save_load_no "
             "or checkpointing or baserecurrent or explainability or recurrent)",
         ),

@@ -1,4 +1,4 @@
-"""The table in docs/capabilities.md matches what `tools/capabilities.py` finds."""
+"""Tests that the table in docs/capabilities.md matches what `tools/capabilities.py` finds."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tools.capabilities import LAYERS, NO, ROWS, attempt
 
 
 def published():
-    """The entries of all layer classes on the page, by label."""
+    """Returns the page's entries for all layer classes, by the label of the row."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
@@ -20,7 +20,7 @@ def test_every_row_is_published():
     assert [*published()] == [*ROWS]
 
 
-def test_every_no_has_its_reason_in_words():
+def test_every_no_is_published_with_its_reason():
     for label, entries in published().items():
         for name, entry in entries.items():
             if entry.startswith(NO):
@@ -32,7 +32,7 @@ def test_every_no_has_its_reason_in_words():
 @pytest.mark.parametrize(
     "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
-def test_capability(name, label):
-    """The layer does what the page says; the text of an error depends on torch's version."""
+def test_layers_do_what_the_page_says(name, label):
+    """Compares only yes or no, because the text of an error depends on torch's version."""
     verdict, text = attempt(label, name)
     assert verdict == published()[label][name].split()[0], text

@@ -1,4 +1,4 @@
-"""The tool that compares two revisions: what it concludes, and that it notices a planted change."""
+"""Tests what the comparison of two revisions concludes, and that it notices a planted change."""
 
 import importlib
 import os
@@ -44,7 +44,7 @@ def test_every_kind_of_difference_is_found(other, expected):
     assert bits.findings(SAME, other) == expected
 
 
-def test_a_probe_that_raises_compares_nothing():
+def test_a_probe_that_raises_in_both_revisions_is_reported():
     raises = {"a": {"raised": "Error"}}
     assert bits.findings(raises, raises) == ["a: raises in both revisions, Error"]
 
@@ -53,7 +53,7 @@ def test_a_probe_that_raises_compares_nothing():
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
 def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """A level that only one revision runs is a difference; one that neither runs is ignored."""
+    """A level that only one revision runs is a difference; a level that neither runs is ignored."""
     digests = {("base", "avx2", CELLS): SAME, ("new", "avx2", CELLS): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
     monkeypatch.setattr(builds, "common_cells", lambda base, new: CELLS)
@@ -125,7 +125,8 @@ def test_probes_have_unique_names_and_cover_the_options(cell):
     probes = all_probes([cell])
     assert len({probe.name for probe in all_probes()}) == len(all_probes())
     assert {probe.cell for probe in probes} == {cell}
-    # The name seeds the values, so it must not change: it writes cells other than "rnn" as `kind`.
+    # A probe's name seeds its values, so the form of names must not change: cells other than "rnn"
+    # appear as `kind`.
     assert [f"kind={cell}" in probe.name for probe in probes] == [cell != "rnn"] * len(probes)
     for dtype in DTYPES:
         for layout in LAYOUTS:
@@ -147,7 +148,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
         ([(1.0, 1.01)] * 12, "\nthe geometric mean is slower: 0.990 (0.990 to 0.990)\n"),
         ([(1.0, 1.1)] * 12, "-B16 is more than 4% slower: 0.909 (0.909 to 0.909)\n"),
         (WIDE, "\nNot shown to be slower, but 2 of 2 intervals include more than 4% slower"),
-        ([*FAST, (1.0, 100.0)], "\nAs fast.\n"),  # one disturbed pair
+        ([*FAST, (1.0, 100.0)], "\nAs fast.\n"),  # one pair is disturbed
     ],
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
@@ -162,7 +163,7 @@ def test_the_verdict_follows_from_the_times(pairs, message, monkeypatch, capsys)
     assert message in capsys.readouterr().out
 
 
-def test_builds_take_turns_to_start():
+def test_builds_take_turns_at_going_first():
     begun = []
 
     def build(seconds):
@@ -199,7 +200,7 @@ def test_an_unknown_revision_is_an_error():
 
 
 def planted_tree(folder):
-    """Returns HEAD's tree with the last place of a coefficient of the float32 tanh changed."""
+    """Returns the hash of HEAD's tree with a tiny change in a coefficient of the float32 tanh."""
     path, index = "csrc/kernel/tanh.h", {"env": os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}}
     source = builds.git("show", f"HEAD:{path}")
     assert source.count(b"0.666661717641f") == 1
@@ -213,7 +214,7 @@ def planted_tree(folder):
 @CHECKOUT
 @pytest.mark.slow
 def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
-    """Builds HEAD with and without the change, or finds both in build/revisions."""
+    """Builds HEAD with and without the change, or finds the builds in build/revisions."""
     command = [sys.executable, "-m", "tools.revisions.bits", "HEAD", planted_tree(tmp_path)]
     command += ["--levels", "default"]
     ran = subprocess.run(command, cwd=builds.ROOT, capture_output=True, text=True)

@@ -36,8 +36,8 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// `one`, `two` and `three` add a row NAME.TYPE for each type, for an instruction with that many
-// sources.
+// `one`, `two` and `three` add an instruction with one, two and three sources: a row NAME.TYPE for
+// each type.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -58,7 +58,7 @@ void three(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values, Values, Values>(work)), ...);
 }
 
-// An instruction on packed pairs of numbers.
+// Returns an instruction on packed pairs of numbers.
 template <class Number, class... Sources, class Work, size_t... k>
 Entry in_pairs(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
@@ -98,7 +98,7 @@ void add_floating(Table& table) {
     floating<Number>(table, std::string("mul.") + rounding, times);
   }
   multiply_add<Number>(table);
-  // min and max ignore NaN unless the name says .NaN.
+  // min and max ignore NaN unless the instruction's name contains .NaN.
   const auto least = [](float a, float b) {
     return Number(a != a ? b : b != b ? a : std::min(a, b));
   };
@@ -119,7 +119,8 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Mixed precision: the result and the addend are float32, the other sources are 16-bit.
+// Adds instructions in mixed precision: the result and the addend are float32, the other sources
+// are 16-bit.
 template <class Number>
 void add_mixed(Table& table) {
   const std::string type = "rn.f32." + name_of<Number>();
@@ -151,7 +152,7 @@ void divide(Table& table) {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (mask >> lane & 1 && divisor[lane] == 0) machine.stop("division by zero", {warp, lane});
       }
-      // Inactive lanes may hold a zero divisor.
+      // Divides lane by lane, because inactive lanes may hold a zero divisor.
       for (int lane = 0; lane < kLanes; ++lane) {
         if (mask >> lane & 1) run(machine, warp, at, Mask{1} << lane);
       }
@@ -252,7 +253,8 @@ Entry of_predicates(Work work, std::vector<int> sources) {
   return {run, {1}, sources};
 }
 
-// Compares `count` packed numbers per lane and writes a predicate for each.
+// Returns an instruction that compares `count` packed numbers per lane and writes a predicate for
+// each number.
 template <class Value, int count = 1, class Work>
 Entry comparison(Work work) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
@@ -276,12 +278,12 @@ void compare(Table& table, const std::string& type) {
     table[std::string("setp.") + name + "." + type] = comparison<Value, count>(work);
   };
   add("eq", [](Compared a, Compared b) { return a == b; });
-  add("ne", [](Compared a, Compared b) { return a < b || a > b; });  // false for NaN
+  add("ne", [](Compared a, Compared b) { return a < b || a > b; });  // false if a or b is NaN
   add("lt", [](Compared a, Compared b) { return a < b; });
   add("le", [](Compared a, Compared b) { return a <= b; });
   add("gt", [](Compared a, Compared b) { return a > b; });
   add("ge", [](Compared a, Compared b) { return a >= b; });
-  if constexpr (std::is_same_v<Compared, float>) {  // true for NaN, except num
+  if constexpr (std::is_same_v<Compared, float>) {  // true if a or b is NaN, except num
     add("equ", [](Compared a, Compared b) { return !(a < b || a > b); });
     add("neu", [](Compared a, Compared b) { return a != b; });
     add("ltu", [](Compared a, Compared b) { return !(a >= b); });
@@ -356,7 +358,7 @@ void move(Table& table, std::vector<std::string> types) {
   }
 }
 
-// mov between one register and several that hold its parts, lowest bits first.
+// mov between one register and several registers that hold its parts, lowest bits first.
 void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     uint64_t bits = 0;
@@ -398,7 +400,7 @@ void add_arithmetic(Table& table) {
   add_floating<BFloat16>(table);
   add_mixed<Half>(table);
   add_mixed<BFloat16>(table);
-  const auto quotient = [](float a, float b) { return a / b; };  // a GPU's .full may be 2 ulp off
+  const auto quotient = [](float a, float b) { return a / b; };  // on a GPU, .full may be 2 ulp off
   two<float>(table, "div.full.", quotient);
   two<float>(table, "div.rn.", quotient);
   add_integers(table);

@@ -1,6 +1,6 @@
 // Global memory. In a cooperative kernel, a program's stores stay invisible to other programs until
-// it releases them (except for a few, at random), and its loads may return stale cache lines until
-// it acquires.
+// the program releases them (except for a few stores, at random), and its loads may return stale
+// cache lines until the program acquires.
 #include <algorithm>
 #include <string>
 
@@ -37,7 +37,7 @@ Tensor& Machine::tensor_of(const Thread& by, uint64_t address, uint32_t size, co
            " bytes from tensor " + std::to_string(at));
 }
 
-// Makes the chosen pending stores visible to other programs.
+// Makes the stores that `which` selects visible to other programs.
 void Machine::publish(std::vector<View::Store>& stores,
                       const std::function<bool(const View::Store&)>& which) {
   const auto becomes_visible = [&](const View::Store& store) {
@@ -48,7 +48,7 @@ void Machine::publish(std::vector<View::Store>& stores,
   stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
 }
 
-// Publishes the thread's own stores, and its program's stores before the last barrier.
+// Publishes the thread's stores, and all stores of its program from before the last barrier.
 void Machine::publish_before(const Thread& by) {
   auto& pending = by.program().view.pending;
   for (auto line = pending.begin(); line != pending.end();) {
@@ -66,8 +66,8 @@ void Machine::publish_all(Program& program) {
   }
 }
 
-// Reads memory as the program sees it, with its pending stores. The range must be in one cache
-// line.
+// Reads memory as the program sees it, including the program's pending stores. The range must be in
+// one cache line.
 void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const {
   std::memcpy(out, reinterpret_cast<const void*>(address), size);
   const auto line = program.view.pending.find(address / kLine * kLine);

@@ -25,7 +25,7 @@ void add_tensor_cores(Table& table);
 
 inline void nothing(Machine&, Warp&, const Instruction&, Mask) {}
 
-// An instruction that works on each lane separately.
+// Returns an instruction that works on each lane separately.
 template <class Result, class... Sources, class Work, size_t... k>
 Entry lanewise(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {

@@ -1,5 +1,5 @@
 // Schedules the warps of all programs at random, a few instructions at a time. When the lanes of a
-// warp diverge, the lanes at the lowest instruction run first.
+// warp diverge, the lanes at the earliest instruction of the code run first.
 #include "machine.h"
 
 #include <algorithm>
@@ -95,10 +95,10 @@ void Machine::meet(Warp& warp) {
 }
 
 // Chooses which lanes of a diverged warp run next. Lanes at an instruction for the whole warp wait
-// for the others.
+// for the other lanes.
 void Machine::gather(Warp& warp) {
   each_lane(warp.mask, [&](int lane) { warp.parted[lane] = warp.next; });
-  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // (whether its lanes wait, instruction)
+  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // (whether lanes wait there, instruction)
   each_lane(warp.live, [&](int lane) {
     const uint32_t at = warp.parted[lane];
     first = std::min(first, {kernel.code[at].is_whole, at});

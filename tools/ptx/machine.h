@@ -33,9 +33,9 @@ struct Operand {
 
 struct Instruction {
   const Handler* run;
-  uint32_t line;  // in the PTX
+  uint32_t line;  // line of the PTX
   bool is_whole;  // all lanes of the warp must execute it together
-  int64_t guard;  // the place of a predicate, or -1
+  int64_t guard;  // the place of a predicate, or -1 if there is none
   bool is_guard_negated;
   std::vector<Operand> results, sources;
   std::vector<int64_t> numbers;
@@ -44,7 +44,7 @@ struct Instruction {
 // Which thread accessed memory, and when.
 struct Access {
   static constexpr uint32_t kNobody = ~uint32_t{0};
-  static constexpr uint8_t kSeveral = 255;  // in `warp` or `lane`: more than one of them
+  static constexpr uint8_t kSeveral = 255;  // in `warp` or `lane`: several warps or lanes
 
   uint32_t program = kNobody;
   uint32_t epoch = 0;    // number of program barriers before the access
@@ -61,7 +61,8 @@ struct Slot {
   bool is_awaited = false;  // the destination of an unfinished cp.async
 };
 
-// A vector clock: for each program, how many of its epochs happened before.
+// A vector clock: for each program, how many of the program's epochs happened before the current
+// access.
 using Clock = std::vector<uint32_t>;
 
 struct Copy {  // one lane's cp.async
@@ -103,7 +104,7 @@ struct Warp {
     return reinterpret_cast<Value*>(registers + of.place);
   }
   Mask& predicate(const Operand& of) { return *lanes<Mask>(of); }
-  // One lane's value, whatever its size.
+  // Returns one lane's value, of any size.
   uint64_t get(const Operand& of, int lane);
   void set(const Operand& of, int lane, uint64_t bits);
 };
@@ -126,8 +127,8 @@ struct View {
     uint8_t bytes[32];
     uint64_t fetched;
   };
-  // `pending` holds the stores not yet visible to other programs, in order, and `lines` the L1
-  // cache. Both are keyed by cache line.
+  // `pending` holds the stores not yet visible to other programs, in order, and `lines` holds the
+  // L1 cache. Both maps are keyed by cache line.
   std::unordered_map<uint64_t, std::vector<Store>> pending;
   std::unordered_map<uint64_t, Line> lines;
 };
@@ -136,12 +137,12 @@ struct Program {
   uint32_t index;
   uint32_t epoch = 0;
   std::vector<Warp> warps;
-  size_t waiting = 0, ended = 0;  // number of warps
+  size_t waiting = 0, ended = 0;  // number of warps at the barrier, and of ended warps
   std::vector<uint8_t> registers, shared;
-  std::vector<Slot> slots;  // of shared memory
+  std::vector<Slot> slots;  // access history of shared memory
   View view;
   Clock known;                   // what happened before the program's last barrier
-  std::map<int, Clock> learned;  // by thread: what it acquired since the last barrier
+  std::map<int, Clock> learned;  // what each thread acquired since the last barrier
   uint64_t acquired = 0;         // time of the program's last acquire before its last barrier
 };
 
@@ -159,7 +160,7 @@ struct Kernel {
   std::vector<uint8_t> constants;  // initial values of each warp's first registers
   int64_t registers;               // bytes per warp
   uint64_t slot_size = 4;          // bytes per Slot: the size of the smallest store
-  std::vector<Operand> specials;   // thread, lane, threads, position in the grid, grid size
+  std::vector<Operand> specials;   // thread, lane, thread count, position in the grid, grid size
 };
 
 struct Fault {
@@ -182,9 +183,10 @@ struct Machine {
   std::vector<Tensor> tensors;
 
   std::vector<std::unique_ptr<Program>> programs;  // started but not ended
-  std::unordered_map<uint64_t, Clock> released;    // by address
+  std::unordered_map<uint64_t, Clock> released;    // what was released, by address
   std::map<std::string, Fault> faults;
-  uint64_t now = 0, progress = 0;  // executed instructions; time of the last visible change
+  uint64_t now = 0;       // number of executed instructions
+  uint64_t progress = 0;  // `now` at the last visible change
   uint64_t random_state;
 
   void run();
@@ -239,7 +241,8 @@ struct Machine {
   void each_shared_slot(const Thread& by, uint64_t address, uint32_t size, Work work);
 };
 
-// Calls `work` for each lane in the mask. Compilers vectorize the loop over a whole warp.
+// Calls `work` for each lane in the mask. A separate loop covers whole warps, because compilers can
+// vectorize that loop.
 template <class Work>
 inline void each_lane(Mask mask, Work work) {
   if (mask == kWholeWarp) {

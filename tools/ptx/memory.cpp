@@ -5,8 +5,9 @@ namespace ptx {
 
 namespace {
 
-// The place in memory that a lane reads or writes. Source 0 is the address. `numbers` holds the
-// byte offset, the bytes per value and, for loads, whether to sign-extend.
+// The place in memory that a lane reads or writes. Source 0 of the instruction is the address. The
+// instruction's `numbers` hold the byte offset, the number of bytes per value and, for loads,
+// whether to extend the sign.
 struct Place {
   uint64_t address;
   uint32_t size;  // bytes of all values together
@@ -37,7 +38,8 @@ Handler load(Read read) {
   };
 }
 
-// Lanes store in random order, because the winner among stores to one address is undefined.
+// Returns the handler of a store. Lanes store in random order, because the winner among stores to
+// one address is undefined.
 template <class Write>
 Handler store(Write write) {
   return [write](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
@@ -97,8 +99,9 @@ void add_to_global(Machine& machine, Warp& warp, const Instruction& at, Mask mas
   });
 }
 
-// cp.async. Its sources are the destination, the source and optionally the number of bytes to read.
-// `numbers` holds the offsets of both addresses and the number of bytes to write.
+// Begins a cp.async. The instruction's sources are the address to write, the address to read and
+// optionally the number of bytes to read. The instruction's `numbers` hold the offsets of these two
+// addresses and the number of bytes to write.
 void copy(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     Copy request{};

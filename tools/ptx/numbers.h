@@ -15,7 +15,7 @@ inline To bits_of(const From& from) {
   return to;
 }
 
-constexpr uint16_t kNotANumber = 0x7fff;  // NVIDIA's canonical NaN in both 16-bit formats
+constexpr uint16_t kNotANumber = 0x7fff;  // NVIDIA's canonical NaN in bfloat16 and float16
 
 struct BFloat16 {
   uint16_t bits;
@@ -40,7 +40,7 @@ struct Half {
       bits = kNotANumber;
     } else if (magnitude >= 65520) {  // values from here on round to infinity
       bits = sign | 0x7c00;
-    } else if (magnitude < 0x1p-14f) {  // subnormal: adding 0.5 rounds at 2^-24
+    } else if (magnitude < 0x1p-14f) {  // subnormal: adding 0.5 rounds to a multiple of 2^-24
       bits = sign | static_cast<uint16_t>(bits_of<uint32_t>(magnitude + 0.5f) - 0x3f000000);
     } else {
       const uint32_t rounded = (x & 0x7fffffff) + 0xfff + (x >> 13 & 1);

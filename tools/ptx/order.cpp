@@ -1,6 +1,7 @@
 // The happens-before order and race detection. An access by another program happened before the
-// current one if its epoch was released and then acquired; an access by the same program happened
-// before if a barrier separates the two or the same thread made both.
+// current access if the other program released the epoch of its access and this thread then
+// acquired that epoch. An access by the same program happened before the current access if a
+// barrier separates the two accesses or the same thread made them.
 #include <algorithm>
 #include <string>
 
@@ -21,7 +22,7 @@ Access access_of(const Thread& by) {
   return access;
 }
 
-// Merges a read into an earlier read by the same program.
+// Merges a read into `known`, an earlier read by the same program.
 void add_read(Access& known, const Access& read) {
   if (known.epoch < read.epoch) {
     known = read;
@@ -55,11 +56,11 @@ const Clock& Machine::known_to(const Thread& thread) const {
 }
 
 std::string Machine::place_of(const Access& access) const {
-  return ", before by program " + std::to_string(access.program) + " at line " +
+  return ", accessed before by program " + std::to_string(access.program) + " at line " +
          std::to_string(kernel.code[access.instruction].line);
 }
 
-// Releases the thread's own accesses, and its program's accesses before the last barrier.
+// Releases the thread's accesses, and all accesses of its program from before the last barrier.
 void Machine::release(const Thread& by, uint64_t address) {
   publish_before(by);
   Clock clock = known_to(by);
@@ -76,7 +77,7 @@ void Machine::acquire(const Thread& by, uint64_t address) {
   join(program.learned.try_emplace(number, program.known).first->second, found->second);
 }
 
-// After a barrier, all threads know what any of them acquired.
+// Makes what each thread acquired before the barrier known to all threads of the program.
 void Machine::acquire_at_barrier(Program& program) {
   for (const auto& [thread, clock] : program.learned) join(program.known, clock);
   program.learned.clear();

@@ -53,7 +53,8 @@ void Machine::read_copy(const Thread& by, Copy& copy) {
   copy.is_done = true;
 }
 
-// The bytes arrive now or, at random, only when the program waits for them.
+// Begins an asynchronous copy. The bytes arrive now or, at random, only when the warp waits for the
+// copy.
 void Machine::begin_copy(const Thread& by, Copy copy) {
   shared_at(by, copy.to, copy.size);
   if (copy.taken != 0) tensor_of(by, copy.from, copy.taken, "asynchronous copy");

@@ -1,5 +1,5 @@
-// Matrix products. Sums are exact and truncated to float32 once, at the end; tensor cores are no
-// more precise. The PTX ISA documents which lane holds which element.
+// Matrix products. Sums are exact and truncated to float32 once, at the end, so results are at
+// least as precise as on tensor cores. The PTX ISA documents which lane holds which element.
 #include <cmath>
 
 #include "instructions.h"
@@ -21,7 +21,7 @@ template <class Number>
 constexpr int kPerRegister = static_cast<int>(4 / sizeof(Number));
 
 // Reads a matrix from registers. Each lane holds one float or two adjacent 16-bit elements per
-// register; successive registers go down the rows first, 8 at a time.
+// register; successive registers go down the rows first, 8 rows at a time.
 template <class Number, int rows, int columns>
 void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][columns]) {
   constexpr int kWidth = 4 * kPerRegister<Number>;  // columns of a register, which holds 8 rows
@@ -63,8 +63,8 @@ Entry product() {
           true};
 }
 
-// An operand of wgmma, with which four warps multiply matrices in shared memory. Its layout comes
-// from its descriptor.
+// An operand of wgmma, with which four warps multiply matrices in shared memory. A descriptor
+// defines the layout of the operand.
 struct SharedMatrix {
   uint64_t start, leading, stride;
   int swizzle;  // 0: none; 1, 2, 3: rows of 128, 64, 32 bytes
@@ -77,8 +77,8 @@ struct SharedMatrix {
         swizzle(static_cast<int>(descriptor >> 62)),
         is_transposed(is_transposed) {}
 
-  // The address of an element; k is its index along the summed dimension, c along the other
-  // dimension.
+  // Returns the address of an element of `size` bytes; k is its index along the summed dimension, c
+  // its index along the other dimension.
   uint64_t address(uint64_t c, uint64_t k, uint64_t size) const {
     uint64_t offset;
     if (swizzle == 0) {  // tiles of 8 rows of 16 bytes
@@ -105,9 +105,10 @@ double element(Machine& machine, Warp& warp, uint64_t address) {
   return value;
 }
 
-// One warp's share of a wgmma. The sources are the right descriptor, whether to accumulate, and the
-// left matrix, as a descriptor or in registers. `numbers` holds the number of columns of the right
-// matrix and whether left and right are transposed.
+// Computes one warp's share of a wgmma. The instruction's sources are the right descriptor, whether
+// to accumulate, and the left matrix, as a descriptor or in registers. The instruction's `numbers`
+// hold the number of columns of the right matrix, whether the left matrix is transposed, and
+// whether the right matrix is transposed.
 template <class Number>
 void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product) {
   constexpr int kDepth = 8 * kPerRegister<Number>;
@@ -142,7 +143,8 @@ void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product)
   }
 }
 
-// The product is computed when it is committed or, at random, only when the warp waits for it.
+// Returns a wgmma instruction. The machine computes the product when the warp commits the
+// instruction or, at random, only when the warp waits for the product.
 template <class Number>
 Entry group_product() {
   const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask) {

@@ -7,8 +7,8 @@ namespace ptx {
 
 namespace {
 
-// A shuffle. The sources are the value, a lane, lane offset or lane mask, the segment bounds, and
-// the mask of participating lanes.
+// Returns a shuffle instruction. The sources are the value; a lane, lane offset or lane mask; the
+// segment bounds; and the mask of participating lanes.
 template <class Choose>
 Entry shuffle(Choose choose) {
   const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
@@ -79,15 +79,15 @@ void add_shuffles(Table& table) {
 // An 8 x 8 matrix of 16-bit values.
 struct Matrix {
   uint16_t rows[8][8];
-  // Element i (0 or 1) of the pair that a lane holds.
+  // Returns element i (0 or 1) of the pair that a lane holds.
   uint16_t& of(int lane, int i, bool is_transposed) {
     const int row = lane / 4, column = lane % 4 * 2 + i;
     return is_transposed ? rows[column][row] : rows[row][column];
   }
 };
 
-// ldmatrix: lane 8 * i + r holds the address of row r of matrix i. `numbers` holds the byte offset
-// and whether the matrices are transposed.
+// ldmatrix: lane 8 * i + r holds the address of row r of matrix i. The instruction's `numbers` hold
+// the byte offset and whether the matrices are transposed.
 void load_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
   std::vector<Matrix> matrices(at.results.size());
   for (size_t i = 0; i < matrices.size(); ++i) {
@@ -148,7 +148,7 @@ void add_warp(Table& table) {
   table["ret"] = {end, {}, {}};
   table["bar.sync"] = {meet, {}, {}, true};
   table["bar.warp.sync"] = {meet_in_warp, {}, {4}, true};
-  // Orders accesses through different proxies, which the machine does not distinguish.
+  // This fence orders accesses through different proxies, which the machine does not distinguish.
   table["fence.proxy.async.shared::cta"] = {nothing, {}, {}};
   table["trap"] = {stop("trap"), {}, {}};
   table["assertion"] = {stop("assertion"), {}, {}};

@@ -1,4 +1,4 @@
-// All cells, in the order of CellKind.
+// Lists all cells in the order of CellKind.
 #pragma once
 
 #include <cstddef>

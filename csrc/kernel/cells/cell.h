@@ -1,21 +1,21 @@
-// The interface of a cell: a type that the passes take as a template parameter. They use only the
-// members below; register tiles and products do not depend on the cell. Each pass asserts what it
-// assumes about the constants, so a cell with other values does not compile until that pass
-// supports it. A cell has these members:
+// Defines the interface of a cell, a type that the forward and backward passes take as a template
+// parameter. The passes use only the members below; register tiles and products do not depend on
+// the cell. Each pass asserts what it assumes about the constants, so a cell with other values does
+// not compile until that pass supports such a cell. A cell has these members:
 // - kind, name: its CellKind, and its name in messages;
 // - weight_blocks: number of blocks of H rows in weight_ih and in weight_hh, one per gate;
 // - sums: number of blocks of H sums (values before the activation) in each row. The input
 //   contributes to the first weight_blocks blocks, the previous state to the weight_blocks blocks
 //   from first_state_sum on;
-// - input_block(sum): the block of weight_ih that contributes to a sum. The blocks of weight_hh are
-//   in the order of the sums that they contribute to;
+// - input_block(sum): returns which block of weight_ih contributes to a sum. The blocks of
+//   weight_hh are in the order of the sums that they contribute to;
 // - sums_in_output: whether a row's sums are stored in its row of the output until the states
 //   replace them;
 // - kept: number of blocks of H values that a row keeps for the backward pass besides its output;
 // - states: number of states of a row: 1, or 2 if there is a cell state, which the next step reads
 //   without a product. The cell state is the last block of the kept values;
 // - only_through_sums: whether the previous h affects the states only through sums. If not,
-//   sum_gradients() also writes the part of its gradient that bypasses the sums;
+//   sum_gradients() also writes the part of the gradient of the previous h that bypasses the sums;
 // - one_bias_gradient: whether bias_ih and bias_hh have the same gradient, the sum of all dz;
 // - has_nonlinearity: whether `Layer::activation` chooses the nonlinearity; if not, it is tanh;
 // - Cell(layer): reads what the cell needs from a Layer;
@@ -30,43 +30,48 @@
 namespace namernn_fast {
 namespace {
 
-// What states_of() reads and writes, for a range of hidden units of one row. Each pointer is to the
-// first of these units, or null if the cell lacks the value.
+// What states_of() reads and writes for a range of hidden units of one row. Each pointer points to
+// the first of these units, or is null if the cell lacks the value.
 template <class Scalar, class Storage>
 struct StateRow {
   const Scalar* sums;  // the blocks are `stride` apart
   int64_t stride;
-  const Scalar* previous[kMostStates];  // states of the previous step; null: zeros
-  Scalar* states[kMostStates];          // written; may be `previous`, and states[0] may be `sums`
-  Storage* kept;                        // written, unless null; the blocks are H apart
+  const Scalar* previous[kMostStates];  // states of the previous step; null means zeros
+  Scalar* states[kMostStates];          // written; may alias `previous`, and states[0] may alias
+                                        // `sums`
+  Storage* kept;                        // written unless null; the blocks are H apart
   int64_t H;
-  int64_t width;  // number of units
+  int64_t width;  // number of hidden units in the range
 };
 
-// What sum_gradients() reads and writes, for a range of hidden units of one row.
+// What sum_gradients() reads and writes for a range of hidden units of one row. Each pointer points
+// to the first of these units, or is null if the cell lacks the value.
 template <class Storage, class Scalar, class Element>
 struct GradientRow {
   const Storage* output;
   const Storage* kept;                   // the blocks are H apart
-  const Storage* previous[kMostStates];  // states of the previous step; null: zeros. h is null if
-                                         // the cell is only_through_sums, which does not read it
-  const Scalar* grad[kMostStates];       // gradients of the states, without grad_output
-  const Storage* grad_output;            // null: zeros
+  const Storage* previous[kMostStates];  // states of the previous step; null means zeros.
+                                         // previous[0] is null if the cell is only_through_sums and
+                                         // so does not read it
+  const Scalar* grad[kMostStates];       // gradients of the states, without the contribution of
+                                         // grad_output
+  const Storage* grad_output;            // null means zeros
   Element* dz;                           // written; the blocks are `stride` apart
   int64_t stride;
   Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
-                                       // bypasses the sums; may be `grad`
+                                       // bypasses the sums; may alias `grad`
   int64_t H;
   int64_t width;
 };
 
-// Loads `lanes` units of a state, from unit j on; a null state counts as zeros.
+// Returns `lanes` units of a state, starting at unit j. A null state counts as zeros.
 template <class Scalar, class Storage>
 inline Vec<Scalar> load_state(const Storage* state, int64_t j, int64_t lanes) {
   return state ? load_upto(state + j, lanes) : Vec<Scalar>{};
 }
 
-// Loads the total gradient of h: the contributions of later steps and of the output.
+// Returns the total gradient of `lanes` units of h, starting at unit j: the contributions of later
+// steps plus the gradient of the output.
 template <class Storage, class Scalar, class Element>
 inline Vec<Scalar> load_gradient(const GradientRow<Storage, Scalar, Element>& row, int64_t j,
                                  int64_t lanes) {

@@ -1,5 +1,5 @@
-// The gated recurrent unit, as torch defines it: the reset gate r scales the product with the
-// previous state and its bias b_hn.
+// The gated recurrent unit, as torch defines it: the reset gate r scales n_h, the product with the
+// previous state plus the bias b_hn.
 //   r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
 //   z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
 //   n = tanh(n_x + r n_h),  n_x = W_in x_t + b_in,  n_h = W_hn h_{t-1} + b_hn
@@ -16,17 +16,17 @@ struct Gru {
   static constexpr CellKind kind = CellKind::gru;
   static constexpr const char* name = "GRU";
   static constexpr int64_t weight_blocks = 3;
-  // In the order n_x, r, z, n_h, so that the sums of the input are adjacent, and the sums of the
-  // state are adjacent and in the order of weight_hh.
+  // The sums are n_x, r, z and n_h, in this order, so that the sums of the input are adjacent, and
+  // the sums of the state are adjacent and in the order of the blocks of weight_hh.
   static constexpr int64_t sums = 4;
   static constexpr int64_t first_state_sum = 1;
   static constexpr int64_t input_block(int64_t sum) { return sum == 0 ? 2 : sum - 1; }
   static constexpr bool sums_in_output = false;
-  // n, r, z and n_h: the order of the sums, with n instead of n_x.
+  // A row keeps n, r, z and n_h, in the order of the sums, with n instead of n_x.
   static constexpr int64_t kept = 4;
   static constexpr int states = 1;
   static constexpr bool only_through_sums = false;  // h_t also has the term z h_{t-1}
-  // The gradient of b_in is the sum of dz of n_x, the gradient of b_hn the sum of dz of n_h.
+  // The gradient of b_in is the sum of dz of n_x, but the gradient of b_hn is the sum of dz of n_h.
   static constexpr bool one_bias_gradient = false;
   static constexpr bool has_nonlinearity = false;
 

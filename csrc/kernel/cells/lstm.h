@@ -1,5 +1,5 @@
-// The long short-term memory, as torch defines it: besides its output h, a row has a cell state c,
-// which reaches the next step without a product.
+// The long short-term memory, as torch defines it. Besides its output h, a row has a cell state c,
+// which the next step reads without a product.
 //   i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
 //   f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
 //   g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
@@ -18,7 +18,7 @@ struct Lstm {
   static constexpr CellKind kind = CellKind::lstm;
   static constexpr const char* name = "LSTM";
   static constexpr int64_t weight_blocks = 4;
-  static constexpr int64_t sums = 4;  // i, f, g and o; input and state contribute to each
+  static constexpr int64_t sums = 4;  // i, f, g and o; input and state contribute to every sum
   static constexpr int64_t first_state_sum = 0;
   static constexpr int64_t input_block(int64_t sum) { return sum; }
   static constexpr bool sums_in_output = false;

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 VARYING = ["V", "T", "B", "N", "time_stride", "batch_stride"]
 VARYING += ["reset_time_stride", "reset_batch_stride"]
-"""Arguments that vary from call to call: kernels are not specialised for their values.
+"""Arguments that vary from call to call, so kernels are not specialised for their values.
 
-They are not in a tuple, because Triton specialises a kernel for numbers inside tuples.
+Kernels take these arguments one by one, because Triton specialises a kernel for numbers in tuples.
 """
 
 
@@ -14,14 +14,14 @@ class LayoutTensors(NamedTuple):
     """The tensors that say which (time, sequence) rows exist."""
 
     lengths: Any
-    """int64 (B), or None: T steps each."""
+    """int64 (B), the number of steps of each sequence, or None."""
     offsets: Any
-    """int64 (B + 1), the first row of each sequence, or None."""
+    """int64 (B + 1), the first row of each sequence and the end of the last sequence, or None."""
     starts: Any
     """int64 (T), the number of rows before each time, or None."""
     reset: Any
     """Nonzero at (t * reset_time_stride + b * reset_batch_stride) if sequence b restarts from a
-    zero state at time t; or None."""
+    zero state at time t. None without resets."""
 
 
 class Form(NamedTuple):
@@ -49,7 +49,7 @@ class Form(NamedTuple):
     PARTS: int
     """Parts that the sum over hidden units is split into, for different warps."""
     VECTOR: int
-    """Adjacent hidden units that a thread sums over, in products of one sequence."""
+    """Adjacent hidden units that a thread sums over, in the product of a single sequence."""
     STAGES: int
     """Tiles of weight_hh in flight at once, if weight_hh is streamed."""
     PRECISION: str
@@ -67,7 +67,7 @@ class Form(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The values that are constant throughout a program of either pass."""
+    """The values that stay constant while a program of either pass runs."""
 
     member: Any
     """The index of the program among the members of its block of sequences."""
@@ -88,7 +88,7 @@ class Program(NamedTuple):
     length: Any
     """The number of steps of each sequence [B]."""
     first: Any
-    """The row of each sequence at time 0 [B]; with `starts`, its position among a step's rows."""
+    """The row of each sequence at time 0 [B]; with `starts`, the sequence's index in a step."""
     time_stride: Any
     reset_time_stride: Any
     reset_batch_stride: Any
@@ -102,6 +102,6 @@ class Step(NamedTuple):
     begins: Any
     """Whether this is the first step of the sequence that the pass computes."""
     goes_on: Any
-    """Whether the pass has already computed a step of the sequence."""
+    """Whether the sequence is alive and the pass has already computed one of its steps."""
     is_cut: Any
     """Whether a reset cuts the sequence between the step just computed and this one."""

@@ -1,6 +1,6 @@
 """The backward pass of a layer's recurrence in one kernel.
 
-At each step, the later step has just been computed, and the earlier step comes next.
+When the kernel computes a step, it has just computed the later step; the earlier step comes next.
 """
 
 import triton
@@ -50,7 +50,7 @@ def _add_product(grad, kept_dz, later_dz, receives, right, n, FORM: tl.constexpr
     Args:
         kept_dz: dz of the later step, if it is kept on chip.
         later_dz: pointers to dz of the later step in memory [B].
-        receives: whether the later step continues the state of this one [B].
+        receives: whether this step's state is the previous state of the later step [B].
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
     if FORM.KEEP_STATE:
@@ -77,7 +77,7 @@ def _finish(
     program,
     FORM: tl.constexpr,
 ):
-    """Writes the results for the initial states, and zeros past the end of sequences."""
+    """Stores dz_first, grad_hx and the previous states of the first rows, and zeros the padding."""
     b, length = program.b, program.length
     end = tl.where(program.back == 1, 0, length - 1)
     row = row_at(tl.maximum(end, 0), layout, program)
@@ -126,17 +126,17 @@ def _store(previous_states, dz, later_row, row, n, h, own_dz, step, program, FOR
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
-    grad_output,  # (N, directions * H), or None: zeros
-    grad_h_n,  # (directions, B, H), or None: zeros
+    grad_output,  # (N, directions * H), or None for zeros
+    grad_h_n,  # (directions, B, H), or None for zeros
     weight_hh,  # (H, H)
-    weight_hh_reverse,  # (H, H), of the second direction, or None
-    hx,  # (directions, B, H), or None: zeros
+    weight_hh_reverse,  # (H, H), weight_hh of the second direction, or None
+    hx,  # (directions, B, H), or None for zeros
     output,  # (N, directions * H)
     dz,  # (N, directions * H): the gradient of the sums
-    previous_states,  # (N, directions * H): h_{t-1} of each row, or None: not needed
-    dz_first,  # (directions, B, H): dz of the first steps; the caller multiplies it for grad_hx
-    grad_hx,  # (directions, B, H), or None: neither it nor dz_first is needed
-    layout,  # this and all further arguments as in forward_kernel
+    previous_states,  # (N, directions * H): h_{t-1} of each row, or None if not needed
+    dz_first,  # (directions, B, H): dz of the first steps, or None if grad_hx is None
+    grad_hx,  # (directions, B, H), or None if not needed; the caller adds dz_first W_hh
+    layout,  # this and all further arguments are as in forward_kernel
     arrivals,
     T,
     B,

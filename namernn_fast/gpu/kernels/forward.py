@@ -32,7 +32,7 @@ from .recurrent_product import (
 def _place(t, row, program, FORM: tl.constexpr):
     """Returns the row of output [B] that holds the states of time t (a scalar or [B]).
 
-    With RING it is a row of a ring buffer for two steps.
+    With RING, output is a ring buffer for two steps.
     """
     return (t & 1) * program.B + program.b if FORM.RING else row
 
@@ -47,7 +47,8 @@ def _token(ids, t, layout, program):
 def _row_of_token(token, V, is_known):
     """Returns the table row of each token [B], and whether all tokens so far were in range [B].
 
-    The host does not check ids: an id out of range reads row 0, and an assertion fails later.
+    The host does not check ids. An id out of range reads row 0, and an assertion fails after the
+    last step.
     """
     has_row = (token >= 0) & (token < V)
     return tl.where(has_row, token, 0), is_known & has_row
@@ -74,10 +75,10 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 @triton.jit
 def _load_previous_states(previous_states, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Loads the previous states, or hx for sequences that begin, in the form of `load_states`.
+    """Loads the previous states, or hx for sequences that begin, shaped as by `load_states`.
 
-    For a single sequence, a branch chooses between the two addresses, because Triton would lose
-    their alignment in a select.
+    For a single sequence, a branch chooses between the two addresses. With a select, Triton would
+    lose track of the alignment of the addresses.
     """
     if hx is None:
         left = load_states(previous_states, goes_on, FORM)
@@ -102,7 +103,7 @@ def _add_product(z, state, previous_states, hx, step, right, n, program, FORM: t
     Args:
         state: the previous states, if they are kept on chip.
         previous_states: pointers to the previous states in memory [B].
-        hx: the initial states (B, H), or None: zeros.
+        hx: the initial states (B, H), or None for zeros.
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
     if FORM.KEEP_STATE:
@@ -125,7 +126,7 @@ def _add_product(z, state, previous_states, hx, step, right, n, program, FORM: t
 
 @triton.jit
 def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
-    """Stores the states of one time; zeros for sequences that have ended, if rows are padded."""
+    """Stores the states of one step. If rows are padded, stores zeros for sequences that ended."""
     if FORM.PADDED:
         h = tl.where(step.alive[:, None], h, 0.0).to(h.dtype)
         store_rows(output, place, n, h, program.b < program.B, FORM.WIDTH, FORM.LIMIT)
@@ -135,7 +136,7 @@ def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
 
 @triton.jit
 def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
-    """Stores h_n, from the kept state or the rows of the last steps, and pads the output."""
+    """Stores h_n, from the kept state or the rows of the last steps, and zeros the padding."""
     b, there = program.b, program.b < program.B
     t = tl.maximum(tl.where(program.back == 1, 0, program.length - 1), 0)
     place = _place(t, row_at(t, layout, program), program, FORM)
@@ -155,18 +156,18 @@ def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    projected,  # (N, directions * H); with ids (V, directions * H): the table
-    ids,  # (N), which row of `projected` each row reads; None: row n reads row n
-    V,  # rows of `projected`
+    projected,  # (N, directions * H); with ids, the table (V, directions * H)
+    ids,  # (N), the row of `projected` that each row reads; None if row n reads row n
+    V,  # number of rows of `projected`
     weight_hh,  # (H, H)
-    weight_hh_reverse,  # (H, H), of the second direction, or None
+    weight_hh_reverse,  # (H, H), weight_hh of the second direction, or None
     bias,  # (H), or None
-    bias_reverse,  # (H), of the second direction, or None
-    hx,  # (directions, B, H), or None: zeros
-    output,  # (N, directions * H); with RING (2 * B, directions * H): two steps in turn
+    bias_reverse,  # (H), bias of the second direction, or None
+    hx,  # (directions, B, H), or None for zeros
+    output,  # (N, directions * H); with RING, two steps in turn (2 * B, directions * H)
     h_n,  # (directions, B, H)
     layout,  # `LayoutTensors`
-    arrivals,  # (blocks * directions), zeros; None if there is one member
+    arrivals,  # (blocks * directions), counters that begin at 0; None if there is one member
     T,
     B,
     N,
@@ -189,7 +190,7 @@ def forward_kernel(
     t = time_of(0, program)
     row = row_at(t, layout, program)
     earlier_place = _place(t, row_at(t, layout, program), program, FORM)
-    first_source = row  # of `projected`
+    first_source = row  # the row of `projected` to read
     if ids is not None:
         # Load each token one step before its table row, so that no step waits for both loads.
         token = _token(ids, t, layout, program)

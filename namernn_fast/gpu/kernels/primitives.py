@@ -10,36 +10,38 @@ from .arguments import Program, Step
 # hidden units among themselves, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ...
 # A program with a single tile, in a single block of K, keeps its part of weight_hh on chip across
 # time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise
-# each step stores the state in rows, and the next one reads it back after a barrier.
+# each step stores the state in memory, and the next step reads the state back after a barrier.
 #
 # Steps are "earlier" or "later" in the order of the recurrence, so in direction 1 the later step
 # has the smaller time. The forward pass computes the earlier step first, the backward pass the
-# later step. "Previous" is said only of states: the previous state of a row is its h_{t-1}.
+# later step. "Previous" is used only for states: the previous state of a row is its h_{t-1}.
 #
 # The L1 cache does not see the stores of other programs. Loads of rows that other programs write
-# ask to bypass it (.cg), but Triton drops that modifier if it turns a load into asynchronous copies
-# of less than 16 bytes. So correctness rests on the barrier alone: an acquire invalidates L1.
+# ask to bypass L1 (.cg), but Triton drops this modifier if it turns a load into asynchronous copies
+# of less than 16 bytes. So correctness relies on the barrier alone, whose acquire invalidates L1.
 #
 # Triton compares values to find the variables that a loop changes. If a variable is an alias of
-# another before the loop, and becomes that alias again in the body, Triton treats it as constant.
-# So no variable that a loop assigns may be an alias, or a field of a tuple, before the loop.
+# another variable before the loop, and the body assigns the same alias to it, Triton treats the
+# variable as constant. So no variable that a loop assigns may be an alias, or a field of a tuple,
+# before the loop.
 
 
 @triton.jit
 def tanh(x, IMPROVE: tl.constexpr):
-    """tanh |x| as e / (e + 1), where a polynomial computes e = expm1(2 |x|) / 2; within 2.5 ulp.
+    """Returns tanh x, within 2.5 ulp if IMPROVE is set. Keeps the sign of -0.
 
-    The CPU kernel uses the same formula, in csrc/kernel/tanh.h. The only approximate instruction is
-    the division, with an error of up to 2 ulp; powers of two are built from their exponent. Keeps
-    the sign of -0.
+    Computes tanh |x| as e / (e + 1), where a polynomial gives e = expm1(2 |x|) / 2. The CPU kernel
+    uses the same formula, in csrc/kernel/tanh.h. The only approximate instruction is the division,
+    with an error of up to 2 ulp; powers of two are built from their exponents.
 
-    IMPROVE: whether to correct the error of the division, which does not show in 16-bit results.
+    Args:
+        IMPROVE: whether to correct the error of the division, which 16-bit results do not show.
     """
     a = tl.abs(x)
     a = tl.where(a > 10.0, 10.0, a)  # keeps NaN
     shifted = a * 2.885390043258667 + 12582912.0  # 2 / ln 2; adding 1.5 * 2**23 rounds to integer
     n = shifted - 12582912.0
-    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, with few enough bits that n times it is exact
+    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, with so few bits that n times it is exact
     c = tl.fma(s, 0.0446286706909, 0.133865452122)
     c = tl.fma(s, c, 0.333330255182)
     c = tl.fma(s, c, 0.666661717641)
@@ -59,7 +61,7 @@ def tanh(x, IMPROVE: tl.constexpr):
 
 @triton.jit
 def activation(z, dtype: tl.constexpr, FORM: tl.constexpr):
-    """Returns the states of float32 sums z, in `dtype`."""
+    """Applies the nonlinearity to float32 sums z and returns the states in `dtype`."""
     # relu keeps NaN, as in torch.
     h = tanh(z, dtype == tl.float32) if FORM.TANH else tl.where(z <= 0, 0.0, z)
     return h.to(dtype)
@@ -74,7 +76,8 @@ def activation_backward(grad, h, FORM: tl.constexpr):
 def _sequences(b, layout, T, B, N, batch_stride):
     """Returns the number of steps of each sequence [B] and its first row [B].
 
-    Lengths and offsets on the device are not checked, so clamp them to the bounds of the tensors.
+    The host does not check lengths and offsets that are on the device, so this function clamps the
+    results to the bounds of the tensors.
     """
     mask = b < B
     if layout.offsets is not None:
@@ -94,7 +97,7 @@ def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.cons
     """Returns the `Program` of this program instance, for either pass.
 
     Args:
-        strides: time_stride, batch_stride, reset_time_stride and reset_batch_stride.
+        strides: a tuple of time_stride, batch_stride, reset_time_stride and reset_batch_stride.
         FIRST_GOES_BACK: whether the pass goes back in time in the first direction.
     """
     member, group = tl.program_id(0) % FORM.MEMBERS, tl.program_id(0) // FORM.MEMBERS
@@ -132,7 +135,7 @@ def of_direction(first, second, program, FORM: tl.constexpr):
 
 @triton.jit
 def offsets_of_direction(program, FORM: tl.constexpr):
-    """Returns the offset of the program's direction within a row and within (directions, B, H)."""
+    """Returns the offsets of the program's direction within a row and within (directions, B, H)."""
     direction = tl.cast(program.direction, tl.int64)
     return direction * FORM.H, direction * program.B * FORM.H
 
@@ -145,14 +148,14 @@ def units(i, program, FORM: tl.constexpr):
 
 @triton.jit
 def time_of(s, program):
-    """Returns the time of step s of the pass, clamped to its last step; 0 if it has no steps."""
+    """Returns the time of step s of the pass, limited to the last step; 0 if there are no steps."""
     s = tl.minimum(s, program.steps - 1)
     return tl.maximum(tl.where(program.back == 1, program.steps - 1 - s, s), 0)
 
 
 @triton.jit
 def row_at(t, layout, program):
-    """Returns the row of each sequence [B] at time t (a scalar or [B]); valid only if alive."""
+    """Returns each sequence's row [B] at time t (a scalar or [B]); valid only if it is alive."""
     if layout.starts is not None:
         return program.first + tl.load(layout.starts + t)
     return program.first + t * program.time_stride
@@ -186,7 +189,7 @@ def zeros(dtype: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
-    """Loads units n of rows [B, N]; zeros if mask [B] is not set, and for units from LIMIT on."""
+    """Loads units n of rows [B, N]; returns zeros where mask [B] is not set or n >= LIMIT."""
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
     if LIMIT is not None:
@@ -206,7 +209,7 @@ def store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.conste
 
 @triton.jit
 def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
-    """Stores zeros into units n of all rows past the block's longest sequence."""
+    """Stores zeros into units n of all rows past the end of the block's longest sequence."""
     nothing = zeros(data.dtype.element_ty, FORM)
     for u in range(program.steps, program.T):
         row = row_at(u, layout, program)
@@ -215,11 +218,11 @@ def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
 
 @triton.jit
 def meet(arrivals, s, program, FORM: tl.constexpr):
-    """A barrier after step s: returns when the stores of all members of the block are visible.
+    """Waits at a barrier after step s until the stores of all members of the block are visible.
 
-    One thread polls: Triton executes a scalar atomic operation in one thread, and broadcasts the
-    result to the others at a barrier of the program. Every member polls at least once, even the
-    last to arrive, because only the acquire invalidates its L1 cache.
+    Only one thread of a program polls, because Triton executes a scalar atomic operation in one
+    thread and broadcasts the result to the program's other threads at a barrier. Every member polls
+    at least once, even the last member to arrive, because only an acquire invalidates L1.
     """
     tl.debug_barrier()
     if FORM.MEMBERS > 1:

@@ -14,7 +14,7 @@ from .recurrent_product import round_to_tf32
 def product_kernel(
     left,  # (M, K)
     right,  # (K, N)
-    plus,  # (M, N), or None: zeros
+    plus,  # (M, N), or None for zeros
     out,  # (parts, M, N), contiguous
     M,
     N,
@@ -35,7 +35,7 @@ def product_kernel(
 ):
     """Computes out = left right + plus, with the sum over K split into parts.
 
-    The grid is (blocks, parts).
+    The grid is (blocks, parts). The caller adds the parts.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)

@@ -1,4 +1,4 @@
-"""The product of a step: states, or dz, times weight_hh, on chip or streamed."""
+"""The product of a step: states or dz times weight_hh, which is on chip or streamed."""
 
 import triton
 import triton.language as tl
@@ -18,9 +18,9 @@ def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 def round_to_tf32(x):
     """Rounds float32 to the nearest TF32 value, ties away from zero.
 
-    Without this, tensor cores truncate the last 13 bits of their operands. NaN, infinity and
-    numbers that would round to infinity are unchanged: CUDA's NaN has all bits set, so the addition
-    would carry into its sign.
+    Otherwise tensor cores would truncate the last 13 bits of their operands. NaN, infinity and
+    numbers that would round to infinity are unchanged. In CUDA's NaN, all bits except the sign are
+    set, so the addition would carry into the sign.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
@@ -37,14 +37,14 @@ def _operand(x, FORM: tl.constexpr):
 # A program with one sequence multiplies without tensor cores. Each thread splits vectors of units k
 # into elements. With this layout Triton assigns whole vectors to a thread and places lanes along
 # the units n, so a thread computes most of a sum alone, whatever the alignment of rows. The
-# multiply-adds within a thread are explicit: if lanes exchanged bare products, the compiler would
-# fuse each lane's own product with the rounded product of another lane, and copies of the same sum
-# would differ in their last bits.
+# multiply-adds within a thread are explicit. If lanes exchanged single products, the compiler would
+# fuse each lane's own product with the rounded product of another lane, and the lanes' copies of
+# the same sum would differ in their last bits.
 
 
 @triton.jit
 def _units_of_one(FORM: tl.constexpr):
-    """Returns all units k [K / VECTOR, 1, VECTOR]."""
+    """Returns all units k in vectors, [K / VECTOR, 1, VECTOR], for products of one sequence."""
     blocks = tl.arange(0, FORM.BLOCK_K // FORM.VECTOR) * FORM.VECTOR
     return blocks[:, None, None] + tl.arange(0, FORM.VECTOR)[None, None, :]
 
@@ -106,17 +106,17 @@ def product(left, right, sum, FORM: tl.constexpr):
     return sum
 
 
-# Warps divide the units n of a tile of weight_hh among themselves. With few units n every warp
-# would hold a copy of the tile; so the sum over the units k is split into PARTS, which warps divide
-# too.
+# Warps divide the units n of a tile of weight_hh among themselves. With few units n, every warp
+# would hold a copy of the tile. So the sum over the units k is split into PARTS, and the warps
+# divide these parts too.
 
 
 @triton.jit
 def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """Loads a weight (H, H), or its transpose, for all units k and the units n.
 
-    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts; for one sequence it is split
-    by `_apart`.
+    The shape of the tile is [K, N], or [PARTS, K / PARTS, N] with several parts. For one sequence,
+    the tile is split by `_apart`.
     """
     if FORM.BLOCK_B == 1:
         tile = _tile(weight, _units_of_one(FORM), n[None, :, None], TRANSPOSED, FORM)
@@ -132,11 +132,11 @@ def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def load_states(states, mask, FORM: tl.constexpr):
-    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts.
+    """Loads all units of the states, as [B, K], or as [PARTS, B, K / PARTS] with several parts.
 
-    For one sequence whose rows consist of whole vectors they are [K / VECTOR, N, VECTOR], the same
-    for all n: each thread loads all states that it multiplies, which is faster than exchanging
-    them.
+    For one sequence whose rows consist of whole vectors, the result is [K / VECTOR, N, VECTOR], the
+    same for all n. Each thread then loads all states that it multiplies, which is faster than
+    exchanging states.
     """
     if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         k = _units_of_one(FORM)

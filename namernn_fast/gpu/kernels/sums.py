@@ -8,7 +8,7 @@ import triton.language as tl
 def sums_by_token_kernel(
     rows,  # (N, WIDTH)
     order,  # (N), row numbers sorted by token
-    borders,  # (V + 1), where the rows of each token begin in `order`
+    borders,  # (V + 1): the rows of token v are order[borders[v]:borders[v + 1]]
     sums,  # (parts, V, WIDTH), float32
     V,
     WIDTH: tl.constexpr,
@@ -16,9 +16,9 @@ def sums_by_token_kernel(
     BLOCK_R: tl.constexpr,  # rows read at once
     STAGES: tl.constexpr,
 ):
-    """Computes the sum of each token's rows in parts; a part strides over blocks of rows.
+    """Computes the partial sums of each token's rows.
 
-    The grid is (V, blocks of units, parts).
+    The grid is (V, blocks of units, parts). Of P parts, part p adds the blocks p, p + P, ...
     """
     token, part = tl.program_id(0), tl.program_id(2)
     begin, end = tl.load(borders + token), tl.load(borders + token + 1)

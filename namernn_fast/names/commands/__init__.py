@@ -1,4 +1,5 @@
 """The commands of `python -m namernn_fast.names`, one module each.
 
-Each has `add_parser(commands)`, which adds its options, and `run(arguments)`, which does the work.
+Each module has `add_parser(commands)`, which adds the command with its options, and
+`run(arguments)`, which runs the command.
 """

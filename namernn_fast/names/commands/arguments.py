@@ -1,4 +1,4 @@
-"""Options that several commands have, and the types of options."""
+"""Options that several commands share, and the argparse types of options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ RNN_CLASSES: dict[str, type[nn.RNN]] = {"fused": FusedRNN, "torch": nn.RNN}
 def number(
     kind: type[int] | type[float], words: str, accepts: Callable[[float], bool]
 ) -> Callable[[str], float]:
-    """Returns an argparse type for numbers of `kind` that `accepts` takes, described by `words`."""
+    """Returns an argparse type for numbers of type `kind` for which `accepts` is true.
+
+    Error messages describe these numbers with `words`.
+    """
 
     def parse(text: str) -> float:
         try:
@@ -54,19 +57,19 @@ SHARE = number(float, "a number above 0 and below 1", lambda value: 0 < value < 
 
 
 def path(text: str) -> Path:
-    """The argparse type of a path."""
+    """Parses a path for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
 
 
 def model(text: str) -> Path:
-    """The argparse type of a trained model, given by path or name."""
+    """Parses the path or the name of a trained model for argparse, and returns the path."""
     return pretrained_checkpoint() if text == PRETRAINED else path(text)
 
 
 def device(text: str) -> torch.device:
-    """The argparse type of a device, which must work."""
+    """Parses a device for argparse, and checks that the device works."""
     try:
         found = torch.device(text)
         torch.zeros(1, device=found).item()
@@ -78,7 +81,7 @@ def device(text: str) -> torch.device:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one; 0 counts as a default, and False does not."""
+    """Shows the default of an option, unless the default is None, False or an empty list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -102,7 +105,7 @@ def add_parser(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for which trained model runs, and where."""
+    """Adds the options that choose a trained model, and where and how the model runs."""
     parser.add_argument(
         "--checkpoint",
         type=model,
@@ -115,8 +118,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for where and how a model runs."""
-    parser.add_argument("--device", type=device, default="cpu", help="where the model runs")
+    """Adds the options that choose where and how a model runs."""
+    parser.add_argument("--device", type=device, default="cpu", help="device to run the model on")
     parser.add_argument(
         "--rnn",
         choices=sorted(RNN_CLASSES),
@@ -126,7 +129,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Loads the model that the options name; reports which, if it is not the pretrained one."""
+    """Loads the model that the options name; reports a model that is not the pretrained model."""
     path: Path = arguments.checkpoint
     predictor = load(path, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn])
     if not path.samefile(pretrained_checkpoint()):
@@ -137,7 +140,10 @@ def load_predictor(arguments: argparse.Namespace) -> Predictor:
 
 
 def _record(info: dict[str, Any]) -> str:
-    """Returns when a model was trained and how good it is; its file is not trusted."""
+    """Returns a description of when a model was trained and how accurate it is.
+
+    Validates the values in `info`, because checkpoint files are untrusted.
+    """
     try:
         trained = f"trained on {datetime.date.fromisoformat(info['trained'])}"
     except (KeyError, TypeError, ValueError):
@@ -150,7 +156,7 @@ def _record(info: dict[str, Any]) -> str:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for which names to read."""
+    """Adds the options that choose the data."""
     parser.add_argument(
         "--data",
         metavar="PATH",
@@ -163,22 +169,22 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for how to split the data."""
+    """Adds the options that choose how to split the data."""
     parser.add_argument(
         "--split",
         choices=METHODS,
         default="string",
-        help="string: no name is in two parts; random: rows, as in tutorials, which leaks names",
+        help="string: no name is in two parts; random: by rows, as in tutorials, which leaks names",
     )
     parser.add_argument("--split-seed", type=SEED, default=0, help="the seed of the split")
     parser.add_argument(
-        "--validation", type=SHARE, default=0.1, help="share of the validation part"
+        "--validation", type=SHARE, default=0.1, help="the validation part's share of the data"
     )
-    parser.add_argument("--test", type=SHARE, default=0.2, help="share of the test part")
+    parser.add_argument("--test", type=SHARE, default=0.2, help="the test part's share of the data")
 
 
 def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
-    """Returns the user's files that `load_names` reads, given the options of `add_data`."""
+    """Returns the user's files that `load_names` will read, each with the option that names it."""
     option, named = "--data", arguments.data
     if named is None:
         option, named = DATA_VARIABLE, os.environ.get(DATA_VARIABLE)
@@ -192,7 +198,7 @@ def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 def split_data(
     data: NamesData, arguments: argparse.Namespace, folding: Folding | None = None
 ) -> Split:
-    """Splits the data as the options of `add_split` require; `folding` as in `split`."""
+    """Splits the data as the options of `add_split` require, with the folding `folding`."""
     return split(
         data,
         folding=folding,

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the report."""
+    """Prints the report, and writes a longer report if --report is given."""
     if arguments.report is not None:
         check_no_overwrite([("--report", arguments.report)], data_files(arguments))
         check_replaceable(arguments.report)
@@ -66,7 +66,7 @@ def _languages(report: DataReport) -> list[list[Entry]]:
 
 
 def _facts(report: DataReport) -> list[tuple[str, str]]:
-    """Returns the facts about the whole data: (title, text)."""
+    """Returns (title, text) for each fact about the whole data."""
     lost = Counter(character for row in report.odd_rows for character in row.dropped)
     characters = ", ".join(f"'{character}' ({times:,})" for character, times in lost.most_common())
     rules = Counter(rule for row in report.odd_rows for rule in row.junk)
@@ -101,7 +101,7 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
 
 
 def _write(target: Path, report: DataReport) -> None:
-    """Writes the whole report."""
+    """Writes the whole report to `target`, as JSON or Markdown."""
     if target.suffix.lower() == ".json":
         text = json.dumps(asdict(report), indent=1)
     else:
@@ -155,10 +155,10 @@ def page(report: DataReport) -> str:
 
 
 def _listed(texts: Mapping[str, str]) -> str:
-    """Returns a list in Markdown."""
+    """Returns titles and their texts as a list in Markdown."""
     return "\n".join(f"- {literal(title)}: {literal(text)}" for title, text in texts.items())
 
 
 def _quoted(name: str) -> str:
-    """Returns a name, in quotes if it has blanks at its ends."""
+    """Returns a name, in quotes if the name begins or ends with a blank."""
     return f'"{name}"' if name != name.strip() else name

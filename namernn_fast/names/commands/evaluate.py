@@ -46,14 +46,14 @@ def add_parser(commands: Any) -> None:
         "--part",
         choices=("test", "validation"),
         default="test",
-        help="the part of the model's split; use the test part once, when all choices are made",
+        help="the part of the model's split; use the test part once, after all choices are made",
     )
     parser.add_argument(
         "--no-ngrams",
         action="store_true",
         help="skip the baseline of character n-grams, which takes seconds to fit",
     )
-    parser.add_argument("--json", type=path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write all results as JSON")
     parser.add_argument(
         "--figures", type=path, metavar="FOLDER", help=f"write {', '.join(_FIGURES)}"
     )
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """The figures of all classifiers, by name."""
+    """The results of all classifiers on one part of the split."""
 
     part: str
     split: dict[str, Any]
@@ -69,16 +69,16 @@ class _Results:
     """The best accuracy that any function of the string can reach."""
     evaluations: dict[str, Evaluation]
     comparison: Comparison | None
-    """The model against the n-grams."""
+    """The comparison of the n-gram baseline (first) with the model (second)."""
     ngram_seconds: float | None
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluates the model."""
+    """Evaluates the model, prints the results, and writes the files that the options name."""
     require("sklearn")
     if arguments.figures is not None:
         require("matplotlib")
-    # Checked here so that a bad path fails before the work, not after it.
+    # Paths are checked here, so that a bad path fails before the work, not after it.
     targets = _targets(arguments)
     check_no_overwrite(targets, [("--checkpoint", arguments.checkpoint), *data_files(arguments)])
     for _, target in targets:
@@ -108,11 +108,11 @@ def _targets(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split that the model was trained with, made again from the data.
+    """Returns the split that the model was trained with, recreated from the data.
 
     Raises:
-        InputError: the data, or its split, is not what the model was trained with, so that the
-            model may have been trained on names of the test part.
+        InputError: the model was trained with other data or another split, so it may have seen
+            names of the test part.
     """
     record = _split_record(checkpoint)
     data = _data(checkpoint, arguments)
@@ -142,7 +142,10 @@ def _data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> NamesData:
 
 
 def _split_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the split that the checkpoint records; the file is not trusted."""
+    """Returns the split recorded in the checkpoint.
+
+    Validates the record first, because checkpoint files are untrusted.
+    """
     record = checkpoint.info.get("split")
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
     if (
@@ -251,7 +254,7 @@ def _difference(difference: Difference, factor: float) -> str:
 
 
 def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
-    """Writes all figures, and everything that they depend on."""
+    """Writes all results as JSON, with everything that the results depend on."""
     content = {
         "part": results.part,
         "split": results.split,
@@ -269,7 +272,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
         },
         "model_minus_ngrams": results.comparison and asdict(results.comparison),
     }
-    # A checkpoint may record numbers that are not finite, which JSON does not have.
+    # NaN and infinity, which a checkpoint may record, become null, because JSON lacks both.
     content = json.loads(json.dumps(content), parse_constant=lambda name: None)
     with replacing(target) as file:
         file.write(f"{json.dumps(content, indent=1)}\n".encode())

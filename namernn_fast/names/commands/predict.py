@@ -28,11 +28,11 @@ from .arguments import add_parser as add_command
 _STDIN, _STDOUT = 0, 1  # file descriptors
 
 _EPILOG = """
-Each name gives one row, in order, with the other columns of its input. A name that cannot be read
-has an error in its row, and standard error says how many there are. The exit code is 2 if no name
-at all could be read. In tables and CSV, characters that are not printable are written as escapes
-such as \\x1b, and so is the first character of a CSV cell that a spreadsheet would take for a
-formula; numbers stay as they are.
+The output has one row for each name, in order, with the other columns of the input. If a name
+cannot be read, its row contains an error, and standard error reports the number of such names. The
+exit code is 2 if no name at all could be read. In tables and CSV, characters that are not printable
+are written as escapes such as \\x1b, and so is the first character of a CSV cell that a spreadsheet
+would treat as a formula; numbers stay as they are.
 """
 
 
@@ -44,7 +44,9 @@ def add_parser(commands: Any) -> None:
     source.add_argument(
         "names", nargs="*", default=[], metavar="NAME", help="a name, or - for standard input"
     )
-    source.add_argument("--input", type=path, metavar="FILE", help="a file of names, or - as above")
+    source.add_argument(
+        "--input", type=path, metavar="FILE", help="a file of names, or - for standard input"
+    )
     add_model(parser)
     parser.add_argument("--top", type=COUNT, default=3, help="how many languages to report")
     parser.add_argument(
@@ -52,48 +54,51 @@ def add_parser(commands: Any) -> None:
         type=PROBABILITY,
         default=0.0,
         metavar="P",
-        help="omit languages below this probability; a name with none left is unknown",
+        help="omit languages below this probability; a name without any language is unknown",
     )
     group = parser.add_argument_group("input")
     group.add_argument(
         "--input-format",
         choices=FORMATS,
-        help="text: a name on each line; jsonl: on each line a string or an object (default: by "
-        "the suffix of the file, else text)",
+        help="text: one name per line; jsonl: one string or object per line (default: the format "
+        "that the file's suffix stands for, else text)",
     )
     group.add_argument(
         "--column",
-        help="the column of CSV with the names, by name or number from 1, or the key of JSON "
-        "objects (default: the only one, else 'name')",
+        help="the column of the names in CSV, by title or number from 1, or the key of the names "
+        "in JSON objects (default: the only column or key, else 'name')",
     )
     group.add_argument(
         "--delimiter",
         type=_delimiter,
         metavar="SIGN",
-        help="between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
+        help="the sign between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
     )
     group.add_argument(
         "--no-header", action="store_true", help="the first row of CSV is data, not a header"
     )
     group.add_argument(
-        "--encoding", type=_encoding, default="utf-8", help="of the input, such as cp1252 or utf-16"
+        "--encoding",
+        type=_encoding,
+        default="utf-8",
+        help="the encoding of the input, such as cp1252 or utf-16",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--output", type=path, metavar="FILE", help="where to write (default: standard output)"
+        "--output", type=path, metavar="FILE", help="the file to write (default: standard output)"
     )
     group.add_argument(
         "--format",
         choices=OUTPUT_FORMATS,
-        help="how to write (default: by the suffix of --output, else table)",
+        help="the format to write (default: what the suffix of --output stands for, else table)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Predicts the languages of the names."""
+    """Predicts the languages of the names, and writes the answers."""
     output = _output(arguments)
     format = arguments.format or "table"
-    # Checked here so that a bad path fails before the work, not after it.
+    # The path is checked here, so that a bad path fails before the work, not after it.
     if output is not None and not _is_stream(output):
         format = arguments.format or output_format_of(output)
         if not output.resolve().parent.is_dir():
@@ -110,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
         with _target(output, format) as write, _bar(source, output) as show, _frozen():
             for rows in table.rows:
                 answers = answer_rows(predictor, rows, top, arguments.min_probability)
-                # The head is written after the first chunk is read, because reading it can fail.
+                # The head is written after the first chunk is read, because reading can fail.
                 write(head + writer.body(answers))
                 head = ""
                 count += len(answers)
@@ -121,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _report(writer: Writer, count: int, failed: int, output: Path | None) -> None:
-    """Says what was written and what could not be.
+    """Reports how many rows were written, and how many names could not be read.
 
     Raises:
         InputError: no name could be read.
@@ -134,7 +139,7 @@ def _report(writer: Writer, count: int, failed: int, output: Path | None) -> Non
             "CSV leaves them out, JSON lines keep them"
         )
     if failed == count > 0:
-        # On a terminal, what was written must appear before the error.
+        # On a terminal, the answers must appear before the error.
         if sys.stdout is not None:
             sys.stdout.flush()
         raise InputError(
@@ -145,7 +150,7 @@ def _report(writer: Writer, count: int, failed: int, output: Path | None) -> Non
 
 
 def _encoding(text: str) -> str:
-    """The argparse type of an encoding of text."""
+    """Parses the name of a text encoding for argparse."""
     try:
         "a".encode(text)
     except LookupError as error:
@@ -155,7 +160,7 @@ def _encoding(text: str) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """The argparse type of the delimiter of CSV."""
+    """Parses the delimiter of CSV for argparse."""
     sign = "\t" if text == "tab" else text
     if len(sign) != 1 or sign in '"\r\n\0' or not sign.isascii():
         raise argparse.ArgumentTypeError(f"'{escaped(text)}' is not one sign, nor 'tab'")
@@ -201,17 +206,20 @@ class _Source:
         self.size = size
 
     def read1(self, size: int) -> bytes:
-        block: bytes = self._file.read1(size)  # type: ignore[attr-defined]  # is buffered
+        block: bytes = self._file.read1(size)  # type: ignore[attr-defined]  # `file` is buffered
         self.bytes += len(block)
         return block
 
     def read(self, size: int = -1) -> bytes:
-        """Reads for gzip, which asks for at least one byte."""
+        """Returns up to `size` bytes.
+
+        Called only by gzip, which always requests at least one byte, so a short read is enough.
+        """
         return self.read1(size)
 
 
 class _Unzipped:
-    """A gzip file; raises an InputError if it is damaged."""
+    """Decompresses a gzip file; reading raises an InputError if the file is damaged."""
 
     def __init__(self, source: _Source, path: Path) -> None:
         self._file = gzip.GzipFile(fileobj=source, mode="rb")  # type: ignore[call-overload]
@@ -227,7 +235,7 @@ class _Unzipped:
 
 @contextmanager
 def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | None]]:
-    """Yields the input, and the file that it is read from; None if names are arguments."""
+    """Yields the input, and the file that it is read from, or None if names are arguments."""
     path = _input(arguments)
     if path is None:
         for name in arguments.names:
@@ -274,7 +282,8 @@ def _named(path: str | Path) -> Path:
 def _frozen() -> Iterator[None]:
     """Hides existing objects from the garbage collector.
 
-    Traversing PyTorch's objects again and again would take a tenth of the time.
+    Otherwise the collector keeps traversing PyTorch's objects, which takes about 10 % of the run
+    time.
     """
     gc.freeze()
     try:
@@ -285,7 +294,7 @@ def _frozen() -> Iterator[None]:
 
 @contextmanager
 def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object]]:
-    """Yields a function that writes text to `output`, or to standard output if None."""
+    """Yields a function that writes text to `output`, or to standard output if `output` is None."""
     if output is None:
         if sys.stdout is None:
             raise InputError("standard output is closed")
@@ -299,9 +308,9 @@ def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object
 
 @contextmanager
 def _bar(source: _Source | None, output: Path | None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how much was read, given the number of names.
+    """Yields a function that updates the progress bar, given the number of names so far.
 
-    The bar is shown only on a terminal, and not if it would be mixed with answers.
+    The bar is shown only on a terminal, and only if answers are not written to a terminal too.
     """
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     if source is None or hidden:

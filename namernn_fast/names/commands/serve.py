@@ -20,9 +20,9 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "serve", run, "serve a web page and an API")
     add_model(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 is every address"
+        "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 means every address"
     )
-    parser.add_argument("--port", type=_PORT, default=8000, help="the port; 0 is any free one")
+    parser.add_argument("--port", type=_PORT, default=8000, help="the port; 0 means any free port")
     parser.add_argument(
         "--allowed-host",
         action="append",
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Serves until the process is told to stop."""
     for package in ("starlette", "uvicorn"):
         require(package)
-    # Imported here because both need the extra `serve`.
+    # Imported here because both modules need the extra `serve`.
     from ..serving import running
     from ..serving.server import LOCAL_HOSTS, application
 
@@ -57,7 +57,7 @@ def _host_names(arguments: argparse.Namespace) -> list[str]:
     """Returns the host names that the options allow."""
     names = list(arguments.allowed_host)
     for name in names:
-        # For such a name Starlette raises an AssertionError.
+        # For any other name, Starlette would raise an AssertionError.
         if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\]", name):
             raise InputError(
                 f"--allowed-host takes a host name without a port, [IPv6], *.NAME or *, "

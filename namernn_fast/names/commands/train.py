@@ -58,13 +58,13 @@ from .arguments import add_parser as add_command
 
 # Options that replace a value of the recipe: (option, field, type, help).
 _RECIPE = (
-    ("--epochs", "epochs", COUNT, "passes over the training names"),
+    ("--epochs", "epochs", COUNT, "number of passes over the training names"),
     ("--batch-size", "batch_size", COUNT, "names per step, in all processes together"),
-    ("--lr", "lr", POSITIVE, "learning rate of AdamW; with one-cycle, the largest"),
+    ("--lr", "lr", POSITIVE, "learning rate of AdamW; with one-cycle, its maximum"),
     ("--weight-decay", "weight_decay", NOT_NEGATIVE, "weight decay of AdamW"),
     ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread evenly"),
-    ("--clip", "clip_norm", POSITIVE, "largest norm of the gradient"),
-    ("--members", "members", COUNT, "networks whose logits are averaged"),
+    ("--clip", "clip_norm", POSITIVE, "maximum norm of the gradient"),
+    ("--members", "members", COUNT, "number of networks whose logits are averaged"),
     (
         "--prior-correction",
         "prior_correction",
@@ -74,20 +74,20 @@ _RECIPE = (
 )
 # Options that replace an option of the recipe's model.
 _MODEL = (
-    ("--embedding-size", "embedding_size", COUNT, "numbers per character"),
+    ("--embedding-size", "embedding_size", COUNT, "features of an embedded character"),
     ("--hidden-size", "hidden_size", COUNT, "units of the RNN"),
     ("--layers", "num_layers", COUNT, "layers of the RNN"),
     ("--dropout", "dropout", FRACTION, "share of the states dropped between layers"),
-    ("--state-dropout", "state_dropout", FRACTION, "share of the last states dropped"),
+    ("--state-dropout", "state_dropout", FRACTION, "share of the linear layer's input dropped"),
     ("--character-dropout", "character_dropout", FRACTION, "share of the characters dropped"),
 )
 _CHOICES = (
     ("schedule", SCHEDULES, "how the learning rate changes"),
-    ("nonlinearity", ("tanh", "relu"), "of the RNN"),
+    ("nonlinearity", ("tanh", "relu"), "activation of the RNN"),
     ("pooling", POOLINGS, "which states the linear layer reads"),
 )
 _SWITCHES = (
-    ("bidirectional", "read names both ways"),
+    ("bidirectional", "read names in both directions"),
     ("ngrams", "add n-gram embeddings to the input"),
 )
 
@@ -108,7 +108,7 @@ def add_parser(commands: Any) -> None:
         "--seed",
         type=SEED,
         default=0,
-        help="fixes the initial weights, the order of names and the dropout",
+        help="the seed of the initial weights, the order of names and the dropout",
     )
     parser.add_argument(
         "--resume",
@@ -118,8 +118,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace a model of real data by one of the sample, or a file that is not a model or "
-        "not the state of a training",
+        help="replace a model of real data by a model of the sample, or replace a file that is not "
+        "a model or not the state of a training",
     )
     group = parser.add_argument_group("recipe", "how to train; options replace values of --recipe")
     recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
@@ -135,13 +135,13 @@ def add_parser(commands: Any) -> None:
         "--teacher",
         type=model,
         metavar="PATH",
-        help="a trained model whose answers to learn, on its names and made-up ones; use it with "
-        "--recipe distilled",
+        help="a trained model whose answers are learned, for the training names and for made-up "
+        "names; use it with --recipe distilled",
     )
     group.add_argument(
         "--made-up",
         type=COUNT,
-        help=f"names to make up for the teacher (default: {MADE_UP})",
+        help=f"number of names to make up for the teacher (default: {MADE_UP})",
     )
 
 
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
-        # Checked here so that a bad path fails before the training, not after it.
+        # The path is checked here, so that a bad path fails before the training, not after it.
         check_replaceable(target)
         if not arguments.force:
             check_worth_replacing(target, data.is_sample)
@@ -204,7 +204,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _target(text: str) -> Path:
-    """The argparse type of the path of a new model."""
+    """Parses the path of a new model for argparse."""
     if text == PRETRAINED:
         raise argparse.ArgumentTypeError(
             f"'{PRETRAINED}' is the model that comes with the package; ./{PRETRAINED} is a file"
@@ -223,7 +223,7 @@ def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Names
 
 
 def _data(arguments: argparse.Namespace) -> NamesData:
-    """Loads the names; of several processes, only the first downloads them."""
+    """Loads the names. If several processes train together, only the first downloads the data."""
     rank, processes = process()
     if rank > 0:
         dist.barrier()
@@ -348,14 +348,14 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[None]:
-    """Joins the processes that torchrun started, if any."""
+    """Joins the other processes that torchrun started, if there are any, while the block runs."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    # Functions of this module have the default group at the time of the import as the default of an
-    # argument. Imported later, as by an optimizer's first step, they would keep the group and its
-    # threads alive, and a thread that frees a tensor while the interpreter shuts down aborts the
-    # process.
+    # Imported before the default process group exists: functions of torch.distributed.nn have the
+    # group as a default argument, which is evaluated at import. If an optimizer's first step
+    # imported the module, its functions would keep the group and the group's threads alive, and a
+    # thread that frees a tensor while the interpreter shuts down aborts the process.
     importlib.import_module("torch.distributed.nn")
 
     device = torch.device(arguments.device)

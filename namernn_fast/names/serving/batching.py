@@ -1,4 +1,4 @@
-"""Batching: concurrent requests for names are answered by one call of the model."""
+"""Batches concurrent requests, so that one call of the model serves all of these requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Asked:
-    """The names of one request, and the future of their results."""
+    """The names of one request, and the future that receives the results."""
 
     names: Sequence[str]
     top: int
@@ -27,13 +27,15 @@ class _Asked:
 
 
 class Batcher:
-    """Runs a model in a worker thread, for all requests that arrived while it ran.
+    """Runs a model in a worker thread, where one call serves several requests.
 
-    A request that finds the model idle is answered at once; nothing waits for a batch to fill.
+    A call serves the requests that arrived during the previous call. If the model is idle, a
+    request is served at once; no request waits for a batch to fill.
 
     Args:
-        predict: called as `predict(names, top)` in the worker thread; returns one result per name.
-            A result with "languages" lists at least the best `top` of them, the best first.
+        predict: a function that is called as `predict(names, top)` in the worker thread and returns
+            one result per name. The "languages" of a result, if any, begin with the `top` most
+            probable languages, the most probable first.
         max_names: the maximum number of names in a call, unless one request has more.
     """
 
@@ -49,10 +51,10 @@ class Batcher:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="names-model")
 
     async def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
-        """Returns the results for the names of one request, in their order.
+        """Returns the results for the names of one request, in the order of the names.
 
         Raises:
-            Exception: what `predict` raised for these names alone.
+            Exception: the error that `predict` raised for the names of this request alone.
         """
         asked = _Asked(names, top, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
@@ -61,11 +63,11 @@ class Batcher:
         return await asked.results
 
     async def call(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Returns what `function` returns in the worker thread, between two batches."""
+        """Runs `function` in the worker thread, between two batches, and returns the result."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def close(self) -> None:
-        """Ends the worker thread when its work is done."""
+        """Waits until the worker thread has done its work, and ends the thread."""
         self._worker.shutdown()
 
     async def _respond_to_all(self) -> None:
@@ -76,7 +78,7 @@ class Batcher:
                 if len(batch) == 1:
                     _set(batch[0], error)
                     continue
-                # One of these requests makes the model fail; serve the others.
+                # One of these requests makes the model fail, so each request is served separately.
                 for asked in batch:
                     try:
                         await self._respond([asked])
@@ -92,7 +94,7 @@ class Batcher:
             if batch and names + len(asked.names) > self._max_names:
                 break
             self._waiting.popleft()
-            if not asked.results.done():  # if done, nobody is waiting any more
+            if not asked.results.done():  # nobody waits for a future that is done
                 batch.append(asked)
                 names += len(asked.names)
         return batch
@@ -116,7 +118,7 @@ def _cut(result: JsonObject, top: int) -> JsonObject:
 
 
 def _set(asked: _Asked, outcome: list[JsonObject] | Exception) -> None:
-    """Gives a request its results or its error, if somebody is still waiting."""
+    """Passes the results or the error to a request, if somebody still waits for the outcome."""
     if asked.results.done():
         return
     if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""Requests: reading bodies within limits, and checking every field of their JSON."""
+"""Reads the bodies of requests within limits, and checks every field of their JSON."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_NAMES = 1000
 MAX_TOP = 1000
 BODY_SECONDS = 10.0
-"""How long a body may take to arrive."""
+"""How long the body of a request may take to arrive."""
 
 _JSON = "application/json"
 
 
 class FieldError(HTTPException):
-    """A field of a body is wrong.
+    """A field of a request is invalid.
 
     Args:
-        field: which, as a path such as "names[2]"; "body" for the whole.
-        got: what the field is, in words.
-        takes: what the field must be, in words.
-        status_code: of the response.
+        field: the field, as a path such as "names[2]", or "body" for the whole body.
+        got: a description of what the field contains.
+        takes: a description of what the field must contain.
+        status_code: the status code of the response.
     """
 
     def __init__(self, field: str, got: str, takes: str, status_code: int = 422) -> None:
@@ -37,14 +37,14 @@ class FieldError(HTTPException):
 
 
 async def read_object(request: Request, fields: Collection[str]) -> Mapping[str, Any]:
-    """Returns the JSON object of a body.
+    """Returns the JSON object in the body of a request.
 
     Args:
-        request: whose body has not been read.
+        request: a request whose body has not been read.
         fields: the names of the fields that the object can have.
 
     Raises:
-        HTTPException: 400, 408, 413, 415 or 422, which says what is wrong.
+        HTTPException: the headers or the body are invalid (status 400, 408, 413, 415 or 422).
     """
     _check_headers(request)
     content = await _read(request)
@@ -72,7 +72,7 @@ def names_of(values: Mapping[str, Any]) -> list[str]:
     """Returns the field "names": a list of strings.
 
     Raises:
-        FieldError: it is missing or something else.
+        FieldError: the field is missing, is too long, or is not a list of strings.
     """
     takes = f"a list of at most {MAX_NAMES} strings"
     names = _required(values, "names", takes)
@@ -90,7 +90,7 @@ def name_of(values: Mapping[str, Any]) -> str:
     """Returns the field "name": a string.
 
     Raises:
-        FieldError: it is missing or something else.
+        FieldError: the field is missing or is not a string.
     """
     name = _required(values, "name", "a string")
     if not isinstance(name, str):
@@ -102,7 +102,7 @@ def top_of(values: Mapping[str, Any]) -> int:
     """Returns the field "top": a whole number, 3 if it is missing.
 
     Raises:
-        FieldError: it is something else.
+        FieldError: the field is not a whole number, or is out of range.
     """
     top = values.get("top", 3)
     # True is an int in Python, but not a number in JSON.
@@ -112,7 +112,7 @@ def top_of(values: Mapping[str, Any]) -> int:
 
 
 def described(value: Any) -> str:
-    """Describes a JSON value in a few words, all of them printable."""
+    """Returns a description of a JSON value in a few words, with printable characters only."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -125,7 +125,7 @@ def described(value: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """Returns the beginning of `text`, escaped, for an error that quotes what it got."""
+    """Returns the beginning of `text`, escaped, for quoting in an error message."""
     return escaped(text if len(text) <= 40 else f"{text[:39]}…")
 
 
@@ -147,7 +147,7 @@ def _check_headers(request: Request) -> None:
 
 
 async def _read(request: Request) -> bytes:
-    """Returns the body; never keeps more than the limit in memory."""
+    """Returns the body of a request; raises an error if the body is too large or too slow."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
         raise _too_large(f"{shortened(declared)} bytes")
@@ -157,7 +157,7 @@ async def _read(request: Request) -> bytes:
         late = f"no end of it in {BODY_SECONDS:g} seconds"
         raise FieldError("body", late, "a body that arrives sooner", 408) from None
     except ClientDisconnect:
-        # Nobody reads this response.
+        # The client has disconnected, so nobody reads this response.
         raise FieldError("body", "an end too soon", "a whole body", 400) from None
 
 
@@ -175,7 +175,7 @@ def _too_large(got: str) -> FieldError:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes a dict of a JSON object; a field that is given twice is an error."""
+    """Returns the fields of a JSON object as a dict; raises an error if a field is given twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,4 +1,4 @@
-"""The server's responses: the languages of names, states, and what the model is."""
+"""Computes the server's responses: languages of names, states, and a description of the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..prediction import Predictor
 from ..text import InputError, escaped
 
 MAX_STATES_LENGTH = 64
-"""The longest name, in characters, for which states are returned: the work grows with the square of
-the length, because the model runs for every beginning of the name."""
+"""The maximum length, in characters, of a name for which states are returned. The work grows with
+the square of the length, because the model runs for every beginning of the name."""
 
 JsonObject = dict[str, Any]
 
@@ -22,22 +22,22 @@ JsonObject = dict[str, Any]
 class Responder:
     """Computes responses as plain values, ready for JSON.
 
-    `predict` and `states` run the model: one thread at a time may call them.
+    `predict` and `states` run the model, so only one thread at a time may call these methods.
 
     Args:
         predictor: the model.
 
     Raises:
-        InputError: the model gives no finite probabilities.
+        InputError: a probability is not finite.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        # The first call is slower than later ones, and shows whether the model works.
+        # The first call is slower than later calls, and shows whether the model works.
         predictor.probabilities(["a"])
 
     def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
-        """Returns for each name its `top` most probable languages, or why there are none."""
+        """Returns, for each name, its `top` most probable languages, or an error."""
         texts = self._predictor.folding.fold_usable(names)
         results: list[JsonObject] = [
             {} if text else {"name": name, "error": why_unusable(name)}
@@ -53,14 +53,14 @@ class Responder:
         """Returns the states and the probabilities after each character of `name`.
 
         Raises:
-            InputError: the name is unusable or too long, or the model gives no finite numbers.
+            InputError: the name is unusable or too long, or a probability or state is not finite.
         """
         if len(name) > MAX_STATES_LENGTH:
             raise InputError(
                 f"a name of {len(name):,} characters: states are returned for at most "
                 f"{MAX_STATES_LENGTH}"
             )
-        # Of the two calls, this one raises if the model gives numbers that are not finite.
+        # Raises an InputError if a probability is not finite.
         probabilities = self._predictor.prefix_probabilities(name)
         states = self._predictor.states(name)[1] if self._has_states() else None
         return {
@@ -73,7 +73,7 @@ class Responder:
         }
 
     def description(self) -> JsonObject:
-        """Returns what the model is, and what it was trained on if its file records that."""
+        """Returns a description of the model and of the training data that its file records."""
         model = self._predictor.checkpoint.model
         network = model if isinstance(model, NameClassifier) else None
         return {
@@ -89,11 +89,14 @@ class Responder:
         }
 
     def _has_states(self) -> bool:
-        """Returns whether the model is one network: an ensemble has no single state."""
+        """Returns whether the model is a single network; an ensemble has no single state."""
         return isinstance(self._predictor.checkpoint.model, NameClassifier)
 
     def _data(self) -> JsonObject:
-        """Returns what the model was trained on; the file's record is not trusted."""
+        """Returns a description of the training data that the checkpoint records.
+
+        Validates the values first, because checkpoint files are untrusted.
+        """
         split = self._predictor.info.get("split")
         data = split.get("data") if isinstance(split, dict) else None
         found = data if isinstance(data, dict) else {}
@@ -138,5 +141,5 @@ class Responder:
 
 
 def _rounded(numbers: Tensor, digits: int) -> list[list[float]]:
-    """Returns a matrix as lists of numbers, rounded so that JSON does not write 17 digits each."""
+    """Returns a matrix as lists of numbers, rounded so that JSON does not need 17 digits each."""
     return [[round(number, digits) for number in row] for row in numbers.tolist()]

@@ -1,4 +1,4 @@
-"""Running the application under uvicorn: the socket, limits on connections, a clean shutdown."""
+"""Runs the application under uvicorn, with limits on connections and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..text import InputError, escaped
 
 MAX_CONNECTIONS = 512
-"""The maximum number of connections at a time; more get status 503."""
+"""The maximum number of connections at a time; further connections get status 503."""
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 10
 """How long requests in flight may take once the server has been told to stop."""
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: the port is taken or not allowed.
     """
     try:
-        # UnicodeError: a label of the name is empty or too long.
+        # getaddrinfo raises a UnicodeError if a label of the name is empty or too long.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError, ValueError) as error:
         raise InputError(f"--host {escaped(host)!r}: no address of this machine") from error
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listener: socket.socket) -> str:
-    """Returns the address at which a browser on this machine finds the server."""
+    """Returns the URL at which a browser on this machine reaches the server."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "localhost"
@@ -57,7 +57,7 @@ def url(listener: socket.socket) -> str:
 
 
 def server(app: ASGIApp) -> uvicorn.Server:
-    """Returns a uvicorn server with limits."""
+    """Returns a uvicorn server with limits on connections and on waiting times."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -83,27 +83,27 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
 
 @contextmanager
 def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
-    """Makes a signal that stops the server end the process normally.
+    """Lets the process end normally when a signal stops the server.
 
-    Uvicorn handles the signals while it runs, and raises them again after it has stopped. These
-    handlers make that harmless, and stop a server that is still starting.
+    Uvicorn handles signals while it runs, and raises a signal again after it has stopped. The
+    handlers set here make the repeated signal harmless, and stop a server that is still starting.
     """
 
     def stop(number: int, frame: Any) -> None:
         uvicorn_server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    previous = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which the head of a request is overdue; uvicorn waits forever.
+    """Closes connections on which the head of a request is overdue.
 
-    Without this limit, clients that connect and send nothing would use up the connections.
+    Uvicorn itself would wait forever, so clients that send nothing could use up all connections.
     """
 
     _overdue: asyncio.TimerHandle | None = None

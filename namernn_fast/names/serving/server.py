@@ -29,7 +29,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """The host names by which a browser on this machine reaches the server."""
 
 HEADERS = {
-    # The page loads only its own files. Chromium also refuses to read text as HTML.
+    # The page may load only its own files, and in Chromium it may not parse text as HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -38,7 +38,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Names are personal data: nothing between the server and the reader keeps them.
+    # Names are personal data, so browsers and proxies must not store responses.
     "Cache-Control": "no-store",
 }
 
@@ -57,11 +57,11 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
 
     Args:
         predictor: the model.
-        allowed_hosts: the host names that clients may use. A page of a foreign host whose name
-            comes to point at this machine (DNS rebinding) uses that name, and is refused.
+        allowed_hosts: the host names that clients may use. The check stops DNS rebinding, in which
+            the host name of a foreign page is changed to point at this machine.
 
     Raises:
-        InputError: the model gives no finite probabilities.
+        InputError: a probability is not finite.
     """
     endpoints = _Endpoints(Responder(predictor))
     routes = [
@@ -71,13 +71,13 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
         *(_page_route(path, *file) for path, file in _PAGE.items()),
     ]
     guard = Middleware(_HostCheck, allowed_hosts=allowed_hosts)
-    # Any, because Starlette's types want handlers that take every Exception.
+    # Any, because Starlette's annotations require handlers that accept every Exception.
     handlers: Any = {HTTPException: _refused, Exception: _failed}
     inner = Starlette(
         routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
     )
     inner.router.redirect_slashes = False
-    # Outside of Starlette, because its own response to an unforeseen error passes no middleware.
+    # Wraps Starlette, because Starlette's response to an unexpected error bypasses middleware.
     return _WithHeaders(inner)
 
 
@@ -95,13 +95,13 @@ class _Endpoints:
         self._batcher.close()
 
     async def predict(self, request: Request) -> Response:
-        """Responds to `POST /predict`: the languages of names."""
+        """Responds to `POST /predict` with the languages of names."""
         values = await requests.read_object(request, ("names", "top"))
         names, top = requests.names_of(values), requests.top_of(values)
         return _json({"results": await self._batcher.predict(names, top)})
 
     async def states(self, request: Request) -> Response:
-        """Responds to `POST /states`: how the model reads one name."""
+        """Responds to `POST /states` with the states and probabilities for one name."""
         values = await requests.read_object(request, ("name",))
         name = requests.name_of(values)
         try:
@@ -110,7 +110,7 @@ class _Endpoints:
             return _json({"error": str(error), "field": "name"}, 422)
 
     async def health(self, request: Request) -> Response:
-        """Responds to `GET /health`: which model runs, and the limits."""
+        """Responds to `GET /health` with a description of the model, and the limits."""
         limits = {
             "body_bytes": requests.MAX_BODY_BYTES,
             "names": requests.MAX_NAMES,
@@ -121,7 +121,10 @@ class _Endpoints:
 
 
 class _HostCheck:
-    """Refuses requests for other hosts, in JSON; Starlette's own response is plain text."""
+    """Rejects requests for hosts that are not allowed.
+
+    Responds in JSON, whereas Starlette's own response is plain text.
+    """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
         self._app = app
@@ -146,11 +149,11 @@ class _HostCheck:
 
 
 async def _accept(scope: Scope, receive: Receive, send: Send) -> None:
-    """Does nothing: the inner application of a middleware that only decides what to refuse."""
+    """Does nothing, as the inner application of a middleware that only rejects requests."""
 
 
 class _WithHeaders:
-    """Adds HEADERS to every response, those to errors included."""
+    """Adds HEADERS to every response, including error responses."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -174,13 +177,13 @@ def _page_route(path: str, file: str, media_type: str) -> Route:
 
 
 def _json(values: JsonObject, status_code: int = 200) -> Response:
-    # Only ASCII, so that text-direction marks and lone surrogates travel as escapes.
+    # Only ASCII, so that text-direction marks and lone surrogates are sent as escapes.
     content = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Response(content, status_code, media_type="application/json")
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
-    """Responds to a request that is wrong."""
+    """Responds to an invalid request."""
     headers = error.headers or {}
     if error.status_code == 404:
         path = requests.shortened(request.scope["path"])
@@ -195,5 +198,5 @@ async def _refused(request: Request, error: HTTPException) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Responds to a request that the server failed on; uvicorn logs the error."""
+    """Responds to a request on which the server failed; uvicorn logs the error."""
     return _json({"error": "the server failed; its log says why"}, 500)

@@ -30,20 +30,20 @@ class Layer:
     vocabulary: int = 0
     with_hx: bool = True
     processors: int | None = None
-    """Processors of the GPU, to model a small one or a partition of a large one."""
+    """Number of processors, to model a small GPU or a partition of a large GPU."""
 
     def __str__(self) -> str:
         return f"sm_{self.arch} {self.kind} {self.dtype} H{self.H} B{self.B} {self.layout}"
 
     @property
     def device(self) -> Device:
-        """The GPU."""
+        """The GPU that the layer runs on."""
         device = DEVICES[self.arch]
         return device._replace(processors=self.processors) if self.processors else device
 
     @property
     def plan(self) -> Plan:
-        """The plan that the project chooses."""
+        """The plan that the package chooses."""
         return choose(
             *(self.H, self.B, self.case.dtype, self.device),
             directions=1 + self.options.get("bidirectional", False),

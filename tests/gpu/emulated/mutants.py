@@ -1,7 +1,7 @@
 """Faults to plant in the PTX of a layer's kernels, one place at a time.
 
-As a program, this module plants random faults of every kind and lists those that go unnoticed;
-`make gpu ONLY=emulate` runs it.
+Run as a program, this module plants random faults of every kind and prints the faults that go
+unnoticed. `make gpu ONLY=emulate` runs this program.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from layers import Layer
 from namernn_fast import FusedRNN
 from tools.ptx.driver import FaultError, Machine, Options, install
 
-# Small layers that contain what the mutants change.
+# Small layers whose PTX contains every place that the mutants change.
 LAYERS = {
     "resident": Layer(80, "resident", "float32", 33, 3, layout="lengths"),
     "cooperative": Layer(80, "cooperative", "float32", 200, 3, layout="lengths"),
@@ -159,7 +159,7 @@ def results(layer: Layer) -> dict[str, torch.Tensor]:
 
 
 def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Returns the largest difference as a share of a result's largest value; NaN is infinite."""
+    """Returns the largest difference relative to a result's largest value; infinity for NaN."""
     return max(
         (found[name].double() - value.double()).abs().nan_to_num(torch.inf).max().item()
         / value.double().abs().max().clamp_min(1e-30).item()
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults; prints those that survive, and how many of each kind were found."""
+    """Plants random faults; prints which faults survive and how many of each kind were found."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():

@@ -1,4 +1,4 @@
-"""Single instructions and single faults, in hand-written PTX."""
+"""Tests single instructions and single faults in hand-written PTX."""
 
 import types
 
@@ -113,18 +113,18 @@ INTEGERS = {
 
 
 @pytest.mark.parametrize("body", FLOATS)
-def test_floating_point(machine, body):
+def test_floating_point_instructions_agree_with_torch(machine, body):
     result = run(machine, body + ";", A, B, C)
     assert torch.equal(result.view(torch.int32), FLOATS[body].view(torch.int32))
 
 
 @pytest.mark.parametrize("body", INTEGERS)
-def test_integers(machine, body):
+def test_integer_instructions_agree_with_torch(machine, body):
     assert torch.equal(run(machine, body + ";", P, Q, R), INTEGERS[body])
 
 
-def test_rounding_to_16_bits(machine):
-    """To nearest, ties to even; subnormal numbers, infinity and NaN."""
+def test_conversions_to_16_bits_agree_with_torch(machine):
+    """Conversions round to nearest, ties to even, and support subnormals, infinity and NaN."""
     numbers = torch.randint(-(2**31), 2**31, (40, 64), generator=torch.Generator().manual_seed(2))
     numbers = numbers.to(torch.int32).view(torch.float32)
     numbers[-8:] = torch.linspace(-1e-7, 1e-7, 512).view(8, 64)
@@ -159,7 +159,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("body", FAULTS)
-def test_faults(machine, body):
+def test_each_fault_is_detected(machine, body):
     machine.options.patience = 10_000
     run(machine, body + ";")
     found = {fault.kind for fault in machine.faults}
@@ -202,8 +202,12 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING)
-def test_an_exchange_between_programs(machine, missing):
-    """Without any one of its parts, the exchange is a race and may produce wrong numbers."""
+def test_an_incomplete_exchange_between_programs_is_a_race(machine, missing):
+    """The complete exchange is race-free.
+
+    Dropping the release, the acquire or either barrier makes the exchange racy, and results may be
+    wrong.
+    """
     wrong = found = 0
     for seed in range(20):
         machine.options.seed, machine.options.flush = seed, 0

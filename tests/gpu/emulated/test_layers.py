@@ -1,4 +1,4 @@
-"""Emulated layers, forward and backward, keep the error budget and cause no fault."""
+"""Tests that emulated layers, forward and backward, meet the error budget without any fault."""
 
 import pytest
 import torch
@@ -9,16 +9,16 @@ from namernn_fast.testing import ErrorBudget
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_layer(machine, layer, fp32_precision):
+def test_a_layer_meets_the_error_budget(machine, layer, fp32_precision):
     machine.device = layer.device
     assert layer.plan.kind == layer.kind
     if layer.dtype == "TF32":
-        # If the precisions differ, a kernel computes the products around the recurrence too.
+        # If the two precisions differ, our kernel also computes the products around the recurrence.
         fp32_precision("tf32", "ieee" if layer.kind == "resident" else "tf32")
     layer.check()
 
 
-def test_the_layers_reach_every_kind_of_plan():
+def test_layers_cover_every_kind_of_plan():
     for kind in ("resident", "cooperative", "streamed"):
         dtypes = {layer.dtype for layer in LAYERS if layer.kind == kind}
         assert dtypes >= {"float32", "TF32"}
@@ -26,7 +26,7 @@ def test_the_layers_reach_every_kind_of_plan():
 
 
 def test_sums_without_tensor_cores_have_short_chains(machine):
-    """One chain of 500 multiply-adds would make errors of up to 10 units in the last place."""
+    """A single chain of 500 multiply-adds would cause errors of up to 10 ulp."""
     layer = Layer(80, "streamed", "float32", 500, 4, processors=4)
     machine.device = layer.device
     assert layer.plan.kind == layer.kind

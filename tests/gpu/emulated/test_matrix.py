@@ -1,4 +1,4 @@
-"""`make gpu`, emulated: layers on every architecture, plans of autotune, and the benchmark."""
+"""Emulates layers on every architecture, plans of autotune, and the benchmark for `make gpu`."""
 
 import dataclasses
 import itertools
@@ -45,7 +45,7 @@ def layers(arch):
 
 
 @pytest.mark.parametrize("layer", [layer for arch in DEVICES for layer in layers(arch)], ids=str)
-def test_layer(machine, layer, fp32_precision):
+def test_a_layer_meets_the_error_budget(machine, layer, fp32_precision):
     machine.device = layer.device
     seed = zlib.crc32(str(layer).encode()) % 1000
     machine.options.seed, machine.options.flush = seed, (0, 5, 50)[seed % 3]
@@ -74,7 +74,9 @@ def candidates(arch):
     [candidate for arch in DEVICES for candidate in candidates(arch)],
     ids=lambda value: "" if isinstance(value, plan.Size) else str(value),
 )
-def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_precision):
+def test_a_plan_of_autotune_meets_the_error_budget(
+    machine, layer, size, chosen, monkeypatch, fp32_precision
+):
     machine.device = layer.device
     monkeypatch.setitem(plan.tuned, size, chosen)
     if layer.dtype == "TF32":
@@ -85,8 +87,8 @@ def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_prec
         pytest.skip("needs more shared memory than the GPU has, as autotune would find")
 
 
-def test_the_benchmark(machine, monkeypatch):
-    """The code of `make bench-gpu`, except timing: every workload passes its gate."""
+def test_all_workloads_of_the_benchmark_are_measured(machine, monkeypatch):
+    """Runs the code of `make bench-gpu` except timing; all workloads must pass the gate."""
     machine.device = DEVICES[90]
     replaced = (device, "find_device"), (availability, "why_not_cpu_kernel"), (ops, "gpu_backend")
     for module, name in replaced:

@@ -1,4 +1,4 @@
-"""Planted faults are found, either by a check of the machine or by wrong results."""
+"""Tests that planted faults are found, by a check of the machine or by wrong results."""
 
 import pytest
 from mutants import LAYERS, MUTANTS, caught, results
@@ -12,7 +12,7 @@ def wanted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_planted_fault(machine, mutant, wanted, fp32_precision):
+def test_a_planted_fault_is_found(machine, mutant, wanted, fp32_precision):
     layer = LAYERS[mutant.layer]
     machine.device = layer.device
     if layer.dtype == "TF32":

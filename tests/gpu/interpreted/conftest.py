@@ -72,7 +72,7 @@ def _sum(self, input):
 
 
 def _call(self, *arguments, **options):
-    """Calls a function inside a kernel without patching the language again for each call."""
+    """Calls a function inside a kernel without patching `triton.language` again for each call."""
     if self.fn.__module__.startswith(_KERNELS):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
@@ -82,7 +82,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Launches a kernel; its members run at the same time, in processes that share tensors."""
+    """Launches a kernel. Members run at the same time, in processes that share tensors."""
     members = arguments["FORM"].MEMBERS if "FORM" in arguments else 1
     if members == 1:
         kernel[grid](**arguments)
@@ -103,7 +103,7 @@ def _run(kernel, grid, arguments, settings):
     while running:
         child, status = os.wait()
         running.discard(child)
-        if status:  # the other members would wait forever for the failed one
+        if status:  # the other members would wait forever for the failed member
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
@@ -111,7 +111,7 @@ def _run(kernel, grid, arguments, settings):
 
 
 def _run_member(member, kernel, grid, arguments):
-    """Runs the programs of one member, and exits."""
+    """Runs the programs of one member and exits the process."""
     set_index = interpreter.InterpreterBuilder.set_grid_idx
     set_dimensions = interpreter.InterpreterBuilder.set_grid_dim
     members = arguments["FORM"].MEMBERS
@@ -121,18 +121,18 @@ def _run_member(member, kernel, grid, arguments):
             builder, "set_grid_idx", lambda x, y, z: set_index(builder, x * members + member, y, z)
         )
         patch.setattr(builder, "set_grid_dim", lambda x, y, z: set_dimensions(builder, *grid, y, z))
-        # Restoring would copy all tensors onto themselves, over what other members are writing.
+        # Restoring would copy all tensors onto themselves, overwriting what other members write.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
         kernel[(grid[0] // members,)](**arguments)
 
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
-    """Disables TF32 unless a test enables it: budgets come from `nn.RNN` on the CPU."""
+    """Disables TF32 unless a test enables it, because budgets come from `nn.RNN` on the CPU."""
 
 
 class Worst:
-    """The number of results compared in this run, and the one that used most of its budget."""
+    """The number of results compared in this run, and which result used most of its budget."""
 
     compared = 0
     share = 0.0

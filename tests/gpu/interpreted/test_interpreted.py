@@ -1,4 +1,4 @@
-"""The modules on the GPU kernels, with every kind of plan and dtype, against the float64 oracle."""
+"""Compares modules on the GPU kernels with the float64 oracle, in every kind of plan and dtype."""
 
 import itertools
 import random
@@ -42,7 +42,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_plan(plan, dtype, monkeypatch):
+def test_every_plan_keeps_the_error_budget(plan, dtype, monkeypatch):
     choose = PLANS[plan]
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: choose(hidden_size))
     budget = ErrorBudget(dtype)
@@ -58,7 +58,7 @@ def test_every_plan(plan, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_infinite_weight_makes_no_nan_in_the_last_step(plan, monkeypatch):
+def test_an_infinite_weight_keeps_the_last_gradient_finite(plan, monkeypatch):
     """No gradient reaches the last step through weight_hh, because there is no later step."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     rnn = FusedRNN(3, 5)
@@ -112,7 +112,7 @@ class AnyOrder(stack._InTurn):
 
 @pytest.fixture
 def three_stretches(monkeypatch):
-    """Cuts every stack into three stretches, whose tasks run in any order that streams allow."""
+    """Cuts every stack into three stretches, and runs tasks in any order that streams allow."""
     stretches = []
 
     def cut(layers, num_layers, like):
@@ -131,7 +131,7 @@ def three_stretches(monkeypatch):
 @pytest.mark.parametrize("resets", [0.0, 0.4])
 @pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
 @pytest.mark.usefixtures("three_stretches")
-def test_layers_at_the_same_time(layout, resets, wanted):
+def test_concurrent_layers_keep_the_error_budget(layout, resets, wanted):
     case = replace(
         LUCKY,
         **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
@@ -147,10 +147,10 @@ def test_layers_at_the_same_time(layout, resets, wanted):
 class TokenCase(Drawn):
     """A case with token ids. Its features are one-hot, so weight_ih^T is the table.
 
-    Running `FusedRNN` calls the operators: with gradients, and for the last state alone.
+    `run(FusedRNN, dtype)` calls the operators, once with gradients and once for the last state.
     """
 
-    NOWHERE = (2**62, -1, -(2**62))  # ids in padding, which no kernel may use as rows
+    NOWHERE = (2**62, -1, -(2**62))  # ids in padding, which kernels must not use as rows
 
     def _draw(self, seed):
         super()._draw(seed)
@@ -159,7 +159,7 @@ class TokenCase(Drawn):
         self.rows[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
 
     def _layout(self):
-        """Returns the number t * B + b of each row, in layout order; sequence_layout; options."""
+        """Returns each row's number t * B + b in layout order, sequence_layout and the options."""
         lengths = torch.tensor(self.lengths)
         rows = torch.arange(self.T * self.B).view(self.T, self.B)
         exist = torch.arange(self.T)[:, None] < lengths
@@ -231,22 +231,22 @@ TOKEN_CASES = [
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("plan", PLANS)
-def test_token_ids(plan, monkeypatch):
-    """Runs half of the cases in every plan, so that each kind of plan runs all of them."""
+def test_token_ids_keep_the_error_budget(plan, monkeypatch):
+    """Runs half of the cases in each plan, so that each kind of plan runs all cases."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     for case in TOKEN_CASES[list(PLANS).index(plan) % 2 :: 2]:
         check_results(case)
 
 
 @pytest.mark.usefixtures("three_stretches")
-def test_layers_of_token_ids_at_the_same_time():
+def test_concurrent_token_layers_keep_the_error_budget():
     check_results(token_case("lengths", torch.float32, options={"num_layers": 3}, resets=0.3))
 
 
 @pytest.mark.parametrize("plan", [resident, streamed])
 @pytest.mark.parametrize("id", [-1, 6])
-def test_an_id_out_of_range_is_an_error(plan, id, monkeypatch):
-    """An id out of range is an error. Used as an address, it would read arbitrary memory here."""
+def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
+    """Only padding may hold ids out of range, because kernels use all other ids as addresses."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
@@ -258,8 +258,8 @@ def test_an_id_out_of_range_is_an_error(plan, id, monkeypatch):
         ops.forward(*call)
 
 
-def test_sums_of_rows_by_token():
-    """Sums are split into parts; a token has no rows, and some rows have an id out of range."""
+def test_sums_by_token_are_accurate():
+    """Sums are split into parts. Token 1 has no rows, and some rows have ids out of range."""
     ids = torch.randint(-1, 3, (3000,))
     ids[ids == 1] = 3
     rows = torch.randn(3000, 5)
@@ -273,7 +273,7 @@ def test_sums_of_rows_by_token():
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("hidden_size", [1, 3, 130])
-def test_the_chosen_plan(hidden_size):
+def test_the_chosen_plan_keeps_the_error_budget(hidden_size):
     budget = ErrorBudget(torch.float32)
     for seed in range(draws(hidden_size)):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, torch.float32)
@@ -282,8 +282,8 @@ def test_the_chosen_plan(hidden_size):
 
 @pytest.mark.parametrize("seq_len", [1, 4])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_consecutive_rows_in_both_directions(seq_len, with_hx):
-    """If all rows exist in time-major order, the output itself holds the previous states."""
+def test_consecutive_rows_keep_the_error_budget(seq_len, with_hx):
+    """If all rows exist in time-major order, the output itself serves as the previous states."""
     budget = ErrorBudget(torch.float32)
     for seed in range(4):
         case = Case(3, 17, seq_len, 3, {"bidirectional": True}, with_hx=with_hx, seed=seed)

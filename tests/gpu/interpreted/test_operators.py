@@ -1,4 +1,4 @@
-"""The interpreted GPU operators: `torch.library.opcheck`, graph capture, refused launches."""
+"""Tests the interpreted GPU operators: `opcheck`, graph capture, refused launches."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ CALLS = {
 
 
 def call_of(options=ops.BIAS, num_layers=1, with_ids=False, with_lengths=False, with_reset=False):
-    """Returns the arguments of `forward`, up to options."""
+    """Returns the arguments of `forward`, up to and including `options`."""
     shape, layout = rows_of(options, with_lengths)
     input = torch.randint(VOCABULARY, shape) if with_ids else torch.randn(*shape, D)
     states = num_layers * ops.directions_of(options)
@@ -68,15 +68,15 @@ def opcheck(operator, arguments):
 
 @pytest.mark.parametrize("more", [ops.WANT_SAVED, ops.LAST_STATE], ids=["output", "last state"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_forward(call, more):
+def test_the_forward_operator_passes_opcheck(call, more):
     *arguments, options = call_of(**call)
     opcheck(ops.forward, (*arguments, options | more, 0))
 
 
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_backward(call, wanted):
-    """`weights` is ordinary training, which needs no gradient of input or hx."""
+def test_the_backward_operator_passes_opcheck(call, wanted):
+    """The case `weights` is ordinary training, which needs no gradient of input or hx."""
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = ops.forward(*forward)
@@ -89,15 +89,15 @@ def test_backward(call, wanted):
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
-def test_numbers_passed_as_arguments(count):
+def test_numbers_uploaded_as_arguments_are_unchanged(count):
     numbers = torch.randint(2**30 - 1, (count,)).tolist()
     numbers[0] = 2**30 - 2
     assert launching.upload(numbers, torch.device("cpu")).tolist() == numbers
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
-    """Kernels get batch_sizes only as arguments; results are bit-identical to an eager call."""
+def test_packed_calls_have_the_same_bits_during_capture(with_ids, monkeypatch):
+    """During capture, kernels receive batch_sizes only as arguments."""
     call = (*call_of(ops.BIAS | ops.PACKED, with_ids=with_ids), 0)
     eager, (eager_h_n,), _ = ops.forward(*call)
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
@@ -111,7 +111,7 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     assert torch.equal(captured_h_n, eager_h_n)
 
 
-def test_a_refused_launch_still_gives_correct_results(monkeypatch):
+def test_results_are_correct_after_a_refused_launch(monkeypatch):
     monkeypatch.setattr(device, "_refusing", set())
     run, refused = launching.run, []
 

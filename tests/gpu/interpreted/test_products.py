@@ -1,4 +1,4 @@
-"""Matrix products in the precision of the recurrence, in Triton's interpreter."""
+"""Tests matrix products in the precision of the recurrence, in Triton's interpreter."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Returns a list that receives the precision of each product of `product_kernel`."""
+    """Returns a list that receives the precision of each launch of `product_kernel`."""
     precisions, run = [], launching.run
 
     def record(kernel, grid, arguments, settings):
@@ -31,13 +31,13 @@ def launched(monkeypatch):
 
 
 def nearest_in_tf32(x):
-    """Rounds to 11 significant bits, ties away from zero, by arithmetic in float64 only."""
+    """Rounds to 11 significant bits, ties away from zero, with float64 arithmetic only."""
     mantissa, exponent = torch.frexp(x.double())
     rounded = (mantissa.abs() * 2**11 + 0.5).floor() / 2**11
     return torch.ldexp(rounded.copysign(mantissa), exponent)
 
 
-def test_the_oracle_rounds():
+def test_the_oracle_rounds_to_the_nearest_tf32_value():
     ulp = 2.0**-10
     x = torch.tensor([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.49 * ulp, 1 + 0.51 * ulp])
     assert torch.equal(nearest_in_tf32(x) - 1, torch.tensor([1, 2, 0, 1]).double() * ulp)
@@ -56,8 +56,10 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("storage", ["rows", "columns", "apart"])
 @pytest.mark.parametrize("plus", [None, "bias", "column", "matrix", "out"])
-def test_a_product(precision, storage, plus, fp32_precision, launched):
-    """Only summation causes errors; missing rounding would make them a thousand times larger."""
+def test_products_are_accurate_for_any_size_and_strides(
+    precision, storage, plus, fp32_precision, launched
+):
+    """The bound allows only summation errors; unrounded operands would err 1000 times more."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
         left, right = matrix(M, K, storage), matrix(K, N, storage)
@@ -79,7 +81,7 @@ def test_a_product(precision, storage, plus, fp32_precision, launched):
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_special_numbers(precision, fp32_precision):
+def test_products_keep_infinity_nan_and_zero(precision, fp32_precision):
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     odd = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-45]
     payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
@@ -90,8 +92,8 @@ def test_special_numbers(precision, fp32_precision):
     assert found[7].isnan().all()
 
 
-def test_large_offsets(fp32_precision, monkeypatch):
-    """The kernel for offsets of 2^31 and more also handles small offsets."""
+def test_large_offsets_do_not_change_the_bits(fp32_precision, monkeypatch):
+    """Offsets of 2^31 and more need a wide form of the kernel, which also handles small offsets."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)
     near = products.product(left, right)
@@ -134,11 +136,12 @@ def train():
 
 @pytest.mark.parametrize("rnn", ["ieee", "tf32", "none"])
 @pytest.mark.parametrize("matmul", ["ieee", "tf32", "none"])
-def test_all_products_obey_the_flag_of_rnn(rnn, matmul, fp32_precision, launched):
+def test_all_products_obey_the_precision_set_for_rnns(rnn, matmul, fp32_precision, launched):
     fp32_precision(rnn, matmul)
     flags = RNN.fp32_precision, MATMUL.fp32_precision
     train()
-    # The projection; the gradients of hx, input, weight_ih and, in two products, weight_hh.
+    # Six products: the projection, the gradients of hx, input and weight_ih, and two products for
+    # the gradient of weight_hh.
     wanted = "tf32" if rnn == "tf32" else "ieee"
     agree = wanted == ("tf32" if matmul == "tf32" else "ieee")
     assert launched == ([] if agree else [wanted] * 6)
@@ -147,7 +150,9 @@ def test_all_products_obey_the_flag_of_rnn(rnn, matmul, fp32_precision, launched
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "jagged"])
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
-def test_layers_with_all_products_in_our_kernel(layout, options, fp32_precision, launched):
+def test_layers_on_our_product_kernel_keep_the_error_budget(
+    layout, options, fp32_precision, launched
+):
     fp32_precision("ieee", "tf32")
     budget = ErrorBudget(torch.float32)
     Case(5, 17, 3, 4, options, layout).add_to(budget, torch.float32)
@@ -156,7 +161,9 @@ def test_layers_with_all_products_in_our_kernel(layout, options, fp32_precision,
 
 
 @pytest.mark.parametrize("plan", ["resident", "streamed"])
-def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
+def test_tf32_layers_are_as_accurate_as_rounded_operands(
+    plan, fp32_precision, launched, monkeypatch
+):
     """Projection, recurrence and gradients are as accurate as products of rounded operands."""
     fp32_precision("tf32", "ieee")
     tf32 = PLANS[plan](33)._replace(precision="tf32")

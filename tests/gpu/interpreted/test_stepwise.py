@@ -1,4 +1,7 @@
-"""Layers whose steps are torch products, against the float64 oracle, and when they are chosen."""
+"""Tests layers whose steps are torch products, and when the package chooses such steps.
+
+The float64 oracle provides the expected results.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +22,7 @@ TORCH = streamed(17)._replace(stepwise=True)
 
 
 def let_torch_multiply(patch):
-    """Lets torch compute the steps of small layers too; a launched kernel fails the test."""
+    """Lets torch compute the steps of small layers too. If a kernel is launched, the test fails."""
     patch.setattr(stepwise, "FEWEST_UNITS_OF_STEPS", 1)
     patch.setattr(stepwise, "plan_of", lambda *_: TORCH)
     patch.setattr(layer, "plan_of", lambda *_: pytest.fail("a kernel was launched"))
@@ -34,7 +37,7 @@ def stepwise_alone(monkeypatch):
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",), ("hx",)], ids=str)
 @pytest.mark.usefixtures("stepwise_alone")
-def test_results(options, directions, wanted):
+def test_layers_of_torch_products_keep_the_error_budget(options, directions, wanted):
     for T, num_layers in ((1, 1), (4, 2)):
         case = replace(
             LUCKY,
@@ -51,7 +54,7 @@ def test_results(options, directions, wanted):
 
 
 @pytest.mark.usefixtures("stepwise_alone")
-def test_a_weight_that_is_not_finite_reaches_the_first_step():
+def test_a_nan_weight_reaches_the_first_step():
     theirs, ours = torch.nn.RNN(2, 3), FusedRNN(2, 3)
     theirs.weight_hh_l0.data[0, 0] = torch.nan
     ours.load_state_dict(theirs.state_dict())
@@ -61,7 +64,7 @@ def test_a_weight_that_is_not_finite_reaches_the_first_step():
     assert torch.equal(ours(x)[0].isnan(), expected)
 
 
-# NaN times the zero initial state is NaN in the gradient of weight_hh.
+# With one step, the gradient of weight_hh is NaN times the zero initial state, which is NaN.
 NAN_AT_ONCE = replace(
     LUCKY,
     **{"D": 3, "H": 17, "T": 1, "B": 3, "values": "NaN", "layout": "dense", "with_hx": False},
@@ -82,7 +85,7 @@ def test_any_dense_call(case):
 
 
 @pytest.mark.usefixtures("stepwise_alone")
-def test_last_state_alone():
+def test_last_state_matches_torch():
     rnn = torch.nn.RNN(5, 17, bidirectional=True)
     x, hx = torch.randn(6, 3, 5), torch.randn(2, 3, 17)
     weights = [p.detach() for p in rnn.parameters()]
@@ -105,7 +108,7 @@ def is_captured(request, monkeypatch):
     return request.param
 
 
-def test_only_large_steps(is_captured, fp32_precision):
+def test_only_large_steps_run_as_torch_products(is_captured, fp32_precision):
     """Eager steps must take longer than the host takes to launch them; captured steps need not."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
@@ -118,7 +121,7 @@ def test_only_large_steps(is_captured, fp32_precision):
     assert not suits(512, 1024)
 
 
-def test_other_calls_need_a_kernel(is_captured, fp32_precision):
+def test_other_calls_do_not_run_as_torch_products(is_captured, fp32_precision):
     tensor = torch.empty(0)
     assert not suits(1024, 1024, torch.bfloat16)
     assert not suits(1024, 0)
@@ -139,7 +142,7 @@ def test_a_tuned_plan_overrides_the_estimate(is_captured, monkeypatch):
     assert not suits(1024, 1024)
 
 
-def test_autotune_times_both():
+def test_autotune_times_kernels_and_torch_products():
     size = plan.size_of(1024, 1024, torch.empty(0), 1)
     tried = {found.stepwise for found in tuning._candidates(size) if found.kind == "streamed"}
     assert tried == {False, True}

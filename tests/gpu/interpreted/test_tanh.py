@@ -1,4 +1,4 @@
-"""The tanh of the GPU kernels, with an emulated GPU division."""
+"""Tests the tanh of the GPU kernels with an emulated GPU division."""
 
 import numpy as np
 import pytest
@@ -24,11 +24,11 @@ def tanh(x, improve=True):
 
 @pytest.mark.parametrize("off", [0, -2, 2])
 @pytest.mark.parametrize(("improve", "units"), [(True, 2.5), (False, 5.5)])
-def test_accuracy(improve, units, off, monkeypatch):
-    """The error is at most `units` in the last place over the whole range.
+def test_the_error_stays_within_the_bound(improve, units, off, monkeypatch):
+    """The error is at most `units` ulp over the whole range.
 
-    Division is off by the 2 units that PTX allows for `div.full`. `exp2`, whose accuracy is not
-    guaranteed, must not be used.
+    Division is off by up to 2 ulp, which PTX allows for `div.full`. The kernel must not use
+    `exp2`, whose accuracy is not guaranteed.
     """
 
     def divide(self, left, right):
@@ -37,7 +37,7 @@ def test_accuracy(improve, units, off, monkeypatch):
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fdiv", divide)
     monkeypatch.delattr(interpreter.InterpreterBuilder, "create_exp2")
-    bits = torch.arange(8, 0x41300000, 0x41300000 >> 17)[: 2**17]  # of numbers up to 11
+    bits = torch.arange(8, 0x41300000, 0x41300000 >> 17)[: 2**17]  # bits of numbers up to 11
     x = bits.to(torch.int32).view(torch.float32)
     exact = x.double().tanh()
     unit = torch.exp2(torch.frexp(exact.float()).exponent.double().clamp(-125) - 24)
@@ -46,7 +46,7 @@ def test_accuracy(improve, units, off, monkeypatch):
 
 
 @pytest.mark.parametrize("improve", [True, False])
-def test_limits(improve):
+def test_tanh_saturates_and_keeps_signed_zeros_and_nan(improve):
     large = torch.tensor([11.0, 1e4, 3.4e38, torch.inf] * 4)
     assert tanh(large, improve).eq(1).all()
     zeros = torch.tensor([0.0, -0.0] * 8)
