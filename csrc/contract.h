@@ -73,7 +73,7 @@ struct SequenceLayout {
   int64_t B;
   int64_t N;
   const int64_t* count;    // [T]; null if all B sequences are alive at every time
-  const int64_t* start;    // [T]: number of rows before time t; may be null, see RowStrides
+  const int64_t* start;    // [T]: number of rows before time t; may be null (see RowStrides)
   const int64_t* order;    // [B]: index of sequence b in initial and last states; null if it is b
   const int64_t* origin;   // [B]: offset of sequence b's rows, in row strides; null if it is b
   const PrefixTree* tree;  // null if no sequences share rows
@@ -84,7 +84,7 @@ struct SequenceLayout {
 // The features of a row are contiguous.
 template <class Scalar>
 struct RowStrides {
-  Scalar* data;  // null: the tensor is absent and reads as zeros
+  Scalar* data;  // null if the tensor is absent; an absent tensor reads as zeros
   int64_t time_stride;
   int64_t row_stride;
 };
@@ -146,14 +146,14 @@ struct Layer {
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
   TokenTable<Scalar> table;
-  InitialStates<Scalar> initial[kMostStates];  // given for all states of the cell, or for none
+  InitialStates<Scalar> initial[kMostStates];  // present for all states of the cell, or for none
   const Scalar* weight_ih;                     // [H, D], or null with a table
   const Scalar* weight_hh;                     // [H, H]
   const Scalar* bias_ih;                       // [H], or null
   const Scalar* bias_hh;                       // [H], or null
   const void* panels;  // the weights as packed by a PanelFormat; null if the pass packs them itself
   Resets resets;
-  bool batch_invariant;  // a sequence's results must not depend on the other sequences of the batch
+  bool batch_invariant;  // a sequence's results must not depend on the other sequences in the batch
   Chains chains;
   InPlace in_place;
 };
@@ -161,14 +161,14 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; always given for a tree
+  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; always present for a tree
   RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
                               // absent if not wanted
   Scalar* last[kMostStates];  // [B, H], the last states; last[1] may alias initial[1]
 };
 
-// Gradients of the last states [B, H]. Strides are arbitrary; the gradient of a sum() has strides
-// of 0.
+// Gradients of the last states [B, H]. Strides are arbitrary; the gradient that sum() passes back
+// has strides of 0.
 template <class Scalar>
 struct StateGradients {
   const Scalar* data;  // null means zeros
@@ -201,14 +201,15 @@ struct Machine {
 // What a kernel needs from the process that it runs in.
 struct Runtime {
   Machine machine;
-  // Calls body(context, begin, end) for ranges that cover 0 .. n, on several threads if possible.
+  // Calls body(context, begin, end), on several threads if possible, for ranges that together
+  // cover 0 .. n.
   void (*parallel)(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
   // Returns uninitialized memory, aligned to 64 bytes, that lives until the kernel returns.
   void* (*scratch)(size_t bytes);
   // Lets the operating system run another thread during a long wait. Returns whether the yield took
   // so long that another program must have used the processor.
   bool (*yield)();
-  // Sleeps until wake() is called with the same address, for a millisecond at most. Returns at once
+  // Sleeps until wake() is called with the same address, for at most a millisecond. Returns at once
   // if the number at that address is not `value`. May return early.
   void (*sleep)(const uint32_t* address, uint32_t value);
   void (*wake)(const uint32_t* address);
@@ -231,7 +232,7 @@ struct KernelsFor {
   PanelFormat<Storage> backward_panels;  // both members are null if each call packs panels
   void (*backward)(const Backward<Storage>&, const Runtime&);
   // Writes the layer's table plus the biases to `table` [V, H], in the type that kernels compute
-  // in. Waves and trees call `add_biases` once for many calls of `forward`; null for types that
+  // in. Waves and trees call `add_biases` once for many calls to `forward`; null for types that
   // neither waves nor trees support.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
   int64_t panel_rate;  // speed of products with panels, relative to float
@@ -250,12 +251,12 @@ struct KernelsOfCell : KernelsFor<float>,
   bool has_nonlinearity;
 };
 
-// The kernels of one instruction set.
+// The kernels for one instruction set.
 struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
-  const char* bfloat16_name;  // name of the instructions that compute bfloat16
-  int64_t panel_width;        // columns per float panel; threads share hidden units in whole panels
+  const char* bfloat16_name;  // name of the instructions that the bfloat16 kernels use
+  int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
 };
 
 extern const Kernels kernels_baseline;

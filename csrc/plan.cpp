@@ -19,12 +19,12 @@ constexpr double kNearRate = 100.0;  // bytes per ns from the core's private cac
 constexpr double kFarRate = 30.0;    // bytes per ns from beyond the core's private cache
 constexpr double kCacheFraction =
     0.75;  // fraction of the private cache that weights may fill; rows need the rest
-constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait until it is done
+constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait for the result
 constexpr double kThread = 50;    // ns for each further thread
-constexpr double kBarrier = 150;  // ns of a barrier, per member
+constexpr double kBarrier = 150;  // ns per barrier and member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // maximum time with a wave, relative to the time without a wave
-constexpr int64_t kStepsAlone = 16;        // layers of at most this many steps do not form a wave
+constexpr int64_t kStepsAlone = 16;        // layers with at most this many steps do not form a wave
 constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
 constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
 constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin

@@ -1,5 +1,5 @@
 // Decisions made from sizes alone, without torch: how work is split among threads, which layers run
-// at the same time, how long chains of multiply-adds are.
+// at the same time, and how long chains of multiply-adds are.
 #pragma once
 
 #include "contract.h"
@@ -29,14 +29,14 @@ struct Plan {
 // Returns the plan with the lowest estimated time.
 Plan choose_plan(const PlanArguments& arguments);
 
-// Returns true if running two directions at the same time, one thread each, is estimated to be
-// faster than running them one after the other with all threads.
+// Returns true if running two directions at the same time, on one thread each, is estimated to be
+// faster than running them one after the other on all threads.
 bool choose_both_at_once(const PlanArguments& arguments);
 
 // How stacked layers run at the same time, one thread per layer. Time is cut into stretches. A
 // layer starts a stretch as soon as the layer that feeds it has finished that stretch.
 struct Wave {
-  int64_t layers;  // number running at the same time; 1 means no wave: one layer after the other
+  int64_t layers;  // number of layers running at the same time; 1 means one layer after the other
   int64_t steps;   // steps per stretch
 };
 
@@ -65,7 +65,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
                                InPlace in_place);
 
 // Returns the number of parts into which each group cuts its sequences. A group takes one part
-// after the other through all times, so that the rows of a step (row_bytes per sequence) stay in
+// after the other through all steps, so that the rows of a step (row_bytes per sequence) stay in
 // the core's private cache.
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
@@ -87,8 +87,8 @@ int64_t choose_workers(double multiply_adds, const Machine& machine);
 
 // Chooses chain lengths. Products with few rows or columns get shorter chains: BLAS libraries sum
 // such products in several lanes, so their chains are short as well, and starting a new chain costs
-// little in such a product. Counts the rows of the whole call, not of one thread, because bits must
-// not depend on how work is split.
+// little in such a product. Counts the rows of the whole call, not of one thread, because results
+// must not depend on how work is split.
 Chains choose_chains(const SequenceLayout& layout, int64_t H);
 
 }  // namespace namernn_fast

@@ -43,14 +43,14 @@ const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** na
 
 Kernels detect_kernels() {
 #if defined(__x86_64__)
-  // ATen's switch applies to our kernels too.
+  // ATen's environment variable also selects our kernels.
   const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string wanted = variable ? variable : "";
   __builtin_cpu_init();
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
-  // Reads F16C from cpuid, because Clang's built-in function does not know "f16c" before version
-  // 15.
+  // Reads F16C from cpuid, because Clang before version 15 does not accept "f16c" in
+  // __builtin_cpu_supports().
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx & bit_F16C) != 0;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

@@ -17,14 +17,14 @@ struct Slice {
   int64_t end;
 };
 
-// Returns the number of sequences alive at time t: zero before the first time and after the last
-// time.
+// Returns the number of sequences alive at time t, or zero if t is out of range.
 inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
   if (t < 0 || t >= layout.T) return 0;
   return layout.count ? layout.count[t] : layout.B;
 }
 
-// Returns the end of the slice's sequences that are alive at time t; slice.begin if none is alive.
+// Returns the end of the range of the slice's sequences that are alive at time t, or slice.begin if
+// no sequence of the slice is alive.
 inline int64_t alive_end(const SequenceLayout& layout, int64_t t, Slice slice) {
   return max64(slice.begin, min64(slice.end, count_at(layout, t)));
 }
@@ -50,24 +50,24 @@ inline Scalar* row_at(const RowStrides<Scalar>& rows, const SequenceLayout& layo
                             (layout.origin ? layout.origin[b] : b) * rows.row_stride;
 }
 
-// Returns the s-th time in the order of the recurrence.
+// Returns the time index that step s of the recurrence processes (s counts from 0).
 template <class Scalar>
 inline int64_t time_of(const Layer<Scalar>& layer, int64_t s) {
   return layer.reverse ? layer.layout.T - 1 - s : s;
 }
-// Returns the time before t in the order of the recurrence.
+// Returns the time index before t in recurrence order.
 template <class Scalar>
 inline int64_t time_before(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t + 1 : t - 1;
 }
-// Returns the time after t in the order of the recurrence.
+// Returns the time index after t in recurrence order.
 template <class Scalar>
 inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// Returns the end of the slice's sequences whose state at time t continues a row of the output. The
-// other sequences, up to alive_end(), start at time t from their initial states.
+// Returns the end of the range of the slice's sequences whose state at time t continues a row of
+// the output. The other sequences, up to alive_end(), start at time t from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -76,12 +76,12 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
 }
 
 // Returns whether a cut keeps the previous state of sequence b from reaching time t. At the first
-// step of a sequence the previous state is the initial state, which only a reset at time 0 in the
+// step of a sequence, the previous state is the initial state, which only a reset at time 0 in the
 // forward direction cuts off.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
-  const int64_t border = layer.reverse ? t + 1 : t;  // between times border - 1 and border
+  const int64_t border = layer.reverse ? t + 1 : t;  // a cut is between border - 1 and border
   return border < layer.layout.T && b < count_at(layer.layout, border) &&
          layer.resets.at[border * layer.resets.time_stride + b];
 }
@@ -168,7 +168,7 @@ inline const Scalar* previous_row(const Layer<Scalar>& layer,
   return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
 }
 
-// Splits the slice's rows at t into runs with evenly spaced previous states, and calls
+// Splits the slice's rows at time t into runs with evenly spaced previous states, and calls
 // f(begin, end, states, stride) for each run; null `states` means zeros. The layout must not have
 // `order`, `origin` or `tree`.
 template <class Scalar, class F>
@@ -216,8 +216,8 @@ inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout
 }
 
 // Calls f(run) for runs that cover the slice's rows at times first .. last. The runs are as long as
-// the layout allows. `flat` means that is_flat() holds for all tensors that f accesses, `along`
-// that each sequence's rows are evenly spaced in all these tensors.
+// the layout allows. `flat` means that is_flat() holds for all tensors that f accesses, and
+// `along` that each sequence's rows are evenly spaced in all these tensors.
 template <class F>
 inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
                          bool flat, bool along, F&& f) {

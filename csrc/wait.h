@@ -1,6 +1,6 @@
 // Threads wait for each other through the value of a Signal. Both the kernels and csrc/library/ use
 // this header. Everything in this header has internal linkage because the kernels are compiled for
-// other instruction sets than the library.
+// instruction sets other than the library's.
 //
 // A waiting thread spins at first, then yields its processor, which costs next to nothing as long
 // as no other program wants the processor. Once a yield has given the processor to another program,
@@ -18,12 +18,12 @@ namespace {
 
 constexpr int kSpins = 2000;   // spins before the first yield; 20 to 40 us
 constexpr int kFewSpins = 20;  // spins if the awaited thread needs this processor
-constexpr int kForEver = -1;   // value of `rounds` for wait_until() without a limit
+constexpr int kForEver = -1;   // passed as `rounds`, lets wait_until() wait without a limit
 
 // A number that one thread announces and other threads wait for. All fields start at zero.
 struct Signal {
   alignas(64) uint32_t value;
-  uint32_t sleepers;  // threads that sleep until the value changes
+  uint32_t sleepers;  // number of threads that sleep until the value changes
   uint32_t crowded;   // nonzero once a yield has given a processor to another program
   uint32_t waiter;  // the processor of a thread that has spun in vain; 0 if there is no such thread
   uint32_t shared;  // nonzero if the last `waiter` was the announcer's processor

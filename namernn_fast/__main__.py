@@ -2,8 +2,8 @@
 
 Without a command, the program prints versions, the processor's capability, the available paths,
 and advice on making calls faster. Exit codes: 0 for success; 1 for a failure, such as a failed
-check, an unwritable file or a missing package; 2 for invalid options; 130 when interrupted. A
-failure prints one line on standard error.
+check, an unwritable file or a missing package; 2 for invalid options; 130 when interrupted. On
+failure, the program prints one line to standard error.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the name of the CPU kernel on this processor, and for bfloat16 if that differs."""
+    """Returns the name of the CPU kernel, and of the bfloat16 kernel if it is a different one."""
     usual, for_bfloat16 = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
     return f"cpu {usual}" + (f", bfloat16: cpu {for_bfloat16}" if for_bfloat16 != usual else "")
 

@@ -204,9 +204,9 @@ def _saved_tensors(ctx: Any) -> Any:
 def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """Returns whether the backward pass must consist of differentiable ATen operators.
 
-    With create_graph, the computed gradients need gradients themselves. `grads` have tangents or
-    are batched under torch.func transforms and forward-mode AD, and are batched with
-    is_grads_batched.
+    With create_graph, the computed gradients need gradients themselves. Under torch.func
+    transforms and forward-mode AD, `grads` have tangents or are batched. With is_grads_batched,
+    `grads` are batched.
     """
     if torch.is_grad_enabled():
         return True
@@ -233,8 +233,8 @@ def _differentiable_backward(
         needs: the `_Needs` of the backward pass.
         originals: input, states and weights of the forward pass, which higher-order gradients flow
             to. A tensor that needs no gradient is not read, and may be None.
-        values: the values of these tensors in the forward pass.
-        needed: for each of these tensors, whether it needs a gradient.
+        values: the values of input, states and weights in the forward pass.
+        needed: for input, each state and each weight, whether it needs a gradient.
         rows_and_options: sequence_layout, reset and options, as in `namernn_fast.ops`.
         grads: the gradient of each result, or None.
     """

@@ -49,7 +49,7 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     data = call.data
     checked = (
         path is not _fused_path
-        or call.dropout  # each call of the operator sees only one layer
+        or call.dropout  # each call to the operator sees only one layer
         or not (data.is_cpu and like.is_cpu)  # on a GPU, or on different devices
     )
     for state in call.states:
@@ -59,8 +59,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     try:
         return _run_layers(path, call) if by_layers else path(call)
     except (IndexError, RuntimeError):
-        # The operator has found a bad argument. Re-check to raise nn.RNN's own message, or the
-        # message that all paths share for a token id out of range.
+        # The operator has found a bad argument. Re-check to raise nn.RNN's own error, or the
+        # error that all paths share for a token id out of range.
         if not checked:
             check_like_nn_rnn(call)
         if ops.has_ids(data):

@@ -64,11 +64,11 @@ def rnn(
             seq_len in any order, as a tensor of any integer dtype on any device, an array or a
             list. Padding is not computed, and its values are ignored, even NaN; output is zero
             there. The last state of a sequence of length 0 is its initial state. On an accelerator
-            the values are not checked, because that would wait for the device.
+            the values are not checked, because reading them would wait for the device.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, which starts from a state
             of zeros, as if the sequence had been split there; the second direction runs each
-            episode from its own end. For a PackedSequence, reset is padded, with the sequences in
+            episode from its end. For a PackedSequence, reset is padded, with the sequences in
             their original order. A jagged tensor does not support reset.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.

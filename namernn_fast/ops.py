@@ -43,8 +43,8 @@ sequences. The names of their arguments and results mean the same throughout thi
   gradient.
 - want_layers: the layers whose weights need a gradient.
 
-`backward` returns a list of the wanted gradients: first of input, then of the states, then of the
-weights of the layers in want_layers, in the order of the layers.
+`backward` returns a list of the wanted gradients: first for input, then for the states, then for
+the weights of the layers in want_layers, in layer order.
 """
 
 import functools
@@ -69,7 +69,7 @@ RELU = 1
 BIAS = 2
 """`weights` holds biases."""
 BIDIRECTIONAL = 4
-"""Each layer has a second direction, which runs from the end of the sequences."""
+"""Each layer has a second direction, which runs from the end of each sequence."""
 BATCH_FIRST = 8
 """The batch is the first dimension of padded input, of output and of reset."""
 PACKED = 16
@@ -179,7 +179,7 @@ def directions_of(options: int) -> int:
 
 
 def weights_per_layer(options: int) -> int:
-    """Returns how many weights each layer has, over all its directions."""
+    """Returns the number of weights of a layer, including all its directions."""
     return (4 if options & BIAS else 2) * (2 if options & BIDIRECTIONAL else 1)
 
 

@@ -18,7 +18,7 @@ from .integrations.vmap import is_transformed
 
 
 def run_stack(call: Call) -> Results:
-    """Runs a stack of layers over whole sequences; second directions run from the end.
+    """Runs a stack of layers over whole sequences, in one or two directions.
 
     Args:
         call: a call without dropout. Lengths may be on any device; on an accelerator their values
@@ -113,17 +113,18 @@ def _direction(
     """Runs the recurrence of one direction of one layer.
 
     Args:
-        sums: for each time the sums of the input and its bias, (sequences, gates * hidden_size).
-        batch_sizes: the number of sequences at each time, or None if it is constant.
+        sums: for each time step, its rows of the result of `_project`, (sequences, gates *
+            hidden_size).
+        batch_sizes: the number of sequences at each time step, or None if it is constant.
         hx: the initial states of each sequence side by side, (batch, states * hidden_size).
         step: the function that computes one step of the cell.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
         reset: None, or bool (seq_len, batch, 1): True where the state restarts from zeros.
-        reverse: whether to run from the last time to the first.
+        reverse: whether to run from the last time step to the first.
 
     Returns:
-        The states at each time, in the order of `sums`, and the last state of each sequence. Steps
-        past the end of a padded sequence leave its state unchanged.
+        The states at each time step, in the order of `sums`, and the last state of each sequence.
+        Steps past the end of a padded sequence leave its state unchanged.
     """
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes

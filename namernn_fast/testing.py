@@ -47,8 +47,8 @@ __all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
 
 # `c` by the size of the dtype in bytes. Correct results are off by up to 8 units in the last place
 # of the largest value in float32 (over 700 steps), and by up to 1.3 in 16 bits. A single fault
-# causes 50 units or more in float32 (a tanh that is off by 1e-5, a product rounded to 16 bits), and
-# 10 in 16 bits (a lost term).
+# causes errors of at least 50 units in float32 (a tanh that is off by 1e-5, a product rounded to 16
+# bits) and of 10 units in 16 bits (a lost term).
 _UNITS = {8: 16.0, 4: 16.0, 2: 1.5}
 
 
@@ -138,7 +138,7 @@ class ErrorBudget:
             raise BudgetError("; ".join(exceeded))
 
     def shares(self) -> dict[Hashable, float]:
-        """Returns for each name the error divided by the budget: above 1, the budget is broken."""
+        """Returns each name's error divided by its budget; above 1, it exceeds the budget."""
         return {name: seen.ours / self.allowed(name) for name, seen in self.results.items()}
 
     def allowed(self, name: Hashable) -> float:
@@ -153,7 +153,7 @@ class ErrorBudget:
 def assert_within_budget(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> None:
-    """Checks the error budget of named results, one draw of each.
+    """Checks the error budget of named results, with one draw for each name.
 
     Args:
         ours, theirs: The results under test and the results of `nn.RNN`, in one dtype.

@@ -23,7 +23,7 @@ from .integrations.deferred import when_imported
 from .integrations.vmap import is_transformed
 
 _OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
-"""torch's operator for each cell, by the number of the cell; None for a cell without one."""
+"""torch's operator for each cell, by cell number; None for a cell without such an operator."""
 _outside_of_graphs = _OPERATORS
 
 
@@ -96,14 +96,14 @@ def is_whole(call: Call) -> bool:
     """Returns whether torch's operator can take the whole stack: input must be dense or packed.
 
     On CUDA, such a call uses the weights in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
-    their weights. If only part of a stack runs, cuDNN copies the weights of that part at every
+    their weights. If only part of a stack runs, cuDNN copies the weights of that part on every
     call.
     """
     return call.sequence_layout is None or bool(call.options & ops.PACKED)
 
 
 def _run_whole(call: Call) -> Results:
-    """Runs a stack over dense or packed sequences in one call of torch's operator."""
+    """Runs a stack over dense or packed sequences in one call to torch's operator."""
     options, layout = call.options, call.sequence_layout
     # Transpose instead of passing batch_first, with which oneDNN's LSTM would return a view.
     batch_first = options & ops.BATCH_FIRST and layout is None

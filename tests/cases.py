@@ -16,7 +16,7 @@ FUSED = {name: kind.layer for name, kind in KINDS.items()}
 TORCH = {name: kind.nn_layer for name, kind in KINDS.items()}
 CELLS = tuple(FUSED)
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
-# Groups of layouts. The layouts of a group have the same rows, so a case has equal results.
+# Groups of layouts that hold the same rows. A case has equal results in all layouts of a group.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
 
@@ -24,7 +24,7 @@ NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
 def draws(hidden_size):
     """Returns the number of draws to pool for a layer of this size.
 
-    A single draw of a small layer has too few numbers to sample rounding errors.
+    A single draw of a small layer returns too few numbers to sample rounding errors.
     """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
@@ -35,7 +35,7 @@ def twins(*args, cell="rnn", **options):
 
 
 def exact(tensor, dtype):
-    """Rounds a tensor to `dtype`, and returns the values as an array of higher precision."""
+    """Rounds a tensor to `dtype`, and returns the values as an array in higher precision."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
@@ -111,7 +111,7 @@ class Case:
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
-        # Draw again if a relu's argument is zero up to rounding: two gradients would be correct.
+        # If a relu's argument is zero up to rounding, two gradients are correct. So draw again.
         attempt = 0
         while self.has_kinks and self._on_a_kink():
             attempt += 1
@@ -285,7 +285,7 @@ class Case:
         return hx, initial, weights, options, *results
 
     def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
-        """Rounds the case to `dtype`, and returns the oracle's results and gradients by name.
+        """Rounds a case's numbers to `dtype`; returns the oracle's results and gradients by name.
 
         `rounding` applies to the inputs and weights, and to what the oracle computes from them.
         """
@@ -328,13 +328,13 @@ class Case:
         return results
 
     def in_layout(self, layout):
-        """Returns a copy in another layout of the same rows, which shares the cached references."""
+        """Returns a copy in another layout of the same rows. The copy shares cached references."""
         case = copy.copy(self)
         case.layout = layout
         return case
 
     def references(self, dtype):
-        """Returns the results of torch's layer and the oracle, computed once per dtype."""
+        """Returns the results of torch's layer and of the oracle, computed once per dtype."""
         if dtype not in self._references:
             self._references[dtype] = self.run(TORCH[self.cell], dtype), self.run_oracle(dtype)
         return self._references[dtype]
@@ -342,7 +342,7 @@ class Case:
     def add_to(self, budget, dtype) -> None:
         """Adds the results of the fused layer, torch's layer and the oracle to a budget.
 
-        With relu in 16 bits, gradients are left out: rounding may move a sum across the kink.
+        With relu in 16 bits, leaves out gradients, because rounding may move a sum across the kink.
         """
         kinks = self.has_kinks and dtype.itemsize == 2
         ours = self.run(FUSED[self.cell], dtype)

@@ -12,13 +12,13 @@ from kinds import KINDS
 from namernn_fast.machine import availability
 from namernn_fast.nn import step_modules
 
-# The path of a socket has at most 107 characters. In a temporary folder with a long path, worker
+# A socket's path is limited to 107 characters. In a temporary folder with a long path, worker
 # processes cannot create their sockets, and a DataLoader then waits forever.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Tests in gpu/interpreted need a process in which Triton interprets its kernels, which
-# gpu/test_triton.py starts.
+# Tests in gpu/interpreted need a process in which Triton interprets its kernels.
+# gpu/test_triton.py starts that process.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
     collect_ignore.append("gpu/emulated")

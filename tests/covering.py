@@ -11,7 +11,7 @@ import zlib
 
 
 def combinations(values, strength):
-    """Returns a call's combinations of `strength` parameter values, or of all if it has fewer."""
+    """Returns a call's combinations of `strength` values, or of all values if there are fewer."""
     return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
 
 
@@ -27,7 +27,7 @@ def covering(calls, strength):
         strength: The number of parameters whose combinations of values must all occur.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # Counts only fall, so the first call from the queue whose count is still right adds the most.
+    # Counts never grow, so the first popped call whose count is up to date adds the most.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -47,7 +47,7 @@ def redundant(items):
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")
-        # A marked module may also have tests without parameters.
+        # A marked module may also contain tests without parameters.
         if mark and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             where = item.nodeid.partition("[")[0]
             functions.setdefault((where, *mark.args), []).append(item)

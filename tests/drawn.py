@@ -55,7 +55,7 @@ class Place:
 
 
 class Recorder(oracle.Rounding):
-    """Records the largest absolute value of a product's factors, and leaves values unrounded."""
+    """Records the largest absolute value among factors of products, and does not round."""
 
     largest = 1.0
 
@@ -116,7 +116,7 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # With a non-finite weight, outputs would depend on which side of its kink a relu is.
+            # With a non-finite weight, outputs would depend on each relu's side of the kink.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)

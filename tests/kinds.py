@@ -88,5 +88,5 @@ def said_of(kind: Kind, text: str) -> str:
 
 
 def kind_of(module: torch.nn.Module) -> Kind:
-    """Returns the kind of a layer, fused or torch's."""
+    """Returns the kind of a fused layer or of torch's layer."""
     return KINDS[cells.cell_of(module).name]

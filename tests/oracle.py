@@ -200,7 +200,7 @@ EQUATIONS = {
 
 
 def direction(x, h, weights, equation, rounding):
-    """Returns the states (L, parts * H) of one direction, and what the cell keeps of each step.
+    """Returns the states (L, parts * H) of one direction, and what the cell keeps from each step.
 
     `x` is the input (L, D), and `h` the initial state (parts * H,).
     """
@@ -216,8 +216,8 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
     """Returns the gradients of x, hx and the weights of one direction.
 
     `grad_states` (L, H) holds the gradients of the outputs, and `grad_last` (parts * H,) is the
-    gradient of the last state. `rows` is the number of rows of all sequences, whose terms add up to
-    the gradients of weights.
+    gradient of the last state. `rows` is the number of rows in all sequences. Each row adds a term
+    to each weight's gradient.
     """
     x, hx, states, kept, (weight_ih, weight_hh, *biases) = record
     grad_x = np.zeros_like(x)

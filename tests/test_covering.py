@@ -7,7 +7,7 @@ from covering import combinations, covering
 
 
 def product(**choices):
-    """Maps call names to parameters, as text: a call for each combination of `choices`."""
+    """Maps a call name to the call's parameters, as text, for each combination of `choices`."""
     rows = (
         dict(zip(choices, map(str, row), strict=True))
         for row in itertools.product(*choices.values())
@@ -38,6 +38,6 @@ def test_values_are_paired_with_different_values():
     assert len(met) > 1
 
 
-def test_combinations_that_no_call_has_are_not_required():
+def test_impossible_combinations_are_not_required():
     calls = {"x": {"kind": "lstm", "relu": "no"}, "y": {"kind": "rnn", "relu": "yes"}}
     assert covering(calls, 2) == {"x", "y"}

@@ -78,7 +78,7 @@ def test_a_new_torch_is_accepted(found):
     requirements.check_torch(found)
 
 
-def test_the_metadata_requires_the_same_torch():
+def test_the_metadata_requires_the_oldest_accepted_torch():
     assert "torch>=" + ".".join(map(str, requirements.TORCH_MINIMUM)) in requires("namernn_fast")
 
 

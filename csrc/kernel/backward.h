@@ -34,8 +34,8 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// Returns the size in bytes of the panels of weight_hh, followed by the panels of weight_ih. A wave
-// packs these panels once for all its stretches.
+// Returns the total size in bytes of the panels of weight_hh and weight_ih. A wave packs these
+// panels once for all its stretches, a tree pass once for all trees.
 template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
@@ -60,8 +60,8 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_input_panels<Cell>(products, layer, runtime);
 }
 
-// Returns an array [T + 1] with the number of the slice's rows before each time, or null if all
-// sequences of the batch are alive at every time.
+// Returns an array [T + 1] whose element t is the number of the slice's rows before time t, or null
+// if all sequences of the batch are alive at every time.
 inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
                                        const Runtime& runtime) {
   if (!layout.count) return nullptr;
@@ -195,8 +195,8 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   }
 }
 
-// Calls body(part, block, accumulation) for every time block of every part of a group, and add()
-// whenever the gradients accumulated in `apart` must be added to `sums`.
+// Calls body(part, block, accumulation) for every time block of every part of a group, and calls
+// add() whenever the gradients accumulated in `apart` must be added to `sums`.
 template <class Products, class Add, class Body>
 inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
                                 Body&& body) {
@@ -213,7 +213,7 @@ inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t grou
   if (accumulation.apart) add();
 }
 
-// Runs the backward pass if the plan has several groups. Each group processes its time blocks
+// Runs the backward pass for a plan with several groups. Each group processes its time blocks
 // independently, and the members of a group split its recurrence and its products.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
@@ -236,7 +236,7 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
   });
 }
 
-// Runs the backward pass if the plan has a single group. The recurrence runs on the threads of the
+// Runs the backward pass for a plan with a single group. The recurrence runs on the threads of the
 // plan. The products have more work to split than the recurrence, so they may use all threads.
 template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {

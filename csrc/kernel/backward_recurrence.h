@@ -17,7 +17,7 @@ struct BackwardGroup {
   GroupRows rows;                  // rows of the part that the group is computing
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
-  WeightCopies copies;                 // where each group reads weight_hh in panels
+  WeightCopies copies;                 // where each group reads the panels of weight_hh
   Scalar* grad[kMostStates];           // [B, H] each, gradients of the current states of all
                                        // sequences
   Scalar* grad_previous[kMostStates];  // [B, H] each, gradients of the previous states, which each
@@ -55,8 +55,8 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies the part's share of the gradients of one last state into `grad`. If there are no such
-// gradients, writes zeros.
+// Copies the part's share of a last state's gradients into `grad`. Writes zeros if grad_last.data
+// is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer,
                                 const StateGradients<Storage>& grad_last, const Part& part,
@@ -77,9 +77,10 @@ inline void read_last_gradients(const Layer<Storage>& layer,
   }
 }
 
-// Sets `grad` to the gradients of one state for a tree's rows at time t. The gradient of a row's
-// state is a sum over all uses of the state: it is the last state of every sequence that ends in
-// the row, and the previous state of every row at time t + 1 that continues the row.
+// Sets `grad` to the gradients of h, or of the cell state, for a tree's rows at time t. A row's
+// state is the last state of every sequence that ends in the row, and the previous state of every
+// row at time t + 1 that continues the row. The gradient of the state is the sum over all these
+// uses.
 template <class Storage, class Scalar>
 inline void gather_tree_gradients(const Layer<Storage>& layer,
                                   const StateGradients<Storage>& grad_last, int64_t t,
@@ -104,8 +105,7 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
 }
 
-// Returns the previous value of the i-th state of row (t, b), starting at unit `first`. Null means
-// zeros.
+// Returns a pointer to unit `first` of the i-th previous state of row (t, b); null means zeros.
 template <class Cell, class Storage>
 inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
                                      int64_t continued, int64_t first) {
@@ -116,7 +116,7 @@ inline const Storage* previous_state(const Backward<Storage>& args, int i, int64
   return state ? state + first : nullptr;
 }
 
-// Computes the backward recurrence at time t. Row (t, b) has number `row + b` in the time block.
+// Computes the backward recurrence at time t. Row (t, b) is row number `row + b` of the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,

@@ -27,8 +27,8 @@ inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
 
 inline void store_pairs(BFloat16* p, Vec<float> pairs) { std::memcpy(p, &pairs, sizeof(pairs)); }
 
-// Packs one row of a panel of pairs from rows a and b, which have `width` elements each. Takes the
-// elements from column `first` on, padded with zeros. A null row counts as zeros.
+// Packs one row of a panel of pairs: the elements of rows a and b [width] from column `first` on,
+// padded with zeros. A null row counts as zeros.
 inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, int64_t first,
                           BFloat16* panel_row) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -72,15 +72,15 @@ struct PairRecurrencePanels {
   }
 };
 
-// For one row of dz: pointers to its previous state, its input and the gradient of its input.
+// Pointers to the previous state, the input and the input gradient of one row of dz.
 struct PairRow {
   const BFloat16* previous;  // h_{t-1}; null means zeros
   const BFloat16* input;
   BFloat16* grad_input;  // null if not wanted
 };
 
-// Lower limit of block_rows(). Every time block reads and writes all gradient sums once, so time
-// blocks must not be too small.
+// Lower limit on the result of block_rows(). Every time block reads and writes all gradient sums
+// once, so time blocks must not be too small.
 constexpr int64_t kMinPairRows = 512;
 constexpr int64_t kPairChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
@@ -264,8 +264,8 @@ struct PairProducts {
   }
 
  private:
-  // Multiplies rows row .. row + count of dz with a weight in panels, using weight_blocks blocks of
-  // dz from block `first_sum` on. Computes only `columns` of the product. Calls
+  // Multiplies rows row .. row + count of dz by a weight in panels. Uses weight_blocks blocks of
+  // each row, starting at block `first_sum`. Computes only `columns` of the product. Calls
   // finish(i, j, height, width, sums) for every tile [height, panel_width].
   template <class Finish>
   void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const BFloat16* panels,
@@ -292,8 +292,8 @@ struct PairProducts {
     });
   }
 
-  // Writes columns first .. first + kGranule of dz_transposed. Rows of dz from row `count` on count
-  // as zeros.
+  // Writes columns first .. first + kGranule of dz_transposed. Treats rows of dz from row `count`
+  // on as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
@@ -313,8 +313,8 @@ struct PairProducts {
     }
   }
 
-  // Packs rows first .. first + kGranule of the previous states and inputs into panels. Rows from
-  // row `count` on count as zeros.
+  // Packs rows first .. first + kGranule of the previous states and inputs into panels. Treats rows
+  // from row `count` on as zeros.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow zero_row{};

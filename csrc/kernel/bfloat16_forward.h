@@ -4,9 +4,9 @@
 // A row of the left operand is [x_t, h_{t-1}], so that projection and recurrence are one product.
 // Both x_t and h_{t-1} are padded with zeros to a multiple of kGranule elements. Two arrays of such
 // rows alternate: each step reads one array and writes the new states to the other array, rounded
-// as in the output. A state that the next step reads without a product stays in float: the cell
-// state, or h if the cell is not only_through_sums. A file in csrc/isa/ defines two names before it
-// includes this header: the type `PairTile`, which computes one tile of a product, and
+// to bfloat16 like the output. A state that the next step reads without a product stays in float:
+// the cell state, or h if the cell is not only_through_sums. A file in csrc/isa/ defines two names
+// before it includes this header: the type `PairTile`, which computes one tile of a product, and
 // `kKernelsInFloat`, the kernels that convert bfloat16 to float.
 #pragma once
 
@@ -19,7 +19,7 @@ namespace namernn_fast {
 namespace {
 
 // PairTile::rows is the maximum number of rows of a tile. The arguments `a` and `c` of multiply()
-// must have memory for this many rows, even if `height` is less.
+// must point to memory for this many rows, even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
 // multiply<kAdd>(a, a_row, K, height, panel, c) writes the product of a [height, K] and the panel
 // to c [height, panel_width], or adds the product to c if kAdd. a_row is the row stride of a, and K
@@ -194,8 +194,8 @@ struct PairPart {
   };
 
   // Turns the sums of units j .. j + width of sequence b into states, and writes h to the output.
-  // If the sequence continues, also writes h to its row for the next step; otherwise writes all
-  // states to `last`.
+  // If the sequence continues, also writes h to the sequence's row for the next step; otherwise
+  // writes all states to `last`.
   void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -269,7 +269,7 @@ template <class Cell>
 void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    // The instructions for pairs need weights in panels, so the kernels in float run this call.
+    // The instructions for pairs need weights in panels, so the float kernels run this call.
     const KernelsFor<BFloat16>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
     return in_float.forward(args, runtime);
   }

@@ -1,4 +1,4 @@
-// Defines the kernel table for bfloat16 with instructions that multiply pairs. The files in
+// Defines the bfloat16 kernel table of an instruction set that multiplies pairs. The files in
 // csrc/isa/ that define a PairTile include this header.
 #pragma once
 

@@ -13,11 +13,11 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kMinBlockRows = kOneProductRows;  // lower limit of block_rows()
+constexpr int64_t kMinBlockRows = kOneProductRows;  // lower limit on block_rows()
 constexpr int64_t kChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 constexpr int64_t kTaskRows = 96;    // maximum rows of a product that one task computes
-constexpr int64_t kFewRows = 64;     // for at most this many rows, a task writes whole rows of a
-                                     // gradient
+constexpr int64_t kFewRows = 64;     // with at most this many rows of dz, a task writes whole rows
+                                     // of a gradient
 
 template <class Cell, class StorageType>
 struct FloatProducts {
@@ -120,8 +120,8 @@ struct FloatProducts {
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < M; i += task_rows) {
         if (!take(share)) continue;
-        // Even if all rows of X are zeros, an initial gradient must be written. The loop then runs
-        // once, with a product over no rows.
+        // Even if all rows of `panels` are zeros, an initial gradient must be written. The loop
+        // then runs once, with a product over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               first_dz + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,

@@ -4,12 +4,13 @@
 //   projection and recurrence together and reads the weights where the caller stores them;
 // - forward_rows: for other calls in float or double that want an output and have no `origin`.
 //   Computes the caller's rows step by step;
-// - forward_copied: for all remaining calls: 16-bit types, rows in another order (`origin`), and
-//   calls that want no output. Runs the loop of forward_rows on copies of the rows, one time block
-//   at a time;
+// - forward_copied: for all remaining calls, which use a 16-bit type, have rows in another order
+//   (`origin`), or want no output. Runs the loop of forward_rows on copies of the rows, one time
+//   block at a time;
 // - forward_pairs (bfloat16_forward.h): for bfloat16 on processors that multiply pairs of bfloat16.
-//   The kernel table of such processors has this function instead of forward(). If all weights are
-//   read in place, forward_pairs() calls forward() of the kernels that convert bfloat16 to float.
+//   The kernel table of such processors lists this function instead of forward(). If all weights
+//   are read in place, forward_pairs() calls forward() of the kernels that convert bfloat16 to
+//   float.
 #pragma once
 
 #include "kernel/forward_copied.h"

@@ -9,7 +9,7 @@ namespace namernn_fast {
 namespace {
 
 // Approximate size in bytes of the copied inputs and outputs of a time block. Sanitizer builds use
-// less, so that small tests have several time blocks.
+// a smaller size, so that even small tests run several time blocks.
 #if defined(NAMERNN_FAST_SANITIZE)
 constexpr int64_t kCopiedBytes = int64_t(1) << 14;
 #else
@@ -19,7 +19,7 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // Copies of the rows of one time block, shared by all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;                // number of steps of a time block
+  int64_t steps;                // number of steps in a time block
   Scalar* input;                // [steps, B, D]
   int64_t* ids;                 // [steps, B], token ids; null without a table
   Scalar* output;               // [steps, B, H]
@@ -44,8 +44,8 @@ struct CopiedPart {
   int64_t width() const { return part.columns.last - part.columns.first; }
   // Returns the offset of the part's columns in the state of sequence b.
   int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
-  // Returns row (t, b) of copied rows that have `features` elements each. `first` is the first time
-  // of the time block.
+  // Returns a pointer to row (t, b) of the copied `rows`, which have `features` elements each.
+  // `first` is the first time of the time block.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
     return rows + ((t - first) * args.layer.layout.B + b) * features;
   }
@@ -60,7 +60,7 @@ struct CopiedPart {
     }
   }
 
-  // Returns the arguments for the forward pass over the copied rows of times first .. last.
+  // Returns the arguments for the forward pass over the copied rows at times first .. last.
   // `initial` says whether the recurrence starts in this time block.
   Forward<Scalar> arguments_of(int64_t first, int64_t last, bool initial) const {
     const Layer<Storage>& layer = args.layer;
@@ -94,7 +94,7 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the member's share of the inputs or token ids of times first .. last. Zeroes the states
+  // Copies the member's share of the inputs or token ids at times first .. last. Zeroes the states
   // that a cut keeps from reaching t_begin, the time at which the recurrence enters the time block.
   // ForwardPart handles cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {

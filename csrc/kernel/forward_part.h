@@ -43,8 +43,8 @@ struct ForwardMemory {
   const Scalar* table;       // [V, H], the rows of the token table plus the biases
   const Scalar** looked_up;  // [members, B], pointers to the rows of `table` that a step's sums
                              // start from
-  int64_t B;                 // number of sequences of the whole layer, even if the part works on
-                             // one time block
+  int64_t B;                 // number of sequences in the layer's whole batch, even if the part
+                             // works on one time block
   Scalar* continued;         // [B, H], in a tree: copies of the previous h of a step's rows
   Scalar* cell_states[2];    // [B, H] each, in a tree: the cell states of rows at even and at odd
                              // times
@@ -149,7 +149,8 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
 }
 
 // The data of one part (a slice of the sequences and a range of hidden units), with functions that
-// locate the part's rows and operands. Weights that are read in place have the type Storage.
+// locate the part's rows and operands. Weights that are read in place have elements of type
+// Storage.
 template <class Cell, class Scalar, class Storage>
 struct ForwardContext {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -193,8 +194,8 @@ struct ForwardContext {
     return rows;
   }
 
-  // Calls f(run) for runs that cover the rows of projected_steps steps, starting at step s. `flat`
-  // says whether is_flat() holds for the tensor that receives the projection.
+  // Calls f(run) for runs that together cover the rows of projected_steps steps, starting at step
+  // s. `flat` says whether is_flat() holds for the tensor that receives the projection.
   template <class F>
   void for_each_projected_run(int64_t s, bool flat, F&& f) const {
     const Layer<Scalar>& layer = args.layer;

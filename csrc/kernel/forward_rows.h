@@ -38,9 +38,9 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies the states of sequences whose last step is at time t to args.last. Except in a tree,
-  // copies only h, because steps update cell states in args.last. Does not support layouts with
-  // `order`.
+  // Copies to args.last the states of sequences whose last step is at time t. Except in a tree,
+  // copies only h, because each step updates the cell states in args.last itself. Does not support
+  // layouts with `order`.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;

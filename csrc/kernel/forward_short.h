@@ -9,7 +9,7 @@ namespace namernn_fast {
 namespace {
 
 // Returns whether forward_short() supports the call, the layer is small, and its only sequence is
-// short. One condition is that D and H are multiples of the number of lanes of a vector.
+// short. forward_short() requires D and H to be multiples of the number of lanes in a vector.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;

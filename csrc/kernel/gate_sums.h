@@ -1,4 +1,4 @@
-// Computes the states of a part of the forward pass if a row has several sums per hidden unit.
+// Computes the states of a part of the forward pass, for cells with several sums per hidden unit.
 // Works on one unit block and a few rows at a time, in a buffer that stays in the nearest cache.
 #pragma once
 
@@ -23,7 +23,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   // Returns the number of elements in a row of the projection, which holds the sums that the input
   // contributes to, in order.
   int64_t projected_row() const { return Cell::weight_blocks * args.layer.H; }
-  // Returns row (t, b) of a projection whose first time is `first`.
+  // Returns a pointer to row (t, b) of a projection whose first time is `first`.
   Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
     const int64_t width = part.slice.end - part.slice.begin;
     const int64_t row = (t - first) * width + b - part.slice.begin;
@@ -114,8 +114,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return this->projected_times(s / projected_steps * projected_steps).first;
   }
 
-  // Multiplies inputs with the block of weight_ih that contributes to sum g, for the unit block
-  // that starts at unit j.
+  // Multiplies inputs by the block of weight_ih that contributes to sum g, for the unit block that
+  // starts at unit j.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
                       int64_t g, int64_t j) const {
     const int64_t D = args.layer.D;
@@ -128,8 +128,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     product<Scalar, false>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
-  // Multiplies previous states with all blocks of weight_hh and adds the products to `sums`, for
-  // the unit block that starts at unit j.
+  // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
+  // unit block that starts at unit j.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
                       int64_t j) const {
     const int64_t H = args.layer.H;
@@ -144,9 +144,9 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     }
   }
 
-  // Multiplies the rows of `rows_of_a` with all weight blocks and adds the products to `sums`, for
+  // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
   // the unit block that starts at unit j. If the unit block fills its panels, computes the products
-  // of all weight blocks as one.
+  // of all weight blocks as a single product.
   void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows,
                        int64_t j) const {
     const bool whole = columns_from(j) == w;

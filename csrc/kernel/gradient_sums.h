@@ -89,7 +89,7 @@ inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int6
   add_apart(gradients.sums.bias_hh, gradients.apart.bias_hh, elements(gradients.sizes.bias_hh));
 }
 
-// Counts the rows of a time block. After about every kRowsApart rows, calls add() to add `apart` to
+// Counts the rows of a time block. About every kRowsApart rows, calls add() to add `apart` to
 // `sums`. The first time, only switches the accumulation from `sums` to `apart`.
 template <class Scalar, class Add>
 inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
@@ -132,8 +132,8 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const G
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
   gradients.accumulate = args.accumulate_weights && group == 0;
-  // One long sequence may leave the other groups without rows. Nothing else sets the sums of such a
-  // group.
+  // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
+  // group without rows.
   if (rows == 0 && !gradients.accumulate) {
     std::memset(gradients.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
     std::memset(gradients.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));

@@ -1,5 +1,5 @@
-// Computes the states of a part of the forward pass if a row of the output holds the row's sums
-// until the states replace them.
+// Computes the states of a part of the forward pass, for cells whose output rows hold the sums
+// until the states replace the sums.
 #pragma once
 
 #include "kernel/forward_part.h"

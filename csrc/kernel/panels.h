@@ -38,8 +38,8 @@ inline int64_t panels_size(int64_t K, int64_t width) {
   return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
 }
 
-// Transposes the first `rows` rows and n columns of W into n rows of a panel. If the arguments are
-// constants, all elements stay in registers.
+// Transposes the first `rows` rows and n columns of W into n rows of a panel. If `rows` and n are
+// compile-time constants, all elements stay in registers.
 template <class Scalar, class Storage>
 inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -95,7 +95,7 @@ inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scal
   }
 }
 
-// Returns whether all n elements are finite, using that x * 0 is 0 if x is finite and NaN
+// Returns whether all n elements are finite. Relies on x * 0 being 0 if x is finite and NaN
 // otherwise.
 template <class Storage, class Scalar = Compute<Storage>>
 inline bool all_finite(const Storage* p, int64_t n) {

@@ -160,10 +160,10 @@ struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
-// Computes columns first .. last of C. `first` and `last` are multiples of the panel width, or the
-// end of C. The M rows are split into tiles whose heights differ by at most one, so that no thin
-// tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the tile is in the
-// nearest cache.
+// Computes columns first .. last of C. Each of `first` and `last` must be a multiple of the panel
+// width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
+// that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
+// tile is in the nearest cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {

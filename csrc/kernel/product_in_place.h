@@ -61,7 +61,7 @@ template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
   if constexpr (kDistance > 1) add_by_halves<Scalar, kDistance / 2>(acc);
 }
 
-// Returns a vector with the sum of the lanes of acc[r] in lane r.
+// Returns a vector whose lane r is the sum of the lanes of acc[r].
 template <class Scalar>
 [[gnu::always_inline]] inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
   transpose<Scalar>(acc);

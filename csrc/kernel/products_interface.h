@@ -1,6 +1,6 @@
 // Defines the interface of the types that compute the products of the backward pass: FloatProducts
-// and, on processors that multiply pairs of bfloat16, PairProducts. Each group of sequences has its
-// own object of such a type.
+// and, on processors that multiply pairs of bfloat16, PairProducts. Each group of sequences uses
+// its own object of such a type.
 #pragma once
 
 #include <type_traits>
@@ -27,7 +27,7 @@ struct ProductsInterface {
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);
   // The rows of dz in a time block, the stride from one row to the next, and the stride from one
-  // block of a row to the next. Each block has H gradients, one per hidden unit.
+  // block of a row to the next. Each block holds H gradients, one per hidden unit.
   static_assert(same<decltype(Products::dz), Element*>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
   static_assert(same<decltype(Products::dz_block), int64_t>);
@@ -67,18 +67,18 @@ struct ProductsInterface {
   // unless the cell is only_through_sums.
   static_assert(same<decltype(&Products::step_back),
                      void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
-  // end_recurrence(rows, part): prepares the products over the rows of a time block. Called when dz
+  // end_recurrence(rows, part): prepares the products over the rows of a time block. Called once dz
   // of all these rows is known.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
   // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): adds dz^T X to
-  // the sums `grad` [.., width] of these blocks of a weight gradient, or overwrites the sums if
+  // `blocks` of `grad` [.., width], the sums of a weight gradient, or overwrites these blocks if
   // `initial`. `panels` holds X, whose first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
                      void (Products::*)(const Blocks&, bool, Share&, int64_t, int64_t,
                                         const Element*, int64_t, Scalar*) const>);
-  // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes dz^T X to these
-  // blocks of the caller's gradient `grad`, for at most kOneProductRows rows. `panels` holds X as
+  // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes dz^T X to
+  // `blocks` of the caller's gradient `grad`, for at most kOneProductRows rows. `panels` holds X as
   // in add_weight_gradient().
   static_assert(same<decltype(&Products::write_weight_gradient),
                      void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Element*,

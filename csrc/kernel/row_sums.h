@@ -24,8 +24,8 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
   return sum;
 }
 
-// Adds the sum of dz over the time block's rows to these blocks of a bias gradient, or overwrites
-// the blocks with this sum if `initial`.
+// Adds the sum of dz over the time block's rows to `blocks` of a bias gradient, or overwrites the
+// blocks with this sum if `initial`.
 template <class Products, class Scalar>
 inline void add_bias_gradient(const Products& products, const Blocks& blocks, bool initial,
                               Share& share, int64_t rows, Scalar* grad) {
@@ -53,7 +53,7 @@ inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
           zeros<int64_t>(runtime, V)};
 }
 
-// Links the rows of a slice in a time block by token.
+// Links each row of a slice in a time block to the previous row with the same token.
 template <class Storage>
 inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice slice,
                       const TokenRows& rows) {
@@ -61,8 +61,8 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   for (int64_t t = block.first; t < block.last; ++t) {
     for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
       const int64_t token = token_of(layer, t, b);
-      // rows.last[token] is stale, left by another time block, unless it names an earlier row that
-      // has this token.
+      // rows.last[token] may be left over from another time block. It is valid only if it is the
+      // index of an earlier row with this token.
       const int64_t last = rows.last[token];
       rows.before[row] = last < row && rows.token[last] == token ? last : -1;
       rows.token[row] = token;
@@ -95,8 +95,8 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// For each token, adds the sum of dz over the time block's rows with that token to these blocks of
-// a table's gradient [V, stride]. Sets the blocks to zero first if `initial`.
+// For each token, adds the sum of dz over the time block's rows with that token to `blocks` of a
+// table's gradient [V, stride]. Sets these blocks to zero first if `initial`.
 template <class Products, class Scalar>
 inline void add_table_gradient(const Products& products, const TokenRows& tokens,
                                const Blocks& blocks, bool initial, Share& share, int64_t V,

@@ -49,7 +49,7 @@ inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t work
   return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
 }
 
-// Runs body(begin, end) for ranges that cover 0 .. n, in parallel.
+// Runs body(begin, end) in parallel on ranges that together cover [0, n).
 template <class Body>
 inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   if (n == 1) {
@@ -64,7 +64,7 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   }
 }
 
-// Hands out the units of work of a loop. Every worker iterates over the whole loop and computes the
+// Hands out a loop's units of work. Every worker iterates over the whole loop and computes the
 // units that take() assigns to it. Each unit is computed once, with the same result on any worker.
 // With dynamic shares, a free worker takes the next unit, so that a slow worker does not delay the
 // others. Fixed shares need no common counter.
@@ -99,7 +99,7 @@ struct Part {
   Team* team;       // null if the group has a single member
 };
 
-// Runs body(part) for every part of the plan, in parallel. `teams` [groups] is used only if groups
+// Runs body(part) in parallel for every part of the plan. `teams` [groups] is used only if groups
 // have several members.
 template <class Storage, class Body>
 inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtime& runtime,

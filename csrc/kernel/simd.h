@@ -1,6 +1,7 @@
-// Defines the vector type of one instruction set with the compiler's vector extension, and loads
-// and stores of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
-// NAMERNN_REGISTERS (the number of vector registers) before it includes this header.
+// Defines the vector types of one instruction set, using the compiler's vector extension, and
+// functions that load and store whole and partial vectors. A file in csrc/isa/ defines
+// NAMERNN_VECTOR_BYTES and NAMERNN_REGISTERS (the number of vector registers) before it includes
+// this header.
 #pragma once
 
 #if defined(__AVX2__)
@@ -103,8 +104,8 @@ inline void store_first(Scalar* p, Vec<Scalar> v, int64_t n) {
 }
 #endif
 
-// Calls f(offset, n) for consecutive vectors that cover 0 .. width. n is less than `lanes` only in
-// the last vector.
+// Calls f(offset, n) for consecutive vectors that together cover 0 .. width. n is less than `lanes`
+// only in the last vector.
 template <class Scalar, class F>
 inline void for_each_vector(int64_t width, F&& f) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;

@@ -80,8 +80,8 @@ struct Exponential {
   Vec<Scalar> rest;
 };
 
-// Computes exp(2a). The rounding error of n ln 2 / 2 matters if |n| is large. `far` keeps the
-// relative error small even then, because it splits ln 2 / 2 so that n times half_ln2_high is
+// Computes exp(2a). The rounding error of n ln 2 / 2 matters if |n| is large. If `far`, the
+// relative error stays small even then, because ln 2 / 2 is split so that n times half_ln2_high is
 // exact.
 template <class Scalar, bool far>
 inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {

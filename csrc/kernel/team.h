@@ -1,7 +1,7 @@
 // A team is a set of threads that compute the time steps together, with a barrier after every step.
 //
-// A parallel region may run with fewer threads than requested, inside another region or when the
-// pool is busy. So a team consists of the threads that arrive in time. The first thread waits
+// A parallel region may run with fewer threads than requested if it is inside another region or if
+// the pool is busy. So a team consists of the threads that arrive in time. The first thread waits
 // briefly for the others and then closes the team; threads that arrive later leave again. Results
 // do not depend on the number of members.
 #pragma once
@@ -24,8 +24,8 @@ struct Team {
 constexpr uint32_t kClosed = uint32_t(1) << 30;
 constexpr int kFormationRounds = 64;  // yields before the first member starts without the others
 
-// Joins the team. Returns the caller's member number, or -1 if the team is closed already. The
-// first member waits for a limited time until the team has `expected` members.
+// Joins the team. Returns the caller's member number, or -1 if the team is already closed. The
+// first member waits until the team has `expected` members, but only for a limited time.
 inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   const uint32_t place = __atomic_fetch_add(&team.joined.value, 1u, __ATOMIC_ACQ_REL);
   if (place >= kClosed) return -1;

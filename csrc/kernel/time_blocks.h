@@ -6,11 +6,11 @@
 namespace namernn_fast {
 namespace {
 
-// Every time block has space for this many rows. So a call with at most this many rows has a single
-// time block, and each weight gradient is one product instead of a sum over time blocks.
+// Every time block has space for this many rows. So a call with at most this many rows runs as a
+// single time block, and each weight gradient is one product instead of a sum over time blocks.
 constexpr int64_t kOneProductRows = 256;
 
-// The rows of one group's sequences, numbered in order of time.
+// The rows of one group's sequences, numbered in time order.
 struct GroupRows {
   Slice slice;
   const int64_t* start;  // [T + 1], number of the group's rows before time t; null if all sequences
@@ -33,7 +33,8 @@ inline int64_t count_rows(const GroupRows& rows, const TimeBlock& block) {
   return first_row(rows, block.last) - first_row(rows, block.first);
 }
 
-// Returns an empty time block at the end of the sequences where the backward pass begins.
+// Returns the empty time block from which the backward pass starts: before the first time if the
+// layer runs in reverse, after the last time otherwise.
 template <class Storage>
 inline TimeBlock block_before_first(const Layer<Storage>& layer) {
   const int64_t edge = layer.reverse ? 0 : layer.layout.T;

@@ -11,8 +11,8 @@ namespace {
 
 // Returns a shuffle index for one round of the butterfly transpose. Rows a and b (b is `distance`
 // rows below a) exchange squares of `distance` lanes across the diagonal. merge_low() returns the
-// index for lane l of the new a, merge_high() the index for lane l of the new b. An index i < lanes
-// means lane i of the old a; an index lanes + i means lane i of the old b.
+// index for lane l of the new a, and merge_high() for lane l of the new b. An index i < lanes means
+// lane i of the old a; an index lanes + i means lane i of the old b.
 constexpr int merge_low(int l, int distance, int lanes) {
   return l & distance ? lanes + (l ^ distance) : l;
 }

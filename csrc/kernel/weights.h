@@ -141,16 +141,16 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
 }
 
 // Where the groups of a plan read the weights in panels. If choose_copies() returns true, each
-// group packs its own copy, which is then already in its core's private cache if the copy fits
-// there. Otherwise all groups share one copy.
+// group packs its own copy. A copy that fits in the private cache of a core is then already in the
+// cache of the core that reads it. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // bytes from one group's copy to the next; 0 if all groups share one copy
-  bool packed;    // whether the panels are packed already; if not, each part packs its own columns
+  bool packed;    // whether the panels are already packed; if not, each part packs its own columns
 };
 
-// Decides where the groups read the weights. Unless the layer has panels already, allocates memory
-// and packs panels that groups share.
+// Decides where the groups read the weights. Unless the layer already has panels, allocates memory
+// for panels, and packs the panels if all groups share one copy.
 template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
                                   const Runtime& runtime) {
@@ -164,7 +164,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
   return {static_cast<char*>(memory), 0, true};
 }
 
-// Returns the weights for one part. Packs the part's columns first unless they are packed already.
+// Returns the weights for one part. Packs the part's columns first unless they are already packed.
 template <class Panels, class Storage>
 inline Panels weights_for(const Part& part, const Layer<Storage>& layer,
                           const WeightCopies& copies) {

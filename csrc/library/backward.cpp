@@ -56,7 +56,7 @@ int64_t lowest_layer(const BackwardTensors& grads) {
          grads.want_weights.begin();
 }
 
-// Copies the gradients of sequence b's last state to `to`. Absent gradients are zeros.
+// Copies the gradient of sequence b's last state to `to`, or writes zeros if of_last.data is null.
 template <class Scalar>
 void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H, Scalar* to) {
   for (int64_t j = 0; j < H; ++j) {
@@ -153,8 +153,8 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
   }
 }
 
-// Writes the gradients that no kernel writes: of padding rows, of the initial states of sequences
-// without rows, and of bias_hh if bias_ih has the same gradient.
+// Writes the gradients of padding rows, of the initial states of sequences without rows and, if
+// both biases have the same gradient, of bias_hh. No kernel writes these gradients.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   const int64_t H = stack.H;

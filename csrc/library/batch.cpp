@@ -104,7 +104,7 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
   batch.origin = batch.order;
 }
 
-// Reads the offsets of a jagged batch: sequence b has rows offsets[b] .. offsets[b + 1].
+// Reads the offsets of a jagged batch: the rows of sequence b are offsets[b] .. offsets[b + 1].
 void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   check(offsets.is_cpu() && offsets.scalar_type() == ScalarType::Long && offsets.dim() == 1 &&
             offsets.numel() > 0,
@@ -128,8 +128,8 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   }
 }
 
-// Copies the caller's reset mask to `batch`. The mask is (T, B), or (B, T) with batch_first; the
-// copy has the sequences in the layout's order.
+// Copies the caller's reset mask to `batch`. The mask is (T, B), or (B, T) with batch_first. In the
+// copy, the sequences are in the layout's order.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
         "reset must be a bool tensor on the CPU");

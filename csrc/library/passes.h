@@ -1,4 +1,4 @@
-// The forward and backward passes of a checked stack, on this processor's kernels.
+// The forward and backward passes of a checked stack, run by this processor's kernels.
 #pragma once
 
 #include <optional>

@@ -8,7 +8,7 @@ namespace namernn_fast {
 namespace {
 
 constexpr int64_t kTreeRows = 1024;  // approximate maximum number of rows per tree
-constexpr int64_t kThinRows = 4;     // a step with fewer rows takes as long as with this many
+constexpr int64_t kThinRows = 4;     // steps with fewer rows take as long as steps with this many
 constexpr double kGathering = 1.06;  // relative time of a row if its previous state is gathered
 constexpr double kWorth = 0.95;      // trees must take less than this fraction of the unshared time
 
@@ -53,8 +53,8 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   }
 }
 
-// Sorts the sequences lexicographically, and counts the first ids that each sequence shares with
-// its predecessor.
+// Sorts the sequences lexicographically, and counts the leading ids that each sequence shares
+// with its predecessor.
 void PrefixTrees::sort(int64_t V) {
   const int bits = std::max(1, bits_of(V));  // bits per digit; a digit is id + 1, or 0 past the end
   const int64_t in_key = 63 / bits;
@@ -138,7 +138,7 @@ void PrefixTrees::build(int64_t i, Tree& tree) const {
   tree.start.assign(T, 0);
   for (size_t t = 1; t < T; ++t) tree.start[t] = tree.start[t - 1] + tree.count[t - 1];
 
-  // In sorted order, the current sequence's row at t is always the last row that was added at t.
+  // Because the sequences are sorted, the current sequence's row at t is the last row added at t.
   std::vector<int64_t> newest(T, -1);
   std::vector<int64_t> end_row(last - first);
   tree.ids.resize(N);

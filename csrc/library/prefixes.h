@@ -65,7 +65,7 @@ class PrefixTrees {
   std::vector<int64_t> ids_;
   std::vector<Sequence> sequences_;  // sorted by ids
   std::vector<int64_t> shared_;      // number of ids shared with the previous sequence of the tree
-  std::vector<int64_t> first_sequence_;  // first sequence of each tree, and one past the last
+  std::vector<int64_t> first_sequence_;  // first sequence of each tree, then sequences_.size()
   std::vector<int64_t> first_row_;       // first row of each tree, then the number of rows
   double cost_ = 0;                      // cost of all trees, in units of the time for one row
   bool worthwhile_ = false;

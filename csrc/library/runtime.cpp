@@ -53,7 +53,7 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
 
 // A yield that takes longer than this must have let another program run. In most calls, threads of
 // this process compute for less time than this between two waits; another program's time slice is
-// longer.
+// longer than this.
 constexpr std::chrono::microseconds kLongYield{200};
 
 bool yield_processor() {

@@ -1,5 +1,5 @@
-// What the process provides to the kernels: scratch memory, torch's thread pool and its number of
-// threads.
+// What the process provides to the kernels: scratch memory, torch's thread pool and torch's number
+// of threads.
 #pragma once
 
 #include <cstdlib>
@@ -10,7 +10,7 @@
 
 namespace namernn_fast {
 
-// Scratch memory of one call. Each thread keeps one region between calls, so that small calls
+// Scratch memory for one call. Each thread keeps one region between calls, so that small calls
 // neither allocate nor cause page faults. Memory beyond that region is freed when the call ends.
 class Scratch {
  public:

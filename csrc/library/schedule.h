@@ -43,7 +43,7 @@ void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) 
   for (int64_t d = 0; d < stack.directions; ++d) run(d, Resources(machine));
 }
 
-// The times of a batch, split into stretches that run one after the other.
+// The steps of a batch, split into stretches that run one after the other.
 class Stretches {
  public:
   Stretches(const SequenceLayout& layout, int64_t length) : layout_(layout), length_(length) {
@@ -57,7 +57,7 @@ class Stretches {
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
   // Narrows `layer` to stretch i. The initial states h of the stretch are the rows of `output` at
-  // the previous time. The layer must not be reversed.
+  // the time before the stretch. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -105,7 +105,7 @@ class Stretches {
 // deadlock.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
-  std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has done
+  std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has run
   std::atomic<int64_t> next{0};
   const Runtime runtime = Resources(one_thread()).runtime();
   torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
@@ -130,8 +130,8 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
 
 inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
-  // A stretch reads its initial states as evenly spaced rows of `output`, which a jagged tensor
-  // does not have.
+  // A stretch reads its initial states as evenly spaced rows of `output`, but in a jagged tensor
+  // the rows at one time are not evenly spaced.
   const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
   // In 16 bits, the states that one stretch passes to the next would be rounded.
   const bool exact =

@@ -24,7 +24,7 @@ struct Stack {
   int64_t layers = 0;
   int64_t directions = 0;
   int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
-  int64_t D = 0;  // features of `input`, 0 for token ids; later layers have directions * H
+  int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * H features
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
   int32_t dtype = 0;
@@ -51,8 +51,8 @@ struct Stack {
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
-// Checks the arguments of an operator and returns them as a Stack. Errors name the argument, what
-// it must be and what it is.
+// Checks the arguments of an operator and returns them as a Stack. Error messages name the
+// argument, the expected value and the actual value.
 Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
@@ -118,14 +118,14 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
 }
 
 // Returns the gradients for one direction of one layer from `grad`, the gradients of the last h or
-// last cell states. Absent gradients are zeros.
+// last cell states. If `grad` is absent, the gradients are zeros.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};
   return {const_data<Scalar>(*grad) + state * grad->stride(0), grad->stride(1), grad->stride(2)};
 }
 
-// Calls f(state, b) for every sequence without rows, for every layer and direction. `state` is the
+// Calls f(state, b) for every sequence without rows, in every layer and direction. `state` is the
 // index from Stack::state_of(), `b` the caller's index of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {

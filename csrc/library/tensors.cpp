@@ -25,7 +25,7 @@ char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strid
 
 Tensor contiguous_copy(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
-  // Avoids torch's contiguous(), because the stable ABI does not say why contiguous() fails.
+  // Avoids torch's contiguous(), because the stable ABI does not report why contiguous() fails.
   Tensor copy = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype_of(tensor));
   if (!is_pool_lost()) return torch::stable::copy_(copy, tensor);
   copy_elements(const_data<char>(tensor), sizes.data(), tensor.strides().data(), tensor.dim(),

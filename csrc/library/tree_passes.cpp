@@ -46,7 +46,7 @@ void for_each_worker(int64_t workers, Body&& body) {
 }
 
 // Returns tree i's rows in `all_rows`, which holds the rows of all trees. If `all_rows` is absent,
-// returns `workspace`, which is large enough for any one tree.
+// returns `workspace`, which is large enough for any tree.
 template <class Scalar>
 Scalar* tree_rows(const std::optional<Tensor>& all_rows, const PrefixTrees& trees, int64_t i,
                   int64_t H, const std::optional<Tensor>& workspace) {
@@ -96,7 +96,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
 
 // Parameter gradients that one worker sums over its trees. For accuracy, the gradients of many rows
 // accumulate in a separate buffer before they join the sums, as in kernel/gradient_sums.h. A kernel
-// cannot do that itself, because it sees only one tree.
+// cannot use such a buffer itself, because it sees only one tree.
 template <class Scalar>
 class WorkerGradients {
  public:
@@ -112,7 +112,7 @@ class WorkerGradients {
     }
   }
 
-  // Returns where the next kernel call writes its gradients.
+  // Returns the tensors to which the next kernel call writes its gradients.
   const std::vector<Tensor>& place() const { return is_apart_ ? apart_ : sums_; }
   // Returns whether the next kernel call adds to the gradients in place() instead of overwriting
   // them.
@@ -150,8 +150,8 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for each gradient i, whose n elements are `sums`. Skips the gradient of
-  // bias_hh if it is a copy.
+  // Calls f(i, sums, n) for each gradient i, whose n elements start at `sums`. Skips the gradient
+  // of bias_hh if it is a copy.
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {

@@ -6,8 +6,8 @@
 
 namespace namernn_fast {
 
-// Returns the trees of a call with share_prefixes. Returns none without share_prefixes, or if the
-// trees are not estimated to save time.
+// Returns the trees of a call with share_prefixes. Returns nullopt without share_prefixes, or if
+// the trees are not estimated to save time.
 std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options);
 
 // Computes the last states of all layers. results.outputs must be present for every layer or for

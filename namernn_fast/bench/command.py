@@ -194,7 +194,7 @@ def _settled(threads: int | None) -> Iterator[None]:
 
 
 def machine(cell: str) -> str:
-    """Returns the processor, threads, torch version and path of the fused layer in one line."""
+    """Returns one line with the processor, threads, torch version and path of the fused layer."""
     _, fused = CLASSES[cell]
     path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path
     return (
@@ -204,7 +204,10 @@ def machine(cell: str) -> str:
 
 
 def _input(workload: Workload) -> Input:
-    """Draws the input of a workload: time-major, or packed with lengths drawn from `LENGTHS`."""
+    """Returns random input for a workload.
+
+    The input is a time-major tensor, or a packed sequence with lengths in the range `LENGTHS`.
+    """
     generator = torch.Generator().manual_seed(1)
     if workload.seq_len is not None:
         return torch.randn(
@@ -217,10 +220,10 @@ def _input(workload: Workload) -> Input:
 
 
 def check(workloads: Iterable[Workload]) -> dict[Workload, dict[str, TimedCall]]:
-    """Checks results in every workload against the error budget, and returns the calls to time.
+    """Checks the results of every workload against the error budget; returns the calls to time.
 
     Returns:
-        For each workload, the call of torch's layer and of the fused layer, by layer name.
+        For each workload, the calls to torch's layer and to the fused layer, by layer name.
 
     Raises:
         BudgetError: a result exceeds its budget; the message names the workload.

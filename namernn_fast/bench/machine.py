@@ -14,13 +14,13 @@ _ZEN = (
     (26, range(0x50), "Zen 5"),
     (26, range(0x60, 0x80), "Zen 5"),
 )
-"""Generations of AMD's processors by family and models, as in Linux (arch/x86/kernel/cpu/amd.c)."""
+"""Generations of AMD processors by family and models, as in Linux (arch/x86/kernel/cpu/amd.c)."""
 
 
 def cpu_name() -> str:
     """Returns the name of the processor, or of its architecture if the name is unknown.
 
-    Adds the generation of AMD's processors, because virtual machines often call every generation
+    Appends the generation of AMD processors, because virtual machines often call every generation
     "AMD EPYC".
     """
     fields: dict[str, str] = {}
@@ -43,7 +43,7 @@ def cpu_name() -> str:
 
 
 def _generation(fields: dict[str, str]) -> str:
-    """Returns the generation of AMD's processor in parentheses, or nothing if it is unknown."""
+    """Returns the generation of an AMD processor in parentheses; an empty string if unknown."""
     if fields.get("vendor_id") == "AuthenticAMD":
         family, model = int(fields["cpu family"]), int(fields["model"])
         for of_family, models, generation in _ZEN:

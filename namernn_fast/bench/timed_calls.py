@@ -1,9 +1,9 @@
 """Makes the calls that are timed: forward passes, or training steps with fixed random gradients.
 
-The gate checks the results of the very calls that are timed. Every training step gives gradients to
-`output` and to all last states. With a gradient at `h_n` alone, the gradient of the state would
-decay to subnormal numbers within a hundred steps. Some processors handle such numbers many times
-more slowly, and a benchmark would measure that weakness instead of the layers.
+The gate checks the results of the very calls that are timed. Every training step passes
+gradients for `output` and for all last states. With a gradient for `h_n` alone, the gradient of the
+state would decay to subnormal numbers within a hundred steps. Some processors handle subnormals
+many times more slowly, and a benchmark would measure that weakness instead of the layers.
 `benchmarks/cpu/fading.py` in the repository measures this weakness separately.
 """
 
@@ -40,12 +40,12 @@ TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ..
 
 
 def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
-    """Returns fixed random gradients for every result of a layer, to be drawn before timing.
+    """Returns fixed random gradients for every result of a layer. Call this before timing.
 
     Args:
         layer: A time-major layer.
-        input: Its input, `(seq_len, batch, input_size)` or packed, on the layer's device and in the
-            layer's dtype.
+        input: The layer's input, `(seq_len, batch, input_size)` or packed, with the layer's device
+            and dtype.
     """
     if isinstance(input, PackedSequence):
         data, batch = input.data, int(input.batch_sizes[0])
@@ -142,13 +142,13 @@ def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
 def gated_calls(
     workload: Workload, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, TimedCall]:
-    """Returns the calls of torch's layer and the fused layer, by name, after the gate has passed.
+    """Returns the calls to torch's layer and to the fused layer, by name, once the gate has passed.
 
     Args:
         workload: The cell and the sizes of the layers, which get equal parameters, and the mode.
         input: The input of both layers.
         rows: The sequences of a dense batch that the float64 oracle computes; default: all. In
-            training the gate then gives zero gradients to the other sequences, so that the oracle's
+            training the gate then uses zero gradients for the other sequences, so that the oracle's
             parameter gradients are complete although the layers run the whole batch.
         step: The training step.
     """

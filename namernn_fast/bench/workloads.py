@@ -52,7 +52,7 @@ class Workload:
     def of(cls, row: Mapping[str, Any]) -> "Workload":
         """Returns the workload of a row of raw results, which contains the workload's fields.
 
-        Rows of older results have no `cell`: their layer is `nn.RNN`.
+        Rows that an earlier version wrote lack `cell`; their layer is `nn.RNN`.
         """
         named = {field.name: row[field.name] for field in fields(cls) if field.name != "cell"}
         return cls(**named, cell=row.get("cell", VANILLA.name))

@@ -47,8 +47,8 @@ class Call:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
         An `autograd.Function` ignores tensors inside nested tuples. So input, states and weights
-        are separate arguments at the end. The argument before input is the number of input and
-        states together, which says where the weights begin.
+        are separate arguments at the end. The argument before input is the number of states plus
+        one, for input; it determines where the weights begin.
         """
         numbers = self.cell.number, self.options, self.trees
         rows = self.sequence_layout, self.reset

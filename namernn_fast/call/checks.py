@@ -40,8 +40,8 @@ def check_like_nn_rnn(call: Call) -> None:
 
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
-        RuntimeError: the number of features, the length or the device of input, the shape of reset,
-            or the shape, device or dtype of hx is wrong.
+        RuntimeError: the number of features, the sequence length or the device of input, the shape
+            of reset, or the shape, device or dtype of hx is wrong.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]
@@ -93,7 +93,7 @@ def check_like_nn_rnn(call: Call) -> None:
 
 
 def hint_at_embedding(data: Tensor) -> str:
-    """Returns, for integer input, a hint that token ids need embedding=; otherwise nothing."""
+    """Returns, for integer input, a hint that token ids need embedding=; else an empty string."""
     if data.dtype not in ID_DTYPES:
         return ""
     return ". Token ids need embedding="
@@ -191,7 +191,8 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
 def _check_offsets(offsets: Tensor, rows: int) -> None:
     """Checks the offsets of a jagged tensor; `rows` is the number of rows of its values.
 
-    This may wait for an accelerator, but the reference path reads the offsets on the CPU anyway.
+    This check may wait for an accelerator, but the reference path reads the offsets on the CPU
+    anyway.
     """
     if torch.compiler.is_compiling():
         return
@@ -248,7 +249,7 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
 
     Raises:
         IndexError: an id outside the padding is not from 0 to vocabulary - 1. Ids on an accelerator
-            are not checked, because that would wait for the device.
+            are not checked, because reading them would wait for the device.
     """
     batch_first, padded = options & ops.BATCH_FIRST, not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
@@ -283,7 +284,7 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
 
 
 def are_lengths_of(lengths: Tensor, ids: Tensor, options: int) -> bool:
-    """Returns whether `lengths` has one length for each sequence of padded token ids."""
+    """Returns whether `lengths` holds one length for each sequence of padded token ids."""
     return lengths.shape == (ids.shape[0 if options & ops.BATCH_FIRST else -1],)
 
 

@@ -15,12 +15,12 @@ _batch_invariant = False
 def batch_invariant(enabled: bool = True) -> Iterator[None]:
     """Context manager that makes the results of a sequence bit-identical however it is batched.
 
-    The results of a sequence do not depend on the other sequences of the batch, its position in the
-    batch, padding, packing, lengths, or the number of threads. This holds for forward results of
-    `rnn`, `gru`, `lstm` and the modules; gradients of parameters are sums over the batch. The
-    setting costs time: small batches use the same chain lengths as large batches, and even a single
-    short sequence copies the weights into panels. `FusedRNN(..., batch_invariant=True)` turns the
-    setting on for one module.
+    The results of a sequence do not depend on the other sequences in the batch, on its position in
+    the batch, on whether the batch is padded, packed or passed with `lengths`, or on the number of
+    threads. This holds for forward results of `rnn`, `gru`, `lstm` and the modules; gradients of
+    parameters are sums over the batch. The setting costs time: small batches use the same chain
+    lengths as large batches, and the weights are copied into panels even for a single short
+    sequence. `FusedRNN(..., batch_invariant=True)` turns the setting on for one module.
 
     The setting is global to the process, not per thread, like torch's own settings of this kind.
 

@@ -22,9 +22,10 @@ def to_time_major(
     Returns:
         input: (seq_len, batch, features), or the data of a PackedSequence; token ids lack the last
             dimension.
-        batch_sizes: the number of sequences at each time, or None unless packed.
+        batch_sizes: the number of sequences at each time step, or None unless packed.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
-        places: the time and the sequence of each row of a jagged tensor, or None unless jagged.
+        places: the time index and the sequence index of each row of a jagged tensor, or None
+            unless jagged.
     """
     if sequence_layout is not None and options & ops.PACKED:
         return input, sequence_layout.tolist(), None, None
@@ -56,7 +57,7 @@ def from_time_major(output: Tensor, options: int, places: tuple[Tensor, Tensor] 
 
 
 def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the time and the sequence number of each row of a jagged tensor."""
+    """Returns the time index and the sequence index of each row of a jagged tensor."""
     row = torch.arange(int(offsets[-1]), device=offsets.device)
     sequence = torch.bucketize(row, offsets[1:], right=True)
     return row - offsets[sequence], sequence

@@ -118,7 +118,8 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
     if torch.compiler.is_compiling():
-        # statically_known_true does not turn a dynamic size into a guard.
+        # A plain comparison would guard on a dynamic size and force recompiles;
+        # statically_known_true adds no guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
         if not statically_known_true(vocabulary <= TRACED_VOCABULARY):
@@ -145,7 +146,7 @@ def why_not_shared(
         call: a call on token ids.
         embedding: (vocabulary, input_size).
         choice: the path of the call.
-        at_any_cost: whether to ignore speed and return only what makes sharing impossible.
+        at_any_cost: whether to ignore speed and return only reasons that make sharing impossible.
     """
     ids, options = call.data, call.options
     if options & ops.BIDIRECTIONAL:

@@ -57,7 +57,7 @@ class OnnxNode(NamedTuple):
 
     operator: str
     gates: Sequence[int]
-    """The indices of torch's weight blocks, in the order of ONNX."""
+    """The indices of torch's weight blocks, in ONNX order."""
     attributes: Mapping[str, Any] = {}
 
 

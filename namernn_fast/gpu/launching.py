@@ -90,7 +90,7 @@ def share_turn(
 
     Args:
         device: the GPU of all these streams.
-        stream: the current stream of the GPU, which the caller makes `others` wait for.
+        stream: the GPU's current stream. The caller makes `others` wait for this stream.
         others: the other streams.
     """
     if is_capturing(device):

@@ -341,8 +341,8 @@ def _grad_weight_hh(
 
     Args:
         dz: the gradient of the sums (N, H).
-        states: the direction's output (N, H). Each row is the previous state of the row one step
-            later in the direction.
+        states: the direction's output (N, H). Each row is the previous state of the next row in
+            recurrence order.
         hx: initial states (B, H), or None for zeros.
         batch: number of rows per step.
         reverse: whether the direction goes back in time.

@@ -171,7 +171,7 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
 
 
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
-    """Checks the arguments of `backward` that `forward` does not have."""
+    """Checks the arguments of `backward` that `forward` does not take."""
     input, count = call.input, len(call.states or [])
     _require(
         len(call.wanted) == 1 + count,
@@ -298,7 +298,7 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
 
 
 def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:
-    """Returns the number of rows before each time, then the number of steps of each sequence."""
+    """Returns the number of rows before each time step, then the length of each sequence."""
     starts = batch_sizes.cumsum(0) - batch_sizes
     # The length of sequence b is the number of steps with more than b sequences.
     sequences = torch.arange(B, device=batch_sizes.device)

@@ -139,7 +139,7 @@ def choose(
 
 
 def _warps(threads: int, device: Device) -> int:
-    """Returns the number of warps, from 4 to 16, that makes about `threads` threads."""
+    """Returns the number of warps, from 4 to 16, that provides about `threads` threads."""
     warps: int = triton.next_power_of_2(triton.cdiv(threads, device.lanes))
     return min(16, max(4, warps))
 

@@ -30,7 +30,7 @@ class SequenceLayout(NamedTuple):
     """int64 (B + 1), the first row of each sequence of a jagged tensor, then the end of the last
     sequence. None for other layouts."""
     starts: Tensor | None = None
-    """int64 (T), the number of rows before each time in packed data. None for other layouts."""
+    """int64 (T), the number of rows before each time step in packed data; else None."""
     reset: Tensor | None = None
     """uint8, nonzero for each (time, sequence) at which the state restarts from zeros. None without
     resets."""

@@ -217,7 +217,7 @@ def backward_stack(
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, then of the output
+    grads: list[Tensor | None] = [*none, grad_output]  # for each layer's input, then for output
     # For each layer, dz and the previous states (None if `outputs` holds the previous states).
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}

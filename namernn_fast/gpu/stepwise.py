@@ -94,7 +94,7 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
 
 
 def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
-    """Returns a view (B, H) of the rows of each step, in the order of the direction.
+    """Returns a view (B, H) of the rows of each step, in recurrence order.
 
     Args:
         rows: the rows of all steps, (N, directions * H).

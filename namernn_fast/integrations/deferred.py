@@ -20,7 +20,7 @@ def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """A finder that makes the import of the module `name` run `action` at its end."""
+    """An import finder that runs `action` once the module `name` has been executed."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action

@@ -39,7 +39,7 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
-    """Returns for each layer the multiply-adds per row of both products, over all directions."""
+    """Returns each layer's multiply-adds per row of both products, summed over its directions."""
     products = [
         (
             sum(direction.weight_ih.numel() for direction in layer),

@@ -13,7 +13,7 @@ from torch.fx import Proxy, Tracer
 
 
 def make_leaves(*classes: type[torch.nn.Module]) -> None:
-    """Makes tracers record calls of modules of exactly these classes as one node each."""
+    """Makes tracers record each call to a module of exactly these classes as one node."""
     original = Tracer.call_module
 
     @functools.wraps(original)

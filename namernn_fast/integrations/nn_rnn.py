@@ -1,4 +1,4 @@
-"""Decides when a call must run on the operators of torch's layer instead of the fused ones.
+"""Decides when a call must run on the operators of torch's layer instead of the fused operators.
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
 record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`

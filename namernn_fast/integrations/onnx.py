@@ -114,7 +114,7 @@ def _layer(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks the same weight or bias of all directions, with the gates in the order of ONNX.
+    """Stacks the same weight or bias of all directions, with the gates in ONNX order.
 
     Args:
         weights: one weight or bias for each direction.

@@ -95,7 +95,7 @@ class Mapped(torch.autograd.Function):
                 "vmap can only map over a jagged tensor if it maps over the weights too: map over "
                 "padded input and lengths"
             )
-        # Packed data holds all sequences of a time side by side, so its rows act as the batch.
+        # Packed data holds all sequences of a time step side by side, so its rows act as the batch.
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
         folded = replace(

@@ -140,7 +140,7 @@ def _load() -> float | None:
 
 
 def _gpu_trouble() -> str | None:
-    """Returns why the current GPU cannot run the GPU kernels; None if it can, or without a GPU."""
+    """Returns why the current GPU cannot run the GPU kernels; None if it can or there is no GPU."""
     if not torch.cuda.is_available():
         return None
     try:

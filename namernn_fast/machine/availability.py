@@ -65,7 +65,7 @@ def _load_extension() -> bool:
 
 
 def _warn_importer(message: str) -> None:
-    """Issues a warning at the line outside this package that imported it.
+    """Issues a warning at the line of the caller's code that imported this package.
 
     A constant `stacklevel` of `warnings.warn` cannot find that line, because the number of frames
     between this function and that line depends on the form of the import statement.

@@ -40,8 +40,8 @@ class Answers:
     millionths: Tensor
     """int64 (rows, top), the probabilities of the languages in `best`, in millionths."""
     unusual: Tensor
-    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if unknown, because the
-    checkpoint comes from an earlier version or the row has an error"""
+    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if unknown, because an
+    earlier version wrote the checkpoint or the row has an error"""
     dropped: dict[int, str]
     """Maps a row to the characters of its name that were not read (see `Folding.dropped`). Rows
     whose names were read completely are absent."""
@@ -114,7 +114,8 @@ def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> di
     """Returns `Answers.dropped`: the characters that folding dropped from usable names."""
     found = {}
     for place, (name, text) in enumerate(zip(names, texts, strict=True)):
-        # An ASCII character never folds to several, so equal lengths mean that none was dropped.
+        # An ASCII character never folds to several characters, so equal lengths mean that no
+        # character was dropped.
         if len(name) == len(text) and name.isascii():
             continue
         if text and (lost := folding.dropped(name)):

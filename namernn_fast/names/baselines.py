@@ -42,7 +42,7 @@ WEIGHTED_NGRAMS = NgramSettings(longest=5, weighted=True, inverse_penalty=15.0)
 
 
 class Scores(NamedTuple):
-    """The log-probabilities of the languages of each name."""
+    """The log-probabilities of the languages for each name."""
 
     validation: Tensor
     """float64 (names of the validation part, languages)"""

@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file. Besides the weights it contains plain values: the folding's
 alphabet and version, the languages, the options of the model, and the entries of `Checkpoint.info`.
-Checkpoints of earlier versions lack the table of trigrams that detects unusual names.
+Checkpoints that earlier versions wrote lack the table of trigrams that detects unusual names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KIND = "namernn_fast.names checkpoint 2"
 PRETRAINED = "pretrained"
 """The name of the model that comes with the package, accepted instead of a checkpoint's path."""
 
-# Bounds on sizes in a file, far above realistic models and far below sizes that do harm.
+# Bounds on sizes in a file, far above the sizes of realistic models and far below harmful sizes.
 _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together; building more layers takes seconds
 _DTYPES = (torch.float32, torch.float16)
@@ -85,7 +85,7 @@ class Checkpoint:
     folding: Folding = ASCII
     """The folding that the model was trained with."""
     unusualness: Unusualness | None = None
-    """Measures how unusual a name is; None in checkpoints of earlier versions."""
+    """Measures how unusual a name is; None if an earlier version wrote the checkpoint."""
 
     def is_sample(self) -> bool:
         """Returns whether the model was trained on the small embedded sample."""
@@ -94,7 +94,7 @@ class Checkpoint:
     def weak_languages(self) -> frozenset[str]:
         """Returns the languages whose recall on the test part is below `WEAK_RECALL`.
 
-        The set is empty for checkpoints without recalls, such as files of earlier versions.
+        The set is empty for checkpoints without recalls, such as files that earlier versions wrote.
         """
         metrics = self.info.get("metrics")
         recalls = metrics.get("test_recall") if isinstance(metrics, dict) else None
@@ -192,8 +192,8 @@ def check_worth_replacing(path: Path, is_sample: bool) -> None:
         is_sample: whether the new model is trained on the embedded sample.
 
     Raises:
-        InputError: the file at `path` is not a checkpoint, or it holds a model of real data and
-            the new model is trained on the sample.
+        InputError: the file at `path` is not a checkpoint, or its model was trained on real data
+            and the new model is trained on the sample.
     """
     if not path.exists():
         return
@@ -295,7 +295,7 @@ def _checked_folding(values: dict[str, Any]) -> Folding:
 
 
 def _checked_longest(values: dict[str, Any]) -> int | None:
-    """Returns the length of the longest training name, or None for files of earlier versions."""
+    """Returns the longest training name's length, or None if an earlier version wrote the file."""
     if _TABLE not in values:
         return None
     longest = values[_TABLE]["longest"]

@@ -37,7 +37,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
-# Stems of text files, such as README.txt, that are not the names of a language.
+# Stems of text files, such as README.txt, that do not name a language.
 _NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def load_names(
         path: a folder with one `<Language>.txt` for each language, or a zip with
             `data/names/<Language>.txt`.
         url: the URL to download from; `DATA_URL` if None.
-        allow_sample: whether a failed download falls back to the embedded sample, or raises.
+        allow_sample: whether a failed download falls back to the embedded sample. Otherwise
+            `load_names` raises a DownloadError.
 
     Raises:
         InputError: a named source is missing or broken.

@@ -47,8 +47,8 @@ def distilled(
         seed: the seed of the made-up names.
 
     Returns:
-        A split whose training part has the distinct strings of `split.train` and the made-up names,
-        with probabilities as labels: float32 (names, languages).
+        A split whose training part contains the distinct strings of `split.train` and the made-up
+        names, with probabilities as labels: float32 (names, languages).
     """
     known = sorted(set(split.train.texts))
     drawn = set(made_up_names(split, made_up, seed=seed))

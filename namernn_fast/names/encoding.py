@@ -55,7 +55,7 @@ class EncodedNames:
         return indices[keys.argsort(stable=True)]
 
     def by_beginning(self, indices: Tensor) -> Tensor:
-        """Returns `indices` sorted by the ids of each name's first characters, at most 6.
+        """Returns `indices` sorted by the ids of each name's first characters (up to 6).
 
         Names with a common beginning become neighbours.
 
@@ -145,7 +145,7 @@ class EncodedNames:
 
         Returns:
             The data of all batches, one after another, and batch_sizes: (longest), or (batches,
-            longest) for several batches, with zeros for steps that a batch lacks.
+            longest) for several batches, with zeros for steps past the longest name of a batch.
         """
         steps = torch.arange(longest, dtype=lengths.dtype).unsqueeze(1)
         present = steps < lengths  # (…, longest, batch): steps first, like the data

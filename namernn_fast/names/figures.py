@@ -100,7 +100,7 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
 
 
 def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
-    """Draws the accuracy of classifiers by the probability of the predicted language.
+    """Draws the accuracy of classifiers against the probability of the predicted language.
 
     Args:
         path: the PNG file to write, replaced only once the new file is complete.

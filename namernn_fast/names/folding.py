@@ -94,7 +94,7 @@ def _spelled(text: str, letters: str) -> str:
     if letters and not {*letters}.isdisjoint(text.lower()):
         return "".join(c.lower() if c.lower() in letters else _spelled(c, "") for c in text)
     decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
-    # Combining marks are not ASCII, so keeping ASCII drops them.
+    # Combining marks are not ASCII, so encoding to ASCII drops these marks.
     return decomposed.encode("ascii", "ignore").decode("ascii")
 
 
@@ -291,7 +291,7 @@ _KEEP_DROPPED = {
 
 
 def letters_of(names: Iterable[str], least: int = 1) -> str:
-    """Returns the accented letters that are in at least `least` of the `names`, in Unicode order.
+    """Returns the accented letters that occur in at least `least` of the `names`, in Unicode order.
 
     If there are more than `MAX_LETTERS`, only the most frequent letters are returned.
     """

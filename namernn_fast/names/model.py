@@ -21,7 +21,7 @@ POOLINGS = ("last", "last+mean+max")
 class NameClassifier(nn.Module):
     """Scores the languages of names with `nn.Embedding`, a vanilla RNN and `nn.Linear`.
 
-    The attribute `config` has every argument except `num_classes`, `rnn_class` and
+    The attribute `config` holds every argument except `num_classes`, `rnn_class` and
     `alphabet_size`.
 
     Args:

@@ -53,7 +53,7 @@ class Predictor:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Plain values about the training of the model, as in `Checkpoint.info`."""
+        """Plain values about how the model was trained, as in `Checkpoint.info`."""
         return self.checkpoint.info
 
     def predict(self, names: Iterable[str], top: int = 3) -> list[list[tuple[str, float]]]:
@@ -118,7 +118,7 @@ class Predictor:
         of the validation names. Predictions for an unusual name mean little.
 
         Returns:
-            The values, or None if the checkpoint comes from an earlier version, which lacks them.
+            The values, or None if an earlier version wrote the checkpoint.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -273,7 +273,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Without short names, `order.split` has one empty part and `pack_each` yields no batch.
+        # Without short names, `order.split` returns one empty part and `pack_each` yields no batch.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)

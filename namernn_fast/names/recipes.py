@@ -19,7 +19,7 @@ MAX_EPOCHS = 2_500
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a training; `RECIPES` contains the named recipes.
+    """The options of a training run; `RECIPES` contains the named recipes.
 
     Raises:
         InputError: a value is invalid.
@@ -43,7 +43,7 @@ class Recipe:
     members: int = 1
     """The number of networks to train, whose logits are averaged."""
     prior_correction: float = 0.0
-    """How strongly to favour rare languages: after the training, this many times the logarithm of a
+    """How strongly to favour rare languages: after training, this many times the logarithm of a
     language's share of the training names is subtracted from its logit (Menon et al., "Long-tail
     learning via logit adjustment", arXiv:2007.07314)."""
     calibrated: bool = False

@@ -14,7 +14,7 @@ from .evaluation import best_hits
 from .folding import ASCII, SPELLINGS
 from .splitting import LabelledNames, Split, split
 
-# Texts of web pages that are in the data by mistake.
+# Text of web pages that got into the data by mistake.
 _NO_NAMES = frozenset({"to the first page"})
 # Punctuation that may end a name, as in "Jr." or for a soft sign written as an apostrophe.
 _RIGHT_AT_THE_END = frozenset(".'’ʼ`´")

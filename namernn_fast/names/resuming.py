@@ -1,4 +1,4 @@
-"""The state of a training: a file, written after each epoch, from which training can resume."""
+"""Training state: a file, written after each epoch, from which training can resume."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 def check_is_state(path: Path) -> None:
-    """Raises an error if the file at `path` is not the state of a training.
+    """Raises an error if the file at `path` is not a training state.
 
     Raises:
-        InputError: the file is something else, which a new training would replace and remove.
+        InputError: the file is something else, which a new training run would replace and remove.
         OSError: the file could not be read.
     """
     try:
@@ -37,25 +37,25 @@ def check_is_state(path: Path) -> None:
 
 
 class StateFile:
-    """The file of a training's state, which is replaced at the end of each epoch.
+    """The file of a training run's state, which is replaced at the end of each epoch.
 
     Args:
         path: the path of the file.
-        identity: plain values that must be equal in a training and in the training that resumes it.
+        identity: plain values that must be equal when training starts and when it resumes.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
         self.is_kept = False
-        """Whether the file contains a state of this training."""
-        self._identity = json.loads(json.dumps(identity))  # in the form that a file returns
+        """Whether the file contains a state of this training run."""
+        self._identity = json.loads(json.dumps(identity))  # in the form in which a file returns it
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def read(self) -> None:
         """Reads the state to resume from.
 
         Raises:
-            InputError: there is no state, or the state belongs to another training.
+            InputError: there is no state, or the state belongs to another training run.
             OSError: the file could not be read.
         """
         if not self.path.exists():
@@ -78,7 +78,7 @@ class StateFile:
         self.is_kept = True
 
     def of_member(self, member: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the tensors and plain values of a member's state, or None if there is none."""
+        """Returns the tensors and plain values of a member's state, or None if no state is kept."""
         return self._kept.get(member)
 
     def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class StateFile:
             )
 
     def remove(self) -> None:
-        """Removes the file of a finished training."""
+        """Removes the file after training has finished."""
         self.path.unlink(missing_ok=True)
 
 

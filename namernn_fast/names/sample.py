@@ -1,6 +1,6 @@
 """A few hundred common surnames, written for this project as a fallback for the data set.
 
-The sample is enough to see the application work, and too small to train a good model.
+The sample is enough to see the application work, but too small to train a good model.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class McNemar:
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """What a classifier predicts for some names, and their labels."""
+    """A classifier's predictions for some names, and the labels of these names."""
 
     labels: Any
     """int64 (number of names), the index of each name's language"""
@@ -115,7 +115,7 @@ def bootstrap(
     Args:
         predictions: the labels and the classifier's predictions.
         resamples: the number of resamples.
-        seed: the seed of the drawing.
+        seed: the seed of the random draws.
     """
     values, drawn = _resampled([predictions], resamples, seed)
     accuracy, macro_f1 = (
@@ -132,7 +132,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Difference, Difference]:
-    """Tests two classifiers on the same names, in one split or in several.
+    """Tests two classifiers on the same names, in one split or several.
 
     Each resample draws the units of all splits, with replacement, and takes the mean over the
     splits of the difference between the two classifiers. A unit that is in several test parts is
@@ -143,7 +143,7 @@ def paired_bootstrap(
         first, second: the predictions of each classifier for each split, in the same order and for
             the same names.
         resamples: the number of resamples.
-        seed: the seed of the drawing.
+        seed: the seed of the random draws.
 
     Returns:
         The differences in accuracy and in macro-F1, second classifier minus first, with percentile
@@ -231,7 +231,7 @@ def _resampled(
 
 
 def _counts(result: LabelledPredictions, classes: int) -> Tensor:
-    """Returns each name's label, its prediction, and whether they agree, as one-hot rows."""
+    """Returns one-hot rows: the label, the prediction, and the label if the prediction is right."""
     labelled = F.one_hot(torch.as_tensor(result.labels), classes)
     predicted = F.one_hot(torch.as_tensor(result.predictions), classes)
     return torch.cat([labelled, predicted, labelled * predicted], 1).float()
@@ -240,7 +240,7 @@ def _counts(result: LabelledPredictions, classes: int) -> Tensor:
 def _statistics(counts: Tensor) -> Tensor:
     """Returns accuracy and macro-F1 (…, 2) from sums of the rows of `_counts` (…, 3 * classes).
 
-    The macro-F1 is the mean over the languages that have a name.
+    The macro-F1 is the mean over the languages with at least one name.
     """
     labelled, predicted, right = counts.double().chunk(3, -1)
     accuracy = right.sum(-1) / labelled.sum(-1).clamp(min=1)

@@ -1,7 +1,7 @@
 """Splits the data into a training, a validation and a test part.
 
 By default no string is in two parts, even if it has several languages. The data repeats names
-(Arabic has 2,000 rows of 108 names) and has 465 strings in several languages, so a random split of
+(Arabic has 2,000 rows but 108 names) and has 465 strings in several languages, so a random split of
 the rows, as in tutorials, tests a model on names that it has seen. A string here is a name in the
 folding `ASCII`, so Müller and Muller are in the same part, whichever folding the model uses.
 """
@@ -64,7 +64,7 @@ class Split:
     folding: Folding = ASCII
     """The folding of the names in the parts."""
     seen: LabelledNames | None = None
-    """The training names that come from the data, if `train` also has made-up names; else None."""
+    """The training names from the data, if `train` also contains made-up names; else None."""
 
     def priors(self) -> Tensor:
         """Returns the share of each language in the training part: float64 (languages)."""
@@ -94,7 +94,7 @@ def split(
 
     The method "string" splits the distinct pairs of a folded name and a language; all pairs with
     the same string go to one part. Strings are drawn within each language, so every language with
-    at least three strings that no other language has is in every part; a string in several
+    at least three strings that occur in no other language is in every part; a string in several
     languages is drawn with the language that has the fewest strings. The method "random" draws from
     all rows, repeats included, so the same name may be in several parts: use this method only to
     compare with results on such splits.
@@ -102,14 +102,14 @@ def split(
     The order of drawing comes from a hash of the seed and the string (or the number of the row),
     so it is the same on every machine and with every version of torch.
 
-    The training part has every spelling of a name in the data, and also a copy without accents; the
-    other parts have only the first spelling of each name.
+    The training part contains every spelling of a name in the data, and also a copy without
+    accents; the other parts contain only the first spelling of each name.
 
     Args:
         data: the names.
         method: "string" or "random".
-        validation, test: the share of each part, above 0, together below 1.
-        seed: the seed of the order of drawing.
+        validation, test: the share of each part; both are above 0, and their sum is below 1.
+        seed: the seed that determines the order of drawing.
         folding: the folding of the names in the parts, which does not affect which names are drawn.
             If None, a folding that keeps the accented letters that occur in at least `LEAST`
             training names.
@@ -211,7 +211,7 @@ def _cut(
     least = int(count >= 3)
     tested = max(round(test * count), least)
     validated = max(round(validation * count), least)
-    if count:  # the training part gets the first unit
+    if count:  # the training part gets at least one unit
         tested = min(tested, max(count - 1 - least, 0))
         validated = min(validated, count - 1 - tested)
     return units[tested + validated :], units[tested : tested + validated], units[:tested]

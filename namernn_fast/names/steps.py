@@ -41,7 +41,7 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of one epoch, or one process's share of each.
+    """Yields the batches of one epoch, or one process's share of each batch.
 
     Within a batch, names and targets are sorted from the longest name to the shortest, so that the
     packed batch needs no reordering.
@@ -132,7 +132,7 @@ def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
 
 
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns the number of names whose highest score is at the highest target."""
+    """Returns the number of names whose best-scored language has the highest target."""
     labels = targets if targets.ndim == 1 else targets.argmax(1)
     return (scores.argmax(1) == labels).sum()
 

@@ -1,6 +1,7 @@
-"""Tables of names: rows of names read from text, CSV and JSON lines, in bounded memory.
+"""Reads tables of names from text, CSV and JSON lines, in bounded memory.
 
-Each row of the input, even if it cannot be read, becomes one row of `Rows` with its other columns.
+Each row of the input, even a damaged row, becomes one row of `Rows`. Columns other than the names
+are kept too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FORMATS = ("text", "csv", "jsonl")
 # read again, so this bounds the time as well.
 _MAX_RECORD_LINES = 100
 
-# Titles that suggest a column of names, in lower case and without blanks and signs.
+# Titles that suggest a column of names, in lower case and without blanks or punctuation.
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Rows:
-    """Rows of the input, in order. This class holds only names, as in text files."""
+    """Rows of the input, in order. This class holds only names, which suffices for text files."""
 
     names: list[str]
     """The names; for a row without a name, the text that was read."""
@@ -53,7 +54,7 @@ class Rows:
         return [[name] for name in self.names]
 
     def members(self, titles: Sequence[str]) -> Iterable[str]:
-        """Returns the members of a JSON object for each row, as text."""
+        """Returns, for each row, the members of its JSON object as text."""
         return [f'"name": {quoted(name)}' for name in self.names]
 
     def keys_of_objects(self) -> Iterable[Set[str]]:
@@ -80,14 +81,14 @@ class _CsvRows(Rows):
 
 @dataclass
 class _JsonRows(Rows):
-    """Rows of JSON lines, with pairs (object, its text); None for rows that are not objects."""
+    """Rows of JSON lines. `objects` holds (object, its text), or None if a row is no object."""
 
     objects: list[tuple[dict[str, Any], str] | None] = field(default_factory=list)
     key: str = "name"
-    """The title of the column that takes the names of rows that are not objects."""
+    """The title of the column for names from rows that are not objects."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
-        # If no title is the key, the objects have only one column, so the names belong there.
+        # If `key` is not a title, the table has a single column, which therefore takes the names.
         place = titles.index(self.key) if self.key in titles else 0
         return [
             [name if column == place else "" for column in range(len(titles))]
@@ -128,7 +129,7 @@ def format_of(path: Path) -> str:
 
 
 def delimiter_of(path: Path) -> str:
-    """Returns the delimiter of CSV files with the suffix of `path`."""
+    """Returns the CSV delimiter that the suffix of `path` stands for."""
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
@@ -140,15 +141,15 @@ def read_table(
     delimiter: str = ",",
     header: bool = True,
 ) -> Table:
-    """Reads the rows of a file.
+    """Reads a table of names from a file.
 
     Args:
         file: a binary file, open for reading.
         format: "text", with one name per line; "csv"; or "jsonl", with one JSON string or object
             per line.
-        column: for CSV, the column of the names, given by its title or by its number from 1; for
-            JSON lines, the key of the names. If None, the only column or key, or the column or key
-            "name".
+        column: for CSV, the column of the names, given by its title or by its number, counted from
+            1; for JSON lines, the key of the names. If None, the only column or key or, if there
+            are several, "name".
         delimiter: the character between the cells of CSV.
         header: whether the first row of CSV contains the titles of the columns.
 
@@ -193,7 +194,7 @@ def _text_rows(lines: Iterator[bytes]) -> Iterator[Rows]:
 
 
 class _NoRecord(NamedTuple):
-    """A line of a CSV file at which no record can be read, and the reason."""
+    """A line of a CSV file that does not begin a readable record, and the reason."""
 
     line: str
     error: str
@@ -265,7 +266,7 @@ def _csv_rows(records: Iterator[list[str] | _NoRecord], place: int, width: int) 
 
 
 def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Rows:
-    """Returns the rows of a chunk with records that are damaged, too short or too long."""
+    """Returns the rows of a chunk in which records may be damaged, too short or too long."""
     rows = _CsvRows([])
     for i, record in enumerate(chunk):
         cells = [""] * width
@@ -290,7 +291,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns if a title could be a name, or could be several titles with another delimiter."""
+    """Warns if a title could be a name, or several titles separated by another delimiter."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
@@ -330,7 +331,7 @@ def _place(header: Sequence[str], column: str | None) -> int:
 
 
 def _numbered(column: str) -> int:
-    """Returns the index of a column that is given by its number from 1."""
+    """Returns the index of the column that `column` names by its number, counted from 1."""
     if not column.isdecimal() or len(column) > 9 or int(column) == 0:
         raise InputError(f"{column!r:.100} is not the number of a column")
     return int(column) - 1

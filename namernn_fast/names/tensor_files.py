@@ -144,7 +144,7 @@ def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator
 
 
 def _header_bytes(content: bytes) -> int:
-    """Returns the size of the header that a safetensors file states at its start."""
+    """Returns the header size that a safetensors file states at its start."""
     return int.from_bytes(content[:8], "little")
 
 

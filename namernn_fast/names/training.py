@@ -61,7 +61,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model with the results of its epochs."""
+    """A trained model, and the results of the epochs that trained it."""
 
     checkpoint: Checkpoint
     """The model, its languages and its origin, as `save_checkpoint` saves them."""
@@ -106,12 +106,12 @@ class _Member:
         self.best: dict[str, Tensor] = {}
 
     def run_epoch(self, progress: bool) -> Epoch:
-        """Trains for one epoch and returns its results; keeps the weights if they are the best."""
+        """Runs one epoch and returns its results; keeps the weights if they are the best so far."""
         number = len(self.history) + 1
         shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
-        # Seeded for each process and epoch, so that dropout differs between processes and a resumed
-        # training repeats it without a saved random state.
+        # Each process and epoch gets its own seed, so that dropout differs between processes, and a
+        # resumed training run draws the same masks without a saved random state.
         torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
             self.split.train,
@@ -132,7 +132,7 @@ class _Member:
         )
         seconds = time.perf_counter() - started
         validated = validate(self.model, self.split.validation)
-        # If the last step of the epoch made the model diverge, only the validation shows it.
+        # If the last step of the epoch made the model diverge, only the validation loss shows it.
         for value in (loss, validated[0]):
             if not math.isfinite(value):
                 raise RuntimeError(
@@ -153,7 +153,7 @@ class _Member:
         return self.model
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns the tensors and the plain values from which the training can be resumed."""
+        """Returns the tensors and the plain values from which training can resume."""
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         if not self.is_finished():
             tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -165,7 +165,7 @@ class _Member:
         return tensors, {"history": [asdict(epoch) for epoch in self.history]}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restores a state that `state` returned.
+        """Restores the network from a result of `state`.
 
         Only the tensors and the results of the epochs are restored. Everything else, such as the
         learning rate, comes from the recipe, so a file cannot change the settings.
@@ -221,7 +221,7 @@ class _Member:
                 raise ValueError(f"{name} is not float32, or not finite")
 
     def _scheduler(self, steps: int) -> LRScheduler | None:
-        """Returns the learning-rate schedule after `steps` steps, or None for a constant rate."""
+        """Returns the learning-rate schedule after `steps` steps; None if the rate is constant."""
         if self.recipe.schedule == "constant":
             return None
         return OneCycleLR(
@@ -249,15 +249,16 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     state: StateFile | None = None,
 ) -> Fit:
-    """Trains one network or several, and keeps each network's epoch of best validation accuracy.
+    """Trains one network or several, and keeps the weights of each network's best epoch.
 
-    If `torch.distributed` is initialised, its processes divide each batch, and every process
-    returns the same model. Except for dropout and rounding, a single process would return this
-    model too.
+    The best epoch is the first with the highest validation accuracy.
+
+    If `torch.distributed` is initialised, its processes share each batch, and every process returns
+    the same model. Apart from dropout and rounding, a single process would return the same model.
 
     Args:
         split: the parts of the data.
-        recipe: the recipe of the training.
+        recipe: how to build and train the networks.
         seed: the seed of the initial weights, the order of the names and the dropout. On the CPU,
             with a fixed number of threads, the seed determines every bit of the result. The
             caller's random state does not change.
@@ -265,12 +266,13 @@ def fit(
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
         progress: whether to show a progress bar, which needs tqdm, if standard error is a terminal.
         report: a function that is called with the results of each epoch when the epoch ends.
-        state: the file that keeps the state at the end of each epoch, and whose state is resumed.
+        state: the file to which the state is written after each epoch. If `StateFile.read` has read
+            the file, training resumes from its state.
 
     Raises:
         RuntimeError: the loss became infinite or NaN.
         InputError: the recipe's model is invalid or could not be loaded again from a file, or the
-            state does not belong to this training.
+            state does not belong to this training run.
         ModuleNotFoundError: progress is true and tqdm is not installed.
     """
     device = torch.device(device)
@@ -363,7 +365,7 @@ def _adjust(
 
 
 def _temperature(scores: Tensor, labels: Tensor) -> float:
-    """Returns the temperature that minimises the cross-entropy of the logits divided by it."""
+    """Returns the temperature that minimises the cross-entropy of `scores / temperature`."""
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 

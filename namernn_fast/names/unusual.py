@@ -27,7 +27,7 @@ _MARK = SYMBOLS - 1
 
 # Weight of the shorter n-gram's distribution, in observations.
 _PRIOR = 5.0
-_LEAST_LIMIT = 1.0  # in standard deviations; the limit of a tiny validation part could be too low
+_LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation part could give a limit too low
 _NAMES_AT_ONCE = 65_536
 
 
@@ -55,7 +55,7 @@ class Unusualness:
         are: the result is then at least the name's length divided by `longest`.
 
         Args:
-            names: the names, encoded one after another as by `encode_names`.
+            names: the names, stored one after another, as `encode_names` returns them.
             folding: the folding of the names.
         """
         plain = torch.tensor(folding.plain_ids)
@@ -90,7 +90,7 @@ def fit_unusualness(split: Split) -> Unusualness:
 
 
 def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
-    """Returns log-probabilities of symbols given the previous two: float64 (SYMBOLS,) * 3."""
+    """Returns log P(symbol | previous two symbols): float64 (SYMBOLS, SYMBOLS, SYMBOLS)."""
     codes, ends = _codes(data.names, plain)
     labels = data.labels if data.labels.ndim == 1 else data.labels.argmax(1)
     rarity = labels.bincount().double().rsqrt()[labels]
@@ -118,7 +118,7 @@ def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the indices of the names' trigrams in the flat table.
 
     Args:
-        names: the names, encoded one after another.
+        names: the names, stored one after another.
         plain: `Folding.plain_ids` as a tensor.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Writes answers as a table to read, as CSV or as JSON lines.
+"""Writes answers as a human-readable table, as CSV or as JSON lines.
 
 CSV and JSON lines keep all columns of the input, in order, followed by the predictions. Characters
 that are not printable, such as control characters, text-direction marks and lone surrogates, are
@@ -22,7 +22,7 @@ from .text import InputError, escaped, quoted
 
 # Spreadsheets treat a cell that begins with one of these signs, ASCII or full-width, as a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Numbers, and cells that consist of signs, such as hyphens of a name that were not read.
+# Numbers, and cells that consist only of signs, such as the dropped hyphens of a name.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
@@ -33,7 +33,7 @@ class Writer(ABC):
     """Turns answers into text.
 
     Args:
-        top: the number of predicted languages in a row.
+        top: the number of predicted languages per row.
         titles: the titles of the input's columns.
     """
 
@@ -47,7 +47,7 @@ class Writer(ABC):
 
     @abstractmethod
     def body(self, answers: Answers) -> str:
-        """Returns the text of some answers, which ends with a newline.
+        """Returns `answers` as text that ends with a newline.
 
         Raises:
             InputError: a column of the input has the same title as a column of the predictions.
@@ -288,7 +288,7 @@ def writer_of(
     delimiter: str = ",",
     weak: Set[str] = frozenset(),
 ) -> Writer:
-    """Returns a writer of `format`, one of `FORMATS`; the writers document other arguments."""
+    """Returns a writer of `format`, one of `FORMATS`; the writers document the other arguments."""
     if format == "csv":
         return CsvWriter(top, titles, delimiter)
     return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles, weak)

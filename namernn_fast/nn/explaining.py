@@ -120,7 +120,7 @@ def explain(
 def _of_step(
     cell: FusedCell[Any], input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
 ) -> Explanation:
-    """Explains a call of a step module, whose alternative is torch's own cell."""
+    """Explains a call to a step module, whose alternative is torch's own cell."""
     reason = cell.why_not_fused(input, hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})

@@ -159,7 +159,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
 
     def _call(self, input: Any, hx: Any, reset: Tensor | None, weights: Sequence[Tensor]) -> Call:
-        """Returns a call of this layer with these weights, as `functional.run` takes it."""
+        """Returns a `Call` of this layer with these weights, for `functional.run`."""
         act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
         options = option_bits(
             weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
@@ -170,7 +170,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     def _refuse_with_projection(
         self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None
     ) -> None:
-        """Raises an error for arguments that torch's layer, which computes projections, lacks."""
+        """Rejects arguments that torch's layer, which computes projections, does not accept."""
         for name, value in (("lengths", lengths), ("reset", reset), ("embedding", embedding)):
             if value is not None:
                 raise RuntimeError(

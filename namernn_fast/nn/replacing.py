@@ -27,8 +27,8 @@ def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
     left alone, because a subclass may override anything. TorchScript modules are left alone because
-    they cannot be changed. A warning names the modules left alone if nothing was replaced, or if a
-    TorchScript module should have been replaced.
+    they cannot be changed. If nothing was replaced, or if a TorchScript module should have been
+    replaced, a warning names the modules left alone.
 
     Args:
         model: any module, which may itself be a module to replace.

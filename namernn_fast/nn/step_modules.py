@@ -63,7 +63,7 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
 
     def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
-        """Returns the call of a layer with one time step, as `functional.run` takes it."""
+        """Returns the `Call` of a layer with one time step, for `functional.run`."""
         weights = weights if self.bias else weights[:2]
         options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
         row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
@@ -223,7 +223,7 @@ def states_in(hx: Any) -> Sequence[Tensor]:
 
 
 def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """Applies `convert` to a state or to each of a pair of states; returns None for None."""
+    """Applies `convert` to a state or to both states of a pair; returns None for None."""
     if isinstance(hx, tuple | list):
         return tuple(map(convert, hx))
     return None if hx is None else convert(hx)

@@ -148,7 +148,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        optional = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN has neither
+        optional = {"lengths": lengths, "reset": reset}  # passed only if set: nn.RNN takes neither
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
         output, states = rnn(rows, hx, **{k: v for k, v in optional.items() if v is not None})
         return output, states
@@ -158,7 +158,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         if not is_exact(self):
             return self
         twin = plain_twin(self, self._scriptable)
-        # A copy, because TorchScript replaces the parts in this dict with their twins.
+        # A copy, because TorchScript replaces the modules in this dict with their scriptable twins.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 

@@ -1,4 +1,4 @@
-"""Tests the extension at each instruction set, and the package without its extension."""
+"""Tests the extension with each instruction set, and the package without its extension."""
 
 import bisect
 import os
@@ -47,8 +47,8 @@ def functions_by_source():
 def test_wide_registers_stay_in_their_isa_files():
     """Only AVX2 and AVX-512 files use ymm registers, and only AVX-512 files use zmm registers.
 
-    All functions that use these registers must be local. The linker merges inline functions of the
-    same name, so a copy compiled for AVX-512 could end up serving the baseline, and crash on an
+    All functions that use these registers must be local. The linker merges inline functions with
+    the same name, so a copy compiled for AVX-512 could end up serving the baseline, and crash on an
     older processor.
     """
     functions = functions_by_source()
@@ -81,7 +81,7 @@ def test_isa_files_have_no_static_constructors():
 
 @needs_objdump
 def test_extension_has_no_debug_information():
-    """The build must undo Python's own `-g`: debug information would fill most of the library."""
+    """The build must override Python's `-g`, or most of the library would be debug information."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
@@ -109,7 +109,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
     """The three AVX-512 kernels differ only in bfloat16, so only bfloat16 tests run.
 
-    The test ignores the warnings of ATen, which does not know the levels avx512_bf16 and amx.
+    The test ignores warnings from ATen, which does not know the levels avx512_bf16 and amx.
     """
     if kernel_at(level, torch.bfloat16) != level:
         pytest.skip(f"this processor does not support {level}")
@@ -131,15 +131,16 @@ def run_python(program, level=None):
 
 
 def kernel_at(level, dtype):
-    """Returns the instruction set of the kernel that computes `dtype` at `level`."""
+    """Returns the instruction set of the kernel for `dtype` at `level`."""
     return run_python(f"import torch, namernn_fast.ops as o; print(o.cpu_kernel({dtype}))", level)
 
 
 def run_kernel_tests(level, config, selection):
     """Runs the selected parity and kernel tests in a new process.
 
-    The new process gets this run's `-m` option. If that option is set, the test of every option is
-    the only test of test_parity.py that runs, because each other test in that file takes seconds.
+    The new process gets this run's `-m` option. If that option is set,
+    test_every_option_keeps_the_error_budget is the only test in test_parity.py that runs, because
+    every other test in that file takes seconds.
     """
     tests = Path(__file__).parents[1] / "kernel"
     if config.option.markexpr:
@@ -156,7 +157,7 @@ def run_kernel_tests(level, config, selection):
 
 
 def test_package_works_without_the_extension(tmp_path):
-    """Without the extension, the package warns once and computes the same as torch's layers."""
+    """Without the extension, the package warns once and matches torch's layers."""
     shutil.copytree(
         PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )

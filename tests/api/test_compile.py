@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from namernn_fast.call.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-V = 30  # the first entry of SIZES has fewer than V ids, all other entries have more
+V = 30  # more than the ids in a batch of the first size in SIZES, fewer than in all others
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
     "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
@@ -160,7 +160,7 @@ def our_nodes(graph):
 
 
 @pytest.mark.covering(0)
-def test_the_graph_does_not_grow_with_the_sequence(kind):
+def test_the_graph_does_not_grow_with_the_sequence_length(kind):
     sizes = []
     for seq_len in (5, 500):
         torch._dynamo.reset()
@@ -189,7 +189,7 @@ def exported(module, with_hx):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_exported_layers_have_the_same_bits_at_any_shape(
+def test_exported_layers_are_bit_identical_to_eager_layers(
     kind, batch_first, with_hx, training, tmp_path
 ):
     options = {"bias": not batch_first, "batch_first": batch_first}

@@ -36,7 +36,7 @@ def test_gradients_are_the_same_in_training_and_evaluation(kind, packed):
 
 
 def test_jacobians_and_hessians_match_torchs_layer(kind):
-    """Derivatives in input and weights match torch's layer, in forward mode and in mixed mode."""
+    """Derivatives with respect to input and weights match torch's in forward and mixed mode."""
     modules = kind.twins(3, 4, dtype=torch.float64, **STACK)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     results = []
@@ -60,7 +60,7 @@ def test_jacobians_and_hessians_match_torchs_layer(kind):
 
 
 def test_packed_forward_mode_agrees_with_backward_mode(kind):
-    """Compares forward and backward mode: torch's layers have no packed forward mode."""
+    """Compares forward with backward mode: torch's layers lack forward mode for packed input."""
     module = kind.layer(3, 4, dtype=torch.float64, **STACK)
     packed = pack_padded_sequence(
         torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
@@ -151,7 +151,7 @@ def test_the_next_call_sees_changed_weights(kind, change):
 def test_autocast_keeps_torchs_dtypes_and_the_error_budget(kind, dtype, packed):
     """Results have the same dtypes as with torch's layer, and are within the error budget.
 
-    On most processors oneDNN cannot run a dense LSTM in float16. For this case the test turns
+    On most processors oneDNN cannot run a dense LSTM in float16. In this case the test turns
     oneDNN off, and does not compare dtypes, because torch's layer then returns other dtypes.
     """
     lacking = kind.name == "lstm" and dtype == torch.float16 and not packed
@@ -237,7 +237,7 @@ def test_c_decides_the_result_dtype_under_autocast():
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("hx_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_hx_may_have_another_dtype_than_the_input(kind, input_dtype, hx_dtype):
+def test_hx_may_differ_in_dtype_from_the_input(kind, input_dtype, hx_dtype):
     """hx is converted to the dtype of the input, but the gradient of hx has the dtype of hx."""
     module = kind.layer(3, 4, dtype=input_dtype)
     x = torch.randn(5, 2, 3, dtype=input_dtype)
@@ -333,7 +333,7 @@ def test_gradients_of_200_000_steps_keep_the_error_budget(kind):
 
 
 @pytest.mark.slow
-def test_outputs_may_exceed_the_range_of_int32():
+def test_outputs_may_have_more_than_2_31_elements():
     """In a 4 GiB output, the outermost sequences have the same bits as in a batch of four."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)

@@ -121,7 +121,7 @@ def test_flop_counts_match_torchs_layer(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch counts the products of the table, and the operator counts only products of states."""
+    """Torch counts the products that fill the table; the operator counts the recurrent products."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4

@@ -93,7 +93,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("states", [1, 3, 5])
 def test_hx_must_match_the_number_of_layers(kind, states):
-    """The error states the expected size of all of hx, even if dropout splits the stack."""
+    """The error states the expected size of the whole hx, even if dropout splits the stack."""
     layer = kind.layer(4, 5, num_layers=2, dropout=0.5)
     with pytest.raises(RuntimeError, match=said_of(kind, r"Expected hidden size \(2, 2, 5\)")):
         layer(X, states_of(kind, torch.zeros(states, 2, 5)))

@@ -15,7 +15,7 @@ RESET = torch.tensor([[False, True]] * 6).T
 
 
 @pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
-def test_error_for_a_changed_output_says_what_to_do(kind, change):
+def test_error_for_a_changed_output_suggests_a_copy(kind, change):
     output, _ = kind.layer(3, 4)(XS[0])
     change(output)
     with pytest.raises(RuntimeError, match=r"Change a copy: output\.clone\(\)"):
@@ -185,8 +185,8 @@ def test_transformed_pull_back_matches_torchs_layer(kind):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
-    """Results must not be views: autograd forbids in-place changes of views made under no_grad."""
+def test_results_under_no_grad_may_be_changed_in_place(kind, path, batch_first):
+    """Results must not be views: autograd forbids in-place changes to views made under no_grad."""
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
         module = kind.layer(3, 4, 2, batch_first=batch_first, dropout=dropout)

@@ -83,7 +83,7 @@ def test_every_workload_is_checked_timed_and_printed(
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_workloads) : len(MODES)]))
-    # In the order of the lines; on each line, forward comes before training.
+    # The ratios are in line order; on each line, forward comes before training.
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)
     assert printed == [ratio(value) for value in speed_ups]
     assert out.index("do not rely on these times.") < out.index("geometric mean")

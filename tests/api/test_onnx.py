@@ -159,7 +159,7 @@ class Padded(torch.nn.Module):
 
 
 def one_by_one(layer, x, lengths, hx):
-    """Runs each sequence separately; an empty sequence has zero output and keeps its states."""
+    """Runs each sequence separately; an empty sequence outputs zeros and keeps its states."""
     last = map_states(hx, torch.clone)
     output = x.new_zeros(*x.shape[:2], len(tensors_in(hx)[0]) * H)
     for b, n in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Tests the operators directly: opcheck, second derivatives and checks of arguments."""
+"""Tests the operators directly: opcheck, second derivatives and argument checks."""
 
 import pytest
 import torch
@@ -345,7 +345,7 @@ def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
 
 
 def test_the_backward_operator_returns_only_wanted_gradients(kind):
-    """Gradients have a fixed order, and do not depend on which other gradients are wanted."""
+    """Gradients come in a fixed order, and do not depend on which other gradients are wanted."""
     arguments = backward_arguments(kind)
     states = [*tensors_in(kind.states(torch.randn, 2, 2, 5))]
     layer = kind.nn_layer(4, 5, 2)

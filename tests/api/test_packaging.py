@@ -157,7 +157,7 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
 
 
 def test_the_description_suits_an_index_page(tree, tmp_path):
-    """An index page shows the README without the repository, so every link is absolute."""
+    """An index page shows the README without the repository, so every link must be absolute."""
     hook = "prepare_metadata_for_build_wheel"
     run_hook(hook, tree, tmp_path / "metadata", NAMERNN_FAST_NO_EXT="1")
     (file,) = (tmp_path / "metadata").glob("*.dist-info/METADATA")
@@ -168,7 +168,7 @@ def test_the_description_suits_an_index_page(tree, tmp_path):
     assert [link for link in links if not link.startswith("https://")] == []
 
 
-def test_the_citation_has_the_version_of_the_package():
+def test_the_citation_states_the_package_version():
     cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert cited[1] == version[1]

@@ -24,7 +24,7 @@ def model(kind, **options):
 
 
 def run_parts(model, ids, *arguments, **more):
-    """Returns the results of a model's layer on the rows of its embedding."""
+    """Returns the results of calling a model's embedding and then its layer."""
     return model.rnn(model.embedding(ids), *arguments, **more)
 
 
@@ -123,7 +123,7 @@ def test_training_matches_the_separate_parts(kind):
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
 def test_embedding_options_are_not_ignored(kind, option):
-    """If an embedding has an option that a table would ignore, the module calls the embedding."""
+    """If an option is set that a table would ignore, the module calls the embedding."""
     ours = model(kind)
     setattr(ours.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in ours.why_not_fused()

@@ -1,4 +1,4 @@
-"""Tests token ids against embedding rows, `last_state` and shared prefixes, on every path."""
+"""Compares token ids with embedding rows, and tests `last_state` and shared prefixes."""
 
 import pytest
 import torch
@@ -225,7 +225,7 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
-    """Embedding and weights are cast if torch's layer casts rows, and errors meet the budget."""
+    """Embedding and weights are cast if torch's layer casts rows; errors stay within the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
@@ -248,7 +248,7 @@ def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [4, 5])
 def test_products_get_contiguous_matrices(kind, path, width, dtype, monkeypatch):
-    """Slices must be copied for products, because oneDNN may read past their rows in 16 bits."""
+    """Products need copies of slices, because in 16 bits oneDNN may read past the ends of rows."""
 
     def product(rows, weight):
         assert rows.is_contiguous()
@@ -274,8 +274,8 @@ def test_autocast_leaves_float64_alone(kind, path):
         )
 
 
-def test_batch_invariance_gathers_rows(kind):
-    """Results are bit-identical for ids and rows, and for a sequence in every batch."""
+def test_batch_invariant_token_calls_match_rows_bit_for_bit(kind):
+    """Results are bit-identical for ids and rows, and do not depend on the batch size."""
     layer, embedding = kind.layer(16, 64), torch.randn(20, 16)
     ids = torch.randint(20, (9, 70))
     with torch.no_grad(), batch_invariant():
@@ -316,7 +316,7 @@ def test_last_state_skips_the_output_in_inference(kind, calls):
 
 
 def alike(sequences, vocabulary=9, longest=12):
-    """Returns ids (longest, sequences), many with shared prefixes, and the sequences' lengths."""
+    """Returns ids of shape (longest, sequences) and lengths; many sequences share prefixes."""
     generator = torch.Generator().manual_seed(sequences)
     stems = torch.randint(vocabulary, (7, longest), generator=generator)
     ids = stems[torch.randint(7, (sequences,), generator=generator)]
@@ -571,7 +571,7 @@ def test_embedding_must_not_change_before_backward(kind, path):
     (wanted,) = torch.autograd.grad(output.sum(), embedding, retain_graph=True)
     with torch.no_grad():
         embedding.add_(1)
-    if kind.without_kernel == "torch" and path == "reference":  # torch has copies of the rows
+    if kind.without_kernel == "torch" and path == "reference":  # torch read a copy of the rows
         output.sum().backward()
         assert torch.equal(embedding.grad, wanted)
         return

@@ -99,7 +99,7 @@ def changed(tree, change=torch.clone):
 
 
 def run(module, args, grads=None):
-    """Returns the outputs, and the gradients of all arguments and parameters that require one."""
+    """Returns the outputs, and the gradients of all arguments and parameters that require them."""
     outputs = tensors(module(*args))
     inputs = [t for t in tensors(args, list(module.parameters())) if t.requires_grad]
     grads = grads or [torch.ones_like(t) for t in outputs]
@@ -269,7 +269,7 @@ def test_hooks_see_the_same_values_as_in_torch(base, dtype, training):
 
 @cases()
 def test_non_contiguous_tensors_match_torch(base, dtype, training):
-    """Results match torch's for tensors of any strides, and are contiguous if torch's are."""
+    """Results match torch's for tensors with any strides, and are contiguous if torch's are."""
     for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
         grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
         wanted = run(theirs, args, grads)
@@ -291,7 +291,7 @@ def test_non_contiguous_tensors_match_torch(base, dtype, training):
 
 
 def check_gradients(check, samples, every):
-    """Checks one parameter's gradient on each sample, and all on one in `every` samples."""
+    """Checks one gradient on every sample, and all gradients on each `every`-th sample."""
     for k, (ours, _, args) in enumerate(samples):
         leaves, parameters = tensors(args), list(ours.parameters())
 

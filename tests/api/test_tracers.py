@@ -55,7 +55,7 @@ def reloaded(program):
 
 
 def same_gradients(ours, theirs, *inputs):
-    """Asserts that two modules have equal results, and equal gradients of each named parameter."""
+    """Asserts that two modules return equal results and compute equal parameter gradients."""
     for module in (ours, theirs):
         module.zero_grad()
         results = tree_leaves(module(*inputs))
@@ -68,8 +68,8 @@ def same_gradients(ours, theirs, *inputs):
 
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_torchscript_programs_accept_other_lengths(kind, tokens, how):
-    """A TorchScript program shares its model's parameters, and accepts other lengths."""
+def test_torchscript_programs_accept_other_shapes(kind, tokens, how):
+    """A TorchScript program shares its model's parameters, and accepts input of other shapes."""
     model, inputs = (kind.tokens(7, 3, 4), IDS) if tokens else (Model(kind), XS)
     wanted = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
@@ -134,8 +134,8 @@ def test_scripting_does_not_change_subclasses(kind):
     assert type(model[0]) is Zero
 
 
-def test_traces_without_a_kernel_do_not_fix_the_length(kind, monkeypatch):
-    """Without a kernel, a trace works at any length, or tracing raises an error."""
+def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatch):
+    """Without a kernel, a trace works at any sequence length, or tracing raises an error."""
     monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     module = kind.layer(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
@@ -190,7 +190,7 @@ def test_expanded_weights_reject_unsupported_options(kind, invariant, more, text
 
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
-    """Layers take every argument by position, as the older ONNX exporter passes arguments."""
+    """The older ONNX exporter passes every argument by position, so layers must accept that."""
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = kind.layer(3, 4, batch_first=True), io.BytesIO()
     hx = [kind.states(torch.randn, 1, 2, 4)] * with_hx
@@ -212,7 +212,7 @@ def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
 
 
 @pytest.mark.parametrize("what", ["layer", "step_module", "tokens"])
-def test_modules_are_leaves_of_fx(kind, what):
+def test_fx_treats_modules_as_leaves(kind, what):
     """Hooks of a leaf run once, and `restore_rnn` may replace the leaf in the traced graph."""
     cls = getattr(kind, what)
     module, x = (cls(13, 3, 4), IDS[0]) if what == "tokens" else (cls(3, 4), XS[0][0])

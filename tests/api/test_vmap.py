@@ -153,7 +153,7 @@ def test_per_sample_gradients_match_a_loop(kind, with_hx):
             torch.testing.assert_close(got[name][k], value)
 
 
-def test_error_for_a_mapped_layout_says_what_to_do(kind):
+def test_error_for_a_mapped_layout_suggests_padded_input(kind):
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     module = kind.layer(3, 5, **STACK)

@@ -76,7 +76,7 @@ def gradients(results, leaves):
 
 
 def one_by_one(layer, x, hx):
-    """Runs torch's layer on each sequence; empty sequences have zero output and keep their hx."""
+    """Runs torch's layer on each sequence; an empty sequence outputs zeros and keeps its hx."""
     x = x.transpose(0, 1) if layer.batch_first else x
     outputs, states = [], []
     for b, length in enumerate(LENGTHS):
@@ -101,10 +101,10 @@ def past_the_end(layer):
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_first", "with_hx"), [(False, True), (True, False)])
-def test_dense_and_packed_calls_have_torchs_bits(
+def test_dense_and_packed_calls_are_bit_identical_to_torch(
     kind, paths, layout, options, batch_first, with_hx
 ):
-    """Results, gradients and second derivatives are bit-identical to torch's layer."""
+    """Torch's layer computes bit-identical results, gradients and second derivatives."""
     results = []
     for module in twins(kind, batch_first=batch_first, **options):
         torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_the_operator_gets_the_flat_weights_of_the_stack(kind, layout, dropout, 
 
 
 def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
-    """Resets, transforms and forward mode run step by step, all other calls on torch's operator."""
+    """Resets, transforms and forward mode run step by step; other calls run torch's operator."""
     module, _ = twins(kind, num_layers=2)
     x = torch.randn(T, B, D, dtype=torch.float64)
     reset = torch.zeros(T, B, dtype=torch.bool)
@@ -242,10 +242,10 @@ def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_calls_do_not_wait_for_the_device(kind, paths, layout, options, batch_first):
-    """Neither the forward nor the backward pass reads a value on the device of the input.
+    """Neither the forward nor the backward pass reads a value from the input's device.
 
-    The exception is an LSTM with lengths, which packs the sequences. On the meta device, which has
-    no values, such a call runs step by step instead.
+    The exception is an LSTM call with lengths, which packs the sequences. On the meta device, which
+    has no values, such a call runs step by step instead.
     """
     ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
     results = []
@@ -277,7 +277,7 @@ def test_token_ids_work_on_the_meta_device(kind):
         assert model(ids, lengths=lengths)[0].shape == (T, B, H)
 
 
-def test_the_operator_trains_only_if_a_gradient_is_needed(kind, monkeypatch):
+def test_the_operator_runs_in_training_mode_only_if_needed(kind, monkeypatch):
     """cuDNN has no backward pass unless its forward pass ran in training mode."""
     trains = []
     original = torch_operators._operator
@@ -360,8 +360,8 @@ def test_full_lengths_do_not_change_results(kind, dtype):
         )  # an LSTM with lengths becomes one graph, without torch's operator
     ],
 )
-def test_graph_sizes_do_not_depend_on_the_sequence(kind, layout):
-    """Torch's operator runs outside the graphs, so the graphs do not grow with the sequence."""
+def test_graph_sizes_do_not_depend_on_the_sequence_length(kind, layout):
+    """Torch's operator runs outside the graphs, so graphs do not grow with the sequence length."""
     module, _ = twins(kind, num_layers=2, bidirectional=True)
     sizes = []
     for steps in (4, 12):
@@ -388,7 +388,7 @@ def test_graph_sizes_do_not_depend_on_the_sequence(kind, layout):
 
 
 def test_lstm_with_lengths_compiles_to_one_graph():
-    """Torch's operator does not run, because it needs the lengths, which a compiler cannot see."""
+    """Torch's operator cannot run: it needs the lengths, which are unknown at compile time."""
     module, _ = twins(KINDS["lstm"])
     x, hx = inputs(KINDS["lstm"], module)
     lengths = torch.tensor(LENGTHS)
@@ -399,7 +399,7 @@ def test_lstm_with_lengths_compiles_to_one_graph():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_program_calls_torchs_operator(kind, strict):
-    """An exported program calls torch's operator, for any batch size but only one length."""
+    """An exported program calls torch's operator; only the batch size may vary, not the length."""
     module, _ = twins(kind, num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
     x, _ = inputs(kind, module, with_hx=False)

@@ -167,7 +167,7 @@ def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
 
 
 def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> None:
-    """Makes mistakes, each of which must be an error of the kind in its comment."""
+    """Makes mistakes, and mypy must report each with the error code in the comment on its line."""
     layer = FusedRNN(3, 4)
     FusedRNN("3", 4)  # type: ignore[arg-type]
     FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tests the benchmark of whole applications, on applications that take no time."""
+"""Tests the benchmark of whole applications with applications that only return a loss."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from namernn_fast.testing import BudgetError
 
 
 def application(*losses):
-    """Returns an application whose programs `before` and `after` have these losses."""
+    """Returns an application whose programs `before` and `after` return these losses."""
     return Application("tagger", "an epoch", *(lambda loss=loss: lambda: loss for loss in losses))
 
 
-def test_a_row_has_every_round_before_and_after():
+def test_a_row_records_every_round_of_both_programs():
     row = measure(application(2.0, 2.001), seconds=0.0)
     assert len(row["before"]) == len(row["after"]) == 3
     assert row["losses"] == {"before": 2.0, "after": 2.001}

@@ -1,4 +1,4 @@
-"""Tests, without a GPU, how the GPU benchmark reports losses, errors and late workloads."""
+"""Tests, without a GPU, how the GPU benchmark reports losses, errors and overdue workloads."""
 
 import importlib.util
 import json
@@ -172,7 +172,7 @@ def test_an_error_during_graph_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_late_workloads_are_listed_in_the_table():
+def test_workloads_past_the_deadline_are_listed_in_the_table():
     rows = run(race.DRY, deadline=0)
     assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     assert {row["status"] for row in rows} == {race.LATE}

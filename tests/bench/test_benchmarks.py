@@ -87,7 +87,7 @@ def test_training_steps_backpropagate_from_all_results(packed, cell):
 
 @EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gate_can_check_some_sequences_of_a_batch(mode, cell, monkeypatch):
+def test_the_gate_can_check_a_subset_of_a_batch(mode, cell, monkeypatch):
     workload = Workload(DENSE, mode, 5, 4, 3, 6, cell)
     x, rows = torch.randn(6, 5, 4), torch.tensor([0, 3])
     calls = timed_calls.gated_calls(workload, x, rows)
@@ -106,7 +106,7 @@ def test_the_gate_can_check_some_sequences_of_a_batch(mode, cell, monkeypatch):
         timed_calls.gated_calls(workload, x, rows)
 
 
-def test_layers_run_one_by_one_get_the_gradients_of_a_stack():
+def test_layers_run_one_by_one_match_the_gradients_of_a_stack():
     x = torch.randn(6, 3, 4)
     calls = layers.calls(TRAINING, 2, 4, x)
     for call in calls.values():
@@ -207,13 +207,13 @@ def test_every_stage_of_a_first_call_is_timed(monkeypatch):
     assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
 
-# JAX is left out: it starts threads, and a process with threads must not fork in a later test.
+# JAX is left out: it starts threads, so a later test could not safely fork this process.
 PEERS = {"PyTorch in place": "torch", "NumPy": "numpy", "onnxruntime": "onnxruntime"}
 
 
 @EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_calls_of_peers_agree_with_the_oracle(mode, cell):
+def test_peers_agree_with_the_oracle(mode, cell):
     rivals = [name for name, package in PEERS.items() if importlib.util.find_spec(package)]
     found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), 1, rivals)
     assert [*found] == [*LAYERS_OF[cell], *(rivals if mode == FORWARD else ())]
@@ -365,7 +365,7 @@ def test_writing_a_section_keeps_the_rest_of_the_page(tmp_path):
 
 
 def raw_run(workloads):
-    """Imitates the used parts of a file from pytest-benchmark; every speed-up is two."""
+    """Imitates the used parts of a file from pytest-benchmark; every speed-up is 2."""
     machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
     machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
     benchmarks = [
@@ -501,7 +501,7 @@ def test_records_of_gated_cells_leave_out_only_one_size(cell):
     assert {(workload.hidden_size, workload.batch) for workload in left_out} == {(512, 1024)}
 
 
-def test_a_record_has_the_workloads_of_every_cell():
+def test_a_record_contains_the_workloads_of_every_cell():
     assert {*VANILLA_WORKLOADS, *GATED_WORKLOADS} == speed.WHOLE_GRID
     assert len(WORKLOADS_OF_EVERY_RUN) == pytest.approx(len(speed.WHOLE_GRID) / 3, abs=1)
     assert {workload.cell for workload in speed.WHOLE_GRID} == {*LAYERS_OF}

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def found():
-    """Returns figures of two splits: the reference is always right, other systems rarely are."""
+    """Returns figures for two splits, in which only the reference is always right."""
     parts = [split(embedded_sample(), seed=seed) for seed in (0, 1)]
     generator = torch.Generator().manual_seed(0)
     scores = []
@@ -31,7 +31,7 @@ def found():
     return json.loads(json.dumps(study.summary(study.Results(parts, scores, seconds))))
 
 
-def test_the_study_says_who_wins(found):
+def test_the_study_reports_which_system_wins(found):
     reference = found["systems"][page.REFERENCE]
     assert reference["accuracy"] == reference["macro_f1"] == [1.0, 1.0]
     assert reference["seconds"] == [100.0, 120.0]

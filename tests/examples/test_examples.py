@@ -33,7 +33,7 @@ NEEDS = {
 
 @pytest.fixture
 def run(threads, monkeypatch, tmp_path, capsys):
-    """Runs an example in this process, which saves importing torch, and returns the output."""
+    """Runs an example in this process, to avoid importing torch again, and returns the output."""
     threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
 

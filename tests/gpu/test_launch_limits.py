@@ -1,4 +1,4 @@
-"""Every launch of a layer is within CUDA's limits, for sizes up to a million sequences.
+"""Every launch of a layer is within CUDA's limits, for batches of up to a million sequences.
 
 `make gpu ONLY=lint` checks the registers, shared memory and indices of the compiled kernels, for
 each form of a plan.

@@ -310,7 +310,7 @@ def test_autotune_keeps_the_fastest_plan_that_fits(monkeypatch):
 
 @pytest.mark.usefixtures("h100")
 def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
-    """If a single plan cannot be captured, all plans are timed from the host."""
+    """If even one plan cannot be captured, all plans are timed from the host."""
     graphs, calls = [], []
 
     def capture(call):

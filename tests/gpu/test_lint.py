@@ -87,8 +87,8 @@ OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
 DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
 PRODUCT = "right, sum, input_precision=FORM.PRECISION"
-# By name: the variant, a text in the kernels' source, a replacement for the text, and the rule
-# that the mutant breaks.
+# Mutants by name: the variant, a text in the kernels' source, a replacement for the text, and the
+# rule that the mutant breaks.
 MUTANTS = {
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),

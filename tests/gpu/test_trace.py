@@ -175,7 +175,7 @@ def test_training_launches_are_as_listed(trace):
 
     The backward pass computes all gradients.
     """
-    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so put fake tensors
+    # Without CUDA, torch cannot copy fake GPU tensors with `contiguous()`, so put fake tensors
     # on "cpu:0". Real tensors are on "cpu", which differs from "cpu:0".
     trace.device = torch.device("cpu", 0)
     dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
@@ -260,7 +260,7 @@ def only_products_round(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("only_products_round")
-def test_a_table_is_as_precise_as_an_rnn(trace):
+def test_a_table_has_the_precision_set_for_rnns(trace):
     (tokens,) = on_gpu(trace, (VOCABULARY, D))
     (ids,) = on_gpu(trace, (T, B), dtype=torch.int64)
     with trace, torch.no_grad():

@@ -40,7 +40,7 @@ def _forget_gpus():
 
 
 def run_folder(name, config, **environment):
-    """Runs a folder's tests in a separate process, including slow ones if this run does."""
+    """Runs a folder's tests in a separate process, including slow tests if this run does."""
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
@@ -119,7 +119,7 @@ def test_streamed_tiles_grow_with_the_work():
     # With little work, tiles are small enough for about one program per processor.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
-    # With more work, the plan has the tiles that read the least or have the least overhead.
+    # With more work, the plan uses the tiles that read the least or cause the least overhead.
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)

@@ -71,7 +71,7 @@ def check_results(name, features, hidden_size, batch, projection, product):
     Args:
         name: the name of the case.
         features: the input_size of the layer.
-        hidden_size: the hidden units of the layer.
+        hidden_size: the number of hidden units.
         batch: the number of sequences.
         projection: a function that computes x W^T for the input and weight_ih.
         product: a function that computes x W^T for a state and weight_hh.

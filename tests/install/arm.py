@@ -31,7 +31,7 @@ def output_of(*command) -> str:
 
 
 def check_vectors(kernels: Path) -> str:
-    """Checks which registers the machine code uses, and returns a line that sums them up."""
+    """Checks which registers the machine code uses, and returns a one-line summary."""
     code = output_of(OBJDUMP, "--disassemble", "--no-show-raw-insn", kernels)
     found = {lanes: len(re.findall(rf"\tfmla\tv\d+\.{lanes},", code)) for lanes in ("4s", "2d")}
     if not all(found.values()):

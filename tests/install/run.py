@@ -1,6 +1,6 @@
 """Installs and tests the wheel of `dist/` in fresh environments without a compiler.
 
-`make compatibility ONLY=wheel` runs this program. Each environment has a Python, a torch that pip
+`make compatibility ONLY=wheel` runs this program. Each environment holds a Python, a torch that pip
 downloads (7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before
 the next environment is made. Every program runs with only the environment's programs on its PATH.
 Results are written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
@@ -40,7 +40,7 @@ KEYS = ("python", "torch")
 
 
 def find_python(version: str) -> str | None:
-    """Returns the path of this version of Python, on the PATH or in pyenv, or None."""
+    """Finds a version of Python on the PATH or in pyenv, and returns its path, or None."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
     for python in (shutil.which(f"python{version}"), *map(str, reversed(found))):

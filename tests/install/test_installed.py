@@ -184,7 +184,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 class Net(torch.nn.Module):
-    """A layer between two operators, which a tracer must capture in one graph."""
+    """A layer between two operators. A tracer must capture the whole module in one graph."""
 
     def __init__(self, **options):
         super().__init__()

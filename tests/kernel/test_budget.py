@@ -50,7 +50,7 @@ class Faulty:
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns the input's part and the previous state's part of the sums."""
+        """Returns what the input and what the previous state contribute to the sums."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
@@ -72,7 +72,7 @@ class Faulty:
         return function(z)
 
     def derivative(self, t, x_sums, h_sums):
-        """Returns how much the new state depends on the previous state's part of each sum."""
+        """Returns how much the new state depends on what the previous state adds to each sum."""
         h_sums = h_sums.detach().requires_grad_()
         with torch.enable_grad():
             total = self.state(t, x_sums.detach(), h_sums, self.states[-1].detach()).sum()

@@ -10,7 +10,7 @@ import torch
 from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings
 
-# With one input feature, often zero, and without bias or hx, states fade to the kink of relu.
+# If the only feature is often zero and there is no bias or hx, states fade to the kink of relu.
 FADING = replace(
     LUCKY,
     H=120,
@@ -39,7 +39,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# One state is infinite. On AMX, `nn.RNN` returns NaN instead, which spreads from another row.
+# One state is infinite. On AMX, `nn.RNN` returns NaN, because NaN spreads from another row.
 INFINITE = replace(
     LUCKY,
     D=76,

@@ -53,7 +53,7 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_batch_invariance_is_set_by_module_or_context(cell):
-    """Without the option, a single sequence and a batch of 16 have different bits."""
+    """Without the option, a sequence has different bits alone and in a batch of 16."""
     plain = FUSED[cell](64, 64)
     invariant = FUSED[cell](64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())

@@ -18,7 +18,7 @@ from namernn_fast.cells import VANILLA
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
-# Kernels that multiply pairs of bfloat16, except for few rows. Other kernels compute in float.
+# These kernels multiply pairs of bfloat16 unless rows are few. Other kernels compute in float.
 ON_PAIRS = ("amx", "avx512_bf16")
 
 
@@ -143,7 +143,7 @@ def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
     assert torch.equal(h_n, hx)
     wanted = hx.detach().clamp(-1, 1)
     (grad,) = torch.autograd.grad(h_n, hx, wanted)
-    # Gradients that are subnormal in float32 become zero. All of float16 is normal in float32.
+    # Gradients that are subnormal in float32 become zero. No float16 is subnormal in float32.
     assert torch.equal(grad, wanted.where(wanted.abs() >= torch.finfo(torch.float32).tiny, 0))
 
 
@@ -232,7 +232,7 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_16_bit_backward_pass_keeps_the_error_budget(nonlinearity, dtype, shape):
-    """All backward passes get the same output, so they agree on each relu's side of its kink."""
+    """All backward passes get the same output, so they agree on the side of each relu's kink."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
@@ -284,7 +284,7 @@ def test_bits_of_a_gradient_do_not_depend_on_other_requests(threads, cell, bidir
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_subnormal_gradients_become_zero(cell):
-    """Subnormal gradients become zero, because some processors are very slow at such numbers."""
+    """Subnormal gradients become zero, because some processors are very slow with such numbers."""
     module = FUSED[cell](3, 20)
     x = torch.randn(600, 2, 3, requires_grad=True)
     tensors_in(module(x)[1])[0].sum().backward()
@@ -292,7 +292,7 @@ def test_subnormal_gradients_become_zero(cell):
     assert size[-1] > 1e-3
     assert size[0] == 0
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
-    # The caller's arithmetic still has subnormal numbers.
+    # Flush-to-zero must not leak into the caller: its arithmetic still produces subnormals.
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
@@ -334,7 +334,7 @@ def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
 
     The bound assumes weights of at most 1 in magnitude, such as initial weights. A flushed term may
     also change how its step, or a step computed later, is rounded. Gradients far above the smallest
-    normal number are too large for that, so they scale exactly with the gradient of h_n.
+    normal number are too large for either effect, so they scale exactly with the gradient of h_n.
     """
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
     module = FUSED[cell](3, hidden_size, dtype=dtype)
@@ -350,7 +350,7 @@ def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
     factor = 2.0**40
     exact = gradient(factor) / factor
     lost = (exact - gradient(1.0)).abs()
-    rounding = eps * exact.abs().amax(2, keepdim=True)  # of a row's largest gradient
+    rounding = eps * exact.abs().amax(2, keepdim=True)  # relative to a row's largest gradient
     assert lost.max() > tiny
     assert (lost <= tiny * terms + 2 * rounding).all()
     assert lost[exact.abs() > far_above].eq(0).all()
@@ -496,7 +496,7 @@ def test_outputs_are_contiguous(batch_first, cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_inputs_may_have_any_strides(cell):
-    """Sliced, transposed, expanded and single-row inputs have the results of contiguous inputs."""
+    """Sliced, transposed, expanded and single-row inputs return what contiguous inputs return."""
     ours, theirs = twins(4, 6, cell=cell)
     wide = torch.randn(7, 9, 3, 8)
     inputs = [
@@ -545,7 +545,7 @@ def bits_of(module, x, lengths=None):
 @pytest.mark.parametrize("cell", CELLS)
 def test_results_have_the_same_bits_on_any_number_of_threads(threads, cell, shape, packed, dtype):
     """The last shape has several time blocks, because at most 124 steps are converted at once."""
-    D, H, T, B = shape  # noqa: N806 - the kernels' own legend
+    D, H, T, B = shape  # noqa: N806 - named as in the kernels
     module = FUSED[cell](D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
     lengths = torch.arange(B).remainder(T) + 1 if packed else None

@@ -93,7 +93,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 
     `seed` decides whether the embedding has fewer or more rows than there are ids, and whether
     padding_idx is None, positive or negative. Choose `T` and `B` so that the embedding has more
-    than three rows: fewer rows have too few rounding errors for a sample.
+    than three rows, because fewer rows make too few rounding errors to sample.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
@@ -121,7 +121,7 @@ def test_many_steps_keep_the_error_budget(cell, layouts, bidirectional):
 
 
 def results_and_gradients(layer, x):
-    """Returns a layer's results and the gradients of `h_n.sum()` for the parameters, by name."""
+    """Returns a layer's results and its parameters' gradients for the loss `h_n.sum()`, by name."""
     output, *last = flat(layer(x))
     last[0].sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}

@@ -34,7 +34,7 @@ def test_a_small_problem_runs_on_one_thread():
 
 
 def test_the_plan_counts_the_weights_of_all_gates():
-    """A GRU has three times the weights of a vanilla cell, so dividing smaller batches pays."""
+    """A GRU has three times the weights of a vanilla cell, so dividing smaller batches pays off."""
     sizes = ([4] * 8, 64, 64)
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1

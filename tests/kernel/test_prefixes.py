@@ -1,4 +1,4 @@
-"""Tests calls of the operators that share prefixes.
+"""Tests calls to the operators in which sequences share prefixes.
 
 Sharing must leave states bit-identical, and gradients equal up to rounding.
 """
@@ -28,7 +28,7 @@ VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Draws the ids of each sequence; `style` determines which prefixes the sequences share."""
+    """Returns random ids for each sequence; `style` determines which prefixes sequences share."""
     draw = random.Random(seed)
     shortest = seq_len if layout in EVEN else 1 if layout == "packed" else 0
     base = [draw.randrange(vocabulary) for _ in range(seq_len)]
@@ -52,7 +52,7 @@ def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
 
 
 def arrange(sequences, layout):
-    """Returns the operators' input, its sequence_layout and its option bits.
+    """Returns the input, the sequence_layout and the option bits for the operators.
 
     The ids are not adjacent in memory, and padding holds ids that are out of range.
     """
@@ -139,7 +139,7 @@ class TokenBatch:
         return ops.backward(*arguments, None, self.grads_of_last, [False], list(want))
 
     def shares(self):
-        """Returns whether the operators make trees, which changes the order of output rows."""
+        """Returns whether the operators build trees, which changes the order of output rows."""
         output = self.forward(share=True)[0]
         assert output.shape == (self.ids.numel(), self.hidden_size)
         return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
@@ -308,7 +308,7 @@ def test_an_id_out_of_range_is_rejected_with_its_position(layout, share, wrong):
 
 @pytest.mark.parametrize("layout", ["lengths", "jagged"])
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_errors_give_the_callers_index_of_a_sequence(order, layout):
+def test_errors_report_the_callers_index_of_a_sequence(order, layout):
     sequences = [[1, 2, 3, 4, 5], [1, 2, 99], [6]]
     call = TokenBatch([sequences[b] for b in order], layout, vocabulary=7)
     with pytest.raises(RuntimeError, match=f"got 99 at step 2 of sequence {order.index(1)}"):

@@ -1,4 +1,4 @@
-"""Tests calls from threads, after a fork, in a parallel region, interrupted or out of memory."""
+"""Tests calls in threads, forked children and parallel regions, interrupts, and lack of memory."""
 
 import ctypes
 import os
@@ -44,7 +44,7 @@ def results_of(module, x):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_concurrent_calls_have_the_same_bits(cell, shape, threads):
-    """Concurrent calls of one module have the same bits as calls one after the other."""
+    """Concurrent calls to one module return the same bits as calls one after the other."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     threads(2)
     module = FUSED[cell](D, H, bidirectional=True)
@@ -58,7 +58,7 @@ def test_concurrent_calls_have_the_same_bits(cell, shape, threads):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_bits_survive_changes_of_the_number_of_threads(cell, threads):
-    """Results per sequence keep their bits while other threads set the number of threads."""
+    """A sequence's results keep their bits while other threads change the number of threads."""
     threads(2)
     module = FUSED[cell](16, 300)
     x = torch.randn(30, 2, 16)
@@ -251,7 +251,7 @@ def test_an_output_too_big_for_memory_raises_an_error(cell, shape):
 
 
 def test_an_input_copy_too_big_for_memory_raises_an_error():
-    """An input is copied if its features are not adjacent. The error gives the copy's shape."""
+    """An input is copied if its features are not adjacent. The error names the copy's shape."""
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"no memory for a tensor of shape \(1"):
         FusedRNN(2, 4)(torch.zeros(1).expand(2**30, 2**20, 2))
 

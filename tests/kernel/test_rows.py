@@ -1,4 +1,4 @@
-"""Tests which rows exist: lengths (zero included), jagged tensors, and resets in a sequence."""
+"""Tests lengths (including zero), jagged tensors, and resets within a sequence."""
 
 import copy
 import itertools
@@ -48,7 +48,7 @@ def of_sequences(states, which):
 
 
 def gradients(module, results, inputs):
-    """Returns the gradients of a weighted sum of `results`, with equal weights for any dtype."""
+    """Returns the gradients of a weighted sum of `results`, with the same weights for any dtype."""
     generator = torch.Generator().manual_seed(1)
     loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
@@ -133,7 +133,7 @@ def split_run(module, x, hx, lengths, reset):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
-    """An unbatched input takes a mask of shape (seq_len,), and has the bits of a batch of one."""
+    """An unbatched input takes a (seq_len,) mask and returns the same bits as a batch of one."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1
@@ -251,7 +251,7 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, threads):
-    """Three layers in a wave on two threads have the results of layers that run one by one."""
+    """Three layers in a wave on two threads return the same results as layers run one by one."""
     seq_len = 600
     assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=cell).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)

@@ -1,4 +1,4 @@
-"""Bounds on the memory and the time of a block in a test."""
+"""Bounds on the memory and the run time of a block of test code."""
 
 import signal
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """Return a field of Linux's /proc/self/status in MiB, or 0 elsewhere to disable the bound."""
+    """Return a field of Linux's /proc/self/status in MiB; elsewhere 0, which disables the bound."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

@@ -127,7 +127,7 @@ def serve():
 
 @pytest.fixture
 def within_budget():
-    """Return a check that our result is about as close to the float64 oracle as nn.RNN's."""
+    """Return a check that our result is about as close to the float64 oracle as nn.RNN's is."""
 
     def check(ours, nn_rnn, oracle):
         testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
@@ -137,7 +137,7 @@ def within_budget():
 
 @pytest.fixture
 def make_data(make_folder):
-    """Return a function that writes the sample as a folder, which counts as real data."""
+    """Return a function that writes the sample to a folder, where it counts as real data."""
     texts = {language: "\n".join(names) for language, names in SAMPLE.items()}
     return lambda name="names": make_folder(texts, name)
 

@@ -209,7 +209,7 @@ def test_version_prints_the_package_version(capsys):
     assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
 
 
-# Options without a default, which have no effect unless they are given.
+# Options that have no default and no effect unless they are given.
 WITHOUT_DEFAULT = {
     "--allowed-host",
     "--figures",
@@ -262,7 +262,7 @@ def test_predict_does_not_warn_about_a_missing_numpy(root):
         (MemoryError(), 1, "MemoryError"),
     ],
 )
-def test_failures_while_running_are_reported_in_one_line(
+def test_failures_during_a_run_are_reported_in_one_line(
     fails, folder, cache, monkeypatch, failure, code, message
 ):
     def fail(*arguments, **options):

@@ -52,7 +52,7 @@ PREDICTIONS = "language_1,probability_1,unusual,dropped,error"
         ('id;who;"a,b"\n7;Kim;"x,""y"""\n', ["--delimiter", ";", "--column", "who"], *(
             ['id,who,"a,b"', '7,Kim,"x,""y"""']
         )),
-        # An empty title, equal titles, and titles and cells with blanks and line breaks.
+        # Titles may be empty or equal; titles and cells may contain blanks and line breaks.
         (",name,x,x, y \n 1 ,Kim,,2,3\n", [], ",name,x,x,y", " 1 ,Kim,,2,3"),
         ('name,n\nKim,"two\nlines"\n', [], "name,n", r"Kim,two\nlines"),
         # Missing cells are filled, and surplus empty cells are ignored.
@@ -120,7 +120,7 @@ def test_json_output_keeps_the_text_of_json_objects(predict, line):
     assert code == 0
 
 
-def test_a_json_object_with_one_key_names_the_column(predict):
+def test_the_only_key_of_a_json_object_names_the_column(predict):
     head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
     assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
 
@@ -167,7 +167,7 @@ def test_input_columns_named_like_predictions_are_rejected(predict, content, sou
     )
 
 
-def test_json_output_needs_distinct_column_names(predict):
+def test_json_output_requires_distinct_column_names(predict):
     written, code, (message,) = predict("x,name,x\n1,Kim,2\n", target="out.jsonl")
     assert (written, code) == (None, 2)
     assert message.endswith("several columns are called 'x', and a JSON object has one: write CSV")

@@ -200,7 +200,7 @@ def test_the_error_names_the_language_that_cannot_be_read(make_source, language,
     assert refusal(path).startswith(f"{where}: {message}")
 
 
-def test_a_file_that_is_not_a_whole_zip_is_an_error(make_zip):
+def test_a_file_that_is_not_a_complete_zip_is_an_error(make_zip):
     path = make_zip(TWO)
     whole = path.read_bytes()
     for content in (b"Agirre\n", *(whole[:size] for size in range(0, len(whole), 7))):

@@ -28,7 +28,7 @@ def answer(content, stated=None, status=200):
 
     Args:
         content: The body of the response.
-        stated: The Content-Length; None for the actual length, "" for no such header.
+        stated: The Content-Length; None sends the actual length, "" omits the header.
         status: The status code of the response.
     """
 

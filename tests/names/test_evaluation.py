@@ -28,9 +28,6 @@ PARTS = split(embedded_sample(), seed=3, folding=ASCII)
 EPOCH = dataclasses.asdict(Epoch(1, 1, 2.0, 0.2, 2.1, 0.1, 1.0))
 
 
-# Metrics, compared with values computed by hand
-
-
 @pytest.fixture(scope="module")
 def by_hand():
     """Return an evaluation of five names in four languages.
@@ -112,9 +109,6 @@ def test_invalid_scores_are_rejected(labels, scores):
 def test_best_hits_counts_the_most_common_label_per_text():
     texts, labels = ["a", "a", "a", "b", "b", "c"], [0, 0, 1, 1, 2, 2]
     assert evaluation.best_hits(texts, labels) == 2 + 1 + 1
-
-
-# Intervals and paired tests
 
 
 def drawn_predictions(count=400, classes=4, right=0.8, seed=0):
@@ -221,9 +215,6 @@ def test_the_corrected_t_test_scales_the_variance():
         significance.corrected_t_test([0.1], 0.3)
 
 
-# Baselines
-
-
 @pytest.fixture(scope="module")
 def endings():
     """Return names whose last character reveals the language; one language has more names."""
@@ -271,9 +262,6 @@ def test_a_language_without_training_names_is_improbable(endings):
             assert (scores.test[:, 2] < -20).all()
 
 
-# Figures
-
-
 def size_of(path):
     """Returns the width and the height of a PNG in pixels."""
     content = path.read_bytes()
@@ -319,9 +307,6 @@ ODD_EPOCHS = [
 def test_an_invalid_history_is_not_drawn(history):
     assert figures.usable_history(history) is None
     assert figures.usable_history([EPOCH]) == [EPOCH]
-
-
-# The command
 
 
 def small_model(classes, seed=0):
@@ -522,7 +507,7 @@ def test_the_error_for_a_missing_package_names_its_extra(run, save, monkeypatch,
 
 
 def test_the_real_data_has_the_expected_baseline_and_ceiling(real_folder):
-    """The baseline always predicts Russian; the ceiling is the best function of the text alone."""
+    """The baseline predicts only Russian; the ceiling is the best accuracy from the text alone."""
     parts = split(read_names(real_folder))
     scores = baselines.majority_baseline(parts).test
     found = evaluation.evaluate(parts.test.labels, scores, parts.languages, resamples=10)

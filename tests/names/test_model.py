@@ -1,4 +1,4 @@
-"""The classifier: which states it reads, and that FusedRNN and nn.RNN give the same results."""
+"""The classifier reads the right states, and FusedRNN and nn.RNN return the same results."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def padded(names):
 
 
 def read(model, states):
-    """Return the input of the linear layer, given the state after each character of a name."""
+    """Return the input to the linear layer, given the state after each character of a name."""
     forward, *backward = states.chunk(model.num_directions, 1)
     last = [forward[-1], *(each[0] for each in backward)]
     rest = [] if model.config["pooling"] == "last" else [states.mean(0), states.amax(0)]
@@ -184,7 +184,7 @@ def test_the_fused_layer_reads_ids(monkeypatch):
 
 
 def test_ngram_embeddings_match_the_definition():
-    """The definition adds the embeddings of three n-grams around each character."""
+    """The definition sums the embeddings of three n-grams around each character."""
     names = ["frank", "li", "o", "o'neal", "de la cruz"]
     table = NgramEmbedding(4, len(ASCII.alphabet))
     ids, lengths = padded(names)
@@ -209,7 +209,7 @@ def test_ngram_embeddings_match_the_definition():
                 torch.testing.assert_close(found[row, place], expected)
 
 
-def test_dropped_characters_leave_no_trace_in_ngrams():
+def test_dropped_characters_do_not_affect_ngrams():
     model = classifier(FusedRNN, ngrams=True, character_dropout=1.0)
     assert torch.equal(model(packed(["abc"])), model(packed(["xyz"])))
     model.eval()

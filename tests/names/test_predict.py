@@ -84,9 +84,6 @@ def rows_of(content, format="csv", column=None, **options):
     return read(io.BytesIO(content), format, column, **options)
 
 
-# Reading rows
-
-
 class Pipe:
     """A stream that returns the given blocks one by one, whatever size is requested."""
 
@@ -243,9 +240,6 @@ def test_chunks_of_rows_have_a_limited_size(format):
     assert sizes(b"", 0) == []
 
 
-# Answering rows
-
-
 BAD_BYTES = "not valid in the encoding of the input; --encoding names another"
 
 
@@ -351,9 +345,6 @@ def test_csv_cells_are_never_formulas(name, cell):
     assert [*rows] == [[cell, "Thai", "0.500000", "false", cell, ""], ["", "", "", "", "", cell]]
 
 
-# The command
-
-
 def wrote(count, path):
     """Return the line that reports how many rows were written to a file."""
     return f"wrote {count} {'row' if count == 1 else 'rows'} to {path}\n"
@@ -450,7 +441,7 @@ def test_input_files_are_not_overwritten(
 
 
 def test_output_to_a_device_does_not_replace_it(run, tmp_path):
-    """A device is written to instead of being replaced by a file."""
+    """The output is written to the device; no file replaces the device."""
     for argv, count in (("Kim",), 1), (("--input", "/dev/null"), 0):
         assert run(*argv, "--output", "/dev/null") == (0, "", wrote(count, "/dev/null"))
     names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
@@ -565,8 +556,6 @@ def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatc
     assert peaks[1] < 1.3 * peaks[0]
 
 
-# Arbitrary input
-
 ANY = st.one_of(
     st.text(st.characters(), max_size=8),  # all of Unicode, including lone surrogates
     st.text(
@@ -578,7 +567,7 @@ FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def parsed(out, format):
-    """Return (name, languages, error) of each row, after checking that the output is printable."""
+    """Check that the output is printable, and return (name, languages, error) for each row."""
     assert out.replace("\n", "").isprintable()  # also excludes lone surrogates
     if format == "csv":
         head, *rows = csv.reader(io.StringIO(out))
@@ -643,7 +632,7 @@ def test_any_bytes(run, content, source, format):
 
 
 def test_the_program_accepts_invalid_utf_8_and_starts_fast(root):
-    """The program must not import torch._dynamo, which takes seconds."""
+    """The program must not import torch._dynamo, because that import takes seconds."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
         "print(main(), main(sys.argv[1:3] + ['-']), 'torch._dynamo' in sys.modules)"

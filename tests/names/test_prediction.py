@@ -72,7 +72,7 @@ KINDS += [{"ngrams": True}, {"rnn_class": nn.RNN}, None]
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("characters", [64, 65_536])
 def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
-    """The names are shuffled and repeated, and some are long. Options of None mean an ensemble."""
+    """Names are shuffled and repeated; some are long. If `options` is None, an ensemble answers."""
     asked = ensemble() if options is None else predictor(**SHARING, **options)
     names = [*MANY[::2], "x" * 1000, "x" * 33, "y" * 32, "y"]
     alone = {name: asked.probabilities([name]) for name in names}

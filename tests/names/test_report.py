@@ -238,9 +238,9 @@ def test_the_real_data_has_the_expected_facts(real_folder):
     assert (facts["Scottish"].rows, facts["Scottish"].shared) == (100, 99)
     assert real.ceiling["rows"] == pytest.approx(0.971, abs=1e-3)
     assert real.leak["this split"] == {"pairs": 0, "strings": 0}
-    # Means over many random splits. One test part of 4,015 rows has a standard error of 0.5 %.
+    # Means over many random splits. For one test part of 4,015 rows, the standard error is 0.5 %.
     assert real.leak["random split"] == pytest.approx({"pairs": 0.111, "strings": 0.152}, abs=0.01)
-    # ß, ł and a no-break space have spellings, so they are not dropped.
+    # ß, ł and a no-break space have ASCII spellings, so they are not dropped.
     assert sum(bool(row.spelled) for row in real.odd_rows) == 11
     assert Counter("".join(row.dropped for row in real.odd_rows)) == {
         "-": 25,

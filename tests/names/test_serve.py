@@ -80,9 +80,6 @@ def expected(predictor, name, top):
     return [{"language": language, "probability": round(value, 6)} for language, value in best]
 
 
-# The API
-
-
 @pytest.mark.parametrize("options", [{}, {"top": 1}, {"top": 1000}])
 def test_many_names_are_predicted_in_one_request(client, predictor, options):
     asked = ["Frank", "Ślusàrski", "Иванов", "O-Neal", "x" * 1001, " Kim "]
@@ -200,8 +197,6 @@ def test_an_unexpected_failure_reveals_no_details(monkeypatch):
     assert response.json() == {"error": "the server failed; its log says why"}
     check_headers(response)
 
-
-# Bodies
 
 BIG = "9" * 45
 NAMES = "a list of at most 1000 strings"
@@ -348,9 +343,6 @@ def test_any_bodies(client, body, path):
     assert response.status_code == 200 or isinstance(response.json()["error"], str)
 
 
-# Models that fail
-
-
 def test_a_damaged_model_is_rejected_before_serving():
     model = network()
     model.classifier.weight.data.fill_(float("nan"))
@@ -359,7 +351,7 @@ def test_a_damaged_model_is_rejected_before_serving():
 
 
 def test_a_failing_name_does_not_affect_other_names():
-    """The embedding of "z" is infinite, so only names that contain "z" have no finite result."""
+    """The embedding of "z" is infinite, so only names with a "z" have non-finite results."""
     model = network(nonlinearity="relu")
     model.embedding.weight.data[names.encode("z")] = float("inf")
     asked = ["Kim", "Zhang", "Frank", "Zorn", "Li"]
@@ -369,9 +361,6 @@ def test_a_failing_name_does_not_affect_other_names():
     assert [result["name"] for result in results] == asked
     for result in results:
         assert ("not finite" in result.get("error", "")) == result["name"].startswith("Z")
-
-
-# Batching
 
 
 class Model:
@@ -438,7 +427,7 @@ def test_requests_are_batched_while_the_model_is_busy(asked, max_names, given_up
             assert result == [{"name": letter, "languages": list(range(top))} for letter in answer]
 
 
-def test_concurrent_requests_share_calls_of_the_model(predictor, monkeypatch):
+def test_concurrent_requests_share_calls_to_the_model(predictor, monkeypatch):
     calls = []
     predict = Responder.predict
 
@@ -459,9 +448,6 @@ def test_concurrent_requests_share_calls_of_the_model(predictor, monkeypatch):
         assert [result["name"] for result in response.json()["results"]] == pair
     assert sum(calls) == 80
     assert len(calls) <= 20
-
-
-# Sockets and signals
 
 
 @contextlib.contextmanager
@@ -627,9 +613,6 @@ def test_a_signal_ends_the_server_and_restores_the_handlers(predictor, monkeypat
     assert [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-# The command
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -681,9 +664,6 @@ def test_clients_must_use_an_allowed_host_name(run, monkeypatch, options, addres
     assert out.startswith(f"serving at http://{address}:")
     response = TestClient(found[0], LOCAL).get("/health", headers={"Host": asked})
     assert response.status_code == status
-
-
-# The page
 
 
 @pytest.fixture(scope="module")

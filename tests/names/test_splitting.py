@@ -43,7 +43,7 @@ def check_disjoint(data, parts):
 def test_the_sample_is_split_by_string_and_stratified():
     parts = split(SAMPLE, validation=0.25, test=0.3, seed=3)
     check_disjoint(SAMPLE, parts)
-    # The sample has no string in two languages, so the shares of each language are exact.
+    # No string of the sample is in two languages, so the shares of each language are exact.
     counts = [Counter(label for _, label in part) for part in all_pairs(parts)]
     for label in range(len(SAMPLE.languages)):
         train, validation, test = (count[label] for count in counts)
@@ -119,7 +119,7 @@ def test_the_split_does_not_depend_on_the_folding(real_folder):
         ]
 
 
-def test_the_training_part_has_every_spelling_of_its_names():
+def test_the_training_part_contains_every_spelling_of_its_names():
     data = few(
         *((name, 0) for name in ("Gäbler-Öz", "GABLER-ÖZ", "Gablerbz", "Öger", "Åger", "Gablär")),
         ("Tan", 1),
@@ -133,7 +133,7 @@ def test_the_training_part_has_every_spelling_of_its_names():
         train = {*parts.train.texts}
         for spelled in ({"gäbler öz", "gabler öz", "gabler oz"}, {"tan", "tän"}, {"öger", "oger"}):
             assert train >= spelled or train.isdisjoint(spelled)
-    # The other parts have only the first spelling of each name in the data.
+    # The other parts contain only the first spelling of each name in the data.
     assert "gäbler öz" in found
     assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 

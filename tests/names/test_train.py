@@ -31,7 +31,7 @@ def test_training_on_the_sample_does_not_replace_a_real_model(
     assert path.read_bytes() == before
     assert run("train", *ONCE, "--force")[0] == 0
     assert load_checkpoint(path).is_sample()
-    # A model of the sample may be replaced without --force.
+    # A model trained on the sample may be replaced without --force.
     assert run("train", *ONCE)[0] == 0
     assert run("train", "--data", make_data("more"), *ONCE)[0] == 0
     assert not load_checkpoint(path).is_sample()
@@ -61,7 +61,7 @@ def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
     assert run("predict", "Kim", "--checkpoint", tmp_path / "model")[0] == 0
 
 
-def test_predict_warns_about_a_model_of_the_sample(run, offline, folder, tmp_path):
+def test_predict_warns_about_a_model_trained_on_the_sample(run, offline, folder, tmp_path):
     warning = "this model was trained on the small embedded sample, not on the names data set\n"
     path = ("--checkpoint", tmp_path / "model")
     run("train", *ONCE, *path)

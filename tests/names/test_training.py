@@ -68,14 +68,14 @@ def test_batches_hold_every_name_once_with_its_label():
 
 
 def test_processes_divide_each_batch():
-    """The weighted mean over the processes is the mean over the batch, even over a single name."""
+    """The weighted mean over processes is the mean over the batch, even for a batch of one name."""
     train = PARTS.train
     order = torch.arange(7)
     whole = list(batches(train, order, 3))
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
     assert [batch.weight for batch in shares[1]] == [2 / 3, 2 / 3, 0]
-    # Each label has a random value, which stands for the loss of its names.
+    # A random value for each label serves as the loss of the names with that label.
     values = torch.rand(18)
     for batch, *parts in zip(whole, *shares, strict=True):
         mean = sum(values[part.targets].mean() * part.weight for part in parts) / 2
@@ -117,7 +117,7 @@ def step():
 
 
 def sgd(lr):
-    """Returns a model, whose initial weights are always the same, and its optimizer."""
+    """Returns a model with the same initial weights at every call, and its optimizer."""
     torch.manual_seed(0)
     model = NameClassifier(18, alphabet_size=LETTERS, **SMALL)
     return model, torch.optim.SGD(model.parameters(), lr)

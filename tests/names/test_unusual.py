@@ -221,7 +221,7 @@ def test_the_server_marks_unusual_names_and_weak_languages(checkpoint):
 OLDER = "tests/names/data/ascii_folding"
 
 
-def test_an_older_checkpoint_gives_its_recorded_answers(root, run):
+def test_an_older_checkpoint_reproduces_its_recorded_answers(root, run):
     """Older models fold names to ASCII, drop hyphens, and mark nothing as unusual or weak."""
     expected = json.loads((root / f"{OLDER}.json").read_text(encoding="utf-8"))
     predictor = load(root / f"{OLDER}.safetensors")

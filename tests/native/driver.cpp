@@ -101,7 +101,7 @@ void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
 }
 
 void* scratch(size_t bytes) {
-  // In a region, failing to allocate would leave other threads waiting at a barrier.
+  // In a parallel region, failing to allocate would leave other threads waiting at a barrier.
   if (in_region) fail("scratch memory was requested inside a parallel region");
   taken.push_back(std::make_unique<Guarded>(bytes, 64));
   return taken.back()->data();

@@ -60,7 +60,8 @@ class Guarded {
 // Which threads of a parallel region arrive, and when.
 enum class Arrival { together, late, in_pairs, alone };
 
-// The plan of the next runs, which replaces the plan from plan.cpp, and how their threads arrive.
+// The plan for the next runs, which replaces the plan from plan.cpp, and how the threads of these
+// runs arrive.
 extern Plan forced_plan;
 extern Arrival arrival;
 
@@ -157,8 +158,8 @@ bool agree(const Array<Storage>& first, const Array<Storage>& second) {
   return difference <= tolerance * largest;
 }
 
-// Returns the layer with its weights packed into panels in `memory` in advance. Drops the unpacked
-// weights, except weights that are read in place.
+// Packs the layer's weights into panels in `memory`, and returns the layer with these panels. The
+// returned layer lacks the unpacked weights, except weights that are read in place.
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {

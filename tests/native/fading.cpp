@@ -1,7 +1,7 @@
 // Checks how much accuracy gradients that fade over many steps lose because subnormal numbers count
 // as zero.
 //
-// Each term of a sum may lose less than the smallest normal number. The loss may change the
+// Each term of a sum loses less than the smallest normal number. The loss may change the
 // rounding of the result, and the rounding of one value that the result is computed from. Gradients
 // far above the smallest normal number must not lose anything, because such a loss is too small to
 // change their rounding.

@@ -321,7 +321,7 @@ class Plain {
   const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
-  std::vector<Numbers> results_;  // by Name
+  std::vector<Numbers> results_;  // indexed by Name
 };
 
 }  // namespace namernn_fast

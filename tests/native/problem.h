@@ -11,7 +11,7 @@ namespace namernn_fast {
 
 enum class Kind { dense, batch_first, packed, any_order, jagged };
 constexpr unsigned kKinds = 5;
-// Number of combinations of layout, direction, and features or token ids.
+// Number of combinations of layout, direction and kind of input (features or token ids).
 constexpr unsigned kOptions = 4 * kKinds;
 
 enum Name {
@@ -76,7 +76,7 @@ struct Problem {
     return name == kGradInput ? accumulate_input : name > kGradCx && accumulate_weights;
   }
 
-  // Returns the number of elements of a result, if tensors have `rows` rows.
+  // Returns the number of elements in the result `name` if tensors have `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
     const int64_t sizes[] = {rows * H,        B * H,       B * H,      rows * cell->kept * H,
                              rows * D,        B * H,       B * H,      gate_rows() * (D + V),
@@ -247,7 +247,7 @@ template <class Storage>
 struct Results {
   const Problem p;
   const int64_t N;
-  std::vector<Array<Storage>> arrays;  // by Name; a result that is not wanted is empty
+  std::vector<Array<Storage>> arrays;  // indexed by Name; a result that is not wanted is empty
   Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // from the run that keeps nothing
 
   // Draws initial values for the gradients that the passes add to.

@@ -25,7 +25,7 @@ struct Problem {
   int64_t cell_states() const { return cell->has_cell_state ? 2 * B * H : 0; }
 };
 
-// Draws sequences of ids, longest first. Some sequences share a prefix, some are equal.
+// Draws sequences of ids, longest first. Some sequences share a prefix, and some are equal.
 Sequences draw_sequences(const Problem& p, Random& random) {
   Sequences sequences(p.B);
   for (int64_t b = 0; b < p.B; ++b) {

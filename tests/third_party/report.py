@@ -1,4 +1,4 @@
-"""Makes the table of `run.py`: outcomes with torch's and the fused layers, side by side."""
+"""Makes the table of `run.py`: outcomes with torch's layers beside those with fused layers."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from tools.capabilities import LAYERS, NO, ROWS, attempt
 
 
 def published():
-    """Returns the page's entries for all layer classes, by the label of the row."""
+    """Returns {row label: {layer class: entry}} as the page shows them."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]

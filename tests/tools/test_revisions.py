@@ -53,7 +53,10 @@ def test_a_probe_that_raises_in_both_revisions_is_reported():
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
 def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """A level that only one revision runs is a difference; a level that neither runs is ignored."""
+    """An instruction set that only one revision runs counts as a difference.
+
+    An instruction set that neither revision runs is ignored.
+    """
     digests = {("base", "avx2", CELLS): SAME, ("new", "avx2", CELLS): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
     monkeypatch.setattr(builds, "common_cells", lambda base, new: CELLS)
@@ -113,7 +116,7 @@ def test_a_revision_without_a_cell_can_still_be_digested(cell, monkeypatch):
 
 @pytest.mark.parametrize("call", ["module", "function", "cell"])
 @pytest.mark.parametrize("cell", GATED_CELLS)
-def test_every_call_of_a_cell_has_digests(cell, call):
+def test_every_way_to_call_a_cell_digests_its_last_states(cell, call):
     last = {"h_n", "c_n"} if cell == "lstm" else {"h_n"}
     for probe in [probe for probe in all_probes([cell]) if probe.call == call][:3]:
         found = digest.digests_of(probe)
@@ -163,7 +166,7 @@ def test_the_verdict_follows_from_the_times(pairs, message, monkeypatch, capsys)
     assert message in capsys.readouterr().out
 
 
-def test_builds_take_turns_at_going_first():
+def test_builds_take_turns_at_running_first():
     begun = []
 
     def build(seconds):

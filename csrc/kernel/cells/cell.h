@@ -5,8 +5,8 @@
 // - kind, name: its CellKind, and its name in messages;
 // - weight_blocks: number of blocks of H rows in weight_ih and in weight_hh, one per gate;
 // - sums: number of blocks of H sums (values before the activation) in each row. The input
-//   contributes to the first weight_blocks blocks, the previous state to the weight_blocks blocks
-//   from first_state_sum on;
+//   contributes to the first weight_blocks blocks, and the previous state to the weight_blocks
+//   blocks from first_state_sum on;
 // - input_block(sum): returns which block of weight_ih contributes to a sum. The blocks of
 //   weight_hh are in the order of the sums that they contribute to;
 // - sums_in_output: whether a row's sums are stored in its row of the output until the states

@@ -1,5 +1,5 @@
-// The gated recurrent unit, as torch defines it: the reset gate r scales n_h, the product with the
-// previous state plus the bias b_hn.
+// The gated recurrent unit, as torch defines it: the reset gate r scales n_h, which includes the
+// bias b_hn.
 //   r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
 //   z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
 //   n = tanh(n_x + r n_h),  n_x = W_in x_t + b_in,  n_h = W_hn h_{t-1} + b_hn

@@ -18,7 +18,7 @@ class LayoutTensors(NamedTuple):
     offsets: Any
     """int64 (B + 1), the first row of each sequence and the end of the last sequence, or None."""
     starts: Any
-    """int64 (T), the number of rows before each time, or None."""
+    """int64 (T), the number of rows before each time step, or None."""
     reset: Any
     """Nonzero at (t * reset_time_stride + b * reset_batch_stride) if sequence b restarts from a
     zero state at time t. None without resets."""
@@ -95,7 +95,7 @@ class Program(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The status of each sequence of a block at one time [B], in the order of the pass."""
+    """The status of each sequence of a block at one time step of the pass [B]."""
 
     alive: Any
     """Whether the sequence has a step at this time."""
@@ -104,4 +104,4 @@ class Step(NamedTuple):
     goes_on: Any
     """Whether the sequence is alive and the pass has already computed one of its steps."""
     is_cut: Any
-    """Whether a reset cuts the sequence between the step just computed and this one."""
+    """Whether a reset cuts the sequence between the step just computed and this step."""

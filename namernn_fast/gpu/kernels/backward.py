@@ -34,7 +34,7 @@ from .recurrent_product import (
 
 @triton.jit
 def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
-    """Loads the states and the gradient of the output at one time, [B, N] each."""
+    """Loads the states and the gradient of the output at one time step, [B, N] each."""
     h = load_rows(output, row, n, there, FORM.WIDTH, FORM.LIMIT)
     if grad_output is None:
         grad = zeros(h.dtype, FORM)

@@ -12,8 +12,8 @@ from .arguments import Program, Step
 # time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise
 # each step stores the state in memory, and the next step reads the state back after a barrier.
 #
-# Steps are "earlier" or "later" in the order of the recurrence, so in direction 1 the later step
-# has the smaller time. The forward pass computes the earlier step first, the backward pass the
+# Steps are "earlier" or "later" in recurrence order, so in direction 1 the later step has the
+# smaller time index. The forward pass computes the earlier step first, the backward pass the
 # later step. "Previous" is used only for states: the previous state of a row is its h_{t-1}.
 #
 # The L1 cache does not see the stores of other programs. Loads of rows that other programs write
@@ -148,7 +148,7 @@ def units(i, program, FORM: tl.constexpr):
 
 @triton.jit
 def time_of(s, program):
-    """Returns the time of step s of the pass, limited to the last step; 0 if there are no steps."""
+    """Returns the time index of step min(s, last step) of the pass; 0 if there are no steps."""
     s = tl.minimum(s, program.steps - 1)
     return tl.maximum(tl.where(program.back == 1, program.steps - 1 - s, s), 0)
 

@@ -108,10 +108,10 @@ def _targets(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split that the model was trained with, recreated from the data.
+    """Returns the split that the model was trained on, recreated from the data.
 
     Raises:
-        InputError: the model was trained with other data or another split, so it may have seen
+        InputError: the model was trained on other data or another split, so it may have seen
             names of the test part.
     """
     record = _split_record(checkpoint)

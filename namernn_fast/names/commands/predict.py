@@ -235,7 +235,7 @@ class _Unzipped:
 
 @contextmanager
 def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | None]]:
-    """Yields the input, and the file that it is read from, or None if names are arguments."""
+    """Yields the input table, and the file it comes from, or None if the names are arguments."""
     path = _input(arguments)
     if path is None:
         for name in arguments.names:
@@ -310,7 +310,7 @@ def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object
 def _bar(source: _Source | None, output: Path | None) -> Iterator[Callable[[int], None]]:
     """Yields a function that updates the progress bar, given the number of names so far.
 
-    The bar is shown only on a terminal, and only if answers are not written to a terminal too.
+    The bar is shown only on a terminal, and only if the answers are not also written to a terminal.
     """
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     if source is None or hidden:

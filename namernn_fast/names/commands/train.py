@@ -146,7 +146,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _with_default(text: str, name: str) -> str:
-    """Returns the help of an option, with its default in each recipe."""
+    """Returns the help text of an option, with its default in each recipe."""
     of_model = inspect.signature(NameClassifier).parameters.get(name)
     values = {}
     for title, recipe in RECIPES.items():
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
-        # The path is checked here, so that a bad path fails before the training, not after it.
+        # The path is checked here, so that a bad path fails before training, not after it.
         check_replaceable(target)
         if not arguments.force:
             check_worth_replacing(target, data.is_sample)
@@ -213,7 +213,7 @@ def _target(text: str) -> Path:
 
 
 def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Namespace) -> None:
-    """Raises an error if the model or the training's state would overwrite an input."""
+    """Raises an error if the model or the training state would overwrite an input."""
     inputs: list[Used] = [("predict without options", pretrained_checkpoint())]
     if arguments.teacher is not None:
         inputs.append(("--teacher", arguments.teacher))
@@ -234,7 +234,7 @@ def _data(arguments: argparse.Namespace) -> NamesData:
 
 
 def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split with the teacher's answers as labels."""
+    """Returns the split with a training part that the teacher has labelled."""
     record = teacher.info.get("split")
     if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
         raise InputError(
@@ -308,7 +308,7 @@ def _description(parts: Split) -> str:
 def _state(
     state_path: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe
 ) -> StateFile:
-    """Returns the file of the training's state, read if the training is to be resumed."""
+    """Returns the file of the training state; reads it if training is to resume."""
     check_replaceable(state_path)
     identity = {
         "recipe": recipe.values(),

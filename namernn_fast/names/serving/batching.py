@@ -1,4 +1,4 @@
-"""Batches concurrent requests, so that one call of the model serves all of these requests."""
+"""Batches concurrent requests, so that one call to the model serves all of these requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 from .responder import JsonObject
 
 MAX_BATCH_NAMES = 4096
-"""The maximum number of names in one call of the model, unless one request has more."""
+"""The maximum number of names in one call to the model, unless one request has more."""
 
 Result = TypeVar("Result")
 

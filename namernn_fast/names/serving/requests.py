@@ -41,7 +41,7 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
 
     Args:
         request: a request whose body has not been read.
-        fields: the names of the fields that the object can have.
+        fields: the names of the fields that the object may contain.
 
     Raises:
         HTTPException: the headers or the body are invalid (status 400, 408, 413, 415 or 422).
@@ -55,8 +55,8 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
         raise FieldError(
             "body", f"bytes that are not UTF-8 ({error.reason})", "JSON", 400
         ) from None
-    # JSON that is nested too deeply raises a RecursionError, a number with too many digits a
-    # ValueError.
+    # JSON that is nested too deeply raises a RecursionError, and a number with too many digits
+    # raises a ValueError.
     except (ValueError, RecursionError) as error:
         reason = escaped(str(error))[:200]
         raise FieldError("body", f"text that is not JSON ({reason})", "JSON", 400) from None

@@ -111,7 +111,7 @@ class Responder:
         }
 
     def _of_usable(self, names: Sequence[str], top: int) -> list[JsonObject]:
-        """Returns the results for usable names; a name on which the model fails gets an error."""
+        """Returns the results for usable names; a name for which the model fails gets an error."""
         if not names:
             return []
         try:

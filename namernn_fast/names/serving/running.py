@@ -30,7 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     Args:
         host: a name or an address of this machine.
-        port: a port, or 0 for any that is free.
+        port: a port, or 0 for any free port.
 
     Raises:
         InputError: there is no such host.

@@ -198,5 +198,5 @@ async def _refused(request: Request, error: HTTPException) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Responds to a request on which the server failed; uvicorn logs the error."""
+    """Responds to a request that made the server fail; uvicorn logs the error."""
     return _json({"error": "the server failed; its log says why"}, 500)

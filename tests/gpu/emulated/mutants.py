@@ -45,13 +45,13 @@ def _swapped(place):
 
 Into = str | Callable[[re.Match], str]
 KINDS: dict[str, tuple[str, Into]] = {
-    # The exchange between programs.
+    # Faults in the exchange between programs.
     "a relaxed arrival": (r"gpu\.release", "gpu.relaxed"),
     "a relaxed load of the counter": (r"gpu\.acquire", "gpu.relaxed"),
     "an arrival that counts twice": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
     "an arrival by every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
     "no arrival": (rf"@{_REGISTER} {_ADD}.*;", ""),
-    # The exchange between the warps of a program.
+    # Faults in the exchange between the warps of a program.
     "no barrier": (r"bar\.sync\s+0;", ""),
     "a barrier for only one warp": (
         r"bar\.sync\s+0;",
@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "a wait for fewer copies": (r"cp\.async\.wait_group\s+(\d+)", _one_more),
     "copies without a group": (r"cp\.async\.commit_group;", ""),
     "no wait for products": (r"wgmma\.wait_group\.sync\.aligned (\d+)", _one_more),
-    # Addresses and masks.
+    # Faults in addresses and masks.
     "a store without its mask": (rf"@{_REGISTER} (st\.global)", r"\1"),
     "a load without its mask": (rf"@{_REGISTER} (ld\.global\.(?!gpu))", r"\1"),
     "a store 16 bytes too far": (r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
@@ -73,7 +73,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "one sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
     "an address offset of 4": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
     "the wrong branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
-    # Arithmetic.
+    # Faults in arithmetic.
     "a shuffle with the wrong lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
     "a sum of only one product": (_SUM, r"\g<1>0f00000000;"),
     "rows in the wrong order": (r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
@@ -95,13 +95,13 @@ class Mutant:
     """A key of `LAYERS`."""
     kernel: str = "forward"
     which: int = 0
-    """The index of the match of the kind's pattern that is changed."""
+    """Which match of the kind's pattern the fault changes, counted from 0."""
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.layer}, {self.kernel}"
 
     def places(self, text: str) -> list[re.Match]:
-        """Returns all matches in the PTX; none if it is the PTX of another kernel."""
+        """Returns all matches in the PTX; none if the PTX is another kernel's."""
         if f".entry {self.kernel}_kernel(" not in text:
             return []
         return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))

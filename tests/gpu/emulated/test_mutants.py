@@ -1,4 +1,4 @@
-"""Tests that planted faults are found, by a check of the machine or by wrong results."""
+"""Tests that planted faults are found, by the machine's checks or by wrong results."""
 
 import pytest
 from mutants import LAYERS, MUTANTS, caught, results

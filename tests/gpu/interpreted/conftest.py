@@ -1,4 +1,4 @@
-"""Runs the GPU operators on the CPU in Triton's interpreter; `tests/gpu/test_triton.py` starts it.
+"""Runs the GPU operators on the CPU in Triton's interpreter, for `tests/gpu/test_triton.py`.
 
 The interpreter runs a kernel's programs one at a time. Programs that wait for each other cannot run
 that way, so each member of a block gets a separate process.
@@ -66,7 +66,7 @@ def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
 
 
 def _sum(self, input):
-    """Adds in a tree, as lanes and warps do. NumPy adds only adjacent numbers in a tree."""
+    """Adds in a tree, as lanes and warps do. NumPy does so only if numbers are adjacent."""
     adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
     return self.to_tensor(adjacent.sum(-1), input.dtype)
 
@@ -132,7 +132,7 @@ def _ieee_by_default(fp32_precision):
 
 
 class Worst:
-    """The number of results compared in this run, and which result used most of its budget."""
+    """The number of results compared in this run, and the result that used most of its budget."""
 
     compared = 0
     share = 0.0

@@ -159,7 +159,7 @@ class TokenCase(Drawn):
         self.rows[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
 
     def _layout(self):
-        """Returns each row's number t * B + b in layout order, sequence_layout and the options."""
+        """Returns row numbers t * B + b in layout order, the sequence_layout and the options."""
         lengths = torch.tensor(self.lengths)
         rows = torch.arange(self.T * self.B).view(self.T, self.B)
         exist = torch.arange(self.T)[:, None] < lengths
@@ -232,7 +232,7 @@ TOKEN_CASES = [
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("plan", PLANS)
 def test_token_ids_keep_the_error_budget(plan, monkeypatch):
-    """Runs half of the cases in each plan, so that each kind of plan runs all cases."""
+    """Runs half of the cases with each plan, so that each kind of plan runs all cases."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     for case in TOKEN_CASES[list(PLANS).index(plan) % 2 :: 2]:
         check_results(case)

@@ -105,7 +105,7 @@ def test_large_offsets_do_not_change_the_bits(fp32_precision, monkeypatch):
 
     monkeypatch.setattr(launching, "run", run_wide)
     assert torch.equal(products.product(left, right), near)
-    far = left[:1].as_strided((1, 17), (2**31, 1))  # one row, so that no memory is that large
+    far = left[:1].as_strided((1, 17), (2**31, 1))  # one row, so the stride needs no memory
     products.product(far, right)
     assert wide == [False, True]
 

@@ -1,4 +1,4 @@
-"""Tests that TF32 layers are as accurate as products of rounded operands, against float64."""
+"""Tests against float64 that TF32 layers are as accurate as products of rounded operands."""
 
 import pytest
 import torch
