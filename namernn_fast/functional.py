@@ -280,7 +280,7 @@ def last_state(
             kernel shares the prefixes it finds if there are enough to make the call faster. The
             result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
             float32 or float64; it does not support hx, reset, batch_invariant, dropout between
-            layers, compilers and torch.func transforms.
+            layers, compilers or torch.func transforms.
         nonlinearity: "tanh" or "relu" for a vanilla RNN; must be "tanh" for the other cells.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.

@@ -134,8 +134,9 @@ def _trains(call: Call) -> bool:
 def _run_packed(call: Call, layout: Tensor) -> Results:
     """Runs an LSTM with lengths or offsets by packing its sequences.
 
-    torch's operator returns the cell state only at the end of each sequence, so it needs the
-    lengths, on the CPU. If they are on a device, this function synchronises with that device.
+    torch's operator does not return the cell state of every step, so the last cell state cannot be
+    picked out after a padded run. Packing tells the operator where each sequence ends, but needs
+    the lengths on the CPU; reading them from another device synchronises with that device.
     """
     options = call.options
     lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()

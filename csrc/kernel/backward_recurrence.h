@@ -22,7 +22,7 @@ struct BackwardGroup {
                                        // sequences
   Scalar* grad_previous[kMostStates];  // [B, H] each, gradients of the previous states, which each
                                        // step writes; the same memory as `grad`, except in a tree
-  TokenRows tokens;                    // used only if the gradient of a table is wanted
+  TokenRows tokens;                    // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
 };
@@ -55,8 +55,8 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies the part's share of a last state's gradients into `grad`. Writes zeros if grad_last.data
-// is null.
+// Copies this part's share of the gradient of h_n or c_n into `grad`. Writes zeros if
+// grad_last.data is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer,
                                 const StateGradients<Storage>& grad_last, const Part& part,

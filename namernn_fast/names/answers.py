@@ -69,13 +69,13 @@ def answer_rows(
 ) -> Answers:
     """Returns an answer for each row, in the order of the rows.
 
-    The model runs only once for all names that fold to the same string.
+    The model runs once per distinct folded name.
 
     Args:
         predictor: the model.
-        rows: few enough that the answers fit in memory; `rows.errors` gains an entry for each
-            unusable name.
-        top: the maximum number of languages to predict.
+        rows: the names to answer, all held in memory with their answers. Adds an entry to
+            `rows.errors` for each unusable name.
+        top: the maximum number of languages per name.
         min_probability: languages below this probability are omitted.
 
     Raises:

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 from namernn_fast.call.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-V = 30  # more than the ids in a batch of the first size in SIZES, fewer than in all others
+# The vocabulary size. The first batch in SIZES has fewer ids and all others have more, so that the
+# choice between a table and gathered rows would change.
+V = 30
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
     "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),

@@ -41,12 +41,12 @@ def test_the_plan_counts_the_weights_of_all_gates():
     assert cpu_plan(*sizes, 2, cell="gru").groups == 2
 
 
-def test_threads_divide_many_sequences():
+def test_many_sequences_are_split_across_threads():
     assert cpu_plan([1024] * 8, 64, 256, 2)[:2] == (2, 1)
     assert cpu_plan([1024] * 8, 64, 256, 32)[:2] == (32, 1)
 
 
-def test_threads_divide_the_hidden_units_of_one_long_sequence():
+def test_hidden_units_of_one_long_sequence_are_split():
     plan = cpu_plan([1] * 128, 1024, 4096, 8)
     assert plan.groups == 1
     assert plan.members == 8

@@ -24,7 +24,8 @@ from namernn_fast.names.text import escaped
 
 ACCENTED = Folding("ßáéłñś")
 FOLDINGS = (ASCII, Folding(), ACCENTED)
-# Characters that folding treats specially: blanks, controls, letters with and without marks.
+# Characters that reach every branch of folding: letters with and without marks, punctuation,
+# whitespace, control characters and a lone surrogate.
 _TELLING = (
     "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßẞéÉŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2010\u2028\ud800"
 )

@@ -33,9 +33,10 @@ def product_kernel(
     PRECISION: tl.constexpr,  # ieee or tf32
     WIDE: tl.constexpr,  # whether an offset within a block can reach 2^31
 ):
-    """Computes out = left right + plus, with the sum over K split into parts.
+    """Computes out = left @ right + plus; the grid is (blocks, parts).
 
-    The grid is (blocks, parts). The caller adds the parts.
+    Each part sums a slice of K into a separate matrix of `out`. If there are several parts, `plus`
+    must be None, and the caller sums the parts and adds it.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)
