@@ -112,6 +112,10 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
+bool leave_cache(int64_t bytes, const Machine& machine) {
+  return bytes > int64_t(machine.l2_bytes / 2);
+}
+
 // The projection is parallel in time. Computing several steps of the projection ahead of the
 // recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
 // weight_hh if weight_ih and weight_hh would not fit together. The projection must run ahead if a
@@ -125,9 +129,10 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
   const double share = double(ceiling(panels, plan.members)) / double(panels);
   const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
-  const bool ahead =
-      in_place.weight_ih || in_place.weight_hh || thin || bytes > double(machine.l2_bytes / 2);
-  return ahead ? std::max<int64_t>(1, choose_projected_rows(arguments) / width) : 0;
+  const int64_t steps = std::max<int64_t>(1, choose_projected_rows(arguments) / width);
+  if (in_place.weight_ih || in_place.weight_hh || thin) return steps;
+  // A projection of a single step would read weight_ih as often as the recurrence does.
+  return leave_cache(int64_t(bytes), machine) && steps > 1 ? steps : 0;
 }
 
 // A cell with several blocks projects into scratch memory, which shares the cache with the weights

@@ -57,6 +57,10 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int6
 // Maximum number of rows of a register tile.
 constexpr int64_t kTileRows = 6;
 
+// Returns true if weights of this size, which a thread reads at every step, take more than half of
+// the core's private cache. They then leave the cache from one step to the next.
+bool leave_cache(int64_t bytes, const Machine& machine);
+
 // Returns how many steps of the input projection to compute at once, ahead of the recurrence; 0
 // means that each step computes projection and recurrence as one product. `slices` is the number of
 // slices that the plan cuts the sequences into. Results do not depend on this choice, because the

@@ -21,6 +21,7 @@ from .nn import (
     replace_rnn,
     restore_rnn,
 )
+from .ops import empty_cache, memory_reserved
 
 try:
     __version__ = version("namernn_fast")
@@ -39,10 +40,12 @@ __all__ = [
     "TokenRNN",
     "__version__",
     "batch_invariant",
+    "empty_cache",
     "explain",
     "gru",
     "last_state",
     "lstm",
+    "memory_reserved",
     "replace_rnn",
     "restore_rnn",
     "rnn",

@@ -80,6 +80,7 @@ def _show(options: argparse.Namespace) -> None:
         "threads": facts.threads,
         "processors": facts.usable,
         "fused kernel": _cpu() if facts.has_extension else "none (built without a compiler)",
+        "scratch memory reserved": _scratch(),
         "fused kernel on GPUs": _triton(),
         "other devices and dtypes": "RNN: step by step in PyTorch operators; GRU and LSTM: torch's",
     }
@@ -96,6 +97,12 @@ def _cpu() -> str:
     """Returns the name of the CPU kernel, and of the bfloat16 kernel if it is a different one."""
     usual, for_bfloat16 = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
     return f"cpu {usual}" + (f", bfloat16: cpu {for_bfloat16}" if for_bfloat16 != usual else "")
+
+
+def _scratch() -> str:
+    """Returns how much scratch memory this process has reserved, its limit, and what returns it."""
+    mebi = ops.memory_reserved() / 2**20
+    return f"{mebi:.0f} MiB, at most 256 MiB in a process; empty_cache() returns it to the system"
 
 
 def _triton() -> str:

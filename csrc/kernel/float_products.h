@@ -35,9 +35,14 @@ struct FloatProducts {
   int64_t D;
   int64_t H;
   int64_t capacity;  // maximum number of rows of a time block
+  bool prefetch;     // whether products prefetch panels of weights, which leave the cache
   int64_t dz_stride;
-  int64_t dz_block;   // stride from one block of a row of dz to the next
-  Element* dz;        // [capacity, dz_stride]
+  int64_t dz_block;  // stride from one block of a row of dz to the next
+  Element* dz;       // [capacity, dz_stride]
+  // The transpose of dz, [sums * H, transposed_stride]; null unless parameter gradients are wanted.
+  // Reading the columns of dz itself would touch another cache line for each row.
+  Element* dz_transposed;
+  int64_t transposed_stride;
   Element* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
   Element* input;     // panels of x [capacity, D]; null unless parameter gradients are wanted
 
@@ -46,6 +51,13 @@ struct FloatProducts {
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return choose_block_rows(row, kMinBlockRows, runtime.machine);
+  }
+
+  // Returns a stride of at least n elements that is an odd number of vectors. Rows with such a
+  // stride are spread over many cache sets.
+  static int64_t odd_vectors(int64_t n) {
+    constexpr int64_t lanes = Simd<Scalar>::lanes;
+    return ((n + lanes - 1) / lanes | 1) * lanes;
   }
 
   static int64_t gradient_size(int64_t rows, int64_t width) { return rows * width; }
@@ -80,11 +92,13 @@ struct FloatProducts {
     D = inputs;
     H = units;
     capacity = rows;
+    prefetch = leave_cache(Recurrence::bytes(D, H), runtime.machine);
     dz_block = H;
-    // A stride of an odd number of vectors spreads each column of dz over many cache sets.
-    dz_stride = panel_count<Scalar>(Cell::sums * H) * w + Simd<Scalar>::lanes;
+    dz_stride = odd_vectors(Cell::sums * H);
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
+      transposed_stride = odd_vectors(capacity);
+      dz_transposed = scratch<Element>(runtime, Cell::sums * H * transposed_stride);
       previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
       input = scratch<Element>(runtime, panels_size<Scalar>(capacity, D));
     }
@@ -100,16 +114,36 @@ struct FloatProducts {
                  Scalar* grad_h) const {
     const int64_t K = Cell::weight_blocks * H;
     const Scalar* state_dz = dz + row * dz_stride + Cell::first_state_sum * H;
-    const Operand<Scalar> operand{state_dz, dz_stride, 1, weight_hh, K * w, K};
+    const Scalar* first_panel = weight_hh + columns.first * K;
+    const Operand<Scalar> operand{
+        state_dz, dz_stride, weight_hh, K * w, K, kChain, prefetch ? first_panel : nullptr};
     const Target<Scalar> target{grad_h, H, nullptr, 0, !Cell::only_through_sums};
-    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
+    product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
-  void end_recurrence(int64_t, const Part&) const {}
+  void end_recurrence(int64_t rows, const Part& part) const {
+    constexpr int64_t lanes = Simd<Scalar>::lanes;
+    const auto [first, last] = part.columns;
+    for (int64_t s = 0; dz_transposed && s < Cell::sums; ++s) {
+      for (int64_t j = first; j < last; j += lanes) {
+        const Scalar* from = dz + s * H + j;
+        Scalar* to = dz_transposed + (s * H + j) * transposed_stride;
+        const int64_t columns = min64(lanes, last - j);
+        for (int64_t row = 0; row < rows; row += lanes) {
+          if (columns == lanes && rows - row >= lanes) {
+            transpose_square(from + row * dz_stride, dz_stride, lanes, lanes, to + row,
+                             transposed_stride);
+          } else {
+            transpose_square(from + row * dz_stride, dz_stride, rows - row, columns, to + row,
+                             transposed_stride);
+          }
+        }
+      }
+    }
+  }
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
                            int64_t rows, const Element* panels, int64_t width, Scalar* grad) const {
-    const Scalar* first_dz = dz + blocks.sum * H;
     const int64_t M = blocks.count * H;
     grad += blocks.block * H * width;
     // With few rows, writing the gradient takes most of the time, so each task writes whole rows of
@@ -117,19 +151,18 @@ struct FloatProducts {
     const bool whole_rows = rows <= kFewRows;
     const int64_t task_rows = whole_rows ? Shape<Scalar>::max_rows : kTaskRows;
     const int64_t task_columns = whole_rows ? width : w;
-    for (int64_t j = 0; j < width; j += task_columns) {
-      for (int64_t i = 0; i < M; i += task_rows) {
+    for (int64_t i = 0; i < M; i += task_rows) {
+      for (int64_t j = 0; j < width; j += task_columns) {
         if (!take(share)) continue;
         // Even if all rows of `panels` are zeros, an initial gradient must be written. The loop
         // then runs once, with a product over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
-          const Operand<Scalar> operand{
-              first_dz + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,
-              min64(kChunkRows, rows - k)};
+          const Operand<Scalar> operand =
+              weight_operand(blocks, i, k, min64(kChunkRows, rows - k), panels);
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
-          product<Scalar, true>(&operand, 1, target, min64(task_rows, M - i), j,
-                                min64(j + task_columns, width), NoFinish());
+          product<Scalar>(&operand, 1, target, min64(task_rows, M - i), j,
+                          min64(j + task_columns, width), NoFinish());
         }
       }
     }
@@ -144,22 +177,15 @@ struct FloatProducts {
       alignas(64) Scalar sums[height * w];
       const int64_t M = blocks.count * H;
       grad += blocks.block * H * width;
-      const Operand<Scalar> first_tile{dz + zeros * dz_stride + blocks.sum * H,
-                                       1,
-                                       dz_stride,
-                                       panels + zeros * w,
-                                       capacity * w,
-                                       rows - zeros};
       for (int64_t i = 0; i < M; i += height) {
         if (!take(share)) continue;
         const int64_t tile_rows = min64(height, M - i);
         for (int64_t j = 0; j < width; j += w) {
           const int64_t columns = min64(w, width - j);
-          Operand<Scalar> operand = first_tile;
-          operand.a += i;
+          Operand<Scalar> operand = weight_operand(blocks, i, zeros, rows - zeros, panels);
           operand.panels += j * capacity;
           const Target<Scalar> target{sums, w, nullptr, 0, false};
-          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, NoFinish());
+          product<Scalar>(&operand, 1, target, tile_rows, 0, columns, NoFinish());
           for (int64_t r = 0; r < tile_rows; ++r) {
             convert(sums + r * w, grad + (i + r) * width + j, columns);
           }
@@ -187,13 +213,22 @@ struct FloatProducts {
   }
 
  private:
+  // Returns the operand of a weight gradient from row i of `blocks` on: columns of dz, times rows
+  // first .. first + count of `panels`.
+  Operand<Scalar> weight_operand(const Blocks& blocks, int64_t i, int64_t first, int64_t count,
+                                 const Element* panels) const {
+    const Scalar* columns = dz_transposed + (blocks.sum * H + i) * transposed_stride;
+    return {columns + first, transposed_stride, panels + first * w, capacity * w, count};
+  }
+
   // Computes grad_input for up to kTaskRows rows of a run, starting at row i of the run.
   void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
     const int64_t K = Cell::weight_blocks * H;
-    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, K * w, K};
+    const Operand<Scalar> operand{
+        rows_dz, stride, weight_ih, K * w, K, kChain, prefetch ? weight_ih : nullptr};
     const auto grad = [&](int64_t r) {
       return run.along_time ? row_at(args.grad_input, layout, run.t + i + r, run.b)
                             : row_at(args.grad_input, layout, run.t, run.b + i + r);
@@ -202,14 +237,14 @@ struct FloatProducts {
       if (!staged) {
         const Target<Scalar> target{grad(0), run_stride(args.grad_input, run), nullptr, 0,
                                     args.accumulate_input};
-        product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
+        product<Scalar>(&operand, 1, target, rows, 0, D, NoFinish());
         return;
       }
     }
     Scalar* copy = staged + worker * kTaskRows * D;
     const Target<Scalar> target{copy, D, nullptr, 0, args.accumulate_input};
     for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), copy + r * D, D);
-    product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
+    product<Scalar>(&operand, 1, target, rows, 0, D, NoFinish());
     for (int64_t r = 0; r < rows; ++r) convert(copy + r * D, grad(r), D);
   }
 };

@@ -194,7 +194,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> part_weights =
-        forward_weights<Cell>(part, layer, weights, zero_state);
+        forward_weights<Cell>(part, layer, weights, zero_state, runtime.machine);
     CopiedPart<Cell, Storage>{args, part_weights, rows, memory, part, plan}.run(runtime);
   });
 }

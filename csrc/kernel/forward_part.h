@@ -35,6 +35,8 @@ struct ForwardWeights {
   const Scalar* zeros;       // [H], the initial state if none is given
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
+  bool prefetch;             // whether products prefetch panels if every step reads all weights
+  bool prefetch_hh;          // whether they do if every step reads only weight_hh
 };
 
 // Memory shared by all parts. Each array is null if the layer does not need it.
@@ -134,9 +136,12 @@ template <class Cell, class Storage, class Scalar>
 inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
                                                        const Layer<Storage>& layer,
                                                        const WeightCopies& copies,
-                                                       const Scalar* zeros) {
+                                                       const Scalar* zeros,
+                                                       const Machine& machine) {
   const auto panels = weights_for<ForwardPanels<Cell, Storage>>(part, layer, copies);
   bool finite = true;
+  const int64_t width = part.columns.last - part.columns.first;
+  const int64_t row_bytes = Cell::weight_blocks * width * int64_t(sizeof(Scalar));
   for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
     finite &= panels.finite[j / panels.w];
   }
@@ -145,7 +150,9 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           finite,
           zeros,
           layer.in_place.weight_ih ? layer.weight_ih : nullptr,
-          layer.in_place.weight_hh ? layer.weight_hh : nullptr};
+          layer.in_place.weight_hh ? layer.weight_hh : nullptr,
+          leave_cache((layer.D + layer.H) * row_bytes, machine),
+          leave_cache(layer.H * row_bytes, machine)};
 }
 
 // The data of one part (a slice of the sequences and a range of hidden units), with functions that
@@ -166,13 +173,21 @@ struct ForwardContext {
     return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
   }
 
+  // Return the operands of the two products, with the panels of weight block 0. The panels of the
+  // part's first unit block are read after its last.
   Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
-    return {
-        x, stride, 1, weights.weights, panel_size(), args.layer.D, args.layer.chains.projection};
+    return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
+                   weights.prefetch);
   }
   Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
-    const Scalar* weight_hh = weights.weights + args.layer.D * w;
-    return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
+    return operand(h, stride, weights.weights + args.layer.D * w, args.layer.H,
+                   args.layer.chains.recurrence,
+                   projected_steps ? weights.prefetch_hh : weights.prefetch);
+  }
+  Operand<Scalar> operand(const Scalar* a, int64_t stride, const Scalar* panels, int64_t K,
+                          int64_t chain, bool prefetch) const {
+    const Scalar* first = panels + part.columns.first / w * panel_size();
+    return {a, stride, panels, panel_size(), K, chain, prefetch ? first : nullptr};
   }
 
   // Returns the memory for the i-th state of row (t, b). Except in a tree, each step updates a

@@ -122,7 +122,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
                                                          plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> part_weights =
-        forward_weights<Cell>(part, layer, weights, zero_state);
+        forward_weights<Cell>(part, layer, weights, zero_state, runtime.machine);
     if (!layer.layout.tree) read_cell_states<Cell>(args, part);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;

@@ -7,9 +7,9 @@
 namespace namernn_fast {
 namespace {
 
-// Maximum number of rows in the buffer: two tiles. A larger buffer would evict the panels from the
-// nearest cache.
-constexpr int64_t kBufferRows = 2 * kTileRows;
+// Maximum number of rows in the buffer. Every chunk of rows reads the panels of the unit block
+// again.
+constexpr int64_t kBufferRows = 16 * kTileRows;
 
 template <class Cell, class Scalar, class Storage>
 struct GateSums : ForwardContext<Cell, Scalar, Storage> {
@@ -45,7 +45,11 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
           const Scalar* bias = weights.bias + (j / w * Cell::sums + g) * w;
           const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
-          multiply_input(x, stride, target, run.rows, g, j);
+          const Scalar* after = g + 1 < Cell::weight_blocks ? panel_at(j, g + 1, 0)
+                                : j + w < part.columns.last
+                                    ? panel_at(j + w, 0, 0)
+                                    : panel_at(part.columns.first, 0, layer.D);
+          multiply_input(x, stride, target, run.rows, g, j, after);
         }
       }
     });
@@ -65,14 +69,19 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
       for (int64_t c = 0, i = 0; c < chunks; ++c) {
         const int64_t height = rows * (c + 1) / chunks - i;
+        // The unit block that is read after this chunk.
+        const int64_t next = c + 1 < chunks              ? j
+                             : j + w < part.columns.last ? j + w
+                                                         : part.columns.first;
         alignas(64) Scalar sums[kBufferRows * buffer_row];
         start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
         if (!projected_steps && !looked_up) {
           const auto operand =
               this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
-          multiply_panels(operand, sums, height, j);
+          multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
         }
-        if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j);
+        const Scalar* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
+        if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
         finish(t, begin + i, height, j, sums, previous ? previous + i * previous_stride : nullptr,
                previous_stride);
         i += height;
@@ -82,6 +91,13 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
 
  private:
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
+
+  // Returns a pointer to a row of the panel of weight block g, in the unit block that starts at
+  // unit j. The rows of weight_hh begin at row D.
+  const Scalar* panel_at(int64_t j, int64_t g, int64_t row) const {
+    const int64_t panel = j / w * Cell::weight_blocks + g;
+    return weights.weights + (panel * (args.layer.D + args.layer.H) + row) * w;
+  }
 
   // Fills the buffer with the values that the sums start from, for `height` rows starting at row
   // (t, b) and for the unit block that starts at unit j.
@@ -115,27 +131,28 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   }
 
   // Multiplies inputs by the block of weight_ih that contributes to sum g, for the unit block that
-  // starts at unit j.
+  // starts at unit j. The next product reads the panel `after`.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
-                      int64_t g, int64_t j) const {
+                      int64_t g, int64_t j, const Scalar* after) const {
     const int64_t D = args.layer.D;
     if (weights.weight_ih) {
       const Storage* block = weights.weight_ih + (Cell::input_block(g) * args.layer.H + j) * D;
       const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
       return product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
-    const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j);
-    product<Scalar, false>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
+    const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j, after);
+    product<Scalar>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
   // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
-  // unit block that starts at unit j.
-  void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
-                      int64_t j) const {
+  // unit block that starts at unit j. The next product reads the panel `after`.
+  void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
+                      const Scalar* after) const {
     const int64_t H = args.layer.H;
     Scalar* state_sums = sums + Cell::first_state_sum * w;
-    if (!weights.weight_hh)
-      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j);
+    if (!weights.weight_hh) {
+      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
+    }
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, state_sums += w) {
       const Target<Scalar> target{state_sums, buffer_row, state_sums, buffer_row, false};
       const Storage* block = weights.weight_hh + (g * H + j) * H;
@@ -146,24 +163,27 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
 
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
   // the unit block that starts at unit j. If the unit block fills its panels, computes the products
-  // of all weight blocks as a single product.
-  void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows,
-                       int64_t j) const {
+  // of all weight blocks as a single product. The next product reads the panel `after`.
+  void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows, int64_t j,
+                       const Scalar* after) const {
     const bool whole = columns_from(j) == w;
     const int64_t width = whole ? Cell::weight_blocks * w : columns_from(j);
     for (int64_t g = 0; g < (whole ? 1 : Cell::weight_blocks); ++g, sums += w) {
-      const Operand<Scalar> operand = operand_of(rows_of_a, g, j);
+      const Operand<Scalar> operand = operand_of(rows_of_a, g, j, after);
       const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
-      product<Scalar, false>(&operand, 1, target, rows, 0, width, NoFinish());
+      product<Scalar>(&operand, 1, target, rows, 0, width, NoFinish());
     }
   }
 
   // Returns a copy of `operand` whose panels start at weight block g of the unit block that starts
-  // at unit j. The next panel belongs to weight block g + 1.
-  Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j) const {
+  // at unit j. The next panel belongs to weight block g + 1. The next product reads the panel
+  // `after`.
+  Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j,
+                             const Scalar* after) const {
     const int64_t panel = (args.layer.D + args.layer.H) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;
     operand.panel_size = panel;
+    if (operand.after) operand.after = after;
     return operand;
   }
 

@@ -30,7 +30,7 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
         product_in_place(operand, target, run.rows, first, last, NoFinish());
       } else {
         const Operand<Scalar> operand = projection(x, stride);
-        product<Scalar, false>(&operand, 1, target, run.rows, first, last, NoFinish());
+        product<Scalar>(&operand, 1, target, run.rows, first, last, NoFinish());
       }
     });
   }
@@ -64,7 +64,7 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
       operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
     }
     if (h) operands[count++] = recurrence(h, h_stride);
-    product<Scalar, false>(operands, count, target, end - begin, first, last, finish);
+    product<Scalar>(operands, count, target, end - begin, first, last, finish);
   }
 };
 

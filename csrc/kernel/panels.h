@@ -38,10 +38,11 @@ inline int64_t panels_size(int64_t K, int64_t width) {
   return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
 }
 
-// Transposes the first `rows` rows and n columns of W into n rows of a panel. If `rows` and n are
-// compile-time constants, all elements stay in registers.
+// Transposes the first `rows` rows and n columns of W into n rows of a matrix, each one vector
+// wide. If `rows` and n are compile-time constants, all elements stay in registers.
 template <class Scalar, class Storage>
-inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
+inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* to,
+                             int64_t to_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   Vec<Scalar> square[lanes];
 #pragma GCC unroll 16
@@ -51,7 +52,7 @@ inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n
   transpose<Scalar>(square);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < lanes; ++r) {
-    if (r < n) store(panel + r * Shape<Scalar>::panel_width, square[r]);
+    if (r < n) store(to + r * to_row, square[r]);
   }
 }
 
@@ -67,9 +68,9 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
     for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
       Scalar* target = panel + k * panel_width + j;
       if (rows >= lanes && n == lanes) {
-        pack_square(source + k, K, lanes, lanes, target);
+        transpose_square(source + k, K, lanes, lanes, target, panel_width);
       } else {
-        pack_square(source + k, K, rows, n, target);
+        transpose_square(source + k, K, rows, n, target, panel_width);
       }
     });
   }

@@ -1,9 +1,8 @@
 // Computes matrix products on register tiles: C[M, width] = start + the sum over all operands of
 // A[M, K] B[K, width].
 //
-// B is stored in panels. A is read in place with two strides, so A can be the rows of an output
-// tensor or, with the strides swapped, the transpose of such rows. The order of summation is the
-// same for every tile shape, so results do not depend on how the work is split.
+// B is stored in panels. A is read in place, so A can be the rows of an output tensor. The order of
+// summation is the same for every tile shape, so results do not depend on how the work is split.
 #pragma once
 
 #include "kernel/panels.h"
@@ -14,14 +13,42 @@ namespace {
 // One term A B of the sum.
 template <class Scalar>
 struct Operand {
-  const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
+  const Scalar* a;  // element (i, k) is a[i * a_row + k]
   int64_t a_row;
-  int64_t a_k;  // 1 unless kByColumn, in which case a_row is 1
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
   int64_t chain = kChain;  // maximum length of a chain
+  // The panel that will be read after the product. Unless it is null, each panel is prefetched into
+  // the core's private cache while the previous panel is in use.
+  const Scalar* after = nullptr;
 };
+
+// Memory for a tile to prefetch while it computes: the cache lines at next .. end.
+struct Ahead {
+  const char* next;
+  const char* end;
+};
+constexpr int64_t kCacheLine = 64;
+
+// Multiply-adds of a chain between two prefetches. If a tile prefetched all its lines at once, it
+// would wait for some of them.
+constexpr int64_t kPrefetchSteps = 8;
+
+// Returns what tile number n of `tiles` prefetches: a share of `panel`, which has K rows.
+template <class Scalar>
+inline Ahead ahead_in(const Scalar* panel, int64_t K, int64_t n, int64_t tiles) {
+  const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
+  const auto* start = reinterpret_cast<const char*>(panel);
+  return {start + lines * n / tiles * kCacheLine, start + lines * (n + 1) / tiles * kCacheLine};
+}
+
+// Prefetches up to `lines` cache lines.
+inline void prefetch(Ahead& ahead, int64_t lines) {
+  for (; lines > 0 && ahead.next < ahead.end; --lines, ahead.next += kCacheLine) {
+    __builtin_prefetch(ahead.next, 0, 2);
+  }
+}
 
 // What the sums start from, and where they are stored.
 template <class Scalar>
@@ -36,15 +63,14 @@ struct Target {
 };
 
 // Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
-// k in first .. last.
-template <class Scalar, int kRows, int kVectors, bool kByColumn>
+// k in first .. last. If kPrefetch, prefetches `lines` cache lines per kPrefetchSteps steps.
+template <class Scalar, int kRows, int kVectors, bool kPrefetch>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
-                  int64_t j, int64_t first, int64_t last) {
+                  int64_t j, int64_t first, int64_t last, [[maybe_unused]] Ahead& ahead,
+                  [[maybe_unused]] int64_t lines) {
   constexpr int lanes = Simd<Scalar>::lanes;
   constexpr int per_panel = Shape<Scalar>::panel_vectors;
-  const int64_t a_row = kByColumn ? 1 : operand.a_row;
-  const int64_t a_k = kByColumn ? operand.a_k : 1;
-  const Scalar* a = operand.a + i * a_row + first * a_k;
+  const Scalar* a = operand.a + i * operand.a_row + first;
   const Scalar* panel = operand.panels + j / Shape<Scalar>::panel_width * operand.panel_size +
                         first * Shape<Scalar>::panel_width;
 #pragma GCC unroll 8
@@ -52,8 +78,7 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vec<Scalar>{};
   }
-#pragma GCC unroll 8
-  for (int64_t k = first; k < last; ++k) {
+  const auto step = [&] {
     Vec<Scalar> b[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
@@ -61,23 +86,36 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Scalar ar = a[r * a_row];
+      const Scalar ar = a[r * operand.a_row];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * ar;
     }
-    a += a_k;
+    ++a;
     panel += Shape<Scalar>::panel_width;
+  };
+  int64_t k = first;
+  for (; kPrefetch && k + kPrefetchSteps <= last; k += kPrefetchSteps) {
+    prefetch(ahead, lines);
+#pragma GCC unroll 8
+    for (int64_t n = 0; n < kPrefetchSteps; ++n) step();
   }
+#pragma GCC unroll 8
+  for (; k < last; ++k) step();
 }
 
 // Computes the tile at row i and column j of C. Only the first `width` columns of the tile exist.
 // Between chains, the partial sums are stored in C or, if the product is added to C, in `buffer`.
-template <class Scalar, int kRows, int kVectors, bool kByColumn>
+// If kPrefetch, `ahead` says for each operand what to prefetch; otherwise it is not read.
+template <class Scalar, int kRows, int kVectors, bool kPrefetch = false>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
-          int64_t j, int64_t width) {
+          int64_t j, int64_t width, [[maybe_unused]] const Ahead* ahead) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
   alignas(64) Scalar buffer[kRows * kVectors * lanes];
+  for (int r = 0; target.add && r < kRows; ++r) {  // C is read after the last chain
+    const Scalar* row = target.c + (i + r) * target.c_row + j;
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(row + v * lanes, 1, 2);
+  }
   Scalar* const c = target.add ? buffer : target.c + i * target.c_row + j;
   const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
   const Scalar* base[kRows];  // the rows that the next chain is added to
@@ -112,10 +150,15 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
   };
   for (int o = 0; o < count; ++o) {
     const Operand<Scalar>& operand = operands[o];
+    [[maybe_unused]] int64_t lines = 0;  // to prefetch per kPrefetchSteps steps
+    if constexpr (kPrefetch) {
+      lines = (ahead[o].end - ahead[o].next) / kCacheLine * kPrefetchSteps / (operand.K + 1) + 1;
+    }
+    Ahead rest = kPrefetch ? ahead[o] : Ahead{};
     for (int64_t k = 0; k < operand.K; k += operand.chain) {
       Vec<Scalar> acc[kRows][kVectors];
       const int64_t end = k + operand.chain < operand.K ? k + operand.chain : operand.K;
-      chain<Scalar, kRows, kVectors, kByColumn>(acc, operand, i, j, k, end);
+      chain<Scalar, kRows, kVectors, kPrefetch>(acc, operand, i, j, k, end, rest, lines);
       end_chain(acc);
     }
   }
@@ -134,25 +177,35 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
 }
 
 template <class Scalar>
-using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t,
-                      int64_t);
+using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t, int64_t,
+                      const Ahead*);
 
 // Returns the tile function for kRows rows and a number of vectors that is known only at run time.
-template <class Scalar, bool kByColumn, int kRows, int... kVector>
+template <class Scalar, int kRows, int... kVector>
 inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
-  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
+  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1>...};
   return table[vectors - 1];
 }
 
 // Returns the tile function for numbers of rows and vectors that are known only at run time.
-template <class Scalar, bool kByColumn, int... kRow>
+template <class Scalar, int... kRow>
 inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
   Tile<Scalar> found = nullptr;
   ((rows == kRow + 1 &&
-    (found = pick_vectors<Scalar, kByColumn, kRow + 1>(
+    (found = pick_vectors<Scalar, kRow + 1>(
          vectors, std::make_integer_sequence<int, Shape<Scalar>::max_vectors(kRow + 1)>()))) ||
    ...);
   return found;
+}
+
+// Returns the tile function for a whole panel that prefetches, for `rows` rows. A product with
+// several tiles has no tiles with fewer than half of the maximum number of rows.
+template <class Scalar, int... kFewer>
+inline Tile<Scalar> pick_prefetching_tile(int64_t rows, std::integer_sequence<int, kFewer...>) {
+  using S = Shape<Scalar>;
+  static constexpr Tile<Scalar> table[] = {
+      &tile<Scalar, S::max_rows - kFewer, S::panel_vectors, true>...};
+  return table[S::max_rows - rows];
 }
 
 // A no-op for the argument `finish` of product() and product_in_place().
@@ -164,11 +217,12 @@ struct NoFinish {
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
 // that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
 // tile is in the nearest cache.
-template <class Scalar, bool kByColumn, class Finish>
+template <class Scalar, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
   using S = Shape<Scalar>;
   constexpr auto row_sizes = std::make_integer_sequence<int, S::max_rows>();
+  constexpr auto half_sizes = std::make_integer_sequence<int, (S::max_rows + 1) / 2 + 1>();
   if (M <= 0) return;
   const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
   const int64_t low = M / tiles;
@@ -177,12 +231,25 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
   for (int64_t j = first; j < last; j += tile_width) {
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
-    const Tile<Scalar> low_tile = pick_tile<Scalar, kByColumn>(low, vectors, row_sizes);
-    const Tile<Scalar> tall_tile =
-        tall ? pick_tile<Scalar, kByColumn>(low + 1, vectors, row_sizes) : low_tile;
+    // A single tile reads a panel once, as fast as it arrives, and has nothing to gain.
+    const bool prefetches = tiles > 1 && count > 0 && operands[0].after && width == S::panel_width;
+    const auto pick = [&](int64_t rows) {
+      return prefetches ? pick_prefetching_tile<Scalar>(rows, half_sizes)
+                        : pick_tile<Scalar>(rows, vectors, row_sizes);
+    };
+    const Tile<Scalar> low_tile = pick(low);
+    const Tile<Scalar> tall_tile = tall ? pick(low + 1) : low_tile;
     for (int64_t n = 0, i = 0; n < tiles; ++n) {
       const int64_t rows = low + (n < tall);
-      (n < tall ? tall_tile : low_tile)(operands, count, target, i, j, width);
+      Ahead ahead[2];
+      for (int o = 0; o < count && prefetches; ++o) {
+        const Operand<Scalar>& operand = operands[o];
+        const int64_t panel = (j + tile_width) / S::panel_width;
+        const Scalar* next =
+            j + tile_width < last ? operand.panels + panel * operand.panel_size : operand.after;
+        ahead[o] = ahead_in(next, operand.K, n, tiles);
+      }
+      (n < tall ? tall_tile : low_tile)(operands, count, target, i, j, width, ahead);
       finish(i, j, rows, width);
       i += rows;
     }

@@ -138,11 +138,12 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
     }
   }
   const int64_t lowest = lowest_layer(grads);
+  Segment segments[2];  // memory of the gradients that only the next lower layer reads
   std::optional<Tensor> grad_output = grads.grad_output;
   for (int64_t k = stack.layers; k-- > lowest;) {
     const int64_t D = stack.input_size(k);
     std::optional<Tensor> grad_input = grads.grad_input;
-    if (k > lowest) grad_input = empty_rows(stack.batch, D, stack.dtype);
+    if (k > lowest) grad_input = empty_rows_in(segments[k % 2], stack.batch, D, stack.dtype);
     run_directions(stack, D, !grad_input, [&](int64_t d, const Resources& resources) {
       kernels_of(stack.cell)
           .KernelsFor<Scalar>::backward(

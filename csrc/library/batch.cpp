@@ -214,6 +214,10 @@ Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype) {
   return empty(shape_of_rows(batch, features), dtype);
 }
 
+Tensor empty_rows_in(Segment& segment, const Batch& batch, int64_t features, int32_t dtype) {
+  return empty_in(segment, shape_of_rows(batch, features), dtype);
+}
+
 Tensor with_rows_of(const Batch& batch, const Tensor& tensor) {
   return torch::stable::view(tensor, shape_of_rows(batch, tensor.size(1)));
 }

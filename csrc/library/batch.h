@@ -64,6 +64,10 @@ Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
 // Returns a new contiguous tensor for the batch's rows, in the shape of the batch's input.
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
 
+// Returns such a tensor for one call, in the memory of `segment` if the tensor is large: see
+// empty_in().
+Tensor empty_rows_in(Segment& segment, const Batch& batch, int64_t features, int32_t dtype);
+
 // Zeroes the rows past the end of each sequence in a tensor from empty_rows().
 void clear_padding(const Batch& batch, const Tensor& tensor);
 

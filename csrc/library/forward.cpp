@@ -77,9 +77,15 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
     if (wave.layers > 1) return run_forward_wave<Scalar>(stack, wave, results);
   }
   const bool write_last = writes_last_output(stack, options);
+  const int64_t features = stack.directions * stack.H;
+  Segment segments[2];  // memory of outputs that only the next layer reads
   for (int64_t k = 0; k < stack.layers; ++k) {
-    if (k + 1 < stack.layers || write_last) {
-      results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
+    const bool last = k + 1 == stack.layers;
+    if (!last && !options.want_saved) {
+      results.outputs[size_t(k)] =
+          empty_rows_in(segments[k % 2], stack.batch, features, stack.dtype);
+    } else if (!last || write_last) {
+      results.outputs[size_t(k)] = empty_rows(stack.batch, features, stack.dtype);
     }
     if (stack.batch.layout.N > 0) {
       run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Resources& resources) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "library/batch.h"
+#include "library/memory.h"
 #include "library/options.h"
 #include "library/passes.h"
 #include "library/stack.h"
@@ -195,6 +196,10 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   return {plan.groups, plan.members, plan.time, wave.layers};
 }
 
+int64_t memory_reserved() { return int64_t(reserved_bytes()); }
+
+void empty_cache() { release_reserved(); }
+
 std::string cpu_kernel(bool bfloat16) {
   return bfloat16 ? kernels().bfloat16_name : kernels().name;
 }
@@ -210,6 +215,8 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
   library.impl("cpu_kernel", TORCH_BOX(&namernn_fast::cpu_kernel));
   library.impl("cpu_plan", TORCH_BOX(&namernn_fast::cpu_plan));
+  library.impl("memory_reserved", TORCH_BOX(&namernn_fast::memory_reserved));
+  library.impl("empty_cache", TORCH_BOX(&namernn_fast::empty_cache));
 }
 
 // Importing this otherwise empty module loads the library, which registers the operators.

@@ -21,25 +21,29 @@
 
 namespace namernn_fast {
 
-thread_local std::unique_ptr<char, Scratch::Free> Scratch::kept_;
+thread_local std::unique_ptr<char, Scratch::Free> Scratch::region_;
 
 void* Scratch::take(size_t bytes) {
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (!kept_ && bytes <= kKept) kept_.reset(allocate(kKept));
-  if (used_ + bytes <= kKept && kept_) {
-    void* p = kept_.get() + used_;
-    used_ += bytes;
-    return p;
+  if (used_ + bytes > kRegion) return take_from_segments(bytes);
+  if (!region_) {
+    void* p = nullptr;
+    if (posix_memalign(&p, kAlignment, kRegion) != 0) throw std::bad_alloc();
+    region_.reset(static_cast<char*>(p));
   }
-  extra_.reserve(extra_.size() + 1);
-  extra_.push_back(allocate(bytes));
-  return extra_.back();
+  void* p = region_.get() + used_;
+  used_ += bytes;
+  return p;
 }
 
-char* Scratch::allocate(size_t bytes) {
-  void* p = nullptr;
-  if (posix_memalign(&p, kAlignment, std::max(bytes, kAlignment)) != 0) throw std::bad_alloc();
-  return static_cast<char*>(p);
+void* Scratch::take_from_segments(size_t bytes) {
+  if (segments_.empty() || used_of_segment_ + bytes > segments_.back().bytes()) {
+    segments_.emplace_back(bytes);
+    used_of_segment_ = 0;
+  }
+  void* p = segments_.back().data() + used_of_segment_;
+  used_of_segment_ += bytes;
+  return p;
 }
 
 namespace {

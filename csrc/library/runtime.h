@@ -7,26 +7,25 @@
 #include <vector>
 
 #include "contract.h"
+#include "library/memory.h"
 
 namespace namernn_fast {
 
-// Scratch memory for one call. Each thread keeps one region between calls, so that small calls
-// neither allocate nor cause page faults. Memory beyond that region is freed when the call ends.
+// Scratch memory for one call. Each thread keeps a small region between calls, so that small calls
+// neither allocate nor cause page faults. Memory beyond that region comes from segments that all
+// threads share.
 class Scratch {
  public:
   static constexpr size_t kAlignment = 64;
 #if defined(NAMERNN_FAST_SANITIZE)
-  static constexpr size_t kKept = 0;  // sharing a region would hide out-of-bounds accesses
+  static constexpr size_t kRegion = 0;  // sharing a region would hide out-of-bounds accesses
 #else
-  static constexpr size_t kKept = size_t(16) << 20;
+  static constexpr size_t kRegion = size_t(1) << 20;
 #endif
 
   // `outer` is the scratch memory of the enclosing call on the same thread, or null. The new memory
-  // starts after the memory that the enclosing call has taken.
+  // starts after the memory that the enclosing call has taken from the region.
   explicit Scratch(const Scratch* outer) : used_(outer ? outer->used_ : 0) {}
-  ~Scratch() {
-    for (void* p : extra_) std::free(p);
-  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -36,11 +35,12 @@ class Scratch {
   struct Free {
     void operator()(char* p) const { std::free(p); }
   };
-  static char* allocate(size_t bytes);
+  void* take_from_segments(size_t bytes);
   // The region that the thread keeps. Only pages that a call has touched take physical memory.
-  static thread_local std::unique_ptr<char, Free> kept_;
-  size_t used_;
-  std::vector<void*> extra_;
+  static thread_local std::unique_ptr<char, Free> region_;
+  size_t used_;                 // bytes taken from the region
+  size_t used_of_segment_ = 0;  // bytes taken from the last segment
+  std::vector<Segment> segments_;
 };
 
 // What one kernel call may use: scratch memory and a number of threads. Calls may nest on a thread;

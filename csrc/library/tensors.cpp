@@ -1,11 +1,39 @@
 #include "library/tensors.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "library/memory.h"
 #include "library/runtime.h"
 
 namespace namernn_fast {
 namespace {
+
+// glibc maps memory of this size and more separately, and unmaps it when it is freed. Then no other
+// memory is on the same pages, and advice about the pages ends with the tensor.
+constexpr size_t kMappedAlone = size_t(32) << 20;
+
+// Minimum size in bytes of a tensor in a segment. Sanitizer builds test even small ones.
+#if defined(NAMERNN_FAST_SANITIZE)
+constexpr size_t kLarge = 0;
+#else
+constexpr size_t kLarge = kHugePage / 2;
+#endif
+
+std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) {
+    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  }
+  return strides;
+}
+
+size_t bytes_of(const std::vector<int64_t>& sizes, int32_t dtype) {
+  size_t bytes = 1;
+  with_storage(dtype, [&](auto storage) { bytes = sizeof(storage); });
+  for (const int64_t size : sizes) bytes *= size_t(size);
+  return bytes;
+}
 
 // Copies the elements of a strided array to contiguous memory, and returns the end of the copy.
 char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strides, int64_t dims,
@@ -22,6 +50,32 @@ char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strid
 }
 
 }  // namespace
+
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle);
+  if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
+  const Tensor tensor(handle);
+  const size_t bytes = size_t(tensor.numel()) * tensor.element_size();
+  if (bytes >= kMappedAlone) advise_huge_pages(tensor.mutable_data_ptr(), bytes);
+  return tensor;
+}
+
+Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
+  const size_t bytes = bytes_of(sizes, dtype);
+  if (bytes < kLarge) return empty(sizes, dtype);
+  segment = Segment();  // so that the new segment may be the old one
+  segment = Segment(bytes);
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
+      segment.data(), int64_t(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+      aoti_torch_device_type_cpu(), 0, &handle, aoti_torch_layout_strided(), nullptr, 0));
+  return Tensor(handle);
+}
 
 Tensor contiguous_copy(const Tensor& tensor) {
   const auto sizes = tensor.sizes();

@@ -11,6 +11,7 @@
 
 #include "contract.h"
 #include "library/check.h"
+#include "library/memory.h"
 
 namespace namernn_fast {
 
@@ -27,18 +28,11 @@ inline int32_t dtype_of(const Tensor& tensor) {
 inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torch_dtype_int64(); }
 
 // Returns a new, uninitialized contiguous tensor.
-inline Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) {
-    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
-  }
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError error =
-      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
-                               aoti_torch_device_type_cpu(), 0, &handle);
-  if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
-  return Tensor(handle);
-}
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype);
+
+// Returns an uninitialized contiguous tensor for one call. A large tensor is in memory that
+// `segment` then owns, and must not outlive it; otherwise `segment` does not change.
+Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype);
 
 template <class Storage>
 const Storage* const_data(const Tensor& tensor) {

@@ -21,10 +21,12 @@ from namernn_fast import (
     TokenLSTM,
     TokenRNN,
     batch_invariant,
+    empty_cache,
     explain,
     gru,
     last_state,
     lstm,
+    memory_reserved,
     replace_rnn,
     restore_rnn,
     rnn,
@@ -139,6 +141,8 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(last_state(packed, None, weights), Tensor)
     with batch_invariant():
         layer(input)
+    empty_cache()
+    assert_type(memory_reserved(), int)
 
     assert_type(replace_rnn(nn.RNN(3, 4)), nn.RNN)
     assert_type(replace_rnn(Tagger()), Tagger)

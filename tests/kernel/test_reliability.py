@@ -270,7 +270,8 @@ def test_failed_scratch_allocations_raise_an_error(cell, both_at_once):
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))\n"
         f"both_at_once = {both_at_once}\n"
-        f"layer = {layer}(*(32, 64) if both_at_once else (512, 2048), bidirectional=both_at_once)\n"
+        "sizes = (32, 1600) if both_at_once else (512, 2048)\n"
+        f"layer = {layer}(*sizes, bidirectional=both_at_once)\n"
         "x = torch.randn(40, 4, layer.input_size)\n"
         "torch.ones(10**6).sum()\n"  # starts the threads of the pool
         "limit(10 * 2**20)\n"

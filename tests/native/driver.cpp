@@ -30,6 +30,9 @@ Plan choose_plan(const PlanArguments& arguments) {
   return {std::min(forced_plan.groups, arguments.layout.B),
           std::min(forced_plan.members, arguments.panels), 0};
 }
+bool leave_cache(int64_t bytes, const Machine& machine) {
+  return bytes > int64_t(machine.l2_bytes / 2);
+}
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan&, int64_t,
                                InPlace in_place) {
   constexpr size_t small_cache = 1 << 14;

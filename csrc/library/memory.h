@@ -1,0 +1,51 @@
+// Large memory: segments of scratch memory that stay reserved between calls, and huge pages.
+//
+// The first access to a page of fresh memory is a page fault, which may take longer than computing
+// what the page will hold. A segment causes page faults only the first time it is used.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+namespace namernn_fast {
+
+// Uninitialized memory of at least a given size. The constructor takes a reserved segment if one
+// fits, otherwise a new one. The destructor makes the segment reserved: any thread may take it.
+class Segment {
+ public:
+  Segment() = default;
+  explicit Segment(size_t bytes);  // throws std::bad_alloc
+  ~Segment();
+  Segment(Segment&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Segment& operator=(Segment&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+
+  char* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  char* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+constexpr size_t kHugePage = size_t(2) << 20;  // bytes
+
+// Maximum total size in bytes of the reserved segments, however many threads share them. The
+// forward pass of an LSTM with 2,048 inputs and hidden units needs half of it.
+constexpr size_t kMostReserved = size_t(256) << 20;
+
+// Returns the total size in bytes of the reserved segments.
+size_t reserved_bytes();
+
+// Returns all reserved segments to the operating system.
+void release_reserved();
+
+// Asks the operating system for huge pages. The pages must hold nothing but `data`. No-op on
+// systems without such a request.
+void advise_huge_pages(void* data, size_t bytes);
+
+}  // namespace namernn_fast

@@ -1,0 +1,158 @@
+"""Tests the memory that CPU calls reserve and return, and their page faults.
+
+Every test runs a separate program, because all layers in a process share reserved memory.
+"""
+
+import sys
+
+import pytest
+from cases import CELLS, FUSED
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and counts of Linux")
+
+PRELUDE = """
+import os, resource, signal, threading, torch
+from concurrent.futures import ThreadPoolExecutor
+from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, empty_cache, memory_reserved
+
+MEBI, MOST = 2**20, 256 * 2**20
+torch.set_num_threads(2)
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def page_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def infer(layer, x):
+    with torch.inference_mode():
+        return layer(x)[0]
+
+def lstm(size):  # a call packs the weights, which takes size * size * 16 bytes
+    layer, x = FusedLSTM(16, size), torch.randn(2, 64, 16)
+    return lambda: infer(layer, x)
+"""
+
+
+@pytest.fixture
+def run(run_program, tmp_path):
+    return lambda program: run_program("-c", PRELUDE + program, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_only_the_first_call_faults_on_scratch_memory(run, cell):
+    """Two layers of 8 to 32 MiB of weights, and an output of 8 MiB between them."""
+    run(f"""
+layer, x = {FUSED[cell].__name__}(1024, 1024, num_layers=2), torch.randn(16, 128, 1024)
+for _ in range(2): infer(layer, x)[-1, 0, 0]
+reserved, before = memory_reserved(), page_faults()
+for _ in range(4): infer(layer, x)
+assert reserved >= 8 * MEBI, reserved
+assert memory_reserved() == reserved, (memory_reserved(), reserved)
+assert page_faults() - before < reserved / 4096 / 4, page_faults() - before
+""")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_training_reuses_scratch_memory(run, cell):
+    run(f"""
+layer, x = {FUSED[cell].__name__}(512, 512, num_layers=2), torch.randn(16, 64, 512)
+reserved = []
+for _ in range(5):
+    torch.autograd.grad(layer(x)[0].sum(), list(layer.parameters()))
+    reserved.append(memory_reserved())
+assert reserved[0] > 0 and len(set(reserved[1:])) == 1, reserved
+""")
+
+
+def test_empty_cache_returns_reserved_memory(run):
+    run("""
+call = lstm(1024)
+wanted = call()
+used, reserved = resident(), memory_reserved()
+empty_cache()
+assert reserved >= 16 * MEBI and memory_reserved() == 0
+assert used - resident() > reserved * 3 / 4, (used, resident(), reserved)
+assert torch.equal(call(), wanted)
+assert memory_reserved() == reserved
+""")
+
+
+def test_reserved_memory_is_bounded(run):
+    """Calls of many sizes need twice the bound together."""
+    run("""
+sizes = range(640, 2048, 64)
+reserved = []
+for size in sizes:
+    lstm(size)()
+    reserved.append(memory_reserved())
+assert sum(size**2 * 16 for size in sizes) > MOST * 2
+assert MOST / 2 < max(reserved) <= MOST, reserved
+""")
+
+
+def test_memory_that_calls_no_longer_need_is_returned(run):
+    run("""
+large, small = lstm(1024), lstm(300)
+large()
+reserved = memory_reserved()
+for _ in range(100): small()
+assert reserved >= 16 * MEBI and 0 < memory_reserved() < 8 * MEBI, (reserved, memory_reserved())
+""")
+
+
+def test_threads_share_reserved_memory(run):
+    """16 threads that call one after the other reserve what one thread reserves."""
+    run("""
+call, lock = lstm(512), threading.Lock()
+call()
+reserved = memory_reserved()
+def locked(_):
+    with lock: call()
+with ThreadPoolExecutor(16) as pool: list(pool.map(locked, range(160)))
+assert memory_reserved() == reserved, (memory_reserved(), reserved)
+with ThreadPoolExecutor(16) as pool: list(pool.map(lambda _: call(), range(160)))
+assert memory_reserved() <= 16 * reserved
+""")
+
+
+def test_advice_about_pages_ends_with_a_result(run):
+    """Memory of earlier results is then used sparsely, and does not take a huge page per access."""
+    run("""
+import ctypes
+torch.empty(31 * MEBI, dtype=torch.uint8)  # smaller tensors are on malloc's heap from now on
+layer = FusedRNN(16, 256)
+results = [infer(layer, torch.randn(16, 64, 16)) for _ in range(100)]  # 1 MiB each
+results += [infer(layer, torch.randn(16, 2560, 16)) for _ in range(4)]  # 40 MiB each
+end = torch.ones(MEBI // 4)  # keeps malloc from returning the heap below it
+del results
+ctypes.CDLL(None).malloc_trim(0)
+before = resident()
+sparse = [torch.empty(MEBI, dtype=torch.uint8) for _ in range(100)]
+for tensor in sparse: tensor[MEBI // 2] = 1
+assert resident() - before < 20 * MEBI, resident() - before
+""")
+
+
+def test_a_child_forked_during_a_call_can_call(run):
+    """The parent's threads take and return memory during the fork; the child has none of them."""
+    printed = run("""
+call, small, done = lstm(512), lstm(64), threading.Event()
+wanted = small().numpy().tobytes()
+def repeat():
+    while not done.is_set(): call(), empty_cache()
+threads = [threading.Thread(target=repeat) for _ in range(3)]
+for thread in threads: thread.start()
+statuses = []
+for _ in range(8):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(300)  # ends a child that hangs
+        call()
+        os._exit(small().numpy().tobytes() != wanted)
+    statuses.append(os.waitpid(child, 0)[1])
+done.set()
+for thread in threads: thread.join()
+print(statuses)
+""")
+    assert printed == f"{[0] * 8}\n"
