@@ -35,6 +35,9 @@ constexpr int64_t kCacheLine = 64;
 // would wait for some of them.
 constexpr int64_t kPrefetchSteps = 8;
 
+// Maximum number of tiles that share the prefetching of a panel.
+constexpr int64_t kMostPrefetchingTiles = 32;
+
 // Returns what tile number n of `tiles` prefetches: a share of `panel`, which has K rows.
 template <class Scalar>
 inline Ahead ahead_in(const Scalar* panel, int64_t K, int64_t n, int64_t tiles) {
@@ -231,8 +234,9 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
   for (int64_t j = first; j < last; j += tile_width) {
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
-    // A single tile reads a panel once, as fast as it arrives, and has nothing to gain.
-    const bool prefetches = tiles > 1 && count > 0 && operands[0].after && width == S::panel_width;
+    // A single tile reads a panel as fast as it arrives, and many tiles hardly wait for it.
+    const bool prefetches = tiles > 1 && tiles <= kMostPrefetchingTiles && count > 0 &&
+                            operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {
       return prefetches ? pick_prefetching_tile<Scalar>(rows, half_sizes)
                         : pick_tile<Scalar>(rows, vectors, row_sizes);

@@ -32,10 +32,12 @@ struct InPlaceShape {
   }
 };
 
-// acc[r][c] += a[r, k] w[c, k] for k in first .. last, lane by lane.
-template <class Scalar, class Storage, int kRows, int kColumns>
+// acc[r][c] += a[r, k] w[c, k] for k in first .. last, lane by lane. If kPrefetch, prefetches a
+// cache line per vector.
+template <bool kPrefetch, class Scalar, class Storage, int kRows, int kColumns>
 inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&w)[kColumns],
-                         int64_t first, int64_t last, Vec<Scalar> (&acc)[kRows][kColumns]) {
+                         int64_t first, int64_t last, Vec<Scalar> (&acc)[kRows][kColumns],
+                         [[maybe_unused]] Ahead& ahead) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   const auto add = [&](int64_t k, int64_t n) {
     Vec<Scalar> ak[kRows];
@@ -49,7 +51,10 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
     }
   };
   int64_t k = first;
-  for (; k + lanes <= last; k += lanes) add(k, lanes);
+  for (; k + lanes <= last; k += lanes) {
+    if (kPrefetch) prefetch(ahead, 1);
+    add(k, lanes);
+  }
   if (k < last) add(k, last - k);
 }
 
@@ -70,23 +75,24 @@ template <class Scalar>
 }
 
 // Computes the tile at row i and column j of C. The tile has kRows rows and as many columns as a
-// vector has lanes, but only the first `width` columns exist.
-template <class Scalar, class Storage, int kRows>
+// vector has lanes, but only the first `width` columns exist. If kPrefetch, prefetches `ahead`.
+template <class Scalar, class Storage, bool kPrefetch, int kRows>
 void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<Scalar>& target,
-                   int64_t i, int64_t j, int64_t width) {
+                   int64_t i, int64_t j, int64_t width, Ahead ahead) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int columns = InPlaceShape<Scalar>::columns(kRows);
   const int64_t K = operand.K;
   Vec<Scalar> sums[kRows][lanes] = {};
-  for (int64_t c = 0; c < width; c += columns) {
-    const Storage* w[columns];
-    for (int64_t d = 0; d < columns; ++d) {
-      w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeats the last row
-    }
-    for (int64_t k = 0; k < K; k += kChain * lanes) {
+  // All rows of W pass before the next chain, so that the rows of A stay in the nearest cache.
+  for (int64_t k = 0; k < K; k += kChain * lanes) {
+    for (int64_t c = 0; c < width; c += columns) {
+      const Storage* w[columns];
+      for (int64_t d = 0; d < columns; ++d) {
+        w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeats the last row
+      }
       Vec<Scalar> acc[kRows][columns] = {};
-      add_products(operand.a + i * operand.a_row, operand.a_row, w, k, min64(K, k + kChain * lanes),
-                   acc);
+      add_products<kPrefetch>(operand.a + i * operand.a_row, operand.a_row, w, k,
+                              min64(K, k + kChain * lanes), acc, ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -105,17 +111,18 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
 }
 
 // Returns the tile function for a number of rows that is known only at run time.
-template <class Scalar, class Storage, int... kRow>
+template <class Scalar, class Storage, bool kPrefetch, int... kRow>
 inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
   using Tile = void (*)(const OperandInPlace<Scalar, Storage>&, const Target<Scalar>&, int64_t,
-                        int64_t, int64_t);
-  static constexpr Tile table[] = {&tile_in_place<Scalar, Storage, kRow + 1>...};
+                        int64_t, int64_t, Ahead);
+  static constexpr Tile table[] = {&tile_in_place<Scalar, Storage, kPrefetch, kRow + 1>...};
   return table[rows - 1];
 }
 
 // Computes columns first .. last of C. The M rows are split into tiles whose heights differ by at
-// most one. Calls finish(i, j, rows, columns) for each tile of C while the tile is in the nearest
-// cache.
+// most one. While the tiles use some rows of W, each prefetches its share of the next rows; a
+// single tile would have nothing to gain. Calls finish(i, j, rows, columns) for each tile of C
+// while the tile is in the nearest cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,
@@ -126,9 +133,15 @@ inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
   const int64_t tiles = (M + max_rows - 1) / max_rows;
   for (int64_t j = first; j < last; j += lanes) {
     const int64_t width = min64(lanes, last - j);
+    const int64_t next = j + width < last ? j + width : first;
+    const int64_t bytes = min64(lanes, last - next) * operand.K * int64_t(sizeof(Storage));
+    const auto* ahead = reinterpret_cast<const char*>(operand.w + next * operand.K);
     for (int64_t n = 0, i = 0; n < tiles; ++n) {
       const int64_t rows = M * (n + 1) / tiles - i;
-      pick_in_place<Scalar, Storage>(rows, row_sizes)(operand, target, i, j, width);
+      const auto tile = tiles > 1 ? pick_in_place<Scalar, Storage, true>(rows, row_sizes)
+                                  : pick_in_place<Scalar, Storage, false>(rows, row_sizes);
+      tile(operand, target, i, j, width,
+           Ahead{ahead + bytes * n / tiles, ahead + bytes * (n + 1) / tiles});
       finish(i, j, rows, width);
       i += rows;
     }
