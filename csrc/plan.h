@@ -57,8 +57,8 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int6
 // Maximum number of rows of a register tile.
 constexpr int64_t kTileRows = 6;
 
-// Returns true if weights of this size, which a thread reads at every step, take more than half of
-// the core's private cache. They then leave the cache from one step to the next.
+// Returns true if data of this size, which a thread reads again and again, takes more than half of
+// the core's private cache. The data then leaves the cache before it is read again.
 bool leave_cache(int64_t bytes, const Machine& machine);
 
 // Returns how many steps of the input projection to compute at once, ahead of the recurrence; 0

@@ -39,8 +39,9 @@ struct FloatProducts {
   int64_t dz_stride;
   int64_t dz_block;  // stride from one block of a row of dz to the next
   Element* dz;       // [capacity, dz_stride]
-  // The transpose of dz, [sums * H, transposed_stride]; null unless parameter gradients are wanted.
-  // Reading the columns of dz itself would touch another cache line for each row.
+  // The transpose of dz, [sums * H, transposed_stride], from which weight gradients read the
+  // columns of dz. Null if dz stays in the core's private cache, or if no parameter gradients are
+  // wanted.
   Element* dz_transposed;
   int64_t transposed_stride;
   Element* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
@@ -97,8 +98,10 @@ struct FloatProducts {
     dz_stride = odd_vectors(Cell::sums * H);
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
-      transposed_stride = odd_vectors(capacity);
-      dz_transposed = scratch<Element>(runtime, Cell::sums * H * transposed_stride);
+      if (leave_cache(capacity * dz_stride * int64_t(sizeof(Element)), runtime.machine)) {
+        transposed_stride = odd_vectors(capacity);
+        dz_transposed = scratch<Element>(runtime, Cell::sums * H * transposed_stride);
+      }
       previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
       input = scratch<Element>(runtime, panels_size<Scalar>(capacity, D));
     }
@@ -157,12 +160,11 @@ struct FloatProducts {
         // Even if all rows of `panels` are zeros, an initial gradient must be written. The loop
         // then runs once, with a product over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
-          const Operand<Scalar> operand =
-              weight_operand(blocks, i, k, min64(kChunkRows, rows - k), panels);
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
-          product<Scalar>(&operand, 1, target, min64(task_rows, M - i), j,
-                          min64(j + task_columns, width), NoFinish());
+          multiply_columns(blocks, Columns{i, min64(i + task_rows, M)}, k,
+                           min64(kChunkRows, rows - k), panels, target,
+                           Columns{j, min64(j + task_columns, width)});
         }
       }
     }
@@ -182,10 +184,9 @@ struct FloatProducts {
         const int64_t tile_rows = min64(height, M - i);
         for (int64_t j = 0; j < width; j += w) {
           const int64_t columns = min64(w, width - j);
-          Operand<Scalar> operand = weight_operand(blocks, i, zeros, rows - zeros, panels);
-          operand.panels += j * capacity;
           const Target<Scalar> target{sums, w, nullptr, 0, false};
-          product<Scalar>(&operand, 1, target, tile_rows, 0, columns, NoFinish());
+          multiply_columns(blocks, Columns{i, i + tile_rows}, zeros, rows - zeros,
+                           panels + j * capacity, target, Columns{0, columns});
           for (int64_t r = 0; r < tile_rows; ++r) {
             convert(sums + r * w, grad + (i + r) * width + j, columns);
           }
@@ -213,12 +214,23 @@ struct FloatProducts {
   }
 
  private:
-  // Returns the operand of a weight gradient from row i of `blocks` on: columns of dz, times rows
-  // first .. first + count of `panels`.
-  Operand<Scalar> weight_operand(const Blocks& blocks, int64_t i, int64_t first, int64_t count,
-                                 const Element* panels) const {
-    const Scalar* columns = dz_transposed + (blocks.sum * H + i) * transposed_stride;
-    return {columns + first, transposed_stride, panels + first * w, capacity * w, count};
+  // Multiplies the transpose of some columns of `blocks` of dz by columns of `panels`. Uses `count`
+  // rows of both, starting at row `first`.
+  void multiply_columns(const Blocks& blocks, Columns dz_columns, int64_t first, int64_t count,
+                        const Element* panels, const Target<Scalar>& target,
+                        Columns columns) const {
+    const int64_t column = blocks.sum * H + dz_columns.first;
+    const int64_t M = dz_columns.last - dz_columns.first;
+    Operand<Scalar> operand{nullptr, 1, panels + first * w, capacity * w, count};
+    if (dz_transposed) {
+      operand.a = dz_transposed + column * transposed_stride + first;
+      operand.a_row = transposed_stride;
+      product<Scalar>(&operand, 1, target, M, columns.first, columns.last, NoFinish());
+    } else {
+      operand.a = dz + first * dz_stride + column;
+      operand.a_k = dz_stride;
+      product<Scalar, true>(&operand, 1, target, M, columns.first, columns.last, NoFinish());
+    }
   }
 
   // Computes grad_input for up to kTaskRows rows of a run, starting at row i of the run.

@@ -1,8 +1,9 @@
 // Computes matrix products on register tiles: C[M, width] = start + the sum over all operands of
 // A[M, K] B[K, width].
 //
-// B is stored in panels. A is read in place, so A can be the rows of an output tensor. The order of
-// summation is the same for every tile shape, so results do not depend on how the work is split.
+// B is stored in panels. A is read in place with two strides, so A can be the rows of an output
+// tensor or, with the strides swapped, the transpose of such rows. The order of summation is the
+// same for every tile shape, so results do not depend on how the work is split.
 #pragma once
 
 #include "kernel/panels.h"
@@ -13,7 +14,7 @@ namespace {
 // One term A B of the sum.
 template <class Scalar>
 struct Operand {
-  const Scalar* a;  // element (i, k) is a[i * a_row + k]
+  const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
@@ -22,6 +23,7 @@ struct Operand {
   // The panel that will be read after the product. Unless it is null, each panel is prefetched into
   // the core's private cache while the previous panel is in use.
   const Scalar* after = nullptr;
+  int64_t a_k = 1;  // not read unless kByColumn, in which case a_row is 1
 };
 
 // Memory for a tile to prefetch while it computes: the cache lines at next .. end.
@@ -67,13 +69,15 @@ struct Target {
 
 // Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
 // k in first .. last. If kPrefetch, prefetches `lines` cache lines per kPrefetchSteps steps.
-template <class Scalar, int kRows, int kVectors, bool kPrefetch>
+template <class Scalar, int kRows, int kVectors, bool kByColumn, bool kPrefetch>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
                   int64_t j, int64_t first, int64_t last, [[maybe_unused]] Ahead& ahead,
                   [[maybe_unused]] int64_t lines) {
   constexpr int lanes = Simd<Scalar>::lanes;
   constexpr int per_panel = Shape<Scalar>::panel_vectors;
-  const Scalar* a = operand.a + i * operand.a_row + first;
+  const int64_t a_row = kByColumn ? 1 : operand.a_row;
+  const int64_t a_k = kByColumn ? operand.a_k : 1;
+  const Scalar* a = operand.a + i * a_row + first * a_k;
   const Scalar* panel = operand.panels + j / Shape<Scalar>::panel_width * operand.panel_size +
                         first * Shape<Scalar>::panel_width;
 #pragma GCC unroll 8
@@ -89,11 +93,11 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Scalar ar = a[r * operand.a_row];
+      const Scalar ar = a[r * a_row];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * ar;
     }
-    ++a;
+    a += a_k;
     panel += Shape<Scalar>::panel_width;
   };
   int64_t k = first;
@@ -109,7 +113,7 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
 // Computes the tile at row i and column j of C. Only the first `width` columns of the tile exist.
 // Between chains, the partial sums are stored in C or, if the product is added to C, in `buffer`.
 // If kPrefetch, `ahead` says for each operand what to prefetch; otherwise it is not read.
-template <class Scalar, int kRows, int kVectors, bool kPrefetch = false>
+template <class Scalar, int kRows, int kVectors, bool kByColumn, bool kPrefetch = false>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width, [[maybe_unused]] const Ahead* ahead) {
   constexpr int lanes = Simd<Scalar>::lanes;
@@ -161,7 +165,7 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
     for (int64_t k = 0; k < operand.K; k += operand.chain) {
       Vec<Scalar> acc[kRows][kVectors];
       const int64_t end = k + operand.chain < operand.K ? k + operand.chain : operand.K;
-      chain<Scalar, kRows, kVectors, kPrefetch>(acc, operand, i, j, k, end, rest, lines);
+      chain<Scalar, kRows, kVectors, kByColumn, kPrefetch>(acc, operand, i, j, k, end, rest, lines);
       end_chain(acc);
     }
   }
@@ -184,18 +188,18 @@ using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_
                       const Ahead*);
 
 // Returns the tile function for kRows rows and a number of vectors that is known only at run time.
-template <class Scalar, int kRows, int... kVector>
+template <class Scalar, bool kByColumn, int kRows, int... kVector>
 inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
-  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1>...};
+  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
   return table[vectors - 1];
 }
 
 // Returns the tile function for numbers of rows and vectors that are known only at run time.
-template <class Scalar, int... kRow>
+template <class Scalar, bool kByColumn, int... kRow>
 inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
   Tile<Scalar> found = nullptr;
   ((rows == kRow + 1 &&
-    (found = pick_vectors<Scalar, kRow + 1>(
+    (found = pick_vectors<Scalar, kByColumn, kRow + 1>(
          vectors, std::make_integer_sequence<int, Shape<Scalar>::max_vectors(kRow + 1)>()))) ||
    ...);
   return found;
@@ -207,7 +211,7 @@ template <class Scalar, int... kFewer>
 inline Tile<Scalar> pick_prefetching_tile(int64_t rows, std::integer_sequence<int, kFewer...>) {
   using S = Shape<Scalar>;
   static constexpr Tile<Scalar> table[] = {
-      &tile<Scalar, S::max_rows - kFewer, S::panel_vectors, true>...};
+      &tile<Scalar, S::max_rows - kFewer, S::panel_vectors, false, true>...};
   return table[S::max_rows - rows];
 }
 
@@ -220,7 +224,7 @@ struct NoFinish {
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
 // that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
 // tile is in the nearest cache.
-template <class Scalar, class Finish>
+template <class Scalar, bool kByColumn = false, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
   using S = Shape<Scalar>;
@@ -235,11 +239,11 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
     // A single tile reads a panel as fast as it arrives, and many tiles hardly wait for it.
-    const bool prefetches = tiles > 1 && tiles <= kMostPrefetchingTiles && count > 0 &&
-                            operands[0].after && width == S::panel_width;
+    const bool prefetches = !kByColumn && tiles > 1 && tiles <= kMostPrefetchingTiles &&
+                            count > 0 && operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {
       return prefetches ? pick_prefetching_tile<Scalar>(rows, half_sizes)
-                        : pick_tile<Scalar>(rows, vectors, row_sizes);
+                        : pick_tile<Scalar, kByColumn>(rows, vectors, row_sizes);
     };
     const Tile<Scalar> low_tile = pick(low);
     const Tile<Scalar> tall_tile = tall ? pick(low + 1) : low_tile;

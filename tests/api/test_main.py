@@ -32,7 +32,8 @@ def test_versions_and_paths_are_printed():
         [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
     )
     kernels = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
-    for word in (namernn_fast.__version__, torch.__version__, *kernels, "GRU and LSTM: torch's"):
+    words = (namernn_fast.__version__, torch.__version__, *kernels, "GRU and LSTM: torch's")
+    for word in (*words, "0 MiB, at most 256 MiB"):
         assert word in ran.stdout
     assert not ran.stderr
 
