@@ -39,7 +39,10 @@ def run(run_program, tmp_path):
     return lambda program: run_program("-c", PRELUDE + program, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell",
+    [cell if cell == "lstm" else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS],
+)
 def test_only_the_first_call_faults_on_scratch_memory(run, cell):
     """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights, twice."""
     run(f"""
@@ -54,6 +57,7 @@ assert page_faults() - before < pages, (page_faults() - before, pages)
 """)
 
 
+@pytest.mark.slow
 def test_training_reuses_scratch_memory(run):
     run("""
 layer, x = FusedLSTM(512, 512, num_layers=2), torch.randn(16, 64, 512)
@@ -101,6 +105,7 @@ assert reserved >= 16 * MEBI and 0 < memory_reserved() < 8 * MEBI, (reserved, me
 """)
 
 
+@pytest.mark.slow
 def test_threads_share_reserved_memory(run):
     """16 threads that call one after the other reserve what one thread reserves."""
     run("""
