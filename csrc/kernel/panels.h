@@ -41,8 +41,8 @@ inline int64_t panels_size(int64_t K, int64_t width) {
 // Transposes the first `rows` rows and n columns of W into n rows of a matrix, each one vector
 // wide. If `rows` and n are compile-time constants, all elements stay in registers.
 template <class Scalar, class Storage>
-[[gnu::always_inline]] inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows,
-                                                    int64_t n, Scalar* to, int64_t to_row) {
+inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* to,
+                             int64_t to_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   Vec<Scalar> square[lanes];
 #pragma GCC unroll 16

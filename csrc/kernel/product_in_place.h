@@ -32,12 +32,12 @@ struct InPlaceShape {
   }
 };
 
-// acc[r][c] += a[r, k] w[c, k] for k in first .. last, lane by lane. If kPrefetch, prefetches a
-// cache line per vector.
-template <bool kPrefetch, class Scalar, class Storage, int kRows, int kColumns>
+// acc[r][c] += a[r, k] w[c, k] for k in first .. last, lane by lane. Prefetches a cache line of
+// `ahead` per vector.
+template <class Scalar, class Storage, int kRows, int kColumns>
 inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&w)[kColumns],
                          int64_t first, int64_t last, Vec<Scalar> (&acc)[kRows][kColumns],
-                         [[maybe_unused]] Ahead& ahead) {
+                         Ahead& ahead) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   const auto add = [&](int64_t k, int64_t n) {
     Vec<Scalar> ak[kRows];
@@ -52,7 +52,7 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
   };
   int64_t k = first;
   for (; k + lanes <= last; k += lanes) {
-    if (kPrefetch) prefetch(ahead, 1);
+    prefetch(ahead, 1);
     add(k, lanes);
   }
   if (k < last) add(k, last - k);
@@ -75,8 +75,8 @@ template <class Scalar>
 }
 
 // Computes the tile at row i and column j of C. The tile has kRows rows and as many columns as a
-// vector has lanes, but only the first `width` columns exist. If kPrefetch, prefetches `ahead`.
-template <class Scalar, class Storage, bool kPrefetch, int kRows>
+// vector has lanes, but only the first `width` columns exist. Prefetches `ahead`.
+template <class Scalar, class Storage, int kRows>
 void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<Scalar>& target,
                    int64_t i, int64_t j, int64_t width, Ahead ahead) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -91,8 +91,8 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
         w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeats the last row
       }
       Vec<Scalar> acc[kRows][columns] = {};
-      add_products<kPrefetch>(operand.a + i * operand.a_row, operand.a_row, w, k,
-                              min64(K, k + kChain * lanes), acc, ahead);
+      add_products(operand.a + i * operand.a_row, operand.a_row, w, k, min64(K, k + kChain * lanes),
+                   acc, ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -111,11 +111,11 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
 }
 
 // Returns the tile function for a number of rows that is known only at run time.
-template <class Scalar, class Storage, bool kPrefetch, int... kRow>
+template <class Scalar, class Storage, int... kRow>
 inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
   using Tile = void (*)(const OperandInPlace<Scalar, Storage>&, const Target<Scalar>&, int64_t,
                         int64_t, int64_t, Ahead);
-  static constexpr Tile table[] = {&tile_in_place<Scalar, Storage, kPrefetch, kRow + 1>...};
+  static constexpr Tile table[] = {&tile_in_place<Scalar, Storage, kRow + 1>...};
   return table[rows - 1];
 }
 
@@ -138,10 +138,9 @@ inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
     const auto* ahead = reinterpret_cast<const char*>(operand.w + next * operand.K);
     for (int64_t n = 0, i = 0; n < tiles; ++n) {
       const int64_t rows = M * (n + 1) / tiles - i;
-      const auto tile = tiles > 1 ? pick_in_place<Scalar, Storage, true>(rows, row_sizes)
-                                  : pick_in_place<Scalar, Storage, false>(rows, row_sizes);
-      tile(operand, target, i, j, width,
-           Ahead{ahead + bytes * n / tiles, ahead + bytes * (n + 1) / tiles});
+      const Ahead share{ahead + bytes * n / tiles, ahead + bytes * (n + 1) / tiles};
+      pick_in_place<Scalar, Storage>(rows, row_sizes)(operand, target, i, j, width,
+                                                      tiles > 1 ? share : Ahead{});
       finish(i, j, rows, width);
       i += rows;
     }
