@@ -125,23 +125,11 @@ struct FloatProducts {
   }
 
   void end_recurrence(int64_t rows, const Part& part) const {
-    constexpr int64_t lanes = Simd<Scalar>::lanes;
     const auto [first, last] = part.columns;
     for (int64_t s = 0; dz_transposed && s < Cell::sums; ++s) {
-      for (int64_t j = first; j < last; j += lanes) {
-        const Scalar* from = dz + s * H + j;
-        Scalar* to = dz_transposed + (s * H + j) * transposed_stride;
-        const int64_t columns = min64(lanes, last - j);
-        for (int64_t row = 0; row < rows; row += lanes) {
-          if (columns == lanes && rows - row >= lanes) {
-            transpose_square(from + row * dz_stride, dz_stride, lanes, lanes, to + row,
-                             transposed_stride);
-          } else {
-            transpose_square(from + row * dz_stride, dz_stride, rows - row, columns, to + row,
-                             transposed_stride);
-          }
-        }
-      }
+      const int64_t column = s * H + first;
+      transpose_matrix(dz + column, dz_stride, rows, last - first,
+                       dz_transposed + column * transposed_stride, transposed_stride, rows);
     }
   }
 

@@ -45,10 +45,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
           const Scalar* bias = weights.bias + (j / w * Cell::sums + g) * w;
           const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
-          const Scalar* after = g + 1 < Cell::weight_blocks ? panel_at(j, g + 1, 0)
-                                : j + w < part.columns.last
-                                    ? panel_at(j + w, 0, 0)
-                                    : panel_at(part.columns.first, 0, layer.D);
+          const bool last = g + 1 == Cell::weight_blocks;
+          const Scalar* after = last ? panel_at(unit_block_after(j), 0, 0) : panel_at(j, g + 1, 0);
           multiply_input(x, stride, target, run.rows, g, j, after);
         }
       }
@@ -70,9 +68,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
       for (int64_t c = 0, i = 0; c < chunks; ++c) {
         const int64_t height = rows * (c + 1) / chunks - i;
         // The unit block that is read after this chunk.
-        const int64_t next = c + 1 < chunks              ? j
-                             : j + w < part.columns.last ? j + w
-                                                         : part.columns.first;
+        const int64_t next = c + 1 < chunks ? j : unit_block_after(j);
         alignas(64) Scalar sums[kBufferRows * buffer_row];
         start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
         if (!projected_steps && !looked_up) {
@@ -91,6 +87,12 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
 
  private:
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
+
+  // Returns the first unit of the unit block that is read after the one that starts at unit j. The
+  // part's first unit block follows its last.
+  int64_t unit_block_after(int64_t j) const {
+    return j + w < part.columns.last ? j + w : part.columns.first;
+  }
 
   // Returns a pointer to a row of the panel of weight block g, in the unit block that starts at
   // unit j. The rows of weight_hh begin at row D.

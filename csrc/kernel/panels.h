@@ -56,24 +56,31 @@ inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int6
   }
 }
 
+// Transposes W [rows, columns] into `columns` rows of `width` elements, rounded up to whole
+// vectors. Elements past `rows` are zeros.
+template <class Scalar, class Storage>
+inline void transpose_matrix(const Storage* w, int64_t w_row, int64_t rows, int64_t columns,
+                             Scalar* to, int64_t to_row, int64_t width) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  for (int64_t i = 0; i < width; i += lanes) {
+    for_each_vector<Scalar>(columns, [&](int64_t j, int64_t n) {
+      const Storage* from = w + i * w_row + j;
+      Scalar* target = to + j * to_row + i;
+      if (rows - i >= lanes && n == lanes) {
+        transpose_square(from, w_row, lanes, lanes, target, to_row);
+      } else {
+        transpose_square(from, w_row, rows - i, n, target, to_row);
+      }
+    });
+  }
+}
+
 // Packs the panel of W^T that starts at column `first`, from a row-major W [width, K].
 template <class Scalar, class Storage>
 inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
                             Scalar* panel) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t panel_width = Shape<Scalar>::panel_width;
-  for (int64_t j = 0; j < panel_width; j += lanes) {
-    const int64_t rows = width - (first + j);
-    const Storage* source = w + (first + j) * K;
-    for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
-      Scalar* target = panel + k * panel_width + j;
-      if (rows >= lanes && n == lanes) {
-        transpose_square(source + k, K, lanes, lanes, target, panel_width);
-      } else {
-        transpose_square(source + k, K, rows, n, target, panel_width);
-      }
-    });
-  }
+  transpose_matrix(w + first * K, K, width - first, K, panel, panel_width, panel_width);
 }
 
 // Packs one row of a panel: the elements of `row` [width] from column `first` on, padded with

@@ -148,7 +148,7 @@ Segment::Segment(size_t bytes) {
   }
   data_ = map(bytes_);
   if (data_) return;
-  release_reserved();
+  empty_cache();
   data_ = map(bytes_);
   if (!data_) throw std::bad_alloc();
 }
@@ -159,9 +159,9 @@ Segment::~Segment() {
 
 #endif
 
-size_t reserved_bytes() { return pool().bytes(); }
+int64_t memory_reserved() { return int64_t(pool().bytes()); }
 
-void release_reserved() { pool().unmap_all(); }
+void empty_cache() { pool().unmap_all(); }
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace namernn_fast {
@@ -39,10 +40,10 @@ constexpr size_t kHugePage = size_t(2) << 20;  // bytes
 constexpr size_t kMostReserved = size_t(256) << 20;
 
 // Returns the total size in bytes of the reserved segments.
-size_t reserved_bytes();
+int64_t memory_reserved();
 
 // Returns all reserved segments to the operating system.
-void release_reserved();
+void empty_cache();
 
 // Asks the operating system for huge pages. The pages must hold nothing but `data`. No-op on
 // systems without such a request.

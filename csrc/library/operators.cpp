@@ -196,10 +196,6 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   return {plan.groups, plan.members, plan.time, wave.layers};
 }
 
-int64_t memory_reserved() { return int64_t(reserved_bytes()); }
-
-void empty_cache() { release_reserved(); }
-
 std::string cpu_kernel(bool bfloat16) {
   return bfloat16 ? kernels().bfloat16_name : kernels().name;
 }

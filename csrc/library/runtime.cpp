@@ -10,7 +10,6 @@
 #include <unistd.h>
 #endif
 
-#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <ctime>

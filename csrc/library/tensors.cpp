@@ -28,11 +28,10 @@ std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   return strides;
 }
 
-size_t bytes_of(const std::vector<int64_t>& sizes, int32_t dtype) {
-  size_t bytes = 1;
-  with_storage(dtype, [&](auto storage) { bytes = sizeof(storage); });
-  for (const int64_t size : sizes) bytes *= size_t(size);
-  return bytes;
+size_t count_elements(const std::vector<int64_t>& sizes) {
+  size_t count = 1;
+  for (const int64_t size : sizes) count *= size_t(size);
+  return count;
 }
 
 // Copies the elements of a strided array to contiguous memory, and returns the end of the copy.
@@ -59,13 +58,16 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
                                aoti_torch_device_type_cpu(), 0, &handle);
   if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
   const Tensor tensor(handle);
-  const size_t bytes = size_t(tensor.numel()) * tensor.element_size();
+  const size_t count = count_elements(sizes);
+  if (count < kMappedAlone / sizeof(double)) return tensor;  // asking torch for sizes takes longer
+  const size_t bytes = count * tensor.element_size();
   if (bytes >= kMappedAlone) advise_huge_pages(tensor.mutable_data_ptr(), bytes);
   return tensor;
 }
 
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
-  const size_t bytes = bytes_of(sizes, dtype);
+  size_t bytes = count_elements(sizes);
+  with_storage(dtype, [&](auto storage) { bytes *= sizeof(storage); });
   if (bytes < kLarge) return empty(sizes, dtype);
   segment = Segment();  // so that the new segment may be the old one
   segment = Segment(bytes);

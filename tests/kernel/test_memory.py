@@ -3,12 +3,20 @@
 Every test runs a separate program, because all layers in a process share reserved memory.
 """
 
+import os
 import sys
 
 import pytest
 from cases import CELLS, FUSED
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and counts of Linux")
+from namernn_fast.machine import availability
+
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
+measures_pages = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux reports page faults and resident memory this way"
+)
 
 PRELUDE = """
 import os, resource, signal, threading, torch
@@ -39,6 +47,7 @@ def run(run_program, tmp_path):
     return lambda program: run_program("-c", PRELUDE + program, cwd=tmp_path)
 
 
+@measures_pages
 @pytest.mark.parametrize(
     "cell",
     [cell if cell == "lstm" else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS],
@@ -69,6 +78,7 @@ assert reserved[0] > 0 and len(set(reserved[1:])) == 1, reserved
 """)
 
 
+@measures_pages
 def test_empty_cache_returns_reserved_memory(run):
     run("""
 call = lstm(1024)
@@ -121,6 +131,7 @@ assert memory_reserved() <= 16 * reserved
 """)
 
 
+@measures_pages
 def test_advice_about_pages_ends_with_a_result(run):
     """Memory of earlier results is then used sparsely, and does not take a huge page per access."""
     run("""
@@ -139,6 +150,7 @@ assert resident() - before < 20 * MEBI, resident() - before
 """)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_child_forked_during_a_call_can_call(run):
     """The parent's threads take and return memory during the fork; the child has none of them."""
     printed = run("""
