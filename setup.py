@@ -46,7 +46,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ]
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
-    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+    ISA_FLAGS["amx_float"] = ISA_FLAGS["amx"]
 ISA_FLAGS["baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders that building and testing need, but that setuptools would leave out of an sdist.

@@ -156,6 +156,9 @@ struct Layer {
   bool batch_invariant;  // a sequence's results must not depend on the other sequences in the batch
   Chains chains;
   InPlace in_place;
+  // Whether the forward pass packs weight_hh in the 16 bits of Scalar instead of converting it.
+  // Does not change results. A forward pass on floats chooses this itself.
+  bool narrow_hh;
 };
 
 template <class Scalar>
@@ -224,6 +227,13 @@ struct PanelFormat {
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
 };
 
+// The speed of products with panels, relative to products in place: how many times as high as for
+// floats the ratio is.
+struct PanelRate {
+  int64_t few;   // with fewer than 8 sequences
+  int64_t many;  // with 8 sequences or more
+};
+
 // The kernels for tensors of type Storage.
 template <class Storage>
 struct KernelsFor {
@@ -235,7 +245,7 @@ struct KernelsFor {
   // in. Waves and trees call `add_biases` once for many calls to `forward`; null for types that
   // neither waves nor trees support.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
-  int64_t panel_rate;  // speed of products with panels, relative to float
+  PanelRate panel_rate;
 };
 
 // The kernels and the constants of one cell; kernel/cells/cell.h describes the constants.
@@ -251,26 +261,36 @@ struct KernelsOfCell : KernelsFor<float>,
   bool has_nonlinearity;
 };
 
+// Kernels of all cells that multiply pairs of bfloat16 numbers.
+template <class Storage>
+struct KernelsOnPairs {
+  KernelsFor<Storage> cells[kCells];
+};
+
 // The kernels for one instruction set.
 struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // name of the instructions that the bfloat16 kernels use
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
+  // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; null if the processor has
+  // no instructions that make these faster.
+  const KernelsOnPairs<float>* float_on_pairs;
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// bfloat16 kernels of all cells, for processors that multiply pairs of bfloat16 numbers.
-struct KernelsOnPairs {
-  KernelsFor<BFloat16> cells[kCells];
-};
-
 // Each of these replaces the bfloat16 kernels of kernels_avx512 on processors that have the
 // instructions in its name.
-extern const KernelsOnPairs kernels_avx512_bf16;
-extern const KernelsOnPairs kernels_amx;
+extern const KernelsOnPairs<BFloat16> kernels_avx512_bf16;
+extern const KernelsOnPairs<BFloat16> kernels_amx;
+
+// Maximum number of bfloat16 terms whose sum stands for a float in a product. One term is the float
+// rounded to bfloat16.
+constexpr int64_t kMostTerms = 2;
+// float kernels that multiply numbers as one term, and as two.
+extern const KernelsOnPairs<float> kernels_amx_float[kMostTerms];
 
 }  // namespace namernn_fast

@@ -42,6 +42,14 @@ PlanArguments on_one_thread(PlanArguments arguments) {
   return arguments;
 }
 
+// Returns whether a thread's share of the weights leaves its private cache before the next step.
+bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
+  const double share = double(ceiling(panels, plan.members)) / double(panels);
+  const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
+  return leave_cache(int64_t(bytes), machine);
+}
+
 }  // namespace
 
 Plan choose_plan(const PlanArguments& arguments) {
@@ -127,12 +135,21 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   if (D == 0) return 0;
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
-  const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
   const int64_t steps = std::max<int64_t>(1, choose_projected_rows(arguments) / width);
   if (in_place.weight_ih || in_place.weight_hh || thin) return steps;
   // A projection of a single step would read weight_ih as often as the recurrence does.
-  return leave_cache(int64_t(bytes), machine) && steps > 1 ? steps : 0;
+  return weights_leave_cache(arguments, plan) && steps > 1 ? steps : 0;
+}
+
+int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows) {
+  if (arguments.D == 0) return 0;
+  const int64_t width = ceiling(arguments.layout.B, plan.groups);
+  const int64_t row = arguments.blocks * arguments.H * int64_t(sizeof(float));
+  const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
+  const int64_t rows = std::max(tile_rows, std::min(kProjectedRows, fit));
+  const int64_t steps = std::min(rows / std::max<int64_t>(1, width), arguments.layout.T);
+  const bool thin = width < tile_rows;
+  return steps > 1 && (thin || weights_leave_cache(arguments, plan)) ? steps : 0;
 }
 
 // A cell with several blocks projects into scratch memory, which shares the cache with the weights
@@ -174,12 +191,25 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
   return {chain(layout.N), chain(layout.B)};
 }
 
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate) {
+int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t gate_rows,
+                     bool batch_invariant) {
+  constexpr int64_t one_term = 1;
+  if (batch_invariant) return allowed == one_term ? one_term : 0;
+  // With very few sequences a step takes as long as reading the weights, and one term takes half
+  // the memory of a float. With more sequences, enough rows must share the costs of packing.
+  const bool gains = allowed == one_term ? layout.B <= 4 || layout.N >= 64
+                                         : layout.B >= 16 && layout.N >= 512 && gate_rows >= 128;
+  return gains ? allowed : 0;
+}
+
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
+                        const PanelRate& panel_rate) {
+  const int64_t rate = layout.B < 8 ? panel_rate.few : panel_rate.many;
   // A product in place consists of dot products. Each dot product ends by adding up its lanes,
   // which makes it slower than a product with panels; the longer the dot product, the smaller the
   // difference. Packing large weights costs more per element, because large weights are read from
   // further away.
-  const auto gains = [&](int64_t K) { return 16 * panel_rate * layout.N <= K + K * K / 1024; };
+  const auto gains = [&](int64_t K) { return 16 * rate * layout.N <= K + K * K / 1024; };
   return {gains(D), gains(H)};
 }
 

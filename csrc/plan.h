@@ -51,8 +51,16 @@ constexpr double kPackingCost = 8;
 
 // Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. The
 // choice changes the last bits of results, so it must not depend on the number of threads or on
-// cache sizes. `panel_rate` is KernelsFor::panel_rate.
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
+// cache sizes.
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
+                        const PanelRate& panel_rate);
+
+// Returns as how many bfloat16 terms to multiply numbers if the caller allows `allowed` terms; 0
+// means to multiply floats, because that is estimated to be faster. `gate_rows` is the number of
+// rows of a weight. The choice changes results, so it must not depend on the number of threads and,
+// if `batch_invariant`, not on the batch either.
+int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t gate_rows,
+                     bool batch_invariant);
 
 // Maximum number of rows of a register tile.
 constexpr int64_t kTileRows = 6;
@@ -67,6 +75,11 @@ bool leave_cache(int64_t bytes, const Machine& machine);
 // order of summation is the same either way.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place);
+
+// Returns how many steps of the input projection a pass on pairs of bfloat16 computes at once,
+// ahead of the recurrence; 0 means that each step computes both as one product. `tile_rows` is the
+// maximum number of rows of a tile. Results do not depend on this choice.
+int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows);
 
 // Returns the number of parts into which each group cuts its sequences. A group takes one part
 // after the other through all steps, so that the rows of a step (row_bytes per sequence) stay in

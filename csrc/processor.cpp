@@ -13,31 +13,37 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// Returns the bfloat16 kernels that are faster on this processor than converting to float, and sets
-// `name` to the name of their instructions. Returns null if there are no such kernels.
-const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** name) {
+// Replaces the bfloat16 kernels by kernels that multiply pairs, if this processor has instructions
+// that are faster than converting to float.
+void use_pairs(Kernels& kernels, const KernelsOnPairs<BFloat16>& pairs, const char* name) {
+  for (int64_t i = 0; i < kCells; ++i) {
+    static_cast<KernelsFor<BFloat16>&>(kernels.cells[i]) = pairs.cells[i];
+  }
+  kernels.bfloat16_name = name;
+}
+void detect_bfloat16(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
-  const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+  const bool tiles = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+  __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
+  const bool dot_products = (eax >> 5 & 1) != 0;  // AVX512-BF16
 #if defined(__linux__)
   // Linux lets a process use the tile registers only after the process has requested permission.
   constexpr long request_permission = 0x1023, tile_data = 18;
-  const bool permitted = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  const bool permitted =
+      tiles && dot_products && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   const bool permitted = false;
 #endif
   if (permitted && (wanted.empty() || wanted == "amx")) {
-    *name = "amx";
-    return &kernels_amx;
+    use_pairs(kernels, kernels_amx, "amx");
+    kernels.float_on_pairs = kernels_amx_float;
+    return;
   }
-  __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
-  const bool dot_products = (eax >> 5 & 1) != 0;
   // On Intel processors, dot products run at half the rate of float multiply-adds.
   if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
-    *name = "avx512_bf16";
-    return &kernels_avx512_bf16;
+    use_pairs(kernels, kernels_avx512_bf16, "avx512_bf16");
   }
-  return nullptr;
 }
 #endif
 
@@ -58,11 +64,7 @@ Kernels detect_kernels() {
                       __builtin_cpu_supports("avx512vl");
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
-    if (const auto* pairs = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      for (int64_t i = 0; i < kCells; ++i) {
-        static_cast<KernelsFor<BFloat16>&>(found.cells[i]) = pairs->cells[i];
-      }
-    }
+    detect_bfloat16(wanted, found);
     return found;
   }
   if (wanted != "default" && avx2) return kernels_avx2;

@@ -14,9 +14,10 @@ from . import ops, reference, torch_operators
 from .autograd import FusedStack, apply_untransformed
 from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
+from .call.options import PRECISION_BITS, precision_bits
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
-from .machine import availability
+from .machine import availability, fp32_precision
 
 
 def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
@@ -45,7 +46,12 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     if tracing:
         # Check while tracing: fake kernels do not check, and compiled programs should not have to.
         check_like_nn_rnn(call)
+        fp32_precision.guard_on_cpu(call.cell.fp32_precision)
+        call.options |= precision_bits(call.cell)
         return _run_layers(path, call) if by_layers else path(call)
+    precision = fp32_precision.get("mkldnn", call.cell.fp32_precision)
+    if precision in PRECISION_BITS:  # tested inline, because calling precision_bits takes as long
+        call.options |= PRECISION_BITS[precision]
     data = call.data
     checked = (
         path is not _fused_path

@@ -8,11 +8,13 @@ its largest absolute distance from an oracle that computes in higher precision:
     err(ours) <= 2 * max(err(nn.RNN), c * eps * max|ref|) + eps * max|ref|
 
 `eps` is the unit in the last place of 1 in the dtype of the results, and `ref` the oracle's result.
+If torch's settings allow products of float32 numbers in lower precision, `eps` is the unit in the
+last place of the numbers that are multiplied: 2^-7 for `medium`, 2^-15 for `high`.
 The error of `nn.RNN` depends on luck and on the summation order of this machine's BLAS, so it
 counts as at least `c` units in the last place of the largest value: 16 in float32 and float64, and
-1.5 in 16 bits. So a correct result stays within its budget even if `nn.RNN` is exact, unless the
-terms of its sums nearly cancel in all elements. If they do, compare several draws of the result
-under one name.
+1.5 in 16 bits and in lower precision. So a correct result stays within its budget even if `nn.RNN`
+is exact, unless the terms of its sums nearly cancel in all elements. If they do, compare several
+draws of the result under one name.
 
 For a single comparison, `assert_within_budget` takes named results of the fused layer, of `nn.RNN`
 and of the oracle:
@@ -35,7 +37,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,6 +52,10 @@ __all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
 # causes errors of at least 50 units in float32 (a tanh that is off by 1e-5, a product rounded to 16
 # bits) and of 10 units in 16 bits (a lost term).
 _UNITS = {8: 16.0, 4: 16.0, 2: 1.5}
+Precision: TypeAlias = Literal["highest", "high", "medium"]
+"""The precision of float32 products, as `torch.set_float32_matmul_precision` names it."""
+# `eps` of a float32 number rounded to bfloat16, and to the sum of two bfloat16 numbers.
+_LOWER_EPS = {"medium": 2.0**-7, "high": 2.0**-15}
 
 
 class BudgetError(AssertionError):
@@ -77,12 +83,21 @@ class ErrorBudget:
         dtype: The floating-point type of the results, which determines `eps`. For results below the
             smallest normal number of `dtype`, the unit in the last place of that number applies.
         floor: An absolute error that is always allowed.
-        units: The value of `c`; default: 16, or 1.5 for 16-bit types.
+        units: The value of `c`; default: 16, or 1.5 for 16-bit types and in lower precision.
+        precision: The precision of float32 products, which other dtypes ignore.
     """
 
-    def __init__(self, dtype: torch.dtype, floor: float = 0.0, units: float | None = None):
-        self.units = _UNITS[dtype.itemsize] if units is None else units
-        self.eps: float = torch.finfo(dtype).eps
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        floor: float = 0.0,
+        units: float | None = None,
+        precision: Precision = "highest",
+    ):
+        lower = dtype == torch.float32 and precision != "highest"
+        default_units = _UNITS[2 if lower else dtype.itemsize]
+        self.units = default_units if units is None else units
+        self.eps: float = _LOWER_EPS[precision] if lower else torch.finfo(dtype).eps
         self.tiny: float = torch.finfo(dtype).tiny
         self.floor = floor
         self.results: dict[Hashable, _Extremes] = defaultdict(_Extremes)
@@ -151,13 +166,17 @@ class ErrorBudget:
 
 
 def assert_within_budget(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    precision: Precision = "highest",
 ) -> None:
     """Checks the error budget of named results, with one draw for each name.
 
     Args:
         ours, theirs: The results under test and the results of `nn.RNN`, in one dtype.
         reference: The oracle's results, in higher precision than that dtype.
+        precision: The precision of float32 products, which other dtypes ignore.
 
     Raises:
         BudgetError: if an error exceeds its budget, or if names or shapes differ.
@@ -172,7 +191,7 @@ def assert_within_budget(
     """
     if not ours.keys() == theirs.keys() == reference.keys():
         raise BudgetError(f"expected results {[*reference]}, got {[*ours]} and {[*theirs]}")
-    budget = ErrorBudget(next(iter(theirs.values())).dtype)
+    budget = ErrorBudget(next(iter(theirs.values())).dtype, precision=precision)
     for name, exact in reference.items():
         budget.add(name, ours[name], theirs[name], exact)
     budget.check()

@@ -109,6 +109,25 @@ def run_program():
 
 
 @pytest.fixture
+def cpu_precision():
+    """Provides a function that sets the precision of float32 products on a CPU, for all layers.
+
+    Restores the settings after the test. The function takes the names that
+    `torch.set_float32_matmul_precision` takes.
+    """
+    settings = torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn
+    before = [setting.fp32_precision for setting in settings]
+
+    def set_precision(name):
+        for setting in settings:
+            setting.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
+
+    yield set_precision
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
+
+
+@pytest.fixture
 def threads():
     """Provides `torch.set_num_threads`, and restores the number of threads after the test."""
     previous = torch.get_num_threads()

@@ -2,59 +2,30 @@
 // float multiply-adds.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
-#include <cstring>
-
 #include "contract.h"
-#include "kernel/simd.h"
+#include "kernel/dot_pairs.h"
 
 namespace namernn_fast {
 namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
-// kernel/bfloat16_forward.h describes the interface of PairTile.
+// kernel/pair_panels.h describes the interface of PairTile.
 struct PairTile {
   static constexpr int64_t rows = 6;
 
-  // Computes multiply() for kRows rows. kRows is a constant so that the sums stay in registers.
-  template <bool kAdd, int kRows>
-  static void block(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel, float* c) {
-    constexpr int lanes = 16;
-    __m512 sum[kRows][4] = {};
-#pragma GCC unroll 6
-    for (int r = 0; kAdd && r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) sum[r][v] = _mm512_loadu_ps(c + (r * 4 + v) * lanes);
-    }
-    for (int64_t k = 0; k < K; k += 2) {
-      __m512bh b[4];
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        b[v] = (__m512bh)_mm512_loadu_si512(panel + (k / 2 * 4 + v) * 2 * lanes);
-      }
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, a + r * a_row + k, sizeof(pair));
-        const __m512bh ar = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], b[v], ar);
-      }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) _mm512_storeu_ps(c + (r * 4 + v) * lanes, sum[r][v]);
-    }
+  template <int kTerms>
+  void multiply(const PairOperands<kTerms>* operands, int count, int64_t height, const float* start,
+                float* c) {
+    constexpr void (*blocks[])(const PairOperands<kTerms>*, int, const float*, float*) = {
+        &multiply_dots<kTerms, 1, 1>, &multiply_dots<kTerms, 2, 1>, &multiply_dots<kTerms, 3, 1>,
+        &multiply_dots<kTerms, 4, 1>, &multiply_dots<kTerms, 5, 1>, &multiply_dots<kTerms, 6, 1>};
+    blocks[height - 1](operands, count, start, c);
   }
 
-  template <bool kAdd>
-  void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
-                float* c) {
-    constexpr void (*blocks[])(const BFloat16*, int64_t, int64_t, const BFloat16*, float*) = {
-        &block<kAdd, 1>, &block<kAdd, 2>, &block<kAdd, 3>,
-        &block<kAdd, 4>, &block<kAdd, 5>, &block<kAdd, 6>};
-    blocks[height - 1](a, a_row, K, panel, c);
+  template <int kTerms>
+  void multiply_row(const PairOperands<kTerms>* operands, int count, const float* start, float* c) {
+    multiply_dots<kTerms, 1, 2>(operands, count, start, c);
   }
 };
 
@@ -64,5 +35,5 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsOnPairs kernels_avx512_bf16 = kernels_on_pairs();
+const KernelsOnPairs<BFloat16> kernels_avx512_bf16 = kernels_on_pairs<BFloat16, 1>();
 }  // namespace namernn_fast

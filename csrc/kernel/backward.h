@@ -45,18 +45,19 @@ size_t backward_bytes(int64_t D, int64_t H) {
 // Returns the address of the panels of weight_ih within `panels`, which pack_backward() fills, or
 // null if `panels` is null.
 template <class Products, class Storage>
-typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
+void* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
   auto* start = static_cast<char*>(const_cast<void*>(panels));
-  const size_t before = Products::Recurrence::bytes(layer.D, layer.H);
-  return reinterpret_cast<typename Products::Element*>(start + before);
+  return start + Products::Recurrence::bytes(layer.D, layer.H);
 }
 // Packs weight_hh and weight_ih into `panels` for the backward pass.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
-  FloatProducts<Cell, Storage> products{};
-  products.weight_ih = weight_ih_in<FloatProducts<Cell, Storage>>(panels, layer);
+  using Products = FloatProducts<Cell, Storage>;
+  Products products{};
+  products.weight_ih =
+      static_cast<typename Products::Elements>(weight_ih_in<Products>(panels, layer));
   pack_input_panels<Cell>(products, layer, runtime);
 }
 
@@ -82,10 +83,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
   const bool recurrent = layout.T > 1 || args.grad_initial[0];
-  const Plan plan = recurrent
-                        ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
-                                       sizeof(typename Products::Element), Cell::weight_blocks})
-                        : Plan{1, 1, 0};
+  const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
+                                             Products::element_bytes, Cell::weight_blocks})
+                              : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
@@ -97,7 +97,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     common.grad_previous[i] = layout.tree ? scratch<Scalar>(runtime, layout.B * H) : common.grad[i];
   }
   if (args.grad_input.data) {
-    auto* weight_ih = weight_ih_in<Products>(layer.panels, layer);
+    void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
   }
@@ -126,7 +126,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
     group.products.prepare_rows(layer.D, H, wants_weights(args), capacity, runtime);
     if (wants_weights(args)) {
-      group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
+      group.gradients = gradient_sums<Products>(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
     groups[g] = group;
@@ -245,7 +245,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& layer = args.layer;
   const Runtime& runtime = pass.runtime;
   const auto& gradients = pass.groups[0].gradients;
-  const double per_row = double(sizeof(typename Products::Element)) / sizeof(Scalar) *
+  const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
                          double(Cell::weight_blocks) * double(layer.H) *
                          ((wants_weights(args) ? 1 : 0) * double(layer.H + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));

@@ -120,7 +120,7 @@ inline const Storage* previous_state(const Backward<Storage>& args, int i, int64
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
-                          const typename Products::Element* weight_hh, int64_t t, int64_t row,
+                          const typename Products::Elements& weight_hh, int64_t t, int64_t row,
                           const Part& part, const Runtime& runtime) {
   const auto& layer = args.layer;
   const Cell cell(layer);
@@ -135,7 +135,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     gather_tree_gradients(layer, args.grad_last[i], t, group.grad_previous[i], group.grad[i]);
   }
   for (int64_t b = slice.begin; b < end; ++b) {
-    GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Element>
+    GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
         units{};
     units.output = row_at(args.output, layout, t, b) + first_column;
     if (args.kept.data) units.kept = row_at(args.kept, layout, t, b) + first_column;
@@ -150,7 +150,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
       units.grad[i] = group.grad[i] + offset;
       units.grad_previous[i] = group.grad_previous[i] + offset;
     }
-    units.dz = products.dz + (row + b) * products.dz_stride + first_column;
+    units.dz = products.dz + ((row + b) * products.dz_stride + first_column);
     units.stride = products.dz_block;
     units.H = layer.H;
     units.width = width;
@@ -188,7 +188,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   // reads them.
   copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_initial[0]);
   using Panels = typename Products::Recurrence;
-  const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
+  const auto weight_hh = weights_for<Panels>(part, layer, copies).weights;
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
     read_last_gradients(layer, args.grad_last[i], part, group.grad[i]);
   }

@@ -1,5 +1,6 @@
-// Computes the products of the backward pass in bfloat16, with instructions that multiply pairs of
-// bfloat16. The gradients dz are rounded to bfloat16, and sums are float. See products_interface.h.
+// Computes the products of the backward pass with instructions that multiply pairs of bfloat16. The
+// gradients dz are stored as terms (terms.h), like the other operands; sums are float. See
+// products_interface.h.
 //
 // dz is stored twice: row by row for the products dz W_hh and dz W_ih, and transposed for the
 // weight gradients dz^T h_{t-1} and dz^T x. Each block of a row of dz is padded with zeros to a
@@ -9,7 +10,7 @@
 #pragma once
 
 #include "kernel/backward.h"
-#include "kernel/bfloat16_forward.h"
+#include "kernel/pair_panels.h"
 
 namespace namernn_fast {
 namespace {
@@ -18,65 +19,34 @@ namespace {
 // elements of a column are spread over many cache sets.
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
-// Loads n pairs (a[i], b[i]). A null pointer counts as a row of zeros.
-inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
-  const Vec<float> low = a ? load_upto(a, n) : Vec<float>{};
-  const Vec<float> high = b ? load_upto(b, n) : Vec<float>{};
-  return (Vec<float>)((Word)low >> 16 | (Word)high);
-}
-
-inline void store_pairs(BFloat16* p, Vec<float> pairs) { std::memcpy(p, &pairs, sizeof(pairs)); }
-
-// Packs one row of a panel of pairs: the elements of rows a and b [width] from column `first` on,
-// padded with zeros. A null row counts as zeros.
-inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, int64_t first,
-                          BFloat16* panel_row) {
-  constexpr int64_t lanes = Simd<float>::lanes;
-  for (int64_t j = 0; j < Shape<float>::panel_width; j += lanes) {
-    const int64_t n = min64(lanes, width - (first + j));
-    store_pairs(panel_row + 2 * j, n <= 0 ? Vec<float>{}
-                                          : load_pairs(a + (first + j) * (a != nullptr),
-                                                       b + (first + j) * (b != nullptr), n));
-  }
-}
-
-// Packs the panel of W that starts at column `first`, from a row-major W [K, width]. The panel's
-// shape is [padded(K) / 2, panel_width, 2].
-inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t first,
-                           BFloat16* panel) {
-  for (int64_t k = 0; k < padded(K); k += 2) {
-    pack_pair_row(k < K ? w + k * width : nullptr, k + 1 < K ? w + (k + 1) * width : nullptr, width,
-                  first, panel + k * Shape<float>::panel_width);
-  }
-}
-
 // Holds weight_hh in the format that the backward recurrence on pairs reads: panels of W_hh
 // [weight_blocks * padded(H), H].
-template <class Cell>
+template <class Cell, class Storage, int kTerms>
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;
+  Terms<kTerms> weights;
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
-  static size_t bytes(int64_t, int64_t H) {
-    return panels_size<float>(Cell::weight_blocks * padded(H), H) * sizeof(BFloat16);
-  }
-  PairRecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<BFloat16*>(memory)) {}
-  void pack(const Layer<BFloat16>& layer, int64_t p) const {
+  static int64_t size(int64_t H) { return panels_size<float>(Cell::weight_blocks * padded(H), H); }
+  static size_t bytes(int64_t, int64_t H) { return kTerms * size(H) * sizeof(BFloat16); }
+  PairRecurrencePanels(void* memory, int64_t, int64_t H)
+      : weights{static_cast<BFloat16*>(memory), size(H)} {}
+  void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t H = layer.H;
-    BFloat16* panel = weights + p * Cell::weight_blocks * padded(H) * w;
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += padded(H) * w) {
-      pack_pair_rows(layer.weight_hh + g * H * H, H, H, p * w, panel);
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
+      pack_pair_rows(layer.weight_hh + g * H * H, H, H, p * w,
+                     weights + (p * Cell::weight_blocks + g) * padded(H) * w);
     }
   }
 };
 
 // Pointers to the previous state, the input and the input gradient of one row of dz.
+template <class Storage>
 struct PairRow {
-  const BFloat16* previous;  // h_{t-1}; null means zeros
-  const BFloat16* input;
-  BFloat16* grad_input;  // null if not wanted
+  const Storage* previous;  // h_{t-1}; null means zeros
+  const Storage* input;
+  Storage* grad_input;  // null if not wanted
 };
 
 // Lower limit on the result of block_rows(). Every time block reads and writes all gradient sums
@@ -85,32 +55,34 @@ constexpr int64_t kMinPairRows = 512;
 constexpr int64_t kPairChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
-template <class Cell>
+template <class Cell, class StorageType, int kTerms>
 struct PairProducts {
-  using Storage = BFloat16;
+  using Storage = StorageType;
   using Scalar = float;
-  using Element = BFloat16;
-  using Recurrence = PairRecurrencePanels<Cell>;
+  using Elements = Terms<kTerms>;
+  using Recurrence = PairRecurrencePanels<Cell, Storage, kTerms>;
   static constexpr int64_t w = Shape<float>::panel_width;
+  static constexpr size_t element_bytes = kTerms * sizeof(BFloat16);
+  static constexpr bool sums_like_gradient = false;
 
   // Memory shared by all groups.
-  BFloat16* weight_ih;  // panels of W_ih [weight_blocks * padded(H), D], blocks in the order of the
-                        // sums; null unless grad_input is wanted
+  Elements weight_ih;  // panels of W_ih [weight_blocks * padded(H), D], blocks in the order of the
+                       // sums; null unless grad_input is wanted
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
   int64_t capacity;  // maximum number of rows of a time block
   int64_t dz_stride;
-  int64_t dz_block;         // padded(H)
-  BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]
-  BFloat16* dz_transposed;  // [sums * padded(H), capacity]; null unless weight gradients are wanted
-  BFloat16* previous;       // panels of h_{t-1} [capacity, H]; null unless weight gradients are
-                            // wanted
-  BFloat16* input;          // panels of x [capacity, D]; null unless weight gradients are wanted
-  PairRow* rows;            // [capacity]
+  int64_t dz_block;        // padded(H)
+  Elements dz;             // [capacity + PairTile::rows, dz_stride]
+  Elements dz_transposed;  // [sums * padded(H), capacity]; null unless weight gradients are wanted
+  Elements previous;       // panels of h_{t-1} [capacity, H]; null unless weight gradients are
+                           // wanted
+  Elements input;          // panels of x [capacity, D]; null unless weight gradients are wanted
+  PairRow<Storage>* rows;  // [capacity]
 
-  static int64_t block_rows(const Layer<BFloat16>& layer, const Runtime& runtime) {
-    const int64_t row = ((1 + 2 * Cell::sums) * layer.H + layer.D) * int64_t(sizeof(BFloat16));
+  static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
+    const int64_t row = ((1 + 2 * Cell::sums) * layer.H + layer.D) * int64_t(element_bytes);
     return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
@@ -123,7 +95,7 @@ struct PairProducts {
     return panels_size<float>(gradient_rows(rows / Cell::weight_blocks), width);
   }
 
-  static void deliver_gradient(const float* sums, BFloat16* result, int64_t rows, int64_t width,
+  static void deliver_gradient(const float* sums, Storage* result, int64_t rows, int64_t width,
                                const Runtime& runtime) {
     const double cost = kAddingCost * double(rows) * double(width);
     const int64_t workers = choose_workers(cost, runtime.machine);
@@ -138,16 +110,16 @@ struct PairProducts {
     });
   }
 
-  void prepare_input_gradient(const Layer<BFloat16>& layer, BFloat16*, const Plan&,
+  void prepare_input_gradient(const Layer<Storage>& layer, void*, const Plan&,
                               const Runtime& runtime) {
-    weight_ih = scratch<BFloat16>(runtime, panels_size<float>(gradient_rows(layer.H), layer.D));
+    weight_ih = scratch_terms<kTerms>(runtime, panels_size<float>(gradient_rows(layer.H), layer.D));
   }
 
-  void pack_input_panel(const Layer<BFloat16>& layer, int64_t p) const {
-    BFloat16* panel = weight_ih + p * gradient_rows(layer.H) * w;
-    for (int64_t s = 0; s < Cell::weight_blocks; ++s, panel += padded(layer.H) * w) {
-      const BFloat16* block = layer.weight_ih + Cell::input_block(s) * layer.H * layer.D;
-      pack_pair_rows(block, layer.H, layer.D, p * w, panel);
+  void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
+    for (int64_t s = 0; s < Cell::weight_blocks; ++s) {
+      const Storage* block = layer.weight_ih + Cell::input_block(s) * layer.H * layer.D;
+      pack_pair_rows(block, layer.H, layer.D, p * w,
+                     weight_ih + (p * gradient_rows(layer.H) + s * padded(layer.H)) * w);
     }
   }
 
@@ -158,26 +130,25 @@ struct PairProducts {
     capacity = odd_granules(block_rows);
     dz_block = padded(H);
     dz_stride = odd_granules(Cell::sums * dz_block);
-    dz = scratch<BFloat16>(runtime, (capacity + PairTile::rows) * dz_stride);
+    dz = scratch_terms<kTerms>(runtime, (capacity + PairTile::rows) * dz_stride);
     for (int64_t row = 0; H < dz_block && row < capacity; ++row) {
       for (int64_t s = 0; s < Cell::sums; ++s) {
-        BFloat16* padding = dz + row * dz_stride + s * dz_block + H;
-        std::memset(padding, 0, (dz_block - H) * sizeof(BFloat16));
+        fill_zeros(dz + (row * dz_stride + s * dz_block + H), dz_block - H);
       }
     }
-    rows = scratch<PairRow>(runtime, capacity);
+    rows = scratch<PairRow<Storage>>(runtime, capacity);
     if (want_weights) {
-      dz_transposed = scratch<BFloat16>(runtime, Cell::sums * dz_block * capacity);
-      previous = scratch<BFloat16>(runtime, panels_size<float>(capacity, H));
-      input = scratch<BFloat16>(runtime, panels_size<float>(capacity, D));
+      dz_transposed = scratch_terms<kTerms>(runtime, Cell::sums * dz_block * capacity);
+      previous = scratch_terms<kTerms>(runtime, panels_size<float>(capacity, H));
+      input = scratch_terms<kTerms>(runtime, panels_size<float>(capacity, D));
     }
   }
 
-  void keep_row(int64_t row, const BFloat16* h, const BFloat16* x, BFloat16* grad_input) const {
+  void keep_row(int64_t row, const Storage* h, const Storage* x, Storage* grad_input) const {
     rows[row] = {h, x, grad_input};
   }
 
-  void step_back(int64_t row, const BFloat16* weight_hh, int64_t count, Columns columns,
+  void step_back(int64_t row, const Elements& weight_hh, int64_t count, Columns columns,
                  float* grad_h) const {
     multiply_dz(row, Cell::first_state_sum, count, weight_hh, columns,
                 [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
@@ -198,12 +169,12 @@ struct PairProducts {
   }
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
-                           int64_t count, const BFloat16* panels, int64_t width,
+                           int64_t count, const Elements& panels, int64_t width,
                            float* grad) const {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
-    const BFloat16* first_dz = dz_transposed + blocks.sum * dz_block * capacity;
+    const Elements first_dz = dz_transposed + blocks.sum * dz_block * capacity;
     const int64_t M = blocks.count * dz_block;
     grad += blocks.block * dz_block * w;
     for (int64_t j = 0; j < width; j += w) {
@@ -212,13 +183,12 @@ struct PairProducts {
         const int64_t end = min64(task + kTaskRows, M);
         for (int64_t k = start; k < padded(count); k += kPairChunkRows) {
           const int64_t K = min64(kPairChunkRows, padded(count) - k);
-          const BFloat16* panel = panels + j * capacity + k * w;
           for (int64_t i = task; i < end; i += PairTile::rows) {
-            const BFloat16* a = first_dz + i * capacity + k;
+            const PairOperands<kTerms> operands{first_dz + (i * capacity + k), capacity, K,
+                                                panels + (j * capacity + k * w)};
             float* c = grad + j * gradient_rows(H) + i * w;
             const int64_t height = min64(PairTile::rows, end - i);
-            initial&& k == start ? tile.multiply<false>(a, capacity, K, height, panel, c)
-                                 : tile.multiply<true>(a, capacity, K, height, panel, c);
+            tile.multiply(&operands, 1, height, initial && k == start ? nullptr : c, c);
           }
         }
       }
@@ -226,7 +196,7 @@ struct PairProducts {
   }
 
   void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t count,
-                             const BFloat16* panels, int64_t width, BFloat16* grad) const {
+                             const Elements& panels, int64_t width, Storage* grad) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
@@ -237,10 +207,11 @@ struct PairProducts {
       const int64_t block = task / tiles;
       const int64_t i = task % tiles * PairTile::rows;
       const int64_t height = min64(PairTile::rows, H - i);
-      const BFloat16* a = dz_transposed + ((blocks.sum + block) * dz_block + i) * capacity + start;
-      BFloat16* grad_rows = grad + ((blocks.block + block) * H + i) * width;
+      const Elements a = dz_transposed + (((blocks.sum + block) * dz_block + i) * capacity + start);
+      Storage* grad_rows = grad + ((blocks.block + block) * H + i) * width;
       for (int64_t j = 0; j < width; j += w) {
-        tile.multiply<false>(a, capacity, K, height, panels + j * capacity + start * w, sums);
+        const PairOperands<kTerms> operands{a, capacity, K, panels + (j * capacity + start * w)};
+        tile.multiply(&operands, 1, height, nullptr, sums);
         for (int64_t r = 0; r < height; ++r) {
           convert(sums + r * w, grad_rows + r * width + j, min64(w, width - j));
         }
@@ -248,7 +219,7 @@ struct PairProducts {
     }
   }
 
-  void write_input_gradient(const Backward<BFloat16>& args, const GroupRows& group,
+  void write_input_gradient(const Backward<Storage>& args, const GroupRows& group,
                             const TimeBlock& block, Share& share, int64_t) const {
     const int64_t count = count_rows(group, block);
     for (int64_t first = 0; first < count; first += kTaskRows) {
@@ -268,16 +239,17 @@ struct PairProducts {
   // each row, starting at block `first_sum`. Computes only `columns` of the product. Calls
   // finish(i, j, height, width, sums) for every tile [height, panel_width].
   template <class Finish>
-  void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const BFloat16* panels,
+  void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const Elements& panels,
                    Columns columns, Finish&& finish) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
-    const BFloat16* a = dz + row * dz_stride + first_sum * dz_block;
+    const Elements a = dz + (row * dz_stride + first_sum * dz_block);
     const int64_t K = Cell::weight_blocks * dz_block;
     for (int64_t j = columns.first; j < columns.last; j += w) {
       for (int64_t i = 0; i < count; i += PairTile::rows) {
         const int64_t height = min64(PairTile::rows, count - i);
-        tile.multiply<false>(a + i * dz_stride, dz_stride, K, height, panels + j * K, sums);
+        const PairOperands<kTerms> operands{a + i * dz_stride, dz_stride, K, panels + j * K};
+        tile.multiply(&operands, 1, height, nullptr, sums);
         finish(i, j, height, min64(w, columns.last - j), sums);
       }
     }
@@ -296,19 +268,24 @@ struct PairProducts {
   // on as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
-    const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
-    for (int64_t i = 0; i < Cell::sums * dz_block; i += lanes) {
-      Vec<float> square[lanes];
+    for (int t = 0; t < kTerms; ++t) {
+      const auto dz_at = [&](int64_t row, int64_t i) {
+        return row < count ? dz.term(t) + row * dz_stride + i : nullptr;
+      };
+      for (int64_t i = 0; i < Cell::sums * dz_block; i += lanes) {
+        Vec<float> square[lanes];
 #pragma GCC unroll 16
-      for (int64_t r = 0; r < lanes; ++r) {
-        const BFloat16* a = dz_row(first + 2 * r);
-        const BFloat16* b = dz_row(first + 2 * r + 1);
-        square[r] = load_pairs(a ? a + i : nullptr, b ? b + i : nullptr, lanes);
-      }
-      transpose<float>(square);
+        for (int64_t r = 0; r < lanes; ++r) {
+          Vec<float> pairs[1];
+          load_pairs(dz_at(first + 2 * r, i), dz_at(first + 2 * r + 1, i), lanes, pairs);
+          square[r] = pairs[0];
+        }
+        transpose<float>(square);
+        BFloat16* to = dz_transposed.term(t) + i * capacity + first;
 #pragma GCC unroll 16
-      for (int64_t r = 0; r < lanes; ++r) {
-        store_pairs(dz_transposed + (i + r) * capacity + first, square[r]);
+        for (int64_t r = 0; r < lanes; ++r) {
+          std::memcpy(to + r * capacity, &square[r], sizeof(square[r]));
+        }
       }
     }
   }
@@ -317,14 +294,14 @@ struct PairProducts {
   // from row `count` on as zeros.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
-      constexpr PairRow zero_row{};
-      const PairRow& a = row < count ? rows[row] : zero_row;
-      const PairRow& b = row + 1 < count ? rows[row + 1] : zero_row;
+      constexpr PairRow<Storage> zero_row{};
+      const PairRow<Storage>& a = row < count ? rows[row] : zero_row;
+      const PairRow<Storage>& b = row + 1 < count ? rows[row + 1] : zero_row;
       for (int64_t j = 0; j < H; j += w) {
-        pack_pair_row(a.previous, b.previous, H, j, previous + j * capacity + row * w);
+        pack_pair_row(a.previous, b.previous, H, j, previous + (j * capacity + row * w));
       }
       for (int64_t j = 0; j < D; j += w) {
-        pack_pair_row(a.input, b.input, D, j, input + j * capacity + row * w);
+        pack_pair_row(a.input, b.input, D, j, input + (j * capacity + row * w));
       }
     }
   }

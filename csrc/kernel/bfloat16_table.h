@@ -1,4 +1,4 @@
-// Defines the bfloat16 kernel table of an instruction set that multiplies pairs. The files in
+// Defines the kernel tables of an instruction set that multiplies pairs of bfloat16. The files in
 // csrc/isa/ that define a PairTile include this header.
 #pragma once
 
@@ -9,24 +9,32 @@
 namespace namernn_fast {
 namespace {
 
-// Only waves and trees need panels and tables that outlive a call, and neither runs in bfloat16. So
+// Waves and trees need panels and tables that outlive a call. They run in float and double only, so
 // the functions that make such panels and tables are null.
-template <class Cell>
-constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
+// A product in place converts each bfloat16 weight for every tile of at most six rows. With few
+// sequences this takes about this many times as long as the product without the conversion.
+constexpr int64_t kInPlaceConverts = 3;
+
+template <class Cell, class Storage, int kTerms>
+constexpr KernelsFor<Storage> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},
-          &forward_pairs<Cell>,
+          &forward_pairs<Cell, Storage, kTerms>,
           {nullptr, nullptr},
-          &backward<Cell, PairProducts<Cell>>,
+          &backward<Cell, PairProducts<Cell, Storage, kTerms>>,
           nullptr,
-          8};
+          {std::is_same_v<Storage, float> ? 8 : kInPlaceConverts * 8, 8}};
 }
 
-template <class... Cells>
-constexpr KernelsOnPairs kernels_of_cells_on_pairs(CellList<Cells...>) {
-  return {{kernels_of_cell_on_pairs<Cells>()...}};
+template <class Storage, int kTerms, class... Cells>
+constexpr KernelsOnPairs<Storage> kernels_of_cells_on_pairs(CellList<Cells...>) {
+  return {{kernels_of_cell_on_pairs<Cells, Storage, kTerms>()...}};
 }
 
-constexpr KernelsOnPairs kernels_on_pairs() { return kernels_of_cells_on_pairs(AllCells()); }
+// Returns the kernels for tensors of type Storage, whose numbers are multiplied as kTerms terms.
+template <class Storage, int kTerms>
+constexpr KernelsOnPairs<Storage> kernels_on_pairs() {
+  return kernels_of_cells_on_pairs<Storage, kTerms>(AllCells());
+}
 
 }  // namespace
 }  // namespace namernn_fast

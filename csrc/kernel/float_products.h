@@ -23,14 +23,16 @@ template <class Cell, class StorageType>
 struct FloatProducts {
   using Storage = StorageType;
   using Scalar = Compute<Storage>;
-  using Element = Scalar;
+  using Elements = Scalar*;
   using Recurrence = RecurrencePanels<Cell, Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
+  static constexpr size_t element_bytes = sizeof(Scalar);
+  static constexpr bool sums_like_gradient = true;
 
   // Memory shared by all groups.
-  Element* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
-  Scalar* staged;      // [workers, kTaskRows, D], buffers for rows of grad_input that must be
-                       // converted or scattered; null if not needed
+  Scalar* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
+  Scalar* staged;     // [workers, kTaskRows, D], buffers for rows of grad_input that must be
+                      // converted or scattered; null if not needed
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
@@ -38,14 +40,14 @@ struct FloatProducts {
   bool prefetch;     // whether products prefetch panels of weights, which leave the cache
   int64_t dz_stride;
   int64_t dz_block;  // stride from one block of a row of dz to the next
-  Element* dz;       // [capacity, dz_stride]
+  Scalar* dz;        // [capacity, dz_stride]
   // The transpose of dz, [sums * H, transposed_stride], from which weight gradients read the
   // columns of dz. Null if dz stays in the core's private cache, or if no parameter gradients are
   // wanted.
-  Element* dz_transposed;
+  Scalar* dz_transposed;
   int64_t transposed_stride;
-  Element* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
-  Element* input;     // panels of x [capacity, D]; null unless parameter gradients are wanted
+  Scalar* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
+  Scalar* input;     // panels of x [capacity, D]; null unless parameter gradients are wanted
 
   // Returns the approximate number of rows of a time block, which fill about half of a core's
   // private cache.
@@ -68,10 +70,10 @@ struct FloatProducts {
     deliver(sums, result, rows * width);
   }
 
-  void prepare_input_gradient(const Layer<Storage>& layer, Element* panels, const Plan& plan,
+  void prepare_input_gradient(const Layer<Storage>& layer, void* panels, const Plan& plan,
                               const Runtime& runtime) {
-    weight_ih = panels ? panels
-                       : scratch<Element>(
+    weight_ih = panels ? static_cast<Scalar*>(panels)
+                       : scratch<Scalar>(
                              runtime, panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
@@ -96,14 +98,14 @@ struct FloatProducts {
     prefetch = leave_cache(Recurrence::bytes(D, H), runtime.machine);
     dz_block = H;
     dz_stride = odd_vectors(Cell::sums * H);
-    dz = scratch<Element>(runtime, capacity * dz_stride);
+    dz = scratch<Scalar>(runtime, capacity * dz_stride);
     if (want_weights) {
-      if (leave_cache(capacity * dz_stride * int64_t(sizeof(Element)), runtime.machine)) {
+      if (leave_cache(capacity * dz_stride * int64_t(sizeof(Scalar)), runtime.machine)) {
         transposed_stride = odd_vectors(capacity);
-        dz_transposed = scratch<Element>(runtime, Cell::sums * H * transposed_stride);
+        dz_transposed = scratch<Scalar>(runtime, Cell::sums * H * transposed_stride);
       }
-      previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
-      input = scratch<Element>(runtime, panels_size<Scalar>(capacity, D));
+      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, H));
+      input = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, D));
     }
   }
 
@@ -113,7 +115,7 @@ struct FloatProducts {
     for (int64_t j = 0; j < D; j += w) pack_row(x, D, j, input + j * capacity + row * w);
   }
 
-  void step_back(int64_t row, const Element* weight_hh, int64_t rows, Columns columns,
+  void step_back(int64_t row, const Elements& weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
     const int64_t K = Cell::weight_blocks * H;
     const Scalar* state_dz = dz + row * dz_stride + Cell::first_state_sum * H;
@@ -134,7 +136,8 @@ struct FloatProducts {
   }
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
-                           int64_t rows, const Element* panels, int64_t width, Scalar* grad) const {
+                           int64_t rows, const Elements& panels, int64_t width,
+                           Scalar* grad) const {
     const int64_t M = blocks.count * H;
     grad += blocks.block * H * width;
     // With few rows, writing the gradient takes most of the time, so each task writes whole rows of
@@ -159,7 +162,7 @@ struct FloatProducts {
   }
 
   void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t rows,
-                             const Element* panels, int64_t width, Storage* grad) const {
+                             const Elements& panels, int64_t width, Storage* grad) const {
     if constexpr (std::is_same_v<Storage, Scalar>) {
       add_weight_gradient(blocks, true, share, zeros, rows, panels, width, grad);
     } else {
@@ -205,7 +208,7 @@ struct FloatProducts {
   // Multiplies the transpose of some columns of `blocks` of dz by columns of `panels`. Uses `count`
   // rows of both, starting at row `first`.
   void multiply_columns(const Blocks& blocks, Columns dz_columns, int64_t first, int64_t count,
-                        const Element* panels, const Target<Scalar>& target,
+                        const Elements& panels, const Target<Scalar>& target,
                         Columns columns) const {
     const int64_t column = blocks.sum * H + dz_columns.first;
     const int64_t M = dz_columns.last - dz_columns.first;

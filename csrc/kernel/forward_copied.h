@@ -16,12 +16,14 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 14;
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 #endif
 
-// Copies of the rows of one time block, shared by all parts.
+// Copies of the rows of one time block, shared by all parts. Every member of a group has its own
+// copy of the inputs, because reading what another core has just written takes longer than
+// converting it again.
 template <class Scalar>
 struct CopiedRows {
   int64_t steps;                // number of steps in a time block
-  Scalar* input;                // [steps, B, D]
-  int64_t* ids;                 // [steps, B], token ids; null without a table
+  Scalar* input;                // [members, steps, B, D]
+  int64_t* ids;                 // [members, steps, B], token ids; null without a table
   Scalar* output;               // [steps, B, H]
   Scalar* kept;                 // [steps, B, Cell::kept * H]; null if nothing is kept
   Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block, and the cell
@@ -76,9 +78,9 @@ struct CopiedPart {
     copied.layer.activation = layer.activation;
     copied.layer.chains = layer.chains;
     if (has_table(layer)) {
-      copied.layer.table.ids = {copies.ids, layout.B, 1};
+      copied.layer.table.ids = {ids(), layout.B, 1};
     } else {
-      copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
+      copied.layer.input = {input(), layout.B * layer.D, layer.D};
     }
     const bool from_zeros = initial && !layer.initial[0].data && weights.finite;
     copied.layer.initial[0] = {from_zeros ? nullptr : copies.states[0], layer.H};
@@ -94,7 +96,13 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the member's share of the inputs or token ids at times first .. last. Zeroes the states
+  // Return the member's copies.
+  Scalar* input() const {
+    return copies.input + part.member * copies.steps * args.layer.layout.B * args.layer.D;
+  }
+  int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
+
+  // Copies the inputs or token ids of the slice at times first .. last. Zeroes the states
   // that a cut keeps from reaching t_begin, the time at which the recurrence enters the time block.
   // ForwardPart handles cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
@@ -102,11 +110,11 @@ struct CopiedPart {
     const Slice slice = part.slice;
     for (int64_t t = first; t < last; ++t) {
       const int64_t end = alive_end(layer.layout, t, slice);
-      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+      for (int64_t b = slice.begin; b < end; ++b) {
         if (has_table(layer)) {
-          copies.ids[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
+          ids()[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
         } else {
-          convert(input_row(layer, t, b), copy_at(copies.input, first, t, b, layer.D), layer.D);
+          convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
         }
       }
     }
@@ -147,8 +155,10 @@ struct CopiedPart {
       Part alive_part = part;
       alive_part.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
+      InPlace apart = layer.in_place;  // a product reads panels of one type
+      apart.weight_hh |= layer.narrow_hh;
       const int64_t projected_steps = choose_projected_steps(
-          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
+          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, apart);
       const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, alive_part.slice);
       ForwardPart<Cell, Scalar, Storage>{{{copied, weights, alive_part, memory, steps}}}.run(
           runtime);
@@ -169,21 +179,33 @@ struct CopiedPart {
   }
 };
 
+// Returns whether the forward pass packs weight_hh in 16 bits. Every step then converts all
+// weights, which with few rows takes less time than reading floats that do not fit in the private
+// cache. Panels that the caller has packed are floats.
 template <class Cell, class Storage>
-void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
+inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
+  if (std::is_same_v<Storage, Compute<Storage>> || layer.in_place.weight_hh) return false;
+  if (layer.panels || layer.layout.B > kNarrowRows) return false;
+  const int64_t bytes = Cell::weight_blocks * layer.H * layer.H * int64_t(sizeof(float));
+  return bytes / plan.members >= int64_t(machine.l2_bytes) * kLoadingCost<Storage>;
+}
+
+template <class Cell, class Storage>
+void forward_copied(Forward<Storage> args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const Plan plan = forward_plan<Cell>(layer, runtime);
+  args.layer.narrow_hh = choose_narrow<Cell>(layer, plan, runtime.machine);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
-  rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
-  rows.steps = max64(1, min64(rows.steps, layout.T));
-  rows.input = scratch<Scalar>(runtime, rows.steps * layout.B * layer.D);
-  if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, rows.steps * layout.B);
+  const int64_t row = (plan.members * layer.D + layer.H) * int64_t(sizeof(Scalar));
+  rows.steps = max64(1, min64(kCopiedBytes / (layout.B * row), layout.T));
+  rows.input = scratch<Scalar>(runtime, plan.members * rows.steps * layout.B * layer.D);
+  if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, plan.members * rows.steps * layout.B);
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
   if (args.kept.data) {
     rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * Cell::kept * layer.H);

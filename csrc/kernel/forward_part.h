@@ -35,6 +35,7 @@ struct ForwardWeights {
   const Scalar* zeros;       // [H], the initial state if none is given
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
+  bool narrow_hh;            // whether the panels of weight_hh are stored in 16 bits
   bool prefetch;             // whether products prefetch panels if every step reads all weights
   bool prefetch_hh;          // whether they do if every step reads only weight_hh
 };
@@ -151,6 +152,7 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           zeros,
           layer.in_place.weight_ih ? layer.weight_ih : nullptr,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr,
+          layer.narrow_hh,
           leave_cache((layer.D + layer.H) * row_bytes, machine),
           leave_cache(layer.H * row_bytes, machine)};
 }
@@ -188,6 +190,25 @@ struct ForwardContext {
                           int64_t chain, bool prefetch) const {
     const Scalar* first = panels + part.columns.first / w * panel_size();
     return {a, stride, panels, panel_size(), K, chain, prefetch ? first : nullptr};
+  }
+
+  // Computes a product with panels, which are stored in 16 bits if `is_narrow`.
+  template <class Finish>
+  void multiply(const Operand<Scalar>& operand, bool is_narrow, const Target<Scalar>& target,
+                int64_t rows, int64_t first, int64_t last, Finish&& finish) const {
+    if constexpr (!std::is_same_v<Storage, Scalar>) {
+      if (is_narrow) {
+        constexpr int64_t narrower = sizeof(Scalar) / sizeof(Storage);
+        const Operand<Scalar, Storage> in_16_bits{operand.a,
+                                                  operand.a_row,
+                                                  narrow<Storage>(operand.panels),
+                                                  operand.panel_size * narrower,
+                                                  operand.K,
+                                                  operand.chain};
+        return product<Scalar>(&in_16_bits, 1, target, rows, first, last, finish);
+      }
+    }
+    product<Scalar>(&operand, 1, target, rows, first, last, finish);
   }
 
   // Returns the memory for the i-th state of row (t, b). Except in a tree, each step updates a

@@ -74,7 +74,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         if (!projected_steps && !looked_up) {
           const auto operand =
               this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
-          multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
+          multiply_panels(operand, false, sums, height, j, panel_at(j, 0, layer.D));
         }
         const Scalar* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
         if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
@@ -153,7 +153,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     const int64_t H = args.layer.H;
     Scalar* state_sums = sums + Cell::first_state_sum * w;
     if (!weights.weight_hh) {
-      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
+      return multiply_panels(this->recurrence(h, stride), weights.narrow_hh, state_sums, rows, j,
+                             after);
     }
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, state_sums += w) {
       const Target<Scalar> target{state_sums, buffer_row, state_sums, buffer_row, false};
@@ -166,14 +167,14 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
   // the unit block that starts at unit j. If the unit block fills its panels, computes the products
   // of all weight blocks as a single product. The next product reads the panel `after`.
-  void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows, int64_t j,
-                       const Scalar* after) const {
+  void multiply_panels(const Operand<Scalar>& rows_of_a, bool is_narrow, Scalar* sums, int64_t rows,
+                       int64_t j, const Scalar* after) const {
     const bool whole = columns_from(j) == w;
     const int64_t width = whole ? Cell::weight_blocks * w : columns_from(j);
     for (int64_t g = 0; g < (whole ? 1 : Cell::weight_blocks); ++g, sums += w) {
       const Operand<Scalar> operand = operand_of(rows_of_a, g, j, after);
       const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
-      product<Scalar>(&operand, 1, target, rows, 0, width, NoFinish());
+      this->multiply(operand, is_narrow, target, rows, 0, width, NoFinish());
     }
   }
 

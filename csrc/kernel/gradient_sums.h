@@ -121,14 +121,16 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
 
 // Prepares the gradient sums of group number `group`, which has `rows` rows. The first group
 // accumulates in the memory that will hold the total over all groups.
-template <class Storage, class Scalar = Compute<Storage>>
+template <class Products, class Storage, class Scalar = Compute<Storage>>
 inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const GradientSizes& sizes,
                                           int64_t group, int64_t rows, const Runtime& runtime) {
   GradientSums<Scalar> gradients{};
   gradients.sizes = sizes;
+  const bool in_result_hh = group == 0 && Products::sums_like_gradient;
+  const bool in_result_ih = in_result_hh || (group == 0 && has_table(args.layer));
   gradients.sums = {
-      accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
-      accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
+      accumulator<Scalar>(runtime, in_result_ih ? args.grad_weight_ih : nullptr, sizes.weight_ih),
+      accumulator<Scalar>(runtime, in_result_hh ? args.grad_weight_hh : nullptr, sizes.weight_hh),
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
       accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
   gradients.accumulate = args.accumulate_weights && group == 0;

@@ -30,11 +30,16 @@ inline Vec<float> widen(Short bits, BFloat16) {
   return (Vec<float>)(__builtin_convertvector(bits, Word) << 16);
 }
 
-inline Short narrow(Vec<float> v, BFloat16) {
+// Returns each lane rounded to bfloat16, in the lower half of a word.
+inline Word bfloat16_bits(Vec<float> v) {
   const Word bits = (Word)v;
   const Word rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const Word nan = (Word)(v != v);
-  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Short);
+  return (rounded & ~nan) | (nan & 0x7fc0u);
+}
+
+inline Short narrow(Vec<float> v, BFloat16) {
+  return __builtin_convertvector(bfloat16_bits(v), Short);
 }
 
 #if defined(__AVX512F__)
@@ -74,6 +79,14 @@ inline Short narrow(Vec<float> v, Half) {
   half = (half & ~is_large) | (is_large & 0x7c00u) | (is_nan & 0x200u);
   return __builtin_convertvector(half | sign, Short);
 }
+#endif
+
+// How long loading and widening a vector takes, relative to Half with an instruction for it.
+template <class Storage>
+constexpr int64_t kLoadingCost = 2;
+#if defined(__AVX512F__) || defined(__F16C__)
+template <>
+constexpr int64_t kLoadingCost<Half> = 1;
 #endif
 
 template <class Storage>

@@ -58,6 +58,10 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
       const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
       return product_in_place(operand, target, end - begin, first, last, finish);
     }
+    if (h && weights.narrow_hh) {
+      return this->multiply(recurrence(h, h_stride), true, target, end - begin, first, last,
+                            finish);
+    }
     Operand<Scalar> operands[2];
     int count = 0;
     if (!projected_steps && !has_table(layer)) {

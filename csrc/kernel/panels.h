@@ -43,16 +43,17 @@ inline int64_t panels_size(int64_t K, int64_t width) {
 template <class Scalar, class Storage>
 inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* to,
                              int64_t to_row) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
-  Vec<Scalar> square[lanes];
+  using Lane = Compute<Scalar>;
+  constexpr int64_t lanes = Simd<Lane>::lanes;
+  Vec<Lane> square[lanes];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < lanes; ++r) {
-    square[r] = r < rows ? load_upto(w + r * w_row, n) : Vec<Scalar>{};
+    square[r] = r < rows ? load_upto(w + r * w_row, n) : Vec<Lane>{};
   }
-  transpose<Scalar>(square);
+  transpose<Lane>(square);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < lanes; ++r) {
-    if (r < n) store(to + r * to_row, square[r]);
+    if (r < n) store_upto(to + r * to_row, square[r], lanes);
   }
 }
 
@@ -61,9 +62,9 @@ inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int6
 template <class Scalar, class Storage>
 inline void transpose_matrix(const Storage* w, int64_t w_row, int64_t rows, int64_t columns,
                              Scalar* to, int64_t to_row, int64_t width) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  constexpr int64_t lanes = Simd<Compute<Scalar>>::lanes;
   for (int64_t i = 0; i < width; i += lanes) {
-    for_each_vector<Scalar>(columns, [&](int64_t j, int64_t n) {
+    for_each_vector<Compute<Scalar>>(columns, [&](int64_t j, int64_t n) {
       const Storage* from = w + i * w_row + j;
       Scalar* target = to + j * to_row + i;
       if (rows - i >= lanes && n == lanes) {
@@ -79,7 +80,7 @@ inline void transpose_matrix(const Storage* w, int64_t w_row, int64_t rows, int6
 template <class Scalar, class Storage>
 inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
                             Scalar* panel) {
-  constexpr int64_t panel_width = Shape<Scalar>::panel_width;
+  constexpr int64_t panel_width = Shape<Compute<Scalar>>::panel_width;
   transpose_matrix(w + first * K, K, width - first, K, panel, panel_width, panel_width);
 }
 

@@ -6,23 +6,26 @@
 // same for every tile shape, so results do not depend on how the work is split.
 #pragma once
 
+#include <type_traits>
+
+#include "expect.h"
 #include "kernel/panels.h"
 
 namespace namernn_fast {
 namespace {
 
-// One term A B of the sum.
-template <class Scalar>
+// One term A B of the sum. The panels of B may be stored in 16 bits.
+template <class Scalar, class Panel = Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
-  const Scalar* panels;
+  const Panel* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
   int64_t chain = kChain;  // maximum length of a chain
   // The panel that will be read after the product. Unless it is null, each panel is prefetched into
   // the core's private cache while the previous panel is in use.
-  const Scalar* after = nullptr;
+  const Panel* after = nullptr;
   int64_t a_k = 1;  // not read unless kByColumn, in which case a_row is 1
 };
 
@@ -42,9 +45,9 @@ constexpr int64_t kMostPrefetchingTiles = 32;
 
 // Returns what tile number n of `tiles` prefetches: a share of `panel`, which has K rows.
 template <class Scalar>
-inline Ahead ahead_in(const Scalar* panel, int64_t K, int64_t n, int64_t tiles) {
+inline Ahead ahead_in(const void* panel, int64_t K, int64_t n, int64_t tiles) {
   const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
-  const auto* start = reinterpret_cast<const char*>(panel);
+  const auto* start = static_cast<const char*>(panel);
   return {start + lines * n / tiles * kCacheLine, start + lines * (n + 1) / tiles * kCacheLine};
 }
 
@@ -67,19 +70,22 @@ struct Target {
                                           // starts[i][j]
 };
 
+// Maximum number of rows of a product with panels stored in 16 bits.
+constexpr int kNarrowRows = 4;
+
 // Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
 // k in first .. last. If kPrefetch, prefetches `lines` cache lines per kPrefetchSteps steps.
-template <class Scalar, int kRows, int kVectors, bool kByColumn, bool kPrefetch>
-inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
-                  int64_t j, int64_t first, int64_t last, [[maybe_unused]] Ahead& ahead,
+template <class Scalar, class Panel, int kRows, int kVectors, bool kByColumn, bool kPrefetch>
+inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar, Panel>& operand,
+                  int64_t i, int64_t j, int64_t first, int64_t last, [[maybe_unused]] Ahead& ahead,
                   [[maybe_unused]] int64_t lines) {
   constexpr int lanes = Simd<Scalar>::lanes;
   constexpr int per_panel = Shape<Scalar>::panel_vectors;
   const int64_t a_row = kByColumn ? 1 : operand.a_row;
   const int64_t a_k = kByColumn ? operand.a_k : 1;
   const Scalar* a = operand.a + i * a_row + first * a_k;
-  const Scalar* panel = operand.panels + j / Shape<Scalar>::panel_width * operand.panel_size +
-                        first * Shape<Scalar>::panel_width;
+  const Panel* panel = operand.panels + j / Shape<Scalar>::panel_width * operand.panel_size +
+                       first * Shape<Scalar>::panel_width;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -89,7 +95,8 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
     Vec<Scalar> b[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      b[v] = load(panel + (v / per_panel) * operand.panel_size + (v % per_panel) * lanes);
+      const Panel* from = panel + (v / per_panel) * operand.panel_size + (v % per_panel) * lanes;
+      b[v] = load_upto(from, lanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -113,9 +120,10 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
 // Computes the tile at row i and column j of C. Only the first `width` columns of the tile exist.
 // Between chains, the partial sums are stored in C or, if the product is added to C, in `buffer`.
 // If kPrefetch, `ahead` says for each operand what to prefetch; otherwise it is not read.
-template <class Scalar, int kRows, int kVectors, bool kByColumn, bool kPrefetch = false>
-void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
-          int64_t j, int64_t width, [[maybe_unused]] const Ahead* ahead) {
+template <class Scalar, class Panel, int kRows, int kVectors, bool kByColumn,
+          bool kPrefetch = false>
+void tile(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,
+          int64_t i, int64_t j, int64_t width, [[maybe_unused]] const Ahead* ahead) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
   alignas(64) Scalar buffer[kRows * kVectors * lanes];
@@ -156,7 +164,7 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
     zero = false;
   };
   for (int o = 0; o < count; ++o) {
-    const Operand<Scalar>& operand = operands[o];
+    const Operand<Scalar, Panel>& operand = operands[o];
     [[maybe_unused]] int64_t lines = 0;  // to prefetch per kPrefetchSteps steps
     if constexpr (kPrefetch) {
       lines = (ahead[o].end - ahead[o].next) / kCacheLine * kPrefetchSteps / (operand.K + 1) + 1;
@@ -165,7 +173,8 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
     for (int64_t k = 0; k < operand.K; k += operand.chain) {
       Vec<Scalar> acc[kRows][kVectors];
       const int64_t end = k + operand.chain < operand.K ? k + operand.chain : operand.K;
-      chain<Scalar, kRows, kVectors, kByColumn, kPrefetch>(acc, operand, i, j, k, end, rest, lines);
+      chain<Scalar, Panel, kRows, kVectors, kByColumn, kPrefetch>(acc, operand, i, j, k, end, rest,
+                                                                  lines);
       end_chain(acc);
     }
   }
@@ -183,23 +192,25 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
   }
 }
 
-template <class Scalar>
-using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t, int64_t,
-                      const Ahead*);
+template <class Scalar, class Panel>
+using Tile = void (*)(const Operand<Scalar, Panel>*, int, const Target<Scalar>&, int64_t, int64_t,
+                      int64_t, const Ahead*);
 
 // Returns the tile function for kRows rows and a number of vectors that is known only at run time.
-template <class Scalar, bool kByColumn, int kRows, int... kVector>
-inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
-  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
+template <class Scalar, class Panel, bool kByColumn, int kRows, int... kVector>
+inline Tile<Scalar, Panel> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
+  static constexpr Tile<Scalar, Panel> table[] = {
+      &tile<Scalar, Panel, kRows, kVector + 1, kByColumn>...};
   return table[vectors - 1];
 }
 
 // Returns the tile function for numbers of rows and vectors that are known only at run time.
-template <class Scalar, bool kByColumn, int... kRow>
-inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
-  Tile<Scalar> found = nullptr;
+template <class Scalar, class Panel, bool kByColumn, int... kRow>
+inline Tile<Scalar, Panel> pick_tile(int64_t rows, int64_t vectors,
+                                     std::integer_sequence<int, kRow...>) {
+  Tile<Scalar, Panel> found = nullptr;
   ((rows == kRow + 1 &&
-    (found = pick_vectors<Scalar, kByColumn, kRow + 1>(
+    (found = pick_vectors<Scalar, Panel, kByColumn, kRow + 1>(
          vectors, std::make_integer_sequence<int, Shape<Scalar>::max_vectors(kRow + 1)>()))) ||
    ...);
   return found;
@@ -208,10 +219,11 @@ inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequen
 // Returns the tile function for a whole panel that prefetches, for `rows` rows. A product with
 // several tiles has no tiles with fewer than half of the maximum number of rows.
 template <class Scalar, int... kFewer>
-inline Tile<Scalar> pick_prefetching_tile(int64_t rows, std::integer_sequence<int, kFewer...>) {
+inline Tile<Scalar, Scalar> pick_prefetching_tile(int64_t rows,
+                                                  std::integer_sequence<int, kFewer...>) {
   using S = Shape<Scalar>;
-  static constexpr Tile<Scalar> table[] = {
-      &tile<Scalar, S::max_rows - kFewer, S::panel_vectors, false, true>...};
+  static constexpr Tile<Scalar, Scalar> table[] = {
+      &tile<Scalar, Scalar, S::max_rows - kFewer, S::panel_vectors, false, true>...};
   return table[S::max_rows - rows];
 }
 
@@ -223,13 +235,15 @@ struct NoFinish {
 // Computes columns first .. last of C. Each of `first` and `last` must be a multiple of the panel
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
 // that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
-// tile is in the nearest cache.
-template <class Scalar, bool kByColumn = false, class Finish>
-inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
+// tile is in the nearest cache. If the panels are stored in 16 bits, M must be at most kNarrowRows.
+template <class Scalar, bool kByColumn = false, class Panel, class Finish>
+inline void product(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
   using S = Shape<Scalar>;
-  constexpr auto row_sizes = std::make_integer_sequence<int, S::max_rows>();
+  constexpr bool narrow = !std::is_same_v<Panel, Scalar>;
+  constexpr auto row_sizes = std::make_integer_sequence<int, narrow ? kNarrowRows : S::max_rows>();
   constexpr auto half_sizes = std::make_integer_sequence<int, (S::max_rows + 1) / 2 + 1>();
+  NAMERNN_EXPECT(!narrow || M <= kNarrowRows);
   if (M <= 0) return;
   const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
   const int64_t low = M / tiles;
@@ -239,23 +253,25 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
     // A single tile reads a panel as fast as it arrives, and many tiles hardly wait for it.
-    const bool prefetches = !kByColumn && tiles > 1 && tiles <= kMostPrefetchingTiles &&
+    const bool prefetches = !narrow && !kByColumn && tiles > 1 && tiles <= kMostPrefetchingTiles &&
                             count > 0 && operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {
-      return prefetches ? pick_prefetching_tile<Scalar>(rows, half_sizes)
-                        : pick_tile<Scalar, kByColumn>(rows, vectors, row_sizes);
+      if constexpr (!narrow) {
+        if (prefetches) return pick_prefetching_tile<Scalar>(rows, half_sizes);
+      }
+      return pick_tile<Scalar, Panel, kByColumn>(rows, vectors, row_sizes);
     };
-    const Tile<Scalar> low_tile = pick(low);
-    const Tile<Scalar> tall_tile = tall ? pick(low + 1) : low_tile;
+    const Tile<Scalar, Panel> low_tile = pick(low);
+    const Tile<Scalar, Panel> tall_tile = tall ? pick(low + 1) : low_tile;
     for (int64_t n = 0, i = 0; n < tiles; ++n) {
       const int64_t rows = low + (n < tall);
       Ahead ahead[2];
       for (int o = 0; o < count && prefetches; ++o) {
-        const Operand<Scalar>& operand = operands[o];
+        const Operand<Scalar, Panel>& operand = operands[o];
         const int64_t panel = (j + tile_width) / S::panel_width;
-        const Scalar* next =
+        const Panel* next =
             j + tile_width < last ? operand.panels + panel * operand.panel_size : operand.after;
-        ahead[o] = ahead_in(next, operand.K, n, tiles);
+        ahead[o] = ahead_in<Scalar>(next, operand.K, n, tiles);
       }
       (n < tall ? tall_tile : low_tile)(operands, count, target, i, j, width, ahead);
       finish(i, j, rows, width);

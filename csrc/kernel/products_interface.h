@@ -15,25 +15,29 @@ namespace {
 // Checks at compile time that the type Products has all members that the backward pass uses.
 template <class Products>
 struct ProductsInterface {
-  using Storage = typename Products::Storage;  // element type of the layer's tensors
-  using Scalar = typename Products::Scalar;    // type of sums
-  using Element = typename Products::Element;  // type of a product's operands
+  using Storage = typename Products::Storage;    // element type of the layer's tensors
+  using Scalar = typename Products::Scalar;      // type of sums
+  using Elements = typename Products::Elements;  // points to elements of a product's operand
 
   template <class Actual, class Expected>
   static constexpr bool same = std::is_same_v<Actual, Expected>;
 
   // The number of columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
+  // The size of an operand's element, all its terms together.
+  static_assert(same<decltype(Products::element_bytes), const size_t>);
+  // Whether the elements of a gradient's sums are in the same order as those of the gradient.
+  static_assert(same<decltype(Products::sums_like_gradient), const bool>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);
   // The rows of dz in a time block, the stride from one row to the next, and the stride from one
   // block of a row to the next. Each block holds H gradients, one per hidden unit.
-  static_assert(same<decltype(Products::dz), Element*>);
+  static_assert(same<decltype(Products::dz), Elements>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
   static_assert(same<decltype(Products::dz_block), int64_t>);
   // Panels of previous states and of inputs, the right operands of the weight gradients.
-  static_assert(same<decltype(Products::previous), Element*>);
-  static_assert(same<decltype(Products::input), Element*>);
+  static_assert(same<decltype(Products::previous), Elements>);
+  static_assert(same<decltype(Products::input), Elements>);
 
   // block_rows(layer, runtime): returns the approximate number of rows of a time block.
   static_assert(
@@ -49,7 +53,7 @@ struct ProductsInterface {
   // input. `panels` holds the panels of weight_ih, or is null if pack_input_panel() will be called.
   static_assert(
       same<decltype(&Products::prepare_input_gradient),
-           void (Products::*)(const Layer<Storage>&, Element*, const Plan&, const Runtime&)>);
+           void (Products::*)(const Layer<Storage>&, void*, const Plan&, const Runtime&)>);
   // pack_input_panel(layer, p): packs panel p of weight_ih.
   static_assert(same<decltype(&Products::pack_input_panel),
                      void (Products::*)(const Layer<Storage>&, int64_t) const>);
@@ -65,8 +69,9 @@ struct ProductsInterface {
   // step_back(row, weight_hh, rows, columns, grad_h): computes `columns` of grad_h = dz W_hh for
   // the `rows` rows of one time, which begin at row number `row` of the time block. Adds to grad_h
   // unless the cell is only_through_sums.
-  static_assert(same<decltype(&Products::step_back),
-                     void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
+  static_assert(
+      same<decltype(&Products::step_back),
+           void (Products::*)(int64_t, const Elements&, int64_t, Columns, Scalar*) const>);
   // end_recurrence(rows, part): prepares the products over the rows of a time block. Called once dz
   // of all these rows is known.
   static_assert(
@@ -76,12 +81,12 @@ struct ProductsInterface {
   // `initial`. `panels` holds X, whose first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
                      void (Products::*)(const Blocks&, bool, Share&, int64_t, int64_t,
-                                        const Element*, int64_t, Scalar*) const>);
+                                        const Elements&, int64_t, Scalar*) const>);
   // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes dz^T X to
   // `blocks` of the caller's gradient `grad`, for at most kOneProductRows rows. `panels` holds X as
   // in add_weight_gradient().
   static_assert(same<decltype(&Products::write_weight_gradient),
-                     void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Element*,
+                     void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Elements&,
                                         int64_t, Storage*) const>);
   // write_input_gradient(args, group, block, share, worker): computes the worker's share of
   // grad_input = dz W_ih. Adds to grad_input if args.accumulate_input.

@@ -11,15 +11,14 @@ namespace {
 
 // Returns the sums of n adjacent columns over all rows. Sums halves of the rows recursively, so
 // that the error grows only with the logarithm of the number of rows.
-template <class Element>
-inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
-                                      int64_t n) {
+template <class Scalar, class Elements>
+inline Vec<Scalar> sum_rows(const Elements& first, int64_t stride, int64_t rows, int64_t n) {
   if (rows > 16) {
     const int64_t half = rows / 2;
-    return sum_rows(first, stride, half, n) +
-           sum_rows(first + half * stride, stride, rows - half, n);
+    return sum_rows<Scalar>(first, stride, half, n) +
+           sum_rows<Scalar>(first + half * stride, stride, rows - half, n);
   }
-  Vec<Compute<Element>> sum = {};
+  Vec<Scalar> sum = {};
   for (int64_t r = 0; r < rows; ++r) sum += load_upto(first + r * stride, n);
   return sum;
 }
@@ -31,10 +30,10 @@ inline void add_bias_gradient(const Products& products, const Blocks& blocks, bo
                               Share& share, int64_t rows, Scalar* grad) {
   if (!take(share)) return;
   for (int64_t i = 0; i < blocks.count; ++i) {
-    const auto* dz = products.dz + (blocks.sum + i) * products.dz_block;
+    const auto dz = products.dz + (blocks.sum + i) * products.dz_block;
     Scalar* sums = grad + (blocks.block + i) * products.H;
     for_each_vector<Scalar>(products.H, [&](int64_t j, int64_t n) {
-      const Vec<Scalar> sum = sum_rows(dz + j, products.dz_stride, rows, n);
+      const Vec<Scalar> sum = sum_rows<Scalar>(dz + j, products.dz_stride, rows, n);
       store_upto(sums + j, initial ? sum : load_upto(sums + j, n) + sum, n);
     });
   }
@@ -84,7 +83,7 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   for (int64_t row = last; row >= 0;) {
     Vec<Scalar> chain[Products::w / lanes] = {};
     for (int64_t i = 0; i < kTokenChain && row >= 0; ++i, row = rows.before[row]) {
-      const auto* dz = products.dz + row * products.dz_stride + first;
+      const auto dz = products.dz + (row * products.dz_stride + first);
       for_each_vector<Scalar>(
           width, [&](int64_t j, int64_t n) { chain[j / lanes] += load_upto(dz + j, n); });
     }

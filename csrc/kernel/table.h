@@ -16,7 +16,7 @@ constexpr KernelsFor<Storage> kernels_for() {
           {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>},
           &backward<Cell, FloatProducts<Cell, Storage>>,
           &add_biases<Cell, Storage>,
-          1};
+          {1, 1}};
 }
 
 template <class Cell>
@@ -35,7 +35,7 @@ constexpr KernelsOfCell kernels_of_cell() {
 
 template <class... Cells>
 constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name) {
-  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width};
+  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, nullptr};
 }
 
 constexpr Kernels kernels_named(const char* name) { return kernels_of_cells(AllCells(), name); }

@@ -2,6 +2,8 @@
 // each group reads them.
 #pragma once
 
+#include <type_traits>
+
 #include "kernel/panels.h"
 #include "kernel/sharing.h"
 
@@ -63,6 +65,14 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
+// Returns a pointer to a panel of weight_hh as elements of the type that stores it, see
+// Layer::narrow_hh.
+template <class Storage, class Scalar>
+inline auto narrow(Scalar* panel) {
+  using Element = std::conditional_t<std::is_const_v<Scalar>, const Storage, Storage>;
+  return reinterpret_cast<Element*>(panel);
+}
+
 // Holds a layer's weights in the format that the forward pass reads, in one allocation.
 template <class Cell, class Storage>
 struct ForwardPanels {
@@ -100,8 +110,11 @@ struct ForwardPanels {
         pack_transposed(block_of(layer.weight_ih, Cell::input_block(g), H, D), D, H, p * w, panel);
       }
       if (layer.in_place.weight_hh) continue;
-      pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + D * w);
-      finite[p] &= all_finite(panel + D * w, H * w);
+      const auto pack_hh = [&](auto* to) {
+        pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, to);
+        finite[p] &= all_finite(to, H * w);
+      };
+      layer.narrow_hh ? pack_hh(narrow<Storage>(panel + D * w)) : pack_hh(panel + D * w);
     }
   }
 };

@@ -145,10 +145,8 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
     std::optional<Tensor> grad_input = grads.grad_input;
     if (k > lowest) grad_input = empty_rows_in(segments[k % 2], stack.batch, D, stack.dtype);
     run_directions(stack, D, !grad_input, [&](int64_t d, const Resources& resources) {
-      kernels_of(stack.cell)
-          .KernelsFor<Scalar>::backward(
-              backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input),
-              resources.runtime());
+      kernels_for<Scalar>(stack).backward(
+          backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), resources.runtime());
     });
     grad_output = grad_input;
   }

@@ -89,9 +89,8 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
     }
     if (stack.batch.layout.N > 0) {
       run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Resources& resources) {
-        kernels_of(stack.cell)
-            .KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
-                                         resources.runtime());
+        kernels_for<Scalar>(stack).forward(forward_of<Scalar>(stack, results, k, d),
+                                           resources.runtime());
       });
     }
     if (k > 0 && !options.want_saved) results.outputs[size_t(k - 1)].reset();

@@ -200,6 +200,17 @@ std::string cpu_kernel(bool bfloat16) {
   return bfloat16 ? kernels().bfloat16_name : kernels().name;
 }
 
+// Returns the number of bfloat16 terms as which a call with these sizes multiplies floats; 0 if it
+// multiplies floats as they are.
+int64_t cpu_terms(int64_t cell, int64_t bits, int64_t sequences, int64_t rows,
+                  int64_t hidden_size) {
+  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
+  SequenceLayout layout{};
+  layout.B = sequences;
+  layout.N = rows;
+  return terms_of(CellKind(cell), layout, hidden_size, read_options(bits, 0));
+}
+
 }  // namespace
 }  // namespace namernn_fast
 
@@ -211,6 +222,7 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
   library.impl("cpu_kernel", TORCH_BOX(&namernn_fast::cpu_kernel));
   library.impl("cpu_plan", TORCH_BOX(&namernn_fast::cpu_plan));
+  library.impl("cpu_terms", TORCH_BOX(&namernn_fast::cpu_terms));
   library.impl("memory_reserved", TORCH_BOX(&namernn_fast::memory_reserved));
   library.impl("empty_cache", TORCH_BOX(&namernn_fast::empty_cache));
 }

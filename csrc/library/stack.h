@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,7 @@ struct Stack {
   CellKind cell = {};
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
+  int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
 
   // Returns the index of a layer's direction in the state tensors, and among the directions in
   // `weights`.
@@ -57,6 +59,19 @@ Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
+// Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
+// as they are.
+int64_t terms_of(CellKind cell, const SequenceLayout& layout, int64_t H, const Options& options);
+
+// Returns the kernels that compute the layers of a stack one after the other.
+template <class Scalar>
+const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1].cells[size_t(stack.cell)];
+  }
+  return kernels_of(stack.cell);
+}
+
 // Returns a kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
 Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
@@ -72,8 +87,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
   if (!stack.batch_invariant) {
-    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
-    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H, kernels.panel_rate);
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H,
+                                     kernels_for<Scalar>(stack).panel_rate);
   }
   const Tensor* weights = stack.weights_of(state);
   if (k == 0 && stack.has_ids) {

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from .. import ops
+from ..cells import Cell
+from ..machine import fp32_precision
 
 # Other modules must call batch_invariant_is_on(): importing this name would copy its value.
 _batch_invariant = False
@@ -38,6 +40,15 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 def batch_invariant_is_on() -> bool:
     """Returns whether `batch_invariant()` is active."""
     return _batch_invariant
+
+
+PRECISION_BITS = {"bf16": ops.MEDIUM_PRECISION, "tf32": ops.HIGH_PRECISION}
+"""The option bit for each lower precision that torch's settings may allow for float32 products."""
+
+
+def precision_bits(cell: Cell) -> int:
+    """Returns the option bits for the precision that torch's settings allow on a CPU."""
+    return PRECISION_BITS.get(fp32_precision.on_cpu(cell.fp32_precision), 0)
 
 
 def option_bits(

@@ -84,6 +84,9 @@ class Cell:
     onnx: OnnxNode
     states: tuple[str, ...] = ("h",)
     """The names of a row's states, the output first. For h, torch's names are hx and h_n."""
+    fp32_precision: Literal["matmul", "rnn"] = "matmul"
+    """The setting of `torch.backends.mkldnn` that allows torch's layer on a CPU to multiply float32
+    numbers in lower precision."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities that users can choose."""
     separate_bias_hh: bool = False

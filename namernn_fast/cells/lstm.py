@@ -40,6 +40,7 @@ LSTM = Cell(
     kept_blocks=5,
     make_step=make_step,
     states=("h", "c"),
+    fp32_precision="rnn",
     torch_layer=nn.LSTM,
     torch_step_module=nn.LSTMCell,
     torch_steps={"tanh": torch.lstm_cell},

@@ -10,6 +10,8 @@ from .. import dispatch, ops, torch_operators
 from ..call import Call, Choice, layouts, tokens
 from ..call.checks import check_like_nn_rnn
 from ..call.dtypes import convert_dtypes
+from ..call.options import precision_bits
+from ..machine import fp32_precision
 from .fused_layer import FusedLayer, current_weights
 from .replacing import PLAIN
 from .step_modules import WEIGHTS, FusedCell, states_in
@@ -26,7 +28,9 @@ class Explanation(NamedTuple):
     """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
     step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
-    """The reason against each path that the call does not take, by the name of the path."""
+    """The reason against each path that the call does not take, by the name of the path. If torch's
+    settings allow a lower precision, also the reason against `float32 products` or `bfloat16
+    products`."""
     shortcuts: tuple[str, ...] = ()
     """The shortcuts that the call takes: `table`, `last state`, `shared prefixes`."""
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
@@ -55,11 +59,12 @@ def explain(
     """Returns which path and shortcuts `layer(input)` takes, and the reasons against the others.
 
     Does not run the layer. The result depends on the current settings: gradients on or off,
-    autocast, torch.func transforms.
+    autocast, torch.func transforms, the precision of float32 products.
 
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
     instruction set of this processor; `cpu amx` and `cpu avx512_bf16` are the CPU kernel with
-    bfloat16 instructions for products. `triton sm_90`, for example, is the fused GPU kernel.
+    bfloat16 instructions for products, which float32 layers use only if torch's settings allow it.
+    `triton sm_90`, for example, is the fused GPU kernel.
     `reference` is the step-by-step computation in PyTorch operators, in reference.py. `torch` is
     torch's own operator, either for a single step (in step modules, except for batch invariance and
     `vmap`) or for whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
@@ -202,7 +207,45 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
     else:
         kernel, better = ops.cpu_kernel(like.dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
-    return f"{device} {kernel}", {"reference": f"the fused kernel {better} {step_by_step}"}
+    why_not = {"reference": f"the fused kernel {better} {step_by_step}"}
+    bits = precision_bits(call.cell)
+    if bits and not like.is_cuda and like.dtype == torch.float32:
+        products, reason = _products(call, call.options | bits)
+        if products == "bfloat16":
+            kernel = ops.cpu_kernel(torch.bfloat16)
+        other = "float32" if products == "bfloat16" else "bfloat16"
+        why_not[f"{other} products"] = reason
+    return f"{device} {kernel}", why_not
+
+
+def _products(call: Call, options: int) -> tuple[str, str]:
+    """Returns the type in which the CPU kernel multiplies float32 numbers, and the reason.
+
+    `options` are the option bits of the call, with a bit that allows a lower precision.
+    """
+    setting = f"torch.backends.mkldnn.{call.cell.fp32_precision}.fp32_precision"
+    value = fp32_precision.on_cpu(call.cell.fp32_precision)
+    hidden_size = ops.hidden_size_of(call.weights)
+    if ops.cpu_terms(call.cell, options, *_sizes(call), hidden_size):
+        return "bfloat16", f"{setting} is {value!r}"
+    large = 2**20, 2**20, 2**10
+    if not ops.cpu_terms(call.cell, options & ~ops.BATCH_INVARIANT, *large):
+        return "float32", "this processor has no instructions that would make them faster"
+    if not ops.cpu_terms(call.cell, options, *large):
+        return "float32", "with batch_invariant, small batches would be slower"
+    return "float32", "they would not be faster for this size"
+
+
+def _sizes(call: Call) -> tuple[int, int]:
+    """Returns the numbers of sequences that have steps, and of steps of all sequences together."""
+    data, layout = call.data, call.sequence_layout
+    if call.options & ops.PACKED:
+        assert layout is not None
+        return int(layout[0]), data.shape[0]
+    if call.options & ops.JAGGED:
+        assert layout is not None
+        return int(layout.diff().count_nonzero()), data.shape[0]
+    return data.shape[0 if call.options & ops.BATCH_FIRST else 1], data.shape[0] * data.shape[1]
 
 
 def _why_output(layer: Layer, read: tuple[Tensor | None, ...], path: str) -> str | None:

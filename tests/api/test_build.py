@@ -53,7 +53,7 @@ def test_wide_registers_stay_in_their_isa_files():
     """
     functions = functions_by_source()
     starts = [start for start, *_ in functions]
-    avx512 = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp"}
+    avx512 = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp", "amx_float.cpp"}
     allowed = {"y": {"avx2.cpp", *avx512}, "z": avx512}
     seen = {"y": set(), "z": set()}
     for line in run_tool("objdump", "-d", "--no-show-raw-insn", EXTENSION).splitlines():

@@ -14,7 +14,9 @@
 
 namespace namernn_fast {
 
-extern const KernelsOnPairs kernels_emulated_pairs;  // in emulated_pairs.cpp
+// In emulated_pairs.cpp.
+extern const KernelsOnPairs<BFloat16> kernels_emulated_pairs;
+extern const KernelsOnPairs<float> kernels_emulated_float[kMostTerms];
 
 // A cell on one instruction set. See KernelsOfCell for the sizes.
 struct TestedCell {
@@ -30,13 +32,16 @@ struct TestedCell {
 // Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const KernelsOfCell& kernels);
 
-// Compares the kernels with plain loops. Defined in accuracy.cpp.
+// Compares the kernels with plain loops. Defined in accuracy.cpp. In this file, `bits` is the
+// number of significant bits of the numbers that float kernels multiply.
 void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
+void check_accuracy(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
 
 // Checks how much accuracy gradients lose when they become subnormal. Defined in fading.cpp.
 void check_fading(const TestedCell& cell, const KernelsOfCell& kernels);
 void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
+void check_fading(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);

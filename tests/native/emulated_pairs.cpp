@@ -1,4 +1,4 @@
-// The bfloat16 kernels with a tile in plain C++ instead of AMX instructions, so that
+// The kernels on pairs of bfloat16 with a tile in plain C++ instead of AMX instructions, so that
 // csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "contract.h"
-#include "kernel/simd.h"
+#include "kernel/terms.h"
 
 namespace namernn_fast {
 namespace {
@@ -27,28 +27,51 @@ struct PairTile {
   // the backward pass of the reverse direction, another thread may be writing the other rows, the
   // dz of the next step, at the same time. That race is harmless. Builds with the thread sanitizer
   // read only `height` rows, so that the sanitizer does not report the race.
-  template <bool kAdd>
-  void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
+  template <int kTerms>
+  void multiply(const PairOperands<kTerms>* operands, int count, int64_t height, const float* start,
                 float* c) {
 #if defined(__SANITIZE_THREAD__)
     const int64_t read = height;
 #else
     const int64_t read = height > 16 ? 32 : 16;
 #endif
-    for (int64_t i = 0; i < read && !kAdd; ++i) std::fill_n(c + i * kWidth, kWidth, 0.0f);
-    for (int64_t k = 0; k < K; k += kTileElements) {
-      float tile[kTileElements][kWidth];
-      for (int64_t e = 0; e < kTileElements; ++e) {
-        const BFloat16* pairs = panel + (k + e) / 2 * kWidth * 2 + e % 2;
-        for (int64_t j = 0; j < kWidth; ++j) tile[e][j] = value(pairs[2 * j]);
-      }
-      for (int64_t i = 0; i < read; ++i) add_tile(a + i * a_row + k, tile, c + i * kWidth);
-    }
+    add_operands(operands, count, read, start, c);
+  }
+
+  // Computes the row in the same order as multiply(), although the instructions do not.
+  template <int kTerms>
+  void multiply_row(const PairOperands<kTerms>* operands, int count, const float* start, float* c) {
+    add_operands(operands, count, 1, start, c);
   }
 
  private:
   static constexpr int64_t kWidth = 64;
   static constexpr int64_t kTileElements = 32;
+
+  template <int kTerms>
+  static void add_operands(const PairOperands<kTerms>* operands, int count, int64_t rows,
+                           const float* start, float* c) {
+    for (int64_t i = 0; i < rows * kWidth; ++i) c[i] = start ? start[i] : 0.0f;
+    for (int o = 0; o < count; ++o) {
+      const auto& [a, a_row, K, panel] = operands[o];
+      for (int64_t k = 0; k < K; k += kTileElements) {
+        const auto add = [&, a_row = a_row](const BFloat16* rows_of_a, const BFloat16* pairs) {
+          float tile[kTileElements][kWidth];
+          for (int64_t e = 0; e < kTileElements; ++e) {
+            for (int64_t j = 0; j < kWidth; ++j) {
+              tile[e][j] = value(pairs[(k + e) / 2 * kWidth * 2 + 2 * j + e % 2]);
+            }
+          }
+          for (int64_t i = 0; i < rows; ++i) {
+            add_tile(rows_of_a + i * a_row + k, tile, c + i * kWidth);
+          }
+        };
+        if (kTerms == 2) add(a.term(0), panel.term(1));
+        add(a.term(0), panel.term(0));
+        if (kTerms == 2) add(a.term(1), panel.term(0));
+      }
+    }
+  }
 
   static void add_tile(const BFloat16* a, const float (&tile)[kTileElements][kWidth], float* sums) {
     float chains[2][kWidth] = {};
@@ -80,6 +103,9 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-extern const KernelsOnPairs kernels_emulated_pairs;
-const KernelsOnPairs kernels_emulated_pairs = kernels_on_pairs();
+extern const KernelsOnPairs<BFloat16> kernels_emulated_pairs;
+const KernelsOnPairs<BFloat16> kernels_emulated_pairs = kernels_on_pairs<BFloat16, 1>();
+extern const KernelsOnPairs<float> kernels_emulated_float[kMostTerms];
+const KernelsOnPairs<float> kernels_emulated_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
+                                                                  kernels_on_pairs<float, 2>()};
 }  // namespace namernn_fast

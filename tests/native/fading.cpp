@@ -35,9 +35,11 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
   return {uint16_t((exponent + 127) << 7)};
 }
 
+// `distance` is the binary exponent of the distance from 1 to the next number that the kernels
+// multiply.
 template <class Storage>
-void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
-  using Exponents = Limits<Storage>;
+void check(const TestedCell& cell, const KernelsFor<Storage>& kernels,
+           const int distance = Limits<Storage>::distance) {
   static const int64_t shape_of_problem[4] = {3, 64, 250, 2};
   Problem p = problem_of<Storage>(cell, shape_of_problem, 0, 0);
   p.grad_h_n = p.want_input = p.want_output = true;
@@ -49,9 +51,10 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   forced_plan = {1, 1, 0};
   run_forward(kernels, p, arguments.layer, results, runtime);
 
-  const double tiny = std::ldexp(1.0, Exponents::smallest);
+  constexpr int smallest = Limits<Storage>::smallest;
+  const double tiny = std::ldexp(1.0, smallest);
   const double terms = double(p.gate_rows());  // number of terms in the gradient of an input
-  const int far_above = Exponents::smallest - Exponents::distance + std::ilogb(terms) + 30;
+  const int far_above = smallest - distance + std::ilogb(terms) + 30;
   // Runs the backward pass with the gradients of h_n multiplied by 2^scale. Returns the gradients
   // of the inputs divided by 2^scale.
   const auto gradients = [&](int scale) {
@@ -70,7 +73,7 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
     for (int64_t i = 0; i < p.D; ++i) {
       const double lost = std::fabs(exact[row + i] - found[row + i]);
       most = std::fmax(most, lost / tiny);
-      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, Exponents::distance))) {
+      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, distance))) {
         fail((cell.name + ": a gradient lost more than subnormal numbers explain").c_str());
       }
       if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
@@ -95,6 +98,10 @@ void check_fading(const TestedCell& cell, const KernelsOfCell& kernels) {
 
 void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels) {
   check<BFloat16>(cell, kernels);
+}
+
+void check_fading(const TestedCell& cell, const KernelsFor<float>& kernels, int bits) {
+  check<float>(cell, kernels, 1 - bits);
 }
 
 }  // namespace namernn_fast

@@ -39,7 +39,8 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   unsigned round = 0;
   for (const auto& shape : shapes) {
     for (unsigned options = 0; options < kOptions; ++options) {
-      const Problem p = problem_of<Storage>(cell, shape, options, bits_of(round));
+      Problem p = problem_of<Storage>(cell, shape, options, bits_of(round));
+      if (!kernels.backward_panels.pack) p.accumulate_weights = false;
       forced_plan = {1, 1, 0};
       const Results<Storage> alone = results_of(kernels, p, runtime_of(1, p.l2_bytes));
       const char* error = alone.error();
@@ -89,14 +90,22 @@ void check_all(const Kernels& kernels) {
   for (int64_t i = 0; i < kCells; ++i) check_cell(cell_of(kernels.name, i), kernels.cells[i]);
 }
 
-void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
+// Checks kernels that multiply pairs of bfloat16. `bits` is empty, or the number of significant
+// bits of the floats that the kernels multiply.
+template <class Storage, class... Bits>
+void check_pairs(const std::string& name, const KernelsOnPairs<Storage>& kernels, Bits... bits) {
   for (int64_t i = 0; i < kCells; ++i) {
     const TestedCell cell = cell_of(name, i);
     if (cell.name.find(selected) == std::string::npos) continue;
-    check_accuracy(cell, kernels.cells[i]);
-    check_fading(cell, kernels.cells[i]);
+    check_accuracy(cell, kernels.cells[i], bits...);
+    check_fading(cell, kernels.cells[i], bits...);
     check(cell, kernels.cells[i]);
   }
+}
+
+void check_terms(const std::string& name, const KernelsOnPairs<float> (&kernels)[kMostTerms]) {
+  check_pairs(name + ", one term", kernels[0], 8);
+  check_pairs(name + ", two terms", kernels[1], 16);
 }
 
 }  // namespace
@@ -108,6 +117,7 @@ int main(int argc, char** argv) {
   if (argc > 1) selected = argv[1];
   check_all(kernels_baseline);
   check_pairs("emulated pairs", kernels_emulated_pairs);
+  check_terms("emulated pairs", kernels_emulated_float);
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) check_all(kernels_avx2);
@@ -122,6 +132,7 @@ int main(int argc, char** argv) {
   if (__builtin_cpu_supports("amx-bf16") &&
       syscall(SYS_arch_prctl, request_permission, tile_data) == 0) {
     check_pairs("amx", kernels_amx);
+    check_terms("amx", kernels_amx_float);
   }
 #endif
 #endif

@@ -22,8 +22,15 @@ Number rounded(Number value, int bits) {
   return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
 }
 
-// A layer in plain loops that round everything they store: states, what the cell keeps, gradients
-// of sums, and results.
+template <class Number, class Storage>
+std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
+  std::vector<Number> found = numbers<Number>(array);
+  for (Number& value : found) value = rounded(value, bits);
+  return found;
+}
+
+// A layer in plain loops that round everything they multiply or store: inputs, weights, states,
+// what the cell keeps, gradients of sums, and results.
 template <class Number>
 class Plain {
   using Numbers = std::vector<Number>;
@@ -38,12 +45,12 @@ class Plain {
         bits_(bits),
         ids_(arguments.ids.data()),
         cuts_(arguments.resets.data()),
-        input_(numbers<Number>(arguments.input)),
-        hx_(numbers<Number>(arguments.hx)),
+        input_(rounded_numbers<Number>(arguments.input, bits)),
+        hx_(rounded_numbers<Number>(arguments.hx, bits)),
         cx_(numbers<Number>(arguments.cx)),
         table_(numbers<Number>(arguments.table)),
-        weight_ih_(numbers<Number>(arguments.weight_ih)),
-        weight_hh_(numbers<Number>(arguments.weight_hh)),
+        weight_ih_(rounded_numbers<Number>(arguments.weight_ih, bits)),
+        weight_hh_(rounded_numbers<Number>(arguments.weight_hh, bits)),
         bias_ih_(numbers<Number>(arguments.bias_ih)),
         bias_hh_(numbers<Number>(arguments.bias_hh)),
         grad_output_(numbers<Number>(arguments.grad_output)),

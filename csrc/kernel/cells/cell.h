@@ -45,8 +45,9 @@ struct StateRow {
 };
 
 // What sum_gradients() reads and writes for a range of hidden units of one row. Each pointer points
-// to the first of these units, or is null if the cell lacks the value.
-template <class Storage, class Scalar, class Element>
+// to the first of these units, or is null if the cell lacks the value. Elements is the type that
+// points to elements of dz.
+template <class Storage, class Scalar, class Elements>
 struct GradientRow {
   const Storage* output;
   const Storage* kept;                   // the blocks are H apart
@@ -56,7 +57,7 @@ struct GradientRow {
   const Scalar* grad[kMostStates];       // gradients of the states, without the contribution of
                                          // grad_output
   const Storage* grad_output;            // null means zeros
-  Element* dz;                           // written; the blocks are `stride` apart
+  Elements dz;                           // written; the blocks are `stride` apart
   int64_t stride;
   Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
                                        // bypasses the sums; may alias `grad`
@@ -72,8 +73,8 @@ inline Vec<Scalar> load_state(const Storage* state, int64_t j, int64_t lanes) {
 
 // Returns the total gradient of `lanes` units of h, starting at unit j: the contributions of later
 // steps plus the gradient of the output.
-template <class Storage, class Scalar, class Element>
-inline Vec<Scalar> load_gradient(const GradientRow<Storage, Scalar, Element>& row, int64_t j,
+template <class Storage, class Scalar, class Elements>
+inline Vec<Scalar> load_gradient(const GradientRow<Storage, Scalar, Elements>& row, int64_t j,
                                  int64_t lanes) {
   Vec<Scalar> grad = load_upto(row.grad[0] + j, lanes);
   if (row.grad_output) grad += load_upto(row.grad_output + j, lanes);

@@ -52,8 +52,8 @@ struct Gru {
     });
   }
 
-  template <class Storage, class Scalar, class Element>
-  void sum_gradients(const GradientRow<Storage, Scalar, Element>& row) const {
+  template <class Storage, class Scalar, class Elements>
+  void sum_gradients(const GradientRow<Storage, Scalar, Elements>& row) const {
     const int64_t stride = row.stride, H = row.H;
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
       using V = Vec<Scalar>;
@@ -66,9 +66,9 @@ struct Gru {
       const V h_previous = load_state<Scalar>(row.previous[0], j, lanes);
       const V dn = grad * (one - z) * (one - n * n);
       store_upto(row.dz + j, dn, lanes);
-      store_upto(row.dz + stride + j, dn * n_h * (r * (one - r)), lanes);
-      store_upto(row.dz + 2 * stride + j, grad * (h_previous - n) * (z * (one - z)), lanes);
-      store_upto(row.dz + 3 * stride + j, dn * r, lanes);
+      store_upto(row.dz + (stride + j), dn * n_h * (r * (one - r)), lanes);
+      store_upto(row.dz + (2 * stride + j), grad * (h_previous - n) * (z * (one - z)), lanes);
+      store_upto(row.dz + (3 * stride + j), dn * r, lanes);
       store_upto(row.grad_previous[0] + j, grad * z, lanes);
     });
   }

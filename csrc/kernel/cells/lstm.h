@@ -53,8 +53,8 @@ struct Lstm {
     });
   }
 
-  template <class Storage, class Scalar, class Element>
-  void sum_gradients(const GradientRow<Storage, Scalar, Element>& row) const {
+  template <class Storage, class Scalar, class Elements>
+  void sum_gradients(const GradientRow<Storage, Scalar, Elements>& row) const {
     const int64_t stride = row.stride, H = row.H;
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
       using V = Vec<Scalar>;
@@ -68,9 +68,9 @@ struct Lstm {
       const V c_previous = load_state<Scalar>(row.previous[1], j, lanes);
       const V dc = load_upto(row.grad[1] + j, lanes) + grad * o * (one - t * t);
       store_upto(row.dz + j, dc * g * (i * (one - i)), lanes);
-      store_upto(row.dz + stride + j, dc * c_previous * (f * (one - f)), lanes);
-      store_upto(row.dz + 2 * stride + j, dc * i * (one - g * g), lanes);
-      store_upto(row.dz + 3 * stride + j, grad * t * (o * (one - o)), lanes);
+      store_upto(row.dz + (stride + j), dc * c_previous * (f * (one - f)), lanes);
+      store_upto(row.dz + (2 * stride + j), dc * i * (one - g * g), lanes);
+      store_upto(row.dz + (3 * stride + j), grad * t * (o * (one - o)), lanes);
       store_upto(row.grad_previous[1] + j, dc * f, lanes);
     });
   }

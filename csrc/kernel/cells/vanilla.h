@@ -35,8 +35,8 @@ struct Vanilla {
     });
   }
 
-  template <class Storage, class Scalar, class Element>
-  void sum_gradients(const GradientRow<Storage, Scalar, Element>& row) const {
+  template <class Storage, class Scalar, class Elements>
+  void sum_gradients(const GradientRow<Storage, Scalar, Elements>& row) const {
     const bool is_tanh = activation == Activation::tanh;
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
       const Vec<Scalar> grad = load_gradient(row, j, lanes);

@@ -1,0 +1,10 @@
+// float on AMX, as one or two bfloat16 terms per number.
+#define NAMERNN_VECTOR_BYTES 64
+#define NAMERNN_REGISTERS 32
+#include "kernel/amx_tile.h"
+#include "kernel/bfloat16_table.h"
+
+namespace namernn_fast {
+const KernelsOnPairs<float> kernels_amx_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
+                                                             kernels_on_pairs<float, 2>()};
+}  // namespace namernn_fast

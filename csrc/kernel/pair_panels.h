@@ -1,0 +1,195 @@
+// The tiles that multiply pairs of bfloat16, and the panels that they read.
+//
+// A file in csrc/isa/ defines two names before it includes this header: the type `PairTile`, which
+// computes one tile of a product, and `kKernelsInFloat`, the kernels that multiply in float.
+#pragma once
+
+#include <type_traits>
+
+#include "kernel/terms.h"
+#include "kernel/weights.h"
+
+namespace namernn_fast {
+namespace {
+
+// PairTile::rows is the maximum number of rows of a tile. The arguments A, `start` and `c` of
+// multiply() must point to memory for this many rows, even if `height` is less.
+static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
+// multiply(operands, count, height, start, c) writes start + A B to c [height, panel_width], summed
+// over `count` pairs of operands A and B. `start` [height, panel_width] may be null, which means
+// zeros, or the same as c. Each K is a multiple of kGranule.
+static_assert(
+    std::is_same_v<decltype(&PairTile::multiply<1>),
+                   void (PairTile::*)(const PairOperands<1>*, int, int64_t, const float*, float*)>);
+// multiply_row() computes the same for one row, and reads and writes only this row. It is faster
+// for a single row, but adds up in another order.
+static_assert(
+    std::is_same_v<decltype(&PairTile::multiply_row<1>),
+                   void (PairTile::*)(const PairOperands<1>*, int, const float*, float*)>);
+
+// K is padded to a multiple of this number of elements, which fill one vector or one row of an AMX
+// tile.
+constexpr int64_t kGranule = 32;
+
+// Returns n rounded up to a multiple of kGranule.
+inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
+
+// Allocates memory for n numbers.
+template <int kTerms>
+inline Terms<kTerms> scratch_terms(const Runtime& runtime, int64_t n) {
+  return {scratch<BFloat16>(runtime, kTerms * n), n};
+}
+
+// Loads n pairs of adjacent numbers, starting at p. `pairs` gets one vector for each term. At most
+// kGranule numbers are read; missing numbers count as zeros.
+inline void load_adjacent(const BFloat16* p, int64_t n, Vec<float> (&pairs)[1]) {
+  if (n >= kGranule) {
+    std::memcpy(&pairs[0], p, sizeof(pairs[0]));
+  } else {
+    pairs[0] = Vec<float>{};
+    std::memcpy(&pairs[0], p, n * sizeof(BFloat16));
+  }
+}
+template <int kTerms>
+inline void load_adjacent(const float* p, int64_t n, Vec<float> (&pairs)[kTerms]) {
+  constexpr int64_t lanes = Simd<float>::lanes;
+  static_assert(kGranule == 2 * lanes);
+  Word halves[2][kTerms];
+  load_terms(p, min64(n, lanes), halves[0]);
+  n > lanes ? load_terms(p + lanes, min64(n - lanes, lanes), halves[1])
+            : split(Vec<float>{}, halves[1]);
+  for (int t = 0; t < kTerms; ++t) {
+    Short bits[2];
+    for (int h = 0; h < 2; ++h) bits[h] = __builtin_convertvector(halves[h][t], Short);
+    std::memcpy(&pairs[t], bits, sizeof(bits));
+  }
+}
+
+// Loads n pairs (a[i], b[i]), one vector for each term. A null pointer counts as a row of zeros.
+template <int kTerms, class Storage>
+inline void load_pairs(const Storage* a, const Storage* b, int64_t n, Vec<float> (&pairs)[kTerms]) {
+  Word low[kTerms] = {}, high[kTerms] = {};
+  if (a) load_terms(a, n, low);
+  if (b) load_terms(b, n, high);
+  for (int t = 0; t < kTerms; ++t) pairs[t] = (Vec<float>)(low[t] | high[t] << 16);
+}
+
+// Stores pairs, one vector for each term.
+template <int kTerms>
+inline void store_pairs(const Terms<kTerms>& to, const Vec<float> (&pairs)[kTerms]) {
+  for (int t = 0; t < kTerms; ++t) std::memcpy(to.term(t), &pairs[t], sizeof(pairs[t]));
+}
+
+// Packs the panel of W^T that starts at column `first`, from a row-major W [width, K]. The panel's
+// shape is [padded(K) / 2, panel_width, 2]; the two elements of a pair are adjacent in K.
+template <int kTerms, class Storage>
+inline void pack_pairs(const Storage* w, int64_t K, int64_t width, int64_t first,
+                       const Terms<kTerms>& panel) {
+  constexpr int64_t lanes = Simd<float>::lanes;
+  constexpr int64_t panel_width = Shape<float>::panel_width;
+  for (int64_t j = 0; j < panel_width; j += lanes) {
+    const int64_t rows = min64(lanes, width - (first + j));
+    for (int64_t k = 0; k < padded(K); k += kGranule) {
+      Vec<float> squares[kTerms][lanes] = {};  // each lane holds one pair
+      const Storage* source = w + (first + j) * K + k;
+      const auto load_row = [&](int64_t r, int64_t n) {
+        Vec<float> pairs[kTerms];
+        load_adjacent(source + r * K, n, pairs);
+        for (int t = 0; t < kTerms; ++t) squares[t][r] = pairs[t];
+      };
+      if (rows == lanes && k + kGranule <= K) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r) load_row(r, kGranule);
+      } else {
+        for (int64_t r = 0; r < rows; ++r) load_row(r, min64(kGranule, K - k));
+      }
+      for (int t = 0; t < kTerms; ++t) {
+        transpose<float>(squares[t]);
+        BFloat16* to = panel.term(t) + (k / 2 * panel_width + j) * 2;
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r) {
+          std::memcpy(to + r * panel_width * 2, &squares[t][r], sizeof(squares[t][r]));
+        }
+      }
+    }
+  }
+}
+
+// Packs one row of a panel of pairs: the elements of rows a and b [width] from column `first` on,
+// padded with zeros. A null row counts as zeros.
+template <int kTerms, class Storage>
+inline void pack_pair_row(const Storage* a, const Storage* b, int64_t width, int64_t first,
+                          const Terms<kTerms>& panel_row) {
+  constexpr int64_t lanes = Simd<float>::lanes;
+  for (int64_t j = 0; j < Shape<float>::panel_width; j += lanes) {
+    const int64_t n = min64(lanes, width - (first + j));
+    Vec<float> pairs[kTerms] = {};
+    if (n > 0) load_pairs(a ? a + first + j : nullptr, b ? b + first + j : nullptr, n, pairs);
+    store_pairs(panel_row + 2 * j, pairs);
+  }
+}
+
+// Packs the panel of W that starts at column `first`, from a row-major W [K, width]. The panel's
+// shape is [padded(K) / 2, panel_width, 2].
+template <int kTerms, class Storage>
+inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t first,
+                           const Terms<kTerms>& panel) {
+  for (int64_t k = 0; k < padded(K); k += 2) {
+    pack_pair_row(k < K ? w + k * width : nullptr, k + 1 < K ? w + (k + 1) * width : nullptr, width,
+                  first, panel + k * Shape<float>::panel_width);
+  }
+}
+
+// Holds a layer's weights in the format that the forward pass on pairs reads.
+template <class Cell, class Storage, int kTerms>
+struct PairPanels {
+  static constexpr int64_t w = Shape<float>::panel_width;
+
+  Terms<kTerms> weights;  // [unit blocks], each with one panel per sum. The panel holds W_ih^T
+                          // above W_hh^T, or only the weight that contributes to the sum
+  float* bias;  // [unit blocks, sums, panel_width], see pack_bias()
+
+  // Returns the number of unit blocks.
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
+  // Returns the number of elements from one unit block to the next.
+  static int64_t unit_block_size(int64_t D, int64_t H) {
+    return Cell::weight_blocks * (padded(D) + padded(H)) * w;
+  }
+  static size_t bytes(int64_t D, int64_t H) {
+    return count(D, H) *
+           (kTerms * unit_block_size(D, H) * sizeof(BFloat16) + Cell::sums * w * sizeof(float));
+  }
+  PairPanels(void* memory, int64_t D, int64_t H)
+      : weights{static_cast<BFloat16*>(memory), count(D, H) * unit_block_size(D, H)},
+        bias(reinterpret_cast<float*>(weights.term(kTerms))) {}
+
+  // Calls f(s, has_input, has_state, panel) for each sum s of unit block p: whether W_ih and W_hh
+  // contribute to the sum, and where the rows of W_ih in its panel begin, or else those of W_hh.
+  template <class F>
+  void for_each_panel(int64_t D, int64_t H, int64_t p, F&& f) const {
+    Terms<kTerms> panel = weights + p * unit_block_size(D, H);
+    for (int64_t s = 0; s < Cell::sums; ++s) {
+      const bool has_input = s < Cell::weight_blocks, has_state = s >= Cell::first_state_sum;
+      f(s, has_input, has_state, panel);
+      panel = panel + (has_input * padded(D) + has_state * padded(H)) * w;
+    }
+  }
+
+  void pack(const Layer<Storage>& layer, int64_t p) const {
+    const int64_t D = layer.D;
+    const int64_t H = layer.H;
+    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
+      if (has_input) {
+        pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, panel);
+      }
+      if (has_state) {
+        pack_pairs(block_of(layer.weight_hh, s - Cell::first_state_sum, H, H), H, H, p * w,
+                   panel + has_input * padded(D) * w);
+      }
+    });
+    pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast
