@@ -147,7 +147,7 @@ struct PairPanels {
 
   Terms<kTerms> weights;  // [unit blocks], each with one panel per sum. The panel holds W_ih^T
                           // above W_hh^T, or only the weight that contributes to the sum
-  float* bias;  // [unit blocks, sums, panel_width], see pack_bias()
+  float* bias;            // [unit blocks, sums, panel_width], see pack_bias()
 
   // Returns the number of unit blocks.
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
