@@ -191,14 +191,17 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
   return {chain(layout.N), chain(layout.B)};
 }
 
-int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t gate_rows,
+int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
                      bool batch_invariant) {
   constexpr int64_t one_term = 1;
   if (batch_invariant) return allowed == one_term ? one_term : 0;
-  // With very few sequences a step takes as long as reading the weights, and one term takes half
-  // the memory of a float. With more sequences, enough rows must share the costs of packing.
-  const bool gains = allowed == one_term ? layout.B <= 4 || layout.N >= 64
-                                         : layout.B >= 16 && layout.N >= 512 && gate_rows >= 128;
+  // Enough rows must share the costs of packing, which are lower for a single step. With very few
+  // sequences a step takes as long as reading the weights, and one term takes half the memory of a
+  // float.
+  const bool one_step = layout.T == 1;
+  const bool gains = allowed == one_term
+                         ? H >= 32 && (layout.B <= 4 || layout.N >= (one_step ? 16 : 32))
+                         : H >= 128 && layout.B >= 16 && layout.N >= (one_step ? 64 : 512);
   return gains ? allowed : 0;
 }
 

@@ -56,10 +56,9 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
                         const PanelRate& panel_rate);
 
 // Returns as how many bfloat16 terms to multiply numbers if the caller allows `allowed` terms; 0
-// means to multiply floats, because that is estimated to be faster. `gate_rows` is the number of
-// rows of a weight. The choice changes results, so it must not depend on the number of threads and,
-// if `batch_invariant`, not on the batch either.
-int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t gate_rows,
+// means to multiply floats, because that is estimated to be faster. The choice changes results, so
+// it must not depend on the number of threads and, if `batch_invariant`, not on the batch either.
+int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
                      bool batch_invariant);
 
 // Maximum number of rows of a register tile.

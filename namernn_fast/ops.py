@@ -90,11 +90,10 @@ LAST_STATE, output and the tensors in saved have one row for each id, in an orde
 
 
 MEDIUM_PRECISION = 1024
-"""Products of float32 numbers may round the numbers to bfloat16, and sum in float32. Ignored if the
-processor has no instructions for this, or if it would not be faster, and with SHARE_PREFIXES."""
+"""Products may round float32 numbers to bfloat16, and sum in float32. Ignored where this would not
+be faster, and with SHARE_PREFIXES."""
 HIGH_PRECISION = 2048
-"""Products of float32 numbers may round each number to the sum of two bfloat16 numbers. Ignored in
-the same cases as MEDIUM_PRECISION. Not allowed with MEDIUM_PRECISION."""
+"""Like MEDIUM_PRECISION, with sums of two bfloat16 numbers. Not allowed with MEDIUM_PRECISION."""
 
 
 @dataclass(slots=True)
@@ -138,12 +137,13 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
-_library.define("cpu_terms(int cell, int options, int sequences, int rows, int hidden_size) -> int")
+_library.define(
+    "cpu_terms(int options, int steps, int sequences, int rows, int hidden_size) -> int"
+)
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
     "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
 )
-
 _library.define("memory_reserved() -> int")
 _library.define("empty_cache() -> ()")
 
@@ -277,12 +277,12 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     )
 
 
-def cpu_terms(cell: Cell, options: int, sequences: int, rows: int, hidden_size: int) -> int:
-    """Returns how the CPU kernel multiplies the float32 numbers of a call without SHARE_PREFIXES.
+def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: int) -> int:
+    """Returns how the CPU kernel multiplies the float32 numbers of a call.
 
     Args:
-        cell: the cell of the layers.
         options: the option bits of the call.
+        steps: the number of steps of the longest sequence.
         sequences: the number of sequences that have steps.
         rows: the number of steps of all sequences together.
         hidden_size: number of features of a state.
@@ -291,8 +291,8 @@ def cpu_terms(cell: Cell, options: int, sequences: int, rows: int, hidden_size: 
         0 if it multiplies the numbers as they are; 1 if it rounds them to bfloat16; 2 if it rounds
         each to the sum of two bfloat16 numbers.
     """
-    sizes = sequences, rows, hidden_size
-    return torch.ops.namernn_fast.cpu_terms(cell.number, options, *sizes)  # type: ignore[no-any-return]
+    sizes = steps, sequences, rows, hidden_size
+    return torch.ops.namernn_fast.cpu_terms(options, *sizes)  # type: ignore[no-any-return]
 
 
 class Plan(NamedTuple):

@@ -141,7 +141,7 @@ struct PairPart {
     const Layer<Storage>& layer = args.layer;
     const Storage* looked_up =
         has_table(layer) ? table_row(layer, t, b, Cell::weight_blocks * layer.H) + j : nullptr;
-    const float* bias = panels.bias + j * Cell::sums;
+    const float* bias = panels.bias_of(j / w);
     for (int64_t s = 0; s < Cell::sums; ++s, bias += w, sums += kBlock) {
       const Storage* row = looked_up && s < Cell::weight_blocks
                                ? looked_up + Cell::input_block(s) * layer.H
@@ -215,6 +215,7 @@ struct PairPart {
       if (rows.projected && s % rows.steps == 0 && slice.begin < slice.end) project(tile, s);
       const int64_t end = alive_end(layout, time_of(layer, s), slice);
       for (int64_t j = columns.first; j < columns.last; j += w) {
+        if (layout.T == 1) panels.pack(layer, j / w);
         const int64_t width = min64(w, columns.last - j);
         for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
           const int64_t height = min64(PairTile::rows, end - i);
@@ -262,6 +263,13 @@ PairRows<kTerms> pair_rows(const Layer<Storage>& layer, const Plan& plan, int64_
   return rows;
 }
 
+// Returns how many threads to use for packing all weights.
+template <class Cell, class Storage>
+inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machine) {
+  const double elements = double(Cell::weight_blocks * layer.H) * double(layer.D + layer.H);
+  return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
+}
+
 template <class Cell, class Storage, int kTerms>
 void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   using Panels = PairPanels<Cell, Storage, kTerms>;
@@ -272,9 +280,17 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
     const KernelsFor<Storage>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
     return in_float.forward(args, runtime);
   }
-  const Plan plan = choose_plan(pair_plan_arguments<Cell, Storage, kTerms>(layer, runtime));
+  // A single step reads every panel once. So each member packs one unit block at a time, which then
+  // stays in its private cache, and the members split the packing, which takes most of the time.
+  const bool one_step = layer.layout.T == 1;
+  const Plan plan = one_step
+                        ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
+                        : choose_plan(pair_plan_arguments<Cell, Storage, kTerms>(layer, runtime));
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies copies = weight_copies<Panels>(layer, plan, runtime);
+  const size_t block = (Panels::block_bytes(layer.D, layer.H) + 63) / 64 * 64;
+  const WeightCopies copies =
+      one_step ? WeightCopies{static_cast<char*>(runtime.scratch(plan.members * block)), 0, true}
+               : weight_copies<Panels>(layer, plan, runtime);
   auto* rows = scratch<PairRows<kTerms>>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     const Slice slice = slice_of(layer.layout, g, plan.groups);
@@ -286,7 +302,8 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   }
   const bool one_row = !layer.batch_invariant && layer.layout.B == 1;
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const auto panels = weights_for<Panels>(part, layer, copies);
+    const auto panels = one_step ? Panels(copies.memory + part.member * block, layer.D, layer.H, 1)
+                                 : weights_for<Panels>(part, layer, copies);
     Part_{args, panels, part, rows[part.group], carried, one_row}.run(runtime);
   });
 }

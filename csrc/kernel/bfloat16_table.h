@@ -22,7 +22,7 @@ constexpr KernelsFor<Storage> kernels_of_cell_on_pairs() {
           {nullptr, nullptr},
           &backward<Cell, PairProducts<Cell, Storage, kTerms>>,
           nullptr,
-          {std::is_same_v<Storage, float> ? 8 : kInPlaceConverts * 8, 8}};
+          std::is_same_v<Storage, float> ? PanelRate{8, 24} : PanelRate{24, 8}};
 }
 
 template <class Storage, int kTerms, class... Cells>

@@ -54,15 +54,10 @@ template <int kTerms>
 inline void load_adjacent(const float* p, int64_t n, Vec<float> (&pairs)[kTerms]) {
   constexpr int64_t lanes = Simd<float>::lanes;
   static_assert(kGranule == 2 * lanes);
-  Word halves[2][kTerms];
-  load_terms(p, min64(n, lanes), halves[0]);
-  n > lanes ? load_terms(p + lanes, min64(n - lanes, lanes), halves[1])
-            : split(Vec<float>{}, halves[1]);
-  for (int t = 0; t < kTerms; ++t) {
-    Short bits[2];
-    for (int h = 0; h < 2; ++h) bits[h] = __builtin_convertvector(halves[h][t], Short);
-    std::memcpy(&pairs[t], bits, sizeof(bits));
-  }
+  const Vec<float> low = load_upto(p, min64(n, lanes));
+  const Vec<float> high = n > lanes ? load_upto(p + lanes, min64(n - lanes, lanes)) : Vec<float>{};
+  pairs[0] = rounded_numbers(low, high);
+  if constexpr (kTerms == 2) pairs[1] = rounded_numbers(rest_of(low), rest_of(high));
 }
 
 // Loads n pairs (a[i], b[i]), one vector for each term. A null pointer counts as a row of zeros.
@@ -140,14 +135,16 @@ inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t f
   }
 }
 
-// Holds a layer's weights in the format that the forward pass on pairs reads.
+// Holds a layer's weights in the format that the forward pass on pairs reads: all unit blocks, or
+// memory for one, which is packed again for each unit block.
 template <class Cell, class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  Terms<kTerms> weights;  // [unit blocks], each with one panel per sum. The panel holds W_ih^T
-                          // above W_hh^T, or only the weight that contributes to the sum
-  float* bias;            // [unit blocks, sums, panel_width], see pack_bias()
+  int64_t blocks;         // number of unit blocks that the memory holds
+  Terms<kTerms> weights;  // [blocks], each with one panel per sum. The panel holds W_ih^T above
+                          // W_hh^T, or only the weight that contributes to the sum
+  float* bias;            // [blocks, sums, panel_width], see pack_bias()
 
   // Returns the number of unit blocks.
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
@@ -155,19 +152,24 @@ struct PairPanels {
   static int64_t unit_block_size(int64_t D, int64_t H) {
     return Cell::weight_blocks * (padded(D) + padded(H)) * w;
   }
-  static size_t bytes(int64_t D, int64_t H) {
-    return count(D, H) *
-           (kTerms * unit_block_size(D, H) * sizeof(BFloat16) + Cell::sums * w * sizeof(float));
+  static size_t block_bytes(int64_t D, int64_t H) {
+    return kTerms * unit_block_size(D, H) * sizeof(BFloat16) + Cell::sums * w * sizeof(float);
   }
-  PairPanels(void* memory, int64_t D, int64_t H)
-      : weights{static_cast<BFloat16*>(memory), count(D, H) * unit_block_size(D, H)},
+  static size_t bytes(int64_t D, int64_t H) { return count(D, H) * block_bytes(D, H); }
+  PairPanels(void* memory, int64_t D, int64_t H, int64_t blocks)
+      : blocks(blocks),
+        weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(D, H)},
         bias(reinterpret_cast<float*>(weights.term(kTerms))) {}
+  PairPanels(void* memory, int64_t D, int64_t H) : PairPanels(memory, D, H, count(D, H)) {}
+
+  // Returns the biases of unit block p.
+  float* bias_of(int64_t p) const { return bias + p % blocks * Cell::sums * w; }
 
   // Calls f(s, has_input, has_state, panel) for each sum s of unit block p: whether W_ih and W_hh
   // contribute to the sum, and where the rows of W_ih in its panel begin, or else those of W_hh.
   template <class F>
   void for_each_panel(int64_t D, int64_t H, int64_t p, F&& f) const {
-    Terms<kTerms> panel = weights + p * unit_block_size(D, H);
+    Terms<kTerms> panel = weights + p % blocks * unit_block_size(D, H);
     for (int64_t s = 0; s < Cell::sums; ++s) {
       const bool has_input = s < Cell::weight_blocks, has_state = s >= Cell::first_state_sum;
       f(s, has_input, has_state, panel);
@@ -187,7 +189,7 @@ struct PairPanels {
                    panel + has_input * padded(D) * w);
       }
     });
-    pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
+    pack_bias<Cell>(layer, p, bias_of(p));
   }
 };
 

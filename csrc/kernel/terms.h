@@ -32,17 +32,31 @@ inline Word rounded_bits(Vec<float> v) {
 #endif
 }
 
-// Splits the number in each lane of v into terms, each in the lower half of a word. A number that
-// rounds to infinity or is not finite gets a second term of zero, because its error is not finite.
+// Returns 32 numbers rounded to bfloat16: first those of `low`, then those of `high`.
+inline Vec<float> rounded_numbers(Vec<float> low, Vec<float> high) {
+  Vec<float> rounded;
+#if defined(__AVX512BF16__)
+  rounded = (Vec<float>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+#else
+  const Short halves[2] = {narrow(low, BFloat16()), narrow(high, BFloat16())};
+  std::memcpy(&rounded, halves, sizeof(rounded));
+#endif
+  return rounded;
+}
+
+// Returns each lane minus its first term. The result is zero if the lane rounds to infinity or is
+// not finite, because the difference is not finite then.
+inline Vec<float> rest_of(Vec<float> v) {
+  constexpr uint32_t exponent = 0x7f800000u;
+  const Word rest = (Word)(v - (Vec<float>)(rounded_bits(v) << 16));
+  return (Vec<float>)(rest & (Word)((rest & exponent) != exponent));
+}
+
+// Splits the number in each lane of v into terms, each in the lower half of a word.
 template <int kTerms>
 inline void split(Vec<float> v, Word (&terms)[kTerms]) {
   terms[0] = rounded_bits(v);
-  if constexpr (kTerms == 2) {
-    constexpr uint32_t exponent = 0x7f800000u;
-    const Word error = (Word)(v - (Vec<float>)(terms[0] << 16));
-    const Word finite = (Word)((error & exponent) != exponent);
-    terms[1] = rounded_bits((Vec<float>)(error & finite));
-  }
+  if constexpr (kTerms == 2) terms[1] = rounded_bits(rest_of(v));
 }
 
 // Loads n numbers as terms, each in the lower half of a word.

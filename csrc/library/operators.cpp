@@ -202,13 +202,13 @@ std::string cpu_kernel(bool bfloat16) {
 
 // Returns the number of bfloat16 terms as which a call with these sizes multiplies floats; 0 if it
 // multiplies floats as they are.
-int64_t cpu_terms(int64_t cell, int64_t bits, int64_t sequences, int64_t rows,
+int64_t cpu_terms(int64_t bits, int64_t steps, int64_t sequences, int64_t rows,
                   int64_t hidden_size) {
-  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
   SequenceLayout layout{};
+  layout.T = steps;
   layout.B = sequences;
   layout.N = rows;
-  return terms_of(CellKind(cell), layout, hidden_size, read_options(bits, 0));
+  return terms_of(layout, hidden_size, read_options(bits, 0));
 }
 
 }  // namespace

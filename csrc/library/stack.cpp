@@ -68,12 +68,11 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
 
 }  // namespace
 
-int64_t terms_of(CellKind cell, const SequenceLayout& layout, int64_t H, const Options& options) {
+int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
   // Prefixes are shared only if that is estimated to be faster, which must not change the
   // precision.
   if (options.terms == 0 || options.share_prefixes || !kernels().float_on_pairs) return 0;
-  return choose_terms(options.terms, layout, kernels_of(cell).weight_blocks * H,
-                      options.batch_invariant);
+  return choose_terms(options.terms, layout, H, options.batch_invariant);
 }
 
 Stack check_stack(CellKind cell, const Tensor& input,
@@ -88,7 +87,7 @@ Stack check_stack(CellKind cell, const Tensor& input,
   check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
         kernels_of(cell).name, " cell");
   if (stack.dtype == aoti_torch_dtype_float32()) {
-    stack.terms = terms_of(cell, stack.batch.layout, stack.H, options);
+    stack.terms = terms_of(stack.batch.layout, stack.H, options);
   }
   if (states) check_states(stack, *states);
   check_weights(stack, weights);

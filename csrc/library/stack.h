@@ -61,7 +61,7 @@ Stack check_stack(CellKind cell, const Tensor& input,
 
 // Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
 // as they are.
-int64_t terms_of(CellKind cell, const SequenceLayout& layout, int64_t H, const Options& options);
+int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
 
 // Returns the kernels that compute the layers of a stack one after the other.
 template <class Scalar>

@@ -226,26 +226,30 @@ def _products(call: Call, options: int) -> tuple[str, str]:
     setting = f"torch.backends.mkldnn.{call.cell.fp32_precision}.fp32_precision"
     value = fp32_precision.on_cpu(call.cell.fp32_precision)
     hidden_size = ops.hidden_size_of(call.weights)
-    if ops.cpu_terms(call.cell, options, *_sizes(call), hidden_size):
+    if ops.cpu_terms(options, *_sizes(call), hidden_size):
         return "bfloat16", f"{setting} is {value!r}"
-    large = 2**20, 2**20, 2**10
-    if not ops.cpu_terms(call.cell, options & ~ops.BATCH_INVARIANT, *large):
+    large = 2**10, 2**10, 2**20, 2**10
+    if not ops.cpu_terms(options & ~ops.BATCH_INVARIANT, *large):
         return "float32", "this processor has no instructions that would make them faster"
-    if not ops.cpu_terms(call.cell, options, *large):
+    if not ops.cpu_terms(options, *large):
         return "float32", "with batch_invariant, small batches would be slower"
     return "float32", "they would not be faster for this size"
 
 
-def _sizes(call: Call) -> tuple[int, int]:
-    """Returns the numbers of sequences that have steps, and of steps of all sequences together."""
+def _sizes(call: Call) -> tuple[int, int, int]:
+    """Returns the numbers of steps, of sequences that have steps, and of rows of a call."""
     data, layout = call.data, call.sequence_layout
     if call.options & ops.PACKED:
         assert layout is not None
-        return int(layout[0]), data.shape[0]
+        return len(layout), int(layout[0]), data.shape[0]
     if call.options & ops.JAGGED:
         assert layout is not None
-        return int(layout.diff().count_nonzero()), data.shape[0]
-    return data.shape[0 if call.options & ops.BATCH_FIRST else 1], data.shape[0] * data.shape[1]
+        lengths = layout.diff()
+        return int(lengths.max()), int(lengths.count_nonzero()), data.shape[0]
+    steps, batch = data.shape[:2]
+    if call.options & ops.BATCH_FIRST:
+        steps, batch = batch, steps
+    return steps, batch, steps * batch
 
 
 def _why_output(layer: Layer, read: tuple[Tensor | None, ...], path: str) -> str | None:

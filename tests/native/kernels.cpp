@@ -32,9 +32,9 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   // Some shapes have several chunks of rows that fill whole panels. The last shape has enough
   // sequences that one thread cuts the sequences into parts, and enough rows that each of two
   // groups accumulates gradients in a separate buffer.
-  static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
-                                      {9, 130, 4, 7}, {3, 200, 25, 3}, {20, 33, 40, 30},
-                                      {4, 65, 3, 26}, {2, 5, 57, 300}};
+  static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},     {16, 48, 5, 1},
+                                      {9, 130, 4, 7}, {3, 200, 25, 3},  {20, 33, 40, 30},
+                                      {4, 65, 3, 26}, {12, 140, 1, 37}, {2, 5, 57, 300}};
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
   for (const auto& shape : shapes) {
