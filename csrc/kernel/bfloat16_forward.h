@@ -154,22 +154,29 @@ struct PairPart {
     }
   }
 
-  // Turns the sums of units j .. j + width of sequence b at step s into states, and writes h to the
-  // output. If the sequence continues at the next step, also writes h to the states that this step
-  // reads; otherwise writes all states to `last`.
-  void finish(int64_t s, int64_t b, int64_t j, int64_t width, float* sums) const {
+  struct Step {
+    int64_t t;
+    int64_t continued_end;  // sequences below this index continue from the previous step
+    int64_t continues_end;  // sequences below this index continue at the next step
+    Terms<kTerms> next;     // the states that the next step reads
+  };
+
+  // Turns the sums of units j .. j + width of sequence b into states, and writes h to the output.
+  // If the sequence continues, also writes h to the states that the next step reads; otherwise
+  // writes all states to `last`.
+  void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
     const int64_t H = layer.H;
-    const int64_t t = time_of(layer, s);
-    const bool continues = b < alive_end(layout, time_after(layer, t), part.slice);
+    const int64_t t = step.t;
+    const bool continues = b < step.continues_end;
     add_starts(t, b, j, width, sums);
     StateRow<float, Storage> row{sums, kBlock, {}, {sums}, nullptr, H, width};
     if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
     if constexpr (carried_state >= 0) {
       float* state = carried + b * state_size(H) + j;
       const bool cut = is_cut(layer, t, b);
-      const bool starts = b >= continued_end(layer, t, part.slice) || cut;
+      const bool starts = b >= step.continued_end || cut;
       const Storage* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
       if (initial) convert(initial + j, state, width);
       row.previous[carried_state] = starts && !initial ? nullptr : state;
@@ -186,7 +193,7 @@ struct PairPart {
                              [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });
     };
     if (args.output.data) write(row_at(args.output, layout, t, b) + j);
-    const Terms<kTerms> next = rows.states[(s + 1) % 2] + (b - part.slice.begin) * padded(H) + j;
+    const Terms<kTerms> next = step.next + ((b - part.slice.begin) * padded(H) + j);
     if (!continues) {
       write(args.last[0] + place_of(layout, b) * H + j);
     } else if (is_cut(layer, time_after(layer, t), b)) {
@@ -213,14 +220,17 @@ struct PairPart {
       // the step also waits for these.
       if ((s + 1) % rows.steps == 0) read_inputs(s + 1);
       if (rows.projected && s % rows.steps == 0 && slice.begin < slice.end) project(tile, s);
-      const int64_t end = alive_end(layout, time_of(layer, s), slice);
+      const int64_t t = time_of(layer, s);
+      const Step step{t, continued_end(layer, t, slice),
+                      alive_end(layout, time_after(layer, t), slice), rows.states[(s + 1) % 2]};
+      const int64_t end = alive_end(layout, t, slice);
       for (int64_t j = columns.first; j < columns.last; j += w) {
         if (layout.T == 1) panels.pack(layer, j / w);
         const int64_t width = min64(w, columns.last - j);
         for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
           const int64_t height = min64(PairTile::rows, end - i);
           multiply(tile, s, i, height, j, sums);
-          for (int64_t r = 0; r < height; ++r) finish(s, i + r, j, width, sums + r * w);
+          for (int64_t r = 0; r < height; ++r) finish(step, i + r, j, width, sums + r * w);
         }
       }
       if (part.team && s + 1 < layout.T) barrier(*part.team, runtime);
