@@ -13,15 +13,17 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// Replaces the bfloat16 kernels by kernels that multiply pairs, if this processor has instructions
-// that are faster than converting to float.
+// Replaces the bfloat16 kernels by `pairs`, which use the instructions `name`.
 void use_pairs(Kernels& kernels, const KernelsOnPairs<BFloat16>& pairs, const char* name) {
   for (int64_t i = 0; i < kCells; ++i) {
     static_cast<KernelsFor<BFloat16>&>(kernels.cells[i]) = pairs.cells[i];
   }
   kernels.bfloat16_name = name;
 }
-void detect_bfloat16(const std::string& wanted, Kernels& kernels) {
+
+// Replaces the bfloat16 kernels if this processor has instructions for pairs that are faster than
+// converting to float, and adds float kernels that use these instructions if they are faster, too.
+void detect_pairs(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
   const bool tiles = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
@@ -64,7 +66,7 @@ Kernels detect_kernels() {
                       __builtin_cpu_supports("avx512vl");
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
-    detect_bfloat16(wanted, found);
+    detect_pairs(wanted, found);
     return found;
   }
   if (wanted != "default" && avx2) return kernels_avx2;

@@ -22,9 +22,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, stack_module_stat
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from benchmarks.cpu.precision import precision_of_products
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
-from namernn_fast import reference
+from namernn_fast import explain, reference
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.timed_calls import CLASSES, tensors_in
@@ -312,6 +313,15 @@ def _(layer_class, layer, x):
         loss_of(layer(x)).backward()
     for dtype in (torch.bfloat16, torch.float16):
         loss_of(layer_class(4, 5, dtype=dtype)(x.to(dtype))).backward()
+
+
+@row(
+    "`torch.set_float32_matmul_precision` on a CPU, and a report of whether it applies",
+    "nothing reports it",
+)
+def _(layer, x):
+    with precision_of_products("medium"):
+        assert "products" in str(explain(layer, x))
 
 
 @row("float32 `hx` with a bfloat16 layer, and the reverse", "`hx` must have the dtype of the layer")

@@ -283,7 +283,7 @@ inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machin
 template <class Cell, class Storage, int kTerms>
 void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   using Panels = PairPanels<Cell, Storage, kTerms>;
-  using Part_ = PairPart<Cell, Storage, kTerms>;
+  using ThePart = PairPart<Cell, Storage, kTerms>;
   const Layer<Storage>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     // The instructions for pairs need weights in panels, so the float kernels run this call.
@@ -307,14 +307,14 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
     rows[g] = pair_rows<Cell, Storage, kTerms>(layer, plan, slice.end - slice.begin, runtime);
   }
   float* carried = nullptr;
-  if (Part_::carried_state >= 0) {
-    carried = scratch<float>(runtime, layer.layout.B * Part_::state_size(layer.H));
+  if (ThePart::carried_state >= 0) {
+    carried = scratch<float>(runtime, layer.layout.B * ThePart::state_size(layer.H));
   }
   const bool one_row = !layer.batch_invariant && layer.layout.B == 1;
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const auto panels = one_step ? Panels(copies.memory + part.member * block, layer.D, layer.H, 1)
                                  : weights_for<Panels>(part, layer, copies);
-    Part_{args, panels, part, rows[part.group], carried, one_row}.run(runtime);
+    ThePart{args, panels, part, rows[part.group], carried, one_row}.run(runtime);
   });
 }
 

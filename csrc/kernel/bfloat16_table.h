@@ -9,12 +9,15 @@
 namespace namernn_fast {
 namespace {
 
-// Waves and trees need panels and tables that outlive a call. They run in float and double only, so
-// the functions that make such panels and tables are null.
-// A product in place converts each bfloat16 weight for every tile of at most six rows. With few
-// sequences this takes about this many times as long as the product without the conversion.
-constexpr int64_t kInPlaceConverts = 3;
+// Rates that were measured on AMX. A product in place converts each bfloat16 weight for every tile
+// of at most six rows, which takes three times as long as the product if few sequences share it.
+template <class Storage>
+constexpr PanelRate kPairRate = {24, 8};
+template <>
+constexpr PanelRate kPairRate<float> = {8, 24};
 
+// Waves and trees need panels and tables that outlive a call. They do not run on pairs, so the
+// functions that make such panels and tables are null.
 template <class Cell, class Storage, int kTerms>
 constexpr KernelsFor<Storage> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},
@@ -22,7 +25,7 @@ constexpr KernelsFor<Storage> kernels_of_cell_on_pairs() {
           {nullptr, nullptr},
           &backward<Cell, PairProducts<Cell, Storage, kTerms>>,
           nullptr,
-          std::is_same_v<Storage, float> ? PanelRate{8, 24} : PanelRate{24, 8}};
+          kPairRate<Storage>};
 }
 
 template <class Storage, int kTerms, class... Cells>

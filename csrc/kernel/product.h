@@ -242,7 +242,6 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
   using S = Shape<Scalar>;
   constexpr bool narrow = !std::is_same_v<Panel, Scalar>;
   constexpr auto row_sizes = std::make_integer_sequence<int, narrow ? kNarrowRows : S::max_rows>();
-  constexpr auto half_sizes = std::make_integer_sequence<int, (S::max_rows + 1) / 2 + 1>();
   NAMERNN_EXPECT(!narrow || M <= kNarrowRows);
   if (M <= 0) return;
   const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
@@ -257,6 +256,7 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
                             count > 0 && operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {
       if constexpr (!narrow) {
+        constexpr auto half_sizes = std::make_integer_sequence<int, (S::max_rows + 1) / 2 + 1>();
         if (prefetches) return pick_prefetching_tile<Scalar>(rows, half_sizes);
       }
       return pick_tile<Scalar, Panel, kByColumn>(rows, vectors, row_sizes);
