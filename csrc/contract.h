@@ -189,11 +189,11 @@ struct Backward {
   RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;              // add to grad_input instead of overwriting it
   Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
-  bool accumulate_weights;            // add to the parameter gradients; must be false in 16 bits
-  Scalar* grad_weight_ih;  // [H, D], or the table's gradient [V, H]; may be null if D is 0
-  Scalar* grad_weight_hh;  // [H, H]; null if no parameter gradients are wanted
-  Scalar* grad_bias_ih;    // [H]; null if there is no bias
-  Scalar* grad_bias_hh;    // [H]; null if there is no bias or both biases have the same gradient
+  bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
+  Scalar* grad_weight_ih;   // [H, D], or the table's gradient [V, H]; may be null if D is 0
+  Scalar* grad_weight_hh;   // [H, H]; null if no parameter gradients are wanted
+  Scalar* grad_bias_ih;     // [H]; null if there is no bias
+  Scalar* grad_bias_hh;     // [H]; null if there is no bias or both biases have the same gradient
 };
 
 struct Machine {
@@ -227,8 +227,8 @@ struct PanelFormat {
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
 };
 
-// The speed of products with panels, relative to products in place: how many times as high as for
-// floats the ratio is.
+// How much faster products with panels are than products in place, relative to the same ratio for
+// floats.
 struct PanelRate {
   int64_t few;   // with fewer than 8 sequences
   int64_t many;  // with 8 sequences or more

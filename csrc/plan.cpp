@@ -50,6 +50,14 @@ bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   return leave_cache(int64_t(bytes), machine);
 }
 
+// Returns how many rows of a projection into scratch memory to compute at once: at least `least`,
+// and otherwise no more than fit in a quarter of the private cache.
+int64_t fit_projected_rows(const PlanArguments& arguments, size_t scalar_bytes, int64_t least) {
+  const int64_t row = arguments.blocks * arguments.H * int64_t(scalar_bytes);
+  const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
+  return std::max(least, std::min(kProjectedRows, fit));
+}
+
 }  // namespace
 
 Plan choose_plan(const PlanArguments& arguments) {
@@ -144,9 +152,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
 int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows) {
   if (arguments.D == 0) return 0;
   const int64_t width = ceiling(arguments.layout.B, plan.groups);
-  const int64_t row = arguments.blocks * arguments.H * int64_t(sizeof(float));
-  const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
-  const int64_t rows = std::max(tile_rows, std::min(kProjectedRows, fit));
+  const int64_t rows = fit_projected_rows(arguments, sizeof(float), tile_rows);
   const int64_t steps = std::min(rows / std::max<int64_t>(1, width), arguments.layout.T);
   const bool thin = width < tile_rows;
   return steps > 1 && (thin || weights_leave_cache(arguments, plan)) ? steps : 0;
@@ -156,9 +162,7 @@ int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int6
 // of the recurrence.
 int64_t choose_projected_rows(const PlanArguments& arguments) {
   if (arguments.blocks == 1) return kProjectedRows;
-  const int64_t row = arguments.blocks * arguments.H * int64_t(arguments.scalar_bytes);
-  const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
-  return std::max(kTileRows, std::min(kProjectedRows, fit));
+  return fit_projected_rows(arguments, arguments.scalar_bytes, kTileRows);
 }
 
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,

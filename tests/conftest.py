@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from covering import redundant
 from hypothesis import HealthCheck, settings
 from kinds import KINDS
 
+from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
 from namernn_fast.nn import step_modules
 
@@ -115,16 +117,8 @@ def cpu_precision():
     Restores the settings after the test. The function takes the names that
     `torch.set_float32_matmul_precision` takes.
     """
-    settings = torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn
-    before = [setting.fp32_precision for setting in settings]
-
-    def set_precision(name):
-        for setting in settings:
-            setting.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
-
-    yield set_precision
-    for setting, value in zip(settings, before, strict=True):
-        setting.fp32_precision = value
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(precision_of_products(name))
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, stack_module_stat
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from benchmarks.cpu.precision import precision_of_products
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
+from benchmarks.harness.precision import precision_of_products
 from namernn_fast import explain, reference
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race

@@ -5,20 +5,16 @@ The fused layers and torch's layers alternate, both with the settings of
 The tests check the results against the error budget of each setting.
 """
 
-import argparse
-import contextlib
-import dataclasses
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import DENSE, FORWARD, MODES, Workload, shape
-from namernn_fast import ops
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
+from benchmarks.harness import medians, pages
+from benchmarks.harness.grid import DENSE, MODES, Workload, shape
+from benchmarks.harness.precision import precision_of_products
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients, equal_layers
 from namernn_fast.cells import CELLS
@@ -42,20 +38,6 @@ RATIOS = {  # heading: the faster and the slower of TIMED
     "medium / nn": (("fused", "medium"), ("baseline", "medium")),
 }
 """torch's layers ignore `high` on a CPU."""
-
-
-@contextlib.contextmanager
-def precision_of_products(name: str) -> Iterator[None]:
-    """Sets the precision of float32 products on a CPU within a block."""
-    settings = torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn
-    before = [setting.fp32_precision for setting in settings]
-    for setting in settings:
-        setting.fp32_precision = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[name]
-    try:
-        yield
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
 
 
 def workloads() -> list[Workload]:
@@ -89,19 +71,6 @@ def calls(workload: Workload) -> dict[str, TimedCall]:
     return found
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every workload; returns a row for each."""
-    rows = []
-    budget = pages.time_budget(options, max_rounds=20)
-    for workload in pages.chosen(workloads(), options):
-        with torch.inference_mode(workload.mode == FORWARD):
-            rounds = race(calls(workload), budget)
-        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        rows.append({**dataclasses.asdict(workload), "medians": medians})
-        print(workload, *(f"{name} {duration(value)}" for name, value in medians.items()))
-    return rows
-
-
 def table(rows: list[dict[str, Any]], mode: str) -> str:
     """Returns a line for each workload of a mode, and the geometric means."""
     lines = [["layer", "(D, H, T)", "B", *(f"{role} {name}" for role, name in TIMED), *RATIOS]]
@@ -109,13 +78,15 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
     for row in rows:
         if row["mode"] != mode:
             continue
-        medians, workload = row["medians"], Workload.of(row)
+        seconds, workload = row["medians"], Workload.of(row)
         line = [workload.layers.fused, shape(workload), str(workload.batch)]
-        line += [duration(medians[f"{role} {name}"]) for role, name in TIMED]
+        line += [duration(seconds[f"{role} {name}"]) for role, name in TIMED]
         for heading, (faster, slower) in RATIOS.items():
-            ratios[heading].append(medians[" ".join(slower)] / medians[" ".join(faster)])
+            ratios[heading].append(seconds[" ".join(slower)] / seconds[" ".join(faster)])
             line.append(ratio(ratios[heading][-1]))
         lines.append(line)
+    if len(lines) == 1:  # no workload is small enough for --quick
+        return markdown(lines)
     means = ", ".join(
         f"{heading} {ratio(statistics.geometric_mean(values))}, worst {ratio(min(values))}"
         for heading, values in ratios.items()
@@ -134,13 +105,7 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.5))
-    pages.settle(options.threads)
-
-    rows = run(options)
-    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    document["bfloat16"] = f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-    pages.publish("precision", document, report(document), options.record)
+    medians.run("precision", __doc__, workloads(), calls, report)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,16 @@
 against the error budget of each dtype.
 """
 
-import argparse
-import dataclasses
-import statistics
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.cpu.peers import workloads
-from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Workload, shape
-from namernn_fast import FusedRNN, ops
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
+from benchmarks.harness import medians, pages
+from benchmarks.harness.grid import BASELINE, FUSED, Workload, shape
+from namernn_fast import FusedRNN
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients
 
@@ -40,19 +36,6 @@ def calls(workload: Workload) -> dict[str, TimedCall]:
     return found
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every workload; returns a row for each."""
-    rows = []
-    budget = pages.time_budget(options, max_rounds=20)
-    for workload in pages.chosen(workloads(), options):
-        with torch.inference_mode(workload.mode == FORWARD):
-            rounds = race(calls(workload), budget)
-        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        rows.append({**dataclasses.asdict(workload), "medians": medians})
-        print(workload, *(f"{name} {duration(value)}" for name, value in medians.items()))
-    return rows
-
-
 def table(rows: list[dict[str, Any]], mode: str) -> str:
     """Returns a line for each workload of a mode."""
     single, *others = LAYERS
@@ -60,10 +43,10 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
     for row in rows:
         if row["mode"] != mode:
             continue
-        medians, workload = row["medians"], Workload.of(row)
-        line = [shape(workload), str(workload.batch), duration(medians[single])]
+        seconds, workload = row["medians"], Workload.of(row)
+        line = [shape(workload), str(workload.batch), duration(seconds[single])]
         for name in others:
-            line += [duration(medians[name]), ratio(medians[single] / medians[name])]
+            line += [duration(seconds[name]), ratio(seconds[single] / seconds[name])]
         lines.append(line)
     return markdown(lines)
 
@@ -78,13 +61,7 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.5))
-    pages.settle(options.threads)
-
-    rows = run(options)
-    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    document["bfloat16"] = f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-    pages.publish("sixteen_bits", document, report(document), options.record)
+    medians.run("sixteen_bits", __doc__, workloads(), calls, report)
 
 
 if __name__ == "__main__":

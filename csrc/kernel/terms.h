@@ -1,9 +1,9 @@
 // Numbers stored as bfloat16 terms, the operands of instructions that multiply pairs of bfloat16.
 //
 // A number is stored as one term, the number rounded to bfloat16, or as two terms, whose sum is
-// closer to the number: the second term is the error of the first, rounded to bfloat16. A product
-// of numbers with two terms consists of three products of terms; the product of both second terms
-// would be smaller than the rounding errors.
+// closer to the number: the second term is the error of the first, rounded to bfloat16. With two
+// terms, multiplying two numbers takes three products. The fourth, of both second terms, would be
+// smaller than the rounding errors.
 #pragma once
 
 #include "kernel/panels.h"
@@ -32,7 +32,7 @@ inline Word rounded_bits(Vec<float> v) {
 #endif
 }
 
-// Returns 32 numbers rounded to bfloat16: first those of `low`, then those of `high`.
+// Rounds two vectors to bfloat16. The numbers in `low` come before the numbers in `high`.
 inline Vec<float> rounded_numbers(Vec<float> low, Vec<float> high) {
   Vec<float> rounded;
 #if defined(__AVX512BF16__)

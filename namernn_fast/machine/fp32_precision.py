@@ -25,7 +25,7 @@ get: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
 
 @_called_by_dynamo
 def on_cpu(operator: str) -> str:
-    """Returns the precision of the products of an operator of `torch.backends.mkldnn`.
+    """Returns the precision of float32 products that `torch.backends.mkldnn` sets for an operator.
 
     Args:
         operator: `matmul` or `rnn`.

@@ -7,6 +7,7 @@ import torch
 from cases import CELLS, FUSED, Case
 from kinds import KINDS, flat
 
+from benchmarks.harness.precision import SETTINGS
 from namernn_fast import explain, ops
 from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
@@ -28,7 +29,7 @@ def terms(shape, precision):
 
 
 def trained(module, x):
-    """Returns the results of a module and the gradients of its parameters and of x."""
+    """Runs a module forward and backward, and returns all results and gradients."""
     x = x.detach().requires_grad_()
     results = flat(module(x))
     loss = sum((result.float() * math.pi).cos().sum() for result in results)
@@ -86,7 +87,7 @@ def test_a_layer_follows_the_setting_of_torchs_layer(cell, precision, cpu_precis
     own.fp32_precision = "ieee"
     exact = flat(module(x))
     assert all_equal(exact, lower) == (terms((64, 130, 9, 64), precision) == 0)
-    other.fp32_precision = {"medium": "bf16", "high": "tf32"}[precision]
+    other.fp32_precision = SETTINGS[precision]
     assert all_equal(flat(module(x)), exact)
 
 
@@ -177,7 +178,7 @@ def test_infinity_and_nan_spread(cell, precision, value, cpu_precision):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_compiled_programs_follow_the_setting_and_exported_programs_keep_it(cell, cpu_precision):
+def test_compile_follows_the_setting_and_export_freezes_the_setting(cell, cpu_precision):
     module, x = FUSED[cell](64, 130).requires_grad_(False), torch.randn(9, 64, 64)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
@@ -195,7 +196,8 @@ def test_compiled_programs_follow_the_setting_and_exported_programs_keep_it(cell
 def test_explain_names_the_setting(cell, cpu_precision):
     module, x = FUSED[cell](64, 130), torch.randn(9, 64, 64)
     name = "rnn" if cell == "lstm" else "matmul"
-    for precision, value in (("medium", "bf16"), ("high", "tf32")):
+    for precision in LOWER:
+        value = SETTINGS[precision]
         cpu_precision(precision)
         explained = explain(module, x)
         if terms((64, 130, 9, 64), precision):
