@@ -38,7 +38,7 @@ constexpr int64_t kCacheLine = 64;
 
 // Multiply-adds of a chain between two prefetches. If a tile prefetched all its lines at once, it
 // would wait for some of them.
-constexpr int64_t kPrefetchSteps = 8;
+constexpr int64_t kPrefetchSteps = 4;
 
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
