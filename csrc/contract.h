@@ -105,6 +105,10 @@ struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent if the input is features
   const Scalar* rows;             // [V, H]
   int64_t V;
+  // [V, H], the rows plus the biases, in the type that kernels compute in, or null. A pass reads
+  // this instead of adding the biases to `rows`. In float and double, `rows` is then the same
+  // array.
+  const void* biased;
 };
 
 // Maximum chain lengths of the two products in the forward pass; see kChain.
@@ -151,14 +155,12 @@ struct Layer {
   const Scalar* weight_hh;                     // [H, H]
   const Scalar* bias_ih;                       // [H], or null
   const Scalar* bias_hh;                       // [H], or null
-  const void* panels;  // the weights as packed by a PanelFormat; null if the pass packs them itself
+  const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
+                       // another format if it needs them; null if it packs the weights themselves
   Resets resets;
   bool batch_invariant;  // a sequence's results must not depend on the other sequences in the batch
   Chains chains;
   InPlace in_place;
-  // Whether the forward pass packs weight_hh in the 16 bits of Scalar instead of converting it.
-  // Does not change results. A forward pass on floats chooses this itself.
-  bool narrow_hh;
 };
 
 template <class Scalar>
@@ -219,12 +221,13 @@ struct Runtime {
   uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
 };
 
-// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, and
-// `pack` fills them.
+// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, `pack`
+// fills them, and `unpack` copies the weights back. The backward pass has no `unpack`.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(int64_t D, int64_t H);
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
+  void (*unpack)(const void* panels, int64_t D, int64_t H, Storage* weight_ih, Storage* weight_hh);
 };
 
 // How much faster products with panels are than products in place, relative to the same ratio for
@@ -239,7 +242,7 @@ template <class Storage>
 struct KernelsFor {
   PanelFormat<Storage> forward_panels;
   void (*forward)(const Forward<Storage>&, const Runtime&);
-  PanelFormat<Storage> backward_panels;  // both members are null if each call packs panels
+  PanelFormat<Storage> backward_panels;  // all members are null if each call packs panels
   void (*backward)(const Backward<Storage>&, const Runtime&);
   // Writes the layer's table plus the biases to `table` [V, H], in the type that kernels compute
   // in. Waves and trees call `add_biases` once for many calls to `forward`; null for types that

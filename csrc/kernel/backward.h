@@ -90,7 +90,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
   Group common{};
-  common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
+  common.copies = weight_copies<typename Products::Recurrence>(layer, layer.panels, plan, runtime);
   for (int i = 0; i < Cell::states; ++i) {
     auto* result = layout.order ? nullptr : args.grad_initial[i];
     common.grad[i] = accumulator<Scalar>(runtime, result, layout.B * H);

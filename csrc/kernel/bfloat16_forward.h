@@ -38,6 +38,7 @@ struct PairPart {
   float* carried;  // [B, state_size(H)], the state that a step reads without a product; null if
                    // there is none
   bool one_row;    // whether the batch is a single sequence, whose products use multiply_row()
+  bool packs;      // whether the part packs each unit block just before its products
 
   // A step reads at most one state without a product.
   static_assert(Cell::states == 1 || Cell::only_through_sums);
@@ -139,6 +140,7 @@ struct PairPart {
   // j .. j + width.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
+    const bool biased = layer.table.biased != nullptr;
     const Storage* looked_up =
         has_table(layer) ? table_row(layer, t, b, Cell::weight_blocks * layer.H) + j : nullptr;
     const float* bias = panels.bias_of(j / w);
@@ -147,7 +149,8 @@ struct PairPart {
                                ? looked_up + Cell::input_block(s) * layer.H
                                : nullptr;
       for_each_vector<float>(width, [&](int64_t c, int64_t n) {
-        Vec<float> sum = load(sums + c) + load(bias + c);
+        Vec<float> sum = load(sums + c);
+        if (!row || !biased) sum += load(bias + c);
         if (row) sum += load_upto(row + c, n);
         store(sums + c, sum);
       });
@@ -225,7 +228,7 @@ struct PairPart {
                       alive_end(layout, time_after(layer, t), slice), rows.states[(s + 1) % 2]};
       const int64_t end = alive_end(layout, t, slice);
       for (int64_t j = columns.first; j < columns.last; j += w) {
-        if (layout.T == 1) panels.pack(layer, j / w);
+        if (packs) panels.pack(layer, j / w);
         const int64_t width = min64(w, columns.last - j);
         for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
           const int64_t height = min64(PairTile::rows, end - i);
@@ -285,14 +288,18 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   using Panels = PairPanels<Cell, Storage, kTerms>;
   using ThePart = PairPart<Cell, Storage, kTerms>;
   const Layer<Storage>& layer = args.layer;
-  if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
+  // The layer's panels, if these kernels read their format.
+  const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
+  if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     // The instructions for pairs need weights in panels, so the float kernels run this call.
     const KernelsFor<Storage>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
-    return in_float.forward(args, runtime);
+    Forward<Storage> floats = args;
+    if (layer.panels) floats.layer.in_place = {};
+    return in_float.forward(floats, runtime);
   }
   // A single step reads every panel once. So each member packs one unit block at a time, which then
   // stays in its private cache, and the members split the packing, which takes most of the time.
-  const bool one_step = layer.layout.T == 1;
+  const bool one_step = layer.layout.T == 1 && !prepared;
   const Plan plan = one_step
                         ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
                         : choose_plan(pair_plan_arguments<Cell, Storage, kTerms>(layer, runtime));
@@ -300,7 +307,7 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   const size_t block = (Panels::block_bytes(layer.D, layer.H) + 63) / 64 * 64;
   const WeightCopies copies =
       one_step ? WeightCopies{static_cast<char*>(runtime.scratch(plan.members * block)), 0, true}
-               : weight_copies<Panels>(layer, plan, runtime);
+               : weight_copies<Panels>(layer, prepared, plan, runtime);
   auto* rows = scratch<PairRows<kTerms>>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     const Slice slice = slice_of(layer.layout, g, plan.groups);
@@ -314,7 +321,7 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const auto panels = one_step ? Panels(copies.memory + part.member * block, layer.D, layer.H, 1)
                                  : weights_for<Panels>(part, layer, copies);
-    ThePart{args, panels, part, rows[part.group], carried, one_row}.run(runtime);
+    ThePart{args, panels, part, rows[part.group], carried, one_row, one_step}.run(runtime);
   });
 }
 

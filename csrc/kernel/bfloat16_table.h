@@ -16,13 +16,22 @@ constexpr PanelRate kPairRate = {24, 8};
 template <>
 constexpr PanelRate kPairRate<float> = {8, 24};
 
-// Waves and trees need panels and tables that outlive a call. They do not run on pairs, so the
-// functions that make such panels and tables are null.
+// The format in which layers of this type hold their panels. Rounding floats to terms loses bits,
+// so float layers hold floats, in the format of the kernels that multiply floats.
+template <class Cell, class Storage>
+constexpr PanelFormat<Storage> kPanelFormat = {};
+template <class Cell>
+constexpr PanelFormat<BFloat16> kPanelFormat<Cell, BFloat16> = {
+    &PairPanels<Cell, BFloat16, 1>::bytes, &pack_all<PairPanels<Cell, BFloat16, 1>, BFloat16>,
+    &unpack_all<PairPanels<Cell, BFloat16, 1>, BFloat16>};
+
+// Waves and trees need tables and panels for the backward pass that outlive a call. They do not run
+// on pairs, so the functions that make these are null.
 template <class Cell, class Storage, int kTerms>
 constexpr KernelsFor<Storage> kernels_of_cell_on_pairs() {
-  return {{nullptr, nullptr},
+  return {kPanelFormat<Cell, Storage>,
           &forward_pairs<Cell, Storage, kTerms>,
-          {nullptr, nullptr},
+          {nullptr, nullptr, nullptr},
           &backward<Cell, PairProducts<Cell, Storage, kTerms>>,
           nullptr,
           kPairRate<Storage>};

@@ -32,12 +32,12 @@ struct CopiedRows {
 };
 
 // Runs one part's forward pass on copies of its rows.
-template <class Cell, class Storage>
+template <class Cell, class Storage, class Element>
 struct CopiedPart {
   using Scalar = Compute<Storage>;
 
   const Forward<Storage>& args;
-  const ForwardWeights<Scalar, Storage>& weights;
+  const ForwardWeights<Scalar, Storage, Element>& weights;
   const CopiedRows<Scalar>& copies;
   const ForwardMemory<Scalar>& memory;
   const Part& part;
@@ -155,13 +155,11 @@ struct CopiedPart {
       Part alive_part = part;
       alive_part.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      InPlace apart = layer.in_place;  // a product reads panels of one type
-      apart.weight_hh |= layer.narrow_hh;
       const int64_t projected_steps = choose_projected_steps(
-          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, apart);
+          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
       const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, alive_part.slice);
-      ForwardPart<Cell, Scalar, Storage>{{{copied, weights, alive_part, memory, steps}}}.run(
-          runtime);
+      ForwardPart<Cell, Scalar, Storage, Element>{{{copied, weights, alive_part, memory, steps}}}
+          .run(runtime);
       if (args.output.data) write_time_block(copies.output, first, last, args.output, 1);
       if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept);
       if (part.team) barrier(*part.team, runtime);
@@ -179,27 +177,30 @@ struct CopiedPart {
   }
 };
 
-// Returns whether the forward pass packs weight_hh in 16 bits. Every step then converts all
-// weights, which with few rows takes less time than reading floats that do not fit in the private
-// cache. Panels that the caller has packed are floats.
+// Returns whether the panels store weights in 16 bits. Every product then converts all weights,
+// which with few rows takes less time than reading floats that do not fit in the private cache, or
+// than converting the panels that the layer already has.
 template <class Cell, class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
-  if (std::is_same_v<Storage, Compute<Storage>> || layer.in_place.weight_hh) return false;
-  if (layer.panels || layer.layout.B > kNarrowRows) return false;
+  constexpr int64_t few_rows = 4;   // converting is hidden behind reading the weights
+  constexpr int64_t few_tiles = 4;  // a conversion of all panels takes as long
+  const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
+  if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
+  if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;
   const int64_t bytes = Cell::weight_blocks * layer.H * layer.H * int64_t(sizeof(float));
   return bytes / plan.members >= int64_t(machine.l2_bytes) * kLoadingCost<Storage>;
 }
 
-template <class Cell, class Storage>
-void forward_copied(Forward<Storage> args, const Runtime& runtime) {
+// Runs the forward pass with panels that store the weights as elements of type Element.
+template <class Cell, class Element, class Storage>
+void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
-  const Plan plan = forward_plan<Cell>(layer, runtime);
-  args.layer.narrow_hh = choose_narrow<Cell>(layer, plan, runtime.machine);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
+  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage, Element>>(
+      layer, std::is_same_v<Element, Storage> ? layer.panels : nullptr, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
   const int64_t row = (plan.members * layer.D + layer.H) * int64_t(sizeof(Scalar));
@@ -215,10 +216,21 @@ void forward_copied(Forward<Storage> args, const Runtime& runtime) {
   }
   rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Storage> part_weights =
-        forward_weights<Cell>(part, layer, weights, zero_state, runtime.machine);
-    CopiedPart<Cell, Storage>{args, part_weights, rows, memory, part, plan}.run(runtime);
+    const ForwardWeights<Scalar, Storage, Element> part_weights =
+        forward_weights<Cell, Element>(part, layer, weights, zero_state, runtime.machine);
+    CopiedPart<Cell, Storage, Element>{args, part_weights, rows, memory, part, plan}.run(runtime);
   });
+}
+
+template <class Cell, class Storage>
+void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
+  const Plan plan = forward_plan<Cell>(args.layer, runtime);
+  if constexpr (!std::is_same_v<Storage, Compute<Storage>>) {
+    if (choose_narrow<Cell>(args.layer, plan, runtime.machine)) {
+      return forward_copied_with<Cell, Storage>(args, plan, runtime);
+    }
+  }
+  forward_copied_with<Cell, Compute<Storage>>(args, plan, runtime);
 }
 
 }  // namespace

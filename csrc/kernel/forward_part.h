@@ -26,16 +26,16 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
   return choose_plan(plan_arguments<Cell>(layer, runtime));
 }
 
-// The weights that a part reads, and a zero state.
-template <class Scalar, class Storage>
+// The weights that a part reads, and a zero state. Panels store the weights as elements of type
+// Element.
+template <class Scalar, class Storage, class Element = Scalar>
 struct ForwardWeights {
-  const Scalar* weights;     // panels, as in ForwardPanels
+  const Element* weights;    // panels, as in ForwardPanels
   const Scalar* bias;        // as in ForwardPanels
   bool finite;               // whether the part's columns of weight_hh are known to be finite
   const Scalar* zeros;       // [H], the initial state if none is given
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
-  bool narrow_hh;            // whether the panels of weight_hh are stored in 16 bits
   bool prefetch;             // whether products prefetch panels if every step reads all weights
   bool prefetch_hh;          // whether they do if every step reads only weight_hh
 };
@@ -87,6 +87,7 @@ inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime&
 // Returns a layer's table plus the biases, in the type that kernels compute in.
 template <class Cell, class Storage, class Scalar = Compute<Storage>>
 inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
+  if (layer.table.biased) return static_cast<const Scalar*>(layer.table.biased);
   if constexpr (std::is_same_v<Storage, Scalar>) {
     if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
   }
@@ -133,16 +134,16 @@ inline int64_t fit_projected_steps(int64_t wanted, const ForwardMemory<Scalar>& 
   return max64(1, min64(wanted, memory.projected_rows / max64(1, slice.end - slice.begin)));
 }
 
-template <class Cell, class Storage, class Scalar>
-inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
-                                                       const Layer<Storage>& layer,
-                                                       const WeightCopies& copies,
-                                                       const Scalar* zeros,
-                                                       const Machine& machine) {
-  const auto panels = weights_for<ForwardPanels<Cell, Storage>>(part, layer, copies);
+template <class Cell, class Element, class Storage, class Scalar>
+inline ForwardWeights<Scalar, Storage, Element> forward_weights(const Part& part,
+                                                                const Layer<Storage>& layer,
+                                                                const WeightCopies& copies,
+                                                                const Scalar* zeros,
+                                                                const Machine& machine) {
+  const auto panels = weights_for<ForwardPanels<Cell, Storage, Element>>(part, layer, copies);
   bool finite = true;
   const int64_t width = part.columns.last - part.columns.first;
-  const int64_t row_bytes = Cell::weight_blocks * width * int64_t(sizeof(Scalar));
+  const int64_t row_bytes = Cell::weight_blocks * width * int64_t(sizeof(Element));
   for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
     finite &= panels.finite[j / panels.w];
   }
@@ -152,7 +153,6 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           zeros,
           layer.in_place.weight_ih ? layer.weight_ih : nullptr,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr,
-          layer.narrow_hh,
           leave_cache((layer.D + layer.H) * row_bytes, machine),
           leave_cache(layer.H * row_bytes, machine)};
 }
@@ -160,55 +160,36 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
 // The data of one part (a slice of the sequences and a range of hidden units), with functions that
 // locate the part's rows and operands. Weights that are read in place have elements of type
 // Storage.
-template <class Cell, class Scalar, class Storage>
+template <class Cell, class Scalar, class Storage, class Element>
 struct ForwardContext {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   const Forward<Scalar>& args;
-  const ForwardWeights<Scalar, Storage>& weights;
+  const ForwardWeights<Scalar, Storage, Element>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
   int64_t projected_steps;  // number of steps projected at once, ahead of the recurrence; 0 if each
                             // step projects its own inputs
 
   int64_t panel_size() const {
-    return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
+    return ForwardPanels<Cell, Storage, Element>::unit_block_size(args.layer.D, args.layer.H);
   }
 
   // Return the operands of the two products, with the panels of weight block 0. The panels of the
   // part's first unit block are read after its last.
-  Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
+  Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);
   }
-  Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
+  Operand<Scalar, Element> recurrence(const Scalar* h, int64_t stride) const {
     return operand(h, stride, weights.weights + args.layer.D * w, args.layer.H,
                    args.layer.chains.recurrence,
                    projected_steps ? weights.prefetch_hh : weights.prefetch);
   }
-  Operand<Scalar> operand(const Scalar* a, int64_t stride, const Scalar* panels, int64_t K,
-                          int64_t chain, bool prefetch) const {
-    const Scalar* first = panels + part.columns.first / w * panel_size();
+  Operand<Scalar, Element> operand(const Scalar* a, int64_t stride, const Element* panels,
+                                   int64_t K, int64_t chain, bool prefetch) const {
+    const Element* first = panels + part.columns.first / w * panel_size();
     return {a, stride, panels, panel_size(), K, chain, prefetch ? first : nullptr};
-  }
-
-  // Computes a product with panels, which are stored in 16 bits if `is_narrow`.
-  template <class Finish>
-  void multiply(const Operand<Scalar>& operand, bool is_narrow, const Target<Scalar>& target,
-                int64_t rows, int64_t first, int64_t last, Finish&& finish) const {
-    if constexpr (!std::is_same_v<Storage, Scalar>) {
-      if (is_narrow) {
-        constexpr int64_t narrower = sizeof(Scalar) / sizeof(Storage);
-        const Operand<Scalar, Storage> in_16_bits{operand.a,
-                                                  operand.a_row,
-                                                  narrow<Storage>(operand.panels),
-                                                  operand.panel_size * narrower,
-                                                  operand.K,
-                                                  operand.chain};
-        return product<Scalar>(&in_16_bits, 1, target, rows, first, last, finish);
-      }
-    }
-    product<Scalar>(&operand, 1, target, rows, first, last, finish);
   }
 
   // Returns the memory for the i-th state of row (t, b). Except in a tree, each step updates a

@@ -9,14 +9,14 @@ namespace namernn_fast {
 namespace {
 
 // The type that computes a part's projections and states.
-template <class Cell, class Scalar, class Storage>
-using Sums = std::conditional_t<Cell::sums_in_output, OutputSums<Cell, Scalar, Storage>,
-                                GateSums<Cell, Scalar, Storage>>;
+template <class Cell, class Scalar, class Storage, class Element>
+using Sums = std::conditional_t<Cell::sums_in_output, OutputSums<Cell, Scalar, Storage, Element>,
+                                GateSums<Cell, Scalar, Storage, Element>>;
 
-// Runs the forward pass of one part.
-template <class Cell, class Scalar, class Storage = Scalar>
-struct ForwardPart : Sums<Cell, Scalar, Storage> {
-  using Base = Sums<Cell, Scalar, Storage>;
+// Runs the forward pass of one part. The panels store the weights as elements of type Element.
+template <class Cell, class Scalar, class Storage = Scalar, class Element = Scalar>
+struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
+  using Base = Sums<Cell, Scalar, Storage, Element>;
   using Base::args, Base::part, Base::memory, Base::projected_steps;
   using Base::project, Base::advance;
 
@@ -113,7 +113,8 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Plan plan = forward_plan<Cell>(layer, runtime);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Scalar>>(layer, plan, runtime);
+  const WeightCopies weights =
+      weight_copies<ForwardPanels<Cell, Scalar>>(layer, layer.panels, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
   // Per sequence, a step reads two rows of H elements and writes a third.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
@@ -122,7 +123,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
                                                          plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> part_weights =
-        forward_weights<Cell>(part, layer, weights, zero_state, runtime.machine);
+        forward_weights<Cell, Scalar>(part, layer, weights, zero_state, runtime.machine);
     if (!layer.layout.tree) read_cell_states<Cell>(args, part);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;

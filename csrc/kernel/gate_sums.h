@@ -11,9 +11,9 @@ namespace {
 // again.
 constexpr int64_t kBufferRows = 16 * kTileRows;
 
-template <class Cell, class Scalar, class Storage>
-struct GateSums : ForwardContext<Cell, Scalar, Storage> {
-  using Context = ForwardContext<Cell, Scalar, Storage>;
+template <class Cell, class Scalar, class Storage, class Element>
+struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
+  using Context = ForwardContext<Cell, Scalar, Storage, Element>;
   using Context::args, Context::weights, Context::part, Context::memory;
   using Context::projected_steps, Context::w;
 
@@ -46,7 +46,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
           const Scalar* bias = weights.bias + (j / w * Cell::sums + g) * w;
           const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
           const bool last = g + 1 == Cell::weight_blocks;
-          const Scalar* after = last ? panel_at(unit_block_after(j), 0, 0) : panel_at(j, g + 1, 0);
+          const Element* after = last ? panel_at(unit_block_after(j), 0, 0) : panel_at(j, g + 1, 0);
           multiply_input(x, stride, target, run.rows, g, j, after);
         }
       }
@@ -74,9 +74,9 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         if (!projected_steps && !looked_up) {
           const auto operand =
               this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
-          multiply_panels(operand, false, sums, height, j, panel_at(j, 0, layer.D));
+          multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
         }
-        const Scalar* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
+        const Element* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
         if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
         finish(t, begin + i, height, j, sums, previous ? previous + i * previous_stride : nullptr,
                previous_stride);
@@ -96,7 +96,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
 
   // Returns a pointer to a row of the panel of weight block g, in the unit block that starts at
   // unit j. The rows of weight_hh begin at row D.
-  const Scalar* panel_at(int64_t j, int64_t g, int64_t row) const {
+  const Element* panel_at(int64_t j, int64_t g, int64_t row) const {
     const int64_t panel = j / w * Cell::weight_blocks + g;
     return weights.weights + (panel * (args.layer.D + args.layer.H) + row) * w;
   }
@@ -135,26 +135,25 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   // Multiplies inputs by the block of weight_ih that contributes to sum g, for the unit block that
   // starts at unit j. The next product reads the panel `after`.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
-                      int64_t g, int64_t j, const Scalar* after) const {
+                      int64_t g, int64_t j, const Element* after) const {
     const int64_t D = args.layer.D;
     if (weights.weight_ih) {
       const Storage* block = weights.weight_ih + (Cell::input_block(g) * args.layer.H + j) * D;
       const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
       return product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
-    const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j, after);
+    const Operand<Scalar, Element> operand = operand_of(this->projection(x, stride), g, j, after);
     product<Scalar>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
   // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
   // unit block that starts at unit j. The next product reads the panel `after`.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
-                      const Scalar* after) const {
+                      const Element* after) const {
     const int64_t H = args.layer.H;
     Scalar* state_sums = sums + Cell::first_state_sum * w;
     if (!weights.weight_hh) {
-      return multiply_panels(this->recurrence(h, stride), weights.narrow_hh, state_sums, rows, j,
-                             after);
+      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
     }
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, state_sums += w) {
       const Target<Scalar> target{state_sums, buffer_row, state_sums, buffer_row, false};
@@ -167,22 +166,22 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
   // the unit block that starts at unit j. If the unit block fills its panels, computes the products
   // of all weight blocks as a single product. The next product reads the panel `after`.
-  void multiply_panels(const Operand<Scalar>& rows_of_a, bool is_narrow, Scalar* sums, int64_t rows,
-                       int64_t j, const Scalar* after) const {
+  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, Scalar* sums, int64_t rows,
+                       int64_t j, const Element* after) const {
     const bool whole = columns_from(j) == w;
     const int64_t width = whole ? Cell::weight_blocks * w : columns_from(j);
     for (int64_t g = 0; g < (whole ? 1 : Cell::weight_blocks); ++g, sums += w) {
-      const Operand<Scalar> operand = operand_of(rows_of_a, g, j, after);
+      const Operand<Scalar, Element> operand = operand_of(rows_of_a, g, j, after);
       const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
-      this->multiply(operand, is_narrow, target, rows, 0, width, NoFinish());
+      product<Scalar>(&operand, 1, target, rows, 0, width, NoFinish());
     }
   }
 
   // Returns a copy of `operand` whose panels start at weight block g of the unit block that starts
   // at unit j. The next panel belongs to weight block g + 1. The next product reads the panel
   // `after`.
-  Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j,
-                             const Scalar* after) const {
+  Operand<Scalar, Element> operand_of(Operand<Scalar, Element> operand, int64_t g, int64_t j,
+                                      const Element* after) const {
     const int64_t panel = (args.layer.D + args.layer.H) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;
     operand.panel_size = panel;

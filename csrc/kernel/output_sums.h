@@ -7,10 +7,10 @@
 namespace namernn_fast {
 namespace {
 
-template <class Cell, class Scalar, class Storage>
-struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
+template <class Cell, class Scalar, class Storage, class Element>
+struct OutputSums : ForwardContext<Cell, Scalar, Storage, Element> {
   static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::kept == 0 && Cell::states == 1);
-  using Context = ForwardContext<Cell, Scalar, Storage>;
+  using Context = ForwardContext<Cell, Scalar, Storage, Element>;
   using Context::args, Context::weights, Context::part, Context::projected_steps;
   using Context::projection, Context::recurrence, Context::look_up;
 
@@ -29,7 +29,7 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
         const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
         product_in_place(operand, target, run.rows, first, last, NoFinish());
       } else {
-        const Operand<Scalar> operand = projection(x, stride);
+        const Operand<Scalar, Element> operand = projection(x, stride);
         product<Scalar>(&operand, 1, target, run.rows, first, last, NoFinish());
       }
     });
@@ -58,11 +58,7 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
       const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
       return product_in_place(operand, target, end - begin, first, last, finish);
     }
-    if (h && weights.narrow_hh) {
-      return this->multiply(recurrence(h, h_stride), true, target, end - begin, first, last,
-                            finish);
-    }
-    Operand<Scalar> operands[2];
+    Operand<Scalar, Element> operands[2];
     int count = 0;
     if (!projected_steps && !has_table(layer)) {
       operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);

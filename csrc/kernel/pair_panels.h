@@ -180,6 +180,9 @@ struct PairPanels {
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t D = layer.D;
     const int64_t H = layer.H;
+    if constexpr (std::is_same_v<Storage, float>) {
+      if (layer.panels) return convert_block(layer, p);
+    }
     for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
       if (has_input) {
         pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, panel);
@@ -190,6 +193,38 @@ struct PairPanels {
       }
     });
     pack_bias<Cell>(layer, p, bias_of(p));
+  }
+
+  // Packs unit block p from the layer's panels, which hold floats.
+  void convert_block(const Layer<float>& layer, int64_t p) const {
+    const int64_t D = layer.D;
+    const int64_t H = layer.H;
+    const ForwardPanels<Cell, float> from(const_cast<void*>(layer.panels), D, H);
+    const float* block = from.weights + p * from.unit_block_size(D, H);
+    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
+      if (has_input) pack_pair_rows(block + s * (D + H) * w, D, w, 0, panel);
+      if (has_state) {
+        const float* rows = block + ((s - Cell::first_state_sum) * (D + H) + D) * w;
+        pack_pair_rows(rows, H, w, 0, panel + has_input * padded(D) * w);
+      }
+    });
+    convert(from.bias + p * Cell::sums * w, bias_of(p), Cell::sums * w);
+  }
+
+  // Copies the weights of unit block p back to row-major weights.
+  void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
+    static_assert(std::is_same_v<Storage, BFloat16> && kTerms == 1);
+    const auto place = [](int64_t k, int64_t j) { return (k / 2 * w + j) * 2 + k % 2; };
+    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
+      if (has_input) {
+        Storage* block = weight_ih + Cell::input_block(s) * H * D;
+        unpack_panel(panel.first, D, H, p * w, w, block, place);
+      }
+      if (has_state) {
+        Storage* block = weight_hh + (s - Cell::first_state_sum) * H * H;
+        unpack_panel(panel.first + has_input * padded(D) * w, H, H, p * w, w, block, place);
+      }
+    });
   }
 };
 

@@ -70,9 +70,6 @@ struct Target {
                                           // starts[i][j]
 };
 
-// Maximum number of rows of a product with panels stored in 16 bits.
-constexpr int kNarrowRows = 4;
-
 // Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
 // k in first .. last. If kPrefetch, prefetches `lines` cache lines per kPrefetchSteps steps.
 template <class Scalar, class Panel, int kRows, int kVectors, bool kByColumn, bool kPrefetch>
@@ -235,14 +232,13 @@ struct NoFinish {
 // Computes columns first .. last of C. Each of `first` and `last` must be a multiple of the panel
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
 // that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
-// tile is in the nearest cache. If the panels are stored in 16 bits, M must be at most kNarrowRows.
+// tile is in the nearest cache.
 template <class Scalar, bool kByColumn = false, class Panel, class Finish>
 inline void product(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
   using S = Shape<Scalar>;
   constexpr bool narrow = !std::is_same_v<Panel, Scalar>;
-  constexpr auto row_sizes = std::make_integer_sequence<int, narrow ? kNarrowRows : S::max_rows>();
-  NAMERNN_EXPECT(!narrow || M <= kNarrowRows);
+  constexpr auto row_sizes = std::make_integer_sequence<int, S::max_rows>();
   if (M <= 0) return;
   const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
   const int64_t low = M / tiles;

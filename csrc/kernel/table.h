@@ -10,10 +10,10 @@ namespace {
 
 template <class Cell, class Storage>
 constexpr KernelsFor<Storage> kernels_for() {
-  using Panels = ForwardPanels<Cell, Storage>;
-  return {{&Panels::bytes, &pack_all<Panels, Storage>},
+  using Panels = typename ForwardPanels<Cell, Storage>::Prepared;
+  return {{&Panels::bytes, &pack_all<Panels, Storage>, &unpack_all<Panels, Storage>},
           &forward<Cell, Storage>,
-          {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>},
+          {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>, nullptr},
           &backward<Cell, FloatProducts<Cell, Storage>>,
           &add_biases<Cell, Storage>,
           {1, 1}};

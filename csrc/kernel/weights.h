@@ -65,26 +65,32 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// Returns a pointer to a panel of weight_hh as elements of the type that stores it, see
-// Layer::narrow_hh.
-template <class Storage, class Scalar>
-inline auto narrow(Scalar* panel) {
-  using Element = std::conditional_t<std::is_const_v<Scalar>, const Storage, Storage>;
-  return reinterpret_cast<Element*>(panel);
+// Copies a block of a weight from a panel back to a row-major weight: columns first .. first +
+// panel_width of the weight's transpose [K, width]. `place(k, j)` is the index of an element of the
+// panel.
+template <class Storage, class Place>
+inline void unpack_panel(const Storage* panel, int64_t K, int64_t width, int64_t first,
+                         int64_t panel_width, Storage* to, Place&& place) {
+  for (int64_t j = 0; j < min64(panel_width, width - first); ++j) {
+    for (int64_t k = 0; k < K; ++k) to[(first + j) * K + k] = panel[place(k, j)];
+  }
 }
 
-// Holds a layer's weights in the format that the forward pass reads, in one allocation.
-template <class Cell, class Storage>
+// Holds a layer's weights in the format that the forward pass reads, in one allocation. The weights
+// are stored in the type that products compute in or, if Element is Storage, as the tensors store
+// them.
+template <class Cell, class Storage, class Element = Compute<Storage>>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
+  using Prepared = ForwardPanels<Cell, Storage, Storage>;  // the format of Layer::panels
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T. Panel
-                    // g of a unit block holds block input_block(g) of weight_ih and block g of
-                    // weight_hh
-  Scalar* bias;     // [unit blocks, sums, panel_width], see pack_bias()
-  bool* finite;     // [unit blocks], whether weight_hh is known to be finite, so that a zero state
-                    // needs no product
+  Element* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T.
+                     // Panel g of a unit block holds block input_block(g) of weight_ih and block g
+                     // of weight_hh
+  Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
+  bool* finite;      // [unit blocks], whether weight_hh is known to be finite, so that a zero state
+                     // needs no product
 
   // Returns the number of unit blocks.
   static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
@@ -92,17 +98,21 @@ struct ForwardPanels {
   static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
   static size_t bytes(int64_t D, int64_t H) {
     const int64_t bias_size = Cell::sums * w;
-    return count(D, H) * ((unit_block_size(D, H) + bias_size) * sizeof(Scalar) + sizeof(bool));
+    return count(D, H) *
+           (unit_block_size(D, H) * sizeof(Element) + bias_size * sizeof(Scalar) + sizeof(bool));
   }
   ForwardPanels(void* memory, int64_t D, int64_t H)
-      : weights(static_cast<Scalar*>(memory)),
-        bias(weights + count(D, H) * unit_block_size(D, H)),
+      : weights(static_cast<Element*>(memory)),
+        bias(reinterpret_cast<Scalar*>(weights + count(D, H) * unit_block_size(D, H))),
         finite(reinterpret_cast<bool*>(bias + count(D, H) * Cell::sums * w)) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t D = layer.D;
     const int64_t H = layer.H;
-    Scalar* panel = weights + p * unit_block_size(D, H);
+    Element* panel = weights + p * unit_block_size(D, H);
+    if constexpr (!std::is_same_v<Element, Storage>) {
+      if (layer.panels) return convert_block(layer, p);
+    }
     pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
     finite[p] = !layer.in_place.weight_hh;
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
@@ -110,11 +120,28 @@ struct ForwardPanels {
         pack_transposed(block_of(layer.weight_ih, Cell::input_block(g), H, D), D, H, p * w, panel);
       }
       if (layer.in_place.weight_hh) continue;
-      const auto pack_hh = [&](auto* to) {
-        pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, to);
-        finite[p] &= all_finite(to, H * w);
-      };
-      layer.narrow_hh ? pack_hh(narrow<Storage>(panel + D * w)) : pack_hh(panel + D * w);
+      pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + D * w);
+      finite[p] &= all_finite(panel + D * w, H * w);
+    }
+  }
+
+  // Copies unit block p from the layer's panels.
+  void convert_block(const Layer<Storage>& layer, int64_t p) const {
+    const Prepared from(const_cast<void*>(layer.panels), layer.D, layer.H);
+    const int64_t at = p * unit_block_size(layer.D, layer.H), bias_at = p * Cell::sums * w;
+    convert(from.weights + at, weights + at, unit_block_size(layer.D, layer.H));
+    convert(from.bias + bias_at, bias + bias_at, Cell::sums * w);
+    finite[p] = from.finite[p];
+  }
+
+  // Copies the weights of unit block p back to row-major weights.
+  void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
+    static_assert(std::is_same_v<Element, Storage>);
+    const Element* panel = weights + p * unit_block_size(D, H);
+    const auto place = [](int64_t k, int64_t j) { return k * w + j; };
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
+      unpack_panel(panel, D, H, p * w, w, weight_ih + Cell::input_block(g) * H * D, place);
+      unpack_panel(panel + D * w, H, H, p * w, w, weight_hh + g * H * H, place);
     }
   }
 };
@@ -153,6 +180,13 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
+// Copies all weights from panels in the format Panels back to row-major weights.
+template <class Panels, class Storage>
+void unpack_all(const void* panels, int64_t D, int64_t H, Storage* weight_ih, Storage* weight_hh) {
+  const Panels from(const_cast<void*>(panels), D, H);
+  for (int64_t p = 0; p < Panels::count(D, H); ++p) from.unpack(D, H, p, weight_ih, weight_hh);
+}
+
 // Where the groups of a plan read the weights in panels. If choose_copies() returns true, each
 // group packs its own copy. A copy that fits in the private cache of a core is then already in the
 // cache of the core that reads it. Otherwise all groups share one copy.
@@ -162,12 +196,12 @@ struct WeightCopies {
   bool packed;    // whether the panels are already packed; if not, each part packs its own columns
 };
 
-// Decides where the groups read the weights. Unless the layer already has panels, allocates memory
-// for panels, and packs the panels if all groups share one copy.
+// Decides where the groups read the weights: in `panels`, unless it is null. Otherwise allocates
+// memory for panels, and packs the panels if all groups share one copy.
 template <class Panels, class Storage>
-inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
+inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panels, const Plan& plan,
                                   const Runtime& runtime) {
-  if (layer.panels) return {static_cast<char*>(const_cast<void*>(layer.panels)), 0, true};
+  if (panels) return {static_cast<char*>(const_cast<void*>(panels)), 0, true};
   const size_t bytes = (Panels::bytes(layer.D, layer.H) + 63) / 64 * 64;
   if (choose_copies(bytes, plan, runtime.machine)) {
     return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
