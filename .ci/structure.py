@@ -21,9 +21,9 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 10
 EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top: each imports only earlier ones.
 ROOMS = (
-    *("cells", "machine", "ops", "call", "gpu", "integrations", "reference", "torch_operators"),
-    *("autograd", "dispatch", "functional", "nn", "__init__", "testing", "names", "bench"),
-    "__main__",
+    *("cells", "machine", "ops", "prepared_ops", "call", "gpu", "integrations", "reference"),
+    *("torch_operators", "autograd", "dispatch", "functional", "nn", "__init__", "testing"),
+    *("names", "bench", "__main__"),
 )
 # Functions that may have more parameters: those that users call, Triton's kernels, and the operator
 # with the schema in namernn_fast/ops.py.

@@ -7,6 +7,7 @@ from .machine import requirements  # noqa: F401 - first, to reject a torch that 
 # isort: split
 from .call.options import batch_invariant
 from .functional import gru, last_state, lstm, rnn
+from .machine.scratch_memory import empty_cache, memory_reserved
 from .nn import (
     FusedGRU,
     FusedGRUCell,
@@ -14,14 +15,16 @@ from .nn import (
     FusedLSTMCell,
     FusedRNN,
     FusedRNNCell,
+    PreparedCell,
+    PreparedLayer,
     TokenGRU,
     TokenLSTM,
     TokenRNN,
     explain,
+    prepare_rnn,
     replace_rnn,
     restore_rnn,
 )
-from .ops import empty_cache, memory_reserved
 
 try:
     __version__ = version("namernn_fast")
@@ -35,6 +38,8 @@ __all__ = [
     "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
+    "PreparedCell",
+    "PreparedLayer",
     "TokenGRU",
     "TokenLSTM",
     "TokenRNN",
@@ -46,6 +51,7 @@ __all__ = [
     "last_state",
     "lstm",
     "memory_reserved",
+    "prepare_rnn",
     "replace_rnn",
     "restore_rnn",
     "rnn",

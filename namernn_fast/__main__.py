@@ -17,6 +17,7 @@ import torch
 from . import __version__, ops
 from .bench import command as bench
 from .machine import advice
+from .machine.scratch_memory import memory_reserved
 from .testing import BudgetError
 
 PROGRAM = "python -m namernn_fast"
@@ -101,7 +102,7 @@ def _cpu() -> str:
 
 def _scratch() -> str:
     """Returns how much scratch memory this process has reserved, its limit, and what returns it."""
-    mebi = ops.memory_reserved() / 2**20
+    mebi = memory_reserved() / 2**20
     return f"{mebi:.0f} MiB, at most 256 MiB in a process; empty_cache() returns it to the system"
 
 

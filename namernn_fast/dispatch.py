@@ -3,6 +3,7 @@
 The paths are the fused kernels, torch's own operators, ATen operators, and ONNX nodes.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from . import ops, reference, torch_operators
+from . import ops, prepared_ops, reference, torch_operators
 from .autograd import FusedStack, apply_untransformed
 from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .call.options import PRECISION_BITS, precision_bits
+from .call.prepared_weights import PreparedWeights
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, fp32_precision
@@ -35,6 +37,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     tracing = torch.compiler.is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
+    if why_not_kernel is not None and call.prepared is not None:
+        raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
     if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
         raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
     if lookup is not None:
@@ -147,23 +151,44 @@ def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[...,
     return output, *last
 
 
+def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
+    if torch.is_grad_enabled() and call.requires_grad():
+        raise RuntimeError("a prepared module computes no gradients: call the layer itself")
+    data, states, layout, reset = call.data, call.states or None, call.sequence_layout, call.reset
+    tensor, sizes = prepared.tensor, prepared.sizes
+    output, last = forward(
+        call.cell.number, data, states, tensor, sizes, layout, reset, call.options, call.trees
+    )
+    return output, *last
+
+
 def _fused_path(call: Call) -> Results:
+    if call.prepared is not None:
+        return _run_prepared(call, call.prepared, prepared_ops.forward_untraced)
     return _run_fused(call, apply_untransformed, ops.forward_untraced)
 
 
 def _compiled_path(call: Call) -> Results:
     """Runs the fused path in a graph that a compiler is tracing."""
+    if call.prepared is not None:
+        return _run_prepared(call, call.prepared, prepared_ops.forward)
     return _run_fused(call, FusedStack.apply, ops.forward)
 
 
-def _mapped_path(call: Call) -> Results:
-    """Runs the fused path under one or more levels of vmap."""
+def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results:
+    """Runs the fused path under one or more levels of vmap.
+
+    `prepared` replaces `call.prepared`, which `Call.flat` drops.
+    """
+    if prepared is not None:
+        call.prepared = prepared
     if not torch._C._are_functorch_transforms_active():
         return _fused_path(call)
     if not vmap.is_mapped(call):
         with vmap.one_level_below():
             return _mapped_path(call)
-    return vmap.Mapped.apply(_mapped_path, *call.flat())  # type: ignore[no-any-return,no-untyped-call]
+    path = functools.partial(_mapped_path, prepared=call.prepared)
+    return vmap.Mapped.apply(path, *call.flat())  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _reference_path(call: Call) -> Results:

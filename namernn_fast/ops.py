@@ -122,30 +122,28 @@ class BackwardArguments(ForwardArguments):
     want_layers: Sequence[int]
 
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+library = torch.library.Library(NAMESPACE, "DEF")
 _ARGUMENTS = (
     "int cell, Tensor input, Tensor[]? states, Tensor[] weights, Tensor? sequence_layout, "
     "Tensor? reset, int options, int trees"
 )
-_library.define(
+library.define(
     f"forward({_ARGUMENTS}) -> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define(
+library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
     "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define("cpu_kernel(bool bfloat16) -> str")
-_library.define(
-    "cpu_terms(int options, int steps, int sequences, int rows, int hidden_size) -> int"
-)
-_library.define(
+library.define("cpu_kernel(bool bfloat16) -> str")
+library.define("cpu_terms(int options, int steps, int sequences, int rows, int hidden_size) -> int")
+library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
     "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
 )
-_library.define("memory_reserved() -> int")
-_library.define("empty_cache() -> ()")
+library.define("memory_reserved() -> int")
+library.define("empty_cache() -> ()")
 
 _Operator: TypeAlias = Callable[..., Any]
 forward: _Operator = torch.ops.namernn_fast.forward.default
@@ -226,17 +224,9 @@ def states_of_layers(
 @torch.library.register_fake(f"{NAMESPACE}::forward")
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = ForwardArguments(*arguments)
-    options, weights, states = call.options, call.weights, call.states
+    options, weights = call.options, call.weights
     num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = hidden_size_of(weights)
-    if states:
-        batch: Any = states[0].shape[1]  # a number or a symbol
-    elif options & PACKED:  # the batch size is a value in batch_sizes, which a tracer cannot read
-        batch = torch.library.get_ctx().new_dynamic_size()
-    elif options & JAGGED:
-        batch = call.sequence_layout.shape[0] - 1  # type: ignore[union-attr]
-    else:
-        batch = call.input.shape[0 if options & BATCH_FIRST else 1]
     cell, like = NUMBERED[call.cell], weights[0]  # not input: token ids are integers
     shape = output_shape(call.input, hidden_size, options)
     saved = []
@@ -244,12 +234,28 @@ def _(*arguments: Any) -> tuple[Any, ...]:
         saved += [shape] * (num_layers - 1)
         if cell.kept_blocks:
             saved += [kept_shape(cell, call.input, hidden_size, options)] * num_layers
-    states_shape = num_layers * directions, batch, hidden_size
+    states_shape = num_layers * directions, batch_size(call), hidden_size
     return (
         like.new_empty(shape),
-        [like.new_empty(states_shape) for _ in cell.states],
+        empty_states(call.cell, like, states_shape),
         [like.new_empty(shape) for shape in saved],
     )
+
+
+def batch_size(call: Any) -> Any:
+    """Returns the number of sequences of a call that is traced, a number or a symbol."""
+    if call.states:
+        return call.states[0].shape[1]
+    if call.options & PACKED:  # the number is a value in batch_sizes, which a tracer cannot read
+        return torch.library.get_ctx().new_dynamic_size()
+    if call.options & JAGGED:
+        return call.sequence_layout.shape[0] - 1
+    return call.input.shape[0 if call.options & BATCH_FIRST else 1]
+
+
+def empty_states(cell: int, like: Tensor, shape: tuple[Any, ...]) -> list[Tensor]:
+    """Returns the last states of a call that is traced, by the number of its cell."""
+    return [like.new_empty(shape) for _ in NUMBERED[cell].states]
 
 
 @torch.library.register_fake(f"{NAMESPACE}::backward")
@@ -337,30 +343,6 @@ def cpu_plan(
     )
 
 
-def memory_reserved() -> int:
-    """Returns how much scratch memory is reserved for later calls on a CPU, in bytes.
-
-    Calls need scratch memory for packed weights and other intermediate values. Getting it from the
-    system takes time, so up to 256 MiB stay reserved in a process, for all threads and layers
-    together. The result does not include what calls return, the memory of running calls, and up to
-    1 MiB for each thread that calls layers.
-    """
-    if not availability.HAS_EXTENSION:
-        return 0
-    return torch.ops.namernn_fast.memory_reserved()  # type: ignore[no-any-return]
-
-
-def empty_cache() -> None:
-    """Returns the scratch memory that is reserved for later calls on a CPU to the system.
-
-    The next large call takes longer, because it gets its memory from the system again. Results do
-    not change. Any thread may call this function at any time. Reserved memory that the calls of a
-    program no longer need is returned after some calls without this function, too.
-    """
-    if availability.HAS_EXTENSION:
-        torch.ops.namernn_fast.empty_cache()
-
-
 @functools.cache
 def gpu_backend(device: torch.device) -> Any:
     """Returns the module that implements the operators on a GPU, which the first call imports.
@@ -388,13 +370,13 @@ def _on_gpu(call: ForwardArguments) -> Any:
     return gpu_backend(call.input.device)
 
 
-@torch.library.impl(_library, "forward", "CUDA")
+@torch.library.impl(library, "forward", "CUDA")
 def _(*arguments: Any) -> Any:
     call = ForwardArguments(*arguments)
     return _on_gpu(call).forward(call)
 
 
-@torch.library.impl(_library, "backward", "CUDA")
+@torch.library.impl(library, "backward", "CUDA")
 def _(*arguments: Any) -> Any:
     call = BackwardArguments(*arguments)
     return _on_gpu(call).backward(call)

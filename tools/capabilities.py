@@ -228,6 +228,15 @@ def _(layer, x):
     same(layer.last_state(x), layer(x)[1])
 
 
+@row("weights packed once, for inference (`prepare()`)", "no such method")
+def _(layer, x):
+    prepared = layer.prepare()
+    same(prepared(x), layer(x))
+    layer.load_state_dict(type(layer)(layer.input_size, layer.hidden_size).state_dict())
+    prepared.refresh(layer)
+    same(prepared(x), layer(x))
+
+
 @row("sharing prefixes of token ids, in training too", "no such method")
 def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)

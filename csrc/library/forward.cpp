@@ -55,8 +55,7 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
   std::optional<Tensor> table;  // the first layer's table plus biases
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
-    if (i == 0) panels[size_t(k)] = panels_for(kernels.forward_panels, args.layer);
-    args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
+    use_panels(kernels.forward_panels, args.layer, panels[size_t(k)]);
     use_biased_table(stack, args.layer, table);
     stretches.select(i, args.layer,
                      {args.output.data, args.output.time_stride, args.output.row_stride});

@@ -14,6 +14,7 @@
 #include "library/memory.h"
 #include "library/options.h"
 #include "library/passes.h"
+#include "library/prepared.h"
 #include "library/stack.h"
 #include "plan.h"
 #include "processor.h"
@@ -35,12 +36,16 @@ void check_sharing(const Stack& stack, const Options& options) {
         "weights must be float32 or float64 when prefixes are shared");
 }
 
+CellKind cell_of(int64_t cell) {
+  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
+  return CellKind(cell);
+}
+
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
 Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, const Options& options) {
-  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
-  Stack stack = check_stack(CellKind(cell), input, states, weights,
+  Stack stack = check_stack(cell_of(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
   check_sharing(stack, options);
   return stack;
@@ -51,14 +56,7 @@ Tensor flat_rows(const Tensor& tensor) {
   return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
 }
 
-std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
-                                             const std::optional<Tensors>& states,
-                                             const Tensors& weights,
-                                             const OptionalTensor& sequence_layout,
-                                             const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees) {
-  const Options options = read_options(bits, trees);
-  const Stack stack = check_call(cell, input, states, weights, sequence_layout, reset, options);
+std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Options& options) {
   check(!(options.last_state && options.want_saved),
         "options must not set both LAST_STATE and WANT_SAVED");
   ForwardTensors results = forward_stack(stack, options);
@@ -73,6 +71,101 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
   for (const Tensor& kept : results.kept) saved.push_back(in_shape(kept));
   return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
           std::move(results.last_states), std::move(saved)};
+}
+
+std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
+                                             const std::optional<Tensors>& states,
+                                             const Tensors& weights,
+                                             const OptionalTensor& sequence_layout,
+                                             const OptionalTensor& reset, int64_t bits,
+                                             int64_t trees) {
+  const Options options = read_options(bits, trees);
+  return run_forward(check_call(cell, input, states, weights, sequence_layout, reset, options),
+                     options);
+}
+
+Sizes sizes_of(const std::vector<int64_t>& sizes) {
+  if (sizes.size() != 4 || sizes[0] < 1 || sizes[1] < 0 || sizes[2] < 1 || sizes[3] < 0) {
+    fail("sizes must be num_layers, input_size, hidden_size and vocabulary, got ",
+         shape_text(sizes));
+  }
+  return {sizes[0], sizes[1], sizes[2], sizes[3]};
+}
+
+// Returns a view of a tensor with a first dimension of size 1.
+Tensor with_layer(const Tensor& tensor) {
+  return torch::stable::view(tensor, {1, tensor.size(0), tensor.size(1)});
+}
+
+std::tuple<Tensor, Tensors> run_prepared(int64_t cell, const Tensor& input,
+                                         const std::optional<Tensors>& states,
+                                         const Tensor& prepared, const Sizes& sizes, Batch batch,
+                                         const Options& options) {
+  check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
+  const Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes,
+                                           std::move(batch), options);
+  check_sharing(stack, options);
+  auto [output, last_states, saved] = run_forward(stack, options);
+  return {std::move(output), std::move(last_states)};
+}
+
+std::tuple<Tensor, Tensors> forward_prepared(
+    int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensor& prepared,
+    const std::vector<int64_t>& sizes, const OptionalTensor& sequence_layout,
+    const OptionalTensor& reset, int64_t bits, int64_t trees) {
+  Options options = read_options(bits, trees);
+  const Sizes checked = sizes_of(sizes);
+  const bool is_step = input.dim() == 2 && checked.V == 0 && !options.packed && !options.jagged;
+  if (!is_step) {
+    return run_prepared(cell, input, states, prepared, checked,
+                        read_batch(input, sequence_layout, reset, options), options);
+  }
+  check(checked.layers == 1 && !sequence_layout && !reset && !options.bidirectional &&
+            !options.batch_first,
+        "input must have 3 dimensions unless the call is a step of one layer");
+  options.last_state = true;
+  std::optional<Tensors> rows;
+  for (size_t i = 0; states && i < states->size(); ++i) {
+    const Tensor& state = (*states)[i];
+    check(state.dim() == 2, "states of a step must have 2 dimensions, got ", state.dim());
+    if (!rows) rows.emplace();
+    rows->push_back(with_layer(state));
+  }
+  const Tensor step = with_layer(input);
+  auto [output, last_states] =
+      run_prepared(cell, step, rows, prepared, checked, read_batch(step, {}, {}, options), options);
+  for (Tensor& last : last_states) {
+    last = torch::stable::view(last, {last.size(1), last.size(2)});
+  }
+  return {std::move(output), std::move(last_states)};
+}
+
+// Returns a Stack with these weights and without a batch.
+Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
+                              const std::vector<int64_t>& sizes, int32_t dtype, int64_t bits) {
+  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, read_options(bits, 0));
+  set_weights(stack, weights);
+  return stack;
+}
+
+Tensor prepare_operator(int64_t cell, const Tensors& weights, const std::vector<int64_t>& sizes,
+                        int64_t bits) {
+  check(!weights.empty(), "weights must not be empty");
+  return prepare(check_layers_to_prepare(cell, weights, sizes, dtype_of(weights[0]), bits));
+}
+
+void refresh_operator(const Tensor& prepared, int64_t cell, const Tensors& weights,
+                      const std::vector<int64_t>& sizes, int64_t bits) {
+  refresh(check_layers_to_prepare(cell, weights, sizes, dtype_of(prepared), bits), prepared);
+}
+
+Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<int64_t>& sizes,
+                        int64_t bits) {
+  Stack stack =
+      check_layers(cell_of(cell), sizes_of(sizes), dtype_of(prepared), read_options(bits, 0));
+  check_prepared(stack, prepared);
+  stack.prepared = prepared;
+  return unpack(stack);
 }
 
 // Checks the results of the forward pass and stores them in `grads`.
@@ -217,6 +310,10 @@ int64_t cpu_terms(int64_t bits, int64_t steps, int64_t sequences, int64_t rows,
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
   library.impl("forward", TORCH_BOX(&namernn_fast::forward));
   library.impl("backward", TORCH_BOX(&namernn_fast::backward));
+  library.impl("forward_prepared", TORCH_BOX(&namernn_fast::forward_prepared));
+  library.impl("prepare", TORCH_BOX(&namernn_fast::prepare_operator));
+  library.impl("refresh", TORCH_BOX(&namernn_fast::refresh_operator));
+  library.impl("unpack", TORCH_BOX(&namernn_fast::unpack_operator));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {

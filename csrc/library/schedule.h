@@ -148,12 +148,22 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
   return panels;
 }
 
+// Makes the layer use panels, unless it is prepared and has panels already. The first call packs
+// the weights into `panels`.
+template <class Scalar>
+void use_panels(const PanelFormat<Scalar>& format, Layer<Scalar>& layer,
+                std::optional<Tensor>& panels) {
+  if (layer.panels) return;
+  if (!panels) panels = panels_for(format, layer);
+  layer.panels = mutable_data<char>(*panels);
+}
+
 // Replaces the layer's table with a copy in `biased` that includes the layer's biases. The first
 // call makes the copy, which all stretches of a wave, or all trees, share; otherwise every kernel
 // call would add the biases again.
 template <class Scalar>
 void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
-  if (!layer.table.rows || !layer.bias_ih) return;
+  if (!layer.table.rows || layer.table.biased || !layer.bias_ih) return;
   if (!biased) {
     const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
     biased = empty({layer.table.V, stack.gate_rows()}, stack.dtype);

@@ -1,30 +1,38 @@
 #include "library/stack.h"
 
+#include "library/prepared.h"
+
 namespace namernn_fast {
 namespace {
 
-// Checks the input, and returns a Stack with everything except the states and weights.
-Stack check_input(CellKind cell, const Tensor& input, const std::vector<Tensor>& weights,
-                  int64_t layers, Batch batch, const Options& options) {
-  check(input.is_cpu(), "input must be on the CPU");
-  const bool ids = has_ids(input);
-  Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
-  stack.layers = layers;
+// Sets everything that depends neither on the batch nor on the weights.
+void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
+               const Options& options) {
+  stack.layers = sizes.layers;
+  stack.D = sizes.D;
+  stack.H = sizes.H;
+  stack.V = sizes.V;
+  stack.dtype = dtype;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
   stack.per_direction = options.bias ? 4 : 2;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
   stack.cell = cell;
-  stack.H = weights[1].size(0) / kernels_of(cell).weight_blocks;
-  if (ids) {
-    stack.dtype = dtype_of(weights[1]);
-    check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
-          weights[0].dim());
-    stack.V = weights[0].size(0);
-    check_ids(stack.batch, input, stack.V);
-  } else {
-    stack.dtype = dtype_of(input);
-    stack.D = input.size(input.dim() - 1);
+  check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
+        kernels_of(cell).name, " cell");
+}
+
+// Returns a Stack with a checked input and without states and weights. `dtype` is the dtype of the
+// weights.
+Stack check_input(CellKind cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
+                  Batch batch, const Options& options) {
+  check(input.is_cpu(), "input must be on the CPU");
+  const bool ids = has_ids(input);
+  Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
+  set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
+  if (ids) check_ids(stack.batch, input, stack.V);
+  if (stack.dtype == aoti_torch_dtype_float32()) {
+    stack.terms = terms_of(stack.batch.layout, stack.H, options);
   }
   return stack;
 }
@@ -38,10 +46,14 @@ void check_states(Stack& stack, const std::vector<Tensor>& states) {
   }
 }
 
-void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
+}  // namespace
+
+void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
   const int64_t H = stack.H;
   const int64_t rows = stack.gate_rows();
   const int64_t per_layer = stack.directions * stack.per_direction;
+  check(int64_t(weights.size()) == stack.layers * per_layer, "weights must hold ",
+        stack.layers * per_layer, " tensors, got ", weights.size());
   stack.weights.reserve(weights.size());
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
     const Tensor& weight = weights[size_t(i)];
@@ -66,8 +78,6 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
   }
 }
 
-}  // namespace
-
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
   // Prefixes are shared only if that is estimated to be faster, which must not change the
   // precision.
@@ -83,14 +93,40 @@ Stack check_stack(CellKind cell, const Tensor& input,
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Stack stack = check_input(cell, input, weights, count / per_layer, std::move(batch), options);
-  check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
-        kernels_of(cell).name, " cell");
-  if (stack.dtype == aoti_torch_dtype_float32()) {
-    stack.terms = terms_of(stack.batch.layout, stack.H, options);
+  Sizes sizes{count / per_layer, 0, weights[1].size(0) / kernels_of(cell).weight_blocks, 0};
+  if (has_ids(input)) {
+    check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
+          weights[0].dim());
+    sizes.V = weights[0].size(0);
+  } else {
+    sizes.D = input.size(input.dim() - 1);
   }
+  Stack stack = check_input(cell, input, sizes, dtype_of(weights[1]), std::move(batch), options);
   if (states) check_states(stack, *states);
-  check_weights(stack, weights);
+  set_weights(stack, weights);
+  return stack;
+}
+
+Stack check_prepared_stack(CellKind cell, const Tensor& input,
+                           const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
+                           const Sizes& sizes, Batch batch, const Options& options) {
+  const int32_t dtype = dtype_of(prepared);
+  Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
+  check(stack.dtype == dtype, "input must have the dtype of the prepared layer");
+  check(stack.has_ids == (sizes.V > 0), "input must be ",
+        sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
+  const int64_t D = input.size(input.dim() - 1);
+  check(stack.has_ids || D == sizes.D, "input must have ", sizes.D, " features, got ", D);
+  if (states) check_states(stack, *states);
+  check_prepared(stack, prepared);
+  stack.prepared = prepared;
+  return stack;
+}
+
+Stack check_layers(CellKind cell, const Sizes& sizes, int32_t dtype, const Options& options) {
+  Stack stack{};
+  stack.has_ids = sizes.V > 0;
+  set_sizes(stack, cell, sizes, dtype, options);
   return stack;
 }
 

@@ -15,13 +15,22 @@
 
 namespace namernn_fast {
 
+// The sizes of a stack of layers.
+struct Sizes {
+  int64_t layers;
+  int64_t D;  // features in `input`, 0 for token ids; later layers read directions * H features
+  int64_t H;
+  int64_t V;  // number of token ids: rows in a table of input products; 0 without a table
+};
+
 // The checked arguments of a call: layers and directions over one batch.
 struct Stack {
   Batch batch;
   bool has_ids;  // whether the input is token ids
   Tensor input;
-  std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> weights = {};
+  std::vector<Tensor> states = {};   // initial states, one per state of the cell, or none for zeros
+  std::vector<Tensor> weights = {};  // none in a prepared stack
+  std::optional<Tensor> prepared = {};  // the weights as packed by prepare(); see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
@@ -59,6 +68,17 @@ Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
+// Does the same for weights that prepare() has packed.
+Stack check_prepared_stack(CellKind cell, const Tensor& input,
+                           const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
+                           const Sizes& sizes, Batch batch, const Options& options);
+
+// Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
+Stack check_layers(CellKind cell, const Sizes& sizes, int32_t dtype, const Options& options);
+
+// Checks the weights of a stack, and sets them.
+void set_weights(Stack& stack, const std::vector<Tensor>& weights);
+
 // Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
 // as they are.
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
@@ -70,6 +90,34 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
     if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1].cells[size_t(stack.cell)];
   }
   return kernels_of(stack.cell);
+}
+
+// Where a prepared tensor holds the weights of one direction, in bytes from the beginning.
+struct PreparedParts {
+  int64_t panels;
+  int64_t biases;  // bias_ih, bias_hh
+  int64_t table;
+  int64_t end;
+};
+
+PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
+
+// Sets the weights of direction d of layer k to those in `stack.prepared`.
+template <class Scalar>
+void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
+  const PreparedParts parts = parts_of(stack, k, d);
+  const char* data = const_data<char>(*stack.prepared);
+  layer.panels = data + parts.panels;
+  if (stack.per_direction == 4) {
+    layer.bias_ih = reinterpret_cast<const Scalar*>(data + parts.biases);
+    layer.bias_hh = layer.bias_ih + stack.gate_rows();
+  }
+  if (k == 0 && stack.has_ids) {
+    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    layer.table.V = stack.V;
+    layer.table.rows = reinterpret_cast<const Scalar*>(data + parts.table);
+    if (kernels.add_biases) layer.table.biased = layer.table.rows;
+  }
 }
 
 // Returns a kernel's arguments for direction d of layer k, except the input.
@@ -86,9 +134,19 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.batch_invariant = stack.batch_invariant;
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
-  if (!stack.batch_invariant) {
+  // Prepared weights are in panels, but products of terms are not worth converting the panels for
+  // as few rows as would be multiplied in place.
+  if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H,
                                      kernels_for<Scalar>(stack).panel_rate);
+  }
+  for (size_t i = 0; i < stack.states.size(); ++i) {
+    const Tensor& initial = stack.states[i];
+    layer.initial[i] = {const_data<Scalar>(initial) + state * initial.stride(0), initial.stride(1)};
+  }
+  if (stack.prepared) {
+    set_prepared_weights(stack, k, d, layer);
+    return layer;
   }
   const Tensor* weights = stack.weights_of(state);
   if (k == 0 && stack.has_ids) {
@@ -96,10 +154,6 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
     layer.table.V = stack.V;
   } else {
     layer.weight_ih = const_data<Scalar>(weights[0]);
-  }
-  for (size_t i = 0; i < stack.states.size(); ++i) {
-    const Tensor& initial = stack.states[i];
-    layer.initial[i] = {const_data<Scalar>(initial) + state * initial.stride(0), initial.stride(1)};
   }
   const bool bias = stack.per_direction == 4;
   layer.weight_hh = const_data<Scalar>(weights[1]);

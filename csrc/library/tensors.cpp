@@ -20,13 +20,16 @@ constexpr size_t kLarge = 0;
 constexpr size_t kLarge = kHugePage / 2;
 #endif
 
-std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) {
-    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+// The strides of a contiguous tensor, which has at most three dimensions.
+struct Strides {
+  explicit Strides(const std::vector<int64_t>& sizes) {
+    check(sizes.size() <= 3, "a tensor must have at most 3 dimensions, got ", sizes.size());
+    for (size_t i = sizes.size(); i-- > 1;) {
+      values[i - 1] = values[i] * std::max<int64_t>(1, sizes[i]);
+    }
   }
-  return strides;
-}
+  int64_t values[3] = {1, 1, 1};
+};
 
 size_t count_elements(const std::vector<int64_t>& sizes) {
   size_t count = 1;
@@ -51,10 +54,10 @@ char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strid
 }  // namespace
 
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
-  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const Strides strides(sizes);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error =
-      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.values, dtype,
                                aoti_torch_device_type_cpu(), 0, &handle);
   if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
   const Tensor tensor(handle);
@@ -71,10 +74,10 @@ Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dty
   if (bytes < kLarge) return empty(sizes, dtype);
   segment = Segment();  // so that the new segment may be the old one
   segment = Segment(bytes);
-  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const Strides strides(sizes);
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
-      segment.data(), int64_t(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+      segment.data(), int64_t(sizes.size()), sizes.data(), strides.values, 0, dtype,
       aoti_torch_device_type_cpu(), 0, &handle, aoti_torch_layout_strided(), nullptr, 0));
   return Tensor(handle);
 }

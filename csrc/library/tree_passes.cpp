@@ -17,7 +17,7 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
                          const Tensor& panels) {
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, 0);
   layer.layout = tree.layout;
-  layer.panels = const_data<char>(panels);
+  if (!layer.panels) layer.panels = const_data<char>(panels);
   if (k == 0) {
     layer.table.ids = {tree.ids.data(), 0, 1};
   } else {
@@ -26,12 +26,14 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// Returns the weights of each layer packed into panels, which all trees share.
+// Returns the weights of each layer packed into panels, which all trees share. Prepared layers have
+// panels already.
 template <class Scalar>
 std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scalar>& format) {
   std::vector<Tensor> panels;
   for (int64_t k = 0; k < stack.layers; ++k) {
-    panels.push_back(panels_for(format, layer_of<Scalar>(stack, k, 0)));
+    panels.push_back(stack.prepared ? *stack.prepared
+                                    : panels_for(format, layer_of<Scalar>(stack, k, 0)));
   }
   return panels;
 }

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import cell_of
 from ..nn import LAYERS as FUSED_LAYERS
-from ..nn.step_modules import states_in
+from ..nn.states import states_in
 from ..testing import assert_within_budget
 from .race import TimedCall
 from .workloads import FORWARD, TRAINING, Workload

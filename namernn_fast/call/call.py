@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from ..cells import NUMBERED, Cell
+
+if TYPE_CHECKING:
+    from .prepared_weights import PreparedWeights
 
 
 @dataclass(slots=True)
@@ -33,6 +36,8 @@ class Call:
     trees: int = 0
     states: Sequence[Tensor] = ()
     """The initial states: empty for zeros, otherwise one tensor for each of `cell.states`."""
+    prepared: "PreparedWeights | None" = None
+    """The weights of a prepared layer. `weights` then has only shapes, without values."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""

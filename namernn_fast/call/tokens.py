@@ -100,7 +100,10 @@ def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
         return
     if ids.dtype != torch.int64:
         call.data = ids.long()
-    call.weights = _with_tables(embedding, padding_idx, call.weights, options)
+    if call.prepared is None:
+        call.weights = with_tables(embedding, padding_idx, call.weights, options)
+    else:
+        call.weights = call.prepared.shapes
 
 
 def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
@@ -113,6 +116,8 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     """
     if choice.why_not_ids is not None:
         return choice.why_not_ids
+    if call.prepared is not None:
+        return None if call.prepared.has_table else "the layer was prepared without a table"
     ids, options = call.data, call.options
     if options & ops.BATCH_INVARIANT:
         return "the bits of a table may depend on the number of threads"
@@ -149,6 +154,8 @@ def why_not_shared(
         at_any_cost: whether to ignore speed and return only reasons that make sharing impossible.
     """
     ids, options = call.data, call.options
+    if call.prepared is not None and not call.prepared.has_table:
+        return "the layer was prepared without a table"
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
     if call.states:
@@ -222,7 +229,12 @@ def gather_any(
     return F.embedding(input, embedding, padding_idx)
 
 
-def _with_tables(
+def places_of_inputs(options: int) -> range:
+    """Returns the indices of each weight_ih of the first layer in the list of weights."""
+    return range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2)
+
+
+def with_tables(
     embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], options: int
 ) -> list[Tensor]:
     """Returns the weights with each weight_ih of the first layer replaced by a table."""
@@ -235,7 +247,7 @@ def _with_tables(
             every_row = torch.arange(embedding.shape[0], device=embedding.device)
             embedding = F.embedding(every_row, embedding, padding_idx)
     replaced = [*weights]
-    for place in range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2):
+    for place in places_of_inputs(options):
         replaced[place] = _product(embedding, weights[place])
     return replaced
 

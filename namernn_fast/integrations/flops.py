@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import ops, prepared_ops
+from ..cells import NUMBERED
 from .deferred import when_imported
 
 
@@ -23,6 +24,7 @@ def _register(flop_counter: Any) -> None:
     operators = torch.ops.namernn_fast
     flop_counter.register_flop_formula(operators.forward, get_raw=True)(_forward)
     flop_counter.register_flop_formula(operators.backward, get_raw=True)(_backward)
+    flop_counter.register_flop_formula(operators.forward_prepared, get_raw=True)(_forward_prepared)
 
 
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
@@ -57,6 +59,15 @@ def _forward(*arguments: Any, **kwargs: Any) -> int:
     products = _products(call.input, call.weights, call.options)
     rows = _rows(call.input, call.sequence_layout, call.options)
     return 2 * rows * sum(ih + hh for ih, hh in products)
+
+
+def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
+    call = prepared_ops.PreparedArguments(*arguments)
+    layers, input_size, hidden_size, _ = call.sizes
+    directions = ops.directions_of(call.options)
+    features = input_size + (layers - 1) * directions * hidden_size + layers * hidden_size
+    products = directions * NUMBERED[call.cell].weight_blocks * hidden_size * features
+    return 2 * products * _rows(call.input, call.sequence_layout, call.options)
 
 
 def _backward(*arguments: Any, **kwargs: Any) -> int:

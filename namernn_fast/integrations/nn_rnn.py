@@ -68,6 +68,11 @@ def is_exact(module: torch.nn.Module) -> bool:
     return "_cell" in type(module).__dict__
 
 
+def exact_class(module: Plain) -> type[Plain]:
+    """Returns the class of this package that the class of a module is or derives from."""
+    return next(cls for cls in type(module).__mro__ if "_cell" in cls.__dict__)
+
+
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
     """Returns a module of class `cls` that shares all attributes and parameters of `module`."""
     twin = cls.__new__(cls)

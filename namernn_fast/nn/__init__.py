@@ -5,7 +5,8 @@ import sys
 from . import step_modules, token_layers
 from .explaining import explain
 from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
-from .replacing import replace_rnn, restore_rnn
+from .prepared import PreparedCell, PreparedLayer
+from .replacing import prepare_rnn, replace_rnn, restore_rnn
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .token_layers import TokenGRU, TokenLSTM, TokenRNN
 
@@ -18,10 +19,13 @@ __all__ = [
     "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
+    "PreparedCell",
+    "PreparedLayer",
     "TokenGRU",
     "TokenLSTM",
     "TokenRNN",
     "explain",
+    "prepare_rnn",
     "replace_rnn",
     "restore_rnn",
 ]

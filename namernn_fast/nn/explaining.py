@@ -12,10 +12,13 @@ from ..call.checks import check_like_nn_rnn
 from ..call.dtypes import convert_dtypes
 from ..call.options import precision_bits
 from ..machine import fp32_precision
-from .fused_layer import FusedLayer, current_weights
+from .fused_layer import FusedLayer
+from .prepared import Prepared, PreparedCell
 from .replacing import PLAIN
-from .step_modules import WEIGHTS, FusedCell, states_in
+from .states import map_states, states_in
+from .step_modules import WEIGHTS, FusedCell
 from .token_layers import TokenLayer
+from .weights import current_weights
 
 Layer: TypeAlias = FusedLayer[Any]
 SHORTCUTS = ("table", "last state", "shared prefixes")
@@ -32,7 +35,8 @@ class Explanation(NamedTuple):
     settings allow a lower precision, also the reason against `float32 products` or `bfloat16
     products`."""
     shortcuts: tuple[str, ...] = ()
-    """The shortcuts that the call takes: `table`, `last state`, `shared prefixes`."""
+    """The shortcuts that the call takes: `prepared weights`, `table`, `last state`, `shared
+    prefixes`."""
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
     """The reason against each shortcut that the call does not take, by the name of the shortcut;
     empty unless input holds token ids or the call is `last_state`."""
@@ -69,12 +73,12 @@ def explain(
     torch's own operator, either for a single step (in step modules, except for batch invariance and
     `vmap`) or for whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
 
-    Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
-    `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
-    once, if the kernel finds that this is faster.
+    Shortcuts: `prepared weights` are those of a prepared module; `table` multiplies each row of an
+    embedding once instead of once per token; `last state` does not write the output; `shared
+    prefixes` computes common prefixes of token ids once, if the kernel finds that this is faster.
 
     Args:
-        layer: a fused layer, step module or token layer of this package.
+        layer: a fused or prepared layer, step module or token layer of this package.
         input: the input of the call; token ids for a token layer, or with `embedding`.
         hx, reset: the arguments of the call.
         embedding: the argument `embedding` of a FusedRNN call on token ids.
@@ -91,15 +95,17 @@ def explain(
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
         {'cpu': 'the CPU kernel does not run on meta'}
     """
-    if not isinstance(layer, FusedLayer | FusedCell | TokenLayer):
+    if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared):
         raise TypeError(
-            "layer must be a fused layer, cell or token layer of this package, got "
+            "layer must be a fused layer, cell or token layer of this package, or prepared, got "
             f"{type(layer).__name__}"
             + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
         )
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    if isinstance(layer, Prepared):
+        return _of_prepared(layer, input, hx, reset, last_state)
     if isinstance(layer, FusedCell):
         return _of_step(layer, data, hx)
     if isinstance(layer, TokenLayer):
@@ -107,10 +113,21 @@ def explain(
         return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
     if embedding is not None:
         return _of_ids(layer, input, hx, reset, embedding, last_state)
-    if layer.proj_size:
+    return _of_features(layer, input, hx, reset, last_state)
+
+
+def _of_features(
+    layer: Layer | Prepared[Any],
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    reset: Tensor | None,
+    last_state: bool,
+) -> Explanation:
+    """Explains a call on features. The arguments are those of `explain`."""
+    if getattr(layer, "proj_size", 0):
         path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
     else:
-        call = layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
+        call = _call_of(layer, input, hx, reset)
         layouts.normalise(call, False)
         convert_dtypes(call, None)
         check_like_nn_rnn(call)
@@ -118,8 +135,15 @@ def explain(
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
+    data = input.data if isinstance(input, PackedSequence) else input
     output = _why_output(layer, (data, *states_in(hx)), path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
+
+
+def _call_of(layer: Layer | Prepared[Any], input: Any, hx: Any, reset: Tensor | None) -> Call:
+    if isinstance(layer, Prepared):
+        return layer._call(input, hx, reset)
+    return layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
 
 
 def _of_step(
@@ -138,8 +162,28 @@ def _of_step(
     return Explanation(path, why_not | why_not_torch if path == "reference" else why_not_torch)
 
 
+def _of_prepared(
+    layer: Prepared[Any],
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    reset: Tensor | None,
+    last_state: bool,
+) -> Explanation:
+    """Explains a call to a prepared module. The arguments are those of `explain`."""
+    if layer._panels is None:
+        return explain(layer._layer, input, hx, reset=reset, last_state=last_state)
+    if isinstance(layer, PreparedCell):
+        assert isinstance(input, Tensor)
+        input, hx = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
+    if layer._embedding is None:
+        explained = _of_features(layer, input, hx, reset, last_state)
+    else:
+        explained = _of_ids(layer, input, hx, reset, layer._embedding, last_state)
+    return explained._replace(shortcuts=("prepared weights", *explained.shortcuts))
+
+
 def _of_ids(
-    layer: Layer,
+    layer: Layer | Prepared[Any],
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
     reset: Tensor | None,
@@ -155,7 +199,7 @@ def _of_ids(
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
-    call = layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
+    call = _call_of(layer, input, hx, reset)
     layouts.normalise(call, True)
     lookup = convert_dtypes(call, tokens.Lookup(embedding))
     assert lookup is not None
@@ -252,7 +296,9 @@ def _sizes(call: Call) -> tuple[int, int, int]:
     return steps, batch, steps * batch
 
 
-def _why_output(layer: Layer, read: tuple[Tensor | None, ...], path: str) -> str | None:
+def _why_output(
+    layer: Layer | Prepared[Any], read: tuple[Tensor | None, ...], path: str
+) -> str | None:
     """Returns why a call for the last state computes the output as well, or None if it does not.
 
     Args:
@@ -260,6 +306,8 @@ def _why_output(layer: Layer, read: tuple[Tensor | None, ...], path: str) -> str
         read: the tensors that the call reads besides the weights of the layer.
         path: the path of the call.
     """
+    if isinstance(layer, Prepared):
+        return None
     if path == "reference":
         return "the PyTorch operators in reference.py compute every state"
     if path == "torch":

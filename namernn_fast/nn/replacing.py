@@ -1,14 +1,21 @@
-"""`replace_rnn` turns torch's modules into fused modules; `restore_rnn` turns them back."""
+"""`replace_rnn` turns torch's modules into fused modules, `prepare_rnn` these into prepared ones.
+
+`restore_rnn` turns them back.
+"""
 
 import warnings
-from collections.abc import Sequence
-from typing import TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 import torch
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..cells import CELLS, CellName
+from ..integrations.nn_rnn import plain_twin
 from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from .prepared import Prepared
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .token_layers import TokenLayer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -19,6 +26,8 @@ FUSED: dict[str, dict[type, type]] = {
 """For each cell, by name, a map from torch's classes to the fused classes that replace them."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
 """A map from each fused class to the torch class that it replaces."""
+FUSED_OF = {plain: fused for fused, plain in PLAIN.items()}
+"""A map from each torch class to the fused class that replaces it."""
 
 
 def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model:
@@ -113,31 +122,133 @@ def restore_rnn(model: FusedLSTMCell) -> torch.nn.LSTMCell: ...
 
 
 @overload
+def restore_rnn(model: Prepared[Any]) -> Any: ...
+
+
+@overload
 def restore_rnn(model: Model) -> Model: ...
 
 
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     """Turns every fused layer and step module in `model` back into torch's module.
 
-    The inverse of `replace_rnn`, for tools that recognise torch's modules by their class, such as
-    `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes
-    have. Subclasses of the fused classes are left alone.
+    Turns every prepared module back into a fused module with a copy of its weights, and not
+    further. The inverse of `replace_rnn` and of `prepare_rnn`, for tools that recognise torch's
+    modules by their class, such as `torch.ao.quantization.quantize_dynamic`. Drops
+    `batch_invariant`, which only the fused classes have. Subclasses of the fused classes are left
+    alone.
 
     Args:
         model: any module, which may itself be a fused module.
 
     Returns:
-        `model`, for chaining.
+        `model`, for chaining; a new module if `model` itself is prepared.
 
     Raises:
         TypeError: model is not a module.
     """
-    return _change_classes(model, PLAIN)
+    _change_classes(model, PLAIN)
+
+    def restored(name: str, module: torch.nn.Module) -> Any:
+        return module.restore() if isinstance(module, Prepared) else None
+
+    return _exchange(model, restored)  # type: ignore[no-any-return]
+
+
+def prepare_rnn(model: torch.nn.Module, dtype: None = None) -> Any:
+    """Replaces the recurrent layers in `model` by prepared ones, for inference on a CPU.
+
+    Replaces fused layers, step modules and token layers, and torch's own layers and step modules,
+    by what `prepare()` makes of them. A module that appears in several places stays one module.
+    Subclasses, TorchScript modules and prepared modules are left alone. `restore_rnn` turns
+    prepared modules back into fused ones.
+
+    Args:
+        model: any module, in eval mode or not. It must not be trained afterwards.
+        dtype: must be None.
+
+    Returns:
+        `model`, for chaining; a new module if `model` itself is a module to replace.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: dtype is not None.
+        RuntimeError: a module has hooks, which the prepared module would not run. The model is then
+            unchanged.
+    """
+    _check_module(model)
+
+    def prepared(name: str, module: torch.nn.Module) -> Any:
+        return _fused(module).prepare(dtype) if _is_preparable(name, module) else None
+
+    model = _exchange(model, prepared)
+    if not any(isinstance(module, Prepared) for module in model.modules()):
+        warnings.warn(
+            f"prepare_rnn replaced nothing: the {type(model).__qualname__} has no recurrent "
+            "layers, or only subclasses",
+            stacklevel=2,
+        )
+    return model
+
+
+def _is_preparable(name: str, module: torch.nn.Module) -> bool:
+    """Returns whether `prepare_rnn` replaces a module.
+
+    Raises:
+        RuntimeError: it would replace the module, but the module has hooks.
+    """
+    cls = type_before_parametrizations(module)
+    is_token_layer = issubclass(cls, TokenLayer) and "_cell" in cls.__dict__
+    if not is_token_layer and cls not in PLAIN and type(module) not in FUSED_OF:
+        return False
+    why_not = _fused(module)._why_not_preparable()
+    if why_not is None:
+        return True
+    if is_token_layer:
+        return False  # its part `rnn` is prepared instead, unless that has hooks
+    where = repr(name) if name else "model"
+    raise RuntimeError(f"prepare_rnn cannot replace {where}, a {type(module).__name__}: {why_not}")
+
+
+def _fused(module: torch.nn.Module) -> Any:
+    """Returns a fused module that shares the parameters of `module`, or `module` if it is fused."""
+    fused = FUSED_OF.get(type(module))
+    return module if fused is None else plain_twin(module, fused)
+
+
+def _exchange(model: torch.nn.Module, other_of: Callable[[str, torch.nn.Module], Any]) -> Any:
+    """Replaces modules in `model`, and returns the model or the module that replaces it.
+
+    Args:
+        model: the model. It is not changed if `other_of` raises an error.
+        other_of: a function that takes the name of a module and the module, and returns the module
+            that replaces it, or None to search in its children.
+    """
+    others: dict[torch.nn.Module, Any] = {}
+
+    def visit(name: str, module: torch.nn.Module) -> None:
+        if module in others:
+            return
+        others[module] = other_of(name, module)
+        if others[module] is None:
+            for child_name, child in module.named_children():
+                visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    for parent, other in others.items():
+        for name, child in parent._modules.items() if other is None else ():
+            if child is not None and others.get(child) is not None:
+                parent._modules[name] = others[child]
+    return model if others[model] is None else others[model]
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def _change_classes(model: Model, classes: dict[type, type]) -> Model:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_module(model)
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

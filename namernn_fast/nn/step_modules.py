@@ -13,9 +13,11 @@ from ..call.options import batch_invariant_is_on, option_bits
 from ..cells import GRU, LSTM, VANILLA, Cell
 from ..functional import run
 from ..integrations.fx import make_leaves
-from ..integrations.nn_rnn import is_exact, plain_twin
+from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
 from ..machine import availability
-from .fused_layer import States, current_weights
+from .prepared import PreparedCell
+from .states import States, map_states, states_in, without_layers
+from .weights import current_weights, why_not_preparable, with_weights
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -48,7 +50,7 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         weights = current_weights(self, WEIGHTS)
         if self.why_not_fused(input, hx, weights) is None:
             call = self._call(input, hx, weights)
-            return _map_states(run(call, call.data)[1], _without_layers)  # type: ignore[no-any-return]
+            return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
         step = self._step()
         if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
             return super().forward(input, hx)  # type: ignore[no-any-return]
@@ -65,9 +67,37 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
     def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
         """Returns the `Call` of a layer with one time step, for `functional.run`."""
         weights = weights if self.bias else weights[:2]
-        options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
-        row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
+        options = self._options(weights)
+        row, states = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
         return Call(self._cell, row, states, weights, None, None, options)
+
+    def _options(self, weights: Sequence[Tensor]) -> int:
+        """Returns the option bits of calls with these weights."""
+        return option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+
+    def prepare(self, dtype: None = None) -> PreparedCell[States]:
+        """Returns a copy of this module for inference, whose weights are packed once.
+
+        The copy always runs the fused operator on a CPU. See `FusedRNN.prepare`.
+
+        Args:
+            dtype: must be None, for the dtype of this module.
+
+        Raises:
+            RuntimeError: this module has hooks or another `forward`, which the copy would not run.
+            ValueError: dtype is not None.
+        """
+        return PreparedCell(self, dtype)
+
+    def _weights(self) -> list[Tensor]:
+        return current_weights(self, WEIGHTS if self.bias else WEIGHTS[:2])
+
+    _why_not_preparable = why_not_preparable
+
+    def _with_weights(self, weights: Sequence[Tensor], requires_grad: bool) -> Any:
+        """Returns a copy of this module in eval mode with these weights."""
+        named = dict(zip(WEIGHTS, weights, strict=False))
+        return with_weights(self, exact_class(self), named, requires_grad)
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
@@ -213,29 +243,6 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
         if torch._C._is_any_autocast_enabled():  # autocast treats cells and layers differently
             return "autocast is on"
         return super()._why_slower(input)
-
-
-def states_in(hx: Any) -> Sequence[Tensor]:
-    """Returns the states in hx: an empty sequence, one state, or the pair of states of an LSTM."""
-    if hx is None:
-        return ()
-    return hx if isinstance(hx, tuple | list) else (hx,)
-
-
-def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """Applies `convert` to a state or to both states of a pair; returns None for None."""
-    if isinstance(hx, tuple | list):
-        return tuple(map(convert, hx))
-    return None if hx is None else convert(hx)
-
-
-def _without_layers(state: Tensor) -> Tensor:
-    """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
-
-    Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
-    a view does not allow. A state from the reference path may already be a view, and stays a view.
-    """
-    return state.squeeze(0) if state._is_view() else state.squeeze_(0)
 
 
 STEP_MODULES: dict[str, type[Any]] = {

@@ -1,5 +1,6 @@
 """`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding with a recurrent layer that reads token ids."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -11,9 +12,12 @@ from ..call.layouts import Input, Lengths
 from ..call.tokens import refuse_to_share
 from ..cells import GRU, LSTM, VANILLA, Cell
 from ..integrations.fx import make_leaves
-from ..integrations.nn_rnn import is_exact, plain_twin
-from .fused_layer import FusedLayer, States, what_else_runs
+from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
+from .fused_layer import FusedLayer
 from .layers import FusedGRU, FusedLSTM, FusedRNN
+from .prepared import PreparedLayer
+from .states import States
+from .weights import what_else_runs, why_not_preparable, with_weights
 
 
 class _Scriptable(torch.nn.Module):
@@ -124,15 +128,51 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             share_prefixes=share_prefixes,
         )
 
+    def prepare(self, dtype: None = None) -> PreparedLayer[States]:
+        """Returns a copy of this model for inference, whose weights are packed once.
+
+        The embedding is multiplied by weight_ih once, unless the table of products would take more
+        than 64 MiB, or batch_invariant is set. See `FusedRNN.prepare`.
+
+        Args:
+            dtype: must be None, for the dtype of this model.
+
+        Raises:
+            RuntimeError: this model or a part of it has hooks or another `forward`, which the copy
+                would not run, or the embedding has an option that the copy does not support.
+            ValueError: dtype is not None.
+        """
+        return PreparedLayer(self, dtype)
+
+    def _weights(self) -> list[Tensor]:
+        return [self.embedding.weight, *self.rnn._weights()]
+
+    def _why_not_preparable(self) -> str | None:
+        why_not = why_not_preparable(self) or self._why_not_together()
+        if why_not is None and what_else_runs(self.embedding) not in (None, "global hooks"):
+            why_not = f"the embedding has {what_else_runs(self.embedding)}"
+        return why_not or self.rnn._why_not_preparable()
+
+    def _with_weights(self, weights: Sequence[Tensor], requires_grad: bool) -> Any:
+        """Returns a copy of this model in eval mode with these weights."""
+        copy = with_weights(self, exact_class(self), {}, requires_grad)
+        rows = {"weight": weights[0]}
+        copy.embedding = with_weights(self.embedding, torch.nn.Embedding, rows, requires_grad)
+        copy.rnn = self.rnn._with_weights(weights[1:], requires_grad)
+        return copy
+
     def why_not_fused(self) -> str | None:
         """Returns why the embedding is called separately, or None if the layer gets the ids."""
+        what_else = what_else_runs(self.embedding)
+        return f"the embedding has {what_else}" if what_else else self._why_not_together()
+
+    def _why_not_together(self) -> str | None:
+        """Returns why the parts cannot run together, hooks aside, or None if they can."""
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
         if type(self.rnn).forward is not FusedLayer.forward:
             return f"the layer is of the class {type(self.rnn).__name__}"
-        if what_else := what_else_runs(embedding):
-            return f"the embedding has {what_else}"
         if "forward" in self.rnn.__dict__:
             return "the layer has a forward set on the object"
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:

@@ -1,0 +1,181 @@
+#include "library/prepared.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "library/runtime.h"
+
+namespace namernn_fast {
+namespace {
+
+struct Header {
+  char kernels[16];  // the instruction set of the kernels that read the panels
+  int64_t cell;
+  int64_t layers;
+  int64_t directions;
+  int64_t per_direction;
+  int64_t D;
+  int64_t H;
+  int64_t V;
+  int64_t dtype;
+};
+constexpr int64_t kAlignment = 64;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+Header header_of(const Stack& stack) {
+  Header header{};
+  const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16();
+  std::strncpy(header.kernels, pairs ? kernels().bfloat16_name : kernels().name,
+               sizeof(header.kernels) - 1);
+  header.cell = int64_t(stack.cell);
+  header.layers = stack.layers;
+  header.directions = stack.directions;
+  header.per_direction = stack.per_direction;
+  header.D = stack.D;
+  header.H = stack.H;
+  header.V = stack.V;
+  header.dtype = stack.dtype;
+  return header;
+}
+
+// Returns the size in bytes of an element of a table: of the type that kernels compute in, if they
+// can add the biases to a table.
+template <class Scalar>
+int64_t table_element(const KernelsFor<Scalar>& kernels) {
+  return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
+}
+
+// Returns the parts of the first direction of layer k if they begin at `at`.
+PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
+  PreparedParts parts{at, 0, 0, 0};
+  with_storage(stack.dtype, [&](auto storage) {
+    using Scalar = decltype(storage);
+    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    const int64_t table = k == 0 ? stack.V * stack.gate_rows() : 0;
+    const int64_t biases = (stack.per_direction - 2) * stack.gate_rows();
+    const size_t panels = kernels.forward_panels.bytes(stack.input_size(k), stack.H);
+    parts.biases = parts.panels + aligned(int64_t(panels));
+    parts.table = parts.biases + aligned(biases * int64_t(sizeof(Scalar)));
+    parts.end = parts.table + aligned(table * table_element<Scalar>(kernels));
+  });
+  return parts;
+}
+
+int64_t prepared_bytes(const Stack& stack) {
+  return parts_of(stack, stack.layers - 1, stack.directions - 1).end;
+}
+
+template <class Scalar>
+void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const PreparedParts parts = parts_of(stack, k, d);
+  Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
+  layer.in_place = {};
+  const Resources runtime(this_machine());
+  kernels.forward_panels.pack(layer, data + parts.panels, runtime.runtime());
+  const size_t biases = size_t(stack.gate_rows()) * sizeof(Scalar);
+  if (layer.bias_ih) {
+    std::memcpy(data + parts.biases, layer.bias_ih, biases);
+    std::memcpy(data + parts.biases + biases, layer.bias_hh, biases);
+  }
+  if (layer.table.V > 0) {
+    if (kernels.add_biases) {
+      kernels.add_biases(layer, data + parts.table, runtime.runtime());
+    } else {
+      std::memcpy(data + parts.table, layer.table.rows, size_t(layer.table.V) * biases);
+    }
+  }
+}
+
+template <class Scalar>
+void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tensor>& weights) {
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const int64_t rows = stack.gate_rows(), D = stack.input_size(k);
+  Layer<Scalar> layer{};
+  set_prepared_weights(stack, k, d, layer);
+  const auto add = [&](std::vector<int64_t> sizes, const Scalar* values) {
+    weights.push_back(empty(sizes, stack.dtype));
+    Scalar* data = mutable_data<Scalar>(weights.back());
+    if (values) std::memcpy(data, values, size_t(weights.back().numel()) * sizeof(Scalar));
+    return data;
+  };
+  Scalar* weight_ih = add({rows, D}, nullptr);  // D is 0 with a table
+  Scalar* weight_hh = add({rows, stack.H}, nullptr);
+  kernels.forward_panels.unpack(layer.panels, D, stack.H, weight_ih, weight_hh);
+  if (layer.bias_ih) {
+    add({rows}, layer.bias_ih);
+    add({rows}, layer.bias_hh);
+  }
+}
+
+// Asks for huge pages where whole ones lie within the tensor: steps with few sequences read all
+// panels from beyond L2, and prefetching across small pages waits for the page tables.
+void advise_inner_pages(char* data, size_t bytes) {
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
+  if (bytes < before + kHugePage) return;
+  advise_huge_pages(data + before, (bytes - before) / kHugePage * kHugePage);
+}
+
+template <class F>
+void for_each_direction(const Stack& stack, F&& f) {
+  for (int64_t k = 0; k < stack.layers; ++k) {
+    for (int64_t d = 0; d < stack.directions; ++d) f(k, d);
+  }
+}
+
+}  // namespace
+
+PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d) {
+  const int64_t begin = aligned(sizeof(Header));
+  const int64_t first = parts_from(stack, 0, 0).end;  // bytes of a direction of the first layer
+  if (k == 0) return parts_from(stack, 0, begin + d * first);
+  const int64_t later = parts_from(stack, 1, 0).end;  // bytes of a direction of any later layer
+  const int64_t before = (k - 1) * stack.directions + d;
+  return parts_from(stack, k, begin + stack.directions * first + before * later);
+}
+
+Tensor prepare(const Stack& stack) {
+  int64_t element = 1;
+  with_storage(stack.dtype, [&](auto storage) { element = int64_t(sizeof(storage)); });
+  const int64_t bytes = prepared_bytes(stack);
+  const Tensor prepared = empty({bytes / element}, stack.dtype);
+  advise_inner_pages(mutable_data<char>(prepared), size_t(bytes));
+  const Header header = header_of(stack);
+  std::memcpy(mutable_data<char>(prepared), &header, sizeof(header));
+  refresh(stack, prepared);
+  return prepared;
+}
+
+void refresh(const Stack& stack, const Tensor& prepared) {
+  check_prepared(stack, prepared);
+  with_storage(stack.dtype, [&](auto storage) {
+    for_each_direction(stack, [&](int64_t k, int64_t d) {
+      pack_direction<decltype(storage)>(stack, k, d, mutable_data<char>(prepared));
+    });
+  });
+}
+
+std::vector<Tensor> unpack(const Stack& stack) {
+  std::vector<Tensor> weights;
+  with_storage(stack.dtype, [&](auto storage) {
+    for_each_direction(stack, [&](int64_t k, int64_t d) {
+      unpack_direction<decltype(storage)>(stack, k, d, weights);
+    });
+  });
+  return weights;
+}
+
+void check_prepared(const Stack& stack, const Tensor& prepared) {
+  const Header header = header_of(stack);
+  const bool holds_bytes = prepared.is_cpu() && prepared.dim() == 1 && prepared.is_contiguous() &&
+                           dtype_of(prepared) == stack.dtype;
+  const int64_t bytes = holds_bytes ? prepared.numel() * int64_t(prepared.element_size()) : 0;
+  check(bytes >= int64_t(sizeof(Header)) &&
+            std::memcmp(const_data<char>(prepared), &header, sizeof(header)) == 0 &&
+            bytes >= prepared_bytes(stack),
+        "prepared must come from namernn_fast::prepare on a processor with the kernels ",
+        header.kernels, ", for the same cell, sizes, options and dtype");
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,128 @@
+"""`PreparedWeights`: the weights of a stack of layers, packed once for many calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, is_grad_enabled
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+)
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from .. import ops, prepared_ops
+from ..cells import Cell
+from ..machine import fp32_precision
+from .options import PRECISION_BITS, batch_invariant_is_on
+
+_LAYOUT_OPTIONS = ops.BIAS | ops.BIDIRECTIONAL
+
+
+@dataclass(slots=True)
+class PreparedWeights:
+    """The weights of all layers, in one tensor in the order in which the kernels read them."""
+
+    tensor: Tensor
+    cell: Cell
+    sizes: list[int]
+    """num_layers, input_size, hidden_size and the size of the vocabulary, as in `prepared_ops`."""
+    options: int
+    """The option bits that `tensor` depends on."""
+    shapes: list[Tensor]
+    """Tensors with the shapes and dtypes of the weights, but without memory, for checks that read
+    nothing else. With a vocabulary, the first layer has tables instead of weight_ih."""
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the first layer reads token ids."""
+        return self.sizes[3] > 0
+
+    @classmethod
+    def pack(
+        cls, cell: Cell, weights: Sequence[Tensor], options: int, has_table: bool
+    ) -> "PreparedWeights":
+        """Packs weights.
+
+        Args:
+            cell: the cell of the layers.
+            weights: the weights, as in `ops`, on a CPU.
+            options: the option bits of the layers.
+            has_table: whether the first layer has tables instead of weight_ih.
+        """
+        options &= _LAYOUT_OPTIONS
+        first, layers = weights[0].shape, ops.layer_count(weights, options)
+        sizes = [layers, first[1], ops.hidden_size_of(weights), 0]
+        if has_table:
+            sizes[1], sizes[3] = 0, first[0]
+        tensor = prepared_ops.prepare(cell.number, weights, sizes, options)
+        return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
+
+    def run_simple(self, input: Tensor, hx: Any, options: int, dim: int = 3) -> Any:
+        """Runs the most frequent kind of call: padded features, without checks of other kinds.
+
+        Args:
+            input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size);
+                (batch, input_size) for a step.
+            hx: the initial states as a layer or step module takes them.
+            options: the option bits of the layer.
+            dim: the number of dimensions of input that the caller takes: 3, or 2 for a step.
+
+        Returns:
+            output and the last states as a layer returns them, or None if the call is of another
+            kind or is wrong. `functional.run` then runs it or raises the error.
+        """
+        cell, states = self.cell, None
+        if hx is not None:
+            states = (hx,) if len(cell.states) == 1 else hx
+            if not isinstance(states, tuple | list):
+                return None
+        if (
+            is_compiling()
+            or input.dim() != dim
+            or _get_tracing_state() is not None
+            or _is_any_autocast_enabled()
+            or _are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+        ):
+            return None
+        needs_gradients = is_grad_enabled()
+        for tensor in (input,) if states is None else (input, *states):
+            if type(tensor) is not Tensor or not tensor.is_cpu:
+                return None
+            if needs_gradients and tensor.requires_grad:
+                return None
+        precision = fp32_precision.get("mkldnn", cell.fp32_precision)
+        if precision in PRECISION_BITS:
+            options |= PRECISION_BITS[precision]
+        if batch_invariant_is_on():
+            options |= ops.BATCH_INVARIANT
+        arguments = self.tensor, self.sizes, None, None, options, 0
+        try:
+            output, last = prepared_ops.forward_untraced(cell.number, input, states, *arguments)
+        except (RuntimeError, TypeError):
+            return None
+        return output, last[0] if len(last) == 1 else tuple(last)
+
+    def fits(self, weights: Sequence[Tensor]) -> bool:
+        """Returns whether `refresh` takes these weights."""
+        mine = [(shape.shape, shape.dtype) for shape in self.shapes]
+        return mine == [(weight.shape, weight.dtype) for weight in weights]
+
+    def refresh(self, weights: Sequence[Tensor]) -> None:
+        """Packs other weights of the same shapes and dtypes into the same memory."""
+        prepared_ops.refresh(self.tensor, self.cell.number, weights, self.sizes, self.options)
+
+    def unpack(self) -> list[Tensor]:
+        """Returns copies of the weights, exactly as they were, with an empty tensor for a table."""
+        weights = prepared_ops.unpack(self.tensor, self.cell.number, self.sizes, self.options)
+        return weights  # type: ignore[no-any-return]
+
+
+def without_memory(tensor: Tensor) -> Tensor:
+    """Returns a tensor of this shape, dtype and device whose elements are all the same zero."""
+    zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+    return zero.expand(tensor.shape)

@@ -1,0 +1,29 @@
+"""The scratch memory of calls on a CPU, which stays reserved between calls."""
+
+import torch
+
+from . import availability
+
+
+def memory_reserved() -> int:
+    """Returns how much scratch memory is reserved for later calls on a CPU, in bytes.
+
+    Calls need scratch memory for packed weights and other intermediate values. Getting it from the
+    system takes time, so up to 256 MiB stay reserved in a process, for all threads and layers
+    together. The result does not include what calls return, the memory of running calls, and up to
+    1 MiB for each thread that calls layers.
+    """
+    if not availability.HAS_EXTENSION:
+        return 0
+    return torch.ops.namernn_fast.memory_reserved()  # type: ignore[no-any-return]
+
+
+def empty_cache() -> None:
+    """Returns the scratch memory that is reserved for later calls on a CPU to the system.
+
+    The next large call takes longer, because it gets its memory from the system again. Results do
+    not change. Any thread may call this function at any time. Reserved memory that the calls of a
+    program no longer need is returned after some calls without this function, too.
+    """
+    if availability.HAS_EXTENSION:
+        torch.ops.namernn_fast.empty_cache()

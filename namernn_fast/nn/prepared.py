@@ -1,0 +1,342 @@
+"""`PreparedLayer` and `PreparedCell`: modules for inference whose weights are packed once.
+
+`prepare()` of a fused layer, token layer or step module makes them. A prepared module holds the
+weights in panels, and the layer that it was made from without the memory of its weights. To save,
+copy or convert a prepared module, the weights are unpacked to a layer, and packed again. Where no
+CPU kernel can run, the module holds a copy of the layer instead, and calls it.
+"""
+
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .. import ops
+from ..call import Call, tokens
+from ..call.layouts import Input, Lengths
+from ..call.options import batch_invariant_is_on
+from ..call.prepared_weights import PreparedWeights, without_memory
+from ..functional import run, run_last_state
+from ..integrations.fx import make_leaves
+from ..integrations.nn_rnn import exact_class
+from ..machine import availability
+from .states import States, map_states, states_in, without_layers
+from .weights import what_else_runs
+
+MOST_TABLE_BYTES = 64 * 2**20
+"""The largest table of a token layer's input products that is prepared, for all directions."""
+
+
+class Prepared(torch.nn.Module, Generic[States]):
+    """The base class of the prepared modules.
+
+    Args:
+        layer: the module to prepare.
+        dtype: must be None.
+    """
+
+    _layer: Any
+    """The module that was prepared. It is on the meta device if its weights are packed."""
+    _panels: PreparedWeights | None
+    _shapes: list[Tensor]
+    """Tensors with the shapes of the layer's weights, without memory."""
+    _options: int
+    _described: list[Any]
+    """The `_description` of the layer."""
+    _embedding: Tensor | None
+    """(vocabulary, input_size) of a token layer."""
+    _weights_ih: list[Tensor]
+    """weight_ih of each direction of the first layer if a table replaces it, otherwise empty."""
+
+    def __init__(self, layer: Any, dtype: None) -> None:
+        super().__init__()
+        if dtype is not None:
+            raise ValueError(f"dtype must be None, got {dtype}: use layer.to({dtype}).prepare()")
+        self.training = False
+        self._hold(layer)
+
+    def restore(self) -> Any:
+        """Returns a new module of the class that was prepared, with the weights of this one.
+
+        It is in eval mode, and its parameters require gradients.
+        """
+        return self._layer._with_weights(self._weights(), True)
+
+    def refresh(self, layer: torch.nn.Module) -> None:
+        """Copies the weights of a layer again, into the same memory if they are packed.
+
+        No other thread may be running a call of this module.
+
+        Args:
+            layer: a layer with the class, options, dtype and device of the prepared layer.
+
+        Raises:
+            ValueError: one of these differs.
+            RuntimeError: the layer has hooks or another `forward`.
+        """
+        if not hasattr(layer, "_weights") or _description(layer) != self._described:
+            raise ValueError(f"layer must be like the prepared {self._layer!r}, got {layer!r}")
+        self._hold(layer)
+
+    def train(self, mode: bool = True) -> Any:
+        """Raises an error if `mode` is True: a prepared module is always in eval mode."""
+        return _refuse("is always in eval mode") if mode else self
+
+    def extra_repr(self) -> str:
+        """Returns the layer that was prepared, for `repr`."""
+        return repr(self._layer)
+
+    def __getattr__(self, name: str) -> Any:
+        layer = self.__dict__.get("_layer")
+        layer = getattr(layer, "rnn", layer)
+        if layer is not None and name in (*layer.__constants__, "batch_invariant"):
+            return getattr(layer, name)
+        return super().__getattr__(name)
+
+    def flatten_parameters(self) -> None:
+        """No-op, as in the fused layers on a CPU."""
+
+    def _hold(self, layer: Any) -> None:
+        """Packs the weights of a layer or, where no CPU kernel can run, keeps a copy of them."""
+        why_not = layer._why_not_preparable()
+        if why_not is not None:
+            raise RuntimeError(f"prepare() cannot take this {type(layer).__name__}: {why_not}")
+        self._described = _description(layer)
+        self._embedding, self._weights_ih = None, []
+        weights = [weight.detach() for weight in layer._weights()]
+        rnn = getattr(layer, "rnn", layer)
+        if availability.why_not_cpu_kernel(weights[0]) or getattr(rnn, "proj_size", None):
+            self._panels = None
+            weights = [weight.clone() for weight in weights]
+        else:
+            self._pack(rnn, *([*weights], None) if rnn is layer else (weights[1:], weights[0]))
+            weights = [weight.to("meta") for weight in weights]
+        # Not registered as a submodule, because a prepared module has no parameters.
+        self.__dict__["_layer"] = layer._with_weights(weights, False)
+
+    def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> None:
+        self._options = options = _options_of(rnn, weights)
+        self._shapes = [without_memory(weight) for weight in weights]
+        if embedding is not None:
+            self._embedding, inputs = embedding.clone(), self._places()
+            table = len(embedding) * len(weights[0]) * len(inputs) * embedding.element_size()
+            if 0 < table <= MOST_TABLE_BYTES and not options & ops.BATCH_INVARIANT:
+                self._weights_ih = [weights[place].clone() for place in inputs]
+                weights = tokens.with_tables(embedding, None, weights, options)
+        with torch.inference_mode(False):  # so that any thread can refresh the tensor
+            panels = getattr(self, "_panels", None)
+            if panels is not None and panels.fits(weights):
+                panels.refresh(weights)
+            else:
+                has_table = bool(self._weights_ih)
+                self._panels = PreparedWeights.pack(rnn._cell, weights, options, has_table)
+
+    def _places(self) -> range:
+        return tokens.places_of_inputs(self._options)
+
+    def _weights(self) -> list[Tensor]:
+        """Returns copies of the layer's weights."""
+        if self._panels is None:
+            return [weight.clone() for weight in self._layer._weights()]
+        weights = self._panels.unpack()
+        for place, weight in zip(self._places(), self._weights_ih, strict=False):
+            weights[place] = weight.clone()
+        return weights if self._embedding is None else [self._embedding.clone(), *weights]
+
+    def _frozen(self) -> Any:
+        """Returns a layer with copies of the weights, which do not require gradients."""
+        return self._layer._with_weights(self._weights(), False)
+
+    def _plain(self, *arguments: Any) -> Any:
+        """Returns the layer that runs a call with these arguments, or None if this module does.
+
+        Raises:
+            RuntimeError: the layer would have to compute gradients, or Dynamo exports the call.
+        """
+        # A recorded program must not depend on this processor.
+        recorded = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+        if self._panels is not None and not recorded:
+            return None
+        if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):
+            _refuse("computes no gradients")
+        if self._panels is None:
+            return self._layer
+        if torch.compiler.is_dynamo_compiling():
+            _refuse("needs torch.export(strict=False)")
+        with _disable_current_modes():  # so that the program gets the weights as constants
+            return self._frozen()
+
+    def _call(self, input: Any, hx: Any, reset: Tensor | None) -> Call:
+        panels = self._panels
+        assert panels is not None
+        options = self._options
+        if batch_invariant_is_on():
+            options |= ops.BATCH_INVARIANT
+        return Call(panels.cell, input, hx, self._shapes, None, reset, options, prepared=panels)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        layer = self._frozen()
+        before = [(weight.data_ptr(), weight._version) for weight in layer._weights()]
+        weights = layer._apply(fn)._weights()
+        if [(weight.data_ptr(), weight._version) for weight in weights] != before:
+            self._hold(layer)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._frozen().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        layer, errors = self._frozen(), lists[-1]
+        known = len(errors)
+        for name, module in layer.named_modules():
+            path = f"{prefix}{name}." if name else prefix
+            module._load_from_state_dict(state_dict, path, local_metadata, strict, *lists)
+        if len(errors) == known:
+            self._hold(layer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Panels depend on the processor, so a pickle or a copy holds the layer's weights.
+        state = dict(self.__dict__, _panels=None, _shapes=[], _weights_ih=[], _embedding=None)
+        return {**state, "_layer": self._frozen()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        layer = state.pop("_layer")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._hold(layer)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
+        return self.restore().__prepare_scriptable__()
+
+
+class PreparedLayer(Prepared[States]):
+    """A layer or token layer whose weights are packed once; see `FusedRNN.prepare`."""
+
+    def forward(
+        self,
+        input: Input,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Input, States]:
+        """Runs the layer over whole sequences, of features or, for a token layer, of token ids.
+
+        Args:
+            input, hx, lengths, reset: as in `FusedRNN.forward` or `TokenRNN.forward`.
+
+        Raises:
+            RuntimeError: gradients or a torch.func transform other than vmap are asked for.
+            TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.forward`.
+        """
+        panels = self._panels
+        if (
+            panels is not None
+            and self._embedding is None
+            and lengths is None
+            and reset is None
+            and type(input) is Tensor
+        ):
+            results = panels.run_simple(input, hx, self._options)  # type: ignore[arg-type]
+            if results is not None:
+                return results  # type: ignore[no-any-return]
+        plain = self._plain(input, hx)
+        if plain is not None:
+            return plain(input, hx, lengths, reset)  # type: ignore[no-any-return]
+        return run(self._call(input, hx, reset), input, lengths, self._embedding)
+
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
+        __call__ = forward
+
+    def last_state(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        *,
+        share_prefixes: bool | None = None,
+    ) -> States:
+        """Returns only the last states of `forward`; the output is never written.
+
+        If the module has hooks, calls the module so that these run.
+
+        Args:
+            input, hx, lengths, reset, share_prefixes: as in `FusedRNN.last_state`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.last_state`.
+        """
+        what_else = what_else_runs(self)
+        if what_else is not None:
+            if share_prefixes:
+                tokens.refuse_to_share(f"the module has {what_else}")
+            return self(input, hx, lengths, reset)[1]
+        plain = self._plain(input, hx)
+        if plain is not None:
+            return plain.last_state(input, hx, lengths, reset, share_prefixes=share_prefixes)  # type: ignore[no-any-return]
+        call = self._call(input, hx, reset)
+        return run_last_state(call, input, lengths, self._embedding, None, share_prefixes)  # type: ignore[no-any-return]
+
+
+class PreparedCell(Prepared[States]):
+    """A step module whose weights are packed once; see `FusedRNN.prepare`."""
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
+
+        Args:
+            input, hx: as in `FusedRNNCell.forward`.
+
+        Raises:
+            RuntimeError: gradients or a torch.func transform other than vmap are asked for.
+            ValueError, RuntimeError: as in `FusedRNNCell.forward`.
+        """
+        if self._panels is not None and type(input) is Tensor:
+            results = self._panels.run_simple(input, hx, self._options, 2)
+            if results is not None:
+                return results[1]  # type: ignore[no-any-return]
+        plain = self._plain(input, hx)
+        if plain is None and not self._layer._fits(input, hx, self._shapes[0]):
+            plain = self._frozen()  # raises torch's own error
+        if plain is not None:
+            return plain(input, hx)  # type: ignore[no-any-return]
+        states = map_states(hx, lambda state: state.unsqueeze(0))
+        call = self._call(input.unsqueeze(0), states, None)
+        return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
+
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
+
+        def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
+
+
+def _options_of(layer: Any, weights: list[Tensor]) -> int:
+    """Returns the option bits of a layer or step module, whatever `batch_invariant()` is."""
+    if getattr(layer, "proj_size", None):  # the operators have no projection
+        return 0
+    options: int = layer._options(weights) & ~ops.BATCH_INVARIANT
+    return options | (ops.BATCH_INVARIANT if getattr(layer, "batch_invariant", False) else 0)
+
+
+def _description(layer: Any) -> list[Any]:
+    """Returns what must be equal in two layers for one to refresh the other."""
+    rnn, weights = getattr(layer, "rnn", layer), layer._weights()
+    like = [(weight.shape, weight.dtype, weight.device) for weight in weights]
+    return [exact_class(layer), rnn.extra_repr(), _options_of(rnn, rnn._weights()), *like]
+
+
+def _requires_grad(argument: Any) -> bool:
+    """Returns whether an input or states require a gradient."""
+    if isinstance(argument, PackedSequence):
+        argument = argument.data
+    return any(getattr(tensor, "requires_grad", False) for tensor in states_in(argument))
+
+
+def _refuse(why: str) -> NoReturn:
+    raise RuntimeError(f"a prepared module {why}: call the layer itself")
+
+
+make_leaves(PreparedLayer, PreparedCell)

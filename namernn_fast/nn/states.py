@@ -1,0 +1,35 @@
+"""The states of a layer or step module, as users pass them: one tensor or, for an LSTM, a pair."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
+"""The type of a layer's states: a tensor h or, for an LSTM, the pair of h and c."""
+
+
+def states_in(hx: Any) -> Sequence[Tensor]:
+    """Returns the states in hx: an empty sequence, one state, or the pair of states of an LSTM."""
+    if hx is None:
+        return ()
+    return hx if isinstance(hx, tuple | list) else (hx,)
+
+
+def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
+    """Applies `convert` to a state or to both states of a pair; returns None for None."""
+    if isinstance(hx, tuple | list):
+        return tuple(map(convert, hx))
+    return None if hx is None else convert(hx)
+
+
+def without_layers(state: Tensor) -> Tensor:
+    """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
+
+    Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
+    a view does not allow. A state from the reference path may already be a view, and stays a view.
+    """
+    if torch.compiler.is_compiling() or state._is_view():
+        return state.squeeze(0)
+    return state.squeeze_(0)

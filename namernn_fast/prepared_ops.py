@@ -1,0 +1,74 @@
+"""The operators of prepared layers, whose weights are packed once for many calls.
+
+Their arguments and results mean the same as in `ops`, and:
+
+- prepared: the weights of all layers in panels, in one tensor of their dtype. Its contents depend
+  on the processor that packed them.
+- sizes: num_layers, input_size, hidden_size and the size of the vocabulary. The vocabulary is 0
+  unless the first layer reads token ids; then input_size is 0.
+
+Or input is (batch, input_size), a step of a single layer in one direction. Then the states and the
+last states are (batch, hidden_size), and output is empty.
+
+`prepare` returns a new prepared tensor, `refresh` packs other weights of the same sizes into it,
+`unpack` returns the weights exactly as they were, with an empty tensor for each table, and
+`forward_prepared` does what `forward` does. They run on a CPU, for inference. Among the options,
+BIAS and BIDIRECTIONAL must be the same in all calls; WANT_SAVED is not allowed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+ops.library.define("prepare(int cell, Tensor[] weights, int[] sizes, int options) -> Tensor")
+ops.library.define(
+    "refresh(Tensor(a!) prepared, int cell, Tensor[] weights, int[] sizes, int options) -> ()"
+)
+ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
+ops.library.define(
+    "forward_prepared(int cell, Tensor input, Tensor[]? states, Tensor prepared, int[] sizes, "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees) "
+    "-> (Tensor output, Tensor[] last_states)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+_Operator: TypeAlias = Callable[..., Any]
+prepare: _Operator = torch.ops.namernn_fast.prepare.default
+refresh: _Operator = torch.ops.namernn_fast.refresh.default
+unpack: _Operator = torch.ops.namernn_fast.unpack.default
+forward: _Operator = torch.ops.namernn_fast.forward_prepared.default
+forward_untraced: _Operator = getattr(forward, "_op", forward)
+"""`forward` for calls outside compilers. See `ops.forward_untraced`."""
+
+
+@dataclass(slots=True)
+class PreparedArguments:
+    """The arguments of `forward_prepared`."""
+
+    cell: int
+    input: Tensor
+    states: Sequence[Tensor] | None
+    prepared: Tensor
+    sizes: Sequence[int]
+    sequence_layout: Tensor | None
+    reset: Tensor | None
+    options: int
+    trees: int
+
+
+@torch.library.register_fake(f"{ops.NAMESPACE}::forward_prepared")  # type: ignore[untyped-decorator]
+def _(*arguments: Any) -> tuple[Any, ...]:
+    call = PreparedArguments(*arguments)
+    layers, _, hidden_size, _ = call.sizes
+    like = call.prepared
+    if call.input.dim() == 2 and not ops.has_ids(call.input) and not call.options & ops.PACKED:
+        step_shape = call.input.shape[0], hidden_size
+        return like.new_empty(0), ops.empty_states(call.cell, like, step_shape)
+    states_shape = layers * ops.directions_of(call.options), ops.batch_size(call), hidden_size
+    output = ops.output_shape(call.input, hidden_size, call.options)
+    return like.new_empty(output), ops.empty_states(call.cell, like, states_shape)

@@ -1,0 +1,565 @@
+"""Prepared modules are saved, copied, converted, compiled, exported, refreshed and replaced."""
+
+import copy
+import io
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from kinds import KINDS, flat
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from namernn_fast import (
+    PreparedCell,
+    PreparedLayer,
+    batch_invariant,
+    explain,
+    prepare_rnn,
+    replace_rnn,
+    restore_rnn,
+)
+from namernn_fast.machine import availability
+from namernn_fast.nn import prepared as prepared_module
+
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
+
+OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+FORMS = ("layer", "tokens", "step module")
+
+
+def make(kind, form):
+    """Returns a module with an input for it."""
+    if form == "layer":
+        return kind.layer(6, 20, **OPTIONS), torch.randn(8, 5, 6)
+    if form == "tokens":
+        return kind.tokens(9, 6, 20, padding_idx=0, **OPTIONS), torch.randint(9, (8, 5))
+    return kind.step_module(6, 20), torch.randn(8, 6)
+
+
+def tensors(results):
+    """Flattens the results of a layer or a step module."""
+    return torch.utils._pytree.tree_leaves(results)
+
+
+def equal(first, second):
+    """Returns whether results are bit-identical; or, for step modules, equal up to rounding.
+
+    For small sizes a step module runs torch's own cell.
+    """
+    if isinstance(second, tuple) and tensors(second)[0].dim() == 3:
+        return all(map(torch.equal, tensors(first), tensors(second)))
+    eps = 8 * torch.finfo(tensors(second)[0].dtype).eps
+    pairs = zip(tensors(first), tensors(second), strict=True)
+    return all(torch.allclose(a, b, rtol=eps, atol=eps) for a, b in pairs)
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+@pytest.fixture
+def made(kind, form, fused_steps):
+    """Returns a module, the prepared module, and an input."""
+    module, x = make(kind, form)
+    module.requires_grad_(False)
+    return module, module.prepare(), x
+
+
+def test_a_prepared_module_is_like_its_layer(made):
+    module, prepared, x = made
+    assert equal(prepared(x), module(x))
+    assert [*prepared.parameters()] == [*prepared.buffers()] == [*prepared.children()] == []
+    assert not prepared.training
+    assert prepared.hidden_size == 20
+    assert f"{type(module).__name__}(" in repr(prepared)
+    assert prepared.eval() is prepared
+    prepared.flatten_parameters()
+    with pytest.raises(AttributeError, match="weight_hh"):
+        _ = prepared.weight_hh_l0
+
+
+def test_the_saved_file_equals_the_file_of_the_layer(made):
+    module, prepared, _ = made
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, saved in zip(files, (module, prepared), strict=True):
+        torch.save(saved.state_dict(), file)
+    assert files[0].getvalue() == files[1].getvalue()
+    assert prepared.state_dict(prefix="a.").keys() == module.state_dict(prefix="a.").keys()
+
+
+def test_loading_packs_the_weights(kind, made, form):
+    _, prepared, x = made
+    other, _ = make(kind, form)
+    model = torch.nn.ModuleDict({"rnn": prepared})
+    model.load_state_dict({f"rnn.{name}": w for name, w in other.state_dict().items()})
+    assert equal(prepared(x), other.requires_grad_(False)(x))
+
+
+def test_loading_reports_the_errors_of_the_layer(kind, made, form):
+    _, prepared, x = made
+    wanted = prepared(x)
+    state = make(kind, form)[0].state_dict()
+    name, weight = state.popitem()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        prepared.load_state_dict({**state, name: weight[:-1]})
+    assert equal(prepared(x), wanted)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        prepared.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        prepared.load_state_dict({**state, name: weight, "more": weight})
+
+
+def test_copies_are_independent(kind, made, form):
+    module, prepared, x = made
+    wanted = prepared(x)
+    file = io.BytesIO()
+    torch.save(prepared, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    copies = [copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), copy.copy(prepared)]
+    prepared.refresh(make(kind, form)[0])
+    assert not equal(prepared(x), wanted)
+    for each in (*copies, loaded):
+        assert equal(each(x), wanted)
+    assert len(pickle.dumps(copies[0])) < 1.1 * len(pickle.dumps(module))
+
+
+def test_conversions_are_those_of_the_layer(made):
+    module, prepared, x = made
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        y = x.to(dtype) if x.is_floating_point() else x
+        assert equal(prepared.to(dtype)(y), module.to(dtype)(y))
+
+
+def test_a_conversion_to_the_same_dtype_packs_nothing(made, monkeypatch):
+    """So another thread may run a call meanwhile, as of the layer."""
+    _, prepared, _ = made
+    monkeypatch.setattr(prepared, "_hold", None)
+    prepared.to("cpu").float()
+
+
+def test_devices_without_a_kernel_run_the_layer(kind, made):
+    module, prepared, x = made
+    wanted = prepared(x)
+    prepared.to("meta")
+    assert tensors(prepared(x.to("meta")))[0].is_meta
+    path = explain(prepared, x.to("meta")).path
+    assert path in ("reference", "torch")
+    prepared.to_empty(device="cpu").load_state_dict(module.state_dict())
+    assert equal(prepared(x), wanted)
+
+
+def test_projections_run_the_layer():
+    layer, x = KINDS["lstm"].layer(6, 20, proj_size=7), torch.randn(5, 3, 6)
+    prepared = layer.prepare()
+    for argument in (x, pack_padded_sequence(x, [5, 4, 2])):
+        with torch.no_grad():
+            for got, wanted in zip(
+                tensors(prepared(argument)), tensors(layer(argument)), strict=True
+            ):
+                torch.testing.assert_close(got, wanted)
+    assert explain(prepared, x).path == "torch"
+    assert prepared.restore().proj_size == 7
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        prepared(x.requires_grad_())
+
+
+def test_without_the_extension_the_layer_runs(kind, made, monkeypatch):
+    module, prepared, x = made
+    data = pickle.dumps(prepared)
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    loaded = pickle.loads(data)
+    torch.testing.assert_close(tensors(loaded(x)), tensors(module(x)))
+
+
+def test_inference_mode(kind, form, fused_steps):
+    with torch.inference_mode():
+        module, x = make(kind, form)
+        prepared = module.prepare()
+        wanted = module(x)
+        assert equal(prepared(x), wanted)
+    assert equal(prepared(x), wanted)
+    other = make(kind, form)[0]
+    prepared.refresh(other)
+    with torch.no_grad():
+        assert equal(prepared(x), other(x))
+
+
+def test_autocast_leaves_the_dtype(made):
+    _, prepared, x = made
+    wanted = prepared(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert equal(prepared(x), wanted)
+        if x.is_floating_point():
+            rounded = prepared(x.bfloat16())
+            assert tensors(rounded)[0].dtype == torch.float32
+            assert equal(rounded, prepared(x.bfloat16().float()))
+
+
+def test_training_is_refused(made):
+    _, prepared, _ = made
+    with pytest.raises(RuntimeError, match="is always in eval mode: call the layer itself"):
+        torch.nn.Sequential(prepared).train()
+
+
+def test_gradients_are_refused(kind):
+    prepared, x = kind.layer(6, 20).prepare(), torch.randn(5, 3, 6)
+    states = kind.states(torch.zeros, 1, 3, 20)
+    message = "call the layer itself"
+    with pytest.raises(RuntimeError, match=message):
+        prepared(x.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match=message):
+        prepared(x, kind.states(torch.zeros, 1, 3, 20, requires_grad=True))
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(lambda x: prepared(x)[0].sum())(x)
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.jvp(lambda x: prepared(x)[0], (x,), (x,))
+    with torch.no_grad():
+        results = prepared(x.clone().requires_grad_(), states)
+    assert not any(r.requires_grad for r in flat(results))
+
+
+def test_vmap_maps_over_calls(made):
+    _, prepared, x = made
+    many = torch.stack([x, x.flip(0), x.roll(1, 0)])
+    alone = [prepared(each) for each in many]
+    mapped = torch.vmap(prepared)(many)
+    for got, *wanted in zip(tensors(mapped), *map(tensors, alone), strict=True):
+        torch.testing.assert_close(got, torch.stack(wanted))
+
+
+def test_arguments_are_checked_as_by_the_layer(kind, made, form):
+    module, prepared, x = made
+    wrong = [x[..., :1], x.double() if x.is_floating_point() else x.float(), x[None, None], "text"]
+    if form == "tokens":
+        wrong = wrong[1:]
+    for argument in wrong[:-1] if form == "step module" else wrong:
+        with pytest.raises(Exception) as theirs:  # noqa: PT011 - compared with the other error
+            module(argument)
+        with pytest.raises(type(theirs.value)) as ours:
+            prepared(argument)
+        assert str(ours.value) == str(theirs.value)
+    one, size = torch.zeros(8, 20), (3, 2, 20)
+    if form != "step module":
+        one = torch.zeros(4, 8, 20)
+    wrong = [kind.states(torch.zeros, *size), (None, None), (one,), [one, one, one]]
+    for states in wrong[:1] if form == "step module" else wrong:
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            module(x, states)
+        with pytest.raises(type(theirs.value)) as ours:
+            prepared(x, states)
+        assert str(ours.value) == str(theirs.value)
+    with pytest.raises(Exception) as theirs:  # noqa: PT011
+        module(x.to("meta"))
+    with pytest.raises(type(theirs.value)):
+        prepared(x.to("meta"))
+
+
+def test_compile_takes_the_packed_tensor(kind, form, fused_steps):
+    module, x = make(kind, form)
+    prepared = module.requires_grad_(False).prepare()
+    compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
+    assert equal(compiled(x), prepared(x))
+    prepared.refresh(make(kind, form)[0])
+    assert equal(compiled(x), prepared(x))
+
+
+def test_export_holds_the_weights_of_the_layer(kind, form, fused_steps):
+    module, x = make(kind, form)
+    prepared = module.requires_grad_(False).prepare()
+    program = torch.export.export(prepared, (x,), strict=False)
+    nodes = {str(node.target) for node in program.graph.nodes}
+    assert not any("prepared" in node for node in nodes)
+    held = [*program.constants.values(), *program.state_dict.values()]
+    for weight in module.state_dict().values():
+        assert any(weight.shape == other.shape and torch.equal(weight, other) for other in held)
+    assert equal(program.module()(x), module(x))
+
+
+def test_strict_export_is_refused(kind):
+    prepared = kind.layer(6, 20).prepare()
+    with pytest.raises(Exception, match=r"needs torch.export\(strict=False\)"):
+        torch.export.export(prepared, (torch.randn(5, 3, 6),), strict=True)
+
+
+def test_torchscript_records_torchs_operators(kind):
+    layer, x = kind.layer(6, 20), torch.randn(5, 3, 6)
+    prepared = layer.prepare()
+    traced = torch.jit.trace(prepared, (x,))
+    scripted = torch.jit.script(torch.nn.Sequential(prepared))
+    for form in (traced, scripted):
+        torch.testing.assert_close(form(x)[0], layer(x)[0])
+
+
+def test_refresh_packs_into_the_same_memory(kind, made, form):
+    _, prepared, x = made
+    memory = prepared._panels.tensor.data_ptr()
+    other = make(kind, form)[0].requires_grad_(False)
+    prepared.refresh(other)
+    assert prepared._panels.tensor.data_ptr() == memory
+    assert equal(prepared(x), other(x))
+    prepared.load_state_dict(make(kind, form)[0].state_dict())
+    assert prepared._panels.tensor.data_ptr() == memory
+
+
+def test_refresh_refuses_another_layer(kind):
+    prepared, x = kind.layer(6, 20).prepare(), torch.randn(5, 3, 6)
+    wanted = prepared(x)
+    others = [
+        kind.layer(6, 21),
+        kind.layer(6, 20, batch_first=True),
+        kind.layer(6, 20, dtype=torch.float64),
+        kind.layer(6, 20, batch_invariant=True),
+        kind.layer(6, 20, device="meta"),
+        kind.nn_layer(6, 20),
+        kind.step_module(6, 20),
+        *([kind.layer(6, 20, nonlinearity="relu")] if kind.has_nonlinearity else []),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="layer must be like the prepared"):
+            prepared.refresh(other)
+    hooked = kind.layer(6, 20)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="it has hooks"):
+        prepared.refresh(hooked)
+    assert equal(prepared(x), wanted)
+
+
+def test_parametrized_layers_are_prepared(kind):
+    layer, x = kind.layer(6, 20), torch.randn(5, 3, 6)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
+    prepared = layer.prepare()
+    with torch.no_grad():
+        assert equal(prepared(x), layer(x))
+        layer.parametrizations.weight_hh_l0.original0.mul_(2)
+        prepared.refresh(layer)
+        assert equal(prepared(x), layer(x))
+    assert type(prepared.restore()) is kind.layer
+    assert type(prepare_rnn(torch.nn.Sequential(layer))[0]) is PreparedLayer
+
+
+def test_global_hooks_are_no_obstacle(made):
+    module, prepared, x = made
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert equal(module.prepare()(x), prepared(x))
+    finally:
+        handle.remove()
+
+
+def test_fx_treats_prepared_modules_as_leaves(made):
+    _, prepared, x = made
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(prepared))
+    assert equal(graph(x), prepared(x))
+
+
+def test_prepare_refuses_what_it_would_not_run(kind):
+    hooked = kind.layer(6, 20)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=f"cannot take this {kind.layer.__name__}: it has hooks"):
+        hooked.prepare()
+    other = type("Other", (kind.layer,), {"forward": lambda self, x: x})(6, 20)
+    with pytest.raises(RuntimeError, match="the class Other has a different forward"):
+        other.prepare()
+    model = kind.tokens(9, 6, 20)
+    model.embedding.max_norm = 1.0
+    with pytest.raises(RuntimeError, match="the embedding has one of the options max_norm"):
+        model.prepare()
+    with pytest.raises(ValueError, match=r"dtype must be None, got torch.float16: use layer.to"):
+        kind.layer(6, 20).prepare(torch.float16)
+
+
+def test_a_prepared_module_runs_its_own_hooks(kind):
+    prepared, calls = kind.layer(6, 20).prepare(), []
+    prepared.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(5, 3, 6)
+    last = prepared(x)[1]
+    assert equal(prepared.last_state(x), last)
+    assert len(calls) == 2
+
+
+class Model(torch.nn.Module):
+    """A model with every kind of recurrent module, one of them in two places."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first = kind.layer(6, 20)
+        self.list = torch.nn.ModuleList([self.first, kind.nn_layer(6, 20), torch.nn.Linear(2, 2)])
+        self.tokens = kind.tokens(9, 6, 20)
+        self.step = kind.step_module(6, 20)
+        self.nothing = None
+        self.subclass = type("Mine", (kind.layer,), {})(6, 20)
+
+
+def test_prepare_rnn_replaces_modules(kind):
+    model = Model(kind)
+    tokens, state = model.tokens, {k: v.clone() for k, v in model.state_dict().items()}
+    assert prepare_rnn(model) is model
+    assert model.first is model.list[0]
+    assert all(type(m) is PreparedLayer for m in (*model.list[:2], model.tokens))
+    assert type(model.step) is PreparedCell
+    assert type(model.subclass).__name__ == "Mine"
+    assert type(tokens.rnn) is kind.layer
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(w, state[name]) for name, w in model.state_dict().items())
+    prepare_rnn(model)
+    assert restore_rnn(model) is model
+    assert model.first is model.list[0]
+    assert [type(m) for m in (model.first, model.list[1], model.tokens, model.step)] == [
+        kind.layer,
+        kind.layer,
+        kind.tokens,
+        kind.step_module,
+    ]
+    assert all(torch.equal(w, state[name]) for name, w in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_prepare_rnn_takes_a_layer_itself(kind):
+    layer, x = kind.nn_layer(6, 20), torch.randn(5, 8, 6)
+    prepared = prepare_rnn(layer)
+    assert type(prepared) is PreparedLayer
+    assert type(layer) is kind.nn_layer
+    torch.testing.assert_close(prepared(x)[0], layer(x)[0])
+    assert type(restore_rnn(prepared)) is kind.layer
+
+
+def test_prepare_rnn_refuses_hooks_by_name(kind):
+    model = Model(kind)
+    model.list[1].register_forward_pre_hook(lambda *_: None)
+    name = kind.nn_layer.__name__
+    with pytest.raises(RuntimeError, match=rf"cannot replace 'list.1', a {name}: it has hooks"):
+        prepare_rnn(model)
+    assert type(model.first) is kind.layer
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got int"):
+        prepare_rnn(7)
+    with pytest.warns(UserWarning, match="prepare_rnn replaced nothing: the Linear has no"):
+        prepare_rnn(torch.nn.Linear(2, 2))
+
+
+def test_prepare_rnn_after_replace_rnn(kind):
+    model, x = torch.nn.Sequential(kind.nn_layer(6, 20)), torch.randn(5, 3, 6)
+    wanted = model(x)[0]
+    prepared = prepare_rnn(replace_rnn(model))
+    torch.testing.assert_close(prepared(x)[0], wanted)
+
+
+def test_batch_invariance_is_taken_over_from_the_layer(kind):
+    x = torch.randn(8, 1, 64)
+    many = x.expand(8, 16, 64)
+    prepared = kind.layer(64, 64, batch_invariant=True).prepare()
+    assert prepared.batch_invariant
+    assert torch.equal(prepared(x)[0], prepared(many)[0][:, :1])
+    layer = kind.layer(64, 64)
+    with batch_invariant():
+        plain = layer.prepare()
+        assert torch.equal(plain(x)[0], plain(many)[0][:, :1])
+    assert plain._options == layer.prepare()._options != prepared._options
+
+
+def test_prefixes_are_shared_only_with_a_table(kind, monkeypatch):
+    model, ids = kind.tokens(9, 6, 40), torch.randint(9, (8, 5))
+    prepared = model.prepare()
+    with torch.no_grad():
+        wanted = model.last_state(ids, share_prefixes=True)
+    assert equal(prepared.last_state(ids, share_prefixes=True), wanted)
+    monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
+    with pytest.raises(ValueError, match="impossible here: the layer was prepared without a table"):
+        model.prepare().last_state(ids, share_prefixes=True)
+
+
+def test_explain_names_packed_weights(made, form):
+    _, prepared, x = made
+    explanation = explain(prepared, x)
+    assert explanation.path.startswith("cpu")
+    assert explanation.shortcuts[0] == "prepared weights"
+    assert ("table" in explanation.shortcuts) == (form == "tokens")
+
+
+def test_flops_are_those_of_the_layer(kind):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer, x = kind.layer(6, 20, **OPTIONS).requires_grad_(False), torch.randn(8, 5, 6)
+    counts = []
+    for module in (layer, layer.prepare()):
+        with FlopCounterMode(display=False) as counter:
+            module(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_forked_child_runs_a_prepared_layer(kind):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    prepared, x = kind.layer(6, 20).prepare(), torch.randn(5, 3, 6)
+    wanted = prepared(x)[0].tolist()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(False)
+    child = context.Process(target=lambda: sender.send(prepared(x)[0].tolist()))
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == wanted
+    child.join()
+
+
+PICKLE = """
+import pickle, sys, torch, namernn_fast
+torch.manual_seed(0)
+layer = getattr(namernn_fast, sys.argv[2])(6, 20, 2, bidirectional=True)
+prepared, x = layer.prepare(), torch.randn(5, 3, 6)
+program = torch.export.export(prepared, (x,))
+torch.export.save(program, sys.argv[1] + ".pt2")
+with open(sys.argv[1], "wb") as file:
+    pickle.dump((prepared, x, prepared(x)[0]), file)
+"""
+
+
+def test_files_move_between_instruction_sets(kind, tmp_path, run_program):
+    path = tmp_path / "prepared"
+    run_program(
+        "-c", PICKLE, path, kind.layer.__name__, cwd=tmp_path, ATEN_CPU_CAPABILITY="default"
+    )
+    prepared, x, wanted = pickle.loads(path.read_bytes())
+    torch.testing.assert_close(prepared(x)[0], wanted)
+    program = torch.export.load(f"{path}.pt2").module()
+    torch.testing.assert_close(program(x)[0], wanted)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_sequences_of_operations(kind, form, seed, fused_steps):
+    """Refreshes, copies, loads and conversions in any order leave what the layer computes."""
+    generator = torch.Generator().manual_seed(seed)
+    module, x = make(kind, form)
+    module.requires_grad_(False)
+    prepared, other = module.prepare(), None
+    for _ in range(60):
+        match int(torch.randint(7, (), generator=generator)):
+            case 0:
+                module = make(kind, form)[0].to(next(module.parameters()).dtype)
+                prepared.refresh(module.requires_grad_(False))
+            case 1:
+                prepared = copy.deepcopy(prepared)
+            case 2:
+                prepared = pickle.loads(pickle.dumps(prepared))
+            case 3:
+                state = make(kind, form)[0].state_dict()
+                module.load_state_dict(state)
+                prepared.load_state_dict(state)
+            case 4:
+                dtype = (torch.float32, torch.float64, torch.float16)[
+                    int(torch.randint(3, (), generator=generator))
+                ]
+                module, prepared = module.to(dtype), prepared.to(dtype)
+            case 5:
+                other = prepared.restore().requires_grad_(False)
+                prepared = other.prepare()
+            case 6:
+                state = prepared.state_dict()
+                assert all(torch.equal(w, state[name]) for name, w in module.state_dict().items())
+        y = x.to(next(module.parameters()).dtype) if x.is_floating_point() else x
+        assert equal(prepared(y), module(y))

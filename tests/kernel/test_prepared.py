@@ -1,0 +1,296 @@
+"""Prepared layers compute what the layers compute, from weights that are packed once."""
+
+import pytest
+import torch
+from cases import CELLS, FUSED
+from kinds import KINDS, flat, map_states
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import explain, ops, prepared_ops
+from namernn_fast.machine import availability
+from namernn_fast.nn import prepared as prepared_module
+from namernn_fast.testing import ErrorBudget
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SIZES = ((5, 8), (16, 32), (70, 100), (64, 130))
+OPTIONS = (
+    {},
+    {"num_layers": 2, "bias": False},
+    {"num_layers": 3, "bidirectional": True, "batch_first": True},
+)
+T, B = 9, 13
+
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
+
+
+def tensors_of(results):
+    """Returns the tensors in a layer's results."""
+    output, *states = flat(results)
+    if isinstance(output, PackedSequence):
+        output = output.data
+    elif output.is_nested:
+        output = output.values()
+    return output, *states
+
+
+def check_bits(got, wanted):
+    for ours, theirs in zip(tensors_of(got), tensors_of(wanted), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def calls_of(layer, dtype):
+    """Yields the arguments of a call for each layout."""
+    generator = torch.Generator().manual_seed(1)
+    first = layer.batch_first
+    shape = (B, T) if first else (T, B)
+    x = torch.randn(*shape, layer.input_size, generator=generator).to(dtype)
+    lengths = torch.randint(0, T + 1, (B,), generator=generator)
+    lengths[0] = T
+    states = layer.num_layers * (2 if layer.bidirectional else 1), B, layer.hidden_size
+    kind = KINDS[layer._cell.name]
+    hx = kind.states(torch.randn, *states, generator=generator)
+    hx = map_states(hx, lambda state: state.to(dtype))
+    reset = torch.rand(shape, generator=generator) < 0.2
+    yield "dense", (x, hx), {}
+    yield "zero states", (x,), {}
+    yield "reset", (x, hx), {"reset": reset}
+    yield "lengths", (x, hx), {"lengths": lengths, "reset": reset}
+    yield "packed", (pack_padded_sequence(x, lengths.clamp(min=1), first, False), hx), {}
+    sequences = x.unbind(0 if first else 1)
+    values = [rows[:length] for rows, length in zip(sequences, lengths, strict=True)]
+    yield "jagged", (torch.nested.as_nested_tensor(values, layout=torch.jagged), hx), {}
+    one = x[:, :1] if not first else x[:1]
+    yield "one sequence", (one,), {}
+
+
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("features", SIZES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_have_the_bits_of_the_layer(cell, features, options, dtype, threads):
+    """With batch_invariant, the layer reads no weights in place."""
+    layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
+    layer.requires_grad_(False)
+    prepared = layer.prepare()
+    for count in (1, 2):
+        threads(count)
+        for name, arguments, more in calls_of(layer, dtype):
+            check_bits(prepared(*arguments, **more), layer(*arguments, **more))
+            if name != "jagged":
+                last = prepared.last_state(*arguments, **more)
+                check_bits(
+                    (torch.zeros(1), last), (torch.zeros(1), layer.last_state(*arguments, **more))
+                )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("cell", CELLS)
+def test_many_rows_have_the_bits_of_the_layer_by_default(cell, steps, dtype):
+    layer = FUSED[cell](24, 40, 2, dtype=dtype).requires_grad_(False)
+    x = torch.randn(steps, 40, 24).to(dtype)
+    check_bits(layer.prepare()(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_few_rows_meet_the_error_budget(cell, batch, dtype):
+    """The layer reads the weights of few rows in place, so these calls have other last bits."""
+    ours, theirs = KINDS[cell].twins(512, 300, dtype=dtype)
+    precise = KINDS[cell].nn_layer(512, 300, dtype=torch.float64)
+    precise.load_state_dict(theirs.state_dict())
+    prepared, budget = ours.prepare(), ErrorBudget(dtype)
+    with torch.no_grad():
+        for seed in range(4):
+            x = torch.randn(3, batch, 512, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            exact = flat(precise(x.double()))
+            results = zip(flat(prepared(x)), flat(theirs(x)), exact, strict=True)
+            for name, (got, rival, wanted) in zip("ohc", results, strict=False):
+                budget.add(name, got, rival, wanted.numpy())
+    budget.check()
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_lower_precision_has_the_bits_of_the_layer(cell, precision, cpu_precision):
+    layer = FUSED[cell](48, 160, 2).requires_grad_(False)
+    prepared = layer.prepare()
+    x = torch.randn(32, 40, 48)
+    full = layer(x)
+    check_bits(prepared(x), full)
+    cpu_precision(precision)
+    check_bits(prepared(x), layer(x))
+    check_bits(prepared(x[:1]), layer(x[:1]))
+    check_bits(prepared(x[:, :1]), layer(x[:, :1]))
+    if "bfloat16" in explain(prepared, x).path or "amx" in explain(prepared, x).path:
+        assert not torch.equal(prepared(x)[0], full[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_token_ids_have_the_bits_of_the_layer(cell, options, with_table, dtype, monkeypatch):
+    """The layer computes a table in each call, unless it has fewer ids than embedding rows."""
+    if not with_table:
+        monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
+    vocabulary = 31 if with_table else 2000
+    model = KINDS[cell].tokens(vocabulary, 12, 40, padding_idx=0, dtype=dtype, **options)
+    model.requires_grad_(False)
+    prepared = model.prepare()
+    assert prepared._panels.has_table == with_table
+    ids = torch.randint(vocabulary, (17, 29))
+    lengths = torch.randint(
+        0, 18 if not model.rnn.batch_first else 30, (29 if not model.rnn.batch_first else 17,)
+    )
+    for more in ({}, {"lengths": lengths}):
+        check_bits(prepared(ids, **more), model(ids, **more))
+        last = prepared.last_state(ids, **more)
+        check_bits((ids, last), (ids, model.last_state(ids, **more)))
+    assert ("table" in explain(prepared, ids).shortcuts) == with_table
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_shared_prefixes_have_the_bits_of_the_layer(cell, dtype):
+    model = KINDS[cell].tokens(3, 8, 64, 2, dtype=dtype).requires_grad_(False)
+    prepared, ids = model.prepare(), torch.randint(3, (12, 400))
+    assert "shared prefixes" in explain(prepared, ids, last_state=True).shortcuts
+    check_bits((ids, prepared.last_state(ids)), (ids, model.last_state(ids)))
+    alone = prepared.last_state(ids, share_prefixes=False)
+    check_bits((ids, alone), (ids, model.last_state(ids, share_prefixes=False)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_table_is_multiplied_once(cell, monkeypatch):
+    prepared = KINDS[cell].tokens(31, 12, 40).prepare()
+    monkeypatch.setattr(torch.nn.functional, "linear", None)  # computes a table
+    prepared(torch.randint(31, (17, 29)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -0.0])
+@pytest.mark.parametrize("cell", CELLS)
+def test_unpacked_weights_are_exact(cell, value, dtype):
+    layer = FUSED[cell](7, 70, 2, bidirectional=True, dtype=dtype).requires_grad_(False)
+    for weight in layer.parameters():
+        weight.view(-1)[-1] = value
+        weight.view(-1)[0] = torch.finfo(dtype).smallest_normal / 2
+    for name, weight in layer.prepare().state_dict().items():
+        assert torch.equal(weight.nan_to_num(7), layer.state_dict()[name].nan_to_num(7)), name
+        assert torch.equal(weight.signbit(), layer.state_dict()[name].signbit()), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_weights_take_the_memory_of_the_layer(cell, dtype):
+    """Whole panels have no padding. The sums of the biases take a row of the weights or two."""
+    layer = FUSED[cell](128, 256, 2, dtype=dtype)
+    elements = sum(weight.numel() for weight in layer.parameters())
+    tensor = layer.prepare()._panels.tensor
+    assert tensor.dtype == dtype
+    assert elements <= tensor.numel() <= 1.05 * elements
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_calls_at_the_same_time_have_the_same_bits(cell, threads):
+    from concurrent.futures import ThreadPoolExecutor
+
+    threads(2)
+    prepared = FUSED[cell](48, 96, 2).prepare()
+    inputs = [torch.randn(steps, batch, 48) for steps in (1, 7, 30) for batch in (1, 5, 64)] * 6
+
+    def run(x):
+        with torch.no_grad():
+            return prepared(x)
+
+    alone = [run(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, wanted in zip(pool.map(run, inputs), alone, strict=True):
+            check_bits(got, wanted)
+
+
+def arguments(prepared, x):
+    panels = prepared._panels
+    return (
+        panels.cell.number,
+        x,
+        None,
+        panels.tensor,
+        panels.sizes,
+        None,
+        None,
+        prepared._options,
+        0,
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_operators_refuse_tensors_of_other_layers(cell):
+    """A tensor that was packed for other sizes would be read out of bounds."""
+    prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(3, 2, 8)
+    number, _, states, tensor, sizes, *rest = arguments(prepared, x)
+    prepared_ops.forward(number, x, states, tensor, sizes, *rest)
+    wrong = r"prepared must come from namernn_fast::prepare on a processor with the kernels"
+    others = [
+        (number, tensor, [1, *sizes[1:]], wrong),
+        ((number + 1) % 3, tensor, sizes, wrong),
+        (number, tensor[:100], sizes, wrong),
+        (number, torch.zeros_like(tensor), sizes, wrong),
+        (number, FUSED[cell](8, 17, 2).prepare()._panels.tensor, sizes, wrong),
+        (number, tensor.double(), sizes, "input must have the dtype of the prepared layer"),
+        (number, tensor, [2, 9, 16, 0], "input must have 9 features, got 8"),
+        (number, tensor, [2, 0, 16, 5], "input must be token ids for this prepared layer"),
+        (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
+        (7, tensor, sizes, "cell must be from 0 to 2, got 7"),
+    ]
+    for number, tensor, sizes, message in others:
+        with pytest.raises(RuntimeError, match=message):
+            prepared_ops.forward(number, x, states, tensor, sizes, *rest)
+        if message == wrong:
+            with pytest.raises(RuntimeError, match=message):
+                prepared_ops.unpack(tensor, number, sizes, prepared._options)
+    with pytest.raises(RuntimeError, match="WANT_SAVED"):
+        prepared_ops.forward(*arguments(prepared, x)[:-2], prepared._options | ops.WANT_SAVED, 0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_operators_pass_opcheck(cell):
+    prepared, x = FUSED[cell](8, 16, 2, bidirectional=True).prepare(), torch.randn(3, 2, 8)
+    torch.library.opcheck(prepared_ops.forward, arguments(prepared, x))
+    step = KINDS[cell].step_module(8, 16).prepare()
+    torch.library.opcheck(prepared_ops.forward, arguments(step, x[0]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 5, 64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_has_the_bits_of_a_prepared_layer(cell, batch, dtype):
+    kind = KINDS[cell]
+    layer, step = kind.layer(24, 40, dtype=dtype), kind.step_module(24, 40, dtype=dtype)
+    for mine, theirs in zip(step.parameters(), layer.parameters(), strict=True):
+        mine.data.copy_(theirs)
+    x = torch.randn(2 * batch, 48).to(dtype)[::2, ::2]
+    hx = kind.states(torch.randn, 2 * batch, 40)
+    hx = map_states(hx, lambda state: state[::2].to(dtype))
+    for states in (hx, None):
+        got = step.prepare()(x, states)
+        with_layer = None if states is None else map_states(states, lambda h: h.unsqueeze(0))
+        _, wanted = layer.prepare()(x.unsqueeze(0), with_layer)
+        check_bits((x, got), (x, map_states(wanted, lambda state: state.squeeze(0))))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_operators_refuse_steps_of_stacks(cell):
+    prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(2, 8)
+    with pytest.raises(
+        RuntimeError, match="input must have 3 dimensions unless the call is a step"
+    ):
+        prepared_ops.forward(*arguments(prepared, x))
+    number, _, _, *rest = arguments(FUSED[cell](8, 16).prepare(), x)
+    with pytest.raises(RuntimeError, match="states of a step must have 2 dimensions, got 3"):
+        prepared_ops.forward(number, x, [torch.zeros(1, 2, 16)], *rest)
