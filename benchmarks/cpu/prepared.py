@@ -1,11 +1,12 @@
 """Times prepared layers: `python -m benchmarks.cpu.prepared [--record]`.
 
 The prepared layers, the fused layers, torch's layers and the runtimes that pack weights once take
-turns, in inference. `onnxruntime` has bound buffers.
+turns, in inference, from initial states that are not zeros. `onnxruntime` has bound buffers.
 """
 
 import importlib.util
 import statistics
+import time
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ SHAPES = (  # D, H, T, B
 )
 RUNTIMES = ("onnxruntime", "OpenVINO")
 OURS = ("torch", "fused", "prepared")
+PAUSE = 0.03
+"""Seconds until the threads of another runtime, which wait by spinning, leave the processor."""
 
 
 def workloads() -> list[Workload]:
@@ -42,17 +45,21 @@ def calls(workload: Workload) -> dict[str, TimedCall]:
     """Returns a call of each layer and of each runtime that is installed."""
     torch.manual_seed(0)
     input = torch.randn(workload.seq_len or 0, workload.batch, workload.input_size)
+    size = 1, workload.batch, workload.hidden_size
+    states = tuple(torch.randn(size) for _ in CELLS[workload.cell].states)
+    hx = states if len(states) > 1 else states[0]
     theirs, ours = equal_layers(workload).values()
     layers = dict(zip(OURS, (theirs, ours, prepare_rnn(ours)), strict=True))
     found: dict[str, TimedCall] = {
-        name: lambda layer=layer: layer(input) for name, layer in layers.items()
+        name: lambda layer=layer: layer(input, hx) for name, layer in layers.items()
     }
-    problem = Problem(workload, theirs, input, [])
+    problem = Problem(workload, theirs, input, [], states)
     for name in RUNTIMES:
         package, make = RIVALS[name]
         if importlib.util.find_spec(package) is not None:
             call = make(problem, torch.get_num_threads())
             assert call is not None
+            found[f"pause before {name}"] = lambda: time.sleep(PAUSE)
             found[name] = call
     return found
 
@@ -80,7 +87,7 @@ def report(document: dict[str, Any]) -> str:
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s), float32. `torch` is torch's layer, "
         "`fused` ours and `prepared` what `prepare()` makes of it; the other columns are runtimes "
-        f"that pack weights once. {SIZES}"
+        f"that pack weights once. Every call gets initial states. {SIZES}"
     )
     return f"{introduction}\n\n{table(document['rows'])}"
 

@@ -23,6 +23,8 @@ class Problem:
     input: Tensor
     gradients: Gradients
     """The gradients of `output` and of each last state, in training."""
+    states: tuple[Tensor, ...] = ()
+    """The initial states, (1, batch, hidden_size), which only ONNX's runtimes read."""
 
     @property
     def weights(self) -> list[np.ndarray]:
@@ -264,11 +266,23 @@ def jax_scan(problem: Problem, threads: int) -> TimedCall | None:
     return call
 
 
+STATES = ("initial_h", "initial_c")
+"""ONNX's names of the initial states."""
+
+
+def _arrays(problem: Problem) -> list[np.ndarray]:
+    """Returns the input and the initial states."""
+    return [tensor.numpy() for tensor in (problem.input, *problem.states)]
+
+
 def _onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     node, hidden = CELLS[problem.workload.cell].onnx, problem.workload.hidden_size
     steps, batch, size = problem.input.shape
+    inputs = {"X": [steps, batch, size]}
+    for name, state in zip(STATES, problem.states, strict=False):
+        inputs[name] = [*state.shape]
     order = np.arange(len(node.gates) * hidden).reshape(-1, hidden)[[*node.gates]].ravel()
     weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
     initializers = {"W": weight_ih[None], "R": weight_hh[None]}
@@ -277,14 +291,14 @@ def _onnx_model(problem: Problem) -> bytes:
         [
             helper.make_node(
                 node.operator,
-                ["X", "W", "R", "B"],
+                ["X", "W", "R", "B", "", *STATES[: len(problem.states)]],
                 ["Y", "Y_h"],
                 hidden_size=hidden,
                 **node.attributes,
             )
         ],
         problem.workload.cell,
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in inputs.items()],
         [
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),
             helper.make_tensor_value_info("Y_h", TensorProto.FLOAT, [1, batch, hidden]),
@@ -306,22 +320,22 @@ def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
     session = onnxruntime.InferenceSession(_onnx_model(problem), options)
     steps, batch, _ = problem.input.shape
     last = np.empty((1, batch, problem.workload.hidden_size), np.float32)
-    arrays = {"X": problem.input.numpy(), "Y_h": last}
-    arrays["Y"] = np.empty((steps, *last.shape), np.float32)
+    bound = dict(zip(("X", *STATES), _arrays(problem), strict=False))
+    bound |= {"Y_h": last, "Y": np.empty((steps, *last.shape), np.float32)}
     binding = session.io_binding()
-    for name, array in arrays.items():
-        bind = binding.bind_input if name == "X" else binding.bind_output
+    for name, array in bound.items():
+        bind = binding.bind_output if name.startswith("Y") else binding.bind_input
         bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
     def call() -> Any:
         session.run_with_iobinding(binding)
-        return arrays["Y_h"]
+        return bound["Y_h"]
 
     return call
 
 
 def openvino(problem: Problem, threads: int) -> TimedCall | None:
-    """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32."""
+    """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32, with bound input."""
     if problem.workload.mode == TRAINING:
         return None
     import openvino
@@ -330,8 +344,15 @@ def openvino(problem: Problem, threads: int) -> TimedCall | None:
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     model = core.compile_model(core.read_model(_onnx_model(problem), b""), "CPU", settings)
-    request, x = model.create_infer_request(), problem.input.numpy()
-    return lambda: request.infer([x], share_inputs=True)[1]
+    request = model.create_infer_request()
+    for i, array in enumerate(_arrays(problem)):
+        request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+
+    def call() -> Any:
+        request.infer()
+        return request.get_output_tensor(1).data
+
+    return call
 
 
 RIVALS: dict[str, tuple[str, Rival]] = {

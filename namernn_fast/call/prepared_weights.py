@@ -75,26 +75,29 @@ class PreparedWeights:
             output and the last states as a layer returns them, or None if the call is of another
             kind or is wrong. `functional.run` then runs it or raises the error.
         """
-        cell, states = self.cell, None
-        if hx is not None:
-            states = (hx,) if len(cell.states) == 1 else hx
-            if not isinstance(states, tuple | list):
-                return None
+        # Tested inline and in this order, because these tests take as long as a small kernel.
         if (
             is_compiling()
+            or type(input) is not Tensor
             or input.dim() != dim
+            or not input.is_cpu
             or _get_tracing_state() is not None
             or _is_any_autocast_enabled()
             or _are_functorch_transforms_active()
             or forward_ad._current_level >= 0
         ):
             return None
-        needs_gradients = is_grad_enabled()
-        for tensor in (input,) if states is None else (input, *states):
-            if type(tensor) is not Tensor or not tensor.is_cpu:
+        cell, states = self.cell, hx
+        if hx is not None:
+            if len(cell.states) == 1:
+                states = (hx,)
+            elif type(hx) is not tuple:
                 return None
-            if needs_gradients and tensor.requires_grad:
-                return None
+            for state in states:
+                if type(state) is not Tensor or not state.is_cpu:
+                    return None
+        if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
+            return None
         precision = fp32_precision.get("mkldnn", cell.fp32_precision)
         if precision in PRECISION_BITS:
             options |= PRECISION_BITS[precision]
