@@ -148,7 +148,7 @@ def run_kernel_tests(level, config, selection):
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]
-        + [str(tests / name) for name in ("test_parity.py", "test_kernel.py")],
+        + [str(tests / f"test_{name}.py") for name in ("parity", "kernel", "prepared")],
         env=at_level(level),
         capture_output=True,
         text=True,

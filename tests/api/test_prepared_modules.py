@@ -23,9 +23,10 @@ from namernn_fast import (
 from namernn_fast.machine import availability
 from namernn_fast.nn import prepared as prepared_module
 
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = [
+    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
+    pytest.mark.covering(1),
+]
 
 OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 FORMS = ("layer", "tokens", "step module")
@@ -519,6 +520,7 @@ with open(sys.argv[1], "wb") as file:
 """
 
 
+@pytest.mark.covering(0)
 def test_files_move_between_instruction_sets(kind, tmp_path, run_program):
     path = tmp_path / "prepared"
     run_program(

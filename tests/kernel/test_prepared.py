@@ -20,9 +20,10 @@ OPTIONS = (
 )
 T, B = 9, 13
 
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = [
+    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
+    pytest.mark.covering(1),
+]
 
 
 def tensors_of(results):
