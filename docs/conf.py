@@ -34,10 +34,10 @@ nitpicky = True
 # single backticks becomes a link if it names an object here, and otherwise stays code.
 default_role = "py:obj"
 nitpick_ignore_regex = [
-    ("py:obj", ".*"),
+    ("py:obj", "(?s).*"),
     (
         "py:.*",
-        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|layer|layouts|replacing))\..*",
+        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|call|nn))\..*",
     ),
     ("py:class", "Tensor|PackedSequence|_Options"),
 ]

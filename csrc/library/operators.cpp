@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensors> forward_prepared(
     const OptionalTensor& reset, int64_t bits, int64_t trees) {
   Options options = read_options(bits, trees);
   const Sizes checked = sizes_of(sizes);
-  const bool is_step = input.dim() == 2 && checked.V == 0 && !options.packed && !options.jagged;
+  const bool is_step = input.dim() == 2 && !has_ids(input) && !options.packed && !options.jagged;
   if (!is_step) {
     return run_prepared(cell, input, states, prepared, checked,
                         read_batch(input, sequence_layout, reset, options), options);

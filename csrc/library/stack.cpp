@@ -111,10 +111,10 @@ Stack check_prepared_stack(CellKind cell, const Tensor& input,
                            const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
                            const Sizes& sizes, Batch batch, const Options& options) {
   const int32_t dtype = dtype_of(prepared);
+  check(has_ids(input) == (sizes.V > 0), "input must be ",
+        sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
   check(stack.dtype == dtype, "input must have the dtype of the prepared layer");
-  check(stack.has_ids == (sizes.V > 0), "input must be ",
-        sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
   const int64_t D = input.size(input.dim() - 1);
   check(stack.has_ids || D == sizes.D, "input must have ", sizes.D, " features, got ", D);
   if (states) check_states(stack, *states);

@@ -249,6 +249,8 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
         (7, tensor, sizes, "cell must be from 0 to 2, got 7"),
     ]
+    with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
+        prepared_ops.forward(number, x[..., 0].long(), states, tensor, sizes, *rest)
     for number, tensor, sizes, message in others:
         with pytest.raises(RuntimeError, match=message):
             prepared_ops.forward(number, x, states, tensor, sizes, *rest)
