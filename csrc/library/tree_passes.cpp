@@ -14,10 +14,10 @@ namespace {
 // output for the tree's rows; layer 0 reads token ids instead.
 template <class Scalar>
 Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const Scalar* output,
-                         const Tensor& panels) {
+                         const std::optional<Tensor>& panels) {
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, 0);
   layer.layout = tree.layout;
-  if (!layer.panels) layer.panels = const_data<char>(panels);
+  if (panels) layer.panels = const_data<char>(*panels);
   if (k == 0) {
     layer.table.ids = {tree.ids.data(), 0, 1};
   } else {
@@ -26,14 +26,15 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// Returns the weights of each layer packed into panels, which all trees share. Prepared layers have
-// panels already.
+// Returns the weights of each layer packed into panels, which all trees share; none for prepared
+// layers, which have panels already.
 template <class Scalar>
-std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scalar>& format) {
-  std::vector<Tensor> panels;
+std::vector<std::optional<Tensor>> panels_of_layers(const Stack& stack,
+                                                    const PanelFormat<Scalar>& format) {
+  std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   for (int64_t k = 0; k < stack.layers; ++k) {
-    panels.push_back(stack.prepared ? *stack.prepared
-                                    : panels_for(format, layer_of<Scalar>(stack, k, 0)));
+    Layer<Scalar> layer = layer_of<Scalar>(stack, k, 0);
+    use_panels(format, layer, panels[size_t(k)]);
   }
   return panels;
 }
@@ -59,7 +60,7 @@ Scalar* tree_rows(const std::optional<Tensor>& all_rows, const PrefixTrees& tree
 template <class Scalar>
 void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
-  const std::vector<Tensor> panels = panels_of_layers(stack, kernels.forward_panels);
+  const std::vector<std::optional<Tensor>> panels = panels_of_layers(stack, kernels.forward_panels);
   std::optional<Tensor> table;
   Layer<Scalar> first = layer_of<Scalar>(stack, 0, 0);
   use_biased_table(stack, first, table);
@@ -179,7 +180,8 @@ class WorkerGradients {
 template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
-  const std::vector<Tensor> panels = panels_of_layers(stack, kernels.backward_panels);
+  const std::vector<std::optional<Tensor>> panels =
+      panels_of_layers(stack, kernels.backward_panels);
   std::vector<std::optional<Tensor>> grad_last_states;
   for (const std::optional<Tensor>& grad : grads.grad_last_states) {
     grad_last_states.push_back(grad ? std::optional<Tensor>(dense(*grad)) : std::nullopt);

@@ -19,8 +19,6 @@ from ..cells import Cell
 from ..machine import fp32_precision
 from .options import PRECISION_BITS, batch_invariant_is_on
 
-_LAYOUT_OPTIONS = ops.BIAS | ops.BIDIRECTIONAL
-
 
 @dataclass(slots=True)
 class PreparedWeights:
@@ -31,7 +29,7 @@ class PreparedWeights:
     sizes: list[int]
     """num_layers, input_size, hidden_size and the size of the vocabulary, as in `prepared_ops`."""
     options: int
-    """The option bits that `tensor` depends on."""
+    """The option bits of the layers."""
     shapes: list[Tensor]
     """Tensors with the shapes and dtypes of the weights, but without memory, for checks that read
     nothing else. With a vocabulary, the first layer has tables instead of weight_ih."""
@@ -53,7 +51,6 @@ class PreparedWeights:
             options: the option bits of the layers.
             has_table: whether the first layer has tables instead of weight_ih.
         """
-        options &= _LAYOUT_OPTIONS
         first, layers = weights[0].shape, ops.layer_count(weights, options)
         sizes = [layers, first[1], ops.hidden_size_of(weights), 0]
         if has_table:
@@ -61,14 +58,13 @@ class PreparedWeights:
         tensor = prepared_ops.prepare(cell.number, weights, sizes, options)
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 
-    def run_simple(self, input: Tensor, hx: Any, options: int, dim: int = 3) -> Any:
+    def run_simple(self, input: Tensor, hx: Any, dim: int = 3) -> Any:
         """Runs the most frequent kind of call: padded features, without checks of other kinds.
 
         Args:
             input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size);
                 (batch, input_size) for a step.
             hx: the initial states as a layer or step module takes them.
-            options: the option bits of the layer.
             dim: the number of dimensions of input that the caller takes: 3, or 2 for a step.
 
         Returns:
@@ -98,17 +94,20 @@ class PreparedWeights:
                     return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
             return None
+        options = self.call_options()
         precision = fp32_precision.get("mkldnn", cell.fp32_precision)
         if precision in PRECISION_BITS:
             options |= PRECISION_BITS[precision]
-        if batch_invariant_is_on():
-            options |= ops.BATCH_INVARIANT
         arguments = self.tensor, self.sizes, None, None, options, 0
         try:
             output, last = prepared_ops.forward_untraced(cell.number, input, states, *arguments)
         except (RuntimeError, TypeError):
             return None
         return output, last[0] if len(last) == 1 else tuple(last)
+
+    def call_options(self) -> int:
+        """Returns the option bits of a call under the current setting of `batch_invariant()`."""
+        return self.options | ops.BATCH_INVARIANT if batch_invariant_is_on() else self.options
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Returns whether `refresh` takes these weights."""

@@ -155,7 +155,7 @@ def why_not_shared(
     """
     ids, options = call.data, call.options
     if call.prepared is not None and not call.prepared.has_table:
-        return "the layer was prepared without a table"
+        return why_not_table(call, embedding, choice)
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
     if call.states:

@@ -12,13 +12,13 @@ from ..call.layouts import Input, Lengths
 from ..call.options import batch_invariant_is_on, option_bits
 from ..cells import Cell
 from ..functional import run, run_last_state
-from ..integrations.nn_rnn import exact_class, is_exact, must_serve, plain_twin
+from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
 from .prepared import PreparedLayer
 from .states import States
-from .weights import current_weights, what_else_runs, why_not_preparable, with_weights
+from .weights import Preparable, current_weights, what_else_runs
 
 
-class FusedLayer(torch.nn.RNNBase, Generic[States]):
+class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     """The base class of the fused layers.
 
     A subclass inherits from this class first and then from torch's layer.
@@ -161,15 +161,8 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         """
         return PreparedLayer(self, dtype)
 
-    def _weights(self) -> list[Tensor]:
-        return current_weights(self, self._flat_weights_names)
-
-    _why_not_preparable = why_not_preparable
-
-    def _with_weights(self, weights: Sequence[Tensor], requires_grad: bool) -> Any:
-        """Returns a copy of this layer in eval mode with these weights."""
-        named = dict(zip(self._flat_weights_names, weights, strict=True))
-        return with_weights(self, exact_class(self), named, requires_grad)
+    def _weight_names(self) -> Sequence[str]:
+        return self._flat_weights_names
 
     def _refuse_with_projection(
         self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import ops
 from ..call import Call, tokens
 from ..call.layouts import Input, Lengths
-from ..call.options import batch_invariant_is_on
 from ..call.prepared_weights import PreparedWeights, without_memory
 from ..functional import run, run_last_state
 from ..integrations.fx import make_leaves
@@ -42,7 +41,6 @@ class Prepared(torch.nn.Module, Generic[States]):
     _panels: PreparedWeights | None
     _shapes: list[Tensor]
     """Tensors with the shapes of the layer's weights, without memory."""
-    _options: int
     _described: list[Any]
     """The `_description` of the layer."""
     _embedding: Tensor | None
@@ -111,16 +109,17 @@ class Prepared(torch.nn.Module, Generic[States]):
             self._panels = None
             weights = [weight.clone() for weight in weights]
         else:
-            self._pack(rnn, *([*weights], None) if rnn is layer else (weights[1:], weights[0]))
+            embedding = None if rnn is layer else weights[0]
+            self._pack(rnn, weights if embedding is None else weights[1:], embedding)
             weights = [weight.to("meta") for weight in weights]
         # Not registered as a submodule, because a prepared module has no parameters.
         self.__dict__["_layer"] = layer._with_weights(weights, False)
 
     def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> None:
-        self._options = options = _options_of(rnn, weights)
+        options = _options_of(rnn, weights)
         self._shapes = [without_memory(weight) for weight in weights]
         if embedding is not None:
-            self._embedding, inputs = embedding.clone(), self._places()
+            self._embedding, inputs = embedding.clone(), tokens.places_of_inputs(options)
             table = len(embedding) * len(weights[0]) * len(inputs) * embedding.element_size()
             if 0 < table <= MOST_TABLE_BYTES and not options & ops.BATCH_INVARIANT:
                 self._weights_ih = [weights[place].clone() for place in inputs]
@@ -133,15 +132,13 @@ class Prepared(torch.nn.Module, Generic[States]):
                 has_table = bool(self._weights_ih)
                 self._panels = PreparedWeights.pack(rnn._cell, weights, options, has_table)
 
-    def _places(self) -> range:
-        return tokens.places_of_inputs(self._options)
-
     def _weights(self) -> list[Tensor]:
         """Returns copies of the layer's weights."""
         if self._panels is None:
             return [weight.clone() for weight in self._layer._weights()]
         weights = self._panels.unpack()
-        for place, weight in zip(self._places(), self._weights_ih, strict=False):
+        places = tokens.places_of_inputs(self._panels.options)
+        for place, weight in zip(places, self._weights_ih, strict=False):
             weights[place] = weight.clone()
         return weights if self._embedding is None else [self._embedding.clone(), *weights]
 
@@ -171,9 +168,7 @@ class Prepared(torch.nn.Module, Generic[States]):
     def _call(self, input: Any, hx: Any, reset: Tensor | None) -> Call:
         panels = self._panels
         assert panels is not None
-        options = self._options
-        if batch_invariant_is_on():
-            options |= ops.BATCH_INVARIANT
+        options = panels.call_options()
         return Call(panels.cell, input, hx, self._shapes, None, reset, options, prepared=panels)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -240,7 +235,7 @@ class PreparedLayer(Prepared[States]):
             and reset is None
             and type(input) is Tensor
         ):
-            results = panels.run_simple(input, hx, self._options)  # type: ignore[arg-type]
+            results = panels.run_simple(input, hx)  # type: ignore[arg-type]
             if results is not None:
                 return results  # type: ignore[no-any-return]
         plain = self._plain(input, hx)
@@ -296,7 +291,7 @@ class PreparedCell(Prepared[States]):
             ValueError, RuntimeError: as in `FusedRNNCell.forward`.
         """
         if self._panels is not None and type(input) is Tensor:
-            results = self._panels.run_simple(input, hx, self._options, 2)
+            results = self._panels.run_simple(input, hx, 2)
             if results is not None:
                 return results[1]  # type: ignore[no-any-return]
         plain = self._plain(input, hx)

@@ -13,16 +13,16 @@ from ..call.options import batch_invariant_is_on, option_bits
 from ..cells import GRU, LSTM, VANILLA, Cell
 from ..functional import run
 from ..integrations.fx import make_leaves
-from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
+from ..integrations.nn_rnn import is_exact, plain_twin
 from ..machine import availability
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
-from .weights import current_weights, why_not_preparable, with_weights
+from .weights import Preparable, current_weights
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class FusedCell(torch.nn.RNNCellBase, Generic[States]):
+class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     """The base class of the fused step modules.
 
     A subclass inherits from this class first and then from torch's cell.
@@ -89,15 +89,8 @@ class FusedCell(torch.nn.RNNCellBase, Generic[States]):
         """
         return PreparedCell(self, dtype)
 
-    def _weights(self) -> list[Tensor]:
-        return current_weights(self, WEIGHTS if self.bias else WEIGHTS[:2])
-
-    _why_not_preparable = why_not_preparable
-
-    def _with_weights(self, weights: Sequence[Tensor], requires_grad: bool) -> Any:
-        """Returns a copy of this module in eval mode with these weights."""
-        named = dict(zip(WEIGHTS, weights, strict=False))
-        return with_weights(self, exact_class(self), named, requires_grad)
+    def _weight_names(self) -> Sequence[str]:
+        return WEIGHTS if self.bias else WEIGHTS[:2]
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None

@@ -1,7 +1,7 @@
 """Reads and replaces the weights of a module, and finds what else runs when it is called."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,3 +69,20 @@ def with_weights(
     for name, weight in weights.items():
         setattr(copy, name, torch.nn.Parameter(weight, requires_grad))
     return copy
+
+
+class Preparable:
+    """What fused layers and step modules have in common, for `prepare()`."""
+
+    _why_not_preparable = why_not_preparable
+
+    def _weight_names(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def _weights(self: Any) -> list[Tensor]:
+        return current_weights(self, self._weight_names())
+
+    def _with_weights(self: Any, weights: Sequence[Tensor], requires_grad: bool) -> Any:
+        """Returns a copy of this module in eval mode with these weights."""
+        named = dict(zip(self._weight_names(), weights, strict=True))
+        return with_weights(self, exact_class(self), named, requires_grad)

@@ -460,7 +460,7 @@ def test_batch_invariance_is_taken_over_from_the_layer(kind):
     with batch_invariant():
         plain = layer.prepare()
         assert torch.equal(plain(x)[0], plain(many)[0][:, :1])
-    assert plain._options == layer.prepare()._options != prepared._options
+    assert plain._panels.options == layer.prepare()._panels.options != prepared._panels.options
 
 
 def test_prefixes_are_shared_only_with_a_table(kind, monkeypatch):

@@ -225,7 +225,7 @@ def arguments(prepared, x):
         panels.sizes,
         None,
         None,
-        prepared._options,
+        prepared._panels.options,
         0,
     )
 
@@ -256,9 +256,11 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
             prepared_ops.forward(number, x, states, tensor, sizes, *rest)
         if message == wrong:
             with pytest.raises(RuntimeError, match=message):
-                prepared_ops.unpack(tensor, number, sizes, prepared._options)
+                prepared_ops.unpack(tensor, number, sizes, prepared._panels.options)
     with pytest.raises(RuntimeError, match="WANT_SAVED"):
-        prepared_ops.forward(*arguments(prepared, x)[:-2], prepared._options | ops.WANT_SAVED, 0)
+        prepared_ops.forward(
+            *arguments(prepared, x)[:-2], prepared._panels.options | ops.WANT_SAVED, 0
+        )
 
 
 @pytest.mark.parametrize("cell", CELLS)
