@@ -163,6 +163,12 @@ struct Layer {
   InPlace in_place;
 };
 
+// States [B, H] in float, for tensors in 16 bits.
+struct FloatStates {
+  const float* initial[kMostStates];  // null, or replace Layer::initial
+  float* last[kMostStates];           // null, or replace Forward::last
+};
+
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
@@ -170,6 +176,7 @@ struct Forward {
   RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
                               // absent if not wanted
   Scalar* last[kMostStates];  // [B, H], the last states; last[1] may alias initial[1]
+  FloatStates float_states;   // in 16 bits and without `order`; otherwise null
 };
 
 // Gradients of the last states [B, H]. Strides are arbitrary; the gradient that sum() passes back

@@ -144,7 +144,9 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
   const int64_t steps = std::max<int64_t>(1, choose_projected_rows(arguments) / width);
-  if (in_place.weight_ih || in_place.weight_hh || thin) return steps;
+  if (in_place.weight_ih || in_place.weight_hh) return steps;
+  if (layout.T == 1) return 0;
+  if (thin) return steps;
   // A projection of a single step would read weight_ih as often as the recurrence does.
   return weights_leave_cache(arguments, plan) && steps > 1 ? steps : 0;
 }

@@ -7,15 +7,13 @@ Their arguments and results mean the same as in `ops`, and:
 - sizes: num_layers, input_size, hidden_size and the size of the vocabulary. The vocabulary is 0
   unless the first layer reads token ids; then input_size is 0.
 
-Or input is (batch, input_size), a step of a single layer in one direction. Then the states and the
-last states are (batch, hidden_size), and output is empty.
-
 `prepare` returns a new prepared tensor, `refresh` packs other weights of the same sizes into it,
 `unpack` returns the weights exactly as they were, with an empty tensor for each table, and
 `forward_prepared` does what `forward` does. They run on a CPU, for inference. Among the options,
 BIAS and BIDIRECTIONAL must be the same in all calls; WANT_SAVED is not allowed.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -36,12 +34,35 @@ ops.library.define(
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+ops.library.define(
+    "step(Tensor prepared, Tensor(a!) states, Tensor input, Tensor? rows, int options) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 _Operator: TypeAlias = Callable[..., Any]
+
+
+def _take_nothing(*arguments: Any) -> bool:
+    """Stands for the functions below if the extension was not built."""
+    return False
+
+
 prepare: _Operator = torch.ops.namernn_fast.prepare.default
 refresh: _Operator = torch.ops.namernn_fast.refresh.default
 unpack: _Operator = torch.ops.namernn_fast.unpack.default
 forward: _Operator = torch.ops.namernn_fast.forward_prepared.default
+step: _Operator = torch.ops.namernn_fast.step.default
+_native: Any = sys.modules.get(f"{ops.NAMESPACE}._C")
+step_directly: Callable[..., bool] = getattr(_native, "step", _take_nothing)
+"""Runs `step` without torch's dispatcher, which would take 2 us: step_directly(prepared, states,
+input, output, rows, options), where rows is a list of integers or None. Returns False, without an
+effect, for tensors that only the operator takes. Whoever observes or changes operators does not see
+the call: autograd, a compiler, a mode, a profiler."""
+cell_step_directly: Callable[..., bool] = getattr(_native, "cell_step", _take_nothing)
+"""Runs a step of a step module in the same way: cell_step_directly(cell, input, states,
+last_states, weights, options), with lists of tensors. No `states` are zeros, `last_states` are
+written, and `weights` are those of the module or a prepared tensor. Returns False if anything does
+not match."""
 forward_untraced: _Operator = getattr(forward, "_op", forward)
 """`forward` for calls outside compilers. See `ops.forward_untraced`."""
 
@@ -66,9 +87,12 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     call = PreparedArguments(*arguments)
     layers, _, hidden_size, _ = call.sizes
     like = call.prepared
-    if call.input.dim() == 2 and not ops.has_ids(call.input) and not call.options & ops.PACKED:
-        step_shape = call.input.shape[0], hidden_size
-        return like.new_empty(0), ops.empty_states(call.cell, like, step_shape)
     states_shape = layers * ops.directions_of(call.options), ops.batch_size(call), hidden_size
     output = ops.output_shape(call.input, hidden_size, call.options)
     return like.new_empty(output), ops.empty_states(call.cell, like, states_shape)
+
+
+@torch.library.register_fake(f"{ops.NAMESPACE}::step")  # type: ignore[untyped-decorator]
+def _(prepared: Tensor, states: Tensor, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
+    shape = input.shape if ops.has_ids(input) else input.shape[:-1]
+    return prepared.new_empty(*shape, states.shape[-1])

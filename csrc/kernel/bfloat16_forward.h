@@ -84,7 +84,9 @@ struct PairPart {
     for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
       if (b < first) continue;
       const Terms<kTerms> state = rows.states[s % 2] + (b - part.slice.begin) * padded(layer.H);
-      if (layer.initial[0].data && !is_cut(layer, t, b)) {
+      if (args.float_states.initial[0]) {
+        convert(args.float_states.initial[0] + b * layer.H, state, layer.H);
+      } else if (layer.initial[0].data && !is_cut(layer, t, b)) {
         convert(initial_state(layer, 0, b), state, layer.H);
       } else {
         fill_zeros(state, layer.H);
@@ -181,13 +183,18 @@ struct PairPart {
       const bool cut = is_cut(layer, t, b);
       const bool starts = b >= step.continued_end || cut;
       const Storage* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
+      const float* floats = starts ? args.float_states.initial[carried_state] : nullptr;
       if (initial) convert(initial + j, state, width);
-      row.previous[carried_state] = starts && !initial ? nullptr : state;
+      if (floats) convert(floats + b * H + j, state, width);
+      row.previous[carried_state] = starts && !initial && !floats ? nullptr : state;
       row.states[carried_state] = state;
     }
     Cell(layer).states_of(row);
     for (int i = 1; i < Cell::states && !continues; ++i) {
-      convert(row.states[i], args.last[i] + place_of(layout, b) * H + j, width);
+      const int64_t at = place_of(layout, b) * H + j;
+      float* floats = args.float_states.last[i];
+      floats ? convert(row.states[i], floats + at, width)
+             : convert(row.states[i], args.last[i] + at, width);
     }
     const float* h = row.states[0];
     // Always loads whole vectors, which is faster if the vectors have just been written.
@@ -198,7 +205,9 @@ struct PairPart {
     if (args.output.data) write(row_at(args.output, layout, t, b) + j);
     const Terms<kTerms> next = step.next + ((b - part.slice.begin) * padded(H) + j);
     if (!continues) {
-      write(args.last[0] + place_of(layout, b) * H + j);
+      const int64_t at = place_of(layout, b) * H + j;
+      float* floats = args.float_states.last[0];
+      floats ? write(floats + at) : write(args.last[0] + at);
     } else if (is_cut(layer, time_after(layer, t), b)) {
       fill_zeros(next, width);
     } else {

@@ -35,6 +35,7 @@ struct CopiedRows {
 template <class Cell, class Storage, class Element>
 struct CopiedPart {
   using Scalar = Compute<Storage>;
+  static constexpr bool kIsNarrow = !std::is_same_v<Storage, Scalar>;
 
   const Forward<Storage>& args;
   const ForwardWeights<Scalar, Storage, Element>& weights;
@@ -56,8 +57,15 @@ struct CopiedPart {
     const int64_t first = part.columns.first;
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       for (int i = 0; i < Cell::states; ++i) {
-        read_initial(initial_state(args.layer, i, b), first, width(),
-                     copies.states[i] + state_at(b));
+        Scalar* to = copies.states[i] + state_at(b);
+        if constexpr (kIsNarrow) {
+          const float* floats = args.float_states.initial[i];
+          if (floats) {
+            read_initial(floats + b * args.layer.H, first, width(), to);
+            continue;
+          }
+        }
+        read_initial(initial_state(args.layer, i, b), first, width(), to);
       }
     }
   }
@@ -82,7 +90,8 @@ struct CopiedPart {
     } else {
       copied.layer.input = {input(), layout.B * layer.D, layer.D};
     }
-    const bool from_zeros = initial && !layer.initial[0].data && weights.finite;
+    const bool from_zeros =
+        initial && !layer.initial[0].data && !args.float_states.initial[0] && weights.finite;
     copied.layer.initial[0] = {from_zeros ? nullptr : copies.states[0], layer.H};
     if (layer.resets.at) {
       copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
@@ -171,7 +180,14 @@ struct CopiedPart {
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const int64_t last_at = place_of(layout, b) * layer.H + part.columns.first;
       for (int i = 0; i < Cell::states; ++i) {
-        convert(copies.states[i] + state_at(b), args.last[i] + last_at, width());
+        const Scalar* state = copies.states[i] + state_at(b);
+        if constexpr (kIsNarrow) {
+          if (args.float_states.last[i]) {
+            convert(state, args.float_states.last[i] + last_at, width());
+            continue;
+          }
+        }
+        convert(state, args.last[i] + last_at, width());
       }
     }
   }

@@ -1,6 +1,5 @@
 // Entry points and registration of the operators. The schemas and fake kernels of the operators are
 // in namernn_fast/ops.py.
-#include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "library/passes.h"
 #include "library/prepared.h"
 #include "library/stack.h"
+#include "library/step.h"
 #include "plan.h"
 #include "processor.h"
 
@@ -92,51 +92,17 @@ Sizes sizes_of(const std::vector<int64_t>& sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
-// Returns a view of a tensor with a first dimension of size 1.
-Tensor with_layer(const Tensor& tensor) {
-  return torch::stable::view(tensor, {1, tensor.size(0), tensor.size(1)});
-}
-
-std::tuple<Tensor, Tensors> run_prepared(int64_t cell, const Tensor& input,
-                                         const std::optional<Tensors>& states,
-                                         const Tensor& prepared, const Sizes& sizes, Batch batch,
-                                         const Options& options) {
-  check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
-  const Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes,
-                                           std::move(batch), options);
-  check_sharing(stack, options);
-  auto [output, last_states, saved] = run_forward(stack, options);
-  return {std::move(output), std::move(last_states)};
-}
-
 std::tuple<Tensor, Tensors> forward_prepared(
     int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensor& prepared,
     const std::vector<int64_t>& sizes, const OptionalTensor& sequence_layout,
     const OptionalTensor& reset, int64_t bits, int64_t trees) {
-  Options options = read_options(bits, trees);
-  const Sizes checked = sizes_of(sizes);
-  const bool is_step = input.dim() == 2 && !has_ids(input) && !options.packed && !options.jagged;
-  if (!is_step) {
-    return run_prepared(cell, input, states, prepared, checked,
-                        read_batch(input, sequence_layout, reset, options), options);
-  }
-  check(checked.layers == 1 && !sequence_layout && !reset && !options.bidirectional &&
-            !options.batch_first,
-        "input must have 3 dimensions unless the call is a step of one layer");
-  options.last_state = true;
-  std::optional<Tensors> rows;
-  for (size_t i = 0; states && i < states->size(); ++i) {
-    const Tensor& state = (*states)[i];
-    check(state.dim() == 2, "states of a step must have 2 dimensions, got ", state.dim());
-    if (!rows) rows.emplace();
-    rows->push_back(with_layer(state));
-  }
-  const Tensor step = with_layer(input);
-  auto [output, last_states] =
-      run_prepared(cell, step, rows, prepared, checked, read_batch(step, {}, {}, options), options);
-  for (Tensor& last : last_states) {
-    last = torch::stable::view(last, {last.size(1), last.size(2)});
-  }
+  const Options options = read_options(bits, trees);
+  check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
+  const Stack stack =
+      check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
+                           read_batch(input, sequence_layout, reset, options), options);
+  check_sharing(stack, options);
+  auto [output, last_states, saved] = run_forward(stack, options);
   return {std::move(output), std::move(last_states)};
 }
 
@@ -164,8 +130,32 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
   Stack stack =
       check_layers(cell_of(cell), sizes_of(sizes), dtype_of(prepared), read_options(bits, 0));
   check_prepared(stack, prepared);
-  stack.prepared = prepared;
+  stack.prepared = const_data<char>(prepared);
   return unpack(stack);
+}
+
+Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor& input,
+                     const OptionalTensor& rows, int64_t bits) {
+  const Options options = read_options(bits, 0);
+  check(prepared.is_cpu() && states.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu()),
+        "all tensors of a step must be on the CPU");
+  const bool ids = has_ids(input);
+  const Tensor frame = ids ? input : with_adjacent_features(input);
+  std::vector<int64_t> shape(frame.sizes().begin(), frame.sizes().end());
+  if (ids) shape.push_back(0);
+  check(!shape.empty() && states.dim() > 0, "frame and states must have dimensions");
+  shape.back() = states.size(states.dim() - 1);
+  const Tensor output = empty(shape, dtype_of(prepared));
+  Step step{view_of(prepared), view_of(states), view_of(frame), view_of(output), nullptr, -1};
+  step.states.data = mutable_data<char>(states);
+  const Tensor places = rows ? dense(*rows) : frame;
+  if (rows) {
+    check(has_ids(places) && places.dim() == 1, "rows must be int64, with 1 dimension");
+    step.rows = const_data<int64_t>(places);
+    step.row_count = places.numel();
+  }
+  run_step(step, options);
+  return output;
 }
 
 // Checks the results of the forward pass and stores them in `grads`.
@@ -312,6 +302,7 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
   library.impl("backward", TORCH_BOX(&namernn_fast::backward));
   library.impl("forward_prepared", TORCH_BOX(&namernn_fast::forward_prepared));
   library.impl("prepare", TORCH_BOX(&namernn_fast::prepare_operator));
+  library.impl("step", TORCH_BOX(&namernn_fast::step_operator));
   library.impl("refresh", TORCH_BOX(&namernn_fast::refresh_operator));
   library.impl("unpack", TORCH_BOX(&namernn_fast::unpack_operator));
 }
@@ -322,11 +313,4 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
   library.impl("cpu_terms", TORCH_BOX(&namernn_fast::cpu_terms));
   library.impl("memory_reserved", TORCH_BOX(&namernn_fast::memory_reserved));
   library.impl("empty_cache", TORCH_BOX(&namernn_fast::empty_cache));
-}
-
-// Importing this otherwise empty module loads the library, which registers the operators.
-PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
 }

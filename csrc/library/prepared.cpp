@@ -8,7 +8,10 @@
 namespace namernn_fast {
 namespace {
 
+constexpr char kMagic[16] = "namernn_fast 1";
+
 struct Header {
+  char magic[16];
   char kernels[16];  // the instruction set of the kernels that read the panels
   int64_t cell;
   int64_t layers;
@@ -25,6 +28,7 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 
 Header header_of(const Stack& stack) {
   Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
   const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16();
   std::strncpy(header.kernels, pairs ? kernels().bfloat16_name : kernels().name,
                sizeof(header.kernels) - 1);
@@ -117,6 +121,22 @@ void advise_inner_pages(char* data, size_t bytes) {
   advise_huge_pages(data + before, (bytes - before) / kHugePage * kHugePage);
 }
 
+// Returns the size in bytes of a contiguous tensor with one dimension, and 0 for any other.
+int64_t bytes_of(const View& prepared) {
+  if (prepared.dim != 1 || prepared.strides[0] != 1) return 0;
+  return prepared.sizes[0] * prepared.element;
+}
+
+void check_header(const Stack& stack, const View& prepared) {
+  const Header header = header_of(stack);
+  const int64_t bytes = bytes_of(prepared);
+  check(prepared.dtype == stack.dtype && bytes >= int64_t(sizeof(Header)) &&
+            std::memcmp(prepared.data, &header, sizeof(header)) == 0 &&
+            bytes >= prepared_bytes(stack),
+        "prepared must come from namernn_fast::prepare on a processor with the kernels ",
+        header.kernels, ", for the same cell, sizes, options and dtype");
+}
+
 template <class F>
 void for_each_direction(const Stack& stack, F&& f) {
   for (int64_t k = 0; k < stack.layers; ++k) {
@@ -167,15 +187,22 @@ std::vector<Tensor> unpack(const Stack& stack) {
 }
 
 void check_prepared(const Stack& stack, const Tensor& prepared) {
-  const Header header = header_of(stack);
-  const bool holds_bytes = prepared.is_cpu() && prepared.dim() == 1 && prepared.is_contiguous() &&
-                           dtype_of(prepared) == stack.dtype;
-  const int64_t bytes = holds_bytes ? prepared.numel() * int64_t(prepared.element_size()) : 0;
-  check(bytes >= int64_t(sizeof(Header)) &&
-            std::memcmp(const_data<char>(prepared), &header, sizeof(header)) == 0 &&
-            bytes >= prepared_bytes(stack),
-        "prepared must come from namernn_fast::prepare on a processor with the kernels ",
-        header.kernels, ", for the same cell, sizes, options and dtype");
+  check(prepared.is_cpu(), "prepared must be on the CPU");
+  check_header(stack, view_of(prepared));
+}
+
+Stack stack_of_prepared(const View& prepared, const Options& options) {
+  Header header{};
+  if (bytes_of(prepared) >= int64_t(sizeof(Header))) {
+    std::memcpy(&header, prepared.data, sizeof(header));
+  }
+  // check_header() refuses a tensor that holds anything else.
+  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0;
+  const Sizes sizes{header.layers, header.D, header.H, header.V};
+  Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, prepared.dtype, options);
+  check_header(stack, prepared);
+  stack.prepared = prepared.data;
+  return stack;
 }
 
 }  // namespace namernn_fast

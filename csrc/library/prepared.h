@@ -24,4 +24,8 @@ std::vector<Tensor> unpack(const Stack& stack);
 // Checks that a tensor is from prepare(), for the layers of the stack and for this processor.
 void check_prepared(const Stack& stack, const Tensor& prepared);
 
+// Returns a Stack of the layers in a tensor from prepare(), which the caller keeps alive, without a
+// batch.
+Stack stack_of_prepared(const View& prepared, const Options& options);
+
 }  // namespace namernn_fast

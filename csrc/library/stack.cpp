@@ -85,6 +85,14 @@ int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options
   return choose_terms(options.terms, layout, H, options.batch_invariant);
 }
 
+void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
+  SequenceLayout& layout = stack.batch.layout;
+  layout.T = T;
+  layout.B = B;
+  layout.N = T * B;
+  if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
+}
+
 Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
@@ -119,7 +127,7 @@ Stack check_prepared_stack(CellKind cell, const Tensor& input,
   check(stack.has_ids || D == sizes.D, "input must have ", sizes.D, " features, got ", D);
   if (states) check_states(stack, *states);
   check_prepared(stack, prepared);
-  stack.prepared = prepared;
+  stack.prepared = const_data<char>(prepared);
   return stack;
 }
 

@@ -30,7 +30,7 @@ struct Stack {
   Tensor input;
   std::vector<Tensor> states = {};   // initial states, one per state of the cell, or none for zeros
   std::vector<Tensor> weights = {};  // none in a prepared stack
-  std::optional<Tensor> prepared = {};  // the weights as packed by prepare(); see prepared.h
+  const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
@@ -83,6 +83,9 @@ void set_weights(Stack& stack, const std::vector<Tensor>& weights);
 // as they are.
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
 
+// Sets the batch of a prepared stack to T steps of B sequences, and what follows from these.
+void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
+
 // Returns the kernels that compute the layers of a stack one after the other.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
@@ -106,7 +109,7 @@ PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 template <class Scalar>
 void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
   const PreparedParts parts = parts_of(stack, k, d);
-  const char* data = const_data<char>(*stack.prepared);
+  const char* data = stack.prepared;
   layer.panels = data + parts.panels;
   if (stack.per_direction == 4) {
     layer.bias_ih = reinterpret_cast<const Scalar*>(data + parts.biases);
@@ -148,6 +151,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
     set_prepared_weights(stack, k, d, layer);
     return layer;
   }
+  if (stack.weights.empty()) return layer;  // the caller sets them
   const Tensor* weights = stack.weights_of(state);
   if (k == 0 && stack.has_ids) {
     layer.table.rows = const_data<Scalar>(weights[0]);

@@ -43,6 +43,40 @@ Storage* mutable_data(const Tensor& tensor) {
   return static_cast<Storage*>(tensor.mutable_data_ptr());
 }
 
+// A tensor on the CPU, which the caller keeps alive.
+struct View {
+  char* data;
+  int32_t dtype;
+  int64_t element;  // size of an element in bytes
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+};
+
+// Returns a view of a tensor that is only read.
+inline View view_of(const Tensor& tensor) {
+  return {const_cast<char*>(const_data<char>(tensor)),
+          dtype_of(tensor),
+          int64_t(tensor.element_size()),
+          tensor.dim(),
+          tensor.sizes().data(),
+          tensor.strides().data()};
+}
+
+// Returns whether a view is contiguous.
+inline bool is_dense(const View& view) {
+  int64_t stride = 1;
+  for (int64_t i = view.dim - 1; i >= 0; stride *= view.sizes[i--]) {
+    if (view.sizes[i] != 1 && view.strides[i] != stride) return false;
+  }
+  return true;
+}
+
+// Returns whether the elements of a row are adjacent.
+inline bool has_adjacent_features(const View& view) {
+  return view.strides[view.dim - 1] == 1 || view.sizes[view.dim - 1] <= 1;
+}
+
 // Calls f(Storage()), where Storage is the C++ type that stores `dtype`.
 template <class F>
 void with_storage(int32_t dtype, F&& f) {

@@ -58,14 +58,12 @@ class PreparedWeights:
         tensor = prepared_ops.prepare(cell.number, weights, sizes, options)
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 
-    def run_simple(self, input: Tensor, hx: Any, dim: int = 3) -> Any:
+    def run_simple(self, input: Tensor, hx: Any) -> Any:
         """Runs the most frequent kind of call: padded features, without checks of other kinds.
 
         Args:
-            input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size);
-                (batch, input_size) for a step.
-            hx: the initial states as a layer or step module takes them.
-            dim: the number of dimensions of input that the caller takes: 3, or 2 for a step.
+            input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size).
+            hx: the initial states as a layer takes them.
 
         Returns:
             output and the last states as a layer returns them, or None if the call is of another
@@ -75,7 +73,7 @@ class PreparedWeights:
         if (
             is_compiling()
             or type(input) is not Tensor
-            or input.dim() != dim
+            or input.dim() != 3
             or not input.is_cpu
             or _get_tracing_state() is not None
             or _is_any_autocast_enabled()
@@ -94,11 +92,7 @@ class PreparedWeights:
                     return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
             return None
-        options = self.call_options()
-        precision = fp32_precision.get("mkldnn", cell.fp32_precision)
-        if precision in PRECISION_BITS:
-            options |= PRECISION_BITS[precision]
-        arguments = self.tensor, self.sizes, None, None, options, 0
+        arguments = self.tensor, self.sizes, None, None, self.current_options(), 0
         try:
             output, last = prepared_ops.forward_untraced(cell.number, input, states, *arguments)
         except (RuntimeError, TypeError):
@@ -108,6 +102,14 @@ class PreparedWeights:
     def call_options(self) -> int:
         """Returns the option bits of a call under the current setting of `batch_invariant()`."""
         return self.options | ops.BATCH_INVARIANT if batch_invariant_is_on() else self.options
+
+    def current_options(self) -> int:
+        """Returns the option bits of a call also under the precision that torch's settings allow.
+
+        Dynamo cannot trace it.
+        """
+        precision = fp32_precision.get("mkldnn", self.cell.fp32_precision)
+        return self.call_options() | PRECISION_BITS.get(precision, 0)
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Returns whether `refresh` takes these weights."""

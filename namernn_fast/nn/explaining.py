@@ -17,6 +17,7 @@ from .prepared import Prepared, PreparedCell
 from .replacing import PLAIN
 from .states import map_states, states_in
 from .step_modules import WEIGHTS, FusedCell
+from .streams import Stream
 from .token_layers import TokenLayer
 from .weights import current_weights
 
@@ -52,7 +53,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    layer: torch.nn.Module,
+    layer: torch.nn.Module | Stream,
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
@@ -78,7 +79,7 @@ def explain(
     prefixes` computes common prefixes of token ids once, if the kernel finds that this is faster.
 
     Args:
-        layer: a fused or prepared layer, step module or token layer of this package.
+        layer: a fused or prepared layer, step module or token layer of this package, or a stream.
         input: the input of the call; token ids for a token layer, or with `embedding`.
         hx, reset: the arguments of the call.
         embedding: the argument `embedding` of a FusedRNN call on token ids.
@@ -95,7 +96,7 @@ def explain(
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
         {'cpu': 'the CPU kernel does not run on meta'}
     """
-    if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared):
+    if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared | Stream):
         raise TypeError(
             "layer must be a fused layer, cell or token layer of this package, or prepared, got "
             f"{type(layer).__name__}"
@@ -104,6 +105,8 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    if isinstance(layer, Stream):
+        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, reset, last_state)
     if isinstance(layer, Prepared):
         return _of_prepared(layer, input, hx, reset, last_state)
     if isinstance(layer, FusedCell):

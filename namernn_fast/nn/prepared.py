@@ -9,7 +9,7 @@ CPU kernel can run, the module holds a copy of the layer instead, and calls it.
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -21,7 +21,9 @@ from ..functional import run, run_last_state
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import exact_class
 from ..machine import availability
+from .direct import is_unobserved, step
 from .states import States, map_states, states_in, without_layers
+from .streams import Stream
 from .weights import what_else_runs
 
 MOST_TABLE_BYTES = 64 * 2**20
@@ -54,6 +56,17 @@ class Prepared(torch.nn.Module, Generic[States]):
             raise ValueError(f"dtype must be None, got {dtype}: use layer.to({dtype}).prepare()")
         self.training = False
         self._hold(layer)
+
+    def stream(self, batch: int) -> Stream:
+        """Returns a `Stream`, which keeps the states of a batch of sequences between calls.
+
+        Args:
+            batch: the number of sequences. Their states begin as zeros.
+
+        Raises:
+            ValueError: batch is negative or no integer, or the layer is bidirectional.
+        """
+        return Stream(self, batch)
 
     def restore(self) -> Any:
         """Returns a new module of the class that was prepared, with the weights of this one.
@@ -290,10 +303,16 @@ class PreparedCell(Prepared[States]):
             RuntimeError: gradients or a torch.func transform other than vmap are asked for.
             ValueError, RuntimeError: as in `FusedRNNCell.forward`.
         """
-        if self._panels is not None and type(input) is Tensor:
-            results = self._panels.run_simple(input, hx, 2)
-            if results is not None:
-                return results[1]  # type: ignore[no-any-return]
+        panels = self._panels
+        if (
+            panels is not None
+            and is_unobserved()
+            and not (is_grad_enabled() and any(map(_requires_grad, (input, hx))))
+        ):
+            options, hidden_size = panels.current_options(), panels.sizes[2]
+            last = step(panels.cell, input, hx, [panels.tensor], hidden_size, options)
+            if last is not None:
+                return last  # type: ignore[no-any-return]
         plain = self._plain(input, hx)
         if plain is None and not self._layer._fits(input, hx, self._shapes[0]):
             plain = self._frozen()  # raises torch's own error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from .. import ops
 from ..call import Call
@@ -15,6 +15,7 @@ from ..functional import run
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import is_exact, plain_twin
 from ..machine import availability
+from .direct import is_unobserved, step
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
 from .weights import Preparable, current_weights
@@ -48,17 +49,23 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
         weights = current_weights(self, WEIGHTS)
+        if self._runs_directly(input):
+            used = weights if self.bias else weights[:2]
+            last = step(self._cell, input, hx, used, self.hidden_size, self._options(used))
+            if last is not None:
+                return last  # type: ignore[no-any-return]
         if self.why_not_fused(input, hx, weights) is None:
             call = self._call(input, hx, weights)
             return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
-        step = self._step()
-        if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
+        torch_step = self._step()
+        dims = [input.dim(), *(h.dim() for h in states_in(hx))]
+        if torch_step is None or dims.count(2) < len(dims):
             return super().forward(input, hx)  # type: ignore[no-any-return]
         states: Any = hx
         if states is None:
             states = input.new_zeros(input.shape[0], self.hidden_size)
             states = (states, states) if len(self._cell.states) > 1 else states
-        return step(input, states, *weights)  # type: ignore[no-any-return]
+        return torch_step(input, states, *weights)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
 
@@ -101,7 +108,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             input, hx: the arguments of the call.
             weights: the current weights of this module; None to read them.
         """
-        if self.why_not_torch() is None:
+        if self.why_not_torch() is None and not self._runs_directly(input):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
@@ -118,6 +125,26 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         if torch._C._are_functorch_transforms_active():
             return "torch's own cell has no rule for vmap"
         return None
+
+    def _runs_directly(self, input: Tensor) -> bool:
+        """Returns whether a call skips torch's dispatcher, if its arguments match.
+
+        The limits are from `benchmarks.cpu.steps`, with one thread and with two. They are the same
+        for any number of threads, because results must not depend on that number.
+        """
+        return (
+            not is_grad_enabled()
+            and type(input) is Tensor
+            and input.dim() == 2
+            and (input.shape[0] <= 16 or self.input_size + self.hidden_size <= 256)
+            and input.is_cpu
+            and input.dtype in (torch.float32, torch.float64)
+            and _kernels()[0] not in ("none", "baseline")
+            and not torch._C._is_any_autocast_enabled()
+            and not batch_invariant_is_on()
+            and is_unobserved()
+            and self._step() is not None
+        )
 
     def _why_slower(self, input: Tensor) -> str | None:
         """Returns why the fused operator would not be faster than torch's cell, or None."""
@@ -169,14 +196,13 @@ class _FusedGatedCell(FusedCell[States]):
     """The base class of step modules with gates, whose fused operator may be faster."""
 
     def _why_slower(self, input: Tensor) -> str | None:
+        if not self._is_faster(input):  # first, because it is the most frequent reason
+            return "torch's own cell is as fast for a single step of this size on this processor"
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return "a compiler fuses the operators of torch's own cell"
         if input.dtype not in (torch.float32, torch.float64):
             return "in 16 bits torch's own cell is faster for some sizes"
-        reason = availability.why_not_kernel(input, self._cell)
-        if reason is None and not self._is_faster(input):
-            return "torch's own cell is as fast for a single step of this size on this processor"
-        return reason
+        return availability.why_not_kernel(input, self._cell)
 
     def _is_faster(self, input: Tensor) -> bool:
         """Returns whether the fused operator is faster than torch's cell on this processor.
@@ -190,12 +216,14 @@ class _FusedGatedCell(FusedCell[States]):
             columns = self._cell.weight_blocks * self.hidden_size
             work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
             return rows > 1 and work >= 2**19
-        return kernel != "baseline" and 8 <= rows <= 16 and self.hidden_size >= 512
+        return kernel not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
 
 
 @functools.cache
 def _kernels() -> tuple[str, str]:
     """Returns the instruction sets of the CPU kernel, for float32 and for bfloat16."""
+    if not availability.HAS_EXTENSION:
+        return "none", "none"
     return ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
 
 

@@ -259,7 +259,7 @@ def test_explain_suggests_replace_rnn_for_torchs_modules(kind):
         explain(torch.nn.Linear(3, 4), torch.randn(5, 3))
 
 
-def test_16_bit_steps_run_torchs_cell(kind):
+def test_16_bit_steps_run_torchs_cell(kind, fused_steps):
     explained = explain(kind.step_module(64, 64).half(), torch.randn(64, 64).half())
     reason = "torch's own cell is as fast for a single step"
     if kind.gates > 1:

@@ -267,8 +267,6 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
 def test_the_operators_pass_opcheck(cell):
     prepared, x = FUSED[cell](8, 16, 2, bidirectional=True).prepare(), torch.randn(3, 2, 8)
     torch.library.opcheck(prepared_ops.forward, arguments(prepared, x))
-    step = KINDS[cell].step_module(8, 16).prepare()
-    torch.library.opcheck(prepared_ops.forward, arguments(step, x[0]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -287,15 +285,3 @@ def test_a_step_has_the_bits_of_a_prepared_layer(cell, batch, dtype):
         with_layer = None if states is None else map_states(states, lambda h: h.unsqueeze(0))
         _, wanted = layer.prepare()(x.unsqueeze(0), with_layer)
         check_bits((x, got), (x, map_states(wanted, lambda state: state.squeeze(0))))
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_refuse_steps_of_stacks(cell):
-    prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(2, 8)
-    with pytest.raises(
-        RuntimeError, match="input must have 3 dimensions unless the call is a step"
-    ):
-        prepared_ops.forward(*arguments(prepared, x))
-    number, _, _, *rest = arguments(FUSED[cell](8, 16).prepare(), x)
-    with pytest.raises(RuntimeError, match="states of a step must have 2 dimensions, got 3"):
-        prepared_ops.forward(number, x, [torch.zeros(1, 2, 16)], *rest)

@@ -1,0 +1,64 @@
+"""Steps without torch's dispatcher, which takes longer than a small step, for modules on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, empty_like
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from ..cells import Cell
+from ..prepared_ops import cell_step_directly
+from .states import states_in
+
+
+def is_unobserved() -> bool:
+    """Returns whether no compiler, transform, mode or profiler has to see what a call runs."""
+    return (
+        not is_compiling()
+        and _get_tracing_state() is None
+        and not _are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and _len_torch_dispatch_stack() == 0
+        and _len_torch_function_stack() == 0
+        and not _profiler_enabled()
+    )
+
+
+def step(
+    cell: Cell, input: Tensor, hx: Any, weights: list[Tensor], hidden_size: int, options: int
+) -> Any:
+    """Runs a step of a step module in inference, if `is_unobserved()`.
+
+    Args:
+        cell: the cell.
+        input: (batch, input_size).
+        hx: the states as the module takes them, (batch, hidden_size) each, or None.
+        weights: weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh; or the prepared tensor.
+        hidden_size: the number of features of a state.
+        options: the option bits of the module.
+
+    Returns:
+        The new states as the module returns them, or None if the arguments are of another kind or
+        do not match.
+    """
+    states = [*states_in(hx)]
+    for tensor in (input, *states):
+        # A subclass, or a lazily negated tensor, is not what its memory says.
+        if type(tensor) is not Tensor or tensor.is_neg():
+            return None
+    if states:
+        last = [empty_like(state) for state in states]
+    else:
+        size = input.shape[0], hidden_size
+        last = [torch.empty(size, dtype=input.dtype) for _ in cell.states]
+    if not cell_step_directly(cell.number, input, states, last, weights, options):
+        return None
+    return last[0] if len(last) == 1 else tuple(last)

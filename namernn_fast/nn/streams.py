@@ -1,0 +1,281 @@
+"""`Stream`: a prepared module that keeps the states of its sequences from frame to frame."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, empty, empty_like, is_grad_enabled
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
+from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+
+from ..call.options import batch_invariant_is_on, precision_bits
+from ..ops import BATCH_INVARIANT
+from ..prepared_ops import step, step_directly
+from .states import states_in
+
+Rows = Sequence[int] | Tensor
+"""Distinct indices of sequences, in any order."""
+
+
+class Stream:
+    """A batch of sequences that a prepared module reads frame by frame; see `FusedRNN.prepare`.
+
+    A stream owns the states of its sequences, which begin as zeros, and updates them in place.
+    Nothing that it takes or returns shares memory with them. The states are float32 for a layer in
+    16 bits, where the kernels of a CPU run. `refresh` of the prepared module changes the weights of
+    its streams, and leaves their states alone. A call that raises an error leaves all states as
+    they were.
+
+    Only one thread at a time may use a stream, but several threads may each use a different stream
+    of the same prepared module. A stream computes no gradients.
+
+    Args:
+        prepared: the prepared module, which must have one direction.
+        batch: the number of sequences.
+
+    Example:
+        >>> from namernn_fast import FusedLSTM
+        >>> stream = FusedLSTM(8, 16).prepare().stream(batch=4)
+        >>> stream(torch.randn(4, 8)).shape
+        torch.Size([4, 16])
+        >>> stream(torch.randn(2, 8), rows=[3, 1]).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, prepared: Any, batch: int) -> None:
+        if type(batch) is not int or batch < 0:
+            raise ValueError(f"batch must be an integer from 0 on, got {batch!r}")
+        rnn = getattr(prepared._layer, "rnn", prepared._layer)
+        if getattr(rnn, "bidirectional", False):
+            raise ValueError("a stream needs one direction: the other one starts at the last frame")
+        self._prepared, self._batch, self._panels = prepared, batch, prepared._panels
+        self._is_step_module = not hasattr(rnn, "num_layers")
+        self._takes_ids = rnn is not prepared._layer
+        self._is_direct = self._panels is not None and self._takes_ids == self._panels.has_table
+        weight = rnn._weights()[1]
+        like = {"dtype": weight.dtype, "device": weight.device}
+        widths = [rnn.hidden_size for _ in rnn._cell.states]
+        widths[0] = getattr(rnn, "proj_size", 0) or rnn.hidden_size
+        with torch.inference_mode(False):  # so that the states can be updated in any mode
+            if self._panels is not None:
+                like["device"] = self._panels.tensor.device
+                self._options = self._panels.options | precision_bits(self._panels.cell)
+            self._rows = torch.empty(batch, widths[0], **like)
+            if self._panels is not None and weight.dtype != torch.float64:
+                like["dtype"] = torch.float32
+            size = getattr(rnn, "num_layers", 1), batch
+            self._states = self._joined([torch.zeros(*size, width, **like) for width in widths])
+
+    def __call__(
+        self, frame: Tensor, rows: Rows | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Advances the sequences by one step, or by several.
+
+        Args:
+            frame: (batch, input_size), or several steps, (steps, batch, input_size), with
+                batch_first (batch, steps, input_size). For a token layer, token ids in these shapes
+                without the last dimension.
+            rows: the sequences that the frame is for, which are then the batch of its shape; None
+                for all. The others keep their states.
+            out: the tensor to write the output to.
+
+        Returns:
+            The output of the last layer, shaped like frame, with hidden_size features: a new
+            tensor, or out.
+
+        Raises:
+            RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
+                are out of range; a token id is out of range; gradients or a torch.func transform
+                are asked for, or the call is exported; the prepared module was converted.
+            TypeError: frame or out is not a tensor, or rows are not integers.
+        """
+        # Includes the tests of `is_unobserved`, because a function call takes as long as a small
+        # kernel.
+        panels = self._panels
+        if (
+            self._is_direct
+            and not is_dynamo_compiling()
+            and type(frame) is Tensor
+            and not frame.is_neg()
+            and not (frame.requires_grad and is_grad_enabled())
+            and (
+                out is None or (type(out) is Tensor and not out.requires_grad and not out.is_neg())
+            )
+            and panels is self._prepared._panels
+            and _get_tracing_state() is None
+            and not _are_functorch_transforms_active()
+            and forward_ad._current_level < 0
+            and _len_torch_dispatch_stack() == 0
+            and _len_torch_function_stack() == 0
+            and not _profiler_enabled()
+        ):
+            if rows is not None:
+                rows = _list_of(rows)
+            if out is not None:
+                output = out
+            elif rows is None:
+                output = empty_like(self._rows)
+            else:
+                output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
+            options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
+            if step_directly(panels.tensor, self._states, frame, output, rows, options):
+                if out is not None and not out.is_inference():
+                    increment_version(out)
+                return output
+        return self._run(frame, rows, out)
+
+    def reset(self, rows: Rows | None = None) -> None:
+        """Sets the states of the given sequences to zeros, or of all.
+
+        Args:
+            rows: as in a call.
+
+        Raises:
+            RuntimeError, TypeError: as in a call.
+        """
+        places = slice(None) if rows is None else self._places(rows)
+        for state in self._states:
+            state[:, places] = 0
+
+    @property
+    def states(self) -> Any:
+        """The states of all sequences, a copy: as the prepared module returns its last states."""
+        states = [state.clone() for state in self._states]
+        if self._is_step_module:
+            states = [state[0] for state in states]
+        return states[0] if len(states) == 1 else tuple(states)
+
+    @states.setter
+    def states(self, states: Any) -> None:
+        given = states_in(states)
+        wanted = [state.shape[self._is_step_module :] for state in self._states]
+        shapes = [getattr(state, "shape", type(state).__name__) for state in given]
+        if shapes != wanted:
+            raise RuntimeError(f"states must have the shapes {wanted}, got {shapes}")
+        like = self._states[0]
+        new = [
+            state.detach().to(like).view(held.shape)
+            for state, held in zip(given, self._states, strict=True)
+        ]
+        if isinstance(self._states, Tensor):
+            self._states.copy_(self._joined(new))
+        else:
+            self._states = self._joined(new)
+
+    def fork(self) -> "Stream":
+        """Returns a new stream of the same prepared module, with a copy of the states."""
+        return _stream(self._prepared, self._batch, self.states)
+
+    def __reduce__(self) -> Any:
+        return _stream, (self._prepared, self._batch, self.states)
+
+    def _joined(self, states: Sequence[Tensor]) -> Any:
+        """Returns copies of states as this stream holds them: in one tensor, for the operator."""
+        if self._panels is not None:
+            return torch.stack([*states])
+        return tuple(state.clone() for state in states)
+
+    def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None) -> Tensor:
+        """Runs a call of any kind."""
+        prepared, panels = self._prepared, self._panels
+        self._check(frame, out)
+        embedding = prepared._embedding if panels is not None else None
+        places = None if rows is None else self._places(rows)
+        if embedding is not None:
+            frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
+        if panels is None:
+            output = self._run_layer(frame, places)
+        else:
+            options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
+            output = step(panels.tensor, self._states, frame, places, options)
+        return output if out is None else out.copy_(output)
+
+    def _check(self, frame: Tensor, out: Tensor | None) -> None:
+        """Checks what the operator cannot check, before any state changes."""
+        if not isinstance(frame, Tensor) or not isinstance(out, Tensor | None):
+            got = type(frame).__name__, type(out).__name__
+            raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
+        if is_exporting() or _get_tracing_state() is not None:
+            _refuse("cannot be exported: export the layer, which takes and returns its states")
+        if _are_functorch_transforms_active():
+            _refuse("keeps its states, which torch.func transforms cannot: call the layer")
+        if forward_ad._current_level >= 0 or (
+            is_grad_enabled() and (frame.requires_grad or (out is not None and out.requires_grad))
+        ):
+            _refuse("computes no gradients: call the layer")
+        if self._panels is not self._prepared._panels:
+            _refuse("ends when its prepared module is converted: make a new one")
+        device, dtype = self._rows.device, self._rows.dtype
+        if frame.device != device:
+            raise RuntimeError(f"frame must be on {device}, got {frame.device}")
+        shape = *(frame.shape if self._takes_ids else frame.shape[:-1]), self._rows.shape[1]
+        if out is not None and (out.shape, out.dtype, out.device) != (shape, dtype, device):
+            raise RuntimeError(
+                f"out must have shape {shape} and dtype {dtype}, on {device}, got "
+                f"{tuple(out.shape)} and {out.dtype}, on {out.device}"
+            )
+
+    def _places(self, rows: Rows) -> Tensor:
+        """Returns `rows` as a tensor, checked unless a compiler traces the call."""
+        if not is_compiling():
+            rows = _list_of(rows)
+            if any(isinstance(row, bool) or not hasattr(row, "__index__") for row in rows):
+                raise TypeError(f"rows must be integers, got {rows}")
+            if len({*rows}) < len(rows) or not all(0 <= row < self._batch for row in rows):
+                raise RuntimeError(
+                    f"rows must be distinct, from 0 to {self._batch - 1}, got {rows}"
+                )
+        return torch.as_tensor(rows, dtype=torch.int64, device=self._rows.device)
+
+    def _as_sequence(self, frame: Tensor) -> Tensor:
+        """Returns a frame as the prepared module takes it."""
+        if self._is_step_module or frame.dim() == (2 if self._takes_ids else 3):
+            return frame
+        return frame.unsqueeze(1 if self._prepared.batch_first else 0)
+
+    def _run_layer(self, frame: Tensor, places: Tensor | None) -> Tensor:
+        """Runs a call where there is no kernel: with the layer's operators."""
+        layer, held = self._prepared._layer, tuple(self._states)
+        states = [state if places is None else state.index_select(1, places) for state in held]
+        is_step = frame.dim() == (1 if self._takes_ids else 2)
+        if self._is_step_module:
+            hx, outputs = [state[0] for state in states], []
+            for row in [frame] if is_step else frame.unbind():
+                hx = [*states_in(layer(row, hx[0] if len(hx) == 1 else tuple(hx)))]
+                outputs.append(hx[0])
+            output, states = outputs[0] if is_step else torch.stack(outputs), [h[None] for h in hx]
+        else:
+            frames = self._as_sequence(frame)
+            output, hx = layer(frames, states[0] if len(states) == 1 else tuple(states))
+            output, states = (
+                output.view(*frame.shape[: frame.dim() + self._takes_ids - 1], -1),
+                [*states_in(hx)],
+            )
+        if places is not None:
+            pairs = zip(held, states, strict=True)
+            states = [old.index_copy(1, places, new) for old, new in pairs]
+        self._states = tuple(states)
+        return output
+
+
+def _stream(prepared: Any, batch: int, states: Any) -> Stream:
+    stream = Stream(prepared, batch)
+    stream.states = states
+    return stream
+
+
+def _list_of(rows: Rows) -> list[int]:
+    return rows.tolist() if isinstance(rows, Tensor) else [*rows]
+
+
+def _refuse(why: str) -> NoReturn:
+    raise RuntimeError(f"a stream {why}")

@@ -1,0 +1,524 @@
+"""Streams step like torch's cells in float64, whatever happens between two steps."""
+
+import copy
+import multiprocessing
+import pickle
+import threading
+
+import pytest
+import torch
+from kinds import KINDS, map_states, tensors_in
+
+from namernn_fast import batch_invariant, explain, prepared_ops
+from namernn_fast.machine import availability
+from namernn_fast.nn import streams
+from namernn_fast.testing import assert_within_budget
+
+pytestmark = [
+    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
+    pytest.mark.covering(1),
+]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=[*KINDS])
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture(params=["direct", "operator"])
+def way(request, monkeypatch):
+    """Runs a test twice: without torch's dispatcher where possible, and with the operator."""
+    if request.param == "operator":
+        monkeypatch.setattr(streams, "step_directly", lambda *_: False)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.no_grad():
+        yield
+
+
+def make(kind, *sizes, dtype=torch.float32, batch=4, **options):
+    """Returns a layer and a stream of it."""
+    torch.manual_seed(1)
+    layer = kind.layer(*sizes, **options).to(dtype)
+    return layer, layer.prepare().stream(batch)
+
+
+def draw_states(kind, stream):
+    """Gives a stream random states, and returns them."""
+    states = map_states(stream.states, torch.randn_like)
+    stream.states = states
+    return states
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
+    """Bit by bit if batch-invariant: the states keep in float32 what 16 bits would round."""
+    layer, stream = make(kind, 7, 20, layers, bias=bias, dtype=dtype, batch_invariant=True)
+    x = torch.randn(9, 4, 7).to(dtype)
+    output, last = layer.prepare()(x)
+    assert torch.equal(torch.stack([stream(frame) for frame in x]), output)
+    for state, wanted in zip(tensors_in(stream.states), tensors_in(last), strict=True):
+        assert state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert torch.equal(state.to(dtype), wanted)
+    other = stream.fork()
+    other.reset()
+    assert torch.equal(other(x), output), "several steps at once"
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 130), (70, 64), (300, 8)])
+@pytest.mark.parametrize("batch", [1, 2, 7, 65])
+def test_a_step_of_any_size(kind, way, sizes, batch):
+    layer, stream = make(kind, *sizes, batch=batch)
+    hx, x = draw_states(kind, stream), torch.randn(batch, sizes[0])
+    want = layer.double()(x[None].double(), map_states(hx, torch.Tensor.double))
+    theirs = kind.nn_layer(*sizes)
+    theirs.load_state_dict(layer.float().state_dict())
+    theirs = theirs(x[None], hx)
+    found = {"output": stream(x), **named(stream.states)}
+    assert_within_budget(found, results(theirs), results(want))
+
+
+def named(states):
+    return dict(zip(("h", "c"), tensors_in(states), strict=False))
+
+
+def results(pair):
+    return {"output": pair[0][0], **named(pair[1])}
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [3, 0], [2], [], [1, 2, 3, 0]])
+def test_rows_take_part_alone(kind, way, rows):
+    layer, stream = make(kind, 5, 20, 2, batch_invariant=True)
+    before, x = draw_states(kind, stream), torch.randn(len(rows), 5)
+    alone = layer.prepare().stream(len(rows))
+    alone.states = map_states(before, lambda state: state[:, rows])
+    y = stream(x, rows=rows)
+    assert torch.equal(y, alone(x)) if rows else y.shape == (0, 20)
+    wanted = map_states(before, torch.Tensor.clone)
+    for state, new in zip(tensors_in(wanted), tensors_in(alone.states), strict=True):
+        state[:, rows] = new
+    for state, expected in zip(tensors_in(stream.states), tensors_in(wanted), strict=True):
+        assert torch.equal(state, expected)
+
+
+@pytest.mark.parametrize("convert", [tuple, torch.tensor, lambda rows: torch.tensor(rows).numpy()])
+def test_rows_of_any_type(kind, way, convert):
+    _, stream = make(kind, 5, 20)
+    x = torch.randn(2, 5)
+    assert torch.equal(stream.fork()(x, rows=convert([3, 1])), stream(x, rows=[3, 1]))
+
+
+def test_out_gets_the_output(kind, way):
+    _, stream = make(kind, 5, 20)
+    x, out = torch.randn(4, 5), torch.randn(20, 4).t()
+    assert stream.fork()(x, out=out) is out
+    dense = torch.empty(4, 20)
+    version = dense._version
+    assert torch.equal(stream.fork()(x, out=dense), out)
+    assert dense._version > version
+    assert torch.equal(stream(x), out)
+
+
+def test_nothing_shares_memory_with_the_states(kind, way):
+    _, stream = make(kind, 5, 20)
+    outputs = [stream(torch.randn(4, 5)) for _ in range(2)]
+    kept = map_states(stream.states, torch.Tensor.clone)
+    for tensor in (*outputs, *tensors_in(stream.states), *tensors_in(stream.fork().states)):
+        tensor.fill_(9)
+    given = map_states(kept, torch.Tensor.clone)
+    stream.states = given
+    map_states(given, lambda state: state.fill_(9))
+    assert all(map(torch.equal, tensors_in(stream.states), tensors_in(kept)))
+
+
+def test_strided_frames(kind, way):
+    _, stream = make(kind, 5, 20)
+    for x in (torch.randn(5, 4).t(), torch.randn(4, 9)[:, ::2], torch.randn(8, 5)[::2]):
+        assert torch.equal(stream.fork()(x), stream.fork()(x.contiguous()))
+    negated = torch.randn(4, 5, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(stream.fork()(negated), stream(negated.clone()))
+
+
+def test_batch_first(kind, way):
+    _, stream = make(kind, 5, 20, 2, batch_first=True)
+    x = torch.randn(4, 6, 5)
+    y = stream.fork()(x)
+    assert y.shape == (4, 6, 20)
+    assert torch.equal(torch.stack([stream(frame) for frame in x.unbind(1)], 1), y)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_token_ids(kind, way, large, monkeypatch):
+    """With a table, and with an embedding whose table would be too large."""
+    if large:
+        monkeypatch.setattr("namernn_fast.nn.prepared.MOST_TABLE_BYTES", 1)
+    torch.manual_seed(1)
+    layer = kind.tokens(9, 5, 20)
+    stream = layer.prepare().stream(4)
+    ids = torch.randint(9, (6, 4))
+    y = torch.stack([stream.fork()(ids[0]), *(stream(step) for step in ids)])[1:]
+    torch.testing.assert_close(y, layer(ids)[0])
+    stream.reset()
+    torch.testing.assert_close(stream(ids.int()), y)
+    before = stream.states
+    with pytest.raises((RuntimeError, IndexError)):
+        stream(torch.tensor([0, 1, 2, 9]))
+    assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
+
+
+def test_step_modules_have_streams(kind, way):
+    module = kind.step_module(5, 20)
+    stream = module.prepare().stream(4)
+    x, hx = torch.randn(3, 4, 5), None
+    for frame in x:
+        hx = module(frame, hx)
+        torch.testing.assert_close(stream(frame), tensors_in(hx)[0])
+    assert [state.shape for state in tensors_in(stream.states)] == [(4, 20)] * len(tensors_in(hx))
+    torch.testing.assert_close(stream.states, hx)
+
+
+BAD_CALLS = {
+    "a repeated row": ({"rows": [1, 1, 0, 2]}, RuntimeError, "distinct"),
+    "a negative row": ({"rows": [0, 1, 2, -1]}, RuntimeError, "from 0 to 3"),
+    "an excessive row": ({"rows": [0, 1, 2, 4]}, RuntimeError, "from 0 to 3"),
+    "a mask": ({"rows": torch.tensor([True, False, True, True])}, TypeError, "integers"),
+    "rows in float": ({"rows": [0.0, 1.0, 2.0, 3.0]}, TypeError, "integers"),
+    "too few rows": ({"rows": [0, 1]}, RuntimeError, r"\(2, 5\), got \(4, 5\)"),
+    "out of another shape": ({"out": torch.zeros(4, 21)}, RuntimeError, r"out.*\(4, 20\).*21\)"),
+    "out of another dtype": ({"out": torch.zeros(4, 20).double()}, RuntimeError, "out.*dtype"),
+    "out that is no tensor": ({"out": [0.0]}, TypeError, "out"),
+    "features": ({"frame": torch.zeros(4, 6)}, RuntimeError, r"\(4, 5\), got \(4, 6\)"),
+    "sequences": ({"frame": torch.zeros(3, 5)}, RuntimeError, r"\(4, 5\), got \(3, 5\)"),
+    "no steps": ({"frame": torch.zeros(0, 4, 5)}, RuntimeError, "at least one step"),
+    "dimensions": ({"frame": torch.zeros(5)}, RuntimeError, "dimensions"),
+    "another dtype": ({"frame": torch.zeros(4, 5).double()}, RuntimeError, "frame.*dtype"),
+    "token ids": ({"frame": torch.zeros(4, 5).long()}, RuntimeError, "frame.*dtype"),
+    "an array": ({"frame": torch.zeros(4, 5).numpy()}, TypeError, "frame must be a Tensor"),
+    "another device": ({"frame": torch.zeros(4, 5, device="meta")}, RuntimeError, ""),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_bad_call_changes_nothing(kind, way, case):
+    changed, error, message = BAD_CALLS[case]
+    _, stream = make(kind, 5, 20, 2)
+    before = draw_states(kind, stream)
+    with pytest.raises(error, match=message):
+        stream(**{"frame": torch.randn(4, 5), **changed})
+    assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
+
+
+def test_out_may_be_the_frame(kind, way):
+    _, stream = make(kind, 20, 20)
+    x = torch.randn(4, 20)
+    wanted = stream.fork()(x)
+    assert torch.equal(stream(x, out=x), wanted)
+
+
+def test_bad_states_are_refused(kind):
+    _, stream = make(kind, 5, 20, 2)
+    for states in (None, torch.zeros(2, 3, 20), (torch.zeros(2, 4, 20),) * 3, 1):
+        with pytest.raises(RuntimeError, match="states must have"):
+            stream.states = states
+    with pytest.raises(RuntimeError, match="distinct"):
+        stream.reset([0, 0])
+
+
+def test_what_a_stream_cannot_do(kind):
+    layer, stream = make(kind, 5, 20)
+    x = torch.randn(4, 5)
+    with torch.enable_grad():
+        with pytest.raises(RuntimeError, match="no gradients"):
+            stream(x.clone().requires_grad_())
+        with pytest.raises(RuntimeError, match="no gradients"):
+            stream(x, out=torch.zeros(4, 20).requires_grad_())
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.vmap(stream)(x[None])
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.jvp(lambda x: stream(x), (x,), (x,))
+    with pytest.raises(RuntimeError, match="exported"):
+        torch.jit.trace(lambda x: stream(x), (x,))
+    with pytest.raises(ValueError, match="one direction"):
+        kind.layer(5, 20, bidirectional=True).prepare().stream(4)
+    for batch in (-1, 1.0, None, True):
+        with pytest.raises(ValueError, match="batch"):
+            layer.prepare().stream(batch)
+    stream._prepared.double()
+    with pytest.raises(RuntimeError, match="converted"):
+        stream(x)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
+    reason="this torch has no functions that read a tensor from C",
+)
+def test_a_plain_call_needs_no_operator(kind, monkeypatch):
+    _, stream = make(kind, 5, 20)
+    tokens = kind.tokens(9, 5, 20).prepare().stream(4)
+    cell = kind.step_module(5, 20).prepare()
+    for name in ("step", "forward", "forward_untraced"):
+        monkeypatch.setattr(prepared_ops, name, None)
+    monkeypatch.setattr(streams, "step", None)
+    stream(torch.randn(4, 5))
+    stream(torch.randn(2, 5), rows=[1, 0], out=torch.empty(2, 20))
+    tokens(torch.randint(9, (4,)))
+    cell(torch.randn(4, 5), cell(torch.randn(4, 5)))
+
+
+def test_modes_see_the_operator(kind):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        names: list[str] = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    _, stream = make(kind, 5, 20)
+    x = torch.randn(4, 5)
+    with Seen():
+        stream(x)
+    assert "namernn_fast::step" in Seen.names
+    with torch.profiler.profile() as profile:
+        stream(x)
+    assert "namernn_fast::step" in {event.name for event in profile.events()}
+
+
+def test_compile(kind):
+    _, stream = make(kind, 5, 20, 2)
+    x, out = torch.randn(6, 4, 5), torch.zeros(4, 20)
+    other = stream.fork()
+
+    def advance(x):
+        stream.reset(torch.tensor([1]))
+        return stream(x[0]) + stream(x[1], out=out), stream(x[2, :2], rows=torch.tensor([3, 0]))
+
+    found = torch.compile(advance, fullgraph=True)(x)
+    other.reset([1])
+    first, second, third = other(x[0]), other(x[1]), other(x[2, :2], rows=[3, 0])
+    torch.testing.assert_close(found, (first + second, third))
+    torch.testing.assert_close(out, second)
+    torch.testing.assert_close(stream.states, other.states)
+
+
+def test_the_schema_says_what_a_step_changes():
+    schema = torch.ops.namernn_fast.step.default._schema
+    written = [argument.name for argument in schema.arguments if argument.alias_info is not None]
+    assert written == ["states"]
+    assert all(result.alias_info is None for result in schema.returns)
+    panels = KINDS["lstm"].layer(5, 20).prepare()._panels
+    states = torch.zeros(2, 1, 4, 20)
+    arguments = panels.tensor, states, torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), panels.options
+    torch.library.opcheck(torch.ops.namernn_fast.step.default, arguments)
+
+
+def test_the_operator_refuses_other_tensors():
+    panels = KINDS["gru"].layer(5, 20).prepare()._panels
+    states, x, options = torch.zeros(1, 1, 4, 20), torch.randn(4, 5), panels.options
+    run = torch.ops.namernn_fast.step
+    for prepared in (
+        torch.zeros(10**5),
+        torch.zeros(2),
+        panels.tensor[:-8],
+        panels.tensor.double(),
+    ):
+        with pytest.raises(RuntimeError, match="prepared must come from"):
+            run(prepared, states, x, None, options)
+    for wrong in (
+        states[0],
+        states.double(),
+        torch.zeros(2, 1, 4, 20),
+        torch.zeros(1, 1, 20, 4).mT,
+    ):
+        with pytest.raises(RuntimeError, match="states must"):
+            run(panels.tensor, wrong, x, None, options)
+
+
+def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    for module, step in ((kind.layer(5, 20, 2), False), (kind.step_module(5, 20), True)):
+        prepared = module.prepare()
+        assert prepared._panels is None
+        stream, x = prepared.stream(4), torch.randn(6, 4, 5)
+        y = stream(x)
+        assert y.shape == (6, 4, 20)
+        hx, wanted = None, []
+        for frame in x:
+            result = module(frame, hx) if step else module(frame[None], hx)
+            hx = result if step else result[1]
+            wanted.append(tensors_in(hx)[0] if step else result[0][0])
+        torch.testing.assert_close(y, torch.stack(wanted))
+        torch.testing.assert_close(stream.states, hx)
+        before = stream.states
+        out = torch.zeros(2, 20)
+        assert stream(x[0, :2], rows=[3, 1], out=out) is out
+        for state, old in zip(tensors_in(stream.states), tensors_in(before), strict=True):
+            changed = (state != old).any(-1).view(-1, 4)
+            assert changed.any(0).tolist() == [False, True, False, True]
+        with pytest.raises(RuntimeError, match="distinct"):
+            stream(x[0, :2], rows=[3, 3])
+        if not step:
+            assert explain(stream, x[0]).path == kind.without_kernel
+
+
+def test_projections_run_the_layer():
+    layer = KINDS["lstm"].layer(5, 20, 2, proj_size=3)
+    stream, x = layer.prepare().stream(4), torch.randn(6, 4, 5)
+    torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), layer(x)[0])
+    h, c = stream.states
+    assert (h.shape, c.shape) == ((2, 4, 3), (2, 4, 20))
+
+
+def test_explain(kind):
+    _, stream = make(kind, 5, 20)
+    assert explain(stream, torch.randn(4, 5)) == explain(stream._prepared, torch.randn(1, 4, 5))
+    cells = kind.step_module(5, 20).prepare()
+    assert explain(cells.stream(4), torch.randn(4, 5)) == explain(cells, torch.randn(4, 5))
+    tokens = kind.tokens(9, 5, 20).prepare()
+    ids = torch.randint(9, (1, 4))
+    assert explain(tokens.stream(4), ids[0]) == explain(tokens, ids)
+
+
+def test_copies(kind):
+    _, stream = make(kind, 5, 20, 2)
+    draw_states(kind, stream)
+    x = torch.randn(4, 5)
+    copies = [stream.fork(), copy.copy(stream), copy.deepcopy(stream)]
+    copies.append(pickle.loads(pickle.dumps(stream)))
+    wanted = stream(x)
+    for other in copies:
+        assert torch.equal(other(x), wanted)
+    assert copies[0]._prepared is copies[1]._prepared is stream._prepared
+
+
+def test_threads_with_a_stream_each(kind):
+    _, stream = make(kind, 64, 64, 2)
+    x, wanted = torch.randn(200, 4, 64), stream.fork()(torch.zeros(1, 4, 64))
+    wanted = torch.stack([*map(stream.fork().__call__, x)])
+    found = {}
+
+    def run(name):
+        with torch.no_grad():
+            own = stream.fork()
+            found[name] = torch.stack([own(frame) for frame in x])
+
+    workers = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    assert all(torch.equal(y, wanted) for y in found.values())
+
+
+def test_a_forked_process_goes_on(kind):
+    _, stream = make(kind, 5, 20)
+    x = torch.randn(4, 5)
+    stream(x)
+    wanted = stream.fork()(x).tolist()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(False)
+    child = context.Process(target=lambda: sender.send(stream(x).tolist()))
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == wanted
+    child.join()
+    assert stream(x).tolist() == wanted
+
+
+def test_batch_invariance(kind, way):
+    _, stream = make(kind, 70, 64, batch=13)
+    x = torch.randn(13, 70)
+    with batch_invariant():
+        whole = stream.fork()(x)
+        for row in range(13):
+            assert torch.equal(stream(x[row : row + 1], rows=[row])[0], whole[row])
+
+
+class Cells:
+    """A stack of torch's cells, with the states of each sequence."""
+
+    def __init__(self, kind, layer, batch, dtype):
+        self.kind, self.dtype = kind, dtype
+        self.refresh(layer)
+        size = batch, layer.hidden_size
+        self.states = [kind.states(torch.zeros, *size, dtype=dtype) for _ in self.cells]
+
+    def refresh(self, layer):
+        self.cells = []
+        for k in range(layer.num_layers):
+            size = layer.input_size if k == 0 else layer.hidden_size
+            options = self.kind.known({"nonlinearity": getattr(layer, "nonlinearity", None)})
+            cell = self.kind.nn_step_module(size, layer.hidden_size, layer.bias, **options)
+            names = [name for name, _ in cell.named_parameters()]
+            cell.load_state_dict({name: getattr(layer, f"{name}_l{k}") for name in names})
+            self.cells.append(cell.to(self.dtype))
+
+    def reset(self, rows):
+        for states in self.states:
+            map_states(states, lambda state: state.index_fill_(0, torch.tensor(rows), 0))
+
+    def step(self, x, rows):
+        x = x.to(self.dtype)
+        for cell, states in zip(self.cells, self.states, strict=True):
+            new = cell(x, map_states(states, lambda state: state[rows]))
+            for state, update in zip(tensors_in(states), tensors_in(new), strict=True):
+                state[rows] = update
+            x = tensors_in(new)[0]
+        return x
+
+    def stacked(self):
+        return named(map_states(self.states[0], lambda *each: torch.stack(each), *self.states[1:]))
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_random_sequences_of_operations(kind, part):
+    """Steps of some rows, one or several, resets, forks and refreshes; 2,040 times in test-all."""
+    for seed in range(34 * part, 34 * part + 34):
+        run_random_operations(kind, torch.Generator().manual_seed(seed))
+
+
+def run_random_operations(kind, generator):
+    def pick(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    size, hidden, layers, batch = 1 + pick(20), 1 + pick(40), 1 + pick(3), 1 + pick(9)
+    torch.manual_seed(pick(2**30))
+    layer = kind.layer(size, hidden, layers, bias=bool(pick(2)))
+    stream = layer.prepare().stream(batch)
+    others = [Cells(kind, layer, batch, dtype) for dtype in (torch.float32, torch.float64)]
+    for _ in range(10):
+        rows = torch.randperm(batch, generator=generator)[: 1 + pick(batch)].tolist()
+        match pick(5):
+            case 0:
+                for each in (stream, *others):
+                    each.reset(rows)
+            case 1:
+                used, stream = stream, stream.fork()
+                used(torch.randn(batch, size))
+            case 2:
+                layer = copy.deepcopy(layer)
+                map_states(tuple(layer.parameters()), lambda weight: weight.mul_(0.9))
+                stream._prepared.refresh(layer)
+                for each in others:
+                    each.refresh(layer)
+            case 3:
+                x = torch.randn(1 + pick(4), len(rows), size)
+                y = stream(x, rows)
+                outputs = [torch.stack([each.step(frame, rows) for frame in x]) for each in others]
+                assert_within_budget(*({"output": tensor} for tensor in (y, *outputs)))
+            case 4:
+                x = torch.randn(len(rows), size)
+                y = stream(x, rows, None if pick(2) else torch.empty(len(rows), hidden))
+                outputs = [each.step(x, rows) for each in others]
+                assert_within_budget(*({"output": tensor} for tensor in (y, *outputs)))
+    assert_within_budget(named(stream.states), *(each.stacked() for each in others))
