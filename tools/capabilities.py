@@ -237,6 +237,12 @@ def _(layer, x):
     same(prepared(x), layer(x))
 
 
+@row("a step at a time, with states kept between calls (`prepare().stream()`)", "no such method")
+def _(layer, x):
+    stream = layer.prepare().stream(x.shape[1])
+    same(torch.stack([stream(frame) for frame in x]), layer(x)[0])
+
+
 @row("sharing prefixes of token ids, in training too", "no such method")
 def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)

@@ -6,7 +6,6 @@ turns, in inference, from initial states that are not zeros. `onnxruntime` has b
 
 import importlib.util
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ SHAPES = (  # D, H, T, B
 RUNTIMES = ("onnxruntime", "OpenVINO")
 OURS = ("torch", "fused", "prepared")
 PAUSE = 0.03
-"""Seconds until the threads of another runtime, which wait by spinning, leave the processor."""
+"""Seconds before each round; see `race`."""
 
 
 def workloads() -> list[Workload]:
@@ -53,13 +52,17 @@ def calls(workload: Workload) -> dict[str, TimedCall]:
     found: dict[str, TimedCall] = {
         name: lambda layer=layer: layer(input, hx) for name, layer in layers.items()
     }
-    problem = Problem(workload, theirs, input, [], states)
+    return found | runtime_calls(Problem(workload, theirs, input, [], states))
+
+
+def runtime_calls(problem: Problem) -> dict[str, TimedCall]:
+    """Returns the call of each runtime that is installed."""
+    found: dict[str, TimedCall] = {}
     for name in RUNTIMES:
         package, make = RIVALS[name]
         if importlib.util.find_spec(package) is not None:
             call = make(problem, torch.get_num_threads())
             assert call is not None
-            found[f"pause before {name}"] = lambda: time.sleep(PAUSE)
             found[name] = call
     return found
 
@@ -93,7 +96,7 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    medians.run("prepared", __doc__, workloads(), calls, report)
+    medians.run("prepared", __doc__, workloads(), calls, report, PAUSE)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from benchmarks.cpu import (
     peers,
     precision,
     prepared,
+    programs,
     roofline,
     sixteen_bits,
     steps,
+    streams,
     threads,
     torch_operators,
     waiting,
@@ -56,6 +58,7 @@ SECTIONS = (
     Section(PERFORMANCE, "benchmark table", "latest", speed.table_and_plots),
     Section(PERFORMANCE, "peers_2", "peers_2", peers.report),
     Section(PERFORMANCE, "applications", "applications", applications.report),
+    Section(PERFORMANCE, "programs", "programs", programs.report),
     Section(PERFORMANCE, "classifier", "classifier", classifier_report),
     *(
         Section(PERFORMANCE_TABLES, name, name, report)
@@ -70,6 +73,7 @@ SECTIONS = (
             ("prepared", prepared.report),
             ("precision", precision.report),
             ("sixteen_bits", sixteen_bits.report),
+            ("streams", streams.report),
             ("steps", steps.report),
             ("fading", fading.report),
             ("torch_operators", torch_operators.report),

@@ -66,10 +66,12 @@ inline View view_of(const Tensor& tensor) {
 // Returns whether a view is contiguous.
 inline bool is_dense(const View& view) {
   int64_t stride = 1;
+  bool dense = true;
   for (int64_t i = view.dim - 1; i >= 0; stride *= view.sizes[i--]) {
-    if (view.sizes[i] != 1 && view.strides[i] != stride) return false;
+    if (view.sizes[i] == 0) return true;
+    dense &= view.sizes[i] == 1 || view.strides[i] == stride;
   }
-  return true;
+  return dense;
 }
 
 // Returns whether the elements of a row are adjacent.

@@ -69,8 +69,17 @@ def warm_up(call: TimedCall, seconds: float) -> float:
     return fastest
 
 
-def race(calls: Mapping[str, TimedCall], budget: TimeBudget) -> dict[str, Rounds]:
-    """Alternates rounds of the calls as far as the budget allows; returns each call's rounds."""
+def race(
+    calls: Mapping[str, TimedCall], budget: TimeBudget, pause: float = 0.0
+) -> dict[str, Rounds]:
+    """Alternates rounds of the calls as far as the budget allows; returns each call's rounds.
+
+    Args:
+        calls: the calls by name.
+        budget: the time for all calls.
+        pause: seconds to wait before each round, until the threads of another runtime, which wait
+            by spinning, leave the processor. A call that is not timed then wakes the round's own.
+    """
     fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -80,6 +89,9 @@ def race(calls: Mapping[str, TimedCall], budget: TimeBudget) -> dict[str, Rounds
         if lap >= budget.min_rounds and time.perf_counter() > deadline:
             break
         for name in order:
+            if pause:
+                time.sleep(pause)
+                calls[name]()
             seconds[name].append(timed(calls[name], iterations[name]))
         # Vary which call comes first, because each call finds the caches as its predecessor left
         # them.

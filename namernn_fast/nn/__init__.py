@@ -8,6 +8,7 @@ from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
 from .prepared import PreparedCell, PreparedLayer
 from .replacing import prepare_rnn, replace_rnn, restore_rnn
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .streams import Stream
 from .token_layers import TokenGRU, TokenLSTM, TokenRNN
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FusedRNNCell",
     "PreparedCell",
     "PreparedLayer",
+    "Stream",
     "TokenGRU",
     "TokenLSTM",
     "TokenRNN",

@@ -58,9 +58,11 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             call = self._call(input, hx, weights)
             return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
         torch_step = self._step()
-        dims = [input.dim(), *(h.dim() for h in states_in(hx))]
-        if torch_step is None or dims.count(2) < len(dims):
+        if torch_step is None or input.dim() != 2:
             return super().forward(input, hx)  # type: ignore[no-any-return]
+        for state in states_in(hx):
+            if state.dim() != 2:
+                return super().forward(input, hx)  # type: ignore[no-any-return]
         states: Any = hx
         if states is None:
             states = input.new_zeros(input.shape[0], self.hidden_size)
@@ -179,9 +181,9 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.RNNCell`. Torch's operators run, because the fused kernel is not faster for a single
-    step. The fused kernel runs only for batch invariance and `vmap`, which torch's operators do not
-    support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.RNNCell`. The fused kernel runs in inference, on a CPU in float32 and float64, for
+    sizes where it is faster than torch's own cell, and for batch invariance and `vmap`, which
+    torch's cell does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)
@@ -231,9 +233,9 @@ class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.GRUCell`. The fused operator runs for sizes where it is faster than torch's own cell,
-    on a CPU in float32 and float64, and for batch invariance and `vmap`, which torch's cell does
-    not support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.GRUCell`. The fused kernel runs for sizes where it is faster than torch's own cell, on
+    a CPU in float32 and float64, in inference for most sizes, and for batch invariance and `vmap`,
+    which torch's cell does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)
@@ -248,7 +250,7 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     """A drop-in for `torch.nn.LSTMCell`: one step of `torch.nn.LSTM`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.LSTMCell`. The fused operator runs in the same cases as for `FusedGRUCell`, except
+    `torch.nn.LSTMCell`. The fused kernel runs in the same cases as for `FusedGRUCell`, except
     under autocast.
 
     Example:

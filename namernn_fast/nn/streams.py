@@ -27,7 +27,7 @@ Rows = Sequence[int] | Tensor
 
 
 class Stream:
-    """A batch of sequences that a prepared module reads frame by frame; see `FusedRNN.prepare`.
+    """A batch of sequences that a prepared module reads frame by frame, made by its `stream`.
 
     A stream owns the states of its sequences, which begin as zeros, and updates them in place.
     Nothing that it takes or returns shares memory with them. The states are float32 for a layer in

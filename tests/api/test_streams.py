@@ -73,7 +73,7 @@ def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 130), (70, 64), (300, 8)])
-@pytest.mark.parametrize("batch", [1, 2, 7, 65])
+@pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
 def test_a_step_of_any_size(kind, way, sizes, batch):
     layer, stream = make(kind, *sizes, batch=batch)
     hx, x = draw_states(kind, stream), torch.randn(batch, sizes[0])
