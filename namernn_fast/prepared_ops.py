@@ -40,29 +40,23 @@ ops.library.define(
 )
 
 _Operator: TypeAlias = Callable[..., Any]
-
-
-def _take_nothing(*arguments: Any) -> bool:
-    """Stands for the functions below if the extension was not built."""
-    return False
-
-
 prepare: _Operator = torch.ops.namernn_fast.prepare.default
 refresh: _Operator = torch.ops.namernn_fast.refresh.default
 unpack: _Operator = torch.ops.namernn_fast.unpack.default
 forward: _Operator = torch.ops.namernn_fast.forward_prepared.default
 step: _Operator = torch.ops.namernn_fast.step.default
-_native: Any = sys.modules.get(f"{ops.NAMESPACE}._C")
-step_directly: Callable[..., bool] = getattr(_native, "step", _take_nothing)
-"""Runs `step` without torch's dispatcher, which would take 2 us: step_directly(prepared, states,
-input, output, rows, options), where rows is a list of integers or None. Returns False, without an
-effect, for tensors that only the operator takes. Whoever observes or changes operators does not see
-the call: autograd, a compiler, a mode, a profiler."""
-cell_step_directly: Callable[..., bool] = getattr(_native, "cell_step", _take_nothing)
-"""Runs a step of a step module in the same way: cell_step_directly(cell, input, states,
-last_states, weights, options), with lists of tensors. No `states` are zeros, `last_states` are
-written, and `weights` are those of the module or a prepared tensor. Returns False if anything does
-not match."""
+step_directly: Callable[..., bool] = getattr(
+    sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
+)
+"""Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
+last_states, input, output, rows, options, cell). The first three are lists of tensors: the prepared
+tensor, or the weights of one layer; the states, none for zeros; what the last states are written
+to, None for the states themselves. `output` is None if it is not wanted, and `rows` a list of
+integers or None.
+
+Returns False, without an effect, for tensors that only operators take, and raises RuntimeError for
+arguments that do not match. Whoever observes or changes operators does not see the call: autograd,
+a compiler, a mode, a profiler."""
 forward_untraced: _Operator = getattr(forward, "_op", forward)
 """`forward` for calls outside compilers. See `ops.forward_untraced`."""
 

@@ -146,8 +146,22 @@ Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor&
   check(!shape.empty() && states.dim() > 0, "frame and states must have dimensions");
   shape.back() = states.size(states.dim() - 1);
   const Tensor output = empty(shape, dtype_of(prepared));
-  Step step{view_of(prepared), view_of(states), view_of(frame), view_of(output), nullptr, -1};
-  step.states.data = mutable_data<char>(states);
+  Step step{};
+  step.weights[0] = view_of(prepared);
+  step.weight_count = 1;
+  step.frame = view_of(frame);
+  step.output = view_of(output);
+  step.row_count = -1;
+  View held = view_of(states);
+  held.data = mutable_data<char>(states);
+  check(held.dim == 4 && held.sizes[0] <= kMostStates && is_dense(held),
+        "states must be contiguous, with 4 dimensions");
+  step.state_count = step.last_count = held.sizes[0];
+  for (int64_t i = 0; i < step.state_count; ++i) {
+    char* const data = held.data + i * held.strides[0] * held.element;
+    step.states[i] = {data, held.dtype, held.element, 3, held.sizes + 1, held.strides + 1};
+    step.last[i] = step.states[i];
+  }
   const Tensor places = rows ? dense(*rows) : frame;
   if (rows) {
     check(has_ids(places) && places.dim() == 1, "rows must be int64, with 1 dimension");

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "library/cell_step.h"
 #include "library/step.h"
 
 // DLPack has a stable ABI, but torch hides its header from extensions that use torch's stable ABI.
@@ -82,28 +81,45 @@ bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   return !PyErr_Occurred();
 }
 
-// step(prepared, states, frame, output, rows, options): runs a step, and returns whether it did.
-// `rows` is a list of integers or None. Returns False without an effect if a tensor is of a kind
-// that only the operator takes.
+// Sets views to the tensors of a list. Returns their number, or -1 if one cannot be read.
+int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* views, int64_t most) {
+  const int64_t count = PyList_Size(list);
+  for (int64_t i = 0; i < count; ++i) {
+    if (count > most || !read_tensor(exchange, PyList_GetItem(list, i), views[i])) return -1;
+  }
+  return count;
+}
+
+// step(weights, states, last, frame, output, rows, options, cell): runs a step, and returns whether
+// it did; see Step. The first three are lists of tensors. `last` is None if the states are to be
+// updated in place, `output` if it is not wanted, `rows`, a list of integers, for all sequences.
+// Returns False without an effect if a tensor is of a kind that only operators take.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 6) {
-    PyErr_SetString(PyExc_TypeError, "step() takes 6 arguments");
+  if (count != 8 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
+    PyErr_SetString(PyExc_TypeError, "step() takes 8 arguments, the first of them a list");
     return nullptr;
   }
-  static const DLPackExchangeAPI* const exchange = exchange_of(args[0]);
+  static const DLPackExchangeAPI* const exchange = exchange_of(args[3]);
   Step step{};
-  View* const views[] = {&step.prepared, &step.states, &step.frame, &step.output};
-  bool taken = exchange != nullptr;
-  for (int i = 0; i < 4 && taken; ++i) taken = read_tensor(exchange, args[i], *views[i]);
-  if (!taken || !is_simple(step)) {
+  step.row_count = -1;
+  const auto read_all = [&] {
+    if (!exchange || !read_tensor(exchange, args[3], step.frame)) return false;
+    if (args[4] != Py_None && !read_tensor(exchange, args[4], step.output)) return false;
+    step.weight_count = read_tensors(exchange, args[0], step.weights, 4);
+    step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
+    PyObject* const last = args[2] == Py_None ? args[1] : args[2];
+    step.last_count = read_tensors(exchange, last, step.last, kMostStates);
+    return step.weight_count >= 0 && step.state_count >= 0 && step.last_count >= 0;
+  };
+  if (!read_all() || !is_simple(step)) {
     PyErr_Clear();
     Py_RETURN_FALSE;
   }
   std::vector<int64_t> rows;
-  step.row_count = -1;
-  const int64_t options = PyLong_AsLongLong(args[5]);
-  if ((args[4] != Py_None && !read_rows(args[4], rows)) || PyErr_Occurred()) return nullptr;
-  if (args[4] != Py_None) {
+  const int64_t options = PyLong_AsLongLong(args[6]);
+  step.cell = CellKind(PyLong_AsLongLong(args[7]));
+  if ((args[5] != Py_None && !read_rows(args[5], rows)) || PyErr_Occurred()) return nullptr;
+  if (args[5] != Py_None) {
     step.row_count = int64_t(rows.size());
     step.rows = rows.data();
   }
@@ -111,44 +127,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-// Sets views to the tensors of a list. Returns their number, or -1 if one cannot be read.
-Py_ssize_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* views,
-                        Py_ssize_t most) {
-  const Py_ssize_t count = PyList_Size(list);
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    if (count > most || !read_tensor(exchange, PyList_GetItem(list, i), views[i])) return -1;
-  }
-  return count;
-}
-
-// cell_step(cell, input, initial, last, weights, options): runs a step of a step module, with lists
-// of tensors for the last three, and returns whether it did; see run_cell_step().
-PyObject* cell_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 6) {
-    PyErr_SetString(PyExc_TypeError, "cell_step() takes 6 arguments");
-    return nullptr;
-  }
-  static const DLPackExchangeAPI* const exchange = exchange_of(args[1]);
-  CellStep step{};
-  step.cell = CellKind(PyLong_AsLongLong(args[0]));
-  if (!exchange || !read_tensor(exchange, args[1], step.input) ||
-      (step.initial_count = read_tensors(exchange, args[2], step.initial, kMostStates)) < 0 ||
-      (step.last_count = read_tensors(exchange, args[3], step.last, kMostStates)) < 0 ||
-      (step.weight_count = read_tensors(exchange, args[4], step.weights, 4)) < 0) {
-    PyErr_Clear();
-    Py_RETURN_FALSE;
-  }
-  const int64_t options = PyLong_AsLongLong(args[5]);
-  if (PyErr_Occurred()) return nullptr;
-  bool ran = false;
-  return run_without_lock([&] { ran = run_cell_step(step, read_options(options, 0)); })
-             ? PyBool_FromLong(ran)
-             : nullptr;
-}
-
 PyMethodDef kMethods[] = {
-    {"cell_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&cell_step)),
-     METH_FASTCALL, nullptr},
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
      nullptr},
     {nullptr, nullptr, 0, nullptr}};

@@ -15,12 +15,57 @@ std::vector<int64_t> shape_of(const View& view) { return {view.sizes, view.sizes
 
 void check_shape(const char* name, const View& view, int32_t dtype,
                  const std::vector<int64_t>& shape) {
-  check(
-      view.dtype == dtype, name, " must have ",
-      dtype == aoti_torch_dtype_int64() ? "token ids (int64)" : "the dtype of the prepared layer");
-  if (shape_of(view) != shape) {
+  check(view.dtype == dtype, name, " must have ",
+        dtype == aoti_torch_dtype_int64() ? "token ids (int64)" : "the dtype of the layer");
+  if (view.dim != int64_t(shape.size()) || !std::equal(shape.begin(), shape.end(), view.sizes)) {
     fail(name, " must have shape ", shape_text(shape), ", got ", shape_text(shape_of(view)));
   }
+}
+
+// Returns the stack of a step without a batch.
+Stack stack_of(const Step& step, const Options& options) {
+  const View* weights = step.weights;
+  if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
+  check(step.weight_count >= 2 && weights[0].dim == 2 && weights[1].dim == 2,
+        "weights must be prepared, or the weights of one layer");
+  const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0};
+  Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
+  const int64_t rows = stack.gate_rows();
+  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}, {rows}};
+  check(step.weight_count == stack.per_direction, "weights must hold ", stack.per_direction,
+        " tensors, got ", step.weight_count);
+  for (int64_t i = 0; i < step.weight_count; ++i) {
+    check_shape("a weight", weights[i], stack.dtype, shapes[i]);
+    check(is_dense(weights[i]), "weights must be contiguous");
+  }
+  return stack;
+}
+
+// Returns the number of sequences that have states.
+int64_t check_states(const Step& step, const Stack& stack) {
+  check(step.last_count == int64_t(stack.state_count()) &&
+            (step.state_count == 0 || step.state_count == step.last_count),
+        "states must hold ", stack.state_count(), " tensor(s), one for each state of the cell");
+  const View& first = step.last[0];
+  const bool has_layers = first.dim == 3;
+  check(has_layers || (first.dim == 2 && stack.layers == 1), "states must have 3 dimensions, got ",
+        first.dim);
+  const int64_t sequences = first.sizes[has_layers];
+  const bool floats =
+      first.dtype == aoti_torch_dtype_float32() && stack.dtype != aoti_torch_dtype_float64();
+  std::vector<int64_t> shape{stack.layers, sequences, stack.H};
+  if (!has_layers) shape.erase(shape.begin());
+  const int32_t dtype = floats ? first.dtype : stack.dtype;
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    check_shape("a state", step.last[i], dtype, shape);
+    check(is_dense(step.last[i]), "last states must be contiguous");
+    if (step.state_count == 0) continue;
+    const View& state = step.states[i];
+    check_shape("a state", state, dtype, shape);
+    check(is_dense(state) || (!has_layers && !floats && has_adjacent_features(state)),
+          "states must be contiguous");
+  }
+  return sequences;
 }
 
 // Where the rows of a frame are.
@@ -32,19 +77,19 @@ struct Frame {
   bool batch_first;
 };
 
-// Checks everything except the values of token ids and `rows`.
-Frame check_frame(const Step& step, const Stack& stack, const Options& options) {
+// Checks a frame and the output, except the values of token ids.
+Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const Options& options) {
   const View& frame = step.frame;
   const int64_t dims = frame.dim - !stack.has_ids;  // without features
   check(dims == 1 || dims == 2, "frame must have ", 1 + !stack.has_ids, " dimensions, or ",
         2 + !stack.has_ids, " for several steps, got ", frame.dim);
-  const int64_t batch_dim = dims == 2 && !options.batch_first;
-  const int64_t time_dim = 1 - batch_dim;
   const bool one_step = dims == 1;
-  const Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim],
-                   one_step ? frame.sizes[0] * frame.strides[0] : frame.strides[time_dim],
-                   frame.strides[batch_dim], !one_step && options.batch_first};
-  const int64_t sequences = step.row_count < 0 ? step.states.sizes[2] : step.row_count;
+  const int64_t batch_dim = !one_step && !options.batch_first;
+  const int64_t time_dim = 1 - batch_dim;
+  Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim],
+             one_step ? 0 : frame.strides[time_dim], frame.strides[batch_dim],
+             !one_step && options.batch_first};
+  if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // as in rows_of()
   std::vector<int64_t> shape = shape_of(frame);
   shape[size_t(batch_dim)] = sequences;
   if (!stack.has_ids) shape.back() = stack.D;
@@ -52,7 +97,7 @@ Frame check_frame(const Step& step, const Stack& stack, const Options& options) 
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
   shape.back() = stack.H;
-  check_shape("out", step.output, stack.dtype, shape);
+  if (step.output.data) check_shape("out", step.output, stack.dtype, shape);
   return rows;
 }
 
@@ -76,73 +121,89 @@ void check_ids(const View& ids, const Frame& frame, int64_t V) {
   }
 }
 
-// Copies the states of the sequences in `rows` from the stream's states to `packed` or, if `back`,
-// from `packed` to the stream's states. `count` is the number of states of a sequence.
-template <class Scalar>
-void copy_rows(const Step& step, int64_t count, int64_t H, Scalar* packed, bool back) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t b = 0; b < step.row_count; ++b, packed += H) {
-      const int64_t row = i * step.states.sizes[2] + step.rows[b];
-      Scalar* const held = reinterpret_cast<Scalar*>(step.states.data) + row * H;
-      std::memcpy(back ? held : packed, back ? packed : held, size_t(H) * sizeof(Scalar));
+// Copies the rows of a state that take part from `state` to `packed` or, if `back`, from `packed`
+// to `state`.
+void copy_rows(const Step& step, const View& state, char* packed, int64_t H, bool back) {
+  const size_t bytes = size_t(H * state.element);
+  const int64_t sequences = state.sizes[state.dim - 2];
+  const int64_t layers = state.dim == 3 ? state.sizes[0] : 1;
+  if (step.row_count < 0) {
+    std::memcpy(back ? state.data : packed, back ? packed : state.data,
+                bytes * size_t(layers * sequences));
+  }
+  for (int64_t k = 0; k < layers; ++k) {
+    for (int64_t b = 0; b < step.row_count; ++b, packed += bytes) {
+      char* const row = state.data + size_t(k * sequences + step.rows[b]) * bytes;
+      std::memcpy(back ? row : packed, back ? packed : row, bytes);
     }
   }
 }
 
 template <class Scalar>
-void step_layers(const Stack& stack, const Step& step, const Frame& frame) {
-  using State = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
   const Machine machine = this_machine();
   const Resources resources(machine);
-  const auto take = [&](auto like, int64_t count) {
-    return static_cast<decltype(like)*>(resources.runtime().scratch(size_t(count) * sizeof(like)));
+  const Runtime runtime = resources.runtime();
+  const int64_t H = stack.H, each = frame.B * H;
+  const auto take = [&](int64_t rows, int64_t element) {
+    return static_cast<char*>(runtime.scratch(size_t(rows * each * element)));
   };
-  const int64_t H = stack.H, layers = stack.layers, rows = frame.T * frame.B;
-  const int64_t states = int64_t(stack.state_count());
-  const int64_t each = frame.B * H;  // elements of a state of a layer
-  const bool all = step.row_count < 0;
-  auto* const held = reinterpret_cast<State*>(step.states.data);
-  State* const next = take(State(), states * layers * each);
-  State* const previous = all ? held : take(State(), states * layers * each);
-  if (!all) copy_rows(step, states * layers, H, previous, false);
-  Scalar* between[2] = {};  // outputs that only the next layer reads
-  for (int64_t k = 0; k < std::min<int64_t>(layers - 1, 2); ++k)
-    between[k] = take(Scalar(), rows * H);
-  for (int64_t k = 0; k < layers; ++k) {
+  const auto rows_at = [](auto* data) { return reinterpret_cast<Scalar*>(data); };
+  char* next[kMostStates] = {};      // [layers, B, H] each, the last states
+  char* previous[kMostStates] = {};  // the same for the states, if only some sequences take part
+  const int64_t element = step.last[0].element;
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    next[i] = take(stack.layers, element);
+    if (step.row_count < 0 || !step.state_count) continue;
+    previous[i] = take(stack.layers, element);
+    copy_rows(step, step.states[i], previous[i], H, false);
+  }
+  char* outputs[2] = {};  // of the layers, in turn
+  for (int64_t k = 0; k < std::min<int64_t>(stack.layers, 2); ++k) {
+    outputs[k] = take(frame.T, sizeof(Scalar));
+  }
+  for (int64_t k = 0; k < stack.layers; ++k) {
     Forward<Scalar> args{};
-    args.layer = layer_of<Scalar>(stack, k, 0);
+    Layer<Scalar>& layer = args.layer;
+    layer = layer_of<Scalar>(stack, k, 0);
+    if (!stack.prepared) {
+      layer.weight_ih = rows_at(step.weights[0].data);
+      layer.weight_hh = rows_at(step.weights[1].data);
+      layer.bias_ih = rows_at(step.weights[2].data);
+      layer.bias_hh = rows_at(step.weights[3].data);
+    }
     if (k > 0) {
-      args.layer.input = {between[(k - 1) % 2], each, H};
+      layer.input = {rows_at(outputs[(k - 1) % 2]), each, H};
     } else if (stack.has_ids) {
       const auto* ids = reinterpret_cast<const int64_t*>(step.frame.data);
-      args.layer.table.ids = {ids, frame.time_stride, frame.row_stride};
+      layer.table.ids = {ids, frame.time_stride, frame.row_stride};
     } else {
-      const auto* input = reinterpret_cast<const Scalar*>(step.frame.data);
-      args.layer.input = {input, frame.time_stride, frame.row_stride};
+      layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
     }
-    args.output = {between[k % 2], each, H};
-    if (k + 1 == layers) {
-      auto* const output = reinterpret_cast<Scalar*>(step.output.data);
-      args.output = {output, frame.batch_first ? H : each, frame.batch_first ? frame.T * H : H};
+    args.output = {rows_at(outputs[k % 2]), each, H};
+    if (k + 1 == stack.layers && step.output.data) {
+      const bool batch_first = frame.batch_first;
+      args.output = {rows_at(step.output.data), batch_first ? H : each,
+                     batch_first ? frame.T * H : H};
     }
-    for (int64_t i = 0; i < states; ++i) {
-      State* const before = previous + (i * layers + k) * each;
-      State* const after = next + (i * layers + k) * each;
-      if constexpr (std::is_same_v<State, Scalar>) {
-        args.layer.initial[i] = {before, H};
-        args.last[i] = after;
+    for (int64_t i = 0; i < step.last_count; ++i) {
+      const View& state = step.states[i];
+      const bool all = step.row_count < 0;
+      const int64_t stride = all && step.state_count ? state.strides[state.dim - 2] : H;
+      char* from = step.state_count ? (all ? state.data : previous[i]) : nullptr;
+      if (from) from += k * frame.B * stride * element;
+      char* const to = next[i] + k * each * element;
+      if (step.last[0].dtype == stack.dtype) {
+        layer.initial[i] = {rows_at(from), stride};
+        args.last[i] = rows_at(to);
       } else {
-        args.float_states.initial[i] = before;
-        args.float_states.last[i] = after;
+        args.float_states.initial[i] = reinterpret_cast<float*>(from);
+        args.float_states.last[i] = reinterpret_cast<float*>(to);
       }
     }
     kernels_for<Scalar>(stack).forward(args, Resources(machine).runtime());
   }
-  if (all) {
-    std::memcpy(held, next, size_t(states * layers * each) * sizeof(State));
-  } else {
-    copy_rows(step, states * layers, H, next, true);
-  }
+  for (int64_t i = 0; i < step.last_count; ++i) copy_rows(step, step.last[i], next[i], H, true);
 }
 
 // Returns the end of a tensor's memory.
@@ -155,31 +216,27 @@ const char* end_of(const View& view) {
 }  // namespace
 
 bool is_simple(const Step& step) {
-  const View& frame = step.frame;
+  const View &frame = step.frame, &output = step.output;
   const bool ids = frame.dtype == aoti_torch_dtype_int64();
-  const bool overlap = frame.data < end_of(step.output) && step.output.data < end_of(frame);
-  return !overlap && frame.dim + ids == step.output.dim && is_dense(step.output) && frame.dim > 0 &&
-         (ids || has_adjacent_features(frame));
+  const bool has_rows = frame.dim > 0 && (ids || has_adjacent_features(frame));
+  if (!output.data) return has_rows && frame.dim == 2;
+  const bool overlap = frame.data < end_of(output) && output.data < end_of(frame);
+  return has_rows && !overlap && frame.dim + ids == output.dim && is_dense(output);
 }
 
 void run_step(const Step& step, const Options& options) {
-  check(!options.bidirectional, "a stream must have one direction");
-  Stack stack = stack_of_prepared(step.prepared, options);
+  check(!options.bidirectional, "a step must have one direction");
+  Stack stack = stack_of(step, options);
   stack.has_ids = stack.V > 0;
-  check(step.states.dim == 4 && is_dense(step.states),
-        "states must be contiguous, with 4 dimensions");
-  const int64_t sequences = step.states.sizes[2];
-  const bool is_double = stack.dtype == aoti_torch_dtype_float64();
-  check_shape("states", step.states,
-              is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-              {int64_t(stack.state_count()), stack.layers, sequences, stack.H});
-  const Frame frame = check_frame(step, stack, options);
+  const int64_t sequences = check_states(step, stack);
+  const int64_t taking_part = step.row_count < 0 ? sequences : step.row_count;
+  const Frame frame = check_frame(step, stack, taking_part, options);
   check_rows(step, sequences);
   if (stack.has_ids) check_ids(step.frame, frame, stack.V);
   if (frame.B == 0) return;
   set_rows(stack, frame.T, frame.B, options);
   with_storage(stack.dtype,
-               [&](auto storage) { step_layers<decltype(storage)>(stack, step, frame); });
+               [&](auto storage) { run_layers<decltype(storage)>(step, stack, frame); });
 }
 
 }  // namespace namernn_fast

@@ -1,4 +1,5 @@
-// Steps of a stream: a prepared stack in one direction, whose states a step updates in place.
+// Steps: a stack in one direction that reads a frame, for streams and step modules. A stack of a
+// step is prepared, or one layer with its own weights.
 #pragma once
 
 #include "contract.h"
@@ -9,11 +10,18 @@ namespace namernn_fast {
 
 // The arguments of a step, which are not checked yet.
 struct Step {
-  View prepared;  // from prepare()
-  View states;    // [states of the cell, layers, sequences, H], in float for layers in 16 bits
-  View frame;     // [n, D], or several steps at once: [T, n, D], with BATCH_FIRST [n, T, D]. Token
-                  // ids without the last dimension. The features of a row are adjacent
-  View output;    // written: shaped like `frame`, with H features; contiguous
+  CellKind cell;    // not read if the weights are prepared
+  View weights[4];  // the tensor from prepare(), or weight_ih, weight_hh and, with biases,
+                    // bias_ih and bias_hh
+  int64_t weight_count;
+  View states[kMostStates];  // [layers, sequences, H] each, or [sequences, H]; in 16 bits, float or
+                             // of the layer's type
+  int64_t state_count;       // 0 for states of zeros
+  View last[kMostStates];    // like `states`, contiguous, written; may be `states`
+  int64_t last_count;
+  View frame;  // [n, D], or several steps at once: [T, n, D], with BATCH_FIRST [n, T, D]. Token ids
+               // without the last dimension
+  View output;  // shaped like `frame`, with H features, contiguous, written; no data if not wanted
   const int64_t* rows;  // [row_count]: the sequences that the frame is for
   int64_t row_count;    // -1 if the frame is for all sequences
 };
@@ -22,7 +30,7 @@ struct Step {
 // row for each row of the output.
 bool is_simple(const Step& step);
 
-// Runs a step. Checks all arguments first, and updates the states last, so that an error leaves
+// Runs a step. Checks all arguments first, and writes the last states last, so that an error leaves
 // them as they were.
 void run_step(const Step& step, const Options& options);
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ..cells import Cell
-from ..prepared_ops import cell_step_directly
+from ..prepared_ops import step_directly
 from .states import states_in
 
 
@@ -59,6 +59,9 @@ def step(
     else:
         size = input.shape[0], hidden_size
         last = [torch.empty(size, dtype=input.dtype) for _ in cell.states]
-    if not cell_step_directly(cell.number, input, states, last, weights, options):
+    try:
+        if not step_directly(weights, states, last, input, None, None, options, cell.number):
+            return None
+    except RuntimeError:  # the caller raises its own
         return None
     return last[0] if len(last) == 1 else tuple(last)

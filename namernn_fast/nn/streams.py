@@ -74,6 +74,7 @@ class Stream:
                 like["dtype"] = torch.float32
             size = getattr(rnn, "num_layers", 1), batch
             self._states = self._joined([torch.zeros(*size, width, **like) for width in widths])
+            self._views = [*self._states]
 
     def __call__(
         self, frame: Tensor, rows: Rows | None = None, out: Tensor | None = None
@@ -127,7 +128,8 @@ class Stream:
             else:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
             options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
-            if step_directly(panels.tensor, self._states, frame, output, rows, options):
+            weights, number = [panels.tensor], panels.cell.number
+            if step_directly(weights, self._views, None, frame, output, rows, options, number):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
