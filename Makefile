@@ -199,7 +199,7 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=li
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
-SANITIZED_TESTS = $(addprefix tests/kernel/,test_kernel.py test_rows.py test_fuzz.py)
+SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py) api/test_streams.py)
 
 # Sanitizers do not check masked instructions, so the tests run on the baseline as well.
 sanitize/address: $(VENV)/with-test

@@ -11,6 +11,11 @@ Their arguments and results mean the same as in `ops`, and:
 `unpack` returns the weights exactly as they were, with an empty tensor for each table, and
 `forward_prepared` does what `forward` does. They run on a CPU, for inference. Among the options,
 BIAS and BIDIRECTIONAL must be the same in all calls; WANT_SAVED is not allowed.
+
+`step` advances the sequences of a stream, and returns the output of the last layer. Its states are
+one tensor (states of the cell, num_layers, sequences, hidden_size), in float32 for layers in 16
+bits, which it updates. Its input may lack the time dimension. `rows`, int64, are the sequences that
+the input is for, or None for all.
 """
 
 import sys
@@ -55,8 +60,7 @@ to, None for the states themselves. `output` is None if it is not wanted, and `r
 integers or None.
 
 Returns False, without an effect, for tensors that only operators take, and raises RuntimeError for
-arguments that do not match. Whoever observes or changes operators does not see the call: autograd,
-a compiler, a mode, a profiler."""
+arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
 forward_untraced: _Operator = getattr(forward, "_op", forward)
 """`forward` for calls outside compilers. See `ops.forward_untraced`."""
 

@@ -151,6 +151,8 @@ Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor&
   step.weight_count = 1;
   step.frame = view_of(frame);
   step.output = view_of(output);
+  step.output.data = mutable_data<char>(output);
+  step.is_of_stream = true;
   step.row_count = -1;
   View held = view_of(states);
   held.data = mutable_data<char>(states);

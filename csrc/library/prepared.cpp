@@ -130,7 +130,7 @@ int64_t bytes_of(const View& prepared) {
 void check_header(const Stack& stack, const View& prepared) {
   const Header header = header_of(stack);
   const int64_t bytes = bytes_of(prepared);
-  check(prepared.dtype == stack.dtype && bytes >= int64_t(sizeof(Header)) &&
+  check(stack.layers > 0 && prepared.dtype == stack.dtype && bytes >= int64_t(sizeof(Header)) &&
             std::memcmp(prepared.data, &header, sizeof(header)) == 0 &&
             bytes >= prepared_bytes(stack),
         "prepared must come from namernn_fast::prepare on a processor with the kernels ",
@@ -197,7 +197,8 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
     std::memcpy(&header, prepared.data, sizeof(header));
   }
   // check_header() refuses a tensor that holds anything else.
-  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0;
+  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 &&
+                     header.cell >= 0 && header.cell < kCells;
   const Sizes sizes{header.layers, header.D, header.H, header.V};
   Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, prepared.dtype, options);
   check_header(stack, prepared);

@@ -1,6 +1,8 @@
 // The Python module `_C`: a step without torch's dispatcher, which takes longer than a small step.
 #include <Python.h>
 
+#include <algorithm>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -70,9 +72,14 @@ bool run_without_lock(F&& f) {
 
 // Reads a list of integers. Returns false, with an exception, for anything else.
 bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
-  for (Py_ssize_t i = 0; i < PyList_Size(list); ++i) {
-    PyObject* const item = PyList_GetItem(list, i);
-    rows.push_back(PyBool_Check(item) ? -1 : PyLong_AsLongLong(item));
+  try {
+    rows.resize(size_t(std::max<Py_ssize_t>(0, PyList_Size(list))));
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory() != nullptr;
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    PyObject* const item = PyList_GetItem(list, Py_ssize_t(i));
+    rows[i] = PyBool_Check(item) ? -1 : PyLong_AsLongLong(item);
     if (PyBool_Check(item) || PyErr_Occurred()) {
       PyErr_Format(PyExc_TypeError, "rows must be integers, got %R", list);
       return false;
@@ -91,9 +98,9 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
 }
 
 // step(weights, states, last, frame, output, rows, options, cell): runs a step, and returns whether
-// it did; see Step. The first three are lists of tensors. `last` is None if the states are to be
-// updated in place, `output` if it is not wanted, `rows`, a list of integers, for all sequences.
-// Returns False without an effect if a tensor is of a kind that only operators take.
+// it did; see Step. The first three are lists of tensors. `last` is None to update the states in
+// place, and `output` is None for a step module. `rows` is a list of integers, or None for all
+// sequences. Returns False without an effect if a tensor is of a kind that only operators take.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
     PyErr_SetString(PyExc_TypeError, "step() takes 8 arguments, the first of them a list");
@@ -104,7 +111,8 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   step.row_count = -1;
   const auto read_all = [&] {
     if (!exchange || !read_tensor(exchange, args[3], step.frame)) return false;
-    if (args[4] != Py_None && !read_tensor(exchange, args[4], step.output)) return false;
+    step.is_of_stream = args[4] != Py_None;
+    if (step.is_of_stream && !read_tensor(exchange, args[4], step.output)) return false;
     step.weight_count = read_tensors(exchange, args[0], step.weights, 4);
     step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
     PyObject* const last = args[2] == Py_None ? args[1] : args[2];

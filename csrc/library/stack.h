@@ -29,7 +29,7 @@ struct Stack {
   bool has_ids;  // whether the input is token ids
   Tensor input;
   std::vector<Tensor> states = {};   // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> weights = {};  // none in a prepared stack
+  std::vector<Tensor> weights = {};  // none in a prepared stack, or in a step
   const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
@@ -83,7 +83,8 @@ void set_weights(Stack& stack, const std::vector<Tensor>& weights);
 // as they are.
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
 
-// Sets the batch of a prepared stack to T steps of B sequences, and what follows from these.
+// Sets the batch of a stack from check_layers() to T steps of B sequences, and what follows from
+// these.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
 
 // Returns the kernels that compute the layers of a stack one after the other.

@@ -26,7 +26,8 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
-  check(step.weight_count >= 2 && weights[0].dim == 2 && weights[1].dim == 2,
+  check(int64_t(step.cell) >= 0 && int64_t(step.cell) < kCells && step.weight_count >= 2 &&
+            weights[0].dim == 2 && weights[1].dim == 2,
         "weights must be prepared, or the weights of one layer");
   const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0};
   Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
@@ -47,22 +48,20 @@ int64_t check_states(const Step& step, const Stack& stack) {
             (step.state_count == 0 || step.state_count == step.last_count),
         "states must hold ", stack.state_count(), " tensor(s), one for each state of the cell");
   const View& first = step.last[0];
-  const bool has_layers = first.dim == 3;
-  check(has_layers || (first.dim == 2 && stack.layers == 1), "states must have 3 dimensions, got ",
-        first.dim);
-  const int64_t sequences = first.sizes[has_layers];
-  const bool floats =
-      first.dtype == aoti_torch_dtype_float32() && stack.dtype != aoti_torch_dtype_float64();
+  const bool of_stream = step.is_of_stream;
+  check(first.dim == 2 + of_stream && (of_stream || stack.layers == 1), "states must have ",
+        2 + of_stream, " dimensions, got ", first.dim);
+  const int64_t sequences = first.sizes[of_stream];
   std::vector<int64_t> shape{stack.layers, sequences, stack.H};
-  if (!has_layers) shape.erase(shape.begin());
-  const int32_t dtype = floats ? first.dtype : stack.dtype;
+  if (!of_stream) shape.erase(shape.begin());
+  const bool floats = of_stream && stack.dtype != aoti_torch_dtype_float64();
+  const int32_t dtype = floats ? aoti_torch_dtype_float32() : stack.dtype;
   for (int64_t i = 0; i < step.last_count; ++i) {
     check_shape("a state", step.last[i], dtype, shape);
     check(is_dense(step.last[i]), "last states must be contiguous");
     if (step.state_count == 0) continue;
-    const View& state = step.states[i];
-    check_shape("a state", state, dtype, shape);
-    check(is_dense(state) || (!has_layers && !floats && has_adjacent_features(state)),
+    check_shape("a state", step.states[i], dtype, shape);
+    check(of_stream ? is_dense(step.states[i]) : has_adjacent_features(step.states[i]),
           "states must be contiguous");
   }
   return sequences;
@@ -97,7 +96,7 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
   shape.back() = stack.H;
-  if (step.output.data) check_shape("out", step.output, stack.dtype, shape);
+  if (step.is_of_stream) check_shape("out", step.output, stack.dtype, shape);
   return rows;
 }
 
@@ -121,20 +120,17 @@ void check_ids(const View& ids, const Frame& frame, int64_t V) {
   }
 }
 
-// Copies the rows of a state that take part from `state` to `packed` or, if `back`, from `packed`
-// to `state`.
-void copy_rows(const Step& step, const View& state, char* packed, int64_t H, bool back) {
+// Calls f(row, packed, bytes) for every row of a state that takes part, where `packed` points to
+// the row's place among these rows; or once for all rows if all take part.
+template <class F>
+void for_each_row(const Step& step, const View& state, char* packed, int64_t H, F&& f) {
   const size_t bytes = size_t(H * state.element);
   const int64_t sequences = state.sizes[state.dim - 2];
-  const int64_t layers = state.dim == 3 ? state.sizes[0] : 1;
-  if (step.row_count < 0) {
-    std::memcpy(back ? state.data : packed, back ? packed : state.data,
-                bytes * size_t(layers * sequences));
-  }
+  const int64_t layers = step.is_of_stream ? state.sizes[0] : 1;
+  if (step.row_count < 0) return f(state.data, packed, bytes * size_t(layers * sequences));
   for (int64_t k = 0; k < layers; ++k) {
     for (int64_t b = 0; b < step.row_count; ++b, packed += bytes) {
-      char* const row = state.data + size_t(k * sequences + step.rows[b]) * bytes;
-      std::memcpy(back ? row : packed, back ? packed : row, bytes);
+      f(state.data + size_t(k * sequences + step.rows[b]) * bytes, packed, bytes);
     }
   }
 }
@@ -156,10 +152,12 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     next[i] = take(stack.layers, element);
     if (step.row_count < 0 || !step.state_count) continue;
     previous[i] = take(stack.layers, element);
-    copy_rows(step, step.states[i], previous[i], H, false);
+    for_each_row(step, step.states[i], previous[i], H,
+                 [](const char* row, char* packed, size_t n) { std::memcpy(packed, row, n); });
   }
-  char* outputs[2] = {};  // of the layers, in turn
-  for (int64_t k = 0; k < std::min<int64_t>(stack.layers, 2); ++k) {
+  char* outputs[2] = {};  // of the layers; consecutive layers alternate between the two
+  const int64_t unwritten = stack.layers - step.is_of_stream;  // layers with no output to write
+  for (int64_t k = 0; k < std::min<int64_t>(unwritten, 2); ++k) {
     outputs[k] = take(frame.T, sizeof(Scalar));
   }
   for (int64_t k = 0; k < stack.layers; ++k) {
@@ -181,7 +179,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, H};
-    if (k + 1 == stack.layers && step.output.data) {
+    if (k + 1 == stack.layers && step.is_of_stream) {
       const bool batch_first = frame.batch_first;
       args.output = {rows_at(step.output.data), batch_first ? H : each,
                      batch_first ? frame.T * H : H};
@@ -189,7 +187,8 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     for (int64_t i = 0; i < step.last_count; ++i) {
       const View& state = step.states[i];
       const bool all = step.row_count < 0;
-      const int64_t stride = all && step.state_count ? state.strides[state.dim - 2] : H;
+      const bool strided = step.state_count && !step.is_of_stream;
+      const int64_t stride = strided ? state.strides[0] : H;
       char* from = step.state_count ? (all ? state.data : previous[i]) : nullptr;
       if (from) from += k * frame.B * stride * element;
       char* const to = next[i] + k * each * element;
@@ -203,7 +202,10 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     }
     kernels_for<Scalar>(stack).forward(args, Resources(machine).runtime());
   }
-  for (int64_t i = 0; i < step.last_count; ++i) copy_rows(step, step.last[i], next[i], H, true);
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    for_each_row(step, step.last[i], next[i], H,
+                 [](char* row, const char* packed, size_t n) { std::memcpy(row, packed, n); });
+  }
 }
 
 // Returns the end of a tensor's memory.
@@ -218,16 +220,15 @@ const char* end_of(const View& view) {
 bool is_simple(const Step& step) {
   const View &frame = step.frame, &output = step.output;
   const bool ids = frame.dtype == aoti_torch_dtype_int64();
-  const bool has_rows = frame.dim > 0 && (ids || has_adjacent_features(frame));
-  if (!output.data) return has_rows && frame.dim == 2;
+  if (frame.dim == 0 || !(ids || has_adjacent_features(frame))) return false;
+  if (!step.is_of_stream) return frame.dim == 2;
   const bool overlap = frame.data < end_of(output) && output.data < end_of(frame);
-  return has_rows && !overlap && frame.dim + ids == output.dim && is_dense(output);
+  return !overlap && frame.dim + ids == output.dim && is_dense(output);
 }
 
 void run_step(const Step& step, const Options& options) {
   check(!options.bidirectional, "a step must have one direction");
   Stack stack = stack_of(step, options);
-  stack.has_ids = stack.V > 0;
   const int64_t sequences = check_states(step, stack);
   const int64_t taking_part = step.row_count < 0 ? sequences : step.row_count;
   const Frame frame = check_frame(step, stack, taking_part, options);

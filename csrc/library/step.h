@@ -1,5 +1,5 @@
-// Steps: a stack in one direction that reads a frame, for streams and step modules. A stack of a
-// step is prepared, or one layer with its own weights.
+// A step runs a stack in one direction on one frame, for streams and step modules. Its weights are
+// prepared, or are those of a single layer.
 #pragma once
 
 #include "contract.h"
@@ -14,20 +14,21 @@ struct Step {
   View weights[4];  // the tensor from prepare(), or weight_ih, weight_hh and, with biases,
                     // bias_ih and bias_hh
   int64_t weight_count;
-  View states[kMostStates];  // [layers, sequences, H] each, or [sequences, H]; in 16 bits, float or
-                             // of the layer's type
+  View states[kMostStates];  // of a stream [layers, sequences, H] each, in float for layers in 16
+                             // bits; of a step module [sequences, H]
   int64_t state_count;       // 0 for states of zeros
   View last[kMostStates];    // like `states`, contiguous, written; may be `states`
   int64_t last_count;
-  View frame;  // [n, D], or several steps at once: [T, n, D], with BATCH_FIRST [n, T, D]. Token ids
-               // without the last dimension
-  View output;  // shaped like `frame`, with H features, contiguous, written; no data if not wanted
+  View frame;  // [n, D]; of a stream also several steps, [T, n, D], with BATCH_FIRST [n, T, D], and
+               // token ids without the last dimension
+  View output;  // of a stream: shaped like `frame`, with H features, contiguous, written
+  bool is_of_stream;
   const int64_t* rows;  // [row_count]: the sequences that the frame is for
   int64_t row_count;    // -1 if the frame is for all sequences
 };
 
-// Returns whether the rows of a step can be read and written where they are, and the frame has a
-// row for each row of the output.
+// Returns whether the rows of a step can be read and written where they are, and the output of a
+// stream has the dimensions of the frame.
 bool is_simple(const Step& step);
 
 // Runs a step. Checks all arguments first, and writes the last states last, so that an error leaves

@@ -53,7 +53,7 @@ struct View {
   const int64_t* strides;
 };
 
-// Returns a view of a tensor that is only read.
+// Returns a view of a tensor, through which nothing is written.
 inline View view_of(const Tensor& tensor) {
   return {const_cast<char*>(const_data<char>(tensor)),
           dtype_of(tensor),

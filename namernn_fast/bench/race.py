@@ -78,7 +78,7 @@ def race(
         calls: the calls by name.
         budget: the time for all calls.
         pause: seconds to wait before each round, until the threads of another runtime, which wait
-            by spinning, leave the processor. A call that is not timed then wakes the round's own.
+            by spinning, leave the processor. An untimed call then wakes the threads of the round.
     """
     fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}

@@ -18,6 +18,8 @@ from ..cells import Cell
 from ..prepared_ops import step_directly
 from .states import states_in
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def is_unobserved() -> bool:
     """Returns whether no compiler, transform, mode or profiler has to see what a call runs."""
@@ -50,10 +52,12 @@ def step(
         do not match.
     """
     states = [*states_in(hx)]
-    for tensor in (input, *states):
-        # A subclass, or a lazily negated tensor, is not what its memory says.
-        if type(tensor) is not Tensor or tensor.is_neg():
+    for tensor in (input, *states, *weights):
+        # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
+        if type(tensor) not in _PLAIN or tensor.is_neg():
             return None
+    if input.dim() != 2:
+        return None
     if states:
         last = [empty_like(state) for state in states]
     else:

@@ -71,8 +71,8 @@ def explain(
     bfloat16 instructions for products, which float32 layers use only if torch's settings allow it.
     `triton sm_90`, for example, is the fused GPU kernel.
     `reference` is the step-by-step computation in PyTorch operators, in reference.py. `torch` is
-    torch's own operator, either for a single step (in step modules, except for batch invariance and
-    `vmap`) or for whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
+    torch's own operator, either for a single step (in step modules, where it is not slower) or for
+    whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
 
     Shortcuts: `prepared weights` are those of a prepared module; `table` multiplies each row of an
     embedding once instead of once per token; `last state` does not write the output; `shared

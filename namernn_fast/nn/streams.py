@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 
+from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
 from ..ops import BATCH_INVARIANT
 from ..prepared_ops import step, step_directly
@@ -30,8 +31,8 @@ class Stream:
     """A batch of sequences that a prepared module reads frame by frame, made by its `stream`.
 
     A stream owns the states of its sequences, which begin as zeros, and updates them in place.
-    Nothing that it takes or returns shares memory with them. The states are float32 for a layer in
-    16 bits, where the kernels of a CPU run. `refresh` of the prepared module changes the weights of
+    Nothing that it takes or returns shares memory with them. If a CPU kernel runs, the states of a
+    layer in 16 bits are float32. `refresh` of the prepared module changes the weights of
     its streams, and leaves their states alone. A call that raises an error leaves all states as
     they were.
 
@@ -58,6 +59,7 @@ class Stream:
         if getattr(rnn, "bidirectional", False):
             raise ValueError("a stream needs one direction: the other one starts at the last frame")
         self._prepared, self._batch, self._panels = prepared, batch, prepared._panels
+        self._options = 0
         self._is_step_module = not hasattr(rnn, "num_layers")
         self._takes_ids = rnn is not prepared._layer
         self._is_direct = self._panels is not None and self._takes_ids == self._panels.has_table
@@ -73,7 +75,9 @@ class Stream:
             if self._panels is not None and weight.dtype != torch.float64:
                 like["dtype"] = torch.float32
             size = getattr(rnn, "num_layers", 1), batch
-            self._states = self._joined([torch.zeros(*size, width, **like) for width in widths])
+            states = [torch.zeros(*size, width, **like) for width in widths]
+            # In one tensor if the operator takes them.
+            self._states: Any = states if self._panels is None else torch.stack(states)
             self._views = [*self._states]
 
     def __call__(
@@ -95,9 +99,11 @@ class Stream:
 
         Raises:
             RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
-                are out of range; a token id is out of range; gradients or a torch.func transform
-                are asked for, or the call is exported; the prepared module was converted.
-            TypeError: frame or out is not a tensor, or rows are not integers.
+                are out of range; a token id is out of range (IndexError without a table); gradients
+                or a torch.func transform are asked for, or the call is exported; the prepared
+                module was converted.
+            TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are not
+                integers.
         """
         # Includes the tests of `is_unobserved`, because a function call takes as long as a small
         # kernel.
@@ -136,7 +142,7 @@ class Stream:
         return self._run(frame, rows, out)
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Sets the states of the given sequences to zeros, or of all.
+        """Zeroes the states of the given sequences, or of all sequences.
 
         Args:
             rows: as in a call.
@@ -150,7 +156,7 @@ class Stream:
 
     @property
     def states(self) -> Any:
-        """The states of all sequences, a copy: as the prepared module returns its last states."""
+        """A copy of all states, in the form of the last states that the prepared module returns."""
         states = [state.clone() for state in self._states]
         if self._is_step_module:
             states = [state[0] for state in states]
@@ -159,47 +165,46 @@ class Stream:
     @states.setter
     def states(self, states: Any) -> None:
         given = states_in(states)
-        wanted = [state.shape[self._is_step_module :] for state in self._states]
+        wanted = [state.shape[1 if self._is_step_module else 0 :] for state in self._states]
         shapes = [getattr(state, "shape", type(state).__name__) for state in given]
         if shapes != wanted:
             raise RuntimeError(f"states must have the shapes {wanted}, got {shapes}")
         like = self._states[0]
         new = [
-            state.detach().to(like).view(held.shape)
+            state.detach().to(like).reshape(held.shape)
             for state, held in zip(given, self._states, strict=True)
         ]
-        if isinstance(self._states, Tensor):
-            self._states.copy_(self._joined(new))
-        else:
-            self._states = self._joined(new)
+        torch._foreach_copy_([*self._states], new)
 
     def fork(self) -> "Stream":
         """Returns a new stream of the same prepared module, with a copy of the states."""
-        return _stream(self._prepared, self._batch, self.states)
+        other = _stream(self._prepared, self._batch, self.states)
+        other._options = self._options
+        return other
 
     def __reduce__(self) -> Any:
         return _stream, (self._prepared, self._batch, self.states)
 
-    def _joined(self, states: Sequence[Tensor]) -> Any:
-        """Returns copies of states as this stream holds them: in one tensor, for the operator."""
-        if self._panels is not None:
-            return torch.stack([*states])
-        return tuple(state.clone() for state in states)
-
     def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None) -> Tensor:
-        """Runs a call of any kind."""
-        prepared, panels = self._prepared, self._panels
+        """Runs a call that the fast path does not take."""
+        panels = self._panels
         self._check(frame, out)
-        embedding = prepared._embedding if panels is not None else None
         places = None if rows is None else self._places(rows)
-        if embedding is not None:
-            frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
         if panels is None:
-            output = self._run_layer(frame, places)
+            output, states = self._run_layer(frame, places)
         else:
+            embedding = self._prepared._embedding
+            if embedding is not None:
+                frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
-            output = step(panels.tensor, self._states, frame, places, options)
-        return output if out is None else out.copy_(output)
+            # Writing to `out` may fail, so the states change after that.
+            states = self._states if out is None else self._states.clone()
+            output = step(panels.tensor, states, frame, places, options)
+        if out is not None:
+            output = out.copy_(output)
+        if states is not self._states:
+            torch._foreach_copy_([*self._states], [*states])
+        return output
 
     def _check(self, frame: Tensor, out: Tensor | None) -> None:
         """Checks what the operator cannot check, before any state changes."""
@@ -214,9 +219,12 @@ class Stream:
             is_grad_enabled() and (frame.requires_grad or (out is not None and out.requires_grad))
         ):
             _refuse("computes no gradients: call the layer")
-        if self._panels is not self._prepared._panels:
-            _refuse("ends when its prepared module is converted: make a new one")
         device, dtype = self._rows.device, self._rows.dtype
+        weight = self._prepared._layer._weights()[-1]
+        if self._panels is not self._prepared._panels or weight.dtype != dtype:
+            _refuse("ends when its prepared module is converted: make a new one")
+        if self._takes_ids:
+            tokens.check_types(frame, weight)
         if frame.device != device:
             raise RuntimeError(f"frame must be on {device}, got {frame.device}")
         shape = *(frame.shape if self._takes_ids else frame.shape[:-1]), self._rows.shape[1]
@@ -244,29 +252,27 @@ class Stream:
             return frame
         return frame.unsqueeze(1 if self._prepared.batch_first else 0)
 
-    def _run_layer(self, frame: Tensor, places: Tensor | None) -> Tensor:
-        """Runs a call where there is no kernel: with the layer's operators."""
-        layer, held = self._prepared._layer, tuple(self._states)
+    def _run_layer(self, frame: Tensor, places: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Returns the output and the new states, computed by the layer, because no kernel can."""
+        layer, held = self._prepared._layer, [*self._states]
         states = [state if places is None else state.index_select(1, places) for state in held]
         is_step = frame.dim() == (1 if self._takes_ids else 2)
         if self._is_step_module:
-            hx, outputs = [state[0] for state in states], []
+            rows, outputs = [state[0] for state in states], []
             for row in [frame] if is_step else frame.unbind():
-                hx = [*states_in(layer(row, hx[0] if len(hx) == 1 else tuple(hx)))]
-                outputs.append(hx[0])
-            output, states = outputs[0] if is_step else torch.stack(outputs), [h[None] for h in hx]
+                rows = [*states_in(layer(row, rows[0] if len(rows) == 1 else tuple(rows)))]
+                outputs.append(rows[0])
+            output = outputs[0] if is_step else torch.stack(outputs)
+            states = [state.unsqueeze(0) for state in rows]
         else:
-            frames = self._as_sequence(frame)
-            output, hx = layer(frames, states[0] if len(states) == 1 else tuple(states))
-            output, states = (
-                output.view(*frame.shape[: frame.dim() + self._takes_ids - 1], -1),
-                [*states_in(hx)],
-            )
+            hx: Any = states[0] if len(states) == 1 else tuple(states)
+            output, hx = layer(self._as_sequence(frame), hx)
+            shape = frame.shape if self._takes_ids else frame.shape[:-1]
+            output, states = output.reshape(*shape, self._rows.shape[1]), [*states_in(hx)]
         if places is not None:
             pairs = zip(held, states, strict=True)
             states = [old.index_copy(1, places, new) for old, new in pairs]
-        self._states = tuple(states)
-        return output
+        return output, states
 
 
 def _stream(prepared: Any, batch: int, states: Any) -> Stream:

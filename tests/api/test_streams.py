@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from kinds import KINDS, map_states, tensors_in
+from kinds import KINDS, map_states, states_of, tensors_in
 
 from namernn_fast import batch_invariant, explain, prepared_ops
 from namernn_fast.machine import availability
@@ -168,6 +168,8 @@ def test_token_ids(kind, way, large, monkeypatch):
     torch.testing.assert_close(y, layer(ids)[0])
     stream.reset()
     torch.testing.assert_close(stream(ids.int()), y)
+    with pytest.raises((RuntimeError, TypeError), match="token ids"):
+        stream(ids[0].float())
     before = stream.states
     with pytest.raises((RuntimeError, IndexError)):
         stream(torch.tensor([0, 1, 2, 9]))
@@ -194,6 +196,8 @@ BAD_CALLS = {
     "too few rows": ({"rows": [0, 1]}, RuntimeError, r"\(2, 5\), got \(4, 5\)"),
     "out of another shape": ({"out": torch.zeros(4, 21)}, RuntimeError, r"out.*\(4, 20\).*21\)"),
     "out of another dtype": ({"out": torch.zeros(4, 20).double()}, RuntimeError, "out.*dtype"),
+    "an empty out": ({"out": torch.zeros(0)}, RuntimeError, r"out.*\(4, 20\)"),
+    "out whose rows overlap": ({"out": torch.zeros(1, 20).expand(4, 20)}, RuntimeError, "memory"),
     "out that is no tensor": ({"out": [0.0]}, TypeError, "out"),
     "features": ({"frame": torch.zeros(4, 6)}, RuntimeError, r"\(4, 5\), got \(4, 6\)"),
     "sequences": ({"frame": torch.zeros(3, 5)}, RuntimeError, r"\(4, 5\), got \(3, 5\)"),
@@ -251,9 +255,50 @@ def test_what_a_stream_cannot_do(kind):
     for batch in (-1, 1.0, None, True):
         with pytest.raises(ValueError, match="batch"):
             layer.prepare().stream(batch)
-    stream._prepared.double()
-    with pytest.raises(RuntimeError, match="converted"):
-        stream(x)
+    projecting = KINDS["lstm"].layer(5, 20, proj_size=3).prepare().stream(4)
+    for other in (stream, projecting):
+        other._prepared.double()
+        with pytest.raises(RuntimeError, match="converted"):
+            other(x.double())
+
+
+BAD_STEPS = {
+    "states with layers": (torch.float32, torch.zeros(1, 4, 20)),
+    "states of other sequences": (torch.float32, torch.zeros(3, 20)),
+    "states of another size": (torch.float32, torch.zeros(4, 21)),
+    "float32 states of a module in 16 bits": (torch.bfloat16, torch.zeros(4, 20)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STEPS)
+def test_step_modules_raise_torchs_errors(kind, case):
+    dtype, state = BAD_STEPS[case]
+    module, x = kind.step_module(5, 20).to(dtype), torch.randn(4, 5).to(dtype)
+    theirs = kind.nn_step_module(5, 20).to(dtype)
+    hx = states_of(kind, state)
+    with pytest.raises((RuntimeError, ValueError)) as wanted:
+        theirs(x, hx)
+    for each in (module, module.prepare()):
+        with pytest.raises(type(wanted.value)):
+            each(x, hx)
+    for frame in (torch.tensor(1.0), torch.zeros(1, 4, 5)):
+        with pytest.raises(ValueError, match="1D or 2D"):
+            module.prepare()(frame.to(dtype))
+
+
+def test_step_modules_read_strided_states_and_plain_weights_only(kind):
+    module, x = kind.step_module(5, 20), torch.randn(4, 5)
+    hx = kind.states(torch.randn, 4, 50)
+    hx = map_states(hx, lambda state: state[:, 7:27])
+    dense = map_states(hx, torch.Tensor.contiguous)
+    torch.testing.assert_close(module(x, hx), module(x, dense), rtol=0, atol=0)
+    prepared = module.prepare()
+    torch.testing.assert_close(prepared(x, hx), prepared(x, dense), rtol=0, atol=0)
+    negated = torch.randn(*module.weight_hh.shape, dtype=torch.complex64).conj().imag
+    module.weight_hh = torch.nn.Parameter(negated, requires_grad=False)
+    theirs = kind.nn_step_module(5, 20)
+    theirs.load_state_dict({k: v.clone() for k, v in module.state_dict().items()})
+    torch.testing.assert_close(module(x, dense), theirs(x, dense))
 
 
 @pytest.mark.skipif(
@@ -293,7 +338,8 @@ def test_modes_see_the_operator(kind):
     assert "namernn_fast::step" in {event.name for event in profile.events()}
 
 
-def test_compile(kind):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile(kind, backend):
     _, stream = make(kind, 5, 20, 2)
     x, out = torch.randn(6, 4, 5), torch.zeros(4, 20)
     other = stream.fork()
@@ -302,7 +348,7 @@ def test_compile(kind):
         stream.reset(torch.tensor([1]))
         return stream(x[0]) + stream(x[1], out=out), stream(x[2, :2], rows=torch.tensor([3, 0]))
 
-    found = torch.compile(advance, fullgraph=True)(x)
+    found = torch.compile(advance, fullgraph=True, backend=backend)(x)
     other.reset([1])
     first, second, third = other(x[0]), other(x[1]), other(x[2, :2], rows=[3, 0])
     torch.testing.assert_close(found, (first + second, third))
@@ -339,7 +385,7 @@ def test_the_operator_refuses_other_tensors():
         torch.zeros(2, 1, 4, 20),
         torch.zeros(1, 1, 20, 4).mT,
     ):
-        with pytest.raises(RuntimeError, match="states? must"):
+        with pytest.raises(RuntimeError, match=r"states? must"):
             run(panels.tensor, wrong, x, None, options)
 
 
@@ -358,7 +404,13 @@ def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
             wanted.append(tensors_in(hx)[0] if step else result[0][0])
         torch.testing.assert_close(y, torch.stack(wanted))
         torch.testing.assert_close(stream.states, hx)
-        before = stream.states
+        before, other = stream.states, stream.fork()
+        for used in (stream, other):
+            used(x[0])
+        stream(x[0]).fill_(9)
+        other(x[0])
+        torch.testing.assert_close(stream.states, other.states)
+        stream.states = before
         out = torch.zeros(2, 20)
         assert stream(x[0, :2], rows=[3, 1], out=out) is out
         for state, old in zip(tensors_in(stream.states), tensors_in(before), strict=True):
@@ -373,6 +425,10 @@ def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
 def test_projections_run_the_layer():
     layer = KINDS["lstm"].layer(5, 20, 2, proj_size=3)
     stream, x = layer.prepare().stream(4), torch.randn(6, 4, 5)
+    with torch.inference_mode():
+        stream(x[0])
+    stream.reset()
+    assert stream(torch.zeros(0, 5), rows=[]).shape == (0, 3)
     torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), layer(x)[0])
     h, c = stream.states
     assert (h.shape, c.shape) == ((2, 4, 3), (2, 4, 20))
