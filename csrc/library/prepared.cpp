@@ -197,8 +197,8 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
     std::memcpy(&header, prepared.data, sizeof(header));
   }
   // check_header() refuses a tensor that holds anything else.
-  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 &&
-                     header.cell >= 0 && header.cell < kCells;
+  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
+                     header.cell < kCells;
   const Sizes sizes{header.layers, header.D, header.H, header.V};
   Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, prepared.dtype, options);
   check_header(stack, prepared);

@@ -1,6 +1,5 @@
 """The modules for a single step, which replace `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -21,6 +20,12 @@ from .states import States, map_states, states_in, without_layers
 from .weights import Preparable, current_weights
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
+KERNEL, BFLOAT16_KERNEL = (
+    map(ops.cpu_kernel, (torch.float32, torch.bfloat16))
+    if availability.HAS_EXTENSION
+    else ("none", "none")
+)
 
 
 class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
@@ -141,7 +146,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and (input.shape[0] <= 16 or self.input_size + self.hidden_size <= 256)
             and input.is_cpu
             and input.dtype in (torch.float32, torch.float64)
-            and _kernels()[0] not in ("none", "baseline")
+            and availability.HAS_EXTENSION
+            and KERNEL not in ("none", "baseline")
             and not torch._C._is_any_autocast_enabled()
             and not batch_invariant_is_on()
             and is_unobserved()
@@ -213,20 +219,11 @@ class _FusedGatedCell(FusedCell[States]):
         the same for any number of threads, because results must not depend on that number.
         """
         rows = input.shape[0] if input.dim() == 2 else 1
-        kernel, bfloat16_kernel = _kernels()
-        if bfloat16_kernel == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
+        if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
             columns = self._cell.weight_blocks * self.hidden_size
             work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
             return rows > 1 and work >= 2**19
-        return kernel not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
-
-
-@functools.cache
-def _kernels() -> tuple[str, str]:
-    """Returns the instruction sets of the CPU kernel, for float32 and for bfloat16."""
-    if not availability.HAS_EXTENSION:
-        return "none", "none"
-    return ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
+        return KERNEL not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
 
 
 class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):

@@ -231,7 +231,8 @@ def test_a_step_takes_the_path_measured_to_be_faster(
     """The path depends on size, dtype and instruction set, not on the number of threads."""
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
-    monkeypatch.setattr(step_modules, "_kernels", lambda: kernels)
+    for name, value in zip(("KERNEL", "BFLOAT16_KERNEL"), kernels, strict=True):
+        monkeypatch.setattr(step_modules, name, value)
     cell, x = kind.step_module(features, features), torch.randn(rows, features)
     fused_kernel = f"cpu {ops.cpu_kernel()}"
     explained = explain(cell, x)
@@ -243,6 +244,9 @@ def test_a_step_takes_the_path_measured_to_be_faster(
         assert explained.path == "torch"
         slower = "torch's own cell is as fast for a single step"
         assert explained.why_not["cpu"].startswith(slower)
+    with torch.no_grad():
+        directly = kernels[0] != "baseline" and (rows <= 16 or features <= 128)
+        assert (explain(cell, x).path == fused_kernel) == (directly or (kind.gates > 1 and fused))
     assert explain(cell.half(), x.half()).path == "torch"
     assert explain(cell.float(), x[0]).path == "torch"
     with torch.no_grad(), batch_invariant():

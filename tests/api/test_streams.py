@@ -11,7 +11,7 @@ from kinds import KINDS, map_states, states_of, tensors_in
 
 from namernn_fast import batch_invariant, explain, prepared_ops
 from namernn_fast.machine import availability
-from namernn_fast.nn import streams
+from namernn_fast.nn import direct, step_modules, streams
 from namernn_fast.testing import assert_within_budget
 
 pytestmark = [
@@ -312,10 +312,19 @@ def test_a_plain_call_needs_no_operator(kind, monkeypatch):
     for name in ("step", "forward", "forward_untraced"):
         monkeypatch.setattr(prepared_ops, name, None)
     monkeypatch.setattr(streams, "step", None)
-    stream(torch.randn(4, 5))
-    stream(torch.randn(2, 5), rows=[1, 0], out=torch.empty(2, 20))
+    monkeypatch.setattr(step_modules, "KERNEL", "avx2")
+    calls = []
+    run = direct.step_directly
+    monkeypatch.setattr(
+        direct, "step_directly", lambda *each: calls.append(run(*each)) or calls[-1]
+    )
+    x = torch.randn(4, 5)
+    stream(x)
+    stream(x[:2], rows=[1, 0], out=torch.empty(2, 20))
     tokens(torch.randint(9, (4,)))
-    cell(torch.randn(4, 5), cell(torch.randn(4, 5)))
+    for module in (cell, kind.step_module(5, 20, bias=False), kind.step_module(5, 20)):
+        module(x, module(x))
+    assert calls == [True] * 6
 
 
 def test_modes_see_the_operator(kind):
