@@ -133,11 +133,13 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
-# What replace_rnn gives programs that train an LSTM.
+# What replace_rnn gives programs that train an LSTM, and streams programs that step one.
 bench/applications: $(VENV)/with-bench-applications
 	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.programs $(RECORDING)
 
 bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)

@@ -26,8 +26,10 @@ from benchmarks.cpu import (
     layers,
     memory,
     peers,
+    programs,
     roofline,
     steps,
+    streams,
     torch_operators,
     waiting,
     wide,
@@ -56,7 +58,7 @@ from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
-from namernn_fast import explain
+from namernn_fast import Stream, explain
 from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
@@ -292,6 +294,35 @@ def test_a_step_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
     assert not steps.run(options, wrong)
     assert len(wrong) == 4
     assert all("h: error" in text for text in wrong)
+
+
+@EVERY_CELL
+def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
+    options = argparse.Namespace(threads=2, record=False, quick=True, seconds=0.0)
+    workload = Workload(DENSE, FORWARD, 2, 64, 64, 1, cell)
+    monkeypatch.setattr(streams, "workloads", lambda: [workload])
+    monkeypatch.setattr(streams, "runtime_calls", lambda _: {})
+    wrong = []
+    rows = streams.run(options, wrong)
+    assert not wrong
+    assert [(row["cell"], row["threads"]) for row in rows] == [(cell, 2)]
+    assert 0 < rows[0]["floor"] < 1
+    assert streams.table(rows).count("\N{MULTIPLICATION SIGN}") == 6  # two ratios, two summaries
+    call = Stream.__call__
+    monkeypatch.setattr(Stream, "__call__", lambda *each, **out: call(*each, **out) + 1e-3)
+    assert not streams.run(options, wrong)
+    assert len(wrong) == 1
+    assert "output: error" in wrong[0]
+
+
+def test_a_program_with_other_results_is_not_timed():
+    program = programs.Program("a program", "nothing", "torch", 10, lambda _: lambda: torch.ones(3))
+    row = programs.measure(program, 0.0)
+    assert len(row["before"]) == len(row["after"]) >= 3
+    assert "a program" in programs.report({"cpu": "a cpu", "threads": 1, "rows": [row]})
+    other = program._replace(make=lambda after: lambda: torch.full((3,), float(after)))
+    with pytest.raises(BudgetError, match="differ by 1"):
+        programs.measure(other, 0.0)
 
 
 def test_flops_are_counted_as_in_the_formula():
