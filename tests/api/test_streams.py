@@ -70,6 +70,9 @@ def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
     other = stream.fork()
     other.reset()
     assert torch.equal(other(x), output), "several steps at once"
+    x = torch.randn(20, 3, 7).to(dtype)
+    y = other.fork()(x, rows=[3, 0, 2])
+    assert torch.equal(torch.stack([other(frame, rows=[3, 0, 2]) for frame in x]), y)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 130), (70, 64), (300, 8)])
