@@ -136,7 +136,8 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
 // recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
 // weight_hh if weight_ih and weight_hh would not fit together. The projection must run ahead if a
 // weight is read in place: a product in place handles only one weight, so the recurrence must start
-// from sums that already contain the projection.
+// from sums that already contain the projection. Otherwise a single step projects its own inputs:
+// its tiles would not get taller, and its products then prefetch across both weights.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;

@@ -160,6 +160,12 @@ def measure(application: Application, seconds: float) -> dict[str, Any]:
         losses[role] = programs[role]()
     if not math.isclose(*losses.values(), rel_tol=1e-3):
         raise BudgetError(f"the losses differ: {losses}")
+    times = take_turns(programs, seconds)
+    return {"name": application.name, "timed": application.timed, "losses": losses, **times}
+
+
+def take_turns(programs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Returns the seconds of each program in each of at least three rounds."""
     times: dict[str, list[float]] = {role: [] for role in programs}
     deadline = time.perf_counter() + seconds
     while len(times["after"]) < 3 or time.perf_counter() < deadline:
@@ -167,7 +173,7 @@ def measure(application: Application, seconds: float) -> dict[str, Any]:
             started = time.perf_counter()
             run()
             times[role].append(time.perf_counter() - started)
-    return {"name": application.name, "timed": application.timed, "losses": losses, **times}
+    return times
 
 
 def report(document: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch._C import (
 )
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from ..cells import Cell
 from ..prepared_ops import step_directly
@@ -24,7 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def is_unobserved() -> bool:
     """Returns whether no compiler, transform, mode or profiler has to see what a call runs."""
     return (
-        not is_compiling()
+        not is_dynamo_compiling()
         and _get_tracing_state() is None
         and not _are_functorch_transforms_active()
         and forward_ad._current_level < 0

@@ -6,21 +6,16 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, empty, empty_like, is_grad_enabled
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._autograd import _profiler_enabled
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
 from ..ops import BATCH_INVARIANT
 from ..prepared_ops import step, step_directly
+from .direct import is_unobserved
 from .states import states_in
 
 Rows = Sequence[int] | Tensor
@@ -105,12 +100,10 @@ class Stream:
             TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are not
                 integers.
         """
-        # Includes the tests of `is_unobserved`, because a function call takes as long as a small
-        # kernel.
         panels = self._panels
         if (
             self._is_direct
-            and not is_dynamo_compiling()
+            and is_unobserved()
             and type(frame) is Tensor
             and not frame.is_neg()
             and not (frame.requires_grad and is_grad_enabled())
@@ -118,12 +111,6 @@ class Stream:
                 out is None or (type(out) is Tensor and not out.requires_grad and not out.is_neg())
             )
             and panels is self._prepared._panels
-            and _get_tracing_state() is None
-            and not _are_functorch_transforms_active()
-            and forward_ad._current_level < 0
-            and _len_torch_dispatch_stack() == 0
-            and _len_torch_function_stack() == 0
-            and not _profiler_enabled()
         ):
             if rows is not None:
                 rows = _list_of(rows)

@@ -22,11 +22,6 @@ pytestmark = [
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=[*KINDS])
-def kind(request):
-    return KINDS[request.param]
-
-
 @pytest.fixture(params=["direct", "operator"])
 def way(request, monkeypatch):
     """Runs a test twice: without torch's dispatcher where possible, and with the operator."""
