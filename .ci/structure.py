@@ -23,7 +23,7 @@ EXCEPTIONS = {}
 ROOMS = (
     *("cells", "machine", "ops", "prepared_ops", "call", "gpu", "integrations", "reference"),
     *("torch_operators", "autograd", "dispatch", "functional", "nn", "__init__", "testing"),
-    *("names", "bench", "__main__"),
+    *("torchao", "names", "bench", "__main__"),
 )
 # Functions that may have more parameters: those that users call, Triton's kernels, and the operator
 # with the schema in namernn_fast/ops.py.

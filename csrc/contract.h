@@ -277,6 +277,15 @@ struct KernelsOnPairs {
   KernelsFor<Storage> cells[kCells];
 };
 
+// The forward kernels of all cells for float layers whose weights are 8-bit integers with a scale
+// for each row. They need the layer's panels, whose `unpack` returns each scale times its integers.
+struct Int8Kernels {
+  KernelsFor<float> cells[kCells];
+  const char* name;  // of the instructions that multiply the integers
+};
+// Maximum number of inputs or hidden units of such a layer, so that sums stay in 32 bits.
+constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
+
 // The kernels for one instruction set.
 struct Kernels {
   KernelsOfCell cells[kCells];
@@ -286,6 +295,7 @@ struct Kernels {
   // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; null if the processor has
   // no instructions that make these faster.
   const KernelsOnPairs<float>* float_on_pairs;
+  const Int8Kernels* int8;
 };
 
 extern const Kernels kernels_baseline;
@@ -302,5 +312,12 @@ extern const KernelsOnPairs<BFloat16> kernels_amx;
 constexpr int64_t kMostTerms = 2;
 // float kernels that multiply numbers as one term, and as two.
 extern const KernelsOnPairs<float> kernels_amx_float[kMostTerms];
+
+extern const Int8Kernels int8_kernels_baseline;
+extern const Int8Kernels int8_kernels_avx2;
+extern const Int8Kernels int8_kernels_avx_vnni;
+extern const Int8Kernels int8_kernels_avx512;
+extern const Int8Kernels int8_kernels_avx512_vnni;
+extern const Int8Kernels int8_kernels_amx;
 
 }  // namespace namernn_fast

@@ -24,10 +24,11 @@ constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns per barrier and member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // maximum time with a wave, relative to the time without a wave
-constexpr int64_t kStepsAlone = 16;        // layers with at most this many steps do not form a wave
-constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
-constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
-constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin
+constexpr int64_t kStepsAlone = 16;      // layers with at most this many steps do not form a wave
+constexpr double kBackward = 3;          // time of a backward pass, relative to a forward pass
+constexpr int64_t kProjectedRows = 256;  // rows to project at once ahead of the recurrence
+constexpr int64_t kFarRows = 128;  // the same if weight_ih is read from beyond the private cache
+constexpr int64_t kMinPartSequences = 64;       // smaller parts would make products too thin
 constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
 
 // Estimates the overhead in ns of running on this many threads.
@@ -155,7 +156,10 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
 int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows) {
   if (arguments.D == 0) return 0;
   const int64_t width = ceiling(arguments.layout.B, plan.groups);
-  const int64_t rows = fit_projected_rows(arguments, sizeof(float), tile_rows);
+  int64_t rows = fit_projected_rows(arguments, sizeof(float), tile_rows);
+  const double input_bytes = double(arguments.blocks) * double(arguments.H) * double(arguments.D) *
+                             double(arguments.scalar_bytes);
+  if (input_bytes > double(arguments.machine.l2_bytes)) rows = std::max(rows, kFarRows);
   const int64_t steps = std::min(rows / std::max<int64_t>(1, width), arguments.layout.T);
   const bool thin = width < tile_rows;
   return steps > 1 && (thin || weights_leave_cache(arguments, plan)) ? steps : 0;

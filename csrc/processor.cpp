@@ -21,12 +21,15 @@ void use_pairs(Kernels& kernels, const KernelsOnPairs<BFloat16>& pairs, const ch
   kernels.bfloat16_name = name;
 }
 
-// Replaces the bfloat16 kernels if this processor has instructions for pairs that are faster than
-// converting to float, and adds float kernels that use these instructions if they are faster, too.
+// Replaces the bfloat16 kernels and the kernels for 8-bit weights of AVX-512 if this processor has
+// faster instructions for them, and adds float kernels that use those for bfloat16 if they are
+// faster, too.
 void detect_pairs(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
   const bool tiles = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+  const bool int8_tiles = (edx >> 25 & 1) != 0;                     // AMX-INT8
+  const bool vnni = (ecx >> 11 & 1) != 0;                           // AVX512-VNNI
   __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
   const bool dot_products = (eax >> 5 & 1) != 0;  // AVX512-BF16
 #if defined(__linux__)
@@ -37,6 +40,10 @@ void detect_pairs(const std::string& wanted, Kernels& kernels) {
 #else
   const bool permitted = false;
 #endif
+  if (vnni && (wanted.empty() || wanted == "amx" || wanted == "avx512_vnni")) {
+    const bool on_tiles = permitted && int8_tiles && wanted != "avx512_vnni";
+    kernels.int8 = on_tiles ? &int8_kernels_amx : &int8_kernels_avx512_vnni;
+  }
   if (permitted && (wanted.empty() || wanted == "amx")) {
     use_pairs(kernels, kernels_amx, "amx");
     kernels.float_on_pairs = kernels_amx_float;
@@ -64,12 +71,18 @@ Kernels detect_kernels() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (wanted != "default" && wanted != "avx2" && avx512) {
+  if (wanted != "default" && wanted != "avx2" && wanted != "avx_vnni" && avx512) {
     Kernels found = kernels_avx512;
     detect_pairs(wanted, found);
     return found;
   }
-  if (wanted != "default" && avx2) return kernels_avx2;
+  if (wanted != "default" && avx2) {
+    Kernels found = kernels_avx2;
+    __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
+    const bool vnni = (eax >> 4 & 1) != 0;  // AVX-VNNI
+    if (vnni && wanted != "avx2") found.int8 = &int8_kernels_avx_vnni;
+    return found;
+  }
 #endif
   return kernels_baseline;
 }

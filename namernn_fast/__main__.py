@@ -95,9 +95,12 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the name of the CPU kernel, and of the bfloat16 kernel if it is a different one."""
-    usual, for_bfloat16 = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
-    return f"cpu {usual}" + (f", bfloat16: cpu {for_bfloat16}" if for_bfloat16 != usual else "")
+    """Returns the name of the CPU kernel, and of the kernels for other numbers that differ."""
+    usual, text = ops.cpu_kernel(), f"cpu {ops.cpu_kernel()}"
+    for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):
+        kernel = ops.cpu_kernel(dtype)
+        text += f", {name}: cpu {kernel}" if kernel != usual else ""
+    return text
 
 
 def _scratch() -> str:

@@ -94,6 +94,9 @@ MEDIUM_PRECISION = 1024
 be faster, and with SHARE_PREFIXES."""
 HIGH_PRECISION = 2048
 """Like MEDIUM_PRECISION, with sums of two bfloat16 numbers. Not allowed with MEDIUM_PRECISION."""
+INT8 = 4096
+"""Prepared weights are 8-bit integers with a scale for each row, for layers in float32. Products
+round inputs and states to such integers; other precisions are ignored."""
 
 
 @dataclass(slots=True)
@@ -136,7 +139,7 @@ library.define(
     "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-library.define("cpu_kernel(bool bfloat16) -> str")
+library.define("cpu_kernel(str numbers) -> str")
 library.define("cpu_terms(int options, int steps, int sequences, int rows, int hidden_size) -> int")
 library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
@@ -272,15 +275,15 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
-        dtype: the dtype of the input. All dtypes except bfloat16 use the same instruction set.
+        dtype: the dtype of the input, or int8 for layers prepared with 8-bit weights. All others
+            except bfloat16 use the same instruction set.
 
     Returns:
-        `avx512`, `avx2` or `baseline`; for bfloat16, `avx512_bf16` or `amx` where the kernel uses
-        these faster instructions.
+        `avx512`, `avx2` or `baseline`; where the kernel uses these faster instructions,
+        `avx512_bf16` or `amx` for bfloat16, and `avx_vnni`, `avx512_vnni` or `amx_int8` for int8.
     """
-    return torch.ops.namernn_fast.cpu_kernel(  # type: ignore[no-any-return]
-        dtype == torch.bfloat16
-    )
+    numbers = {torch.bfloat16: "bfloat16", torch.int8: "int8"}.get(dtype, "float")
+    return torch.ops.namernn_fast.cpu_kernel(numbers)  # type: ignore[no-any-return]
 
 
 def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: int) -> int:

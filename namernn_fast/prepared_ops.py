@@ -2,15 +2,16 @@
 
 Their arguments and results mean the same as in `ops`, and:
 
-- prepared: the weights of all layers in panels, in one tensor of their dtype. Its contents depend
-  on the processor that packed them.
+- prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
+  INT8. Its contents depend on the processor that packed them.
 - sizes: num_layers, input_size, hidden_size and the size of the vocabulary. The vocabulary is 0
   unless the first layer reads token ids; then input_size is 0.
 
 `prepare` returns a new prepared tensor, `refresh` packs other weights of the same sizes into it,
-`unpack` returns the weights exactly as they were, with an empty tensor for each table, and
-`forward_prepared` does what `forward` does. They run on a CPU, for inference. Among the options,
-BIAS and BIDIRECTIONAL must be the same in all calls; WANT_SAVED is not allowed.
+`unpack` returns the weights exactly as they were (with INT8, as they were rounded), with an empty
+tensor for each table, and `forward_prepared` does what `forward` does. They run on a CPU, for
+inference. Among the options, BIAS, BIDIRECTIONAL and INT8 must be the same in all calls; WANT_SAVED
+is not allowed.
 
 `step` advances the sequences of a stream, and returns the output of the last layer. Its states are
 one tensor (states of the cell, num_layers, sequences, hidden_size), in float32 for layers in 16
@@ -80,11 +81,18 @@ class PreparedArguments:
     trees: int
 
 
+def _like(prepared: Tensor) -> Tensor:
+    """Returns a tensor with the dtype of what is computed with prepared weights."""
+    if prepared.dtype != torch.int8:
+        return prepared
+    return prepared.new_empty(0, dtype=torch.float32)
+
+
 @torch.library.register_fake(f"{ops.NAMESPACE}::forward_prepared")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = PreparedArguments(*arguments)
     layers, _, hidden_size, _ = call.sizes
-    like = call.prepared
+    like = _like(call.prepared)
     states_shape = layers * ops.directions_of(call.options), ops.batch_size(call), hidden_size
     output = ops.output_shape(call.input, hidden_size, call.options)
     return like.new_empty(output), ops.empty_states(call.cell, like, states_shape)
@@ -93,4 +101,4 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 @torch.library.register_fake(f"{ops.NAMESPACE}::step")  # type: ignore[untyped-decorator]
 def _(prepared: Tensor, states: Tensor, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
     shape = input.shape if ops.has_ids(input) else input.shape[:-1]
-    return prepared.new_empty(*shape, states.shape[-1])
+    return _like(prepared).new_empty(*shape, states.shape[-1])

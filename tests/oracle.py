@@ -18,6 +18,10 @@ class Rounding:
         """Rounds intermediate results, which stay in the precision of sums."""
         return values
 
+    def operands(self, x, h):
+        """Rounds an input and a state for their products with weights."""
+        return x, h
+
     def sums(self, values, *products):
         """Rounds `values`, the sum of `matrix @ vector` over the pairs in `products`."""
         return values
@@ -95,6 +99,7 @@ class Vanilla(Equation):
     def step(self, x, h, weights, rounding):
         """Returns the next state, and the values of this step that `gradients` needs."""
         weight_ih, weight_hh, *biases = weights
+        x, h = rounding.operands(x, h)
         z = weight_ih @ x + weight_hh @ h + sum(biases)
         z = rounding.sums(z, (weight_ih, x), (weight_hh, h))
         state = rounding.numbers(self.activation(z))
@@ -131,15 +136,16 @@ class Gru(Equation):
         weight_ih, weight_hh, *biases = weights
         size = len(h)
         gates, new = slice(2 * size), slice(2 * size, None)
-        x_sums, h_sums = weight_ih @ x, weight_hh @ h
+        x, operand = rounding.operands(x, h)
+        x_sums, h_sums = weight_ih @ x, weight_hh @ operand
         if biases:
             x_sums, h_sums = x_sums + biases[0], h_sums + biases[1]
         sums = rounding.sums(
-            x_sums[gates] + h_sums[gates], (weight_ih[gates], x), (weight_hh[gates], h)
+            x_sums[gates] + h_sums[gates], (weight_ih[gates], x), (weight_hh[gates], operand)
         )
         r, z = np.split(rounding.computed(sigmoid(sums)), 2)
         x_n = rounding.sums(x_sums[new], (weight_ih[new], x))
-        h_n = rounding.sums(h_sums[new], (weight_hh[new], h))
+        h_n = rounding.sums(h_sums[new], (weight_hh[new], operand))
         n = rounding.computed(np.tanh(rounding.computed(x_n + r * h_n)))
         kept = [rounding.numbers(values) for values in (r, z, n, h_n)]
         return rounding.numbers(n + z * (h - n)), kept
@@ -165,6 +171,7 @@ class Lstm(Equation):
     def step(self, x, state, weights, rounding):
         weight_ih, weight_hh, *biases = weights
         h, c_previous = np.split(state, 2)
+        x, h = rounding.operands(x, h)
         z = weight_ih @ x + weight_hh @ h + sum(biases)
         z_i, z_f, z_g, z_o = np.split(rounding.sums(z, (weight_ih, x), (weight_hh, h)), 4)
         i, f, o = (rounding.computed(sigmoid(gate)) for gate in (z_i, z_f, z_o))

@@ -3,5 +3,5 @@
 #include "kernel/table.h"
 
 namespace namernn_fast {
-constexpr Kernels kernels_avx2 = kernels_named("avx2");
+constexpr Kernels kernels_avx2 = kernels_named("avx2", int8_kernels_avx2);
 }  // namespace namernn_fast

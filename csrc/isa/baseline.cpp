@@ -8,5 +8,5 @@
 #include "kernel/table.h"
 
 namespace namernn_fast {
-constexpr Kernels kernels_baseline = kernels_named("baseline");
+constexpr Kernels kernels_baseline = kernels_named("baseline", int8_kernels_baseline);
 }  // namespace namernn_fast

@@ -1,7 +1,8 @@
-// Products of bfloat16 terms on AMX, whose tile registers hold 16 rows of 64 bytes.
+// Products of bfloat16 terms on AMX.
 #pragma once
 
 #include "contract.h"
+#include "kernel/amx_registers.h"
 #include "kernel/dot_pairs.h"
 
 namespace namernn_fast {
@@ -11,26 +12,8 @@ constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
 // kernel/pair_panels.h describes the interface of PairTile. Tile registers 0 to 3 hold a 2 x 2
 // block of C, registers 4 and 5 rows of A, registers 6 and 7 columns of the panel.
-struct PairTile {
+struct PairTile : AmxRegisters {
   static constexpr int64_t rows = 32;
-
-  PairTile() {
-    struct {
-      uint8_t palette = 1;
-      uint8_t start_row = 0;
-      uint8_t reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } configuration;
-    for (int tile = 0; tile < 8; ++tile) {
-      configuration.row_bytes[tile] = 64;
-      configuration.rows[tile] = 16;
-    }
-    _tile_loadconfig(&configuration);
-  }
-  ~PairTile() { _tile_release(); }
-  PairTile(const PairTile&) = delete;
-  PairTile& operator=(const PairTile&) = delete;
 
   template <int kTerms>
   void multiply(const PairOperands<kTerms>* operands, int count, int64_t height, const float* start,

@@ -3,8 +3,9 @@
 #pragma once
 
 #include "kernel/bfloat16_backward.h"
-#include "kernel/bfloat16_forward.h"
 #include "kernel/cells/all.h"
+#include "kernel/encoded_forward.h"
+#include "kernel/pair_panels.h"
 
 namespace namernn_fast {
 namespace {
@@ -24,6 +25,21 @@ template <class Cell>
 constexpr PanelFormat<BFloat16> kPanelFormat<Cell, BFloat16> = {
     &PairPanels<Cell, BFloat16, 1>::bytes, &pack_all<PairPanels<Cell, BFloat16, 1>, BFloat16>,
     &unpack_all<PairPanels<Cell, BFloat16, 1>, BFloat16>};
+
+template <class Cell, class Storage, int kTerms>
+void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
+  // Floats are prepared in the format of the kernels that multiply floats.
+  const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
+  if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
+    // The instructions for pairs need weights in panels, so the float kernels run this call.
+    const KernelsFor<Storage>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
+    Forward<Storage> floats = args;
+    if (layer.panels) floats.layer.in_place = {};
+    return in_float.forward(floats, runtime);
+  }
+  forward_encoded<Cell, AsTerms<kTerms>>(args, prepared, runtime);
+}
 
 // Waves and trees need tables and panels for the backward pass that outlive a call. They do not run
 // on pairs, so the functions that make these are null.

@@ -7,12 +7,8 @@
 // - forward_copied: for all remaining calls, which use a 16-bit type, have rows in another order
 //   (`origin`), or want no output. Runs the loop of forward_rows on copies of the rows, one time
 //   block at a time;
-// - forward_pairs (bfloat16_forward.h): for bfloat16, and for float in lower precision, on
-// processors
-//   that multiply pairs of bfloat16.
-//   The kernel table of such processors lists this function instead of forward(). If all weights
-//   are read in place, forward_pairs() calls forward() of the kernels that convert bfloat16 to
-//   float.
+// - forward_encoded: for rows that the products read as bfloat16 terms or as 8-bit integers. The
+//   kernel tables of such products list a function that calls it, instead of forward().
 #pragma once
 
 #include "kernel/forward_copied.h"

@@ -165,15 +165,16 @@ struct PairPanels {
   // Returns the biases of unit block p.
   float* bias_of(int64_t p) const { return bias + p % blocks * Cell::sums * w; }
 
-  // Calls f(s, has_input, has_state, panel) for each sum s of unit block p: whether W_ih and W_hh
-  // contribute to the sum, and where the rows of W_ih in its panel begin, or else those of W_hh.
+  // Calls f(s, input_panel, state_panel) for each sum s of unit block p: where the rows of W_ih and
+  // of W_hh in its panel begin, or null for a weight that does not contribute to the sum.
   template <class F>
   void for_each_panel(int64_t D, int64_t H, int64_t p, F&& f) const {
     Terms<kTerms> panel = weights + p % blocks * unit_block_size(D, H);
     for (int64_t s = 0; s < Cell::sums; ++s) {
-      const bool has_input = s < Cell::weight_blocks, has_state = s >= Cell::first_state_sum;
-      f(s, has_input, has_state, panel);
-      panel = panel + (has_input * padded(D) + has_state * padded(H)) * w;
+      Terms<kTerms> of_input{}, of_state{};
+      if (s < Cell::weight_blocks) of_input = panel, panel = panel + padded(D) * w;
+      if (s >= Cell::first_state_sum) of_state = panel, panel = panel + padded(H) * w;
+      f(s, of_input, of_state);
     }
   }
 
@@ -183,13 +184,13 @@ struct PairPanels {
     if constexpr (std::is_same_v<Storage, float>) {
       if (layer.panels) return convert_block(layer, p);
     }
-    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
-      if (has_input) {
-        pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, panel);
+    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+      if (of_input) {
+        pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, of_input);
       }
-      if (has_state) {
+      if (of_state) {
         pack_pairs(block_of(layer.weight_hh, s - Cell::first_state_sum, H, H), H, H, p * w,
-                   panel + has_input * padded(D) * w);
+                   of_state);
       }
     });
     pack_bias<Cell>(layer, p, bias_of(p));
@@ -201,11 +202,11 @@ struct PairPanels {
     const int64_t H = layer.H;
     const ForwardPanels<Cell, float> from(const_cast<void*>(layer.panels), D, H);
     const float* block = from.weights + p * from.unit_block_size(D, H);
-    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
-      if (has_input) pack_pair_rows(block + s * (D + H) * w, D, w, 0, panel);
-      if (has_state) {
+    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+      if (of_input) pack_pair_rows(block + s * (D + H) * w, D, w, 0, of_input);
+      if (of_state) {
         const float* rows = block + ((s - Cell::first_state_sum) * (D + H) + D) * w;
-        pack_pair_rows(rows, H, w, 0, panel + has_input * padded(D) * w);
+        pack_pair_rows(rows, H, w, 0, of_state);
       }
     });
     convert(from.bias + p * Cell::sums * w, bias_of(p), Cell::sums * w);
@@ -215,16 +216,49 @@ struct PairPanels {
   void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
     static_assert(std::is_same_v<Storage, BFloat16> && kTerms == 1);
     const auto place = [](int64_t k, int64_t j) { return (k / 2 * w + j) * 2 + k % 2; };
-    for_each_panel(D, H, p, [&](int64_t s, bool has_input, bool has_state, Terms<kTerms> panel) {
-      if (has_input) {
+    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+      if (of_input) {
         Storage* block = weight_ih + Cell::input_block(s) * H * D;
-        unpack_panel(panel.first, D, H, p * w, w, block, place);
+        unpack_panel(of_input.first, D, H, p * w, w, block, place);
       }
-      if (has_state) {
+      if (of_state) {
         Storage* block = weight_hh + (s - Cell::first_state_sum) * H * H;
-        unpack_panel(panel.first + has_input * padded(D) * w, H, H, p * w, w, block, place);
+        unpack_panel(of_state.first, H, H, p * w, w, block, place);
       }
     });
+  }
+};
+
+// The encoding as terms, for forward_encoded(): bfloat16 tensors as they are, float tensors rounded
+// to one or two terms.
+template <int kTerms>
+struct AsTerms {
+  using Tile = PairTile;
+  using Operands = PairOperands<kTerms>;
+  using Row = Terms<kTerms>;
+  using State = Terms<kTerms>;
+  template <class Cell, class Storage>
+  using Panels = PairPanels<Cell, Storage, kTerms>;
+  static constexpr size_t weight_bytes = kTerms * sizeof(BFloat16);
+
+  static int64_t input_size(int64_t n) { return padded(n); }
+  static int64_t row_size(int64_t n) { return padded(n); }
+  static int64_t state_size(int64_t n) { return padded(n); }
+  template <class Storage>
+  static void encode(const Storage* from, const Terms<kTerms>& to, int64_t n) {
+    convert(from, to, n);
+  }
+  static void fill_zeros(const Terms<kTerms>& to, int64_t n) { namernn_fast::fill_zeros(to, n); }
+  static Operands operands_of_inputs(const Row& row, int64_t n, const Row& panel) {
+    return {row, padded(n), padded(n), panel};
+  }
+  static Operands operands_of_states(const Row& row, int64_t n, const Row& panel) {
+    return {row, padded(n), padded(n), panel};
+  }
+  static Terms<kTerms> scratch_rows(const Runtime& runtime, int64_t rows, int64_t size) {
+    const Terms<kTerms> terms = scratch_terms<kTerms>(runtime, rows * size);
+    fill_zeros(terms, rows * size);
+    return terms;
   }
 };
 

@@ -34,11 +34,15 @@ constexpr KernelsOfCell kernels_of_cell() {
 }
 
 template <class... Cells>
-constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name) {
-  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, nullptr};
+constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name, const Int8Kernels& int8) {
+  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, nullptr, &int8};
 }
 
-constexpr Kernels kernels_named(const char* name) { return kernels_of_cells(AllCells(), name); }
+// Returns the kernels of the instruction set `name`, whose kernels for 8-bit weights are `int8`
+// unless the processor has faster ones.
+constexpr Kernels kernels_named(const char* name, const Int8Kernels& int8) {
+  return kernels_of_cells(AllCells(), name, int8);
+}
 
 }  // namespace
 }  // namespace namernn_fast

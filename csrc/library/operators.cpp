@@ -32,7 +32,8 @@ void check_sharing(const Stack& stack, const Options& options) {
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
   check(stack.states.empty(), "states must be None when prefixes are shared");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
-  check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
+  check(!stack.int8 && (stack.dtype == aoti_torch_dtype_float32() ||
+                        stack.dtype == aoti_torch_dtype_float64()),
         "weights must be float32 or float64 when prefixes are shared");
 }
 
@@ -45,6 +46,7 @@ CellKind cell_of(int64_t cell) {
 Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, const Options& options) {
+  check(!options.int8, "options must not set INT8 without prepared weights");
   Stack stack = check_stack(cell_of(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
   check_sharing(stack, options);
@@ -108,8 +110,9 @@ std::tuple<Tensor, Tensors> forward_prepared(
 
 // Returns a Stack with these weights and without a batch.
 Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
-                              const std::vector<int64_t>& sizes, int32_t dtype, int64_t bits) {
-  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, read_options(bits, 0));
+                              const std::vector<int64_t>& sizes, int32_t dtype,
+                              const Options& options) {
+  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, options);
   set_weights(stack, weights);
   return stack;
 }
@@ -117,18 +120,22 @@ Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
 Tensor prepare_operator(int64_t cell, const Tensors& weights, const std::vector<int64_t>& sizes,
                         int64_t bits) {
   check(!weights.empty(), "weights must not be empty");
-  return prepare(check_layers_to_prepare(cell, weights, sizes, dtype_of(weights[0]), bits));
+  const Options options = read_options(bits, 0);
+  return prepare(check_layers_to_prepare(cell, weights, sizes, dtype_of(weights[0]), options));
 }
 
 void refresh_operator(const Tensor& prepared, int64_t cell, const Tensors& weights,
                       const std::vector<int64_t>& sizes, int64_t bits) {
-  refresh(check_layers_to_prepare(cell, weights, sizes, dtype_of(prepared), bits), prepared);
+  const Options options = read_options(bits, 0);
+  const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
+  refresh(check_layers_to_prepare(cell, weights, sizes, dtype, options), prepared);
 }
 
 Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<int64_t>& sizes,
                         int64_t bits) {
-  Stack stack =
-      check_layers(cell_of(cell), sizes_of(sizes), dtype_of(prepared), read_options(bits, 0));
+  const Options options = read_options(bits, 0);
+  const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
+  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, options);
   check_prepared(stack, prepared);
   stack.prepared = const_data<char>(prepared);
   return unpack(stack);
@@ -145,7 +152,7 @@ Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor&
   if (ids) shape.push_back(0);
   check(!shape.empty() && states.dim() > 0, "frame and states must have dimensions");
   shape.back() = states.size(states.dim() - 1);
-  const Tensor output = empty(shape, dtype_of(prepared));
+  const Tensor output = empty(shape, dtype_of_weights(dtype_of(prepared), options));
   Step step{};
   step.weights[0] = view_of(prepared);
   step.weight_count = 1;
@@ -295,8 +302,14 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   return {plan.groups, plan.members, plan.time, wave.layers};
 }
 
-std::string cpu_kernel(bool bfloat16) {
-  return bfloat16 ? kernels().bfloat16_name : kernels().name;
+// Returns the name of the instructions that multiply float numbers, bfloat16 numbers or 8-bit
+// integers.
+std::string cpu_kernel(const std::string& numbers) {
+  check(numbers == "float" || numbers == "bfloat16" || numbers == "int8",
+        "numbers must be float, bfloat16 or int8, got ", numbers);
+  return numbers == "int8"       ? kernels().int8->name
+         : numbers == "bfloat16" ? kernels().bfloat16_name
+                                 : kernels().name;
 }
 
 // Returns the number of bfloat16 terms as which a call with these sizes multiplies floats; 0 if it

@@ -24,14 +24,20 @@ struct Header {
 };
 constexpr int64_t kAlignment = 64;
 
+int32_t prepared_dtype(const Stack& stack) {
+  return stack.int8 ? aoti_torch_dtype_int8() : stack.dtype;
+}
+
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 Header header_of(const Stack& stack) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16();
-  std::strncpy(header.kernels, pairs ? kernels().bfloat16_name : kernels().name,
-               sizeof(header.kernels) - 1);
+  const char* const name = stack.int8 ? kernels().int8->name
+                           : pairs    ? kernels().bfloat16_name
+                                      : kernels().name;
+  std::strncpy(header.kernels, name, sizeof(header.kernels) - 1);
   header.cell = int64_t(stack.cell);
   header.layers = stack.layers;
   header.directions = stack.directions;
@@ -39,7 +45,7 @@ Header header_of(const Stack& stack) {
   header.D = stack.D;
   header.H = stack.H;
   header.V = stack.V;
-  header.dtype = stack.dtype;
+  header.dtype = prepared_dtype(stack);
   return header;
 }
 
@@ -55,7 +61,7 @@ PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
   PreparedParts parts{at, 0, 0, 0};
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
-    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     const int64_t table = k == 0 ? stack.V * stack.gate_rows() : 0;
     const int64_t biases = (stack.per_direction - 2) * stack.gate_rows();
     const size_t panels = kernels.forward_panels.bytes(stack.input_size(k), stack.H);
@@ -72,7 +78,7 @@ int64_t prepared_bytes(const Stack& stack) {
 
 template <class Scalar>
 void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
   const PreparedParts parts = parts_of(stack, k, d);
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
   layer.in_place = {};
@@ -94,7 +100,7 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
 
 template <class Scalar>
 void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tensor>& weights) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
   const int64_t rows = stack.gate_rows(), D = stack.input_size(k);
   Layer<Scalar> layer{};
   set_prepared_weights(stack, k, d, layer);
@@ -130,7 +136,8 @@ int64_t bytes_of(const View& prepared) {
 void check_header(const Stack& stack, const View& prepared) {
   const Header header = header_of(stack);
   const int64_t bytes = bytes_of(prepared);
-  check(stack.layers > 0 && prepared.dtype == stack.dtype && bytes >= int64_t(sizeof(Header)) &&
+  check(stack.layers > 0 && prepared.dtype == prepared_dtype(stack) &&
+            bytes >= int64_t(sizeof(Header)) &&
             std::memcmp(prepared.data, &header, sizeof(header)) == 0 &&
             bytes >= prepared_bytes(stack),
         "prepared must come from namernn_fast::prepare on a processor with the kernels ",
@@ -155,11 +162,17 @@ PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d) {
   return parts_from(stack, k, begin + stack.directions * first + before * later);
 }
 
+int32_t dtype_of_weights(int32_t prepared, const Options& options) {
+  return options.int8 ? aoti_torch_dtype_float32() : prepared;
+}
+
 Tensor prepare(const Stack& stack) {
   int64_t element = 1;
-  with_storage(stack.dtype, [&](auto storage) { element = int64_t(sizeof(storage)); });
+  if (!stack.int8) {
+    with_storage(stack.dtype, [&](auto storage) { element = int64_t(sizeof(storage)); });
+  }
   const int64_t bytes = prepared_bytes(stack);
-  const Tensor prepared = empty({bytes / element}, stack.dtype);
+  const Tensor prepared = empty({bytes / element}, prepared_dtype(stack));
   advise_inner_pages(mutable_data<char>(prepared), size_t(bytes));
   const Header header = header_of(stack);
   std::memcpy(mutable_data<char>(prepared), &header, sizeof(header));
@@ -200,7 +213,8 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
                      header.cell < kCells;
   const Sizes sizes{header.layers, header.D, header.H, header.V};
-  Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, prepared.dtype, options);
+  const int32_t dtype = dtype_of_weights(prepared.dtype, options);
+  Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, dtype, options);
   check_header(stack, prepared);
   stack.prepared = prepared.data;
   return stack;

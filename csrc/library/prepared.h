@@ -1,9 +1,9 @@
 // Prepared layers: the weights of all layers and directions of a stack, packed once for many calls
 // into a single tensor, in the order in which this processor's kernels read them.
 //
-// The tensor has the dtype of the layers. It begins with a header that says what its contents
-// depend on. For each direction of each layer follow the panels of the forward pass, the biases
-// and, in the first layer of a stack that reads token ids, the table.
+// The tensor has the dtype of the layers, or int8. It begins with a header that says what its
+// contents depend on. For each direction of each layer follow the panels of the forward pass, the
+// biases and, in the first layer of a stack that reads token ids, the table.
 #pragma once
 
 #include <vector>
@@ -20,6 +20,9 @@ void refresh(const Stack& stack, const Tensor& prepared);
 
 // Returns the weights that `stack.prepared` was made from, with an empty tensor for each table.
 std::vector<Tensor> unpack(const Stack& stack);
+
+// Returns the dtype of the weights that a tensor of this dtype was prepared from.
+int32_t dtype_of_weights(int32_t prepared, const Options& options);
 
 // Checks that a tensor is from prepare(), for the layers of the stack and for this processor.
 void check_prepared(const Stack& stack, const Tensor& prepared);

@@ -42,6 +42,7 @@ bool read_tensor(const DLPackExchangeAPI* exchange, PyObject* object, View& view
     if (type.code == kDLFloat && type.bits == 64) return aoti_torch_dtype_float64();
     if (type.code == kDLFloat && type.bits == 16) return aoti_torch_dtype_float16();
     if (type.code == kDLBfloat && type.bits == 16) return aoti_torch_dtype_bfloat16();
+    if (type.code == kDLInt && type.bits == 8) return aoti_torch_dtype_int8();
     return type.code == kDLInt && type.bits == 64 ? aoti_torch_dtype_int64() : -1;
   };
   view = {static_cast<char*>(tensor.data) + tensor.byte_offset,

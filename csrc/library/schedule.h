@@ -134,8 +134,9 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   // the rows at one time are not evenly spaced.
   const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
   // In 16 bits, the states that one stretch passes to the next would be rounded.
-  const bool exact = stack.terms == 0 && (stack.dtype == aoti_torch_dtype_float32() ||
-                                          stack.dtype == aoti_torch_dtype_float64());
+  const bool exact =
+      stack.terms == 0 && !stack.int8 &&
+      (stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64());
   if (!one_way || !evenly_spaced || !exact || stack.layers == 1) return {1, stack.batch.layout.T};
   return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
 }

@@ -1,5 +1,7 @@
 #include "library/stack.h"
 
+#include <algorithm>
+
 #include "library/prepared.h"
 
 namespace namernn_fast {
@@ -16,10 +18,16 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
   stack.per_direction = options.bias ? 4 : 2;
+  stack.int8 = options.int8;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
   stack.cell = cell;
   check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
         kernels_of(cell).name, " cell");
+  if (!options.int8) return;
+  check(dtype == aoti_torch_dtype_float32(), "8-bit weights need inputs in float32");
+  check(std::max(stack.D, stack.directions * stack.H) <= kMostInt8Inputs,
+        "8-bit weights take at most ", kMostInt8Inputs, " inputs of a layer, got ",
+        std::max(stack.D, stack.directions * stack.H));
 }
 
 // Returns a Stack with a checked input and without states and weights. `dtype` is the dtype of the
@@ -118,7 +126,7 @@ Stack check_stack(CellKind cell, const Tensor& input,
 Stack check_prepared_stack(CellKind cell, const Tensor& input,
                            const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
                            const Sizes& sizes, Batch batch, const Options& options) {
-  const int32_t dtype = dtype_of(prepared);
+  const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
   check(has_ids(input) == (sizes.V > 0), "input must be ",
         sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);

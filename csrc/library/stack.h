@@ -37,10 +37,11 @@ struct Stack {
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * H features
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
-  int32_t dtype = 0;
+  int32_t dtype = 0;  // of inputs, states and outputs
   CellKind cell = {};
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
+  bool int8 = false;  // whether the prepared weights are 8-bit integers
   int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
 
   // Returns the index of a layer's direction in the state tensors, and among the directions in
@@ -87,13 +88,22 @@ int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options
 // these.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
 
+// Returns the kernels whose format of panels the weights of a prepared stack have.
+template <class Scalar>
+const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (stack.int8) return kernels().int8->cells[size_t(stack.cell)];
+  }
+  return kernels_of(stack.cell);
+}
+
 // Returns the kernels that compute the layers of a stack one after the other.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
     if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1].cells[size_t(stack.cell)];
   }
-  return kernels_of(stack.cell);
+  return prepared_kernels<Scalar>(stack);
 }
 
 // Where a prepared tensor holds the weights of one direction, in bytes from the beginning.
@@ -117,7 +127,7 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
     layer.bias_hh = layer.bias_ih + stack.gate_rows();
   }
   if (k == 0 && stack.has_ids) {
-    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     layer.table.V = stack.V;
     layer.table.rows = reinterpret_cast<const Scalar*>(data + parts.table);
     if (kernels.add_biases) layer.table.biased = layer.table.rows;

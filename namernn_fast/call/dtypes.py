@@ -58,7 +58,7 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
         state = call.states[-1] if call.states else None
         dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
         if call.prepared is not None:  # its weights cannot be cast
-            dtype = call.prepared.tensor.dtype
+            dtype = call.prepared.shapes[0].dtype
         call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
         call.convert_states(lambda state: cast_like_autocast(state, dtype))
         features = cast_like_autocast(features, dtype)

@@ -121,7 +121,10 @@ class PreparedWeights:
         prepared_ops.refresh(self.tensor, self.cell.number, weights, self.sizes, self.options)
 
     def unpack(self) -> list[Tensor]:
-        """Returns copies of the weights, exactly as they were, with an empty tensor for a table."""
+        """Returns copies of the weights, with an empty tensor for a table.
+
+        They are exactly as they were, but with INT8 as they were rounded.
+        """
         weights = prepared_ops.unpack(self.tensor, self.cell.number, self.sizes, self.options)
         return weights  # type: ignore[no-any-return]
 

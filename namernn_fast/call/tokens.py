@@ -173,8 +173,9 @@ def why_not_shared(
     if not ids.is_cpu:
         return f"kernels on {ids.device.type} do not share prefixes"
     like = call.weights[0]
-    if like.dtype not in SHARING_DTYPES:
-        return f"the kernel shares prefixes in float32 and float64, not in {like.dtype}"
+    dtype = torch.int8 if options & ops.INT8 else like.dtype
+    if dtype not in SHARING_DTYPES:
+        return f"the kernel shares prefixes in float32 and float64, not in {dtype}"
     if choice.why_not_kernel is not None or at_any_cost:
         return choice.why_not_kernel
     hidden_size = ops.hidden_size_of(call.weights)

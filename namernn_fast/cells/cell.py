@@ -59,6 +59,8 @@ class OnnxNode(NamedTuple):
     gates: Sequence[int]
     """The indices of torch's weight blocks, in ONNX order."""
     attributes: Mapping[str, Any] = {}
+    int8_operator: str | None = None
+    """ONNX Runtime's operator for 8-bit weights, or None if it has none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,10 @@ LSTM = Cell(
     torch_step_module=nn.LSTMCell,
     torch_steps={"tanh": torch.lstm_cell},
     torch_operator=torch.lstm,
-    onnx=OnnxNode("LSTM", gates=(0, 3, 1, 2)),  # i, o, f, g
+    onnx=OnnxNode(
+        "LSTM",
+        gates=(0, 3, 1, 2),  # i, o, f, g
+        int8_operator="com.microsoft::DynamicQuantizeLSTM",
+    ),
     autocasts_only_products=frozenset({"packed"}),
 )

@@ -6,14 +6,15 @@ needs no package except torch.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
-from ..call import Call, Results
+from ..call import Call, Results, int8
 from ..cells.cell import LayerWeights
 
 
@@ -36,12 +37,19 @@ def rnn_stack(call: Call) -> Results:
     Args:
         call: a call on padded sequences of features, with or without lengths; during an export,
             `tokens.look_up` replaces token ids by their embedding rows. BATCH_INVARIANT is ignored,
-            because another runtime will run the graph.
+            because another runtime will run the graph. With INT8, the weights are those that a
+            prepared module rounded to 8-bit integers, and the nodes hold the integers.
 
     Raises:
-        ValueError: input is packed or jagged, or reset is given.
+        ValueError: input is packed or jagged, reset is given, or there is no node for 8-bit
+            weights.
     """
     input, weights, options = call.data, call.weights, call.options
+    if options & ops.INT8 and call.cell.onnx.int8_operator is None:
+        raise ValueError(
+            f"ONNX Runtime has no {call.cell.onnx.operator} with 8-bit weights: export the layer "
+            "that was prepared"
+        )
     if options & (ops.PACKED | ops.JAGGED):
         kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
         raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
@@ -52,6 +60,10 @@ def rnn_stack(call: Call) -> Results:
         )
     if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
+    if options & ops.INT8 and call.sequence_layout is not None:
+        # The node computes one scale from all elements of its input, padding included.
+        steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
+        input = input.where(steps < call.sequence_layout[:, None], 0)
     last_states = []
     states_of_layers = ops.states_of_layers(call.states, weights, options)
     for states, layer in zip(states_of_layers, ops.layers_of(weights, options), strict=True):
@@ -83,15 +95,25 @@ def _layer(
     seq_len, batch, _ = input.shape
     stacked = functools.partial(_stacked, gates=cell.onnx.gates, size=hidden_size)
     initial: Sequence[Tensor | None] = states or [None for _ in cell.states]
+    operator, scales = cell.onnx.operator, []
+    if options & ops.INT8:
+        operator = str(cell.onnx.int8_operator)
+        (weight_ih, *scale_ih), (weight_hh, *scale_hh) = (
+            _integers(weights, stacked) for weights in (weights_ih, weights_hh)
+        )
+        scales = [None, *scale_ih, *scale_hh]  # LSTMs may have another input, for peepholes
+    else:
+        weight_ih, weight_hh = stacked(weights_ih), stacked(weights_hh)
     output, *last = torch.onnx.ops.symbolic_multi_out(
-        cell.onnx.operator,
+        operator,
         (
             input,
-            stacked(weights_ih),
-            stacked(weights_hh),
+            weight_ih,
+            weight_hh,
             torch.cat([stacked(biases_ih), stacked(biases_hh)], 1) if options & ops.BIAS else None,
             None if lengths is None else lengths.clamp(min=1).to(torch.int32),
             *initial,
+            *scales,
         ),
         attributes,
         dtypes=(input.dtype, *(input.dtype for _ in initial)),
@@ -111,6 +133,25 @@ def _layer(
             for state, first in zip(last, initial, strict=True)
         ]
     return output, *last
+
+
+def _integers(
+    weights: Sequence[Tensor], stacked: Callable[[Sequence[Tensor]], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the weights of all directions as the node for 8-bit weights takes them.
+
+    Args:
+        weights: one weight for each direction, as it was rounded.
+        stacked: `_stacked` for the layer.
+
+    Returns:
+        integers (directions, columns, rows), int8; scales (directions, rows); zero points like
+        the scales, which are all 0.
+    """
+    with _disable_current_modes():  # so that the program gets constants
+        pairs = [int8.quantize(weight) for weight in weights]
+        integers, scales = (stacked(tensors) for tensors in zip(*pairs, strict=True))
+        return integers.transpose(1, 2).contiguous(), scales, scales.to(torch.int8) * 0
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import dispatch, ops, torch_operators
-from ..call import Call, Choice, layouts, tokens
+from ..call import Call, Choice, int8, layouts, tokens
 from ..call.checks import check_like_nn_rnn
 from ..call.dtypes import convert_dtypes
 from ..call.options import precision_bits
@@ -36,11 +36,11 @@ class Explanation(NamedTuple):
     settings allow a lower precision, also the reason against `float32 products` or `bfloat16
     products`."""
     shortcuts: tuple[str, ...] = ()
-    """The shortcuts that the call takes: `prepared weights`, `table`, `last state`, `shared
-    prefixes`."""
+    """The shortcuts that the call takes: `prepared weights`, `8-bit weights`, `table`, `last
+    state`, `shared prefixes`."""
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
     """The reason against each shortcut that the call does not take, by the name of the shortcut;
-    empty unless input holds token ids or the call is `last_state`."""
+    empty unless input holds token ids, the call is `last_state`, or the module is prepared."""
 
     def __str__(self) -> str:
         path = self.path
@@ -69,12 +69,15 @@ def explain(
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
     instruction set of this processor; `cpu amx` and `cpu avx512_bf16` are the CPU kernel with
     bfloat16 instructions for products, which float32 layers use only if torch's settings allow it.
+    With 8-bit weights, the CPU kernel may also be `cpu amx_int8`, `cpu avx512_vnni` or `cpu
+    avx_vnni`.
     `triton sm_90`, for example, is the fused GPU kernel.
     `reference` is the step-by-step computation in PyTorch operators, in reference.py. `torch` is
     torch's own operator, either for a single step (in step modules, where it is not slower) or for
     whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
 
-    Shortcuts: `prepared weights` are those of a prepared module; `table` multiplies each row of an
+    Shortcuts: `prepared weights` are those of a prepared module, which may be `8-bit weights`;
+    `table` multiplies each row of an
     embedding once instead of once per token; `last state` does not write the output; `shared
     prefixes` computes common prefixes of token ids once, if the kernel finds that this is faster.
 
@@ -182,7 +185,23 @@ def _of_prepared(
         explained = _of_features(layer, input, hx, reset, last_state)
     else:
         explained = _of_ids(layer, input, hx, reset, layer._embedding, last_state)
-    return explained._replace(shortcuts=("prepared weights", *explained.shortcuts))
+    rnn = getattr(layer._layer, "rnn", layer._layer)
+    not_faster, why_not = int8.why_not_faster(rnn.hidden_size), {**explained.why_not}
+    names, reasons = ["prepared weights"], {}
+    if layer.dtype is not None:
+        names.append("8-bit weights")
+        if not_faster is not None:
+            why_not["float32 weights"] = f"8 bits were asked for, although {not_faster}"
+    elif rnn._weights()[0].dtype != torch.float32:
+        reasons["8-bit weights"] = "the layer is not in float32"
+    else:
+        reasons["8-bit weights"] = not_faster or "prepare() did not ask for torch.int8"
+    return Explanation(
+        explained.path,
+        why_not,
+        (*names, *explained.shortcuts),
+        reasons | explained.why_no_shortcut,
+    )
 
 
 def _of_ids(
@@ -252,11 +271,12 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
     if like.is_cuda:
         kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:
-        kernel, better = ops.cpu_kernel(like.dtype), "is faster than"
+        dtype = torch.int8 if call.options & ops.INT8 else like.dtype
+        kernel, better = ops.cpu_kernel(dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
     why_not = {"reference": f"the fused kernel {better} {step_by_step}"}
     bits = precision_bits(call.cell)
-    if bits and not like.is_cuda and like.dtype == torch.float32:
+    if bits and not like.is_cuda and like.dtype == torch.float32 and not call.options & ops.INT8:
         products, reason = _products(call, call.options | bits)
         if products == "bfloat16":
             kernel = ops.cpu_kernel(torch.bfloat16)

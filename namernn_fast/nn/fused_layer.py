@@ -140,11 +140,12 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
         act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
-        return option_bits(
+        bits = option_bits(
             weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
         )
+        return bits | self._more_options
 
-    def prepare(self, dtype: None = None) -> PreparedLayer[States]:
+    def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this layer for inference, whose weights are packed once.
 
         A call of the copy takes less time, because it packs no weights, above all if it has few
@@ -153,11 +154,14 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         copy: `refresh` copies the weights again.
 
         Args:
-            dtype: must be None, for the dtype of this layer.
+            dtype: None for the dtype of this layer, or torch.int8 for 8-bit weights, which a layer
+                in float32 can have. Weights are then rounded to 127 integers of either sign, with a
+                scale for each row; calls round inputs and states to such integers, and compute
+                everything else in float32.
 
         Raises:
             RuntimeError: this layer has hooks or another `forward`, which the copy would not run.
-            ValueError: dtype is not None.
+            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this layer.
         """
         return PreparedLayer(self, dtype)
 

@@ -4,6 +4,9 @@
 weights in panels, and the layer that it was made from without the memory of its weights. To save,
 copy or convert a prepared module, the weights are unpacked to a layer, and packed again. Where no
 CPU kernel can run, the module holds a copy of the layer instead, and calls it.
+
+With 8-bit weights, that layer has the rounded weights, which round to the same integers again. A
+state_dict, a pickle and a copy hold the integers and scales.
 """
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
@@ -14,17 +17,18 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
-from ..call import Call, tokens
+from ..call import Call, int8, tokens
 from ..call.layouts import Input, Lengths
 from ..call.prepared_weights import PreparedWeights, without_memory
 from ..functional import run, run_last_state
+from ..integrations import onnx
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import exact_class
 from ..machine import availability
 from .direct import is_unobserved, step
 from .states import States, map_states, states_in, without_layers
 from .streams import Stream
-from .weights import what_else_runs
+from .weights import from_saved, matrices, names_in_state_dict, what_else_runs
 
 MOST_TABLE_BYTES = 64 * 2**20
 """The largest table of a token layer's input products that is prepared, for all directions."""
@@ -35,8 +39,11 @@ class Prepared(torch.nn.Module, Generic[States]):
 
     Args:
         layer: the module to prepare.
-        dtype: must be None.
+        dtype: None, or torch.int8 for 8-bit weights.
     """
+
+    dtype: torch.dtype | None
+    """int8 if the weights are 8-bit integers, otherwise None."""
 
     _layer: Any
     """The module that was prepared. It is on the meta device if its weights are packed."""
@@ -50,11 +57,10 @@ class Prepared(torch.nn.Module, Generic[States]):
     _weights_ih: list[Tensor]
     """weight_ih of each direction of the first layer if a table replaces it, otherwise empty."""
 
-    def __init__(self, layer: Any, dtype: None) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
-        if dtype is not None:
-            raise ValueError(f"dtype must be None, got {dtype}: use layer.to({dtype}).prepare()")
-        self.training = False
+        int8.check_prepared_dtype(dtype)
+        self.training, self.dtype = False, dtype
         self._hold(layer)
 
     def stream(self, batch: int) -> Stream:
@@ -72,7 +78,12 @@ class Prepared(torch.nn.Module, Generic[States]):
         """Returns a new module of the class that was prepared, with the weights of this one.
 
         It is in eval mode, and its parameters require gradients.
+
+        Raises:
+            RuntimeError: the weights were rounded to 8 bits.
         """
+        if self.dtype is not None:
+            _refuse("with 8-bit weights cannot be restored: they were rounded")
         return self._layer._with_weights(self._weights(), True)
 
     def refresh(self, layer: torch.nn.Module) -> None:
@@ -96,8 +107,8 @@ class Prepared(torch.nn.Module, Generic[States]):
         return _refuse("is always in eval mode") if mode else self
 
     def extra_repr(self) -> str:
-        """Returns the layer that was prepared, for `repr`."""
-        return repr(self._layer)
+        """Returns the layer that was prepared, and `dtype` if it was given, for `repr`."""
+        return repr(self._layer) + (f", dtype={self.dtype}" if self.dtype is not None else "")
 
     def __getattr__(self, name: str) -> Any:
         layer = self.__dict__.get("_layer")
@@ -114,6 +125,9 @@ class Prepared(torch.nn.Module, Generic[States]):
         why_not = layer._why_not_preparable()
         if why_not is not None:
             raise RuntimeError(f"prepare() cannot take this {type(layer).__name__}: {why_not}")
+        got = {weight.dtype for weight in layer._weights()}
+        if self.dtype is not None and got != {torch.float32}:
+            raise ValueError(f"8-bit weights need a layer in float32, got {got}: use layer.float()")
         self._described = _description(layer)
         self._embedding, self._weights_ih = None, []
         weights = [weight.detach() for weight in layer._weights()]
@@ -121,6 +135,8 @@ class Prepared(torch.nn.Module, Generic[States]):
         if availability.why_not_cpu_kernel(weights[0]) or getattr(rnn, "proj_size", None):
             self._panels = None
             weights = [weight.clone() for weight in weights]
+            if self.dtype is not None:
+                weights = from_saved(layer, self._to_save(layer, weights))
         else:
             embedding = None if rnn is layer else weights[0]
             self._pack(rnn, weights if embedding is None else weights[1:], embedding)
@@ -129,7 +145,7 @@ class Prepared(torch.nn.Module, Generic[States]):
         self.__dict__["_layer"] = layer._with_weights(weights, False)
 
     def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> None:
-        options = _options_of(rnn, weights)
+        options = _options_of(rnn, weights) | (ops.INT8 if self.dtype is not None else 0)
         self._shapes = [without_memory(weight) for weight in weights]
         if embedding is not None:
             self._embedding, inputs = embedding.clone(), tokens.places_of_inputs(options)
@@ -176,7 +192,10 @@ class Prepared(torch.nn.Module, Generic[States]):
         if torch.compiler.is_dynamo_compiling():
             _refuse("needs torch.export(strict=False)")
         with _disable_current_modes():  # so that the program gets the weights as constants
-            return self._frozen()
+            layer = self._frozen()
+        if self.dtype is not None and onnx.exporting():
+            getattr(layer, "rnn", layer)._more_options = ops.INT8
+        return layer
 
     def _call(self, input: Any, hx: Any, reset: Tensor | None) -> Call:
         panels = self._panels
@@ -192,14 +211,31 @@ class Prepared(torch.nn.Module, Generic[States]):
             self._hold(layer)
         return self
 
+    def _integer_names(self, layer: Any) -> list[str]:
+        """Returns the names of the weights that are 8-bit integers, if any are.
+
+        A table of input products is in float32, and so are the weights that it was made of.
+        """
+        return [] if self.dtype is None else matrices(layer, len(self._weights_ih))
+
+    def _to_save(self, layer: Any, weights: list[Tensor]) -> dict[str, Tensor]:
+        """Returns the weights of a layer by name, those of 8 bits as integers and scales."""
+        named = dict(zip(names_in_state_dict(layer), weights, strict=True))
+        int8.to_integers(named, self._integer_names(layer))
+        return named
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._frozen().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        layer = self._frozen()
+        layer.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        int8.to_integers(destination, [prefix + name for name in self._integer_names(layer)])
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         layer, errors = self._frozen(), lists[-1]
         known = len(errors)
+        state_dict = dict(state_dict)
+        int8.to_weights(state_dict)
         for name, module in layer.named_modules():
             path = f"{prefix}{name}." if name else prefix
             module._load_from_state_dict(state_dict, path, local_metadata, strict, *lists)
@@ -209,12 +245,14 @@ class Prepared(torch.nn.Module, Generic[States]):
     def __getstate__(self) -> dict[str, Any]:
         # Panels depend on the processor, so a pickle or a copy holds the layer's weights.
         state = dict(self.__dict__, _panels=None, _shapes=[], _weights_ih=[], _embedding=None)
-        return {**state, "_layer": self._frozen()}
+        weights = self._weights()
+        state["_layer"] = self._layer._with_weights([w.to("meta") for w in weights], False)
+        return {**state, "_saved": self._to_save(self._layer, weights)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        layer = state.pop("_layer")
+        saved = state.pop("_saved")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._hold(layer)
+        self._hold(self._layer._with_weights(from_saved(self._layer, saved), False))
 
     def __prepare_scriptable__(self) -> Any:
         """Returns the module that `torch.jit.script` compiles instead of this one."""

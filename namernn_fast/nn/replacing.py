@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from ..call import int8
 from ..cells import CELLS, CellName
 from ..integrations.nn_rnn import plain_twin
 from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
@@ -155,7 +156,9 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     return _exchange(model, restored)  # type: ignore[no-any-return]
 
 
-def prepare_rnn(model: torch.nn.Module, dtype: None = None) -> Any:
+def prepare_rnn(
+    model: torch.nn.Module, dtype: torch.dtype | None = None, min_hidden: int | None = None
+) -> Any:
     """Replaces the recurrent layers in `model` by prepared ones, for inference on a CPU.
 
     Replaces fused layers, step modules and token layers, and torch's own layers and step modules,
@@ -165,21 +168,32 @@ def prepare_rnn(model: torch.nn.Module, dtype: None = None) -> Any:
 
     Args:
         model: any module, in eval mode or not. It must not be trained afterwards.
-        dtype: must be None.
+        dtype: None, or torch.int8 for 8-bit weights, as in `FusedRNN.prepare`.
+        min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
+            Smaller layers, and layers in other dtypes than float32, keep their dtype. None for the
+            size from which on 8 bits are faster: 128 with AMX or AVX-512 VNNI, 256 with AVX-VNNI;
+            other processors keep the dtype of all layers.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: dtype is not None.
+        ValueError: dtype is neither None nor torch.int8.
         RuntimeError: a module has hooks, which the prepared module would not run. The model is then
             unchanged.
     """
     _check_module(model)
+    int8.check_prepared_dtype(dtype)
 
     def prepared(name: str, module: torch.nn.Module) -> Any:
-        return _fused(module).prepare(dtype) if _is_preparable(name, module) else None
+        if not _is_preparable(name, module):
+            return None
+        fused = _fused(module)
+        rnn = getattr(fused, "rnn", fused)
+        in_float32 = rnn._weights()[0].dtype == torch.float32
+        pays_off = in_float32 and int8.why_not_faster(rnn.hidden_size, min_hidden) is None
+        return fused.prepare(dtype if pays_off else None)
 
     model = _exchange(model, prepared)
     if not any(isinstance(module, Prepared) for module in model.modules()):
@@ -191,20 +205,28 @@ def prepare_rnn(model: torch.nn.Module, dtype: None = None) -> Any:
     return model
 
 
+def is_replaceable(module: torch.nn.Module) -> bool:
+    """Returns whether a module has a class that `prepare_rnn` replaces."""
+    cls = type_before_parametrizations(module)
+    return _is_token_layer(cls) or cls in PLAIN or type(module) in FUSED_OF
+
+
+def _is_token_layer(cls: type) -> bool:
+    return issubclass(cls, TokenLayer) and "_cell" in cls.__dict__
+
+
 def _is_preparable(name: str, module: torch.nn.Module) -> bool:
     """Returns whether `prepare_rnn` replaces a module.
 
     Raises:
         RuntimeError: it would replace the module, but the module has hooks.
     """
-    cls = type_before_parametrizations(module)
-    is_token_layer = issubclass(cls, TokenLayer) and "_cell" in cls.__dict__
-    if not is_token_layer and cls not in PLAIN and type(module) not in FUSED_OF:
+    if not is_replaceable(module):
         return False
     why_not = _fused(module)._why_not_preparable()
     if why_not is None:
         return True
-    if is_token_layer:
+    if _is_token_layer(type_before_parametrizations(module)):
         return False  # its part `rnn` is prepared instead, unless that has hooks
     where = repr(name) if name else "model"
     raise RuntimeError(f"prepare_rnn cannot replace {where}, a {type(module).__name__}: {why_not}")

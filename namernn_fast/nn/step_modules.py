@@ -87,19 +87,20 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
-        return option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+        bits = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+        return bits | self._more_options
 
-    def prepare(self, dtype: None = None) -> PreparedCell[States]:
+    def prepare(self, dtype: torch.dtype | None = None) -> PreparedCell[States]:
         """Returns a copy of this module for inference, whose weights are packed once.
 
         The copy always runs the fused operator on a CPU. See `FusedRNN.prepare`.
 
         Args:
-            dtype: must be None, for the dtype of this module.
+            dtype: None for the dtype of this module, or torch.int8 for 8-bit weights.
 
         Raises:
             RuntimeError: this module has hooks or another `forward`, which the copy would not run.
-            ValueError: dtype is not None.
+            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this module.
         """
         return PreparedCell(self, dtype)
 

@@ -128,19 +128,19 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             share_prefixes=share_prefixes,
         )
 
-    def prepare(self, dtype: None = None) -> PreparedLayer[States]:
+    def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this model for inference, whose weights are packed once.
 
         The embedding is multiplied by weight_ih once, unless the table of products would take more
         than 64 MiB, or batch_invariant is set. See `FusedRNN.prepare`.
 
         Args:
-            dtype: must be None, for the dtype of this model.
+            dtype: None for the dtype of this model, or torch.int8 for 8-bit weights.
 
         Raises:
             RuntimeError: this model or a part of it has hooks or another `forward`, which the copy
                 would not run, or the embedding has an option that the copy does not support.
-            ValueError: dtype is not None.
+            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this model.
         """
         return PreparedLayer(self, dtype)
 

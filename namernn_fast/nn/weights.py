@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..call import int8
 from ..integrations.nn_rnn import exact_class, plain_twin
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -71,10 +72,37 @@ def with_weights(
     return copy
 
 
+def names_in_state_dict(layer: Any) -> list[str]:
+    """Returns the names of the layer's weights in its state_dict, in the order of `_weights`."""
+    if not hasattr(layer, "rnn"):
+        return [*layer._weight_names()]
+    return ["embedding.weight", *(f"rnn.{name}" for name in layer.rnn._weight_names())]
+
+
+def matrices(layer: Any, tables: int) -> list[str]:
+    """Returns the names of the layer's matrices in its state_dict, without the first `tables` of
+    weight_ih."""
+    names = [name for name in names_in_state_dict(layer) if ".weight_" in f".{name}"]
+    left_out = [name for name in names if "weight_ih" in name][:tables]
+    return [name for name in names if name not in left_out]
+
+
+def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
+    """Returns the weights of a layer from a dictionary by name, which may hold integers and scales.
+
+    Replaces these in the dictionary by the weights that were rounded to them.
+    """
+    int8.to_weights(named)
+    return [named[name] for name in names_in_state_dict(layer)]
+
+
 class Preparable:
     """What fused layers and step modules have in common, for `prepare()`."""
 
     _why_not_preparable = why_not_preparable
+
+    _more_options = 0
+    """Option bits of calls that are not options of the module."""
 
     def _weight_names(self) -> Sequence[str]:
         raise NotImplementedError

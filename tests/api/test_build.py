@@ -24,7 +24,10 @@ needs_objdump = pytest.mark.skipif(
 )
 
 # The source files in csrc/isa, each compiled with the flags of one instruction set.
-ISA_FILES = {f"{isa}.cpp" for isa in ("baseline", "avx2", "avx512", "avx512_bf16", "amx")}
+AVX2_FILES = {"avx2.cpp", "int8_avx2.cpp", "int8_avx_vnni.cpp"}
+AVX512_FILES = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp", "amx_float.cpp"}
+AVX512_FILES |= {"int8_avx512.cpp", "int8_avx512_vnni.cpp", "int8_amx.cpp"}
+ISA_FILES = {"baseline.cpp", "int8_baseline.cpp", *AVX2_FILES, *AVX512_FILES}
 
 
 def run_tool(*command):
@@ -53,8 +56,7 @@ def test_wide_registers_stay_in_their_isa_files():
     """
     functions = functions_by_source()
     starts = [start for start, *_ in functions]
-    avx512 = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp", "amx_float.cpp"}
-    allowed = {"y": {"avx2.cpp", *avx512}, "z": avx512}
+    allowed = {"y": AVX2_FILES | AVX512_FILES, "z": AVX512_FILES}
     seen = {"y": set(), "z": set()}
     for line in run_tool("objdump", "-d", "--no-show-raw-insn", EXTENSION).splitlines():
         instruction = re.match(r"\s+([0-9a-f]+):", line)
@@ -117,6 +119,16 @@ def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
         run_kernel_tests(level, pytestconfig, "bfloat16")
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not X86, reason="needs an x86-64 build")
+@pytest.mark.parametrize("level", ["avx_vnni", "avx512_vnni"])
+def test_every_int8_kernel_equals_the_oracle(level, pytestconfig):
+    """Those of other levels run with test_every_cpu_capability_passes_parity."""
+    if kernel_at(level, torch.int8) != level:
+        pytest.skip(f"this processor does not support {level}")
+    run_kernel_tests(level, pytestconfig, "int8")
+
+
 def at_level(level):
     """Returns a process environment that selects `level`, or the highest level if None."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
@@ -144,11 +156,12 @@ def run_kernel_tests(level, config, selection):
     """
     tests = Path(__file__).parents[1] / "kernel"
     if config.option.markexpr:
-        selection = f"({selection}) and (test_kernel or test_every_option_keeps_the_error_budget)"
+        quick = "test_kernel or test_int8 or test_every_option_keeps_the_error_budget"
+        selection = f"({selection}) and ({quick})"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]
-        + [str(tests / f"test_{name}.py") for name in ("parity", "kernel", "prepared")],
+        + [str(tests / f"test_{name}.py") for name in ("parity", "kernel", "prepared", "int8")],
         env=at_level(level),
         capture_output=True,
         text=True,

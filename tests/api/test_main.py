@@ -31,7 +31,7 @@ def test_versions_and_paths_are_printed():
     ran = subprocess.run(
         [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
     )
-    kernels = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
+    kernels = [ops.cpu_kernel(t) for t in (torch.float32, torch.bfloat16, torch.int8)]
     words = (namernn_fast.__version__, torch.__version__, *kernels, "GRU and LSTM: torch's")
     for word in (*words, "0 MiB, at most 256 MiB"):
         assert word in ran.stdout

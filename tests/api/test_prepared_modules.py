@@ -371,7 +371,7 @@ def test_prepare_refuses_what_it_would_not_run(kind):
     model.embedding.max_norm = 1.0
     with pytest.raises(RuntimeError, match="the embedding has one of the options max_norm"):
         model.prepare()
-    with pytest.raises(ValueError, match=r"dtype must be None, got torch.float16: use layer.to"):
+    with pytest.raises(ValueError, match=r"dtype must be None or torch.int8, got torch.float16"):
         kind.layer(6, 20).prepare(torch.float16)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import CELLS, FUSED
 from kinds import KINDS, flat, map_states
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from layouts import calls_of, tensors_of
 
 from namernn_fast import explain, ops, prepared_ops
 from namernn_fast.machine import availability
@@ -18,52 +18,15 @@ OPTIONS = (
     {"num_layers": 2, "bias": False},
     {"num_layers": 3, "bidirectional": True, "batch_first": True},
 )
-T, B = 9, 13
-
 pytestmark = [
     pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
     pytest.mark.covering(1),
 ]
 
 
-def tensors_of(results):
-    """Returns the tensors in a layer's results."""
-    output, *states = flat(results)
-    if isinstance(output, PackedSequence):
-        output = output.data
-    elif output.is_nested:
-        output = output.values()
-    return output, *states
-
-
 def check_bits(got, wanted):
     for ours, theirs in zip(tensors_of(got), tensors_of(wanted), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def calls_of(layer, dtype):
-    """Yields the arguments of a call for each layout."""
-    generator = torch.Generator().manual_seed(1)
-    first = layer.batch_first
-    shape = (B, T) if first else (T, B)
-    x = torch.randn(*shape, layer.input_size, generator=generator).to(dtype)
-    lengths = torch.randint(0, T + 1, (B,), generator=generator)
-    lengths[0] = T
-    states = layer.num_layers * (2 if layer.bidirectional else 1), B, layer.hidden_size
-    kind = KINDS[layer._cell.name]
-    hx = kind.states(torch.randn, *states, generator=generator)
-    hx = map_states(hx, lambda state: state.to(dtype))
-    reset = torch.rand(shape, generator=generator) < 0.2
-    yield "dense", (x, hx), {}
-    yield "zero states", (x,), {}
-    yield "reset", (x, hx), {"reset": reset}
-    yield "lengths", (x, hx), {"lengths": lengths, "reset": reset}
-    yield "packed", (pack_padded_sequence(x, lengths.clamp(min=1), first, False), hx), {}
-    sequences = x.unbind(0 if first else 1)
-    values = [rows[:length] for rows, length in zip(sequences, lengths, strict=True)]
-    yield "jagged", (torch.nested.as_nested_tensor(values, layout=torch.jagged), hx), {}
-    one = x[:, :1] if not first else x[:1]
-    yield "one sequence", (one,), {}
 
 
 @pytest.mark.covering(2)

@@ -1,40 +1,63 @@
-// Runs the forward pass with instructions that multiply pairs of bfloat16 and sum in float.
+// Runs the forward pass with products of encoded rows: of bfloat16 terms (terms.h) or of 8-bit
+// integers (int8_rows.h). Inputs and states are encoded row by row, and the sums are floats.
 //
-// The products read inputs, states and weights as terms (terms.h): bfloat16 tensors as they are,
-// float tensors rounded to one or two terms. Rows of terms are padded with zeros to a multiple of
-// kGranule elements. Two arrays of states alternate: each step reads one array and writes its
-// states to the other. A state that the next step reads without a product stays in float: the cell
-// state, or h if the cell is not only_through_sums.
+// Two arrays of states alternate: each step reads one array and writes its states to the other. A
+// state that the next step reads without a product stays in float: the cell state, or h if the cell
+// is not only_through_sums.
+//
+// The template parameter Encoding has these members:
+// - Tile: computes a tile of a product, as pair_panels.h says of PairTile;
+// - Operands: the operands of a product;
+// - Row: points to an encoded row; input_size(n) and row_size(n) are the distances between rows of
+// n
+//   inputs and of n states;
+// - State, state_size(n): points to a row of states as a step writes it, which is a Row, or a float
+//   if a row can be encoded only as a whole; the distance between rows;
+// - Panels<Cell, Storage>: the format of the weights;
+// - weight_bytes: the size of a weight;
+// - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
+//   a product of rows of n numbers with a panel;
+// - encode(from, row, n), and encode_state(state, row, n) if a State is no Row: encode a row;
+// - fill_zeros(state, n): zeroes n numbers of a state;
+// - scratch_rows(runtime, rows, size): allocates rows, `size` apart, for encode() to fill.
 #pragma once
 
 #include "kernel/cells/cell.h"
-#include "kernel/pair_panels.h"
+#include "kernel/weights.h"
 
 namespace namernn_fast {
 namespace {
 
 // Memory for the rows of one group.
-template <int kTerms>
-struct PairRows {
-  Terms<kTerms> states[2];  // [B, padded(H)] each: step s reads states[s % 2]
-  Terms<kTerms> inputs[2];  // [steps * B, padded(D)] each: stretch n of `steps` steps reads
-                            // inputs[n % 2]
-  int64_t steps;            // number of steps whose inputs are read at once
+template <class Encoding>
+struct EncodedRows {
+  typename Encoding::State states[2];  // [B, state_size(H)] each: step s reads states[s % 2]
+  typename Encoding::Row inputs[2];  // [steps * B, input_size(D)] each: stretch n of `steps` steps
+                                     // reads inputs[n % 2]
+  typename Encoding::Row encoded;    // [members, encoded_rows, row_size(H)]: the states that a
+                                     // member reads, unless those are encoded already
+  int64_t encoded_rows;
+  int64_t steps;     // number of steps whose inputs are read at once
   float* projected;  // [unit blocks, weight blocks, capacity, panel_width], the projection of
                      // these steps; null if each step projects its own inputs
   int64_t capacity;  // number of rows in `inputs` and `projected`
 };
 
 // Runs the forward pass of one part.
-template <class Cell, class Storage, int kTerms>
-struct PairPart {
+template <class Cell, class Storage, class Encoding>
+struct EncodedPart {
+  using Tile = typename Encoding::Tile;
+  using Row = typename Encoding::Row;
+  using State = typename Encoding::State;
+  using Operands = typename Encoding::Operands;
   static constexpr int64_t w = Shape<float>::panel_width;
-  static constexpr int64_t kBlock = PairTile::rows * w;  // elements in the tile of one sum
+  static constexpr int64_t kBlock = Tile::rows * w;  // elements in the tile of one sum
+  static constexpr bool states_are_encoded = std::is_same_v<Row, State>;
 
   const Forward<Storage>& args;
-  const PairPanels<Cell, Storage, kTerms>& panels;
+  const typename Encoding::template Panels<Cell, Storage>& panels;
   const Part& part;
-  const PairRows<kTerms>& rows;
+  const EncodedRows<Encoding>& rows;
   float* carried;  // [B, state_size(H)], the state that a step reads without a product; null if
                    // there is none
   bool one_row;    // whether the batch is a single sequence, whose products use multiply_row()
@@ -47,15 +70,27 @@ struct PairPart {
   static constexpr int carried_state =
       Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;
   // Returns the number of elements in a row of `carried`, which consists of whole vectors.
-  static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
+  static int64_t carried_size(int64_t H) { return panel_count<float>(H) * w; }
 
   // Returns the index of row (s, b) in `inputs` and `projected`.
   int64_t row_of(int64_t s, int64_t b) const {
     return s % rows.steps * (part.slice.end - part.slice.begin) + b - part.slice.begin;
   }
-  const Terms<kTerms>& inputs_at(int64_t s) const { return rows.inputs[s / rows.steps % 2]; }
-  Terms<kTerms> input_terms(int64_t s, int64_t b) const {
-    return inputs_at(s) + row_of(s, b) * padded(args.layer.D);
+  const Row& inputs_at(int64_t s) const { return rows.inputs[s / rows.steps % 2]; }
+  Row input_at(int64_t s, int64_t b) const {
+    return inputs_at(s) + row_of(s, b) * Encoding::input_size(args.layer.D);
+  }
+  // Returns the states of sequence b that step s reads, as written and as multiplied.
+  State written_state(int64_t s, int64_t b) const {
+    return rows.states[s % 2] + (b - part.slice.begin) * Encoding::state_size(args.layer.H);
+  }
+  Row encoded_state(int64_t s, int64_t b) const {
+    if constexpr (states_are_encoded) {
+      return written_state(s, b);
+    } else {
+      const int64_t row = part.member * rows.encoded_rows + b - part.slice.begin;
+      return rows.encoded + row * Encoding::row_size(args.layer.H);
+    }
   }
   float* projected_at(int64_t j, int64_t s, int64_t row) const {
     return rows.projected + ((j / w * Cell::weight_blocks + s) * rows.capacity + row) * w;
@@ -69,7 +104,7 @@ struct PairPart {
       const int64_t t = time_of(layer, s);
       const int64_t end = alive_end(layer.layout, t, part.slice);
       for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
-        convert(input_row(layer, t, b), input_terms(s, b), layer.D);
+        Encoding::encode(input_row(layer, t, b), input_at(s, b), layer.D);
       }
     }
   }
@@ -83,29 +118,40 @@ struct PairPart {
     const int64_t first = continued_end(layer, t, part.slice);
     for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
       if (b < first) continue;
-      const Terms<kTerms> state = rows.states[s % 2] + (b - part.slice.begin) * padded(layer.H);
+      const State state = written_state(s, b);
       if (args.float_states.initial[0]) {
         convert(args.float_states.initial[0] + b * layer.H, state, layer.H);
       } else if (layer.initial[0].data && !is_cut(layer, t, b)) {
         convert(initial_state(layer, 0, b), state, layer.H);
       } else {
-        fill_zeros(state, layer.H);
+        Encoding::fill_zeros(state, layer.H);
+      }
+    }
+  }
+
+  // Encodes the states that step s reads.
+  void encode_states(int64_t s) const {
+    if constexpr (!states_are_encoded) {
+      const Layer<Storage>& layer = args.layer;
+      const int64_t end = alive_end(layer.layout, time_of(layer, s), part.slice);
+      for (int64_t b = part.slice.begin; b < end; ++b) {
+        Encoding::encode_state(written_state(s, b), encoded_state(s, b), layer.H);
       }
     }
   }
 
   // Projects the inputs of the stretch that starts at step `first`.
-  void project(PairTile& tile, int64_t first) const {
+  void project(Tile& tile, int64_t first) const {
     const Layer<Storage>& layer = args.layer;
     const int64_t last = min64(first + rows.steps, layer.layout.T);
-    const int64_t D = padded(layer.D);
+    const int64_t row = Encoding::input_size(layer.D);
     const int64_t count = row_of(last - 1, part.slice.end - 1) + 1;
     for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
-      const auto project_sum = [&](int64_t s, bool has_input, bool, const Terms<kTerms>& panel) {
-        for (int64_t i = 0; has_input && i < count; i += PairTile::rows) {
-          const PairOperands<kTerms> operands{inputs_at(first) + i * D, D, D, panel};
-          tile.multiply(&operands, 1, min64(PairTile::rows, count - i), nullptr,
-                        projected_at(j, s, i));
+      const auto project_sum = [&](int64_t s, const auto& input_panel, const auto&) {
+        for (int64_t i = 0; input_panel && i < count; i += Tile::rows) {
+          const Operands operands =
+              Encoding::operands_of_inputs(inputs_at(first) + i * row, layer.D, input_panel);
+          tile.multiply(&operands, 1, min64(Tile::rows, count - i), nullptr, projected_at(j, s, i));
         }
       };
       panels.for_each_panel(layer.D, layer.H, j / w, project_sum);
@@ -114,22 +160,20 @@ struct PairPart {
 
   // Computes the sums of `height` rows, starting at row (s, b), for the unit block that starts at
   // unit j.
-  void multiply(PairTile& tile, int64_t step, int64_t b, int64_t height, int64_t j,
-                float* sums) const {
-    const int64_t D = padded(args.layer.D);
-    const int64_t H = padded(args.layer.H);
-    const int64_t row = b - part.slice.begin;
-    const auto sum = [&](int64_t s, bool has_input, bool has_state, const Terms<kTerms>& panel) {
-      PairOperands<kTerms> operands[2];
+  void multiply(Tile& tile, int64_t step, int64_t b, int64_t height, int64_t j, float* sums) const {
+    const int64_t D = args.layer.D;
+    const int64_t H = args.layer.H;
+    const auto sum = [&](int64_t s, const auto& input_panel, const auto& state_panel) {
+      Operands operands[2];
       int count = 0;
       const float* start = nullptr;
-      if (has_input && rows.projected) {
+      if (input_panel && rows.projected) {
         start = projected_at(j, s, row_of(step, b));
-      } else if (has_input) {
-        operands[count++] = {input_terms(step, b), D, D, panel};
+      } else if (input_panel && D > 0) {
+        operands[count++] = Encoding::operands_of_inputs(input_at(step, b), D, input_panel);
       }
-      if (has_state) {
-        operands[count++] = {rows.states[step % 2] + row * H, H, H, panel + has_input * D * w};
+      if (state_panel) {
+        operands[count++] = Encoding::operands_of_states(encoded_state(step, b), H, state_panel);
       }
       float* c = sums + s * kBlock;
       one_row ? tile.multiply_row(operands, count, start, c)
@@ -163,7 +207,7 @@ struct PairPart {
     int64_t t;
     int64_t continued_end;  // sequences below this index continue from the previous step
     int64_t continues_end;  // sequences below this index continue at the next step
-    Terms<kTerms> next;     // the states that the next step reads
+    State next;             // the states that the next step reads
   };
 
   // Turns the sums of units j .. j + width of sequence b into states, and writes h to the output.
@@ -179,7 +223,7 @@ struct PairPart {
     StateRow<float, Storage> row{sums, kBlock, {}, {sums}, nullptr, H, width};
     if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
     if constexpr (carried_state >= 0) {
-      float* state = carried + b * state_size(H) + j;
+      float* state = carried + b * carried_size(H) + j;
       const bool cut = is_cut(layer, t, b);
       const bool starts = b >= step.continued_end || cut;
       const Storage* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
@@ -203,13 +247,13 @@ struct PairPart {
                              [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });
     };
     if (args.output.data) write(row_at(args.output, layout, t, b) + j);
-    const Terms<kTerms> next = step.next + ((b - part.slice.begin) * padded(H) + j);
+    const State next = step.next + ((b - part.slice.begin) * Encoding::state_size(H) + j);
     if (!continues) {
       const int64_t at = place_of(layout, b) * H + j;
       float* floats = args.float_states.last[0];
       floats ? write(floats + at) : write(args.last[0] + at);
     } else if (is_cut(layer, time_after(layer, t), b)) {
-      fill_zeros(next, width);
+      Encoding::fill_zeros(next, width);
     } else {
       write(next);
     }
@@ -220,7 +264,7 @@ struct PairPart {
     const SequenceLayout& layout = layer.layout;
     const Slice slice = part.slice;
     const Columns columns = part.columns;
-    PairTile tile;
+    Tile tile;
     alignas(64) float sums[Cell::sums * kBlock];
 
     read_inputs(0);
@@ -236,11 +280,16 @@ struct PairPart {
       const Step step{t, continued_end(layer, t, slice),
                       alive_end(layout, time_after(layer, t), slice), rows.states[(s + 1) % 2]};
       const int64_t end = alive_end(layout, t, slice);
-      for (int64_t j = columns.first; j < columns.last; j += w) {
+      encode_states(s);
+      const int64_t blocks = (columns.last - columns.first + w - 1) / w;
+      for (int64_t n = 0; n < blocks; ++n) {
+        // Every other step reads the panels in the opposite order, so that it begins with those
+        // that are still in the cache if not all of them fit.
+        const int64_t j = columns.first + (s % 2 ? blocks - 1 - n : n) * w;
         if (packs) panels.pack(layer, j / w);
         const int64_t width = min64(w, columns.last - j);
-        for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
-          const int64_t height = min64(PairTile::rows, end - i);
+        for (int64_t i = slice.begin; i < end; i += Tile::rows) {
+          const int64_t height = min64(Tile::rows, end - i);
           multiply(tile, s, i, height, j, sums);
           for (int64_t r = 0; r < height; ++r) finish(step, i + r, j, width, sums + r * w);
         }
@@ -250,33 +299,37 @@ struct PairPart {
   }
 };
 
-template <class Cell, class Storage, int kTerms>
-inline PlanArguments pair_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
-  return {layer.layout,
-          runtime.machine,
-          layer.D,
-          layer.H,
-          panel_count<float>(layer.H),
-          kTerms * sizeof(BFloat16),
-          Cell::weight_blocks};
+template <class Cell, class Encoding, class Storage>
+inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
+  return {layer.layout,           runtime.machine,    layer.D, layer.H, panel_count<float>(layer.H),
+          Encoding::weight_bytes, Cell::weight_blocks};
 }
 
 // Allocates the rows of one group, for a slice of this many sequences.
-template <class Cell, class Storage, int kTerms>
-PairRows<kTerms> pair_rows(const Layer<Storage>& layer, const Plan& plan, int64_t sequences,
-                           const Runtime& runtime) {
-  PairRows<kTerms> rows{};
-  const int64_t ahead = choose_pair_steps(
-      pair_plan_arguments<Cell, Storage, kTerms>(layer, runtime), plan, PairTile::rows);
+template <class Cell, class Encoding, class Storage>
+EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan, int64_t sequences,
+                                   const Runtime& runtime) {
+  constexpr int64_t tile_rows = Encoding::Tile::rows;
+  EncodedRows<Encoding> rows{};
+  const int64_t ahead =
+      choose_pair_steps(encoded_plan_arguments<Cell, Encoding>(layer, runtime), plan, tile_rows);
   rows.steps = max64(1, ahead);
-  rows.capacity = rows.steps * sequences + PairTile::rows;
-  const auto allocate = [&](int64_t count, int64_t width) {
-    const Terms<kTerms> terms = scratch_terms<kTerms>(runtime, count * padded(width));
-    if (padded(width) > width) fill_zeros(terms, count * padded(width));
-    return terms;
-  };
-  for (auto& states : rows.states) states = allocate(sequences + PairTile::rows, layer.H);
-  for (auto& inputs : rows.inputs) inputs = allocate(rows.capacity, layer.D);
+  rows.capacity = rows.steps * sequences + tile_rows;
+  rows.encoded_rows = sequences + tile_rows;
+  for (auto& inputs : rows.inputs) {
+    inputs = Encoding::scratch_rows(runtime, rows.capacity, Encoding::input_size(layer.D));
+  }
+  for (auto& states : rows.states) {
+    if constexpr (std::is_same_v<typename Encoding::Row, typename Encoding::State>) {
+      states = Encoding::scratch_rows(runtime, rows.encoded_rows, Encoding::row_size(layer.H));
+    } else {
+      states = scratch<float>(runtime, sequences * Encoding::state_size(layer.H));
+    }
+  }
+  if constexpr (!std::is_same_v<typename Encoding::Row, typename Encoding::State>) {
+    rows.encoded = Encoding::scratch_rows(runtime, plan.members * rows.encoded_rows,
+                                          Encoding::row_size(layer.H));
+  }
   if (ahead) {
     constexpr int64_t w = Shape<float>::panel_width;
     rows.projected = scratch<float>(
@@ -292,39 +345,31 @@ inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machin
   return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
 }
 
-template <class Cell, class Storage, int kTerms>
-void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
-  using Panels = PairPanels<Cell, Storage, kTerms>;
-  using ThePart = PairPart<Cell, Storage, kTerms>;
+// Runs the forward pass. `prepared` is the layer's panels, or null if they are in another format,
+// or absent.
+template <class Cell, class Encoding, class Storage>
+void forward_encoded(const Forward<Storage>& args, const void* prepared, const Runtime& runtime) {
+  using Panels = typename Encoding::template Panels<Cell, Storage>;
+  using ThePart = EncodedPart<Cell, Storage, Encoding>;
   const Layer<Storage>& layer = args.layer;
-  // The layer's panels, if these kernels read their format.
-  const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
-  if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    // The instructions for pairs need weights in panels, so the float kernels run this call.
-    const KernelsFor<Storage>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
-    Forward<Storage> floats = args;
-    if (layer.panels) floats.layer.in_place = {};
-    return in_float.forward(floats, runtime);
-  }
   // A single step reads every panel once. So each member packs one unit block at a time, which then
   // stays in its private cache, and the members split the packing, which takes most of the time.
   const bool one_step = layer.layout.T == 1 && !prepared;
-  const Plan plan = one_step
-                        ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
-                        : choose_plan(pair_plan_arguments<Cell, Storage, kTerms>(layer, runtime));
+  const Plan plan = one_step ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
+                             : choose_plan(encoded_plan_arguments<Cell, Encoding>(layer, runtime));
   Team* teams = scratch<Team>(runtime, plan.groups);
   const size_t block = (Panels::block_bytes(layer.D, layer.H) + 63) / 64 * 64;
   const WeightCopies copies =
       one_step ? WeightCopies{static_cast<char*>(runtime.scratch(plan.members * block)), 0, true}
                : weight_copies<Panels>(layer, prepared, plan, runtime);
-  auto* rows = scratch<PairRows<kTerms>>(runtime, plan.groups);
+  auto* rows = scratch<EncodedRows<Encoding>>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     const Slice slice = slice_of(layer.layout, g, plan.groups);
-    rows[g] = pair_rows<Cell, Storage, kTerms>(layer, plan, slice.end - slice.begin, runtime);
+    rows[g] = encoded_rows<Cell, Encoding>(layer, plan, slice.end - slice.begin, runtime);
   }
   float* carried = nullptr;
   if (ThePart::carried_state >= 0) {
-    carried = scratch<float>(runtime, layer.layout.B * ThePart::state_size(layer.H));
+    carried = scratch<float>(runtime, layer.layout.B * ThePart::carried_size(layer.H));
   }
   const bool one_row = !layer.batch_invariant && layer.layout.B == 1;
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {

@@ -1,0 +1,97 @@
+// 8-bit weights on AMX, and on AVX-512 VNNI for products of few rows.
+#define NAMERNN_VECTOR_BYTES 64
+#define NAMERNN_REGISTERS 32
+#include "contract.h"
+#include "kernel/amx_registers.h"
+#include "kernel/int8_table.h"
+
+namespace namernn_fast {
+namespace {
+
+// Products of at most this many rows do not use tile registers.
+constexpr int64_t kFewRows = 4;
+
+// Tile registers 0 to 3 hold a 2 x 2 block of sums, registers 4 and 5 rows of A, registers 6 and 7
+// columns of the panel.
+struct AmxTile : AmxRegisters {
+  static constexpr int64_t rows = 32;
+
+  void multiply(const Int8Operands* operands, int count, int64_t height, const float* start,
+                float* c) {
+    add_products(operands, count, height, start, c,
+                 [&](const Int8Operands& operand, const float* first) {
+                   if (height <= kFewRows) return multiply_few(operand, height, first, c);
+                   operand.part ? multiply_one<2>(operand, height, first, c)
+                                : multiply_one<1>(operand, height, first, c);
+                 });
+  }
+  void multiply_row(const Int8Operands* operands, int count, const float* start, float* c) {
+    multiply(operands, count, 1, start, c);
+  }
+
+ private:
+  static constexpr int64_t kTileRows = 16;
+
+  alignas(64) int32_t sums_[2 * rows * kWidth];
+
+  template <int kParts>
+  void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
+    const bool tall = height > kTileRows;
+    const int64_t part_rows = tall ? rows : kTileRows;  // rows of sums_ that hold a part
+    for (int64_t half = 0; half < 2; ++half) {
+      if (tall) {
+        for (int p = 0; p < kParts; ++p) {
+          const uint8_t* a = operand.a + p * operand.part;
+          columns<true>(operand, a, a + kTileRows * operand.a_row, half, sums_ + p * rows * kWidth);
+        }
+      } else {
+        columns<kParts == 2>(operand, operand.a, operand.a + operand.part, half, sums_);
+      }
+    }
+    for (int64_t r = 0; r < height; ++r) {
+      write_row<kParts>(operand, r, start, c, [&](int part, int v) {
+        Int sums;
+        std::memcpy(&sums, sums_ + (part * part_rows + r) * kWidth + v * 16, sizeof(sums));
+        return sums;
+      });
+    }
+  }
+
+  // Multiplies 16 rows from `a` on and, if `kTwo`, 16 rows from `b` on by one half of the panel's
+  // columns.
+  template <bool kTwo>
+  static void columns(const Int8Operands& operand, const uint8_t* a, const uint8_t* b, int64_t half,
+                      int32_t* sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kTwo) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int64_t k = 0; k < operand.K; k += kRowGranule) {
+      const int8_t* panel = operand.panel + k * kWidth + half * 2 * kBlockBytes;
+      _tile_loadd(4, a + k, operand.a_row);
+      _tile_loadd(6, panel, kQuadBytes);
+      _tile_dpbusd(0, 4, 6);
+      _tile_loadd(7, panel + kBlockBytes, kQuadBytes);
+      _tile_dpbusd(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_loadd(5, b + k, operand.a_row);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+      }
+    }
+    sums += half * 32;
+    _tile_stored(0, sums, kWidth * 4);
+    _tile_stored(1, sums + 16, kWidth * 4);
+    if constexpr (kTwo) {
+      _tile_stored(2, sums + kTileRows * kWidth, kWidth * 4);
+      _tile_stored(3, sums + kTileRows * kWidth + 16, kWidth * 4);
+    }
+  }
+};
+
+}  // namespace
+
+const Int8Kernels int8_kernels_amx = int8_kernels<AmxTile>("amx_int8");
+}  // namespace namernn_fast

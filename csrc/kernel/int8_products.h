@@ -1,0 +1,228 @@
+// Products of rows and panels of 8-bit integers. Sums of integers are exact, so every instruction
+// set, tile and split gets the same sums.
+#pragma once
+
+#include "kernel/int8_rows.h"
+#include "kernel/panels.h"
+
+namespace namernn_fast {
+namespace {
+
+// The operands of a product A B of a few rows of A and one panel of B.
+struct Int8Operands {
+  const uint8_t* a;     // A, row by row, each as quantize_row() or quantize_row_twice() writes it
+  int64_t a_row;        // row stride of A, in bytes
+  int64_t K;            // number of columns of A and rows of B, including padding
+  const int8_t* panel;  // B, as Int8Panels describes it
+  int64_t part;         // distance between the two rows whose sum is a row of A, or 0 for one row
+};
+
+constexpr int64_t kWidth = Shape<float>::panel_width;
+// A panel consists of blocks of kGroup columns and kRowGranule rows, which a register of AMX holds.
+// The kWidth columns of the first rows come first. The order within a block is [rows / 4, kGroup,
+// 4].
+constexpr int64_t kGroup = kWidth < 16 ? kWidth : 16;
+constexpr int64_t kBlockBytes = kRowGranule * kGroup;
+constexpr int64_t kQuadBytes = 4 * kGroup;  // bytes of a block that hold four rows
+
+// Returns the index of an element of B in its panel.
+inline int64_t place_in_panel(int64_t k, int64_t j) {
+  const int64_t rows = k / kRowGranule * kRowGranule, row = k % kRowGranule;
+  return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
+}
+
+// A vector of weights holds kColumns columns of four rows of B. dot(sums, w, a) adds the products
+// with four numbers of a row of A to `sums`, whose lanes hold kPartial sums for each column.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr int kPartial = 1;
+using Weights = Int;
+using Quad = Int;
+inline Weights load_weights(const int8_t* p) {
+  Weights w;
+  std::memcpy(&w, p, sizeof(w));
+  return w;
+}
+inline Quad load_quad(const uint8_t* p) {
+  int32_t quad = 0;
+  std::memcpy(&quad, p, sizeof(quad));
+  return Quad{} + quad;
+}
+inline Int dot(Int sums, Weights w, Quad a) {
+#if defined(__AVX512VNNI__)
+  return (Int)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)w);
+#else
+  return (Int)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)w);
+#endif
+}
+#else
+constexpr int kPartial = 2;
+typedef int16_t Weights __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+typedef int64_t Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+inline Weights load_weights(const int8_t* p) {
+#if defined(__AVX512BW__)
+  return (Weights)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Weights)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  typedef int8_t Half __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
+  Half w;
+  std::memcpy(&w, p, sizeof(w));
+  return __builtin_convertvector(w, Weights);
+#endif
+}
+inline Quad load_quad(const uint8_t* p) {
+  int64_t quad = 0;
+  std::memcpy(&quad, p, sizeof(quad));
+  return Quad{} + quad;
+}
+inline Int dot(Int sums, Weights w, Quad a) {
+#if defined(__AVX512BW__)
+  return sums + (Int)_mm512_madd_epi16((__m512i)w, (__m512i)a);
+#elif defined(__AVX2__)
+  return sums + (Int)_mm256_madd_epi16((__m256i)w, (__m256i)a);
+#elif defined(__SSE2__)
+  return sums + (Int)_mm_madd_epi16((__m128i)w, (__m128i)a);
+#elif defined(__aarch64__)
+  const int16x8_t x = (int16x8_t)w, y = (int16x8_t)a;
+  return sums + (Int)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#endif
+}
+#endif
+constexpr int kColumns = Simd<float>::lanes / kPartial;
+constexpr int kVectors = kWidth / kColumns;
+// Number of rows whose sums fit in registers.
+constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
+// Returns the number of chains of a product of `rows` rows: see multiply_rows().
+constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
+
+// Returns the sums of the columns of vectors v .. v + kPartial.
+inline Int whole_sums(const Int* sums) {
+  if constexpr (kPartial == 1) return sums[0];
+  Int whole;
+  for (int l = 0; l < Simd<float>::lanes; ++l) {
+    const Int& from = sums[l / kColumns];
+    whole[l] = from[l % kColumns * 2] + from[l % kColumns * 2 + 1];
+  }
+  return whole;
+}
+
+// Writes start + A B to c for row r. `sum(part, v)` returns vector v of the integer sums of the
+// row, or of its parts, the one or two rows of integers that it consists of.
+template <int kParts, class F>
+inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
+                      F&& sum) {
+  const int8_t* const tail = operand.panel + operand.K * kWidth;
+  const uint8_t* const a = operand.a + r * operand.a_row + scale_at(operand.K);
+  float scale[kParts];
+  for (int p = 0; p < kParts; ++p) std::memcpy(&scale[p], a + p * operand.part, sizeof(float));
+  constexpr int lanes = Simd<float>::lanes;
+#pragma GCC unroll 4
+  for (int v = 0; v < kWidth / lanes; ++v) {
+    Int offset;
+    Vec<float> scales;
+    std::memcpy(&offset, tail + v * sizeof(Int), sizeof(offset));
+    std::memcpy(&scales, tail + (kWidth * 4 + v * sizeof(Int)), sizeof(scales));
+    Vec<float> total = start ? load(start + r * kWidth + v * lanes) : Vec<float>{};
+    for (int p = 0; p < kParts; ++p) {
+      const Vec<float> product = __builtin_convertvector(sum(p, v) - offset, Vec<float>);
+      total += product * (scales * scale[p]);
+    }
+    store(c + r * kWidth + v * lanes, total);
+  }
+}
+
+// Computes kRows rows of a product. The sums of a row are split into kChains chains that take
+// turns, so that fewer multiplications wait for the previous one.
+template <int kRows, int kParts, int kChains>
+void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
+  Int sums[kChains][kRows * kParts][kVectors] = {};
+  for (int64_t first = 0; first < operand.K; first += kRowGranule) {
+    for (int64_t k = 0; k < kRowGranule; k += 4 * kChains) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) {
+        const int8_t* panel = operand.panel + first * kWidth + (k / 4 + chain) * kQuadBytes;
+        Weights w[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          constexpr int per_group = kGroup / kColumns;
+          w[v] = load_weights(panel + v / per_group * kBlockBytes + v % per_group * 4 * kColumns);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows * kParts; ++r) {
+          const int64_t row = r / kParts * operand.a_row + r % kParts * operand.part;
+          const int64_t at = (first + k + 4 * chain) * int64_t(sizeof(Code));
+          const Quad quad = load_quad(operand.a + row + at);
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) sums[chain][r][v] = dot(sums[chain][r][v], w[v], quad);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows * kParts; ++r) {
+#pragma GCC unroll 4
+    for (int chain = 1; chain < kChains; ++chain) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[0][r][v] += sums[chain][r][v];
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+    write_row<kParts>(operand, r, start, c, [&](int part, int v) {
+      return whole_sums(sums[0][r * kParts + part] + v * kPartial);
+    });
+  }
+}
+
+// Computes `height` rows of a product, each of which consists of kParts rows of integers.
+template <int kParts, int... kIndices>
+void multiply_few(Int8Operands operand, int64_t height, const float* start, float* c,
+                  std::integer_sequence<int, kIndices...>) {
+  constexpr void (*multiply[])(const Int8Operands&, const float*, float*) = {
+      &multiply_rows<kIndices + 1, kParts, chains_for((kIndices + 1) * kParts)>...};
+  constexpr int64_t most = sizeof...(kIndices);
+  for (int64_t r = 0; r < height; r += most) {
+    multiply[min64(most, height - r) - 1](operand, start, c);
+    operand.a += most * operand.a_row;
+    if (start) start += most * kWidth;
+    c += most * kWidth;
+  }
+}
+inline void multiply_few(const Int8Operands& operand, int64_t height, const float* start,
+                         float* c) {
+  if (operand.part) {
+    multiply_few<2>(operand, height, start, c, std::make_integer_sequence<int, kRowsAtOnce / 2>());
+  } else {
+    multiply_few<1>(operand, height, start, c, std::make_integer_sequence<int, kRowsAtOnce>());
+  }
+}
+
+// Adds the products of several operands, with multiply_one(operand, start, c) for each.
+template <class F>
+inline void add_products(const Int8Operands* operands, int count, int64_t height,
+                         const float* start, float* c, F&& multiply_one) {
+  if (count == 0) {
+    const size_t bytes = size_t(height * kWidth) * sizeof(float);
+    start ? void(std::memmove(c, start, bytes)) : void(std::memset(c, 0, bytes));
+  }
+  for (int o = 0; o < count; ++o) multiply_one(operands[o], o == 0 ? start : c);
+}
+
+// The tile for instructions that multiply vectors. pair_panels.h describes the interface.
+struct VectorTile {
+  static constexpr int64_t rows = 24;
+
+  void multiply(const Int8Operands* operands, int count, int64_t height, const float* start,
+                float* c) {
+    add_products(operands, count, height, start, c,
+                 [&](const Int8Operands& operand, const float* first) {
+                   multiply_few(operand, height, first, c);
+                 });
+  }
+  void multiply_row(const Int8Operands* operands, int count, const float* start, float* c) {
+    multiply(operands, count, 1, start, c);
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast

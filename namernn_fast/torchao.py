@@ -1,0 +1,55 @@
+"""8-bit weights for recurrent layers through `torchao.quantization.quantize_`.
+
+torchao converts linear layers; this module adds a config for the layers of this package and of
+torch, which become prepared modules, as `prepare_rnn` makes them:
+
+    from namernn_fast.torchao import RecurrentConfig, is_recurrent
+    from torchao.quantization import quantize_
+
+    quantize_(model, RecurrentConfig(), is_recurrent)
+
+Importing it imports torchao, which takes seconds.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.transform_module import register_quantize_module_handler
+
+from .nn.replacing import is_replaceable, prepare_rnn
+
+
+@dataclass
+class RecurrentConfig(AOBaseConfig):  # type: ignore[misc]
+    """Replaces recurrent layers by prepared ones.
+
+    Attributes:
+        dtype: as in `prepare_rnn`.
+        min_hidden: as in `prepare_rnn`.
+    """
+
+    dtype: torch.dtype | None = torch.int8
+    min_hidden: int | None = None
+
+
+def is_recurrent(module: torch.nn.Module, name: str = "") -> bool:
+    """Returns whether `RecurrentConfig` replaces a module; the `filter_fn` of `quantize_`.
+
+    Args:
+        module: a part of the model.
+        name: its name, which is not read.
+    """
+    return is_replaceable(module)
+
+
+@register_quantize_module_handler(RecurrentConfig)  # type: ignore[untyped-decorator]
+def _prepare(module: torch.nn.Module, config: RecurrentConfig) -> torch.nn.Module:
+    """Turns a module into what `prepare_rnn` replaces it by.
+
+    The object stays the same, because torchao would leave another object out if the model itself is
+    the layer, and where a layer has several names.
+    """
+    prepared = prepare_rnn(module, config.dtype, config.min_hidden)
+    module.__class__, module.__dict__ = type(prepared), prepared.__dict__
+    return module

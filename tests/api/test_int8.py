@@ -1,0 +1,308 @@
+"""Prepared modules with 8-bit weights are saved, copied, converted, compiled and exported."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from kinds import KINDS, flat, map_states, tensors_in
+
+import namernn_fast
+from namernn_fast import PreparedCell, PreparedLayer, explain, ops, prepare_rnn, restore_rnn
+from namernn_fast.call import int8
+from namernn_fast.machine import availability
+
+pytestmark = [
+    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
+    pytest.mark.covering(1),
+]
+
+OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+FORMS = ("layer", "tokens", "step module")
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+def make(kind, form):
+    """Returns a module, the prepared module, and an input."""
+    if form == "layer":
+        module, x = kind.layer(6, 20, **OPTIONS), torch.randn(8, 5, 6)
+    elif form == "tokens":
+        module, x = kind.tokens(9, 6, 20, **OPTIONS), torch.randint(9, (8, 5))
+    else:
+        module, x = kind.step_module(6, 20), torch.randn(8, 6)
+    module.requires_grad_(False)
+    return module, module.prepare(torch.int8), x
+
+
+def equal(first, second):
+    leaves = torch.utils._pytree.tree_leaves
+    return all(map(torch.equal, leaves(first), leaves(second)))
+
+
+def test_a_prepared_module_is_like_its_layer(kind, form):
+    module, prepared, x = make(kind, form)
+    assert prepared.dtype == torch.int8
+    assert type(prepared) is (PreparedCell if form == "step module" else PreparedLayer)
+    assert "dtype=torch.int8" in repr(prepared)
+    leaves = torch.utils._pytree.tree_leaves
+    for got, wanted in zip(leaves(prepared(x)), leaves(module(x)), strict=True):
+        torch.testing.assert_close(got, wanted, atol=0.02, rtol=0)
+    assert not equal(prepared(x), module(x))
+
+
+def test_files_and_copies_have_the_same_integers(kind, form, tmp_path):
+    _, prepared, x = make(kind, form)
+    wanted, state = prepared(x), prepared.state_dict()
+    assert {w.dtype for name, w in state.items() if name.endswith("_int8")} == {torch.int8}
+    assert not [name for name in state if name.endswith("weight_hh_l0")]
+    torch.save(state, tmp_path / "state")
+    other = make(kind, form)[1]
+    assert not equal(other(x), wanted)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    file = io.BytesIO()
+    torch.save(prepared, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    copies = copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), copy.copy(prepared)
+    for each in (other, loaded, *copies):
+        assert equal(each(x), wanted)
+
+
+def test_a_file_of_floats_is_rounded(kind, form):
+    module, _, x = make(kind, form)
+    _, other, _ = make(kind, form)
+    other.load_state_dict(module.state_dict())
+    assert equal(other(x), module.prepare(torch.int8)(x))
+
+
+def test_loading_reports_errors(kind, form):
+    _, prepared, x = make(kind, form)
+    wanted, state = prepared(x), prepared.state_dict()
+    name = next(name for name in state if name.endswith("_int8"))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        prepared.load_state_dict({**state, name: state[name][:, :-1]})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        prepared.load_state_dict({key: w for key, w in state.items() if key != name})
+    assert equal(prepared(x), wanted)
+
+
+def test_refresh_packs_into_the_same_memory(kind, form):
+    _, prepared, x = make(kind, form)
+    other = make(kind, form)[0]
+    tensor = prepared._panels.tensor
+    prepared.refresh(other)
+    assert prepared._panels.tensor is tensor
+    assert equal(prepared(x), other.prepare(torch.int8)(x))
+
+
+def test_what_does_not_fit_8_bits_is_refused(kind, form):
+    module, prepared, x = make(kind, form)
+    wanted = prepared(x)
+    with pytest.raises(RuntimeError, match="with 8-bit weights cannot be restored"):
+        restore_rnn(prepared)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(ValueError, match=r"8-bit weights need a layer in float32, got .*float"):
+            prepared.to(dtype)
+        with pytest.raises(ValueError, match=r"8-bit weights need a layer in float32"):
+            copy.deepcopy(module).to(dtype).prepare(torch.int8)
+    assert equal(prepared(x), wanted)
+    assert equal(prepared.to("cpu")(x), wanted)
+    with pytest.raises(
+        ValueError, match=r"dtype must be None or torch.int8, got torch.float16: us"
+    ):
+        module.prepare(torch.float16)
+
+
+def test_without_a_kernel_the_layer_runs_with_rounded_weights(kind, form, monkeypatch):
+    _, prepared, x = make(kind, form)
+    state = prepared.state_dict()
+    monkeypatch.setattr(availability, "why_not_cpu_kernel", lambda input: "a test")
+    module, other, _ = make(kind, form)
+    other.load_state_dict(state)
+    assert other._panels is None
+    for name, weight in prepared.state_dict().items():
+        if form != "tokens":  # a table is not rounded
+            assert torch.equal(weight, other.state_dict()[name])
+    module.load_state_dict(other._layer.state_dict())
+    assert equal(other(x), module(x))
+
+
+def test_compile_and_vmap(kind, form):
+    _, prepared, x = make(kind, form)
+    compiled = torch.compile(prepared, backend="aot_eager", fullgraph=True)
+    assert equal(compiled(x), prepared(x))
+    torch._dynamo.reset()
+    if form == "layer":
+        stacked = torch.stack([x, x.flip(0)])
+        mapped = torch.vmap(lambda one: prepared(one)[0])(stacked)
+        assert equal(mapped, torch.stack([prepared(one)[0] for one in stacked]))
+
+
+def test_export_holds_the_rounded_weights_in_floats(kind, form):
+    _, prepared, x = make(kind, form)
+    program = torch.export.export(prepared, (x,), strict=False).module()
+    assert equal(program(x), prepared._frozen()(x))
+
+
+def test_streams_have_the_bits_of_whole_sequences(kind):
+    layer = kind.layer(7, 70, 2)
+    prepared, x = layer.prepare(torch.int8), torch.randn(9, 5, 7)
+    with torch.no_grad():
+        output, last = prepared(x)
+        for frames in ([*x], [x[:4], *x[4:]]):
+            stream = prepared.stream(5)
+            got = [stream(frame).reshape(-1, 5, 70) for frame in frames]
+            assert torch.equal(torch.cat(got), output)
+            for state, wanted in zip(tensors_in(stream.states), tensors_in(last), strict=True):
+                assert torch.equal(state, wanted)
+        some = stream.fork()
+        some.reset()
+        got = torch.stack([some(frame[[3, 0]], rows=[3, 0]) for frame in x])
+        assert torch.equal(got, output[:, [3, 0]])
+    assert explain(stream, x[0]).path == f"cpu {ops.cpu_kernel(torch.int8)}"
+
+
+def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
+    model = torch.nn.ModuleDict(
+        {
+            "small": kind.nn_layer(4, 16),
+            "large": kind.layer(4, 300),
+            "tokens": kind.tokens(9, 4, 300),
+            "step": kind.nn_step_module(4, 300),
+            "wide": kind.layer(4, 300, dtype=torch.float64),
+        }
+    )
+    dtypes = {}
+    for min_hidden in (None, 0, 17):
+        prepared = prepare_rnn(copy.deepcopy(model), torch.int8, min_hidden)
+        dtypes[min_hidden] = [name for name, m in prepared.items() if m.dtype == torch.int8]
+    assert dtypes[0] == ["small", "large", "tokens", "step"]
+    assert dtypes[17] == ["large", "tokens", "step"]
+    for kernel, wanted in ("amx_int8", dtypes[17]), ("avx2", []):
+        monkeypatch.setattr(ops, "cpu_kernel", lambda dtype=None, kernel=kernel: kernel)
+        prepared = prepare_rnn(copy.deepcopy(model), torch.int8)
+        assert [name for name, m in prepared.items() if m.dtype == torch.int8] == wanted
+    with pytest.raises(ValueError, match=r"dtype must be None or torch.int8, got torch.uint8"):
+        prepare_rnn(model, torch.uint8)
+
+
+def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
+    x = torch.randn(5, 3, 8)
+    monkeypatch.setitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8), 32)
+    small, large = kind.layer(8, 31), kind.layer(8, 32)
+    for layer in (small, large):
+        explained = explain(layer.prepare(torch.int8), x)
+        assert explained.path == f"cpu {ops.cpu_kernel(torch.int8)}"
+        assert explained.shortcuts == ("prepared weights", "8-bit weights")
+        reason = explained.why_not.get("float32 weights")
+        assert (reason is None) == (layer is large)
+    assert reason is None or "pay off from hidden_size 32, not for 31" in reason
+    for layer, why in (small, "pay off from"), (large, "did not ask for torch.int8"):
+        assert why in explain(layer.prepare(), x).why_no_shortcut["8-bit weights"]
+    monkeypatch.delitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8))
+    reasons = explain(large.prepare(), x).why_no_shortcut
+    assert (
+        reasons["8-bit weights"] == "this processor has no instructions that would make them faster"
+    )
+    double, y = kind.layer(8, 32, dtype=torch.float64), x.double()
+    assert "not in float32" in explain(double.prepare(), y).why_no_shortcut["8-bit weights"]
+
+
+def test_torchao_prepares_recurrent_layers(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torchao = pytest.importorskip("torchao.quantization")
+        from namernn_fast.torchao import RecurrentConfig, is_recurrent
+    model = torch.nn.Sequential(kind.nn_layer(6, 300), torch.nn.Linear(300, 2))
+    model.same, x = model[0], torch.randn(5, 3, 6)
+    wanted = model[0](x)[0]
+    torchao.quantize_(model, RecurrentConfig(min_hidden=0), is_recurrent)
+    assert model.same is model[0]
+    assert (type(model[0]), model[0].dtype) == (PreparedLayer, torch.int8)
+    assert type(model[1]) is torch.nn.Linear
+    torch.testing.assert_close(model[0](x)[0], wanted, atol=0.02, rtol=0)
+    layer = kind.step_module(6, 20)
+    torchao.quantize_(layer, RecurrentConfig(dtype=None), is_recurrent)
+    assert (type(layer), layer.dtype) == (PreparedCell, None)
+
+
+ONNX_CASES = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "bias": False},
+    {"num_layers": 2, "batch_first": True},
+]
+
+
+@pytest.mark.parametrize("options", ONNX_CASES, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, with_lengths):
+    """Within 0.04: it quantizes inputs and states of all sequences with one scale.
+
+    The session option makes its products exact on processors without VNNI; it takes graphs with
+    separate constants for all zero points, which the exporter's optimizer would merge.
+    """
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    prepared = KINDS["lstm"].layer(20, 32, **options).prepare(torch.int8)
+    x = torch.randn(batch, 11, 20) if prepared.batch_first else torch.randn(11, batch, 20)
+    states = prepared.num_layers * (2 if prepared.bidirectional else 1), batch, 32
+    hx = map_states(KINDS["lstm"].states(torch.rand, *states), lambda state: state - 0.5)
+    lengths = torch.tensor([11, 0, 5])[:batch] if with_lengths else None
+    program = torch.onnx.export(
+        prepared, (x, hx, lengths), dynamo=True, verbose=False, optimize=False
+    ).model_proto
+    quantized = [n for n in program.graph.node if n.op_type == "DynamicQuantizeLSTM"]
+    assert len(quantized) == prepared.num_layers
+    session_options = onnxruntime.SessionOptions()
+    session_options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(program.SerializeToString(), session_options)
+    given = [tensor for tensor in (x, *hx, lengths) if tensor is not None]
+    names = [value.name for value in session.get_inputs()]
+    feed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    wanted = flat(prepared(x, hx, lengths))
+    for got, want in zip(session.run(None, feed), wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), want, atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_onnx_has_no_node_for_other_cells(cell):
+    pytest.importorskip("onnxscript")
+    prepared = KINDS[cell].layer(4, 5).prepare(torch.int8)
+    node = prepared._layer._cell.onnx.operator
+    with pytest.raises(torch.onnx.OnnxExporterError) as raised:
+        torch.onnx.export(prepared, (torch.randn(3, 2, 4),), dynamo=True, verbose=False)
+    assert f"ONNX Runtime has no {node} with 8-bit weights" in str(raised.value.__cause__)
+
+
+PICKLE = """
+import pickle, sys, torch, namernn_fast
+torch.manual_seed(0)
+prepared = getattr(namernn_fast, sys.argv[2])(6, 20, 2, bidirectional=True).prepare(torch.int8)
+x = torch.randn(5, 3, 6)
+with open(sys.argv[1], "wb") as file:
+    pickle.dump((prepared, x, prepared(x)[0]), file)
+"""
+
+
+@pytest.mark.covering(0)
+def test_files_move_between_instruction_sets(kind, tmp_path, run_program):
+    path = tmp_path / "prepared"
+    run_program(
+        "-c", PICKLE, path, kind.layer.__name__, cwd=tmp_path, ATEN_CPU_CAPABILITY="default"
+    )
+    prepared, x, wanted = pickle.loads(path.read_bytes())
+    torch.testing.assert_close(prepared(x)[0], wanted, atol=0.01, rtol=0)
+
+
+def test_the_package_does_not_import_torchao(run_program, tmp_path):
+    program = "import sys, namernn_fast; assert 'torchao' not in sys.modules"
+    run_program("-c", program, cwd=tmp_path)
+    assert not hasattr(namernn_fast, "RecurrentConfig")

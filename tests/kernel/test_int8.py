@@ -1,0 +1,321 @@
+"""Layers with 8-bit weights compute what an oracle computes from the same integers."""
+
+import io
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import CELLS, FUSED
+from kinds import KINDS, flat, map_states, tensors_in
+from layouts import calls_of, tensors_of
+
+from namernn_fast import ops, prepared_ops
+from namernn_fast.call import int8
+from namernn_fast.machine import availability
+from namernn_fast.nn import prepared as prepared_module
+
+pytestmark = [
+    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
+    pytest.mark.covering(1),
+]
+
+EQUATIONS = [("rnn", "tanh"), ("rnn", "relu"), ("gru", "gru"), ("lstm", "lstm")]
+SIZES = ((1, 1), (3, 130), (70, 64), (65, 129), (300, 8), (256, 96))
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.no_grad():
+        yield
+
+
+def scale_of(row, least=0):
+    """Returns the scale of a row of float32 numbers, computed in the same steps as the kernel."""
+    largest = np.maximum(np.abs(row).max(initial=0), np.float32(least))
+    if not np.isfinite(largest):
+        return np.float32(np.nan)
+    if largest < 2.0**-100:
+        return np.float32(0)
+    scale = np.float32(largest / np.float32(127))
+    return (scale.view(np.int32) & ~0x7F).view(np.float32)
+
+
+def integers(row, scale):
+    """Returns the integers of a row."""
+    inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+    return np.rint(row * inverse)
+
+
+class EightBits(oracle.Rounding):
+    """Rounds rows to integers times a scale; inputs to the sum of two such rows."""
+
+    def operands(self, x, h):
+        row = x.astype(np.float32)
+        scale = scale_of(row)
+        first = integers(row, scale)
+        fine = np.float32(scale / np.float32(254))
+        second = integers((row - first.astype(np.float32) * scale).astype(np.float32), fine)
+        state = h.astype(np.float32)
+        of_state = scale_of(state, 1)
+        rows = first * np.float64(scale) + second * np.float64(fine)
+        return rows, integers(state, of_state) * np.float64(of_state)
+
+
+def make(cell, equation, *sizes, **options):
+    """Returns a layer with large weights, whose units do not saturate."""
+    if cell == "rnn":
+        options["nonlinearity"] = equation
+    return FUSED[cell](*sizes, **options).eval()
+
+
+def rounded_weights(layer):
+    """Returns the weights of a layer in float64, as they are rounded."""
+    weights = [weight.numpy().copy() for weight in layer.parameters()]
+    for weight in weights:
+        for row in weight if weight.ndim == 2 else ():
+            scale = scale_of(row)
+            row[:] = integers(row, scale) * scale
+    return [weight.astype(np.float64) for weight in weights]
+
+
+def joined(states):
+    """Returns states as the oracle takes them: (layers * directions, B, parts * H)."""
+    return np.concatenate([state.double().numpy() for state in tensors_in(states)], -1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 5, 7, 17, 33])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("cell", "equation"), EQUATIONS)
+def test_a_step_from_given_states_equals_the_oracle(cell, equation, sizes, batch, bias):
+    """Up to the rounding of the sums and of the gates, whatever the scales of the rows."""
+    layer = make(cell, equation, *sizes, bias=bias)
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(1, batch, sizes[0], generator=generator)
+    x *= torch.tensor([1.0, 1e-3, 0, 1e-36, 7.0])[torch.arange(batch) % 5][:, None]
+    states = torch.rand, 1, batch, sizes[1]
+    hx = KINDS[cell].states(*states, generator=generator)
+    hx = map_states(hx, lambda state: (2 * state - 1) * torch.tensor([[1.0], [3]])[[batch % 2]])
+    _, last = layer.prepare(torch.int8)(x, hx)
+    rows, weights = x[0].double().numpy(), rounded_weights(layer)
+    before, got = joined(hx)[0], joined(last)[0]
+    for b in range(batch):
+        want, _ = oracle.EQUATIONS[equation].step(rows[b], before[b], weights, EightBits())
+        np.testing.assert_allclose(got[b], want, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20, 40])
+@pytest.mark.parametrize("sizes", [(1, 1), (67, 130), (700, 70)], ids=str)
+def test_sums_of_integers_are_exact(sizes, batch):
+    """If all scales are 1, every sum is an integer, and relu returns it."""
+    generator = torch.Generator().manual_seed(0)
+    layer = FUSED["rnn"](*sizes, nonlinearity="relu", bias=False)
+
+    def draw(*shape):
+        numbers = torch.randint(-127, 128, shape, generator=generator)
+        numbers[..., 0] = 127 * (1 - 2 * torch.randint(2, shape[:-1], generator=generator))
+        return numbers
+
+    weights = [draw(*weight.shape) for weight in layer.parameters()]
+    for parameter, weight in zip(layer.parameters(), weights, strict=True):
+        parameter.copy_(weight)
+    x, hx = draw(2, batch, sizes[0]), draw(1, batch, sizes[1])
+    output = layer.prepare(torch.int8)(x.float(), hx.float())[0]
+    want = (x[0] @ weights[0].T + hx[0] @ weights[1].T).clamp(min=0)
+    assert torch.equal(output[0], want.float())
+
+
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("features", [(5, 8), (70, 100)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "bias": False}, {"num_layers": 3, "bidirectional": True}],
+    ids=str,
+)
+@pytest.mark.parametrize(("cell", "equation"), EQUATIONS)
+def test_whole_sequences_equal_the_oracle(cell, equation, options, features, threads):
+    """A last bit of a state may round to the next integer, so they are equal up to that."""
+    layer = make(cell, equation, *features, batch_first=True, **options)
+    prepared, weights = layer.prepare(torch.int8), rounded_weights(layer)
+    bidirectional, rounding = layer.bidirectional, EightBits()
+    for count in (1, 2):
+        threads(count)
+        for name, arguments, more in calls_of(layer, torch.float32):
+            if name not in ("dense", "lengths"):
+                continue
+            (x, hx), lengths = arguments, more.get("lengths")
+            results = prepared(x, hx, lengths)
+            used = [len(x[0]) if lengths is None else int(lengths[b]) for b in range(len(x))]
+            rows = [row[:n].double().numpy() for row, n in zip(x, used, strict=True) if n]
+            kept = [b for b, n in enumerate(used) if n]
+            outputs, h_n, _ = oracle.rnn(
+                rows, joined(hx)[:, kept], weights, equation, bidirectional, rounding
+            )
+            for output, b in zip(outputs, kept, strict=True):
+                got = results[0][b, : used[b]]
+                np.testing.assert_allclose(got, output, atol=0.02, rtol=0)
+            np.testing.assert_allclose(joined(results[1])[:, kept], h_n, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bits_do_not_depend_on_layout_batch_and_threads(cell, options, threads):
+    layer = FUSED[cell](20, 70, **options).eval()
+    prepared = layer.prepare(torch.int8)
+    calls = {name: (arguments, more) for name, arguments, more in calls_of(layer, torch.float32)}
+    (x, hx), _ = calls["dense"]
+    (_, _), more = calls["lengths"]
+    lengths, reset = more["lengths"], more["reset"]
+    threads(2)
+    output, last = prepared(x, hx, lengths, reset)
+    threads(1)
+    for b, length in enumerate(lengths.tolist()):
+        if length:
+            one = map_states(hx, lambda state, b=b: state[:, b : b + 1])
+            alone = prepared(x[:length, b : b + 1], one, reset=reset[:length, b : b + 1])
+            assert torch.equal(alone[0][:, 0], output[:length, b])
+            for state, wanted in zip(tensors_in(alone[1]), tensors_in(last), strict=True):
+                assert torch.equal(state[:, 0], wanted[:, b])
+    padded, _ = prepared(x, hx, lengths.clamp(min=1))
+    packed, jagged = (prepared(*calls[name][0]) for name in ("packed", "jagged"))
+    assert torch.equal(torch.nn.utils.rnn.pad_packed_sequence(packed[0])[0], padded)
+    padded, wanted = prepared(x, hx, lengths)
+    rows = [padded[:n, b] for b, n in enumerate(lengths.tolist())]
+    assert torch.equal(tensors_of(jagged)[0], torch.cat(rows))
+    for state, other in zip(tensors_in(wanted), tensors_in(jagged[1]), strict=True):
+        assert torch.equal(state, other)
+    for state, other in zip(
+        tensors_in(prepared.last_state(x, hx, lengths)), tensors_in(wanted), strict=True
+    ):
+        assert torch.equal(state, other)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["input", "state"])
+@pytest.mark.parametrize(("cell", "equation"), EQUATIONS)
+def test_a_row_that_is_not_finite_becomes_nan(cell, equation, where, bad):
+    prepared = make(cell, equation, 20, 70).prepare(torch.int8)
+    x, hx = torch.randn(4, 9, 20), KINDS[cell].states(torch.zeros, 1, 9, 70)
+    clean = prepared(x, hx)[0]
+    first = 2 if where == "input" else 0
+    (x if where == "input" else tensors_in(hx)[0])[first, 5, 3] = bad
+    output = prepared(x, hx)[0]
+    others = torch.arange(9) != 5
+    assert output[first:, 5].isnan().all()
+    assert torch.equal(output[:, others], clean[:, others])
+    assert torch.equal(output[:first], clean[:first])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_weight_that_is_not_finite_makes_its_unit_nan(cell):
+    layer = FUSED[cell](20, 70)
+    layer.weight_hh_l0[7, 3] = torch.inf
+    x = torch.randn(3, 2, 20)
+    output = layer.prepare(torch.int8)(x)[0]
+    assert output[0, :, 7].isnan().all()
+    assert not output[0, :, torch.arange(70) != 7].isnan().any()
+    assert output[1:].isnan().all()
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_are_rounded_once(cell, sizes):
+    """The weights that come back are those of `int8`, and round to the same integers again."""
+    layer = FUSED[cell](*sizes)
+    for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+        size = min(len(weight), 7)
+        weight[:size] *= torch.tensor([0, 1e-38, 1e-31, 1e-20, 1e30, 3e38, torch.nan])[:size, None]
+    state, again = layer.prepare(torch.int8).state_dict(), layer.prepare(torch.int8)
+    again.load_state_dict(state)
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight.nan_to_num(7), state[name].nan_to_num(7)), name
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        weight = getattr(layer, name).numpy()
+        scales = np.array([scale_of(row) for row in weight])
+        want = [integers(row, scale) for row, scale in zip(weight, scales, strict=True)]
+        np.testing.assert_array_equal(state[f"{name}_scale"], scales)
+        finite = np.isfinite(scales)
+        np.testing.assert_array_equal(state[f"{name}_int8"][finite], np.array(want)[finite])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_memory_is_a_quarter(cell):
+    """From hidden_size 256 on: of the prepared layer, of its state_dict and of its pickle."""
+    for size in (256, 512):
+        layer = FUSED[cell](size, size)
+        full, rounded = layer.prepare(), layer.prepare(torch.int8)
+        assert rounded._panels.tensor.nbytes <= 0.27 * full._panels.tensor.nbytes
+        for saved in (lambda m: m.state_dict(), lambda m: m):
+            files = io.BytesIO(), io.BytesIO()
+            for file, module in zip(files, (rounded, full), strict=True):
+                torch.save(saved(module), file)
+            assert files[0].tell() <= 0.27 * files[1].tell()
+
+
+@pytest.mark.parametrize("shape", [(32, 4, 256), (50, 16, 40)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_are_close_to_those_of_floats(cell, shape):
+    layer = FUSED[cell](shape[2], 256)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for got, wanted in zip(flat(layer.prepare(torch.int8)(x)), flat(layer(x)), strict=True):
+        assert (got - wanted).abs().max() < 0.016
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_table_of_token_ids_stays_in_floats(cell, with_table, monkeypatch):
+    if not with_table:
+        monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
+    model = KINDS[cell].tokens(31, 12, 40).eval()
+    prepared, ids = model.prepare(torch.int8), torch.randint(31, (17, 9))
+    rows = model.rnn.prepare(torch.int8)(model.embedding(ids))[0]
+    assert prepared._panels.has_table == with_table
+    assert ("rnn.weight_ih_l0" in prepared.state_dict()) == with_table
+    got = prepared(ids)[0]
+    torch.testing.assert_close(got, rows, atol=0.03 if with_table else 0, rtol=0)
+    torch.testing.assert_close(got, model(ids)[0], atol=0.03, rtol=0)
+    stream = prepared.stream(9)
+    assert torch.equal(torch.stack([stream(frame) for frame in ids]), got)
+    with pytest.raises(ValueError, match="share_prefixes=True is impossible here"):
+        prepared.last_state(ids, share_prefixes=True)
+
+
+def test_sums_must_fit_in_32_bits():
+    most = (2**31 - 1) // (255 * 127)
+    FUSED["rnn"](most, 1).prepare(torch.int8)
+    with pytest.raises(RuntimeError, match=f"at most {most} inputs of a layer, got {most + 1}"):
+        FUSED["rnn"](most + 1, 1).prepare(torch.int8)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_operators_refuse_what_does_not_match(cell):
+    layer, x = FUSED[cell](8, 16), torch.randn(3, 2, 8)
+    prepared = layer.prepare(torch.int8)
+    panels, number = prepared._panels, layer._cell.number
+    rest = None, None, panels.options, 0
+    floats = layer.prepare()._panels
+    wrong = "prepared must come from namernn_fast::prepare on a processor with the kernels"
+    for tensor, options in ((floats.tensor, panels.options), (panels.tensor[:-64], panels.options)):
+        with pytest.raises(RuntimeError, match=wrong):
+            prepared_ops.forward(number, x, None, tensor, panels.sizes, None, None, options, 0)
+    weights = [*layer.parameters()]
+    with pytest.raises(RuntimeError, match="options must not set INT8 without prepared weights"):
+        ops.forward(number, x, None, weights, None, None, panels.options, 0)
+    double = [weight.double() for weight in weights]
+    with pytest.raises(RuntimeError, match="8-bit weights need inputs in float32"):
+        prepared_ops.prepare(number, double, panels.sizes, panels.options)
+    torch.library.opcheck(
+        prepared_ops.forward, (number, x, None, panels.tensor, panels.sizes, *rest)
+    )
+
+
+def test_rounding_in_python_is_idempotent():
+    weight = torch.randn(40, 70) * 10.0 ** torch.randint(-39, 39, (40, 1))
+    named = {"w": weight}
+    int8.to_integers(named, ["w"])
+    pair = named["w_int8"], named["w_scale"]
+    int8.to_weights(named)
+    assert named.keys() == {"w"}
+    for first, second in zip(pair, int8.quantize(named["w"]), strict=True):
+        assert torch.equal(first, second)
