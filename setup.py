@@ -45,7 +45,6 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         *("-mprefer-vector-width=512", "-mtune=skylake-avx512"),
     ]
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
-    ISA_FLAGS["int8_avx512"] = ISA_FLAGS["avx512"]
     ISA_FLAGS["int8_avx2"] = ISA_FLAGS["avx2"]
     ISA_FLAGS["int8_avx_vnni"] = [*ISA_FLAGS["avx2"], "-mavxvnni"]
     ISA_FLAGS["int8_avx512_vnni"] = [*ISA_FLAGS["avx512"], "-mavx512vnni"]

@@ -316,7 +316,6 @@ extern const KernelsOnPairs<float> kernels_amx_float[kMostTerms];
 extern const Int8Kernels int8_kernels_baseline;
 extern const Int8Kernels int8_kernels_avx2;
 extern const Int8Kernels int8_kernels_avx_vnni;
-extern const Int8Kernels int8_kernels_avx512;
 extern const Int8Kernels int8_kernels_avx512_vnni;
 extern const Int8Kernels int8_kernels_amx;
 

@@ -237,6 +237,12 @@ def _(layer, x):
     same(prepared(x), layer(x))
 
 
+@row("8-bit weights, for inference (`prepare(torch.int8)`)", "no such method")
+def _(layer, x):
+    got, wanted = layer.prepare(torch.int8)(x)[0], layer(x)[0]
+    assert (got - wanted).abs().max() < 0.03
+
+
 @row("a step at a time, with states kept between calls (`prepare().stream()`)", "no such method")
 def _(layer, x):
     stream = layer.prepare().stream(x.shape[1])

@@ -3,5 +3,5 @@
 #include "kernel/table.h"
 
 namespace namernn_fast {
-constexpr Kernels kernels_avx512 = kernels_named("avx512", int8_kernels_avx512);
+constexpr Kernels kernels_avx512 = kernels_named("avx512", int8_kernels_avx2);
 }  // namespace namernn_fast

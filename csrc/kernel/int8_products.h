@@ -59,9 +59,7 @@ constexpr int kPartial = 2;
 typedef int16_t Weights __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 typedef int64_t Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Weights load_weights(const int8_t* p) {
-#if defined(__AVX512BW__)
-  return (Weights)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return (Weights)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   typedef int8_t Half __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
@@ -76,9 +74,7 @@ inline Quad load_quad(const uint8_t* p) {
   return Quad{} + quad;
 }
 inline Int dot(Int sums, Weights w, Quad a) {
-#if defined(__AVX512BW__)
-  return sums + (Int)_mm512_madd_epi16((__m512i)w, (__m512i)a);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return sums + (Int)_mm256_madd_epi16((__m256i)w, (__m256i)a);
 #elif defined(__SSE2__)
   return sums + (Int)_mm_madd_epi16((__m128i)w, (__m128i)a);

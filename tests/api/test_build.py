@@ -26,7 +26,7 @@ needs_objdump = pytest.mark.skipif(
 # The source files in csrc/isa, each compiled with the flags of one instruction set.
 AVX2_FILES = {"avx2.cpp", "int8_avx2.cpp", "int8_avx_vnni.cpp"}
 AVX512_FILES = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp", "amx_float.cpp"}
-AVX512_FILES |= {"int8_avx512.cpp", "int8_avx512_vnni.cpp", "int8_amx.cpp"}
+AVX512_FILES |= {"int8_avx512_vnni.cpp", "int8_amx.cpp"}
 ISA_FILES = {"baseline.cpp", "int8_baseline.cpp", *AVX2_FILES, *AVX512_FILES}
 
 
