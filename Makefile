@@ -131,6 +131,7 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd --threads 1
 	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.eight_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
@@ -201,7 +202,7 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=li
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
-SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py) api/test_streams.py)
+SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py) api/test_streams.py kernel/test_int8.py)
 
 # Sanitizers do not check masked instructions, so the tests run on the baseline as well.
 sanitize/address: $(VENV)/with-test

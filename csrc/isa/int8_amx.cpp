@@ -21,8 +21,8 @@ struct AmxTile : AmxRegisters {
     add_products(operands, count, height, start, c,
                  [&](const Int8Operands& operand, const float* first) {
                    if (height <= kFewRows) return multiply_few(operand, height, first, c);
-                   operand.part ? multiply_one<2>(operand, height, first, c)
-                                : multiply_one<1>(operand, height, first, c);
+                   operand.second ? multiply_one<2>(operand, height, first, c)
+                                  : multiply_one<1>(operand, height, first, c);
                  });
   }
   void multiply_row(const Int8Operands* operands, int count, const float* start, float* c) {
@@ -34,24 +34,24 @@ struct AmxTile : AmxRegisters {
 
   alignas(64) int32_t sums_[2 * rows * kWidth];
 
-  template <int kParts>
+  template <int kEach>
   void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
     const bool tall = height > kTileRows;
-    const int64_t part_rows = tall ? rows : kTileRows;  // rows of sums_ that hold a part
+    const int64_t each_rows = tall ? rows : kTileRows;  // rows of sums_ for one of kEach
     for (int64_t half = 0; half < 2; ++half) {
       if (tall) {
-        for (int p = 0; p < kParts; ++p) {
-          const uint8_t* a = operand.a + p * operand.part;
-          columns<true>(operand, a, a + kTileRows * operand.a_row, half, sums_ + p * rows * kWidth);
+        for (int e = 0; e < kEach; ++e) {
+          const uint8_t* a = operand.a + e * operand.second;
+          columns<true>(operand, a, a + kTileRows * operand.a_row, half, sums_ + e * rows * kWidth);
         }
       } else {
-        columns<kParts == 2>(operand, operand.a, operand.a + operand.part, half, sums_);
+        columns<kEach == 2>(operand, operand.a, operand.a + operand.second, half, sums_);
       }
     }
     for (int64_t r = 0; r < height; ++r) {
-      write_row<kParts>(operand, r, start, c, [&](int part, int v) {
+      write_row<kEach>(operand, r, start, c, [&](int e, int v) {
         Int sums;
-        std::memcpy(&sums, sums_ + (part * part_rows + r) * kWidth + v * 16, sizeof(sums));
+        std::memcpy(&sums, sums_ + (e * each_rows + r) * kWidth + v * 16, sizeof(sums));
         return sums;
       });
     }

@@ -8,11 +8,11 @@
 // The template parameter Encoding has these members:
 // - Tile: computes a tile of a product, as pair_panels.h says of PairTile;
 // - Operands: the operands of a product;
-// - Row: points to an encoded row; input_size(n) and row_size(n) are the distances between rows of
-// n
-//   inputs and of n states;
-// - State, state_size(n): points to a row of states as a step writes it, which is a Row, or a float
-//   if a row can be encoded only as a whole; the distance between rows;
+// - Row: points to an encoded row. input_size(n) and row_size(n) are the distances between rows of
+//   n inputs and of n states;
+// - State: points to a row of states as a step writes it, which is a Row, or a float if a row can
+// be
+//   encoded only as a whole. state_size(n) is the distance between such rows;
 // - Panels<Cell, Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
@@ -27,6 +27,10 @@
 
 namespace namernn_fast {
 namespace {
+
+template <class Encoding>
+constexpr bool states_are_encoded =
+    std::is_same_v<typename Encoding::State, typename Encoding::Row>;
 
 // Memory for the rows of one group.
 template <class Encoding>
@@ -52,7 +56,6 @@ struct EncodedPart {
   using Operands = typename Encoding::Operands;
   static constexpr int64_t w = Shape<float>::panel_width;
   static constexpr int64_t kBlock = Tile::rows * w;  // elements in the tile of one sum
-  static constexpr bool states_are_encoded = std::is_same_v<Row, State>;
 
   const Forward<Storage>& args;
   const typename Encoding::template Panels<Cell, Storage>& panels;
@@ -85,7 +88,7 @@ struct EncodedPart {
     return rows.states[s % 2] + (b - part.slice.begin) * Encoding::state_size(args.layer.H);
   }
   Row encoded_state(int64_t s, int64_t b) const {
-    if constexpr (states_are_encoded) {
+    if constexpr (states_are_encoded<Encoding>) {
       return written_state(s, b);
     } else {
       const int64_t row = part.member * rows.encoded_rows + b - part.slice.begin;
@@ -131,7 +134,7 @@ struct EncodedPart {
 
   // Encodes the states that step s reads.
   void encode_states(int64_t s) const {
-    if constexpr (!states_are_encoded) {
+    if constexpr (!states_are_encoded<Encoding>) {
       const Layer<Storage>& layer = args.layer;
       const int64_t end = alive_end(layer.layout, time_of(layer, s), part.slice);
       for (int64_t b = part.slice.begin; b < end; ++b) {
@@ -320,13 +323,13 @@ EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan
     inputs = Encoding::scratch_rows(runtime, rows.capacity, Encoding::input_size(layer.D));
   }
   for (auto& states : rows.states) {
-    if constexpr (std::is_same_v<typename Encoding::Row, typename Encoding::State>) {
+    if constexpr (states_are_encoded<Encoding>) {
       states = Encoding::scratch_rows(runtime, rows.encoded_rows, Encoding::row_size(layer.H));
     } else {
       states = scratch<float>(runtime, sequences * Encoding::state_size(layer.H));
     }
   }
-  if constexpr (!std::is_same_v<typename Encoding::Row, typename Encoding::State>) {
+  if constexpr (!states_are_encoded<Encoding>) {
     rows.encoded = Encoding::scratch_rows(runtime, plan.members * rows.encoded_rows,
                                           Encoding::row_size(layer.H));
   }

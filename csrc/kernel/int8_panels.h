@@ -64,11 +64,12 @@ struct Int8Panels {
   void unpack(int64_t D, int64_t H, int64_t p, float* weight_ih, float* weight_hh) const {
     for_each_panel(D, H, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {
       if (of_input && D > 0) {
-        unpack_panel_of(of_input, D, H, p * w, weight_ih + Cell::input_block(s) * H * D);
+        unpack_panel(D, H, p * w, w, weight_ih + Cell::input_block(s) * H * D,
+                     elements_of(of_input, D));
       }
       if (of_state) {
         const int64_t g = s - Cell::first_state_sum;
-        unpack_panel_of(of_state, H, H, p * w, weight_hh + g * H * H);
+        unpack_panel(H, H, p * w, w, weight_hh + g * H * H, elements_of(of_state, H));
       }
     });
   }
@@ -95,15 +96,13 @@ struct Int8Panels {
     }
   }
 
-  static void unpack_panel_of(const int8_t* panel, int64_t K, int64_t width, int64_t first,
-                              float* to) {
-    for (int64_t j = 0; j < min64(w, width - first); ++j) {
+  // Returns the element (k, j) of a panel of a [K, panel_width] matrix, as a function of k and j.
+  static auto elements_of(const int8_t* panel, int64_t K) {
+    return [=](int64_t k, int64_t j) {
       float scale = 0;
       std::memcpy(&scale, panel + padded_bytes(K) * w + (w + j) * 4, sizeof(scale));
-      for (int64_t k = 0; k < K; ++k) {
-        to[(first + j) * K + k] = float(panel[place_in_panel(k, j)]) * scale;
-      }
-    }
+      return float(panel[place_in_panel(k, j)]) * scale;
+    };
   }
 };
 

@@ -14,7 +14,7 @@ struct Int8Operands {
   int64_t a_row;        // row stride of A, in bytes
   int64_t K;            // number of columns of A and rows of B, including padding
   const int8_t* panel;  // B, as Int8Panels describes it
-  int64_t part;         // distance between the two rows whose sum is a row of A, or 0 for one row
+  int64_t second;       // distance between the two rows whose sum is a row of A, or 0 for one row
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
@@ -78,9 +78,14 @@ inline Int dot(Int sums, Weights w, Quad a) {
   return sums + (Int)_mm256_madd_epi16((__m256i)w, (__m256i)a);
 #elif defined(__SSE2__)
   return sums + (Int)_mm_madd_epi16((__m128i)w, (__m128i)a);
-#elif defined(__aarch64__)
-  const int16x8_t x = (int16x8_t)w, y = (int16x8_t)a;
-  return sums + (Int)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#else
+  int16_t numbers[2][2 * Simd<float>::lanes];
+  std::memcpy(numbers[0], &w, sizeof(w));
+  std::memcpy(numbers[1], &a, sizeof(a));
+  for (int l = 0; l < 2 * Simd<float>::lanes; ++l) {
+    sums[l / 2] += int32_t(numbers[0][l]) * numbers[1][l];
+  }
+  return sums;
 #endif
 }
 #endif
@@ -104,13 +109,13 @@ inline Int whole_sums(const Int* sums) {
 
 // Writes start + A B to c for row r. `sum(part, v)` returns vector v of the integer sums of the
 // row, or of its parts, the one or two rows of integers that it consists of.
-template <int kParts, class F>
+template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {
   const int8_t* const tail = operand.panel + operand.K * kWidth;
   const uint8_t* const a = operand.a + r * operand.a_row + scale_at(operand.K);
-  float scale[kParts];
-  for (int p = 0; p < kParts; ++p) std::memcpy(&scale[p], a + p * operand.part, sizeof(float));
+  float scale[kEach];
+  for (int e = 0; e < kEach; ++e) std::memcpy(&scale[e], a + e * operand.second, sizeof(float));
   constexpr int lanes = Simd<float>::lanes;
 #pragma GCC unroll 4
   for (int v = 0; v < kWidth / lanes; ++v) {
@@ -119,9 +124,9 @@ inline void write_row(const Int8Operands& operand, int64_t r, const float* start
     std::memcpy(&offset, tail + v * sizeof(Int), sizeof(offset));
     std::memcpy(&scales, tail + (kWidth * 4 + v * sizeof(Int)), sizeof(scales));
     Vec<float> total = start ? load(start + r * kWidth + v * lanes) : Vec<float>{};
-    for (int p = 0; p < kParts; ++p) {
-      const Vec<float> product = __builtin_convertvector(sum(p, v) - offset, Vec<float>);
-      total += product * (scales * scale[p]);
+    for (int e = 0; e < kEach; ++e) {
+      const Vec<float> product = __builtin_convertvector(sum(e, v) - offset, Vec<float>);
+      total += product * scales * scale[e];
     }
     store(c + r * kWidth + v * lanes, total);
   }
@@ -129,9 +134,9 @@ inline void write_row(const Int8Operands& operand, int64_t r, const float* start
 
 // Computes kRows rows of a product. The sums of a row are split into kChains chains that take
 // turns, so that fewer multiplications wait for the previous one.
-template <int kRows, int kParts, int kChains>
+template <int kRows, int kEach, int kChains>
 void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
-  Int sums[kChains][kRows * kParts][kVectors] = {};
+  Int sums[kChains][kRows * kEach][kVectors] = {};
   for (int64_t first = 0; first < operand.K; first += kRowGranule) {
     for (int64_t k = 0; k < kRowGranule; k += 4 * kChains) {
 #pragma GCC unroll 4
@@ -144,8 +149,8 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
           w[v] = load_weights(panel + v / per_group * kBlockBytes + v % per_group * 4 * kColumns);
         }
 #pragma GCC unroll 6
-        for (int r = 0; r < kRows * kParts; ++r) {
-          const int64_t row = r / kParts * operand.a_row + r % kParts * operand.part;
+        for (int r = 0; r < kRows * kEach; ++r) {
+          const int64_t row = r / kEach * operand.a_row + r % kEach * operand.second;
           const int64_t at = (first + k + 4 * chain) * int64_t(sizeof(Code));
           const Quad quad = load_quad(operand.a + row + at);
 #pragma GCC unroll 8
@@ -155,7 +160,7 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
     }
   }
 #pragma GCC unroll 6
-  for (int r = 0; r < kRows * kParts; ++r) {
+  for (int r = 0; r < kRows * kEach; ++r) {
 #pragma GCC unroll 4
     for (int chain = 1; chain < kChains; ++chain) {
 #pragma GCC unroll 8
@@ -164,18 +169,18 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-    write_row<kParts>(operand, r, start, c, [&](int part, int v) {
-      return whole_sums(sums[0][r * kParts + part] + v * kPartial);
+    write_row<kEach>(operand, r, start, c, [&](int e, int v) {
+      return whole_sums(sums[0][r * kEach + e] + v * kPartial);
     });
   }
 }
 
-// Computes `height` rows of a product, each of which consists of kParts rows of integers.
-template <int kParts, int... kIndices>
+// Computes `height` rows of a product, each of which is the sum of kEach rows of integers.
+template <int kEach, int... kIndices>
 void multiply_few(Int8Operands operand, int64_t height, const float* start, float* c,
                   std::integer_sequence<int, kIndices...>) {
   constexpr void (*multiply[])(const Int8Operands&, const float*, float*) = {
-      &multiply_rows<kIndices + 1, kParts, chains_for((kIndices + 1) * kParts)>...};
+      &multiply_rows<kIndices + 1, kEach, chains_for((kIndices + 1) * kEach)>...};
   constexpr int64_t most = sizeof...(kIndices);
   for (int64_t r = 0; r < height; r += most) {
     multiply[min64(most, height - r) - 1](operand, start, c);
@@ -186,7 +191,7 @@ void multiply_few(Int8Operands operand, int64_t height, const float* start, floa
 }
 inline void multiply_few(const Int8Operands& operand, int64_t height, const float* start,
                          float* c) {
-  if (operand.part) {
+  if (operand.second) {
     multiply_few<2>(operand, height, start, c, std::make_integer_sequence<int, kRowsAtOnce / 2>());
   } else {
     multiply_few<1>(operand, height, start, c, std::make_integer_sequence<int, kRowsAtOnce>());

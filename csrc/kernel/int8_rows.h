@@ -6,9 +6,7 @@
 // steps are exact or correctly rounded, so every instruction set gets the same integers.
 #pragma once
 
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
@@ -28,8 +26,8 @@ constexpr int32_t kOffset = 128;
 using Code = int16_t;
 constexpr int32_t kOffset = 0;
 #endif
-// A row whose numbers are all smaller counts as zeros, because 1 / scale might overflow.
-constexpr float kSmallest = 0x1p-100f;
+// A row with a smaller scale counts as zeros, because 1 / scale might overflow.
+constexpr float kSmallestScale = 0x1p-107f;
 
 inline int64_t padded_bytes(int64_t n) { return (n + kRowGranule - 1) / kRowGranule * kRowGranule; }
 
@@ -43,8 +41,12 @@ inline Int rounded(Vec<float> v) {
   return (Int)_mm256_cvtps_epi32((__m256)v);
 #elif defined(__SSE2__)
   return (Int)_mm_cvtps_epi32((__m128)v);
-#elif defined(__aarch64__)
-  return (Int)vcvtnq_s32_f32((float32x4_t)v);
+#else
+  Int integers;
+  for (int l = 0; l < Simd<float>::lanes; ++l) {
+    integers[l] = v[l] == v[l] ? int32_t(__builtin_rintf(v[l])) : 0;
+  }
+  return integers;
 #endif
 }
 
@@ -66,9 +68,9 @@ inline float scale_of(const float* row, int64_t n, float least) {
   float scale = magnitude / float(kLargest);
   int32_t scale_bits = 0;
   std::memcpy(&scale_bits, &scale, sizeof(scale));
-  scale_bits = bits >= infinity ? nan : magnitude < kSmallest ? 0 : scale_bits & ~0x7f;
+  scale_bits = bits >= infinity ? nan : scale_bits & ~0x7f;
   std::memcpy(&scale, &scale_bits, sizeof(scale));
-  return scale;
+  return scale < kSmallestScale ? 0 : scale;
 }
 
 // Calls store(i, m, q) for consecutive vectors of m integers, starting at number i of a row.

@@ -215,15 +215,17 @@ struct PairPanels {
   // Copies the weights of unit block p back to row-major weights.
   void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
     static_assert(std::is_same_v<Storage, BFloat16> && kTerms == 1);
-    const auto place = [](int64_t k, int64_t j) { return (k / 2 * w + j) * 2 + k % 2; };
+    const auto from = [](const Terms<kTerms>& panel) {
+      return [=](int64_t k, int64_t j) { return panel.first[(k / 2 * w + j) * 2 + k % 2]; };
+    };
     for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) {
         Storage* block = weight_ih + Cell::input_block(s) * H * D;
-        unpack_panel(of_input.first, D, H, p * w, w, block, place);
+        unpack_panel(D, H, p * w, w, block, from(of_input));
       }
       if (of_state) {
         Storage* block = weight_hh + (s - Cell::first_state_sum) * H * H;
-        unpack_panel(of_state.first, H, H, p * w, w, block, place);
+        unpack_panel(H, H, p * w, w, block, from(of_state));
       }
     });
   }

@@ -66,13 +66,13 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
 }
 
 // Copies a block of a weight from a panel back to a row-major weight: columns first .. first +
-// panel_width of the weight's transpose [K, width]. `place(k, j)` is the index of an element of the
+// panel_width of the weight's transpose [K, width]. `element(k, j)` returns an element of the
 // panel.
-template <class Storage, class Place>
-inline void unpack_panel(const Storage* panel, int64_t K, int64_t width, int64_t first,
-                         int64_t panel_width, Storage* to, Place&& place) {
+template <class Storage, class Element>
+inline void unpack_panel(int64_t K, int64_t width, int64_t first, int64_t panel_width, Storage* to,
+                         Element&& element) {
   for (int64_t j = 0; j < min64(panel_width, width - first); ++j) {
-    for (int64_t k = 0; k < K; ++k) to[(first + j) * K + k] = panel[place(k, j)];
+    for (int64_t k = 0; k < K; ++k) to[(first + j) * K + k] = element(k, j);
   }
 }
 
@@ -138,10 +138,11 @@ struct ForwardPanels {
   void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
     static_assert(std::is_same_v<Element, Storage>);
     const Element* panel = weights + p * unit_block_size(D, H);
-    const auto place = [](int64_t k, int64_t j) { return k * w + j; };
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
-      unpack_panel(panel, D, H, p * w, w, weight_ih + Cell::input_block(g) * H * D, place);
-      unpack_panel(panel + D * w, H, H, p * w, w, weight_hh + g * H * H, place);
+      unpack_panel(D, H, p * w, w, weight_ih + Cell::input_block(g) * H * D,
+                   [&](int64_t k, int64_t j) { return panel[k * w + j]; });
+      unpack_panel(H, H, p * w, w, weight_hh + g * H * H,
+                   [&](int64_t k, int64_t j) { return panel[(D + k) * w + j]; });
     }
   }
 };

@@ -25,9 +25,9 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
         kernels_of(cell).name, " cell");
   if (!options.int8) return;
   check(dtype == aoti_torch_dtype_float32(), "8-bit weights need inputs in float32");
-  check(std::max(stack.D, stack.directions * stack.H) <= kMostInt8Inputs,
-        "8-bit weights take at most ", kMostInt8Inputs, " inputs of a layer, got ",
-        std::max(stack.D, stack.directions * stack.H));
+  const int64_t most = std::max(stack.D, (stack.layers > 1 ? stack.directions : 1) * stack.H);
+  check(most <= kMostInt8Inputs, "8-bit weights take at most ", kMostInt8Inputs,
+        " inputs of a layer, got ", most);
 }
 
 // Returns a Stack with a checked input and without states and weights. `dtype` is the dtype of the

@@ -15,8 +15,10 @@ from ..machine import availability
 
 LARGEST = 127
 """The largest integer. The range is symmetric."""
-SMALLEST = 2.0**-100
-"""A row whose numbers are all smaller becomes zeros."""
+SMALLEST_SCALE = 2.0**-107
+"""A row with a smaller scale becomes zeros."""
+MOST_INPUTS = (2**31 - 1) // (255 * 127)
+"""The largest number of columns of a weight, so that sums of products stay in 32 bits."""
 MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}
 """The hidden_size from which on layers are faster with 8-bit weights, by the instructions that
 multiply them. Other instructions take longer for batches than those that multiply floats."""
@@ -25,7 +27,20 @@ multiply them. Other instructions take longer for batches than those that multip
 def check_prepared_dtype(dtype: torch.dtype | None) -> None:
     """Raises ValueError if `prepare()` does not take this dtype."""
     if dtype not in (None, torch.int8):
-        raise ValueError(f"dtype must be None or torch.int8, got {dtype}: use layer.to({dtype})")
+        is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        hint = f": use layer.to({dtype})" if is_float else ""
+        raise ValueError(f"dtype must be None or torch.int8, got {dtype!r}{hint}")
+
+
+def check_weights(weights: Iterable[Tensor]) -> None:
+    """Raises ValueError if weights cannot be rounded to 8 bits."""
+    for weight in weights:
+        if weight.dtype != torch.float32:
+            raise ValueError(f"8-bit weights need a layer in float32, got {weight.dtype}")
+        if weight.shape[1:] > (MOST_INPUTS,):
+            raise ValueError(
+                f"8-bit weights take at most {MOST_INPUTS} inputs, got {weight.shape[1]}"
+            )
 
 
 def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | None:
@@ -59,7 +74,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     largest = weight.abs().amax(1) if columns else weight.new_zeros(rows)
     scale = (largest / LARGEST).view(torch.int32).bitwise_and(~0x7F).view(torch.float32)
-    scale = scale.masked_fill(largest < SMALLEST, 0).masked_fill(~largest.isfinite(), torch.nan)
+    scale = scale.masked_fill(scale < SMALLEST_SCALE, 0)
+    scale = scale.masked_fill(~largest.isfinite(), torch.nan)
     inverse = torch.where(scale > 0, 1 / scale, 0)
     numbers = (weight * inverse[:, None]).round().nan_to_num(0, 0, 0)
     return numbers.masked_fill(~(scale > 0)[:, None], 0).to(torch.int8), scale
@@ -76,9 +92,24 @@ def to_integers(named: dict[str, Tensor], names: Iterable[str]) -> None:
         named[f"{name}_int8"], named[f"{name}_scale"] = quantize(named.pop(name))
 
 
-def to_weights(named: dict[str, Tensor]) -> None:
-    """Undoes `to_integers`, wherever it finds both names."""
-    for key in [*named]:
-        name = key.removesuffix("_int8")
-        if name != key and f"{name}_scale" in named:
-            named[name] = dequantize(named.pop(key), named.pop(f"{name}_scale"))
+def to_weights(named: dict[str, Tensor], names: Iterable[str]) -> list[str]:
+    """Undoes `to_integers` for those of `names` that it finds.
+
+    Returns:
+        A message for each weight whose integers and scale do not match.
+    """
+    errors = []
+    for name in names:
+        keys = f"{name}_int8", f"{name}_scale"
+        integers, scale = (named.pop(key, None) for key in keys)
+        if integers is None and scale is None:
+            continue
+        if integers is None or scale is None:
+            missing, other = keys if integers is None else keys[::-1]
+            errors.append(f"{missing} is missing, which belongs to {other}")
+        elif integers.dtype != torch.int8 or scale.shape != integers.shape[:1]:
+            shapes = f"{list(integers.shape)} in {integers.dtype} and {list(scale.shape)}"
+            errors.append(f"{keys[0]} must be int8 with a {keys[1]} for each row, got {shapes}")
+        else:
+            named[name] = dequantize(integers, scale.float())
+    return errors

@@ -151,7 +151,8 @@ def _integers(
     with _disable_current_modes():  # so that the program gets constants
         pairs = [int8.quantize(weight) for weight in weights]
         integers, scales = (stacked(tensors) for tensors in zip(*pairs, strict=True))
-        return integers.transpose(1, 2).contiguous(), scales, scales.to(torch.int8) * 0
+        zeros = torch.zeros_like(scales, dtype=torch.int8)
+        return integers.transpose(1, 2).contiguous(), scales, zeros
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import dispatch, ops, torch_operators
-from ..call import Call, Choice, int8, layouts, tokens
+from ..call import Call, Choice, layouts, tokens
 from ..call.checks import check_like_nn_rnn
 from ..call.dtypes import convert_dtypes
 from ..call.options import precision_bits
@@ -19,7 +19,7 @@ from .states import map_states, states_in
 from .step_modules import WEIGHTS, FusedCell
 from .streams import Stream
 from .token_layers import TokenLayer
-from .weights import current_weights
+from .weights import current_weights, why_not_int8
 
 Layer: TypeAlias = FusedLayer[Any]
 SHORTCUTS = ("table", "last state", "shared prefixes")
@@ -177,7 +177,13 @@ def _of_prepared(
 ) -> Explanation:
     """Explains a call to a prepared module. The arguments are those of `explain`."""
     if layer._panels is None:
-        return explain(layer._layer, input, hx, reset=reset, last_state=last_state)
+        explained = explain(layer._layer, input, hx, reset=reset, last_state=last_state)
+        if layer.dtype is not None:
+            only = "without a kernel, the layer computes in float32 with the rounded weights"
+            explained = explained._replace(
+                why_no_shortcut={**explained.why_no_shortcut, "8-bit weights": only}
+            )
+        return explained
     if isinstance(layer, PreparedCell):
         assert isinstance(input, Tensor)
         input, hx = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
@@ -185,17 +191,14 @@ def _of_prepared(
         explained = _of_features(layer, input, hx, reset, last_state)
     else:
         explained = _of_ids(layer, input, hx, reset, layer._embedding, last_state)
-    rnn = getattr(layer._layer, "rnn", layer._layer)
-    not_faster, why_not = int8.why_not_faster(rnn.hidden_size), {**explained.why_not}
+    gains_nothing, why_not = why_not_int8(layer._layer), {**explained.why_not}
     names, reasons = ["prepared weights"], {}
     if layer.dtype is not None:
         names.append("8-bit weights")
-        if not_faster is not None:
-            why_not["float32 weights"] = f"8 bits were asked for, although {not_faster}"
-    elif rnn._weights()[0].dtype != torch.float32:
-        reasons["8-bit weights"] = "the layer is not in float32"
+        if gains_nothing is not None:
+            why_not["float32 weights"] = f"8 bits were asked for, although {gains_nothing}"
     else:
-        reasons["8-bit weights"] = not_faster or "prepare() did not ask for torch.int8"
+        reasons["8-bit weights"] = gains_nothing or "the layer was prepared with its own dtype"
     return Explanation(
         explained.path,
         why_not,

@@ -83,7 +83,7 @@ class Prepared(torch.nn.Module, Generic[States]):
             RuntimeError: the weights were rounded to 8 bits.
         """
         if self.dtype is not None:
-            _refuse("with 8-bit weights cannot be restored: they were rounded")
+            raise RuntimeError("8-bit weights cannot be restored: they were rounded")
         return self._layer._with_weights(self._weights(), True)
 
     def refresh(self, layer: torch.nn.Module) -> None:
@@ -125,9 +125,8 @@ class Prepared(torch.nn.Module, Generic[States]):
         why_not = layer._why_not_preparable()
         if why_not is not None:
             raise RuntimeError(f"prepare() cannot take this {type(layer).__name__}: {why_not}")
-        got = {weight.dtype for weight in layer._weights()}
-        if self.dtype is not None and got != {torch.float32}:
-            raise ValueError(f"8-bit weights need a layer in float32, got {got}: use layer.float()")
+        if self.dtype is not None:
+            int8.check_weights(layer._weights())
         self._described = _description(layer)
         self._embedding, self._weights_ih = None, []
         weights = [weight.detach() for weight in layer._weights()]
@@ -234,8 +233,9 @@ class Prepared(torch.nn.Module, Generic[States]):
     ) -> None:
         layer, errors = self._frozen(), lists[-1]
         known = len(errors)
-        state_dict = dict(state_dict)
-        int8.to_weights(state_dict)
+        if self.dtype is not None:
+            state_dict = dict(state_dict)
+            errors += int8.to_weights(state_dict, [prefix + name for name in matrices(layer, 0)])
         for name, module in layer.named_modules():
             path = f"{prefix}{name}." if name else prefix
             module._load_from_state_dict(state_dict, path, local_metadata, strict, *lists)
@@ -256,6 +256,8 @@ class Prepared(torch.nn.Module, Generic[States]):
 
     def __prepare_scriptable__(self) -> Any:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
+        if self.dtype is not None:
+            raise RuntimeError("TorchScript has no 8-bit weights: script the layer itself")
         return self.restore().__prepare_scriptable__()
 
 

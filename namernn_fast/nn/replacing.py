@@ -13,10 +13,12 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from ..call import int8
 from ..cells import CELLS, CellName
 from ..integrations.nn_rnn import plain_twin
+from ..machine import availability
 from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
 from .prepared import Prepared
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .token_layers import TokenLayer
+from .weights import why_not_int8
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -147,13 +149,18 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
 
     Raises:
         TypeError: model is not a module.
+        RuntimeError: a prepared module has 8-bit weights. The model is then unchanged.
     """
-    _change_classes(model, PLAIN)
+    _check_module(model)
+    fused = [module for module in model.modules() if type(module) in PLAIN]
 
     def restored(name: str, module: torch.nn.Module) -> Any:
         return module.restore() if isinstance(module, Prepared) else None
 
-    return _exchange(model, restored)  # type: ignore[no-any-return]
+    model = _exchange(model, restored)
+    for module in fused:
+        _change_class(module, PLAIN)
+    return model
 
 
 def prepare_rnn(
@@ -170,30 +177,38 @@ def prepare_rnn(
         model: any module, in eval mode or not. It must not be trained afterwards.
         dtype: None, or torch.int8 for 8-bit weights, as in `FusedRNN.prepare`.
         min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
-            Smaller layers, and layers in other dtypes than float32, keep their dtype. None for the
-            size from which on 8 bits are faster: 128 with AMX or AVX-512 VNNI, 256 with AVX-VNNI;
-            other processors keep the dtype of all layers.
+            Smaller layers keep their dtype, and so do layers that are not in float32, have a
+            proj_size or run without a kernel. None for the size from which on 8 bits are faster:
+            128 with AMX or AVX-512 VNNI, 256 with AVX-VNNI. Then all layers keep their dtype on
+            other processors, and token layers in one direction on all, because they share prefixes.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: dtype is neither None nor torch.int8.
+        ValueError: dtype is neither None nor torch.int8, or min_hidden is no size.
         RuntimeError: a module has hooks, which the prepared module would not run. The model is then
             unchanged.
     """
     _check_module(model)
     int8.check_prepared_dtype(dtype)
+    is_size = type(min_hidden) is int and min_hidden >= 0 and dtype is not None
+    if min_hidden is not None and not is_size:
+        raise ValueError(
+            f"min_hidden must be an integer from 0 on, with dtype=torch.int8, got {min_hidden!r} "
+            f"with {dtype}"
+        )
 
     def prepared(name: str, module: torch.nn.Module) -> Any:
         if not _is_preparable(name, module):
             return None
         fused = _fused(module)
-        rnn = getattr(fused, "rnn", fused)
-        in_float32 = rnn._weights()[0].dtype == torch.float32
-        pays_off = in_float32 and int8.why_not_faster(rnn.hidden_size, min_hidden) is None
-        return fused.prepare(dtype if pays_off else None)
+        weight = next(module.parameters())
+        rounds = dtype is not None and availability.why_not_cpu_kernel(weight) is None
+        if rounds and why_not_int8(fused, min_hidden) is not None:
+            rounds = False
+        return fused.prepare(dtype if rounds else None)
 
     model = _exchange(model, prepared)
     if not any(isinstance(module, Prepared) for module in model.modules()):
@@ -273,6 +288,10 @@ def _change_classes(model: Model, classes: dict[type, type]) -> Model:
     _check_module(model)
     for module in model.modules():
         if type(module) in classes:
-            module.__class__ = classes[type(module)]
-            module.__dict__.pop("batch_invariant", None)
+            _change_class(module, classes)
     return model
+
+
+def _change_class(module: torch.nn.Module, classes: dict[type, type]) -> None:
+    module.__class__ = classes[type(module)]
+    module.__dict__.pop("batch_invariant", None)

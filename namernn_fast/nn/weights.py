@@ -92,8 +92,28 @@ def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
 
     Replaces these in the dictionary by the weights that were rounded to them.
     """
-    int8.to_weights(named)
+    int8.to_weights(named, matrices(layer, 0))
     return [named[name] for name in names_in_state_dict(layer)]
+
+
+def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
+    """Returns why a layer would gain nothing from 8-bit weights, or None if it would.
+
+    Args:
+        layer: a fused layer, step module or token layer.
+        min_hidden: as in `prepare_rnn`.
+    """
+    rnn = getattr(layer, "rnn", layer)
+    weights = [weight for weight in rnn._weights() if weight.dim() == 2]
+    if weights[0].dtype != torch.float32:
+        return "the layer is not in float32"
+    if getattr(rnn, "proj_size", 0):
+        return "the kernels have no proj_size"
+    if max(weight.shape[1] for weight in weights) > int8.MOST_INPUTS:
+        return f"they take at most {int8.MOST_INPUTS} inputs"
+    if min_hidden is None and rnn is not layer and not rnn.bidirectional:
+        return "sequences of token ids could not share prefixes"
+    return int8.why_not_faster(rnn.hidden_size, min_hidden)
 
 
 class Preparable:

@@ -87,8 +87,20 @@ def test_loading_reports_errors(kind, form):
     name = next(name for name in state if name.endswith("_int8"))
     with pytest.raises(RuntimeError, match="size mismatch"):
         prepared.load_state_dict({**state, name: state[name][:, :-1]})
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RuntimeError, match=f"{name} is missing, which belongs to"):
         prepared.load_state_dict({key: w for key, w in state.items() if key != name})
+    scale = name.replace("_int8", "_scale")
+    for key, wrong in (
+        (name, state[name].float()),
+        (scale, state[scale][:1]),
+        (scale, torch.ones(())),
+    ):
+        with pytest.raises(RuntimeError, match=rf"must be int8 with a {scale} for each row, got"):
+            prepared.load_state_dict({**state, key: wrong})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        prepared.load_state_dict({**state, "x_int8": torch.ones(1), "x_scale": torch.ones(())})
+    assert equal(prepared(x), wanted)
+    prepared.load_state_dict({**state, scale: state[scale].double()}, assign=True)
     assert equal(prepared(x), wanted)
 
 
@@ -104,17 +116,21 @@ def test_refresh_packs_into_the_same_memory(kind, form):
 def test_what_does_not_fit_8_bits_is_refused(kind, form):
     module, prepared, x = make(kind, form)
     wanted = prepared(x)
-    with pytest.raises(RuntimeError, match="with 8-bit weights cannot be restored"):
-        restore_rnn(prepared)
+    model = torch.nn.ModuleList([copy.deepcopy(module), prepared])
+    with pytest.raises(RuntimeError, match="8-bit weights cannot be restored"):
+        restore_rnn(model)
+    assert type(model[0]) is type(module)
+    with pytest.raises(RuntimeError, match="TorchScript has no 8-bit weights"):
+        torch.jit.script(prepared)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        with pytest.raises(ValueError, match=r"8-bit weights need a layer in float32, got .*float"):
+        with pytest.raises(ValueError, match=r"8-bit weights need a layer in float32, got torch"):
             prepared.to(dtype)
         with pytest.raises(ValueError, match=r"8-bit weights need a layer in float32"):
             copy.deepcopy(module).to(dtype).prepare(torch.int8)
     assert equal(prepared(x), wanted)
     assert equal(prepared.to("cpu")(x), wanted)
     with pytest.raises(
-        ValueError, match=r"dtype must be None or torch.int8, got torch.float16: us"
+        ValueError, match=r"dtype must be None or torch.int8, got torch.float16: use layer.to"
     ):
         module.prepare(torch.float16)
 
@@ -176,20 +192,29 @@ def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
             "tokens": kind.tokens(9, 4, 300),
             "step": kind.nn_step_module(4, 300),
             "wide": kind.layer(4, 300, dtype=torch.float64),
+            "many": kind.layer(int8.MOST_INPUTS + 1, 1),
+            "elsewhere": kind.layer(4, 300, device="meta"),
         }
     )
+    if kind.has_cell_state:
+        model["projected"] = kind.layer(4, 300, proj_size=5)
     dtypes = {}
     for min_hidden in (None, 0, 17):
         prepared = prepare_rnn(copy.deepcopy(model), torch.int8, min_hidden)
         dtypes[min_hidden] = [name for name, m in prepared.items() if m.dtype == torch.int8]
     assert dtypes[0] == ["small", "large", "tokens", "step"]
     assert dtypes[17] == ["large", "tokens", "step"]
-    for kernel, wanted in ("amx_int8", dtypes[17]), ("avx2", []):
+    # Token layers in one direction share prefixes, which they would lose.
+    for kernel, wanted in ("amx_int8", ["large", "step"]), ("avx2", []):
         monkeypatch.setattr(ops, "cpu_kernel", lambda dtype=None, kernel=kernel: kernel)
         prepared = prepare_rnn(copy.deepcopy(model), torch.int8)
         assert [name for name, m in prepared.items() if m.dtype == torch.int8] == wanted
     with pytest.raises(ValueError, match=r"dtype must be None or torch.int8, got torch.uint8"):
         prepare_rnn(model, torch.uint8)
+    for dtype, wrong in (None, 128), (torch.int8, -1), (torch.int8, 2.5), (torch.int8, True):
+        with pytest.raises(ValueError, match="min_hidden must be an integer from 0 on"):
+            prepare_rnn(model, dtype, wrong)
+    assert type(model["large"]) is kind.layer
 
 
 def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
@@ -203,7 +228,7 @@ def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
         reason = explained.why_not.get("float32 weights")
         assert (reason is None) == (layer is large)
     assert reason is None or "pay off from hidden_size 32, not for 31" in reason
-    for layer, why in (small, "pay off from"), (large, "did not ask for torch.int8"):
+    for layer, why in (small, "pay off from"), (large, "prepared with its own dtype"):
         assert why in explain(layer.prepare(), x).why_no_shortcut["8-bit weights"]
     monkeypatch.delitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8))
     reasons = explain(large.prepare(), x).why_no_shortcut
