@@ -275,7 +275,8 @@ def _arrays(problem: Problem) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in (problem.input, *problem.states)]
 
 
-def _onnx_model(problem: Problem) -> bytes:
+def onnx_model(problem: Problem) -> bytes:
+    """Returns a model of one node that turns X and the initial states into Y and Y_h."""
     from onnx import TensorProto, helper, numpy_helper
 
     node, hidden = CELLS[problem.workload.cell].onnx, problem.workload.hidden_size
@@ -309,15 +310,15 @@ def _onnx_model(problem: Problem) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
-    """onnxruntime on an `RNN`, `GRU` or `LSTM` node, with bound input and outputs."""
-    if problem.workload.mode == TRAINING:
-        return None
+def bound_session(
+    model: bytes, problem: Problem, threads: int
+) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+    """Returns the call of a model like `onnx_model`'s, and the arrays bound to it, by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(_onnx_model(problem), options)
+    session = onnxruntime.InferenceSession(model, options)
     steps, batch, _ = problem.input.shape
     last = np.empty((1, batch, problem.workload.hidden_size), np.float32)
     bound = dict(zip(("X", *STATES), _arrays(problem), strict=False))
@@ -326,9 +327,17 @@ def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
     for name, array in bound.items():
         bind = binding.bind_output if name.startswith("Y") else binding.bind_input
         bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+    return lambda: session.run_with_iobinding(binding), bound
+
+
+def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
+    """onnxruntime on an `RNN`, `GRU` or `LSTM` node, with bound input and outputs."""
+    if problem.workload.mode == TRAINING:
+        return None
+    run, bound = bound_session(onnx_model(problem), problem, threads)
 
     def call() -> Any:
-        session.run_with_iobinding(binding)
+        run()
         return bound["Y_h"]
 
     return call
@@ -343,7 +352,7 @@ def openvino(problem: Problem, threads: int) -> TimedCall | None:
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    model = core.compile_model(core.read_model(_onnx_model(problem), b""), "CPU", settings)
+    model = core.compile_model(core.read_model(onnx_model(problem), b""), "CPU", settings)
     request = model.create_infer_request()
     for i, array in enumerate(_arrays(problem)):
         request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks.classifier.report import report as classifier_report
 from benchmarks.cpu import (
     applications,
+    eight_bits,
     fading,
     first_call,
     layers,
@@ -73,6 +74,7 @@ SECTIONS = (
             ("prepared", prepared.report),
             ("precision", precision.report),
             ("sixteen_bits", sixteen_bits.report),
+            ("eight_bits", eight_bits.report),
             ("streams", streams.report),
             ("steps", steps.report),
             ("fading", fading.report),

@@ -21,6 +21,7 @@ from kinds import flat
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import (
+    eight_bits,
     fading,
     first_call,
     layers,
@@ -315,6 +316,23 @@ def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
     assert "output: error" in wrong[0]
 
 
+@EVERY_CELL
+@pytest.mark.parametrize("calls", [eight_bits.layer_calls, eight_bits.step_calls])
+def test_8_bit_weights_that_are_wrong_are_not_timed(calls, cell, monkeypatch, threads):
+    options = argparse.Namespace(quick=True, seconds=0.0)
+    workload = Workload(DENSE, FORWARD, 2, 64, 64, 1, cell)
+    wrong = []
+    (row,) = eight_bits.measure([workload], calls, 2, options, wrong)
+    assert not wrong
+    assert row["medians"].keys() == {"float32", *row["errors"]}
+    compared = len(row["errors"])  # each with a ratio, a geometric mean and a worst ratio
+    assert eight_bits.table([row]).count("\N{MULTIPLICATION SIGN}") == 3 * compared
+    monkeypatch.setattr(eight_bits, "MAX_ERROR", 1e-6)  # less than what rounding to 8 bits causes
+    assert not eight_bits.measure([workload], calls, 2, options, wrong)
+    assert len(wrong) == 1
+    assert "int8 is off by" in wrong[0]
+
+
 def test_a_program_with_other_results_is_not_timed():
     program = programs.Program("a program", "nothing", "torch", 10, lambda _: lambda: torch.ones(3))
     row = programs.measure(program, 0.0)
@@ -380,6 +398,8 @@ def test_the_read_floor_counts_every_weight_once_per_step():
     assert wide.weights_read(workload) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(workload, mode=TRAINING)
     assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
+    # From initial states, the first step reads weight_hh as well.
+    assert eight_bits.bytes_read(workload) == 3 * (5 + 8) + 4 * 3 * (3 + 8)
 
 
 def test_a_table_has_a_dash_in_every_divider():
