@@ -107,8 +107,8 @@ inline Int whole_sums(const Int* sums) {
   return whole;
 }
 
-// Writes start + A B to c for row r. `sum(part, v)` returns vector v of the integer sums of the
-// row, or of its parts, the one or two rows of integers that it consists of.
+// Writes start + A B to c for row r, which is the sum of kEach rows of integers. `sum(e, v)`
+// returns vector v of the sums of row e of these.
 template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {
