@@ -218,7 +218,7 @@ def with_weights(change):
             with_weights(lambda w: w[:3]) | {"options": ops.BIDIRECTIONAL},
             "hold 4 tensors .*, got 3",
         ),
-        ({"options": 4096}, "options must be bits of namernn_fast.ops, got 4096"),
+        ({"options": 8192}, "options must be bits of namernn_fast.ops, got 8192"),
         ({"options": -1}, "options must be bits of namernn_fast.ops, got -1"),
         ({"options": ops.PACKED | ops.JAGGED}, "options must not say both packed and jagged"),
         (
@@ -328,7 +328,7 @@ def backward_arguments(kind):
         ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
         ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
         ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
-        ({"options": ops.BIAS | ops.LAST_STATE | 2**12}, "options must be bits of"),
+        ({"options": ops.BIAS | ops.LAST_STATE | 2**13}, "options must be bits of"),
     ],
 )
 def test_the_backward_operator_checks_its_arguments(kind, changes, text):
