@@ -45,7 +45,6 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         *("-mprefer-vector-width=512", "-mtune=skylake-avx512"),
     ]
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
-    ISA_FLAGS["int8_avx2"] = ISA_FLAGS["avx2"]
     ISA_FLAGS["int8_avx_vnni"] = [*ISA_FLAGS["avx2"], "-mavxvnni"]
     ISA_FLAGS["int8_avx512_vnni"] = [*ISA_FLAGS["avx512"], "-mavx512vnni"]
     ISA_FLAGS["int8_amx"] = [*ISA_FLAGS["int8_avx512_vnni"], "-mamx-tile", "-mamx-int8"]
@@ -53,7 +52,6 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
     ISA_FLAGS["amx_float"] = ISA_FLAGS["amx"]
 ISA_FLAGS["baseline"] = []
-ISA_FLAGS["int8_baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders that building and testing need, but that setuptools would leave out of an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")

@@ -153,7 +153,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   return weights_leave_cache(arguments, plan) && steps > 1 ? steps : 0;
 }
 
-int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows) {
+int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows) {
   if (arguments.D == 0) return 0;
   const int64_t width = ceiling(arguments.layout.B, plan.groups);
   int64_t rows = fit_projected_rows(arguments, sizeof(float), tile_rows);

@@ -75,10 +75,10 @@ bool leave_cache(int64_t bytes, const Machine& machine);
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place);
 
-// Returns how many steps of the input projection a pass on pairs of bfloat16 computes at once,
+// Returns how many steps of the input projection a pass on encoded rows computes at once,
 // ahead of the recurrence; 0 means that each step computes both as one product. `tile_rows` is the
 // maximum number of rows of a tile. Results do not depend on this choice.
-int64_t choose_pair_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows);
+int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows);
 
 // Returns the number of parts into which each group cuts its sequences. A group takes one part
 // after the other through all steps, so that the rows of a step (row_bytes per sequence) stay in

@@ -96,7 +96,8 @@ def _show(options: argparse.Namespace) -> None:
 
 def _cpu() -> str:
     """Returns the name of the CPU kernel, and of the kernels for other numbers that differ."""
-    usual, text = ops.cpu_kernel(), f"cpu {ops.cpu_kernel()}"
+    usual = ops.cpu_kernel()
+    text = f"cpu {usual}"
     for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):
         kernel = ops.cpu_kernel(dtype)
         text += f", {name}: cpu {kernel}" if kernel != usual else ""

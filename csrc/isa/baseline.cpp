@@ -5,8 +5,10 @@
 #else
 #define NAMERNN_REGISTERS 16
 #endif
+#include "kernel/int8_table.h"
 #include "kernel/table.h"
 
 namespace namernn_fast {
+const Int8Kernels int8_kernels_baseline = int8_kernels<VectorTile>("baseline");
 constexpr Kernels kernels_baseline = kernels_named("baseline", int8_kernels_baseline);
 }  // namespace namernn_fast

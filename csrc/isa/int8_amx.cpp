@@ -30,19 +30,20 @@ struct AmxTile : AmxRegisters {
   }
 
  private:
-  static constexpr int64_t kTileRows = 16;
+  static constexpr int64_t kRegisterRows = 16;
 
   alignas(64) int32_t sums_[2 * rows * kWidth];
 
   template <int kEach>
   void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
-    const bool tall = height > kTileRows;
-    const int64_t each_rows = tall ? rows : kTileRows;  // rows of sums_ for one of kEach
+    const bool tall = height > kRegisterRows;
+    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ for one of kEach
     for (int64_t half = 0; half < 2; ++half) {
       if (tall) {
         for (int e = 0; e < kEach; ++e) {
           const uint8_t* a = operand.a + e * operand.second;
-          columns<true>(operand, a, a + kTileRows * operand.a_row, half, sums_ + e * rows * kWidth);
+          columns<true>(operand, a, a + kRegisterRows * operand.a_row, half,
+                        sums_ + e * rows * kWidth);
         }
       } else {
         columns<kEach == 2>(operand, operand.a, operand.a + operand.second, half, sums_);
@@ -85,8 +86,8 @@ struct AmxTile : AmxRegisters {
     _tile_stored(0, sums, kWidth * 4);
     _tile_stored(1, sums + 16, kWidth * 4);
     if constexpr (kTwo) {
-      _tile_stored(2, sums + kTileRows * kWidth, kWidth * 4);
-      _tile_stored(3, sums + kTileRows * kWidth + 16, kWidth * 4);
+      _tile_stored(2, sums + kRegisterRows * kWidth, kWidth * 4);
+      _tile_stored(3, sums + kRegisterRows * kWidth + 16, kWidth * 4);
     }
   }
 };

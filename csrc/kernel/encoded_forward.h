@@ -10,16 +10,16 @@
 // - Operands: the operands of a product;
 // - Row: points to an encoded row. input_size(n) and row_size(n) are the distances between rows of
 //   n inputs and of n states;
-// - State: points to a row of states as a step writes it, which is a Row, or a float if a row can
-// be
-//   encoded only as a whole. state_size(n) is the distance between such rows;
+// - State: points to a row of states as a step writes it. It is a Row, or a float* if a row can be
+//   encoded only as a whole. state_size(n) is the distance between rows of n states;
 // - Panels<Cell, Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
 //   a product of rows of n numbers with a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if a State is no Row: encode a row;
 // - fill_zeros(state, n): zeroes n numbers of a state;
-// - scratch_rows(runtime, rows, size): allocates rows, `size` apart, for encode() to fill.
+// - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, whose padding
+//   is ready for products.
 #pragma once
 
 #include "kernel/cells/cell.h"
@@ -315,22 +315,23 @@ EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan
   constexpr int64_t tile_rows = Encoding::Tile::rows;
   EncodedRows<Encoding> rows{};
   const int64_t ahead =
-      choose_pair_steps(encoded_plan_arguments<Cell, Encoding>(layer, runtime), plan, tile_rows);
+      choose_encoded_steps(encoded_plan_arguments<Cell, Encoding>(layer, runtime), plan, tile_rows);
   rows.steps = max64(1, ahead);
   rows.capacity = rows.steps * sequences + tile_rows;
   rows.encoded_rows = sequences + tile_rows;
   for (auto& inputs : rows.inputs) {
-    inputs = Encoding::scratch_rows(runtime, rows.capacity, Encoding::input_size(layer.D));
+    inputs = Encoding::scratch_rows(runtime, rows.capacity, layer.D, Encoding::input_size(layer.D));
   }
   for (auto& states : rows.states) {
     if constexpr (states_are_encoded<Encoding>) {
-      states = Encoding::scratch_rows(runtime, rows.encoded_rows, Encoding::row_size(layer.H));
+      states =
+          Encoding::scratch_rows(runtime, rows.encoded_rows, layer.H, Encoding::row_size(layer.H));
     } else {
       states = scratch<float>(runtime, sequences * Encoding::state_size(layer.H));
     }
   }
   if constexpr (!states_are_encoded<Encoding>) {
-    rows.encoded = Encoding::scratch_rows(runtime, plan.members * rows.encoded_rows,
+    rows.encoded = Encoding::scratch_rows(runtime, plan.members * rows.encoded_rows, layer.H,
                                           Encoding::row_size(layer.H));
   }
   if (ahead) {

@@ -7,8 +7,8 @@
 namespace namernn_fast {
 namespace {
 
-// Holds a layer's weights: panels of W_ih^T and panels of W_hh^T. After the integers
-// of a panel follow, for each column, kOffset times the sum of its integers, and its scale.
+// Holds a layer's weights: panels of W_ih^T and panels of W_hh^T. After the integers of a panel
+// follow, for each column, kOffset times the sum of its integers, and its scale.
 template <class Cell, class Storage>
 struct Int8Panels {
   static_assert(std::is_same_v<Storage, float>);
@@ -136,7 +136,7 @@ struct AsInt8 {
   }
   static void fill_zeros(float* to, int64_t n) { std::memset(to, 0, size_t(n) * sizeof(float)); }
   // The padding may have any value, because it is multiplied by zeros.
-  static uint8_t* scratch_rows(const Runtime& runtime, int64_t rows, int64_t size) {
+  static uint8_t* scratch_rows(const Runtime& runtime, int64_t rows, int64_t, int64_t size) {
     return scratch<uint8_t>(runtime, rows * size);
   }
 };

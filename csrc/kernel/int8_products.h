@@ -31,21 +31,24 @@ inline int64_t place_in_panel(int64_t k, int64_t j) {
   return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
 }
 
+// The codes of four numbers of a row of A, in every element of a vector.
+using QuadBits = std::conditional_t<sizeof(Code) == 1, int32_t, int64_t>;
+typedef QuadBits Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+inline Quad load_quad(const uint8_t* p) {
+  QuadBits quad = 0;
+  std::memcpy(&quad, p, sizeof(quad));
+  return Quad{} + quad;
+}
+
 // A vector of weights holds kColumns columns of four rows of B. dot(sums, w, a) adds the products
 // with four numbers of a row of A to `sums`, whose lanes hold kPartial sums for each column.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr int kPartial = 1;
 using Weights = Int;
-using Quad = Int;
 inline Weights load_weights(const int8_t* p) {
   Weights w;
   std::memcpy(&w, p, sizeof(w));
   return w;
-}
-inline Quad load_quad(const uint8_t* p) {
-  int32_t quad = 0;
-  std::memcpy(&quad, p, sizeof(quad));
-  return Quad{} + quad;
 }
 inline Int dot(Int sums, Weights w, Quad a) {
 #if defined(__AVX512VNNI__)
@@ -57,21 +60,15 @@ inline Int dot(Int sums, Weights w, Quad a) {
 #else
 constexpr int kPartial = 2;
 typedef int16_t Weights __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
-typedef int64_t Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Weights load_weights(const int8_t* p) {
 #if defined(__AVX2__)
   return (Weights)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  typedef int8_t Half __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
-  Half w;
+  typedef int8_t Bytes __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
+  Bytes w;
   std::memcpy(&w, p, sizeof(w));
   return __builtin_convertvector(w, Weights);
 #endif
-}
-inline Quad load_quad(const uint8_t* p) {
-  int64_t quad = 0;
-  std::memcpy(&quad, p, sizeof(quad));
-  return Quad{} + quad;
 }
 inline Int dot(Int sums, Weights w, Quad a) {
 #if defined(__AVX2__)
@@ -93,7 +90,7 @@ constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows whose sums fit in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
-// Returns the number of chains of a product of `rows` rows: see multiply_rows().
+// Returns how many chains multiply_rows() splits the sums of each row into, if it gets `rows` rows.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
 // Returns the sums of the columns of vectors v .. v + kPartial.
@@ -107,8 +104,8 @@ inline Int whole_sums(const Int* sums) {
   return whole;
 }
 
-// Writes start + A B to c for row r, which is the sum of kEach rows of integers. `sum(e, v)`
-// returns vector v of the sums of row e of these.
+// Writes start + A B to c for row r of A, which is kEach rows of integers that add up. `sum(e, v)`
+// returns vector v of the integer sums that row e of integers has.
 template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {
@@ -175,7 +172,7 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   }
 }
 
-// Computes `height` rows of a product, each of which is the sum of kEach rows of integers.
+// Computes `height` rows of a product A B. A row of A is kEach rows of integers, which add up.
 template <int kEach, int... kIndices>
 void multiply_few(Int8Operands operand, int64_t height, const float* start, float* c,
                   std::integer_sequence<int, kIndices...>) {

@@ -17,8 +17,8 @@ namespace {
 
 constexpr int64_t kRowGranule = 64;  // rows are padded to a multiple of this number of integers
 constexpr int32_t kLargest = 127;    // the largest integer
-// How rows hold the integers q. VNNI and AMX multiply unsigned by signed bytes, so there they are
-// bytes q + kOffset. Other instructions multiply 16-bit integers.
+// Rows hold an integer q as the code q + kOffset. VNNI and AMX multiply unsigned by signed bytes,
+// so their codes are unsigned. Other instructions multiply 16-bit integers.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 using Code = uint8_t;
 constexpr int32_t kOffset = 128;
@@ -31,7 +31,7 @@ constexpr float kSmallestScale = 0x1p-107f;
 
 inline int64_t padded_bytes(int64_t n) { return (n + kRowGranule - 1) / kRowGranule * kRowGranule; }
 
-typedef int32_t Int __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+using Int = Simd<float>::I;
 
 // Returns each lane rounded to the nearest integer, halves to even.
 inline Int rounded(Vec<float> v) {

@@ -257,9 +257,9 @@ struct AsTerms {
   static Operands operands_of_states(const Row& row, int64_t n, const Row& panel) {
     return {row, padded(n), padded(n), panel};
   }
-  static Terms<kTerms> scratch_rows(const Runtime& runtime, int64_t rows, int64_t size) {
+  static Terms<kTerms> scratch_rows(const Runtime& runtime, int64_t rows, int64_t n, int64_t size) {
     const Terms<kTerms> terms = scratch_terms<kTerms>(runtime, rows * size);
-    fill_zeros(terms, rows * size);
+    if (size > n) fill_zeros(terms, rows * size);
     return terms;
   }
 };

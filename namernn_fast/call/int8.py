@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..machine import availability
 
 LARGEST = 127
 """The largest integer. The range is symmetric."""
@@ -46,13 +45,13 @@ def check_weights(weights: Iterable[Tensor]) -> None:
 def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | None:
     """Returns why a layer in float32 would not be faster with 8-bit weights, or None if it would.
 
+    The package must have its extension.
+
     Args:
         hidden_size: the hidden_size of the layer.
         min_hidden: the smallest hidden_size to count as faster, or None for `MIN_HIDDEN`.
     """
     if min_hidden is None:
-        if not availability.HAS_EXTENSION:
-            return "the package was built without a compiler"
         min_hidden = MIN_HIDDEN.get(ops.cpu_kernel(torch.int8))
     if min_hidden is None:
         return "this processor has no instructions that would make them faster"

@@ -62,8 +62,7 @@ def rnn_stack(call: Call) -> Results:
         input = input.transpose(0, 1)
     if options & ops.INT8 and call.sequence_layout is not None:
         # The node computes one scale from all elements of its input, padding included.
-        steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
-        input = input.where(steps < call.sequence_layout[:, None], 0)
+        input = _zero_padding(input, call.sequence_layout)
     last_states = []
     states_of_layers = ops.states_of_layers(call.states, weights, options)
     for states, layer in zip(states_of_layers, ops.layers_of(weights, options), strict=True):
@@ -126,13 +125,18 @@ def _layer(
     output, last = output.to(input.device), [state.to(input.device) for state in last]
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
     if lengths is not None:  # ONNX leaves Y past the end, and sequences of length 0, undefined
-        steps = torch.arange(seq_len, device=input.device)[:, None, None]
-        output = output.where(steps < lengths[:, None], 0)
+        output = _zero_padding(output, lengths)
         last = [
             state.where(lengths[:, None] > 0, 0 if first is None else first)
             for state, first in zip(last, initial, strict=True)
         ]
     return output, *last
+
+
+def _zero_padding(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Returns rows (seq_len, batch, features) that are zero past the end of their sequence."""
+    steps = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
+    return rows.where(steps < lengths[:, None], 0)
 
 
 def _integers(

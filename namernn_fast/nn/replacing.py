@@ -205,9 +205,11 @@ def prepare_rnn(
             return None
         fused = _fused(module)
         weight = next(module.parameters())
-        rounds = dtype is not None and availability.why_not_cpu_kernel(weight) is None
-        if rounds and why_not_int8(fused, min_hidden) is not None:
-            rounds = False
+        rounds = (
+            dtype is not None
+            and availability.why_not_cpu_kernel(weight) is None
+            and why_not_int8(fused, min_hidden) is None
+        )
         return fused.prepare(dtype if rounds else None)
 
     model = _exchange(model, prepared)

@@ -24,10 +24,10 @@ needs_objdump = pytest.mark.skipif(
 )
 
 # The source files in csrc/isa, each compiled with the flags of one instruction set.
-AVX2_FILES = {"avx2.cpp", "int8_avx2.cpp", "int8_avx_vnni.cpp"}
+AVX2_FILES = {"avx2.cpp", "int8_avx_vnni.cpp"}
 AVX512_FILES = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp", "amx_float.cpp"}
 AVX512_FILES |= {"int8_avx512_vnni.cpp", "int8_amx.cpp"}
-ISA_FILES = {"baseline.cpp", "int8_baseline.cpp", *AVX2_FILES, *AVX512_FILES}
+ISA_FILES = {"baseline.cpp", *AVX2_FILES, *AVX512_FILES}
 
 
 def run_tool(*command):
@@ -123,7 +123,7 @@ def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx_vnni", "avx512_vnni"])
 def test_every_int8_kernel_equals_the_oracle(level, pytestconfig):
-    """Those of other levels run with test_every_cpu_capability_passes_parity."""
+    """test_every_cpu_capability_passes_parity covers the int8 kernels of the other levels."""
     if kernel_at(level, torch.int8) != level:
         pytest.skip(f"this processor does not support {level}")
     run_kernel_tests(level, pytestconfig, "int8")

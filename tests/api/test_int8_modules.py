@@ -307,26 +307,6 @@ def test_onnx_has_no_node_for_other_cells(cell):
     assert f"ONNX Runtime has no {node} with 8-bit weights" in str(raised.value.__cause__)
 
 
-PICKLE = """
-import pickle, sys, torch, namernn_fast
-torch.manual_seed(0)
-prepared = getattr(namernn_fast, sys.argv[2])(6, 20, 2, bidirectional=True).prepare(torch.int8)
-x = torch.randn(5, 3, 6)
-with open(sys.argv[1], "wb") as file:
-    pickle.dump((prepared, x, prepared(x)[0]), file)
-"""
-
-
-@pytest.mark.covering(0)
-def test_files_move_between_instruction_sets(kind, tmp_path, run_program):
-    path = tmp_path / "prepared"
-    run_program(
-        "-c", PICKLE, path, kind.layer.__name__, cwd=tmp_path, ATEN_CPU_CAPABILITY="default"
-    )
-    prepared, x, wanted = pickle.loads(path.read_bytes())
-    torch.testing.assert_close(prepared(x)[0], wanted, atol=0.01, rtol=0)
-
-
 def test_the_package_does_not_import_torchao(run_program, tmp_path):
     program = "import sys, namernn_fast; assert 'torchao' not in sys.modules"
     run_program("-c", program, cwd=tmp_path)

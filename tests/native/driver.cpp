@@ -40,7 +40,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan&, int6
   const bool ahead = in_place.weight_ih || in_place.weight_hh;
   return arguments.D && (ahead || arguments.machine.l2_bytes <= small_cache) ? 3 : 0;
 }
-int64_t choose_pair_steps(const PlanArguments& arguments, const Plan&, int64_t) {
+int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan&, int64_t) {
   constexpr size_t small_cache = 1 << 14;
   const bool ahead = arguments.layout.T > 1 && arguments.machine.l2_bytes <= small_cache;
   return arguments.D && ahead ? 2 : 0;

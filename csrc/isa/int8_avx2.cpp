@@ -1,8 +1,0 @@
-// 8-bit weights on AVX2, which multiplies 16-bit integers.
-#define NAMERNN_VECTOR_BYTES 32
-#define NAMERNN_REGISTERS 16
-#include "kernel/int8_table.h"
-
-namespace namernn_fast {
-const Int8Kernels int8_kernels_avx2 = int8_kernels<VectorTile>("avx2");
-}  // namespace namernn_fast
