@@ -90,7 +90,7 @@ struct RowStrides {
 };
 
 // Cuts: boundaries between two consecutive times that no state crosses. At a cut, the recurrence
-// restarts from zeros.
+// restarts from zeros, or from the rows of Layer::reset_to.
 struct Resets {
   const bool* at;  // at[t * time_stride + b]: whether sequence b of the layout is cut between t - 1
                    // and t; null if there are no cuts
@@ -140,6 +140,15 @@ struct InitialStates {
   int64_t stride;
 };
 
+// States from which sequences restart at cuts: the caller's sequence b restarts at time t from the
+// state at data + t * time_stride + b * stride. Read only at cuts.
+template <class Scalar>
+struct RestartStates {
+  Scalar* data;  // null means zeros
+  int64_t time_stride;
+  int64_t stride;
+};
+
 // One direction of one layer: the arguments that the forward and the backward pass share.
 template <class Scalar>
 struct Layer {
@@ -158,6 +167,8 @@ struct Layer {
   const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
                        // another format if it needs them; null if it packs the weights themselves
   Resets resets;
+  RestartStates<const Scalar> reset_to[kMostStates];  // present for all states of the cell, or for
+                                                      // none; absent in a reverse layer
   bool batch_invariant;  // a sequence's results must not depend on the other sequences in the batch
   Chains chains;
   InPlace in_place;
@@ -198,6 +209,8 @@ struct Backward {
   RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;              // add to grad_input instead of overwriting it
   Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
+  RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
+                                                     // of the cell or for none
   bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
   Scalar* grad_weight_ih;   // [H, D], or the table's gradient [V, H]; may be null if D is 0
   Scalar* grad_weight_hh;   // [H, H]; null if no parameter gradients are wanted

@@ -106,6 +106,21 @@ inline const Scalar* initial_state(const Layer<Scalar>& layer, int i, int64_t b)
   return initial.data ? initial.data + place_of(layer.layout, b) * initial.stride : nullptr;
 }
 
+// Returns the state of sequence b at time t in `states`; null means zeros.
+template <class Scalar>
+inline Scalar* restart_state(const RestartStates<Scalar>& states, const SequenceLayout& layout,
+                             int64_t t, int64_t b) {
+  if (!states.data) return nullptr;
+  return states.data + t * states.time_stride + place_of(layout, b) * states.stride;
+}
+// Returns the i-th state from which sequence b starts at time t, its first step or a step after a
+// cut; null means zeros.
+template <class Scalar>
+inline const Scalar* starting_state(const Layer<Scalar>& layer, int i, int64_t t, int64_t b) {
+  return is_cut(layer, t, b) ? restart_state(layer.reset_to[i], layer.layout, t, b)
+                             : initial_state(layer, i, b);
+}
+
 // Returns the input of row (t, b), or null if the input is token ids.
 template <class Scalar>
 inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
@@ -155,17 +170,18 @@ inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, 
   return kept;
 }
 
-// Returns the row of `states` that row (t, b) continues, or `initial` at the first step of sequence
-// b; null means zeros. `continued` is continued_end() at t for a slice that includes b.
+// Returns the row of `states`, the i-th states of all rows, that row (t, b) continues, or the state
+// from which sequence b starts at time t; null means zeros. `continued` is continued_end() at t for
+// a slice that includes b.
 template <class Scalar>
 inline const Scalar* previous_row(const Layer<Scalar>& layer,
-                                  const RowStrides<const Scalar>& states, const Scalar* initial,
-                                  int64_t t, int64_t b, int64_t continued) {
+                                  const RowStrides<const Scalar>& states, int i, int64_t t,
+                                  int64_t b, int64_t continued) {
   if (layer.layout.tree) {
     return t > 0 ? row_at(states, layer.layout, t - 1, parent_of(layer.layout, t, b)) : nullptr;
   }
-  if (is_cut(layer, t, b)) return nullptr;
-  return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
+  if (b >= continued || is_cut(layer, t, b)) return starting_state(layer, i, t, b);
+  return row_at(states, layer.layout, time_before(layer, t), b);
 }
 
 // Splits the slice's rows at time t into runs with evenly spaced previous states, and calls
@@ -175,20 +191,20 @@ template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {
   NAMERNN_EXPECT(!layer.layout.order && !layer.layout.origin && !layer.layout.tree);
-  constexpr const Scalar* zeros = nullptr;
+  const auto start = [&](int64_t first, int64_t last, bool cut) {
+    f(first, last, starting_state(layer, 0, t, first),
+      cut ? layer.reset_to[0].stride : layer.initial[0].stride);
+  };
   const int64_t continued = continued_end(layer, t, slice);
   for_each_cut(layer, t, slice.begin, continued, [&](int64_t first, int64_t last, bool cut) {
     if (first == last) return;
-    if (cut) return f(first, last, zeros, int64_t(0));
+    if (cut) return start(first, last, cut);
     const Scalar* states = row_at(output, layer.layout, time_before(layer, t), first);
     f(first, last, states, output.row_stride);
   });
   const int64_t end = alive_end(layer.layout, t, slice);
   for_each_cut(layer, t, continued, end, [&](int64_t first, int64_t last, bool cut) {
-    if (first == last) return;
-    const InitialStates<Scalar>& initial = layer.initial[0];
-    if (cut || !initial.data) return f(first, last, zeros, int64_t(0));
-    f(first, last, initial.data + first * initial.stride, initial.stride);
+    if (first < last) start(first, last, cut);
   });
 }
 

@@ -12,6 +12,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
 from .call import Call, Results
+from .call.call import split_tensors
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 
@@ -33,26 +34,27 @@ class FusedStack(torch.autograd.Function):
         trees: int,
         sequence_layout: Tensor | None,
         reset: Tensor | None,
+        initial: int,
         count: int,
         *tensors: Tensor,
     ) -> Results:
-        input, *states = tensors[:count]
-        weights = tensors[count:]
+        input, states, reset_to, weights = split_tensors(tensors, initial, count)
         # The backward pass reads the output of every step, which LAST_STATE would skip.
         options = options & ~ops.LAST_STATE | ops.WANT_SAVED
-        arguments = cell, input, states or None, weights, sequence_layout, reset, options, trees
+        rows = sequence_layout, reset, options, trees, reset_to or None
+        arguments = cell, input, states or None, weights, *rows
         needed = ctx.needs_input_grad[-len(tensors) :]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
         if torch.compiler.is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
             output, last, saved = ops.forward(*arguments)
-            needs = _needs_of.__wrapped__(cell, options, count, needed)  # bypasses the cache
+            needs = _needs_of.__wrapped__(cell, options, initial, count, needed)  # not cached
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
-            needs = _needs_of(cell, options, count, needed)
+            needs = _needs_of(cell, options, initial, count, needed)
             # Save aliases, so that assigning `tensor.data` before the backward pass does not change
             # the saved values.
             values = [tensor.detach() for tensor in tensors]
@@ -78,7 +80,7 @@ class FusedStack(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         count, wanted, saved = needs.ends
-        input, *states = rest[:count]
+        input, states, reset_to, _ = split_tensors(rest[:count], needs.initial, count)
         if weights is None:
             weights = originals = rest[saved:]
         if _must_be_differentiable(grads):
@@ -93,7 +95,7 @@ class FusedStack(torch.autograd.Function):
             gradients: Iterable[Tensor | None] = _differentiable_backward(
                 needs,
                 (*inputs, *originals),
-                (input, *states, *weights),
+                (*rest[:count], *weights),
                 ctx.needs_input_grad[_BEFORE_TENSORS:],
                 (sequence_layout, reset, options),
                 grads,
@@ -102,7 +104,7 @@ class FusedStack(torch.autograd.Function):
         run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
         rows = sequence_layout, reset, options, trees
         results = output, rest[wanted:saved], grads[0], grads[1:]
-        wants = needs.wanted, needs.want_layers
+        wants = needs.wanted, needs.want_layers, reset_to or None
         returned = run(needs.cell, input, states or None, weights, *rows, *results, *wants)
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
@@ -112,14 +114,16 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 
 Skips checks that only transforms and compilers need, which take 5% of the time of a small call."""
 
-_NOT_DIFFERENTIABLE = (None,) * 6  # for cell, options, trees, sequence_layout, reset and count
-_BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)  # number of arguments before input, states, weights
+_NOT_DIFFERENTIABLE = (None,) * 7  # for the arguments before input
+_BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 
 
 class _Needs(NamedTuple):
     """What the fused backward pass of a call reads, and which gradients it computes."""
 
     cell: int
+    initial: int
+    """The number of initial states."""
     reads: tuple[bool, ...]
     """For each weight, whether the fused backward pass reads it. Biases are never read, and
     weight_ih of the first layer is read only for the gradient of the input."""
@@ -127,7 +131,7 @@ class _Needs(NamedTuple):
     """The end index of each of three parts of the saved tensors: the values of input and states,
     the original input and states that need a gradient, and what the operator saved."""
     wanted: list[bool]
-    """For input and each state, whether it needs a gradient."""
+    """For input and each state, initial or after resets, whether it needs a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
     pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
@@ -136,13 +140,16 @@ class _Needs(NamedTuple):
 
 
 @functools.cache
-def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Needs:
+def _needs_of(
+    cell: int, options: int, initial: int, count: int, needed: tuple[bool, ...]
+) -> _Needs:
     """Returns the `_Needs` of a backward pass.
 
     Args:
         cell: the number of the cell.
         options: the option bits.
-        count: the number of states plus one, for input.
+        initial: the number of initial states.
+        count: the number of states, initial or after resets, plus one for input.
         needed: for input, each state and each weight, whether it needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
@@ -161,6 +168,7 @@ def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> 
     saved = layers - 1 + (layers if NUMBERED[cell].kept_blocks else 0)
     return _Needs(
         cell,
+        initial,
         reads,
         (count, count + sum(wanted), count + sum(wanted) + saved),
         wanted,
@@ -195,9 +203,10 @@ def _saved_tensors(ctx: Any) -> Any:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{error}\nThe backward pass of a fused layer reads its output, its input, hx and "
-            "weights, so none of them may be changed in place before it runs. Change a copy: "
-            "output.clone(), or use an operation that is not in place, such as relu(output)."
+            f"{error}\nThe backward pass of a fused layer reads its output, its input, hx, "
+            "reset_to and weights, so none of them may be changed in place before it runs. "
+            "Change a copy: output.clone(), or use an operation that is not in place, such as "
+            "relu(output)."
         ) from error
 
 
@@ -246,11 +255,11 @@ def _differentiable_backward(
             next(replacements) if need else value
             for value, need in zip(values, needed, strict=True)
         ]
-        (input, *states), weights = tensors[:count], tensors[count:]
+        input, states, restart_states, weights = split_tensors(tensors, needs.initial, count)
         cell = NUMBERED[needs.cell]
-        return reference.run_stack(
-            Call(cell, input, None, weights, *rows_and_options, states=states)
-        )
+        call = Call(cell, input, None, weights, *rows_and_options, states=states)
+        call.restart_states = restart_states
+        return reference.run_stack(call)
 
     with torch.enable_grad():
         wanted = [

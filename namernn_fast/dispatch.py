@@ -64,6 +64,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     )
     for state in call.states:
         checked = checked or not state.is_cpu
+    for state in call.restart_states:
+        checked = checked or not state.is_cpu
     if checked:
         check_like_nn_rnn(call)
     try:
@@ -97,7 +99,8 @@ def choose(call: Call, tracing: bool) -> Choice:
     ):
         why_not_kernel = "a torch.func transform other than vmap, or forward-mode AD, is active"
     else:
-        why_not_kernel = availability.why_not_kernel(call.weights[0], call.cell)
+        weight = call.weights[0]
+        why_not_kernel = availability.why_not_kernel(weight, call.cell, bool(call.restart_states))
         if why_not_kernel is None:
             return _COMPILED if tracing else _MAPPED if transformed else _FUSED
     why_not_torch = torch_operators.why_not(call, tracing)
@@ -130,6 +133,7 @@ def _run_layers(path: Path, call: Call) -> Results:
             states=states,
             weights=weights[k * per_layer : (k + 1) * per_layer],
             reset=reset,
+            restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
         )
@@ -145,9 +149,10 @@ def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[...,
         return apply(*call.flat())
     data, states, weights = call.data, call.states or None, call.weights
     number, layout, reset = call.cell.number, call.sequence_layout, call.reset
-    output, last, _ = forward(
-        number, data, states, weights, layout, reset, call.options, call.trees
-    )
+    rest: tuple[Any, ...] = (call.options, call.trees)
+    if call.restart_states:
+        rest = *rest, call.restart_states
+    output, last, _ = forward(number, data, states, weights, layout, reset, *rest)
     return output, *last
 
 
@@ -155,9 +160,9 @@ def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., 
     if torch.is_grad_enabled() and call.requires_grad():
         raise RuntimeError("a prepared module computes no gradients: call the layer itself")
     data, states, layout, reset = call.data, call.states or None, call.sequence_layout, call.reset
-    tensor, sizes = prepared.tensor, prepared.sizes
+    weights, rest = prepared.tensor, (call.options, call.trees, call.restart_states or None)
     output, last = forward(
-        call.cell.number, data, states, tensor, sizes, layout, reset, call.options, call.trees
+        call.cell.number, data, states, weights, prepared.sizes, layout, reset, *rest
     )
     return output, *last
 

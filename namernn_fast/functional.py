@@ -31,6 +31,7 @@ def rnn(
     training: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
+    reset_to: Tensor | None = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
@@ -44,37 +45,37 @@ def rnn(
             a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
             tensor (batch, any length, input_size). seq_len must be at least 1, except in a jagged
             tensor; the batch may be empty. Strides may be arbitrary. With `embedding`, int32 or
-            int64 token ids as for `nn.Embedding`, in any of these shapes without the last
-            dimension.
+            int64 token ids, in any of these shapes without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros. Float32 and 16-bit types are converted to the dtype of input, which is also the
-            dtype of h_n.
+            zeros. Float32 and 16-bit types are converted to input's dtype, which h_n has, too.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of weights determines the number of layers.
         nonlinearity: "tanh" or "relu".
         bias: whether `weights` holds biases.
         batch_first: whether batch comes before seq_len in input and output (not in hx and h_n).
-        dropout: probability of zeroing an element of a layer's output, except the last layer's, in
-            training mode.
+        dropout: probability of zeroing an element of the output of a layer below the last.
         bidirectional: whether every layer also runs backward, from the end of each sequence.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
             seq_len in any order, as a tensor of any integer dtype on any device, an array or a
             list. Padding is not computed, and its values are ignored, even NaN; output is zero
-            there. The last state of a sequence of length 0 is its initial state. On an accelerator
-            the values are not checked, because reading them would wait for the device.
+            there. The last state of a sequence of length 0 is its initial state. Values on an
+            accelerator are not checked, which would wait for it.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
-            (seq_len) without a batch. True where a new episode begins, which starts from a state
-            of zeros, as if the sequence had been split there; the second direction runs each
-            episode from its end. For a PackedSequence, reset is padded, with the sequences in
-            their original order. A jagged tensor does not support reset.
+            (seq_len) without a batch. True where a new episode begins, from a state of zeros, as if
+            the sequence had been split there; the second direction runs each episode from its end.
+            For a PackedSequence, padded, with the sequences in their original order. Not for jagged
+            tensors.
+        reset_to: the states from which episodes begin, instead of zeros, laid out like reset:
+            (seq_len, num_layers, batch, hidden_size), (batch, seq_len, num_layers, hidden_size)
+            with batch_first. Read only where reset is True; at the first step it replaces hx.
+            Float32 and 16-bit types are converted to h_n's dtype. Takes one direction.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
-        embedding: (vocabulary, input_size), the rows that the token ids in input index. Equivalent
-            to `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a sequence's length
-            are ignored.
+        embedding: (vocabulary, input_size), the rows that the token ids in input index, as in
+            `rnn(F.embedding(input, embedding), ...)`. Ids past a sequence's length are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.
 
     Returns:
@@ -82,21 +83,20 @@ def rnn(
         hidden_size features; and h_n, shaped like hx: the last state of every layer and direction.
 
     Raises:
-        TypeError: input, hx or embedding is not a tensor; lengths are not integers; reset is not a
-            bool tensor; embedding is given but input does not hold token ids.
+        TypeError: input, hx, reset_to or embedding is not a tensor; lengths are not integers; reset
+            is not a bool tensor; embedding is given but input does not hold token ids.
         ValueError: input or embedding does not have the dtype of the weights (outside
             autocast); the dimensions of input or embedding, padding_idx, or the number of weights
             is wrong; nonlinearity is unknown; the layout of input does not support lengths or
-            reset.
-        IndexError: a token id is out of range. On an accelerator a device-side assertion fails
-            instead.
-        RuntimeError: a size, a device or the dtype of hx does not match; seq_len is 0; the
-            batch_sizes of a packed sequence increase or do not sum to its rows; a length is not
-            from 0 to seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen
-            operators; on a GPU, Triton is missing or too old, or the GPU is too old.
+            reset; reset_to has no reset, or two directions.
+        IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
+        RuntimeError: a size, a device or the dtype of hx or reset_to does not match; seq_len is 0;
+            batch_sizes increase or do not sum to the rows of data; a length is not from 0 to
+            seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen operators; on
+            a GPU, Triton is missing, or it or the GPU is too old.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
-    call = Call(VANILLA, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(VANILLA, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -112,6 +112,7 @@ def gru(
     training: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
+    reset_to: Tensor | None = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
@@ -131,7 +132,7 @@ def gru(
             (3 * hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (3 * hidden_size), in
             torch's order of gates: r, z, n. The number of weights determines the number of layers.
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
-        lengths, reset, batch_invariant, embedding, padding_idx: as in `rnn()`.
+        lengths, reset, reset_to, batch_invariant, embedding, padding_idx: as in `rnn()`.
 
     Returns:
         output and h_n, as in `rnn()`.
@@ -141,7 +142,7 @@ def gru(
             operator computes the call, so Triton is not needed.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
-    call = Call(GRU, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(GRU, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -157,6 +158,7 @@ def lstm(
     training: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
+    reset_to: tuple[Tensor, Tensor] | None = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
@@ -180,6 +182,7 @@ def lstm(
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
         reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
+        reset_to: the pair of states and cell states, each shaped like reset_to of `rnn()`.
 
     Returns:
         output, and the pair of h_n and c_n, each shaped like the tensors in hx.
@@ -188,7 +191,7 @@ def lstm(
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
-    call = Call(LSTM, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(LSTM, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -221,6 +224,7 @@ class _Options(TypedDict, total=False):
     training: bool
     lengths: Lengths | None
     reset: Tensor | None
+    reset_to: Any
     batch_invariant: bool
     embedding: Tensor | None
     padding_idx: int | None
@@ -263,6 +267,7 @@ def last_state(
     training: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
+    reset_to: Any = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
@@ -284,7 +289,7 @@ def last_state(
         nonlinearity: "tanh" or "relu" for a vanilla RNN; must be "tanh" for the other cells.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
-        embedding, padding_idx: as in `rnn()`.
+        reset_to, embedding, padding_idx: as in `rnn()` or `lstm()`.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
@@ -302,7 +307,7 @@ def last_state(
     if nonlinearity not in chosen.nonlinearities:
         wanted = " or ".join(chosen.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
-    call = Call(chosen, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    call = Call(chosen, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)
 
 
@@ -332,19 +337,20 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         lookup: the embedding of token ids, or None if input holds features.
     """
     data, has_ids = call.data, lookup is not None
-    # Fast path: a padded 3-D tensor without hx and reset needs no normalisation.
+    # Fast path: a padded 3-D tensor without hx, reset and reset_to needs no normalisation.
     if (
         not isinstance(data, Tensor)
         or data.dim() + has_ids != 3
         or data.is_nested
         or call.hx is not None
         or call.reset is not None
+        or call.reset_to is not None
     ):
         normalise(call, has_ids)
     if lengths is not None:
         call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
-    if call.states or torch._C._is_any_autocast_enabled():
+    if call.states or call.restart_states or torch._C._is_any_autocast_enabled():
         lookup = convert_dtypes(call, lookup)
     return dispatch.run(call, lookup)

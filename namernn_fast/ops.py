@@ -21,10 +21,13 @@ sequences. The names of their arguments and results mean the same throughout thi
   is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
 - reset: None, or bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: True for the steps that
-  begin from states of zeros.
+  begin from states of zeros or, with `reset_to`, from others.
 - options: a sum of the option bits below.
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
+- reset_to: None, or the states from which steps begin where `reset` is True: one tensor (seq_len,
+  num_layers, batch, hidden_size) for each of `Cell.states`, not read elsewhere. Needs `reset`, and
+  one direction. CPU kernel only. The last argument, after those that are only `backward`'s.
 
 `forward` returns:
 
@@ -39,12 +42,12 @@ sequences. The names of their arguments and results mean the same throughout thi
 `backward` takes the arguments of `forward`, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: for input and each of `states`, whether its gradient is wanted. Token ids have no
-  gradient.
+- wanted: for input, each of `states` and each of `reset_to`, whether its gradient is wanted. Token
+  ids have no gradient.
 - want_layers: the layers whose weights need a gradient.
 
-`backward` returns a list of the wanted gradients: first for input, then for the states, then for
-the weights of the layers in want_layers, in layer order.
+`backward` returns a list of the wanted gradients: first for input, then for `states`, for
+`reset_to`, and for the weights of the layers in want_layers, in layer order.
 """
 
 import functools
@@ -100,8 +103,8 @@ round inputs and states to such integers; other precisions are ignored."""
 
 
 @dataclass(slots=True)
-class ForwardArguments:
-    """The arguments of `forward`."""
+class Arguments:
+    """The arguments that `forward` and `backward` begin with."""
 
     cell: int
     input: Tensor
@@ -114,8 +117,15 @@ class ForwardArguments:
 
 
 @dataclass(slots=True)
-class BackwardArguments(ForwardArguments):
-    """The arguments of `backward`, which begin with all arguments of `forward`."""
+class ForwardArguments(Arguments):
+    """The arguments of `forward`."""
+
+    reset_to: Sequence[Tensor] | None = None
+
+
+@dataclass(slots=True)
+class BackwardArguments(Arguments):
+    """The arguments of `backward`."""
 
     output: Tensor
     saved: Sequence[Tensor]
@@ -123,6 +133,7 @@ class BackwardArguments(ForwardArguments):
     grad_last_states: Sequence[Tensor | None]
     wanted: Sequence[bool]
     want_layers: Sequence[int]
+    reset_to: Sequence[Tensor] | None = None
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -131,12 +142,14 @@ _ARGUMENTS = (
     "Tensor? reset, int options, int trees"
 )
 library.define(
-    f"forward({_ARGUMENTS}) -> (Tensor output, Tensor[] last_states, Tensor[] saved)",
+    f"forward({_ARGUMENTS}, Tensor[]? reset_to=None) "
+    "-> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
-    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor[]? reset_to=None) "
+    "-> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("cpu_kernel(str numbers) -> str")
@@ -265,7 +278,8 @@ def empty_states(cell: int, like: Tensor, shape: tuple[Any, ...]) -> list[Tensor
 def _(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments(*arguments)
     per_layer, weights = weights_per_layer(call.options), call.weights
-    tensors = [*itertools.compress((call.input, *(call.states or ())), call.wanted)]
+    states = *(call.states or ()), *(call.reset_to or ())
+    tensors = [*itertools.compress((call.input, *states), call.wanted)]
     for k in sorted(set(call.want_layers)):
         tensors += weights[k * per_layer : (k + 1) * per_layer]
     return [weights[0].new_empty(tensor.shape) for tensor in tensors]
@@ -357,17 +371,17 @@ def gpu_backend(device: torch.device) -> Any:
     return importlib.import_module(f"{__package__}.gpu")
 
 
-def _on_gpu(call: ForwardArguments) -> Any:
+def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
     """Returns the GPU implementation for a call.
 
     Raises:
-        RuntimeError: there is no GPU implementation for the cell or device of the call.
+        RuntimeError: there is no GPU implementation for the cell, device or `reset_to` of the call.
     """
     if not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(
             f"{NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
         )
-    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell])
+    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], call.reset_to is not None)
     if why_not is not None:
         raise RuntimeError(f"{NAMESPACE}: {why_not}")
     return gpu_backend(call.input.device)

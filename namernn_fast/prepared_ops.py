@@ -36,7 +36,7 @@ ops.library.define(
 ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
 ops.library.define(
     "forward_prepared(int cell, Tensor input, Tensor[]? states, Tensor prepared, int[] sizes, "
-    "Tensor? sequence_layout, Tensor? reset, int options, int trees) "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor[]? reset_to=None) "
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -79,6 +79,7 @@ class PreparedArguments:
     reset: Tensor | None
     options: int
     trees: int
+    reset_to: Sequence[Tensor] | None = None
 
 
 def _like(prepared: Tensor) -> Tensor:

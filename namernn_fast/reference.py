@@ -34,6 +34,7 @@ def run_stack(call: Call) -> Results:
     batch = batch_sizes[0] if batch_sizes else input.shape[1]
     states = call.states or ops.zero_states(cell, weights, options, batch)
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
+    restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
     size = ops.hidden_size_of(weights)
 
     last_states: list[Tensor] = []
@@ -50,6 +51,7 @@ def run_stack(call: Call) -> Results:
                 cell.make_step(layer_weights, relu=bool(options & ops.RELU), in_place=in_place),
                 alive,
                 reset,
+                restart[len(last_states)] if restart else None,
                 reverse=direction == 1,
             )
             if alive is not None:
@@ -108,6 +110,7 @@ def _direction(
     step: Step,
     alive: Tensor | None,
     reset: Tensor | None,
+    restart: Tensor | None,
     reverse: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """Runs the recurrence of one direction of one layer.
@@ -119,7 +122,9 @@ def _direction(
         hx: the initial states of each sequence side by side, (batch, states * hidden_size).
         step: the function that computes one step of the cell.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
-        reset: None, or bool (seq_len, batch, 1): True where the state restarts from zeros.
+        reset: None, or bool (seq_len, batch, 1): True where the state restarts.
+        restart: None for zeros, or the states at those steps side by side, (seq_len, batch, states
+            * hidden_size).
         reverse: whether to run from the last time step to the first.
 
     Returns:
@@ -141,7 +146,8 @@ def _direction(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < steps:
             cut = reset[boundary, : h.shape[0]]
-            h = torch.where(cut if alive is None else cut & alive[boundary], 0.0, h)
+            start = 0.0 if restart is None else restart[t, : h.shape[0]]
+            h = torch.where(cut if alive is None else cut & alive[boundary], start, h)
         if sequences > previous_sequences:
             h = torch.cat([h, hx[previous_sequences:sequences]])
         previous_sequences = sequences

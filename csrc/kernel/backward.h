@@ -82,7 +82,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const auto& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const bool recurrent = layout.T > 1 || args.grad_initial[0];
+  const bool recurrent = layout.T > 1 || wants_starts(args);
   const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
                                              Products::element_bytes, Cell::weight_blocks})
                               : Plan{1, 1, 0};
@@ -135,13 +135,15 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 }
 
 // Returns how many rows at the start of a time block have a zero previous state, and so add nothing
-// to the gradient of weight_hh. These are the rows of time 0 if no initial state is given. If any
-// dz of these rows is not finite, returns 0, because zero times infinity is NaN.
+// to the gradient of weight_hh. These are the rows of time 0 if no states are given from which
+// sequences start. If any dz of these rows is not finite, returns 0, because zero times infinity is
+// NaN.
 template <class Cell, class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
                                     const TimeBlock& block) {
-  if (layer.reverse || layer.initial[0].data || block.first > 0) return 0;
+  const bool from_zeros = !layer.initial[0].data && !layer.reset_to[0].data;
+  if (layer.reverse || !from_zeros || block.first > 0) return 0;
   const int64_t count = first_row(rows, 1);
   for (int64_t row = 0; row < count; ++row) {
     if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * products.dz_block)) {

@@ -105,14 +105,19 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
 }
 
+// Returns whether gradients of the states from which sequences start are wanted.
+template <class Storage>
+inline bool wants_starts(const Backward<Storage>& args) {
+  return args.grad_initial[0] || args.grad_reset_to[0].data;
+}
+
 // Returns a pointer to unit `first` of the i-th previous state of row (t, b); null means zeros.
 template <class Cell, class Storage>
 inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
                                      int64_t continued, int64_t first) {
   const int64_t H = args.layer.H;
   const auto states = i == 0 ? args.output : cell_states_in(args.kept, Cell::kept * H, H);
-  const Storage* initial = initial_state(args.layer, i, b);
-  const Storage* state = previous_row(args.layer, states, initial, t, b, continued);
+  const Storage* state = previous_row(args.layer, states, i, t, b, continued);
   return state ? state + first : nullptr;
 }
 
@@ -164,14 +169,16 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     }
   }
   if (part.team) barrier(*part.team, runtime);
-  const int64_t wanted_end = args.grad_initial[0] ? end : continued;
+  const int64_t wanted_end = wants_starts(args) ? end : continued;
   products.step_back(row + slice.begin, weight_hh, wanted_end - slice.begin, part.columns,
                      group.grad_previous[0] + slice.begin * layer.H);
   for_each_cut(layer, t, slice.begin, wanted_end, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
       for (int i = 0; i < Cell::states; ++i) {
-        std::memset(group.grad[i] + b * layer.H + first_column, 0,
-                    width * sizeof(typename Products::Scalar));
+        auto* grad = group.grad[i] + b * layer.H + first_column;
+        auto* of_start = restart_state(args.grad_reset_to[i], layout, t, b);
+        if (of_start) convert(grad, of_start + first_column, width);
+        std::memset(grad, 0, width * sizeof(typename Products::Scalar));
       }
     }
   });
@@ -186,7 +193,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   WeightCopies copies = group.copies;
   // The panels are packed in the first time block of the pass, and only if a step of the recurrence
   // reads them.
-  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_initial[0]);
+  copies.packed |= !block.initial || !(layer.layout.T > 1 || wants_starts(args));
   using Panels = typename Products::Recurrence;
   const auto weight_hh = weights_for<Panels>(part, layer, copies).weights;
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {

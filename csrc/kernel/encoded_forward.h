@@ -124,8 +124,8 @@ struct EncodedPart {
       const State state = written_state(s, b);
       if (args.float_states.initial[0]) {
         convert(args.float_states.initial[0] + b * layer.H, state, layer.H);
-      } else if (layer.initial[0].data && !is_cut(layer, t, b)) {
-        convert(initial_state(layer, 0, b), state, layer.H);
+      } else if (const Storage* start = starting_state(layer, 0, t, b)) {
+        convert(start, state, layer.H);
       } else {
         Encoding::fill_zeros(state, layer.H);
       }
@@ -227,9 +227,8 @@ struct EncodedPart {
     if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
     if constexpr (carried_state >= 0) {
       float* state = carried + b * carried_size(H) + j;
-      const bool cut = is_cut(layer, t, b);
-      const bool starts = b >= step.continued_end || cut;
-      const Storage* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
+      const bool starts = b >= step.continued_end || is_cut(layer, t, b);
+      const Storage* initial = starts ? starting_state(layer, carried_state, t, b) : nullptr;
       const float* floats = starts ? args.float_states.initial[carried_state] : nullptr;
       if (initial) convert(initial + j, state, width);
       if (floats) convert(floats + b * H + j, state, width);
@@ -255,8 +254,9 @@ struct EncodedPart {
       const int64_t at = place_of(layout, b) * H + j;
       float* floats = args.float_states.last[0];
       floats ? write(floats + at) : write(args.last[0] + at);
-    } else if (is_cut(layer, time_after(layer, t), b)) {
-      Encoding::fill_zeros(next, width);
+    } else if (const int64_t after = time_after(layer, t); is_cut(layer, after, b)) {
+      const Storage* start = starting_state(layer, 0, after, b);
+      start ? convert(start + j, next, width) : Encoding::fill_zeros(next, width);
     } else {
       write(next);
     }

@@ -21,14 +21,16 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // converting it again.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;                // number of steps in a time block
-  Scalar* input;                // [members, steps, B, D]
-  int64_t* ids;                 // [members, steps, B], token ids; null without a table
-  Scalar* output;               // [steps, B, H]
-  Scalar* kept;                 // [steps, B, Cell::kept * H]; null if nothing is kept
-  Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block, and the cell
-                                // state, if any, at the current step
-  Scalar* last;                 // [B, H], h at the end of the time block
+  int64_t steps;                  // number of steps in a time block
+  Scalar* input;                  // [members, steps, B, D]
+  int64_t* ids;                   // [members, steps, B], token ids; null without a table
+  Scalar* output;                 // [steps, B, H]
+  Scalar* kept;                   // [steps, B, Cell::kept * H]; null if nothing is kept
+  Scalar* states[kMostStates];    // [B, H] each: h at the start of the time block, and the cell
+                                  // state, if any, at the current step
+  Scalar* reset_to[kMostStates];  // [steps, B, H] each: the states from which sequences restart at
+                                  // cuts; null without such states
+  Scalar* last;                   // [B, H], h at the end of the time block
 };
 
 // Runs one part's forward pass on copies of its rows.
@@ -96,6 +98,9 @@ struct CopiedPart {
     if (layer.resets.at) {
       copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
                              layer.resets.time_stride};
+      for (int i = 0; i < Cell::states && copies.reset_to[i]; ++i) {
+        copied.layer.reset_to[i] = {copies.reset_to[i], layout.B * layer.H, layer.H};
+      }
     }
     copied.output = {copies.output, layout.B * layer.H, layer.H};
     const int64_t kept = Cell::kept * layer.H;
@@ -111,9 +116,9 @@ struct CopiedPart {
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
-  // Copies the inputs or token ids of the slice at times first .. last. Zeroes the states
-  // that a cut keeps from reaching t_begin, the time at which the recurrence enters the time block.
-  // ForwardPart handles cuts within the time block.
+  // Copies the inputs or token ids of the slice at times first .. last, and the states from which
+  // its sequences restart. Zeroes the states that a cut keeps from reaching t_begin, the time at
+  // which the recurrence enters the time block. ForwardPart handles cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -124,6 +129,10 @@ struct CopiedPart {
           ids()[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
         } else {
           convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
+        }
+        for (int i = 0; i < Cell::states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
+          convert(starting_state(layer, i, t, b) + part.columns.first,
+                  copy_at(copies.reset_to[i], first, t, b, layer.H) + part.columns.first, width());
         }
       }
     }
@@ -229,6 +238,9 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
   }
   for (int i = 0; i < Cell::states; ++i) {
     rows.states[i] = scratch<Scalar>(runtime, layout.B * layer.H);
+    if (layer.reset_to[i].data) {
+      rows.reset_to[i] = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+    }
   }
   rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {

@@ -60,6 +60,21 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     }
   }
 
+  // Copies the cell states from which sequences restart at time t to args.last, where each step
+  // updates the cell states.
+  void restart_cell_states(int64_t t) const {
+    const Layer<Scalar>& layer = args.layer;
+    const auto [first, last] = part.columns;
+    for (int i = 1; i < Cell::states && layer.reset_to[i].data; ++i) {
+      for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
+        if (!is_cut(layer, t, b)) continue;
+        const Scalar* state = restart_state(layer.reset_to[i], layer.layout, t, b);
+        std::memcpy(this->state_at(i, t, b) + first, state + first,
+                    (last - first) * sizeof(Scalar));
+      }
+    }
+  }
+
   void run(const Runtime& runtime) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t T = layer.layout.T;
@@ -72,6 +87,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
         if (layer.layout.tree) {
           advance_tree(t);
         } else {
+          restart_cell_states(t);
           for_each_previous(layer, args.output, t, part.slice,
                             [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
                               advance(t, begin, end, h, h_stride);

@@ -40,6 +40,10 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     args.grad_initial[i] = mutable_data<Scalar>(grads.grad_states[i]) + state * batch.B * H;
   }
+  for (size_t i = 0; i < grads.grad_reset_to.size(); ++i) {
+    const Tensor& grad = grads.grad_reset_to[i];
+    args.grad_reset_to[i] = restart_states<Scalar>(grad, mutable_data<Scalar>(grad), state);
+  }
   if (grads.want_weights[size_t(k)]) {
     const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
     args.grad_weight_ih = mutable_data<Scalar>(w[0]);
@@ -51,7 +55,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
 
 // Returns the lowest layer that must run. No gradient is wanted from the layers below.
 int64_t lowest_layer(const BackwardTensors& grads) {
-  if (grads.grad_input || !grads.grad_states.empty()) return 0;
+  if (grads.grad_input || !grads.grad_states.empty() || !grads.grad_reset_to.empty()) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
 }
@@ -124,6 +128,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
+    for (auto& states : args.grad_reset_to) states = stretches.from(stretch, states);
     kernels.backward(args, Resources(one_thread()).runtime());
   });
 }

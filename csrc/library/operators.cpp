@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -45,10 +46,12 @@ CellKind cell_of(int64_t cell) {
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
 Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
-                 const OptionalTensor& reset, const Options& options) {
+                 const OptionalTensor& reset, const Options& options,
+                 const std::optional<Tensors>& reset_to) {
   check(!options.int8, "options must not set INT8 without prepared weights");
   Stack stack = check_stack(cell_of(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
+  if (reset_to) set_reset_to(stack, *reset_to, reset.has_value());
   check_sharing(stack, options);
   return stack;
 }
@@ -75,15 +78,13 @@ std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Optio
           std::move(results.last_states), std::move(saved)};
 }
 
-std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
-                                             const std::optional<Tensors>& states,
-                                             const Tensors& weights,
-                                             const OptionalTensor& sequence_layout,
-                                             const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees) {
+std::tuple<Tensor, Tensors, Tensors> forward(
+    int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensors& weights,
+    const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits, int64_t trees,
+    const std::optional<Tensors>& reset_to) {
   const Options options = read_options(bits, trees);
-  return run_forward(check_call(cell, input, states, weights, sequence_layout, reset, options),
-                     options);
+  return run_forward(
+      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to), options);
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
@@ -97,12 +98,13 @@ Sizes sizes_of(const std::vector<int64_t>& sizes) {
 std::tuple<Tensor, Tensors> forward_prepared(
     int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensor& prepared,
     const std::vector<int64_t>& sizes, const OptionalTensor& sequence_layout,
-    const OptionalTensor& reset, int64_t bits, int64_t trees) {
+    const OptionalTensor& reset, int64_t bits, int64_t trees,
+    const std::optional<Tensors>& reset_to) {
   const Options options = read_options(bits, trees);
   check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
-  const Stack stack =
-      check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
-                           read_batch(input, sequence_layout, reset, options), options);
+  Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
+                                     read_batch(input, sequence_layout, reset, options), options);
+  if (reset_to) set_reset_to(stack, *reset_to, reset.has_value());
   check_sharing(stack, options);
   auto [output, last_states, saved] = run_forward(stack, options);
   return {std::move(output), std::move(last_states)};
@@ -230,13 +232,23 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
 // for each gradient that is not wanted.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
-  check(wanted.size() == 1 + stack.states.size(), "wanted must say whether input and each of ",
-        stack.states.size(), " state(s) need a gradient, got ", wanted.size(), " values");
+  const size_t states = stack.states.size() + stack.reset_to.size();
+  check(wanted.size() == 1 + states, "wanted must say whether input and each of ", states,
+        " state(s) need a gradient, got ", wanted.size(), " values");
   check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
   if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
-  if (std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end()) {
+  const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
+  if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {
       grads.grad_states.push_back(empty(stack.state_shape(), stack.dtype));
+    }
+  }
+  if (std::find(first_reset, wanted.end(), true) != wanted.end()) {
+    for (const Tensor& like : stack.reset_to) {
+      const auto sizes = like.sizes();
+      const Tensor grad = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype);
+      std::memset(mutable_data<char>(grad), 0, size_t(grad.numel()) * grad.element_size());
+      grads.grad_reset_to.push_back(grad);
     }
   }
   grads.want_weights.resize(size_t(stack.layers), false);
@@ -260,9 +272,11 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
                  const OptionalTensor& reset, int64_t bits, int64_t trees, const Tensor& output,
                  const Tensors& saved, const OptionalTensor& grad_output,
                  const std::vector<OptionalTensor>& grad_last_states,
-                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers) {
+                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
+                 const std::optional<Tensors>& reset_to) {
   const Options options = read_options(bits, trees);
-  const Stack stack = check_call(cell, input, states, weights, sequence_layout, reset, options);
+  const Stack stack =
+      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);
@@ -270,8 +284,11 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
   backward_stack(stack, options, grads);
   Tensors gradients;
   if (wanted[0]) gradients.push_back(*grads.grad_input);
+  const size_t states_given = stack.states.size();
   for (size_t i = 0; i + 1 < wanted.size(); ++i) {
-    if (wanted[i + 1]) gradients.push_back(grads.grad_states[i]);
+    if (!wanted[i + 1]) continue;
+    gradients.push_back(i < states_given ? grads.grad_states[i]
+                                         : grads.grad_reset_to[i - states_given]);
   }
   const size_t per_layer = size_t(stack.directions * stack.per_direction);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {

@@ -67,6 +67,7 @@ class Stretches {
     layer.input = row(layer.input, first);
     layer.table.ids = row(layer.table.ids, first);
     if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
+    for (auto& states : layer.reset_to) states = from(i, states);
     SequenceLayout& stretch = layer.layout;
     stretch.T = std::min(length_, layout_.T - first);
     if (layout_.count) {
@@ -91,6 +92,12 @@ class Stretches {
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
+  }
+  // Returns `states`, moved to begin at stretch i.
+  template <class Scalar>
+  RestartStates<Scalar> from(int64_t i, RestartStates<Scalar> states) const {
+    if (states.data) states.data += i * length_ * states.time_stride;
+    return states;
   }
 
  private:

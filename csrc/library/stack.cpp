@@ -56,6 +56,18 @@ void check_states(Stack& stack, const std::vector<Tensor>& states) {
 
 }  // namespace
 
+void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_reset) {
+  check(has_reset, "reset_to needs reset, got none");
+  check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
+  check(reset_to.size() == stack.state_count(), "reset_to must hold ", stack.state_count(),
+        " tensor(s), one for each state of the cell, got ", reset_to.size());
+  const std::vector<int64_t> shape{stack.batch.T, stack.layers, stack.batch.B, stack.H};
+  for (const Tensor& states : reset_to) {
+    check_tensor("reset_to", states, stack.dtype, shape);
+    stack.reset_to.push_back(with_adjacent_features(states));
+  }
+}
+
 void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
   const int64_t H = stack.H;
   const int64_t rows = stack.gate_rows();

@@ -28,9 +28,10 @@ struct Stack {
   Batch batch;
   bool has_ids;  // whether the input is token ids
   Tensor input;
-  std::vector<Tensor> states = {};   // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> weights = {};  // none in a prepared stack, or in a step
-  const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
+  std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
+  std::vector<Tensor> reset_to = {};  // [T, layers, B, H] each, the states after resets, likewise
+  std::vector<Tensor> weights = {};   // none in a prepared stack, or in a step
+  const char* prepared = nullptr;     // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
@@ -73,6 +74,9 @@ Stack check_stack(CellKind cell, const Tensor& input,
 Stack check_prepared_stack(CellKind cell, const Tensor& input,
                            const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
                            const Sizes& sizes, Batch batch, const Options& options);
+
+// Checks the states from which sequences restart at resets, and sets them.
+void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_reset);
 
 // Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
 Stack check_layers(CellKind cell, const Sizes& sizes, int32_t dtype, const Options& options);
@@ -134,6 +138,13 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
   }
 }
 
+// Returns the restart states of a layer, whose index in the state tensors is `state`, in a tensor
+// [T, layers, B, H] with these data.
+template <class Scalar>
+RestartStates<Scalar> restart_states(const Tensor& tensor, Scalar* data, int64_t state) {
+  return {data + state * tensor.stride(1), tensor.stride(0), tensor.stride(2)};
+}
+
 // Returns a kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
 Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
@@ -157,6 +168,10 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   for (size_t i = 0; i < stack.states.size(); ++i) {
     const Tensor& initial = stack.states[i];
     layer.initial[i] = {const_data<Scalar>(initial) + state * initial.stride(0), initial.stride(1)};
+  }
+  for (size_t i = 0; i < stack.reset_to.size(); ++i) {
+    layer.reset_to[i] = restart_states<const Scalar>(stack.reset_to[i],
+                                                     const_data<Scalar>(stack.reset_to[i]), state);
   }
   if (stack.prepared) {
     set_prepared_weights(stack, k, d, layer);

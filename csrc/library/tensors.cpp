@@ -20,15 +20,15 @@ constexpr size_t kLarge = 0;
 constexpr size_t kLarge = kHugePage / 2;
 #endif
 
-// The strides of a contiguous tensor, which has at most three dimensions.
+// The strides of a contiguous tensor, which has at most four dimensions.
 struct Strides {
   explicit Strides(const std::vector<int64_t>& sizes) {
-    check(sizes.size() <= 3, "a tensor must have at most 3 dimensions, got ", sizes.size());
+    check(sizes.size() <= 4, "a tensor must have at most 4 dimensions, got ", sizes.size());
     for (size_t i = sizes.size(); i-- > 1;) {
       values[i - 1] = values[i] * std::max<int64_t>(1, sizes[i]);
     }
   }
-  int64_t values[3] = {1, 1, 1};
+  int64_t values[4] = {1, 1, 1, 1};
 };
 
 size_t count_elements(const std::vector<int64_t>& sizes) {

@@ -33,40 +33,61 @@ class Call:
     dropout: float = 0.0
     """The probability of zeroing an element of a layer's output, except the last layer's. The fused
     operators have no dropout, so `dispatch.run` splits the stack into layers."""
+    reset_to: Any = None
+    """The argument reset_to as the caller passed it. `layouts.normalise` converts it to
+    `restart_states`."""
     trees: int = 0
     states: Sequence[Tensor] = ()
     """The initial states: empty for zeros, otherwise one tensor for each of `cell.states`."""
     prepared: "PreparedWeights | None" = None
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
+    restart_states: Sequence[Tensor] = ()
+    """The states from which steps begin where `reset` is True: empty for zeros, otherwise one
+    tensor (seq_len, num_layers, batch, hidden_size) for each of `cell.states`."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
-        tensors = self.data, *self.states, *self.weights
+        tensors = self.data, *self.states, *self.restart_states, *self.weights
         return any(tensor.requires_grad for tensor in tensors)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
-        """Applies `convert` to each of the initial states, if there are any."""
+        """Applies `convert` to each of the initial states and of those after resets."""
         self.states = [convert(state) for state in self.states]
+        self.restart_states = [convert(state) for state in self.restart_states]
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
         An `autograd.Function` ignores tensors inside nested tuples. So input, states and weights
-        are separate arguments at the end. The argument before input is the number of states plus
-        one, for input; it determines where the weights begin.
+        are separate arguments at the end. The two arguments before input are the number of initial
+        states, and the number of tensors before the weights: see `split_tensors`.
         """
         numbers = self.cell.number, self.options, self.trees
         rows = self.sequence_layout, self.reset
-        count = 1 + len(self.states)
-        return *numbers, *rows, count, self.data, *self.states, *self.weights
+        states = *self.states, *self.restart_states
+        counts = len(self.states), 1 + len(states)
+        return *numbers, *rows, *counts, self.data, *states, *self.weights
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
         """Returns the call that `flat` flattened to these arguments."""
-        number, options, trees, layout, reset, count, *tensors = arguments
-        data, *states = tensors[:count]
-        rows = layout, reset, options, 0.0, trees
-        return cls(NUMBERED[number], data, None, tensors[count:], *rows, states=states)
+        number, options, trees, layout, reset, initial, count, *tensors = arguments
+        data, states, restart_states, weights = split_tensors(tensors, initial, count)
+        rows = layout, reset, options, 0.0, None, trees, states, None, restart_states
+        return cls(NUMBERED[number], data, None, weights, *rows)
+
+
+def split_tensors(
+    tensors: Sequence[Any], initial: int, count: int
+) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Splits the tensors at the end of `Call.flat`: input, states, restart_states and weights.
+
+    Args:
+        tensors: the tensors; those after the states may be missing.
+        initial: the number of initial states.
+        count: the number of tensors before the weights.
+    """
+    return tensors[0], tensors[1 : 1 + initial], tensors[1 + initial : count], tensors[count:]
 
 
 Results: TypeAlias = tuple[Tensor, ...]

@@ -41,7 +41,7 @@ def check_like_nn_rnn(call: Call) -> None:
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
         RuntimeError: the number of features, the sequence length or the device of input, the shape
-            of reset, or the shape, device or dtype of hx is wrong.
+            of reset, the shape, device or dtype of hx, or the device or dtype of reset_to is wrong.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]
@@ -70,6 +70,11 @@ def check_like_nn_rnn(call: Call) -> None:
         raise RuntimeError(
             f"reset must have shape {tuple(data.shape[:2])}, got {tuple(reset.shape)}"
         )
+    like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
+    for state in call.restart_states:
+        if state.device != data.device:
+            raise RuntimeError(f"reset_to must be at {data.device}, like input, got {state.device}")
+        _check_dtype(call, "reset_to", state, like)
     if not call.states:
         return
     # For packed input take the batch size from hx, because batch_sizes[0] is unknown while tracing.
@@ -77,7 +82,6 @@ def check_like_nn_rnn(call: Call) -> None:
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(weights, options) * ops.directions_of(options)
     wanted = (number, batch, ops.hidden_size_of(weights))
-    like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
     for index, state in enumerate(call.states):
         hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
         if state.shape != wanted:
@@ -87,9 +91,13 @@ def check_like_nn_rnn(call: Call) -> None:
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{data.device} and hidden tensor at {state.device}"
             )
-        if state.dtype != weight_ih.dtype:
-            name = f"{call.cell.states[index]}x"
-            raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
+        _check_dtype(call, f"{call.cell.states[index]}x", state, like)
+
+
+def _check_dtype(call: Call, name: str, state: Tensor, like: str) -> None:
+    """Checks the dtype of the states called `name`; `like` says what dtype they must have."""
+    if state.dtype != call.weights[0].dtype:
+        raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
 
 
 def hint_at_embedding(data: Tensor) -> str:

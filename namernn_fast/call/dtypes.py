@@ -67,7 +67,7 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
         else:
             lookup = lookup._replace(embedding=features)
     features_dtype = features.dtype
-    for state in call.states:
+    for state in (*call.states, *call.restart_states):
         if state.dtype != features_dtype and features_dtype in _CONVERTIBLE:
             call.convert_states(
                 lambda state: state.to(features_dtype) if state.dtype in _CONVERTIBLE else state

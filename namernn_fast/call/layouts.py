@@ -41,6 +41,11 @@ def normalise(call: Call, has_ids: bool) -> None:
     if call.hx is not None:
         call.states = _states_of(call.hx, call.cell)
     reset = call.reset
+    if reset is not None:
+        check_reset(reset, is_jagged=isinstance(input, Tensor) and input.is_nested)
+        call.reset = reset = _savable(reset)
+    if call.reset_to is not None and reset is None:
+        raise ValueError("reset_to needs reset, which says where its states begin, got None")
     if isinstance(input, PackedSequence):
         _normalise_packed(call, input, has_ids)
         return
@@ -49,19 +54,18 @@ def normalise(call: Call, has_ids: bool) -> None:
     if input.is_nested:
         _normalise_jagged(call, input, has_ids)
         return
-    if reset is not None:
-        check_reset(reset, is_jagged=False)
-        call.reset = reset = _savable(reset)
     dim = input.dim() + has_ids
     if dim not in (2, 3):
         _refuse_dimensions(input, has_ids, call.cell)
+    if call.reset_to is not None:
+        call.restart_states = _restart_states_of(call, input.shape[: dim - 1])
     for state in call.states:
         if state.dim() != dim:
             _refuse_dimensions_of_states(call, input.dim(), dim)
     if dim == 3:
         return
     batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
-    call.convert_states(lambda states: states.unsqueeze(1))
+    call.convert_states(lambda states: states.unsqueeze(-2))
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
@@ -82,6 +86,51 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
         if not isinstance(state, Tensor):
             raise TypeError(f"{name}x must be a Tensor, got {type(state).__name__}")
     return states
+
+
+def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
+    """Returns reset_to as the operators take it, except that it may lack the batch.
+
+    Args:
+        call: the call, with reset.
+        rows: the shape that reset must have.
+
+    Raises:
+        TypeError: reset_to is neither a tensor nor, for an LSTM, a pair of tensors.
+        ValueError: there are two directions.
+        RuntimeError: the shape of reset or reset_to is wrong.
+    """
+    reset_to, options, first = call.reset_to, call.options, call.options & ops.BATCH_FIRST
+    if options & ops.BIDIRECTIONAL:
+        raise ValueError(
+            "reset_to takes one direction: the second direction would begin from its states at the "
+            "end of each episode, which is before the step where reset is True"
+        )
+    number = len(call.cell.states)
+    states = (reset_to,) if number == 1 else reset_to
+    is_group = isinstance(states, tuple | list)
+    if not is_group or [isinstance(state, Tensor) for state in states] != [True] * number:
+        wanted = "a Tensor" if number == 1 else "a pair of tensors"
+        got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
+        raise TypeError(f"reset_to must be {wanted} or None, got {got}")
+    if torch._C._get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
+        _check_restart_shapes(call, states, rows)
+    batched = len(rows) == 2
+    return [state.permute(1, 2, 0, 3) if first and batched else state for state in states]
+
+
+def _check_restart_shapes(call: Call, states: Sequence[Tensor], rows: Sequence[int]) -> None:
+    """Checks the shapes of reset, which must be `rows`, and of the states in reset_to."""
+    layers = ops.layer_count(call.weights, call.options)
+    # The layers come before the batch, as in hx, unless the batch comes first.
+    at = len(rows) if call.options & ops.BATCH_FIRST else 1
+    wanted = (*rows[:at], layers, *rows[at:], ops.hidden_size_of(call.weights))
+    for name, tensor, shape in (
+        ("reset", call.reset, tuple(rows)),
+        *(("reset_to", state, wanted) for state in states),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:
@@ -114,17 +163,19 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
     if call.states:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
-    if call.reset is not None:
-        check_reset(call.reset, is_jagged=False)
-        call.reset = _savable(call.reset)
+    reset = call.reset
+    if reset is not None and call.reset_to is not None:
+        steps, first = batch_sizes.shape[0], call.options & ops.BATCH_FIRST
+        # A tracer cannot read the number of sequences in batch_sizes, so the operator checks it.
+        batch = reset.shape[0 if first else -1] if reset.dim() else 0
+        call.restart_states = _restart_states_of(call, (batch, steps) if first else (steps, batch))
     if sorted_indices is not None:
         if call.reset is not None:
             batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
             call.reset = call.reset.index_select(batch_dim, sorted_indices)
-        if call.states:
-            order = _savable(sorted_indices)
-            call.convert_states(lambda state: state.index_select(1, order))
-        elif torch.compiler.is_compiling():
+        order = _savable(sorted_indices)
+        call.convert_states(lambda state: state.index_select(-2, order))
+        if not call.states and torch.compiler.is_compiling():
             # A tracer needs the batch size as part of a shape, which states provide. Reading the
             # batch size from the values of batch_sizes would break the graph.
             batch = sorted_indices.shape[0]
@@ -139,8 +190,6 @@ def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
     """Normalises a call on a nested tensor."""
     if call.states:
         _check_states(call)
-    if call.reset is not None:
-        check_reset(call.reset, is_jagged=True)
     _check_jagged(input, has_ids)
     call.data, call.sequence_layout = input.values(), _savable(input.offsets().long())
     call.options |= ops.JAGGED

@@ -110,7 +110,7 @@ class _Shape:
         return str(tuple(self.tensor.shape))
 
 
-def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
+def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator.
 
     Returns:

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..call import Call, Path, Results
+from ..call.call import split_tensors
 
 
 def is_transformed() -> bool:
@@ -75,13 +76,15 @@ class Mapped(torch.autograd.Function):
         """
         call, size = Call.of_flat(arguments), info.batch_size
         options, layout = call.options, call.sequence_layout
-        _, _, _, _, layout_dim, reset_dim, _, input_dim, *dims = in_dims
+        layout_dim, reset_dim, _, _, *dims = in_dims[4:]
+        counts = len(call.states), 1 + len(call.states) + len(call.restart_states)
+        input_dim, state_dims, restart_dims, weight_dims = split_tensors(dims, *counts)
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
                 "input and lengths"
             )
-        if any(dim is not None for dim in dims[len(call.states) :]):
+        if any(dim is not None for dim in weight_dims):
             slices = (
                 _split(argument, dim, size)
                 for argument, dim in zip(arguments, in_dims[1:], strict=True)
@@ -103,8 +106,9 @@ class Mapped(torch.autograd.Function):
             data=_fold(call.data, input_dim, batch_dim, size),
             sequence_layout=layout * size if packed else _fold(layout, layout_dim, 0, size),
             reset=_fold(call.reset, reset_dim, 0 if batch_first else 1, size),
-            states=[
-                _fold(state, dim, 1, size) for state, dim in zip(call.states, dims, strict=False)
+            states=[_fold(*of, 1, size) for of in zip(call.states, state_dims, strict=True)],
+            restart_states=[
+                _fold(*of, 2, size) for of in zip(call.restart_states, restart_dims, strict=True)
             ],
         )
         output, *last = path(folded)

@@ -89,20 +89,20 @@ HAS_EXTENSION = _load_extension()
 """Whether the C++ extension is installed. Tests set it to False."""
 
 
-def why_not_kernel(input: Tensor, cell: Cell = VANILLA) -> str | None:
+def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = False) -> str | None:
     """Returns why the fused kernel for the device of `input` cannot take it, or None if it can."""
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
-    why_not = why_not_gpu_kernel(cell)
+    why_not = why_not_gpu_kernel(cell, has_reset_to)
     if why_not is None and input.dtype not in TRITON_DTYPES:
         return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
     return why_not
 
 
-def why_not_gpu_kernel(cell: Cell) -> str | None:
-    """Returns why there is no GPU kernel for a cell, or None if there is one."""
+def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
+    """Returns why there is no GPU kernel for a call of a cell, or None if there is one."""
     if cell.has_gpu_kernel:
-        return None
+        return "the GPU kernels have no reset_to" if has_reset_to else None
     return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
 
 

@@ -22,6 +22,8 @@ from .token_layers import TokenLayer
 from .weights import current_weights, why_not_int8
 
 Layer: TypeAlias = FusedLayer[Any]
+_Resets: TypeAlias = tuple[Tensor | None, Any]
+"""The arguments reset and reset_to of a call."""
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -58,6 +60,7 @@ def explain(
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
     reset: Tensor | None = None,
+    reset_to: Tensor | tuple[Tensor, Tensor] | None = None,
     embedding: Tensor | None = None,
     last_state: bool = False,
 ) -> Explanation:
@@ -84,7 +87,7 @@ def explain(
     Args:
         layer: a fused or prepared layer, step module or token layer of this package, or a stream.
         input: the input of the call; token ids for a token layer, or with `embedding`.
-        hx, reset: the arguments of the call.
+        hx, reset, reset_to: the arguments of the call.
         embedding: the argument `embedding` of a FusedRNN call on token ids.
         last_state: whether to explain `layer.last_state(input)` instead.
 
@@ -108,32 +111,33 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    resets = reset, reset_to
     if isinstance(layer, Stream):
-        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, reset, last_state)
+        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, resets, last_state)
     if isinstance(layer, Prepared):
-        return _of_prepared(layer, input, hx, reset, last_state)
+        return _of_prepared(layer, input, hx, resets, last_state)
     if isinstance(layer, FusedCell):
         return _of_step(layer, data, hx)
     if isinstance(layer, TokenLayer):
         rnn, rows = layer.rnn, layer.embedding.weight
-        return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
+        return _of_ids(rnn, input, hx, resets, rows, last_state, layer.why_not_fused())
     if embedding is not None:
-        return _of_ids(layer, input, hx, reset, embedding, last_state)
-    return _of_features(layer, input, hx, reset, last_state)
+        return _of_ids(layer, input, hx, resets, embedding, last_state)
+    return _of_features(layer, input, hx, resets, last_state)
 
 
 def _of_features(
     layer: Layer | Prepared[Any],
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
-    reset: Tensor | None,
+    resets: _Resets,
     last_state: bool,
 ) -> Explanation:
     """Explains a call on features. The arguments are those of `explain`."""
     if getattr(layer, "proj_size", 0):
         path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
     else:
-        call = _call_of(layer, input, hx, reset)
+        call = _call_of(layer, input, hx, resets)
         layouts.normalise(call, False)
         convert_dtypes(call, None)
         check_like_nn_rnn(call)
@@ -146,10 +150,10 @@ def _of_features(
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
 
 
-def _call_of(layer: Layer | Prepared[Any], input: Any, hx: Any, reset: Tensor | None) -> Call:
+def _call_of(layer: Layer | Prepared[Any], input: Any, hx: Any, resets: _Resets) -> Call:
     if isinstance(layer, Prepared):
-        return layer._call(input, hx, reset)
-    return layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
+        return layer._call(input, hx, *resets)
+    return layer._call(input, hx, *resets, current_weights(layer, layer._flat_weights_names))
 
 
 def _of_step(
@@ -172,12 +176,14 @@ def _of_prepared(
     layer: Prepared[Any],
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
-    reset: Tensor | None,
+    resets: _Resets,
     last_state: bool,
 ) -> Explanation:
     """Explains a call to a prepared module. The arguments are those of `explain`."""
     if layer._panels is None:
-        explained = explain(layer._layer, input, hx, reset=reset, last_state=last_state)
+        reset, reset_to = resets
+        options = {"reset": reset, "reset_to": reset_to, "last_state": last_state}
+        explained = explain(layer._layer, input, hx, **options)
         if layer.dtype is not None:
             only = "without a kernel, the layer computes in float32 with the rounded weights"
             explained = explained._replace(
@@ -188,9 +194,9 @@ def _of_prepared(
         assert isinstance(input, Tensor)
         input, hx = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
     if layer._embedding is None:
-        explained = _of_features(layer, input, hx, reset, last_state)
+        explained = _of_features(layer, input, hx, resets, last_state)
     else:
-        explained = _of_ids(layer, input, hx, reset, layer._embedding, last_state)
+        explained = _of_ids(layer, input, hx, resets, layer._embedding, last_state)
     gains_nothing, why_not = why_not_int8(layer._layer), {**explained.why_not}
     names, reasons = ["prepared weights"], {}
     if layer.dtype is not None:
@@ -211,7 +217,7 @@ def _of_ids(
     layer: Layer | Prepared[Any],
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
-    reset: Tensor | None,
+    resets: _Resets,
     embedding: Tensor,
     last_state: bool,
     why_rows: str | None = None,
@@ -220,11 +226,12 @@ def _of_ids(
 
     Args:
         layer: the layer that computes the call.
-        input, hx, reset, embedding, last_state: as in `explain`.
+        input, hx, embedding, last_state: as in `explain`.
+        resets: the arguments reset and reset_to of `explain`.
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
-    call = _call_of(layer, input, hx, reset)
+    call = _call_of(layer, input, hx, resets)
     layouts.normalise(call, True)
     lookup = convert_dtypes(call, tokens.Lookup(embedding))
     assert lookup is not None

@@ -37,6 +37,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         reset: Tensor | None = None,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
+        reset_to: States | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences.
 
@@ -54,6 +55,9 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
+            reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
+                num_layers, hidden_size): the states from which episodes begin where reset is True,
+                instead of zeros. For an LSTM, a pair of such tensors.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
@@ -76,12 +80,14 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             or (hx is not None and type(hx) is not Tensor)
             or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
         )
-        if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
-            return self._as_torch(input, hx, embedding, padding_idx)
+        if unusual:
+            plain = lengths is None and reset is None and reset_to is None
+            if must_serve(input, hx, weights, plain):
+                return self._as_torch(input, hx, embedding, padding_idx)
         if self.proj_size:
-            self._refuse_with_projection(lengths, reset, embedding)
+            self._refuse_with_projection(lengths, reset, embedding, reset_to)
             return self._as_torch(input, hx, embedding, padding_idx)
-        call = self._call(input, hx, reset, weights)
+        call = self._call(input, hx, reset, reset_to, weights)
         return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -96,6 +102,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         *,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
+        reset_to: States | None = None,
         share_prefixes: bool | None = None,
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
@@ -103,7 +110,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
 
         Args:
-            input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
+            input, hx, lengths, reset, embedding, padding_idx, reset_to: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
                 `namernn_fast.last_state`. None shares prefixes if that should be faster.
 
@@ -118,24 +125,28 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
-            return self(input, hx, lengths, reset, embedding, padding_idx)[1]
+            more = {} if reset_to is None else {"reset_to": reset_to}  # a `forward` may not take it
+            return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
         weights = current_weights(self, self._flat_weights_names)
         if self.proj_size:
-            self._refuse_with_projection(lengths, reset, embedding)
-        if self.proj_size or must_serve(input, hx, weights, lengths is None and reset is None):
+            self._refuse_with_projection(lengths, reset, embedding, reset_to)
+        plain = lengths is None and reset is None and reset_to is None
+        if self.proj_size or must_serve(input, hx, weights, plain):
             if share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._cell.torch_layer.__name__}"
                 )
             return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, weights)
+        call = self._call(input, hx, reset, reset_to, weights)
         return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
 
-    def _call(self, input: Any, hx: Any, reset: Tensor | None, weights: Sequence[Tensor]) -> Call:
+    def _call(
+        self, input: Any, hx: Any, reset: Tensor | None, reset_to: Any, weights: Sequence[Tensor]
+    ) -> Call:
         """Returns a `Call` of this layer with these weights, for `functional.run`."""
         options = self._options(weights)
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        return Call(self._cell, input, hx, weights, None, reset, options, dropout)
+        return Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
@@ -169,10 +180,11 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         return self._flat_weights_names
 
     def _refuse_with_projection(
-        self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None
+        self, lengths: Any, reset: Tensor | None, embedding: Tensor | None, reset_to: Any
     ) -> None:
         """Rejects arguments that torch's layer, which computes projections, does not accept."""
-        for name, value in (("lengths", lengths), ("reset", reset), ("embedding", embedding)):
+        given = {"lengths": lengths, "reset": reset, "embedding": embedding, "reset_to": reset_to}
+        for name, value in given.items():
             if value is not None:
                 raise RuntimeError(
                     f"{name}= does not support proj_size={self.proj_size}, which runs on the "

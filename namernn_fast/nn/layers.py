@@ -163,7 +163,7 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
         bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
         proj_size: as in `torch.nn.LSTM`, whose operators compute a layer with projections. Such a
-            layer does not support `lengths`, `reset`, `embedding` and `batch_invariant`.
+            layer has no `lengths`, `reset`, `reset_to`, `embedding` and `batch_invariant`.
 
     Example:
         >>> layer = FusedLSTM(8, 16, batch_first=True)

@@ -196,11 +196,11 @@ class Prepared(torch.nn.Module, Generic[States]):
             getattr(layer, "rnn", layer)._more_options = ops.INT8
         return layer
 
-    def _call(self, input: Any, hx: Any, reset: Tensor | None) -> Call:
+    def _call(self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None) -> Call:
         panels = self._panels
         assert panels is not None
-        options = panels.call_options()
-        return Call(panels.cell, input, hx, self._shapes, None, reset, options, prepared=panels)
+        options, more = panels.call_options(), {"prepared": panels, "reset_to": reset_to}
+        return Call(panels.cell, input, hx, self._shapes, None, reset, options, **more)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         layer = self._frozen()
@@ -270,31 +270,27 @@ class PreparedLayer(Prepared[States]):
         hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        reset_to: States | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences, of features or, for a token layer, of token ids.
 
         Args:
-            input, hx, lengths, reset: as in `FusedRNN.forward` or `TokenRNN.forward`.
+            input, hx, lengths, reset, reset_to: as in `FusedRNN.forward` or `TokenRNN.forward`.
 
         Raises:
             RuntimeError: gradients or a torch.func transform other than vmap are asked for.
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.forward`.
         """
         panels = self._panels
-        if (
-            panels is not None
-            and self._embedding is None
-            and lengths is None
-            and reset is None
-            and type(input) is Tensor
-        ):
+        plain_rows = lengths is None and reset is None and reset_to is None
+        if panels is not None and self._embedding is None and plain_rows and type(input) is Tensor:
             results = panels.run_simple(input, hx)  # type: ignore[arg-type]
             if results is not None:
                 return results  # type: ignore[no-any-return]
-        plain = self._plain(input, hx)
+        plain = self._plain(input, hx, reset_to)
         if plain is not None:
-            return plain(input, hx, lengths, reset)  # type: ignore[no-any-return]
-        return run(self._call(input, hx, reset), input, lengths, self._embedding)
+            return plain(input, hx, lengths, reset, reset_to=reset_to)  # type: ignore[no-any-return]
+        return run(self._call(input, hx, reset, reset_to), input, lengths, self._embedding)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -305,6 +301,7 @@ class PreparedLayer(Prepared[States]):
         hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        reset_to: States | None = None,
         *,
         share_prefixes: bool | None = None,
     ) -> States:
@@ -313,7 +310,7 @@ class PreparedLayer(Prepared[States]):
         If the module has hooks, calls the module so that these run.
 
         Args:
-            input, hx, lengths, reset, share_prefixes: as in `FusedRNN.last_state`.
+            input, hx, lengths, reset, reset_to, share_prefixes: as in `FusedRNN.last_state`.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.last_state`.
@@ -322,11 +319,12 @@ class PreparedLayer(Prepared[States]):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the module has {what_else}")
-            return self(input, hx, lengths, reset)[1]
-        plain = self._plain(input, hx)
+            return self(input, hx, lengths, reset, reset_to)[1]
+        plain = self._plain(input, hx, reset_to)
         if plain is not None:
-            return plain.last_state(input, hx, lengths, reset, share_prefixes=share_prefixes)  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset)
+            more = {"reset_to": reset_to, "share_prefixes": share_prefixes}
+            return plain.last_state(input, hx, lengths, reset, **more)  # type: ignore[no-any-return]
+        call = self._call(input, hx, reset, reset_to)
         return run_last_state(call, input, lengths, self._embedding, None, share_prefixes)  # type: ignore[no-any-return]
 
 
@@ -359,7 +357,7 @@ class PreparedCell(Prepared[States]):
         if plain is not None:
             return plain(input, hx)  # type: ignore[no-any-return]
         states = map_states(hx, lambda state: state.unsqueeze(0))
-        call = self._call(input.unsqueeze(0), states, None)
+        call = self._call(input.unsqueeze(0), states)
         return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any

@@ -62,6 +62,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        reset_to: States | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over sequences of token ids.
 
@@ -69,7 +70,8 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
                 one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
                 (batch, any length).
-            hx, lengths, reset: as in `FusedRNN.forward`. Ids past a sequence's length are ignored.
+            hx, lengths, reset, reset_to: as in `FusedRNN.forward`. Ids past a sequence's length are
+                ignored.
 
         Returns:
             output: laid out like ids, with num_directions * hidden_size features; and h_n
@@ -82,9 +84,9 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         if self.why_not_fused() is None:
             embedding = self.embedding
             return self.rnn(  # type: ignore[no-any-return]
-                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx
+                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx, reset_to
             )
-        return self._call_separately(ids, hx, lengths, reset)
+        return self._call_separately(ids, hx, lengths, reset, reset_to)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -95,6 +97,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        reset_to: States | None = None,
         *,
         share_prefixes: bool | None = None,
     ) -> States:
@@ -103,7 +106,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         If the model has hooks or a `forward` set on the object, calls the model so that these run.
 
         Args:
-            ids, hx, lengths, reset: as in `forward`.
+            ids, hx, lengths, reset, reset_to: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
                 None shares prefixes if that is expected to be faster.
 
@@ -116,8 +119,9 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             if share_prefixes:
                 refuse_to_share(why_not)
             if what_else is not None:
-                return self(ids, hx, lengths, reset)[1]
-            return self._call_separately(ids, hx, lengths, reset)[1]
+                more = {} if reset_to is None else {"reset_to": reset_to}
+                return self(ids, hx, lengths, reset, **more)[1]
+            return self._call_separately(ids, hx, lengths, reset, reset_to)[1]
         return self.rnn.last_state(  # type: ignore[no-any-return]
             ids,
             hx,
@@ -125,6 +129,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             reset,
             embedding=self.embedding.weight,
             padding_idx=self.embedding.padding_idx,
+            reset_to=reset_to,
             share_prefixes=share_prefixes,
         )
 
@@ -180,7 +185,12 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         return None
 
     def _call_separately(
-        self, ids: Input, hx: States | None, lengths: Lengths | None, reset: Tensor | None
+        self,
+        ids: Input,
+        hx: States | None,
+        lengths: Lengths | None,
+        reset: Tensor | None,
+        reset_to: States | None,
     ) -> tuple[Input, States]:
         """Calls the embedding, and then the layer on its result."""
         rows: Any
@@ -188,7 +198,8 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        optional = {"lengths": lengths, "reset": reset}  # passed only if set: nn.RNN takes neither
+        # Passed only if set, because nn.RNN takes none of them.
+        optional = {"lengths": lengths, "reset": reset, "reset_to": reset_to}
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
         output, states = rnn(rows, hx, **{k: v for k, v in optional.items() if v is not None})
         return output, states
