@@ -87,6 +87,16 @@ class Pieces:
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
+    @property
+    def restarts(self):
+        """The times, sequences and piece indices of the pieces that begin at a reset.
+
+        The layers must have one direction.
+        """
+        (pieces,) = np.nonzero(~self.begin[0])
+        times = np.array([first for _, first, _ in self.rows], np.int64)
+        return times[pieces], self.sequence[pieces], pieces
+
 
 @dataclass
 class Case:
@@ -106,6 +116,8 @@ class Case:
     cell: str = "rnn"
     reset: ClassVar[torch.Tensor | None] = None
     """A mask (T, B) of the steps before which the state is reset; None without resets."""
+    reset_to: ClassVar[list[torch.Tensor]] = []
+    """The states (T, layers, B, H) after resets, one tensor for each state; none for zeros."""
 
     def __post_init__(self):
         self._references = {}
@@ -281,6 +293,10 @@ class Case:
         options = (cell, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
+        if self.reset_to:
+            times, b, restarted = pieces.restarts
+            reset_to = np.concatenate([rounded(states) for states in self.reset_to], -1)
+            initial[:, restarted] = reset_to[times, :, b].swapaxes(0, 1)
         results = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
         return hx, initial, weights, options, *results
 
@@ -322,6 +338,11 @@ class Case:
             results["grad_input"] = grad_input
         if self.hx is not None:
             results |= named_states("grad_{}x", np.split(grad_hx, parts, -1))
+        if self.reset_to:
+            times, b, restarted = pieces.restarts
+            grad = np.zeros((self.T, *grad_hx.shape), grad_hx.dtype)
+            grad[times, :, b] = grad_initial[:, restarted].swapaxes(0, 1)
+            results |= named_states("grad_reset_to_{}", np.split(grad, parts, -1))
         names = [name for name, _ in self.module.named_parameters()]
         for name, grad in zip(names, grad_weights, strict=True):
             results[f"grad_{name}"] = grad

@@ -76,12 +76,14 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """The arguments that need a gradient, among `input`, `hx` and `weights`."""
+    """The arguments that need a gradient, among `input`, `hx` (and reset_to) and `weights`."""
     given: frozenset[str] = frozenset()
     """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
     threads: int = 1
     resets: float = 0.0
     """The fraction of steps with a reset."""
+    with_reset_to: bool = False
+    """Whether states are given for after the resets, if there are any and one direction."""
 
     def __post_init__(self):
         # If rounding to 16 bits may move a relu's argument across the kink, two gradients are
@@ -108,10 +110,16 @@ class Drawn(Case):
             ]
         if self.resets and self.B:
             self.reset = torch.rand(self.T, self.B, generator=generator) < self.resets
+            if self.with_reset_to and not self.module.bidirectional:
+                shape = self.T, *self.grad_h_n.shape
+                self.reset_to = [
+                    torch.randn(shape, dtype=torch.float64, generator=generator)
+                    for _ in self.grads_of_last
+                ]
         grads = {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
         for name in grads.keys() - self.given:
             grads.pop(name).zero_()
-        inputs = [self.rows[..., ::2], *tensors_in(self.states)]
+        inputs = [self.rows[..., ::2], *tensors_in(self.states), *self.reset_to]
         if self.values == "zeros":
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
@@ -175,8 +183,17 @@ class Drawn(Case):
             return state.requires_grad_("hx" in self.wanted)
 
         hx = None if self.states is None else map_states(self.states, placed)
+        step = 1 + self.seed % 2  # with 2, the features are not adjacent
+        reset_to = [
+            states.to(dtype).repeat_interleave(step, -1)[..., ::step] for states in self.reset_to
+        ]
+        for states in reset_to:
+            states.requires_grad_("hx" in self.wanted)
         if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
+            if reset_to:
+                states = [self._as_reset_to(states, with_layout) for states in reset_to]
+                more["reset_to"] = tuple(states) if self.has_cell_state else states[0]
             output, last = module(input, hx, **more, **ids)
             if isinstance(output, PackedSequence):
                 output, _ = pad_packed_sequence(output, total_length=self.T)
@@ -189,7 +206,7 @@ class Drawn(Case):
                 last = [h.unsqueeze(1) for h in last]
         else:
             states = [h.unsqueeze(1) if unbatched else h for h in tensors_in(hx)]
-            output, last = self._run_pieces(module, with_layout(x), states)
+            output, last = self._run_pieces(module, with_layout(x), states, reset_to)
         results = {"output": output, **named_states("{}_n", last)}
 
         if self.wanted and output.requires_grad:
@@ -205,6 +222,7 @@ class Drawn(Case):
         if "hx" in self.wanted:
             grads = [h.grad.unsqueeze(1) if unbatched else h.grad for h in tensors_in(hx)]
             results |= named_states("grad_{}x", grads)
+            results |= named_states("grad_reset_to_{}", [h.grad for h in reset_to])
         if "weights" in self.wanted:
             results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
         return {name: value.detach() for name, value in results.items()}
@@ -240,7 +258,13 @@ class Drawn(Case):
             )
         return x, more
 
-    def _run_pieces(self, module, x, states):
+    def _as_reset_to(self, states, with_layout):
+        """Returns states (T, layers, B, H) in the shape of a layer's reset_to."""
+        if self.layout == "unbatched":
+            return states.squeeze(2)
+        return with_layout(states.transpose(1, 2)) if self.options["batch_first"] else states
+
+    def _run_pieces(self, module, x, states, reset_to):
         """Runs a layer that accepts neither resets nor lengths, on a packed batch of pieces.
 
         Returns:
@@ -250,6 +274,12 @@ class Drawn(Case):
         starts = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
         begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
         initial = tuple(torch.where(begin, h[:, pieces.sequence], 0.0) for h in starts)
+        if reset_to:
+            times, b, restarted = map(torch.from_numpy, pieces.restarts)
+            initial = tuple(
+                h.index_copy(1, restarted, after[times, :, b].transpose(0, 1))
+                for h, after in zip(initial, reset_to, strict=True)
+            )
         outputs, last = module(
             pack_sequence(pieces.of(x), enforce_sorted=False),
             initial if self.has_cell_state else initial[0],
@@ -366,6 +396,7 @@ def drawn_cases(draw, cell="rnn"):
         ),
         threads=draw(st.integers(1, 3)),
         resets=0.0 if layout == "jagged" else draw(st.sampled_from((0.0, 0.0, 0.1, 0.6))),
+        with_reset_to=draw(st.booleans()),
     )
 
 

@@ -35,6 +35,11 @@ def calls_of(layer, dtype):
     yield "zero states", (x,), {}
     yield "reset", (x, hx), {"reset": reset}
     yield "lengths", (x, hx), {"lengths": lengths, "reset": reset}
+    if not layer.bidirectional:
+        size = *shape, states[0], layer.hidden_size
+        after = kind.states(torch.randn, *size, generator=generator)
+        after = map_states(after, lambda s: (s if first else s.transpose(1, 2)).to(dtype))
+        yield "reset_to", (x, hx), {"lengths": lengths, "reset": reset, "reset_to": after}
     yield "packed", (pack_padded_sequence(x, lengths.clamp(min=1), first, False), hx), {}
     sequences = x.unbind(0 if first else 1)
     values = [rows[:length] for rows, length in zip(sequences, lengths, strict=True)]

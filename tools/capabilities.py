@@ -187,6 +187,16 @@ def _(layer, x):
     same(output[2:, 1:2], layer(x[2:, 1:2])[0])
 
 
+@row("`reset_to=`: a given state within a sequence", "no such argument")
+def _(layer, x):
+    reset = torch.zeros(6, 3, dtype=torch.bool)
+    reset[2, 1] = True
+    states = random_states(layer, 3)
+    output, _ = layer(x, reset=reset, reset_to=map_states(states, lambda s: s.expand(6, 1, 3, 5)))
+    start = map_states(states, lambda s: s[:, 1:2])
+    same(output[2:, 1:2], layer(x[2:, 1:2], start)[0])
+
+
 @row("jagged nested tensors", "its operator does not take nested tensors")
 def _(layer_class):
     layer = layer_class(4, 5, batch_first=True)

@@ -52,11 +52,12 @@ class Net(torch.nn.Module):
         self.model, self.with_output = model, with_output
         self.head = torch.nn.Linear(6, 2)
 
-    def forward(self, x, hx=None, lengths=None):
+    def forward(self, x, hx=None, lengths=None, reset=None, reset_to=None):
+        rows = lengths, reset
         if not self.with_output:
-            last = tensors_in(self.model.last_state(x, hx, lengths))
+            last = tensors_in(self.model.last_state(x, hx, *rows, reset_to=reset_to))
             return sum(self.head(state).square().sum() for state in last)
-        output, last = self.model(x, hx, lengths)
+        output, last = self.model(x, hx, *rows, reset_to=reset_to)
         output = output.data if isinstance(output, PackedSequence) else output
         return output.square().sum() + sum(self.head(state).sum() for state in tensors_in(last))
 
@@ -132,6 +133,24 @@ def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
         x = INPUTS[layout](*size)
         compiled(x, initial_states(kind, x) if with_hx else None).backward()
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
+
+
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("with_output", [False, True])
+@pytest.mark.parametrize("ids", [False, True])
+def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids):
+    model = kind.tokens(V, 4, 6, 2) if ids else kind.layer(4, 6, 2)
+    net = Net(model, with_output)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in SIZES:
+        x = INPUTS["ids" if ids else "dense"](*size)
+        after = kind.states(torch.randn, size[0], 2, size[1], 6)
+        call = x, None, None, torch.rand(size) < 0.4, after
+        check(compiled, net, *call)
+    assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
+    with torch.no_grad():
+        program = torch.export.export(net, call).module()
+        assert torch.equal(program(*call), net(*call))
 
 
 @pytest.mark.covering(1)

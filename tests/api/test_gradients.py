@@ -120,7 +120,7 @@ def test_needed_weights_must_not_change_before_backward(kind):
         output, _ = ours(XS[0])
         with torch.no_grad():
             getattr(ours, name).add_(1)
-        with pytest.raises(RuntimeError, match="reads its output, its input, hx and weights"):
+        with pytest.raises(RuntimeError, match="reads its output, its input, hx, reset_to and we"):
             output.sum().backward()
     output, _ = ours(XS[0].clone().requires_grad_())
     with torch.no_grad():

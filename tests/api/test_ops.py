@@ -117,7 +117,8 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
 @pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed):
+@pytest.mark.parametrize("resets", [False, True])
+def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, resets):
     """Derivatives are checked in float64, with respect to all inputs at once."""
     name, options = layer_of(cell)
     kind, options = KINDS[name], options | {"bidirectional": bidirectional}
@@ -128,13 +129,23 @@ def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     states = 4 if bidirectional else 2
     hx = kind.states(torch.randn, states, 3, 3, dtype=torch.float64, requires_grad=True)
-    leaves = (x, *tensors_in(hx), *values)
+    steps, after = len(BATCH_SIZES) if packed else 4, None
+    if resets and not bidirectional:
+        size = steps, 2, 3, 3
+        after = kind.states(torch.randn, *size, dtype=torch.float64, requires_grad=True)
+    leaves = (x, *tensors_in(hx), *tensors_in(after), *values)
+    reset = torch.rand(steps, 3) < 0.4 if resets else None
 
     def run(x, *others):
         input = PackedSequence(x, BATCH_SIZES) if packed else x
-        hx = others[:2] if kind.has_cell_state else others[0]
+        count = len(kind.cell.states)
+        hx, reset_to = (
+            others[first : first + count] if kind.has_cell_state else others[first]
+            for first in (0, count)
+        )
+        more = {"reset": reset, "reset_to": None if after is None else reset_to}
         parameters = dict(zip(names, others[-len(names) :], strict=True))
-        output, *last = flat(torch.func.functional_call(module, parameters, (input, hx)))
+        output, *last = flat(torch.func.functional_call(module, parameters, (input, hx), more))
         return output.data if packed else output, *last
 
     # By default gradcheck runs all its checks, including undefined gradients and determinism.
@@ -197,6 +208,7 @@ def good(kind):
 
 
 PACKED_ROWS = {"input": X[0], "options": ops.BIAS | ops.PACKED}
+RESETS = {"reset": torch.ones(5, 2) > 0}
 JAGGED_ROWS = {"input": X[0], "options": ops.BIAS | ops.JAGGED}
 
 
@@ -257,6 +269,18 @@ def with_weights(change):
         ({"reset": torch.zeros(5, 2)}, "reset must be a bool tensor on the CPU"),
         ({"trees": -1}, "trees must not be negative, got -1"),
         ({"reset": torch.zeros(2, 5) > 0}, r"reset must have shape \(5, 2\), got \(2, 5\)"),
+        ({"reset_to": [H_N]}, "reset_to needs reset, got none"),
+        (RESETS | {"reset_to": [H_N] * 3}, "reset_to must hold . tensor.*, got 3"),
+        (
+            RESETS | {"reset_to": lambda kind: [H_N, *[H_N] * kind.has_cell_state]},
+            r"reset_to must have shape \(5, 1, 2, 5\), got \(1, 2, 5\)",
+        ),
+        (
+            RESETS
+            | with_weights(lambda w: w * 2)
+            | {"options": ops.BIAS | ops.BIDIRECTIONAL, "reset_to": [H_N]},
+            "reset_to takes one direction, got 2",
+        ),
     ],
 )
 def test_the_forward_operator_checks_its_arguments(kind, changes, text):
@@ -264,8 +288,9 @@ def test_the_forward_operator_checks_its_arguments(kind, changes, text):
     arguments = good(kind)
     if callable(changes.get("weights")):
         changes = changes | {"weights": changes["weights"](arguments["weights"])}
-    if callable(changes.get("states")):
-        changes = changes | {"states": changes["states"](kind)}
+    for name in ("states", "reset_to"):
+        if callable(changes.get(name)):
+            changes = changes | {name: changes[name](kind)}
     with pytest.raises(RuntimeError, match=text.replace("ROWS", str(kind.gates * 5))):
         ops.forward(**arguments | changes)
 
@@ -352,10 +377,13 @@ def test_the_backward_operator_returns_only_wanted_gradients(kind):
     """Gradients come in a fixed order, and do not depend on which other gradients are wanted."""
     arguments = backward_arguments(kind)
     states = [*tensors_in(kind.states(torch.randn, 2, 2, 5))]
+    after = [*tensors_in(kind.states(torch.randn, 5, 2, 2, 5))]
     layer = kind.nn_layer(4, 5, 2)
     weights = [p.detach() for p in layer.parameters()]
     arguments |= {"input": torch.randn_like(X), "states": states, "weights": weights}
-    output, last, saved = ops.forward(*[*arguments.values()][:8])
+    arguments |= {"reset": torch.rand(5, 2) < 0.5}
+    output, last, saved = ops.forward(*[*arguments.values()][:8], after)
+    states, arguments["reset_to"] = states + after, after
     arguments |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
     arguments["grad_last_states"] = [torch.randn_like(state) for state in last]
     everything = [True] * (1 + len(states))

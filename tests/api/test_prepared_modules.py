@@ -180,6 +180,17 @@ def test_without_the_extension_the_layer_runs(kind, made, monkeypatch):
     torch.testing.assert_close(tensors(loaded(x)), tensors(module(x)))
 
 
+@pytest.mark.parametrize("has_kernel", [False, True])
+def test_states_after_resets_get_no_gradients(kind, has_kernel, monkeypatch):
+    monkeypatch.setattr(availability, "HAS_EXTENSION", has_kernel and availability.HAS_EXTENSION)
+    prepared, x = kind.layer(6, 20).prepare(), torch.randn(8, 5, 6)
+    more = {"reset": torch.rand(8, 5) < 0.4, "reset_to": kind.states(torch.ones, 8, 1, 5, 20)}
+    prepared(x, **more)
+    tensors(more["reset_to"])[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        prepared(x, **more)
+
+
 def test_inference_mode(kind, form, fused_steps):
     with torch.inference_mode():
         module, x = make(kind, form)

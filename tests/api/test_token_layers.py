@@ -149,6 +149,15 @@ def test_a_forward_set_on_the_layer_gets_rows(kind):
     assert torch.equal(ours(IDS)[0], ours.embedding(IDS))
 
 
+def test_last_state_runs_a_forward_without_reset_to(kind):
+    """A `forward` set on a layer or model may accept only the arguments that the caller sets."""
+    ours = model(kind)
+    ours.rnn.forward = lambda x, hx=None, lengths=None, reset=None, embedding=None, idx=None: "rs"
+    assert ours.rnn.last_state(ours.embedding(IDS)) == "s"
+    ours.forward = lambda ids, hx=None, lengths=None, reset=None: "rs"
+    assert ours.last_state(IDS) == "s"
+
+
 def test_a_backward_hook_of_the_embedding_runs(kind):
     ours, calls = model(kind), []
     ours.embedding.register_full_backward_hook(lambda *arguments: calls.append(arguments))

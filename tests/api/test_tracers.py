@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -110,6 +111,25 @@ def test_tracing_with_lengths_requires_torch_no_grad(kind):
     with torch.no_grad():
         program = torch.jit.trace(module, (x, lengths))
         other = torch.randn(8, 3, 3), torch.tensor([8, 0, 1])
+        torch.testing.assert_close(program(*other), module(*other))
+
+
+class WithResets(Packed):
+    """A layer that takes resets and the states after them."""
+
+    def forward(self, x, reset, reset_to):
+        return self.layer(x, reset=reset, reset_to=reset_to)
+
+
+def test_traced_resets_accept_other_shapes(kind):
+    def call(seq_len, batch):
+        after = kind.states(torch.randn, seq_len, 1, batch, 4)
+        return torch.randn(seq_len, batch, 3), torch.rand(seq_len, batch) < 0.4, after
+
+    module, other = WithResets(kind), call(8, 3)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        program = torch.jit.trace(module, call(6, 2))
         torch.testing.assert_close(program(*other), module(*other))
 
 

@@ -65,20 +65,27 @@ def test_vmap_over_inputs_makes_one_call(kind, batch_first, in_dims, out_dims, m
 
 
 def test_vmap_over_lengths_and_resets_matches_a_loop(kind):
-    module = kind.layer(3, 5, **STACK)
+    both, module = kind.layer(3, 5, **STACK), kind.layer(3, 5, 4, dtype=torch.float64)
     x, hx = inputs(kind)
     lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
     reset = torch.rand(K, 6, 4) < 0.3
-    for arguments, dims in (((lengths, reset), (0, 0)), ((lengths[1], reset), (None, 0))):
+    after = kind.states(torch.randn, K, 6, 4, 4, 5, dtype=torch.float64)
+    for arguments, dims in (
+        ((lengths, reset), (0, 0)),
+        ((lengths[1], reset), (None, 0)),
+        ((lengths, reset, after), (0, 0, 0)),
+        ((lengths, reset, kth(1, after)), (0, 0, None)),
+    ):
 
-        def run(x, hx, lengths, reset):
-            return module(x, hx, lengths=lengths, reset=reset)
+        def run(x, hx, lengths, reset, reset_to=None):
+            layer = both if reset_to is None else module
+            return layer(x, hx, lengths=lengths, reset=reset, reset_to=reset_to)
 
         got = vmap(run, (0, 0, *dims))(x, hx, *arguments)
         each = [
             run(
                 *kth(k, (x, hx)),
-                *(a if d is None else a[k] for a, d in zip(arguments, dims, strict=True)),
+                *(a if d is None else kth(k, a) for a, d in zip(arguments, dims, strict=True)),
             )
             for k in range(K)
         ]

@@ -306,6 +306,9 @@ def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
     assert availability.why_not_kernel(on_gpu, kind.cell) == text
+    assert (
+        availability.why_not_kernel(on_gpu, has_reset_to=True) == "the GPU kernels have no reset_to"
+    )
 
 
 @pytest.mark.parametrize("lengths", [[T, T, T, T], [T, T, T, T, T + 1], [0, 0, 0, 0, -1]])

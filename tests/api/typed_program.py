@@ -54,7 +54,10 @@ def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     output, h_n = layer(input)
     assert_type(output, Tensor)
     assert_type(h_n, Tensor)
-    assert_type(layer(input, h_n, reset=torch.zeros(5, 2, dtype=torch.bool)), tuple[Tensor, Tensor])
+    resets = torch.zeros(5, 2, dtype=torch.bool)
+    assert_type(
+        layer(input, h_n, reset=resets, reset_to=h_n.expand(5, 1, 2, 4)), tuple[Tensor, Tensor]
+    )
     assert_type(layer(packed), tuple[PackedSequence, Tensor])
     assert_type(layer.forward(packed), tuple[PackedSequence, Tensor])
     for lengths in (torch.tensor([5, 2]), [5, 2], (5, 2), np.array([5, 2])):

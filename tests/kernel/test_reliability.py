@@ -147,7 +147,7 @@ def test_a_forked_child_copies_and_zeroes_large_tensors():
     """In a forked child, copying and zeroing large tensors needs no pool threads.
 
     Inputs and gradients are copied if their features are not adjacent. Gradients of weights are
-    zeroed if no row exists.
+    zeroed if no row exists, and those of states after resets everywhere else.
     """
     program = FORK + (
         "import signal\n"
@@ -160,13 +160,18 @@ def test_a_forked_child_copies_and_zeroes_large_tensors():
         "    if what != 'expanded': grad_output = grad_output.contiguous()\n"
         "    lengths = [0] * 40 if what == 'empty' else None\n"
         "    wanted = list(module.parameters()) if what == 'empty' else [x]\n"
+        "    layer, more = module, {}\n"
+        "    if what == 'resets':\n"
+        "        more['reset'] = torch.arange(64 * 40).view(64, 40) % 5 == 0\n"
+        "        more['reset_to'] = torch.ones(64, 1, 40, 600, requires_grad=True)\n"
+        "        layer, wanted = FusedRNN(16, 600), [more['reset_to']]\n"
         "    def results():\n"
-        "        output = module(x, lengths=lengths)[0]\n"
+        "        output = layer(x, lengths=lengths, **more)[0]\n"
         "        values = [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]\n"
         "        return [value.numpy().tobytes() for value in values]\n"
         "    return results\n"
         "torch.ones(10**6).sum()\n"  # starts the threads of the pool
-        "for what in ('transposed', 'expanded', 'empty'):\n"
+        "for what in ('transposed', 'expanded', 'empty', 'resets'):\n"
         "    results = prepared(what)\n"
         "    before = results()\n"
         "    pid = os.fork()\n"
@@ -176,7 +181,8 @@ def test_a_forked_child_copies_and_zeroes_large_tensors():
         "        os._exit(0)\n"
         "    assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    assert run_program(program) == ["transposed", "True", "expanded", "True", "empty", "True"]
+    names = ("transposed", "expanded", "empty", "resets")
+    assert run_program(program) == [word for name in names for word in (name, "True")]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")

@@ -105,7 +105,7 @@ def test_lengths_may_be_a_list_tuple_array_or_tensor(cell, batch_first):
     torch.testing.assert_close(unbatched[1], of_sequences(h_n, 0))
 
 
-def split_run(module, x, hx, lengths, reset):
+def split_run(module, x, hx, lengths, reset, reset_to=None):
     """Splits the sequences of a padded batch at the resets, and runs the pieces one by one."""
     number = len(tensors_in(hx)[0])
     backwards = torch.arange(number) % 2 == 1 if module.bidirectional else torch.tensor(False)
@@ -123,6 +123,8 @@ def split_run(module, x, hx, lengths, reset):
         pieces = []
         for first, last in itertools.pairwise(borders):
             from_begin = zeros if 0 in cuts or first > 0 else initial
+            if reset_to is not None and first in cuts:
+                from_begin = map_states(reset_to, lambda state, t=first, b=b: state[t, :, b])
             from_end = initial if last == length else zeros
             pieces.append(module(x[first:last, b], chosen(from_end, from_begin)))
         outputs.append(torch.cat([output for output, _ in pieces]))
@@ -145,10 +147,12 @@ def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
 
 
 @pytest.mark.covering(2)
-@pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}], ids=str)
+@pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}, {"num_layers": 2}], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("often", [0.05, 0.6])
-def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_reset_splits_the_sequence(cell, options, layout, often, restarts, threads):
+    """Pieces begin from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
     if KINDS[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}
@@ -156,20 +160,23 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     lengths = [12, 3, 12, 7, 1, 12, 9] if layout != "dense" else [12] * 7
     reset = torch.rand(12, 7) < often
     reset[4, 2] = reset[0, 0] = True
+    more = {"reset": reset}
+    if restarts and not module.bidirectional:
+        size = 12, module.num_layers, 7, 20
+        states = KINDS[cell].states(torch.randn, *size, dtype=x.dtype, requires_grad=True)
+        more["reset_to"] = states
     if layout == "packed":
-        output, last = module(
-            pack_padded_sequence(x, lengths, enforce_sorted=False), hx, reset=reset
-        )
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, last = module(packed, hx, **more)
         output, _ = pad_packed_sequence(output)
     else:
-        output, last = module(x, hx, reset=reset, lengths=lengths if layout == "lengths" else None)
-    wanted = split_run(module, x, hx, lengths, reset)
+        given = {"lengths": lengths} if layout == "lengths" else {}
+        output, last = module(x, hx, **more, **given)
+    wanted = split_run(module, x, hx, lengths, **more)
     torch.testing.assert_close((output, last), wanted)
+    leaves = (x, *tensors_in(hx), *tensors_in(more.get("reset_to")))
     torch.testing.assert_close(
-        *(
-            gradients(module, flat(results), (x, *tensors_in(hx)))
-            for results in ((output, last), wanted)
-        )
+        *(gradients(module, flat(results), leaves) for results in ((output, last), wanted))
     )
 
 
@@ -220,11 +227,17 @@ def test_a_jagged_input_has_a_jagged_output(cell):
 
 def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
     module, x, _ = layer_and_input(cell, {}, 5, 2)
+    x, prepared = x.detach(), module.prepare()
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
     wide = torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)
     strided = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]])
     reset = torch.zeros(5, 2, dtype=torch.bool)
+    after, size = KINDS[cell].states(torch.randn, 5, 1, 2, 20, dtype=x.dtype), r"\(5, 1, 2, 20\)"
+    wrong, meta, whole = (
+        map_states(after, change)
+        for change in (lambda s: s[:4], lambda s: s.to("meta"), lambda s: s.long())
+    )
     no_integers, no_bools = "lengths must be integers, got torch.fl", "reset must be a bool tensor"
     for input, more, error, text in (
         (x, {"lengths": [5, 6]}, RuntimeError, "lengths must be from 0 to 5.* got 6 for"),
@@ -240,11 +253,29 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
         (x, {"reset": reset.T}, RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
         (packed, {"reset": reset[:4]}, RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
         (jagged, {"reset": reset}, ValueError, "reset does not support a jagged input"),
+        (x, {"reset_to": after}, ValueError, "reset_to needs reset, which says where"),
+        (x, {"reset": reset, "reset_to": 1}, TypeError, "reset_to must be a .*, got int"),
+        (
+            x,
+            {"reset": reset, "reset_to": wrong},
+            RuntimeError,
+            f"reset_to must have shape {size}, ",
+        ),
+        (packed, {"reset": reset, "reset_to": wrong}, RuntimeError, f"have shape {size}, got"),
+        (x, {"reset": reset, "reset_to": meta}, RuntimeError, "reset_to must be at cpu, .* meta"),
+        (x, {"reset": reset.T, "reset_to": after}, RuntimeError, r"reset must have shape \(5, 2\)"),
+        (packed, {"reset": reset.T, "reset_to": after}, RuntimeError, "reset must have shape"),
+        (x, {"reset": reset, "reset_to": (x, None, x)}, TypeError, "got (tuple|Tensor, NoneType)"),
+        (x, {"reset": reset, "reset_to": whole}, RuntimeError, "reset_to must have the dtype of"),
         (strided, {}, ValueError, "a nested input must have layout=torch.jagged"),
         (wide, {}, ValueError, "must be .batch, jagged steps, features., got 4 dimensions"),
     ):
-        with pytest.raises(error, match=text):
-            module(input, **more)
+        for each in (module, prepared):
+            with pytest.raises(error, match=text):
+                each(input, **more)
+    both, *_ = layer_and_input(cell, {"bidirectional": True}, 5, 2)
+    with pytest.raises(ValueError, match="reset_to takes one direction: the second"):
+        both(x, reset=reset, reset_to=after)
 
 
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
@@ -277,16 +308,22 @@ def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, t
             lengths_given = {"lengths": lengths} if layout == "lengths" else {}
             output, last = module(x, hx, **more, **lengths_given)
         initial = tensors_in(hx)
-        grads = gradients(module, flat((output, last)), (x, *initial))
+        given = tensors_in(more.get("reset_to"))
+        grads = gradients(module, flat((output, last)), (x, *initial, *given))
         with torch.no_grad():  # inference keeps nothing for a backward pass
             states = tensors_in(module(x, hx, **more)[1])
-        per_sequence = 1 + len(initial)
+        per_sequence = 1 + len(initial) + len(given)
         return (output, *tensors_in(last), *states, *grads[:per_sequence]), grads[per_sequence:]
 
-    for more in ({},) if layout == "jagged" else ({}, {"reset": reset}):
+    after = KINDS[cell].states(torch.randn, seq_len, 3, batch, 20, requires_grad=True)
+    calls = {}, {"reset": reset}, {"reset": reset, "reset_to": after}
+    for more in calls[:1] if layout == "jagged" else calls:
         threads(1)
         results, weights = run(module, x, hx, more)
-        _, exact = run(precise, x.double(), map_states(hx, torch.Tensor.double), more)
+        exact_more = more
+        if "reset_to" in more:
+            exact_more = {**more, "reset_to": map_states(after, torch.Tensor.double)}
+        _, exact = run(precise, x.double(), map_states(hx, torch.Tensor.double), exact_more)
         threads(2)
         results_wave, weights_wave = run(module, x, hx, more)
         for result, result_wave in zip(results, results_wave, strict=True):

@@ -130,6 +130,7 @@ SUITES = (
             ),
         ),
     ),
+    written_here("torchrl", "0.13.3"),
     Suite(
         "sb3-contrib",
         "2.8.0",
