@@ -1,11 +1,13 @@
 """Times whole applications: `python -m benchmarks.cpu.applications [--record]`.
 
-Each application trains as its users would, once with `nn.LSTM` and once after a call of
+Each application trains as its users would, once with torch's layer and once after a call of
 `replace_rnn`; the two programs take turns. RecurrentPPO is also timed with the policy of
-`examples/recurrent_ppo.py`, which resets states instead of looping over steps. Each must reach the
-loss of `nn.LSTM` before anything is timed. Needs `pip install ".[bench-applications]"`.
+`examples/recurrent_ppo.py`, which resets states instead of looping over steps, and torchrl's
+modules are timed against a layer with `reset_to=`. Each must reach the loss of torch's layer before
+anything is timed. Needs `pip install ".[bench-applications]"`.
 """
 
+import functools
 import logging
 import math
 import runpy
@@ -119,6 +121,48 @@ def agent(replace: Replace, with_resets: bool = False) -> Run:
     return update
 
 
+def replay(cell: str, with_reset_to: bool) -> Run:
+    """Returns a function that trains a layer on sequences of three episodes with stored states.
+
+    Without `with_reset_to`, torchrl's module splits the sequences and pads the pieces.
+    """
+    from tensordict import TensorDict
+    from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
+
+    torch.manual_seed(0)
+    steps, batch, features, hidden = 64, 32, 64, 128
+    observations, targets = torch.randn(batch, steps, features), torch.randn(batch, steps, hidden)
+    begins = torch.zeros(batch, steps, dtype=torch.bool)
+    begins[:, 0] = True
+    for row in begins:
+        row[1 + torch.randperm(steps - 1)[:2]] = True
+    sizes = {"input_size": features, "hidden_size": hidden, "in_key": "x", "out_key": "y"}
+    module = (LSTMModule if cell == "lstm" else GRUModule)(**sizes)
+    rnn = getattr(module, cell)
+    states = {key: torch.randn(batch, steps, 1, hidden) for key in module.in_keys[1:-1]}
+    optimizer = torch.optim.Adam(rnn.parameters())
+    layer = replace_rnn(rnn) if with_reset_to else rnn
+
+    def call() -> torch.Tensor:
+        if with_reset_to:
+            after = tuple(states.values())
+            return layer(
+                observations, reset=begins, reset_to=after if cell == "lstm" else after[0]
+            )[0]
+        with set_recurrent_mode(True):
+            given = {"x": observations, "is_init": begins.unsqueeze(-1), **states}
+            return module(TensorDict(given, [batch, steps]))["y"]
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(call(), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
 class Application(NamedTuple):
     """An application: one row of the table."""
 
@@ -143,6 +187,15 @@ APPLICATIONS = (
         UPDATE,
         lambda: agent(lambda model: model),
         lambda: agent(lambda model: model, with_resets=True),
+    ),
+    *(
+        Application(
+            f"torchrl: {cell.upper()}Module, with `reset_to=`",
+            "a training step",
+            functools.partial(replay, cell, with_reset_to=False),
+            functools.partial(replay, cell, with_reset_to=True),
+        )
+        for cell in ("gru", "lstm")
     ),
 )
 
@@ -178,7 +231,7 @@ def take_turns(programs: dict[str, Callable[[], Any]], seconds: float) -> dict[s
 
 def report(document: dict[str, Any]) -> str:
     """Returns the table of a run."""
-    lines = [["application", "timed", "nn.LSTM", "FusedLSTM", "speed-up", "95 %"]]
+    lines = [["application", "timed", "torch's layer", "fused layer", "speed-up", "95 %"]]
     for row in document["rows"]:
         before, after = (statistics.median(row[role]) for role in ("before", "after"))
         low, high = speed_up_interval(row["before"], row["after"])
