@@ -140,8 +140,8 @@ struct InitialStates {
   int64_t stride;
 };
 
-// States from which sequences restart at cuts: the caller's sequence b restarts at time t from the
-// state at data + t * time_stride + b * stride. Read only at cuts.
+// The states that sequences restart from at cuts. The state of the caller's sequence b at time t is
+// at data + t * time_stride + b * stride; it is used only if the sequence is cut before that time.
 template <class Scalar>
 struct RestartStates {
   Scalar* data;  // null means zeros

@@ -62,9 +62,7 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
         or call.dropout  # each call to the operator sees only one layer
         or not (data.is_cpu and like.is_cpu)  # on a GPU, or on different devices
     )
-    for state in call.states:
-        checked = checked or not state.is_cpu
-    for state in call.restart_states:
+    for state in (*call.states, *call.restart_states):
         checked = checked or not state.is_cpu
     if checked:
         check_like_nn_rnn(call)

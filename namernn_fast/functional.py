@@ -55,7 +55,7 @@ def rnn(
         nonlinearity: "tanh" or "relu".
         bias: whether `weights` holds biases.
         batch_first: whether batch comes before seq_len in input and output (not in hx and h_n).
-        dropout: probability of zeroing an element of the output of a layer below the last.
+        dropout: probability of zeroing an element of a layer's output, except the last layer's.
         bidirectional: whether every layer also runs backward, from the end of each sequence.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
@@ -66,12 +66,12 @@ def rnn(
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, from a state of zeros, as if
             the sequence had been split there; the second direction runs each episode from its end.
-            For a PackedSequence, padded, with the sequences in their original order. Not for jagged
-            tensors.
-        reset_to: the states from which episodes begin, instead of zeros, laid out like reset:
+            For a PackedSequence, pass it padded, with the sequences in their original order. Jagged
+            tensors do not support it.
+        reset_to: the states that episodes start from instead of zeros, laid out like reset:
             (seq_len, num_layers, batch, hidden_size), (batch, seq_len, num_layers, hidden_size)
             with batch_first. Read only where reset is True; at the first step it replaces hx.
-            Float32 and 16-bit types are converted to h_n's dtype. Takes one direction.
+            Float32 and 16-bit types are converted to the dtype of h_n. Takes one direction.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
         embedding: (vocabulary, input_size), the rows that the token ids in input index, as in

@@ -21,13 +21,13 @@ sequences. The names of their arguments and results mean the same throughout thi
   is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
 - reset: None, or bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: True for the steps that
-  begin from states of zeros or, with `reset_to`, from others.
+  start from zeros or, if it is given, from `reset_to`.
 - options: a sum of the option bits below.
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
-- reset_to: None, or the states from which steps begin where `reset` is True: one tensor (seq_len,
-  num_layers, batch, hidden_size) for each of `Cell.states`, not read elsewhere. Needs `reset`, and
-  one direction. CPU kernel only. The last argument, after those that are only `backward`'s.
+- reset_to: None, or the states that steps start from where `reset` is True: one tensor (seq_len,
+  num_layers, batch, hidden_size) for each of `Cell.states`. Other states are not read. Needs
+  `reset` and one direction. CPU kernel only. The last argument of `backward`, too.
 
 `forward` returns:
 

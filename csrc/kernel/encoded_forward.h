@@ -255,7 +255,7 @@ struct EncodedPart {
       float* floats = args.float_states.last[0];
       floats ? write(floats + at) : write(args.last[0] + at);
     } else if (const int64_t after = time_after(layer, t); is_cut(layer, after, b)) {
-      const Storage* start = starting_state(layer, 0, after, b);
+      const Storage* start = restart_state(layer.reset_to[0], layout, after, b);
       start ? convert(start + j, next, width) : Encoding::fill_zeros(next, width);
     } else {
       write(next);

@@ -63,11 +63,11 @@ struct CopiedPart {
         if constexpr (kIsNarrow) {
           const float* floats = args.float_states.initial[i];
           if (floats) {
-            read_initial(floats + b * args.layer.H, first, width(), to);
+            read_start(floats + b * args.layer.H, first, width(), to);
             continue;
           }
         }
-        read_initial(initial_state(args.layer, i, b), first, width(), to);
+        read_start(initial_state(args.layer, i, b), first, width(), to);
       }
     }
   }
@@ -131,8 +131,9 @@ struct CopiedPart {
           convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
         }
         for (int i = 0; i < Cell::states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
-          convert(starting_state(layer, i, t, b) + part.columns.first,
-                  copy_at(copies.reset_to[i], first, t, b, layer.H) + part.columns.first, width());
+          read_start(restart_state(layer.reset_to[i], layer.layout, t, b), part.columns.first,
+                     width(),
+                     copy_at(copies.reset_to[i], first, t, b, layer.H) + part.columns.first);
         }
       }
     }

@@ -13,6 +13,13 @@ template <class Cell, class Scalar, class Storage, class Element>
 using Sums = std::conditional_t<Cell::sums_in_output, OutputSums<Cell, Scalar, Storage, Element>,
                                 GateSums<Cell, Scalar, Storage, Element>>;
 
+// Copies `width` units of the state that a sequence starts from to `to`, starting at unit `first`
+// of the state. If `start` is null, writes zeros.
+template <class Storage, class Scalar>
+inline void read_start(const Storage* start, int64_t first, int64_t width, Scalar* to) {
+  start ? convert(start + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
+}
+
 // Runs the forward pass of one part. The panels store the weights as elements of type Element.
 template <class Cell, class Scalar, class Storage = Scalar, class Element = Scalar>
 struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
@@ -68,9 +75,8 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     for (int i = 1; i < Cell::states && layer.reset_to[i].data; ++i) {
       for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
         if (!is_cut(layer, t, b)) continue;
-        const Scalar* state = restart_state(layer.reset_to[i], layer.layout, t, b);
-        std::memcpy(this->state_at(i, t, b) + first, state + first,
-                    (last - first) * sizeof(Scalar));
+        read_start(restart_state(layer.reset_to[i], layer.layout, t, b), first, last - first,
+                   this->state_at(i, t, b) + first);
       }
     }
   }
@@ -101,13 +107,6 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
   }
 };
 
-// Copies `width` units of an initial state to `to`, starting at unit `first` of the state. If
-// `initial` is null, writes zeros.
-template <class Storage, class Scalar>
-inline void read_initial(const Storage* initial, int64_t first, int64_t width, Scalar* to) {
-  initial ? convert(initial + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
-}
-
 // Copies this part's share of the initial cell states to args.last, where each step updates the
 // cell states.
 template <class Cell, class Scalar>
@@ -118,7 +117,7 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
       const Scalar* initial = initial_state(args.layer, i, b);
       Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
       const bool in_place = initial && initial + first == last;  // possible in a wave
-      if (!in_place) read_initial(initial, first, part.columns.last - first, last);
+      if (!in_place) read_start(initial, first, part.columns.last - first, last);
     }
   }
 }

@@ -31,7 +31,7 @@ inline int64_t place_in_panel(int64_t k, int64_t j) {
   return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
 }
 
-// The codes of four numbers of a row of A, in every element of a vector.
+// A vector whose elements all hold the same four codes, from adjacent numbers in a row of A.
 using QuadBits = std::conditional_t<sizeof(Code) == 1, int32_t, int64_t>;
 typedef QuadBits Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Quad load_quad(const uint8_t* p) {
@@ -40,8 +40,8 @@ inline Quad load_quad(const uint8_t* p) {
   return Quad{} + quad;
 }
 
-// A vector of weights holds kColumns columns of four rows of B. dot(sums, w, a) adds the products
-// with four numbers of a row of A to `sums`, whose lanes hold kPartial sums for each column.
+// A vector of weights holds four rows and kColumns columns of B. dot(sums, w, a) multiplies them by
+// four numbers of A, and adds the products to `sums`, whose lanes hold kPartial sums per column.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr int kPartial = 1;
 using Weights = Int;

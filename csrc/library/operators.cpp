@@ -245,8 +245,7 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
   if (std::find(first_reset, wanted.end(), true) != wanted.end()) {
     for (const Tensor& like : stack.reset_to) {
-      const auto sizes = like.sizes();
-      const Tensor grad = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype);
+      const Tensor grad = uninitialized_like(like);
       std::memset(mutable_data<char>(grad), 0, size_t(grad.numel()) * grad.element_size());
       grads.grad_reset_to.push_back(grad);
     }
@@ -259,11 +258,9 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
   const size_t per_layer = size_t(stack.directions * stack.per_direction);
   for (size_t i = 0; i < stack.weights.size() && !want_layers.empty(); ++i) {
-    const auto sizes = stack.weights[i].sizes();
-    grads.grad_weights.push_back(
-        grads.want_weights[i / per_layer]
-            ? empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype)
-            : empty({0}, stack.dtype));
+    const bool is_wanted = grads.want_weights[i / per_layer];
+    grads.grad_weights.push_back(is_wanted ? uninitialized_like(stack.weights[i])
+                                           : empty({0}, stack.dtype));
   }
 }
 

@@ -29,7 +29,7 @@ struct Stack {
   bool has_ids;  // whether the input is token ids
   Tensor input;
   std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> reset_to = {};  // [T, layers, B, H] each, the states after resets, likewise
+  std::vector<Tensor> reset_to = {};  // [T, layers, B, H] each, states after resets; none for zeros
   std::vector<Tensor> weights = {};   // none in a prepared stack, or in a step
   const char* prepared = nullptr;     // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;

@@ -85,7 +85,7 @@ Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dty
 Tensor contiguous_copy(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   // Avoids torch's contiguous(), because the stable ABI does not report why contiguous() fails.
-  Tensor copy = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype_of(tensor));
+  Tensor copy = uninitialized_like(tensor);
   if (!is_pool_lost()) return torch::stable::copy_(copy, tensor);
   copy_elements(const_data<char>(tensor), sizes.data(), tensor.strides().data(), tensor.dim(),
                 tensor.element_size(), mutable_data<char>(copy));

@@ -30,6 +30,12 @@ inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torc
 // Returns a new, uninitialized contiguous tensor.
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype);
 
+// Returns a new, uninitialized contiguous tensor of the same shape and dtype.
+inline Tensor uninitialized_like(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return empty({sizes.begin(), sizes.end()}, dtype_of(tensor));
+}
+
 // Returns an uninitialized contiguous tensor for one call. A large tensor is in memory that
 // `segment` then owns, and must not outlive it; otherwise `segment` does not change.
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype);

@@ -106,10 +106,10 @@ class WorkerGradients {
   // `rows` is the number of rows in the worker's trees. The first worker sums into the tensors that
   // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
-      : sums_(first ? grads.grad_weights : like(grads.grad_weights, stack.dtype)),
+      : sums_(first ? grads.grad_weights : like(grads.grad_weights)),
         copied_bias_(stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient) {
     if (rows <= 2 * kRowsApart) return;
-    apart_ = like(grads.grad_weights, stack.dtype);
+    apart_ = like(grads.grad_weights);
     for (const Tensor& grad : apart_) {
       std::fill_n(mutable_data<Scalar>(grad), grad.numel(), Scalar());
     }
@@ -144,12 +144,9 @@ class WorkerGradients {
   }
 
  private:
-  static std::vector<Tensor> like(const std::vector<Tensor>& tensors, int32_t dtype) {
+  static std::vector<Tensor> like(const std::vector<Tensor>& tensors) {
     std::vector<Tensor> made;
-    for (const Tensor& tensor : tensors) {
-      const auto sizes = tensor.sizes();
-      made.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype));
-    }
+    for (const Tensor& tensor : tensors) made.push_back(uninitialized_like(tensor));
     return made;
   }
 

@@ -42,8 +42,8 @@ class Call:
     prepared: "PreparedWeights | None" = None
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
     restart_states: Sequence[Tensor] = ()
-    """The states from which steps begin where `reset` is True: empty for zeros, otherwise one
-    tensor (seq_len, num_layers, batch, hidden_size) for each of `cell.states`."""
+    """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
+    (seq_len, num_layers, batch, hidden_size) for each of `cell.states`."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
@@ -51,7 +51,7 @@ class Call:
         return any(tensor.requires_grad for tensor in tensors)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
-        """Applies `convert` to each of the initial states and of those after resets."""
+        """Applies `convert` to each initial state and to each state after resets."""
         self.states = [convert(state) for state in self.states]
         self.restart_states = [convert(state) for state in self.restart_states]
 
@@ -83,7 +83,7 @@ def split_tensors(
     """Splits the tensors at the end of `Call.flat`: input, states, restart_states and weights.
 
     Args:
-        tensors: the tensors; those after the states may be missing.
+        tensors: the tensors; the weights may be missing.
         initial: the number of initial states.
         count: the number of tensors before the weights.
     """

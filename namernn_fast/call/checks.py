@@ -66,10 +66,8 @@ def check_like_nn_rnn(call: Call) -> None:
     batch_first = options & ops.BATCH_FIRST
     if padded and data.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if padded and reset is not None and reset.shape != data.shape[:2]:
-        raise RuntimeError(
-            f"reset must have shape {tuple(data.shape[:2])}, got {tuple(reset.shape)}"
-        )
+    if padded and reset is not None:
+        check_shape("reset", reset, data.shape[:2])
     like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
     for state in call.restart_states:
         if state.device != data.device:
@@ -120,8 +118,7 @@ def check_reference_arguments(call: Call) -> None:
     for name, weight, shape in weights_and_shapes(
         weights, data.shape[-1], options, vocabulary, blocks
     ):
-        if weight.shape != shape:
-            raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
+        check_shape(name, weight, shape)
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
         if call.states and call.states[0].shape[1] != sizes[0]:
@@ -222,8 +219,13 @@ def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> 
         RuntimeError: the shape is not (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.
     """
     shape = (batch, seq_len) if options & ops.BATCH_FIRST else (seq_len, batch)
-    if reset.shape != shape:
-        raise RuntimeError(f"reset must have shape {shape}, got {tuple(reset.shape)}")
+    check_shape("reset", reset, shape)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raises RuntimeError unless the tensor called `name` has this shape."""
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:

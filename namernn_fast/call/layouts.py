@@ -15,7 +15,7 @@ from .. import ops
 from ..cells import Cell
 from ..machine import transfers
 from .call import Call, Results
-from .checks import check_reset, hint_at_embedding
+from .checks import check_reset, check_shape, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
 """The type of a layer's input, which is also the type of its output."""
@@ -125,12 +125,10 @@ def _check_restart_shapes(call: Call, states: Sequence[Tensor], rows: Sequence[i
     # The layers come before the batch, as in hx, unless the batch comes first.
     at = len(rows) if call.options & ops.BATCH_FIRST else 1
     wanted = (*rows[:at], layers, *rows[at:], ops.hidden_size_of(call.weights))
-    for name, tensor, shape in (
-        ("reset", call.reset, tuple(rows)),
-        *(("reset_to", state, wanted) for state in states),
-    ):
-        if tensor is not None and tensor.shape != shape:
-            raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    assert call.reset is not None
+    check_shape("reset", call.reset, tuple(rows))
+    for state in states:
+        check_shape("reset_to", state, wanted)
 
 
 def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:

@@ -14,7 +14,7 @@ from ..cells import Cell
 from ..functional import run, run_last_state
 from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
 from .prepared import PreparedLayer
-from .states import States
+from .states import States, given
 from .weights import Preparable, current_weights, what_else_runs
 
 
@@ -56,7 +56,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
             reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
-                num_layers, hidden_size): the states from which episodes begin where reset is True,
+                num_layers, hidden_size): the states that episodes start from where reset is True,
                 instead of zeros. For an LSTM, a pair of such tensors.
 
         Returns:
@@ -125,7 +125,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
-            more = {} if reset_to is None else {"reset_to": reset_to}  # a `forward` may not take it
+            more = given(reset_to=reset_to)
             return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
         weights = current_weights(self, self._flat_weights_names)
         if self.proj_size:

@@ -24,6 +24,11 @@ def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     return None if hx is None else convert(hx)
 
 
+def given(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments that are not None, for a callee that may not accept the others."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
 def without_layers(state: Tensor) -> Tensor:
     """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
 

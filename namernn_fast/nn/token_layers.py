@@ -16,7 +16,7 @@ from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
 from .fused_layer import FusedLayer
 from .layers import FusedGRU, FusedLSTM, FusedRNN
 from .prepared import PreparedLayer
-from .states import States
+from .states import States, given
 from .weights import what_else_runs, why_not_preparable, with_weights
 
 
@@ -119,8 +119,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             if share_prefixes:
                 refuse_to_share(why_not)
             if what_else is not None:
-                more = {} if reset_to is None else {"reset_to": reset_to}
-                return self(ids, hx, lengths, reset, **more)[1]
+                return self(ids, hx, lengths, reset, **given(reset_to=reset_to))[1]
             return self._call_separately(ids, hx, lengths, reset, reset_to)[1]
         return self.rnn.last_state(  # type: ignore[no-any-return]
             ids,
@@ -198,10 +197,8 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        # Passed only if set, because nn.RNN takes none of them.
-        optional = {"lengths": lengths, "reset": reset, "reset_to": reset_to}
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
-        output, states = rnn(rows, hx, **{k: v for k, v in optional.items() if v is not None})
+        output, states = rnn(rows, hx, **given(lengths=lengths, reset=reset, reset_to=reset_to))
         return output, states
 
     def __prepare_scriptable__(self) -> torch.nn.Module:

@@ -147,7 +147,7 @@ def test_a_forked_child_copies_and_zeroes_large_tensors():
     """In a forked child, copying and zeroing large tensors needs no pool threads.
 
     Inputs and gradients are copied if their features are not adjacent. Gradients of weights are
-    zeroed if no row exists, and those of states after resets everywhere else.
+    zeroed if no row exists. Gradients of states after resets are zeroed before the kernels run.
     """
     program = FORK + (
         "import signal\n"

@@ -39,7 +39,7 @@ def test_one_call_computes_the_output_and_gradients(name, python_based, num_laye
         wanted = theirs(TensorDict(batch, [B, T]))["y"]
 
     reset = is_init.squeeze(-1).clone()
-    reset[:, 0] = True  # torchrl reads the states of the first step, too
+    reset[:, 0] = True  # torchrl always reads the states of the first step
     output, _ = ours(x, reset=reset, reset_to=tuple(states) if len(states) > 1 else states[0])
     torch.testing.assert_close(output, wanted)
     weights = torch.randn_like(wanted)
