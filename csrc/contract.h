@@ -1,10 +1,10 @@
 // The interface between csrc/library/, which uses torch, and csrc/kernel/, which does not.
 //
-// Legend: T, B, D, H and V are the numbers of time steps, sequences, input features, hidden units
-// and token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
-// T * B if all sequences have the same length. A range first .. last does not include `last`. In a
-// cell with gates, weights and biases have one block of H rows per gate: for a weight or bias,
-// [H, ..] means [3 H, ..] in a GRU and [4 H, ..] in an LSTM.
+// Legend: T, B, D, H, P and V are the numbers of time steps, sequences, input features, hidden
+// units, elements of h and token ids. P is H unless the layer projects h. A row holds the features
+// of one (time, sequence) pair; N is the number of rows, T * B if all sequences are equally long. A
+// range first .. last does not include `last`. In a cell with gates, weights and biases have one
+// block of H rows per gate: for a weight or bias, [H, ..] means [3 H, ..] in a GRU.
 //
 // Glossary of the native code (docs/architecture.md has the glossary of the whole project):
 // - step, time: an index along the sequence; a distance in memory is a stride;
@@ -14,7 +14,8 @@
 // - time block: a range of times whose rows fit in cache together;
 // - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
 //   a group split the hidden units;
-// - slice, columns: a range of sequences, a range of hidden units; a part has a slice and columns;
+// - slice, columns, outputs: a range of sequences, of hidden units, of elements of h; a part has
+//   one of each;
 // - wave, stretch: layers that run at the same time, one thread per layer; the steps that each
 //   layer of a wave computes at a time;
 // - lane: one element of a SIMD vector;
@@ -133,7 +134,7 @@ constexpr int64_t kChain = 64;
 // sum.
 constexpr int64_t kRowsApart = 4096;
 
-// Initial states [B, H].
+// Initial states, [B, P] for h and [B, H] for the cell state.
 template <class Scalar>
 struct InitialStates {
   const Scalar* data;  // null means zeros
@@ -155,13 +156,15 @@ struct Layer {
   SequenceLayout layout;
   int64_t D;  // number of input features; 0 with a table
   int64_t H;
+  int64_t P;  // less than H if the layer projects h, otherwise H
   bool reverse;
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
   TokenTable<Scalar> table;
   InitialStates<Scalar> initial[kMostStates];  // present for all states of the cell, or for none
   const Scalar* weight_ih;                     // [H, D], or null with a table
-  const Scalar* weight_hh;                     // [H, H]
+  const Scalar* weight_hh;                     // [H, P]
+  const Scalar* weight_hr;                     // [P, H], null unless the layer projects h
   const Scalar* bias_ih;                       // [H], or null
   const Scalar* bias_hh;                       // [H], or null
   const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
@@ -174,7 +177,7 @@ struct Layer {
   InPlace in_place;
 };
 
-// States [B, H] in float, for tensors in 16 bits.
+// States in float, for tensors in 16 bits.
 struct FloatStates {
   const float* initial[kMostStates];  // null, or replace Layer::initial
   float* last[kMostStates];           // null, or replace Forward::last
@@ -183,15 +186,15 @@ struct FloatStates {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; always present for a tree
+  RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not wanted; always present for a tree
   RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
                               // absent if not wanted
-  Scalar* last[kMostStates];  // [B, H], the last states; last[1] may alias initial[1]
+  Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
   FloatStates float_states;   // in 16 bits and without `order`; otherwise null
 };
 
-// Gradients of the last states [B, H]. Strides are arbitrary; the gradient that sum() passes back
-// has strides of 0.
+// Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary; the gradient that
+// sum() passes back has strides of 0.
 template <class Scalar>
 struct StateGradients {
   const Scalar* data;  // null means zeros
@@ -202,18 +205,19 @@ struct StateGradients {
 template <class Scalar>
 struct Backward {
   Layer<Scalar> layer;
-  RowStrides<const Scalar> output;       // (t, b) -> [H]
+  RowStrides<const Scalar> output;       // (t, b) -> [P]
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
-  RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
+  RowStrides<const Scalar> grad_output;  // (t, b) -> [P], or absent
   StateGradients<Scalar> grad_last[kMostStates];
   RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;              // add to grad_input instead of overwriting it
-  Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
+  Scalar* grad_initial[kMostStates];  // like `last`, wanted for all states of the cell or for none
   RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
                                                      // of the cell or for none
   bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
   Scalar* grad_weight_ih;   // [H, D], or the table's gradient [V, H]; may be null if D is 0
-  Scalar* grad_weight_hh;   // [H, H]; null if no parameter gradients are wanted
+  Scalar* grad_weight_hh;   // [H, P]; null if no parameter gradients are wanted
+  Scalar* grad_weight_hr;   // [P, H]; null unless the layer projects h
   Scalar* grad_bias_ih;     // [H]; null if there is no bias
   Scalar* grad_bias_hh;     // [H]; null if there is no bias or both biases have the same gradient
 };
@@ -241,13 +245,14 @@ struct Runtime {
   uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
 };
 
-// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, `pack`
-// fills them, and `unpack` copies the weights back. The backward pass has no `unpack`.
+// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, which
+// depends on the sizes of the layer alone, `pack` fills them, and `unpack` copies weight_ih,
+// weight_hh and weight_hr back from Layer::panels. The backward pass has no `unpack`.
 template <class Storage>
 struct PanelFormat {
-  size_t (*bytes)(int64_t D, int64_t H);
+  size_t (*bytes)(const Layer<Storage>&);
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
-  void (*unpack)(const void* panels, int64_t D, int64_t H, Storage* weight_ih, Storage* weight_hh);
+  void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[3]);
 };
 
 // How much faster products with panels are than products in place, relative to the same ratio for
@@ -282,6 +287,7 @@ struct KernelsOfCell : KernelsFor<float>,
   int64_t states;
   bool one_bias_gradient;
   bool has_nonlinearity;
+  bool can_project;
 };
 
 // Kernels of all cells that multiply pairs of bfloat16 numbers.
@@ -303,20 +309,20 @@ constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
-  const char* bfloat16_name;  // name of the instructions that the bfloat16 kernels use
+  const char* bfloat16_name;  // of the instructions of bfloat16 kernels that do not project h
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
-  // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; null if the processor has
-  // no instructions that make these faster.
-  const KernelsOnPairs<float>* float_on_pairs;
   const Int8Kernels* int8;
+  // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; and bfloat16 kernels,
+  // which replace those of `cells` unless h is projected. Null if no instructions make them faster.
+  const KernelsOnPairs<float>* float_on_pairs;
+  const KernelsOnPairs<BFloat16>* bfloat16_on_pairs;
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Each of these replaces the bfloat16 kernels of kernels_avx512 on processors that have the
-// instructions in its name.
+// Kernels::bfloat16_on_pairs of processors that have the instructions in the name.
 extern const KernelsOnPairs<BFloat16> kernels_avx512_bf16;
 extern const KernelsOnPairs<BFloat16> kernels_amx;
 

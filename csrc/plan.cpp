@@ -216,7 +216,7 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
   return gains ? allowed : 0;
 }
 
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
                         const PanelRate& panel_rate) {
   const int64_t rate = layout.B < 8 ? panel_rate.few : panel_rate.many;
   // A product in place consists of dot products. Each dot product ends by adding up its lanes,
@@ -224,7 +224,7 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
   // difference. Packing large weights costs more per element, because large weights are read from
   // further away.
   const auto gains = [&](int64_t K) { return 16 * rate * layout.N <= K + K * K / 1024; };
-  return {gains(D), gains(H)};
+  return {gains(D), gains(P)};
 }
 
 }  // namespace namernn_fast

@@ -43,7 +43,8 @@ struct Wave {
 enum class Pass { forward, backward };
 
 // Chooses the wave for `layers` equal layers of one direction. Plans for H input features and
-// ignores `arguments.D`, because every layer except the first has H input features.
+// ignores `arguments.D`: every layer except the first reads h, which has H elements or, with
+// projections, fewer.
 Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass);
 
 // Cost of packing one element of a weight into a panel, in multiply-adds.
@@ -52,7 +53,7 @@ constexpr double kPackingCost = 8;
 // Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. The
 // choice changes the last bits of results, so it must not depend on the number of threads or on
 // cache sizes.
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H,
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
                         const PanelRate& panel_rate);
 
 // Returns as how many bfloat16 terms to multiply numbers if the caller allows `allowed` terms; 0

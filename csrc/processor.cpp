@@ -13,17 +13,8 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// Replaces the bfloat16 kernels by `pairs`, which use the instructions `name`.
-void use_pairs(Kernels& kernels, const KernelsOnPairs<BFloat16>& pairs, const char* name) {
-  for (int64_t i = 0; i < kCells; ++i) {
-    static_cast<KernelsFor<BFloat16>&>(kernels.cells[i]) = pairs.cells[i];
-  }
-  kernels.bfloat16_name = name;
-}
-
-// Replaces the bfloat16 kernels and the kernels for 8-bit weights of AVX-512 if this processor has
-// faster instructions for them, and adds float kernels that use those for bfloat16 if they are
-// faster, too.
+// Replaces the kernels for 8-bit weights of AVX-512 if this processor has faster instructions for
+// them, and adds kernels on pairs if they are faster.
 void detect_pairs(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
@@ -45,13 +36,15 @@ void detect_pairs(const std::string& wanted, Kernels& kernels) {
     kernels.int8 = on_tiles ? &int8_kernels_amx : &int8_kernels_avx512_vnni;
   }
   if (permitted && (wanted.empty() || wanted == "amx")) {
-    use_pairs(kernels, kernels_amx, "amx");
+    kernels.bfloat16_on_pairs = &kernels_amx;
+    kernels.bfloat16_name = "amx";
     kernels.float_on_pairs = kernels_amx_float;
     return;
   }
   // On Intel processors, dot products run at half the rate of float multiply-adds.
   if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
-    use_pairs(kernels, kernels_avx512_bf16, "avx512_bf16");
+    kernels.bfloat16_on_pairs = &kernels_avx512_bf16;
+    kernels.bfloat16_name = "avx512_bf16";
   }
 }
 #endif

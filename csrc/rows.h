@@ -99,6 +99,12 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
+// Returns the number of elements of a layer's i-th state.
+template <class Scalar>
+inline int64_t size_of_state(const Layer<Scalar>& layer, int i) {
+  return i == 0 ? layer.P : layer.H;
+}
+
 // Returns the i-th initial state of sequence b; null means zeros.
 template <class Scalar>
 inline const Scalar* initial_state(const Layer<Scalar>& layer, int i, int64_t b) {

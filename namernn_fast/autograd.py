@@ -154,9 +154,10 @@ def _needs_of(
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
     weight_count, per_layer = len(want_weights), ops.weights_per_layer(options)
-    per_direction = per_layer // ops.directions_of(options)
+    per_direction = ops.weights_per_direction(options)
+    always = (1, per_direction - 1) if options & ops.PROJECTIONS else (1,)  # weight_hh, weight_hr
     reads = tuple(
-        k % per_direction == 1 or (k % per_direction == 0 and (wanted[0] or k >= per_layer))
+        k % per_direction in always or (k % per_direction == 0 and (wanted[0] or k >= per_layer))
         for k in range(weight_count)
     )
     layers = weight_count // per_layer

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
 from .call import Call, Results, tokens
-from .call.dtypes import convert_dtypes
+from .call.dtypes import cast_h, convert_dtypes
 from .call.layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 from .call.options import option_bits
 from .cells import CELLS, GRU, LSTM, VANILLA, CellName
@@ -162,6 +162,7 @@ def lstm(
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
+    projections: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
     """Applies an LSTM of one or more layers to whole sequences.
 
@@ -174,6 +175,8 @@ def lstm(
         c_t = f * c_{t-1} + i * g
         h_t = o * tanh(c_t)
 
+    With projections, h_t = W_hr (o * tanh(c_t)).
+
     Args:
         input: as in `rnn()`.
         hx: the pair of initial states and initial cell states, each shaped like hx of `rnn()`; None
@@ -181,6 +184,9 @@ def lstm(
         weights: as in `gru()`, with 4 * hidden_size rows in torch's order of gates: i, f, g, o.
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
+        projections: whether the weights of each direction end with weight_hr (proj_size,
+            hidden_size). Then weight_hh is (4 * hidden_size, proj_size), and h in hx, reset_to, h_n
+            and output has proj_size features, fewer than hidden_size.
         reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
         reset_to: the pair of states and cell states, each shaped like reset_to of `rnn()`.
 
@@ -190,7 +196,8 @@ def lstm(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
     """
-    options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
+    settings = batch_first, batch_invariant, projections
+    options = option_bits(weights, bias, bidirectional, "tanh", *settings)
     call = Call(LSTM, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
@@ -228,6 +235,7 @@ class _Options(TypedDict, total=False):
     batch_invariant: bool
     embedding: Tensor | None
     padding_idx: int | None
+    projections: bool
 
 
 @overload
@@ -271,6 +279,7 @@ def last_state(
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
+    projections: bool = False,
 ) -> Any:
     """Returns only the last states: h_n of `rnn()` or `gru()`, or (h_n, c_n) of `lstm()`.
 
@@ -284,26 +293,30 @@ def last_state(
             looks for them, and raises an error if sharing is impossible. False never looks. The
             kernel shares the prefixes it finds if there are enough to make the call faster. The
             result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
-            float32 or float64; it does not support hx, reset, batch_invariant, dropout between
-            layers, compilers or torch.func transforms.
+            float32 or float64; it does not support hx, reset, projections, batch_invariant, dropout
+            between layers, compilers or torch.func transforms.
         nonlinearity: "tanh" or "relu" for a vanilla RNN; must be "tanh" for the other cells.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
         reset_to, embedding, padding_idx: as in `rnn()` or `lstm()`.
+        projections: as in `lstm()`; must be False for the other cells.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
-        num_directions, hidden_size). For an LSTM, the pair of h_n and c_n.
+        num_directions, hidden_size). For an LSTM, the pair of h_n and c_n, as `lstm()` returns it.
 
     Raises:
         ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity
-            is relu for a cell with gates.
+            is relu for a cell with gates; projections is True for a cell other than lstm.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
     chosen = CELLS.get(cell)
     if chosen is None:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
-    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
+    if projections and not chosen.can_project:
+        raise ValueError(f"projections must be False for cell={cell!r}, got {projections}")
+    settings = batch_first, batch_invariant, projections
+    options = option_bits(weights, bias, bidirectional, nonlinearity, *settings)
     if nonlinearity not in chosen.nonlinearities:
         wanted = " or ".join(chosen.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
@@ -353,4 +366,6 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         call.dropout = 0.0
     if call.states or call.restart_states or torch._C._is_any_autocast_enabled():
         lookup = convert_dtypes(call, lookup)
+        if call.options & ops.PROJECTIONS:
+            return cast_h(call, dispatch.run(call, lookup))
     return dispatch.run(call, lookup)

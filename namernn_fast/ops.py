@@ -8,10 +8,11 @@ sequences. The names of their arguments and results mean the same throughout thi
   ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
   not read.
 - states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
-  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. Never an empty list, which
-  AOTInductor cannot pass.
-- weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
-  `layers_of` groups the weights. Each weight and bias has `Cell.weight_blocks` blocks of
+  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has
+  proj_size features. Never an empty list, which AOTInductor cannot pass.
+- weights: for each layer and direction weight_ih, weight_hh, with BIAS bias_ih and bias_hh, and
+  with PROJECTIONS weight_hr (proj_size, hidden_size), where proj_size is less than hidden_size;
+  `layers_of` groups the weights. Each other weight and bias has `Cell.weight_blocks` blocks of
   hidden_size rows, in torch's order of gates. With token ids each weight_ih of the first layer is
   replaced by a table (vocabulary, blocks * hidden_size) of the products of all embedding rows with
   weight_ih.
@@ -31,7 +32,7 @@ sequences. The names of their arguments and results mean the same throughout thi
 
 `forward` returns:
 
-- output: shaped like input, with directions * hidden_size features; empty with LAST_STATE.
+- output: shaped like input, with the h of each direction as features; empty with LAST_STATE.
 - last_states: one tensor for each of `Cell.states`, shaped like the initial states: h_n, and c_n of
   an LSTM.
 - saved: with WANT_SAVED, a list of the tensors that the backward pass reads besides output;
@@ -87,11 +88,9 @@ LAST_STATE = 256
 """`forward` returns the last states and an empty output. Not allowed with WANT_SAVED."""
 SHARE_PREFIXES = 512
 """Sequences of token ids share the states of common prefixes if that is estimated to be faster.
-Supported only for one direction, without states and reset, in float32 or float64 on a CPU. Without
-LAST_STATE, output and the tensors in saved have one row for each id, in an order that only
+Only for one direction, without states, reset and PROJECTIONS, in float32 or float64 on a CPU.
+Without LAST_STATE, output and the tensors in saved have one row for each id, in an order that only
 `backward` knows, and grad_output must be None."""
-
-
 MEDIUM_PRECISION = 1024
 """Products may round float32 numbers to bfloat16, and sum in float32. Ignored where this would not
 be faster, and with SHARE_PREFIXES."""
@@ -100,6 +99,9 @@ HIGH_PRECISION = 2048
 INT8 = 4096
 """Prepared weights are 8-bit integers with a scale for each row, for layers in float32. Products
 round inputs and states to such integers; other precisions are ignored."""
+PROJECTIONS = 8192
+"""`weights` holds weight_hr. Not allowed with SHARE_PREFIXES or INT8; MEDIUM_PRECISION and
+HIGH_PRECISION are ignored."""
 
 
 @dataclass(slots=True)
@@ -175,17 +177,19 @@ def has_ids(input: Tensor) -> bool:
     return input.dtype == torch.int64
 
 
-def hidden_size_of(weights: Sequence[Tensor]) -> int:
-    """Returns the number of features of a state: the columns of weight_hh.
-
-    The number of rows of weight_hh depends on the cell.
-    """
+def size_of_h(weights: Sequence[Tensor]) -> int:
+    """Returns the number of features of h: hidden_size, or proj_size with projections."""
     return weights[1].shape[-1]
 
 
-def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of the output of each layer."""
-    features = directions_of(options) * hidden_size
+def state_sizes(cell: Cell, weights: Sequence[Tensor]) -> list[int]:
+    """Returns the number of features of each state."""
+    return [size_of_h(weights), weights[1].shape[0] // cell.weight_blocks][: len(cell.states)]
+
+
+def output_shape(input: Tensor, size: int, options: int) -> tuple[int, ...]:
+    """Returns the shape of the output of each layer, which has this size in each direction."""
+    features = directions_of(options) * size
     if options & LAST_STATE:
         return (0,)
     if options & SHARE_PREFIXES:
@@ -193,20 +197,20 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
     return (*(input.shape if has_ids(input) else input.shape[:-1]), features)
 
 
-def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of the tensor that one layer keeps if WANT_SAVED is set."""
-    *rows, features = output_shape(input, hidden_size, options)
-    return (*rows, cell.kept_blocks * features)
-
-
 def directions_of(options: int) -> int:
     """Returns the number of directions of each layer, 1 or 2."""
     return 2 if options & BIDIRECTIONAL else 1
 
 
+def weights_per_direction(options: int) -> int:
+    """Returns the number of weights of one direction of a layer."""
+    return weights_per_layer(options & ~BIDIRECTIONAL)
+
+
 def weights_per_layer(options: int) -> int:
     """Returns the number of weights of a layer, including all its directions."""
-    return (4 if options & BIAS else 2) * (2 if options & BIDIRECTIONAL else 1)
+    size = (4 if options & BIAS else 2) + (1 if options & PROJECTIONS else 0)
+    return 2 * size if options & BIDIRECTIONAL else size
 
 
 def layer_count(weights: Sequence[Tensor], options: int) -> int:
@@ -216,21 +220,23 @@ def layer_count(weights: Sequence[Tensor], options: int) -> int:
 
 def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
     """Groups the flat list of weights by layer and direction."""
-    size, directions = (4 if options & BIAS else 2), directions_of(options)
-    each = [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    size, directions = weights_per_direction(options), directions_of(options)
+    groups = [weights[i : i + size] for i in range(0, len(weights), size)]
+    no_biases = () if options & BIAS else (None, None)
+    each = [LayerWeights(*group[:2], *no_biases, *group[2:]) for group in groups]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
 
 
 def zero_states(cell: Cell, weights: Sequence[Tensor], options: int, batch: int) -> list[Tensor]:
-    """Returns initial states of zeros, each (num_layers * directions, batch, hidden_size)."""
-    size = layer_count(weights, options) * directions_of(options), batch, hidden_size_of(weights)
-    return [weights[1].new_zeros(size) for _ in cell.states]
+    """Returns initial states of zeros, each (num_layers * directions, batch, features)."""
+    rows = layer_count(weights, options) * directions_of(options), batch
+    return [weights[1].new_zeros(*rows, size) for size in state_sizes(cell, weights)]
 
 
 def states_of_layers(
     states: Sequence[Tensor], weights: Sequence[Tensor], options: int
 ) -> Sequence[Sequence[Tensor]]:
-    """Returns for each layer a sequence of its initial states, (directions, batch, hidden_size)."""
+    """Returns for each layer a sequence of its initial states, (directions, batch, features)."""
     layers = layer_count(weights, options)
     if not states:
         return [()] * layers
@@ -241,19 +247,19 @@ def states_of_layers(
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = ForwardArguments(*arguments)
     options, weights = call.options, call.weights
-    num_layers, directions = layer_count(weights, options), directions_of(options)
-    hidden_size = hidden_size_of(weights)
-    cell, like = NUMBERED[call.cell], weights[0]  # not input: token ids are integers
-    shape = output_shape(call.input, hidden_size, options)
+    num_layers, cell = layer_count(weights, options), NUMBERED[call.cell]
+    like, sizes = weights[0], state_sizes(cell, weights)  # not input: token ids are integers
+    shape = output_shape(call.input, sizes[0], options)
     saved = []
     if options & WANT_SAVED:
         saved += [shape] * (num_layers - 1)
         if cell.kept_blocks:
-            saved += [kept_shape(cell, call.input, hidden_size, options)] * num_layers
-    states_shape = num_layers * directions, batch_size(call), hidden_size
+            kept = output_shape(call.input, cell.kept_blocks * sizes[-1], options)
+            saved += [kept] * num_layers
+    rows = num_layers * directions_of(options), batch_size(call)
     return (
         like.new_empty(shape),
-        empty_states(call.cell, like, states_shape),
+        [like.new_empty(*rows, size) for size in sizes],
         [like.new_empty(shape) for shape in saved],
     )
 
@@ -267,11 +273,6 @@ def batch_size(call: Any) -> Any:
     if call.options & JAGGED:
         return call.sequence_layout.shape[0] - 1
     return call.input.shape[0 if call.options & BATCH_FIRST else 1]
-
-
-def empty_states(cell: int, like: Tensor, shape: tuple[Any, ...]) -> list[Tensor]:
-    """Returns the last states of a call that is traced, by the number of its cell."""
-    return [like.new_empty(shape) for _ in NUMBERED[cell].states]
 
 
 @torch.library.register_fake(f"{NAMESPACE}::backward")

@@ -4,18 +4,19 @@ Their arguments and results mean the same as in `ops`, and:
 
 - prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
   INT8. Its contents depend on the processor that packed them.
-- sizes: num_layers, input_size, hidden_size and the size of the vocabulary. The vocabulary is 0
-  unless the first layer reads token ids; then input_size is 0.
+- sizes: num_layers, input_size, hidden_size, the size of the vocabulary and the size of h, which is
+  hidden_size without PROJECTIONS. The vocabulary is 0 unless the first layer reads token ids; then
+  input_size is 0.
 
 `prepare` returns a new prepared tensor, `refresh` packs other weights of the same sizes into it,
 `unpack` returns the weights exactly as they were (with INT8, as they were rounded), with an empty
 tensor for each table, and `forward_prepared` does what `forward` does. They run on a CPU, for
-inference. Among the options, BIAS, BIDIRECTIONAL and INT8 must be the same in all calls; WANT_SAVED
-is not allowed.
+inference. Among the options, BIAS, BIDIRECTIONAL, INT8 and PROJECTIONS must be the same in all
+calls; WANT_SAVED is not allowed.
 
-`step` advances the sequences of a stream, and returns the output of the last layer. Its states are
-one tensor (states of the cell, num_layers, sequences, hidden_size), in float32 for layers in 16
-bits, which it updates. Its input may lack the time dimension. `rows`, int64, are the sequences that
+`step` advances the sequences of a stream, and returns the output of the last layer. It updates its
+states in place: one tensor (num_layers, sequences, features) for each of `Cell.states`, in float32
+for layers in 16 bits. Its input may lack the time dimension. `rows`, int64, are the sequences that
 the input is for, or None for all.
 """
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .cells import NUMBERED
 
 ops.library.define("prepare(int cell, Tensor[] weights, int[] sizes, int options) -> Tensor")
 ops.library.define(
@@ -41,7 +43,7 @@ ops.library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
-    "step(Tensor prepared, Tensor(a!) states, Tensor input, Tensor? rows, int options) -> Tensor",
+    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, int options) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -92,14 +94,15 @@ def _like(prepared: Tensor) -> Tensor:
 @torch.library.register_fake(f"{ops.NAMESPACE}::forward_prepared")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = PreparedArguments(*arguments)
-    layers, _, hidden_size, _ = call.sizes
+    layers, _, hidden_size, _, size_of_h = call.sizes
     like = _like(call.prepared)
-    states_shape = layers * ops.directions_of(call.options), ops.batch_size(call), hidden_size
-    output = ops.output_shape(call.input, hidden_size, call.options)
-    return like.new_empty(output), ops.empty_states(call.cell, like, states_shape)
+    rows = layers * ops.directions_of(call.options), ops.batch_size(call)
+    output = ops.output_shape(call.input, size_of_h, call.options)
+    sizes = [size_of_h, hidden_size][: len(NUMBERED[call.cell].states)]
+    return like.new_empty(output), [like.new_empty(*rows, size) for size in sizes]
 
 
 @torch.library.register_fake(f"{ops.NAMESPACE}::step")  # type: ignore[untyped-decorator]
-def _(prepared: Tensor, states: Tensor, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
+def _(prepared: Tensor, states: Any, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
     shape = input.shape if ops.has_ids(input) else input.shape[:-1]
-    return _like(prepared).new_empty(*shape, states.shape[-1])
+    return _like(prepared).new_empty(*shape, states[0].shape[-1])

@@ -35,7 +35,7 @@ def run_stack(call: Call) -> Results:
     states = call.states or ops.zero_states(cell, weights, options, batch)
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
-    size = ops.hidden_size_of(weights)
+    sizes = ops.state_sizes(cell, weights)
 
     last_states: list[Tensor] = []
     for layer in ops.layers_of(weights, options):
@@ -60,12 +60,12 @@ def run_stack(call: Call) -> Results:
                 output = sums
             else:
                 output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-            outputs.append(output if len(states) == 1 else output[..., :size])
+            outputs.append(output if len(states) == 1 else output[..., : sizes[0]])
             last_states.append(last)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    return input, *([last] if len(states) == 1 else last.split(size, -1))
+    return input, *([last] if len(states) == 1 else last.split(sizes, -1))
 
 
 def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
@@ -119,12 +119,12 @@ def _direction(
         sums: for each time step, its rows of the result of `_project`, (sequences, gates *
             hidden_size).
         batch_sizes: the number of sequences at each time step, or None if it is constant.
-        hx: the initial states of each sequence side by side, (batch, states * hidden_size).
+        hx: the initial states of each sequence side by side, (batch, features).
         step: the function that computes one step of the cell.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
         reset: None, or bool (seq_len, batch, 1): True where the state restarts.
-        restart: None for zeros, or the states at those steps side by side, (seq_len, batch, states
-            * hidden_size).
+        restart: None for zeros, or the states at those steps side by side, (seq_len, batch,
+            features).
         reverse: whether to run from the last time step to the first.
 
     Returns:

@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 import oracle
 import torch
-from kinds import KINDS, map_states, tensors_in
+from kinds import KINDS, VARIANTS, map_states, tensors_in
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-FUSED = {name: kind.layer for name, kind in KINDS.items()}
-TORCH = {name: kind.nn_layer for name, kind in KINDS.items()}
-CELLS = tuple(FUSED)
+FUSED = {name: kind.layer for name, kind in VARIANTS.items()}
+TORCH = {name: kind.nn_layer for name, kind in VARIANTS.items()}
+CELLS = tuple(KINDS)
+LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 # Groups of layouts that hold the same rows. A case has equal results in all layouts of a group.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
@@ -31,7 +32,7 @@ def draws(hidden_size):
 
 def twins(*args, cell="rnn", **options):
     """Returns a fused layer and torch's layer with equal weights."""
-    return KINDS[cell].twins(*args, **options)
+    return VARIANTS[cell].twins(*args, **options)
 
 
 def exact(tensor, dtype):
@@ -117,7 +118,7 @@ class Case:
     reset: ClassVar[torch.Tensor | None] = None
     """A mask (T, B) of the steps before which the state is reset; None without resets."""
     reset_to: ClassVar[list[torch.Tensor]] = []
-    """The states (T, layers, B, H) after resets, one tensor for each state; none for zeros."""
+    """The states after resets, one tensor (T, layers, B, features) for each state, or none."""
 
     def __post_init__(self):
         self._references = {}
@@ -160,7 +161,7 @@ class Case:
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
         else:
             self.rows = randn(self.T, self.B, 2 * self.D)
-        self.hx = randn(states, self.B, self.H) if self.with_hx else None
+        self.hx = randn(states, self.B, self.P) if self.with_hx else None
         with_cx = self.with_hx and self.has_cell_state
         self.cx = randn(states, self.B, self.H) if with_cx else None
         lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
@@ -171,14 +172,23 @@ class Case:
         elif self.layout in ("dense", "sliced"):
             lengths[:] = self.T
         self.lengths = lengths.tolist()
-        width = self.H * (2 if self.module.bidirectional else 1)
+        width = self.P * (2 if self.module.bidirectional else 1)
         self.grad_output = randn(self.T, self.B, width)
-        self.grad_h_n = randn(states, self.B, self.H)
+        self.grad_h_n = randn(states, self.B, self.P)
         self.grad_c_n = randn(states, self.B, self.H) if self.has_cell_state else None
 
     @property
     def has_cell_state(self):
-        return KINDS[self.cell].has_cell_state
+        return VARIANTS[self.cell].has_cell_state
+
+    @property
+    def P(self):  # noqa: N802 - as in the kernels
+        """The number of features of h."""
+        return self.module.proj_size or self.H
+
+    def split_states(self, states):
+        """Splits states that are side by side, (..., features)."""
+        return np.split(states, [self.P] if self.has_cell_state else [], -1)
 
     @property
     def states(self):
@@ -326,8 +336,7 @@ class Case:
         states, b, begun = pieces.places(pieces.begin)
         grad_hx[states, b] += grad_initial[states, begun]
 
-        parts = oracle.EQUATIONS[options[0]].parts
-        last = named_states("{}_n", np.split(h_n, parts, -1))
+        last = named_states("{}_n", self.split_states(h_n))
         results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), **last}
         grad_input = pieces.put(
             grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
@@ -337,12 +346,12 @@ class Case:
         else:
             results["grad_input"] = grad_input
         if self.hx is not None:
-            results |= named_states("grad_{}x", np.split(grad_hx, parts, -1))
+            results |= named_states("grad_{}x", self.split_states(grad_hx))
         if self.reset_to:
             times, b, restarted = pieces.restarts
             grad = np.zeros((self.T, *grad_hx.shape), grad_hx.dtype)
             grad[times, :, b] = grad_initial[:, restarted].swapaxes(0, 1)
-            results |= named_states("grad_reset_to_{}", np.split(grad, parts, -1))
+            results |= named_states("grad_reset_to_{}", self.split_states(grad))
         names = [name for name, _ in self.module.named_parameters()]
         for name, grad in zip(names, grad_weights, strict=True):
             results[f"grad_{name}"] = grad

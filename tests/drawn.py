@@ -111,10 +111,9 @@ class Drawn(Case):
         if self.resets and self.B:
             self.reset = torch.rand(self.T, self.B, generator=generator) < self.resets
             if self.with_reset_to and not self.module.bidirectional:
-                shape = self.T, *self.grad_h_n.shape
                 self.reset_to = [
-                    torch.randn(shape, dtype=torch.float64, generator=generator)
-                    for _ in self.grads_of_last
+                    torch.randn(self.T, *like.shape, dtype=torch.float64, generator=generator)
+                    for like in self.grads_of_last
                 ]
         grads = {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
         for name in grads.keys() - self.given:
@@ -362,8 +361,13 @@ def drawn_cases(draw, cell="rnn"):
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
     vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
     nonlinearity = KINDS[cell].known({"nonlinearity": st.sampled_from(("tanh", "relu"))})
+    hidden_size, projections = draw(sizes), {}
+    if CELLS[cell].can_project and hidden_size > 1:
+        proj_size = st.one_of(st.just(0), st.integers(1, hidden_size - 1))
+        projections = {"proj_size": proj_size}
     options = st.fixed_dictionaries(
         nonlinearity
+        | projections
         | {
             "bias": st.booleans(),
             "batch_first": st.booleans(),
@@ -373,7 +377,7 @@ def drawn_cases(draw, cell="rnn"):
     )
     return Drawn(
         D=draw(sizes),
-        H=draw(sizes),
+        H=hidden_size,
         T=draw(st.one_of(st.integers(1, 4), st.integers(1, 40))),
         B=draw(batch.get(layout, st.integers(1, 12))),
         options=draw(options),

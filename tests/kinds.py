@@ -1,12 +1,14 @@
 """Defines a `Kind` for each cell, for tests that every cell must pass."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 import namernn_fast
-from namernn_fast import cells
+from namernn_fast import cells, ops
 
 
 class Kind:
@@ -22,6 +24,7 @@ class Kind:
         self.nn_layer, self.nn_step_module = cell.torch_layer, cell.torch_step_module
         self.gates = cell.weight_blocks
         self.has_cell_state = len(cell.states) > 1
+        self.bits = 0  # option bits of the operators for layers of this kind
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
         """Returns states made by `make(*size)`, in the form that a layer takes: h, or (h, c)."""
@@ -51,7 +54,35 @@ class Kind:
         return ours, theirs
 
 
+class ProjectedLstm(Kind):
+    """An LSTM whose layers project h to half as many features, if hidden_size is at least 2."""
+
+    def __init__(self):
+        super().__init__(cells.LSTM)
+        self.layer, self.nn_layer = map(self._projecting, (self.layer, self.nn_layer))
+        make_tokens, self.run = self.tokens, functools.partial(self.run, projections=True)
+        self.tokens = lambda vocabulary, *sizes, **options: make_tokens(
+            vocabulary, *sizes, proj_size=sizes[1] // 2, **options
+        )
+        self.bits = ops.PROJECTIONS
+
+    @staticmethod
+    def _projecting(layer: type) -> Callable[..., Any]:
+        def make(input_size: int, hidden_size: int, *args: Any, **options: Any) -> Any:
+            return layer(input_size, hidden_size, *args, proj_size=hidden_size // 2, **options)
+
+        return make
+
+    def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
+        h_size = [*size[:-1], *(last // 2 or last for last in size[-1:])]
+        return make(*h_size, **options), make(*size, **options)
+
+
 KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
+VARIANTS = {**KINDS, "projected": ProjectedLstm()}
+"""The kinds, and an LSTM with projections, which takes separate code in the kernels."""
+for_variants = pytest.mark.parametrize("kind", VARIANTS.values(), ids=VARIANTS)
+"""Runs a test for every variant."""
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
@@ -89,4 +120,4 @@ def said_of(kind: Kind, text: str) -> str:
 
 def kind_of(module: torch.nn.Module) -> Kind:
     """Returns the kind of a fused layer or of torch's layer."""
-    return KINDS[cells.cell_of(module).name]
+    return VARIANTS["projected" if module.proj_size else cells.cell_of(module).name]

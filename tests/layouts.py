@@ -1,7 +1,7 @@
 """Calls of a layer in every layout."""
 
 import torch
-from kinds import KINDS, flat, map_states
+from kinds import flat, map_states
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 T, B = 9, 13
@@ -26,19 +26,22 @@ def calls_of(layer, dtype):
     x = torch.randn(*shape, layer.input_size, generator=generator).to(dtype)
     lengths = torch.randint(0, T + 1, (B,), generator=generator)
     lengths[0] = T
-    states = layer.num_layers * (2 if layer.bidirectional else 1), B, layer.hidden_size
-    kind = KINDS[layer._cell.name]
-    hx = kind.states(torch.randn, *states, generator=generator)
-    hx = map_states(hx, lambda state: state.to(dtype))
+    sizes = [layer.proj_size or layer.hidden_size, layer.hidden_size][: len(layer._cell.states)]
+
+    def states(*rows):
+        made = tuple(torch.randn(*rows, size, generator=generator).to(dtype) for size in sizes)
+        return made if len(made) > 1 else made[0]
+
+    states_of_sequence = layer.num_layers * (2 if layer.bidirectional else 1)
+    hx = states(states_of_sequence, B)
     reset = torch.rand(shape, generator=generator) < 0.2
     yield "dense", (x, hx), {}
     yield "zero states", (x,), {}
     yield "reset", (x, hx), {"reset": reset}
     yield "lengths", (x, hx), {"lengths": lengths, "reset": reset}
     if not layer.bidirectional:
-        size = *shape, states[0], layer.hidden_size
-        after = kind.states(torch.randn, *size, generator=generator)
-        after = map_states(after, lambda s: (s if first else s.transpose(1, 2)).to(dtype))
+        after = states(*shape, states_of_sequence)
+        after = map_states(after, lambda s: s if first else s.transpose(1, 2))
         yield "reset_to", (x, hx), {"lengths": lengths, "reset": reset, "reset_to": after}
     yield "packed", (pack_padded_sequence(x, lengths.clamp(min=1), first, False), hx), {}
     sequences = x.unbind(0 if first else 1)

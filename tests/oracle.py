@@ -82,7 +82,7 @@ class Nudges(Rounding):
 class Equation:
     """One step of a cell. The output is the first part of a state."""
 
-    parts = 1  # the number of parts in a state, each of hidden_size numbers
+    parts = 1  # the number of parts in a state
 
 
 class Vanilla(Equation):
@@ -164,20 +164,25 @@ class Lstm(Equation):
     """i, f, o = sigmoid(z_ifo), g = tanh(z_g), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
 
     z = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh has the blocks i, f, g and o. A state is h_t and c_t.
+    With projections, h_t = W_hr (o tanh(c_t)).
     """
 
     parts = 2
 
     def step(self, x, state, weights, rounding):
-        weight_ih, weight_hh, *biases = weights
-        h, c_previous = np.split(state, 2)
+        weight_ih, weight_hh, *rest = weights
+        biases, projection = split_rest(rest)
+        h, c_previous = np.split(state, [weight_hh.shape[1]])
         x, h = rounding.operands(x, h)
         z = weight_ih @ x + weight_hh @ h + sum(biases)
         z_i, z_f, z_g, z_o = np.split(rounding.sums(z, (weight_ih, x), (weight_hh, h)), 4)
         i, f, o = (rounding.computed(sigmoid(gate)) for gate in (z_i, z_f, z_o))
         g = rounding.computed(np.tanh(z_g))
         c = rounding.computed(f * c_previous + i * g)
-        h = rounding.numbers(o * rounding.computed(np.tanh(c)))
+        h = o * rounding.computed(np.tanh(c))
+        for weight_hr in projection:
+            h = rounding.sums(weight_hr @ h, (weight_hr, h))
+        h = rounding.numbers(h)
         kept = [rounding.numbers(values) for values in (i, f, g, o, c)]
         return np.concatenate([h, c]), kept
 
@@ -186,7 +191,7 @@ class Lstm(Equation):
         grad_h, grad_c = np.split(grad, 2)
         tanh_c = rounding.computed(np.tanh(c))
         d_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
-        c_previous = rounding.numbers(np.split(previous, 2)[1])
+        c_previous = rounding.numbers(previous[-len(c) :])
         d_z = [
             d_c * g * (i * (1 - i)),
             d_c * c_previous * (f * (1 - f)),
@@ -194,7 +199,13 @@ class Lstm(Equation):
             grad_h * tanh_c * (o * (1 - o)),
         ]
         d_z = rounding.numbers(np.concatenate(d_z))
-        return d_z, d_z, np.concatenate([np.zeros_like(grad_h), rounding.computed(d_c * f)])
+        no_grad_h = np.zeros(len(previous) - len(c), grad.dtype)
+        return d_z, d_z, np.concatenate([no_grad_h, rounding.computed(d_c * f)])
+
+    def unprojected(self, kept, rounding):
+        """Returns h before its projection."""
+        _, _, _, o, c = kept
+        return rounding.computed(o * rounding.computed(np.tanh(c)))
 
 
 EQUATIONS = {
@@ -203,13 +214,19 @@ EQUATIONS = {
     "relu": Vanilla(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
     "gru": Gru(),
     "lstm": Lstm(),
+    "projected": Lstm(),
 }
 
 
-def direction(x, h, weights, equation, rounding):
-    """Returns the states (L, parts * H) of one direction, and what the cell keeps from each step.
+def split_rest(weights):
+    """Returns the biases and weight_hr among the weights after weight_hh, each perhaps none."""
+    return [w for w in weights if w.ndim == 1], [w for w in weights if w.ndim == 2]
 
-    `x` is the input (L, D), and `h` the initial state (parts * H,).
+
+def direction(x, h, weights, equation, rounding):
+    """Returns the states (L, features) of one direction, and what the cell keeps from each step.
+
+    `x` is the input (L, D), and `h` the initial state (features,).
     """
     states, kept = [], []
     for x_t in x:
@@ -222,22 +239,30 @@ def direction(x, h, weights, equation, rounding):
 def direction_backward(record, equation, grad_states, grad_last, rounding, rows):
     """Returns the gradients of x, hx and the weights of one direction.
 
-    `grad_states` (L, H) holds the gradients of the outputs, and `grad_last` (parts * H,) is the
+    `grad_states` (L, P) holds the gradients of the outputs, and `grad_last` (features,) is the
     gradient of the last state. `rows` is the number of rows in all sequences. Each row adds a term
     to each weight's gradient.
     """
-    x, hx, states, kept, (weight_ih, weight_hh, *biases) = record
+    x, hx, states, kept, (weight_ih, weight_hh, *rest) = record
+    biases, projection = split_rest(rest)
     grad_x = np.zeros_like(x)
-    grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *biases)]
+    grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *rest)]
     grad_h = grad_last
     size = weight_hh.shape[1]
     for t in reversed(range(len(x))):
         previous = states[t - 1] if t else hx
         grad_h = grad_h.copy()
         grad_h[:size] += grad_states[t]
+        of_weight_hr = []
+        for weight_hr in projection:
+            grad_projected, grad_c = np.split(grad_h, [size])
+            of_weight_hr = [np.outer(grad_projected, equation.unprojected(kept[t], rounding))]
+            grad_y = rounding.sums(grad_projected @ weight_hr, (weight_hr.T, grad_projected))
+            grad_h = np.concatenate([grad_y, grad_c])
         dz_x, dz_h, rest = equation.gradients(grad_h, previous, kept[t], rounding)
-        terms = [np.outer(dz_x, x[t]), np.outer(dz_h, previous[:size]), dz_x, dz_h]
-        for grad, term in zip(grads, terms, strict=False):
+        terms = [np.outer(dz_x, x[t]), np.outer(dz_h, previous[:size])]
+        terms += [dz_x, dz_h][: len(biases)] + of_weight_hr
+        for grad, term in zip(grads, terms, strict=True):
             grad += rounding.terms(term, rows)
         grad_x[t] = rounding.sums(dz_x @ weight_ih, (weight_ih.T, dz_x))
         if rest is None:
@@ -255,11 +280,11 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
 def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
     """Returns a list of outputs (L_b, directions * H), h_n, and the tape for `rnn_backward`.
 
-    `sequences` is a list of inputs (L_b, D). `hx` and h_n are (layers * directions, B, parts * H).
+    `sequences` is a list of inputs (L_b, D). `hx` and h_n are (layers * directions, B, features).
     `weights` is a flat list in the order of torch's parameters, and `equation` is a key of
     `EQUATIONS`.
     """
-    size = hx.shape[-1] // EQUATIONS[equation].parts
+    size = weights[1].shape[1]
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     h_n = np.zeros_like(hx)
@@ -292,13 +317,13 @@ def rnn_backward(
     grad_hx = np.zeros_like(hx)
     grad_weights = [np.zeros_like(w) for w in weights]
     grad_sequences = []
-    hidden_size = hx.shape[-1] // EQUATIONS[equation].parts
+    size = weights[1].shape[1]
     rows = sum(map(len, grad_outputs))
     for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
             for d in range(directions):
-                grad_states = grad[:, d * hidden_size : (d + 1) * hidden_size]
+                grad_states = grad[:, d * size : (d + 1) * size]
                 grad_x, grad_hx[k + d, b], direction_grads = direction_backward(
                     records[k + d],
                     EQUATIONS[equation],

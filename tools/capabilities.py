@@ -197,6 +197,14 @@ def _(layer, x):
     same(output[2:, 1:2], layer(x[2:, 1:2], start)[0])
 
 
+@row("`proj_size`: h has fewer features than hidden_size", "LSTMs only", ours="LSTMs only")
+def _(layer_class, x):
+    layer = layer_class(4, 5, proj_size=2)
+    output, _ = layer(x)
+    assert output.shape == (6, 3, 2)
+    same(output[3:], layer(x[3:], layer(x[:3])[1])[0])
+
+
 @row("jagged nested tensors", "its operator does not take nested tensors")
 def _(layer_class):
     layer = layer_class(4, 5, batch_first=True)

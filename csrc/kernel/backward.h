@@ -34,13 +34,13 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// Returns the total size in bytes of the panels of weight_hh and weight_ih. A wave packs these
-// panels once for all its stretches, a tree pass once for all trees.
+// Returns the total size in bytes of the panels of weight_hh, weight_hr and weight_ih. A wave packs
+// these panels once for all its stretches, a tree pass once for all trees.
 template <class Cell, class Storage>
-size_t backward_bytes(int64_t D, int64_t H) {
+size_t backward_bytes(const Layer<Storage>& layer) {
   using Scalar = Compute<Storage>;
-  return RecurrencePanels<Cell, Storage>::bytes(D, H) +
-         panels_size<Scalar>(Cell::weight_blocks * H, D) * sizeof(Scalar);
+  return RecurrencePanels<Cell, Storage>::bytes(layer) +
+         panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.D) * sizeof(Scalar);
 }
 // Returns the address of the panels of weight_ih within `panels`, which pack_backward() fills, or
 // null if `panels` is null.
@@ -48,9 +48,9 @@ template <class Products, class Storage>
 void* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
   auto* start = static_cast<char*>(const_cast<void*>(panels));
-  return start + Products::Recurrence::bytes(layer.D, layer.H);
+  return start + Products::Recurrence::bytes(layer);
 }
-// Packs weight_hh and weight_ih into `panels` for the backward pass.
+// Packs weight_hh, weight_hr and weight_ih into `panels` for the backward pass.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
@@ -82,7 +82,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const auto& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const bool recurrent = layout.T > 1 || wants_starts(args);
+  const bool recurrent = reads_panels<Products>(args);
   const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
                                              Products::element_bytes, Cell::weight_blocks})
                               : Plan{1, 1, 0};
@@ -93,24 +93,27 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   common.copies = weight_copies<typename Products::Recurrence>(layer, layer.panels, plan, runtime);
   for (int i = 0; i < Cell::states; ++i) {
     auto* result = layout.order ? nullptr : args.grad_initial[i];
-    common.grad[i] = accumulator<Scalar>(runtime, result, layout.B * H);
-    common.grad_previous[i] = layout.tree ? scratch<Scalar>(runtime, layout.B * H) : common.grad[i];
+    const int64_t size = layout.B * size_of_state(layer, i);
+    common.grad[i] = accumulator<Scalar>(runtime, result, size);
+    common.grad_previous[i] = layout.tree ? scratch<Scalar>(runtime, size) : common.grad[i];
   }
+  const int64_t projected = projected_size<Products>(layer);
+  if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
   }
-  const int64_t gate_rows = Cell::weight_blocks * H;  // number of rows of each weight
-  const GradientSizes sizes{
+  const int64_t gate_rows = Cell::weight_blocks * H;  // number of rows of weight_ih and weight_hh
+  const int64_t sizes[kParameters] = {
       has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
-      Products::gradient_size(gate_rows, H), args.grad_bias_ih ? gate_rows : 0,
+      Products::gradient_size(gate_rows, layer.P), projected * H, args.grad_bias_ih ? gate_rows : 0,
       args.grad_bias_hh ? gate_rows : 0};
   // With this many parts, the rows of one step of a part fit in a time block.
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
-                       !has_table(layer) && !args.accumulate_weights;
+                       !has_table(layer) && !args.accumulate_weights && !projected;
   Group* groups = scratch<Group>(runtime, plan.groups);
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
@@ -124,7 +127,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(layer.D, H, wants_weights(args), capacity, runtime);
+    group.products.prepare_rows(layer, wants_weights(args), capacity, runtime);
     if (wants_weights(args)) {
       group.gradients = gradient_sums<Products>(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
@@ -168,10 +171,13 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     const int64_t from_zero = count_rows_from_zero<Cell>(args.layer, products, group.rows, block);
     if (group.one_product) {
       products.write_weight_gradient(kStateBlocks<Cell>, share, from_zero, rows, products.previous,
-                                     H, args.grad_weight_hh);
+                                     args.layer.P, args.grad_weight_hh);
     } else {
       products.add_weight_gradient(kStateBlocks<Cell>, initial, share, from_zero, rows,
-                                   products.previous, H, grad.weight_hh);
+                                   products.previous, args.layer.P, grad[kWeightHh]);
+    }
+    if constexpr (Products::can_project) {
+      products.add_projection_gradient(initial, share, rows, grad[kWeightHr]);
     }
     for_each_input_blocks<Cell>([&](const Blocks& blocks) {
       if (group.one_product) {
@@ -179,17 +185,17 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
                                        args.grad_weight_ih);
       } else if (group.tokens.token) {
         add_table_gradient(products, group.tokens, blocks, initial, share, args.layer.table.V, rows,
-                           grad.weight_ih, Cell::weight_blocks * H);
+                           grad[kWeightIh], Cell::weight_blocks * H);
       } else {
         products.add_weight_gradient(blocks, initial, share, 0, rows, products.input, D,
-                                     grad.weight_ih);
+                                     grad[kWeightIh]);
       }
       if (args.grad_bias_ih) {
-        add_bias_gradient(products, blocks, initial, share, rows, grad.bias_ih);
+        add_bias_gradient(products, blocks, initial, share, rows, grad[kBiasIh]);
       }
     });
     if (args.grad_bias_hh) {
-      add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad.bias_hh);
+      add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad[kBiasHh]);
     }
   }
   if (args.grad_input.data) {
@@ -249,11 +255,11 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
                          double(Cell::weight_blocks) * double(layer.H) *
-                         ((wants_weights(args) ? 1 : 0) * double(layer.H + layer.D) +
+                         ((wants_weights(args) ? 1 : 0) * double(layer.P + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
-    const GradientSizes& sizes = gradients.sizes;
-    const double cost = kAddingCost * double(sizes.weight_ih + sizes.weight_hh);
+    const auto& sizes = gradients.sizes;
+    const double cost = kAddingCost * double(sizes[kWeightIh] + sizes[kWeightHh]);
     const int64_t workers = choose_workers(cost, runtime.machine);
     run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
       const FlushSubnormals flush;
@@ -288,34 +294,30 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   const auto* groups = pass.groups;
   if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
     for (int i = 0; i < Cell::states && args.grad_initial[0]; ++i) {
+      const int64_t size = size_of_state(args.layer, i);
       for (int64_t b = 0; b < layout.B; ++b) {
-        convert(groups[0].grad[i] + b * H, args.grad_initial[i] + place_of(layout, b) * H, H);
+        convert(groups[0].grad[i] + b * size, args.grad_initial[i] + place_of(layout, b) * size,
+                size);
       }
     }
   }
   if (!wants_weights(args)) return;
-  const Gradients<Scalar>& sums = groups[0].gradients.sums;
-  const GradientSizes& sizes = groups[0].gradients.sizes;
-  const auto add_groups = [&](Scalar* Gradients<Scalar>::* gradient, int64_t n) {
-    add_up<Scalar>(pass.plan.groups, n, pass.runtime,
-                   [&](int64_t g) { return groups[g].gradients.sums.*gradient; });
-  };
-  if (pass.plan.groups > 1) {
-    add_groups(&Gradients<Scalar>::weight_ih, sizes.weight_ih);
-    add_groups(&Gradients<Scalar>::weight_hh, sizes.weight_hh);
-    if (sizes.bias_ih) add_groups(&Gradients<Scalar>::bias_ih, sizes.bias_ih);
-    if (sizes.bias_hh) add_groups(&Gradients<Scalar>::bias_hh, sizes.bias_hh);
+  const int64_t rows[] = {gate_rows, gate_rows, args.layer.P};  // of the weights up to weight_hr
+  const int64_t widths[] = {args.layer.D, args.layer.P, H};
+  for (int p = 0; p < kParameters; ++p) {
+    const int64_t size = groups[0].gradients.sizes[p];
+    if (size == 0) continue;
+    if (pass.plan.groups > 1) {
+      add_up<Scalar>(pass.plan.groups, size, pass.runtime,
+                     [&](int64_t g) { return groups[g].gradients.sums[p]; });
+    }
+    const Scalar* sums = groups[0].gradients.sums[p];
+    if (is_sum_of_rows(args.layer, p)) {
+      deliver(sums, result_of(args, p), size);
+    } else if (!groups[0].one_product) {
+      Products::deliver_gradient(sums, result_of(args, p), rows[p], widths[p], pass.runtime);
+    }
   }
-  deliver(sums.bias_ih, args.grad_bias_ih, sizes.bias_ih);
-  deliver(sums.bias_hh, args.grad_bias_hh, sizes.bias_hh);
-  if (groups[0].one_product) return;
-  if (has_table(args.layer)) {
-    deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
-  } else {
-    Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, gate_rows, args.layer.D,
-                               pass.runtime);
-  }
-  Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, gate_rows, H, pass.runtime);
 }
 
 template <class Cell, class Products>

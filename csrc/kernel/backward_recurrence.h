@@ -17,12 +17,14 @@ struct BackwardGroup {
   GroupRows rows;                  // rows of the part that the group is computing
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
-  WeightCopies copies;                 // where each group reads the panels of weight_hh
-  Scalar* grad[kMostStates];           // [B, H] each, gradients of the current states of all
-                                       // sequences
-  Scalar* grad_previous[kMostStates];  // [B, H] each, gradients of the previous states, which each
+  WeightCopies copies;        // where each group reads the panels of weight_hh and weight_hr
+  Scalar* grad[kMostStates];  // [B, P] and [B, H], gradients of the current states of all
+                              // sequences
+  Scalar* grad_previous[kMostStates];  // like `grad`, gradients of the previous states, which each
                                        // step writes; the same memory as `grad`, except in a tree
-  TokenRows tokens;                    // used only if the table's gradient is wanted
+  Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
+                        // with that h; null without projections
+  TokenRows tokens;     // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
 };
@@ -55,17 +57,17 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies this part's share of the gradient of h_n or c_n into `grad`. Writes zeros if
-// grad_last.data is null.
+// Copies this part's share of the gradient of h_n or c_n, the i-th last state, into `grad`. Writes
+// zeros if grad_last.data is null.
 template <class Storage, class Scalar>
-inline void read_last_gradients(const Layer<Storage>& layer,
+inline void read_last_gradients(const Layer<Storage>& layer, int i,
                                 const StateGradients<Storage>& grad_last, const Part& part,
                                 Scalar* grad) {
-  const int64_t first = part.columns.first;
-  const int64_t width = part.columns.last - first;
+  const int64_t first = part.of_state(i).first;
+  const int64_t width = part.of_state(i).last - first;
   const int64_t stride = grad_last.feature_stride;
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    Scalar* grad_row = grad + b * layer.H + first;
+    Scalar* grad_row = grad + b * size_of_state(layer, i) + first;
     if (!grad_last.data) {
       std::memset(grad_row, 0, width * sizeof(Scalar));
       continue;
@@ -111,6 +113,12 @@ inline bool wants_starts(const Backward<Storage>& args) {
   return args.grad_initial[0] || args.grad_reset_to[0].data;
 }
 
+// Returns whether any step reads panels of weight_hh or weight_hr.
+template <class Products, class Storage>
+inline bool reads_panels(const Backward<Storage>& args) {
+  return args.layer.layout.T > 1 || wants_starts(args) || projected_size<Products>(args.layer) > 0;
+}
+
 // Returns a pointer to unit `first` of the i-th previous state of row (t, b); null means zeros.
 template <class Cell, class Storage>
 inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
@@ -121,11 +129,35 @@ inline const Storage* previous_state(const Backward<Storage>& args, int i, int64
   return state ? state + first : nullptr;
 }
 
+// Computes the gradients of h before its projection for sequences part.slice.begin .. end at time
+// t. The gradients of h itself, which the gradient of weight_hr needs, stay in the rows of dz.
+template <class Products>
+inline void project_back(const Backward<typename Products::Storage>& args,
+                         const BackwardGroup<Products>& group,
+                         const typename Products::Recurrence& panels, int64_t t, int64_t end,
+                         int64_t row, const Part& part, const Runtime& runtime) {
+  using Scalar = typename Products::Scalar;
+  const auto [first, last] = part.outputs;
+  const int64_t begin = part.slice.begin;
+  for (int64_t b = begin; b < end; ++b) {
+    GradientRow<typename Products::Storage, Scalar, Scalar*> h{};
+    h.grad[0] = group.grad[0] + b * args.layer.P;
+    if (args.grad_output.data) h.grad_output = row_at(args.grad_output, args.layer.layout, t, b);
+    Scalar* grad_h = group.products.grad_h(row + b);
+    for_each_vector<Scalar>(last - first, [&, first = first](int64_t j, int64_t n) {
+      store_upto(grad_h + first + j, load_gradient(h, first + j, n), n);
+    });
+  }
+  if (part.team) barrier(*part.team, runtime);
+  group.products.project_back(row + begin, panels.weight_hr, end - begin, part.columns,
+                              group.unprojected + begin * args.layer.H);
+}
+
 // Computes the backward recurrence at time t. Row (t, b) is row number `row + b` of the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
-                          const typename Products::Elements& weight_hh, int64_t t, int64_t row,
+                          const typename Products::Recurrence& panels, int64_t t, int64_t row,
                           const Part& part, const Runtime& runtime) {
   const auto& layer = args.layer;
   const Cell cell(layer);
@@ -139,16 +171,24 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   for (int i = 0; i < Cell::states && layout.tree; ++i) {
     gather_tree_gradients(layer, args.grad_last[i], t, group.grad_previous[i], group.grad[i]);
   }
+  const bool projecting = projected_size<Products>(layer) > 0;
+  if constexpr (Products::can_project) {
+    if (projecting) project_back(args, group, panels, t, end, row, part, runtime);
+  }
   for (int64_t b = slice.begin; b < end; ++b) {
     GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
         units{};
-    units.output = row_at(args.output, layout, t, b) + first_column;
-    if (args.kept.data) units.kept = row_at(args.kept, layout, t, b) + first_column;
-    if (args.grad_output.data) {
-      units.grad_output = row_at(args.grad_output, layout, t, b) + first_column;
+    const int64_t offset = b * layer.H + first_column;
+    if (projecting) {
+      units.grad[0] = units.unprojected = group.unprojected + offset;
+    } else {
+      units.output = row_at(args.output, layout, t, b) + first_column;
+      if (args.grad_output.data) {
+        units.grad_output = row_at(args.grad_output, layout, t, b) + first_column;
+      }
     }
-    for (int i = 0; i < Cell::states; ++i) {
-      const int64_t offset = b * layer.H + first_column;
+    if (args.kept.data) units.kept = row_at(args.kept, layout, t, b) + first_column;
+    for (int i = projecting ? 1 : 0; i < Cell::states; ++i) {
       if (i > 0 || !Cell::only_through_sums) {
         units.previous[i] = previous_state<Cell>(args, i, t, b, continued, first_column);
       }
@@ -160,6 +200,9 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     units.H = layer.H;
     units.width = width;
     cell.sum_gradients(units);
+    if constexpr (Products::can_project) {
+      products.keep_unprojected(row + b, group.unprojected, b, part.columns);
+    }
   }
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
@@ -170,15 +213,16 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   }
   if (part.team) barrier(*part.team, runtime);
   const int64_t wanted_end = wants_starts(args) ? end : continued;
-  products.step_back(row + slice.begin, weight_hh, wanted_end - slice.begin, part.columns,
-                     group.grad_previous[0] + slice.begin * layer.H);
+  products.step_back(row + slice.begin, panels.weights, wanted_end - slice.begin, part.outputs,
+                     group.grad_previous[0] + slice.begin * layer.P);
   for_each_cut(layer, t, slice.begin, wanted_end, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
       for (int i = 0; i < Cell::states; ++i) {
-        auto* grad = group.grad[i] + b * layer.H + first_column;
+        const auto [column, last_column] = part.of_state(i);
+        auto* grad = group.grad[i] + b * size_of_state(layer, i) + column;
         auto* of_start = restart_state(args.grad_reset_to[i], layout, t, b);
-        if (of_start) convert(grad, of_start + first_column, width);
-        std::memset(grad, 0, width * sizeof(typename Products::Scalar));
+        if (of_start) convert(grad, of_start + column, last_column - column);
+        std::memset(grad, 0, (last_column - column) * sizeof(typename Products::Scalar));
       }
     }
   });
@@ -191,13 +235,12 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   part.slice = group.rows.slice;
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
-  // The panels are packed in the first time block of the pass, and only if a step of the recurrence
-  // reads them.
-  copies.packed |= !block.initial || !(layer.layout.T > 1 || wants_starts(args));
+  // The panels are packed in the first time block of the pass, and only if a step reads them.
+  copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
-  const auto weight_hh = weights_for<Panels>(part, layer, copies).weights;
+  const auto panels = weights_for<Panels>(part, layer, copies);
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
-    read_last_gradients(layer, args.grad_last[i], part, group.grad[i]);
+    read_last_gradients(layer, i, args.grad_last[i], part, group.grad[i]);
   }
   if (group.tokens.token && part.member == 0) {
     link_rows(layer, block, part.slice, group.tokens);
@@ -206,7 +249,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   for (int64_t s = block.first; s < block.last; ++s) {
     const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
     const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
-    backward_step<Cell>(args, group, weight_hh, t, row, part, runtime);
+    backward_step<Cell>(args, group, panels, t, row, part, runtime);
   }
   group.products.end_recurrence(count_rows(group.rows, block), part);
 }

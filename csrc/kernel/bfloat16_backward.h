@@ -27,11 +27,13 @@ struct PairRecurrencePanels {
 
   Terms<kTerms> weights;
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
+  static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
   static int64_t size(int64_t H) { return panels_size<float>(Cell::weight_blocks * padded(H), H); }
-  static size_t bytes(int64_t, int64_t H) { return kTerms * size(H) * sizeof(BFloat16); }
-  PairRecurrencePanels(void* memory, int64_t, int64_t H)
-      : weights{static_cast<BFloat16*>(memory), size(H)} {}
+  static size_t bytes(const Layer<Storage>& layer) {
+    return kTerms * size(layer.H) * sizeof(BFloat16);
+  }
+  PairRecurrencePanels(void* memory, const Layer<Storage>& layer)
+      : weights{static_cast<BFloat16*>(memory), size(layer.H)} {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t H = layer.H;
     for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
@@ -64,6 +66,7 @@ struct PairProducts {
   static constexpr int64_t w = Shape<float>::panel_width;
   static constexpr size_t element_bytes = kTerms * sizeof(BFloat16);
   static constexpr bool sums_like_gradient = false;
+  static constexpr bool can_project = false;
 
   // Memory shared by all groups.
   Elements weight_ih;  // panels of W_ih [weight_blocks * padded(H), D], blocks in the order of the
@@ -123,10 +126,10 @@ struct PairProducts {
     }
   }
 
-  void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t block_rows,
+  void prepare_rows(const Layer<Storage>& layer, bool want_weights, int64_t block_rows,
                     const Runtime& runtime) {
-    D = inputs;
-    H = units;
+    D = layer.D;
+    H = layer.H;
     capacity = odd_granules(block_rows);
     dz_block = padded(H);
     dz_stride = odd_granules(Cell::sums * dz_block);

@@ -362,7 +362,7 @@ void forward_encoded(const Forward<Storage>& args, const void* prepared, const R
   const Plan plan = one_step ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
                              : choose_plan(encoded_plan_arguments<Cell, Encoding>(layer, runtime));
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const size_t block = (Panels::block_bytes(layer.D, layer.H) + 63) / 64 * 64;
+  const size_t block = (Panels::block_bytes(layer) + 63) / 64 * 64;
   const WeightCopies copies =
       one_step ? WeightCopies{static_cast<char*>(runtime.scratch(plan.members * block)), 0, true}
                : weight_copies<Panels>(layer, prepared, plan, runtime);
@@ -377,7 +377,7 @@ void forward_encoded(const Forward<Storage>& args, const void* prepared, const R
   }
   const bool one_row = !layer.batch_invariant && layer.layout.B == 1;
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const auto panels = one_step ? Panels(copies.memory + part.member * block, layer.D, layer.H, 1)
+    const auto panels = one_step ? Panels(copies.memory + part.member * block, layer, 1)
                                  : weights_for<Panels>(part, layer, copies);
     ThePart{args, panels, part, rows[part.group], carried, one_row, one_step}.run(runtime);
   });

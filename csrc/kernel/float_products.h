@@ -28,6 +28,7 @@ struct FloatProducts {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
   static constexpr size_t element_bytes = sizeof(Scalar);
   static constexpr bool sums_like_gradient = true;
+  static constexpr bool can_project = Cell::can_project;
 
   // Memory shared by all groups.
   Scalar* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
@@ -36,18 +37,22 @@ struct FloatProducts {
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
+  int64_t P;
   int64_t capacity;  // maximum number of rows of a time block
   bool prefetch;     // whether products prefetch panels of weights, which leave the cache
   int64_t dz_stride;
   int64_t dz_block;  // stride from one block of a row of dz to the next
-  Scalar* dz;        // [capacity, dz_stride]
-  // The transpose of dz, [sums * H, transposed_stride], from which weight gradients read the
-  // columns of dz. Null if dz stays in the core's private cache, or if no parameter gradients are
-  // wanted.
+  Scalar* dz;        // [capacity, dz_stride]: dz and, if the layer projects h, the gradients of h
+  // The transpose of dz, [sums * H, transposed_stride] with P more rows if h is projected, from
+  // which weight gradients read the columns of dz. Null if dz stays in the core's private cache, or
+  // if no parameter gradients are wanted.
   Scalar* dz_transposed;
   int64_t transposed_stride;
-  Scalar* previous;  // panels of h_{t-1} [capacity, H]; null unless parameter gradients are wanted
-  Scalar* input;     // panels of x [capacity, D]; null unless parameter gradients are wanted
+  // Panels of h_{t-1} [capacity, P], of x [capacity, D] and, if the layer projects h, of h_t before
+  // its projection [capacity, H]; null unless parameter gradients are wanted.
+  Scalar* previous;
+  Scalar* input;
+  Scalar* unprojected;
 
   // Returns the approximate number of rows of a time block, which fill about half of a core's
   // private cache.
@@ -90,28 +95,31 @@ struct FloatProducts {
     });
   }
 
-  void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t rows,
+  void prepare_rows(const Layer<Storage>& layer, bool want_weights, int64_t rows,
                     const Runtime& runtime) {
-    D = inputs;
-    H = units;
+    D = layer.D;
+    H = layer.H;
+    P = layer.P;
     capacity = rows;
-    prefetch = leave_cache(Recurrence::bytes(D, H), runtime.machine);
+    prefetch = leave_cache(Recurrence::bytes(layer), runtime.machine);
     dz_block = H;
-    dz_stride = odd_vectors(Cell::sums * H);
+    const int64_t columns = Cell::sums * H + projected_size<Cell>(layer);
+    dz_stride = odd_vectors(columns);
     dz = scratch<Scalar>(runtime, capacity * dz_stride);
     if (want_weights) {
       if (leave_cache(capacity * dz_stride * int64_t(sizeof(Scalar)), runtime.machine)) {
         transposed_stride = odd_vectors(capacity);
-        dz_transposed = scratch<Scalar>(runtime, Cell::sums * H * transposed_stride);
+        dz_transposed = scratch<Scalar>(runtime, columns * transposed_stride);
       }
-      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, H));
+      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, P));
+      if (P < H) unprojected = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, H));
       input = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, D));
     }
   }
 
   void keep_row(int64_t row, const Storage* h, const Storage* x, Storage*) const {
     if (!previous) return;
-    for (int64_t j = 0; j < H; j += w) pack_row(h, H, j, previous + j * capacity + row * w);
+    for (int64_t j = 0; j < P; j += w) pack_row(h, P, j, previous + j * capacity + row * w);
     for (int64_t j = 0; j < D; j += w) pack_row(x, D, j, input + j * capacity + row * w);
   }
 
@@ -122,43 +130,51 @@ struct FloatProducts {
     const Scalar* first_panel = weight_hh + columns.first * K;
     const Operand<Scalar> operand{
         state_dz, dz_stride, weight_hh, K * w, K, kChain, prefetch ? first_panel : nullptr};
-    const Target<Scalar> target{grad_h, H, nullptr, 0, !Cell::only_through_sums};
+    const Target<Scalar> target{grad_h, P, nullptr, 0, !Cell::only_through_sums};
     product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
-  void end_recurrence(int64_t rows, const Part& part) const {
-    const auto [first, last] = part.columns;
-    for (int64_t s = 0; dz_transposed && s < Cell::sums; ++s) {
-      const int64_t column = s * H + first;
-      transpose_matrix(dz + column, dz_stride, rows, last - first,
-                       dz_transposed + column * transposed_stride, transposed_stride, rows);
+  // Returns where a row's gradient of h is, beside its dz.
+  Scalar* grad_h(int64_t row) const { return dz + row * dz_stride + Cell::sums * H; }
+
+  // Computes `columns` of `grad` = dh W_hr for the rows of one time, as step_back() does.
+  void project_back(int64_t row, const Elements& weight_hr, int64_t rows, Columns columns,
+                    Scalar* grad) const {
+    const Operand<Scalar> operand{grad_h(row), dz_stride, weight_hr, P * w, P};
+    const Target<Scalar> target{grad, H, nullptr, 0, false};
+    product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
+  }
+
+  // Stores `columns` of row b of `h` [.., H] before its projection. A no-op without projections.
+  void keep_unprojected(int64_t row, const Scalar* h, int64_t b, Columns columns) const {
+    for (int64_t j = columns.first; unprojected && j < columns.last; j += w) {
+      pack_row(h + b * H, H, j, unprojected + j * capacity + row * w);
     }
+  }
+
+  void end_recurrence(int64_t rows, const Part& part) const {
+    if (!dz_transposed) return;
+    const auto transpose_columns = [&](int64_t first, Columns columns) {
+      const int64_t column = first + columns.first;
+      transpose_matrix(dz + column, dz_stride, rows, columns.last - columns.first,
+                       dz_transposed + column * transposed_stride, transposed_stride, rows);
+    };
+    for (int64_t s = 0; s < Cell::sums; ++s) transpose_columns(s * H, part.columns);
+    if (unprojected) transpose_columns(Cell::sums * H, part.outputs);
   }
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
                            int64_t rows, const Elements& panels, int64_t width,
                            Scalar* grad) const {
-    const int64_t M = blocks.count * H;
-    grad += blocks.block * H * width;
-    // With few rows, writing the gradient takes most of the time, so each task writes whole rows of
-    // the gradient in memory order.
-    const bool whole_rows = rows <= kFewRows;
-    const int64_t task_rows = whole_rows ? Shape<Scalar>::max_rows : kTaskRows;
-    const int64_t task_columns = whole_rows ? width : w;
-    for (int64_t i = 0; i < M; i += task_rows) {
-      for (int64_t j = 0; j < width; j += task_columns) {
-        if (!take(share)) continue;
-        // Even if all rows of `panels` are zeros, an initial gradient must be written. The loop
-        // then runs once, with a product over no rows.
-        for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
-          const Target<Scalar> target{grad + i * width, width, nullptr, 0,
-                                      !(initial && k == zeros)};
-          multiply_columns(blocks, Columns{i, min64(i + task_rows, M)}, k,
-                           min64(kChunkRows, rows - k), panels, target,
-                           Columns{j, min64(j + task_columns, width)});
-        }
-      }
-    }
+    add_gradient(blocks.sum * H, blocks.count * H, initial, share, zeros, rows, panels, width,
+                 grad + blocks.block * H * width);
+  }
+
+  // Adds dh^T X to the gradient of weight_hr, `grad` [P, H], or overwrites it if `initial`. The
+  // rows of X are h before its projection. A no-op without projections.
+  void add_projection_gradient(bool initial, Share& share, int64_t rows, Scalar* grad) const {
+    if (!unprojected) return;
+    add_gradient(Cell::sums * H, P, initial, share, 0, rows, unprojected, H, grad);
   }
 
   void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t rows,
@@ -168,7 +184,7 @@ struct FloatProducts {
     } else {
       constexpr int64_t height = Shape<Scalar>::max_rows;
       alignas(64) Scalar sums[height * w];
-      const int64_t M = blocks.count * H;
+      const int64_t M = blocks.count * H, first = blocks.sum * H;
       grad += blocks.block * H * width;
       for (int64_t i = 0; i < M; i += height) {
         if (!take(share)) continue;
@@ -176,7 +192,7 @@ struct FloatProducts {
         for (int64_t j = 0; j < width; j += w) {
           const int64_t columns = min64(w, width - j);
           const Target<Scalar> target{sums, w, nullptr, 0, false};
-          multiply_columns(blocks, Columns{i, i + tile_rows}, zeros, rows - zeros,
+          multiply_columns(Columns{first + i, first + i + tile_rows}, zeros, rows - zeros,
                            panels + j * capacity, target, Columns{0, columns});
           for (int64_t r = 0; r < tile_rows; ++r) {
             convert(sums + r * w, grad + (i + r) * width + j, columns);
@@ -205,12 +221,36 @@ struct FloatProducts {
   }
 
  private:
-  // Multiplies the transpose of some columns of `blocks` of dz by columns of `panels`. Uses `count`
-  // rows of both, starting at row `first`.
-  void multiply_columns(const Blocks& blocks, Columns dz_columns, int64_t first, int64_t count,
-                        const Elements& panels, const Target<Scalar>& target,
-                        Columns columns) const {
-    const int64_t column = blocks.sum * H + dz_columns.first;
+  // Adds A^T X to `grad` [M, width], where A is columns first .. first + M of dz. The other
+  // arguments are as in add_weight_gradient().
+  void add_gradient(int64_t first, int64_t M, bool initial, Share& share, int64_t zeros,
+                    int64_t rows, const Elements& panels, int64_t width, Scalar* grad) const {
+    // With few rows, writing the gradient takes most of the time, so each task writes whole rows of
+    // the gradient in memory order.
+    const bool whole_rows = rows <= kFewRows;
+    const int64_t task_rows = whole_rows ? Shape<Scalar>::max_rows : kTaskRows;
+    const int64_t task_columns = whole_rows ? width : w;
+    for (int64_t i = 0; i < M; i += task_rows) {
+      for (int64_t j = 0; j < width; j += task_columns) {
+        if (!take(share)) continue;
+        // Even if all rows of `panels` are zeros, an initial gradient must be written. The loop
+        // then runs once, with a product over no rows.
+        for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
+          const Target<Scalar> target{grad + i * width, width, nullptr, 0,
+                                      !(initial && k == zeros)};
+          multiply_columns(Columns{first + i, first + min64(i + task_rows, M)}, k,
+                           min64(kChunkRows, rows - k), panels, target,
+                           Columns{j, min64(j + task_columns, width)});
+        }
+      }
+    }
+  }
+
+  // Multiplies the transpose of some columns of dz by columns of `panels`. Uses `count` rows of
+  // both, starting at row `first`.
+  void multiply_columns(Columns dz_columns, int64_t first, int64_t count, const Elements& panels,
+                        const Target<Scalar>& target, Columns columns) const {
+    const int64_t column = dz_columns.first;
     const int64_t M = dz_columns.last - dz_columns.first;
     Operand<Scalar> operand{nullptr, 1, panels + first * w, capacity * w, count};
     if (dz_transposed) {

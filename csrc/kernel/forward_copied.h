@@ -24,13 +24,13 @@ struct CopiedRows {
   int64_t steps;                  // number of steps in a time block
   Scalar* input;                  // [members, steps, B, D]
   int64_t* ids;                   // [members, steps, B], token ids; null without a table
-  Scalar* output;                 // [steps, B, H]
+  Scalar* output;                 // [steps, B, P]
   Scalar* kept;                   // [steps, B, Cell::kept * H]; null if nothing is kept
-  Scalar* states[kMostStates];    // [B, H] each: h at the start of the time block, and the cell
-                                  // state, if any, at the current step
-  Scalar* reset_to[kMostStates];  // [steps, B, H] each: the states from which sequences restart at
-                                  // cuts; null without such states
-  Scalar* last;                   // [B, H], h at the end of the time block
+  Scalar* states[kMostStates];    // [B, P] and [B, H]: h at the start of the time block, and the
+                                  // cell state, if any, at the current step
+  Scalar* reset_to[kMostStates];  // [steps, B, P] and [steps, B, H]: the states from which
+                                  // sequences restart at cuts; null without such states
+  Scalar* last;                   // [B, P], h at the end of the time block
 };
 
 // Runs one part's forward pass on copies of its rows.
@@ -46,9 +46,12 @@ struct CopiedPart {
   const Part& part;
   const Plan& plan;
 
-  int64_t width() const { return part.columns.last - part.columns.first; }
-  // Returns the offset of the part's columns in the state of sequence b.
-  int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
+  // Returns the number of the part's columns of the i-th state.
+  int64_t width(int i) const { return part.of_state(i).last - part.of_state(i).first; }
+  // Returns the offset of the part's columns in the i-th state of sequence b.
+  int64_t state_at(int i, int64_t b) const {
+    return b * size_of_state(args.layer, i) + part.of_state(i).first;
+  }
   // Returns a pointer to row (t, b) of the copied `rows`, which have `features` elements each.
   // `first` is the first time of the time block.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
@@ -56,18 +59,18 @@ struct CopiedPart {
   }
 
   void read_initial_states() const {
-    const int64_t first = part.columns.first;
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       for (int i = 0; i < Cell::states; ++i) {
-        Scalar* to = copies.states[i] + state_at(b);
+        const int64_t first = part.of_state(i).first;
+        Scalar* to = copies.states[i] + state_at(i, b);
         if constexpr (kIsNarrow) {
           const float* floats = args.float_states.initial[i];
           if (floats) {
-            read_start(floats + b * args.layer.H, first, width(), to);
+            read_start(floats + b * size_of_state(args.layer, i), first, width(i), to);
             continue;
           }
         }
-        read_start(initial_state(args.layer, i, b), first, width(), to);
+        read_start(initial_state(args.layer, i, b), first, width(i), to);
       }
     }
   }
@@ -84,6 +87,7 @@ struct CopiedPart {
     if (layout.count) copied.layer.layout.count = layout.count + first;
     copied.layer.D = layer.D;
     copied.layer.H = layer.H;
+    copied.layer.P = layer.P;
     copied.layer.reverse = layer.reverse;
     copied.layer.activation = layer.activation;
     copied.layer.chains = layer.chains;
@@ -94,15 +98,16 @@ struct CopiedPart {
     }
     const bool from_zeros =
         initial && !layer.initial[0].data && !args.float_states.initial[0] && weights.finite;
-    copied.layer.initial[0] = {from_zeros ? nullptr : copies.states[0], layer.H};
+    copied.layer.initial[0] = {from_zeros ? nullptr : copies.states[0], layer.P};
     if (layer.resets.at) {
       copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
                              layer.resets.time_stride};
       for (int i = 0; i < Cell::states && copies.reset_to[i]; ++i) {
-        copied.layer.reset_to[i] = {copies.reset_to[i], layout.B * layer.H, layer.H};
+        const int64_t size = size_of_state(layer, i);
+        copied.layer.reset_to[i] = {copies.reset_to[i], layout.B * size, size};
       }
     }
-    copied.output = {copies.output, layout.B * layer.H, layer.H};
+    copied.output = {copies.output, layout.B * layer.P, layer.P};
     const int64_t kept = Cell::kept * layer.H;
     if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
     copied.last[0] = copies.last;
@@ -131,30 +136,31 @@ struct CopiedPart {
           convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
         }
         for (int i = 0; i < Cell::states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
-          read_start(restart_state(layer.reset_to[i], layer.layout, t, b), part.columns.first,
-                     width(),
-                     copy_at(copies.reset_to[i], first, t, b, layer.H) + part.columns.first);
+          const int64_t column = part.of_state(i).first;
+          read_start(restart_state(layer.reset_to[i], layer.layout, t, b), column, width(i),
+                     copy_at(copies.reset_to[i], first, t, b, size_of_state(layer, i)) + column);
         }
       }
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
       for (int i = 0; i < Cell::states && is_cut(layer, t_begin, b); ++i) {
-        std::memset(copies.states[i] + state_at(b), 0, width() * sizeof(Scalar));
+        std::memset(copies.states[i] + state_at(i, b), 0, width(i) * sizeof(Scalar));
       }
     }
   }
 
-  // Writes the part's columns of the copied rows to the caller's rows. A row has `blocks` blocks of
-  // H elements.
+  // Writes the part's columns of the copied rows to the caller's rows. A row has `blocks` blocks,
+  // each as wide as the i-th state.
   void write_time_block(Scalar* copied, int64_t first, int64_t last,
-                        const RowStrides<Storage>& rows, int64_t blocks) const {
+                        const RowStrides<Storage>& rows, int64_t blocks, int i) const {
     const Layer<Storage>& layer = args.layer;
+    const int64_t size = size_of_state(layer, i);
     for (int64_t t = first; t < last; ++t) {
       for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
         for (int64_t g = 0; g < blocks; ++g) {
-          const int64_t column = g * layer.H + part.columns.first;
-          convert(copy_at(copied, first, t, b, blocks * layer.H) + column,
-                  row_at(rows, layer.layout, t, b) + column, width());
+          const int64_t column = g * size + part.of_state(i).first;
+          convert(copy_at(copied, first, t, b, blocks * size) + column,
+                  row_at(rows, layer.layout, t, b) + column, width(i));
         }
       }
     }
@@ -179,25 +185,25 @@ struct CopiedPart {
       const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, alive_part.slice);
       ForwardPart<Cell, Scalar, Storage, Element>{{{copied, weights, alive_part, memory, steps}}}
           .run(runtime);
-      if (args.output.data) write_time_block(copies.output, first, last, args.output, 1);
-      if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept);
+      if (args.output.data) write_time_block(copies.output, first, last, args.output, 1, 0);
+      if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept, 1);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = alive_part.slice.begin; b < alive_part.slice.end; ++b) {
-        std::memcpy(copies.states[0] + state_at(b), copies.last + state_at(b),
-                    width() * sizeof(Scalar));
+        std::memcpy(copies.states[0] + state_at(0, b), copies.last + state_at(0, b),
+                    width(0) * sizeof(Scalar));
       }
     }
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      const int64_t last_at = place_of(layout, b) * layer.H + part.columns.first;
       for (int i = 0; i < Cell::states; ++i) {
-        const Scalar* state = copies.states[i] + state_at(b);
+        const int64_t last_at = state_at(i, place_of(layout, b));
+        const Scalar* state = copies.states[i] + state_at(i, b);
         if constexpr (kIsNarrow) {
           if (args.float_states.last[i]) {
-            convert(state, args.float_states.last[i] + last_at, width());
+            convert(state, args.float_states.last[i] + last_at, width(i));
             continue;
           }
         }
-        convert(state, args.last[i] + last_at, width());
+        convert(state, args.last[i] + last_at, width(i));
       }
     }
   }
@@ -213,7 +219,7 @@ inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const M
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;
-  const int64_t bytes = Cell::weight_blocks * layer.H * layer.H * int64_t(sizeof(float));
+  const int64_t bytes = Cell::weight_blocks * layer.H * layer.P * int64_t(sizeof(float));
   return bytes / plan.members >= int64_t(machine.l2_bytes) * kLoadingCost<Storage>;
 }
 
@@ -223,7 +229,7 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
-  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.P);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage, Element>>(
       layer, std::is_same_v<Element, Storage> ? layer.panels : nullptr, plan, runtime);
@@ -233,17 +239,18 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
   rows.steps = max64(1, min64(kCopiedBytes / (layout.B * row), layout.T));
   rows.input = scratch<Scalar>(runtime, plan.members * rows.steps * layout.B * layer.D);
   if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, plan.members * rows.steps * layout.B);
-  rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+  rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.P);
   if (args.kept.data) {
     rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * Cell::kept * layer.H);
   }
   for (int i = 0; i < Cell::states; ++i) {
-    rows.states[i] = scratch<Scalar>(runtime, layout.B * layer.H);
+    const int64_t size = layout.B * size_of_state(layer, i);
+    rows.states[i] = scratch<Scalar>(runtime, size);
     if (layer.reset_to[i].data) {
-      rows.reset_to[i] = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+      rows.reset_to[i] = scratch<Scalar>(runtime, rows.steps * size);
     }
   }
-  rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
+  rows.last = scratch<Scalar>(runtime, layout.B * layer.P);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage, Element> part_weights =
         forward_weights<Cell, Element>(part, layer, weights, zero_state, runtime.machine);

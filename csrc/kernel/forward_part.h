@@ -32,8 +32,9 @@ template <class Scalar, class Storage, class Element = Scalar>
 struct ForwardWeights {
   const Element* weights;    // panels, as in ForwardPanels
   const Scalar* bias;        // as in ForwardPanels
+  const Element* weight_hr;  // as in ForwardPanels
   bool finite;               // whether the part's columns of weight_hh are known to be finite
-  const Scalar* zeros;       // [H], the initial state if none is given
+  const Scalar* zeros;       // [P], the initial state if none is given
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
   bool prefetch;             // whether products prefetch panels if every step reads all weights
@@ -48,6 +49,7 @@ struct ForwardMemory {
                              // start from
   int64_t B;                 // number of sequences in the layer's whole batch, even if the part
                              // works on one time block
+  Scalar* unprojected;       // [B, H], h of the current step before its projection
   Scalar* continued;         // [B, H], in a tree: copies of the previous h of a step's rows
   Scalar* cell_states[2];    // [B, H] each, in a tree: the cell states of rows at even and at odd
                              // times
@@ -101,6 +103,8 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
                                             const Runtime& runtime) {
   ForwardMemory<Scalar> memory{};
   memory.B = layer.layout.B;
+  if (projected_size<Cell>(layer))
+    memory.unprojected = scratch<Scalar>(runtime, memory.B * layer.H);
   if (layer.layout.tree) {
     memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
     for (int i = 1; i < Cell::states; ++i) {
@@ -149,12 +153,13 @@ inline ForwardWeights<Scalar, Storage, Element> forward_weights(const Part& part
   }
   return {panels.weights,
           panels.bias,
+          panels.weight_hr,
           finite,
           zeros,
           layer.in_place.weight_ih ? layer.weight_ih : nullptr,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr,
-          leave_cache((layer.D + layer.H) * row_bytes, machine),
-          leave_cache(layer.H * row_bytes, machine)};
+          leave_cache((layer.D + layer.P) * row_bytes, machine),
+          leave_cache(layer.P * row_bytes, machine)};
 }
 
 // The data of one part (a slice of the sequences and a range of hidden units), with functions that
@@ -171,9 +176,7 @@ struct ForwardContext {
   int64_t projected_steps;  // number of steps projected at once, ahead of the recurrence; 0 if each
                             // step projects its own inputs
 
-  int64_t panel_size() const {
-    return ForwardPanels<Cell, Storage, Element>::unit_block_size(args.layer.D, args.layer.H);
-  }
+  int64_t panel_size() const { return Cell::weight_blocks * (args.layer.D + args.layer.P) * w; }
 
   // Return the operands of the two products, with the panels of weight block 0. The panels of the
   // part's first unit block are read after its last.
@@ -182,7 +185,7 @@ struct ForwardContext {
                    weights.prefetch);
   }
   Operand<Scalar, Element> recurrence(const Scalar* h, int64_t stride) const {
-    return operand(h, stride, weights.weights + args.layer.D * w, args.layer.H,
+    return operand(h, stride, weights.weights + args.layer.D * w, args.layer.P,
                    args.layer.chains.recurrence,
                    projected_steps ? weights.prefetch_hh : weights.prefetch);
   }
@@ -192,10 +195,11 @@ struct ForwardContext {
     return {a, stride, panels, panel_size(), K, chain, prefetch ? first : nullptr};
   }
 
-  // Returns the memory for the i-th state of row (t, b). Except in a tree, each step updates a
-  // sequence's cell state in place.
+  // Returns where a step writes the i-th state of row (t, b): h before its projection, or the cell
+  // state. Except in a tree, each step updates a sequence's cell state in place.
   Scalar* state_at(int i, int64_t t, int64_t b) const {
     const SequenceLayout& layout = args.layer.layout;
+    if (i == 0 && projected_size<Cell>(args.layer)) return memory.unprojected + b * args.layer.H;
     if (i == 0) return row_at(args.output, layout, t, b);
     return layout.tree ? memory.cell_states[t % 2] + b * args.layer.H
                        : args.last[i] + place_of(layout, b) * args.layer.H;

@@ -24,7 +24,7 @@ inline void read_start(const Storage* start, int64_t first, int64_t width, Scala
 template <class Cell, class Scalar, class Storage = Scalar, class Element = Scalar>
 struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
   using Base = Sums<Cell, Scalar, Storage, Element>;
-  using Base::args, Base::part, Base::memory, Base::projected_steps;
+  using Base::args, Base::weights, Base::part, Base::memory, Base::projected_steps;
   using Base::project, Base::advance;
 
   // Computes a tree's states at time t. Copies the previous states first, because the rows of a
@@ -51,7 +51,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
-    const auto [first, last] = part.columns;
+    const auto [first, last] = part.outputs;
     if (layer.layout.tree) {
       return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
         for (int i = 0; i < Cell::states; ++i) {
@@ -62,8 +62,8 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     }
     const int64_t end = alive_end(layer.layout, t, part.slice);
     for (int64_t b = alive_end(layer.layout, time_after(layer, t), part.slice); b < end; ++b) {
-      std::memcpy(args.last[0] + b * layer.H + first, this->state_at(0, t, b) + first,
-                  (last - first) * sizeof(Scalar));
+      std::memcpy(args.last[0] + b * layer.P + first,
+                  row_at(args.output, layer.layout, t, b) + first, (last - first) * sizeof(Scalar));
     }
   }
 
@@ -81,14 +81,28 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     }
   }
 
+  // Writes h = W_hr y to the output for the sequences alive at time t. memory.unprojected holds y,
+  // the outputs of their cells.
+  void project_outputs(int64_t t) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t H = layer.H, b = part.slice.begin;
+    const int64_t rows = alive_end(layer.layout, t, part.slice) - b;
+    if (rows == 0) return;
+    const Operand<Scalar, Element> operand{
+        memory.unprojected + b * H, H, weights.weight_hr, H * Base::w, H, layer.chains.recurrence};
+    Scalar* h = row_at(args.output, layer.layout, t, b);
+    const Target<Scalar> target{h, args.output.row_stride, nullptr, 0, false};
+    product<Scalar>(&operand, 1, target, rows, part.outputs.first, part.outputs.last, NoFinish());
+  }
+
   void run(const Runtime& runtime) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t T = layer.layout.T;
     const bool empty =
         part.slice.begin == part.slice.end || part.columns.first == part.columns.last;
     for (int64_t s = 0; s < T; ++s) {
+      const int64_t t = time_of(layer, s);
       if (!empty) {
-        const int64_t t = time_of(layer, s);
         if (projected_steps && s % projected_steps == 0) project(s);
         if (layer.layout.tree) {
           advance_tree(t);
@@ -99,9 +113,13 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
                               advance(t, begin, end, h, h_stride);
                             });
         }
-        keep_last_states(t);
       }
-      // The barrier waits for all members, so members without rows or columns must call it, too.
+      if (projected_size<Cell>(layer)) {
+        if (part.team) barrier(*part.team, runtime);
+        project_outputs(t);
+      }
+      keep_last_states(t);
+      // Barriers wait for all members, so members without rows or columns must call them, too.
       if (part.team && s + 1 < T) barrier(*part.team, runtime);
     }
   }
@@ -126,12 +144,12 @@ template <class Cell, class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Plan plan = forward_plan<Cell>(layer, runtime);
-  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.P);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights =
       weight_copies<ForwardPanels<Cell, Scalar>>(layer, layer.panels, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
-  // Per sequence, a step reads two rows of H elements and writes a third.
+  // Per sequence, a step reads two rows of about H elements and writes a third.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
   const int64_t projected_steps = choose_projected_steps(plan_arguments<Cell>(layer, runtime), plan,

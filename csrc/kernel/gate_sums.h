@@ -98,7 +98,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
   // unit j. The rows of weight_hh begin at row D.
   const Element* panel_at(int64_t j, int64_t g, int64_t row) const {
     const int64_t panel = j / w * Cell::weight_blocks + g;
-    return weights.weights + (panel * (args.layer.D + args.layer.H) + row) * w;
+    return weights.weights + (panel * (args.layer.D + args.layer.P) + row) * w;
   }
 
   // Fills the buffer with the values that the sums start from, for `height` rows starting at row
@@ -150,15 +150,15 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
   // unit block that starts at unit j. The next product reads the panel `after`.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
                       const Element* after) const {
-    const int64_t H = args.layer.H;
+    const int64_t H = args.layer.H, P = args.layer.P;
     Scalar* state_sums = sums + Cell::first_state_sum * w;
     if (!weights.weight_hh) {
       return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
     }
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, state_sums += w) {
       const Target<Scalar> target{state_sums, buffer_row, state_sums, buffer_row, false};
-      const Storage* block = weights.weight_hh + (g * H + j) * H;
-      const OperandInPlace<Scalar, Storage> operand{h, stride, block, H};
+      const Storage* block = weights.weight_hh + (g * H + j) * P;
+      const OperandInPlace<Scalar, Storage> operand{h, stride, block, P};
       product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
   }
@@ -182,7 +182,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
   // `after`.
   Operand<Scalar, Element> operand_of(Operand<Scalar, Element> operand, int64_t g, int64_t j,
                                       const Element* after) const {
-    const int64_t panel = (args.layer.D + args.layer.H) * w;
+    const int64_t panel = (args.layer.D + args.layer.P) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;
     operand.panel_size = panel;
     if (operand.after) operand.after = after;
@@ -199,7 +199,10 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
       StateRow<Scalar, Scalar> row{sums + r * buffer_row, w};
       for (int i = 0; i < Cell::states; ++i) {
         row.states[i] = this->state_at(i, t, b + r) + j;
-        if (previous) row.previous[i] = i == 0 ? previous + r * previous_stride + j : row.states[i];
+        if (previous && i > 0) row.previous[i] = row.states[i];
+      }
+      if (previous && !Cell::only_through_sums) {
+        row.previous[0] = previous + r * previous_stride + j;
       }
       row.kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
       row.H = args.layer.H;

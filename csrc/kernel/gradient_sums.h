@@ -22,31 +22,33 @@ inline bool wants_weights(const Backward<Storage>& args) {
   return args.grad_weight_hh != nullptr;
 }
 
-// One array per parameter. The elements are in the order in which the products write them.
-template <class Scalar>
-struct Gradients {
-  Scalar* weight_ih;
-  Scalar* weight_hh;
-  Scalar* bias_ih;
-  Scalar* bias_hh;
-};
+// The parameters of a layer, which index the arrays below.
+enum Parameter { kWeightIh, kWeightHh, kWeightHr, kBiasIh, kBiasHh, kParameters };
 
-// Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist,
-// and for bias_hh if it has the same gradient as bias_ih.
-struct GradientSizes {
-  int64_t weight_ih;  // number of elements in the table's gradient if there is a table
-  int64_t weight_hh;
-  int64_t bias_ih;
-  int64_t bias_hh;
-};
+// Returns the memory for a parameter's gradient; null if the gradient is not wanted.
+template <class Storage>
+inline Storage* result_of(const Backward<Storage>& args, int parameter) {
+  Storage* const results[] = {args.grad_weight_ih, args.grad_weight_hh, args.grad_weight_hr,
+                              args.grad_bias_ih, args.grad_bias_hh};
+  return results[parameter];
+}
+
+// Returns whether the gradient is a sum of rows of dz, as for a bias or a table, and not a product.
+template <class Storage>
+inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
+  return parameter >= kBiasIh || (parameter == kWeightIh && has_table(layer));
+}
 
 // The sums of one group's parameter gradients, used only if such gradients are wanted.
 template <class Scalar>
 struct GradientSums {
-  GradientSizes sizes;
-  Gradients<Scalar> sums;
-  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null if only `sums` is used
-  bool accumulate;          // whether to add to what `sums` already contains
+  // Number of elements in the sums of each parameter's gradient; 0 for a parameter that does not
+  // exist, and for bias_hh if it has the same gradient as bias_ih. If there is a table, its
+  // gradient takes the place of weight_ih's.
+  int64_t sizes[kParameters];
+  Scalar* sums[kParameters];   // the elements are in the order in which the products write them
+  Scalar* apart[kParameters];  // gradients not yet added to `sums`; null if only `sums` is used
+  bool accumulate;             // whether to add to what `sums` already contains
 };
 
 // Keeps track of where the gradients of the next rows accumulate.
@@ -64,29 +66,21 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// Adds `apart` to `sums` for a range of elements, and leaves the rounding error in `apart`.
-template <class Scalar>
-inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
-  for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t n) {
-    Vec<Scalar> sum = load_upto(sums + elements.first + i, n);
-    Vec<Scalar> rest = load_upto(apart + elements.first + i, n);
-    add_keeping_error(sum, rest);
-    store_upto(sums + elements.first + i, sum, n);
-    store_upto(apart + elements.first + i, rest, n);
-  });
-}
-
-// Adds `apart` to `sums`, for shares begin .. end of every gradient.
+// Adds `apart` to `sums` for shares begin .. end of every gradient, and leaves the rounding errors
+// in `apart`.
 template <class Scalar>
 inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int64_t end,
                       int64_t shares) {
-  const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
-  add_apart(gradients.sums.weight_ih, gradients.apart.weight_ih,
-            elements(gradients.sizes.weight_ih));
-  add_apart(gradients.sums.weight_hh, gradients.apart.weight_hh,
-            elements(gradients.sizes.weight_hh));
-  add_apart(gradients.sums.bias_ih, gradients.apart.bias_ih, elements(gradients.sizes.bias_ih));
-  add_apart(gradients.sums.bias_hh, gradients.apart.bias_hh, elements(gradients.sizes.bias_hh));
+  for (int p = 0; p < kParameters; ++p) {
+    const auto [first, last] = elements_of<Scalar>(gradients.sizes[p], begin, end, shares);
+    Scalar *sums = gradients.sums[p] + first, *apart = gradients.apart[p] + first;
+    for_each_vector<Scalar>(last - first, [=](int64_t i, int64_t n) {
+      Vec<Scalar> sum = load_upto(sums + i, n), rest = load_upto(apart + i, n);
+      add_keeping_error(sum, rest);
+      store_upto(sums + i, sum, n);
+      store_upto(apart + i, rest, n);
+    });
+  }
 }
 
 // Counts the rows of a time block. About every kRowsApart rows, calls add() to add `apart` to
@@ -95,7 +89,7 @@ template <class Scalar, class Add>
 inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
                              Accumulation& accumulation, Add&& add) {
   accumulation.rows += rows;
-  if (!gradients.apart.weight_ih || accumulation.rows < kRowsApart) return;
+  if (!gradients.apart[kWeightIh] || accumulation.rows < kRowsApart) return;
   if (accumulation.apart) add();
   accumulation = {true, 0};
 }
@@ -122,30 +116,23 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
 // Prepares the gradient sums of group number `group`, which has `rows` rows. The first group
 // accumulates in the memory that will hold the total over all groups.
 template <class Products, class Storage, class Scalar = Compute<Storage>>
-inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const GradientSizes& sizes,
-                                          int64_t group, int64_t rows, const Runtime& runtime) {
+inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
+                                          const int64_t (&sizes)[kParameters], int64_t group,
+                                          int64_t rows, const Runtime& runtime) {
   GradientSums<Scalar> gradients{};
-  gradients.sizes = sizes;
-  const bool in_result_hh = group == 0 && Products::sums_like_gradient;
-  const bool in_result_ih = in_result_hh || (group == 0 && has_table(args.layer));
-  gradients.sums = {
-      accumulator<Scalar>(runtime, in_result_ih ? args.grad_weight_ih : nullptr, sizes.weight_ih),
-      accumulator<Scalar>(runtime, in_result_hh ? args.grad_weight_hh : nullptr, sizes.weight_hh),
-      accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
-      accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
   gradients.accumulate = args.accumulate_weights && group == 0;
-  // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
-  // group without rows.
-  if (rows == 0 && !gradients.accumulate) {
-    std::memset(gradients.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
-    std::memset(gradients.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));
-    std::memset(gradients.sums.bias_ih, 0, sizes.bias_ih * sizeof(Scalar));
-    std::memset(gradients.sums.bias_hh, 0, sizes.bias_hh * sizeof(Scalar));
-  }
-  if (rows > 2 * kRowsApart) {
-    gradients.apart = {
-        zeros<Scalar>(runtime, sizes.weight_ih), zeros<Scalar>(runtime, sizes.weight_hh),
-        zeros<Scalar>(runtime, sizes.bias_ih), zeros<Scalar>(runtime, sizes.bias_hh)};
+  for (int p = 0; p < kParameters; ++p) {
+    const bool sums_rows = is_sum_of_rows(args.layer, p);
+    const bool in_result = group == 0 && (Products::sums_like_gradient || sums_rows);
+    gradients.sizes[p] = sizes[p];
+    gradients.sums[p] =
+        accumulator<Scalar>(runtime, in_result ? result_of(args, p) : nullptr, sizes[p]);
+    // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
+    // group without rows.
+    if (rows == 0 && !gradients.accumulate) {
+      std::memset(gradients.sums[p], 0, sizes[p] * sizeof(Scalar));
+    }
+    if (rows > 2 * kRowsApart) gradients.apart[p] = zeros<Scalar>(runtime, sizes[p]);
   }
   return gradients;
 }

@@ -18,19 +18,20 @@ struct Int8Panels {
   int8_t* states;  // [unit blocks, weight_blocks]
   float* bias;     // [unit blocks, sums, panel_width], see pack_bias()
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
+  static int64_t count(const Layer<float>& layer) { return panel_count<float>(layer.H); }
   static int64_t panel_bytes(int64_t K) { return (padded_bytes(K) + 8) * w; }
   static int64_t input_bytes(int64_t D) { return D ? panel_bytes(D) : 0; }
-  static size_t block_bytes(int64_t D, int64_t H) {
-    return size_t(Cell::weight_blocks * (input_bytes(D) + panel_bytes(H))) +
+  static size_t block_bytes(const Layer<float>& layer) {
+    return size_t(Cell::weight_blocks * (input_bytes(layer.D) + panel_bytes(layer.H))) +
            Cell::sums * w * sizeof(float);
   }
-  static size_t bytes(int64_t D, int64_t H) { return count(D, H) * block_bytes(D, H); }
-  Int8Panels(void* memory, int64_t D, int64_t H, int64_t blocks)
+  static size_t bytes(const Layer<float>& layer) { return count(layer) * block_bytes(layer); }
+  Int8Panels(void* memory, const Layer<float>& layer, int64_t blocks)
       : inputs(static_cast<int8_t*>(memory)),
-        states(inputs + blocks * Cell::weight_blocks * input_bytes(D)),
-        bias(reinterpret_cast<float*>(states + blocks * Cell::weight_blocks * panel_bytes(H))) {}
-  Int8Panels(void* memory, int64_t D, int64_t H) : Int8Panels(memory, D, H, count(D, H)) {}
+        states(inputs + blocks * Cell::weight_blocks * input_bytes(layer.D)),
+        bias(reinterpret_cast<float*>(states +
+                                      blocks * Cell::weight_blocks * panel_bytes(layer.H))) {}
+  Int8Panels(void* memory, const Layer<float>& layer) : Int8Panels(memory, layer, count(layer)) {}
 
   float* bias_of(int64_t p) const { return bias + p * Cell::sums * w; }
 
@@ -61,15 +62,16 @@ struct Int8Panels {
   }
 
   // Writes scale * integer for each weight of unit block p.
-  void unpack(int64_t D, int64_t H, int64_t p, float* weight_ih, float* weight_hh) const {
+  void unpack(const Layer<float>& layer, int64_t p, float* const (&to)[3]) const {
+    const int64_t D = layer.D, H = layer.H;
     for_each_panel(D, H, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {
       if (of_input && D > 0) {
-        unpack_panel(D, H, p * w, w, weight_ih + Cell::input_block(s) * H * D,
+        unpack_panel(D, H, p * w, w, to[0] + Cell::input_block(s) * H * D,
                      elements_of(of_input, D));
       }
       if (of_state) {
         const int64_t g = s - Cell::first_state_sum;
-        unpack_panel(H, H, p * w, w, weight_hh + g * H * H, elements_of(of_state, H));
+        unpack_panel(H, H, p * w, w, to[1] + g * H * H, elements_of(of_state, H));
       }
     });
   }

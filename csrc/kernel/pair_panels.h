@@ -147,20 +147,21 @@ struct PairPanels {
   float* bias;            // [blocks, sums, panel_width], see pack_bias()
 
   // Returns the number of unit blocks.
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
+  static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
   // Returns the number of elements from one unit block to the next.
   static int64_t unit_block_size(int64_t D, int64_t H) {
     return Cell::weight_blocks * (padded(D) + padded(H)) * w;
   }
-  static size_t block_bytes(int64_t D, int64_t H) {
-    return kTerms * unit_block_size(D, H) * sizeof(BFloat16) + Cell::sums * w * sizeof(float);
+  static size_t block_bytes(const Layer<Storage>& layer) {
+    return kTerms * unit_block_size(layer.D, layer.H) * sizeof(BFloat16) +
+           Cell::sums * w * sizeof(float);
   }
-  static size_t bytes(int64_t D, int64_t H) { return count(D, H) * block_bytes(D, H); }
-  PairPanels(void* memory, int64_t D, int64_t H, int64_t blocks)
+  static size_t bytes(const Layer<Storage>& layer) { return count(layer) * block_bytes(layer); }
+  PairPanels(void* memory, const Layer<Storage>& layer, int64_t blocks)
       : blocks(blocks),
-        weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(D, H)},
+        weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(layer.D, layer.H)},
         bias(reinterpret_cast<float*>(weights.term(kTerms))) {}
-  PairPanels(void* memory, int64_t D, int64_t H) : PairPanels(memory, D, H, count(D, H)) {}
+  PairPanels(void* memory, const Layer<Storage>& layer) : PairPanels(memory, layer, count(layer)) {}
 
   // Returns the biases of unit block p.
   float* bias_of(int64_t p) const { return bias + p % blocks * Cell::sums * w; }
@@ -200,8 +201,8 @@ struct PairPanels {
   void convert_block(const Layer<float>& layer, int64_t p) const {
     const int64_t D = layer.D;
     const int64_t H = layer.H;
-    const ForwardPanels<Cell, float> from(const_cast<void*>(layer.panels), D, H);
-    const float* block = from.weights + p * from.unit_block_size(D, H);
+    const ForwardPanels<Cell, float> from(const_cast<void*>(layer.panels), layer);
+    const float* block = from.weights + p * from.unit_block_size(layer);
     for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) pack_pair_rows(block + s * (D + H) * w, D, w, 0, of_input);
       if (of_state) {
@@ -213,18 +214,19 @@ struct PairPanels {
   }
 
   // Copies the weights of unit block p back to row-major weights.
-  void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
+  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[3]) const {
     static_assert(std::is_same_v<Storage, BFloat16> && kTerms == 1);
+    const int64_t D = layer.D, H = layer.H;
     const auto from = [](const Terms<kTerms>& panel) {
       return [=](int64_t k, int64_t j) { return panel.first[(k / 2 * w + j) * 2 + k % 2]; };
     };
     for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) {
-        Storage* block = weight_ih + Cell::input_block(s) * H * D;
+        Storage* block = to[0] + Cell::input_block(s) * H * D;
         unpack_panel(D, H, p * w, w, block, from(of_input));
       }
       if (of_state) {
-        Storage* block = weight_hh + (s - Cell::first_state_sum) * H * H;
+        Storage* block = to[1] + (s - Cell::first_state_sum) * H * H;
         unpack_panel(H, H, p * w, w, block, from(of_state));
       }
     });

@@ -28,6 +28,9 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::element_bytes), const size_t>);
   // Whether the elements of a gradient's sums are in the same order as those of the gradient.
   static_assert(same<decltype(Products::sums_like_gradient), const bool>);
+  // Whether layers may project h. If so, Products also has grad_h(), project_back(),
+  // keep_unprojected() and add_projection_gradient(): see FloatProducts.
+  static_assert(same<decltype(Products::can_project), const bool>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);
   // The rows of dz in a time block, the stride from one row to the next, and the stride from one
@@ -57,10 +60,10 @@ struct ProductsInterface {
   // pack_input_panel(layer, p): packs panel p of weight_ih.
   static_assert(same<decltype(&Products::pack_input_panel),
                      void (Products::*)(const Layer<Storage>&, int64_t) const>);
-  // prepare_rows(D, H, want_weights, rows, runtime): allocates memory for time blocks of at most
+  // prepare_rows(layer, want_weights, rows, runtime): allocates memory for time blocks of at most
   // `rows` rows, and for weight gradients if `want_weights`.
   static_assert(same<decltype(&Products::prepare_rows),
-                     void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
+                     void (Products::*)(const Layer<Storage>&, bool, int64_t, const Runtime&)>);
   // keep_row(row, h, x, grad_input): stores what the products over the time block need to know
   // about one row: the previous state h (null means zeros), the input x (may be null), and the
   // memory for the gradient of x (null if it is not wanted).

@@ -88,15 +88,19 @@ inline bool take(Share& share) {
   return true;
 }
 
-// The part of the recurrence that a plan assigns to one worker: a range of sequences and a range of
-// hidden units.
+// The part of the recurrence that a plan assigns to one worker: a range of sequences, a range of
+// hidden units, and a range of elements of h.
 struct Part {
   Slice slice;
   Columns columns;
+  Columns outputs;  // the same as `columns` unless the layer projects h
   int64_t group;
   int64_t member;   // the worker's number in the team; 0 if there is no team
   int64_t members;  // number of members of the team; 1 if there is no team
   Team* team;       // null if the group has a single member
+
+  // Returns the part's range of elements of the i-th state.
+  Columns of_state(int i) const { return i == 0 ? outputs : columns; }
 };
 
 // Runs body(part) in parallel for every part of the plan. `teams` [groups] is used only if groups
@@ -111,7 +115,7 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
       const int64_t group = w / plan.members;
       const Slice slice = slice_of(layer.layout, group, plan.groups);
       if (plan.members == 1) {
-        body(Part{slice, Columns{0, layer.H}, group, 0, 1, nullptr});
+        body(Part{slice, Columns{0, layer.H}, Columns{0, layer.P}, group, 0, 1, nullptr});
         continue;
       }
       Team& team = teams[group];
@@ -122,8 +126,9 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;
       const int64_t members = members_of(team);
-      body(Part{slice, columns_of<Compute<Storage>>(layer.H, member, members), group, member,
-                members, &team});
+      const Columns columns = columns_of<Compute<Storage>>(layer.H, member, members);
+      const Columns outputs = columns_of<Compute<Storage>>(layer.P, member, members);
+      body(Part{slice, columns, outputs, group, member, members, &team});
     }
   });
 }

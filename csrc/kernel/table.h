@@ -30,12 +30,13 @@ constexpr KernelsOfCell kernels_of_cell() {
           Cell::kept,
           Cell::states,
           Cell::one_bias_gradient,
-          Cell::has_nonlinearity};
+          Cell::has_nonlinearity,
+          Cell::can_project};
 }
 
 template <class... Cells>
 constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name, const Int8Kernels& int8) {
-  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, nullptr, &int8};
+  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, &int8, {}, {}};
 }
 
 // Returns the kernels of the instruction set `name`, whose kernels for 8-bit weights are `int8`

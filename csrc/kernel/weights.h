@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "kernel/cells/cell.h"
 #include "kernel/panels.h"
 #include "kernel/sharing.h"
 
@@ -85,93 +86,121 @@ struct ForwardPanels {
   using Prepared = ForwardPanels<Cell, Storage, Storage>;  // the format of Layer::panels
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Element* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T.
+  Element* weights;  // [unit blocks, weight blocks] panels of [D + P, H]: W_ih^T above W_hh^T.
                      // Panel g of a unit block holds block input_block(g) of weight_ih and block g
                      // of weight_hh
   Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
-  bool* finite;      // [unit blocks], whether weight_hh is known to be finite, so that a zero state
-                     // needs no product
+  Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
+  bool* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
+                 // needs no product
 
-  // Returns the number of unit blocks.
-  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
+  // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
+  static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
   // Returns the number of elements from one unit block to the next.
-  static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
-  static size_t bytes(int64_t D, int64_t H) {
-    const int64_t bias_size = Cell::sums * w;
-    return count(D, H) *
-           (unit_block_size(D, H) * sizeof(Element) + bias_size * sizeof(Scalar) + sizeof(bool));
+  static int64_t unit_block_size(const Layer<Storage>& layer) {
+    return Cell::weight_blocks * (layer.D + layer.P) * w;
   }
-  ForwardPanels(void* memory, int64_t D, int64_t H)
+  // Returns the number of elements of weight_hr.
+  static int64_t projection_size(const Layer<Storage>& layer) {
+    return panels_size<Scalar>(layer.H, projected_size<Cell>(layer));
+  }
+  static size_t bytes(const Layer<Storage>& layer) {
+    const int64_t blocks = count(layer);
+    return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
+           blocks * (Cell::sums * w * sizeof(Scalar) + sizeof(bool));
+  }
+  ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
-        bias(reinterpret_cast<Scalar*>(weights + count(D, H) * unit_block_size(D, H))),
-        finite(reinterpret_cast<bool*>(bias + count(D, H) * Cell::sums * w)) {}
+        bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
+        weight_hr(reinterpret_cast<Element*>(bias + count(layer) * Cell::sums * w)),
+        finite(reinterpret_cast<bool*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t D = layer.D;
-    const int64_t H = layer.H;
-    Element* panel = weights + p * unit_block_size(D, H);
+    const int64_t D = layer.D, H = layer.H, P = layer.P;
+    Element* panel = weights + p * unit_block_size(layer);
     if constexpr (!std::is_same_v<Element, Storage>) {
       if (layer.panels) return convert_block(layer, p);
     }
     pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
+    if (p * w < projected_size<Cell>(layer)) {
+      pack_transposed(layer.weight_hr, H, P, p * w, weight_hr + p * H * w);
+    }
     finite[p] = !layer.in_place.weight_hh;
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + P) * w) {
       if (!layer.in_place.weight_ih) {
         pack_transposed(block_of(layer.weight_ih, Cell::input_block(g), H, D), D, H, p * w, panel);
       }
       if (layer.in_place.weight_hh) continue;
-      pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + D * w);
-      finite[p] &= all_finite(panel + D * w, H * w);
+      pack_transposed(block_of(layer.weight_hh, g, H, P), P, H, p * w, panel + D * w);
+      finite[p] &= all_finite(panel + D * w, P * w);
     }
   }
 
   // Copies unit block p from the layer's panels.
   void convert_block(const Layer<Storage>& layer, int64_t p) const {
-    const Prepared from(const_cast<void*>(layer.panels), layer.D, layer.H);
-    const int64_t at = p * unit_block_size(layer.D, layer.H), bias_at = p * Cell::sums * w;
-    convert(from.weights + at, weights + at, unit_block_size(layer.D, layer.H));
+    const Prepared from(const_cast<void*>(layer.panels), layer);
+    const int64_t at = p * unit_block_size(layer), bias_at = p * Cell::sums * w;
+    convert(from.weights + at, weights + at, unit_block_size(layer));
     convert(from.bias + bias_at, bias + bias_at, Cell::sums * w);
+    if (p * w < projected_size<Cell>(layer)) {
+      const int64_t panel = layer.H * w;
+      convert(from.weight_hr + p * panel, weight_hr + p * panel, panel);
+    }
     finite[p] = from.finite[p];
   }
 
   // Copies the weights of unit block p back to row-major weights.
-  void unpack(int64_t D, int64_t H, int64_t p, Storage* weight_ih, Storage* weight_hh) const {
+  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[3]) const {
     static_assert(std::is_same_v<Element, Storage>);
-    const Element* panel = weights + p * unit_block_size(D, H);
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
-      unpack_panel(D, H, p * w, w, weight_ih + Cell::input_block(g) * H * D,
-                   [&](int64_t k, int64_t j) { return panel[k * w + j]; });
-      unpack_panel(H, H, p * w, w, weight_hh + g * H * H,
-                   [&](int64_t k, int64_t j) { return panel[(D + k) * w + j]; });
+    const int64_t D = layer.D, H = layer.H, P = layer.P;
+    const auto from = [](const Element* panel) {
+      return [=](int64_t k, int64_t j) { return panel[k * w + j]; };
+    };
+    const Element* panel = weights + p * unit_block_size(layer);
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + P) * w) {
+      unpack_panel(D, H, p * w, w, to[0] + Cell::input_block(g) * H * D, from(panel));
+      unpack_panel(P, H, p * w, w, to[1] + g * H * P, from(panel + D * w));
+    }
+    if (p * w < projected_size<Cell>(layer)) {
+      unpack_panel(H, P, p * w, w, to[2], from(weight_hr + p * H * w));
     }
   }
 };
 
-// Holds weight_hh in the format that the backward recurrence reads: panels of W_hh
-// [weight_blocks * H, H].
+// Holds weight_hh and weight_hr in the format that the backward recurrence reads: panels of W_hh
+// [weight_blocks * H, P] and, if the layer projects h, of W_hr [P, H].
 template <class Cell, class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   Scalar* weights;
+  Scalar* weight_hr;
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
-  static size_t bytes(int64_t, int64_t H) {
-    return panels_size<Scalar>(Cell::weight_blocks * H, H) * sizeof(Scalar);
+  static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
+  // Returns the number of elements of `weights`.
+  static int64_t size(const Layer<Storage>& layer) {
+    return panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.P);
   }
-  RecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<Scalar*>(memory)) {}
+  static size_t bytes(const Layer<Storage>& layer) {
+    return (size(layer) + panels_size<Scalar>(projected_size<Cell>(layer), layer.H)) *
+           sizeof(Scalar);
+  }
+  RecurrencePanels(void* memory, const Layer<Storage>& layer)
+      : weights(static_cast<Scalar*>(memory)), weight_hr(weights + size(layer)) {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t K = Cell::weight_blocks * layer.H;
-    namernn_fast::pack(layer.weight_hh, K, layer.H, p * w, weights + p * K * w);
+    const int64_t K = Cell::weight_blocks * layer.H, P = layer.P;
+    if (p * w < P) namernn_fast::pack(layer.weight_hh, K, P, p * w, weights + p * K * w);
+    const int64_t rows = projected_size<Cell>(layer);
+    namernn_fast::pack(layer.weight_hr, rows, layer.H, p * w, weight_hr + p * rows * w);
   }
 };
 
 // Packs all of a layer's panels for one pass into `memory`, in the format Panels.
 template <class Panels, class Storage>
 void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
-  const Panels panels(memory, layer.D, layer.H);
-  const int64_t count = Panels::count(layer.D, layer.H);
+  const Panels panels(memory, layer);
+  const int64_t count = Panels::count(layer);
   const double elements = double(layer.D + layer.H) * double(layer.H);
   const int64_t workers = min64(count, choose_workers(kPackingCost * elements, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
@@ -181,11 +210,11 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Copies all weights from panels in the format Panels back to row-major weights.
+// Copies all weights from the layer's panels, in the format Panels, back to row-major weights.
 template <class Panels, class Storage>
-void unpack_all(const void* panels, int64_t D, int64_t H, Storage* weight_ih, Storage* weight_hh) {
-  const Panels from(const_cast<void*>(panels), D, H);
-  for (int64_t p = 0; p < Panels::count(D, H); ++p) from.unpack(D, H, p, weight_ih, weight_hh);
+void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[3]) {
+  const Panels from(const_cast<void*>(layer.panels), layer);
+  for (int64_t p = 0; p < Panels::count(layer); ++p) from.unpack(layer, p, weights);
 }
 
 // Where the groups of a plan read the weights in panels. If choose_copies() returns true, each
@@ -203,7 +232,7 @@ template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panels, const Plan& plan,
                                   const Runtime& runtime) {
   if (panels) return {static_cast<char*>(const_cast<void*>(panels)), 0, true};
-  const size_t bytes = (Panels::bytes(layer.D, layer.H) + 63) / 64 * 64;
+  const size_t bytes = (Panels::bytes(layer) + 63) / 64 * 64;
   if (choose_copies(bytes, plan, runtime.machine)) {
     return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
   }
@@ -216,7 +245,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panel
 template <class Panels, class Storage>
 inline Panels weights_for(const Part& part, const Layer<Storage>& layer,
                           const WeightCopies& copies) {
-  const Panels panels(copies.memory + part.group * copies.stride, layer.D, layer.H);
+  const Panels panels(copies.memory + part.group * copies.stride, layer);
   for (int64_t j = part.columns.first; !copies.packed && j < part.columns.last; j += Panels::w) {
     panels.pack(layer, j / Panels::w);
   }

@@ -16,19 +16,19 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
                              const std::optional<Tensor>& grad_output,
                              const std::optional<Tensor>& grad_input) {
   const Batch& batch = stack.batch;
-  const int64_t H = stack.H;
+  const int64_t column = d * stack.P;
   const int64_t state = stack.state_of(k, d);
   const Tensor& output = grads.outputs[size_t(k)];
   Backward<Scalar> args{};
   args.layer = direction_of<Scalar>(stack, k, d, k ? grads.outputs[size_t(k - 1)] : stack.input);
-  args.output = rows_of<const Scalar>(batch, output, const_data<Scalar>(output), d * H);
+  args.output = rows_of<const Scalar>(batch, output, const_data<Scalar>(output), column);
   if (!grads.kept.empty()) {
     const Tensor& kept = grads.kept[size_t(k)];
     args.kept = rows_of<const Scalar>(batch, kept, const_data<Scalar>(kept), d * stack.kept_size());
   }
   if (grad_output) {
     args.grad_output =
-        rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
+        rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), column);
   }
   for (size_t i = 0; i < grads.grad_last_states.size(); ++i) {
     args.grad_last[i] = gradients_of<Scalar>(grads.grad_last_states[i], state);
@@ -38,17 +38,15 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.accumulate_input = d > 0;
   }
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
-    args.grad_initial[i] = mutable_data<Scalar>(grads.grad_states[i]) + state * batch.B * H;
+    args.grad_initial[i] =
+        mutable_data<Scalar>(grads.grad_states[i]) + state * batch.B * stack.size_of_state(i);
   }
   for (size_t i = 0; i < grads.grad_reset_to.size(); ++i) {
     const Tensor& grad = grads.grad_reset_to[i];
     args.grad_reset_to[i] = restart_states<Scalar>(grad, mutable_data<Scalar>(grad), state);
   }
   if (grads.want_weights[size_t(k)]) {
-    const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
-    args.grad_weight_ih = mutable_data<Scalar>(w[0]);
-    args.grad_weight_hh = mutable_data<Scalar>(w[1]);
-    set_bias_gradients(stack, w, args);
+    set_weight_gradients(stack, &grads.grad_weights[size_t(state * stack.per_direction)], args);
   }
   return args;
 }
@@ -62,39 +60,26 @@ int64_t lowest_layer(const BackwardTensors& grads) {
 
 // Copies the gradient of sequence b's last state to `to`, or writes zeros if of_last.data is null.
 template <class Scalar>
-void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H, Scalar* to) {
-  for (int64_t j = 0; j < H; ++j) {
+void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t size, Scalar* to) {
+  for (int64_t j = 0; j < size; ++j) {
     to[j] = of_last.data ? of_last.data[b * of_last.stride + j * of_last.feature_stride] : Scalar();
   }
 }
 
-// Returns the gradients of a stretch's last states, which `carried` passes from stretch to stretch,
-// backward in time. If `initial` marks the first stretch to run (the last in time), fills `carried`
-// with the gradients of all sequences' last states. A sequence's gradient stays in `carried` until
-// the stretch in which that sequence ends.
-template <class Scalar>
-StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<Scalar>& of_last,
-                                       bool initial, Scalar* carried) {
-  for (int64_t b = 0; initial && b < stack.batch.B; ++b) {
-    copy_gradients(of_last, b, stack.H, carried + b * stack.H);
-  }
-  return {carried, stack.H, 1};
-}
-
 // Runs consecutive layers at once, one thread per layer. Each stretch of a layer passes the
-// gradients of its initial states to the next stretch to run, through `grad_initial`.
+// gradients of its initial states to the next stretch to run, through `grad_initial`. The gradient
+// of a last state stays there until the stretch in which its sequence ends.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
   const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
-  const int64_t size = stack.batch.B * stack.H;
   const Stretches stretches(stack.batch.layout, wave.steps);
   // Gradients of each layer's input, then of the last layer's output.
   std::vector<std::optional<Tensor>> grad_rows(size_t(stack.layers + 1));
   grad_rows[size_t(stack.layers)] = grads.grad_output;
   for (int64_t k = stack.layers; --k > lowest;) {
-    grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
+    grad_rows[size_t(k)] = empty_rows(stack.batch, stack.P, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
   // Buffers for carried gradients if the caller does not want gradients of initial states.
@@ -107,6 +92,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     if (i == 0) {
       panels[size_t(k)] = panels_for(kernels.backward_panels, args.layer);
       for (size_t s = 0; grads.grad_states.empty() && s < stack.state_count(); ++s) {
+        const int64_t size = stack.batch.B * stack.size_of_state(s);
         grad_states[size_t(k)].push_back(empty({size}, stack.dtype));
       }
     }
@@ -114,7 +100,11 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     for (size_t s = 0; s < stack.state_count(); ++s) {
       Scalar*& carried = args.grad_initial[s];
       if (!carried) carried = mutable_data<Scalar>(grad_states[size_t(k)][s]);
-      args.grad_last[s] = carry_gradients(stack, args.grad_last[s], i == 0, carried);
+      const int64_t size = stack.size_of_state(s);
+      for (int64_t b = 0; i == 0 && b < stack.batch.B; ++b) {
+        copy_gradients(args.grad_last[s], b, size, carried + b * size);
+      }
+      args.grad_last[s] = {carried, size, 1};
     }
     args.accumulate_weights = i > 0;
     const int64_t stretch = stretches.count() - 1 - i;
@@ -161,17 +151,19 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
 // both biases have the same gradient, of bias_hh. No kernel writes these gradients.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
-  const int64_t H = stack.H;
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
+    const int64_t size = stack.size_of_state(i);
     for_each_idle_state(stack, [&](int64_t state, int64_t b) {
-      copy_gradients(gradients_of<Scalar>(grads.grad_last_states[i], state), b, H,
-                     mutable_data<Scalar>(grads.grad_states[i]) + (state * stack.batch.B + b) * H);
+      copy_gradients(
+          gradients_of<Scalar>(grads.grad_last_states[i], state), b, size,
+          mutable_data<Scalar>(grads.grad_states[i]) + (state * stack.batch.B + b) * size);
     });
   }
-  const bool copy_bias = stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient;
-  for (size_t i = 0; i < grads.grad_weights.size() && copy_bias; i += 4) {
-    if (!grads.want_weights[i / 4 / size_t(stack.directions)]) continue;
+  const bool copy_bias = stack.bias && kernels_of(stack.cell).one_bias_gradient;
+  const size_t step = size_t(stack.per_direction);
+  for (size_t i = 0; i < grads.grad_weights.size() && copy_bias; i += step) {
+    if (!grads.want_weights[i / step / size_t(stack.directions)]) continue;
     std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), stack.gate_rows(),
                 mutable_data<Scalar>(grads.grad_weights[i + 3]));
   }

@@ -17,7 +17,7 @@ bool writes_last_output(const Stack& stack, const Options& options) {
   if (!options.last_state) return true;
   int64_t bytes = 0;
   with_storage(stack.dtype, [&](auto storage) {
-    bytes = count_tensor_rows(stack.batch) * stack.directions * stack.H * int64_t(sizeof(storage));
+    bytes = count_tensor_rows(stack.batch) * stack.directions * stack.P * int64_t(sizeof(storage));
   });
   return bytes <= kDroppedOutput;
 }
@@ -30,16 +30,16 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   Forward<Scalar> args{};
   args.layer = direction_of<Scalar>(stack, k, d, k ? *results.outputs[size_t(k - 1)] : stack.input);
   if (output) {
-    args.output = rows_of<Scalar>(stack.batch, *output, mutable_data<Scalar>(*output), d * stack.H);
+    args.output = rows_of<Scalar>(stack.batch, *output, mutable_data<Scalar>(*output), d * stack.P);
   }
   if (!results.kept.empty()) {
     const Tensor& kept = results.kept[size_t(k)];
     args.kept =
         rows_of<Scalar>(stack.batch, kept, mutable_data<Scalar>(kept), d * stack.kept_size());
   }
-  const int64_t state_at = stack.state_of(k, d) * stack.batch.B * stack.H;
   for (size_t i = 0; i < results.last_states.size(); ++i) {
-    args.last[i] = mutable_data<Scalar>(results.last_states[i]) + state_at;
+    const int64_t at = stack.state_of(k, d) * stack.batch.B * stack.size_of_state(i);
+    args.last[i] = mutable_data<Scalar>(results.last_states[i]) + at;
   }
   return args;
 }
@@ -50,7 +50,7 @@ template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
   const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
   const Stretches stretches(stack.batch.layout, wave.steps);
-  for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
+  for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.P, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   std::optional<Tensor> table;  // the first layer's table plus biases
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
@@ -76,7 +76,7 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
     if (wave.layers > 1) return run_forward_wave<Scalar>(stack, wave, results);
   }
   const bool write_last = writes_last_output(stack, options);
-  const int64_t features = stack.directions * stack.H;
+  const int64_t features = stack.directions * stack.P;
   Segment segments[2];  // memory of outputs that only the next layer reads
   for (int64_t k = 0; k < stack.layers; ++k) {
     const bool last = k + 1 == stack.layers;
@@ -109,16 +109,17 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
 // handles these sequences.
 template <class Scalar>
 void finish_states(const Stack& stack, const ForwardTensors& results) {
-  const int64_t H = stack.H;
   for_each_idle_state(stack, [&](int64_t state, int64_t b) {
     for (size_t i = 0; i < results.last_states.size(); ++i) {
-      Scalar* last = mutable_data<Scalar>(results.last_states[i]) + (state * stack.batch.B + b) * H;
+      const int64_t size = stack.size_of_state(i);
+      Scalar* last =
+          mutable_data<Scalar>(results.last_states[i]) + (state * stack.batch.B + b) * size;
       if (stack.states.empty()) {
-        std::fill_n(last, H, Scalar());
+        std::fill_n(last, size, Scalar());
       } else {
         const Tensor& initial = stack.states[i];
         const int64_t at = state * initial.stride(0) + b * initial.stride(1);
-        std::copy_n(const_data<Scalar>(initial) + at, H, last);
+        std::copy_n(const_data<Scalar>(initial) + at, size, last);
       }
     }
   });
@@ -129,9 +130,8 @@ void finish_states(const Stack& stack, const ForwardTensors& results) {
 ForwardTensors forward_stack(const Stack& stack, const Options& options) {
   ForwardTensors results;
   results.outputs.resize(size_t(stack.layers));
-  const std::vector<int64_t> state_shape = stack.state_shape();
   for (size_t i = 0; i < stack.state_count(); ++i) {
-    results.last_states.push_back(empty(state_shape, stack.dtype));
+    results.last_states.push_back(empty(stack.state_shape(i), stack.dtype));
   }
   const bool keeps = options.want_saved && stack.kept_size() > 0;
   const std::optional<PrefixTrees> trees = trees_of(stack, options);

@@ -32,6 +32,7 @@ void check_sharing(const Stack& stack, const Options& options) {
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
   check(stack.states.empty(), "states must be None when prefixes are shared");
+  check(!stack.has_projections(), "shared prefixes do not support projections");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(!stack.int8 && (stack.dtype == aoti_torch_dtype_float32() ||
                         stack.dtype == aoti_torch_dtype_float64()),
@@ -88,11 +89,11 @@ std::tuple<Tensor, Tensors, Tensors> forward(
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
-  if (sizes.size() != 4 || sizes[0] < 1 || sizes[1] < 0 || sizes[2] < 1 || sizes[3] < 0) {
-    fail("sizes must be num_layers, input_size, hidden_size and vocabulary, got ",
+  if (sizes.size() != 5 || sizes[0] < 1 || sizes[1] < 0 || sizes[2] < 1 || sizes[3] < 0) {
+    fail("sizes must be num_layers, input_size, hidden_size, vocabulary and the size of h, got ",
          shape_text(sizes));
   }
-  return {sizes[0], sizes[1], sizes[2], sizes[3]};
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
 }
 
 std::tuple<Tensor, Tensors> forward_prepared(
@@ -143,17 +144,20 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
   return unpack(stack);
 }
 
-Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor& input,
+Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor& input,
                      const OptionalTensor& rows, int64_t bits) {
   const Options options = read_options(bits, 0);
-  check(prepared.is_cpu() && states.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu()),
-        "all tensors of a step must be on the CPU");
+  check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
+        kMostStates, " tensors, got ", states.size());
+  bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
+  for (const Tensor& state : states) on_cpu = on_cpu && state.is_cpu();
+  check(on_cpu, "all tensors of a step must be on the CPU");
   const bool ids = has_ids(input);
   const Tensor frame = ids ? input : with_adjacent_features(input);
   std::vector<int64_t> shape(frame.sizes().begin(), frame.sizes().end());
   if (ids) shape.push_back(0);
-  check(!shape.empty() && states.dim() > 0, "frame and states must have dimensions");
-  shape.back() = states.size(states.dim() - 1);
+  check(!shape.empty() && states[0].dim() > 0, "frame and states must have dimensions");
+  shape.back() = states[0].size(states[0].dim() - 1);
   const Tensor output = empty(shape, dtype_of_weights(dtype_of(prepared), options));
   Step step{};
   step.weights[0] = view_of(prepared);
@@ -163,14 +167,10 @@ Tensor step_operator(const Tensor& prepared, const Tensor& states, const Tensor&
   step.output.data = mutable_data<char>(output);
   step.is_of_stream = true;
   step.row_count = -1;
-  View held = view_of(states);
-  held.data = mutable_data<char>(states);
-  check(held.dim == 4 && held.sizes[0] <= kMostStates && is_dense(held),
-        "states must be contiguous, with 4 dimensions");
-  step.state_count = step.last_count = held.sizes[0];
-  for (int64_t i = 0; i < step.state_count; ++i) {
-    char* const data = held.data + i * held.strides[0] * held.element;
-    step.states[i] = {data, held.dtype, held.element, 3, held.sizes + 1, held.strides + 1};
+  step.state_count = step.last_count = int64_t(states.size());
+  for (size_t i = 0; i < states.size(); ++i) {
+    step.states[i] = view_of(states[i]);
+    step.states[i].data = mutable_data<char>(states[i]);
     step.last[i] = step.states[i];
   }
   const Tensor places = rows ? dense(*rows) : frame;
@@ -200,12 +200,12 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
   };
   for (const Tensor& rows : saved) {
     if (int64_t(grads.outputs.size()) < stack.layers - 1) {
-      grads.outputs.push_back(check_rows("an output in saved", rows, stack.H));
+      grads.outputs.push_back(check_rows("an output in saved", rows, stack.P));
     } else {
       grads.kept.push_back(check_rows("what a layer keeps in saved", rows, stack.kept_size()));
     }
   }
-  grads.outputs.push_back(check_rows("output", output, stack.H));
+  grads.outputs.push_back(check_rows("output", output, stack.P));
 }
 
 // Checks the gradients of the results and stores them in `grads`.
@@ -223,7 +223,7 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   for (size_t i = 0; i < grad_last_states.size(); ++i) {
     if (!grad_last_states[i]) continue;
     check_tensor(i == 0 ? "grad_h_n" : "grad_c_n", *grad_last_states[i], stack.dtype,
-                 stack.state_shape());
+                 stack.state_shape(i));
   }
   grads.grad_last_states = grad_last_states;
 }
@@ -240,7 +240,7 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
   if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {
-      grads.grad_states.push_back(empty(stack.state_shape(), stack.dtype));
+      grads.grad_states.push_back(empty(stack.state_shape(i), stack.dtype));
     }
   }
   if (std::find(first_reset, wanted.end(), true) != wanted.end()) {

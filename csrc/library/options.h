@@ -16,19 +16,22 @@ struct Options {
   bool want_saved;
   bool last_state;
   bool share_prefixes;
-  bool int8;      // prepared weights are 8-bit integers, with a scale for each row
-  int64_t terms;  // number of bfloat16 terms per float in products; 0 for products of floats
-  int64_t trees;  // minimum number of prefix trees if prefixes are shared
+  bool int8;         // prepared weights are 8-bit integers, with a scale for each row
+  bool projections;  // the layers project h
+  int64_t terms;     // number of bfloat16 terms per float in products; 0 for products of floats
+  int64_t trees;     // minimum number of prefix trees if prefixes are shared
+  int64_t per_direction;  // number of weights of one direction of a layer
 };
 
 inline Options read_options(int64_t bits, int64_t trees) {
-  check(bits >= 0 && bits >> 13 == 0, "options must be bits of namernn_fast.ops, got ", bits);
+  check(bits >= 0 && bits >> 14 == 0, "options must be bits of namernn_fast.ops, got ", bits);
   check(trees >= 0, "trees must not be negative, got ", trees);
   const auto has = [&](int place) { return (bits >> place & 1) != 0; };
   check(!(has(10) && has(11)), "options must not set both MEDIUM_PRECISION and HIGH_PRECISION");
   const int64_t terms = has(12) ? 0 : has(10) ? 1 : has(11) ? 2 : 0;
-  return {has(0), has(1), has(2), has(3),  has(4), has(5), has(6),
-          has(7), has(8), has(9), has(12), terms,  trees};
+  return {has(0),  has(1),  has(2), has(3), has(4),
+          has(5),  has(6),  has(7), has(8), has(9),
+          has(12), has(13), terms,  trees,  2 + 2 * has(1) + has(13)};
 }
 
 }  // namespace namernn_fast

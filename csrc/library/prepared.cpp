@@ -8,7 +8,7 @@
 namespace namernn_fast {
 namespace {
 
-constexpr char kMagic[16] = "namernn_fast 1";
+constexpr char kMagic[16] = "namernn_fast 2";
 
 struct Header {
   char magic[16];
@@ -20,6 +20,7 @@ struct Header {
   int64_t D;
   int64_t H;
   int64_t V;
+  int64_t P;
   int64_t dtype;
 };
 constexpr int64_t kAlignment = 64;
@@ -33,7 +34,7 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 Header header_of(const Stack& stack) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16();
+  const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16() && !stack.has_projections();
   const char* const name = stack.int8 ? kernels().int8->name
                            : pairs    ? kernels().bfloat16_name
                                       : kernels().name;
@@ -45,6 +46,7 @@ Header header_of(const Stack& stack) {
   header.D = stack.D;
   header.H = stack.H;
   header.V = stack.V;
+  header.P = stack.P;
   header.dtype = prepared_dtype(stack);
   return header;
 }
@@ -63,8 +65,10 @@ PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
     using Scalar = decltype(storage);
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     const int64_t table = k == 0 ? stack.V * stack.gate_rows() : 0;
-    const int64_t biases = (stack.per_direction - 2) * stack.gate_rows();
-    const size_t panels = kernels.forward_panels.bytes(stack.input_size(k), stack.H);
+    const int64_t biases = 2 * stack.bias * stack.gate_rows();
+    Layer<Scalar> layer{};
+    layer.D = stack.input_size(k), layer.H = stack.H, layer.P = stack.P;
+    const size_t panels = kernels.forward_panels.bytes(layer);
     parts.biases = parts.panels + aligned(int64_t(panels));
     parts.table = parts.biases + aligned(biases * int64_t(sizeof(Scalar)));
     parts.end = parts.table + aligned(table * table_element<Scalar>(kernels));
@@ -101,22 +105,23 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
 template <class Scalar>
 void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tensor>& weights) {
   const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
-  const int64_t rows = stack.gate_rows(), D = stack.input_size(k);
-  Layer<Scalar> layer{};
-  set_prepared_weights(stack, k, d, layer);
+  const int64_t rows = stack.gate_rows();
+  const Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
   const auto add = [&](std::vector<int64_t> sizes, const Scalar* values) {
     weights.push_back(empty(sizes, stack.dtype));
     Scalar* data = mutable_data<Scalar>(weights.back());
     if (values) std::memcpy(data, values, size_t(weights.back().numel()) * sizeof(Scalar));
     return data;
   };
-  Scalar* weight_ih = add({rows, D}, nullptr);  // D is 0 with a table
-  Scalar* weight_hh = add({rows, stack.H}, nullptr);
-  kernels.forward_panels.unpack(layer.panels, D, stack.H, weight_ih, weight_hh);
+  Scalar* to[3] = {};
+  to[0] = add({rows, layer.D}, nullptr);  // D is 0 with a table
+  to[1] = add({rows, layer.P}, nullptr);
   if (layer.bias_ih) {
     add({rows}, layer.bias_ih);
     add({rows}, layer.bias_hh);
   }
+  if (stack.has_projections()) to[2] = add({layer.P, layer.H}, nullptr);
+  kernels.forward_panels.unpack(layer, to);
 }
 
 // Asks for huge pages where whole ones lie within the tensor: steps with few sequences read all
@@ -212,7 +217,7 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   // check_header() refuses a tensor that holds anything else.
   const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
                      header.cell < kCells;
-  const Sizes sizes{header.layers, header.D, header.H, header.V};
+  const Sizes sizes{header.layers, header.D, header.H, header.V, header.P};
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, dtype, options);
   check_header(stack, prepared);

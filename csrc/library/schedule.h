@@ -151,7 +151,7 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
 // Returns a layer's weights packed into panels, which several kernel calls can share.
 template <class Scalar>
 Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
-  const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
+  const Tensor panels = empty({int64_t(format.bytes(layer))}, aoti_torch_dtype_uint8());
   format.pack(layer, mutable_data<char>(panels), Resources(one_thread()).runtime());
   return panels;
 }

@@ -13,17 +13,25 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
   stack.layers = sizes.layers;
   stack.D = sizes.D;
   stack.H = sizes.H;
+  stack.P = sizes.P;
   stack.V = sizes.V;
   stack.dtype = dtype;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
-  stack.per_direction = options.bias ? 4 : 2;
+  stack.bias = options.bias;
+  stack.per_direction = options.per_direction;
   stack.int8 = options.int8;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
   stack.cell = cell;
   check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
         kernels_of(cell).name, " cell");
+  check(kernels_of(cell).can_project || !options.projections,
+        "options must not set PROJECTIONS for the ", kernels_of(cell).name, " cell");
+  const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
+  check(first <= sizes.P && sizes.P <= last, "the size of h must be from ", first, " to ", last,
+        ", got ", sizes.P);
   if (!options.int8) return;
+  check(!options.projections, "8-bit weights do not support projections");
   check(dtype == aoti_torch_dtype_float32(), "8-bit weights need inputs in float32");
   const int64_t most = std::max(stack.D, (stack.layers > 1 ? stack.directions : 1) * stack.H);
   check(most <= kMostInt8Inputs, "8-bit weights take at most ", kMostInt8Inputs,
@@ -49,7 +57,7 @@ void check_states(Stack& stack, const std::vector<Tensor>& states) {
   check(states.size() == stack.state_count(), "states must hold ", stack.state_count(),
         " tensor(s), one for each state of the cell, got ", states.size());
   for (size_t i = 0; i < states.size(); ++i) {
-    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape());
+    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
     stack.states.push_back(with_adjacent_features(states[i]));
   }
 }
@@ -61,47 +69,42 @@ void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_re
   check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
   check(reset_to.size() == stack.state_count(), "reset_to must hold ", stack.state_count(),
         " tensor(s), one for each state of the cell, got ", reset_to.size());
-  const std::vector<int64_t> shape{stack.batch.T, stack.layers, stack.batch.B, stack.H};
-  for (const Tensor& states : reset_to) {
-    check_tensor("reset_to", states, stack.dtype, shape);
-    stack.reset_to.push_back(with_adjacent_features(states));
+  for (size_t i = 0; i < reset_to.size(); ++i) {
+    check_tensor("reset_to", reset_to[i], stack.dtype,
+                 {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)});
+    stack.reset_to.push_back(with_adjacent_features(reset_to[i]));
   }
 }
 
 void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
-  const int64_t H = stack.H;
   const int64_t rows = stack.gate_rows();
-  const int64_t per_layer = stack.directions * stack.per_direction;
-  check(int64_t(weights.size()) == stack.layers * per_layer, "weights must hold ",
-        stack.layers * per_layer, " tensors, got ", weights.size());
+  const int64_t count = stack.layers * stack.directions * stack.per_direction;
+  check(int64_t(weights.size()) == count, "weights must hold ", count, " tensors, got ",
+        weights.size());
   stack.weights.reserve(weights.size());
-  for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
-    const Tensor& weight = weights[size_t(i)];
-    switch (i % stack.per_direction) {
-      case 0:
-        if (i < per_layer && stack.has_ids) {
-          check_tensor("the table of weight_ih", weight, stack.dtype, {stack.V, rows});
-        } else {
-          check_tensor("weight_ih", weight, stack.dtype, {rows, stack.input_size(i / per_layer)});
-        }
-        break;
-      case 1:
-        check_tensor("weight_hh", weight, stack.dtype, {rows, H});
-        break;
-      case 2:
-        check_tensor("bias_ih", weight, stack.dtype, {rows});
-        break;
-      default:
-        check_tensor("bias_hh", weight, stack.dtype, {rows});
-    }
+  const auto add = [&](const char* name, std::initializer_list<int64_t> shape) {
+    const Tensor& weight = weights[stack.weights.size()];
+    check_tensor(name, weight, stack.dtype, shape);
     stack.weights.push_back(dense(weight));
+  };
+  for (int64_t i = 0; i < stack.layers * stack.directions; ++i) {
+    const int64_t layer = i / stack.directions;
+    if (layer == 0 && stack.has_ids) {
+      add("the table of weight_ih", {stack.V, rows});
+    } else {
+      add("weight_ih", {rows, stack.input_size(layer)});
+    }
+    add("weight_hh", {rows, stack.P});
+    if (stack.bias) add("bias_ih", {rows}), add("bias_hh", {rows});
+    if (stack.has_projections()) add("weight_hr", {stack.P, stack.H});
   }
 }
 
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
   // Prefixes are shared only if that is estimated to be faster, which must not change the
   // precision.
-  if (options.terms == 0 || options.share_prefixes || !kernels().float_on_pairs) return 0;
+  if (options.terms == 0 || options.share_prefixes || options.projections) return 0;
+  if (!kernels().float_on_pairs) return 0;
   return choose_terms(options.terms, layout, H, options.batch_invariant);
 }
 
@@ -116,12 +119,13 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
 Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
-  const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
+  const int64_t per_layer = (options.bidirectional ? 2 : 1) * options.per_direction;
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Sizes sizes{count / per_layer, 0, weights[1].size(0) / kernels_of(cell).weight_blocks, 0};
+  const int64_t H = weights[1].size(0) / kernels_of(cell).weight_blocks;
+  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weights[1].size(1) : H};
   if (has_ids(input)) {
     check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
           weights[0].dim());

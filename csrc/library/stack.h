@@ -18,9 +18,10 @@ namespace namernn_fast {
 // The sizes of a stack of layers.
 struct Sizes {
   int64_t layers;
-  int64_t D;  // features in `input`, 0 for token ids; later layers read directions * H features
+  int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t H;
   int64_t V;  // number of token ids: rows in a table of input products; 0 without a table
+  int64_t P;  // elements of h: fewer than H with projections, otherwise H
 };
 
 // The checked arguments of a call: layers and directions over one batch.
@@ -29,15 +30,17 @@ struct Stack {
   bool has_ids;  // whether the input is token ids
   Tensor input;
   std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> reset_to = {};  // [T, layers, B, H] each, states after resets; none for zeros
+  std::vector<Tensor> reset_to = {};  // [T, layers, B, P or H], states after resets; none for zeros
   std::vector<Tensor> weights = {};   // none in a prepared stack, or in a step
   const char* prepared = nullptr;     // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
-  int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
-  int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * H features
+  int64_t per_direction = 0;  // number of weights per direction
+  bool bias = false;
+  int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
+  int64_t P = 0;
   int32_t dtype = 0;  // of inputs, states and outputs
   CellKind cell = {};
   Activation activation = Activation::tanh;
@@ -50,15 +53,20 @@ struct Stack {
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
-  // Returns the weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
+  // Returns the weights of a direction, in torch's order.
   const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
-  int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
+  int64_t input_size(int64_t layer) const { return layer ? directions * P : D; }
   // Returns the number of rows in weight_ih and weight_hh, and of elements in each bias.
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
   // Returns the number of states per row.
   size_t state_count() const { return size_t(kernels_of(cell).states); }
-  // Returns the shape of the initial and the last states.
-  std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
+  // Returns the number of elements of the i-th state.
+  int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
+  // Returns the shape of the i-th initial and last states.
+  std::vector<int64_t> state_shape(size_t i) const {
+    return {layers * directions, batch.B, size_of_state(i)};
+  }
+  bool has_projections() const { return P < H; }
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
@@ -98,6 +106,10 @@ const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
     if (stack.int8) return kernels().int8->cells[size_t(stack.cell)];
   }
+  if constexpr (std::is_same_v<Scalar, BFloat16>) {
+    const KernelsOnPairs<BFloat16>* pairs = kernels().bfloat16_on_pairs;
+    if (pairs && !stack.has_projections()) return pairs->cells[size_t(stack.cell)];
+  }
   return kernels_of(stack.cell);
 }
 
@@ -126,7 +138,7 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
   const PreparedParts parts = parts_of(stack, k, d);
   const char* data = stack.prepared;
   layer.panels = data + parts.panels;
-  if (stack.per_direction == 4) {
+  if (stack.bias) {
     layer.bias_ih = reinterpret_cast<const Scalar*>(data + parts.biases);
     layer.bias_hh = layer.bias_ih + stack.gate_rows();
   }
@@ -139,7 +151,7 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
 }
 
 // Returns the restart states of a layer, whose index in the state tensors is `state`, in a tensor
-// [T, layers, B, H] with these data.
+// [T, layers, B, P or H] with these data.
 template <class Scalar>
 RestartStates<Scalar> restart_states(const Tensor& tensor, Scalar* data, int64_t state) {
   return {data + state * tensor.stride(1), tensor.stride(0), tensor.stride(2)};
@@ -153,6 +165,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.layout = stack.batch.layout;
   layer.D = stack.input_size(k);
   layer.H = stack.H;
+  layer.P = stack.P;
   layer.reverse = d == 1;
   layer.activation = stack.activation;
   layer.resets = stack.batch.resets;
@@ -162,7 +175,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   // Prepared weights are in panels, but products of terms are not worth converting the panels for
   // as few rows as would be multiplied in place.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
-    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H,
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_rate);
   }
   for (size_t i = 0; i < stack.states.size(); ++i) {
@@ -185,10 +198,12 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   } else {
     layer.weight_ih = const_data<Scalar>(weights[0]);
   }
-  const bool bias = stack.per_direction == 4;
   layer.weight_hh = const_data<Scalar>(weights[1]);
-  layer.bias_ih = bias ? const_data<Scalar>(weights[2]) : nullptr;
-  layer.bias_hh = bias ? const_data<Scalar>(weights[3]) : nullptr;
+  layer.bias_ih = stack.bias ? const_data<Scalar>(weights[2]) : nullptr;
+  layer.bias_hh = stack.bias ? const_data<Scalar>(weights[3]) : nullptr;
+  if (stack.has_projections()) {
+    layer.weight_hr = const_data<Scalar>(weights[stack.per_direction - 1]);
+  }
   return layer;
 }
 
@@ -204,12 +219,17 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   return layer;
 }
 
-// Sets where a kernel writes the gradients of the biases. `grad_weights` points to the gradients of
-// one direction's weights. If bias_ih and bias_hh have the same gradient, the kernel writes only
+// Sets where a kernel writes the gradients of the weights. `grad_weights` points to the gradients
+// of one direction's weights. If bias_ih and bias_hh have the same gradient, the kernel writes only
 // the gradient of bias_ih, and finish_backward() copies it.
 template <class Scalar>
-void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
-  if (stack.per_direction != 4) return;
+void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
+  args.grad_weight_ih = mutable_data<Scalar>(grad_weights[0]);
+  args.grad_weight_hh = mutable_data<Scalar>(grad_weights[1]);
+  if (stack.has_projections()) {
+    args.grad_weight_hr = mutable_data<Scalar>(grad_weights[stack.per_direction - 1]);
+  }
+  if (!stack.bias) return;
   args.grad_bias_ih = mutable_data<Scalar>(grad_weights[2]);
   if (!kernels_of(stack.cell).one_bias_gradient) {
     args.grad_bias_hh = mutable_data<Scalar>(grad_weights[3]);

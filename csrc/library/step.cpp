@@ -29,7 +29,7 @@ Stack stack_of(const Step& step, const Options& options) {
   check(int64_t(step.cell) >= 0 && int64_t(step.cell) < kCells && step.weight_count >= 2 &&
             weights[0].dim == 2 && weights[1].dim == 2,
         "weights must be prepared, or the weights of one layer");
-  const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0};
+  const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0, weights[1].sizes[1]};
   Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
   const int64_t rows = stack.gate_rows();
   const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}, {rows}};
@@ -52,11 +52,12 @@ int64_t check_states(const Step& step, const Stack& stack) {
   check(first.dim == 2 + of_stream && (of_stream || stack.layers == 1), "states must have ",
         2 + of_stream, " dimensions, got ", first.dim);
   const int64_t sequences = first.sizes[of_stream];
-  std::vector<int64_t> shape{stack.layers, sequences, stack.H};
+  std::vector<int64_t> shape{stack.layers, sequences, 0};
   if (!of_stream) shape.erase(shape.begin());
   const bool floats = of_stream && stack.dtype != aoti_torch_dtype_float64();
   const int32_t dtype = floats ? aoti_torch_dtype_float32() : stack.dtype;
   for (int64_t i = 0; i < step.last_count; ++i) {
+    shape.back() = stack.size_of_state(size_t(i));
     check_shape("a state", step.last[i], dtype, shape);
     check(is_dense(step.last[i]), "last states must be contiguous");
     if (step.state_count == 0) continue;
@@ -95,7 +96,7 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   check_shape("frame", frame, stack.has_ids ? aoti_torch_dtype_int64() : stack.dtype, shape);
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
-  shape.back() = stack.H;
+  shape.back() = stack.P;
   if (step.is_of_stream) check_shape("out", step.output, stack.dtype, shape);
   return rows;
 }
@@ -123,8 +124,8 @@ void check_ids(const View& ids, const Frame& frame, int64_t V) {
 // Calls f(row, packed, bytes) for every row of a state that takes part, where `packed` points to
 // the row's place among these rows; or once for all rows if all take part.
 template <class F>
-void for_each_row(const Step& step, const View& state, char* packed, int64_t H, F&& f) {
-  const size_t bytes = size_t(H * state.element);
+void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
+  const size_t bytes = size_t(state.sizes[state.dim - 1] * state.element);
   const int64_t sequences = state.sizes[state.dim - 2];
   const int64_t layers = step.is_of_stream ? state.sizes[0] : 1;
   if (step.row_count < 0) return f(state.data, packed, bytes * size_t(layers * sequences));
@@ -140,25 +141,26 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
   const Machine machine = this_machine();
   const Resources resources(machine);
   const Runtime runtime = resources.runtime();
-  const int64_t H = stack.H, each = frame.B * H;
-  const auto take = [&](int64_t rows, int64_t element) {
-    return static_cast<char*>(runtime.scratch(size_t(rows * each * element)));
+  const int64_t P = stack.P, each = frame.B * P;
+  const auto take = [&](int64_t elements, int64_t element) {
+    return static_cast<char*>(runtime.scratch(size_t(elements * element)));
   };
   const auto rows_at = [](auto* data) { return reinterpret_cast<Scalar*>(data); };
-  char* next[kMostStates] = {};      // [layers, B, H] each, the last states
+  char* next[kMostStates] = {};      // [layers, B, P] and [layers, B, H], the last states
   char* previous[kMostStates] = {};  // the same for the states, if only some sequences take part
   const int64_t element = step.last[0].element;
   for (int64_t i = 0; i < step.last_count; ++i) {
-    next[i] = take(stack.layers, element);
+    const int64_t size = stack.layers * frame.B * stack.size_of_state(size_t(i));
+    next[i] = take(size, element);
     if (step.row_count < 0 || !step.state_count) continue;
-    previous[i] = take(stack.layers, element);
-    for_each_row(step, step.states[i], previous[i], H,
+    previous[i] = take(size, element);
+    for_each_row(step, step.states[i], previous[i],
                  [](const char* row, char* packed, size_t n) { std::memcpy(packed, row, n); });
   }
   char* outputs[2] = {};  // of the layers; consecutive layers alternate between the two
   const int64_t unwritten = stack.layers - step.is_of_stream;  // layers with no output to write
   for (int64_t k = 0; k < std::min<int64_t>(unwritten, 2); ++k) {
-    outputs[k] = take(frame.T, sizeof(Scalar));
+    outputs[k] = take(frame.T * each, sizeof(Scalar));
   }
   for (int64_t k = 0; k < stack.layers; ++k) {
     Forward<Scalar> args{};
@@ -171,27 +173,28 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       layer.bias_hh = rows_at(step.weights[3].data);
     }
     if (k > 0) {
-      layer.input = {rows_at(outputs[(k - 1) % 2]), each, H};
+      layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
     } else if (stack.has_ids) {
       const auto* ids = reinterpret_cast<const int64_t*>(step.frame.data);
       layer.table.ids = {ids, frame.time_stride, frame.row_stride};
     } else {
       layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
     }
-    args.output = {rows_at(outputs[k % 2]), each, H};
+    args.output = {rows_at(outputs[k % 2]), each, P};
     if (k + 1 == stack.layers && step.is_of_stream) {
       const bool batch_first = frame.batch_first;
-      args.output = {rows_at(step.output.data), batch_first ? H : each,
-                     batch_first ? frame.T * H : H};
+      args.output = {rows_at(step.output.data), batch_first ? P : each,
+                     batch_first ? frame.T * P : P};
     }
     for (int64_t i = 0; i < step.last_count; ++i) {
       const View& state = step.states[i];
+      const int64_t size = stack.size_of_state(size_t(i));
       const bool all = step.row_count < 0;
       const bool strided = step.state_count && !step.is_of_stream;
-      const int64_t stride = strided ? state.strides[0] : H;
+      const int64_t stride = strided ? state.strides[0] : size;
       char* from = step.state_count ? (all ? state.data : previous[i]) : nullptr;
       if (from) from += k * frame.B * stride * element;
-      char* const to = next[i] + k * each * element;
+      char* const to = next[i] + k * frame.B * size * element;
       if (step.last[0].dtype == stack.dtype) {
         layer.initial[i] = {rows_at(from), stride};
         args.last[i] = rows_at(to);
@@ -203,7 +206,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     kernels_for<Scalar>(stack).forward(args, Resources(machine).runtime());
   }
   for (int64_t i = 0; i < step.last_count; ++i) {
-    for_each_row(step, step.last[i], next[i], H,
+    for_each_row(step, step.last[i], next[i],
                  [](char* row, const char* packed, size_t n) { std::memcpy(row, packed, n); });
   }
 }

@@ -14,14 +14,14 @@ struct Step {
   View weights[4];  // the tensor from prepare(), or weight_ih, weight_hh and, with biases,
                     // bias_ih and bias_hh
   int64_t weight_count;
-  View states[kMostStates];  // of a stream [layers, sequences, H] each, in float for layers in 16
-                             // bits; of a step module [sequences, H]
+  View states[kMostStates];  // of a stream [layers, sequences, P] and [layers, sequences, H], in
+                             // float for layers in 16 bits; of a step module [sequences, H] each
   int64_t state_count;       // 0 for states of zeros
   View last[kMostStates];    // like `states`, contiguous, written; may be `states`
   int64_t last_count;
   View frame;  // [n, D]; of a stream also several steps, [T, n, D], with BATCH_FIRST [n, T, D], and
                // token ids without the last dimension
-  View output;  // of a stream: shaped like `frame`, with H features, contiguous, written
+  View output;  // of a stream: shaped like `frame`, with P features, contiguous, written
   bool is_of_stream;
   const int64_t* rows;  // [row_count]: the sequences that the frame is for
   int64_t row_count;    // -1 if the frame is for all sequences

@@ -107,7 +107,7 @@ class WorkerGradients {
   // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights)),
-        copied_bias_(stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient) {
+        copied_bias_(stack.bias && kernels_of(stack.cell).one_bias_gradient) {
     if (rows <= 2 * kRowsApart) return;
     apart_ = like(grads.grad_weights);
     for (const Tensor& grad : apart_) {
@@ -223,10 +223,8 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           args.grad_last[n] = gradients_of<Scalar>(grad_last_states[n], k);
         }
         if (grads.want_weights[size_t(k)]) {
-          const Tensor* grad_weights = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
-          args.grad_weight_ih = mutable_data<Scalar>(grad_weights[0]);
-          args.grad_weight_hh = mutable_data<Scalar>(grad_weights[1]);
-          set_bias_gradients(stack, grad_weights, args);
+          const std::vector<Tensor>& place = sums[size_t(w)].place();
+          set_weight_gradients(stack, &place[size_t(k * stack.per_direction)], args);
           args.accumulate_weights = sums[size_t(w)].accumulate();
         }
         kernels.backward(args, Resources(one_thread()).runtime());

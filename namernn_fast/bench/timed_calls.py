@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import cell_of
 from ..nn import LAYERS as FUSED_LAYERS
 from ..nn.states import states_in
+from ..ops import state_sizes
 from ..testing import assert_within_budget
 from .race import TimedCall
 from .workloads import FORWARD, TRAINING, Workload
@@ -52,10 +53,10 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
     else:
         data, batch = input, input.shape[1]
     directions = 2 if layer.bidirectional else 1
-    states = len(cell_of(layer).states)
+    sizes = state_sizes(cell_of(layer), [*layer.parameters()])
     shapes = (
-        (*data.shape[:-1], directions * layer.hidden_size),
-        *[(directions * layer.num_layers, batch, layer.hidden_size)] * states,
+        (*data.shape[:-1], directions * sizes[0]),
+        *((directions * layer.num_layers, batch, size) for size in sizes),
     )
     generator = torch.Generator().manual_seed(2)
     return tuple(torch.randn(shape, generator=generator).to(data) for shape in shapes)

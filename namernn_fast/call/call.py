@@ -43,7 +43,7 @@ class Call:
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
     restart_states: Sequence[Tensor] = ()
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
-    (seq_len, num_layers, batch, hidden_size) for each of `cell.states`."""
+    (seq_len, num_layers, batch, features) for each of `cell.states`."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""

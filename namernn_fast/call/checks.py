@@ -79,8 +79,8 @@ def check_like_nn_rnn(call: Call) -> None:
     # The operator compares hx with batch_sizes.
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(weights, options) * ops.directions_of(options)
-    wanted = (number, batch, ops.hidden_size_of(weights))
     for index, state in enumerate(call.states):
+        wanted = (number, batch, ops.state_sizes(call.cell, weights)[index])
         hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
         if state.shape != wanted:
             raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(state.shape)}")
@@ -153,17 +153,22 @@ def weights_and_shapes(
     # and the operators expect the same shapes.
     hidden_size = weights[1].shape[0] // blocks
     rows = blocks * hidden_size
+    size = ops.size_of_h(weights) if options & ops.PROJECTIONS else hidden_size
+    if options & ops.PROJECTIONS and not 0 < size < hidden_size:
+        raise RuntimeError(f"the size of h must be from 1 to {hidden_size - 1}, got {size}")
     name, shape_ih = "weight_ih", (rows, features)
     if vocabulary is not None:
         name, shape_ih = "table", (vocabulary, rows)
     for layer in ops.layers_of(weights, options):
         for layer_weights in layer:
             yield name, layer_weights.weight_ih, shape_ih
-            yield "weight_hh", layer_weights.weight_hh, (rows, hidden_size)
+            yield "weight_hh", layer_weights.weight_hh, (rows, size)
             if layer_weights.bias_ih is not None and layer_weights.bias_hh is not None:
                 yield "bias_ih", layer_weights.bias_ih, (rows,)
                 yield "bias_hh", layer_weights.bias_hh, (rows,)
-        name, shape_ih = "weight_ih", (rows, hidden_size * len(layer))
+            if layer_weights.weight_hr is not None:
+                yield "weight_hr", layer_weights.weight_hr, (size, hidden_size)
+        name, shape_ih = "weight_ih", (rows, size * len(layer))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:

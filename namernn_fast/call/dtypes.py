@@ -5,33 +5,32 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import Cell
-from .call import Call
+from .call import Call, Results
 from .tokens import Lookup
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def autocast_dtype(
-    input: Tensor, cell: Cell, packed: bool = False, state: Tensor | None = None
+    input: Tensor, cell: Cell, kind: str = "padded", state: Tensor | None = None
 ) -> torch.dtype | None:
     """Returns the dtype in which autocast computes a layer, or None if autocast does not apply.
 
     On a CPU torch casts only the operands of the products in `nn.GRU`, and in `nn.LSTM` with packed
-    sequences. A new state combines these products with the previous state, so its dtype is
-    promoted from the dtypes of both.
+    sequences or projections. A new state combines these products with the previous state, so its
+    dtype is promoted from the dtypes of both.
 
     Args:
         input: features of any layout, or an embedding.
         cell: the layer's cell.
-        packed: whether the input is a PackedSequence.
+        kind: the kind of call: `projected` if the layer has projections, else `padded` or `packed`.
         state: the initial state, for an LSTM the cell state; None for zeros.
     """
     device = input.device.type
     if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
         return None
     dtype = torch.get_autocast_dtype(device)
-    layout = "packed" if packed else "padded"
-    if device == "cpu" and layout in cell.autocasts_only_products:
+    if device == "cpu" and kind in cell.autocasts_only_products:
         carried = input if state is None or state.dtype == torch.float64 else state
         return torch.promote_types(dtype, carried.dtype)
     return dtype
@@ -56,7 +55,9 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
     features = call.data if lookup is None else lookup.embedding
     if torch._C._is_any_autocast_enabled():
         state = call.states[-1] if call.states else None
-        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
+        kind = "packed" if call.options & ops.PACKED else "padded"
+        kind = "projected" if call.options & ops.PROJECTIONS else kind
+        dtype = autocast_dtype(features, call.cell, kind, state)
         if call.prepared is not None:  # its weights cannot be cast
             dtype = call.prepared.shapes[0].dtype
         call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
@@ -74,3 +75,13 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
             )
             break
     return lookup
+
+
+def cast_h(call: Call, results: Results) -> Results:
+    """Casts the products with weight_hr, output and h_n, as autocast does; not if prepared."""
+    output, h_n, c_n = results
+    device, is_any_on = output.device.type, torch._C._is_any_autocast_enabled()
+    if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):
+        return results
+    dtype = torch.get_autocast_dtype(device)
+    return cast_like_autocast(output, dtype), cast_like_autocast(h_n, dtype), c_n

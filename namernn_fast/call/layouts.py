@@ -114,21 +114,15 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
     if torch._C._get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
-        _check_restart_shapes(call, states, rows)
+        layers = ops.layer_count(call.weights, options)
+        # The layers come before the batch, as in hx, unless the batch comes first.
+        at = len(rows) if first else 1
+        assert call.reset is not None
+        check_shape("reset", call.reset, tuple(rows))
+        for state, size in zip(states, ops.state_sizes(call.cell, call.weights), strict=True):
+            check_shape("reset_to", state, (*rows[:at], layers, *rows[at:], size))
     batched = len(rows) == 2
     return [state.permute(1, 2, 0, 3) if first and batched else state for state in states]
-
-
-def _check_restart_shapes(call: Call, states: Sequence[Tensor], rows: Sequence[int]) -> None:
-    """Checks the shapes of reset, which must be `rows`, and of the states in reset_to."""
-    layers = ops.layer_count(call.weights, call.options)
-    # The layers come before the batch, as in hx, unless the batch comes first.
-    at = len(rows) if call.options & ops.BATCH_FIRST else 1
-    wanted = (*rows[:at], layers, *rows[at:], ops.hidden_size_of(call.weights))
-    assert call.reset is not None
-    check_shape("reset", call.reset, tuple(rows))
-    for state in states:
-        check_shape("reset_to", state, wanted)
 
 
 def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:

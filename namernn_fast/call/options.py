@@ -58,16 +58,19 @@ def option_bits(
     nonlinearity: str,
     batch_first: bool,
     batch_invariant: bool,
+    projections: bool = False,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = ops.BIAS if bias else 0
     if bidirectional:
         options |= ops.BIDIRECTIONAL
+    if projections:
+        options |= ops.PROJECTIONS
     per_layer = ops.weights_per_layer(options)
     if not weights or len(weights) % per_layer:
         raise ValueError(
             f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
-            f"bidirectional={bidirectional}), got {len(weights)}"
+            f"bidirectional={bidirectional}, projections={projections}), got {len(weights)}"
         )
     if batch_first:
         options |= ops.BATCH_FIRST

@@ -27,7 +27,7 @@ class PreparedWeights:
     tensor: Tensor
     cell: Cell
     sizes: list[int]
-    """num_layers, input_size, hidden_size and the size of the vocabulary, as in `prepared_ops`."""
+    """As in `prepared_ops`."""
     options: int
     """The option bits of the layers."""
     shapes: list[Tensor]
@@ -52,7 +52,8 @@ class PreparedWeights:
             has_table: whether the first layer has tables instead of weight_ih.
         """
         first, layers = weights[0].shape, ops.layer_count(weights, options)
-        sizes = [layers, first[1], ops.hidden_size_of(weights), 0]
+        hidden_size = weights[1].shape[0] // cell.weight_blocks
+        sizes = [layers, first[1], hidden_size, 0, ops.size_of_h(weights)]
         if has_table:
             sizes[1], sizes[3] = 0, first[0]
         tensor = prepared_ops.prepare(cell.number, weights, sizes, options)

@@ -162,6 +162,8 @@ def why_not_shared(
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
         return "reset restarts sequences"
+    if options & ops.PROJECTIONS:
+        return "shared prefixes do not support proj_size"
     if call.dropout:
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
@@ -178,7 +180,7 @@ def why_not_shared(
         return f"the kernel shares prefixes in float32 and float64, not in {dtype}"
     if choice.why_not_kernel is not None or at_any_cost:
         return choice.why_not_kernel
-    hidden_size = ops.hidden_size_of(call.weights)
+    hidden_size = ops.size_of_h(call.weights)
     if hidden_size < SHARED_FROM_HIDDEN:
         return f"it pays off from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
     sequences = _sequences(call)
@@ -232,7 +234,7 @@ def gather_any(
 
 def places_of_inputs(options: int) -> range:
     """Returns the indices of each weight_ih of the first layer in the list of weights."""
-    return range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2)
+    return range(0, ops.weights_per_layer(options), ops.weights_per_direction(options))
 
 
 def with_tables(

@@ -16,11 +16,13 @@ class LayerWeights(NamedTuple):
     weight_ih: Tensor
     """(gates * hidden_size, features)"""
     weight_hh: Tensor
-    """(gates * hidden_size, hidden_size)"""
+    """(gates * hidden_size, hidden_size), with projections (gates * hidden_size, proj_size)"""
     bias_ih: Tensor | None = None
     """(gates * hidden_size), or None without biases"""
     bias_hh: Tensor | None = None
     """(gates * hidden_size), or None without biases"""
+    weight_hr: Tensor | None = None
+    """(proj_size, hidden_size), or None without projections"""
 
     @property
     def bias(self) -> Tensor | None:
@@ -34,7 +36,7 @@ Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A function of the input's sums and the previous states that returns the next states.
 
 The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. The states of a row
-are side by side, (batch, states * hidden_size), the output first.
+are side by side, the output first.
 """
 
 
@@ -97,9 +99,11 @@ class Cell:
     """torch's operator for whole sequences, which runs on devices without a fused kernel. If None,
     the reference path runs on these devices, as fast as torch's own layer."""
     has_gpu_kernel: bool = False
+    can_project: bool = False
+    """Whether weight_hr may project h, to fewer features than hidden_size."""
     autocasts_only_products: frozenset[str] = frozenset()
-    """The layouts, `padded` or `packed`, for which torch's autocast on a CPU casts the operands of
-    products, but keeps the states in their dtype."""
+    """The kinds of call (see `call.dtypes`) for which torch's autocast on a CPU casts the operands
+    of products, but keeps the states in their dtype."""
 
     @property
     def sums_become_states(self) -> bool:

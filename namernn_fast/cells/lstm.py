@@ -8,10 +8,13 @@ As in `torch.nn.LSTM`, each step computes::
     o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
     c_t = f * c_{t-1} + i * g
     h_t = o * tanh(c_t)
+
+With projections, h_t = W_hr (o * tanh(c_t)).
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .cell import Cell, LayerWeights, OnnxNode, Step
 
@@ -21,13 +24,14 @@ def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
 
     The step's inputs are x = W_ih x_t + b_ih + b_hh and the previous states, h_{t-1} and c_{t-1}.
     """
-    weight_hh = weights.weight_hh.t()
+    weight_hh, weight_hr = weights.weight_hh.t(), weights.weight_hr
 
     def step(x: Tensor, states: Tensor) -> Tensor:
-        h, c = states.chunk(2, 1)
+        h, c = states.tensor_split([weight_hh.shape[0]], 1)
         i, f, g, o = torch.addmm(x, h, weight_hh).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], 1)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return torch.cat([h if weight_hr is None else linear(h, weight_hr), c], 1)
 
     return step
 
@@ -40,6 +44,7 @@ LSTM = Cell(
     kept_blocks=5,
     make_step=make_step,
     states=("h", "c"),
+    can_project=True,
     fp32_precision="rnn",
     torch_layer=nn.LSTM,
     torch_step_module=nn.LSTMCell,
@@ -50,5 +55,5 @@ LSTM = Cell(
         gates=(0, 3, 1, 2),  # i, o, f, g
         int8_operator="com.microsoft::DynamicQuantizeLSTM",
     ),
-    autocasts_only_products=frozenset({"packed"}),
+    autocasts_only_products=frozenset({"packed", "projected"}),
 )

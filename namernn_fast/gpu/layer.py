@@ -224,7 +224,7 @@ def forward_layer(
         h_n: receives the last states, (directions, B, H).
         ring: whether only h_n is needed; output is then a ring buffer for the states of two steps.
     """
-    weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
+    weights_ih, weights_hh, biases_ih, biases_hh, _ = zip(*weights, strict=True)
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
         biases = [bias for direction in weights if (bias := direction.bias) is not None]
         bias = _join(biases) if biases else None

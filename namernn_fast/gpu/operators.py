@@ -143,7 +143,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
         _Shape(weights[0]),
     )
     layout = _read_layout(input, call.sequence_layout, call.reset, options)
-    hidden_size = ops.hidden_size_of(weights)
+    hidden_size = ops.size_of_h(weights)
     tables = directions if with_ids else 0
     features = 0 if with_ids else input.shape[-1]
     for name, weight, shape in checks.weights_and_shapes(weights, features, options):

@@ -41,14 +41,12 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
-    """Returns each layer's multiply-adds per row of both products, summed over its directions."""
-    products = [
-        (
-            sum(direction.weight_ih.numel() for direction in layer),
-            sum(direction.weight_hh.numel() for direction in layer),
-        )
-        for layer in ops.layers_of(weights, options)
-    ]
+    """Returns each layer's multiply-adds per row for its input and for its states."""
+    products = []
+    for layer in ops.layers_of(weights, options):
+        matrices = [w for direction in layer for w in direction if w is not None and w.dim() == 2]
+        of_input = sum(direction.weight_ih.numel() for direction in layer)
+        products.append((of_input, sum(weight.numel() for weight in matrices) - of_input))
     if ops.has_ids(input):  # rows of the table are read, not multiplied
         products[0] = (0, products[0][1])
     return products
@@ -63,10 +61,12 @@ def _forward(*arguments: Any, **kwargs: Any) -> int:
 
 def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
-    layers, input_size, hidden_size, _ = call.sizes
+    layers, input_size, hidden_size, _, size = call.sizes
     directions = ops.directions_of(call.options)
-    features = input_size + (layers - 1) * directions * hidden_size + layers * hidden_size
+    features = input_size + (layers - 1) * directions * size + layers * size
     products = directions * NUMBERED[call.cell].weight_blocks * hidden_size * features
+    if call.options & ops.PROJECTIONS:
+        products += directions * layers * size * hidden_size
     return 2 * products * _rows(call.input, call.sequence_layout, call.options)
 
 
@@ -74,7 +74,7 @@ def _backward(*arguments: Any, **kwargs: Any) -> int:
     call = ops.BackwardArguments(*arguments)
     total = 0
     for number, (ih, hh) in enumerate(_products(call.input, call.weights, call.options)):
-        total += hh  # the gradient of the previous state
+        total += hh  # the gradients of the states
         total += ih if number or call.wanted[0] else 0
         total += ih + hh if number in call.want_layers else 0
     return 2 * _rows(call.input, call.sequence_layout, call.options) * total

@@ -41,8 +41,8 @@ def rnn_stack(call: Call) -> Results:
             prepared module rounded to 8-bit integers, and the nodes hold the integers.
 
     Raises:
-        ValueError: input is packed or jagged, reset is given, or there is no node for 8-bit
-            weights.
+        ValueError: input is packed or jagged, reset is given, or there is no node for projections
+            or 8-bit weights.
     """
     input, weights, options = call.data, call.weights, call.options
     if options & ops.INT8 and call.cell.onnx.int8_operator is None:
@@ -53,6 +53,8 @@ def rnn_stack(call: Call) -> Results:
     if options & (ops.PACKED | ops.JAGGED):
         kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
         raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
+    if options & ops.PROJECTIONS:
+        raise ValueError("ONNX has no LSTM with projections: export a layer without proj_size")
     if call.reset is not None:
         raise ValueError(
             "ONNX has no reset: export a model that takes the pieces between resets as separate "
@@ -82,8 +84,8 @@ def _layer(
 ) -> Results:
     """Emits the ONNX node of one layer of a call and returns its results."""
     cell, lengths, options = call.cell, call.sequence_layout, call.options
-    directions, hidden_size = len(layer), ops.hidden_size_of(call.weights)
-    weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
+    directions, hidden_size = len(layer), ops.size_of_h(call.weights)
+    weights_ih, weights_hh, biases_ih, biases_hh, _ = zip(*layer, strict=True)
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
         "hidden_size": hidden_size,

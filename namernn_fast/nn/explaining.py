@@ -134,14 +134,11 @@ def _of_features(
     last_state: bool,
 ) -> Explanation:
     """Explains a call on features. The arguments are those of `explain`."""
-    if getattr(layer, "proj_size", 0):
-        path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
-    else:
-        call = _call_of(layer, input, hx, resets)
-        layouts.normalise(call, False)
-        convert_dtypes(call, None)
-        check_like_nn_rnn(call)
-        path, why_not = _named(call, _choice(call))
+    call = _call_of(layer, input, hx, resets)
+    layouts.normalise(call, False)
+    convert_dtypes(call, None)
+    check_like_nn_rnn(call)
+    path, why_not = _named(call, _choice(call))
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
@@ -185,7 +182,7 @@ def _of_prepared(
         options = {"reset": reset, "reset_to": reset_to, "last_state": last_state}
         explained = explain(layer._layer, input, hx, **options)
         if layer.dtype is not None:
-            only = "without a kernel, the layer computes in float32 with the rounded weights"
+            only = "no kernel takes them, so the layer computes with the rounded weights in float32"
             explained = explained._replace(
                 why_no_shortcut={**explained.why_no_shortcut, "8-bit weights": only}
             )
@@ -282,6 +279,10 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
         kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:
         dtype = torch.int8 if call.options & ops.INT8 else like.dtype
+        if (
+            call.options & ops.PROJECTIONS
+        ):  # the kernels with bfloat16 instructions do not take them
+            dtype = torch.float32
         kernel, better = ops.cpu_kernel(dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
     why_not = {"reference": f"the fused kernel {better} {step_by_step}"}
@@ -302,9 +303,11 @@ def _products(call: Call, options: int) -> tuple[str, str]:
     """
     setting = f"torch.backends.mkldnn.{call.cell.fp32_precision}.fp32_precision"
     value = fp32_precision.on_cpu(call.cell.fp32_precision)
-    hidden_size = ops.hidden_size_of(call.weights)
+    hidden_size = ops.size_of_h(call.weights)
     if ops.cpu_terms(options, *_sizes(call), hidden_size):
         return "bfloat16", f"{setting} is {value!r}"
+    if call.options & ops.PROJECTIONS:
+        return "float32", "the kernels with bfloat16 instructions do not support proj_size"
     large = 2**10, 2**10, 2**20, 2**10
     if not ops.cpu_terms(options & ~ops.BATCH_INVARIANT, *large):
         return "float32", "this processor has no instructions that would make them faster"

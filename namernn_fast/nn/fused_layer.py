@@ -61,7 +61,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
-            states, shaped like hx: h_n, or the pair of h_n and c_n.
+            states, shaped like hx: h_n, or the pair of h_n and c_n. With proj_size, h and output
+            have proj_size features instead of hidden_size.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`, which
@@ -84,9 +85,6 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             plain = lengths is None and reset is None and reset_to is None
             if must_serve(input, hx, weights, plain):
                 return self._as_torch(input, hx, embedding, padding_idx)
-        if self.proj_size:
-            self._refuse_with_projection(lengths, reset, embedding, reset_to)
-            return self._as_torch(input, hx, embedding, padding_idx)
         call = self._call(input, hx, reset, reset_to, weights)
         return run(call, input, lengths, embedding, padding_idx)
 
@@ -128,10 +126,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             more = given(reset_to=reset_to)
             return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
         weights = current_weights(self, self._flat_weights_names)
-        if self.proj_size:
-            self._refuse_with_projection(lengths, reset, embedding, reset_to)
         plain = lengths is None and reset is None and reset_to is None
-        if self.proj_size or must_serve(input, hx, weights, plain):
+        if must_serve(input, hx, weights, plain):
             if share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._cell.torch_layer.__name__}"
@@ -151,9 +147,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
         act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
-        bits = option_bits(
-            weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
-        )
+        first, invariant, projects = self.batch_first, self.batch_invariant, self.proj_size > 0
+        bits = option_bits(weights, self.bias, self.bidirectional, act, first, invariant, projects)
         return bits | self._more_options
 
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
@@ -179,18 +174,6 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     def _weight_names(self) -> Sequence[str]:
         return self._flat_weights_names
 
-    def _refuse_with_projection(
-        self, lengths: Any, reset: Tensor | None, embedding: Tensor | None, reset_to: Any
-    ) -> None:
-        """Rejects arguments that torch's layer, which computes projections, does not accept."""
-        given = {"lengths": lengths, "reset": reset, "embedding": embedding, "reset_to": reset_to}
-        for name, value in given.items():
-            if value is not None:
-                raise RuntimeError(
-                    f"{name}= does not support proj_size={self.proj_size}, which runs on the "
-                    "operators of nn.LSTM"
-                )
-
     def _as_torch(
         self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None
     ) -> tuple[Any, Any]:
@@ -209,7 +192,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         """Raises an error if batch_invariant is on, which torch's own operators do not support."""
         if self.batch_invariant or batch_invariant_is_on():
             raise RuntimeError(
-                "batch_invariant needs the fused kernel, but TorchScript, expanded weights, "
-                "proj_size and tensor-like objects run on the operators of "
+                "batch_invariant needs the fused kernel, but TorchScript, expanded weights "
+                "and tensor-like objects run on the operators of "
                 f"nn.{self._cell.torch_layer.__name__}"
             )

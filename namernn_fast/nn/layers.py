@@ -162,8 +162,8 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
         bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
-        proj_size: as in `torch.nn.LSTM`, whose operators compute a layer with projections. Such a
-            layer has no `lengths`, `reset`, `reset_to`, `embedding` and `batch_invariant`.
+        proj_size: number of features of h, less than hidden_size: h_t = W_hr (o * tanh(c_t)), and
+            output and h in hx, h_n and reset_to have proj_size features. 0 for no projection.
 
     Example:
         >>> layer = FusedLSTM(8, 16, batch_first=True)

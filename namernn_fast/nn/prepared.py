@@ -131,7 +131,8 @@ class Prepared(torch.nn.Module, Generic[States]):
         self._embedding, self._weights_ih = None, []
         weights = [weight.detach() for weight in layer._weights()]
         rnn = getattr(layer, "rnn", layer)
-        if availability.why_not_cpu_kernel(weights[0]) or getattr(rnn, "proj_size", None):
+        has_kernel = self.dtype is None or not getattr(rnn, "proj_size", None)
+        if availability.why_not_cpu_kernel(weights[0]) or not has_kernel:
             self._panels = None
             weights = [weight.clone() for weight in weights]
             if self.dtype is not None:
@@ -367,8 +368,6 @@ class PreparedCell(Prepared[States]):
 
 def _options_of(layer: Any, weights: list[Tensor]) -> int:
     """Returns the option bits of a layer or step module, whatever `batch_invariant()` is."""
-    if getattr(layer, "proj_size", None):  # the operators have no projection
-        return 0
     options: int = layer._options(weights) & ~ops.BATCH_INVARIANT
     return options | (ops.BATCH_INVARIANT if getattr(layer, "batch_invariant", False) else 0)
 

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
-from ..ops import BATCH_INVARIANT
+from ..ops import BATCH_INVARIANT, state_sizes
 from ..prepared_ops import step, step_directly
 from .direct import is_unobserved
 from .states import states_in
@@ -60,8 +60,7 @@ class Stream:
         self._is_direct = self._panels is not None and self._takes_ids == self._panels.has_table
         weight = rnn._weights()[1]
         like = {"dtype": weight.dtype, "device": weight.device}
-        widths = [rnn.hidden_size for _ in rnn._cell.states]
-        widths[0] = getattr(rnn, "proj_size", 0) or rnn.hidden_size
+        widths = state_sizes(rnn._cell, rnn._weights())
         with torch.inference_mode(False):  # so that the states can be updated in any mode
             if self._panels is not None:
                 like["device"] = self._panels.tensor.device
@@ -70,10 +69,7 @@ class Stream:
             if self._panels is not None and weight.dtype != torch.float64:
                 like["dtype"] = torch.float32
             size = getattr(rnn, "num_layers", 1), batch
-            states = [torch.zeros(*size, width, **like) for width in widths]
-            # In one tensor if the operator takes them.
-            self._states: Any = states if self._panels is None else torch.stack(states)
-            self._views = [*self._states]
+            self._states = [torch.zeros(*size, width, **like) for width in widths]
 
     def __call__(
         self, frame: Tensor, rows: Rows | None = None, out: Tensor | None = None
@@ -89,8 +85,8 @@ class Stream:
             out: the tensor to write the output to.
 
         Returns:
-            The output of the last layer, shaped like frame, with hidden_size features: a new
-            tensor, or out.
+            The output of the last layer, shaped like frame, with the features of h: a new tensor,
+            or out.
 
         Raises:
             RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
@@ -122,7 +118,7 @@ class Stream:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
             options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
             weights, number = [panels.tensor], panels.cell.number
-            if step_directly(weights, self._views, None, frame, output, rows, options, number):
+            if step_directly(weights, self._states, None, frame, output, rows, options, number):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
@@ -161,7 +157,7 @@ class Stream:
             state.detach().to(like).reshape(held.shape)
             for state, held in zip(given, self._states, strict=True)
         ]
-        torch._foreach_copy_([*self._states], new)
+        torch._foreach_copy_(self._states, new)
 
     def fork(self) -> "Stream":
         """Returns a new stream of the same prepared module, with a copy of the states."""
@@ -185,12 +181,12 @@ class Stream:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
             # Writing to `out` may fail, so the states change after that.
-            states = self._states if out is None else self._states.clone()
+            states = self._states if out is None else [state.clone() for state in self._states]
             output = step(panels.tensor, states, frame, places, options)
         if out is not None:
             output = out.copy_(output)
         if states is not self._states:
-            torch._foreach_copy_([*self._states], [*states])
+            torch._foreach_copy_(self._states, states)
         return output
 
     def _check(self, frame: Tensor, out: Tensor | None) -> None:
@@ -241,7 +237,7 @@ class Stream:
 
     def _run_layer(self, frame: Tensor, places: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Returns the output and the new states, computed by the layer, because no kernel can."""
-        layer, held = self._prepared._layer, [*self._states]
+        layer, held = self._prepared._layer, self._states
         states = [state if places is None else state.index_select(1, places) for state in held]
         is_step = frame.dim() == (1 if self._takes_ids else 2)
         if self._is_step_module:

@@ -1,6 +1,6 @@
 """`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding with a recurrent layer that reads token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -276,7 +276,7 @@ class TokenRNN(TokenLayer[Tensor]):
 class _TokenGatedLayer(TokenLayer[States]):
     """The base class of the token layers of cells with gates, which defines their constructor."""
 
-    _layer_class: type[FusedGRU | FusedLSTM]
+    _layer_class: Callable[..., FusedGRU | FusedLSTM]
 
     def __init__(
         self,
@@ -289,6 +289,7 @@ class _TokenGatedLayer(TokenLayer[States]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
         padding_idx: int | None = None,
         batch_invariant: bool = False,
         device: Device = None,
@@ -303,6 +304,7 @@ class _TokenGatedLayer(TokenLayer[States]):
             batch_first,
             dropout,
             bidirectional,
+            proj_size,
             batch_invariant=batch_invariant,
             device=device,
             dtype=dtype,
@@ -313,7 +315,7 @@ class TokenGRU(_TokenGatedLayer[Tensor]):
     """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
-    The recurrent layer is the module `rnn`, as in `TokenRNN`.
+    `proj_size` must be 0. The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:
         >>> model = TokenGRU(31, 8, 16, padding_idx=0)
@@ -331,7 +333,7 @@ class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
     """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
-    The recurrent layer is the module `rnn`, as in `TokenRNN`.
+    `proj_size` is as in `FusedLSTM`. The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:
         >>> model = TokenLSTM(31, 8, 16, padding_idx=0)

@@ -108,7 +108,7 @@ def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
     if weights[0].dtype != torch.float32:
         return "the layer is not in float32"
     if getattr(rnn, "proj_size", 0):
-        return "the kernels have no proj_size"
+        return "8-bit weights do not support proj_size"
     if max(weight.shape[1] for weight in weights) > int8.MOST_INPUTS:
         return f"they take at most {int8.MOST_INPUTS} inputs"
     if min_hidden is None and rnn is not layer and not rnn.bidirectional:

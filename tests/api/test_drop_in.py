@@ -3,13 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, flat, map_states, tensors_in
+from kinds import KINDS, flat, for_variants, map_states, tensors_in
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from namernn_fast import batch_invariant, dispatch, explain, replace_rnn, restore_rnn
+from namernn_fast import (
+    batch_invariant,
+    dispatch,
+    explain,
+    last_state,
+    lstm,
+    ops,
+    replace_rnn,
+    restore_rnn,
+)
 from namernn_fast.machine import availability
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
@@ -93,6 +102,7 @@ def test_offsets_may_be_int32_but_must_be_valid(kind, path):
             module(bad)
 
 
+@for_variants
 def test_flop_counts_match_torchs_layer(kind):
     """FLOP counts of both passes match torch's layer if every gradient is needed.
 
@@ -117,7 +127,9 @@ def test_flop_counts_match_torchs_layer(kind):
     with FlopCounterMode(display=False) as counter:
         layer(torch.randn(6, 2, 3), lengths=[2, 3])
         layer(pack_padded_sequence(torch.randn(6, 2, 3), [6, 1]))
-    assert counter.get_total_flops() == 2 * (5 + 7) * kind.gates * 4 * (3 + 4)
+    h_size = layer.proj_size or 4
+    projection = layer.proj_size * 4
+    assert counter.get_total_flops() == 2 * (5 + 7) * (kind.gates * 4 * (3 + h_size) + projection)
 
 
 def test_flops_of_token_ids_are_counted(kind):
@@ -154,29 +166,29 @@ def test_restore_rnn_undoes_replace_rnn(kind):
             change([model])
 
 
-def test_projections_run_on_torchs_operators():
-    """A layer with proj_size matches nn.LSTM, and rejects arguments that nn.LSTM lacks."""
+def test_layers_with_projections(path):
+    """A layer with proj_size matches nn.LSTM, called as a module and as a function."""
     ours, theirs = KINDS["lstm"].twins(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
     x, hx = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
     for arguments in ((x,), (x, hx), (pack_padded_sequence(x, [6, 2], batch_first=True),)):
         results = [module(*arguments) for module in (ours, theirs)]
-        torch.testing.assert_close(*map(tree_leaves, results), rtol=0, atol=0)
-    torch.testing.assert_close(ours.last_state(x, hx), theirs(x, hx)[1], rtol=0, atol=0)
-    assert explain(ours, x) == ("torch", {"cpu": "the kernels have no proj_size"}, (), {})
-    ids = torch.zeros(2, 6, dtype=torch.int64)
-    for name, input, value in (
-        ("lengths", x, [6, 2]),
-        ("reset", x, torch.zeros(2, 6, dtype=torch.bool)),
-        ("embedding", ids, torch.zeros(5, 3)),
-    ):
-        for run in (ours, ours.last_state):
-            with pytest.raises(RuntimeError, match=f"{name}= does not support proj_size=2"):
-                run(input, **{name: value})
-    with (
-        batch_invariant(),
-        pytest.raises(RuntimeError, match=r"batch_invariant needs the fused kernel, .*proj_size"),
-    ):
-        ours(x)
+        torch.testing.assert_close(*map(tree_leaves, results))
+    torch.testing.assert_close(ours.last_state(x, hx), theirs(x, hx)[1])
+    assert explain(ours, x).path == (f"cpu {ops.cpu_kernel()}" if path == "kernel" else "torch")
+    options = {"bidirectional": True, "batch_first": True, "projections": True}
+    torch.testing.assert_close(lstm(x, hx, ours._flat_weights, **options), theirs(x, hx))
+    got = last_state(x, hx, ours._flat_weights, cell="lstm", **options)
+    torch.testing.assert_close(got, theirs(x, hx)[1])
+    with pytest.raises(ValueError, match="projections must be False for cell='gru', got True"):
+        last_state(x, None, KINDS["gru"].layer(3, 4)._flat_weights, cell="gru", projections=True)
+    with pytest.raises(ValueError, match=r"hold 10 tensors .*projections=True\), got 8"):
+        lstm(x, hx, ours._flat_weights[:8], **options)
+    half = KINDS["lstm"].layer(3, 4, proj_size=2, dtype=torch.bfloat16)
+    if path == "kernel":  # whatever instructions for bfloat16 the processor has
+        assert explain(half, x.bfloat16()).path == f"cpu {ops.cpu_kernel()}"
+    ids, one_way = torch.zeros(2, 6, dtype=torch.int64), KINDS["lstm"].layer(3, 4, proj_size=2)
+    with pytest.raises(ValueError, match=r"share_prefixes=True .* do not support proj_size"):
+        one_way.last_state(ids, embedding=torch.zeros(5, 3), share_prefixes=True)
 
 
 CELLS = [

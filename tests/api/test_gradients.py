@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from cases import layer_of
-from kinds import KINDS, flat, tensors_in
+from kinds import VARIANTS, flat, for_variants, tensors_in
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -22,6 +22,7 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
         output.sum().backward()
 
 
+@for_variants
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
 def test_unneeded_weights_may_change_before_backward(kind, names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.
@@ -50,6 +51,7 @@ def assign_data(tensors):
         tensor.data = torch.full_like(tensor, 0.5)
 
 
+@for_variants
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
 def test_gradient_ignores_data_assigned_after_forward(kind, what, create_graph):
@@ -114,9 +116,10 @@ def test_tensor_that_outlived_a_transform_is_accepted(kind):
     torch.testing.assert_close(module(outlived[0]), module(XS[0]))
 
 
+@for_variants
 def test_needed_weights_must_not_change_before_backward(kind):
     ours = kind.layer(3, 4, 2)
-    for name in ("weight_hh_l0", "weight_ih_l1"):
+    for name in ("weight_hh_l0", "weight_ih_l1", *(["weight_hr_l0"] if kind.bits else [])):
         output, _ = ours(XS[0])
         with torch.no_grad():
             getattr(ours, name).add_(1)
@@ -132,11 +135,12 @@ def test_needed_weights_must_not_change_before_backward(kind):
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm", "projected"])
 def test_batched_gradients_match_separate_gradients(packed, bidirectional, cell):
     """Autograd and `torch.vmap` compute correct gradients for several vectors at once."""
     name, options = layer_of(cell)
-    module = KINDS[name].layer(2, 3, 2, bidirectional=bidirectional, dtype=torch.float64, **options)
+    options |= {"bidirectional": bidirectional, "dtype": torch.float64}
+    module = VARIANTS[name].layer(2, 3, 2, **options)
     sizes = torch.tensor([3, 2, 1])
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
 
@@ -160,6 +164,7 @@ def test_batched_gradients_match_separate_gradients(packed, bidirectional, cell)
     torch.testing.assert_close(batched, wanted)
 
 
+@for_variants
 def test_transformed_pull_back_matches_torchs_layer(kind):
     """Forward mode and torch.func differentiate the backward pass as they do for torch's layer."""
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
@@ -167,7 +172,7 @@ def test_transformed_pull_back_matches_torchs_layer(kind):
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_()
         output, _ = module(x)
-
+        vector, tangent = (v[..., : output.shape[-1]] for v in (vector, tangent))
         inputs = (x, *module.parameters())
 
         def pull_back(vector, output=output, inputs=inputs):

@@ -184,6 +184,24 @@ def test_streams_have_the_bits_of_whole_sequences(kind):
     assert explain(stream, x[0]).path == f"cpu {ops.cpu_kernel(torch.int8)}"
 
 
+def test_projections_compute_with_rounded_weights_in_float32():
+    layer, x = KINDS["lstm"].layer(4, 16, proj_size=5), torch.randn(6, 3, 4)
+    prepared = layer.prepare(torch.int8)
+    rounded = copy.deepcopy(layer)
+    for weight in rounded.parameters():
+        if weight.dim() == 2:
+            weight.data = int8.dequantize(*int8.quantize(weight.detach()))
+    loaded, stream = pickle.loads(pickle.dumps(prepared)), prepared.stream(3)
+    with torch.no_grad():
+        for module in (prepared, loaded):
+            torch.testing.assert_close(module(x), rounded(x))
+        torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), rounded(x)[0])
+    why_not = explain(prepared, x).why_no_shortcut["8-bit weights"]
+    assert (
+        why_not == "no kernel takes them, so the layer computes with the rounded weights in float32"
+    )
+
+
 def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
     model = torch.nn.ModuleDict(
         {

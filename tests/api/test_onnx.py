@@ -322,6 +322,9 @@ def test_packed_input_and_resets_are_rejected(kind):
     text = r"ONNX has no reset: .* padded sequences, with lengths="
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):
         export(resetting, (torch.randn(5, 3, D), torch.ones(5, 3, dtype=torch.bool)))
+    if kind.cell.can_project:
+        with pytest.raises(torch.onnx.OnnxExporterError, match="ONNX has no LSTM with projections"):
+            export(kind.layer(D, H, proj_size=1), (torch.randn(5, 3, D),))
 
 
 VOCABULARY = 9

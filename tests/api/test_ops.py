@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import layer_of
-from kinds import KINDS, flat, tensors_in
+from kinds import KINDS, VARIANTS, flat, for_variants, tensors_in
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import ops
@@ -27,7 +27,8 @@ def stack_arguments(
     x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
     if tokens:
         x = torch.randint(7, x.shape[:-1])
-        for place in range(0, 4 * directions, 4):
+        per_direction = len(parameters) // (num_layers * directions)
+        for place in range(0, per_direction * directions, per_direction):
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     shape = num_layers * directions, batch, 6
@@ -40,7 +41,7 @@ def stack_arguments(
         "lengths": torch.arange(batch) % (3 if batch_first else 5),
     }.get(layout)
     reset = torch.rand(5, 3) < 0.3 if padded else None
-    options = ops.BIAS | ops.WANT_SAVED
+    options = ops.BIAS | ops.WANT_SAVED | kind.bits
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
     return kind.cell.number, x, states, parameters, sequence_layout, reset, options
@@ -56,6 +57,7 @@ def forward_checks(layout, with_hx):
 
 
 @pytest.mark.covering(1)
+@for_variants
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -114,14 +116,14 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
 
 
 @pytest.mark.covering(2)
-@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm", "projected"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("resets", [False, True])
 def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, resets):
     """Derivatives are checked in float64, with respect to all inputs at once."""
     name, options = layer_of(cell)
-    kind, options = KINDS[name], options | {"bidirectional": bidirectional}
+    kind, options = VARIANTS[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
     names = [name for name, _ in module.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in module.parameters()]
@@ -230,7 +232,7 @@ def with_weights(change):
             with_weights(lambda w: w[:3]) | {"options": ops.BIDIRECTIONAL},
             "hold 4 tensors .*, got 3",
         ),
-        ({"options": 8192}, "options must be bits of namernn_fast.ops, got 8192"),
+        ({"options": 16384}, "options must be bits of namernn_fast.ops, got 16384"),
         ({"options": -1}, "options must be bits of namernn_fast.ops, got -1"),
         ({"options": ops.PACKED | ops.JAGGED}, "options must not say both packed and jagged"),
         (
@@ -353,7 +355,7 @@ def backward_arguments(kind):
         ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
         ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
         ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
-        ({"options": ops.BIAS | ops.LAST_STATE | 2**13}, "options must be bits of"),
+        ({"options": ops.BIAS | ops.LAST_STATE | 2**14}, "options must be bits of"),
     ],
 )
 def test_the_backward_operator_checks_its_arguments(kind, changes, text):
@@ -400,6 +402,34 @@ def test_the_backward_operator_returns_only_wanted_gradients(kind):
     assert (
         ops.backward(**arguments | {"wanted": [False] * len(everything), "want_layers": []}) == []
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda a: a | {"cell": KINDS["gru"].cell.number}, "PROJECTIONS for the GRU cell"),
+        (lambda a: a | {"options": a["options"] | ops.INT8}, "must not set INT8 without prepared"),
+        (
+            lambda a: a | {"states": a["states"][::-1]},
+            r"hx must have shape \(1, 3, 3\), got \(1, 3, 6\)",
+        ),
+        (
+            lambda a: a | {"weights": [*a["weights"][:-1], a["weights"][-1].T]},
+            r"weight_hr must have shape \(3, 6\), got \(6, 3\)",
+        ),
+        (
+            lambda a: (
+                a | {"weights": [w[:, :0] if n == 1 else w for n, w in enumerate(a["weights"])]}
+            ),
+            "the size of h must be from 1 to 5, got 0",
+        ),
+    ],
+)
+def test_the_operators_check_projections(change, text):
+    names = "cell", "input", "states", "weights", "sequence_layout", "reset", "options"
+    values = stack_arguments(VARIANTS["projected"], "padded")
+    with pytest.raises(RuntimeError, match=text):
+        ops.forward(**change(dict(zip(names, values, strict=True))), trees=0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from kinds import KINDS, flat
+from kinds import KINDS, flat, for_variants
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -157,7 +157,7 @@ def test_devices_without_a_kernel_run_the_layer(kind, made):
     assert equal(prepared(x), wanted)
 
 
-def test_projections_run_the_layer():
+def test_projections(path):
     layer, x = KINDS["lstm"].layer(6, 20, proj_size=7), torch.randn(5, 3, 6)
     prepared = layer.prepare()
     for argument in (x, pack_padded_sequence(x, [5, 4, 2])):
@@ -166,8 +166,13 @@ def test_projections_run_the_layer():
                 tensors(prepared(argument)), tensors(layer(argument)), strict=True
             ):
                 torch.testing.assert_close(got, wanted)
-    assert explain(prepared, x).path == "torch"
+    assert explain(prepared, x).path == explain(layer, x).path
     assert prepared.restore().proj_size == 7
+    loaded = pickle.loads(pickle.dumps(prepared))
+    assert all(map(torch.equal, loaded.state_dict().values(), layer.state_dict().values()))
+    other = KINDS["lstm"].layer(6, 20, proj_size=7)
+    prepared.refresh(other)
+    torch.testing.assert_close(tensors(prepared(x)), tensors(other(x)))
     with pytest.raises(RuntimeError, match="computes no gradients"):
         prepared(x.requires_grad_())
 
@@ -495,6 +500,7 @@ def test_explain_names_packed_weights(made, form):
     assert ("table" in explanation.shortcuts) == (form == "tokens")
 
 
+@for_variants
 def test_flops_are_those_of_the_layer(kind):
     from torch.utils.flop_counter import FlopCounterMode
 

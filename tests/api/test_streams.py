@@ -368,15 +368,15 @@ def test_the_schema_says_what_a_step_changes():
     written = [argument.name for argument in schema.arguments if argument.alias_info is not None]
     assert written == ["states"]
     assert all(result.alias_info is None for result in schema.returns)
-    panels = KINDS["lstm"].layer(5, 20).prepare()._panels
-    states = torch.zeros(2, 1, 4, 20)
+    panels = KINDS["lstm"].layer(5, 20, proj_size=3).prepare()._panels
+    states = [torch.zeros(1, 4, 3), torch.zeros(1, 4, 20)]
     arguments = panels.tensor, states, torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), panels.options
     torch.library.opcheck(torch.ops.namernn_fast.step.default, arguments)
 
 
 def test_the_operator_refuses_other_tensors():
     panels = KINDS["gru"].layer(5, 20).prepare()._panels
-    states, x, options = torch.zeros(1, 1, 4, 20), torch.randn(4, 5), panels.options
+    states, x, options = torch.zeros(1, 4, 20), torch.randn(4, 5), panels.options
     run = torch.ops.namernn_fast.step
     for prepared in (
         torch.zeros(10**5),
@@ -385,12 +385,14 @@ def test_the_operator_refuses_other_tensors():
         panels.tensor.double(),
     ):
         with pytest.raises(RuntimeError, match="prepared must come from"):
-            run(prepared, states, x, None, options)
+            run(prepared, [states], x, None, options)
     for wrong in (
-        states[0],
-        states.double(),
-        torch.zeros(2, 1, 4, 20),
-        torch.zeros(1, 1, 20, 4).mT,
+        [],
+        [states[0]],
+        [states.double()],
+        [states, states],
+        [states, states, states],
+        [torch.zeros(1, 20, 4).mT],
     ):
         with pytest.raises(RuntimeError, match=r"states? must"):
             run(panels.tensor, wrong, x, None, options)
@@ -429,7 +431,7 @@ def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
             assert explain(stream, x[0]).path == kind.without_kernel
 
 
-def test_projections_run_the_layer():
+def test_projections(path):
     layer = KINDS["lstm"].layer(5, 20, 2, proj_size=3)
     stream, x = layer.prepare().stream(4), torch.randn(6, 4, 5)
     with torch.inference_mode():
@@ -439,6 +441,12 @@ def test_projections_run_the_layer():
     torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), layer(x)[0])
     h, c = stream.states
     assert (h.shape, c.shape) == ((2, 4, 3), (2, 4, 20))
+    torch.testing.assert_close((h, c), layer(x)[1])
+    out, other = torch.zeros(2, 3), stream.fork()
+    assert stream(x[0, :2], rows=[3, 1], out=out) is out
+    _, wanted = layer(x[:1, :2], (h[:, [3, 1]], c[:, [3, 1]]))
+    torch.testing.assert_close(tuple(state[:, [3, 1]] for state in stream.states), wanted)
+    assert all(map(torch.equal, other.states, (h, c)))
 
 
 def test_explain(kind):

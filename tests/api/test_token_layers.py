@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kinds import map_states, tensors_in
+from kinds import for_variants, map_states, tensors_in
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
@@ -52,6 +52,7 @@ def stacked(results):
     return tree_map(lambda *each: torch.stack(each), *results)
 
 
+@for_variants
 @pytest.mark.parametrize("padding_idx", [None, 0, -2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_model_equals_its_layer_on_embedded_ids(kind, padding_idx, bidirectional):

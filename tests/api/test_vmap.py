@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kinds import flat, tensors_in
+from kinds import flat, for_variants, tensors_in
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_map
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from namernn_fast import ops
 from namernn_fast.machine import availability
 
+pytestmark = for_variants
 K = 3
 STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
 

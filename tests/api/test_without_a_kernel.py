@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kinds import KINDS, flat, map_states, tensors_in
+from kinds import VARIANTS, flat, map_states, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils._pytree import tree_map
@@ -21,7 +21,7 @@ from namernn_fast.machine import availability
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-WITH_GATES = [name for name, kind in KINDS.items() if kind.without_kernel == "torch"]
+WITH_GATES = [name for name, kind in VARIANTS.items() if kind.without_kernel == "torch"]
 OPTIONS = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -49,9 +49,9 @@ def paths(monkeypatch):
     return taken
 
 
-@pytest.fixture(params=["gru", "lstm"])
+@pytest.fixture(params=WITH_GATES)
 def kind(request):
-    return KINDS[request.param]
+    return VARIANTS[request.param]
 
 
 def twins(kind, **options):
@@ -80,7 +80,9 @@ def one_by_one(layer, x, hx):
     x = x.transpose(0, 1) if layer.batch_first else x
     outputs, states = [], []
     for b, length in enumerate(LENGTHS):
-        output = x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
+        output = x.new_zeros(
+            0, (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+        )
         last = map_states(hx, lambda state, b=b: state[:, b : b + 1].contiguous())
         if length:
             sequence = x[:length, b].unsqueeze(0 if layer.batch_first else 1)
@@ -126,7 +128,7 @@ def test_dense_and_packed_calls_are_bit_identical_to_torch(
 
 
 @pytest.mark.covering(2)
-@pytest.mark.parametrize("kind", [KINDS[name] for name in WITH_GATES], ids=WITH_GATES)
+@pytest.mark.parametrize("kind", [VARIANTS[name] for name in WITH_GATES], ids=WITH_GATES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layout", ["list", "tensor", "jagged"])
@@ -174,7 +176,7 @@ def test_dropout_masks_match_torchs_layer(kind, layout, batch_first):
     for module in twins(kind, **options):
         torch.manual_seed(0)
         x, hx = inputs(kind, module)
-        is_ours = isinstance(module, kind.layer)
+        is_ours = type(module) is not kind.cell.torch_layer
         more = {"lengths": [T] * B} if layout == "lengths" and is_ours else {}
         if layout == "packed":
             x = pack_padded_sequence(x, torch.tensor([6, 4, 4, 3, 1]), batch_first=batch_first)
@@ -274,7 +276,7 @@ def test_token_ids_work_on_the_meta_device(kind):
     model = kind.tokens(9, D, H, num_layers=2, device="meta")
     ids = torch.zeros(T, B, dtype=torch.int64, device="meta")
     for lengths in (None, torch.tensor(LENGTHS, device="meta")):
-        assert model(ids, lengths=lengths)[0].shape == (T, B, H)
+        assert model(ids, lengths=lengths)[0].shape == (T, B, model.rnn.proj_size or H)
 
 
 def test_the_operator_runs_in_training_mode_only_if_needed(kind, monkeypatch):
@@ -332,12 +334,13 @@ def test_empty_batches_are_accepted(kind):
     x = torch.randn(T, 0, D, requires_grad=True)
     for lengths in (None, []):
         output, *last = flat(module(x, lengths=lengths))
-        assert output.shape == (T, 0, 2 * H)
-        assert all(state.shape == (4, 0, H) for state in last)
+        assert output.shape == (T, 0, 2 * last[0].shape[-1])
+        sizes = tensors_in(kind.states(torch.ones, 4, 0, H))
+        assert [state.shape for state in last] == [size.shape for size in sizes]
         output.sum().backward()
     nobody = torch.nested.nested_tensor([torch.zeros(0, D)] * 2, layout=torch.jagged)
     output, *last = flat(module(nobody, kind.states(torch.ones, 4, 2, H)))
-    assert output.values().shape == (0, 2 * H)
+    assert output.values().shape == (0, 2 * last[0].shape[-1])
     assert all((state == 1).all() for state in last)
 
 
@@ -356,10 +359,10 @@ def test_full_lengths_do_not_change_results(kind, dtype):
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
-        pytest.param(KINDS[name], layout, id=f"{name}-{layout}")
+        pytest.param(VARIANTS[name], layout, id=f"{name}-{layout}")
         for name, layout in itertools.product(WITH_GATES, ("dense", "lengths", "packed"))
         if not (
-            KINDS[name].has_cell_state and layout == "lengths"
+            VARIANTS[name].has_cell_state and layout == "lengths"
         )  # an LSTM with lengths becomes one graph, without torch's operator
     ],
 )
@@ -392,8 +395,8 @@ def test_graph_sizes_do_not_depend_on_the_sequence_length(kind, layout):
 
 def test_lstm_with_lengths_compiles_to_one_graph():
     """Torch's operator cannot run: it needs the lengths, which are unknown at compile time."""
-    module, _ = twins(KINDS["lstm"])
-    x, hx = inputs(KINDS["lstm"], module)
+    module, _ = twins(VARIANTS["lstm"])
+    x, hx = inputs(VARIANTS["lstm"], module)
     lengths = torch.tensor(LENGTHS)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     got, wanted = (run(x, hx, lengths=lengths) for run in (compiled, module))

@@ -116,7 +116,7 @@ def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(layer.last_state(packed), tuple[Tensor, Tensor])
     assert_type(FusedLSTM(3, 4, proj_size=2)(input)[0], Tensor)
 
-    reader = TokenLSTM(7, 3, 4, padding_idx=0)
+    reader = TokenLSTM(7, 3, 4, proj_size=2, padding_idx=0)
     assert_type(reader(ids), tuple[Tensor, tuple[Tensor, Tensor]])
     assert_type(reader.last_state(ids), tuple[Tensor, Tensor])
     assert_type(reader.rnn, FusedLSTM)
@@ -126,7 +126,7 @@ def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
     weights = list(FusedLSTM(3, 4).parameters())
     assert_type(lstm(input, None, weights), tuple[Tensor, tuple[Tensor, Tensor]])
-    assert_type(lstm(packed, (h_n[:, :2], c_n), weights)[0], PackedSequence)
+    assert_type(lstm(packed, (h_n[:, :2], c_n), weights, projections=False)[0], PackedSequence)
     assert_type(last_state(packed, None, weights, cell="lstm"), tuple[Tensor, Tensor])
     assert_type(explain(layer, input, (h_n, c_n)).path, str)
     assert_type(replace_rnn(nn.LSTM(3, 4), cells=("lstm",)), nn.LSTM)

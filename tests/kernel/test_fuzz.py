@@ -6,9 +6,10 @@ examples.
 
 from dataclasses import replace
 
+import pytest
 import torch
 from drawn import LUCKY, check_results, drawn_cases
-from hypothesis import example, given, settings
+from hypothesis import example, given, settings, strategies
 
 # If the only feature is often zero and there is no bias or hx, states fade to the kink of relu.
 FADING = replace(
@@ -81,8 +82,9 @@ def test_any_call(case):
     check_results(case)
 
 
-# A GRU example takes several times as long as a vanilla example.
-@given(drawn_cases("gru"))
+# An example of a cell with gates takes several times as long as a vanilla example.
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@given(data=strategies.data())
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
-def test_any_call_of_a_gru(case):
-    check_results(case)
+def test_any_call_of_a_cell_with_gates(cell, data):
+    check_results(data.draw(drawn_cases(cell)))

@@ -290,7 +290,7 @@ def test_sums_must_fit_in_32_bits():
         layer.prepare(torch.int8)
     options = layer.prepare()._panels.options | ops.INT8
     with pytest.raises(RuntimeError, match=f"at most {most} inputs of a layer, got {most + 1}"):
-        prepared_ops.prepare(0, [*layer.parameters()], [1, most + 1, 1, 0], options)
+        prepared_ops.prepare(0, [*layer.parameters()], [1, most + 1, 1, 0, 1], options)
 
 
 @pytest.mark.parametrize("cell", CELLS)

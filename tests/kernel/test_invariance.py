@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CELLS, FUSED
+from cases import CELLS, FUSED, LAYERS
 from kinds import flat
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("features", [(16, 32), (5, 70)], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, features, threads):
     module = FUSED[cell](*features, batch_invariant=True, dtype=dtype, **options)
     module.requires_grad_(False)

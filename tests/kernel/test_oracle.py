@@ -5,6 +5,7 @@ import oracle
 import pytest
 import torch
 from cases import LAYOUTS, TORCH, Case
+from kinds import VARIANTS
 
 from namernn_fast.cells import CELLS
 from namernn_fast.machine import availability
@@ -15,10 +16,11 @@ from namernn_fast.testing import ErrorBudget
 def test_handwritten_gradients_match_finite_differences(cell):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 3)).astype(np.longdouble)
-    size = 2 * oracle.EQUATIONS[cell].parts
+    hidden_size = 3 if cell == "projected" else 2
+    size = 2 + hidden_size * (oracle.EQUATIONS[cell].parts - 1)
     hx = rng.standard_normal((2, 1, size)).astype(np.longdouble)
-    rows = 2 * (CELLS[cell].weight_blocks if cell in CELLS else 1)
-    shapes = [(rows, 3), (rows, 2), (rows,), (rows,)] * 2
+    rows = hidden_size * (VARIANTS[cell].gates if cell in VARIANTS else 1)
+    shapes = [(rows, 3), (rows, 2), (rows,), (rows,), *([(2, 3)] * (hidden_size > 2))] * 2
     weights = [rng.standard_normal(shape).astype(np.longdouble) for shape in shapes]
     grad_output = rng.standard_normal((4, 4))
     grad_h_n = rng.standard_normal((2, 1, size))

@@ -7,7 +7,7 @@ import itertools
 import oracle
 import pytest
 import torch
-from cases import CELLS, SAME_ROWS, Case, draws, layer_of, named_states, twins
+from cases import LAYERS, SAME_ROWS, Case, draws, layer_of, named_states, twins
 from kinds import flat
 
 from namernn_fast.testing import ErrorBudget
@@ -75,7 +75,7 @@ def test_every_option_keeps_the_error_budget(
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
@@ -101,7 +101,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps_keep_the_error_budget(cell, layouts, bidirectional):
@@ -130,7 +130,7 @@ def results_and_gradients(layer, x):
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
@@ -164,7 +164,7 @@ IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
 @pytest.mark.parametrize(  # nn.LSTM and nn.GRU take seconds in float16
     "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
@@ -188,7 +188,7 @@ def test_many_16_bit_steps_keep_the_error_budget(cell, layouts, dtype, threads):
 
 
 @pytest.mark.covering(1)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
@@ -208,7 +208,7 @@ def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts)
     budget.check()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_drops_the_same_elements_as_torch(training, cell):
     """In training, a layer drops the elements that torch drops. In evaluation, it drops none."""

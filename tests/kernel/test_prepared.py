@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import CELLS, FUSED
-from kinds import KINDS, flat, map_states
+from cases import CELLS, FUSED, LAYERS
+from kinds import KINDS, VARIANTS, flat, map_states
 from layouts import calls_of, tensors_of
 
 from namernn_fast import explain, ops, prepared_ops
@@ -33,7 +33,7 @@ def check_bits(got, wanted):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("features", SIZES, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_results_have_the_bits_of_the_layer(cell, features, options, dtype, threads):
     """With batch_invariant, the layer reads no weights in place."""
     layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
@@ -52,7 +52,7 @@ def test_results_have_the_bits_of_the_layer(cell, features, options, dtype, thre
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 40])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_many_rows_have_the_bits_of_the_layer_by_default(cell, steps, dtype):
     layer = FUSED[cell](24, 40, 2, dtype=dtype).requires_grad_(False)
     x = torch.randn(steps, 40, 24).to(dtype)
@@ -61,11 +61,11 @@ def test_many_rows_have_the_bits_of_the_layer_by_default(cell, steps, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_few_rows_meet_the_error_budget(cell, batch, dtype):
     """The layer reads the weights of few rows in place, so these calls have other last bits."""
-    ours, theirs = KINDS[cell].twins(512, 300, dtype=dtype)
-    precise = KINDS[cell].nn_layer(512, 300, dtype=torch.float64)
+    ours, theirs = VARIANTS[cell].twins(512, 300, dtype=dtype)
+    precise = VARIANTS[cell].nn_layer(512, 300, dtype=torch.float64)
     precise.load_state_dict(theirs.state_dict())
     prepared, budget = ours.prepare(), ErrorBudget(dtype)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_the_table_is_multiplied_once(cell, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -0.0])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_unpacked_weights_are_exact(cell, value, dtype):
     layer = FUSED[cell](7, 70, 2, bidirectional=True, dtype=dtype).requires_grad_(False)
     for weight in layer.parameters():
@@ -150,7 +150,7 @@ def test_unpacked_weights_are_exact(cell, value, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_packed_weights_take_the_memory_of_the_layer(cell, dtype):
     """Whole panels have no padding. The sums of the biases take a row of the weights or two."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)
@@ -207,8 +207,9 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (number, torch.zeros_like(tensor), sizes, wrong),
         (number, FUSED[cell](8, 17, 2).prepare()._panels.tensor, sizes, wrong),
         (number, tensor.double(), sizes, "input must have the dtype of the prepared layer"),
-        (number, tensor, [2, 9, 16, 0], "input must have 9 features, got 8"),
-        (number, tensor, [2, 0, 16, 5], "input must be token ids for this prepared layer"),
+        (number, tensor, [2, 9, 16, 0, 16], "input must have 9 features, got 8"),
+        (number, tensor, [2, 0, 16, 5, 16], "input must be token ids for this prepared layer"),
+        (number, tensor, [2, 8, 16, 0, 7], "size of h must be from 16 to 16, got 7"),
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
         (7, tensor, sizes, "cell must be from 0 to 2, got 7"),
     ]

@@ -27,6 +27,7 @@ struct TestedCell {
   bool one_bias_gradient;
   bool has_cell_state;
   bool has_nonlinearity;
+  bool projects;  // whether its layers project h if they have several hidden units
 };
 
 // Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
@@ -168,12 +169,13 @@ bool agree(const Array<Storage>& first, const Array<Storage>& second) {
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
-  memory = std::make_unique<Guarded>(format.bytes(layer.D, layer.H), 64);
+  memory = std::make_unique<Guarded>(format.bytes(layer), 64);
   format.pack(layer, memory->data(), runtime);
   free_scratch();
   layer.panels = memory->data();
   if (!layer.in_place.weight_ih) layer.weight_ih = nullptr;
   if (!layer.in_place.weight_hh) layer.weight_hh = nullptr;
+  layer.weight_hr = nullptr;
   if (!layer.table.ids.data) layer.bias_ih = layer.bias_hh = nullptr;
   return layer;
 }

@@ -75,19 +75,26 @@ void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
   check<double>(cell, kernels);
   check<BFloat16>(cell, kernels);
   check<Half>(cell, kernels);
-  check_trees(cell, kernels);
+  if (!cell.projects) check_trees(cell, kernels);
 }
 
 // Returns a cell on one instruction set. The sizes of the cell are the same on all instruction
 // sets.
 TestedCell cell_of(const std::string& instructions, int64_t number) {
   const KernelsOfCell& sizes = kernels_baseline.cells[number];
-  return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,   sizes.kept,
-          sizes.one_bias_gradient,          sizes.states > 1, sizes.has_nonlinearity};
+  return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,    sizes.kept,
+          sizes.one_bias_gradient,          sizes.states > 1, sizes.has_nonlinearity, false};
 }
 
 void check_all(const Kernels& kernels) {
-  for (int64_t i = 0; i < kCells; ++i) check_cell(cell_of(kernels.name, i), kernels.cells[i]);
+  for (int64_t i = 0; i < kCells; ++i) {
+    TestedCell cell = cell_of(kernels.name, i);
+    check_cell(cell, kernels.cells[i]);
+    if (!kernels.cells[i].can_project) continue;
+    cell.name += " with projections";
+    cell.projects = true;
+    check_cell(cell, kernels.cells[i]);
+  }
 }
 
 // Checks kernels that multiply pairs of bfloat16. `bits` is empty, or the number of significant

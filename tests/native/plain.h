@@ -51,6 +51,7 @@ class Plain {
         table_(numbers<Number>(arguments.table)),
         weight_ih_(rounded_numbers<Number>(arguments.weight_ih, bits)),
         weight_hh_(rounded_numbers<Number>(arguments.weight_hh, bits)),
+        weight_hr_(rounded_numbers<Number>(arguments.weight_hr, bits)),
         bias_ih_(numbers<Number>(arguments.bias_ih)),
         bias_hh_(numbers<Number>(arguments.bias_hh)),
         grad_output_(numbers<Number>(arguments.grad_output)),
@@ -75,15 +76,15 @@ class Plain {
     for (int64_t b = 0; b < p_.B; ++b) {
       Numbers c(p_.H);
       for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, c);
-      std::copy_n(state_after(b, shape_.length[b] - 1), p_.H, &results_[kLast][place(b) * p_.H]);
+      std::copy_n(state_after(b, shape_.length[b] - 1), P_, &results_[kLast][place(b) * P_]);
       if (p_.cell->has_cell_state)
         std::copy_n(c.data(), p_.H, &results_[kLastCell][place(b) * p_.H]);
     }
     for (int64_t b = 0; b < p_.B; ++b) {
-      Numbers grad_h = last_gradient(b, grad_h_n_, p_.grad_h_n, p_.expanded_grad);
-      Numbers grad_c = last_gradient(b, grad_c_n_, p_.grad_c_n, p_.expanded_grad_c);
+      Numbers grad_h = last_gradient(b, grad_h_n_, P_, p_.grad_h_n, p_.expanded_grad);
+      Numbers grad_c = last_gradient(b, grad_c_n_, p_.H, p_.grad_c_n, p_.expanded_grad_c);
       for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h, grad_c);
-      std::copy_n(grad_h.data(), p_.H, &results_[kGradHx][place(b) * p_.H]);
+      std::copy_n(grad_h.data(), P_, &results_[kGradHx][place(b) * P_]);
       if (p_.cell->has_cell_state)
         std::copy_n(grad_c.data(), p_.H, &results_[kGradCx][place(b) * p_.H]);
     }
@@ -113,10 +114,11 @@ class Plain {
   }
 
   // Returns the gradient of the last state, or of the last cell state, of sequence b.
-  Numbers last_gradient(int64_t b, const Numbers& grads, bool has_grads, bool expanded) const {
-    Numbers grad(p_.H);
-    for (int64_t j = 0; has_grads && j < p_.H; ++j) {
-      grad[j] = grads[expanded ? 0 : place(b) * p_.H + j];
+  Numbers last_gradient(int64_t b, const Numbers& grads, int64_t size, bool has_grads,
+                        bool expanded) const {
+    Numbers grad(size);
+    for (int64_t j = 0; has_grads && j < size; ++j) {
+      grad[j] = grads[expanded ? 0 : place(b) * size + j];
     }
     return grad;
   }
@@ -125,7 +127,7 @@ class Plain {
   int64_t time(int64_t b, int64_t s) const { return p_.reverse ? shape_.length[b] - 1 - s : s; }
   int64_t row(int64_t b, int64_t s) const { return shape_.row(time(b, s), b); }
   const Number* state_after(int64_t b, int64_t s) const {
-    return &results_[kOutput][row(b, s) * p_.H];
+    return &results_[kOutput][row(b, s) * P_];
   }
 
   // Returns whether a cut makes sequence b continue from zeros at step s.
@@ -136,7 +138,7 @@ class Plain {
   bool begins_at_zero(int64_t b, int64_t s) const { return is_cut(b, s) || (s == 0 && !p_.hx); }
   const Number* previous_state(int64_t b, int64_t s) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
-    return s == 0 ? &hx_[place(b) * p_.H] : state_after(b, s - 1);
+    return s == 0 ? &hx_[place(b) * P_] : state_after(b, s - 1);
   }
 
   // Returns the values that a row keeps. The last block is the cell state, if the cell has one.
@@ -167,8 +169,8 @@ class Plain {
     const Number* x = input_.data() + row(b, s) * p_.D;
     const Number* previous = previous_state(b, s);
     const Numbers from_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
-    const Numbers from_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, p_.H);
-    Number* h = &results_[kOutput][row(b, s) * p_.H];
+    const Numbers from_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, P_);
+    Number* h = &results_[kOutput][row(b, s) * P_];
     Number* kept = results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
     switch (p_.cell->kind) {
       case CellKind::vanilla:
@@ -206,18 +208,24 @@ class Plain {
   void lstm(const Numbers& from_input, const Numbers& from_state, Numbers& c, Number* h,
             Number* kept) const {
     const int64_t H = p_.H;
+    Numbers y(H);
     for (int64_t j = 0; j < H; ++j) {
       const Number i = sigmoid(from_input[j] + from_state[j]);
       const Number f = sigmoid(from_input[H + j] + from_state[H + j]);
       const Number g = std::tanh(from_input[2 * H + j] + from_state[2 * H + j]);
       const Number o = sigmoid(from_input[3 * H + j] + from_state[3 * H + j]);
       c[j] = f * c[j] + i * g;
-      h[j] = rounded(o * std::tanh(c[j]), bits_);
+      y[j] = o * std::tanh(c[j]);
       kept[j] = rounded(i, bits_);
       kept[H + j] = rounded(f, bits_);
       kept[2 * H + j] = rounded(g, bits_);
       kept[3 * H + j] = rounded(o, bits_);
       kept[4 * H + j] = rounded(c[j], bits_);
+    }
+    for (int64_t i = 0; i < P_; ++i) {
+      Number sum = 0;
+      for (int64_t j = 0; P_ < H && j < H; ++j) sum += weight_hr_[i * H + j] * y[j];
+      h[i] = rounded(P_ < H ? sum : y[i], bits_);
     }
   }
 
@@ -289,13 +297,14 @@ class Plain {
   // Runs the backward pass of step s of sequence b. Replaces grad_h and grad_c, the gradients of
   // the states after step s, with the gradients of the previous states.
   void backward(int64_t b, int64_t s, Numbers& grad_h, Numbers& grad_c) {
-    for (int64_t j = 0; p_.grad_output && j < p_.H; ++j) {
-      grad_h[j] += grad_output_[row(b, s) * p_.H + j];
+    for (int64_t j = 0; p_.grad_output && j < P_; ++j) {
+      grad_h[j] += grad_output_[row(b, s) * P_ + j];
     }
+    if (P_ < p_.H) grad_h = projected_back(b, s, grad_h);
     const Gradients grad = gradients(b, s, grad_h, grad_c);
     const Number* x = input_.data() + row(b, s) * p_.D;
-    grad_h = grad.previous;
-    add_gradients(grad.from_state, weight_hh_, previous_state(b, s), p_.H, grad_h.data(),
+    grad_h.assign(grad.previous.begin(), grad.previous.begin() + P_);
+    add_gradients(grad.from_state, weight_hh_, previous_state(b, s), P_, grad_h.data(),
                   results_[kGradWeightHh].data(), results_[kGradBiasHh].data());
     add_gradients(grad.from_input, weight_ih_, x, p_.D,
                   results_[kGradInput].data() + row(b, s) * p_.D, results_[kGradWeightIh].data(),
@@ -304,8 +313,24 @@ class Plain {
       results_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.from_input[i];
     }
     if (!is_cut(b, s)) return;
-    grad_h.assign(p_.H, 0);
+    grad_h.assign(P_, 0);
     grad_c.assign(p_.H, 0);
+  }
+
+  // Returns the gradient of h before its projection, given the gradient of h after step s, and adds
+  // to the gradient of weight_hr.
+  Numbers projected_back(int64_t b, int64_t s, const Numbers& grad_h) {
+    const int64_t H = p_.H;
+    const Number* kept = kept_at(b, s);
+    Numbers grad(H);
+    for (int64_t i = 0; i < P_; ++i) {
+      for (int64_t j = 0; j < H; ++j) {
+        grad[j] += grad_h[i] * weight_hr_[i * H + j];
+        results_[kGradWeightHr][i * H + j] +=
+            grad_h[i] * kept[3 * H + j] * std::tanh(kept[4 * H + j]);
+      }
+    }
+    return grad;
   }
 
   // Adds to the gradients of x, weight and bias, given `grad`, the gradient of bias + weight x.
@@ -321,11 +346,12 @@ class Plain {
   }
 
   const Problem& p_;
+  const int64_t P_ = p_.P();
   const Shape& shape_;
   const int bits_;
   const int64_t* ids_;
   const char* cuts_;
-  const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
+  const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, weight_hr_, bias_ih_, bias_hh_;
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
   std::vector<Numbers> results_;  // indexed by Name

@@ -24,13 +24,23 @@ enum Name {
   kGradCx,
   kGradWeightIh,
   kGradWeightHh,
+  kGradWeightHr,
   kGradBiasIh,
   kGradBiasHh,
   kNames
 };
-constexpr const char* names[] = {"output",         "h_n",          "c_n",         "kept",
-                                 "grad_input",     "grad_hx",      "grad_cx",     "grad_weight_ih",
-                                 "grad_weight_hh", "grad_bias_ih", "grad_bias_hh"};
+constexpr const char* names[] = {"output",
+                                 "h_n",
+                                 "c_n",
+                                 "kept",
+                                 "grad_input",
+                                 "grad_hx",
+                                 "grad_cx",
+                                 "grad_weight_ih",
+                                 "grad_weight_hh",
+                                 "grad_weight_hr",
+                                 "grad_bias_ih",
+                                 "grad_bias_hh"};
 
 struct Problem {
   const TestedCell* cell;
@@ -45,6 +55,8 @@ struct Problem {
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
+  // Returns the number of elements of h.
+  int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
 
   // Returns whether the forward pass runs a second time, as in inference: without keeping anything,
   // and without writing the output unless want_output is set.
@@ -64,6 +76,8 @@ struct Problem {
       case kGradWeightIh:
       case kGradWeightHh:
         return want_weights;
+      case kGradWeightHr:
+        return want_weights && P() < H;
       case kGradBiasIh:
         return want_weights && bias;
       case kGradBiasHh:
@@ -78,9 +92,9 @@ struct Problem {
 
   // Returns the number of elements in the result `name` if tensors have `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
-    const int64_t sizes[] = {rows * H,        B * H,       B * H,      rows * cell->kept * H,
-                             rows * D,        B * H,       B * H,      gate_rows() * (D + V),
-                             gate_rows() * H, gate_rows(), gate_rows()};
+    const int64_t sizes[] = {rows * P(),        B * P(), B * H,       rows * cell->kept * H,
+                             rows * D,          B * P(), B * H,       gate_rows() * (D + V),
+                             gate_rows() * P(), P() * H, gate_rows(), gate_rows()};
     return wants(name) ? sizes[name] : 0;
   }
 };
@@ -192,7 +206,8 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
 // passes share.
 template <class Storage>
 struct Arguments {
-  Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh, grad_output, grad_h_n;
+  Array<Storage> input, hx, table, weight_ih, weight_hh, weight_hr, bias_ih, bias_hh;
+  Array<Storage> grad_output, grad_h_n;
   Array<Storage> cx, grad_c_n;  // empty if the cell has no cell state
   Array<int64_t> ids;           // -1 in padding
   Guarded resets;
@@ -200,14 +215,15 @@ struct Arguments {
 
   Arguments(const Problem& p, const Shape& shape, Random& random)
       : input(shape.rows * p.D, random, 0),
-        hx(p.B * p.H, random, 0),
+        hx(p.B * p.P(), random, 0),
         table(p.V * p.gate_rows(), random, 0),
         weight_ih(p.gate_rows() * p.D, random, 3),
-        weight_hh(p.gate_rows() * p.H, random, 3),
+        weight_hh(p.gate_rows() * p.P(), random, 3),
+        weight_hr(p.P() * p.H, random, 3),
         bias_ih(p.gate_rows(), random, 3),
         bias_hh(p.gate_rows(), random, 3),
-        grad_output(shape.rows * p.H, random, 0),
-        grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0),
+        grad_output(shape.rows * p.P(), random, 0),
+        grad_h_n(p.expanded_grad ? 1 : p.B * p.P(), random, 0),
         cx(p.cell->has_cell_state * p.B * (p.H + 1), random, 0),
         grad_c_n(p.cell->has_cell_state * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
         ids(p.V ? shape.rows : 0),
@@ -216,6 +232,7 @@ struct Arguments {
     layer.layout = shape.layout;
     layer.D = p.D;
     layer.H = p.H;
+    layer.P = p.P();
     layer.reverse = p.reverse;
     layer.activation = p.relu ? Activation::relu : Activation::tanh;
     if (p.V) {
@@ -229,11 +246,12 @@ struct Arguments {
       layer.input = rows_of<const Storage>(p, input.data(), p.D);
       layer.weight_ih = weight_ih.data();
     }
-    if (p.hx) layer.initial[0] = {hx.data(), p.H};
+    if (p.hx) layer.initial[0] = {hx.data(), p.P()};
     if (p.hx && p.cell->has_cell_state) {
       layer.initial[1] = {cx.data(), p.H + 1};  // differs from the stride of hx, to catch mix-ups
     }
     layer.weight_hh = weight_hh.data();
+    if (p.P() < p.H) layer.weight_hr = weight_hr.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
     layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
@@ -254,8 +272,8 @@ struct Results {
   Results(const Problem& p, const Shape& shape, Random& random)
       : p(p),
         N(shape.N),
-        inferred_output(p.infers() && p.want_output ? shape.rows * p.H : 0),
-        inferred_h_n(p.infers() ? p.B * p.H : 0),
+        inferred_output(p.infers() && p.want_output ? shape.rows * p.P() : 0),
+        inferred_h_n(p.infers() ? p.B * p.P() : 0),
         inferred_c_n(p.infers() ? p.size_of(kLastCell, shape.rows) : 0) {
     for (int i = 0; i < kNames; ++i) {
       arrays.emplace_back(p.size_of(Name(i), shape.rows));
@@ -311,7 +329,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   if (p.packed_before && kernels.forward_panels.pack) {
     forward.layer = with_panels(kernels.forward_panels, layer, panels, runtime);
   }
-  forward.output = rows_of(p, results.data(kOutput), p.H);
+  forward.output = rows_of(p, results.data(kOutput), p.P());
   if (p.cell->kept) forward.kept = rows_of(p, results.data(kKept), p.cell->kept * p.H);
   forward.last[0] = results.data(kLast);
   forward.last[1] = results.data(kLastCell);
@@ -319,7 +337,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   free_scratch();
   if (!p.infers()) return;
   forward.output = {};
-  if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.H);
+  if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.P());
   forward.kept = {};
   forward.last[0] = results.inferred_h_n.data();
   if (p.cell->has_cell_state) forward.last[1] = results.inferred_c_n.data();
@@ -334,12 +352,12 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   free_scratch();
 }
 
-// Returns the gradients of last states: [B, H], or one value that is expanded to this shape.
+// Returns the gradients of last states: [B, size], or one value that is expanded to this shape.
 template <class Storage>
-StateGradients<Storage> state_gradients(const Problem& p, const Array<Storage>& gradients,
+StateGradients<Storage> state_gradients(const Array<Storage>& gradients, int64_t size,
                                         bool expanded) {
   if (expanded) return {gradients.data(), 0, 0};
-  return {gradients.data(), p.H, 1};
+  return {gradients.data(), size, 1};
 }
 
 template <class Storage>
@@ -352,16 +370,18 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   if (p.packed_before && kernels.backward_panels.pack) {
     backward.layer = with_panels(kernels.backward_panels, arguments.layer, panels, runtime);
   }
-  backward.output = rows_of<const Storage>(p, results.data(kOutput), p.H);
+  backward.output = rows_of<const Storage>(p, results.data(kOutput), p.P());
   if (p.cell->kept) {
     backward.kept = rows_of<const Storage>(p, results.data(kKept), p.cell->kept * p.H);
   }
   if (p.grad_output) {
-    backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.H);
+    backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.P());
   }
-  if (p.grad_h_n) backward.grad_last[0] = state_gradients(p, arguments.grad_h_n, p.expanded_grad);
+  if (p.grad_h_n) {
+    backward.grad_last[0] = state_gradients(arguments.grad_h_n, p.P(), p.expanded_grad);
+  }
   if (p.grad_c_n) {
-    backward.grad_last[1] = state_gradients(p, arguments.grad_c_n, p.expanded_grad_c);
+    backward.grad_last[1] = state_gradients(arguments.grad_c_n, p.H, p.expanded_grad_c);
   }
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
@@ -369,6 +389,7 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   backward.grad_initial[1] = results.data(kGradCx);
   backward.grad_weight_ih = results.data(kGradWeightIh);
   backward.grad_weight_hh = results.data(kGradWeightHh);
+  backward.grad_weight_hr = results.data(kGradWeightHr);
   backward.grad_bias_ih = results.data(kGradBiasIh);
   backward.grad_bias_hh = results.data(kGradBiasHh);
   backward.accumulate_weights = p.accumulate_weights;

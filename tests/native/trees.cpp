@@ -156,7 +156,7 @@ class Stack {
   Layer<Scalar> layer_of(int k) const {
     Layer<Scalar> layer{};
     layer.layout = rows_.layout;
-    layer.H = p_.H;
+    layer.H = layer.P = p_.H;
     layer.activation = p_.relu ? Activation::relu : Activation::tanh;
     if (k == 0) {
       layer.table = {{ids_.data(), 0, 1}, table_.data(), p_.V};

@@ -18,6 +18,8 @@
 //   sum_gradients() also writes the part of the gradient of the previous h that bypasses the sums;
 // - one_bias_gradient: whether bias_ih and bias_hh have the same gradient, the sum of all dz;
 // - has_nonlinearity: whether `Layer::activation` chooses the nonlinearity; if not, it is tanh;
+// - can_project: whether a layer may project h. Such a cell is only_through_sums, and its
+//   sum_gradients() also writes h before its projection;
 // - Cell(layer): reads what the cell needs from a Layer;
 // - states_of(row): computes the states of a StateRow;
 // - sum_gradients(row): computes the gradients of the sums of a GradientRow.
@@ -30,13 +32,20 @@
 namespace namernn_fast {
 namespace {
 
+// Returns the number of elements that the layer projects h to, or 0 if it does not project h.
+template <class Cell, class Storage>
+inline int64_t projected_size(const Layer<Storage>& layer) {
+  return Cell::can_project && layer.P < layer.H ? layer.P : 0;
+}
+
 // What states_of() reads and writes for a range of hidden units of one row. Each pointer points to
 // the first of these units, or is null if the cell lacks the value.
 template <class Scalar, class Storage>
 struct StateRow {
   const Scalar* sums;  // the blocks are `stride` apart
   int64_t stride;
-  const Scalar* previous[kMostStates];  // states of the previous step; null means zeros
+  const Scalar* previous[kMostStates];  // states of the previous step; null means zeros.
+                                        // previous[0] is null if the cell is only_through_sums
   Scalar* states[kMostStates];          // written; may alias `previous`, and states[0] may alias
                                         // `sums`
   Storage* kept;                        // written unless null; the blocks are H apart
@@ -61,6 +70,7 @@ struct GradientRow {
   int64_t stride;
   Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
                                        // bypasses the sums; may alias `grad`
+  Scalar* unprojected;  // written unless null: h before its projection; may alias grad[0]
   int64_t H;
   int64_t width;
 };

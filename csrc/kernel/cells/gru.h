@@ -29,6 +29,7 @@ struct Gru {
   // The gradient of b_in is the sum of dz of n_x, but the gradient of b_hn is the sum of dz of n_h.
   static constexpr bool one_bias_gradient = false;
   static constexpr bool has_nonlinearity = false;
+  static constexpr bool can_project = false;
 
   template <class Storage>
   explicit Gru(const Layer<Storage>&) {}

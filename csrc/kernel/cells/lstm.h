@@ -5,7 +5,7 @@
 //   g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
 //   o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
 //   c_t = f c_{t-1} + i g
-//   h_t = o tanh(c_t)
+//   h_t = o tanh(c_t), or W_hr (o tanh(c_t)) in a layer that projects h
 // torch stores the weight blocks in the order i, f, g, o.
 #pragma once
 
@@ -27,6 +27,7 @@ struct Lstm {
   static constexpr bool only_through_sums = true;
   static constexpr bool one_bias_gradient = true;
   static constexpr bool has_nonlinearity = false;
+  static constexpr bool can_project = true;
 
   template <class Storage>
   explicit Lstm(const Layer<Storage>&) {}
@@ -72,6 +73,7 @@ struct Lstm {
       store_upto(row.dz + (2 * stride + j), dc * i * (one - g * g), lanes);
       store_upto(row.dz + (3 * stride + j), grad * t * (o * (one - o)), lanes);
       store_upto(row.grad_previous[1] + j, dc * f, lanes);
+      if (row.unprojected) store_upto(row.unprojected + j, o * t, lanes);
     });
   }
 };

@@ -20,6 +20,7 @@ struct Vanilla {
   static constexpr bool only_through_sums = true;
   static constexpr bool one_bias_gradient = true;
   static constexpr bool has_nonlinearity = true;
+  static constexpr bool can_project = false;
 
   Activation activation;
 
