@@ -28,6 +28,7 @@ from benchmarks.cpu import (
     memory,
     peers,
     programs,
+    projections,
     roofline,
     steps,
     streams,
@@ -59,7 +60,7 @@ from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
-from namernn_fast import Stream, explain
+from namernn_fast import FusedLSTM, Stream, explain
 from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
@@ -314,6 +315,27 @@ def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
     assert not streams.run(options, wrong)
     assert len(wrong) == 1
     assert "output: error" in wrong[0]
+
+
+def test_projections_that_are_wrong_are_not_timed(monkeypatch, threads):
+    options, wrong = argparse.Namespace(quick=True, seconds=0.0), []
+    threads(2)
+    rows = projections.run(options, wrong)
+    assert not wrong
+    kinds, compared = len(projections.KINDS), 10  # packed sequences have no batch of one
+    assert len(rows) == compared
+    text = projections.report({"cpu": "a processor", "rows": rows})
+    assert text.count("\N{MULTIPLICATION SIGN}") == 2 * (compared + kinds)
+    forward = FusedLSTM.forward
+
+    def wrong_forward(*arguments):
+        output, states = forward(*arguments)
+        return output, tuple(state + 1e-3 for state in states)
+
+    monkeypatch.setattr(FusedLSTM, "forward", wrong_forward)
+    assert not projections.run(options, wrong)
+    assert len(wrong) == compared
+    assert "c_n: error" in wrong[0]
 
 
 @EVERY_CELL
