@@ -309,7 +309,7 @@ constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
-  const char* bfloat16_name;  // of the instructions of bfloat16 kernels that do not project h
+  const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
   const Int8Kernels* int8;
   // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; and bfloat16 kernels,

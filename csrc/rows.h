@@ -99,7 +99,7 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
-// Returns the number of elements of a layer's i-th state.
+// Returns how many elements a layer's i-th state has.
 template <class Scalar>
 inline int64_t size_of_state(const Layer<Scalar>& layer, int i) {
   return i == 0 ? layer.P : layer.H;

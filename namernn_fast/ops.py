@@ -188,7 +188,7 @@ def state_sizes(cell: Cell, weights: Sequence[Tensor]) -> list[int]:
 
 
 def output_shape(input: Tensor, size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of the output of each layer, which has this size in each direction."""
+    """Returns the shape of each layer's output, with `size` features for each direction."""
     features = directions_of(options) * size
     if options & LAST_STATE:
         return (0,)
@@ -203,7 +203,7 @@ def directions_of(options: int) -> int:
 
 
 def weights_per_direction(options: int) -> int:
-    """Returns the number of weights of one direction of a layer."""
+    """Returns how many weights each direction of a layer has."""
     return weights_per_layer(options & ~BIDIRECTIONAL)
 
 

@@ -246,8 +246,8 @@ struct FloatProducts {
     }
   }
 
-  // Multiplies the transpose of some columns of dz by columns of `panels`. Uses `count` rows of
-  // both, starting at row `first`.
+  // Computes `columns` of A^T X, where A is `dz_columns` of dz, and X is in `panels`. Both operands
+  // are rows first .. first + count.
   void multiply_columns(Columns dz_columns, int64_t first, int64_t count, const Elements& panels,
                         const Target<Scalar>& target, Columns columns) const {
     const int64_t column = dz_columns.first;

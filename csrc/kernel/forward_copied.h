@@ -46,7 +46,7 @@ struct CopiedPart {
   const Part& part;
   const Plan& plan;
 
-  // Returns the number of the part's columns of the i-th state.
+  // Returns how many elements of the i-th state the part computes.
   int64_t width(int i) const { return part.of_state(i).last - part.of_state(i).first; }
   // Returns the offset of the part's columns in the i-th state of sequence b.
   int64_t state_at(int i, int64_t b) const {

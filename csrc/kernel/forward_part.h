@@ -176,7 +176,9 @@ struct ForwardContext {
   int64_t projected_steps;  // number of steps projected at once, ahead of the recurrence; 0 if each
                             // step projects its own inputs
 
-  int64_t panel_size() const { return Cell::weight_blocks * (args.layer.D + args.layer.P) * w; }
+  int64_t panel_size() const {
+    return ForwardPanels<Cell, Storage, Element>::unit_block_size(args.layer);
+  }
 
   // Return the operands of the two products, with the panels of weight block 0. The panels of the
   // part's first unit block are read after its last.

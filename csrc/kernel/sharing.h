@@ -99,7 +99,7 @@ struct Part {
   int64_t members;  // number of members of the team; 1 if there is no team
   Team* team;       // null if the group has a single member
 
-  // Returns the part's range of elements of the i-th state.
+  // Returns which elements of the i-th state the part computes.
   Columns of_state(int i) const { return i == 0 ? outputs : columns; }
 };
 

@@ -97,7 +97,8 @@ struct ForwardPanels {
   // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
   // Returns the number of elements from one unit block to the next.
-  static int64_t unit_block_size(const Layer<Storage>& layer) {
+  template <class Rows>
+  static int64_t unit_block_size(const Layer<Rows>& layer) {
     return Cell::weight_blocks * (layer.D + layer.P) * w;
   }
   // Returns the number of elements of weight_hr.

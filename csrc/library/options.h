@@ -20,7 +20,7 @@ struct Options {
   bool projections;  // the layers project h
   int64_t terms;     // number of bfloat16 terms per float in products; 0 for products of floats
   int64_t trees;     // minimum number of prefix trees if prefixes are shared
-  int64_t per_direction;  // number of weights of one direction of a layer
+  int64_t per_direction;  // number of weights that each direction of a layer has
 };
 
 inline Options read_options(int64_t bits, int64_t trees) {

@@ -60,7 +60,7 @@ struct Stack {
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
   // Returns the number of states per row.
   size_t state_count() const { return size_t(kernels_of(cell).states); }
-  // Returns the number of elements of the i-th state.
+  // Returns how many elements the i-th state has.
   int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
   // Returns the shape of the i-th initial and last states.
   std::vector<int64_t> state_shape(size_t i) const {
