@@ -33,14 +33,14 @@
 
 namespace namernn_fast {
 
-enum class Activation { tanh, relu };
+enum class Activation { tanh, relu, sigmoid, softplus };
 
 // The values equal `Cell.number` in namernn_fast/cells/, and index the arrays of kernels below.
-enum class CellKind { vanilla, gru, lstm };
-constexpr int64_t kCells = 3;
+enum class CellKind { vanilla, gru, lstm, leaky };
+constexpr int64_t kCells = 4;
 
-// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state, if the
-// cell has one. Arrays of this length hold null for states that the cell lacks.
+// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state (v of a
+// leaky cell), if the cell has one. Arrays of this length hold null for states that the cell lacks.
 constexpr int kMostStates = 2;
 
 // torch's 16-bit types, as tensors store them. Kernels for these types compute in float.
@@ -167,6 +167,9 @@ struct Layer {
   const Scalar* weight_hr;                     // [P, H], null unless the layer projects h
   const Scalar* bias_ih;                       // [H], or null
   const Scalar* bias_hh;                       // [H], or null
+  const Scalar* rate;                          // [H], the logits of the rates; null unless the cell
+                                               // has rates
+  RowStrides<const Scalar> noise;              // (t, b) -> [H]; absent if there is none
   const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
                        // another format if it needs them; null if it packs the weights themselves
   Resets resets;
@@ -211,6 +214,7 @@ struct Backward {
   StateGradients<Scalar> grad_last[kMostStates];
   RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;              // add to grad_input instead of overwriting it
+  RowStrides<Scalar> grad_noise;      // (t, b) -> [H]; absent if not wanted
   Scalar* grad_initial[kMostStates];  // like `last`, wanted for all states of the cell or for none
   RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
                                                      // of the cell or for none
@@ -220,6 +224,7 @@ struct Backward {
   Scalar* grad_weight_hr;   // [P, H]; null unless the layer projects h
   Scalar* grad_bias_ih;     // [H]; null if there is no bias
   Scalar* grad_bias_hh;     // [H]; null if there is no bias or both biases have the same gradient
+  Scalar* grad_rate;        // [H]; null unless the cell has rates
 };
 
 struct Machine {
@@ -286,8 +291,9 @@ struct KernelsOfCell : KernelsFor<float>,
   int64_t kept;
   int64_t states;
   bool one_bias_gradient;
-  bool has_nonlinearity;
+  int64_t activations;
   bool can_project;
+  bool has_rate;
 };
 
 // Kernels of all cells that multiply pairs of bfloat16 numbers.

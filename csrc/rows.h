@@ -133,6 +133,12 @@ inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b)
   return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
 }
 
+// Returns a pointer to unit `first` of the noise of row (t, b), or null if there is none.
+template <class Scalar>
+inline const Scalar* noise_row(const Layer<Scalar>& layer, int64_t t, int64_t b, int64_t first) {
+  return layer.noise.data ? row_at(layer.noise, layer.layout, t, b) + first : nullptr;
+}
+
 // Returns whether the input is token ids.
 template <class Scalar>
 inline bool has_table(const Layer<Scalar>& layer) {

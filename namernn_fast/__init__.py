@@ -1,31 +1,15 @@
-"""Fused vanilla (Elman) RNNs, GRUs and LSTMs for PyTorch: a whole sequence in one operator."""
+"""Fused RNNs, GRUs, LSTMs and leaky RNNs for PyTorch: a whole sequence in one operator."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from .machine import requirements  # noqa: F401 - first, to reject a torch that is too old
 
 # isort: split
+from . import nn
 from .call.options import batch_invariant
-from .functional import gru, last_state, lstm, rnn
+from .functional import gru, last_state, leaky, lstm, rnn
 from .machine.scratch_memory import empty_cache, memory_reserved
-from .nn import (
-    FusedGRU,
-    FusedGRUCell,
-    FusedLSTM,
-    FusedLSTMCell,
-    FusedRNN,
-    FusedRNNCell,
-    PreparedCell,
-    PreparedLayer,
-    Stream,
-    TokenGRU,
-    TokenLSTM,
-    TokenRNN,
-    explain,
-    prepare_rnn,
-    replace_rnn,
-    restore_rnn,
-)
+from .nn import *  # noqa: F403
 
 try:
     __version__ = version("namernn_fast")
@@ -33,28 +17,14 @@ except PackageNotFoundError:  # not installed: `make bench-gpu` runs the checkou
     __version__ = "0+checkout"
 
 __all__ = [
-    "FusedGRU",
-    "FusedGRUCell",
-    "FusedLSTM",
-    "FusedLSTMCell",
-    "FusedRNN",
-    "FusedRNNCell",
-    "PreparedCell",
-    "PreparedLayer",
-    "Stream",
-    "TokenGRU",
-    "TokenLSTM",
-    "TokenRNN",
     "__version__",
     "batch_invariant",
     "empty_cache",
-    "explain",
     "gru",
     "last_state",
+    "leaky",
     "lstm",
     "memory_reserved",
-    "prepare_rnn",
-    "replace_rnn",
-    "restore_rnn",
     "rnn",
 ]
+__all__ += nn.__all__

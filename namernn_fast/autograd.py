@@ -155,7 +155,8 @@ def _needs_of(
     wanted, want_weights = [*needed[:count]], needed[count:]
     weight_count, per_layer = len(want_weights), ops.weights_per_layer(options)
     per_direction = ops.weights_per_direction(options)
-    always = (1, per_direction - 1) if options & ops.PROJECTIONS else (1,)  # weight_hh, weight_hr
+    has_last = options & (ops.PROJECTIONS | ops.RATE)
+    always = (1, per_direction - 1) if has_last else (1,)  # weight_hh, and weight_hr or rate
     reads = tuple(
         k % per_direction in always or (k % per_direction == 0 and (wanted[0] or k >= per_layer))
         for k in range(weight_count)

@@ -37,6 +37,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     tracing = torch.compiler.is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
+    if call.noise is not None:
+        path = functools.partial(_run_with_noise, path)
     if why_not_kernel is not None and call.prepared is not None:
         raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
     if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
@@ -114,12 +116,15 @@ def _run_layers(path: Path, call: Call) -> Results:
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
     """
-    data, weights, reset = call.data, call.weights, call.reset
+    data, weights, reset, noise = call.data, call.weights, call.reset, call.noise
     options = call.options & ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
+        noise = None if noise is None else noise.transpose(0, 1)
+    number = ops.layer_count(weights, options)
+    noises = [None] * number if noise is None else noise.chunk(number, -1)
     per_layer = ops.weights_per_layer(options)
     last_states = []
     for k, states in enumerate(ops.states_of_layers(call.states, weights, options)):
@@ -134,12 +139,19 @@ def _run_layers(path: Path, call: Call) -> Results:
             restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
+            noise=noises[k],
         )
         data, *last = path(layer)
         last_states.append(last)
     if batch_first:
         data = with_batch_first(data)
     return data, *map(torch.cat, zip(*last_states, strict=True))
+
+
+def _run_with_noise(path: Path, call: Call) -> Results:
+    """Runs a call on a path after moving its noise to where the operators take it."""
+    data = torch.cat([call.data, call.noise.to(call.data.dtype)], -1)
+    return path(replace(call, data=data, noise=None, options=call.options | ops.NOISE))
 
 
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:

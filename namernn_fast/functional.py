@@ -1,4 +1,4 @@
-"""`rnn()`, `gru()`, `lstm()` and `last_state()`: layers as functions of input and weights."""
+"""`rnn()`, `gru()`, `lstm()`, `leaky()`, `last_state()`: layers as functions of their weights."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
@@ -12,7 +12,7 @@ from .call import Call, Results, tokens
 from .call.dtypes import cast_h, convert_dtypes
 from .call.layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 from .call.options import option_bits
-from .cells import CELLS, GRU, LSTM, VANILLA, CellName
+from .cells import CELLS, GRU, LEAKY, LSTM, VANILLA, CellName
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,8 +61,7 @@ def rnn(
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
             seq_len in any order, as a tensor of any integer dtype on any device, an array or a
             list. Padding is not computed, and its values are ignored, even NaN; output is zero
-            there. The last state of a sequence of length 0 is its initial state. Values on an
-            accelerator are not checked, which would wait for it.
+            there. The last state of a sequence of length 0 is its initial state.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, from a state of zeros, as if
             the sequence had been split there; the second direction runs each episode from its end.
@@ -92,10 +91,11 @@ def rnn(
         IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
         RuntimeError: a size, a device or the dtype of hx or reset_to does not match; seq_len is 0;
             batch_sizes increase or do not sum to the rows of data; a length is not from 0 to
-            seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen operators; on
-            a GPU, Triton is missing, or it or the GPU is too old.
+            seq_len (not checked on an accelerator, where this would wait); batch_invariant is set,
+            but the call runs on a GPU or as ATen operators; Triton or the GPU is too old.
     """
-    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
+    settings = nonlinearity, batch_first, batch_invariant
+    options = option_bits(VANILLA, weights, bias, bidirectional, *settings)
     call = Call(VANILLA, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
@@ -117,14 +117,7 @@ def gru(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Tensor]:
-    """Applies a GRU of one or more layers to whole sequences.
-
-    As in `torch.nn.GRU`, each step computes::
-
-        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
-        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
-        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
-        h_t = (1 - z) * n + z * h_{t-1}
+    """Applies a GRU of one or more layers to whole sequences; `FusedGRU` has the equation.
 
     Args:
         input, hx: as in `rnn()`.
@@ -141,7 +134,8 @@ def gru(
         TypeError, ValueError, IndexError, RuntimeError: as in `rnn()`. On a GPU, torch's own
             operator computes the call, so Triton is not needed.
     """
-    options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
+    settings = "tanh", batch_first, batch_invariant
+    options = option_bits(GRU, weights, bias, bidirectional, *settings)
     call = Call(GRU, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
@@ -164,18 +158,7 @@ def lstm(
     padding_idx: int | None = None,
     projections: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
-    """Applies an LSTM of one or more layers to whole sequences.
-
-    As in `torch.nn.LSTM`, each step computes::
-
-        i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
-        f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
-        g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
-        o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
-        c_t = f * c_{t-1} + i * g
-        h_t = o * tanh(c_t)
-
-    With projections, h_t = W_hr (o * tanh(c_t)).
+    """Applies an LSTM of one or more layers to whole sequences; `FusedLSTM` has the equation.
 
     Args:
         input: as in `rnn()`.
@@ -197,8 +180,54 @@ def lstm(
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
     """
     settings = batch_first, batch_invariant, projections
-    options = option_bits(weights, bias, bidirectional, "tanh", *settings)
+    options = option_bits(LSTM, weights, bias, bidirectional, "tanh", *settings)
     call = Call(LSTM, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
+    return run(call, input, lengths, embedding, padding_idx)
+
+
+def leaky(
+    input: Input,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    training: bool = False,
+    lengths: Lengths | None = None,
+    reset: Tensor | None = None,
+    reset_to: tuple[Tensor, Tensor] | None = None,
+    batch_invariant: bool = False,
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+    noise: Input | None = None,
+) -> tuple[Input, tuple[Tensor, Tensor]]:
+    """Applies a leaky RNN of one or more layers to sequences; `FusedLeakyRNN` has the equation.
+
+    Args:
+        input: as in `rnn()`.
+        hx: the pair of initial r and v, each shaped like hx of `rnn()`; None for zeros in both,
+            even if act(0) is not 0.
+        weights: as in `rnn()`, with rate (hidden_size) as the last of each layer and direction.
+        nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
+        bias, .., padding_idx: as in `lstm()`, with r and v instead of h and c.
+        noise: what is added to v, laid out like input, with num_layers * num_directions *
+            hidden_size features: the noise of each layer and direction, in the order of h_n.
+            Converted to the dtype of input. It may require a gradient.
+
+    Returns:
+        output, which holds r, and the pair of the last r and v, each shaped like the tensors in hx.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise of another
+            layout. On a GPU, this function runs step by step.
+    """
+    settings = nonlinearity, batch_first, batch_invariant
+    options = option_bits(LEAKY, weights, bias, bidirectional, *settings)
+    call = Call(LEAKY, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
+    call.noise = noise
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -211,8 +240,7 @@ def run(
 ) -> tuple[Input, Any]:
     """Runs a call and returns its output and last states in the layout of `input`.
 
-    The last states are h_n, or the pair of h_n and c_n for an LSTM. `rnn()`, `gru()`, `lstm()` and
-    the modules call this function.
+    The last states are h_n, or a pair of states. All modules and functions call this function.
     """
     lookup = None
     if embedding is not None or padding_idx is not None:
@@ -236,6 +264,7 @@ class _Options(TypedDict, total=False):
     embedding: Tensor | None
     padding_idx: int | None
     projections: bool
+    noise: Tensor | PackedSequence | None
 
 
 @overload
@@ -255,7 +284,7 @@ def last_state(
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Tensor],
     *,
-    cell: Literal["lstm"],
+    cell: Literal["lstm", "leaky"],
     **options: "Unpack[_Options]",
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -280,26 +309,24 @@ def last_state(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
     projections: bool = False,
+    noise: Input | None = None,
 ) -> Any:
-    """Returns only the last states: h_n of `rnn()` or `gru()`, or (h_n, c_n) of `lstm()`.
+    """Returns only the last states of `rnn()`, `gru()`, `lstm()` or `leaky()`.
 
     In inference the output is not written at all. Sequences of token ids can share the states of
     their common prefixes, in inference and in training: the kernel then computes the trie of the
     batch instead of each sequence.
 
     Args:
-        cell: "rnn", "gru" or "lstm".
+        cell: "rnn", "gru", "lstm" or "leaky".
         share_prefixes: None looks for common prefixes if that is expected to be faster. True always
             looks for them, and raises an error if sharing is impossible. False never looks. The
             kernel shares the prefixes it finds if there are enough to make the call faster. The
             result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
             float32 or float64; it does not support hx, reset, projections, batch_invariant, dropout
             between layers, compilers or torch.func transforms.
-        nonlinearity: "tanh" or "relu" for a vanilla RNN; must be "tanh" for the other cells.
-        input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
-        bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
-        reset_to, embedding, padding_idx: as in `rnn()` or `lstm()`.
-        projections: as in `lstm()`; must be False for the other cells.
+        input, hx, weights: as in the function of the cell, and so are all other arguments. An
+            argument that this function lacks must have its default.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
@@ -316,11 +343,12 @@ def last_state(
     if projections and not chosen.can_project:
         raise ValueError(f"projections must be False for cell={cell!r}, got {projections}")
     settings = batch_first, batch_invariant, projections
-    options = option_bits(weights, bias, bidirectional, nonlinearity, *settings)
     if nonlinearity not in chosen.nonlinearities:
         wanted = " or ".join(chosen.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
+    options = option_bits(chosen, weights, bias, bidirectional, nonlinearity, *settings)
     call = Call(chosen, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
+    call.noise = noise
     return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)
 
 
@@ -350,7 +378,7 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         lookup: the embedding of token ids, or None if input holds features.
     """
     data, has_ids = call.data, lookup is not None
-    # Fast path: a padded 3-D tensor without hx, reset and reset_to needs no normalisation.
+    # Fast path: a padded 3-D tensor without hx, resets and noise needs no normalisation.
     if (
         not isinstance(data, Tensor)
         or data.dim() + has_ids != 3
@@ -358,6 +386,7 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         or call.hx is not None
         or call.reset is not None
         or call.reset_to is not None
+        or call.noise is not None
     ):
         normalise(call, has_ids)
     if lengths is not None:

@@ -10,12 +10,12 @@ sequences. The names of their arguments and results mean the same throughout thi
 - states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
   hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has
   proj_size features. Never an empty list, which AOTInductor cannot pass.
-- weights: for each layer and direction weight_ih, weight_hh, with BIAS bias_ih and bias_hh, and
-  with PROJECTIONS weight_hr (proj_size, hidden_size), where proj_size is less than hidden_size;
-  `layers_of` groups the weights. Each other weight and bias has `Cell.weight_blocks` blocks of
-  hidden_size rows, in torch's order of gates. With token ids each weight_ih of the first layer is
-  replaced by a table (vocabulary, blocks * hidden_size) of the products of all embedding rows with
-  weight_ih.
+- weights: for each layer and direction weight_ih, weight_hh, with BIAS bias_ih and bias_hh, with
+  PROJECTIONS weight_hr (proj_size, hidden_size), where proj_size is less than hidden_size, and with
+  RATE rate (hidden_size); `layers_of` groups the weights. Each other weight and bias has
+  `Cell.weight_blocks` blocks of hidden_size rows, in torch's order of gates. With token ids each
+  weight_ih of the first layer is replaced by a table (vocabulary, blocks * hidden_size) of the
+  products of all embedding rows with weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
   PackedSequence, and input is its data (rows, features). JAGGED: offsets (batch + 1), and input
@@ -69,7 +69,7 @@ NAMESPACE = "namernn_fast"
 
 # Option bits. csrc/library/options.h repeats these numbers; the operators reject any other bit.
 RELU = 1
-"""The nonlinearity is relu; otherwise it is tanh."""
+"""The nonlinearity is relu. Without a bit for another one, it is tanh."""
 BIAS = 2
 """`weights` holds biases."""
 BIDIRECTIONAL = 4
@@ -100,8 +100,13 @@ INT8 = 4096
 """Prepared weights are 8-bit integers with a scale for each row, for layers in float32. Products
 round inputs and states to such integers; other precisions are ignored."""
 PROJECTIONS = 8192
-"""`weights` holds weight_hr. Not allowed with SHARE_PREFIXES or INT8; MEDIUM_PRECISION and
-HIGH_PRECISION are ignored."""
+"""`weights` holds weight_hr. Not allowed with SHARE_PREFIXES or INT8. Products are of float32."""
+SIGMOID, SOFTPLUS = 16384, 32768
+"""Other nonlinearities. Not allowed with each other or with RELU."""
+RATE = 65536
+"""`weights` holds rates. Set for the leaky cell and no other."""
+NOISE = 131072
+"""num_layers * directions * hidden_size features of noise follow those of input. Only with RATE."""
 
 
 @dataclass(slots=True)
@@ -184,7 +189,7 @@ def size_of_h(weights: Sequence[Tensor]) -> int:
 
 def state_sizes(cell: Cell, weights: Sequence[Tensor]) -> list[int]:
     """Returns the number of features of each state."""
-    return [size_of_h(weights), weights[1].shape[0] // cell.weight_blocks][: len(cell.states)]
+    return cell.state_sizes(size_of_h(weights), weights[1].shape[0] // cell.weight_blocks)
 
 
 def output_shape(input: Tensor, size: int, options: int) -> tuple[int, ...]:
@@ -209,7 +214,7 @@ def weights_per_direction(options: int) -> int:
 
 def weights_per_layer(options: int) -> int:
     """Returns the number of weights of a layer, including all its directions."""
-    size = (4 if options & BIAS else 2) + (1 if options & PROJECTIONS else 0)
+    size = (4 if options & BIAS else 2) + (1 if options & (PROJECTIONS | RATE) else 0)
     return 2 * size if options & BIDIRECTIONAL else size
 
 
@@ -222,8 +227,9 @@ def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights
     """Groups the flat list of weights by layer and direction."""
     size, directions = weights_per_direction(options), directions_of(options)
     groups = [weights[i : i + size] for i in range(0, len(weights), size)]
-    no_biases = () if options & BIAS else (None, None)
-    each = [LayerWeights(*group[:2], *no_biases, *group[2:]) for group in groups]
+    last = "rate" if options & RATE else "weight_hr"  # only if there is one more weight
+    names = *LayerWeights._fields[: 4 if options & BIAS else 2], last
+    each = [LayerWeights(**dict(zip(names, group, strict=False))) for group in groups]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
 
 
@@ -306,14 +312,11 @@ def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: 
 
     Args:
         options: the option bits of the call.
-        steps: the number of steps of the longest sequence.
-        sequences: the number of sequences that have steps.
-        rows: the number of steps of all sequences together.
-        hidden_size: number of features of a state.
+        steps, sequences: the number of steps of the longest sequence, and of sequences with steps.
+        rows, hidden_size: the number of steps of all sequences together, and of units.
 
     Returns:
-        0 if it multiplies the numbers as they are; 1 if it rounds them to bfloat16; 2 if it rounds
-        each to the sum of two bfloat16 numbers.
+        0 for products of the numbers as they are, or how many bfloat16 numbers stand for each.
     """
     sizes = steps, sequences, rows, hidden_size
     return torch.ops.namernn_fast.cpu_terms(options, *sizes)  # type: ignore[no-any-return]
@@ -346,12 +349,9 @@ def cpu_plan(
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size: number of input features.
-        hidden_size: number of features of a state.
-        threads: number of threads.
+        input_size, hidden_size, threads: the sizes of the layer, and the number of threads.
         l2_bytes: size of a core's private cache, in bytes.
-        num_layers: number of layers in the stack, all of this size and in one direction.
-        cell: the name of the layers' cell.
+        num_layers, cell: the number of layers, all of this size and in one direction; their cell.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(

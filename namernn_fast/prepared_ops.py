@@ -98,7 +98,7 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     like = _like(call.prepared)
     rows = layers * ops.directions_of(call.options), ops.batch_size(call)
     output = ops.output_shape(call.input, size_of_h, call.options)
-    sizes = [size_of_h, hidden_size][: len(NUMBERED[call.cell].states)]
+    sizes = NUMBERED[call.cell].state_sizes(size_of_h, hidden_size)
     return like.new_empty(output), [like.new_empty(*rows, size) for size in sizes]
 
 

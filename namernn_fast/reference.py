@@ -12,6 +12,7 @@ from torch.nn.functional import embedding, linear
 
 from . import ops
 from .call import Call, Results
+from .call.options import nonlinearity_of
 from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
 from .integrations.vmap import is_transformed
@@ -37,6 +38,10 @@ def run_stack(call: Call) -> Results:
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
     sizes = ops.state_sizes(cell, weights)
 
+    noise: Sequence[Tensor] = ()
+    if options & ops.NOISE:
+        features = weights[0].shape[1]
+        input, noise = input[..., :features], input[..., features:].split(sizes[0], -1)
     last_states: list[Tensor] = []
     for layer in ops.layers_of(weights, options):
         outputs = []
@@ -44,11 +49,15 @@ def run_stack(call: Call) -> Results:
             sums = _project(
                 input, layer_weights.weight_ih, cell.bias_of_input(layer_weights), in_place
             )
+            if noise:
+                sums = torch.cat([sums, noise[len(last_states)]], -1)
             hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
                 initial[len(last_states)],
-                cell.make_step(layer_weights, relu=bool(options & ops.RELU), in_place=in_place),
+                cell.make_step(
+                    layer_weights, nonlinearity=nonlinearity_of(options), in_place=in_place
+                ),
                 alive,
                 reset,
                 restart[len(last_states)] if restart else None,
@@ -60,12 +69,13 @@ def run_stack(call: Call) -> Results:
                 output = sums
             else:
                 output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-            outputs.append(output if len(states) == 1 else output[..., : sizes[0]])
+            # Copies, because a view made under no_grad cannot be modified in place later.
+            outputs.append(output if len(states) == 1 else output[..., : sizes[0]].clone())
             last_states.append(last)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    return input, *([last] if len(states) == 1 else last.split(sizes, -1))
+    return input, *([last] if len(states) == 1 else map(torch.clone, last.split(sizes, -1)))
 
 
 def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
@@ -117,7 +127,7 @@ def _direction(
 
     Args:
         sums: for each time step, its rows of the result of `_project`, (sequences, gates *
-            hidden_size).
+            hidden_size), followed by the noise if there is any.
         batch_sizes: the number of sequences at each time step, or None if it is constant.
         hx: the initial states of each sequence side by side, (batch, features).
         step: the function that computes one step of the cell.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import oracle
 import torch
-from kinds import KINDS, VARIANTS, map_states, tensors_in
+from kinds import KINDS, VARIANTS, kind_of, map_states, tensors_in
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -42,7 +42,10 @@ def exact(tensor, dtype):
 
 
 def named_states(name, states):
-    """Returns the states by name. The pattern `{}_n`, for example, names them h_n and c_n."""
+    """Returns the states by name. The pattern `{}_n`, for example, names them h_n and c_n.
+
+    The second state of any cell is named c here.
+    """
     return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
 
 
@@ -50,7 +53,14 @@ def layer_of(equation):
     """Returns the cell and options of a layer that computes `oracle.EQUATIONS[equation]`."""
     if equation in ("tanh", "relu"):
         return "rnn", {"nonlinearity": equation}
-    return equation, {}
+    cell, *nonlinearity = equation.split()
+    return cell, {"nonlinearity": nonlinearity[0]} if nonlinearity else {}
+
+
+def equation_of(module):
+    """Returns the key in `oracle.EQUATIONS` of the equation that a layer computes."""
+    cell, chosen = kind_of(module).name, getattr(module, "nonlinearity", None)
+    return cell if chosen is None else chosen if cell == "rnn" else f"{cell} {chosen}"
 
 
 class Pieces:
@@ -123,6 +133,7 @@ class Case:
     def __post_init__(self):
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
+        self.equation = equation_of(self.module)
         self._draw(self.seed)
         # If a relu's argument is zero up to rounding, two gradients are correct. So draw again.
         attempt = 0
@@ -141,7 +152,7 @@ class Case:
             return False
         *_, tape = self._oracle_forward(torch.float32)
         precision = torch.finfo(torch.float32)
-        return oracle.near_a_kink(tape, 8 * precision.eps, precision.tiny)
+        return oracle.near_a_kink(tape, 8 * precision.eps, precision.tiny, self.equation)
 
     def _draw(self, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -151,8 +162,9 @@ class Case:
 
         bound = self.H**-0.5
         self.weights = [
-            (torch.rand(p.shape, dtype=torch.float64, generator=generator) * 2 - 1) * bound
-            for p in self.module.parameters()
+            (torch.rand(p.shape, dtype=torch.float64, generator=generator) * 2 - 1)
+            * (1 if name.startswith("rate") else bound)
+            for name, p in self.module.named_parameters()
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
         # Draw rows of 2 * D features, so that a run can slice every other feature.
@@ -176,6 +188,8 @@ class Case:
         self.grad_output = randn(self.T, self.B, width)
         self.grad_h_n = randn(states, self.B, self.P)
         self.grad_c_n = randn(states, self.B, self.H) if self.has_cell_state else None
+        has_noise = VARIANTS[self.cell].cell.has_rate and seed % 2
+        self.noise = randn(self.T, self.B, states * self.H) / 4 if has_noise else None
 
     @property
     def has_cell_state(self):
@@ -223,26 +237,14 @@ class Case:
         x, more = leaf, {}
         if self.vocabulary:
             x, more = self._tokens(leaf, layer_class)
-        fused, ids = layer_class is FUSED[self.cell], not x.is_floating_point()
-        input = x
+        fused, noise = layer_class is FUSED[self.cell], None
+        if self.noise is not None:
+            noise = self.noise.to(dtype, copy=True).requires_grad_()
+            of_layer = noise.transpose(0, 1) if batch_first else noise
+            more["noise"] = self._in_layout(of_layer, batch_first, fused)
+        input = self._in_layout(x, batch_first, fused)
         if self.layout == "lengths" and fused:
-            past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
-            past = past.T if batch_first else past
-            if ids:
-                input = x.masked_fill(past, NO_IDS[self.seed % 2])
-            else:
-                input = x.masked_fill(past.unsqueeze(-1), torch.nan)
             more["lengths"] = self.lengths
-        elif self.layout == "jagged" and fused:
-            sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
-            input = torch.nested.as_nested_tensor(
-                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
-                layout=torch.jagged,
-            )
-        elif self.layout not in ("dense", "sliced"):
-            input = pack_padded_sequence(
-                x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
-            )
         output, last = module(input, hx, **more)
         if isinstance(output, PackedSequence):
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=self.T)
@@ -258,9 +260,31 @@ class Case:
         else:
             results["grad_input"] = leaf.grad.transpose(0, 1) if batch_first else leaf.grad
         results |= named_states("grad_{}x", [h.grad for h in tensors_in(hx)])
+        if noise is not None:
+            results["grad_noise"] = noise.grad
         for name, p in module.named_parameters():
             results[f"grad_{name}"] = p.grad
         return {name: value.detach() for name, value in results.items()}
+
+    def _in_layout(self, x, batch_first, fused):
+        """Returns padded rows or token ids in the case's layout, with NaN or bad ids in padding."""
+        if self.layout == "lengths" and fused:
+            past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
+            past = past.T if batch_first else past
+            if not x.is_floating_point():
+                return x.masked_fill(past, NO_IDS[self.seed % 2])
+            return x.masked_fill(past.unsqueeze(-1), torch.nan)
+        if self.layout == "jagged" and fused:
+            sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
+            return torch.nested.as_nested_tensor(
+                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
+                layout=torch.jagged,
+            )
+        if self.layout in ("dense", "sliced"):
+            return x
+        return pack_padded_sequence(
+            x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
+        )
 
     def _tokens(self, rows, layer_class):
         """Returns the input and the keyword arguments of a layer for a case of token ids.
@@ -299,15 +323,15 @@ class Case:
         weights = [rounded(w) for w in self.weights]
         states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
         hx = np.concatenate([rounded(h) for h in states], -1)  # h and c side by side
-        cell = getattr(self.module, "nonlinearity", self.cell)
-        options = (cell, self.module.bidirectional)
+        options = (self.equation, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
         if self.reset_to:
             times, b, restarted = pieces.restarts
             reset_to = np.concatenate([rounded(states) for states in self.reset_to], -1)
             initial[:, restarted] = reset_to[times, :, b].swapaxes(0, 1)
-        results = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
+        noise = None if self.noise is None else pieces.of(rounded(self.noise))
+        results = oracle.rnn(pieces.of(x), initial, weights, *options, rounding, noise)
         return hx, initial, weights, options, *results
 
     def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
@@ -319,7 +343,7 @@ class Case:
         pieces = self.pieces
         grad_output = exact(self.grad_output, dtype)
         grad_h_n = np.concatenate([exact(grad, dtype) for grad in self.grads_of_last], -1)
-        grad_sequences, grad_initial, grad_weights = oracle.rnn_backward(
+        grad_sequences, grad_initial, grad_weights, grad_noise = oracle.rnn_backward(
             tape,
             initial,
             weights,
@@ -352,6 +376,9 @@ class Case:
             grad = np.zeros((self.T, *grad_hx.shape), grad_hx.dtype)
             grad[times, :, b] = grad_initial[:, restarted].swapaxes(0, 1)
             results |= named_states("grad_reset_to_{}", self.split_states(grad))
+        if self.noise is not None:
+            zeros = np.zeros(self.noise.shape, grad_output.dtype)
+            results["grad_noise"] = pieces.put(grad_noise, zeros)
         names = [name for name, _ in self.module.named_parameters()]
         for name, grad in zip(names, grad_weights, strict=True):
             results[f"grad_{name}"] = grad

@@ -8,7 +8,7 @@ import pytest
 import torch
 from covering import redundant
 from hypothesis import HealthCheck, settings
-from kinds import KINDS
+from kinds import KINDS, VARIANTS
 
 from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
@@ -35,6 +35,19 @@ settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS
 settings.load_profile("test")
 
 
+def pytest_generate_tests(metafunc):
+    """Runs a test with an argument `kind` for every kind, or for those that its marks name."""
+    test = metafunc.definition
+    given = any("kind" in mark.args[0] for mark in test.iter_markers("parametrize"))
+    if "kind" not in metafunc.fixturenames or given:
+        return
+    named, drop_in = map(test.get_closest_marker, ("kinds", "drop_in"))
+    kinds = {name: VARIANTS[name] for name in (named.args if named else KINDS)}
+    if drop_in:
+        kinds = {name: kind for name, kind in kinds.items() if kind.cell.torch_layer is not None}
+    metafunc.parametrize("kind", kinds.values(), ids=kinds)
+
+
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(items):
     for item in redundant(items):
@@ -51,12 +64,6 @@ def _poisoned_memory():
     torch.manual_seed(0)
     yield
     torch.set_deterministic_debug_mode("default")
-
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
-def kind(request):
-    """Runs a test for every kind of cell."""
-    return request.param
 
 
 @pytest.fixture(params=["kernel", "reference"])

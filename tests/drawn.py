@@ -76,7 +76,8 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """The arguments that need a gradient, among `input`, `hx` (and reset_to) and `weights`."""
+    """The arguments that need a gradient, among `input` (and noise), `hx` (and reset_to) and
+    `weights`."""
     given: frozenset[str] = frozenset()
     """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
     threads: int = 1
@@ -88,10 +89,12 @@ class Drawn(Case):
     def __post_init__(self):
         # If rounding to 16 bits may move a relu's argument across the kink, two gradients are
         # correct. Non-finite rows of the embedding reach the gradient of weight_ih even if no id
-        # names them.
+        # names them. If r of a leaky cell has no gradient, the kernel uses zeros, and zero times
+        # NaN is NaN.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
+            or (KINDS[self.cell].bits and self.values in NON_FINITE and self.given == {"c_n"})
         )
         self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
             self.values, 1
@@ -118,7 +121,8 @@ class Drawn(Case):
         grads = {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
         for name in grads.keys() - self.given:
             grads.pop(name).zero_()
-        inputs = [self.rows[..., ::2], *tensors_in(self.states), *self.reset_to]
+        noise = [] if self.noise is None else [self.noise]
+        inputs = [self.rows[..., ::2], *tensors_in(self.states), *self.reset_to, *noise]
         if self.values == "zeros":
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
@@ -153,6 +157,7 @@ class Drawn(Case):
         is_fused = layer_class is FUSED[self.cell]
         # Half of the calls for inference run a prepared layer.
         is_prepared = is_fused and not self.wanted and self.seed % 2 == 1
+        is_prepared &= not (self.vocabulary and self.noise is not None)
         if is_prepared and not self.vocabulary:
             module = module.prepare()
         module.requires_grad_("weights" in self.wanted)
@@ -188,8 +193,11 @@ class Drawn(Case):
         ]
         for states in reset_to:
             states.requires_grad_("hx" in self.wanted)
+        noise = self._noise(dtype)
         if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
+            if noise is not None:
+                more["noise"] = self._arguments(with_layout(noise), with_layout)[0]
             if reset_to:
                 states = [self._as_reset_to(states, with_layout) for states in reset_to]
                 more["reset_to"] = tuple(states) if self.has_cell_state else states[0]
@@ -205,7 +213,7 @@ class Drawn(Case):
                 last = [h.unsqueeze(1) for h in last]
         else:
             states = [h.unsqueeze(1) if unbatched else h for h in tensors_in(hx)]
-            output, last = self._run_pieces(module, with_layout(x), states, reset_to)
+            output, last = self._run_pieces(module, with_layout(x), states, reset_to, noise)
         results = {"output": output, **named_states("{}_n", last)}
 
         if self.wanted and output.requires_grad:
@@ -218,6 +226,8 @@ class Drawn(Case):
             results["grad_embedding"] = leaf.grad
         elif "input" in self.wanted:
             results["grad_input"] = with_layout(leaf.grad)
+        if "input" in self.wanted and noise is not None:
+            results["grad_noise"] = noise.grad
         if "hx" in self.wanted:
             grads = [h.grad.unsqueeze(1) if unbatched else h.grad for h in tensors_in(hx)]
             results |= named_states("grad_{}x", grads)
@@ -225,6 +235,12 @@ class Drawn(Case):
         if "weights" in self.wanted:
             results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
         return {name: value.detach() for name, value in results.items()}
+
+    def _noise(self, dtype):
+        """Returns the noise (T, B, features), or None."""
+        if self.noise is None:
+            return None
+        return self.noise.to(dtype, copy=True).requires_grad_("input" in self.wanted)
 
     def _prepared_model(self, layer, rows):
         """Returns a prepared token layer with this layer and these rows of the embedding."""
@@ -263,7 +279,7 @@ class Drawn(Case):
             return states.squeeze(2)
         return with_layout(states.transpose(1, 2)) if self.options["batch_first"] else states
 
-    def _run_pieces(self, module, x, states, reset_to):
+    def _run_pieces(self, module, x, states, reset_to, noise):
         """Runs a layer that accepts neither resets nor lengths, on a packed batch of pieces.
 
         Returns:
@@ -279,9 +295,13 @@ class Drawn(Case):
                 h.index_copy(1, restarted, after[times, :, b].transpose(0, 1))
                 for h, after in zip(initial, reset_to, strict=True)
             )
+        more = {}
+        if noise is not None:
+            more["noise"] = pack_sequence(pieces.of(noise), enforce_sorted=False)
         outputs, last = module(
             pack_sequence(pieces.of(x), enforce_sorted=False),
             initial if self.has_cell_state else initial[0],
+            **more,
         )
         outputs, _ = pad_packed_sequence(outputs)
         at, b, ended = pieces.places(pieces.end)
@@ -360,7 +380,8 @@ def drawn_cases(draw, cell="rnn"):
     layout = draw(st.sampled_from(LAYOUTS))
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
     vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
-    nonlinearity = KINDS[cell].known({"nonlinearity": st.sampled_from(("tanh", "relu"))})
+    known = CELLS[cell].nonlinearities
+    nonlinearity = {"nonlinearity": st.sampled_from(known)} if len(known) > 1 else {}
     hidden_size, projections = draw(sizes), {}
     if CELLS[cell].can_project and hidden_size > 1:
         proj_size = st.one_of(st.just(0), st.integers(1, hidden_size - 1))
@@ -394,7 +415,7 @@ def drawn_cases(draw, cell="rnn"):
         wanted=draw(st.frozensets(st.sampled_from(("input", "hx", "weights")))),
         given=draw(
             st.frozensets(
-                st.sampled_from(("output", *(f"{state}_n" for state in CELLS[cell].states))),
+                st.sampled_from(("output", "h_n", "c_n")[: 1 + len(CELLS[cell].states)]),
                 min_size=1,
             )
         ),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_leaky import PlainLeaky, PlainLeakyCell
 
 import namernn_fast
 from namernn_fast import cells, ops
@@ -78,11 +79,22 @@ class ProjectedLstm(Kind):
         return make(*h_size, **options), make(*size, **options)
 
 
-KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
+class LeakyKind(Kind):
+    """Leaky modules, and others in plain loops, as torch has none."""
+
+    def __init__(self, cell: cells.Cell):
+        super().__init__(cell)
+        self.nn_layer, self.nn_step_module = PlainLeaky, PlainLeakyCell
+        self.bits = ops.RATE
+
+
+KINDS = {name: (LeakyKind if cell.has_rate else Kind)(cell) for name, cell in cells.CELLS.items()}
+DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch_layer is not None}
+"""The kinds whose modules replace modules of torch."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which takes separate code in the kernels."""
-for_variants = pytest.mark.parametrize("kind", VARIANTS.values(), ids=VARIANTS)
-"""Runs a test for every variant."""
+for_variants = pytest.mark.kinds(*VARIANTS)
+"""Runs a test with an argument `kind` for every variant, instead of every kind."""
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
@@ -113,7 +125,10 @@ def states_of(kind: Kind, hx: Any) -> Any:
 def said_of(kind: Kind, text: str) -> str:
     """Adapts a pattern for nn.RNN's error about hx to the wording of this kind's torch layer."""
     if kind.has_cell_state:
-        text = text.replace("hx should", "hx and cx should").replace("got 2-D", r"got \(2-D, 2-D\)")
+        second = kind.cell.states[1]
+        text = text.replace("hx should", f"hx and {second}x should").replace(
+            "got 2-D", r"got \(2-D, 2-D\)"
+        )
         text = text.replace("hidden size", r"hidden\[0\] size").replace("Tensor or None", "Tensor")
     return text
 

@@ -1,4 +1,4 @@
-"""The oracle: RNNs, GRUs and LSTMs in NumPy, with handwritten backpropagation.
+"""The oracle: RNNs, GRUs, LSTMs and leaky RNNs in NumPy, with handwritten backpropagation.
 
 The oracle shares no code with the library. It computes one sequence at a time, in the precision of
 its arrays: float64 or longdouble.
@@ -83,6 +83,15 @@ class Equation:
     """One step of a cell. The output is the first part of a state."""
 
     parts = 1  # the number of parts in a state
+    has_rate = False  # whether the last weight is the rate, and noise follows the input
+
+    def arguments(self, x, hx, states, kept, weights):
+        """Returns the arguments of the activation, and for each the sum of squares of its terms."""
+        (weight_ih, weight_hh, *biases), size = weights, weights[1].shape[1]
+        previous = np.concatenate([hx[None], states[:-1]])[:, :size]
+        z = x @ weight_ih.T + previous @ weight_hh.T + sum(biases)
+        squares = x**2 @ weight_ih.T**2 + previous**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
+        return z, squares
 
 
 class Vanilla(Equation):
@@ -208,6 +217,53 @@ class Lstm(Equation):
         return rounding.computed(o * rounding.computed(np.tanh(c)))
 
 
+class Leaky(Equation):
+    """v_t = (1 - a) v_{t-1} + a z + noise, r_t = act(v_t), with a = sigmoid(rate).
+
+    z = W_ih x_t + b_ih + W_hh r_{t-1} + b_hh. A state is r_t and v_t. The noise follows the input.
+
+    Args:
+        activation: The function act.
+        derivative: The derivative of act, as a function of r = act(v) and v.
+    """
+
+    parts, has_rate = 2, True
+
+    def __init__(self, activation, derivative):
+        self.activation, self.derivative = activation, derivative
+
+    def step(self, x, state, weights, rounding):
+        weight_ih, weight_hh, *biases, rate = weights
+        (r, v_previous), (x, noise) = np.split(state, 2), np.split(x, [weight_ih.shape[1]])
+        x, r = rounding.operands(x, r)
+        z = weight_ih @ x + weight_hh @ r + sum(biases)
+        z = rounding.sums(z, (weight_ih, x), (weight_hh, r))
+        a = rounding.computed(sigmoid(rate))
+        difference = rounding.computed(z - v_previous)
+        v = rounding.computed((1 - a) * v_previous + a * z)
+        v = rounding.computed(v + noise) if len(noise) else v
+        r = rounding.numbers(self.activation(v))
+        return np.concatenate([r, v]), (a, rounding.numbers(difference), r, rounding.numbers(v))
+
+    def gradients(self, grad, previous, kept, rounding):
+        a, difference, r, v = kept
+        grad_r, grad_v = np.split(grad, 2)
+        d_v = rounding.computed(grad_v + grad_r * self.derivative(r, v))
+        d_z = rounding.numbers(a * d_v)
+        d_rate = rounding.numbers(d_v * difference * (a * (1 - a)))
+        rest = np.concatenate([np.zeros_like(grad_r), rounding.computed((1 - a) * d_v)])
+        return d_z, d_z, rest, d_rate, d_v
+
+    def arguments(self, x, hx, states, kept, weights):
+        weight_ih, weight_hh = weights[:2]
+        features, size = weight_ih.shape[1], len(weight_hh)
+        before, v = np.concatenate([hx[None], states[:-1]])[:, size:], states[:, size:]
+        _, squares = super().arguments(x[:, :features], hx, states, kept, weights[:-1])
+        a, noise = sigmoid(weights[-1]), x[:, features:]
+        squares = a**2 * squares + ((1 - a) * before) ** 2
+        return v, squares + (noise**2 if noise.size else 0)
+
+
 EQUATIONS = {
     "tanh": Vanilla(np.tanh, lambda h: 1 - h * h),
     # The derivative of relu at NaN is 1, as in torch.
@@ -215,6 +271,10 @@ EQUATIONS = {
     "gru": Gru(),
     "lstm": Lstm(),
     "projected": Lstm(),
+    "leaky tanh": Leaky(np.tanh, lambda r, v: 1 - r * r),
+    "leaky relu": Leaky(lambda v: np.maximum(v, 0), lambda r, v: 1 - (r <= 0).astype(r.dtype)),
+    "leaky sigmoid": Leaky(sigmoid, lambda r, v: r * (1 - r)),
+    "leaky softplus": Leaky(lambda v: np.logaddexp(v, 0), lambda r, v: sigmoid(v)),
 }
 
 
@@ -244,7 +304,8 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
     to each weight's gradient.
     """
     x, hx, states, kept, (weight_ih, weight_hh, *rest) = record
-    biases, projection = split_rest(rest)
+    biases, projection = split_rest(rest[:-1] if equation.has_rate else rest)
+    features = weight_ih.shape[1]
     grad_x = np.zeros_like(x)
     grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *rest)]
     grad_h = grad_last
@@ -259,12 +320,15 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
             of_weight_hr = [np.outer(grad_projected, equation.unprojected(kept[t], rounding))]
             grad_y = rounding.sums(grad_projected @ weight_hr, (weight_hr.T, grad_projected))
             grad_h = np.concatenate([grad_y, grad_c])
-        dz_x, dz_h, rest = equation.gradients(grad_h, previous, kept[t], rounding)
-        terms = [np.outer(dz_x, x[t]), np.outer(dz_h, previous[:size])]
-        terms += [dz_x, dz_h][: len(biases)] + of_weight_hr
+        gradients = equation.gradients(grad_h, previous, kept[t], rounding)
+        dz_x, dz_h, rest, *of_rate_and_noise = gradients
+        terms = [np.outer(dz_x, x[t, :features]), np.outer(dz_h, previous[:size])]
+        terms += [dz_x, dz_h][: len(biases)] + of_weight_hr + of_rate_and_noise[:1]
         for grad, term in zip(grads, terms, strict=True):
             grad += rounding.terms(term, rows)
-        grad_x[t] = rounding.sums(dz_x @ weight_ih, (weight_ih.T, dz_x))
+        grad_x[t, :features] = rounding.sums(dz_x @ weight_ih, (weight_ih.T, dz_x))
+        if features < x.shape[1]:
+            grad_x[t, features:] = of_rate_and_noise[1]
         if rest is None:
             grad_h = rounding.sums(dz_h @ weight_hh, (weight_hh.T, dz_h))
         else:
@@ -277,12 +341,12 @@ def direction_backward(record, equation, grad_states, grad_last, rounding, rows)
     return grad_x, grad_h, grads
 
 
-def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
+def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT, noise=None):
     """Returns a list of outputs (L_b, directions * H), h_n, and the tape for `rnn_backward`.
 
     `sequences` is a list of inputs (L_b, D). `hx` and h_n are (layers * directions, B, features).
     `weights` is a flat list in the order of torch's parameters, and `equation` is a key of
-    `EQUATIONS`.
+    `EQUATIONS`. `noise` is None, or a list of arrays (L_b, layers * directions * H).
     """
     size = weights[1].shape[1]
     directions = 2 if bidirectional else 1
@@ -295,7 +359,10 @@ def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
             states = []
             for d in range(directions):
                 direction_weights = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
-                x = layer_input[::-1] if d else layer_input
+                x = layer_input
+                if noise is not None:
+                    x = np.concatenate([x, np.split(noise[b], len(hx), -1)[k + d]], -1)
+                x = x[::-1] if d else x
                 h, kept = direction(
                     x, hx[k + d, b], direction_weights, EQUATIONS[equation], rounding
                 )
@@ -311,15 +378,19 @@ def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT):
 def rnn_backward(
     tape, hx, weights, equation, bidirectional, grad_outputs, grad_h_n, rounding=EXACT
 ):
-    """Returns the gradients of the sequences (a list), of hx and of the weights (a list)."""
+    """Returns the gradients of the sequences, of hx, of the weights and of the noise.
+
+    All except the gradient of hx are lists; there are no gradients of noise if there is none.
+    """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     grad_hx = np.zeros_like(hx)
     grad_weights = [np.zeros_like(w) for w in weights]
-    grad_sequences = []
+    grad_sequences, grad_noise = [], []
     size = weights[1].shape[1]
     rows = sum(map(len, grad_outputs))
     for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
+        grads_of_noise = []
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
             for d in range(directions):
@@ -332,15 +403,19 @@ def rnn_backward(
                     rounding,
                     rows,
                 )
-                grad_input = grad_input + (grad_x[::-1] if d else grad_x)
+                grad_x = grad_x[::-1] if d else grad_x
+                features = weights[(k + d) * per_direction].shape[1]
+                grad_input = grad_input + grad_x[:, :features]
+                grads_of_noise.append((k + d, grad_x[:, features:]))
                 for i, grad_weight in enumerate(direction_grads):
                     grad_weights[(k + d) * per_direction + i] += grad_weight
             grad = grad_input
         grad_sequences.append(grad)
-    return grad_sequences, grad_hx, grad_weights
+        grad_noise.append(np.concatenate([g for _, g in sorted(grads_of_noise)], -1))
+    return grad_sequences, grad_hx, grad_weights, grad_noise
 
 
-def near_a_kink(tape, unit, tiny):
+def near_a_kink(tape, unit, tiny, equation="relu"):
     """Returns whether rounding may move any sum z across the kink of relu at zero.
 
     Rounding may do so if |z| is at most `unit` times the root sum of squares of the terms of z.
@@ -348,12 +423,8 @@ def near_a_kink(tape, unit, tiny):
     is zero. A z of exactly zero counts as a sum of zeros, which rounding does not change.
     """
     for records in tape:
-        for x, hx, states, _, (weight_ih, weight_hh, *biases) in records:
-            previous = np.concatenate([hx[None], states[:-1]])
-            z = x @ weight_ih.T + previous @ weight_hh.T + sum(biases)
-            squares = (
-                x**2 @ weight_ih.T**2 + previous**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
-            )
+        for record in records:
+            z, squares = EQUATIONS[equation].arguments(*record)
             near = np.abs(z) <= unit * np.maximum(np.sqrt(squares), tiny)
             if (near & np.isfinite(z) & (z != 0)).any():
                 return True

@@ -99,6 +99,12 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   }
   const int64_t projected = projected_size<Products>(layer);
   if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
+  if constexpr (Cell::has_rate) {
+    Scalar* rate = common.rate = scratch<Scalar>(runtime, H);
+    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+      store_upto(rate + j, sigmoid<Scalar>(load_upto(layer.rate + j, n)), n);
+    });
+  }
   if (args.grad_input.data) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
@@ -107,8 +113,11 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t gate_rows = Cell::weight_blocks * H;  // number of rows of weight_ih and weight_hh
   const int64_t sizes[kParameters] = {
       has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
-      Products::gradient_size(gate_rows, layer.P), projected * H, args.grad_bias_ih ? gate_rows : 0,
-      args.grad_bias_hh ? gate_rows : 0};
+      Products::gradient_size(gate_rows, layer.P),
+      projected * H,
+      args.grad_bias_ih ? gate_rows : 0,
+      args.grad_bias_hh ? gate_rows : 0,
+      args.grad_rate ? H : 0};
   // With this many parts, the rows of one step of a part fit in a time block.
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
@@ -196,6 +205,10 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     });
     if (args.grad_bias_hh) {
       add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad[kBiasHh]);
+    }
+    if (args.grad_rate) {
+      const Blocks rates{Cell::sums - 1, 1, 0};
+      add_bias_gradient(products, rates, initial, share, rows, grad[kRate]);
     }
   }
   if (args.grad_input.data) {

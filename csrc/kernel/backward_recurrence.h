@@ -24,6 +24,7 @@ struct BackwardGroup {
                                        // step writes; the same memory as `grad`, except in a tree
   Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
                         // with that h; null without projections
+  Scalar* rate;         // [H], the rates; null if the cell has none
   TokenRows tokens;     // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
@@ -199,6 +200,12 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     units.stride = products.dz_block;
     units.H = layer.H;
     units.width = width;
+    if constexpr (Cell::has_rate) {
+      units.rate = group.rate + first_column;
+      if (args.grad_noise.data) {
+        units.grad_noise = row_at(args.grad_noise, layout, t, b) + first_column;
+      }
+    }
     cell.sum_gradients(units);
     if constexpr (Products::can_project) {
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);

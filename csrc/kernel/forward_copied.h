@@ -31,6 +31,7 @@ struct CopiedRows {
   Scalar* reset_to[kMostStates];  // [steps, B, P] and [steps, B, H]: the states from which
                                   // sequences restart at cuts; null without such states
   Scalar* last;                   // [B, P], h at the end of the time block
+  Scalar* noise;                  // [steps, B, H]; null without noise
 };
 
 // Runs one part's forward pass on copies of its rows.
@@ -107,6 +108,7 @@ struct CopiedPart {
         copied.layer.reset_to[i] = {copies.reset_to[i], layout.B * size, size};
       }
     }
+    if (copies.noise) copied.layer.noise = {copies.noise, layout.B * layer.H, layer.H};
     copied.output = {copies.output, layout.B * layer.P, layer.P};
     const int64_t kept = Cell::kept * layer.H;
     if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
@@ -121,7 +123,8 @@ struct CopiedPart {
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
-  // Copies the inputs or token ids of the slice at times first .. last, and the states from which
+  // Copies the inputs or token ids, and the noise, of the slice at times first .. last, and the
+  // states from which
   // its sequences restart. Zeroes the states that a cut keeps from reaching t_begin, the time at
   // which the recurrence enters the time block. ForwardPart handles cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
@@ -134,6 +137,11 @@ struct CopiedPart {
           ids()[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
         } else {
           convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
+        }
+        if (copies.noise) {
+          const auto [column, last_column] = part.columns;
+          convert(noise_row(layer, t, b, column),
+                  copy_at(copies.noise, first, t, b, layer.H) + column, last_column - column);
         }
         for (int i = 0; i < Cell::states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
           const int64_t column = part.of_state(i).first;
@@ -251,6 +259,7 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
     }
   }
   rows.last = scratch<Scalar>(runtime, layout.B * layer.P);
+  if (layer.noise.data) rows.noise = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage, Element> part_weights =
         forward_weights<Cell, Element>(part, layer, weights, zero_state, runtime.machine);

@@ -23,17 +23,18 @@ inline bool wants_weights(const Backward<Storage>& args) {
 }
 
 // The parameters of a layer, which index the arrays below.
-enum Parameter { kWeightIh, kWeightHh, kWeightHr, kBiasIh, kBiasHh, kParameters };
+enum Parameter { kWeightIh, kWeightHh, kWeightHr, kBiasIh, kBiasHh, kRate, kParameters };
 
 // Returns the memory for a parameter's gradient; null if the gradient is not wanted.
 template <class Storage>
 inline Storage* result_of(const Backward<Storage>& args, int parameter) {
   Storage* const results[] = {args.grad_weight_ih, args.grad_weight_hh, args.grad_weight_hr,
-                              args.grad_bias_ih, args.grad_bias_hh};
+                              args.grad_bias_ih,   args.grad_bias_hh,   args.grad_rate};
   return results[parameter];
 }
 
-// Returns whether the gradient is a sum of rows of dz, as for a bias or a table, and not a product.
+// Returns whether the gradient is a sum of rows of dz, as for a bias, a rate or a table, and not a
+// product.
 template <class Storage>
 inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
   return parameter >= kBiasIh || (parameter == kWeightIh && has_table(layer));

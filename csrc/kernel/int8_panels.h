@@ -43,7 +43,8 @@ struct Int8Panels {
       const int64_t g = s - Cell::first_state_sum;
       f(s,
         s < Cell::weight_blocks ? inputs + (p * Cell::weight_blocks + s) * input_bytes(D) : nullptr,
-        g >= 0 ? states + (p * Cell::weight_blocks + g) * panel_bytes(H) : nullptr);
+        has_state_product<Cell>(s) ? states + (p * Cell::weight_blocks + g) * panel_bytes(H)
+                                   : nullptr);
     }
   }
 

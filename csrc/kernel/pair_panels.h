@@ -174,7 +174,7 @@ struct PairPanels {
     for (int64_t s = 0; s < Cell::sums; ++s) {
       Terms<kTerms> of_input{}, of_state{};
       if (s < Cell::weight_blocks) of_input = panel, panel = panel + padded(D) * w;
-      if (s >= Cell::first_state_sum) of_state = panel, panel = panel + padded(H) * w;
+      if (has_state_product<Cell>(s)) of_state = panel, panel = panel + padded(H) * w;
       f(s, of_input, of_state);
     }
   }

@@ -30,8 +30,9 @@ constexpr KernelsOfCell kernels_of_cell() {
           Cell::kept,
           Cell::states,
           Cell::one_bias_gradient,
-          Cell::has_nonlinearity,
-          Cell::can_project};
+          Cell::activations,
+          Cell::can_project,
+          Cell::has_rate};
 }
 
 template <class... Cells>

@@ -1,5 +1,5 @@
-// Computes the hyperbolic tangent of a vector to within two units in the last place, and the
-// logistic sigmoid to within three.
+// The nonlinearities of cells. Computes the hyperbolic tangent of a vector to within two units in
+// the last place, and the logistic sigmoid and softplus to within three.
 #pragma once
 
 #include "kernel/simd.h"
@@ -122,11 +122,9 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
   return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign));
 }
 
-// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1. Unlike
-// (1 + tanh(x / 2)) / 2, this formula keeps the relative error small for very negative x. If t
-// would be subnormal, t is replaced by zero.
+// Returns exp(-|x|), or zero if it would be subnormal.
 template <class Scalar>
-inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
+inline Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
   using V = Vec<Scalar>;
   using I = typename Simd<Scalar>::I;
   constexpr Scalar one = Scalar(1);
@@ -134,8 +132,43 @@ inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
   const V negative = (V)((I)x | sign_bit<Scalar>());
   const V clamped = negative < V{} - most ? V{} - most : negative;
   const auto [power, rest] = exp_twice<Scalar, true>(clamped * Scalar(0.5));
-  const V t = negative < V{} - most ? V{} : power * (rest * Scalar(2) + one);
+  return negative < V{} - most ? V{} : power * (rest * Scalar(2) + one);
+}
+
+// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1. Unlike
+// (1 + tanh(x / 2)) / 2, this formula keeps the relative error small for very negative x.
+template <class Scalar>
+inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  constexpr Scalar one = Scalar(1);
+  const V t = exp_of_negative<Scalar>(x);
   return divide<Scalar>(x < V{} ? t : V{} + one, t + one);
+}
+
+template <class Scalar>
+inline Vec<Scalar> relu(Vec<Scalar> x) {
+  return x < Vec<Scalar>{} ? Vec<Scalar>{} : x;
+}
+
+// Returns the gradient of x, given the gradient of h = relu(x).
+template <class Scalar>
+inline Vec<Scalar> relu_gradient(Vec<Scalar> grad, Vec<Scalar> h) {
+  // Compares bits, because under FlushSubnormals h == 0 is true for a subnormal h, too.
+  const auto is_zero = ((typename Simd<Scalar>::I)h << 1) == 0;
+  return is_zero ? Vec<Scalar>{} : grad;
+}
+
+// softplus(x) = log(1 + exp(x)) = relu(x) + log(1 + t), with t = exp(-|x|) <= 1. The second term is
+// 2 artanh(s) = 2 (s + s^3 / 3 + s^5 / 5 + ..), with s = t / (2 + t) <= 1 / 3.
+template <class Scalar>
+inline Vec<Scalar> softplus(Vec<Scalar> x) {
+  constexpr int terms = sizeof(Scalar) == 4 ? 7 : 16;  // after the first
+  const Vec<Scalar> t = exp_of_negative<Scalar>(x);
+  const Vec<Scalar> s = divide<Scalar>(t, t + Scalar(2));
+  Vec<Scalar> sum = {};
+#pragma GCC unroll 16
+  for (int k = terms; k > 0; --k) sum = sum * (s * s) + Scalar(1) / Scalar(2 * k + 1);
+  return relu<Scalar>(x) + (s + s + (s + s) * (s * s * sum));
 }
 
 }  // namespace

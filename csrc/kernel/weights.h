@@ -49,15 +49,22 @@ inline void for_each_input_blocks(F&& f) {
   }
 }
 
-// Writes the contribution of the biases to each sum of unit block p into `bias`: panel_width
-// elements per sum.
+// Writes the contribution of the biases to each sum of unit block p, and the rates if the cell has
+// any, into `bias`: panel_width elements per sum.
 template <class Cell, class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
   for (int64_t s = 0; s < Cell::sums; ++s, bias += w) {
     const bool from_input = s < Cell::weight_blocks;
-    const bool from_state = s >= Cell::first_state_sum;
+    const bool from_state = has_state_product<Cell>(s);
+    if (Cell::has_rate && s + 1 == Cell::sums) {
+      pack_row(layer.rate, layer.H, p * w, other);
+      for (int64_t j = 0; j < w; j += Simd<Scalar>::lanes) {
+        store(bias + j, sigmoid<Scalar>(load(other + j)));
+      }
+      continue;
+    }
     pack_row(from_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
              layer.H, p * w, bias);
     pack_row(from_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,

@@ -37,6 +37,11 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
     args.accumulate_input = d > 0;
   }
+  if (stack.has_noise && grads.grad_input) {
+    args.grad_noise =
+        rows_of<Scalar>(batch, *grads.grad_input, mutable_data<Scalar>(*grads.grad_input),
+                        stack.noise_column(state));
+  }
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     args.grad_initial[i] =
         mutable_data<Scalar>(grads.grad_states[i]) + state * batch.B * stack.size_of_state(i);
@@ -118,6 +123,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
+    args.grad_noise = stretches.from(stretch, args.grad_noise);
     for (auto& states : args.grad_reset_to) states = stretches.from(stretch, states);
     kernels.backward(args, Resources(one_thread()).runtime());
   });

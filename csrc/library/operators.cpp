@@ -236,7 +236,7 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   check(wanted.size() == 1 + states, "wanted must say whether input and each of ", states,
         " state(s) need a gradient, got ", wanted.size(), " values");
   check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
-  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
+  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.features(), stack.dtype);
   const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
   if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {

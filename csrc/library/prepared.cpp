@@ -60,7 +60,7 @@ int64_t table_element(const KernelsFor<Scalar>& kernels) {
 
 // Returns the parts of the first direction of layer k if they begin at `at`.
 PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
-  PreparedParts parts{at, 0, 0, 0};
+  PreparedParts parts{at};
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
@@ -70,7 +70,9 @@ PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
     layer.D = stack.input_size(k), layer.H = stack.H, layer.P = stack.P;
     const size_t panels = kernels.forward_panels.bytes(layer);
     parts.biases = parts.panels + aligned(int64_t(panels));
-    parts.table = parts.biases + aligned(biases * int64_t(sizeof(Scalar)));
+    parts.rate = parts.biases + aligned(biases * int64_t(sizeof(Scalar)));
+    const int64_t rate = stack.has_rate() * stack.H * int64_t(sizeof(Scalar));
+    parts.table = parts.rate + aligned(rate);
     parts.end = parts.table + aligned(table * table_element<Scalar>(kernels));
   });
   return parts;
@@ -93,6 +95,7 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
     std::memcpy(data + parts.biases, layer.bias_ih, biases);
     std::memcpy(data + parts.biases + biases, layer.bias_hh, biases);
   }
+  if (layer.rate) std::memcpy(data + parts.rate, layer.rate, biases);
   if (layer.table.V > 0) {
     if (kernels.add_biases) {
       kernels.add_biases(layer, data + parts.table, runtime.runtime());
@@ -121,6 +124,7 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
     add({rows}, layer.bias_hh);
   }
   if (stack.has_projections()) to[2] = add({layer.P, layer.H}, nullptr);
+  if (layer.rate) add({rows}, layer.rate);
   kernels.forward_panels.unpack(layer, to);
 }
 

@@ -114,7 +114,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!exchange || !read_tensor(exchange, args[3], step.frame)) return false;
     step.is_of_stream = args[4] != Py_None;
     if (step.is_of_stream && !read_tensor(exchange, args[4], step.output)) return false;
-    step.weight_count = read_tensors(exchange, args[0], step.weights, 4);
+    step.weight_count = read_tensors(exchange, args[0], step.weights, 5);
     step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
     PyObject* const last = args[2] == Py_None ? args[1] : args[2];
     step.last_count = read_tensors(exchange, last, step.last, kMostStates);

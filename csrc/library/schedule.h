@@ -66,6 +66,7 @@ class Stretches {
     }
     layer.input = row(layer.input, first);
     layer.table.ids = row(layer.table.ids, first);
+    layer.noise = row(layer.noise, first);
     if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
     for (auto& states : layer.reset_to) states = from(i, states);
     SequenceLayout& stretch = layer.layout;

@@ -21,12 +21,17 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
   stack.bias = options.bias;
   stack.per_direction = options.per_direction;
   stack.int8 = options.int8;
-  stack.activation = options.relu ? Activation::relu : Activation::tanh;
+  stack.activation = options.activation;
+  stack.has_noise = options.noise;
   stack.cell = cell;
-  check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
-        kernels_of(cell).name, " cell");
+  check(int64_t(options.activation) < kernels_of(cell).activations,
+        "options must not set this nonlinearity for the ", kernels_of(cell).name, " cell");
   check(kernels_of(cell).can_project || !options.projections,
         "options must not set PROJECTIONS for the ", kernels_of(cell).name, " cell");
+  check(kernels_of(cell).has_rate == options.rate,
+        "options must set RATE for the leaky cell alone");
+  check(options.rate || !options.noise, "options must not set NOISE for the ",
+        kernels_of(cell).name, " cell");
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
   check(first <= sizes.P && sizes.P <= last, "the size of h must be from ", first, " to ", last,
         ", got ", sizes.P);
@@ -44,6 +49,7 @@ Stack check_input(CellKind cell, const Tensor& input, const Sizes& sizes, int32_
                   Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
+  check(!(ids && options.noise), "options must not set NOISE for token ids");
   Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
   set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
   if (ids) check_ids(stack.batch, input, stack.V);
@@ -97,6 +103,7 @@ void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
     add("weight_hh", {rows, stack.P});
     if (stack.bias) add("bias_ih", {rows}), add("bias_hh", {rows});
     if (stack.has_projections()) add("weight_hr", {stack.P, stack.H});
+    if (stack.has_rate()) add("rate", {rows});
   }
 }
 
@@ -131,7 +138,8 @@ Stack check_stack(CellKind cell, const Tensor& input,
           weights[0].dim());
     sizes.V = weights[0].size(0);
   } else {
-    sizes.D = input.size(input.dim() - 1);
+    sizes.D = input.size(input.dim() - 1) -
+              options.noise * per_layer / options.per_direction * sizes.layers * H;
   }
   Stack stack = check_input(cell, input, sizes, dtype_of(weights[1]), std::move(batch), options);
   if (states) check_states(stack, *states);
@@ -148,7 +156,8 @@ Stack check_prepared_stack(CellKind cell, const Tensor& input,
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
   check(stack.dtype == dtype, "input must have the dtype of the prepared layer");
   const int64_t D = input.size(input.dim() - 1);
-  check(stack.has_ids || D == sizes.D, "input must have ", sizes.D, " features, got ", D);
+  check(stack.has_ids || D == stack.features(), "input must have ", stack.features(),
+        " features, got ", D);
   if (states) check_states(stack, *states);
   check_prepared(stack, prepared);
   stack.prepared = const_data<char>(prepared);

@@ -44,6 +44,7 @@ struct Stack {
   int32_t dtype = 0;  // of inputs, states and outputs
   CellKind cell = {};
   Activation activation = Activation::tanh;
+  bool has_noise = false;  // whether the noise of all layers follows the features in `input`
   bool batch_invariant = false;
   bool int8 = false;  // whether the prepared weights are 8-bit integers
   int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
@@ -67,6 +68,11 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
+  bool has_rate() const { return kernels_of(cell).has_rate; }
+  // Returns the column of `input` where the noise of a direction begins.
+  int64_t noise_column(int64_t state) const { return D + state * H; }
+  // Returns the number of columns of `input`.
+  int64_t features() const { return has_noise ? noise_column(layers * directions) : D; }
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
@@ -126,6 +132,7 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
 struct PreparedParts {
   int64_t panels;
   int64_t biases;  // bias_ih, bias_hh
+  int64_t rate;
   int64_t table;
   int64_t end;
 };
@@ -142,6 +149,7 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
     layer.bias_ih = reinterpret_cast<const Scalar*>(data + parts.biases);
     layer.bias_hh = layer.bias_ih + stack.gate_rows();
   }
+  if (stack.has_rate()) layer.rate = reinterpret_cast<const Scalar*>(data + parts.rate);
   if (k == 0 && stack.has_ids) {
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     layer.table.V = stack.V;
@@ -201,9 +209,9 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.weight_hh = const_data<Scalar>(weights[1]);
   layer.bias_ih = stack.bias ? const_data<Scalar>(weights[2]) : nullptr;
   layer.bias_hh = stack.bias ? const_data<Scalar>(weights[3]) : nullptr;
-  if (stack.has_projections()) {
-    layer.weight_hr = const_data<Scalar>(weights[stack.per_direction - 1]);
-  }
+  const Tensor& last = weights[stack.per_direction - 1];
+  if (stack.has_projections()) layer.weight_hr = const_data<Scalar>(last);
+  if (stack.has_rate()) layer.rate = const_data<Scalar>(last);
   return layer;
 }
 
@@ -216,6 +224,10 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   } else {
     layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   }
+  if (stack.has_noise) {
+    layer.noise = rows_of<const Scalar>(stack.batch, stack.input, const_data<Scalar>(stack.input),
+                                        stack.noise_column(stack.state_of(k, d)));
+  }
   return layer;
 }
 
@@ -226,9 +238,9 @@ template <class Scalar>
 void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
   args.grad_weight_ih = mutable_data<Scalar>(grad_weights[0]);
   args.grad_weight_hh = mutable_data<Scalar>(grad_weights[1]);
-  if (stack.has_projections()) {
-    args.grad_weight_hr = mutable_data<Scalar>(grad_weights[stack.per_direction - 1]);
-  }
+  const Tensor& last = grad_weights[stack.per_direction - 1];
+  if (stack.has_projections()) args.grad_weight_hr = mutable_data<Scalar>(last);
+  if (stack.has_rate()) args.grad_rate = mutable_data<Scalar>(last);
   if (!stack.bias) return;
   args.grad_bias_ih = mutable_data<Scalar>(grad_weights[2]);
   if (!kernels_of(stack.cell).one_bias_gradient) {

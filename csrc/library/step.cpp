@@ -32,11 +32,11 @@ Stack stack_of(const Step& step, const Options& options) {
   const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0, weights[1].sizes[1]};
   Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
   const int64_t rows = stack.gate_rows();
-  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}, {rows}};
+  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}, {rows}, {rows}};
   check(step.weight_count == stack.per_direction, "weights must hold ", stack.per_direction,
         " tensors, got ", step.weight_count);
   for (int64_t i = 0; i < step.weight_count; ++i) {
-    check_shape("a weight", weights[i], stack.dtype, shapes[i]);
+    check_shape("a weight", weights[i], stack.dtype, shapes[i < 2 ? i : 4]);
     check(is_dense(weights[i]), "weights must be contiguous");
   }
   return stack;
@@ -92,7 +92,7 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // as in rows_of()
   std::vector<int64_t> shape = shape_of(frame);
   shape[size_t(batch_dim)] = sequences;
-  if (!stack.has_ids) shape.back() = stack.D;
+  if (!stack.has_ids) shape.back() = stack.features();
   check_shape("frame", frame, stack.has_ids ? aoti_torch_dtype_int64() : stack.dtype, shape);
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
@@ -169,8 +169,9 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     if (!stack.prepared) {
       layer.weight_ih = rows_at(step.weights[0].data);
       layer.weight_hh = rows_at(step.weights[1].data);
-      layer.bias_ih = rows_at(step.weights[2].data);
-      layer.bias_hh = rows_at(step.weights[3].data);
+      if (stack.bias) layer.bias_ih = rows_at(step.weights[2].data);
+      if (stack.bias) layer.bias_hh = rows_at(step.weights[3].data);
+      if (stack.has_rate()) layer.rate = rows_at(step.weights[stack.per_direction - 1].data);
     }
     if (k > 0) {
       layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
@@ -179,6 +180,10 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       layer.table.ids = {ids, frame.time_stride, frame.row_stride};
     } else {
       layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
+    }
+    if (stack.has_noise) {
+      const Scalar* noise = rows_at(step.frame.data) + stack.noise_column(k);
+      layer.noise = {noise, frame.time_stride, frame.row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, P};
     if (k + 1 == stack.layers && step.is_of_stream) {

@@ -107,6 +107,7 @@ class WorkerGradients {
   // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights)),
+        per_direction_(size_t(stack.per_direction)),
         copied_bias_(stack.bias && kernels_of(stack.cell).one_bias_gradient) {
     if (rows <= 2 * kRowsApart) return;
     apart_ = like(grads.grad_weights);
@@ -155,7 +156,8 @@ class WorkerGradients {
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
-      if (!copied_bias_ || i % 4 < 3) f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
+      if (!copied_bias_ || i % per_direction_ != 3)
+        f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
     }
   }
 
@@ -169,6 +171,7 @@ class WorkerGradients {
 
   std::vector<Tensor> sums_;
   std::vector<Tensor> apart_;  // gradients not in sums_ yet; empty if kernels write to sums_
+  size_t per_direction_;       // number of weights
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
   bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
   int64_t rows_ = 0;           // number of rows since apart_ was last added to sums_

@@ -22,7 +22,9 @@ class Layers(NamedTuple):
 
 
 LAYERS_OF = {
-    name: Layers(f"nn.{cell.torch_layer.__name__}", cell.layer) for name, cell in CELLS.items()
+    name: Layers(f"nn.{cell.torch_name}", cell.layer)
+    for name, cell in CELLS.items()
+    if cell.torch_layer is not None
 }
 """The names of torch's layer and the fused layer, by the name of their cell."""
 LAYERS = BASELINE, FUSED = LAYERS_OF[VANILLA.name]

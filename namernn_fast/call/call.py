@@ -44,6 +44,10 @@ class Call:
     restart_states: Sequence[Tensor] = ()
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
+    noise: Any = None
+    """The argument noise as the caller passed it. `layouts.normalise` gives it the form of `data`,
+    with num_layers * directions * hidden_size features. The operators take it beside the features
+    of their input, see `ops.NOISE`, where `dispatch` puts it."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""

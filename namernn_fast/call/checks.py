@@ -115,9 +115,8 @@ def check_reference_arguments(call: Call) -> None:
     sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
     blocks = call.cell.weight_blocks
-    for name, weight, shape in weights_and_shapes(
-        weights, data.shape[-1], options, vocabulary, blocks
-    ):
+    features = weights[0].shape[1] if options & ops.NOISE else data.shape[-1]
+    for name, weight, shape in weights_and_shapes(weights, features, options, vocabulary, blocks):
         check_shape(name, weight, shape)
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
@@ -168,6 +167,8 @@ def weights_and_shapes(
                 yield "bias_hh", layer_weights.bias_hh, (rows,)
             if layer_weights.weight_hr is not None:
                 yield "weight_hr", layer_weights.weight_hr, (size, hidden_size)
+            if layer_weights.rate is not None:
+                yield "rate", layer_weights.rate, (hidden_size,)
         name, shape_ih = "weight_ih", (rows, size * len(layer))
 
 

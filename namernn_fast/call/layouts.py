@@ -38,6 +38,8 @@ def normalise(call: Call, has_ids: bool) -> None:
     `has_ids` says whether data holds token ids, which lack the feature dimension.
     """
     input: object = call.data
+    if call.noise is not None and isinstance(input, Tensor | PackedSequence):
+        call.noise = _noise_of(call, has_ids)
     if call.hx is not None:
         call.states = _states_of(call.hx, call.cell)
     reset = call.reset
@@ -69,6 +71,43 @@ def normalise(call: Call, has_ids: bool) -> None:
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
+    if call.noise is not None:
+        call.noise = call.noise.unsqueeze(batch_dim)
+
+
+def _noise_of(call: Call, has_ids: bool) -> Tensor:
+    """Returns the noise as rows like those of input; like these, it may lack the batch.
+
+    Raises:
+        ValueError: the cell takes no noise.
+        TypeError: noise is not laid out like input.
+        RuntimeError: the lengths of its sequences, its shape or its device are wrong.
+    """
+    if not call.cell.has_rate:
+        raise ValueError(f"noise must be None for a {call.cell.layer}, which is not leaky")
+    noise: Any = call.noise
+    input: Any = call.data
+    if (wanted := _kind_of(input)) != (kind := _kind_of(noise)):
+        raise TypeError(f"noise must be laid out like input, a {wanted}, got a {kind}")
+    borders: tuple[Any, Any] | None = None
+    if isinstance(input, PackedSequence):
+        borders = noise.batch_sizes, input.batch_sizes
+        noise, input = noise.data, input.data
+    elif wanted == "jagged tensor":
+        borders = noise.offsets(), input.offsets()
+        noise, input = noise.values(), input.values()
+    if borders is not None and not torch.compiler.is_compiling() and not torch.equal(*borders):
+        raise RuntimeError("noise must have the sequence lengths of input")
+    states = ops.layer_count(call.weights, call.options) * ops.directions_of(call.options)
+    rows = input.shape[: input.dim() - 1 + has_ids]
+    check_shape("noise", noise, (*rows, states * ops.size_of_h(call.weights)))
+    if noise.device != input.device:
+        raise RuntimeError(f"noise must be at {input.device}, like input, got {noise.device}")
+    return noise  # type: ignore[no-any-return]
+
+
+def _kind_of(value: Any) -> str:
+    return "jagged tensor" if getattr(value, "is_nested", False) else type(value).__name__
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:

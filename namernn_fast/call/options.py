@@ -42,6 +42,15 @@ def batch_invariant_is_on() -> bool:
     return _batch_invariant
 
 
+NONLINEARITIES = {"tanh": 0, "relu": ops.RELU, "sigmoid": ops.SIGMOID, "softplus": ops.SOFTPLUS}
+"""The option bit of each nonlinearity."""
+
+
+def nonlinearity_of(options: int) -> str:
+    """Returns the nonlinearity that option bits choose."""
+    return next((name for name, bit in NONLINEARITIES.items() if options & bit), "tanh")
+
+
 PRECISION_BITS = {"bf16": ops.MEDIUM_PRECISION, "tf32": ops.HIGH_PRECISION}
 """The option bit for each lower precision that torch's settings may allow for float32 products."""
 
@@ -52,6 +61,7 @@ def precision_bits(cell: Cell) -> int:
 
 
 def option_bits(
+    cell: Cell,
     weights: Sequence[Tensor],
     bias: bool,
     bidirectional: bool,
@@ -61,7 +71,7 @@ def option_bits(
     projections: bool = False,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
-    options = ops.BIAS if bias else 0
+    options = (ops.BIAS if bias else 0) | (ops.RATE if cell.has_rate else 0)
     if bidirectional:
         options |= ops.BIDIRECTIONAL
     if projections:
@@ -76,8 +86,7 @@ def option_bits(
         options |= ops.BATCH_FIRST
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
-    if nonlinearity == "relu":
-        options |= ops.RELU
-    elif nonlinearity != "tanh":
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    return options
+    if nonlinearity not in cell.nonlinearities:
+        known = " or ".join(map(repr, cell.nonlinearities))
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {known}.")
+    return options | NONLINEARITIES[nonlinearity]

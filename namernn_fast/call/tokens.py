@@ -116,6 +116,8 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     """
     if choice.why_not_ids is not None:
         return choice.why_not_ids
+    if call.noise is not None:
+        return "noise comes with rows of features"
     if call.prepared is not None:
         return None if call.prepared.has_table else "the layer was prepared without a table"
     ids, options = call.data, call.options
@@ -162,6 +164,8 @@ def why_not_shared(
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
         return "reset restarts sequences"
+    if call.noise is not None:
+        return "each sequence has its own noise"
     if options & ops.PROJECTIONS:
         return "shared prefixes do not support proj_size"
     if call.dropout:

@@ -11,12 +11,13 @@ import torch
 
 from .cell import Cell, CellName
 from .gru import GRU
+from .leaky import LEAKY
 from .lstm import LSTM
 from .vanilla import VANILLA
 
-__all__ = ["CELLS", "GRU", "LSTM", "NUMBERED", "VANILLA", "Cell", "CellName", "cell_of"]
+__all__ = ["CELLS", "GRU", "LEAKY", "LSTM", "NUMBERED", "VANILLA", "Cell", "CellName", "cell_of"]
 
-NUMBERED = (VANILLA, GRU, LSTM)
+NUMBERED = (VANILLA, GRU, LSTM, LEAKY)
 """The cells by their number in the operators."""
 CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 """The cells by name."""
@@ -24,7 +25,9 @@ CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 
 def cell_of(layer: torch.nn.Module) -> Cell:
     """Returns the cell of a layer, torch's or fused."""
-    return next(cell for cell in NUMBERED if isinstance(layer, cell.torch_layer))
+    classes = ((cell, cell.torch_layer) for cell in NUMBERED)
+    found = (cell for cell, cls in classes if cls is not None and isinstance(layer, cls))
+    return getattr(layer, "_cell", None) or next(found)
 
 
 def __getattr__(name: str) -> Any:

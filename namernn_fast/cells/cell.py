@@ -1,12 +1,12 @@
 """`Cell`: everything that the rest of the package knows about a recurrent cell."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-CellName: TypeAlias = Literal["rnn", "gru", "lstm"]
+CellName: TypeAlias = Literal["rnn", "gru", "lstm", "leaky"]
 """The name of a cell, as users pass it."""
 
 
@@ -23,6 +23,8 @@ class LayerWeights(NamedTuple):
     """(gates * hidden_size), or None without biases"""
     weight_hr: Tensor | None = None
     """(proj_size, hidden_size), or None without projections"""
+    rate: Tensor | None = None
+    """(hidden_size), the logits of the rates, or None if the cell has none"""
 
     @property
     def bias(self) -> Tensor | None:
@@ -35,20 +37,20 @@ class LayerWeights(NamedTuple):
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A function of the input's sums and the previous states that returns the next states.
 
-The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. The states of a row
-are side by side, the output first.
+The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. Noise follows in more
+columns, if there is any. The states of a row are side by side, the output first.
 """
 
 
 class MakeStep(Protocol):
     """Makes the step of a layer, a function that evaluates the equation of its cell on tensors."""
 
-    def __call__(self, weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
+    def __call__(self, weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
         """Returns a step with these weights.
 
         Args:
             weights: the weights of the layer in one direction.
-            relu: whether the nonlinearity is relu instead of tanh.
+            nonlinearity: one of `Cell.nonlinearities`.
             in_place: whether the step must overwrite the sums with the states, which requires
                 `Cell.sums_become_states`.
         """
@@ -81,11 +83,12 @@ class Cell:
     """The number of blocks of hidden_size values that each row keeps for the backward pass besides
     its output."""
     make_step: MakeStep
-    torch_layer: type[nn.RNNBase]
-    torch_step_module: type[nn.RNNCellBase]
-    torch_steps: Mapping[str, Callable[..., Any]]
+    torch_layer: type[nn.RNNBase] | None = None
+    """torch's layer, or None if torch has none with this cell."""
+    torch_step_module: type[nn.RNNCellBase] | None = None
+    torch_steps: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """torch's operator for a single step, by nonlinearity."""
-    onnx: OnnxNode
+    onnx: OnnxNode | None = None
     states: tuple[str, ...] = ("h",)
     """The names of a row's states, the output first. For h, torch's names are hx and h_n."""
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
@@ -101,9 +104,20 @@ class Cell:
     has_gpu_kernel: bool = False
     can_project: bool = False
     """Whether weight_hr may project h, to fewer features than hidden_size."""
+    has_rate: bool = False
+    """Whether the last weight of a layer is its rate, and steps may have noise."""
     autocasts_only_products: frozenset[str] = frozenset()
     """The kinds of call (see `call.dtypes`) for which torch's autocast on a CPU casts the operands
     of products, but keeps the states in their dtype."""
+
+    @property
+    def torch_name(self) -> str:
+        """The name of torch's layer, or of this package's if torch has none with this cell."""
+        return self.layer if self.torch_layer is None else self.torch_layer.__name__
+
+    def state_sizes(self, size_of_h: int, hidden_size: int) -> list[int]:
+        """Returns the number of features of each state."""
+        return [size_of_h, hidden_size][: len(self.states)]
 
     @property
     def sums_become_states(self) -> bool:

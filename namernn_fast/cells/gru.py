@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
-def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
+def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes h_t from x = W_ih x_t + b_ih and h = h_{t-1}."""
 
     def step(x: Tensor, h: Tensor) -> Tensor:

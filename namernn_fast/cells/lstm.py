@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
-def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
+def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes h_t and c_t.
 
     The step's inputs are x = W_ih x_t + b_ih + b_hh and the previous states, h_{t-1} and c_{t-1}.

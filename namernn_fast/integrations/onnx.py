@@ -45,6 +45,8 @@ def rnn_stack(call: Call) -> Results:
             or 8-bit weights.
     """
     input, weights, options = call.data, call.weights, call.options
+    if call.cell.onnx is None:
+        raise ValueError(f"ONNX has no {call.cell.name} layer")
     if options & ops.INT8 and call.cell.onnx.int8_operator is None:
         raise ValueError(
             f"ONNX Runtime has no {call.cell.onnx.operator} with 8-bit weights: export the layer "
@@ -84,8 +86,9 @@ def _layer(
 ) -> Results:
     """Emits the ONNX node of one layer of a call and returns its results."""
     cell, lengths, options = call.cell, call.sequence_layout, call.options
+    assert cell.onnx is not None
     directions, hidden_size = len(layer), ops.size_of_h(call.weights)
-    weights_ih, weights_hh, biases_ih, biases_hh, _ = zip(*layer, strict=True)
+    weights_ih, weights_hh, biases_ih, biases_hh, *_ = zip(*layer, strict=True)
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
         "hidden_size": hidden_size,

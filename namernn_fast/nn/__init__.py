@@ -4,20 +4,20 @@ import sys
 
 from . import step_modules, token_layers
 from .explaining import explain
-from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from .layers import FusedGRU, FusedLeakyRNN, FusedLSTM, FusedRNN
 from .prepared import PreparedCell, PreparedLayer
 from .replacing import prepare_rnn, replace_rnn, restore_rnn
-from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .step_modules import FusedGRUCell, FusedLeakyRNNCell, FusedLSTMCell, FusedRNNCell
 from .streams import Stream
-from .token_layers import TokenGRU, TokenLSTM, TokenRNN
+from .token_layers import TokenGRU, TokenLeakyRNN, TokenLSTM, TokenRNN
 
 __all__ = [
-    "LAYERS",
-    "STEP_MODULES",
     "FusedGRU",
     "FusedGRUCell",
     "FusedLSTM",
     "FusedLSTMCell",
+    "FusedLeakyRNN",
+    "FusedLeakyRNNCell",
     "FusedRNN",
     "FusedRNNCell",
     "PreparedCell",
@@ -25,6 +25,7 @@ __all__ = [
     "Stream",
     "TokenGRU",
     "TokenLSTM",
+    "TokenLeakyRNN",
     "TokenRNN",
     "explain",
     "prepare_rnn",

@@ -16,7 +16,7 @@ from .fused_layer import FusedLayer
 from .prepared import Prepared, PreparedCell
 from .replacing import PLAIN
 from .states import map_states, states_in
-from .step_modules import WEIGHTS, FusedCell
+from .step_modules import FusedCell
 from .streams import Stream
 from .token_layers import TokenLayer
 from .weights import current_weights, why_not_int8
@@ -160,7 +160,7 @@ def _of_step(
     reason = cell.why_not_fused(input, hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
-    call = cell._call(input, hx, current_weights(cell, WEIGHTS))
+    call = cell._call(input, hx, current_weights(cell, cell._names))
     layouts.normalise(call, False)
     convert_dtypes(call, None)
     path, why_not = _named(call, _choice(call))

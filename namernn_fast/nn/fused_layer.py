@@ -38,6 +38,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences.
 
@@ -58,6 +59,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
                 num_layers, hidden_size): the states that episodes start from where reset is True,
                 instead of zeros. For an LSTM, a pair of such tensors.
+            noise: for a leaky layer, what is added to v: laid out like input, with num_layers *
+                num_directions * hidden_size features.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
@@ -83,9 +86,10 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         )
         if unusual:
             plain = lengths is None and reset is None and reset_to is None
-            if must_serve(input, hx, weights, plain):
+            if must_serve(input, hx, weights, plain and self._cell.torch_layer is not None):
                 return self._as_torch(input, hx, embedding, padding_idx)
         call = self._call(input, hx, reset, reset_to, weights)
+        call.noise = noise
         return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -101,6 +105,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
         share_prefixes: bool | None = None,
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
@@ -108,7 +113,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
 
         Args:
-            input, hx, lengths, reset, embedding, padding_idx, reset_to: as in `forward`.
+            input, hx, lengths, reset, embedding, padding_idx, reset_to, noise: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
                 `namernn_fast.last_state`. None shares prefixes if that should be faster.
 
@@ -123,17 +128,18 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
-            more = given(reset_to=reset_to)
+            more = given(reset_to=reset_to, noise=noise)
             return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
         weights = current_weights(self, self._flat_weights_names)
         plain = lengths is None and reset is None and reset_to is None
-        if must_serve(input, hx, weights, plain):
+        if must_serve(input, hx, weights, plain and self._cell.torch_layer is not None):
             if share_prefixes:
                 tokens.refuse_to_share(
-                    f"this call runs on the operators of nn.{self._cell.torch_layer.__name__}"
+                    f"this call runs on the operators of nn.{self._cell.torch_name}"
                 )
             return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
         call = self._call(input, hx, reset, reset_to, weights)
+        call.noise = noise
         return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
 
     def _call(
@@ -146,10 +152,13 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
-        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
-        first, invariant, projects = self.batch_first, self.batch_invariant, self.proj_size > 0
-        bits = option_bits(weights, self.bias, self.bidirectional, act, first, invariant, projects)
+        more = self.batch_first, self.batch_invariant, self.proj_size > 0
+        cell, act = self._cell, self._nonlinearity()
+        bits = option_bits(cell, weights, self.bias, self.bidirectional, act, *more)
         return bits | self._more_options
+
+    def _nonlinearity(self) -> str:
+        return "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
 
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this layer for inference, whose weights are packed once.
@@ -186,7 +195,11 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
         self._refuse_if_invariant()
-        return plain_twin(self, self._cell.torch_layer) if is_exact(self) else self
+        if not is_exact(self):
+            return self
+        if self._cell.torch_layer is None:
+            raise RuntimeError(f"TorchScript cannot compile a {self._cell.layer}")
+        return plain_twin(self, self._cell.torch_layer)
 
     def _refuse_if_invariant(self) -> None:
         """Raises an error if batch_invariant is on, which torch's own operators do not support."""
@@ -194,5 +207,5 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             raise RuntimeError(
                 "batch_invariant needs the fused kernel, but TorchScript, expanded weights "
                 "and tensor-like objects run on the operators of "
-                f"nn.{self._cell.torch_layer.__name__}"
+                f"nn.{self._cell.torch_name}"
             )

@@ -26,7 +26,7 @@ from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import exact_class
 from ..machine import availability
 from .direct import is_unobserved, step
-from .states import States, map_states, states_in, without_layers
+from .states import States, given, map_states, states_in, without_layers
 from .streams import Stream
 from .weights import from_saved, matrices, names_in_state_dict, what_else_runs
 
@@ -197,11 +197,16 @@ class Prepared(torch.nn.Module, Generic[States]):
             getattr(layer, "rnn", layer)._more_options = ops.INT8
         return layer
 
-    def _call(self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None) -> Call:
+    def _call(
+        self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None, noise: Any = None
+    ) -> Call:
         panels = self._panels
         assert panels is not None
-        options, more = panels.call_options(), {"prepared": panels, "reset_to": reset_to}
-        return Call(panels.cell, input, hx, self._shapes, None, reset, options, **more)
+        if noise is not None and panels.has_table:
+            _refuse("whose weight_ih was multiplied by its embedding takes no noise")
+        rows = None, reset, panels.call_options()
+        more = {"prepared": panels, "reset_to": reset_to, "noise": noise}
+        return Call(panels.cell, input, hx, self._shapes, *rows, **more)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         layer = self._frozen()
@@ -272,26 +277,27 @@ class PreparedLayer(Prepared[States]):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences, of features or, for a token layer, of token ids.
 
         Args:
-            input, hx, lengths, reset, reset_to: as in `FusedRNN.forward` or `TokenRNN.forward`.
+            input, .., noise: as in `FusedRNN.forward` or `TokenRNN.forward`.
 
         Raises:
             RuntimeError: gradients or a torch.func transform other than vmap are asked for.
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.forward`.
         """
         panels = self._panels
-        plain_rows = lengths is None and reset is None and reset_to is None
+        plain_rows = lengths is None and reset is None and reset_to is None and noise is None
         if panels is not None and self._embedding is None and plain_rows and type(input) is Tensor:
             results = panels.run_simple(input, hx)  # type: ignore[arg-type]
             if results is not None:
                 return results  # type: ignore[no-any-return]
-        plain = self._plain(input, hx, reset_to)
+        plain = self._plain(input, hx, reset_to, noise)
         if plain is not None:
-            return plain(input, hx, lengths, reset, reset_to=reset_to)  # type: ignore[no-any-return]
-        return run(self._call(input, hx, reset, reset_to), input, lengths, self._embedding)
+            return plain(input, hx, lengths, reset, reset_to=reset_to, noise=noise)  # type: ignore[no-any-return]
+        return run(self._call(input, hx, reset, reset_to, noise), input, lengths, self._embedding)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -303,6 +309,7 @@ class PreparedLayer(Prepared[States]):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
         *,
         share_prefixes: bool | None = None,
     ) -> States:
@@ -311,7 +318,7 @@ class PreparedLayer(Prepared[States]):
         If the module has hooks, calls the module so that these run.
 
         Args:
-            input, hx, lengths, reset, reset_to, share_prefixes: as in `FusedRNN.last_state`.
+            input, .., share_prefixes: as in `FusedRNN.last_state`.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.last_state`.
@@ -320,31 +327,31 @@ class PreparedLayer(Prepared[States]):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the module has {what_else}")
-            return self(input, hx, lengths, reset, reset_to)[1]
-        plain = self._plain(input, hx, reset_to)
+            return self(input, hx, lengths, reset, reset_to, noise)[1]
+        plain = self._plain(input, hx, reset_to, noise)
         if plain is not None:
-            more = {"reset_to": reset_to, "share_prefixes": share_prefixes}
+            more = {"reset_to": reset_to, "noise": noise, "share_prefixes": share_prefixes}
             return plain.last_state(input, hx, lengths, reset, **more)  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to)
+        call = self._call(input, hx, reset, reset_to, noise)
         return run_last_state(call, input, lengths, self._embedding, None, share_prefixes)  # type: ignore[no-any-return]
 
 
 class PreparedCell(Prepared[States]):
     """A step module whose weights are packed once; see `FusedRNN.prepare`."""
 
-    def forward(self, input: Tensor, hx: States | None = None) -> States:
+    def forward(self, input: Tensor, hx: States | None = None, noise: Any = None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
 
         Args:
-            input, hx: as in `FusedRNNCell.forward`.
+            input, hx, noise: as in `FusedRNNCell.forward` or `FusedLeakyRNNCell.forward`.
 
         Raises:
-            RuntimeError: gradients or a torch.func transform other than vmap are asked for.
-            ValueError, RuntimeError: as in `FusedRNNCell.forward`.
+            ValueError, RuntimeError: as in the step module, or as in `PreparedLayer.forward`.
         """
         panels = self._panels
         if (
             panels is not None
+            and noise is None
             and is_unobserved()
             and not (is_grad_enabled() and any(map(_requires_grad, (input, hx))))
         ):
@@ -352,18 +359,18 @@ class PreparedCell(Prepared[States]):
             last = step(panels.cell, input, hx, [panels.tensor], hidden_size, options)
             if last is not None:
                 return last  # type: ignore[no-any-return]
-        plain = self._plain(input, hx)
+        plain = self._plain(input, hx, noise)
         if plain is None and not self._layer._fits(input, hx, self._shapes[0]):
             plain = self._frozen()  # raises torch's own error
         if plain is not None:
-            return plain(input, hx)  # type: ignore[no-any-return]
+            return plain(input, hx, **given(noise=noise))  # type: ignore[no-any-return]
         states = map_states(hx, lambda state: state.unsqueeze(0))
         call = self._call(input.unsqueeze(0), states)
+        call.noise = None if noise is None else noise.unsqueeze(0)
         return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
-
-        def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
+        __call__ = forward
 
 
 def _options_of(layer: Any, weights: list[Tensor]) -> int:

@@ -25,6 +25,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 FUSED: dict[str, dict[type, type]] = {
     name: {cell.torch_layer: LAYERS[name], cell.torch_step_module: STEP_MODULES[name]}
     for name, cell in CELLS.items()
+    if cell.torch_layer is not None and cell.torch_step_module is not None
 }
 """For each cell, by name, a map from torch's classes to the fused classes that replace them."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
@@ -225,7 +226,7 @@ def prepare_rnn(
 def is_replaceable(module: torch.nn.Module) -> bool:
     """Returns whether a module has a class that `prepare_rnn` replaces."""
     cls = type_before_parametrizations(module)
-    return _is_token_layer(cls) or cls in PLAIN or type(module) in FUSED_OF
+    return "_cell" in cls.__dict__ or type(module) in FUSED_OF
 
 
 def _is_token_layer(cls: type) -> bool:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch.types import Device
 
 from .. import ops
 from ..call import Call
 from ..call.options import batch_invariant_is_on, option_bits
-from ..cells import GRU, LSTM, VANILLA, Cell
+from ..cells import GRU, LEAKY, LSTM, VANILLA, Cell
 from ..functional import run
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import is_exact, plain_twin
@@ -17,7 +18,7 @@ from ..machine import availability
 from .direct import is_unobserved, step
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
-from .weights import Preparable, current_weights
+from .weights import Preparable, current_weights, reset_all_but_rates, set_rate
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
@@ -35,32 +36,37 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     """
 
     _cell: Cell
+    _names: Sequence[str] = WEIGHTS
     nonlinearity: str = "tanh"
 
     def _step(self) -> Callable[..., Any] | None:
         """Returns torch's operator for a step, or None if the nonlinearity is unknown."""
         return self._cell.torch_steps.get(self.nonlinearity)
 
-    def forward(self, input: Tensor, hx: States | None = None) -> States:
+    def forward(
+        self, input: Tensor, hx: States | None = None, noise: Tensor | None = None
+    ) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
 
         Args:
             input: (batch, input_size), or (input_size).
             hx: (batch, hidden_size), or (hidden_size); None for zeros. An LSTM takes and returns a
-                pair of states, h and c.
+                pair of states, h and c, and a leaky cell r and v.
+            noise: for a leaky cell, what is added to v, (batch, hidden_size), or (hidden_size).
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
-        weights = current_weights(self, WEIGHTS)
-        if self._runs_directly(input):
-            used = weights if self.bias else weights[:2]
+        weights = current_weights(self, self._names)
+        if noise is None and self._runs_directly(input):
+            used = weights if self.bias else without_biases(weights)
             last = step(self._cell, input, hx, used, self.hidden_size, self._options(used))
             if last is not None:
                 return last  # type: ignore[no-any-return]
-        if self.why_not_fused(input, hx, weights) is None:
+        if noise is not None or self.why_not_fused(input, hx, weights) is None:
             call = self._call(input, hx, weights)
+            call.noise = None if noise is None else noise.unsqueeze(0)
             return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
         torch_step = self._step()
         if torch_step is None or input.dim() != 2:
@@ -75,19 +81,19 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return torch_step(input, states, *weights)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
-
-        def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
+        __call__ = forward
 
     def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
         """Returns the `Call` of a layer with one time step, for `functional.run`."""
-        weights = weights if self.bias else weights[:2]
+        weights = weights if self.bias else without_biases(weights)
         options = self._options(weights)
         row, states = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
         return Call(self._cell, row, states, weights, None, None, options)
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
-        bits = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+        cell, act = self._cell, self.nonlinearity
+        bits = option_bits(cell, weights, self.bias, False, act, False, False)
         return bits | self._more_options
 
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedCell[States]:
@@ -105,7 +111,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return PreparedCell(self, dtype)
 
     def _weight_names(self) -> Sequence[str]:
-        return WEIGHTS if self.bias else WEIGHTS[:2]
+        return self._names if self.bias else without_biases(self._names)
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
@@ -116,18 +122,22 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             input, hx: the arguments of the call.
             weights: the current weights of this module; None to read them.
         """
+        if self._cell.torch_step_module is None:
+            return None
         if self.why_not_torch() is None and not self._runs_directly(input):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
-        weights = current_weights(self, WEIGHTS) if weights is None else weights
+        weights = current_weights(self, self._names) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
-            name = self._cell.torch_step_module.__name__
+            name = f"{self._cell.torch_name}Cell"
             return f"the arguments do not match, and nn.{name} raises its own errors"
         return None
 
     def why_not_torch(self) -> str | None:
         """Returns why torch's own cell cannot run a call under the current settings, or None."""
+        if self._cell.torch_step_module is None:
+            return "torch has no such cell"
         if batch_invariant_is_on():
             return "torch's own cell is not batch-invariant"
         if torch._C._are_functorch_transforms_active():
@@ -152,7 +162,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and not torch._C._is_any_autocast_enabled()
             and not batch_invariant_is_on()
             and is_unobserved()
-            and self._step() is not None
+            and self.nonlinearity in self._cell.nonlinearities
         )
 
     def _why_slower(self, input: Tensor) -> str | None:
@@ -163,7 +173,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
         batch, dtype = input.shape[:-1], input.dtype
         return (
-            self._step() is not None
+            self.nonlinearity in self._cell.nonlinearities
             and len(batch) in (0, 1)
             and input.dim() > 0
             and input.shape[-1] == self.input_size
@@ -181,7 +191,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCellBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
-        return plain_twin(self, self._cell.torch_step_module) if is_exact(self) else self
+        return plain_twin(self, self._cell.torch_step_module) if is_exact(self) else self  # type: ignore[arg-type]
 
 
 class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
@@ -266,8 +276,54 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
         return super()._why_slower(input)
 
 
+class FusedLeakyRNNCell(FusedCell[tuple[Tensor, Tensor]]):
+    """One step of a `FusedLeakyRNN`, on the fused operator or, where there is none, in PyTorch.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as in `FusedRNNCell`, with the
+            nonlinearities of `FusedLeakyRNN`.
+        rate, train_rate: as in `FusedLeakyRNN`. The parameter `rate` holds the logits.
+
+    Example:
+        >>> cell = FusedLeakyRNNCell(8, 16)
+        >>> r, v = cell(torch.randn(3, 8), noise=torch.randn(3, 16))
+        >>> r.shape, v.shape
+        (torch.Size([3, 16]), torch.Size([3, 16]))
+    """
+
+    _cell = LEAKY
+    _names = (*WEIGHTS, "rate")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rate: float | Sequence[float] | Tensor = 0.1,
+        train_rate: bool = False,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+        set_rate(self, "rate", rate, train_rate)
+        self._options(self._weights())  # refuses an unknown nonlinearity
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters except the rates anew, as the constructor does."""
+        reset_all_but_rates(self)
+
+
+def without_biases(weights: Sequence[Any]) -> list[Any]:
+    """Returns the weights of a step module, or their names, without the biases."""
+    return [*weights[:2], *weights[4:]]
+
+
 STEP_MODULES: dict[str, type[Any]] = {
-    module._cell.name: module for module in (FusedRNNCell, FusedGRUCell, FusedLSTMCell)
+    module._cell.name: module
+    for module in (FusedRNNCell, FusedGRUCell, FusedLSTMCell, FusedLeakyRNNCell)
 }
 """The step module of each cell, by the name of the cell."""
 

@@ -13,10 +13,10 @@ from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
-from ..ops import BATCH_INVARIANT, state_sizes
+from ..ops import BATCH_INVARIANT, NOISE, state_sizes
 from ..prepared_ops import step, step_directly
 from .direct import is_unobserved
-from .states import states_in
+from .states import given, states_in
 
 Rows = Sequence[int] | Tensor
 """Distinct indices of sequences, in any order."""
@@ -72,7 +72,11 @@ class Stream:
             self._states = [torch.zeros(*size, width, **like) for width in widths]
 
     def __call__(
-        self, frame: Tensor, rows: Rows | None = None, out: Tensor | None = None
+        self,
+        frame: Tensor,
+        rows: Rows | None = None,
+        out: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Advances the sequences by one step, or by several.
 
@@ -83,6 +87,7 @@ class Stream:
             rows: the sequences that the frame is for, which are then the batch of its shape; None
                 for all. The others keep their states.
             out: the tensor to write the output to.
+            noise: of a leaky layer, shaped like frame, with num_layers * hidden_size features.
 
         Returns:
             The output of the last layer, shaped like frame, with the features of h: a new tensor,
@@ -96,7 +101,9 @@ class Stream:
             TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are not
                 integers.
         """
-        panels = self._panels
+        panels, options = self._panels, self._options
+        if noise is not None:
+            frame, options = self._with_noise(frame, noise), options | NOISE
         if (
             self._is_direct
             and is_unobserved()
@@ -116,13 +123,24 @@ class Stream:
                 output = empty_like(self._rows)
             else:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
-            options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
+            options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             weights, number = [panels.tensor], panels.cell.number
             if step_directly(weights, self._states, None, frame, output, rows, options, number):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
-        return self._run(frame, rows, out)
+        return self._run(frame, rows, out, options)
+
+    def _with_noise(self, frame: Tensor, noise: Tensor) -> Tensor:
+        """Returns a frame with noise, as the operator takes it."""
+        rnn = self._prepared._layer
+        if self._takes_ids or not rnn._cell.has_rate:
+            raise ValueError("noise needs a leaky layer that reads features")
+        size = len(self._states[0]) * rnn.hidden_size
+        if not isinstance(noise, Tensor) or noise.shape != (*frame.shape[:-1], size):
+            got = getattr(noise, "shape", type(noise).__name__)
+            raise RuntimeError(f"noise must have shape {(*frame.shape[:-1], size)}, got {got}")
+        return torch.cat([frame, noise.to(frame)], -1)
 
     def reset(self, rows: Rows | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
@@ -168,18 +186,18 @@ class Stream:
     def __reduce__(self) -> Any:
         return _stream, (self._prepared, self._batch, self.states)
 
-    def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None) -> Tensor:
+    def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None, options: int) -> Tensor:
         """Runs a call that the fast path does not take."""
         panels = self._panels
         self._check(frame, out)
         places = None if rows is None else self._places(rows)
         if panels is None:
-            output, states = self._run_layer(frame, places)
+            output, states = self._run_layer(frame, places, options)
         else:
             embedding = self._prepared._embedding
             if embedding is not None:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
-            options = self._options | BATCH_INVARIANT if batch_invariant_is_on() else self._options
+            options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so the states change after that.
             states = self._states if out is None else [state.clone() for state in self._states]
             output = step(panels.tensor, states, frame, places, options)
@@ -235,21 +253,30 @@ class Stream:
             return frame
         return frame.unsqueeze(1 if self._prepared.batch_first else 0)
 
-    def _run_layer(self, frame: Tensor, places: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _run_layer(
+        self, frame: Tensor, places: Tensor | None, options: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """Returns the output and the new states, computed by the layer, because no kernel can."""
         layer, held = self._prepared._layer, self._states
+        hx: Any
         states = [state if places is None else state.index_select(1, places) for state in held]
-        is_step = frame.dim() == (1 if self._takes_ids else 2)
+        is_step, noise = frame.dim() == (1 if self._takes_ids else 2), None
+        if options & NOISE:
+            frame, noise = frame.tensor_split([layer.input_size], -1)
         if self._is_step_module:
             rows, outputs = [state[0] for state in states], []
-            for row in [frame] if is_step else frame.unbind():
-                rows = [*states_in(layer(row, rows[0] if len(rows) == 1 else tuple(rows)))]
+            frames = [frame] if is_step else frame.unbind()
+            noises = [noise] * len(frames) if noise is None or is_step else noise.unbind()
+            for row, of_row in zip(frames, noises, strict=True):
+                hx = rows[0] if len(rows) == 1 else tuple(rows)
+                rows = [*states_in(layer(row, hx, **given(noise=of_row)))]
                 outputs.append(rows[0])
             output = outputs[0] if is_step else torch.stack(outputs)
             states = [state.unsqueeze(0) for state in rows]
         else:
-            hx: Any = states[0] if len(states) == 1 else tuple(states)
-            output, hx = layer(self._as_sequence(frame), hx)
+            hx = states[0] if len(states) == 1 else tuple(states)
+            more = {} if noise is None else {"noise": self._as_sequence(noise)}
+            output, hx = layer(self._as_sequence(frame), hx, **more)
             shape = frame.shape if self._takes_ids else frame.shape[:-1]
             output, states = output.reshape(*shape, self._rows.shape[1]), [*states_in(hx)]
         if places is not None:

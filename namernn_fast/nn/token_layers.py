@@ -1,4 +1,4 @@
-"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding with a recurrent layer that reads token ids."""
+"""`TokenRNN` and its like for other cells: an embedding with a layer that reads token ids."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
@@ -10,11 +10,11 @@ from torch.types import Device
 
 from ..call.layouts import Input, Lengths
 from ..call.tokens import refuse_to_share
-from ..cells import GRU, LSTM, VANILLA, Cell
+from ..cells import GRU, LEAKY, LSTM, VANILLA, Cell
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
 from .fused_layer import FusedLayer
-from .layers import FusedGRU, FusedLSTM, FusedRNN
+from .layers import FusedGRU, FusedLeakyRNN, FusedLSTM, FusedRNN
 from .prepared import PreparedLayer
 from .states import States, given
 from .weights import what_else_runs, why_not_preparable, with_weights
@@ -63,6 +63,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
     ) -> tuple[Input, States]:
         """Runs the layer over sequences of token ids.
 
@@ -70,8 +71,8 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
                 one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
                 (batch, any length).
-            hx, lengths, reset, reset_to: as in `FusedRNN.forward`. Ids past a sequence's length are
-                ignored.
+            hx, lengths, reset, reset_to, noise: as in `FusedRNN.forward`. Ids past a sequence's
+                length are ignored.
 
         Returns:
             output: laid out like ids, with num_directions * hidden_size features; and h_n
@@ -84,9 +85,10 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         if self.why_not_fused() is None:
             embedding = self.embedding
             return self.rnn(  # type: ignore[no-any-return]
-                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx, reset_to
+                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx, reset_to, noise
             )
-        return self._call_separately(ids, hx, lengths, reset, reset_to)
+        more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
+        return self._call_separately(ids, hx, more)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -98,6 +100,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         reset_to: States | None = None,
+        noise: Input | None = None,
         *,
         share_prefixes: bool | None = None,
     ) -> States:
@@ -106,7 +109,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         If the model has hooks or a `forward` set on the object, calls the model so that these run.
 
         Args:
-            ids, hx, lengths, reset, reset_to: as in `forward`.
+            ids, hx, lengths, reset, reset_to, noise: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
                 None shares prefixes if that is expected to be faster.
 
@@ -118,9 +121,10 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         if why_not is not None:
             if share_prefixes:
                 refuse_to_share(why_not)
+            more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
             if what_else is not None:
-                return self(ids, hx, lengths, reset, **given(reset_to=reset_to))[1]
-            return self._call_separately(ids, hx, lengths, reset, reset_to)[1]
+                return self(ids, hx, **more)[1]
+            return self._call_separately(ids, hx, more)[1]
         return self.rnn.last_state(  # type: ignore[no-any-return]
             ids,
             hx,
@@ -129,6 +133,7 @@ class TokenLayer(torch.nn.Module, Generic[States]):
             embedding=self.embedding.weight,
             padding_idx=self.embedding.padding_idx,
             reset_to=reset_to,
+            noise=noise,
             share_prefixes=share_prefixes,
         )
 
@@ -184,21 +189,16 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         return None
 
     def _call_separately(
-        self,
-        ids: Input,
-        hx: States | None,
-        lengths: Lengths | None,
-        reset: Tensor | None,
-        reset_to: States | None,
+        self, ids: Input, hx: States | None, more: dict[str, Any]
     ) -> tuple[Input, States]:
-        """Calls the embedding, and then the layer on its result."""
+        """Calls the embedding, and then the layer on its result, with `more` arguments."""
         rows: Any
         if isinstance(ids, PackedSequence):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
-        output, states = rnn(rows, hx, **given(lengths=lengths, reset=reset, reset_to=reset_to))
+        output, states = rnn(rows, hx, **more)
         return output, states
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
@@ -348,4 +348,37 @@ class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
     _scriptable = _ScriptableLSTM
 
 
-make_leaves(TokenRNN, TokenGRU, TokenLSTM)
+class TokenLeakyRNN(TokenLayer[tuple[Tensor, Tensor]]):
+    """An `nn.Embedding` and a `FusedLeakyRNN` on top of it, as `TokenRNN` has a `FusedRNN`.
+
+    Args:
+        num_embeddings, input_size, padding_idx: as in `TokenRNN`.
+        sizes, options: hidden_size and all options, as in `FusedLeakyRNN`.
+        device, dtype: the device and dtype of the parameters.
+
+    Example:
+        >>> model = TokenLeakyRNN(31, 8, 16, padding_idx=0)
+        >>> r_n, v_n = model.last_state(torch.randint(1, 31, (5, 3)))
+        >>> r_n.shape, v_n.shape
+        (torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    rnn: FusedLeakyRNN
+    _cell = LEAKY
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        *sizes: Any,
+        padding_idx: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
+        options |= {"device": device, "dtype": dtype}
+        self.rnn = FusedLeakyRNN(input_size, *sizes, **options)
+
+
+make_leaves(TokenRNN, TokenGRU, TokenLSTM, TokenLeakyRNN)

@@ -25,6 +25,35 @@ def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tenso
         return [getattr(module, name) for name in names]
 
 
+def set_rate(module: Any, name: str, rate: Any, trainable: bool) -> None:
+    """Registers a parameter of a leaky module, (hidden_size), that holds the logits of its rates.
+
+    Args:
+        module: the module, with all other parameters.
+        name: the name of the parameter.
+        rate: a number, or (hidden_size) numbers, above 0 and at most 1.
+        trainable: whether the parameter requires a gradient.
+
+    Raises:
+        ValueError: rate is of another shape, or out of range.
+    """
+    like = module._parameters["weight_hh" + name.removeprefix("rate")]
+    given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
+    size = len(like)
+    if given.shape not in ((), (size,)) or not bool(((given > 0) & (given <= 1)).all()):
+        raise ValueError(f"rate must be 1 or {size} numbers above 0 and at most 1, got {rate}")
+    logits = given.logit().expand(size).to(like)
+    module.register_parameter(name, torch.nn.Parameter(logits.clone(), trainable))
+
+
+def reset_all_but_rates(module: Any) -> None:
+    """Draws all parameters of a leaky module anew except its rates, as torch's modules do."""
+    bound = module.hidden_size**-0.5 if module.hidden_size else 0.0
+    for name, weight in module.named_parameters():
+        if not name.startswith("rate"):
+            torch.nn.init.uniform_(weight, -bound, bound)
+
+
 def what_else_runs(module: torch.nn.Module) -> str | None:
     """Returns what calling a module runs besides the `forward` of its class, or None."""
     if "forward" in module.__dict__:

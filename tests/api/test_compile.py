@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from kinds import KINDS, VARIANTS, for_variants, kind_of, tensors_in
+from kinds import DROP_INS, VARIANTS, for_variants, kind_of, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
@@ -296,7 +296,7 @@ before = set(sys.modules)
 import namernn_fast
 assert not (sys.modules.keys() - before) & {{"torch._dynamo", "onnx", "onnxscript"}}
 x = torch.randn(3, 2, 4)
-for name in {[kind.nn_layer.__name__ for kind in KINDS.values()]}:
+for name in {[kind.nn_layer.__name__ for kind in DROP_INS.values()]}:
     layer = getattr(namernn_fast, "Fused" + name)(4, 5)
     print(tuple(torch.compile(layer, fullgraph=True, backend="eager")(x)[0].shape))
     try:
@@ -307,7 +307,7 @@ for name in {[kind.nn_layer.__name__ for kind in KINDS.values()]}:
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert ran.stdout.split("\n")[:-1] == ["(3, 2, 5)", "refused as before"] * len(KINDS)
+    assert ran.stdout.split("\n")[:-1] == ["(3, 2, 5)", "refused as before"] * len(DROP_INS)
 
 
 @pytest.mark.covering(1)

@@ -146,6 +146,7 @@ def test_the_next_call_sees_changed_weights(kind, change):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.drop_in
 @for_variants
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
@@ -202,6 +203,7 @@ def depends_on_processor(kind, layout, *dtypes):
     return (kind.name, layout) == ("lstm", "dense") and torch.float16 in dtypes
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("state", [None, *DTYPES], ids=str)
 @pytest.mark.parametrize("input", DTYPES, ids=str)

@@ -24,6 +24,7 @@ from namernn_fast.machine import availability
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -148,6 +149,7 @@ def test_flops_of_token_ids_are_counted(kind):
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
+@pytest.mark.drop_in
 def test_restore_rnn_undoes_replace_rnn(kind):
     model = nn.Sequential(kind.nn_layer(3, 4), kind.nn_step_module(3, 4), nn.Linear(2, 2))
     before, classes = dict(model.named_parameters()), [type(module) for module in model]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import oracle
 import pytest
 import torch
 from cases import layer_of
@@ -9,6 +10,8 @@ from kinds import VARIANTS, flat, for_variants, tensors_in
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import ops
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 RESET = torch.tensor([[False, True]] * 6).T
@@ -119,7 +122,8 @@ def test_tensor_that_outlived_a_transform_is_accepted(kind):
 @for_variants
 def test_needed_weights_must_not_change_before_backward(kind):
     ours = kind.layer(3, 4, 2)
-    for name in ("weight_hh_l0", "weight_ih_l1", *(["weight_hr_l0"] if kind.bits else [])):
+    last = {ops.PROJECTIONS: ["weight_hr_l0"], ops.RATE: ["rate_l0"]}.get(kind.bits, [])
+    for name in ("weight_hh_l0", "weight_ih_l1", *last):
         output, _ = ours(XS[0])
         with torch.no_grad():
             getattr(ours, name).add_(1)
@@ -135,7 +139,7 @@ def test_needed_weights_must_not_change_before_backward(kind):
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm", "projected"])
+@pytest.mark.parametrize("cell", oracle.EQUATIONS)
 def test_batched_gradients_match_separate_gradients(packed, bidirectional, cell):
     """Autograd and `torch.vmap` compute correct gradients for several vectors at once."""
     name, options = layer_of(cell)

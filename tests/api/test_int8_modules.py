@@ -202,6 +202,7 @@ def test_projections_compute_with_rounded_weights_in_float32():
     )
 
 
+@pytest.mark.drop_in
 def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
     model = torch.nn.ModuleDict(
         {
@@ -214,7 +215,7 @@ def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
             "elsewhere": kind.layer(4, 300, device="meta"),
         }
     )
-    if kind.has_cell_state:
+    if kind.cell.can_project:
         model["projected"] = kind.layer(4, 300, proj_size=5)
     dtypes = {}
     for min_hidden in (None, 0, 17):
@@ -257,6 +258,7 @@ def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
     assert "not in float32" in explain(double.prepare(), y).why_no_shortcut["8-bit weights"]
 
 
+@pytest.mark.drop_in
 def test_torchao_prepares_recurrent_layers(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -306,6 +306,7 @@ def test_strict_export_is_refused(kind):
         torch.export.export(prepared, (torch.randn(5, 3, 6),), strict=True)
 
 
+@pytest.mark.drop_in
 def test_torchscript_records_torchs_operators(kind):
     layer, x = kind.layer(6, 20), torch.randn(5, 3, 6)
     prepared = layer.prepare()
@@ -335,7 +336,7 @@ def test_refresh_refuses_another_layer(kind):
         kind.layer(6, 20, dtype=torch.float64),
         kind.layer(6, 20, batch_invariant=True),
         kind.layer(6, 20, device="meta"),
-        kind.nn_layer(6, 20),
+        torch.nn.RNN(6, 20),
         kind.step_module(6, 20),
         *([kind.layer(6, 20, nonlinearity="relu")] if kind.has_nonlinearity else []),
     ]
@@ -415,6 +416,7 @@ class Model(torch.nn.Module):
         self.subclass = type("Mine", (kind.layer,), {})(6, 20)
 
 
+@pytest.mark.drop_in
 def test_prepare_rnn_replaces_modules(kind):
     model = Model(kind)
     tokens, state = model.tokens, {k: v.clone() for k, v in model.state_dict().items()}
@@ -439,6 +441,7 @@ def test_prepare_rnn_replaces_modules(kind):
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.drop_in
 def test_prepare_rnn_takes_a_layer_itself(kind):
     layer, x = kind.nn_layer(6, 20), torch.randn(5, 8, 6)
     prepared = prepare_rnn(layer)
@@ -448,6 +451,7 @@ def test_prepare_rnn_takes_a_layer_itself(kind):
     assert type(restore_rnn(prepared)) is kind.layer
 
 
+@pytest.mark.drop_in
 def test_prepare_rnn_refuses_hooks_by_name(kind):
     model = Model(kind)
     model.list[1].register_forward_pre_hook(lambda *_: None)
@@ -461,6 +465,7 @@ def test_prepare_rnn_refuses_hooks_by_name(kind):
         prepare_rnn(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.drop_in
 def test_prepare_rnn_after_replace_rnn(kind):
     model, x = torch.nn.Sequential(kind.nn_layer(6, 20)), torch.randn(5, 3, 6)
     wanted = model(x)[0]

@@ -268,6 +268,7 @@ BAD_STEPS = {
 }
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("case", BAD_STEPS)
 def test_step_modules_raise_torchs_errors(kind, case):
     dtype, state = BAD_STEPS[case]

@@ -67,6 +67,7 @@ def same_gradients(ours, theirs, *inputs):
         torch.testing.assert_close(parameter.grad, wanted[name].grad)
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torchscript_programs_accept_other_shapes(kind, tokens, how):
@@ -85,6 +86,7 @@ def test_torchscript_programs_accept_other_shapes(kind, tokens, how):
     assert [type(module) for module in model.modules()] == classes
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("what", ["layer", "step_module"])
 def test_single_module_can_be_traced_and_scripted(kind, what):
     module = getattr(kind, what)(3, 4)
@@ -94,6 +96,7 @@ def test_single_module_can_be_traced_and_scripted(kind, what):
     assert isinstance(torch.jit.script(module), torch.jit.ScriptModule)
 
 
+@pytest.mark.drop_in
 def test_traced_layer_accepts_other_batch_sizes(kind):
     module = Packed(kind)
     long, short = (pack_padded_sequence(torch.randn(6, 2, 3), ends) for ends in ([6, 5], [6, 2]))
@@ -133,6 +136,7 @@ def test_traced_resets_accept_other_shapes(kind):
         torch.testing.assert_close(program(*other), module(*other))
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
 @pytest.mark.parametrize("of_module", [True, False])
 def test_torchscript_rejects_batch_invariance(kind, compiler, of_module):
@@ -144,6 +148,7 @@ def test_torchscript_rejects_batch_invariance(kind, compiler, of_module):
         compiler(module)
 
 
+@pytest.mark.drop_in
 def test_scripting_does_not_change_subclasses(kind):
     class Zero(kind.step_module):
         def forward(self, input):
@@ -154,6 +159,7 @@ def test_scripting_does_not_change_subclasses(kind):
     assert type(model[0]) is Zero
 
 
+@pytest.mark.drop_in
 def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatch):
     """Without a kernel, a trace works at any sequence length, or tracing raises an error."""
     monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
@@ -179,6 +185,7 @@ def per_sample(module, input, **more):
     return call_for_per_sample_grads(module, batch_size=len(input))(input, **more)
 
 
+@pytest.mark.drop_in
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
 def test_expanded_weights_sum_to_the_batch_gradient(kind, tokens):
@@ -194,6 +201,7 @@ def test_expanded_weights_sum_to_the_batch_gradient(kind, tokens):
         torch.testing.assert_close(sample_grads[name].sum(0), parameter.grad)
 
 
+@pytest.mark.drop_in
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("invariant", "more", "text"),
@@ -208,6 +216,7 @@ def test_expanded_weights_reject_unsupported_options(kind, invariant, more, text
         per_sample(module, XS[0], **more)
 
 
+@pytest.mark.drop_in
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
     """The older ONNX exporter passes every argument by position, so layers must accept that."""
@@ -244,6 +253,7 @@ def test_fx_treats_modules_as_leaves(kind, what):
     torch.testing.assert_close(restore_rnn(graph)(x), replace_rnn(graph)(x))
 
 
+@pytest.mark.drop_in
 def test_fx_traces_into_subclasses_as_with_nn_rnn(kind):
     class Twice(kind.layer):
         def forward(self, input):
@@ -263,6 +273,7 @@ def test_fx_records_hx_and_lengths(kind):
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(*arguments), module(*arguments))
 
 
+@pytest.mark.drop_in
 @pytest.mark.filterwarnings("ignore")
 def test_quantization_skips_fused_modules(kind):
     """FX quantization skips fused modules; dynamic quantization converts only restored modules."""

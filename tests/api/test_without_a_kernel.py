@@ -22,6 +22,7 @@ D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 WITH_GATES = [name for name, kind in VARIANTS.items() if kind.without_kernel == "torch"]
+pytestmark = pytest.mark.kinds(*WITH_GATES)
 OPTIONS = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -47,11 +48,6 @@ def paths(monkeypatch):
 
         monkeypatch.setattr(module, "run_stack", run)
     return taken
-
-
-@pytest.fixture(params=WITH_GATES)
-def kind(request):
-    return VARIANTS[request.param]
 
 
 def twins(kind, **options):

@@ -34,7 +34,7 @@ def test_correct_results_pass_against_an_exactly_rounded_rival(cell, shape, dtyp
 class Faulty:
     """A layer that computes in float64 and rounds only its results. Each subclass adds a fault.
 
-    `faulty` combines this class with torch's layer. An LSTM's state is h and c side by side.
+    `faulty` combines this class with torch's layer. The states of a row are side by side.
     """
 
     def forward(self, x, hx):
@@ -51,7 +51,7 @@ class Faulty:
 
     def sums(self, t, x, h):
         """Returns what the input and what the previous state contribute to the sums."""
-        weight_ih, weight_hh, bias_ih, bias_hh = self.weights
+        weight_ih, weight_hh, bias_ih, bias_hh = self.weights[:4]
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
     def state(self, t, x_sums, h_sums, h):
@@ -60,6 +60,10 @@ class Faulty:
             i, f, o = (self.activation(torch.sigmoid, gate) for gate in (i, f, o))
             c = f * h.chunk(2, 1)[1] + i * self.activation(torch.tanh, g)
             return torch.cat([o * self.activation(torch.tanh, c), c], 1)
+        if len(self.weights) > 4:
+            a = torch.sigmoid(self.weights[4])
+            v = (1 - a) * h.chunk(2, 1)[1] + a * (x_sums + h_sums)
+            return torch.cat([self.activation(torch.tanh, v), v], 1)
         if self.mode != "GRU":
             return self.activation(torch.tanh, x_sums + h_sums)
         (x_r, x_z, x_n), (h_r, h_z, h_n) = x_sums.chunk(3, 1), h_sums.chunk(3, 1)

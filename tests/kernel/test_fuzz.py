@@ -11,6 +11,8 @@ import torch
 from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings, strategies
 
+from namernn_fast.cells import CELLS
+
 # If the only feature is often zero and there is no bias or hx, states fade to the kink of relu.
 FADING = replace(
     LUCKY,
@@ -82,9 +84,9 @@ def test_any_call(case):
     check_results(case)
 
 
-# An example of a cell with gates takes several times as long as a vanilla example.
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+# An example of another cell takes several times as long as a vanilla example.
+@pytest.mark.parametrize("cell", [*CELLS][1:])
 @given(data=strategies.data())
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
-def test_any_call_of_a_cell_with_gates(cell, data):
+def test_any_call_of_another_cell(cell, data):
     check_results(data.draw(drawn_cases(cell)))

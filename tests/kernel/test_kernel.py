@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
+from namernn_fast.call.options import NONLINEARITIES
 from namernn_fast.cells import VANILLA
 from namernn_fast.testing import ErrorBudget
 
@@ -27,17 +28,21 @@ def states_of(cell, *size):
     return [*tensors_in(VARIANTS[cell].states(torch.randn, *size[:-1], dtype=size[-1]))]
 
 
-def options_of(nonlinearity):
-    return ops.BIAS | (ops.RELU if nonlinearity == "relu" else 0)
+def options_of(equation):
+    return ops.BIAS | NONLINEARITIES.get(equation.split()[-1], 0)
 
 
 def activation(equation, dtype):
     """Returns a function that applies an activation by running a layer.
 
-    `equation` is "tanh" or "relu" for a vanilla cell, "gru" or "lstm" for tanh in such a cell, or
-    "sigmoid" for sigmoid in a GRU.
+    `equation` is "tanh" or "relu" for a vanilla cell, "gru" or "lstm" for tanh in such a cell,
+    "sigmoid" for sigmoid in a GRU, or an equation of a leaky cell.
     """
-    if equation in ("tanh", "relu"):
+    if equation.startswith("leaky"):
+        options = layer_of(equation)[1]
+        module = FUSED["leaky"](1, 1, bias=False, rate=1, dtype=dtype, **options)
+        torch.nn.init.ones_(module.weight_ih_l0)
+    elif equation in ("tanh", "relu"):
         module = FusedRNN(1, 1, nonlinearity=equation, bias=False, dtype=dtype)
         torch.nn.init.ones_(module.weight_ih_l0)
     else:
@@ -97,19 +102,22 @@ def test_tanh_is_accurate_everywhere(equation, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sigmoid_is_accurate_everywhere(dtype):
-    """sigmoid errs by less than 3 units in the last place, even if its value is very small."""
+@pytest.mark.parametrize("equation", ["sigmoid", "leaky sigmoid", "leaky softplus"])
+def test_sigmoid_and_softplus_are_accurate_everywhere(equation, dtype):
+    """They err by less than 3 units in the last place, even if their values are very small."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
     x = torch.cat([tails, -tails, torch.linspace(-20, 20, 200_001, dtype=dtype)])
-    y = activation("sigmoid", dtype)(x)
+    y = activation(equation, dtype)(x)
     precise = np.float64 if dtype == torch.float32 else np.longdouble
-    exact = oracle.sigmoid(x.numpy().astype(precise))
+    exact = x.numpy().astype(precise)
+    is_sigmoid = equation.endswith("sigmoid")
+    exact = oracle.sigmoid(exact) if is_sigmoid else np.logaddexp(exact, 0)
     error = np.abs(y.numpy() - exact)
     normal = exact > torch.finfo(dtype).tiny * 2
     units = error[normal] / np.spacing(exact[normal].astype(y.numpy().dtype))
     assert units.max() < 3
     assert error[~normal].max() <= torch.finfo(dtype).tiny * 2
-    assert y.max() == 1
+    assert y.max() == (1 if is_sigmoid else x.max())
     assert y.min() == 0
 
 
@@ -184,7 +192,7 @@ def test_a_cell_state_can_grow_to_10000(dtype):
 def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
     """Given the same output, 16-bit gradients equal float gradients rounded at the end."""
     cell, options = layer_of(equation)
-    if ops.cpu_kernel(dtype) in ON_PAIRS and not VARIANTS[cell].bits:
+    if ops.cpu_kernel(dtype) in ON_PAIRS and not VARIANTS[cell].bits & ops.PROJECTIONS:
         pytest.skip("this kernel rounds dz for its products")
     module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
@@ -365,7 +373,7 @@ def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batc
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]
-    for place in range(0, len(weights), 4):
+    for place in range(0, len(weights), len(weights) // (1 + bidirectional)):
         weights[place] = weights[place][:, :0]
     weights = [weight.requires_grad_() for weight in weights]
     results = flat(kind.run(x[..., :0], None, weights, bidirectional=bidirectional))

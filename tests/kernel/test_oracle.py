@@ -20,21 +20,25 @@ def test_handwritten_gradients_match_finite_differences(cell):
     size = 2 + hidden_size * (oracle.EQUATIONS[cell].parts - 1)
     hx = rng.standard_normal((2, 1, size)).astype(np.longdouble)
     rows = hidden_size * (VARIANTS[cell].gates if cell in VARIANTS else 1)
-    shapes = [(rows, 3), (rows, 2), (rows,), (rows,), *([(2, 3)] * (hidden_size > 2))] * 2
+    has_rate = oracle.EQUATIONS[cell].has_rate
+    more = [(2, 3)] if hidden_size > 2 else [(rows,)] if has_rate else []
+    shapes = [(rows, 3), (rows, 2), (rows,), (rows,), *more] * 2
     weights = [rng.standard_normal(shape).astype(np.longdouble) for shape in shapes]
     grad_output = rng.standard_normal((4, 4))
     grad_h_n = rng.standard_normal((2, 1, size))
+    noise = [rng.standard_normal((4, 4)).astype(np.longdouble)] if has_rate else None
 
     def loss():
-        outputs, h_n, _ = oracle.rnn([x], hx, weights, cell, True)
+        outputs, h_n, _ = oracle.rnn([x], hx, weights, cell, True, noise=noise)
         return (outputs[0] * grad_output).sum() + (h_n * grad_h_n).sum()
 
-    _, _, tape = oracle.rnn([x], hx, weights, cell, True)
-    (grad_x,), grad_hx, grad_weights = oracle.rnn_backward(
+    _, _, tape = oracle.rnn([x], hx, weights, cell, True, noise=noise)
+    (grad_x,), grad_hx, grad_weights, grad_noise = oracle.rnn_backward(
         tape, hx, weights, cell, True, [grad_output], grad_h_n
     )
     step = np.longdouble(2) ** -20
-    for array, grad in zip((x, hx, *weights), (grad_x, grad_hx, *grad_weights), strict=True):
+    arrays, grads = [x, hx, *weights, *(noise or [])], [grad_x, grad_hx, *grad_weights]
+    for array, grad in zip(arrays, grads + (grad_noise if has_rate else []), strict=True):
         for index in np.ndindex(array.shape):
             value = array[index]
             array[index] = value + step
@@ -72,12 +76,8 @@ def test_the_oracle_agrees_with_torch(layout, cell):
 
 @pytest.fixture(
     params=[
-        "rnn in ATen operators",
-        *(
-            f"{cell} in {path}"
-            for cell in [*CELLS][1:]
-            for path in ("torch's operator", "ATen operators")
-        ),
+        *(f"{name} in torch's operator" for name, cell in CELLS.items() if cell.torch_operator),
+        *(f"{name} in ATen operators" for name in CELLS),
     ]
 )
 def cell(request, monkeypatch):

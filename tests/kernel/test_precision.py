@@ -148,7 +148,8 @@ def test_sharing_prefixes_ignores_the_settings(cell):
     kind = KINDS[cell]
     table = torch.randn(30, kind.cell.weight_blocks * 64)
     weights = [table, *[p.detach() for p in FUSED[cell](1, 64).parameters()][1:]]
-    ids, options = torch.randint(30, (6, 200)), ops.BIAS | ops.LAST_STATE | ops.SHARE_PREFIXES
+    ids = torch.randint(30, (6, 200))
+    options = ops.BIAS | ops.LAST_STATE | ops.SHARE_PREFIXES | kind.bits
     _, usual, _ = ops.forward(kind.cell.number, ids, None, weights, None, None, options, 1)
     for bit in BITS.values():
         call = (kind.cell.number, ids, None, weights, None, None, options | bit, 1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import KINDS
 from torch.nn.utils.rnn import pad_sequence
 
 from namernn_fast import ops
@@ -92,6 +93,7 @@ class TokenBatch:
     def __post_init__(self):
         self.ids, self.sequence_layout, self.options = arrange(self.sequences, self.layout)
         self.options += (ops.BIAS if self.bias else 0) + (ops.RELU if self.relu else 0)
+        self.options += KINDS[self.cell].bits
         generator = torch.Generator().manual_seed(len(self.sequences))
         hidden_size = self.hidden_size
         rows = CELLS[self.cell].weight_blocks * hidden_size
@@ -108,6 +110,7 @@ class TokenBatch:
                 uniform(rows, hidden_size),
             ]
             self.weights += [uniform(rows), uniform(rows)] if self.bias else []
+            self.weights += [uniform(rows)] if self.options & ops.RATE else []
         self.grads_of_last = [
             uniform(self.num_layers, len(self.sequences), hidden_size)
             for _ in CELLS[self.cell].states
@@ -272,7 +275,8 @@ def test_gradients_can_be_limited_to_some_layers(cell, want_layers):
     results = call.forward(share=True)
     all_grads = call.backward(True, results)
     grads = call.backward(True, results, want_layers)
-    assert equal(grads, [grad for i, grad in enumerate(all_grads) if i // 4 in want_layers])
+    per_layer = len(all_grads) // 3
+    assert equal(grads, [grad for i, grad in enumerate(all_grads) if i // per_layer in want_layers])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -333,9 +337,11 @@ def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
     table, weight_hh = (torch.zeros(size, dtype=call["dtype"]) for size in ((4, rows), (rows, 4)))
     if call["input"].dim() == 3:
         table = table.t()
-    weights = [table, weight_hh] * (2 if call["options"] else 1)
+    rate = [weight_hh[0]] if KINDS[cell].bits else []
+    weights = [table, weight_hh, *rate] * (2 if call["options"] else 1)
     states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else None
-    rows = None, call["reset"], call["options"] + ops.SHARE_PREFIXES, 0
+    options = call["options"] + ops.SHARE_PREFIXES + KINDS[cell].bits
+    rows = None, call["reset"], options, 0
     with pytest.raises(RuntimeError, match=message):
         ops.forward(CELLS[cell].number, call["input"], states, weights, *rows)
 

@@ -202,7 +202,7 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
     wrong = r"prepared must come from namernn_fast::prepare on a processor with the kernels"
     others = [
         (number, tensor, [1, *sizes[1:]], wrong),
-        ((number + 1) % 3, tensor, sizes, wrong),
+        ((number + 1) % 3, tensor, sizes, "RATE" if number == 3 else wrong),
         (number, tensor[:100], sizes, wrong),
         (number, torch.zeros_like(tensor), sizes, wrong),
         (number, FUSED[cell](8, 17, 2).prepare()._panels.tensor, sizes, wrong),
@@ -211,7 +211,7 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (number, tensor, [2, 0, 16, 5, 16], "input must be token ids for this prepared layer"),
         (number, tensor, [2, 8, 16, 0, 7], "size of h must be from 16 to 16, got 7"),
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
-        (7, tensor, sizes, "cell must be from 0 to 2, got 7"),
+        (7, tensor, sizes, "cell must be from 0 to 3, got 7"),
     ]
     with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
         prepared_ops.forward(number, x[..., 0].long(), states, tensor, sizes, *rest)

@@ -27,6 +27,7 @@ struct TestedCell {
   bool one_bias_gradient;
   bool has_cell_state;
   bool has_nonlinearity;
+  bool has_rate;
   bool projects;  // whether its layers project h if they have several hidden units
 };
 

@@ -82,8 +82,15 @@ void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
 // sets.
 TestedCell cell_of(const std::string& instructions, int64_t number) {
   const KernelsOfCell& sizes = kernels_baseline.cells[number];
-  return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,    sizes.kept,
-          sizes.one_bias_gradient,          sizes.states > 1, sizes.has_nonlinearity, false};
+  return {instructions + ", " + sizes.name,
+          CellKind(number),
+          sizes.weight_blocks,
+          sizes.kept,
+          sizes.one_bias_gradient,
+          sizes.states > 1,
+          sizes.activations > 1,
+          sizes.has_rate,
+          false};
 }
 
 void check_all(const Kernels& kernels) {

@@ -54,6 +54,8 @@ class Plain {
         weight_hr_(rounded_numbers<Number>(arguments.weight_hr, bits)),
         bias_ih_(numbers<Number>(arguments.bias_ih)),
         bias_hh_(numbers<Number>(arguments.bias_hh)),
+        rate_(numbers<Number>(arguments.rate)),
+        noise_(numbers<Number>(arguments.noise)),
         grad_output_(numbers<Number>(arguments.grad_output)),
         grad_h_n_(numbers<Number>(arguments.grad_h_n)),
         grad_c_n_(numbers<Number>(arguments.grad_c_n)),
@@ -69,6 +71,7 @@ class Plain {
       if (!p.wants(Name(i))) results_[i].resize(all.size_of(Name(i), shape.rows));
     }
     results_[kGradBiasHh].resize(p.gate_rows());
+    results_[kGradNoise].resize(shape.rows * p.H);
   }
 
   // Runs both passes. Returns the results, indexed by Name, with NaN in padding.
@@ -105,7 +108,7 @@ class Plain {
   void mark_padding() {
     for (int64_t t = 0; p_.kind == Kind::any_order && t < p_.T; ++t) {
       for (int64_t b = shape_.count[t]; b < p_.B; ++b) {
-        for (const Name name : {kOutput, kKept, kGradInput}) {
+        for (const Name name : {kOutput, kKept, kGradInput, kGradNoise}) {
           const int64_t size = int64_t(results_[name].size()) / shape_.rows;
           std::fill_n(results_[name].data() + shape_.row(t, b) * size, size, Number(NAN));
         }
@@ -180,13 +183,33 @@ class Plain {
       case CellKind::lstm:
         if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
         return lstm(from_input, from_state, c, h, kept);
+      case CellKind::leaky:
+        if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
+        return leaky(from_input, from_state, p_.noise ? &noise_[row(b, s) * p_.H] : nullptr, c, h,
+                     kept);
     }
   }
 
+  Number act(Number z) const {
+    return rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
+  }
+  // Returns the gradient of z, given the gradient of y = act(z).
+  Number act_gradient(Number grad, Number y) const {
+    return p_.relu ? (y > 0 ? grad : Number(0)) : grad * (1 - y * y);
+  }
+
   void vanilla(const Numbers& from_input, const Numbers& from_state, Number* h) const {
+    for (int64_t j = 0; j < p_.H; ++j) h[j] = act(from_input[j] + from_state[j]);
+  }
+
+  void leaky(const Numbers& from_input, const Numbers& from_state, const Number* noise, Numbers& v,
+             Number* h, Number* kept) const {
     for (int64_t j = 0; j < p_.H; ++j) {
-      const Number z = from_input[j] + from_state[j];
-      h[j] = rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
+      const Number a = sigmoid(rate_[j]), z = from_input[j] + from_state[j];
+      kept[j] = rounded(z - v[j], bits_);
+      v[j] = (1 - a) * v[j] + a * z + (noise ? noise[j] : Number(0));
+      kept[p_.H + j] = rounded(v[j], bits_);
+      h[j] = act(v[j]);
     }
   }
 
@@ -238,8 +261,25 @@ class Plain {
   Gradients vanilla_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
     Numbers dz(p_.H);
     for (int64_t j = 0; j < p_.H; ++j) {
-      const Number y = state_after(b, s)[j];
-      dz[j] = rounded(p_.relu ? (y > 0 ? grad_h[j] : Number(0)) : grad_h[j] * (1 - y * y), bits_);
+      dz[j] = rounded(act_gradient(grad_h[j], state_after(b, s)[j]), bits_);
+    }
+    return {dz, dz, Numbers(p_.H)};
+  }
+
+  // Returns the gradients of the sums at step s, writes the gradient of the noise, and adds to the
+  // gradient of the rate. Replaces grad_v, the gradient of v after step s, with the gradient of the
+  // previous v.
+  Gradients leaky_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_v) {
+    Numbers dz(p_.H);
+    for (int64_t j = 0; j < p_.H; ++j) {
+      const Number a = sigmoid(rate_[j]);
+      const Number dv = grad_v[j] + act_gradient(grad_h[j], state_after(b, s)[j]);
+      dz[j] = rounded(a * dv, bits_);
+      if (p_.want_weights) {
+        results_[kGradRate][j] += rounded(dv * kept_at(b, s)[j] * a * (1 - a), bits_);
+      }
+      results_[kGradNoise][row(b, s) * p_.H + j] = dv;
+      grad_v[j] = (1 - a) * dv;
     }
     return {dz, dz, Numbers(p_.H)};
   }
@@ -283,8 +323,10 @@ class Plain {
     return {dz, dz, Numbers(H)};
   }
 
-  Gradients gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
+  Gradients gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) {
     switch (p_.cell->kind) {
+      case CellKind::leaky:
+        return leaky_gradients(b, s, grad_h, grad_c);
       case CellKind::gru:
         return gru_gradients(b, s, grad_h);
       case CellKind::lstm:
@@ -352,6 +394,7 @@ class Plain {
   const int64_t* ids_;
   const char* cuts_;
   const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, weight_hr_, bias_ih_, bias_hh_;
+  const Numbers rate_, noise_;
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
   std::vector<Numbers> results_;  // indexed by Name

@@ -20,6 +20,7 @@ enum Name {
   kLastCell,
   kKept,
   kGradInput,
+  kGradNoise,
   kGradHx,
   kGradCx,
   kGradWeightIh,
@@ -27,20 +28,13 @@ enum Name {
   kGradWeightHr,
   kGradBiasIh,
   kGradBiasHh,
+  kGradRate,
   kNames
 };
-constexpr const char* names[] = {"output",
-                                 "h_n",
-                                 "c_n",
-                                 "kept",
-                                 "grad_input",
-                                 "grad_hx",
-                                 "grad_cx",
-                                 "grad_weight_ih",
-                                 "grad_weight_hh",
-                                 "grad_weight_hr",
-                                 "grad_bias_ih",
-                                 "grad_bias_hh"};
+constexpr const char* names[] = {
+    "output",         "h_n",          "c_n",          "kept",           "grad_input",
+    "grad_noise",     "grad_hx",      "grad_cx",      "grad_weight_ih", "grad_weight_hh",
+    "grad_weight_hr", "grad_bias_ih", "grad_bias_hh", "grad_rate"};
 
 struct Problem {
   const TestedCell* cell;
@@ -52,6 +46,7 @@ struct Problem {
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before;
   bool grad_output, grad_h_n, expanded_grad;
   bool grad_c_n, expanded_grad_c;
+  bool noise, want_noise;
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
@@ -69,6 +64,10 @@ struct Problem {
         return cell->has_cell_state;
       case kGradInput:
         return want_input;
+      case kGradNoise:
+        return want_noise;
+      case kGradRate:
+        return want_weights && cell->has_rate;
       case kGradHx:
         return want_hx;
       case kGradCx:
@@ -92,9 +91,20 @@ struct Problem {
 
   // Returns the number of elements in the result `name` if tensors have `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
-    const int64_t sizes[] = {rows * P(),        B * P(), B * H,       rows * cell->kept * H,
-                             rows * D,          B * P(), B * H,       gate_rows() * (D + V),
-                             gate_rows() * P(), P() * H, gate_rows(), gate_rows()};
+    const int64_t sizes[] = {rows * P(),
+                             B * P(),
+                             B * H,
+                             rows * cell->kept * H,
+                             rows * D,
+                             rows * H,
+                             B * P(),
+                             B * H,
+                             gate_rows() * (D + V),
+                             gate_rows() * P(),
+                             P() * H,
+                             gate_rows(),
+                             gate_rows(),
+                             H};
     return wants(name) ? sizes[name] : 0;
   }
 };
@@ -133,6 +143,7 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.grad_output = bit(16);
   p.grad_c_n = cell.has_cell_state && bit(18), p.expanded_grad_c = bit(19);
   p.grad_h_n = !(p.grad_output || p.grad_c_n) || bit(17);
+  p.noise = cell.has_rate && bit(20), p.want_noise = p.noise && bit(21);
   return p;
 }
 
@@ -209,6 +220,7 @@ struct Arguments {
   Array<Storage> input, hx, table, weight_ih, weight_hh, weight_hr, bias_ih, bias_hh;
   Array<Storage> grad_output, grad_h_n;
   Array<Storage> cx, grad_c_n;  // empty if the cell has no cell state
+  Array<Storage> rate, noise;   // empty if the cell has no rate, or there is no noise
   Array<int64_t> ids;           // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
@@ -226,6 +238,8 @@ struct Arguments {
         grad_h_n(p.expanded_grad ? 1 : p.B * p.P(), random, 0),
         cx(p.cell->has_cell_state * p.B * (p.H + 1), random, 0),
         grad_c_n(p.cell->has_cell_state * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
+        rate(p.cell->has_rate * p.H, random, 0),
+        noise(p.noise * shape.rows * p.H, random, 2),
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
@@ -254,6 +268,8 @@ struct Arguments {
     if (p.P() < p.H) layer.weight_hr = weight_hr.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
     layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
+    if (p.cell->has_rate) layer.rate = rate.data();
+    if (p.noise) layer.noise = rows_of<const Storage>(p, noise.data(), p.H);
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
     layer.chains = {kChain, kChain};
@@ -385,6 +401,8 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   }
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
+  if (p.want_noise) backward.grad_noise = rows_of(p, results.data(kGradNoise), p.H);
+  backward.grad_rate = results.data(kGradRate);
   backward.grad_initial[0] = results.data(kGradHx);
   backward.grad_initial[1] = results.data(kGradCx);
   backward.grad_weight_ih = results.data(kGradWeightIh);

@@ -89,7 +89,7 @@ struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
   Array<Scalar> c_n;                     // [2, B, H], or empty
   std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias_ih,
-                                         // bias_hh
+                                         // bias_hh, rate
 
   explicit Results(const Problem& p) : h_n(2 * p.B * p.H), c_n(p.cell_states()) {
     for (const int64_t inputs : {p.V, p.H}) {
@@ -97,6 +97,7 @@ struct Results {
       gradients.emplace_back(p.H * p.gate_rows());
       gradients.emplace_back(p.bias ? p.gate_rows() : 0);
       gradients.emplace_back(p.bias && !p.cell->one_bias_gradient ? p.gate_rows() : 0);
+      gradients.emplace_back(p.cell->has_rate ? p.H : 0);
     }
   }
   bool is_finite() const {
@@ -166,6 +167,7 @@ class Stack {
       layer.weight_ih = weights_[2].data();
     }
     layer.weight_hh = weights_[k].data();
+    if (p_.cell->has_rate) layer.rate = biases_[2 * k].data();
     if (p_.bias) {
       layer.bias_ih = biases_[2 * k].data();
       layer.bias_hh = biases_[2 * k + 1].data();
@@ -209,12 +211,13 @@ class Stack {
     if (k == 1 || p_.grad_h_n) args.grad_last[0] = {grad_h_n_.data() + first, p_.H, 1};
     if (p_.grad_c_n) args.grad_last[1] = {grad_c_n_.data() + first, p_.H, 1};
     args.accumulate_weights = p_.accumulate;
-    args.grad_weight_ih = results.gradients[4 * k].data();
-    args.grad_weight_hh = results.gradients[4 * k + 1].data();
-    if (p_.bias) args.grad_bias_ih = results.gradients[4 * k + 2].data();
+    args.grad_weight_ih = results.gradients[5 * k].data();
+    args.grad_weight_hh = results.gradients[5 * k + 1].data();
+    if (p_.bias) args.grad_bias_ih = results.gradients[5 * k + 2].data();
     if (p_.bias && !p_.cell->one_bias_gradient) {
-      args.grad_bias_hh = results.gradients[4 * k + 3].data();
+      args.grad_bias_hh = results.gradients[5 * k + 3].data();
     }
+    args.grad_rate = results.gradients[5 * k + 4].data();
     kernels_.backward(args, runtime_);
     free_scratch();
   }

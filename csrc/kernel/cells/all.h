@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "kernel/cells/gru.h"
+#include "kernel/cells/leaky.h"
 #include "kernel/cells/lstm.h"
 #include "kernel/cells/vanilla.h"
 
@@ -20,7 +21,7 @@ struct CellList {
     return ((Cells::states == 1 || Cells::states == kMostStates) && ...);
   }
 };
-using AllCells = CellList<Vanilla, Gru, Lstm>;
+using AllCells = CellList<Vanilla, Gru, Lstm, Leaky>;
 static_assert(AllCells::is_in_order() && AllCells::have_known_states());
 
 }  // namespace

@@ -17,9 +17,13 @@
 // - only_through_sums: whether the previous h affects the states only through sums. If not,
 //   sum_gradients() also writes the part of the gradient of the previous h that bypasses the sums;
 // - one_bias_gradient: whether bias_ih and bias_hh have the same gradient, the sum of all dz;
-// - has_nonlinearity: whether `Layer::activation` chooses the nonlinearity; if not, it is tanh;
+// - activations: number of nonlinearities among which `Layer::activation` may choose, in the order
+//   of Activation;
 // - can_project: whether a layer may project h. Such a cell is only_through_sums, and its
 //   sum_gradients() also writes h before its projection;
+// - has_rate: whether each hidden unit has a rate, and rows may have noise. The rates fill the last
+//   block of sums, to which no product contributes; the gradients of their logits fill the last
+//   block of dz;
 // - Cell(layer): reads what the cell needs from a Layer;
 // - states_of(row): computes the states of a StateRow;
 // - sum_gradients(row): computes the gradients of the sums of a GradientRow.
@@ -38,6 +42,21 @@ inline int64_t projected_size(const Layer<Storage>& layer) {
   return Cell::can_project && layer.P < layer.H ? layer.P : 0;
 }
 
+// What most cells have in common. A cell with other values hides these.
+struct CellDefaults {
+  static constexpr bool sums_in_output = false;
+  static constexpr bool one_bias_gradient = true;
+  static constexpr int64_t activations = 1;
+  static constexpr bool can_project = false;
+  static constexpr bool has_rate = false;
+};
+
+// Returns whether the previous state contributes to a sum.
+template <class Cell>
+constexpr bool has_state_product(int64_t sum) {
+  return sum >= Cell::first_state_sum && sum < Cell::first_state_sum + Cell::weight_blocks;
+}
+
 // What states_of() reads and writes for a range of hidden units of one row. Each pointer points to
 // the first of these units, or is null if the cell lacks the value.
 template <class Scalar, class Storage>
@@ -50,7 +69,8 @@ struct StateRow {
                                         // `sums`
   Storage* kept;                        // written unless null; the blocks are H apart
   int64_t H;
-  int64_t width;  // number of hidden units in the range
+  int64_t width;         // number of hidden units in the range
+  const Storage* noise;  // null means zeros
 };
 
 // What sum_gradients() reads and writes for a range of hidden units of one row. Each pointer points
@@ -71,6 +91,8 @@ struct GradientRow {
   Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
                                        // bypasses the sums; may alias `grad`
   Scalar* unprojected;  // written unless null: h before its projection; may alias grad[0]
+  const Scalar* rate;
+  Storage* grad_noise;  // written unless null
   int64_t H;
   int64_t width;
 };

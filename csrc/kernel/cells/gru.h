@@ -12,7 +12,7 @@
 namespace namernn_fast {
 namespace {
 
-struct Gru {
+struct Gru : CellDefaults {
   static constexpr CellKind kind = CellKind::gru;
   static constexpr const char* name = "GRU";
   static constexpr int64_t weight_blocks = 3;
@@ -21,15 +21,12 @@ struct Gru {
   static constexpr int64_t sums = 4;
   static constexpr int64_t first_state_sum = 1;
   static constexpr int64_t input_block(int64_t sum) { return sum == 0 ? 2 : sum - 1; }
-  static constexpr bool sums_in_output = false;
   // A row keeps n, r, z and n_h, in the order of the sums, with n instead of n_x.
   static constexpr int64_t kept = 4;
   static constexpr int states = 1;
   static constexpr bool only_through_sums = false;  // h_t also has the term z h_{t-1}
   // The gradient of b_in is the sum of dz of n_x, but the gradient of b_hn is the sum of dz of n_h.
   static constexpr bool one_bias_gradient = false;
-  static constexpr bool has_nonlinearity = false;
-  static constexpr bool can_project = false;
 
   template <class Storage>
   explicit Gru(const Layer<Storage>&) {}

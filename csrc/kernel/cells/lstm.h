@@ -14,19 +14,16 @@
 namespace namernn_fast {
 namespace {
 
-struct Lstm {
+struct Lstm : CellDefaults {
   static constexpr CellKind kind = CellKind::lstm;
   static constexpr const char* name = "LSTM";
   static constexpr int64_t weight_blocks = 4;
   static constexpr int64_t sums = 4;  // i, f, g and o; input and state contribute to every sum
   static constexpr int64_t first_state_sum = 0;
   static constexpr int64_t input_block(int64_t sum) { return sum; }
-  static constexpr bool sums_in_output = false;
   static constexpr int64_t kept = 5;  // i, f, g, o and c
   static constexpr int states = 2;
   static constexpr bool only_through_sums = true;
-  static constexpr bool one_bias_gradient = true;
-  static constexpr bool has_nonlinearity = false;
   static constexpr bool can_project = true;
 
   template <class Storage>

@@ -7,7 +7,7 @@
 namespace namernn_fast {
 namespace {
 
-struct Vanilla {
+struct Vanilla : CellDefaults {
   static constexpr CellKind kind = CellKind::vanilla;
   static constexpr const char* name = "vanilla";
   static constexpr int64_t weight_blocks = 1;
@@ -18,9 +18,7 @@ struct Vanilla {
   static constexpr int64_t kept = 0;  // the derivative of act follows from h = act(z)
   static constexpr int states = 1;
   static constexpr bool only_through_sums = true;
-  static constexpr bool one_bias_gradient = true;
-  static constexpr bool has_nonlinearity = true;
-  static constexpr bool can_project = false;
+  static constexpr int64_t activations = 2;
 
   Activation activation;
 
@@ -31,8 +29,8 @@ struct Vanilla {
   void states_of(const StateRow<Scalar, Storage>& row) const {
     const bool is_tanh = activation == Activation::tanh;
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
-      const Vec<Scalar> z = load_upto(row.sums + j, lanes), zero = {};
-      store_upto(row.states[0] + j, is_tanh ? tanh<Scalar>(z) : z < zero ? zero : z, lanes);
+      const Vec<Scalar> z = load_upto(row.sums + j, lanes);
+      store_upto(row.states[0] + j, is_tanh ? tanh<Scalar>(z) : relu<Scalar>(z), lanes);
     });
   }
 
@@ -41,10 +39,9 @@ struct Vanilla {
     const bool is_tanh = activation == Activation::tanh;
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
       const Vec<Scalar> grad = load_gradient(row, j, lanes);
-      const Vec<Scalar> h = load_upto(row.output + j, lanes), zero = {};
-      // Compares bits, because under FlushSubnormals h == 0 is true for a subnormal h, too.
-      const auto is_zero = ((typename Simd<Scalar>::I)h << 1) == 0;
-      store_upto(row.dz + j, is_tanh ? grad * (Scalar(1) - h * h) : is_zero ? zero : grad, lanes);
+      const Vec<Scalar> h = load_upto(row.output + j, lanes);
+      const Vec<Scalar> dz = is_tanh ? grad * (Scalar(1) - h * h) : relu_gradient<Scalar>(grad, h);
+      store_upto(row.dz + j, dz, lanes);
     });
   }
 };

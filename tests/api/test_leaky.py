@@ -1,0 +1,351 @@
+"""Tests what only leaky modules have: rates, noise, more nonlinearities, and no twin in torch.
+
+The suites that are parametrized by cell test everything else.
+"""
+
+import copy
+import inspect
+import itertools
+import pickle
+
+import pytest
+import torch
+from kinds import KINDS, flat
+from plain_leaky import PlainLeaky
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import namernn_fast
+from namernn_fast import (
+    FusedGRU,
+    FusedLeakyRNN,
+    FusedLeakyRNNCell,
+    TokenLeakyRNN,
+    explain,
+    last_state,
+    leaky,
+    ops,
+    prepare_rnn,
+    restore_rnn,
+)
+from namernn_fast.testing import ErrorBudget
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "softplus")
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+D, H, T, B = 3, 5, 6, 4
+
+
+def drawn(*size):
+    return torch.randn(*size, dtype=torch.float64)
+
+
+def twins(**options):
+    """Returns a fused layer and its plain twin in float64, with different rates in every unit."""
+    ours = FusedLeakyRNN(D, H, dtype=torch.float64, **options)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.startswith("rate"):
+                parameter.normal_()
+    theirs = PlainLeaky(D, H, dtype=torch.float64, **options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_noise_of_every_layout_is_added_to_v(nonlinearity, options):
+    ours, theirs = twins(nonlinearity=nonlinearity, **options)
+    x, noise = drawn(T, B, D), drawn(T, B, H * len(ours._all_weights))
+    lengths = torch.tensor([6, 2, 4, 1])
+    packed, packed_noise = (pack_padded_sequence(t, lengths, False, False) for t in (x, noise))
+    wanted, last = theirs(packed, noise=packed_noise)
+    output, states = ours(packed, noise=packed_noise)
+    torch.testing.assert_close((output.data, states), (wanted.data, last), **EXACT)
+    past = torch.arange(T)[:, None, None] >= lengths[:, None]
+    bad = (rows.masked_fill(past, torch.nan) for rows in (x, noise))
+    padded = ours(next(bad), lengths=lengths, noise=next(bad))
+    torch.testing.assert_close(padded[1], last, **EXACT)
+    jagged = [
+        torch.nested.nested_tensor(
+            [row[:n] for row, n in zip(t.unbind(1), lengths, strict=True)], layout=torch.jagged
+        )
+        for t in (x, noise)
+    ]
+    torch.testing.assert_close(ours(jagged[0], noise=jagged[1])[1], last, **EXACT)
+    first = copy.deepcopy(ours)
+    first.batch_first = True
+    swapped = first(x.transpose(0, 1), noise=noise.transpose(0, 1))
+    dense = ours(x, noise=noise)
+    torch.testing.assert_close((swapped[0].transpose(0, 1), swapped[1]), dense, **EXACT)
+    alone = ours(x[:, 0], noise=noise[:, 0])
+    torch.testing.assert_close(alone[0], dense[0][:, 0], **EXACT)
+    assert ours.last_state(x, noise=noise)[1].equal(dense[1][1])
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_derivatives_reach_the_noise_and_the_rates(nonlinearity):
+    module = FusedLeakyRNN(2, 3, 2, nonlinearity, bidirectional=True, dtype=torch.float64)
+    names = [name for name, _ in module.named_parameters()]
+    leaves = [drawn(4, 2, 2), drawn(4, 2, 12), *(p.detach().clone() for p in module.parameters())]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def run(x, noise, *parameters):
+        of_call = dict(zip(names, parameters, strict=True))
+        return flat(torch.func.functional_call(module, of_call, (x,), {"noise": noise}))
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
+
+
+def test_noise_goes_through_every_way_to_run_a_layer(path):
+    """A step module, a prepared layer and streams compute what the layer computes."""
+    ours, theirs = twins(num_layers=1)
+    x, noise = drawn(T, B, D), drawn(T, B, H)
+    wanted = theirs(x, noise=noise)
+    step = FusedLeakyRNNCell(D, H, dtype=torch.float64)
+    step.load_state_dict({k.removesuffix("_l0"): v for k, v in ours.state_dict().items()})
+    rows = []
+    with torch.no_grad():
+        for module in (step, step.prepare()):
+            state = None
+            for x_t, noise_t in zip(x, noise, strict=True):
+                state = module(x_t, state, noise=noise_t)
+            torch.testing.assert_close(state, tuple(s[0] for s in wanted[1]), **EXACT)
+        prepared = ours.prepare()
+        torch.testing.assert_close(prepared(x, noise=noise), wanted, **EXACT)
+        torch.testing.assert_close(prepared.last_state(x, noise=noise), wanted[1], **EXACT)
+        for stream in (prepared.stream(B), step.prepare().stream(B)):
+            rows = [stream(x_t, noise=of_t) for x_t, of_t in zip(x, noise, strict=True)]
+            torch.testing.assert_close(torch.stack(rows), wanted[0], **EXACT)
+        stream.reset()
+        torch.testing.assert_close(stream(x, noise=noise), wanted[0], **EXACT)
+        some = stream(x[0, :2], rows=[2, 0], noise=noise[0, :2], out=torch.empty_like(rows[0][:2]))
+        assert some.shape == (2, H)
+    with pytest.raises(RuntimeError, match=r"noise must have shape \(4, 5\), got torch.Size"):
+        stream(x[0], noise=noise[0, :, 1:])
+    with pytest.raises(ValueError, match="noise needs a leaky layer that reads features"):
+        FusedGRU(D, H).prepare().stream(B)(torch.zeros(B, D), noise=torch.zeros(B, H))
+
+
+def test_noise_goes_with_token_ids_and_dropout(path):
+    model = TokenLeakyRNN(9, D, H, 2, dtype=torch.float64, dropout=0.5)
+    ids, noise = torch.randint(9, (T, B)), drawn(T, B, 2 * H)
+    for module in (model.train(), model.eval()):
+        torch.manual_seed(3)
+        wanted = module.rnn(module.embedding(ids), noise=noise)
+        torch.manual_seed(3)
+        torch.testing.assert_close(module(ids, noise=noise), wanted, **EXACT)
+    assert torch.equal(model.last_state(ids, noise=noise)[0], wanted[1][0])
+    if model.prepare()._panels is not None:
+        with pytest.raises(RuntimeError, match="multiplied by its embedding takes no noise"):
+            model.prepare()(ids, noise=noise)
+
+
+def test_noise_under_vmap_compile_and_export():
+    ours, theirs = twins()
+    xs, noises = drawn(2, T, B, D), drawn(2, T, B, H)
+    mapped = torch.vmap(lambda x, noise: ours(x, noise=noise)[0])(xs, noises)
+    for x, noise, output in zip(xs, noises, mapped, strict=True):
+        torch.testing.assert_close(output, theirs(x, noise=noise)[0], **EXACT)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, noise=noise), ours(x, noise=noise), **EXACT)
+    program = torch.export.export(ours, (x,), {"noise": noise})
+    torch.testing.assert_close(program.module()(x, noise=noise), ours(x, noise=noise), **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"noise": torch.zeros(T, B, H + 1)}, RuntimeError, r"noise must have shape \(6, 4, 5\)"),
+        ({"noise": torch.zeros(T, H)}, RuntimeError, r"noise must have shape \(6, 4, 5\), got"),
+        ({"noise": [1.0]}, TypeError, "laid out like input, a Tensor, got a list"),
+        (
+            {"noise": pack_padded_sequence(torch.zeros(T, B, H), [6] * B)},
+            TypeError,
+            "laid out like input, a Tensor, got a PackedSequence",
+        ),
+        ({"noise": torch.zeros(T, B, H, device="meta")}, RuntimeError, "noise must be at cpu"),
+        (
+            {
+                "input": pack_padded_sequence(torch.zeros(T, B, D), [6] * B),
+                "noise": PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B])),
+            },
+            RuntimeError,
+            "noise must have the sequence lengths of input",
+        ),
+        ({"input": 3, "noise": torch.zeros(T, B, H)}, TypeError, "input must be a Tensor or a"),
+    ],
+)
+def test_bad_noise_is_rejected(path, changes, error, text):
+    with pytest.raises(error, match=text):
+        FusedLeakyRNN(D, H)(**{"input": torch.zeros(T, B, D)} | changes)
+
+
+@pytest.mark.drop_in
+def test_other_cells_take_no_noise(kind, path):
+    name, noise = kind.cell.layer, torch.zeros(T, B, H)
+    with pytest.raises(ValueError, match=f"noise must be None for a {name}, which is not leaky"):
+        kind.layer(D, H)(torch.zeros(T, B, D), noise=noise)
+    arguments = kind.cell.number, torch.zeros(T, B, D), None, [torch.zeros(1, 1)] * 5
+    for bits in (ops.RATE, ops.NOISE, ops.RATE | ops.NOISE):
+        with pytest.raises(RuntimeError, match=r"options must (not )?set|weights must hold"):
+            ops.forward(*arguments, None, None, ops.BIAS | bits, 0)
+
+
+def test_noise_needs_rows_of_features_in_the_operators():
+    weights = [torch.zeros(9, H), torch.zeros(H, H), torch.zeros(H)]
+    options = ops.RATE | ops.NOISE
+    with pytest.raises(RuntimeError, match="options must not set NOISE for token ids"):
+        ops.forward(3, torch.zeros(T, B).long(), None, weights, None, None, options, 0)
+    with pytest.raises(RuntimeError, match="weight_ih must have shape"):
+        ops.forward(3, torch.zeros(T, B, 9), None, weights, None, None, options, 0)
+    bits = ops.SIGMOID | ops.SOFTPLUS | ops.RATE
+    with pytest.raises(RuntimeError, match="options must not set two nonlinearities"):
+        ops.forward(3, torch.zeros(T, B, H), None, weights, None, None, bits, 0)
+
+
+def test_rates_are_numbers_between_0_and_1(path):
+    rates = torch.rand(H) * 0.9 + 0.05
+    for rate, wanted in ((0.25, torch.full((H,), 0.25)), (rates, rates), (rates.tolist(), rates)):
+        for module in (FusedLeakyRNN(D, H, 2, rate=rate), FusedLeakyRNNCell(D, H, rate=rate)):
+            found = [p for name, p in module.named_parameters() if name.startswith("rate")]
+            for logits in found:
+                torch.testing.assert_close(logits.detach().sigmoid(), wanted)
+            before = [p.detach().clone() for p in found]
+            module.reset_parameters()
+            assert all(map(torch.equal, before, found))
+    for rate in (0.0, -1.0, 1.5, float("nan"), [0.5] * (H + 1)):
+        with pytest.raises(ValueError, match=r"rate must be 1 or 5 numbers above 0 and at most 1"):
+            FusedLeakyRNN(D, H, rate=rate)
+    # With a rate of 1, the layer is a vanilla RNN.
+    module, vanilla = FusedLeakyRNN(D, H, rate=1), namernn_fast.FusedRNN(D, H)
+    vanilla.load_state_dict({k: v for k, v in module.state_dict().items() if k != "rate_l0"})
+    torch.testing.assert_close(module(torch.ones(T, B, D))[0], vanilla(torch.ones(T, B, D))[0])
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_fixed_rate_is_not_trained(trains):
+    module = FusedLeakyRNN(D, H, train_rate=trains)
+    module(torch.randn(T, B, D))[0].sum().backward()
+    assert module.rate_l0.requires_grad == trains
+    assert (module.rate_l0.grad is not None) == trains
+    assert module.weight_hh_l0.grad is not None
+
+
+def test_defaults_outside_of_tests():
+    """tests/plain_leaky.py changes these defaults."""
+    for cls in (FusedLeakyRNN, FusedLeakyRNNCell):
+        source = inspect.getsource(cls.__init__)
+        assert "| Tensor = 0.1,\n        train_rate: bool = False,\n" in source
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_states_begin_as_zeros_whatever_the_nonlinearity_of_zero(nonlinearity, path):
+    ours, _ = twins(nonlinearity=nonlinearity)
+    x, zeros = drawn(T, B, D), torch.zeros(1, B, H, dtype=torch.float64)
+    assert torch.equal(ours(x)[0], ours(x, (zeros, zeros))[0])
+
+
+def test_unknown_nonlinearities_are_rejected(path):
+    message = "Unknown nonlinearity 'gelu'. Select from 'tanh' or 'relu' or 'sigmoid' or 'softplus'"
+    for cls in (FusedLeakyRNN, FusedLeakyRNNCell):
+        with pytest.raises(ValueError, match=message):
+            cls(D, H, nonlinearity="gelu")
+    with pytest.raises(
+        ValueError, match="nonlinearity must be tanh or relu or sigmoid or softplus"
+    ):
+        last_state(torch.zeros(T, B, D), None, [], cell="leaky", nonlinearity="gelu")
+
+
+def test_functions_compute_what_the_layer_computes(path):
+    layer = FusedLeakyRNN(D, H, 2, "softplus", bias=False, bidirectional=True)
+    x, noise = torch.randn(T, B, D), torch.randn(T, B, 4 * H)
+    options = {"nonlinearity": "softplus", "bias": False, "bidirectional": True, "noise": noise}
+    output, states = layer(x, noise=noise)
+    found = leaky(x, None, [*layer.parameters()], **options)
+    assert all(map(torch.equal, flat(found), (output, *states)))
+    found = last_state(x, None, [*layer.parameters()], cell="leaky", **options)
+    torch.testing.assert_close(found, states)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
+    """Autocast treats a leaky layer like a dense LSTM: all results are in 16 bits."""
+    budget = ErrorBudget(dtype)
+    for _ in range(4):
+        ours, theirs = (module.float() for module in twins())
+        x, noise = torch.randn(T, B, D), torch.randn(T, B, H)
+        exact = copy.deepcopy(theirs).double()(x.double(), noise=noise.double())
+        with torch.autocast("cpu", dtype):
+            results = flat(ours(x, noise=noise))
+        assert {result.dtype for result in results} == {dtype}
+        rival = flat(theirs.to(dtype)(x.to(dtype), noise=noise.to(dtype)))
+        names = ("output", "r_n", "v_n")
+        for name, mine, other, reference in zip(names, results, rival, flat(exact), strict=True):
+            budget.add(name, mine, other, reference.detach().numpy())
+    budget.check()
+
+
+def test_torchscript_and_onnx_are_refused_with_a_reason(tmp_path):
+    layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
+    for module in (layer, layer.prepare(), TokenLeakyRNN(9, D, H)):
+        with pytest.raises(RuntimeError, match="TorchScript cannot compile a FusedLeakyRNN"):
+            torch.jit.script(module)
+    with pytest.raises(RuntimeError, match=r"trace it\s+under torch.no_grad"):
+        torch.jit.trace(layer, (x,))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (x,))
+        torch.testing.assert_close(traced(x[:3])[0], layer(x[:3])[0])
+    with pytest.raises(Exception, match="ONNX has no leaky layer"):
+        torch.onnx.export(layer, (x,), tmp_path / "leaky.onnx", dynamo=True)
+
+
+def test_explain_and_the_replacement_of_modules():
+    layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
+    meta = FusedLeakyRNN(D, H, device="meta")
+    explained = explain(meta, x.to("meta"))
+    assert explained.path == "reference"
+    assert explained.why_not == {"cpu": "the CPU kernel does not run on meta"}
+    assert namernn_fast.machine.availability.why_not_gpu_kernel(layer._cell) == (
+        "the leaky cell has no GPU kernel"
+    )
+    step = explain(FusedLeakyRNNCell(D, H), x[0])
+    assert step.path.startswith("cpu ")
+    assert step.why_not == {"torch": "torch has no such cell"}
+    model = torch.nn.Sequential(layer, FusedLeakyRNNCell(D, H))
+    assert restore_rnn(model)[0] is layer
+    prepare_rnn(model)
+    assert [type(module).__name__ for module in model] == ["PreparedLayer", "PreparedCell"]
+    assert type(restore_rnn(model)[0]) is FusedLeakyRNN
+
+
+def test_copies_keep_rates_and_nonlinearity():
+    layer = FusedLeakyRNN(D, H, 2, "softplus", rate=0.3)
+    x = torch.randn(T, B, D)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert all(map(torch.equal, flat(other(x)), flat(layer(x))))
+    names = [name for name, _ in layer.named_parameters()]
+    assert names == [
+        f"{name}_l{k}"
+        for k, name in itertools.product(
+            range(2), ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "rate")
+        )
+    ]
+    layer.flatten_parameters()
+    assert KINDS["leaky"].cell.torch_layer is None
+
+
+def test_the_equation_of_psychrnn_in_plain_tensors():
+    """PsychRNN's network, whose output is read from v after each step, with its noise drawn here.
+
+    Its state is v alone: r is relu(v), also of the initial state.
+    """
+    layer = FusedLeakyRNN(D, H, nonlinearity="relu", bias=False, rate=0.2, dtype=torch.float64)
+    x, v, alpha, rec_noise = drawn(T, B, D), drawn(B, H), 0.2, 0.3
+    noise = (2 * alpha * rec_noise**2) ** 0.5 * drawn(T, B, H)
+    hx, states = (torch.relu(v)[None], v[None]), []
+    for x_t, noise_t in zip(x, noise, strict=True):
+        recurrent, inputs = torch.relu(v) @ layer.weight_hh_l0.T, x_t @ layer.weight_ih_l0.T
+        v = (1 - alpha) * v + alpha * (recurrent + inputs) + noise_t
+        states.append(torch.relu(v))
+    output, (_, v_n) = layer(x, hx, noise=noise)
+    torch.testing.assert_close((output, v_n[0]), (torch.stack(states), v), **EXACT)
