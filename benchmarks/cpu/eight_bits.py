@@ -28,6 +28,7 @@ from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimedCall, race, warm_up
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import equal_layers
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS, LSTM, VANILLA
 from namernn_fast.testing import BudgetError, max_error
 
@@ -60,7 +61,7 @@ def workloads(shapes: tuple[tuple[int, int, int, int], ...]) -> list[Workload]:
     """Returns every cell and shape."""
     return [
         Workload(DENSE, FORWARD, batch, input_size, hidden_size, steps, cell)
-        for cell in CELLS
+        for cell in LAYERS_OF
         for input_size, hidden_size, steps, batch in shapes
     ]
 

@@ -17,7 +17,7 @@ from benchmarks.harness.precision import precision_of_products
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients, equal_layers
-from namernn_fast.cells import CELLS
+from namernn_fast.bench.workloads import LAYERS_OF
 
 SHAPES = (  # D, H, T, B
     (256, 256, 64, 16),
@@ -45,7 +45,7 @@ def workloads() -> list[Workload]:
     return [
         Workload(DENSE, mode, batch, input_size, hidden_size, steps, cell)
         for mode in MODES
-        for cell in CELLS
+        for cell in LAYERS_OF
         for input_size, hidden_size, steps, batch in SHAPES
     ]
 

@@ -17,6 +17,7 @@ from namernn_fast import prepare_rnn
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import equal_layers
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
 
 SHAPES = (  # D, H, T, B
@@ -35,7 +36,7 @@ def workloads() -> list[Workload]:
     """Returns every cell and shape."""
     return [
         Workload(DENSE, FORWARD, batch, input_size, hidden_size, steps, cell)
-        for cell in CELLS
+        for cell in LAYERS_OF
         for input_size, hidden_size, steps, batch in SHAPES
     ]
 

@@ -28,7 +28,9 @@ from namernn_fast.nn.step_modules import STEP_MODULES, states_in
 from namernn_fast.testing import assert_within_budget
 
 MODULES: dict[str, tuple[type, type]] = {
-    name: (cell.torch_step_module, STEP_MODULES[name]) for name, cell in CELLS.items()
+    name: (cell.torch_step_module, STEP_MODULES[name])
+    for name, cell in CELLS.items()
+    if cell.torch_step_module
 }
 """Torch's module and the step module of each cell."""
 SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size

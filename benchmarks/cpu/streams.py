@@ -22,6 +22,7 @@ from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimedCall, race, timed
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import equal_layers
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
 from namernn_fast.testing import assert_within_budget
 
@@ -38,7 +39,7 @@ def workloads() -> list[Workload]:
     """Returns every cell and size, with one step."""
     return [
         Workload(DENSE, FORWARD, batch, size, size, 1, cell)
-        for cell in CELLS
+        for cell in LAYERS_OF
         for size in SIZES
         for batch in BATCHES
     ]
