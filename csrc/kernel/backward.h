@@ -127,6 +127,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
+    for (Scalar*& sums : group.grad_rate) sums = scratch<Scalar>(runtime, Cell::has_rate * H);
     int64_t width = 0;  // number of sequences in the widest part
     int64_t group_rows = 0;
     for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {
@@ -170,6 +171,7 @@ template <class Cell, class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Accumulation& accumulation, Share share, int64_t worker) {
+  using Scalar = typename Products::Scalar;
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
@@ -206,9 +208,12 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     if (args.grad_bias_hh) {
       add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad[kBiasHh]);
     }
-    if (args.grad_rate) {
-      const Blocks rates{Cell::sums - 1, 1, 0};
-      add_bias_gradient(products, rates, initial, share, rows, grad[kRate]);
+    if (args.grad_rate && take(share)) {
+      const Scalar* sum = group.grad_rate[0];
+      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+        const Vec<Scalar> before = initial ? Vec<Scalar>{} : load_upto(grad[kRate] + j, n);
+        store_upto(grad[kRate] + j, before + load_upto(sum + j, n), n);
+      });
     }
   }
   if (args.grad_input.data) {

@@ -22,10 +22,12 @@ struct BackwardGroup {
                               // sequences
   Scalar* grad_previous[kMostStates];  // like `grad`, gradients of the previous states, which each
                                        // step writes; the same memory as `grad`, except in a tree
-  Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
-                        // with that h; null without projections
-  Scalar* rate;         // [H], the rates; null if the cell has none
-  TokenRows tokens;     // used only if the table's gradient is wanted
+  Scalar* unprojected;   // [B, H], gradients of h before its projection, which each step replaces
+                         // with that h; null without projections
+  Scalar* rate;          // [H], the rates; null if the cell has none
+  Scalar* grad_rate[2];  // [H], gradients of their logits, summed over the rows of a time block and
+                         // of a step
+  TokenRows tokens;      // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
 };
@@ -176,6 +178,9 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   if constexpr (Products::can_project) {
     if (projecting) project_back(args, group, panels, t, end, row, part, runtime);
   }
+  if constexpr (Cell::has_rate) {
+    std::memset(group.grad_rate[1] + first_column, 0, width * sizeof(typename Products::Scalar));
+  }
   for (int64_t b = slice.begin; b < end; ++b) {
     GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
         units{};
@@ -202,6 +207,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     units.width = width;
     if constexpr (Cell::has_rate) {
       units.rate = group.rate + first_column;
+      units.grad_rate = group.grad_rate[1] + first_column;
       if (args.grad_noise.data) {
         units.grad_noise = row_at(args.grad_noise, layout, t, b) + first_column;
       }
@@ -210,6 +216,13 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     if constexpr (Products::can_project) {
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);
     }
+  }
+  if constexpr (Cell::has_rate) {
+    auto* sum = group.grad_rate[0] + first_column;
+    const auto* of_step = group.grad_rate[1] + first_column;
+    for_each_vector<typename Products::Scalar>(width, [=](int64_t j, int64_t n) {
+      store_upto(sum + j, load_upto(sum + j, n) + load_upto(of_step + j, n), n);
+    });
   }
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
@@ -246,6 +259,11 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
+  if constexpr (Cell::has_rate) {
+    const int64_t width = part.columns.last - part.columns.first;
+    std::memset(group.grad_rate[0] + part.columns.first, 0,
+                width * sizeof(typename Products::Scalar));
+  }
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
     read_last_gradients(layer, i, args.grad_last[i], part, group.grad[i]);
   }

@@ -225,7 +225,10 @@ struct EncodedPart {
     add_starts(t, b, j, width, sums);
     StateRow<float, Storage> row{sums, kBlock, {}, {sums}, nullptr, H, width};
     if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
-    if constexpr (Cell::has_rate) row.noise = noise_row(layer, t, b, j);
+    if constexpr (Cell::has_rate) {
+      row.rate = panels.rate_of(j / w);
+      row.noise = noise_row(layer, t, b, j);
+    }
     if constexpr (carried_state >= 0) {
       float* state = carried + b * carried_size(H) + j;
       const bool starts = b >= step.continued_end || is_cut(layer, t, b);

@@ -32,6 +32,7 @@ template <class Scalar, class Storage, class Element = Scalar>
 struct ForwardWeights {
   const Element* weights;    // panels, as in ForwardPanels
   const Scalar* bias;        // as in ForwardPanels
+  const Scalar* rate;        // as in ForwardPanels
   const Element* weight_hr;  // as in ForwardPanels
   bool finite;               // whether the part's columns of weight_hh are known to be finite
   const Scalar* zeros;       // [P], the initial state if none is given
@@ -153,6 +154,7 @@ inline ForwardWeights<Scalar, Storage, Element> forward_weights(const Part& part
   }
   return {panels.weights,
           panels.bias,
+          panels.rate,
           panels.weight_hr,
           finite,
           zeros,

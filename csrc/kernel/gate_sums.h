@@ -207,7 +207,6 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage, Element> {
       row.kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
       row.H = args.layer.H;
       row.width = columns_from(j);
-      if constexpr (Cell::has_rate) row.noise = noise_row(args.layer, t, b + r, j);
       cell.states_of(row);
     }
   }

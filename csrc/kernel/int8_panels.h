@@ -17,23 +17,26 @@ struct Int8Panels {
   int8_t* inputs;  // [unit blocks, weight_blocks], in the order of the sums
   int8_t* states;  // [unit blocks, weight_blocks]
   float* bias;     // [unit blocks, sums, panel_width], see pack_bias()
+  float* rate;     // [unit blocks, panel_width], if the cell has rates
 
   static int64_t count(const Layer<float>& layer) { return panel_count<float>(layer.H); }
   static int64_t panel_bytes(int64_t K) { return (padded_bytes(K) + 8) * w; }
   static int64_t input_bytes(int64_t D) { return D ? panel_bytes(D) : 0; }
   static size_t block_bytes(const Layer<float>& layer) {
     return size_t(Cell::weight_blocks * (input_bytes(layer.D) + panel_bytes(layer.H))) +
-           Cell::sums * w * sizeof(float);
+           (Cell::sums + Cell::has_rate) * w * sizeof(float);
   }
   static size_t bytes(const Layer<float>& layer) { return count(layer) * block_bytes(layer); }
   Int8Panels(void* memory, const Layer<float>& layer, int64_t blocks)
       : inputs(static_cast<int8_t*>(memory)),
         states(inputs + blocks * Cell::weight_blocks * input_bytes(layer.D)),
-        bias(reinterpret_cast<float*>(states +
-                                      blocks * Cell::weight_blocks * panel_bytes(layer.H))) {}
+        bias(
+            reinterpret_cast<float*>(states + blocks * Cell::weight_blocks * panel_bytes(layer.H))),
+        rate(bias + blocks * Cell::sums * w) {}
   Int8Panels(void* memory, const Layer<float>& layer) : Int8Panels(memory, layer, count(layer)) {}
 
   float* bias_of(int64_t p) const { return bias + p * Cell::sums * w; }
+  float* rate_of(int64_t p) const { return rate + p * w; }
 
   // Calls f(s, input_panel, state_panel) for each sum s of unit block p. A panel is null if its
   // weight does not contribute to the sum.
@@ -43,8 +46,7 @@ struct Int8Panels {
       const int64_t g = s - Cell::first_state_sum;
       f(s,
         s < Cell::weight_blocks ? inputs + (p * Cell::weight_blocks + s) * input_bytes(D) : nullptr,
-        has_state_product<Cell>(s) ? states + (p * Cell::weight_blocks + g) * panel_bytes(H)
-                                   : nullptr);
+        g >= 0 ? states + (p * Cell::weight_blocks + g) * panel_bytes(H) : nullptr);
     }
   }
 
@@ -60,6 +62,7 @@ struct Int8Panels {
       }
     });
     pack_bias<Cell>(layer, p, bias_of(p));
+    pack_rate<Cell>(layer, p, rate_of(p));
   }
 
   // Writes scale * integer for each weight of unit block p.

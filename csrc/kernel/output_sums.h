@@ -9,7 +9,7 @@ namespace {
 
 template <class Cell, class Scalar, class Storage, class Element>
 struct OutputSums : ForwardContext<Cell, Scalar, Storage, Element> {
-  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::kept == 0 && Cell::states == 1);
+  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::only_through_sums);
   using Context = ForwardContext<Cell, Scalar, Storage, Element>;
   using Context::args, Context::weights, Context::part, Context::projected_steps;
   using Context::projection, Context::recurrence, Context::look_up;
@@ -45,10 +45,21 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage, Element> {
                           projected_steps ? out_stride : 0, false};
     if (has_table(layer)) target.starts = look_up(t, begin, end);
     const Cell cell(layer);
+    const bool from_zeros = !h;
     const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
       for (int64_t r = i; r < i + rows; ++r) {
         Scalar* row = out + r * out_stride + j;
-        cell.states_of(StateRow<Scalar, Scalar>{row, 0, {}, {row}, nullptr, layer.H, width});
+        StateRow<Scalar, Scalar> units{row, 0, {}, {row}, nullptr, layer.H, width};
+        for (int s = 1; s < Cell::states; ++s) {
+          units.states[s] = this->state_at(s, t, begin + r) + j;
+          if (!from_zeros) units.previous[s] = units.states[s];
+        }
+        if constexpr (Cell::has_rate) {
+          if (args.kept.data) units.kept = row_at(args.kept, layer.layout, t, begin + r) + j;
+          units.rate = weights.rate + j;
+          units.noise = noise_row(layer, t, begin + r, j);
+        }
+        cell.states_of(units);
       }
     };
     const auto [first, last] = part.columns;

@@ -145,6 +145,7 @@ struct PairPanels {
   Terms<kTerms> weights;  // [blocks], each with one panel per sum. The panel holds W_ih^T above
                           // W_hh^T, or only the weight that contributes to the sum
   float* bias;            // [blocks, sums, panel_width], see pack_bias()
+  float* rate;            // [blocks, panel_width], if the cell has rates
 
   // Returns the number of unit blocks.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
@@ -154,17 +155,19 @@ struct PairPanels {
   }
   static size_t block_bytes(const Layer<Storage>& layer) {
     return kTerms * unit_block_size(layer.D, layer.H) * sizeof(BFloat16) +
-           Cell::sums * w * sizeof(float);
+           (Cell::sums + Cell::has_rate) * w * sizeof(float);
   }
   static size_t bytes(const Layer<Storage>& layer) { return count(layer) * block_bytes(layer); }
   PairPanels(void* memory, const Layer<Storage>& layer, int64_t blocks)
       : blocks(blocks),
         weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(layer.D, layer.H)},
-        bias(reinterpret_cast<float*>(weights.term(kTerms))) {}
+        bias(reinterpret_cast<float*>(weights.term(kTerms))),
+        rate(bias + blocks * Cell::sums * w) {}
   PairPanels(void* memory, const Layer<Storage>& layer) : PairPanels(memory, layer, count(layer)) {}
 
   // Returns the biases of unit block p.
   float* bias_of(int64_t p) const { return bias + p % blocks * Cell::sums * w; }
+  float* rate_of(int64_t p) const { return rate + p % blocks * w; }
 
   // Calls f(s, input_panel, state_panel) for each sum s of unit block p: where the rows of W_ih and
   // of W_hh in its panel begin, or null for a weight that does not contribute to the sum.
@@ -174,7 +177,7 @@ struct PairPanels {
     for (int64_t s = 0; s < Cell::sums; ++s) {
       Terms<kTerms> of_input{}, of_state{};
       if (s < Cell::weight_blocks) of_input = panel, panel = panel + padded(D) * w;
-      if (has_state_product<Cell>(s)) of_state = panel, panel = panel + padded(H) * w;
+      if (s >= Cell::first_state_sum) of_state = panel, panel = panel + padded(H) * w;
       f(s, of_input, of_state);
     }
   }
@@ -195,6 +198,7 @@ struct PairPanels {
       }
     });
     pack_bias<Cell>(layer, p, bias_of(p));
+    pack_rate<Cell>(layer, p, rate_of(p));
   }
 
   // Packs unit block p from the layer's panels, which hold floats.
@@ -211,6 +215,7 @@ struct PairPanels {
       }
     });
     convert(from.bias + p * Cell::sums * w, bias_of(p), Cell::sums * w);
+    if constexpr (Cell::has_rate) convert(from.rate + p * w, rate_of(p), w);
   }
 
   // Copies the weights of unit block p back to row-major weights.

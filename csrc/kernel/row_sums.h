@@ -1,5 +1,5 @@
-// Computes gradients that are sums of rows of dz: the gradients of the biases and rates, and the
-// gradient of a table, which has one sum per token.
+// Computes gradients that are sums of rows of dz: the gradients of the biases, and the gradient of
+// a table, which has one sum per token.
 #pragma once
 
 #include "kernel/sharing.h"

@@ -49,27 +49,32 @@ inline void for_each_input_blocks(F&& f) {
   }
 }
 
-// Writes the contribution of the biases to each sum of unit block p, and the rates if the cell has
-// any, into `bias`: panel_width elements per sum.
+// Writes the contribution of the biases to each sum of unit block p into `bias`: panel_width
+// elements per sum.
 template <class Cell, class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
   for (int64_t s = 0; s < Cell::sums; ++s, bias += w) {
     const bool from_input = s < Cell::weight_blocks;
-    const bool from_state = has_state_product<Cell>(s);
-    if (Cell::has_rate && s + 1 == Cell::sums) {
-      pack_row(layer.rate, layer.H, p * w, other);
-      for (int64_t j = 0; j < w; j += Simd<Scalar>::lanes) {
-        store(bias + j, sigmoid<Scalar>(load(other + j)));
-      }
-      continue;
-    }
+    const bool from_state = s >= Cell::first_state_sum;
     pack_row(from_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
              layer.H, p * w, bias);
     pack_row(from_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,
              layer.H, p * w, other);
     for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
+  }
+}
+
+// Writes the rates of unit block p to `rate` [panel_width], if the cell has rates.
+template <class Cell, class Storage, class Scalar>
+inline void pack_rate(const Layer<Storage>& layer, int64_t p, Scalar* rate) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  if constexpr (Cell::has_rate) {
+    pack_row(layer.rate, layer.H, p * w, rate);
+    for (int64_t j = 0; j < w; j += Simd<Scalar>::lanes) {
+      store(rate + j, sigmoid<Scalar>(load(rate + j)));
+    }
   }
 }
 
@@ -97,6 +102,7 @@ struct ForwardPanels {
                      // Panel g of a unit block holds block input_block(g) of weight_ih and block g
                      // of weight_hh
   Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
+  Scalar* rate;      // [unit blocks, panel_width], if the cell has rates
   Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
   bool* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
                  // needs no product
@@ -115,12 +121,13 @@ struct ForwardPanels {
   static size_t bytes(const Layer<Storage>& layer) {
     const int64_t blocks = count(layer);
     return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
-           blocks * (Cell::sums * w * sizeof(Scalar) + sizeof(bool));
+           blocks * ((Cell::sums + Cell::has_rate) * w * sizeof(Scalar) + sizeof(bool));
   }
   ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
         bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
-        weight_hr(reinterpret_cast<Element*>(bias + count(layer) * Cell::sums * w)),
+        rate(bias + count(layer) * Cell::sums * w),
+        weight_hr(reinterpret_cast<Element*>(rate + count(layer) * Cell::has_rate * w)),
         finite(reinterpret_cast<bool*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
@@ -130,6 +137,7 @@ struct ForwardPanels {
       if (layer.panels) return convert_block(layer, p);
     }
     pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
+    pack_rate<Cell>(layer, p, rate + p * w);
     if (p * w < projected_size<Cell>(layer)) {
       pack_transposed(layer.weight_hr, H, P, p * w, weight_hr + p * H * w);
     }
@@ -150,6 +158,7 @@ struct ForwardPanels {
     const int64_t at = p * unit_block_size(layer), bias_at = p * Cell::sums * w;
     convert(from.weights + at, weights + at, unit_block_size(layer));
     convert(from.bias + bias_at, bias + bias_at, Cell::sums * w);
+    if constexpr (Cell::has_rate) convert(from.rate + p * w, rate + p * w, w);
     if (p * w < projected_size<Cell>(layer)) {
       const int64_t panel = layer.H * w;
       convert(from.weight_hr + p * panel, weight_hr + p * panel, panel);

@@ -21,9 +21,7 @@
 //   of Activation;
 // - can_project: whether a layer may project h. Such a cell is only_through_sums, and its
 //   sum_gradients() also writes h before its projection;
-// - has_rate: whether each hidden unit has a rate, and rows may have noise. The rates fill the last
-//   block of sums, to which no product contributes; the gradients of their logits fill the last
-//   block of dz;
+// - has_rate: whether each hidden unit has a rate, and rows may have noise;
 // - Cell(layer): reads what the cell needs from a Layer;
 // - states_of(row): computes the states of a StateRow;
 // - sum_gradients(row): computes the gradients of the sums of a GradientRow.
@@ -51,12 +49,6 @@ struct CellDefaults {
   static constexpr bool has_rate = false;
 };
 
-// Returns whether the previous state contributes to a sum.
-template <class Cell>
-constexpr bool has_state_product(int64_t sum) {
-  return sum >= Cell::first_state_sum && sum < Cell::first_state_sum + Cell::weight_blocks;
-}
-
 // What states_of() reads and writes for a range of hidden units of one row. Each pointer points to
 // the first of these units, or is null if the cell lacks the value.
 template <class Scalar, class Storage>
@@ -70,6 +62,7 @@ struct StateRow {
   Storage* kept;                        // written unless null; the blocks are H apart
   int64_t H;
   int64_t width;         // number of hidden units in the range
+  const Scalar* rate;    // of each unit
   const Storage* noise;  // null means zeros
 };
 
@@ -91,7 +84,8 @@ struct GradientRow {
   Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
                                        // bypasses the sums; may alias `grad`
   Scalar* unprojected;  // written unless null: h before its projection; may alias grad[0]
-  const Scalar* rate;
+  const Scalar* rate;   // of each unit
+  Scalar* grad_rate;    // added to: the gradients of the logits of the rates
   Storage* grad_noise;  // written unless null
   int64_t H;
   int64_t width;

@@ -14,9 +14,10 @@ struct Leaky : CellDefaults {
   static constexpr CellKind kind = CellKind::leaky;
   static constexpr const char* name = "leaky";
   static constexpr int64_t weight_blocks = 1;
-  static constexpr int64_t sums = 2;  // z and a
+  static constexpr int64_t sums = 1;
   static constexpr int64_t first_state_sum = 0;
   static constexpr int64_t input_block(int64_t sum) { return sum; }
+  static constexpr bool sums_in_output = true;
   static constexpr int64_t kept = 2;  // z - v_{t-1} and v_t
   static constexpr int states = 2;
   static constexpr bool only_through_sums = true;
@@ -32,7 +33,7 @@ struct Leaky : CellDefaults {
   void states_of(const StateRow<Scalar, Storage>& row) const {
     for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
       const Vec<Scalar> z = load_upto(row.sums + j, lanes);
-      const Vec<Scalar> a = load_upto(row.sums + row.stride + j, lanes);
+      const Vec<Scalar> a = load_upto(row.rate + j, lanes);
       const Vec<Scalar> v_previous = load_state<Scalar>(row.previous[1], j, lanes);
       Vec<Scalar> v = (Scalar(1) - a) * v_previous + a * z;
       if (row.noise) v += load_upto(row.noise + j, lanes);
@@ -55,7 +56,8 @@ struct Leaky : CellDefaults {
       const Vec<Scalar> dv = load_upto(row.grad[1] + j, lanes) +
                              act_gradient<Scalar>(load_gradient(row, j, lanes), r, v);
       store_upto(row.dz + j, dv * a, lanes);
-      store_upto(row.dz + (row.stride + j), dv * difference * (a * (one - a)), lanes);
+      const Vec<Scalar> grad_rate = dv * difference * (a * (one - a));
+      store_upto(row.grad_rate + j, load_upto(row.grad_rate + j, lanes) + grad_rate, lanes);
       store_upto(row.grad_previous[1] + j, dv * (one - a), lanes);
       if (row.grad_noise) store_upto(row.grad_noise + j, dv, lanes);
     });
