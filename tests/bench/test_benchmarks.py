@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from kinds import flat
+from plain_leaky import PlainLeaky
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import (
@@ -25,6 +26,7 @@ from benchmarks.cpu import (
     fading,
     first_call,
     layers,
+    leaky,
     memory,
     peers,
     programs,
@@ -60,7 +62,7 @@ from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
-from namernn_fast import FusedLSTM, Stream, explain
+from namernn_fast import FusedLeakyRNN, FusedLSTM, Stream, explain
 from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
@@ -314,6 +316,32 @@ def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
     monkeypatch.setattr(Stream, "__call__", lambda *each, **out: call(*each, **out) + 1e-3)
     assert not streams.run(options, wrong)
     assert len(wrong) == 1
+    assert "output: error" in wrong[0]
+
+
+def test_leaky_layers_that_are_wrong_are_not_timed(monkeypatch, threads):
+    def layers(nonlinearity):  # nn4n is not installed in tests
+        sizes = leaky.INPUT_SIZE, leaky.HIDDEN_SIZE
+        pair = [
+            cls(*sizes, nonlinearity=nonlinearity, train_rate=False)
+            for cls in (PlainLeaky, FusedLeakyRNN)
+        ]
+        pair[1].load_state_dict(pair[0].state_dict())
+        return pair
+
+    monkeypatch.setattr(leaky, "layers", layers)
+    options, wrong = argparse.Namespace(quick=True, seconds=0.0), []
+    threads(2)
+    rows = leaky.run(options, wrong)
+    assert not wrong
+    assert len(rows) == len(leaky.NONLINEARITIES)
+    text = leaky.report({"cpu": "a processor", "rows": rows})
+    assert text.count("\N{MULTIPLICATION SIGN}") == 3 * len(rows)
+    forward = FusedLeakyRNN.forward
+    monkeypatch.setattr(
+        FusedLeakyRNN, "forward", lambda *a, **k: (forward(*a, **k)[0] + 1e-3, None)
+    )
+    assert not leaky.run(options, wrong)
     assert "output: error" in wrong[0]
 
 

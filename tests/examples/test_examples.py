@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from namernn_fast import FusedLSTM, FusedRNN
+from namernn_fast import FusedLeakyRNN, FusedLSTM, FusedRNN
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NEEDS = {
@@ -22,6 +22,7 @@ NEEDS = {
     "lengths": (),
     "resets": ("gymnasium",),
     "recurrent_ppo": ("sb3_contrib",),
+    "decisions": ("neurogym",),
     "onnx_export": ("onnxscript", "onnxruntime"),
     "ensemble": (),
     "privacy": ("opacus",),
@@ -36,6 +37,8 @@ def run(threads, monkeypatch, tmp_path, capsys):
     """Runs an example in this process, to avoid importing torch again, and returns the output."""
     threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
+    # tests/plain_leaky.py changes this default.
+    monkeypatch.setitem(FusedLeakyRNN.__init__.__kwdefaults__, "train_rate", False)
 
     def run(name):
         for package in NEEDS[name]:
@@ -78,7 +81,8 @@ def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
     for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        SystemExit, match=r"^\w+ is not installed; run: pip install 'namernn_fast\["
+        SystemExit,
+        match=r"^\w+ is not installed; run: pip install ('namernn_fast\[|neurogym$)",
     ):
         runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
@@ -117,6 +121,19 @@ def test_resets_match_the_loop_and_learn(run):
     (first,), (last,) = (numbers(rf"earns (\S+) at {when}", printed) for when in ("first", "last"))
     assert first < 0.5
     assert last > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:.*render_modes:UserWarning")
+def test_decisions_match_the_loop_and_learn(run):
+    printed = run("decisions")
+    assert "scores and gradients are within the error budget of the loop\n" in printed
+    assert numbers(r"of 110 steps is (\S+) times\nas fast as the loop", printed)[0] > 0
+    before, after = (
+        numbers(rf"right choices {when} training: (\d+)%", printed)[0]
+        for when in ("before", "after")
+    )
+    assert before < 60
+    assert after > 75
 
 
 def test_recurrent_ppo_matches_the_loop(run):
@@ -216,6 +233,7 @@ def slightly_wrong(function):
         ("lengths", FusedRNN, "last_state"),
         ("resets", FusedRNN, "forward"),
         ("recurrent_ppo", FusedLSTM, "forward"),
+        ("decisions", FusedLeakyRNN, "forward"),
         ("ensemble", torch.func, "vmap"),
         ("privacy", torch.func, "vmap"),
     ],
