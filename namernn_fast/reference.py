@@ -69,13 +69,17 @@ def run_stack(call: Call) -> Results:
                 output = sums
             else:
                 output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-            # Copies, because a view made under no_grad cannot be modified in place later.
-            outputs.append(output if len(states) == 1 else output[..., : sizes[0]].clone())
+            outputs.append(output if len(states) == 1 else _own(output[..., : sizes[0]]))
             last_states.append(last)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    return input, *([last] if len(states) == 1 else map(torch.clone, last.split(sizes, -1)))
+    return input, *([last] if len(states) == 1 else map(_own, last.split(sizes, -1)))
+
+
+def _own(result: Tensor) -> Tensor:
+    """Returns a result that may be modified in place, which a view made under no_grad may not."""
+    return result if torch.is_grad_enabled() else result.clone()
 
 
 def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:

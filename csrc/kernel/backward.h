@@ -127,7 +127,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
-    for (Scalar*& sums : group.grad_rate) sums = scratch<Scalar>(runtime, Cell::has_rate * H);
+    for (Scalar*& sums : group.grad_rate) {
+      if (Cell::has_rate) sums = scratch<Scalar>(runtime, H);
+    }
     int64_t width = 0;  // number of sequences in the widest part
     int64_t group_rows = 0;
     for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {

@@ -32,11 +32,11 @@ Stack stack_of(const Step& step, const Options& options) {
   const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0, weights[1].sizes[1]};
   Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
   const int64_t rows = stack.gate_rows();
-  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}, {rows}, {rows}};
+  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}};
   check(step.weight_count == stack.per_direction, "weights must hold ", stack.per_direction,
         " tensors, got ", step.weight_count);
   for (int64_t i = 0; i < step.weight_count; ++i) {
-    check_shape("a weight", weights[i], stack.dtype, shapes[i < 2 ? i : 4]);
+    check_shape("a weight", weights[i], stack.dtype, shapes[std::min<int64_t>(i, 2)]);
     check(is_dense(weights[i]), "weights must be contiguous");
   }
   return stack;
