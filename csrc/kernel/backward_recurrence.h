@@ -82,6 +82,21 @@ inline void read_last_gradients(const Layer<Storage>& layer, int i,
   }
 }
 
+// Zeroes columns of a row.
+template <class Scalar>
+inline void clear(Scalar* row, Columns columns) {
+  std::memset(row + columns.first, 0, (columns.last - columns.first) * sizeof(Scalar));
+}
+
+// Adds columns of a row to `sum`.
+template <class Value, class Scalar>
+inline void add(const Value* row, Columns columns, Scalar* sum) {
+  row += columns.first, sum += columns.first;
+  for_each_vector<Scalar>(columns.last - columns.first, [=](int64_t j, int64_t n) {
+    store_upto(sum + j, load_upto(sum + j, n) + load_upto(row + j, n), n);
+  });
+}
+
 // Sets `grad` to the gradients of h, or of the cell state, for a tree's rows at time t. A row's
 // state is the last state of every sequence that ends in the row, and the previous state of every
 // row at time t + 1 that continues the row. The gradient of the state is the sum over all these
@@ -92,21 +107,15 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
                                   const Scalar* grad_previous, Scalar* grad) {
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const auto add = [&](int64_t b, const auto* other) {
-    Scalar* row = grad + b * H;
-    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-      store_upto(row + j, load_upto(row + j, n) + load_upto(other + j, n), n);
-    });
-  };
   std::memset(grad, 0, layout.count[t] * H * sizeof(Scalar));
   if (grad_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
-      add(b, grad_last.data + sequence * grad_last.stride);
+      add(grad_last.data + sequence * grad_last.stride, {0, H}, grad + b * H);
     });
   }
   if (t + 1 == layout.T) return;
   for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
-    add(parent_of(layout, t + 1, b), grad_previous + b * H);
+    add(grad_previous + b * H, {0, H}, grad + parent_of(layout, t + 1, b) * H);
   }
 }
 
@@ -168,7 +177,6 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const Products& products = group.products;
   const Slice slice = part.slice;
   const int64_t first_column = part.columns.first;
-  const int64_t width = part.columns.last - first_column;
   const int64_t continued = continued_end(layer, t, slice);
   const int64_t end = alive_end(layout, t, slice);
   for (int i = 0; i < Cell::states && layout.tree; ++i) {
@@ -178,9 +186,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   if constexpr (Products::can_project) {
     if (projecting) project_back(args, group, panels, t, end, row, part, runtime);
   }
-  if constexpr (Cell::has_rate) {
-    std::memset(group.grad_rate[1] + first_column, 0, width * sizeof(typename Products::Scalar));
-  }
+  if constexpr (Cell::has_rate) clear(group.grad_rate[1], part.columns);
   for (int64_t b = slice.begin; b < end; ++b) {
     GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
         units{};
@@ -204,26 +210,19 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     units.dz = products.dz + ((row + b) * products.dz_stride + first_column);
     units.stride = products.dz_block;
     units.H = layer.H;
-    units.width = width;
+    units.width = part.columns.last - first_column;
     if constexpr (Cell::has_rate) {
       units.rate = group.rate + first_column;
       units.grad_rate = group.grad_rate[1] + first_column;
-      if (args.grad_noise.data) {
-        units.grad_noise = row_at(args.grad_noise, layout, t, b) + first_column;
-      }
+      auto* grad_noise = args.grad_noise.data ? row_at(args.grad_noise, layout, t, b) : nullptr;
+      if (grad_noise) units.grad_noise = grad_noise + first_column;
     }
     cell.sum_gradients(units);
     if constexpr (Products::can_project) {
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);
     }
   }
-  if constexpr (Cell::has_rate) {
-    auto* sum = group.grad_rate[0] + first_column;
-    const auto* of_step = group.grad_rate[1] + first_column;
-    for_each_vector<typename Products::Scalar>(width, [=](int64_t j, int64_t n) {
-      store_upto(sum + j, load_upto(sum + j, n) + load_upto(of_step + j, n), n);
-    });
-  }
+  if constexpr (Cell::has_rate) add(group.grad_rate[1], part.columns, group.grad_rate[0]);
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(row + b, previous_state<Cell>(args, 0, t, b, continued, 0),
@@ -259,11 +258,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
-  if constexpr (Cell::has_rate) {
-    const int64_t width = part.columns.last - part.columns.first;
-    std::memset(group.grad_rate[0] + part.columns.first, 0,
-                width * sizeof(typename Products::Scalar));
-  }
+  if constexpr (Cell::has_rate) clear(group.grad_rate[0], part.columns);
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
     read_last_gradients(layer, i, args.grad_last[i], part, group.grad[i]);
   }
