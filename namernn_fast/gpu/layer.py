@@ -199,6 +199,12 @@ def _join(of_each_direction: _Tensors) -> Tensor:
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
+def _join_biases(of_each_direction: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenates the biases of all directions; returns None if they have none."""
+    biases = [bias for bias in of_each_direction if bias is not None]
+    return _join(biases) if biases else None
+
+
 def _beside(of_each_direction: _Tensors) -> Tensor:
     """Concatenates the columns of all directions, or returns the tensor of a single direction."""
     return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
@@ -224,20 +230,21 @@ def forward_layer(
         h_n: receives the last states, (directions, B, H).
         ring: whether only h_n is needed; output is then a ring buffer for the states of two steps.
     """
-    weights_ih, weights_hh, biases_ih, biases_hh, _ = zip(*weights, strict=True)
+    weights_ih = [direction.weight_ih for direction in weights]
+    weights_hh = [direction.weight_hh for direction in weights]
+    biases_hh = [direction.bias_hh for direction in weights]
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
-        biases = [bias for direction in weights if (bias := direction.bias) is not None]
-        bias = _join(biases) if biases else None
+        bias = _join_biases([direction.bias for direction in weights])
         states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
         stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
         return
     if ops.has_ids(x):
         # The kernel reads table rows instead of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
-        biases_hh = tuple(direction.bias for direction in weights)
+        biases_hh = [direction.bias for direction in weights]
     else:
         # Do not project into output: a program may read one row ahead of the row that it writes.
-        bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
+        bias_ih = _join_biases([direction.bias_ih for direction in weights])
         projected, ids = product(x, _join(weights_ih).t(), bias_ih), None
     weight_hh, weight_hh_reverse = _pair(weights_hh)
     bias, bias_reverse = _pair(biases_hh)
