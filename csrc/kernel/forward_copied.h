@@ -124,9 +124,9 @@ struct CopiedPart {
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
   // Copies the inputs or token ids, and the noise, of the slice at times first .. last, and the
-  // states from which
-  // its sequences restart. Zeroes the states that a cut keeps from reaching t_begin, the time at
-  // which the recurrence enters the time block. ForwardPart handles cuts within the time block.
+  // states from which its sequences restart. Zeroes the states that a cut keeps from reaching
+  // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
+  // within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
