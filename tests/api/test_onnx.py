@@ -19,6 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 reference = pytest.importorskip("onnx.reference")
 
 pytestmark = [
+    pytest.mark.drop_in,
     pytest.mark.covering(1),
     pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode"),
 ]
@@ -68,7 +69,6 @@ def compare(budget, run, layer, *inputs):
         budget.add((*inputs[0].shape, name), ours, theirs, precise.numpy())
 
 
-@pytest.mark.drop_in
 @pytest.mark.parametrize(
     ("options", "with_hx"),
     [
@@ -237,7 +237,6 @@ def test_dropout_is_exported_only_in_training(kind):
         assert len(nodes(proto, "Dropout")) == count
 
 
-@pytest.mark.drop_in
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_graphs_are_valid_in_other_dtypes(kind, dtype):
     """The graph is valid ONNX in every dtype, and its results are correct in float16 and float64.
@@ -345,7 +344,6 @@ class OnTokens(torch.nn.Module):
         return self.model.last_state(ids, lengths=lengths)
 
 
-@pytest.mark.drop_in
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
 def test_token_models_gather_rows_and_become_one_node(kind, with_output, bidirectional):
     """The graph gathers embedding rows instead of making a table, so that the layer is one node."""

@@ -21,7 +21,8 @@ measures_pages = pytest.mark.skipif(
 PRELUDE = """
 import os, resource, signal, threading, torch
 from concurrent.futures import ThreadPoolExecutor
-from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, empty_cache, memory_reserved
+from namernn_fast import FusedGRU, FusedLeakyRNN, FusedLSTM, FusedRNN
+from namernn_fast import empty_cache, memory_reserved
 
 MEBI, MOST = 2**20, 256 * 2**20
 torch.set_num_threads(2)
