@@ -6,7 +6,6 @@ steps is written like those of laboratories. It runs on as many threads as are f
 
 import argparse
 import copy
-import statistics
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.spread import speed_up_interval
+from benchmarks.harness.spread import race_on_threads
 from namernn_fast import FusedLeakyRNN
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.testing import assert_within_budget
 
@@ -112,16 +111,10 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
     budget = pages.time_budget(options, max_rounds=30)
     shapes = SHAPES[:1] if options.quick else SHAPES
     for nonlinearity, (seq_len, batch) in product(NONLINEARITIES, shapes):
-        row = {"nonlinearity": nonlinearity, "seq_len": seq_len, "batch": batch, "threads": {}}
+        row = {"nonlinearity": nonlinearity, "seq_len": seq_len, "batch": batch}
         with pages.gated(f"{nonlinearity}, {seq_len} steps, {batch} sequences", wrong):
             found = calls(nonlinearity, seq_len, batch)
-            for threads in THREADS:
-                torch.set_num_threads(threads)
-                rounds = {name: timed.seconds for name, timed in race(found, budget).items()}
-                row["threads"][str(threads)] = {
-                    "medians": {name: statistics.median(times) for name, times in rounds.items()},
-                    "spread": speed_up_interval(rounds[RIVAL], rounds[FUSED]),
-                }
+            row["threads"] = race_on_threads(THREADS, found, budget, (RIVAL, FUSED))
             rows.append(row)
             print(row, flush=True)
     return rows

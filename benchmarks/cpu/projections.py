@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import pages
 from benchmarks.harness.grid import DENSE, FORWARD, PACKED, TRAINING
-from benchmarks.harness.spread import speed_up_interval
+from benchmarks.harness.spread import race_on_threads
 from namernn_fast import FusedLSTM
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients, results
 from namernn_fast.testing import assert_within_budget
@@ -73,17 +73,11 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
     for (layout, mode), shape, batch in product(KINDS, shapes, BATCHES):
         if layout == PACKED and batch == 1:
             continue
-        row = {"layout": layout, "mode": mode, "shape": shape, "batch": batch, "threads": {}}
+        row = {"layout": layout, "mode": mode, "shape": shape, "batch": batch}
         with pages.gated(f"{shape}, {batch} sequences, {layout}, {mode}", wrong):
             found = calls(shape, batch, layout, mode)
-            for threads in THREADS:
-                torch.set_num_threads(threads)
-                with torch.set_grad_enabled(mode == TRAINING):
-                    rounds = {name: timed.seconds for name, timed in race(found, budget).items()}
-                row["threads"][str(threads)] = {
-                    "medians": {name: statistics.median(times) for name, times in rounds.items()},
-                    "spread": speed_up_interval(rounds[BASELINE], rounds[FUSED]),
-                }
+            with torch.set_grad_enabled(mode == TRAINING):
+                row["threads"] = race_on_threads(THREADS, found, budget, (BASELINE, FUSED))
             rows.append(row)
             print(row, flush=True)
     return rows
