@@ -88,7 +88,10 @@ def _layer(
     cell, lengths, options = call.cell, call.sequence_layout, call.options
     assert cell.onnx is not None
     directions, hidden_size = len(layer), ops.size_of_h(call.weights)
-    weights_ih, weights_hh, biases_ih, biases_hh, *_ = zip(*layer, strict=True)
+    weights_ih, weights_hh, biases_ih, biases_hh = (
+        [getattr(direction, name) for direction in layer]
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
         "hidden_size": hidden_size,

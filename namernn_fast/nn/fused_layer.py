@@ -84,10 +84,10 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             or (hx is not None and type(hx) is not Tensor)
             or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
         )
-        if unusual:
-            plain = lengths is None and reset is None and reset_to is None
-            if must_serve(input, hx, weights, plain and self._cell.torch_layer is not None):
-                return self._as_torch(input, hx, embedding, padding_idx)
+        if unusual and must_serve(
+            input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)
+        ):
+            return self._as_torch(input, hx, embedding, padding_idx)
         call = self._call(input, hx, reset, reset_to, weights)
         call.noise = noise
         return run(call, input, lengths, embedding, padding_idx)
@@ -131,8 +131,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             more = given(reset_to=reset_to, noise=noise)
             return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
         weights = current_weights(self, self._flat_weights_names)
-        plain = lengths is None and reset is None and reset_to is None
-        if must_serve(input, hx, weights, plain and self._cell.torch_layer is not None):
+        if must_serve(input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)):
             if share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._cell.torch_name}"
@@ -149,6 +148,14 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         options = self._options(weights)
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         return Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
+
+    def _is_plain(self, *arguments: object) -> bool:
+        """Returns whether torch has this layer, and takes a call with these arguments.
+
+        Args:
+            arguments: those of the call's arguments that torch's layers lack.
+        """
+        return self._cell.torch_layer is not None and all(value is None for value in arguments)
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""

@@ -104,7 +104,7 @@ def test_tanh_is_accurate_everywhere(equation, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("equation", ["sigmoid", "leaky sigmoid", "leaky softplus"])
 def test_sigmoid_and_softplus_are_accurate_everywhere(equation, dtype):
-    """They err by less than 3 units in the last place, even if their values are very small."""
+    """sigmoid and softplus err by less than 3 units in the last place, also if they are tiny."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
     x = torch.cat([tails, -tails, torch.linspace(-20, 20, 200_001, dtype=dtype)])
     y = activation(equation, dtype)(x)
