@@ -100,10 +100,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t projected = projected_size<Products>(layer);
   if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
   if constexpr (Cell::has_rate) {
-    Scalar* rate = common.rate = scratch<Scalar>(runtime, H);
-    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-      store_upto(rate + j, sigmoid<Scalar>(load_upto(layer.rate + j, n)), n);
-    });
+    const int64_t panels = panel_count<Scalar>(H), w = Shape<Scalar>::panel_width;
+    common.rate = scratch<Scalar>(runtime, panels * w);
+    for (int64_t p = 0; p < panels; ++p) pack_rate<Cell>(layer, p, common.rate + p * w);
   }
   if (args.grad_input.data) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
@@ -173,7 +172,6 @@ template <class Cell, class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Accumulation& accumulation, Share share, int64_t worker) {
-  using Scalar = typename Products::Scalar;
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
@@ -211,11 +209,8 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
       add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad[kBiasHh]);
     }
     if (args.grad_rate && take(share)) {
-      const Scalar* sum = group.grad_rate[0];
-      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-        const Vec<Scalar> before = initial ? Vec<Scalar>{} : load_upto(grad[kRate] + j, n);
-        store_upto(grad[kRate] + j, before + load_upto(sum + j, n), n);
-      });
+      if (initial) clear(grad[kRate], {0, H});
+      add(group.grad_rate[0], {0, H}, grad[kRate]);
     }
   }
   if (args.grad_input.data) {

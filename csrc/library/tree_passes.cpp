@@ -156,8 +156,8 @@ class WorkerGradients {
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
-      if (!copied_bias_ || i % per_direction_ != 3)
-        f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
+      if (copied_bias_ && i % per_direction_ == 3) continue;
+      f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
     }
   }
 
