@@ -25,8 +25,8 @@ struct BackwardGroup {
   Scalar* unprojected;   // [B, H], gradients of h before its projection, which each step replaces
                          // with that h; null without projections
   Scalar* rate;          // [H], the rates; null if the cell has none
-  Scalar* grad_rate[2];  // [H], gradients of their logits, summed over the rows of a time block and
-                         // of a step
+  Scalar* grad_rate[2];  // [H], gradients of their logits: the sum over the rows of a time block,
+                         // and what is not yet added to it, of at most kChain rows of a step
   TokenRows tokens;      // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
@@ -165,6 +165,26 @@ inline void project_back(const Backward<typename Products::Storage>& args,
                               group.unprojected + begin * args.layer.H);
 }
 
+// Stores the gradients of the states that sequences restart from at time t, if these are wanted,
+// and zeroes the gradients of the states before the cuts. Only sequences before `end` are checked.
+template <class Cell, class Products>
+inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& args,
+                                  const BackwardGroup<Products>& group, int64_t t, int64_t end,
+                                  const Part& part) {
+  const auto& layer = args.layer;
+  for_each_cut(layer, t, part.slice.begin, end, [&](int64_t first, int64_t last, bool cut) {
+    for (int64_t b = first; cut && b < last; ++b) {
+      for (int i = 0; i < Cell::states; ++i) {
+        const auto [column, last_column] = part.of_state(i);
+        auto* grad = group.grad[i] + b * size_of_state(layer, i) + column;
+        auto* of_start = restart_state(args.grad_reset_to[i], layer.layout, t, b);
+        if (of_start) convert(grad, of_start + column, last_column - column);
+        std::memset(grad, 0, (last_column - column) * sizeof(typename Products::Scalar));
+      }
+    }
+  });
+}
+
 // Computes the backward recurrence at time t. Row (t, b) is row number `row + b` of the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
@@ -186,7 +206,6 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   if constexpr (Products::can_project) {
     if (projecting) project_back(args, group, panels, t, end, row, part, runtime);
   }
-  if constexpr (Cell::has_rate) clear(group.grad_rate[1], part.columns);
   for (int64_t b = slice.begin; b < end; ++b) {
     GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
         units{};
@@ -221,8 +240,11 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     if constexpr (Products::can_project) {
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);
     }
+    if (Cell::has_rate && ((b + 1 - slice.begin) % kChain == 0 || b + 1 == end)) {
+      add_keeping_errors(group.grad_rate[1] + first_column, units.width,
+                         group.grad_rate[0] + first_column);
+    }
   }
-  if constexpr (Cell::has_rate) add(group.grad_rate[1], part.columns, group.grad_rate[0]);
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(row + b, previous_state<Cell>(args, 0, t, b, continued, 0),
@@ -234,17 +256,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t wanted_end = wants_starts(args) ? end : continued;
   products.step_back(row + slice.begin, panels.weights, wanted_end - slice.begin, part.outputs,
                      group.grad_previous[0] + slice.begin * layer.P);
-  for_each_cut(layer, t, slice.begin, wanted_end, [&](int64_t first, int64_t last, bool cut) {
-    for (int64_t b = first; cut && b < last; ++b) {
-      for (int i = 0; i < Cell::states; ++i) {
-        const auto [column, last_column] = part.of_state(i);
-        auto* grad = group.grad[i] + b * size_of_state(layer, i) + column;
-        auto* of_start = restart_state(args.grad_reset_to[i], layout, t, b);
-        if (of_start) convert(grad, of_start + column, last_column - column);
-        std::memset(grad, 0, (last_column - column) * sizeof(typename Products::Scalar));
-      }
-    }
-  });
+  end_gradients_at_cuts<Cell>(args, group, t, wanted_end, part);
 }
 
 template <class Cell, class Products>
@@ -258,7 +270,9 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
-  if constexpr (Cell::has_rate) clear(group.grad_rate[0], part.columns);
+  for (auto* sums : group.grad_rate) {
+    if (Cell::has_rate) clear(sums, part.columns);
+  }
   for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
     read_last_gradients(layer, i, args.grad_last[i], part, group.grad[i]);
   }

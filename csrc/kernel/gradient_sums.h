@@ -67,6 +67,17 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
+// Adds n addends to `sums`, and leaves the rounding errors in the addends.
+template <class Scalar>
+inline void add_keeping_errors(Scalar* addends, int64_t n, Scalar* sums) {
+  for_each_vector<Scalar>(n, [=](int64_t i, int64_t lanes) {
+    Vec<Scalar> sum = load_upto(sums + i, lanes), rest = load_upto(addends + i, lanes);
+    add_keeping_error(sum, rest);
+    store_upto(sums + i, sum, lanes);
+    store_upto(addends + i, rest, lanes);
+  });
+}
+
 // Adds `apart` to `sums` for shares begin .. end of every gradient, and leaves the rounding errors
 // in `apart`.
 template <class Scalar>
@@ -74,13 +85,7 @@ inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int6
                       int64_t shares) {
   for (int p = 0; p < kParameters; ++p) {
     const auto [first, last] = elements_of<Scalar>(gradients.sizes[p], begin, end, shares);
-    Scalar *sums = gradients.sums[p] + first, *apart = gradients.apart[p] + first;
-    for_each_vector<Scalar>(last - first, [=](int64_t i, int64_t n) {
-      Vec<Scalar> sum = load_upto(sums + i, n), rest = load_upto(apart + i, n);
-      add_keeping_error(sum, rest);
-      store_upto(sums + i, sum, n);
-      store_upto(apart + i, rest, n);
-    });
+    add_keeping_errors(gradients.apart[p] + first, last - first, gradients.sums[p] + first);
   }
 }
 
