@@ -1,4 +1,4 @@
-"""The section of docs/performance.md: tables of the races of the names classifier."""
+"""The section of docs/performance_tables.md: tables of the races of the names classifier."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median

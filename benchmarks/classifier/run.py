@@ -19,7 +19,6 @@ from benchmarks.classifier.program import Corpus, starting_weights
 from benchmarks.classifier.report import report
 from benchmarks.classifier.rivals import PROGRAMS
 from benchmarks.harness import pages, surnames
-from benchmarks.harness.paths import PERFORMANCE
 from namernn_fast.bench.machine import cpu_name
 
 STARTED = time.perf_counter()
@@ -82,9 +81,7 @@ def main() -> None:
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
     wrong: list[str] = []
     document = {"machine": machine, **run(options, effort_of(options), wrong)}
-    pages.publish(
-        "classifier", document, report(document), options.record, PERFORMANCE, wrong=wrong
-    )
+    pages.publish("classifier", document, report(document), options.record, wrong=wrong)
 
 
 if __name__ == "__main__":

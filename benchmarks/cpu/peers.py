@@ -24,7 +24,6 @@ from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
 from benchmarks.harness.grid import DENSE, FORWARD, GATED_CELLS, PACKED, TRAINING, Workload, shape
 from benchmarks.harness.machine import hop
-from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimedCall, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
@@ -266,8 +265,7 @@ def main() -> None:
         machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
     name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
-    page = PERFORMANCE if name == "peers_2" else PERFORMANCE_TABLES
-    pages.publish(name, document, report(document), options.record, page)
+    pages.publish(name, document, report(document), options.record)
 
 
 if __name__ == "__main__":

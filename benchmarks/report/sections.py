@@ -15,6 +15,7 @@ from benchmarks.cpu import (
     fading,
     first_call,
     layers,
+    leaky,
     peers,
     precision,
     prepared,
@@ -57,15 +58,15 @@ def recorded(name: str) -> dict[str, Any]:
 
 SECTIONS = (
     Section(README, "speed", "latest", speed.summary_and_plot),
-    Section(PERFORMANCE, "benchmark table", "latest", speed.table_and_plots),
-    Section(PERFORMANCE, "peers_2", "peers_2", peers.report),
+    Section(PERFORMANCE, "classes", "latest", speed.classes),
     Section(PERFORMANCE, "applications", "applications", applications.report),
     Section(PERFORMANCE, "programs", "programs", programs.report),
-    Section(PERFORMANCE, "classifier", "classifier", classifier_report),
+    Section(PERFORMANCE_TABLES, "benchmark table", "latest", speed.table_and_plots),
     *(
         Section(PERFORMANCE_TABLES, name, name, report)
         for name, report in (
             ("avx2", speed.section),
+            ("peers_2", peers.report),
             ("peers_1", peers.report),
             ("odd_2", peers.report),
             ("odd_1", peers.report),
@@ -77,6 +78,7 @@ SECTIONS = (
             ("sixteen_bits", sixteen_bits.report),
             ("eight_bits", eight_bits.report),
             ("projections", projections.report),
+            ("leaky", leaky.report),
             ("streams", streams.report),
             ("steps", steps.report),
             ("fading", fading.report),
@@ -85,6 +87,7 @@ SECTIONS = (
             ("waiting", waiting.report),
             ("roofline", roofline.report),
             ("threads", threads.report),
+            ("classifier", classifier_report),
         )
     ),
     Section(study.PAGE, "names", "names", page.report),

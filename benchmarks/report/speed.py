@@ -4,7 +4,7 @@
 
 Without `--record` everything is written next to the JSON in `build/bench/`. With `--record` the
 JSON and the plots replace the recorded ones in `benchmarks/results/`, and the texts replace their
-sections in `docs/performance.md` and the README.
+sections in the README, `docs/performance.md` and `docs/performance_tables.md`.
 """
 
 import json
@@ -32,7 +32,14 @@ from benchmarks.harness.grid import (
     Workload,
     shape,
 )
-from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.paths import (
+    PERFORMANCE,
+    PERFORMANCE_TABLES,
+    README,
+    RESULTS,
+    ROOT,
+    SCRATCH,
+)
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report.classes import class_rows, shared
 from benchmarks.report.plots import save
@@ -54,8 +61,8 @@ Peaks = dict[Workload, dict[str, int]]
 
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
 CLASSES_CAPTION = (
-    "Speed-ups by class: geometric means over the sizes that were timed for every layer, with the "
-    "number of sizes and the worst speed-up. Each layer is compared with torch's own."
+    "Each layer is compared with torch's own: geometric means of the speed-ups over the sizes that "
+    "were timed for every layer, with the number of sizes and the worst speed-up."
 )
 MEMORY_CAPTION = (
     ": `memory` is how far a training step raises the peak of the resident set of a process that "
@@ -162,16 +169,22 @@ def summary_rows(title: str, timings: Timings, width: int) -> Iterator[list[str]
         yield row + [""] * (width - len(row))
 
 
-def caption(raw: Mapping[str, Any]) -> str:
-    """Describes how and on which machine a run was measured."""
+def machine_of(raw: Mapping[str, Any]) -> str:
+    """Describes the machine of a run, and what ran on it."""
     machine = raw["machine_info"]
-    counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['cpu_capability']}; torch {machine['torch']}; "
-        f"{FUSED} on `{machine['fused_path']}`; float32. "
-        f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate, "
-        f"and the 95 % interval of the ratio of the medians. {SIZES} "
+        f"{FUSED} on `{machine['fused_path']}`; float32."
+    )
+
+
+def caption(raw: Mapping[str, Any]) -> str:
+    """Describes how and on which machine a run was measured."""
+    counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
+    return (
+        f"{machine_of(raw)} Medians of {min(counts)} to {max(counts)} rounds, in which the two "
+        f"layers alternate, and the 95 % interval of the ratio of the medians. {SIZES} "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
         "parameters from fixed random gradients at `output` and the last states. "
         f"Packed batches have lengths from {raw['names']} (`names` instead of T); packing is not "
@@ -198,15 +211,10 @@ def by_cell(timings: Timings) -> dict[str, Timings]:
 
 
 def section(raw: Mapping[str, Any]) -> str:
-    """Returns the caption of a run, and for each cell its table and its losses.
-
-    If there are several cells, a table of classes shows them side by side.
-    """
+    """Returns the caption of a run, and for each cell its table and its losses."""
     timings, measured = load(raw), peaks(raw)
     cells = by_cell(timings)
     parts = [caption(raw)]
-    if len(cells) > 1:
-        parts += [CLASSES_CAPTION, markdown(class_rows(timings))]
     for cell_timings in cells.values():
         cell_peaks = {
             workload: sizes for workload, sizes in measured.items() if workload in cell_timings
@@ -219,6 +227,11 @@ def section(raw: Mapping[str, Any]) -> str:
     if wrong := raw.get("wrong"):
         parts.append(pages.failures(f"- {failure}" for failure in wrong))
     return "\n\n".join(parts)
+
+
+def classes(raw: Mapping[str, Any]) -> str:
+    """Returns the speed-ups of a run by class of workload, with all layers side by side."""
+    return f"{machine_of(raw)} {CLASSES_CAPTION}\n\n{markdown(class_rows(load(raw)))}"
 
 
 def summary(raw: Mapping[str, Any]) -> str:
@@ -234,16 +247,17 @@ def summary(raw: Mapping[str, Any]) -> str:
                 parts.append(f"{mean} in {name} (worst {worst})")
         baseline = next(iter(cell_timings)).layers.baseline
         layers.append(f"over `{baseline}`: {' and '.join(parts)}")
+    tables = PERFORMANCE_TABLES.relative_to(ROOT).as_posix()
     return (
         f"Geometric mean of the speed-up {'; '.join(layers)}, over the "
-        f"{len(timings)} workloads in [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
-        f"they and the plot were measured on {machine['cpu']} (`{machine['fused_path']}`) with "
-        f"{machine['threads']} threads, in float32."
+        f"{len(timings)} workloads in [the tables]({tables}); they and the plot were "
+        f"measured on {machine['cpu']} (`{machine['fused_path']}`) with {machine['threads']} "
+        "threads, in float32."
     )
 
 
 def table_and_plots(raw: Mapping[str, Any]) -> str:
-    """Returns the section of docs/performance.md for a recorded run."""
+    """Returns the section of docs/performance_tables.md for a recorded run."""
     return "\n\n".join((section(raw), link(DENSE, "../"), link(PACKED, "../")))
 
 
@@ -327,14 +341,14 @@ def mean_points(timings: Timings) -> plot.Points:
 
 
 def publish(raw: Mapping[str, Any], record: bool) -> None:
-    """Writes the raw JSON, the table, the summary and the plots of a run, and prints the texts."""
+    """Writes the raw JSON, the tables, the summary and the plots of a run, and prints the texts."""
     timings = load(raw)
     if not timings:
         raise SystemExit("the run has no workload in which both layers were timed")
     if record and timings.keys() != WHOLE_GRID:
         raise SystemExit("the run lacks workloads of the grid and cannot be recorded")
-    table, sentence = section(raw), summary(raw)
-    print(f"{table}\n\n{sentence}")
+    table, by_class, sentence = section(raw), classes(raw), summary(raw)
+    print(f"{table}\n\n{by_class}\n\n{sentence}")
     folder = pages.folder_of(record)
     pyplot.switch_backend("Agg")
     plots = draw(timings, folder)
@@ -344,7 +358,8 @@ def publish(raw: Mapping[str, Any], record: bool) -> None:
     file.write_text(json.dumps(raw) + "\n", encoding="utf-8")
     pages.announce(
         file,
-        pages.write_text(folder, "benchmark table", table, record, PERFORMANCE),
+        pages.write_text(folder, "benchmark table", table, record, PERFORMANCE_TABLES),
+        pages.write_text(folder, "classes", by_class, record, PERFORMANCE),
         pages.write_text(folder, "speed", sentence, record, README),
         *plots,
     )

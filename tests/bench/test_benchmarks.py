@@ -490,11 +490,15 @@ def repository(tmp_path, monkeypatch):
     """Redirects the folders and pages that a run writes to `tmp_path`, and returns that path."""
     for module, name in ((pages, "RESULTS"), (pages, "SCRATCH"), (speed, "RESULTS")):
         monkeypatch.setattr(module, name, tmp_path / name.lower())
-    for module, name in ((speed, "README"), (speed, "PERFORMANCE")):
+    sections = (
+        ("README", "speed"),
+        ("PERFORMANCE", "classes"),
+        ("PERFORMANCE_TABLES", "benchmark table"),
+    )
+    for name, section in sections:
         page = tmp_path / f"{name}.md"
-        sections = ("speed", "benchmark table")
-        page.write_text("".join(f"<!-- {s}: begin -->\n<!-- {s}: end -->\n" for s in sections))
-        monkeypatch.setattr(module, name, page)
+        page.write_text(f"<!-- {section}: begin -->\n<!-- {section}: end -->\n")
+        monkeypatch.setattr(speed, name, page)
     monkeypatch.setattr(speed, "ROOT", tmp_path)
     return tmp_path
 
@@ -504,10 +508,10 @@ VANILLA_WORKLOADS = [*DENSE_WORKLOADS, *PACKED_WORKLOADS, *EPOCH_WORKLOADS]
 
 def test_a_run_is_recorded_only_on_request(repository):
     workloads = [*VANILLA_WORKLOADS, *GATED_WORKLOADS]
-    documents = (speed.README, speed.PERFORMANCE)
+    documents = (speed.README, speed.PERFORMANCE, speed.PERFORMANCE_TABLES)
     before = [page.read_text(encoding="utf-8") for page in documents]
     speed.publish(raw_run(workloads), record=False)
-    names = {"latest.json", "speed.md", "benchmark_table.md"}
+    names = {"latest.json", "speed.md", "classes.md", "benchmark_table.md"}
     names |= {"speedup_overview.png", "speedup_dense.png", "speedup_packed.png"}
     assert {path.name for path in (repository / "scratch").iterdir()} == names
     assert not (repository / "results").exists()
@@ -522,7 +526,8 @@ def test_a_run_is_recorded_only_on_request(repository):
     assert f"{speed_ups}, over the {len(workloads)} workloads" in text
     assert "(results/speedup_overview.png)" in text
     assert "a CPU" in text
-    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
+    assert "| all of these sizes" in speed.PERFORMANCE.read_text(encoding="utf-8")
+    assert "| (64, 64, 8)" in speed.PERFORMANCE_TABLES.read_text(encoding="utf-8")
 
 
 def test_a_wrong_workload_does_not_stop_the_others(repository, monkeypatch, capfd):
