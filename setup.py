@@ -55,7 +55,8 @@ ISA_FLAGS["baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders that building and testing need, but that setuptools would leave out of an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
-SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile")
+SDIST_FILES = (".clang-format", ".gitignore", ".pre-commit-config.yaml")
+SDIST_FILES += ("*.md", "CITATION.cff", "Makefile")
 
 
 class CleanBuildPy(build_py):
