@@ -1,7 +1,7 @@
 """Times the layers on packed batches with the lengths of surnames.
 
 The batch is packed once and packing is not timed: it costs both layers the same and would only
-move the ratio towards one. The epoch of `bench_names.py` includes packing.
+move the ratio towards one. The epoch of `benchmarks/names/bench_epoch.py` includes packing.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.cpu.memory import draw_input
 from benchmarks.harness.grid import GATED_WORKLOADS, PACKED, PACKED_WORKLOADS, ROLES, Workload
-from benchmarks.harness.surnames import names
+from benchmarks.names.data import names
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import gated_calls
 from namernn_fast.names import encode_names

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
-OTHERS = ("cpu.steps", "cpu.torch_operators", "classifier.run")
+OTHERS = ("cpu.steps", "cpu.torch_operators", "names.classifier")
 """Programs that run after the grid."""
 OTHERS_OF_RECORDS = ("cpu.fading",)
 """Programs that run only with `--record`."""
@@ -45,6 +45,7 @@ def main() -> int:
     status = python(
         "pytest",
         "benchmarks/cpu",
+        "benchmarks/names",
         "--override-ini=python_files=bench_*.py",
         "--override-ini=addopts=",
         threads,
@@ -62,7 +63,7 @@ def main() -> int:
     record = ["--record"] if options.record and status == 0 else []
     wrong = failures(raw, "benchmarks.cpu", status)
     for name in OTHERS + OTHERS_OF_RECORDS * options.record:
-        written = SCRATCH / f"{name.removesuffix('.run').split('.')[-1]}.json"
+        written = SCRATCH / f"{name.split('.')[-1]}.json"
         written.unlink(missing_ok=True)
         module = f"benchmarks.{name}"
         wrong += failures(written, module, python(module, threads, *quick, *record))

@@ -23,9 +23,9 @@ from triton.testing import do_bench
 
 from benchmarks.gpu.flash import FLASH, FLASH_COMPILES, FLASH_ERROR, FlashElman
 from benchmarks.gpu.grid import BFLOAT16, DRY_WORKLOADS, FLOAT32, PRECISIONS, WORKLOADS, Precision
-from benchmarks.harness import surnames
 from benchmarks.harness.gate import check_rival
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Workload
+from benchmarks.names.data import SHARED, VARIABLE, names
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.race import TimedCall, timed
 from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients, results
@@ -104,8 +104,8 @@ DRY = Platform("cpu", DRY_WORKLOADS, (FLOAT32,), {EAGER: eager}, wall_clock, exp
 
 def known_names() -> NamesData:
     """Returns the local names if there are any, else the embedded sample, without downloading."""
-    is_local = os.environ.get(surnames.VARIABLE) or surnames.SHARED.is_dir()
-    return surnames.names() if is_local else embedded_sample()
+    is_local = os.environ.get(VARIABLE) or SHARED.is_dir()
+    return names() if is_local else embedded_sample()
 
 
 def draw_input(workload: Workload, dtype: torch.dtype, device: str) -> Input:

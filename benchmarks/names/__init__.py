@@ -1,1 +1,1 @@
-"""The study of the names application."""
+"""Benchmarks of the names application: its speed, and the reference result on several splits."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import DOCS, ROOT
-from benchmarks.harness.surnames import names
+from benchmarks.names.data import names
 from benchmarks.names.page import (
     BARE,
     DISTILLED,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.classifier.report import report as classifier_report
 from benchmarks.cpu import (
     applications,
     eight_bits,
@@ -32,7 +31,7 @@ from benchmarks.cpu import (
 )
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, RESULTS
-from benchmarks.names import page, study
+from benchmarks.names import classifier_report, page, study
 from benchmarks.report import speed
 
 
@@ -87,7 +86,7 @@ SECTIONS = (
             ("waiting", waiting.report),
             ("roofline", roofline.report),
             ("threads", threads.report),
-            ("classifier", classifier_report),
+            ("classifier", classifier_report.report),
         )
     ),
     Section(study.PAGE, "names", "names", page.report),

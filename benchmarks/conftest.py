@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.cpu import memory
-from benchmarks.harness import pages, surnames
+from benchmarks.harness import pages
 from benchmarks.harness.grid import (
     EPOCH,
     FORWARD,
@@ -23,6 +23,7 @@ from benchmarks.harness.grid import (
     Workload,
 )
 from benchmarks.harness.tape import TAPE
+from benchmarks.names import data
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Rounds, TimeBudget, TimedCall, race
@@ -87,7 +88,7 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
         # `extra_info` has the parameters as plain values; the options describe the timing that
         # pytest-benchmark itself would do.
         del entry["params"], entry["options"]
-    output_json["names"] = surnames.description()
+    output_json["names"] = data.description()
     output_json["wrong"] = WRONG
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.classifier.memory import LABELS, TRAINING
-from benchmarks.classifier.program import EMBEDDING, HIDDEN
-from benchmarks.classifier.rivals import PROGRAMS
-from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL
+from benchmarks.names.memory import LABELS, TRAINING
+from benchmarks.names.programs import EMBEDDING, HIDDEN, PROGRAMS
+from benchmarks.names.stopwatch import PARTS, REST, TOTAL
 from namernn_fast.bench.tables import duration, markdown, ratio
 
 Row = dict[str, Any]

@@ -1,13 +1,8 @@
-"""The program without this package: `Dataset`, `DataLoader`, `nn.Embedding`, `nn.RNN`.
+"""The two programs that race: the names application, and what a user would write with `nn.RNN`."""
 
-It is as fast as a user can write it: names are encoded once, batches are sorted so that `nn.RNN`
-does not reorder states, and the optimizer and the number of workers are the fastest of `SETTINGS`
-on the machine.
-"""
-
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +10,92 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.classifier.program import EMBEDDING, HIDDEN, LEARNING_RATE, Corpus, Program
-from namernn_fast.names import ASCII
-from namernn_fast.names.folding import SPELLINGS
-
-Item = tuple[Tensor, int]
-
-PREDICTION_BATCH = 512
-IDS = bytes.maketrans(ASCII.alphabet.encode(), bytes(range(len(ASCII.alphabet))))
-KEPT = frozenset(ASCII.alphabet + ASCII.alphabet.upper())
-SPELL = str.maketrans(SPELLINGS)
-DROP_FROM_ASCII = str.maketrans(
-    {code: None for code in range(128) if chr(code) not in KEPT}
-    | {ord("`"): "'"}
-    | {ord(letter.upper()): letter for letter in ASCII.alphabet if letter.isalpha()}
+from benchmarks.names.data import Corpus
+from namernn_fast.names import (
+    ASCII,
+    Batch,
+    Checkpoint,
+    LabelledNames,
+    NameClassifier,
+    Predictor,
+    Recipe,
+    batches,
+    encode_names,
+    train_epoch,
 )
 
+EMBEDDING, HIDDEN = 64, 256
+LEARNING_RATE = 1e-3
+PREDICTION_BATCH = 512
+IDS = bytes.maketrans(ASCII.alphabet.encode(), bytes(range(len(ASCII.alphabet))))
 
-@dataclass(frozen=True)
-class Settings:
+Weights = dict[str, Tensor]
+Item = tuple[Tensor, int]
+
+
+class Program(ABC):
+    """A program that trains the classifier and predicts the languages of names.
+
+    Args:
+        corpus: The names to train on, which the program may preprocess.
+        weights: The initial parameters.
+    """
+
+    name: ClassVar[str]
+    shares: ClassVar[bool] = False
+    """Whether equal characters share their input product, and common prefixes of names their
+    states."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def __init__(self, corpus: Corpus, weights: Weights) -> None: ...
+
+    @abstractmethod
+    def batches(self, order: Tensor, batch_size: int) -> Iterable[Any]:
+        """Returns batches of names, given by their indices in the corpus, int64 `(names,)`."""
+
+    @abstractmethod
+    def train(self, batches: Iterable[Any]) -> tuple[float, float]:
+        """Takes an optimizer step on each batch; returns the mean loss and the accuracy."""
+
+    @abstractmethod
+    def label(self, names: Sequence[str]) -> list[str]:
+        """Returns the most probable language of each name."""
+
+
+class Application(Program):
+    """The names application of this package, through its public functions."""
+
+    name = "application"
+    shares = True
+
+    def __init__(self, corpus: Corpus, weights: Weights):
+        texts = tuple(ASCII.fold_usable(corpus.names))
+        self.data = LabelledNames(texts, encode_names(corpus.names), corpus.labels)
+        self.model = NameClassifier(len(corpus.languages), EMBEDDING, HIDDEN)
+        self.model.load_state_dict(weights)
+        self.recipe = Recipe(lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.recipe.lr,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+        self.predictor = Predictor(Checkpoint(self.model, corpus.languages, {}))
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterable[Batch]:
+        return batches(self.data, order, batch_size)
+
+    def train(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        return train_epoch(self.model, self.optimizer, batches, self.recipe)
+
+    def label(self, names: Sequence[str]) -> list[str]:
+        self.model.eval()
+        return self.predictor.languages_of(names)
+
+
+class Settings(NamedTuple):
     """Settings that a user would try."""
 
     workers: int
@@ -46,14 +108,6 @@ class Settings:
 
 
 SETTINGS = tuple(Settings(workers, fused) for workers in (0, 1) for fused in (True, False))
-
-
-def fold(name: str) -> str:
-    """Folds a single name to a string over the alphabet."""
-    if name.isascii():
-        return name.translate(DROP_FROM_ASCII).strip()
-    spelled = unicodedata.normalize("NFD", name).translate(SPELL)
-    return "".join(character for character in spelled if character in KEPT).lower().strip()
 
 
 class Names(Dataset[Item]):
@@ -78,19 +132,6 @@ def pad_and_pack(items: list[Item]) -> tuple[PackedSequence, Tensor]:
     return pack_padded_sequence(pad_sequence(list(ids)), lengths), torch.tensor(labels)
 
 
-class Stretch:
-    """The batches that a loader makes next, as lists of indices."""
-
-    def __init__(self) -> None:
-        self.indices: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 class Classifier(nn.Module):
     """`nn.Embedding`, `nn.RNN`, `nn.Linear`."""
 
@@ -105,14 +146,23 @@ class Classifier(nn.Module):
         return self.classifier(h_n[-1])
 
 
+def starting_weights(languages: int) -> Weights:
+    """Returns the initial parameters of both programs, by their names in the model."""
+    torch.manual_seed(0)
+    return dict(Classifier(languages).state_dict())
+
+
 class WithTorch(Program):
-    """The user's program."""
+    """The user's program: `Dataset`, `DataLoader`, `nn.Embedding`, `nn.RNN`.
+
+    It is as fast as a user can write it: names are encoded once, batches are sorted so that
+    `nn.RNN` does not reorder states, and the optimizer and the number of workers are the fastest of
+    `SETTINGS` on the machine. Only the folding is the application's, because it is the faster one.
+    """
 
     name = "nn.RNN and DataLoader"
 
-    def __init__(
-        self, corpus: Corpus, weights: dict[str, Tensor], settings: Settings = SETTINGS[0]
-    ):
+    def __init__(self, corpus: Corpus, weights: Weights, settings: Settings = SETTINGS[0]):
         self.languages = corpus.languages
         self.model = Classifier(len(corpus.languages))
         self.model.load_state_dict(weights)
@@ -122,17 +172,17 @@ class WithTorch(Program):
             fused=settings.fused,
             foreach=not settings.fused,
         )
-        self.stretch = Stretch()
+        self.indices: list[list[int]] = []  # of each batch that the loader makes next
         self.loader = DataLoader(
-            Names(map(fold, corpus.names), corpus.labels.tolist()),
-            batch_sampler=self.stretch,
+            Names(ASCII.fold_usable(corpus.names), corpus.labels.tolist()),
+            batch_sampler=self.indices,
             num_workers=settings.workers,
             collate_fn=pad_and_pack,
             persistent_workers=settings.workers > 0,
         )
 
     def batches(self, order: Tensor, batch_size: int) -> DataLoader[Item]:
-        self.stretch.indices = [indices.tolist() for indices in order.split(batch_size)]
+        self.indices[:] = [indices.tolist() for indices in order.split(batch_size)]
         return self.loader
 
     def train(self, batches: Iterable[tuple[PackedSequence, Tensor]]) -> tuple[float, float]:
@@ -156,10 +206,14 @@ class WithTorch(Program):
     def scores(self, names: Sequence[str]) -> Tensor:
         """Returns the logits `(names, languages)`, in the order of the names."""
         self.model.eval()
-        texts = [fold(name) for name in names]
+        texts = ASCII.fold_usable(names)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
         dataset = Names((texts[index] for index in order), order)
         loader = DataLoader(dataset, PREDICTION_BATCH, collate_fn=pad_and_pack)
         found, places = zip(*((self.model(ids), place) for ids, place in loader), strict=True)
         scores = torch.cat(found)
         return torch.empty_like(scores).index_copy_(0, torch.cat(places), scores)
+
+
+PROGRAMS: tuple[type[Program], ...] = (WithTorch, Application)
+"""The programs, in the order of the tables."""

@@ -1,6 +1,5 @@
 """Times a training epoch of the surname classifier as a user runs it, with batches and Adam."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness.grid import BASELINE, EPOCH_WORKLOADS, FUSED, ROLES, Workload
-from benchmarks.harness.surnames import names
+from benchmarks.names.data import names
 from namernn_fast import FusedRNN
-from namernn_fast.bench.race import TimeBudget, TimedCall
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.names import (
     ASCII,
     Batch,
@@ -24,12 +23,6 @@ from namernn_fast.names import (
     train_epoch,
 )
 from namernn_fast.testing import assert_within_budget
-
-
-@pytest.fixture(scope="module")
-def budget(budget: TimeBudget) -> TimeBudget:
-    """The time budget of an epoch: larger, because its rounds are long."""
-    return dataclasses.replace(budget, seconds=5 * budget.seconds)
 
 
 def classifier(workload: Workload, rnn_class: type[nn.RNN]) -> NameClassifier:

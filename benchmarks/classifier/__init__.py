@@ -1,1 +1,0 @@
-"""Races programs that train and use the names classifier."""

@@ -1,0 +1,67 @@
+"""Times the parts of any training loop."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.names.programs import Program
+
+DATA, FORWARD, BACKWARD, OPTIMIZER = "data", "forward", "backward", "optimizer"
+PARTS = (DATA, FORWARD, BACKWARD, OPTIMIZER)
+REST, TOTAL = "rest", "total"
+
+
+def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str, float]:
+    """Trains a program on some names; returns the seconds of each part, of the rest and in total.
+
+    The data part is the time from the loop's request for a batch until it arrives; the forward pass
+    is the call of the model; the backward pass lasts from there to the optimizer step, loss
+    included. The rest of the total is the loop itself, which counts hits. Hooks on the model and
+    the optimizer find where the parts begin and end.
+
+    Args:
+        program: The program.
+        order: int64 `(names,)`: indices into its corpus.
+        batch_size: Names per batch.
+
+    Raises:
+        RuntimeError: The hooks did not see every part.
+    """
+    seconds = dict.fromkeys(PARTS, 0.0)
+    begin = mark = time.perf_counter()
+
+    def start(*_: object) -> None:
+        nonlocal mark
+        mark = time.perf_counter()
+
+    def end(part: str) -> Callable[..., None]:
+        def lap(*_: object) -> None:
+            nonlocal mark
+            now = time.perf_counter()
+            seconds[part] += now - mark
+            mark = now
+
+        return lap
+
+    def watched() -> Iterator[Any]:
+        start()
+        for batch in program.batches(order, batch_size):
+            end(DATA)()
+            yield batch
+            start()
+
+    hooks = (
+        program.model.register_forward_pre_hook(start),
+        program.model.register_forward_hook(end(FORWARD)),
+        program.optimizer.register_step_pre_hook(end(BACKWARD)),
+        program.optimizer.register_step_post_hook(end(OPTIMIZER)),
+    )
+    program.train(watched())
+    total = time.perf_counter() - begin
+    for hook in hooks:
+        hook.remove()
+    if not all(seconds.values()):
+        raise RuntimeError(f"{program.name} trains past the hooks: {seconds}")
+    return {**seconds, REST: total - sum(seconds.values()), TOTAL: total}

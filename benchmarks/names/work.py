@@ -1,0 +1,51 @@
+"""The floor of the classifier: the time for the multiply-adds that its results require."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from benchmarks.names.programs import EMBEDDING, HIDDEN, Program
+from namernn_fast.names import ASCII
+
+
+def count(texts: Sequence[str]) -> Counter[str]:
+    """Counts the work for a batch of folded names, none of them empty.
+
+    If each name has its own states, there are as many as `characters`; names that share the states
+    of common prefixes have as many as `prefixes`. A first character, which is one of `firsts`
+    prefixes, needs no recurrent product.
+    """
+    prefixes = {text[:end] for text in texts for end in range(1, len(text) + 1)}
+    return Counter(
+        batches=1,
+        names=len(texts),
+        characters=sum(map(len, texts)),
+        prefixes=len(prefixes),
+        firsts=len({text[0] for text in texts}),
+    )
+
+
+def count_batches(batches: Iterable[Sequence[str]]) -> Counter[str]:
+    """Counts batches that share nothing with each other."""
+    return sum(map(count, batches), Counter())
+
+
+def floor(
+    counts: Counter[str], languages: int, training: bool, program: type[Program], peak: float
+) -> float:
+    """Returns the minimum seconds of a program, from the multiply-adds that its results require.
+
+    Args:
+        counts: The counts of the names.
+        languages: The number of classes.
+        training: Whether to include the gradients of all parameters.
+        program: The program, which determines what is shared.
+        peak: Operations per second; a multiply-add counts as two.
+    """
+    inputs, states, firsts = counts["characters"], counts["characters"], counts["names"]
+    if program.shares:
+        inputs = len(ASCII.alphabet) * counts["batches"]
+        states, firsts = counts["prefixes"], counts["firsts"]
+    forward = inputs * EMBEDDING * HIDDEN + (states - firsts) * HIDDEN**2
+    forward += counts["names"] * HIDDEN * languages
+    # The backward pass multiplies the gradient of each product by both factors.
+    return 2 * (3 * forward if training else forward) / peak
