@@ -31,7 +31,7 @@ from benchmarks.cpu import (
 )
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, RESULTS
-from benchmarks.names import classifier_report, page, study
+from benchmarks.names import classifier_report, study, study_report
 from benchmarks.report import speed
 
 
@@ -89,7 +89,7 @@ SECTIONS = (
             ("classifier", classifier_report.report),
         )
     ),
-    Section(study.PAGE, "names", "names", page.report),
+    Section(study.PAGE, "names", "names", study_report.report),
 )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.names import study
-from benchmarks.names.page import card
+from benchmarks.names.study_report import card
 from benchmarks.report.sections import SECTIONS, recorded
 from namernn_fast.names import load
 from namernn_fast.names.checkpoint import pretrained_checkpoint

@@ -22,10 +22,10 @@ SYSTEMS = {
     ONE: "the first network of the reference",
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
-
-
 RIVALS = (NGRAM, BARE, WEIGHTED)
 """What each network is tested against."""
+FIGURES = (("accuracy", "accuracy", 100, 2, " points"), ("macro_f1", "macro-F1", 1, 3, ""))
+"""What is tested: its key and label, and the factor, digits and unit that it is shown with."""
 
 CARD_TEXT = """# Model card: the pretrained network of `namernn_fast.names`
 
@@ -72,39 +72,13 @@ No function of the string can be right for more than {ceiling}.
 
 def spread(values: list[float], factor: float = 1, digits: int = 3) -> str:
     """Returns the mean and the standard deviation over the splits."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{factor * statistics.mean(values):.{digits}f} ± {factor * deviation:.{digits}f}"
+    mean, deviation = factor * statistics.mean(values), factor * statistics.stdev(values)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def report(found: dict[str, Any]) -> str:
     """Returns the section of docs/names.md: who wins, by how much, and on which languages."""
     train, validation, test = found["names"][0]
-    timed = sum(value is not None for value in found["systems"][REFERENCE]["seconds"])
-    rows = [
-        ["", "accuracy %", "macro-F1", "top-3 %", "log loss", "calibration error", "seconds"],
-        ["ceiling", spread(found["ceiling"], 100, 1), "", "", "", "", ""],
-    ]
-    for name, figures in found["systems"].items():
-        seconds = [value for value in figures["seconds"] if value is not None]
-        rows.append(
-            [
-                name,
-                spread(figures["accuracy"], 100, 1),
-                spread(figures["macro_f1"]),
-                spread(figures["top3"], 100, 1),
-                spread(figures["log_loss"], 1, 2),
-                spread(figures["calibration_error"]),
-                f"{statistics.median(seconds):.0f}" if seconds else "",
-            ]
-        )
-    legend = "\n".join(f"- **{name}**: {text}." for name, text in SYSTEMS.items())
-    languages = [["language", *(name for name in SYSTEMS if name != MAJORITY)]]
-    for language in found["systems"][NGRAM]["recall"]:
-        recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
-        means = [statistics.mean(values) for values in recalls]
-        recall = statistics.mean(found["systems"][DISTILLED]["recall"][language])
-        title = with_mark(language, weak=recall < WEAK_RECALL)
-        languages.append([title, *(f"{100 * value:.0f}" for value in means)])
     verdicts = "\n".join(
         verdict(name, rival, tests)
         for rival, networks in found["tests"].items()
@@ -115,10 +89,9 @@ def report(found: dict[str, Any]) -> str:
             f"Test parts of {len(found['splits'])} splits with different seeds: mean ± "
             f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
             f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
-            f"Seconds are processor time of one thread on {found['cpu']}, for the networks of "
-            f"{timed} of the {len(found['splits'])} splits; torch {found['torch']}.",
-            markdown(rows),
-            legend,
+            f"Seconds are processor time of one thread on {found['cpu']}; torch {found['torch']}.",
+            markdown(figure_rows(found)),
+            "\n".join(f"- **{name}**: {text}." for name, text in SYSTEMS.items()),
             conclusion(found["tests"]),
             "Each network against each kind of n-grams on the same test names. The interval is the "
             "paired bootstrap's over the strings of all splits, with the trained models fixed; the "
@@ -128,11 +101,44 @@ def report(found: dict[str, Any]) -> str:
             "Recall of each language in %, mean over the splits. A language is weak if the "
             f"distilled network finds less than {100 * WEAK_RECALL:.0f} % of its names on average. "
             "The network that ships is that of the first split; its card lists its weak languages.",
-            markdown(languages),
+            markdown(recall_rows(found["systems"])),
             unusual(found["unusual"]),
             well_known(found["well_known"]),
         ]
     )
+
+
+def figure_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Returns a row for each system with its figures on all names."""
+    rows = [
+        ["", "accuracy %", "macro-F1", "top-3 %", "log loss", "calibration error", "seconds"],
+        ["ceiling", spread(found["ceiling"], 100, 1), *[""] * 5],
+    ]
+    for name, figures in found["systems"].items():
+        seconds = figures["seconds"]
+        rows.append(
+            [
+                name,
+                spread(figures["accuracy"], 100, 1),
+                spread(figures["macro_f1"]),
+                spread(figures["top3"], 100, 1),
+                spread(figures["log_loss"], 1, 2),
+                spread(figures["calibration_error"]),
+                "" if None in seconds else f"{statistics.median(seconds):.0f}",
+            ]
+        )
+    return rows
+
+
+def recall_rows(systems: dict[str, Any]) -> list[list[str]]:
+    """Returns a row for each language with the recall of every system except the majority."""
+    names = [name for name in SYSTEMS if name != MAJORITY]
+    rows = [["language", *names]]
+    for language in systems[DISTILLED]["recall"]:
+        means = {name: statistics.mean(systems[name]["recall"][language]) for name in names}
+        title = with_mark(language, weak=means[DISTILLED] < WEAK_RECALL)
+        rows.append([title, *(f"{100 * value:.0f}" for value in means.values())])
+    return rows
 
 
 def unusual(found: dict[str, list[float]]) -> str:
@@ -163,28 +169,18 @@ def well_known(rows: list[dict[str, Any]]) -> str:
 
 def conclusion(tests: dict[str, Any]) -> str:
     """Returns, in words, whether the reference is ahead of the n-grams."""
-    said = []
+    said, p_values = [], []
     for rival in RIVALS:
-        found = tests[rival][REFERENCE]
-        of_figures = [
-            f"{label}: {outcome(found[figure]['bootstrap'])}"
-            for figure, label in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
-        ]
-        said.append(f"against {rival}, {', '.join(of_figures)}")
-    text = f"**Who wins.** The reference by the paired bootstrap: {'; '.join(said)}."
-    p_values = [
-        figure["corrected_t_test"]["p_value"]
-        for rival in RIVALS
-        for figure in tests[rival][REFERENCE].values()
-        if "corrected_t_test" in figure
-    ]
-    if p_values:
-        text += (
-            " By the corrected t test, which counts the spread between splits and seeds, "
-            f"{sum(p < 0.05 for p in p_values)} of these {len(p_values)} differences are "
-            f"significant (smallest p = {min(p_values):.2g})."
-        )
-    return text
+        figures = tests[rival][REFERENCE]
+        outcomes = (f"{label}: {outcome(figures[key]['bootstrap'])}" for key, label, *_ in FIGURES)
+        said.append(f"against {rival}, {', '.join(outcomes)}")
+        p_values += [figure["corrected_t_test"]["p_value"] for figure in figures.values()]
+    return (
+        f"**Who wins.** The reference by the paired bootstrap: {'; '.join(said)}. By the corrected "
+        "t test, which counts the spread between splits and seeds, "
+        f"{sum(p < 0.05 for p in p_values)} of these {len(p_values)} differences are "
+        f"significant (smallest p = {min(p_values):.2g})."
+    )
 
 
 def outcome(difference: dict[str, float]) -> str:
@@ -197,24 +193,19 @@ def outcome(difference: dict[str, float]) -> str:
 def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
     """Returns a line that says how a network compares with a rival."""
     said = []
-    for figure, label, factor, unit in (
-        ("accuracy", "accuracy", 100, " points"),
-        ("macro_f1", "macro-F1", 1, ""),
-    ):
-        found = tests[figure]["bootstrap"]
-        digits = 2 if factor == 100 else 3
-        low, value, high = (factor * found[end] for end in ("low", "value", "high"))
-        interval = f"({low:+.{digits}f} to {high:+.{digits}f})"
-        text = f"{label} {value:+.{digits}f}{unit} {interval}: {outcome(found)}"
-        if corrected := tests[figure].get("corrected_t_test"):
-            text += f", corrected t test p = {corrected['p_value']:.2g}"
-        said.append(f"{text}, {tests[figure]['wins']} splits won")
+    for key, label, factor, digits, unit in FIGURES:
+        found = tests[key]["bootstrap"]
+        low, value, high = (f"{factor * found[k]:+.{digits}f}" for k in ("low", "value", "high"))
+        said.append(
+            f"{label} {value}{unit} ({low} to {high}): {outcome(found)}, corrected t test p = "
+            f"{tests[key]['corrected_t_test']['p_value']:.2g}, {tests[key]['wins']} splits won"
+        )
     return f"- **{name}** against {rival}: {'; '.join(said)}."
 
 
 def card(found: dict[str, Any], bytes_: int, letters: str) -> str:
     """Returns the model card of the network that ships, which reads the accented `letters`."""
-    figures = found["systems"]
+    figures, keys = found["systems"], ("accuracy", "macro_f1", "top3")
     rows = [["", "accuracy %", "macro-F1", "top-3 %"]]
     for name, label in (
         (DISTILLED, "this network"),
@@ -222,15 +213,8 @@ def card(found: dict[str, Any], bytes_: int, letters: str) -> str:
         (NGRAM, "n-gram logistic regression"),
         (BARE, "the n-grams, rare languages not favoured"),
     ):
-        first = {figure: figures[name][figure][0] for figure in ("accuracy", "macro_f1", "top3")}
-        rows.append(
-            [
-                label,
-                f"{100 * first['accuracy']:.1f}",
-                f"{first['macro_f1']:.3f}",
-                f"{100 * first['top3']:.1f}",
-            ]
-        )
+        accuracy, macro_f1, top3 = (figures[name][key][0] for key in keys)
+        rows.append([label, f"{100 * accuracy:.1f}", f"{macro_f1:.3f}", f"{100 * top3:.1f}"])
     recalls = {language: values[0] for language, values in figures[DISTILLED]["recall"].items()}
     weak = sorted(
         (language for language, recall in recalls.items() if recall < WEAK_RECALL),
