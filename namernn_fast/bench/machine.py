@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import platform
 
-_ZEN = (
-    (23, range(0x30), "Zen"),
-    (23, range(0x30, 0x100), "Zen 2"),
-    (25, range(0x10), "Zen 3"),
-    (25, range(0x10, 0x20), "Zen 4"),
-    (25, range(0x20, 0x60), "Zen 3"),
-    (25, range(0x60, 0xB0), "Zen 4"),
-    (26, range(0x50), "Zen 5"),
-    (26, range(0x60, 0x80), "Zen 5"),
+_AMD, _INTEL = "AuthenticAMD", "GenuineIntel"
+_GENERATIONS = (
+    (_AMD, 23, range(0x30), "Zen"),
+    (_AMD, 23, range(0x30, 0x100), "Zen 2"),
+    (_AMD, 25, range(0x10), "Zen 3"),
+    (_AMD, 25, range(0x10, 0x20), "Zen 4"),
+    (_AMD, 25, range(0x20, 0x60), "Zen 3"),
+    (_AMD, 25, range(0x60, 0xB0), "Zen 4"),
+    (_AMD, 26, range(0x50), "Zen 5"),
+    (_AMD, 26, range(0x60, 0x80), "Zen 5"),
+    (_INTEL, 6, (0x6A, 0x6C), "Ice Lake"),
+    (_INTEL, 6, (0x8F,), "Sapphire Rapids"),
+    (_INTEL, 6, (0xCF,), "Emerald Rapids"),
+    (_INTEL, 6, (0xAD, 0xAE), "Granite Rapids"),
 )
-"""Generations of AMD processors by family and models, as in Linux (arch/x86/kernel/cpu/amd.c)."""
+"""Generations of processors by vendor, family and models, as in Linux (arch/x86:
+kernel/cpu/amd.c and include/asm/intel-family.h); of Intel, servers with AVX-512 since Ice Lake."""
 
 
 def cpu_name() -> str:
     """Returns the name of the processor, or of its architecture if the name is unknown.
 
-    Appends the generation of AMD processors, because virtual machines often call every generation
-    "AMD EPYC".
+    Appends the generation if it is known, because virtual machines often call every generation
+    "AMD EPYC" or "Intel(R) Xeon(R) Processor".
     """
     fields: dict[str, str] = {}
     try:
@@ -43,10 +49,9 @@ def cpu_name() -> str:
 
 
 def _generation(fields: dict[str, str]) -> str:
-    """Returns the generation of an AMD processor in parentheses; an empty string if unknown."""
-    if fields.get("vendor_id") == "AuthenticAMD":
-        family, model = int(fields["cpu family"]), int(fields["model"])
-        for of_family, models, generation in _ZEN:
-            if family == of_family and model in models:
-                return f" ({generation})"
+    """Returns the generation of a processor in parentheses; an empty string if unknown."""
+    found = fields.get("vendor_id"), fields.get("cpu family")
+    for vendor, family, models, generation in _GENERATIONS:
+        if found == (vendor, str(family)) and int(fields["model"]) in models:
+            return f" ({generation})"
     return ""

@@ -195,16 +195,17 @@ def test_interruption_restores_the_number_of_threads(monkeypatch, threads, capsy
 @pytest.mark.parametrize(
     ("vendor", "family", "model", "name"),
     [
-        ("AuthenticAMD", 25, 1, "AMD EPYC (Zen 3)"),
-        ("AuthenticAMD", 25, 0x11, "AMD EPYC (Zen 4)"),
-        ("AuthenticAMD", 25, 0xA0, "AMD EPYC (Zen 4)"),
-        ("AuthenticAMD", 26, 2, "AMD EPYC (Zen 5)"),
-        ("AuthenticAMD", 99, 1, "AMD EPYC"),
-        ("GenuineIntel", 6, 143, "AMD EPYC"),
+        ("AuthenticAMD", 25, 1, "A CPU (Zen 3)"),
+        ("AuthenticAMD", 25, 0x11, "A CPU (Zen 4)"),
+        ("AuthenticAMD", 25, 0xA0, "A CPU (Zen 4)"),
+        ("AuthenticAMD", 26, 2, "A CPU (Zen 5)"),
+        ("AuthenticAMD", 99, 1, "A CPU"),
+        ("GenuineIntel", 6, 143, "A CPU (Sapphire Rapids)"),
+        ("GenuineIntel", 6, 85, "A CPU"),
     ],
 )
-def test_amd_processor_names_include_the_generation(vendor, family, model, name, monkeypatch):
+def test_processor_names_include_the_generation(vendor, family, model, name, monkeypatch):
     text = f"processor: 0\nvendor_id\t: {vendor}\ncpu family : {family}\nmodel : {model}\n"
-    text += "model name\t: AMD EPYC\n\nprocessor: 1\nmodel name : another\n"
+    text += "model name\t: A CPU\n\nprocessor: 1\nmodel name : another\n"
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
     assert cpu_name() == name
