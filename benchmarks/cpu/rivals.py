@@ -27,6 +27,11 @@ class Problem:
     """The initial states, (1, batch, hidden_size), which only ONNX's runtimes read."""
 
     @property
+    def hx(self) -> Any:
+        """The initial states as torch's layers take them."""
+        return self.states if len(self.states) > 1 else self.states[0]
+
+    @property
     def weights(self) -> list[np.ndarray]:
         """The weights as arrays: weight_ih, weight_hh, bias_ih and bias_hh."""
         return [p.detach().numpy() for p in self.baseline.parameters()]
@@ -327,7 +332,11 @@ def bound_session(
     for name, array in bound.items():
         bind = binding.bind_output if name.startswith("Y") else binding.bind_input
         bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-    return lambda: session.run_with_iobinding(binding), bound
+
+    def run(alive: object = bound) -> None:  # the binding holds pointers only
+        session.run_with_iobinding(binding)
+
+    return run, bound
 
 
 def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
@@ -344,7 +353,7 @@ def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
 
 
 def openvino(problem: Problem, threads: int) -> TimedCall | None:
-    """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32, with bound input."""
+    """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32, with bound input and outputs."""
     if problem.workload.mode == TRAINING:
         return None
     import openvino
@@ -354,16 +363,23 @@ def openvino(problem: Problem, threads: int) -> TimedCall | None:
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     model = core.compile_model(core.read_model(onnx_model(problem), b""), "CPU", settings)
     request = model.create_infer_request()
-    for i, array in enumerate(_arrays(problem)):
-        request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+    outputs = [np.empty([*output.shape], np.float32) for output in model.outputs]
+    for bind, arrays in (
+        (request.set_input_tensor, _arrays(problem)),
+        (request.set_output_tensor, outputs),
+    ):
+        for i, array in enumerate(arrays):
+            bind(i, openvino.Tensor(array, shared_memory=True))
 
-    def call() -> Any:
+    def call(alive: object = problem) -> Any:  # the request holds pointers only
         request.infer()
-        return request.get_output_tensor(1).data
+        return outputs[1]
 
     return call
 
 
+ERROR = 1e-4
+"""Other implementations round differently; a wrong formula has a far larger error."""
 RIVALS: dict[str, tuple[str, Rival]] = {
     "PyTorch in place": ("torch", in_place_loop),
     "NumPy": ("numpy", numpy_loop),
