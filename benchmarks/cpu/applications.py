@@ -9,29 +9,20 @@ anything is timed. Needs `pip install ".[bench-applications]"`.
 
 import functools
 import logging
-import math
 import runpy
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from benchmarks.harness import pages
+from benchmarks.harness import columns
 from benchmarks.harness.paths import PERFORMANCE, ROOT
-from benchmarks.harness.spread import speed_up_interval
+from benchmarks.harness.turns import AFTER, BEFORE, SPEED_UP, BeforeAfter, Program, Run
 from namernn_fast import replace_rnn
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.testing import BudgetError
 
 Replace = Callable[[nn.Module], nn.Module]
-Run = Callable[[], float]
-"""Runs the timed part and returns its loss."""
 
 
 def forecaster(replace: Replace) -> Run:
@@ -163,101 +154,60 @@ def replay(cell: str, with_reset_to: bool) -> Run:
     return step
 
 
-class Application(NamedTuple):
-    """An application: one row of the table."""
-
-    name: str
-    timed: str
-    before: Callable[[], Run]
-    after: Callable[[], Run]
-
-
-def swapped(name: str, timed: str, make: Callable[[Replace], Run]) -> Application:
-    """Returns an application that is the same before and after, except for `replace_rnn`."""
-    return Application(name, timed, lambda: make(lambda model: model), lambda: make(replace_rnn))
+def swapped(name: str, timed: str, package: str, make: Callable[[Replace], Run]) -> Program:
+    """Returns a program that is the same before and after, except for `replace_rnn`."""
+    return Program(
+        name,
+        lambda: make(lambda model: model),
+        lambda: make(replace_rnn),
+        {"timed": timed},
+        package,
+    )
 
 
-UPDATE = "a rollout and an update"
-APPLICATIONS = (
-    swapped("darts: BlockRNNModel", "an epoch", forecaster),
-    swapped("a tagger of packed sentences", "an epoch", tagger),
-    swapped("sb3-contrib: RecurrentPPO", UPDATE, agent),
-    Application(
+UPDATE = {"timed": "a rollout and an update"}
+PROGRAMS = (
+    swapped("darts: BlockRNNModel", "an epoch", "darts", forecaster),
+    swapped("a tagger of packed sentences", "an epoch", "torch", tagger),
+    swapped("sb3-contrib: RecurrentPPO", UPDATE["timed"], "sb3_contrib", agent),
+    Program(
         "the same, with `reset=`",
-        UPDATE,
         lambda: agent(lambda model: model),
         lambda: agent(lambda model: model, with_resets=True),
+        UPDATE,
+        "sb3_contrib",
     ),
     *(
-        Application(
+        Program(
             f"torchrl: {cell.upper()}Module, with `reset_to=`",
-            "a training step",
             functools.partial(replay, cell, with_reset_to=False),
             functools.partial(replay, cell, with_reset_to=True),
+            {"timed": "a training step"},
+            "torchrl",
         )
         for cell in ("gru", "lstm")
     ),
 )
-
-
-def measure(application: Application, seconds: float) -> dict[str, Any]:
-    """Returns the seconds of both programs in each round.
-
-    Raises:
-        BudgetError: the losses of their first runs differ by more than 0.1 %.
-    """
-    programs, losses = {}, {}
-    for role in ("before", "after"):
-        programs[role] = getattr(application, role)()
-        # Run it before the other program is built, because both draw from the same generators.
-        losses[role] = programs[role]()
-    if not math.isclose(*losses.values(), rel_tol=1e-3):
-        raise BudgetError(f"the losses differ: {losses}")
-    times = take_turns(programs, seconds)
-    return {"name": application.name, "timed": application.timed, "losses": losses, **times}
-
-
-def take_turns(programs: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Returns the seconds of each program in each of at least three rounds."""
-    times: dict[str, list[float]] = {role: [] for role in programs}
-    deadline = time.perf_counter() + seconds
-    while len(times["after"]) < 3 or time.perf_counter() < deadline:
-        for role, run in programs.items():
-            started = time.perf_counter()
-            run()
-            times[role].append(time.perf_counter() - started)
-    return times
-
-
-def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run."""
-    lines = [["application", "timed", "torch's layer", "fused layer", "speed-up", "95 %"]]
-    for row in document["rows"]:
-        before, after = (statistics.median(row[role]) for role in ("before", "after"))
-        low, high = speed_up_interval(row["before"], row["after"])
-        seconds = duration(before), duration(after)
-        interval = f"{low:.2f} to {high:.2f}"
-        lines.append([row["name"], row["timed"], *seconds, ratio(before / after), interval])
-    rounds = [len(row["after"]) for row in document["rows"]] or [0]  # none if every check failed
-    return (
-        f"{document['cpu']}, {document['threads']} thread(s); float32. Medians of {min(rounds)} to "
-        f"{max(rounds)} rounds, in which the two take turns, and the 95 % interval of their ratio."
-        f"\n\n{markdown(lines)}"
-    )
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=60.0))
-    warnings.simplefilter("ignore")  # Lightning warns about loaders without workers
-    pages.settle(options.threads)
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    for application in APPLICATIONS:
-        with pages.gated(application.name, wrong):
-            rows.append(measure(application, 0.0 if options.quick else options.seconds))
-    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    pages.publish("applications", document, report(document), options.record, PERFORMANCE, wrong)
-
+COLUMNS = (
+    columns.key("application", "name"),
+    columns.text("timed", "timed"),
+    columns.time(BEFORE, "torch's layer"),
+    columns.time(AFTER, "fused layer"),
+    *SPEED_UP,
+)
+STUDY = BeforeAfter(
+    name="applications",
+    description=__doc__,
+    cases=PROGRAMS,
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=lambda _: (
+        "float32. The two programs take turns; 95 % is the interval of the ratio of their medians."
+    ),
+    seconds=60.0,
+    page=PERFORMANCE,
+    rtol=1e-3,
+)
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")  # Lightning warns about loaders without workers
+    STUDY.main()

@@ -7,25 +7,20 @@ slower on some processors. The fused layer flushes subnormal numbers to zero in 
 gradients that fade.
 """
 
-import dataclasses
-import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Workload, shape
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import BATCH, SHAPE, Row
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Workload
 from benchmarks.harness.processes import in_new_process
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimeBudget, race
-from namernn_fast.bench.tables import duration, markdown, ratio
+from benchmarks.harness.study import Calls, Study, statistics_of
+from namernn_fast.bench.race import Rounds, TimeBudget, race
 from namernn_fast.bench.timed_calls import Gradients, Input, Parameters, gated_calls, train
-
-WORKLOAD = Workload(DENSE, TRAINING, 16, 512, 512, 128)
-QUICK_WORKLOAD = Workload(DENSE, TRAINING, 2, 8, 8, 128)
 
 
 def train_on_last_state(
@@ -57,71 +52,64 @@ def flushed(flush: bool) -> Iterator[bool]:
             torch.set_flush_denormal(False)
 
 
-def measure(
-    name: str, workload: Workload, threads: int, budget: TimeBudget
-) -> dict[str, float] | None:
-    """Returns the median seconds of both layers, or None if the processor cannot flush.
+@dataclass(frozen=True)
+class Fading(Workload):
+    """One of `CASES` at some sizes."""
+
+    case: str = ""
+
+
+def calls(fading: Fading) -> Calls:
+    """Returns the gated calls of a case."""
+    torch.manual_seed(1)
+    input = torch.randn(fading.seq_len or 0, fading.batch, fading.input_size)
+    return gated_calls(fading, input, step=CASES[fading.case][0])
+
+
+def rounds_of(fading: Fading, threads: int, budget: TimeBudget) -> Mapping[str, Rounds]:
+    """Returns the rounds of both layers, none if the processor cannot flush.
 
     Only the calling thread and threads that it starts afterwards flush, so each case needs a fresh
     process that has not started its threads.
     """
-    step, flush = CASES[name]
-    with flushed(flush) as possible:
+    with flushed(CASES[fading.case][1]) as possible:
         if not possible:
-            return None
+            return {}
         pages.settle(threads)
-        torch.manual_seed(1)
-        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
-        rounds = race(gated_calls(workload, input, step=step), budget)
-    return {layer: statistics.median(recorded.seconds) for layer, recorded in rounds.items()}
+        return race(calls(fading), budget)
 
 
-def run(
-    workload: Workload, threads: int, budget: TimeBudget, wrong: list[str]
-) -> list[dict[str, Any]]:
-    """Times every case in a separate process.
+class InNewProcesses(Study):
+    """A study that times each case in a new process."""
 
-    Returns a row for each case with correct results, and adds the others to `wrong`.
-    """
-    rows = []
-    for name in CASES:
-        with pages.gated(name, wrong):
-            medians = in_new_process(measure, name, workload, threads, budget)
-            rows.append({"case": name, "medians": medians})
-    return rows
+    def measure(self, case: Fading, budget: TimeBudget) -> Row:
+        """Returns what a row contains, besides the fields of the case."""
+        return statistics_of(in_new_process(rounds_of, case, torch.get_num_threads(), budget))
 
 
-def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run and the sentences that explain it."""
-    workload, machine = Workload.of(document["workload"]), document["machine"]
-    lines = [[f"{TRAINING}, {shape(workload)}, B = {workload.batch}", BASELINE, FUSED, "speed-up"]]
-    for row in document["rows"]:
-        medians = row["medians"]
-        if medians is None:
-            lines.append([row["case"], "not on this processor", "", ""])
-            continue
-        times = (duration(medians[layer]) for layer in (BASELINE, FUSED))
-        lines.append([row["case"], *times, ratio(medians[BASELINE] / medians[FUSED])])
-    return (
-        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
-        f"{SIZES}\n\n"
-        f"{markdown(lines)}\n\n"
-        f"With a gradient at `h_n` alone, gradients shrink with every step back in time until "
-        f"`{BASELINE}` computes in subnormal numbers; the fused layer flushes them to zero. The "
-        f"last two rows show what subnormal numbers cost on this processor: nothing on some, ten "
-        f"times the time or more on others. No mean and no worst case includes these rows."
-    )
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=4.0))
-    workload = QUICK_WORKLOAD if options.quick else WORKLOAD
-    wrong: list[str] = []
-    rows = run(workload, options.threads, pages.time_budget(options, max_rounds=30), wrong)
-    machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    document = {"machine": machine, "workload": dataclasses.asdict(workload), "rows": rows}
-    pages.publish("fading", document, report(document), options.record, wrong=wrong)
-
+COLUMNS = (
+    columns.key(TRAINING, "case"),
+    SHAPE,
+    BATCH,
+    *map(columns.time, (BASELINE, FUSED)),
+    columns.over(BASELINE, FUSED)._replace(number=None),  # no mean over these rows
+)
+STUDY = InNewProcesses(
+    name="fading",
+    description=__doc__,
+    cases=[Fading(DENSE, TRAINING, 16, 512, 512, 128, case=name) for name in CASES],
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=lambda _: (
+        "float32. With a gradient at `h_n` alone, gradients shrink with every step back in time "
+        f"until `{BASELINE}` computes in subnormal numbers; the fused layer flushes them to zero. "
+        "The last two rows show what subnormal numbers cost on this processor: nothing on some, "
+        "ten times the time or more on others; the last is blank if it cannot flush them. No mean "
+        f"and no worst case includes these rows. {SIZES}"
+    ),
+    by=(),
+    seconds=4.0,
+    max_rounds=30,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -5,35 +5,42 @@ modules in sequence, and `nn.RNN`. The column `at once` is the number of layers 
 `csrc/plan.cpp` runs at the same time.
 """
 
-import argparse
-import statistics
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES
+from benchmarks.harness import columns
+from benchmarks.harness.columns import BATCH, SHAPE
+from benchmarks.harness.grid import BASELINE, FUSED, SIZES, Workload
+from benchmarks.harness.study import Calls, Study, grid
 from namernn_fast import FusedRNN, ops
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
-from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients
 
-SHAPES = [  # hidden_size (also the input_size), seq_len, batch
-    (64, 8, 1),
-    (64, 128, 1),
-    (64, 128, 16),
-    (128, 128, 1),
-    (128, 128, 4),
-    (256, 32, 1),
-    (256, 128, 1),
-    (256, 128, 4),
-    (512, 128, 1),
-    (512, 128, 16),
-]
-LAYERS = (2, 4)
+SHAPES = tuple(
+    (size, size, steps, batch)
+    for size, steps, batch in (
+        (64, 8, 1),
+        (64, 128, 1),
+        (64, 128, 16),
+        (128, 128, 1),
+        (128, 128, 4),
+        (256, 32, 1),
+        (256, 128, 1),
+        (256, 128, 4),
+        (512, 128, 1),
+        (512, 128, 16),
+    )
+)
+ONE_BY_ONE = "one by one"
+
+
+@dataclass(frozen=True)
+class Stack(Workload):
+    """Several layers of the same size."""
+
+    num_layers: int = 2
 
 
 class Chain(nn.Module):
@@ -51,90 +58,58 @@ class Chain(nn.Module):
         return x, *states
 
 
-def calls(
-    mode: str, num_layers: int, hidden_size: int, input: torch.Tensor
-) -> dict[str, TimedCall]:
+def calls(stack: Stack) -> Calls:
     """Returns the calls of `nn.RNN`, of single layers and of a stack.
 
     Gradients start at the output and at the last state of every layer.
     """
-    baseline = nn.RNN(hidden_size, hidden_size, num_layers)
-    modules: dict[str, nn.Module] = {
-        BASELINE: baseline,
-        "one by one": Chain(hidden_size, num_layers),
-        FUSED: FusedRNN(hidden_size, hidden_size, num_layers),
-    }
+    torch.manual_seed(0)
+    size, num_layers = stack.hidden_size, stack.num_layers
+    input = torch.randn(stack.seq_len or 0, stack.batch, size)
+    baseline = nn.RNN(size, size, num_layers)
     grad_output, grad_h_n = draw_gradients(baseline, input)
-    chain_gradients = (grad_output, *grad_h_n.split(1))
+    whole, parts = (grad_output, grad_h_n), (grad_output, *grad_h_n.split(1))
+    modules: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
+        BASELINE: (baseline, whole),
+        ONE_BY_ONE: (Chain(size, num_layers), parts),
+        FUSED: (FusedRNN(size, size, num_layers), whole),
+    }
     return {
-        name: call_of(
-            module,
-            input,
-            mode,
-            chain_gradients if isinstance(module, Chain) else (grad_output, grad_h_n),
-        )
-        for name, module in modules.items()
+        name: call_of(module, input, stack.mode, gradients)
+        for name, (module, gradients) in modules.items()
     }
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every mode, number of layers and shape; returns a row for each combination."""
-    rows = []
-    budget = pages.time_budget(options, max_rounds=20)
-    shapes = SHAPES[:3] if options.quick else SHAPES
-    for mode, num_layers, (hidden_size, seq_len, batch) in product(MODES, LAYERS, shapes):
-        torch.manual_seed(0)
-        input = torch.randn(seq_len, batch, hidden_size)
-        with torch.inference_mode(mode == FORWARD):
-            raced = calls(mode, num_layers, hidden_size, input)
-            rounds = race(raced, budget)
-        plan = ops.cpu_plan(
-            [batch] * seq_len,
-            hidden_size,
-            hidden_size,
-            torch.get_num_threads(),
-            num_layers=num_layers,
-        )
-        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        shape = [hidden_size, seq_len, batch]
-        rows.append({"mode": mode, "num_layers": num_layers, "shape": shape, "medians": medians})
-        rows[-1]["at_once"] = plan.layers
-        print(rows[-1])
-    return rows
+def at_once(stack: Stack, calls: Calls) -> dict[str, Any]:
+    """Returns the number of layers that run at the same time."""
+    sizes = [stack.batch] * (stack.seq_len or 0), stack.input_size, stack.hidden_size
+    plan = ops.cpu_plan(*sizes, torch.get_num_threads(), num_layers=stack.num_layers)
+    return {"at_once": plan.layers}
 
 
-def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a line for each number of layers and shape."""
-    heads = ["layers", "(H, T, B)", "at once", BASELINE, "one by one", FUSED]
-    lines = [[*heads, f"over {BASELINE}", "over one by one"]]
-    for row in rows:
-        if row["mode"] != mode:
-            continue
-        medians = row["medians"]
-        line = [str(row["num_layers"]), str(tuple(row["shape"])), str(row["at_once"])]
-        line += [duration(medians[name]) for name in (BASELINE, "one by one", FUSED)]
-        line += [ratio(medians[name] / medians[FUSED]) for name in (BASELINE, "one by one")]
-        lines.append(line)
-    return markdown(lines)
-
-
-def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
-    introduction = (
-        f"{document['cpu']}, {document['threads']} thread(s); float32. `at once` is the number of "
-        "layers that the plan runs at the same time; `one by one` calls a layer at a time."
-    )
-    return pages.by_mode(introduction, document["rows"], table)
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.4))
-    pages.settle(options.threads)
-
-    rows = run(options)
-    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    pages.publish("layers", document, report(document), options.record)
-
+COLUMNS = (
+    columns.key("layers", "num_layers"),
+    SHAPE,
+    BATCH,
+    columns.text("at once", "at_once"),
+    *map(columns.time, (BASELINE, ONE_BY_ONE, FUSED)),
+    *(columns.over(name, FUSED, f"over {name}") for name in (BASELINE, ONE_BY_ONE)),
+)
+STUDY = Study(
+    name="layers",
+    description=__doc__,
+    cases=[
+        stack for layers in (2, 4) for stack in grid(SHAPES, ["rnn"], make=Stack, num_layers=layers)
+    ],
+    calls=calls,
+    also=at_once,
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=lambda _: (
+        "float32. `at once` is the number of layers that the plan runs at the same time; "
+        f"`one by one` calls a layer at a time. {SIZES}"
+    ),
+    seconds=0.4,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -4,28 +4,32 @@ The rival is the recurrent layer of nn4n, the package of leaky networks for PyTo
 steps is written like those of laboratories. It runs on as many threads as are faster for it.
 """
 
-import argparse
 import copy
 from collections.abc import Callable
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import pages
-from benchmarks.harness.spread import race_on_threads
+from benchmarks.harness import columns
+from benchmarks.harness.columns import BATCH, Row
+from benchmarks.harness.grid import TRAINING, Workload
+from benchmarks.harness.study import Calls, Document, Study, grid
 from namernn_fast import FusedLeakyRNN
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall
-from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.testing import assert_within_budget
 
 INPUT_SIZE, HIDDEN_SIZE = 10, 100
-SHAPES = tuple(product((100, 255), (16, 64)))  # seq_len, batch
-NONLINEARITIES = ("relu", "tanh")
+SHAPES = [(INPUT_SIZE, HIDDEN_SIZE, steps, batch) for steps in (100, 255) for batch in (16, 64)]
 RIVAL, FUSED, WITH_NOISE = "nn4n", "FusedLeakyRNN", "with noise"
-THREADS = (2, 1)
+BEST = "nn4n at its best"
+
+
+@dataclass(frozen=True)
+class Leaky(Workload):
+    """A leaky layer with a nonlinearity."""
+
+    nonlinearity: str = "tanh"
 
 
 def layers(nonlinearity: str) -> tuple[nn.Module, FusedLeakyRNN]:
@@ -89,13 +93,14 @@ def results(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     return {"output": output.detach(), **grads}
 
 
-def calls(nonlinearity: str, seq_len: int, batch: int) -> dict[str, TimedCall]:
+def calls(case: Leaky) -> Calls:
     """Returns the calls of both layers, whose results meet the error budget, and with noise."""
     torch.manual_seed(0)
-    rival, fused = layers(nonlinearity)
-    x = torch.randn(seq_len, batch, INPUT_SIZE)
-    gradient = torch.randn(seq_len, batch, HIDDEN_SIZE)
-    noise = torch.randn(seq_len, batch, HIDDEN_SIZE) / 10
+    rival, fused = layers(case.nonlinearity)
+    steps = case.seq_len or 0, case.batch
+    x = torch.randn(*steps, INPUT_SIZE)
+    gradient = torch.randn(*steps, HIDDEN_SIZE)
+    noise = torch.randn(*steps, HIDDEN_SIZE) / 10
     exact = results(Equation.of(fused), x.double(), gradient.double())
     assert_within_budget(results(fused, x, gradient), results(rival, x, gradient), exact)
     return {
@@ -105,62 +110,59 @@ def calls(nonlinearity: str, seq_len: int, batch: int) -> dict[str, TimedCall]:
     }
 
 
-def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every shape and nonlinearity on every number of threads; returns rows."""
-    rows: list[dict[str, Any]] = []
-    budget = pages.time_budget(options, max_rounds=30)
-    shapes = SHAPES[:1] if options.quick else SHAPES
-    for nonlinearity, (seq_len, batch) in product(NONLINEARITIES, shapes):
-        row = {"nonlinearity": nonlinearity, "seq_len": seq_len, "batch": batch}
-        with pages.gated(f"{nonlinearity}, {seq_len} steps, {batch} sequences", wrong):
-            found = calls(nonlinearity, seq_len, batch)
-            row["threads"] = race_on_threads(THREADS, found, budget, (RIVAL, FUSED))
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+def at_best(rows: list[Row]) -> list[Row]:
+    """Returns rows that compare with the time of nn4n on the number of threads it is faster on."""
+    best: dict[tuple[Any, ...], float] = {}
+    cases = [tuple(row[name] for name in ("nonlinearity", "seq_len", "batch")) for row in rows]
+    for row, case in zip(rows, cases, strict=True):
+        best[case] = min(row["medians"][RIVAL], best.get(case, float("inf")))
+    found = []
+    for row, case in zip(rows, cases, strict=True):
+        scale = best[case] / row["medians"][RIVAL]
+        spread = {name: [scale * end for end in ends] for name, ends in row["spread"].items()}
+        medians = row["medians"] | {BEST: best[case]}
+        found.append(row | {"medians": medians, "spread": spread})
+    return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each row: medians, and speed-ups over nn4n on either number of threads."""
-    lines = [
-        ["act", "T", "B", RIVAL, "on 1 thread", FUSED, "speed-up", "95 %", WITH_NOISE, "1 thread"]
-    ]
-    for row in rows:
-        two, one = (row["threads"][str(n)]["medians"] for n in THREADS)
-        best = min(two[RIVAL], one[RIVAL])
-        low, high = row["threads"][str(THREADS[0])]["spread"]
-        scale = best / two[RIVAL]
-        lines.append(
-            [
-                *(str(row[name]) for name in ("nonlinearity", "seq_len", "batch")),
-                *(duration(medians[RIVAL]) for medians in (two, one)),
-                duration(two[FUSED]),
-                ratio(best / two[FUSED]),
-                f"{low * scale:.2f} to {high * scale:.2f}",
-                ratio(best / two[WITH_NOISE]),
-                ratio(one[RIVAL] / one[FUSED]),
-            ]
-        )
-    return markdown(lines)
+class AtBest(Study):
+    """A study whose speed-ups are over the better of two numbers of threads."""
+
+    def report(self, document: Document) -> str:
+        """Returns the caption and the tables of a run."""
+        return super().report(document | {"rows": at_best(document["rows"])})
 
 
-def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run."""
-    head = (
-        f"{document['cpu']}, {THREADS[0]} threads; float32, forward and backward, "
-        f"D = {INPUT_SIZE}, H = {HIDDEN_SIZE}. Speed-ups are over nn4n on the number of threads "
-        "that is faster for it; the last column is one thread against one."
-    )
-    return f"{head}\n\n{table(document['rows'])}"
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.5))
-    pages.settle(THREADS[0])
-    wrong: list[str] = []
-    document = {"cpu": cpu_name(), "rows": run(options, wrong)}
-    pages.publish("leaky", document, report(document), options.record, wrong=wrong)
-
+COLUMNS = (
+    columns.key("act", "nonlinearity"),
+    columns.key("T", "seq_len"),
+    BATCH,
+    columns.time(RIVAL),
+    columns.time(FUSED),
+    columns.over(BEST, FUSED),
+    columns.interval(RIVAL),
+    columns.over(BEST, WITH_NOISE, WITH_NOISE),
+    columns.over(RIVAL, FUSED, "on as many threads"),
+)
+STUDY = AtBest(
+    name="leaky",
+    description=__doc__,
+    cases=[
+        case
+        for nonlinearity in ("relu", "tanh")
+        for case in grid(SHAPES, ["leaky"], [TRAINING], Leaky, nonlinearity=nonlinearity)
+    ],
+    calls=calls,
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=lambda _: (
+        f"float32, forward and backward, D = {INPUT_SIZE}, H = {HIDDEN_SIZE}. Speed-ups are over "
+        "nn4n on the number of threads that is faster for it, except in the last column."
+    ),
+    by=("threads",),
+    ours=FUSED,
+    one_thread_too=True,
+    max_rounds=30,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

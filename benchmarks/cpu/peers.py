@@ -2,16 +2,16 @@
 
 Every rival that is installed gets the same weights, input and gradients, must agree with a float64
 oracle, and then takes turns with the others, round by round, in one process.
+`benchmarks/cpu/streams.py` times single steps, and `benchmarks/cpu/eight_bits.py` 8-bit weights.
 """
 
-import argparse
 import copy
-import dataclasses
 import importlib.util
 import os
-import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.cpu.rivals import RIVALS, Problem
-from benchmarks.harness import pages
+from benchmarks.cpu.rivals import ERROR, RIVALS, Problem
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import BATCH, Row, Rows
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import DENSE, FORWARD, GATED_CELLS, PACKED, TRAINING, Workload, shape
+from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import hop
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
-from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
+from benchmarks.harness.study import Document, Study, grid
+from namernn_fast.bench.race import TimedCall
+from namernn_fast.bench.tables import SLOWER, duration
 from namernn_fast.bench.timed_calls import draw_gradients, equal_layers, tensors_in, train
 from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
@@ -50,23 +51,15 @@ ODD_SHAPES = (
 )
 PACKED_BATCHES = (16, 64, 256, 1024)
 LENGTHS = (2, 12)
-# Other implementations round differently; a wrong formula has a far larger error.
-RIVAL_ERROR = 1e-4
-
-
-def workloads(odd: bool = False, packed: bool = False) -> Iterator[Workload]:
-    """Yields workloads of both modes with usual or odd sizes, and packed batches if `packed`."""
-    for mode in (FORWARD, TRAINING):
-        for size, hidden, steps, batch in ODD_SHAPES if odd else SHAPES:
-            yield Workload(DENSE, mode, batch, size, hidden, steps)
-        for batch in PACKED_BATCHES if packed else ():
-            yield Workload(PACKED, mode, batch, 64, 256, LENGTHS[1])
-
-
-def gated_workloads(odd: bool = False) -> Iterator[Workload]:
-    """Yields the same workloads for cells with gates, except odd sizes, which have no rival."""
-    for cell in () if odd else GATED_CELLS:
-        yield from (dataclasses.replace(workload, cell=cell) for workload in workloads(packed=True))
+WORKLOADS = [
+    *grid(SHAPES, [*LAYERS_OF]),
+    *(
+        Workload(PACKED, mode, batch, 64, 256, LENGTHS[1], cell)
+        for mode in MODES
+        for cell in LAYERS_OF
+        for batch in PACKED_BATCHES
+    ),
+]
 
 
 def results(
@@ -101,7 +94,7 @@ def results(
     }
 
 
-def calls(workload: Workload, threads: int, rivals: list[str]) -> dict[str, TimedCall]:
+def calls(workload: Workload, rivals: Sequence[str] = ()) -> dict[str, TimedCall]:
     """Returns the checked calls of both layers and of the given rivals in one workload."""
     layers = equal_layers(workload)
     baseline = layers[workload.layers.baseline]
@@ -129,9 +122,9 @@ def calls(workload: Workload, threads: int, rivals: list[str]) -> dict[str, Time
     assert_within_budget(ours, theirs, oracle)
     problem = Problem(workload, baseline, input, gradients)
     for name in rivals if workload.family == DENSE else ():
-        call = RIVALS[name][1](problem, threads)
+        call = RIVALS[name][1](problem, torch.get_num_threads())
         if call is not None:
-            check_rival(name, results(workload, call), oracle, RIVAL_ERROR)
+            check_rival(name, results(workload, call), oracle, ERROR)
             found[name] = call
     return found
 
@@ -158,114 +151,96 @@ def installed() -> list[str]:
     return found
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Races every workload; returns a row for each of its implementations."""
-    rivals = [] if options.odd else installed()
-    budget = pages.time_budget(options, max_rounds=30)
-    rows = []
-    grid = (*workloads(options.odd, not options.odd), *gated_workloads(options.odd))
-    for workload in pages.chosen(grid, options):
-        found = calls(workload, options.threads, rivals)
-        with torch.inference_mode(workload.mode == FORWARD):
-            rounds = race(found, budget)
-        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        print(workload, *(f"{name} {duration(value)}" for name, value in medians.items()), sep="  ")
-        for name, recorded in rounds.items():
-            rows.append(
-                {
-                    **dataclasses.asdict(workload),
-                    "implementation": name,
-                    "iterations": recorded.iterations,
-                    "median": medians[name],
-                    "seconds": [float(f"{s:.6g}") for s in recorded.seconds],
-                }
-            )
-    return rows
+def others(row: Row) -> dict[str, float]:
+    """Returns the medians of the other implementations."""
+    layers = Workload.of(row).layers
+    return {name: median for name, median in row["medians"].items() if name not in layers}
 
 
-def by_workload(rows: list[dict[str, Any]]) -> dict[Workload, dict[str, float]]:
-    """Returns the median of each implementation, by workload."""
-    found: dict[Workload, dict[str, float]] = {}
-    for row in rows:
-        found.setdefault(Workload.of(row), {})[row["implementation"]] = row["median"]
-    return found
+def best(row: Row) -> str:
+    """Returns the name of the fastest other implementation, if there is any."""
+    found = others(row)
+    return min(found, key=found.__getitem__, default="")
 
 
-def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a table for each cell."""
-    found = by_workload(rows)
-    by_cell = [
-        {
-            workload: medians
-            for workload, medians in found.items()
-            if (workload.cell, workload.mode) == (cell, mode)
-        }
-        for cell in LAYERS_OF
-    ]
-    return "\n\n".join(table_of(medians) for medians in by_cell if medians)
+def is_faster(row: Row) -> bool:
+    """Returns whether the fused layer is faster than all other implementations."""
+    return row["medians"][Workload.of(row).layers.fused] < others(row)[best(row)]
 
 
-def table_of(found: dict[Workload, dict[str, float]]) -> str:
-    """Returns a line per workload: both layers, their ratio, and the best other implementation."""
-    baseline, fused = next(iter(found)).layers
-    lines = [["(D, H, T)", "B", baseline, fused, "speed-up", "best other", "its time"]]
-    ratios, beaten = [], []
-    for workload, medians in found.items():
-        ours = medians[fused]
-        ratios.append(medians[baseline] / ours)
-        others = {n: m for n, m in medians.items() if n not in workload.layers}
-        best = min(others, key=others.__getitem__, default="")
-        label = shape(workload)
-        if workload.family == PACKED:
-            label = f"({workload.input_size}, {workload.hidden_size}, {LENGTHS[0]}..{LENGTHS[1]})"
-        its_time = ""
-        if best:
-            beaten.append(others[best] > ours)
-            its_time = duration(others[best]) + ("" if beaten[-1] else f" {SLOWER}")
-        times = (duration(medians[baseline]), duration(ours), ratio(ratios[-1]))
-        lines.append([label, str(workload.batch), *times, best, its_time])
-    if not beaten:
-        lines = [line[:5] for line in lines]
-    text = markdown(lines)
-    text += (
-        f"\n\nSpeed-up over {baseline}: geometric mean "
-        f"{ratio(statistics.geometric_mean(ratios))}, worst {ratio(min(ratios))}."
+def time_of_best(row: Row) -> str:
+    """Returns the time of the fastest other implementation, marked if it is not slower."""
+    if not best(row):
+        return ""
+    return duration(others(row)[best(row)]) + ("" if is_faster(row) else f" {SLOWER}")
+
+
+def label(row: Row) -> str:
+    """Returns the sizes of a row."""
+    if row["family"] == DENSE:
+        return shape(Workload.of(row))
+    return f"({row['input_size']}, {row['hidden_size']}, {LENGTHS[0]}..{LENGTHS[1]})"
+
+
+def table(rows: Rows) -> str:
+    """Returns a line for each size: both layers, their ratio, and the best other implementation."""
+    baseline, fused = Workload.of(rows[0]).layers
+    text = columns.table(
+        rows,
+        (
+            columns.key("(D, H, T)", label),
+            BATCH,
+            *map(columns.time, (baseline, fused)),
+            columns.over(baseline, fused),
+            columns.text("best other", best),
+            columns.text("its time", time_of_best),
+        ),
     )
-    if beaten:
-        text += f" Faster than the best other at {sum(beaten)} of {len(beaten)} sizes."
+    if beaten := [is_faster(row) for row in rows if best(row)]:
+        text += f"\n\nFaster than the best other at {sum(beaten)} of {len(beaten)} sizes."
     return text
 
 
-def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
-    machine = document["machine"]
-    introduction = (
-        f"{machine['cpu']}, {machine['threads']} thread(s), confined to as many CPUs; torch "
-        f"{machine['torch']}; float32. Others: {', '.join(document['others']) or 'none'}."
-    )
-    if "hop" in machine:
-        introduction += (
-            f" A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
-            f"{1e9 * machine['hop_median']:.0f} ns in the median."
+def caption(document: Document) -> str:
+    """Returns what precedes the tables."""
+    text = "confined to as many CPUs as threads; float32. "
+    text += f"Others: {', '.join(document['others']) or 'none'}."
+    if "hop" in document:
+        text += (
+            f" A word went from core to core in {1e9 * document['hop']:.0f} ns at best, "
+            f"{1e9 * document['hop_median']:.0f} ns in the median."
         )
-    return pages.by_mode(introduction, document["rows"], table)
+    return f"{text} {SIZES}"
+
+
+STUDY = Study(
+    name="peers",
+    description=__doc__,
+    cases=WORKLOADS,
+    calls=calls,
+    table=table,
+    caption=caption,
+    by=("mode", "cell"),
+    seconds=1.0,
+    max_rounds=30,
+)
 
 
 def main() -> None:
-    parser = pages.parser(__doc__, seconds=1.0)
+    parser = pages.parser(__doc__, STUDY.seconds)
     parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
     options = pages.parse(parser)
     confine(options.threads)
-    pages.settle(options.threads)
-
-    rows = run(options)
-    others = [name for name in RIVALS if any(row["implementation"] == name for row in rows)]
-    machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    if options.threads > 1:
-        machine["hop"], machine["hop_median"] = hop()
-    document = {"machine": machine, "others": others, "rows": rows}
+    rivals = [] if options.odd else installed()
+    hops = dict(zip(("hop", "hop_median"), hop(), strict=True)) if options.threads > 1 else {}
     name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
-    pages.publish(name, document, report(document), options.record)
+    replace(
+        STUDY,
+        name=name,
+        cases=grid(ODD_SHAPES, ["rnn"]) if options.odd else WORKLOADS,
+        calls=partial(calls, rivals=rivals),
+        facts=lambda: {"others": rivals, **hops},
+    ).main(options)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,20 @@ weights; a program whose package is missing is left out.
 
 import importlib.util
 import runpy
-import statistics
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cpu.applications import take_turns
-from benchmarks.harness import pages
+from benchmarks.harness import columns
+from benchmarks.harness.columns import Row
+from benchmarks.harness.grid import FORWARD
 from benchmarks.harness.paths import PERFORMANCE, ROOT
-from benchmarks.harness.spread import speed_up_interval
+from benchmarks.harness.turns import AFTER, BEFORE, SPEED_UP, BeforeAfter, Program
 from namernn_fast import prepare_rnn, replace_rnn
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.tables import markdown, ratio
-from namernn_fast.testing import BudgetError
 
 ROLLOUT_STEPS = 128
 RATE, CHUNK, CONTEXT = 16_000, 512, 64
@@ -32,24 +29,11 @@ RATE, CHUNK, CONTEXT = 16_000, 512, 64
 SECONDS_OF_AUDIO = 60
 BEAT_FEATURES, BEAT_FRAMES = 272, 50
 """The features of a frame of audio in a beat tracker, and the frames in a second."""
-TOLERANCE = 1e-5
-"""The largest difference of a probability or a value."""
+Make = Callable[[bool], Callable[[], Tensor]]
+"""Returns a function that runs a program and returns what it computed, after or before."""
 
 
-class Program(NamedTuple):
-    """A program: one row of the table."""
-
-    name: str
-    after: str
-    """What replaces torch's layer or cell."""
-    package: str
-    """The package that it needs."""
-    frames: int
-    make: Callable[[bool], Callable[[], Tensor]]
-    """Returns a function that runs the program and returns what it computed, after or before."""
-
-
-def rollout(environments: int) -> Callable[[bool], Callable[[], Tensor]]:
+def rollout(environments: int) -> Make:
     """Returns the maker of a roll-out of sb3-contrib's RecurrentPPO."""
 
     def make(after: bool) -> Callable[[], Tensor]:
@@ -172,9 +156,15 @@ def beats(after: bool) -> Callable[[], Tensor]:
     return run
 
 
+def program(name: str, after: str, package: str, frames: int, make: Make) -> Program:
+    """Returns a program that handles some frames, and has `after` in place of torch's layer."""
+    also = {"with": after, "frames": frames}
+    return Program(name, partial(make, False), partial(make, True), also, package, FORWARD)
+
+
 PROGRAMS = (
     *(
-        Program(
+        program(
             f"sb3-contrib: a roll-out of {n} environments",
             "`prepare_rnn`",
             "sb3_contrib",
@@ -183,14 +173,14 @@ PROGRAMS = (
         )
         for n in (8, 64)
     ),
-    Program(
+    program(
         "silero-vad: a minute of audio",
         "stream of a step module",
         "silero_vad",
         (RATE * SECONDS_OF_AUDIO - CONTEXT) // CHUNK,
         voice_activity,
     ),
-    Program(
+    program(
         "a beat tracker: a minute of music",
         "stream of a layer",
         "torch",
@@ -200,59 +190,33 @@ PROGRAMS = (
 )
 
 
-def measure(program: Program, seconds: float) -> dict[str, Any]:
-    """Returns the seconds of both versions of a program in each round.
-
-    Raises:
-        BudgetError: their results differ.
-    """
-    runs: dict[str, Callable[[], Tensor]] = {}
-    results = []
-    for role in ("before", "after"):
-        runs[role] = program.make(role == "after")
-        # Run it before the other is made, because both draw from the same generators.
-        results.append(runs[role]())
-    difference = float((results[0] - results[1]).abs().max())
-    if not difference <= TOLERANCE:
-        raise BudgetError(f"the results differ by {difference}")
-    about = {"name": program.name, "with": program.after, "frames": program.frames}
-    return {**about, "difference": difference, **take_turns(runs, seconds)}
+def frames_a_second(role: str) -> Callable[[Row], str]:
+    """Returns the entry of a version of a program."""
+    return lambda row: f"{row['frames'] / row['medians'][role]:,.0f}"
 
 
-def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run."""
-    lines = [["program", "frames a second: torch", "namernn_fast", "with", "speed-up", "95 %"]]
-    for row in document["rows"]:
-        before, after = (statistics.median(row[role]) for role in ("before", "after"))
-        low, high = speed_up_interval(row["before"], row["after"])
-        rates = [f"{row['frames'] / each:,.0f}" for each in (before, after)]
-        interval = f"{low:.2f} to {high:.2f}"
-        lines.append([row["name"], *rates, row["with"], ratio(before / after), interval])
-    most = max(row["difference"] for row in document["rows"])
-    return (
-        f"{document['cpu']}, {document['threads']} thread(s); float32. Each program spends only "
-        "part of its time in the recurrent layer. Medians of rounds in which the two take turns, "
-        "and the 95 % interval of their ratio. Probabilities and values differ by "
-        f"{most:.0e} at most.\n\n{markdown(lines)}"
-    )
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=20.0))
-    warnings.simplefilter("ignore")  # gymnasium and sb3 warn about their own deprecations
-    pages.settle(options.threads)
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    for program in PROGRAMS:
-        if importlib.util.find_spec(program.package) is None:
-            print(f"{program.name}: left out, because {program.package} is not installed")
-            continue
-        with pages.gated(program.name, wrong), torch.inference_mode():
-            rows.append(measure(program, 0.0 if options.quick else options.seconds))
-            print(rows[-1]["name"], statistics.median(rows[-1]["before"]), rows[-1]["after"])
-    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    pages.publish("programs", document, report(document), options.record, PERFORMANCE, wrong)
-
+COLUMNS = (
+    columns.key("program", "name"),
+    columns.text("frames a second: torch", frames_a_second(BEFORE)),
+    columns.text("namernn_fast", frames_a_second(AFTER)),
+    columns.text("with", "with"),
+    *SPEED_UP,
+)
+STUDY = BeforeAfter(
+    name="programs",
+    description=__doc__,
+    cases=PROGRAMS,
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=lambda document: (
+        "float32. Each program spends only part of its time in the recurrent layer. The two "
+        "versions take turns; 95 % is the interval of the ratio of their medians. Probabilities "
+        f"and values differ by {max(row['difference'] for row in document['rows']):.0e} at most."
+    ),
+    seconds=20.0,
+    page=PERFORMANCE,
+    atol=1e-5,
+)
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")  # gymnasium and sb3 warn about their own deprecations
+    STUDY.main()

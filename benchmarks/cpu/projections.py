@@ -4,24 +4,21 @@ The rival is `nn.LSTM(proj_size=...)`, which runs step by step in ATen operators
 not use oneDNN for LSTMs with projections.
 """
 
-import argparse
 import copy
-import statistics
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import DENSE, FORWARD, PACKED, TRAINING
-from benchmarks.harness.spread import race_on_threads
+from benchmarks.harness import columns
+from benchmarks.harness.columns import BATCH, Row
+from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, Workload
+from benchmarks.harness.study import Calls, Study
 from namernn_fast import FusedLSTM
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall
-from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.timed_calls import call_of, draw_gradients, results
+from namernn_fast.cells import LSTM
 from namernn_fast.testing import assert_within_budget
 
 BASELINE, FUSED = "nn.LSTM", "FusedLSTM"
@@ -32,24 +29,31 @@ SHAPES = (  # input_size, hidden_size, proj_size, num_layers, seq_len
     (128, 320, 160, 2, 40),
     (256, 1024, 256, 1, 20),
 )
-BATCHES = (1, 16, 64)
-KINDS = ((DENSE, FORWARD), (DENSE, TRAINING), (PACKED, FORWARD), (PACKED, TRAINING))
-THREADS = (2, 1)
+BATCHES = {DENSE: (1, 16, 64), PACKED: (16, 64)}
 
 
-def calls(shape: tuple[int, ...], batch: int, layout: str, mode: str) -> dict[str, TimedCall]:
+@dataclass(frozen=True)
+class Projection(Workload):
+    """A stack of layers that project h."""
+
+    proj_size: int = 1
+    num_layers: int = 1
+
+
+def calls(case: Projection) -> Calls:
     """Returns the calls of both layers, whose results meet the error budget.
 
     The lengths of packed sequences are spread evenly from one step to seq_len.
     """
-    input_size, hidden_size, proj_size, num_layers, seq_len = shape
+    mode, steps = case.mode, case.seq_len or 0
+    sizes = case.input_size, case.hidden_size, case.num_layers
     torch.manual_seed(0)
-    baseline = nn.LSTM(input_size, hidden_size, num_layers, proj_size=proj_size)
-    fused = FusedLSTM(input_size, hidden_size, num_layers, proj_size=proj_size)
+    baseline = nn.LSTM(*sizes, proj_size=case.proj_size)
+    fused = FusedLSTM(*sizes, proj_size=case.proj_size)
     fused.load_state_dict(baseline.state_dict())
-    input: Any = torch.randn(seq_len, batch, input_size)
-    if layout == PACKED:
-        lengths = torch.linspace(seq_len, 1, batch).round().long()
+    input: Any = torch.randn(steps, case.batch, case.input_size)
+    if case.family == PACKED:
+        lengths = torch.linspace(steps, 1, case.batch).round().long()
         input = pack_padded_sequence(input, lengths)
     gradients = draw_gradients(baseline, input)
     with torch.inference_mode(mode == FORWARD):
@@ -65,74 +69,40 @@ def calls(shape: tuple[int, ...], batch: int, layout: str, mode: str) -> dict[st
     return {name: call for name, (_, call) in raced.items()}
 
 
-def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every kind of call, shape and batch on every number of threads; returns rows."""
-    rows: list[dict[str, Any]] = []
-    budget = pages.time_budget(options, max_rounds=30)
-    shapes = SHAPES[:1] if options.quick else SHAPES
-    for (layout, mode), shape, batch in product(KINDS, shapes, BATCHES):
-        if layout == PACKED and batch == 1:
-            continue
-        row = {"layout": layout, "mode": mode, "shape": shape, "batch": batch}
-        with pages.gated(f"{shape}, {batch} sequences, {layout}, {mode}", wrong):
-            found = calls(shape, batch, layout, mode)
-            with torch.set_grad_enabled(mode == TRAINING):
-                row["threads"] = race_on_threads(THREADS, found, budget, (BASELINE, FUSED))
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+def shape(row: Row) -> str:
+    """Returns the sizes of a row."""
+    names = "input_size", "hidden_size", "proj_size", "num_layers", "seq_len"
+    return str(tuple(row[name] for name in names))
 
 
-def speed_up(row: dict[str, Any], threads: int) -> float:
-    """Returns the ratio of the medians on this number of threads."""
-    medians = row["threads"][str(threads)]["medians"]
-    return medians[BASELINE] / medians[FUSED]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each shape and batch of one kind of call, and the geometric means."""
-    lines = [["(D, H, P, layers, T)", "B", BASELINE, FUSED, "speed-up", "95 %", "1 thread"]]
-    for row in rows:
-        measured = row["threads"][str(THREADS[0])]
-        low, high = measured["spread"]
-        lines.append(
-            [
-                str(tuple(row["shape"])),
-                str(row["batch"]),
-                *(duration(measured["medians"][name]) for name in (BASELINE, FUSED)),
-                ratio(speed_up(row, THREADS[0])),
-                f"{low:.2f} to {high:.2f}",
-                ratio(speed_up(row, 1)),
-            ]
-        )
-    both, one = (statistics.geometric_mean(speed_up(row, n) for row in rows) for n in THREADS)
-    lines.append(["geometric mean", "", "", "", ratio(both), "", ratio(one)])
-    return markdown(lines)
-
-
-def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
-    parts = [
-        f"{document['cpu']}, {THREADS[0]} threads, and the speed-up on one; float32. P is "
-        "proj_size; `nn.LSTM` runs ATen operators. The lengths of packed sequences are spread from "
-        "1 to T."
-    ]
-    for layout, mode in KINDS:
-        rows = [row for row in document["rows"] if (row["layout"], row["mode"]) == (layout, mode)]
-        if rows:
-            parts += [f"**{layout}, {mode}**", table(rows)]
-    return "\n\n".join(parts)
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.5))
-    pages.settle(THREADS[0])
-
-    wrong: list[str] = []
-    rows = run(options, wrong)
-    document = {"cpu": cpu_name(), "rows": rows}
-    pages.publish("projections", document, report(document), options.record, wrong=wrong)
-
+COLUMNS = (
+    columns.key("(D, H, P, layers, T)", shape),
+    BATCH,
+    *map(columns.time, (BASELINE, FUSED)),
+    columns.over(BASELINE, FUSED),
+    columns.interval(BASELINE),
+)
+STUDY = Study(
+    name="projections",
+    description=__doc__,
+    cases=[
+        Projection(family, mode, batch, size, hidden, steps, LSTM.name, proj, layers)
+        for family, batches in BATCHES.items()
+        for mode in MODES
+        for size, hidden, proj, layers, steps in SHAPES
+        for batch in batches
+    ],
+    calls=calls,
+    table=lambda rows: columns.table(rows, COLUMNS, beside="threads"),
+    caption=lambda _: (
+        "float32. P is proj_size; `nn.LSTM` runs ATen operators. The lengths of packed sequences "
+        "are spread from 1 to T."
+    ),
+    by=("family", "mode"),
+    ours=FUSED,
+    one_thread_too=True,
+    max_rounds=30,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

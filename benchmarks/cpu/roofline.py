@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from benchmarks.cpu.peers import workloads
-from benchmarks.harness import pages
+from benchmarks.cpu.peers import SHAPES
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import BATCH, SHAPE
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
+from benchmarks.harness.study import grid
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.plot import COLOURS, MARKERS
 from namernn_fast.bench.race import QUICK, TimeBudget, TimedCall, timed, warm_up
-from namernn_fast.bench.tables import duration, markdown
+from namernn_fast.bench.tables import duration
 from namernn_fast.bench.timed_calls import gated_calls
 
 FLOAT_BYTES = 4
@@ -85,7 +87,7 @@ def budget_of(options: argparse.Namespace) -> TimeBudget:
 def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Times every workload and measures its peak; returns a row for each."""
     rows = []
-    for workload in pages.chosen(workloads(), options):
+    for workload in pages.chosen(grid(SHAPES, ["rnn"]), options):
         torch.manual_seed(1)
         input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
         checked = torch.arange(16) if workload.batch > 16 else None
@@ -111,7 +113,7 @@ def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
     The difference is the cost of tanh.
     """
     rows = []
-    for workload in pages.chosen(workloads(), options):
+    for workload in pages.chosen(grid(SHAPES, ["rnn"]), options):
         if workload.mode != FORWARD or workload.batch < BOUND_BY_MULTIPLY_ADDS:
             continue
         torch.manual_seed(1)
@@ -136,28 +138,24 @@ def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def activation_table(rows: list[dict[str, Any]], threads: int) -> str:
     """Returns a line for each workload, with a column for each activation and number of threads."""
-    columns = [(name, count) for count in dict.fromkeys((threads, 1)) for name in ACTIVATIONS]
-    lines = [["(D, H, T)", "B", *(f"{name}, {count} thread(s)" for name, count in columns)]]
-    for row in rows:
-        shares = (f"{row['shares'][f'{name} {count}']:.0%}" for name, count in columns)
-        lines.append([shape(Workload.of(row)), str(row["batch"]), *shares])
-    return markdown(lines)
+    shares = (
+        columns.text(
+            f"{name}, {count} thread(s)",
+            lambda row, key=f"{name} {count}": f"{row['shares'][key]:.0%}",
+        )
+        for count in dict.fromkeys((threads, 1))
+        for name in ACTIVATIONS
+    )
+    return columns.table(rows, (SHAPE, BATCH, *shares))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each workload, with both modes side by side."""
-    lines = [
-        ["(D, H, T)", "B", *(f"{m}: {x}" for m in MODES for x in ("time", "floor", "of peak"))]
-    ]
-    by_mode = [[row for row in rows if row["mode"] == mode] for mode in MODES]
-    for pair in zip(*by_mode, strict=True):
-        workload = Workload.of(pair[0])
-        line = [shape(workload), str(workload.batch)]
-        for row in pair:
-            share = row["flops"] / row["median"] / row["peak"]
-            line += [duration(row["median"]), duration(row["floor"]), f"{share:.0%}"]
-        lines.append(line)
-    return markdown(lines)
+COLUMNS = (
+    SHAPE,
+    BATCH,
+    columns.text("time", lambda row: duration(row["median"])),
+    columns.text("floor", lambda row: duration(row["floor"])),
+    columns.text("of peak", lambda row: f"{row['flops'] / row['median'] / row['peak']:.0%}"),
+)
 
 
 def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
@@ -204,6 +202,7 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     machine = Machine(**document["machine"])
     activations = activation_table(document["activations"], machine.threads)
+    times = columns.table(document["rows"], COLUMNS, beside="mode")
     peaks = [row["peak"] / 1e9 for row in document["rows"]]
     return (
         f"{document['cpu']}, {machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s of "
@@ -215,7 +214,7 @@ def report(document: dict[str, Any]) -> str:
         f"from registers, measured on one core right after the rounds of that size, at the clock "
         f"that the layer leaves, times the number of threads: {min(peaks):.0f} to {max(peaks):.0f} "
         f"GFLOP/s. {SIZES}"
-        f"\n\n{table(document['rows'])}\n\nFractions of the peak that the forward pass reaches "
+        f"\n\n{times}\n\nFractions of the peak that the forward pass reaches "
         f"with tanh and with relu, at sizes bound by multiply-adds:\n\n{activations}"
     )
 

@@ -1,28 +1,23 @@
 """Times the step modules against torch's cells: `python -m benchmarks.cpu.steps [--record]`.
 
 A step module runs torch's own cell if that is not slower, and then has a speed-up of about 1. Each
-call gets states; in training, both states of an LSTM have gradients. With `--record` all sizes are
-timed, both on `--threads` threads and on one; otherwise only a few, on `--threads` threads.
+call gets states; in training, both states of an LSTM have gradients. Without `--record` only a few
+sizes are timed.
 """
 
-import argparse
 import copy
-import statistics
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import FORWARD, MODES, TRAINING
-from benchmarks.harness.spread import paired_speed_up
+from benchmarks.harness import columns
+from benchmarks.harness.columns import BATCH, Row
+from benchmarks.harness.grid import FORWARD, TRAINING, Workload
+from benchmarks.harness.study import Calls, Study, grid
 from namernn_fast import explain
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
-from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.cells import CELLS
 from namernn_fast.nn.step_modules import STEP_MODULES, states_in
 from namernn_fast.testing import assert_within_budget
@@ -42,11 +37,12 @@ Inputs = tuple[Tensor, Any, tuple[Tensor, ...]]
 """The input of a step, its states, and the gradients of the new states."""
 
 
-def draw(cell: str, size: int, batch: int) -> Inputs:
+def draw(workload: Workload) -> Inputs:
     """Draws the input and the states of a step, and the gradients of its new states."""
     generator = torch.Generator().manual_seed(1)
-    x, *tensors = (torch.randn(batch, size, generator=generator) for _ in range(5))
-    count = len(CELLS[cell].states)
+    sizes = workload.batch, workload.hidden_size
+    x, *tensors = (torch.randn(sizes, generator=generator) for _ in range(5))
+    count = len(CELLS[workload.cell].states)
     hx = tuple(tensors[:count])
     return x, hx if count == 2 else hx[0], tuple(tensors[2 : 2 + count])
 
@@ -74,94 +70,55 @@ def results(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> dict[str, Tens
     return {name: value.detach() for name, value in named.items()}
 
 
-def gated_calls(cell: str, mode: str, size: int, batch: int) -> dict[str, TimedCall]:
+def calls(workload: Workload) -> Calls:
     """Returns the calls of torch's cell and of the step module, after the gate has passed."""
     torch.manual_seed(0)
-    theirs, ours = (cls(size, size) for cls in MODULES[cell])
+    sizes, mode = (workload.input_size, workload.hidden_size), workload.mode
+    theirs, ours = (cls(*sizes) for cls in MODULES[workload.cell])
     ours.load_state_dict(theirs.state_dict())
-    inputs = draw(cell, size, batch)
+    inputs = draw(workload)
     exact = tree_map(Tensor.double, inputs)
     with torch.inference_mode(mode == FORWARD):
         found = [results(module, mode, inputs) for module in (ours, theirs)]
         oracle = results(copy.deepcopy(theirs).double(), mode, exact)
     assert_within_budget(*found, oracle)
-    return {
-        "torch": step_of(theirs, mode, inputs),
-        "fused": step_of(ours, mode, inputs),
-    }
+    return {"torch": step_of(theirs, mode, inputs), "fused": step_of(ours, mode, inputs)}
 
 
-def path_of(cell: str, size: int, batch: int, mode: str) -> str:
+def path(workload: Workload, calls: Calls) -> Row:
     """Returns what runs a step of the step module."""
-    x, hx, _ = draw(cell, size, batch)
-    with torch.inference_mode(mode == FORWARD):
-        return explain(MODULES[cell][1](size, size), x, hx).path
+    x, hx, _ = draw(workload)
+    module = MODULES[workload.cell][1](workload.input_size, workload.hidden_size)
+    return {"path": explain(module, x, hx).path}
 
 
-def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every cell and size.
-
-    Returns a row for each size with correct results, and adds the others to `wrong`.
-    """
-    rows = []
-    budget = pages.time_budget(options, max_rounds=60)
-    threads = sorted({1, options.threads}) if options.record else [options.threads]
-    sizes, batches = (SIZES, BATCHES) if options.record else (FEW_SIZES, FEW_BATCHES)
-    sizes = sizes[:2] if options.quick else sizes
-    for count, cell, size, batch, mode in product(threads, MODULES, sizes, batches, MODES):
-        pages.settle(count)
-        row = {"threads": count, "cell": cell, "size": size, "batch": batch, "mode": mode}
-        with pages.gated(row, wrong):
-            calls = gated_calls(cell, mode, size, batch)
-            with torch.inference_mode(mode == FORWARD):
-                rounds = race(calls, budget)
-            row["speed_up"] = paired_speed_up(rounds["torch"].seconds, rounds["fused"].seconds)
-            row["medians"] = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-            row["path"] = path_of(cell, size, batch, mode)
-            rows.append(row)
-            print(row, flush=True)
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each module and size, and one with the worst ratios."""
-    lines: dict[tuple[str, int, int], list[str]] = {}
-    header, worst = ["module", "H", "B"], ["worst", "", ""]
-    for mode in MODES:
-        header += [f"{mode}: torch's cell", "step module", "path", "speed-up"]
-        ratios = []
-        for row in rows:
-            if row["mode"] != mode:
-                continue
-            name = MODULES[row["cell"]][1].__name__
-            start = [name, str(row["size"]), str(row["batch"])]
-            line = lines.setdefault((name, row["size"], row["batch"]), start)
-            ratios.append(row["speed_up"])
-            line += [*map(duration, row["medians"].values()), row["path"], ratio(ratios[-1])]
-        worst += ["", "", "", ratio(min(ratios)) if ratios else ""]
-    return markdown([header, *lines.values(), worst])
-
-
-def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
-    parts = [
-        f"{document['cpu']}; torch {document['torch']}; float32. H is the input size and the "
-        "hidden size, B the batch size; `path` is what runs a step. Times are medians of rounds; "
-        "a speed-up is the median of the ratios of neighbouring rounds."
-    ]
-    for threads in dict.fromkeys(row["threads"] for row in document["rows"]):
-        rows = [row for row in document["rows"] if row["threads"] == threads]
-        parts += [f"**Step modules, {threads} thread(s)**", table(rows)]
-    return "\n\n".join(parts)
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.3))
-    wrong: list[str] = []
-    rows = run(options, wrong)
-    document = {"cpu": cpu_name(), "torch": torch.__version__, "rows": rows}
-    pages.publish("steps", document, report(document), options.record, wrong=wrong)
-
+COLUMNS = (
+    columns.key("module", lambda row: MODULES[row["cell"]][1].__name__),
+    columns.key("H", "hidden_size"),
+    BATCH,
+    columns.time("torch", "torch's cell"),
+    columns.time("fused", "step module"),
+    columns.text("path", "path"),
+    columns.paired("torch"),
+)
+STUDY = Study(
+    name="steps",
+    description=__doc__,
+    cases=grid([(size, size, 1, batch) for size in SIZES for batch in BATCHES], [*MODULES]),
+    calls=calls,
+    also=path,
+    table=lambda rows: columns.table(rows, COLUMNS, beside="mode"),
+    caption=lambda _: (
+        "float32. H is the input size and the hidden size, B the batch size; `path` is what runs a "
+        "step. A speed-up is the median of the ratios of neighbouring rounds."
+    ),
+    by=("threads",),
+    ours="fused",
+    few=lambda workload: workload.hidden_size in FEW_SIZES and workload.batch in FEW_BATCHES,
+    one_thread_too=True,
+    seconds=0.3,
+    max_rounds=60,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,36 +1,24 @@
-"""Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record] [--threads N]`.
+"""Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record]`.
 
 These calls are bandwidth-bound: each step reads `weight_hh` for one to eight sequences. The read
 floor of a workload is the time to read the weights as often as needed, at the rate at which the
 threads read a block of the same size from the nearest memory that can hold it.
 """
 
-import argparse
-import dataclasses
-import statistics
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
-from benchmarks.harness import machine, pages
-from benchmarks.harness.grid import (
-    BASELINE,
-    DENSE,
-    FORWARD,
-    FUSED,
-    MODES,
-    TRAINING,
-    Workload,
-    shape,
-)
-from benchmarks.harness.spread import speed_up_interval
-from namernn_fast.bench.machine import cpu_name
-from namernn_fast.bench.race import TimedCall, race
-from namernn_fast.bench.tables import duration, markdown, ratio
+from benchmarks.harness import columns, machine
+from benchmarks.harness.columns import BATCH, SHAPE, Row, Rows
+from benchmarks.harness.grid import BASELINE, FUSED, SIZES, TRAINING, Workload
+from benchmarks.harness.study import Calls, Study, grid
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
 SHAPES = {  # (input_size, hidden_size, seq_len, batch)
-    torch.float32: (
+    "float32": (
         (16, 300, 1, 1),
         (300, 300, 8, 4),
         (2048, 300, 8, 2),
@@ -74,7 +62,7 @@ SHAPES = {  # (input_size, hidden_size, seq_len, batch)
         (4096, 4096, 1, 1),
         (4096, 4096, 2, 8),
     ),
-    torch.bfloat16: (
+    "bfloat16": (
         (300, 300, 8, 4),
         (4096, 512, 4, 2),
         (512, 512, 64, 1),
@@ -89,32 +77,41 @@ SHAPES = {  # (input_size, hidden_size, seq_len, batch)
         (4096, 4096, 2, 8),
     ),
 }
-QUICK_SHAPES = 2
-"""The number of shapes per dtype in a quick run."""
 WORST = 10
+"""The sizes with a line in a table."""
 PROBE_SECONDS = 0.05
 
 
-def workloads(quick: bool) -> list[tuple[torch.dtype, Workload]]:
-    """Returns the workloads of both modes with their dtypes."""
-    return [
-        (dtype, Workload(DENSE, mode, batch, *sizes))
-        for dtype, shapes in SHAPES.items()
-        for *sizes, batch in (shapes[:QUICK_SHAPES] if quick else shapes)
-        for mode in MODES
-    ]
+@dataclass(frozen=True)
+class Wide(Workload):
+    """A workload in a dtype, by its name in torch."""
+
+    dtype: str = "float32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
-def calls(workload: Workload, dtype: torch.dtype) -> dict[str, TimedCall]:
-    """Returns the gated calls of both layers in a dtype."""
-    torch.manual_seed(1)
-    input = torch.randn(workload.seq_len, workload.batch, workload.input_size, dtype=dtype)
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Creates layers in a dtype within a block."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # for the layers that `gated_calls` creates
+    torch.set_default_dtype(dtype)
     try:
-        return gated_calls(workload, input, rows_of_oracle(workload))
+        yield
     finally:
         torch.set_default_dtype(before)
+
+
+def calls(workload: Wide) -> Calls:
+    """Returns the gated calls of both layers."""
+    torch.manual_seed(1)
+    with default_dtype(workload.torch_dtype):
+        input = torch.randn(workload.seq_len or 0, workload.batch, workload.input_size)
+        return gated_calls(workload, input, rows_of_oracle(workload))
 
 
 def weights_read(workload: Workload) -> int:
@@ -124,100 +121,57 @@ def weights_read(workload: Workload) -> int:
     which has no state to multiply.
     """
     passes = 2 if workload.mode == TRAINING else 1
-    recurrent = passes * (workload.seq_len - 1) * workload.hidden_size
+    recurrent = passes * ((workload.seq_len or 0) - 1) * workload.hidden_size
     return (workload.input_size + recurrent) * workload.hidden_size
 
 
-def floor(workload: Workload, dtype: torch.dtype, threads: int) -> float:
+def floor(workload: Wide, calls: Calls) -> Row:
     """Returns the seconds that the threads need to read the weights as often as a call must."""
     weights = (workload.input_size + workload.hidden_size) * workload.hidden_size
-    rate = machine.read_rate(threads, dtype.itemsize * weights, PROBE_SECONDS)
-    return dtype.itemsize * weights_read(workload) / rate
+    size = workload.torch_dtype.itemsize
+    rate = machine.read_rate(torch.get_num_threads(), size * weights, PROBE_SECONDS)
+    return {"floor": size * weights_read(workload) / rate}
 
 
-def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every workload.
-
-    Returns a row for each workload with correct results, and adds the others to `wrong`.
-    """
-    rows: list[dict[str, Any]] = []
-    budget = pages.time_budget(options, max_rounds=30)
-    for dtype, workload in workloads(options.quick):
-        name = str(dtype).removeprefix("torch.")
-        with pages.gated(f"{workload} in {name}", wrong):
-            found = calls(workload, dtype)
-            with torch.set_grad_enabled(workload.mode != FORWARD):
-                rounds = {layer: timed.seconds for layer, timed in race(found, budget).items()}
-            medians = {layer: statistics.median(seconds) for layer, seconds in rounds.items()}
-            row = {**dataclasses.asdict(workload), "dtype": name, "medians": medians}
-            row["rounds"] = len(rounds[FUSED])
-            row["spread"] = speed_up_interval(rounds[BASELINE], rounds[FUSED])
-            rows.append(row | {"floor": floor(workload, dtype, options.threads)})
-            print(*line(rows[-1]), workload.mode, name, sep="  ", flush=True)
-    return rows
+COLUMNS = (
+    SHAPE,
+    BATCH,
+    *map(columns.time, (BASELINE, FUSED)),
+    columns.over(BASELINE, FUSED),
+    columns.interval(BASELINE),
+    columns.text("of read floor", lambda row: f"{row['floor'] / row['medians'][FUSED]:.0%}"),
+)
 
 
-def speed_up(row: dict[str, Any]) -> float:
-    """Returns the ratio of the medians of a row."""
-    return row["medians"][BASELINE] / row["medians"][FUSED]
+def table(rows: Rows) -> str:
+    """Returns the worst sizes, with the mean of all."""
+    worst = sorted(rows, key=lambda row: row["medians"][BASELINE] / row["medians"][FUSED])[:WORST]
+    head = f"The worst {len(worst)} of {len(rows)} sizes, and the geometric mean of all:"
+    return f"{head}\n\n{columns.table(rows, COLUMNS, shown=worst)}"
 
 
-def line(row: dict[str, Any]) -> list[str]:
-    """Returns the line of a row in a table."""
-    workload, medians = Workload.of(row), row["medians"]
-    low, high = row["spread"]
-    return [
-        shape(workload),
-        str(workload.batch),
-        *(duration(medians[layer]) for layer in (BASELINE, FUSED)),
-        ratio(speed_up(row)),
-        f"{low:.2f} to {high:.2f}",
-        f"{row['floor'] / medians[FUSED]:.0%}",
-    ]
-
-
-def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns the worst sizes in a mode and the geometric mean of all, for each dtype."""
-    parts = []
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        found = [row for row in rows if (row["dtype"], row["mode"]) == (dtype, mode)]
-        if not found:
-            continue
-        worst = sorted(found, key=speed_up)[:WORST]
-        mean = statistics.geometric_mean(map(speed_up, found))
-        head = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "95 %", "of read floor"]]
-        parts.append(
-            f"The worst {len(worst)} of {len(found)} sizes in {dtype}; the geometric mean of all "
-            f"is {ratio(mean)}:\n\n{markdown(head + [line(row) for row in worst])}"
-        )
-    return "\n\n".join(parts)
-
-
-def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
-    counts = [row["rounds"] for row in document["rows"]]
-    if not counts:
-        return "No workload was timed."
-    introduction = (
-        f"{document['cpu']}, {document['threads']} thread(s); torch {document['torch']}. Speed-ups "
-        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, with their 95 % "
-        "interval. The read floor is the time to read the weights, the recurrent ones once per "
-        f"step and pass; the column gives it as a share of {FUSED}'s time."
-    )
-    return pages.by_mode(introduction, document["rows"], table)
-
-
-def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=1.5))
-    pages.settle(options.threads)
-
-    wrong: list[str] = []
-    rows = run(options, wrong)
-    document = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    document["rows"] = rows
-    name = f"wide_{options.threads}"
-    pages.publish(name, document, report(document), options.record, wrong=wrong)
-
+STUDY = Study(
+    name="wide",
+    description=__doc__,
+    cases=[
+        case
+        for dtype, shapes in SHAPES.items()
+        for case in grid(shapes, ["rnn"], make=Wide, dtype=dtype)
+    ],
+    calls=calls,
+    also=floor,
+    table=table,
+    caption=lambda _: (
+        "float32 and bfloat16. Speed-ups are ratios of the medians, with their 95 % interval. The "
+        "read floor is the time to read the weights, the recurrent ones once per step and pass; "
+        f"the column gives it as a share of {FUSED}'s time. {SIZES}"
+    ),
+    by=("threads", "mode", "dtype"),
+    ours=FUSED,
+    one_thread_too=True,
+    seconds=1.5,
+    max_rounds=30,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -9,19 +9,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness.grid import MODES, SIZES, Workload
+from benchmarks.harness.grid import Workload
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
-
-Rows = list[dict[str, Any]]
 
 
 def parser(description: str, seconds: float | None = None) -> argparse.ArgumentParser:
@@ -67,11 +65,11 @@ def settle(threads: int) -> None:
     keep_freed_memory()
 
 
-def time_budget(options: argparse.Namespace, max_rounds: int) -> TimeBudget:
+def time_budget(options: argparse.Namespace, max_rounds: int, round_seconds: float) -> TimeBudget:
     """Returns the time budget of a workload, from the options `--seconds` and `--quick`."""
     if options.quick:
         return QUICK
-    return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=0.01)
+    return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=round_seconds)
 
 
 def chosen(workloads: Iterable[Workload], options: argparse.Namespace) -> list[Workload]:
@@ -90,14 +88,6 @@ def gated(checked: object, wrong: list[str]) -> Iterator[None]:
     except BudgetError as error:
         wrong.append(f"{checked}: {error}")
         print(f"WRONG: {wrong[-1]}", flush=True)
-
-
-def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
-    """Returns the introduction and the legend, followed by a table for each mode."""
-    parts = [f"{introduction} {SIZES}"]
-    for mode in MODES:
-        parts += [f"**{mode}**", table(rows, mode)]
-    return "\n\n".join(parts)
 
 
 def folder_of(record: bool) -> Path:

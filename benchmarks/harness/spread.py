@@ -2,12 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-
-from namernn_fast.bench.race import TimeBudget, TimedCall, race
+from collections.abc import Sequence
 
 SAMPLES = 1000
 
@@ -38,25 +33,3 @@ def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[f
         ratios.append(statistics.median(their_sample) / statistics.median(our_sample))
     low, *_, high = statistics.quantiles(ratios, n=40)
     return low, high
-
-
-def race_on_threads(
-    counts: Sequence[int], calls: Mapping[str, TimedCall], budget: TimeBudget, pair: tuple[str, str]
-) -> dict[str, Any]:
-    """Races calls on each number of threads; returns medians and the spread by that number.
-
-    Args:
-        counts: Numbers of threads.
-        calls: The calls by name.
-        budget: How long each race takes.
-        pair: The names of the two calls of which `spread` is the speed-up's interval, theirs first.
-    """
-    measured = {}
-    for threads in counts:
-        torch.set_num_threads(threads)
-        rounds = {name: timed.seconds for name, timed in race(calls, budget).items()}
-        measured[str(threads)] = {
-            "medians": {name: statistics.median(times) for name, times in rounds.items()},
-            "spread": speed_up_interval(*(rounds[name] for name in pair)),
-        }
-    return measured

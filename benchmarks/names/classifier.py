@@ -186,7 +186,7 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
     batches = [batch for batch in effort.batches if 2 * batch <= len(corpus.names)]
     made_up = [text.title() for text in made_up_names(split(data.names()), effort.made_up)]
     fewer = made_up[: len(made_up) // 3]
-    budget = pages.time_budget(options, max_rounds=40)
+    budget = pages.time_budget(options, max_rounds=40, round_seconds=0.01)
     start = weights = starting_weights(len(corpus.languages))
     document: dict[str, Any] = {"data": data.description(), "names": len(corpus.names)}
     document |= {"training": [], "labels": [], "memory": []}

@@ -55,33 +55,38 @@ def recorded(name: str) -> dict[str, Any]:
     return document
 
 
+STUDIES = (
+    applications,
+    programs,
+    wide,
+    layers,
+    prepared,
+    precision,
+    sixteen_bits,
+    eight_bits,
+    projections,
+    leaky,
+    streams,
+    steps,
+    fading,
+    torch_operators,
+)
 SECTIONS = (
     Section(README, "speed", "latest", speed.summary_and_plot),
     Section(PERFORMANCE, "classes", "latest", speed.classes),
-    Section(PERFORMANCE, "applications", "applications", applications.report),
-    Section(PERFORMANCE, "programs", "programs", programs.report),
     Section(PERFORMANCE_TABLES, "benchmark table", "latest", speed.table_and_plots),
+    *(
+        Section(PERFORMANCE_TABLES, name, name, peers.STUDY.report)
+        for name in ("peers_2", "peers_1", "odd_2", "odd_1")
+    ),
+    *(
+        Section(each.page, each.name, each.name, each.report)
+        for each in (module.STUDY for module in STUDIES)
+    ),
     *(
         Section(PERFORMANCE_TABLES, name, name, report)
         for name, report in (
             ("avx2", speed.section),
-            ("peers_2", peers.report),
-            ("peers_1", peers.report),
-            ("odd_2", peers.report),
-            ("odd_1", peers.report),
-            ("wide_2", wide.report),
-            ("wide_1", wide.report),
-            ("layers", layers.report),
-            ("prepared", prepared.report),
-            ("precision", precision.report),
-            ("sixteen_bits", sixteen_bits.report),
-            ("eight_bits", eight_bits.report),
-            ("projections", projections.report),
-            ("leaky", leaky.report),
-            ("streams", streams.report),
-            ("steps", steps.report),
-            ("fading", fading.report),
-            ("torch_operators", torch_operators.report),
             ("first_call", first_call.report),
             ("waiting", waiting.report),
             ("roofline", roofline.report),

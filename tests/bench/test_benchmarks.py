@@ -29,7 +29,6 @@ from benchmarks.cpu import (
     leaky,
     memory,
     peers,
-    programs,
     projections,
     roofline,
     steps,
@@ -61,10 +60,11 @@ from benchmarks.harness.grid import (
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
+from benchmarks.harness.study import grid
 from benchmarks.report import classes, speed
 from namernn_fast import FusedLeakyRNN, FusedLSTM, Stream, explain
 from namernn_fast.bench import timed_calls
-from namernn_fast.bench.race import QUICK, TimeBudget, race
+from namernn_fast.bench.race import QUICK, Rounds, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
 from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
@@ -113,8 +113,7 @@ def test_the_gate_can_check_a_subset_of_a_batch(mode, cell, monkeypatch):
 
 
 def test_layers_run_one_by_one_match_the_gradients_of_a_stack():
-    x = torch.randn(6, 3, 4)
-    calls = layers.calls(TRAINING, 2, 4, x)
+    calls = layers.calls(layers.Stack(DENSE, TRAINING, 3, 4, 4, 6))
     for call in calls.values():
         call()
     chain, stack = (calls[name].args[0] for name in ("one by one", FUSED))
@@ -126,11 +125,25 @@ def test_layers_run_one_by_one_match_the_gradients_of_a_stack():
         torch.testing.assert_close(chained.grad, stacked.grad)
 
 
+def options(**given):
+    """Returns the options of a quick run."""
+    return argparse.Namespace(
+        **{"threads": 2, "record": False, "quick": True, "seconds": 0} | given
+    )
+
+
+FADING = dataclasses.replace(
+    fading.STUDY,
+    cases=[
+        dataclasses.replace(case, batch=2, input_size=8, hidden_size=8)
+        for case in fading.STUDY.cases
+    ],
+)
+
+
 def test_flushing_subnormal_numbers_ends_with_its_case():
-    threads = torch.get_num_threads()
-    for name in fading.CASES:
-        medians = fading.measure(name, fading.QUICK_WORKLOAD, threads, QUICK)
-        assert medians is None or set(medians) == {BASELINE, FUSED}
+    for case in FADING.cases:
+        assert {*fading.rounds_of(case, torch.get_num_threads(), QUICK)} in (set(), {*LAYERS})
         assert torch.tensor([1e-39]) * 1 != 0
 
 
@@ -138,34 +151,40 @@ def test_flushing_subnormal_numbers_ends_with_its_case():
 def test_the_reference_path_passes_the_gate(mode, monkeypatch):
     monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     for family in (DENSE, PACKED):
-        for call in torch_operators.layer_calls(Workload(family, mode, 3, 4, 5, 6)).values():
+        for call in torch_operators.calls(Workload(family, mode, 3, 4, 5, 6)).values():
             call()
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_that_was_not_timed_is_blank_in_the_table(mode):
-    row = {"family": DENSE, "threads": 1, "shape": [3, 4], "batch": 8, "speed_up": 2.0}
-    row |= {"mode": mode, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
-    _, _, found, worst = torch_operators.table([row]).splitlines()
+    rows = [
+        dataclasses.asdict(Workload(DENSE, each, batch, 3, 4, 5))
+        | {"medians": {BASELINE: 2e-3, FUSED: 1e-3}, "paired": {BASELINE: 2.0}}
+        for each, batch in itertools.product(MODES, (7, 8))
+        if each == mode or batch == 7
+    ]
+    *_, first, second, mean, worst = torch_operators.STUDY.table(rows).splitlines()
     times, blank = ["2.00 ms", "1.00 ms", ratio(2.0)], [""] * 3
-    columns = [*times, *blank] if mode == FORWARD else [*blank, *times]
-    assert [part.strip() for part in found.split("|")[3:-1]] == columns
-    assert worst.count(ratio(2.0)) == 1
+    entries = [*times, *blank] if mode == FORWARD else [*blank, *times]
+    assert [part.strip() for part in first.split("|")[3:-1]] == times * 2
+    assert [part.strip() for part in second.split("|")[3:-1]] == entries
+    assert mean.count(ratio(2.0)) == worst.count(ratio(2.0)) == 2
 
 
 def test_a_case_that_is_wrong_is_not_timed(monkeypatch):
     first, *others = fading.CASES
 
-    def measured(task, name, *_):
-        if name == first:
+    def measured(task, case, *_):
+        if case.case == first:
             raise BudgetError("planted")
-        return {BASELINE: 2.0, FUSED: 1.0}
+        return {BASELINE: Rounds(1, (2.0,)), FUSED: Rounds(1, (1.0,))}
 
     monkeypatch.setattr(fading, "in_new_process", measured)
     wrong = []
-    rows = fading.run(fading.QUICK_WORKLOAD, 1, QUICK, wrong)
+    rows = FADING.run(options(), wrong)
     assert [row["case"] for row in rows] == others
-    assert wrong == [f"{first}: planted"]
+    assert len(wrong) == 1
+    assert wrong[0].endswith(f"case {first}, 2 thread(s): planted")
 
 
 def test_a_race_over_budget_runs_the_minimum_number_of_rounds():
@@ -221,26 +240,23 @@ PEERS = {"PyTorch in place": "torch", "NumPy": "numpy", "onnxruntime": "onnxrunt
 @pytest.mark.parametrize("mode", MODES)
 def test_peers_agree_with_the_oracle(mode, cell):
     rivals = [name for name, package in PEERS.items() if importlib.util.find_spec(package)]
-    found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), 1, rivals)
+    found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), rivals)
     assert [*found] == [*LAYERS_OF[cell], *(rivals if mode == FORWARD else ())]
-    assert [*peers.calls(Workload(PACKED, mode, 3, 4, 5, 12, cell), 1, [])] == [*LAYERS_OF[cell]]
+    assert [*peers.calls(Workload(PACKED, mode, 3, 4, 5, 12, cell))] == [*LAYERS_OF[cell]]
 
 
 def test_peers_have_a_table_for_each_cell():
     rows = [
-        {**dataclasses.asdict(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell)), "implementation": name}
-        | {"median": 1e-3 * (1 + place)}
-        for cell in LAYERS_OF
-        for place, name in enumerate((LAYERS_OF[cell].fused, "NumPy", LAYERS_OF[cell].baseline))
+        dataclasses.asdict(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell))
+        | {"medians": {layers.fused: 1e-3, "NumPy": 2e-3, layers.baseline: 3e-3}}
+        for cell, layers in LAYERS_OF.items()
     ]
-    tables = peers.table(rows, FORWARD).split("| (D, H, T) ")[1:]
+    document = {"cpu": "a CPU", "threads": [1], "others": ["NumPy"], "rows": rows}
+    tables = peers.STUDY.report(document).split("| (D, H, T) ")[1:]
     for (baseline, fused), text in zip(LAYERS_OF.values(), tables, strict=True):
         assert f"| {baseline} | {fused} |" in " ".join(text.split())
-        assert f"Speed-up over {baseline}: geometric mean {ratio(3.0)}" in text
+        assert ratio(3.0) in text
         assert "Faster than the best other at 1 of 1 sizes." in text
-    for row in rows:
-        del row["cell"]  # older results do not name a cell
-    assert peers.table(rows[:3], FORWARD).count("nn.RNN") == 2
 
 
 @EVERY_CELL
@@ -250,7 +266,7 @@ def test_a_peer_that_is_wrong_is_not_timed(cell, monkeypatch):
 
     monkeypatch.setitem(peers.RIVALS, "NumPy", ("numpy", wrong))
     with pytest.raises(BudgetError, match="NumPy is off by 1"):
-        peers.calls(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell), 1, ["NumPy"])
+        peers.calls(Workload(DENSE, FORWARD, 3, 4, 5, 6, cell), ["NumPy"])
 
 
 def test_nudged_runs_raise_the_budget():
@@ -276,17 +292,17 @@ def test_work_includes_the_weights_of_every_gate(cell):
 
 @EVERY_CELL
 def test_a_step_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
-    options = argparse.Namespace(threads=2, record=False, quick=True, seconds=0.0)
     theirs, ours = steps.MODULES[cell]
-    monkeypatch.setattr(steps, "MODULES", {cell: (theirs, ours)})
-    monkeypatch.setattr(steps, "FEW_BATCHES", (2,))
-    wrong = []
-    rows = steps.run(options, wrong)
+    cases = [Workload(DENSE, mode, 2, size, size, 1, cell) for size in (8, 64) for mode in MODES]
+    study, wrong = dataclasses.replace(steps.STUDY, cases=cases, few=bool), []
+    rows = study.run(options(), wrong)
     assert not wrong
-    assert [(row["size"], row["mode"]) for row in rows] == [*itertools.product((8, 64), MODES)]
+    assert {(row["hidden_size"], row["mode"]) for row in rows} == {
+        *itertools.product((8, 64), MODES)
+    }
     with torch.inference_mode():
         assert rows[0]["path"] == explain(ours(8, 8), torch.randn(2, 8)).path
-    *_, first, second, worst = steps.table(rows).splitlines()
+    *_, first, second, _, worst = study.table(rows).splitlines()
     assert [first.split()[k] for k in (1, 3, 5)] == [ours.__name__, "8", "2"]
     assert second.count("\N{MULTIPLICATION SIGN}") == worst.count("\N{MULTIPLICATION SIGN}") == 2
 
@@ -295,26 +311,24 @@ def test_a_step_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
             return torch.utils._pytree.tree_map(lambda h: h + 1e-3, super().forward(*arguments))
 
     monkeypatch.setattr(steps, "MODULES", {cell: (theirs, Wrong)})
-    assert not steps.run(options, wrong)
+    assert not study.run(options(), wrong)
     assert len(wrong) == 4
     assert all("h: error" in text for text in wrong)
 
 
 @EVERY_CELL
 def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, threads):
-    options = argparse.Namespace(threads=2, record=False, quick=True, seconds=0.0)
     workload = Workload(DENSE, FORWARD, 2, 64, 64, 1, cell)
-    monkeypatch.setattr(streams, "workloads", lambda: [workload])
     monkeypatch.setattr(streams, "runtime_calls", lambda _: {})
-    wrong = []
-    rows = streams.run(options, wrong)
+    study, wrong = dataclasses.replace(streams.STUDY, cases=[workload]), []
+    rows = study.run(options(), wrong)
     assert not wrong
     assert [(row["cell"], row["threads"]) for row in rows] == [(cell, 2)]
     assert 0 < rows[0]["floor"] < 1
-    assert streams.table(rows).count("\N{MULTIPLICATION SIGN}") == 6  # two ratios, two summaries
+    assert study.table(rows).count("\N{MULTIPLICATION SIGN}") == 3
     call = Stream.__call__
     monkeypatch.setattr(Stream, "__call__", lambda *each, **out: call(*each, **out) + 1e-3)
-    assert not streams.run(options, wrong)
+    assert not study.run(options(), wrong)
     assert len(wrong) == 1
     assert "output: error" in wrong[0]
 
@@ -330,30 +344,31 @@ def test_leaky_layers_that_are_wrong_are_not_timed(monkeypatch, threads):
         return pair
 
     monkeypatch.setattr(leaky, "layers", layers)
-    options, wrong = argparse.Namespace(quick=True, seconds=0.0), []
     threads(2)
-    rows = leaky.run(options, wrong)
+    study, wrong = dataclasses.replace(leaky.STUDY, cases=leaky.STUDY.cases[::4]), []
+    rows = study.run(options(), wrong)
     assert not wrong
-    assert len(rows) == len(leaky.NONLINEARITIES)
-    text = leaky.report({"cpu": "a processor", "rows": rows})
-    assert text.count("\N{MULTIPLICATION SIGN}") == 3 * len(rows)
+    assert [row["nonlinearity"] for row in rows] == ["relu", "tanh"]
+    text = study.report({"cpu": "a processor", "threads": [2], "rows": rows})
+    assert text.count("\N{MULTIPLICATION SIGN}") == 3 * (len(rows) + 2)  # a mean and a worst
     forward = FusedLeakyRNN.forward
     monkeypatch.setattr(
         FusedLeakyRNN, "forward", lambda *a, **k: (forward(*a, **k)[0] + 1e-3, None)
     )
-    assert not leaky.run(options, wrong)
+    assert not study.run(options(), wrong)
     assert "output: error" in wrong[0]
 
 
 def test_projections_that_are_wrong_are_not_timed(monkeypatch, threads):
-    options, wrong = argparse.Namespace(quick=True, seconds=0.0), []
     threads(2)
-    rows = projections.run(options, wrong)
+    cases = [case for case in projections.STUDY.cases if case.hidden_size == 64]
+    study, wrong = dataclasses.replace(projections.STUDY, cases=cases), []
+    rows = study.run(options(), wrong)
     assert not wrong
-    kinds, compared = len(projections.KINDS), 10  # packed sequences have no batch of one
+    kinds, compared = 4, 10  # packed sequences have no batch of one
     assert len(rows) == compared
-    text = projections.report({"cpu": "a processor", "rows": rows})
-    assert text.count("\N{MULTIPLICATION SIGN}") == 2 * (compared + kinds)
+    text = study.report({"cpu": "a processor", "threads": [2], "rows": rows})
+    assert text.count("\N{MULTIPLICATION SIGN}") == compared + 2 * kinds
     forward = FusedLSTM.forward
 
     def wrong_forward(*arguments):
@@ -361,36 +376,25 @@ def test_projections_that_are_wrong_are_not_timed(monkeypatch, threads):
         return output, tuple(state + 1e-3 for state in states)
 
     monkeypatch.setattr(FusedLSTM, "forward", wrong_forward)
-    assert not projections.run(options, wrong)
+    assert not study.run(options(), wrong)
     assert len(wrong) == compared
     assert "c_n: error" in wrong[0]
 
 
 @EVERY_CELL
-@pytest.mark.parametrize("calls", [eight_bits.layer_calls, eight_bits.step_calls])
+@pytest.mark.parametrize("calls", [eight_bits.LAYERS, eight_bits.STREAMS])
 def test_8_bit_weights_that_are_wrong_are_not_timed(calls, cell, monkeypatch, threads):
-    options = argparse.Namespace(quick=True, seconds=0.0)
-    workload = Workload(DENSE, FORWARD, 2, 64, 64, 1, cell)
-    wrong = []
-    (row,) = eight_bits.measure([workload], calls, 2, options, wrong)
+    case = eight_bits.Quantized(DENSE, FORWARD, 2, 64, 64, 1, cell, calls=calls)
+    study, wrong = dataclasses.replace(eight_bits.STUDY, cases=[case]), []
+    (row,) = study.run(options(), wrong)
     assert not wrong
     assert row["medians"].keys() == {"float32", *row["errors"]}
-    compared = len(row["errors"])  # each with a ratio, a geometric mean and a worst ratio
-    assert eight_bits.table([row]).count("\N{MULTIPLICATION SIGN}") == 3 * compared
+    compared = len(row["errors"])
+    assert study.table([row]).count("\N{MULTIPLICATION SIGN}") == compared
     monkeypatch.setattr(eight_bits, "MAX_ERROR", 1e-6)  # less than what rounding to 8 bits causes
-    assert not eight_bits.measure([workload], calls, 2, options, wrong)
+    assert not study.run(options(), wrong)
     assert len(wrong) == 1
     assert "int8 is off by" in wrong[0]
-
-
-def test_a_program_with_other_results_is_not_timed():
-    program = programs.Program("a program", "nothing", "torch", 10, lambda _: lambda: torch.ones(3))
-    row = programs.measure(program, 0.0)
-    assert len(row["before"]) == len(row["after"]) >= 3
-    assert "a program" in programs.report({"cpu": "a cpu", "threads": 1, "rows": [row]})
-    other = program._replace(make=lambda after: lambda: torch.full((3,), float(after)))
-    with pytest.raises(BudgetError, match="differ by 1"):
-        programs.measure(other, 0.0)
 
 
 def test_flops_are_counted_as_in_the_formula():
@@ -410,24 +414,26 @@ def test_flops_are_counted_as_in_the_formula():
 
 def test_a_wrong_wide_layer_is_reported_and_not_recorded(repository, monkeypatch, capsys):
     """A wrong result is reported, not timed; other workloads are timed, and nothing is recorded."""
-    shapes = {torch.float32: ((3, 4, 1, 1), (5, 3, 6, 2)), torch.bfloat16: ((3, 4, 2, 1),)}
-    monkeypatch.setattr(wide, "SHAPES", shapes)
-    monkeypatch.setattr(wide.pages, "time_budget", lambda *_, **__: QUICK)
-    monkeypatch.setattr(wide.pages, "settle", lambda _: None)
-    monkeypatch.setattr(wide.machine, "read_rate", lambda threads, block_bytes, seconds: 1e9)
-    monkeypatch.setattr("sys.argv", ["wide", "--record", "--threads", "2"])
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     page = repository / "PERFORMANCE.md"
-    monkeypatch.setattr(wide.pages, "publish", functools.partial(pages.publish, page=page))
-    page.write_text("<!-- wide_2: begin -->\n<!-- wide_2: end -->\n")
+    cases = [
+        *grid(((3, 4, 1, 1), (5, 3, 6, 2)), ["rnn"], make=wide.Wide),
+        *grid(((3, 4, 2, 1),), ["rnn"], make=wide.Wide, dtype="bfloat16"),
+    ]
+    study = dataclasses.replace(wide.STUDY, cases=cases, page=page)
+    monkeypatch.setattr(pages, "time_budget", lambda *_: QUICK)
+    monkeypatch.setattr(wide.machine, "read_rate", lambda threads, block_bytes, seconds: 1e9)
+    page.write_text("<!-- wide: begin -->\n<!-- wide: end -->\n")
     gate = timed_calls.assert_within_budget
+    recording = options(record=True, quick=False)
 
     def rows_in(folder):
-        return json.loads((repository / folder / "wide_2.json").read_text(encoding="utf-8"))["rows"]
+        return json.loads((repository / folder / "wide.json").read_text(encoding="utf-8"))["rows"]
 
-    wide.main()
-    assert page.read_text(encoding="utf-8").count("The worst 2 of 2 sizes in float32") == len(MODES)
-    assert all(row["rounds"] >= QUICK.min_rounds for row in rows_in("results"))
+    study.main(recording)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("float32**\n\nThe worst 2 of 2 sizes") == 2 * len(MODES)  # 1 and 2 threads
+    assert len(rows_in("results")) == 2 * 2 * 3
+    assert all(len(row["seconds"][FUSED]) >= QUICK.min_rounds for row in rows_in("results"))
 
     def planted(ours, theirs, oracle):
         if ours["h_n"].shape == (1, 1, 4) and ours["h_n"].dtype == torch.float32:
@@ -436,11 +442,12 @@ def test_a_wrong_wide_layer_is_reported_and_not_recorded(repository, monkeypatch
 
     recorded = page.read_text(encoding="utf-8")
     monkeypatch.setattr(timed_calls, "assert_within_budget", planted)
-    with pytest.raises(SystemExit, match=r"dense-forward-D3-H4-T1-B1 in float32: h_n: error"):
-        wide.main()
-    assert "The worst 1 of 1 sizes in float32" in capsys.readouterr().out
+    failed = r"dense-forward-D3-H4-T1-B1, dtype float32, 1 thread\(s\): h_n: error"
+    with pytest.raises(SystemExit, match=failed):
+        study.main(recording)
+    assert "The worst 1 of 1 sizes" in capsys.readouterr().out
     assert page.read_text(encoding="utf-8") == recorded
-    assert len(rows_in("scratch")) == 2 * 3 - 2
+    assert len(rows_in("scratch")) == 2 * (2 * 3 - 2)
 
 
 def test_the_read_floor_counts_every_weight_once_per_step():

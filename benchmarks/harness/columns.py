@@ -1,0 +1,139 @@
+"""Tables of rows of results: one line for each case, described by columns.
+
+A row is what a program records of one case: the fields of the case, the number of threads, the
+median seconds of each call (`medians`) and, compared with one of the calls, the median ratio of
+neighbouring rounds (`paired`) and the 95 % interval of the ratio of the medians (`spread`).
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.harness.grid import shape
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.bench.workloads import LAYERS_OF, Workload
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    head: str
+    text: Callable[[Row], str]
+    """Returns the entry of a row, an empty string if the row has none."""
+    number: Callable[[Row], float | None] | None = None
+    """Returns the ratio of a row, for columns whose mean and worst are at the foot."""
+    is_key: bool = False
+    """Whether the entry identifies a line."""
+
+
+def text(head: str, value: str | Callable[[Row], object]) -> Column:
+    """Returns a column of a field, or of a function of the row."""
+    if callable(value):
+        return Column(head, lambda row: str(value(row)))
+    return Column(head, lambda row: str(row.get(value, "")))
+
+
+def key(head: str, value: str | Callable[[Row], object]) -> Column:
+    """Returns a column like `text`, whose entries identify a line."""
+    return text(head, value)._replace(is_key=True)
+
+
+LAYER = key("layer", lambda row: Workload.of(row).layers.fused)
+SHAPE = key("(D, H, T)", lambda row: shape(Workload.of(row)))
+BATCH = key("B", "batch")
+
+
+def time(name: str, head: str = "") -> Column:
+    """Returns a column of the median times of a call."""
+
+    def entry(row: Row) -> str:
+        return duration(row["medians"][name]) if name in row["medians"] else ""
+
+    return Column(head or name, entry)
+
+
+def speed_up(head: str, number: Callable[[Row], float | None]) -> Column:
+    """Returns a column of ratios, None for a row without one."""
+
+    def entry(row: Row) -> str:
+        value = number(row)
+        return "" if value is None else ratio(value)
+
+    return Column(head, entry, number)
+
+
+def over(theirs: str | Iterable[str], ours: str, head: str = "speed-up") -> Column:
+    """Returns a column of ratios of medians: of a call, or of the fastest of several, to `ours`."""
+    names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
+
+    def number(row: Row) -> float | None:
+        medians = row["medians"]
+        found = [medians[name] for name in names if name in medians]
+        return min(found) / medians[ours] if found and ours in medians else None
+
+    return speed_up(head, number)
+
+
+def paired(theirs: str, head: str = "speed-up") -> Column:
+    """Returns a column of the median ratios of neighbouring rounds."""
+    return speed_up(head, lambda row: row["paired"].get(theirs))
+
+
+def interval(theirs: str) -> Column:
+    """Returns a column of the 95 % intervals of the ratios of medians."""
+
+    def entry(row: Row) -> str:
+        low, high = row["spread"][theirs]
+        return f"{low:.2f} to {high:.2f}"
+
+    return Column("95 %", entry)
+
+
+def label(field: str, value: Any) -> str:
+    """Returns the value of a field as it stands in titles and heads."""
+    if field == "cell":
+        return LAYERS_OF[value].fused
+    return {"threads": f"{value} thread(s)", "family": f"{value} input"}.get(field, str(value))
+
+
+def table(
+    rows: Rows, columns: Sequence[Column], beside: str = "", shown: Rows | None = None
+) -> str:
+    """Returns a line for each row and, for several, the geometric mean and the worst ratio.
+
+    Columns without any entry are left out.
+
+    Args:
+        rows: The rows.
+        columns: The columns; those that identify a line come first.
+        beside: A field. Rows that only differ in it share a line, which repeats the other columns
+            for each of its values.
+        shown: The rows with a line; default: all.
+    """
+    keys = [column for column in columns if column.is_key]
+    lines: dict[tuple[str, ...], dict[Any, Row]] = {}
+    for row in rows if shown is None else shown:
+        lines.setdefault(tuple(c.text(row) for c in keys), {})[row.get(beside)] = row
+    parts = []
+    for value in dict.fromkeys(row.get(beside) for row in rows):
+        begins = f"{label(beside, value)}: " if beside else ""
+        for column in columns[len(keys) :]:
+            entries = [column.text(line[value]) if value in line else "" for line in lines.values()]
+            if any(entries):
+                here = [row for row in rows if row.get(beside) == value]
+                parts.append([begins + column.head, *entries, *_foot(column, here)])
+                begins = ""
+    first = [[column.head for column in keys], *map(list, lines)]
+    if len(rows) > 1 and any(part[-1] for part in parts):
+        blank = [""] * (len(keys) - 1)
+        first += [["geometric mean", *blank], ["worst", *blank]]
+    return markdown([*line, *(part[i] for part in parts)] for i, line in enumerate(first))
+
+
+def _foot(column: Column, rows: Rows) -> tuple[str, str]:
+    """Returns the geometric mean and the worst of a column's ratios; empty strings if none."""
+    found = [value for row in rows if column.number and (value := column.number(row)) is not None]
+    return (ratio(statistics.geometric_mean(found)), ratio(min(found))) if found else ("", "")

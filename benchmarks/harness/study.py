@@ -1,0 +1,188 @@
+"""The form of the programs in `benchmarks/cpu`: cases, the calls of each, and their table.
+
+`Study.main` is the whole program. It settles the process, makes the calls of each case, which first
+checks their results, races them round by round, and publishes a row for each case.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import pages
+from benchmarks.harness.columns import Row, Rows, label
+from benchmarks.harness.grid import FORWARD, MODES, Workload
+from benchmarks.harness.paths import PERFORMANCE_TABLES
+from benchmarks.harness.spread import paired_speed_up, speed_up_interval
+from namernn_fast import ops
+from namernn_fast.bench.machine import cpu_name
+from namernn_fast.bench.race import Rounds, TimeBudget, TimedCall, race
+from namernn_fast.bench.tables import duration
+
+Document = dict[str, Any]
+Calls = Mapping[str, TimedCall]
+QUICK_CASES = 3
+"""The cases of a quick run for each cell, family and mode, and for each table."""
+
+
+def grid(
+    shapes: Sequence[tuple[int, int, int, int]],
+    cells: Sequence[str],
+    modes: Sequence[str] = MODES,
+    make: Callable[..., Workload] = Workload,
+    **also: Any,
+) -> list[Any]:
+    """Returns a case for each mode, cell and shape.
+
+    Args:
+        shapes: Input size, hidden size, sequence length and batch size.
+        cells: The names of the cells.
+        modes: The modes.
+        make: The class of the cases.
+        also: Further fields of every case.
+    """
+    return [
+        make("dense", mode, batch, input_size, hidden_size, steps, cell, **also)
+        for mode in modes
+        for cell in cells
+        for input_size, hidden_size, steps, batch in shapes
+    ]
+
+
+def statistics_of(rounds: Mapping[str, Rounds], ours: str = "") -> Row:
+    """Returns the medians and the rounds of each call, and compares the others with `ours`."""
+    seconds = {name: recorded.seconds for name, recorded in rounds.items()}
+    row: Row = {
+        "medians": {name: statistics.median(times) for name, times in seconds.items()},
+        "iterations": {name: recorded.iterations for name, recorded in rounds.items()},
+        "seconds": {name: [float(f"{s:.6g}") for s in times] for name, times in seconds.items()},
+    }
+    if ours in seconds:
+        mine = seconds.pop(ours)
+        row["paired"] = {name: paired_speed_up(times, mine) for name, times in seconds.items()}
+        row["spread"] = {name: speed_up_interval(times, mine) for name, times in seconds.items()}
+    return row
+
+
+def kernels() -> Document:
+    """Returns the kernels of types with fewer bits."""
+    found = {"bfloat16": torch.bfloat16, "int8": torch.int8, "float32": torch.float32}
+    return {name: f"cpu {ops.cpu_kernel(dtype)}" for name, dtype in found.items()}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A program that races calls, and reports them.
+
+    Each case is a workload, or an instance of a subclass with further fields.
+    """
+
+    name: str
+    """The name of the results, and of the section of the page."""
+    description: str
+    """The docstring of the program."""
+    cases: Sequence[Any]
+    table: Callable[[Rows], str]
+    """Returns the table of some rows."""
+    caption: Callable[[Document], str]
+    """Returns what precedes the tables, after the machine and the number of threads."""
+    calls: Callable[[Any], Calls] = lambda case: {}
+    """Returns the calls of a case by name. Raises `BudgetError` if their results are wrong."""
+    by: Sequence[str] = ("mode",)
+    """Fields; there is a table for each combination of their values."""
+    ours: str = ""
+    """The call that the others are compared with."""
+    also: Callable[[Any, Calls], Row] = lambda case, calls: {}
+    """Returns further fields of a row. Raises `BudgetError` if a result is wrong."""
+    facts: Callable[[], Document] = dict
+    """Returns further fields of the document."""
+    few: Callable[[Any], bool] = lambda case: True
+    """Whether a run that is not recorded times a case."""
+    one_thread_too: bool = False
+    """Whether a run that is recorded also times one thread."""
+    seconds: float = 0.5
+    max_rounds: int = 20
+    round_seconds: float = 0.01
+    pause: float = 0.0
+    """Seconds before each round; see `race`."""
+    page: Path = PERFORMANCE_TABLES
+
+    def measure(self, case: Any, budget: TimeBudget) -> Row:
+        """Returns what a row contains, besides the fields of the case."""
+        calls = self.calls(case)
+        also = self.also(case, calls)
+        return statistics_of(race(calls, budget, self.pause), self.ours) | also
+
+    def chosen(self, options: argparse.Namespace) -> list[Any]:
+        """Returns the cases of a run: with `--quick`, the smallest of each kind."""
+        cases = [case for case in self.cases if options.record or self.few(case)]
+        if not options.quick:
+            return cases
+        kinds: dict[tuple[Any, ...], list[Any]] = {}
+        for case in sorted(cases, key=lambda case: case.batch * case.row_work):
+            kind = (getattr(case, field, None) for field in ("cell", "family", "mode", *self.by))
+            kinds.setdefault(tuple(kind), []).append(case)
+        return [case for found in kinds.values() for case in found[:QUICK_CASES]]
+
+    def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
+        """Times the cases; returns a row for each, and adds those that are wrong to `wrong`."""
+        rows: Rows = []
+        budget = pages.time_budget(options, self.max_rounds, self.round_seconds)
+        one = [1] if self.one_thread_too and options.record else []
+        for threads in sorted({*one, options.threads}):
+            pages.settle(threads)
+            for case in self.chosen(options):
+                name = f"{described(case)}, {threads} thread(s)"
+                with pages.gated(name, wrong), torch.inference_mode(case.mode == FORWARD):
+                    found = self.measure(case, budget)
+                    rows.append({**asdict(case), "threads": threads, **found})
+                    times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
+                    print(name, *times, sep="  ", flush=True)
+        return rows
+
+    def report(self, document: Document) -> str:
+        """Returns the caption and the tables of a run."""
+        if not document["rows"]:
+            return "No case was timed."
+        parts = [f"{machine(document)}; {self.caption(document)}"]
+        groups: dict[tuple[Any, ...], Rows] = {}
+        for row in document["rows"]:
+            groups.setdefault(tuple(row[field] for field in self.by), []).append(row)
+        for values, rows in groups.items():
+            if values:
+                parts.append(f"**{', '.join(map(label, self.by, values))}**")
+            parts.append(self.table(rows))
+        return "\n\n".join(parts)
+
+    def main(self, options: argparse.Namespace | None = None) -> None:
+        """Runs the program; `options` are those of the command line unless given."""
+        options = options or pages.parse(pages.parser(self.description, self.seconds))
+        wrong: list[str] = []
+        rows = self.run(options, wrong)
+        document: Document = {"cpu": cpu_name(), "torch": torch.__version__, **self.facts()}
+        document["threads"] = [*dict.fromkeys(row["threads"] for row in rows)]
+        counts = [len(times) for row in rows for times in row["seconds"].values()]
+        document["rounds"] = [min(counts, default=0), max(counts, default=0)]
+        document["rows"] = rows
+        text = self.report(document)
+        pages.publish(self.name, document, text, options.record, self.page, wrong)
+
+
+def machine(document: Document) -> str:
+    """Returns the machine, the numbers of threads and what else is known of a run."""
+    threads = " and ".join(map(str, document["threads"]))
+    torch_version = f"; torch {document['torch']}" if "torch" in document else ""
+    rounds = " to ".join(map(str, document.get("rounds", ())))
+    medians = f"; medians of {rounds} rounds" if rounds else ""
+    return f"{document['cpu']}, {threads} thread(s){torch_version}{medians}"
+
+
+def described(case: Workload) -> str:
+    """Returns the name of a workload, with the further fields of its class."""
+    known = {field.name for field in fields(Workload)}
+    also = (f"{name} {value}" for name, value in asdict(case).items() if name not in known)
+    return ", ".join((str(case), *also))

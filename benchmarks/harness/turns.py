@@ -1,0 +1,90 @@
+"""Whole programs that run before and after a change, and take turns."""
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import Row, Rows
+from benchmarks.harness.grid import FORWARD, TRAINING
+from benchmarks.harness.study import Study, statistics_of
+from namernn_fast.bench.race import Rounds, timed
+from namernn_fast.testing import BudgetError
+
+Run = Callable[[], Tensor | float]
+"""Runs the timed part and returns what it computed."""
+BEFORE, AFTER = ROLES = "before", "after"
+MIN_ROUNDS = 3
+SPEED_UP = (columns.over(BEFORE, AFTER), columns.interval(BEFORE))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: one row of the table."""
+
+    name: str
+    before: Callable[[], Run]
+    after: Callable[[], Run]
+    also: Mapping[str, Any]
+    """Further fields of the row."""
+    package: str = "torch"
+    """The package that the program needs; it is left out if the package is missing."""
+    mode: str = TRAINING
+
+
+def take_turns(programs: Mapping[str, Run], seconds: float) -> dict[str, Rounds]:
+    """Returns the rounds of each program, at least three."""
+    times: dict[str, list[float]] = {role: [] for role in programs}
+    deadline = time.perf_counter() + seconds
+    while len(times[AFTER]) < MIN_ROUNDS or time.perf_counter() < deadline:
+        for role, run in programs.items():
+            times[role].append(timed(run))
+    return {role: Rounds(1, tuple(found)) for role, found in times.items()}
+
+
+@dataclass(frozen=True)
+class BeforeAfter(Study):
+    """A study of programs."""
+
+    by: Sequence[str] = ()
+    rtol: float = 0.0
+    atol: float = 0.0
+    """How far the results of a program may change, as in `torch.allclose`."""
+
+    def measure_program(self, program: Program, seconds: float) -> Row:
+        """Returns the row of a program.
+
+        Raises:
+            BudgetError: its results differ.
+        """
+        runs: dict[str, Run] = {}
+        results = []
+        for role in ROLES:
+            runs[role] = getattr(program, role)()
+            # Run it before the other is made, because both draw from the same generators.
+            results.append(torch.as_tensor(runs[role](), dtype=torch.float64))
+        difference = float((results[0] - results[1]).abs().max())
+        if not torch.allclose(*results, rtol=self.rtol, atol=self.atol):
+            raise BudgetError(f"the results differ by {difference:.2g}")
+        found = statistics_of(take_turns(runs, seconds), AFTER)
+        return {"name": program.name, **program.also, "difference": difference, **found}
+
+    def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
+        """Times the programs; returns a row for each, and adds those that are wrong to `wrong`."""
+        pages.settle(options.threads)
+        rows: Rows = []
+        for program in self.cases:
+            if importlib.util.find_spec(program.package) is None:
+                print(f"{program.name}: left out, because {program.package} is not installed")
+                continue
+            with pages.gated(program.name, wrong), torch.inference_mode(program.mode == FORWARD):
+                row = self.measure_program(program, 0.0 if options.quick else options.seconds)
+                rows.append(row | {"threads": options.threads})
+                print(program.name, row["medians"], flush=True)
+        return rows
