@@ -6,5 +6,5 @@
 `bits` says whether both compute the same bits, `speed` whether REVISION is as fast as BASE. Both
 arguments are git revisions; REVISION defaults to the working tree. The exit code is 0 if no
 difference is found. Builds are cached in build/revisions. For each revision, `bits` runs `digest`
-and `speed` runs `stopwatch`; these two use only the public interface of the library.
+and `speed` runs `repeat`; these two use only the public interface of the library.
 """

@@ -22,6 +22,7 @@ from namernn_fast import ops
 from tools.revisions.probes import LAYERS, SECOND_ORDER, Probe, all_probes
 
 NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
+CHOOSES_NONLINEARITY, HAS_TWO_STATES = ("rnn", "leaky"), ("lstm", "leaky")
 OPTIONS = ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
 # By cell: the layer, the step module and the function. Older revisions lack some cells.
 CALLABLES = {
@@ -88,7 +89,7 @@ class Draws:
 
 def options_of(probe: Probe) -> dict:
     """Returns the options of a probe that its module and its function share."""
-    names = ("nonlinearity", *OPTIONS) if probe.cell == "rnn" else OPTIONS
+    names = ("nonlinearity", *OPTIONS) if probe.cell in CHOOSES_NONLINEARITY else OPTIONS
     return {name: getattr(probe, name) for name in names}
 
 
@@ -97,7 +98,7 @@ def prepare_layer(probe: Probe, draws: Draws) -> torch.nn.Module:
     sizes = probe.sizes[:2]
     module, step_module, _ = CALLABLES[probe.cell]
     if probe.call == "cell":
-        nonlinearity = (probe.nonlinearity,) if probe.cell == "rnn" else ()
+        nonlinearity = (probe.nonlinearity,) if probe.cell in CHOOSES_NONLINEARITY else ()
         layer = step_module(*sizes, probe.bias, *nonlinearity, dtype=draws.dtype)
     else:
         layer = module(*sizes, probe.num_layers, dtype=draws.dtype, **options_of(probe))
@@ -127,6 +128,10 @@ def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSe
         leaf = leaf.contiguous()
     leaf = leaf.detach().requires_grad_(probe.wants("input"))
     options = {"reset": arranged(draws.resets())} if probe.reset else {}
+    if probe.noise:
+        directions = probe.num_layers * (1 + probe.bidirectional)
+        noise = arranged(draws.normal(steps, batch, directions * probe.sizes.hidden_size))
+        options["noise"] = noise[0] if probe.call == "cell" else noise
     if probe.layout == "lengths":
         options["lengths"] = draws.lengths(0)
     elif probe.layout.startswith("packed"):
@@ -135,6 +140,18 @@ def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSe
             lengths = lengths.sort(descending=True).values
         return leaf, pack_padded_sequence(leaf, lengths, probe.batch_first, is_sorted), options
     return leaf, leaf, options
+
+
+def named_results(probe: Probe, returned) -> dict[str, Tensor]:
+    """Returns by name the tensors that a layer or a step module returned."""
+    found = {}
+    if probe.call != "cell":
+        output, returned = returned
+        if isinstance(output, PackedSequence):
+            output = output.data
+        found["output"] = output.values() if output.is_nested else output
+    last = returned if isinstance(returned, tuple) else (returned,)
+    return found | dict(zip(("h_n", "c_n"), last, strict=False))
 
 
 def results(probe: Probe) -> dict[str, Tensor]:
@@ -146,7 +163,7 @@ def results(probe: Probe) -> dict[str, Tensor]:
     if probe.call != "cell":
         outer = (probe.num_layers * (1 + probe.bidirectional), *outer)
     states = {}
-    for name in ("hx", "cx") if probe.cell == "lstm" else ("hx",):
+    for name in ("hx", "cx") if probe.cell in HAS_TWO_STATES else ("hx",):
         if probe.hx:
             state = draws.normal(*outer, probe.sizes.hidden_size)
             states[name] = state.requires_grad_(probe.wants("hx"))
@@ -162,14 +179,7 @@ def results(probe: Probe) -> dict[str, Tensor]:
             returned = function(input, hx, [*layer.parameters()], training=True, **options)
         else:
             returned = layer(input, hx, **options)
-    found = {}
-    if probe.call != "cell":
-        output, returned = returned
-        if isinstance(output, PackedSequence):
-            output = output.data
-        found["output"] = output.values() if output.is_nested else output
-    last = returned if isinstance(returned, tuple) else (returned,)
-    found |= zip(("h_n", "c_n"), last, strict=False)
+    found = named_results(probe, returned)
     leaves = {"input": leaf, **states, **dict(layer.named_parameters())}
     leaves = {k: v for k, v in leaves.items() if v.requires_grad}
     return found | gradients(probe, draws, found, leaves) if leaves else found

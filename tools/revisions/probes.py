@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 NONLINEARITIES = ("tanh", "relu")
+LEAKY_NONLINEARITIES = (*NONLINEARITIES, "sigmoid", "softplus")
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", "lengths", "jagged")
 EITHER = (False, True)
-LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM"}
+LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM", "leaky": "FusedLeakyRNN"}
 """The fused layer of each cell; a revision is asked only for the layers that it has."""
 
 ALL = "all"
@@ -91,6 +92,8 @@ class Probe:
     """The dtype of autocast, or an empty string for none."""
     cell: str = "rnn"
     """The recurrent cell, a key of `LAYERS`."""
+    noise: bool = False
+    """Whether noise is added to the states of a leaky cell."""
 
     def wants(self, leaf: str) -> bool:
         """Whether the gradient of "weights", "input" or "hx" is wanted."""
@@ -192,15 +195,25 @@ def other_probes() -> Iterator[Probe]:
 SOURCES = (option_probes, size_probes, value_probes, gradient_probes, other_probes)
 
 
-def gated_probes() -> Iterator[Probe]:
-    """Yields the tanh probes for the other cells: all option probes, and a third of the others."""
+def other_cells() -> Iterator[Probe]:
+    """Yields the tanh probes for the other cells: all option probes, and a third of the others.
+
+    The nonlinearity and noise of leaky cells are drawn.
+    """
     for cell, source in itertools.product([*LAYERS][1:], SOURCES):
         chosen = [probe for probe in source() if probe.nonlinearity == "tanh"]
         for probe in chosen if source is option_probes else chosen[::3]:
-            yield replace(probe, cell=cell)
+            probe = replace(probe, cell=cell)
+            draw = random.Random(probe.name)
+            if cell == "leaky":
+                probe = replace(probe, nonlinearity=draw.choice(LEAKY_NONLINEARITIES))
+                # Noise is laid out like the input, which is simple unless it is packed or jagged.
+                if probe.layout in ("dense", "unbatched", "lengths"):
+                    probe = replace(probe, noise=draw.choice(EITHER))
+            yield probe
 
 
 def all_probes(cells: Iterable[str] = LAYERS) -> list[Probe]:
     """Returns all probes of these cells, without duplicates."""
-    probes = dict.fromkeys(probe for source in (*SOURCES, gated_probes) for probe in source())
+    probes = dict.fromkeys(probe for source in (*SOURCES, other_cells) for probe in source())
     return [probe for probe in probes if probe.cell in cells]

@@ -4,19 +4,31 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import NamedTuple
 
-from benchmarks.harness.grid import WORKLOADS_OF_EVERY_RUN, Workload
+from benchmarks.harness.grid import FORWARD, GATED_CELLS, WORKLOADS_OF_EVERY_RUN, Workload
 from benchmarks.harness.spread import speed_up_interval
+from namernn_fast.bench.race import TimeBudget, race, warm_up
+from namernn_fast.bench.workloads import LONGEST_NAME
 from tools.revisions import builds
+from tools.revisions.probes import Probe, Sizes
 
+WORKLOADS = (
+    *WORKLOADS_OF_EVERY_RUN,
+    *(replace(w, cell="leaky") for w in WORKLOADS_OF_EVERY_RUN if w.cell == GATED_CELLS[0]),
+)
+BUDGET = TimeBudget(0, warmup_seconds=0.02, min_rounds=2, max_rounds=2)
+PAUSE = 0.005
+"""Seconds after which the threads of the other process have stopped spinning."""
 TOLERANCE = 1.04
 """A workload is slower if its whole interval exceeds this ratio of new to old time."""
 
 Times = tuple[float, float]
-"""The seconds of a call, old and new."""
+"""The seconds of the calls of a round, old and new."""
 
 
 class Ratio(NamedTuple):
@@ -37,31 +49,48 @@ class Ratio(NamedTuple):
         return f"{self.middle:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def time_round(
-    base: builds.Build, new: builds.Build, threads: int, number: int, workloads: list[Workload]
-) -> list[Times]:
-    """Times every workload once, with a fresh process per build.
+def probe_of(workload: Workload) -> Probe:
+    """Returns the call of a workload, in a form that older revisions can make too."""
+    *features, steps = workload.input_size, workload.hidden_size, workload.seq_len
+    return Probe(
+        Sizes(*features, steps or LONGEST_NAME, workload.batch),
+        layout="dense" if steps else "packed unsorted",
+        hx=False,
+        wanted="nothing" if workload.mode == FORWARD else "weights",
+        cell=workload.cell,
+    )
 
-    The processes alternate at each workload. Which one starts alternates too, so that drift
-    cancels out.
+
+def ask(process: subprocess.Popen[str], what: dict | int) -> None:
+    """Sends a line to a process that runs `repeat`, and waits until it has done what was asked."""
+    process.stdin.write(json.dumps(what) + "\n")
+    process.stdin.flush()
+    if not process.stdout.readline():
+        raise SystemExit(f"asked for {what}, a process exited with {process.wait()}")
+
+
+def time_rounds(
+    base: builds.Build, new: builds.Build, threads: int, workloads: list[Workload]
+) -> list[tuple[Times, ...]]:
+    """Races two new processes, one for each build; returns rounds of all workloads.
+
+    A process makes many short calls whenever it is asked, because asking takes about 50 µs.
     """
-    stopwatch = ("-m", "tools.revisions.stopwatch", str(threads))
+    repeat = ("-m", "tools.revisions.repeat", str(threads))
     found = []
-    with base.start(*stopwatch) as old, new.start(*stopwatch) as newer:
-        for index, workload in enumerate(workloads):
-            seconds = {}
-            for process in (old, newer) if (number + index) % 2 else (newer, old):
-                process.stdin.write(json.dumps(asdict(workload)) + "\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
-                if not answer:
-                    raise SystemExit(f"{workload}: the stopwatch exited with {process.wait()}")
-                seconds[process] = float(answer)
-            found.append((seconds[old], seconds[newer]))
-    return found
+    with base.start(*repeat) as old, new.start(*repeat) as newer:
+        for workload in workloads:
+            for process in (old, newer):
+                ask(process, asdict(probe_of(workload)))
+            fastest = warm_up(partial(ask, old, 1), BUDGET.warmup_seconds)
+            calls = max(1, round(BUDGET.round_seconds / fastest))
+            raced = {"old": partial(ask, old, calls), "new": partial(ask, newer, calls)}
+            rounds = race(raced, BUDGET, PAUSE)
+            found.append([*zip(rounds["old"].seconds, rounds["new"].seconds, strict=True)])
+    return [*zip(*found, strict=True)]
 
 
-def mean_of(pairs: list[Times]) -> Times:
+def mean_of(pairs: tuple[Times, ...]) -> Times:
     """Returns the geometric mean over the workloads of a round, for both builds."""
     old, new = zip(*pairs, strict=True)
     return statistics.geometric_mean(old), statistics.geometric_mean(new)
@@ -81,29 +110,30 @@ def main() -> bool:
     """Prints a table, and returns True unless the newer revision is shown to be slower."""
     parser = builds.parser(__doc__)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=12, help="rounds over the whole grid")
+    parser.add_argument("--laps", type=int, default=6, help="laps over the grid, of 2 rounds each")
     parser.add_argument(
         "--workloads", default="", metavar="REGEX", help="time only workloads whose names match"
     )
     options = parser.parse_args()
     base, new = builds.build(options.base), builds.build(options.revision)
     cells = builds.common_cells(base, new)
-    grid = [workload for workload in WORKLOADS_OF_EVERY_RUN if workload.cell in cells]
+    grid = [workload for workload in WORKLOADS if workload.cell in cells]
     workloads = [workload for workload in grid if re.search(options.workloads, str(workload))]
     if not workloads:
         parser.error(f"no workload matches {options.workloads!r}")
     count = len(workloads)
     print(f"{base} against {new}: {count} workloads, {options.threads} thread(s)", flush=True)
     rounds = []
-    for number in range(options.rounds):
-        rounds.append(time_round(base, new, options.threads, number, workloads))
-        print(f"  round {number + 1} of {options.rounds}", flush=True)
+    for lap in range(options.laps):
+        rounds += time_rounds(base, new, options.threads, workloads)
+        print(f"  lap {lap + 1} of {options.laps}", flush=True)
     ratios = {
         workload: Ratio.of([pairs[i] for pairs in rounds]) for i, workload in enumerate(workloads)
     }
     mean = Ratio.of([mean_of(pairs) for pairs in rounds])
     print("Old time over new time, above 1 if the new revision is faster, with 95 % intervals:")
-    for name, ratio in {**ratios, "geometric mean": mean}.items():
+    ordered = sorted(ratios.items(), key=lambda item: item[1].middle)
+    for name, ratio in (*ordered, ("geometric mean", mean)):
         print(f"  {name!s:<44}  {ratio}")
     wrong = verdict(ratios, mean)
     unsettled = sum(ratio.low <= 1 / TOLERANCE <= ratio.high for ratio in ratios.values())
@@ -112,7 +142,7 @@ def main() -> bool:
     elif unsettled:
         print(
             f"Not shown to be slower, but {unsettled} of {count} intervals include more than "
-            f"{TOLERANCE - 1:.0%} slower: use more --rounds, or a quieter machine."
+            f"{TOLERANCE - 1:.0%} slower: use more --laps, or a quieter machine."
         )
     else:
         print("As fast.")
