@@ -13,7 +13,8 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
 from benchmarks.harness.precision import precision_of_products
-from namernn_fast import explain, reference
+from namernn_fast import FusedLeakyRNN, explain, reference
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.timed_calls import CLASSES, tensors_in
@@ -35,10 +36,8 @@ LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
     name: layer_class
     for cell, classes in CLASSES.items()
     for name, layer_class in zip(LAYERS_OF[cell], classes, strict=True)
-}
-"""The layer classes by name: for each cell, torch's and the fused one."""
-SECONDS = 1200
-"""Time limit of an attempt; this long because one attempt compiles C++."""
+} | {"FusedLeakyRNN": FusedLeakyRNN}
+"""The layer classes by name: for each cell, torch's, if torch has one, and the fused one."""
 YES, NO = "yes", "no"
 
 
@@ -55,7 +54,13 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    label: str, without: str = "", *, lstm: str = "", ours: str = "", slow: bool = False
+    label: str,
+    without: str = "",
+    *,
+    lstm: str = "",
+    ours: str = "",
+    leaky: str = "",
+    slow: bool = False,
 ) -> Callable[[Callable[..., str | None]], None]:
     """Registers an attempt, which raises if a layer class cannot do what the row says.
 
@@ -68,16 +73,13 @@ def row(
         without: Why torch's layers cannot.
         lstm: Why `nn.LSTM` cannot, if torch's other layers can.
         ours: Why the fused layers cannot.
+        leaky: Why `FusedLeakyRNN` cannot, if the other fused layers can.
         slow: Whether the attempt takes seconds, because it compiles or exports a program.
     """
 
     def register(attempt: Callable[..., str | None]) -> None:
-        reasons = {
-            name: reason
-            for names in LAYERS_OF.values()
-            for name, reason in zip(names, (without, ours), strict=True)
-        }
-        reasons |= {"nn.LSTM": lstm or without}
+        reasons = {name: ours if name.startswith("Fused") else without for name in LAYERS}
+        reasons |= {"nn.LSTM": lstm or without, "FusedLeakyRNN": leaky or ours}
         ROWS[label] = Row(attempt, reasons, slow)
 
     return register
@@ -97,14 +99,14 @@ def loss_of(result) -> Tensor:
 
 
 def map_states(states, convert: Callable[[Tensor], Tensor]):
-    """Converts a state, or each of the pair of h and c."""
+    """Converts a state, or each of the pair of states."""
     return tuple(map(convert, states)) if isinstance(states, tuple) else convert(states)
 
 
 def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None = None):
-    """Returns initial states as the layer takes them: one, or the pair of h and c."""
-    h, c = torch.randn(2, 1, batch, layer.hidden_size, dtype=dtype)
-    return (h, c) if isinstance(layer, torch.nn.LSTM) else h
+    """Returns initial states as the layer takes them: one, or a pair."""
+    pair = torch.randn(2, 1, batch, layer.hidden_size, dtype=dtype).unbind()
+    return pair if isinstance(layer, (torch.nn.LSTM, FusedLeakyRNN)) else pair[0]
 
 
 @row(
@@ -157,6 +159,7 @@ def _(layer, x):
 @row(
     "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
+    leaky="ONNX has no such node",
     slow=True,
 )
 def _(layer, x):
@@ -274,7 +277,7 @@ def _(layer_class):
     for share in (True, False):
         last = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
         leaves, states = (
-            [embedding, *layer.parameters()],
+            [embedding, *(weight for weight in layer.parameters() if weight.requires_grad)],
             last if isinstance(last, tuple) else (last,),
         )
         loss = sum(state.square().sum() for state in states)
@@ -450,7 +453,10 @@ def _(layer_class, layer, x):
         destroy_process_group()
 
 
-@row("`torch.jit.script`, `torch.jit.trace` at any length")
+@row(
+    "`torch.jit.script`, `torch.jit.trace` at any length",
+    leaky="`torch.jit.script` compiles only subclasses of torch's layers",
+)
 def _(layer, x):
     class Model(torch.nn.Module):
         def __init__(self):
@@ -481,8 +487,8 @@ def _(layer, x):
     output.relu_().sum().backward()
 
 
-def child(label: str, name: str, answers: Connection) -> None:
-    """Makes an attempt, and sends whether it succeeded and its note or error message."""
+def child(label: str, name: str) -> tuple[str, str]:
+    """Makes an attempt, and returns whether it succeeded and its note or error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -494,9 +500,8 @@ def child(label: str, name: str, answers: Connection) -> None:
     try:
         note = attempt(**{key: arguments[key] for key in inspect.signature(attempt).parameters})
     except Exception as error:
-        answers.send((NO, f"{type(error).__name__}: {error}"))
-    else:
-        answers.send((YES, "ATen operators, step by step" if calls else note or ""))
+        return NO, f"{type(error).__name__}: {error}"
+    return YES, "ATen operators, step by step" if calls else note or ""
 
 
 def attempt(label: str, name: str) -> tuple[str, str]:
@@ -507,19 +512,11 @@ def attempt(label: str, name: str) -> tuple[str, str]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(label, name, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(SECONDS):
-            return NO, f"not within {SECONDS} s"
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return NO, f"the process exited with {process.exitcode}"
-    finally:
-        process.kill()
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(child, label, name).result()
+        except BrokenProcessPool as error:
+            return NO, str(error)
 
 
 def entry(label: str, name: str) -> str:
