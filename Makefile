@@ -22,7 +22,7 @@ parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)
 
 BENCHMARKS := grid peers applications roofline capabilities names
 COMPATIBILITY := compilers arm wheel third-party
-COMMANDS := setup bench test test-all check format docs record bench-gpu gpu compare sanitize compatibility wheel clean
+COMMANDS := setup bench test test-all check format docs cases record bench-gpu gpu compare sanitize compatibility wheel clean
 .PHONY: help $(COMMANDS)
 
 help:
@@ -140,10 +140,9 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
-# What replace_rnn gives programs that train an LSTM, and streams programs that step one.
+# What replace_rnn and prepare_rnn give whole programs.
 bench/applications: $(VENV)/with-bench-applications
 	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.programs $(RECORDING)
 
 bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
@@ -160,9 +159,14 @@ bench/capabilities: $(VENV)/with-test
 bench/names: $(VENV)/with-evaluate
 	$(BIN)/python -m benchmarks.names.study $(RECORDING)
 
+# The wheels are unpacked in build/cases.
+cases: $(VENV)/with-cases ## pretrained models of seven packages, with torch's layers and with fused ones
+	$(BIN)/python -m benchmarks.cases $(RECORDING)
+	$(if $(RECORD),$(BIN)/python -m benchmarks.report.sections)
+
 # Results of the names application and of the GPU stay.
 record: RECORD = 1
-record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) ## measures what README.md, docs/performance*.md and docs/capabilities.md show
+record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## measures what README.md and the pages on performance show
 	$(BIN)/python -m tools.picture
 
 # Uses the machine's own GPU, torch, Triton and NumPy.

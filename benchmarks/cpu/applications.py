@@ -1,10 +1,11 @@
 """Times whole applications: `python -m benchmarks.cpu.applications [--record]`.
 
-Each application trains as its users would, once with torch's layer and once after a call of
+Each application runs as its users would run it, once with torch's layer and once after a call of
 `replace_rnn`; the two programs take turns. RecurrentPPO is also timed with the policy of
-`examples/recurrent_ppo.py`, which resets states instead of looping over steps, and torchrl's
-modules are timed against a layer with `reset_to=`. Each must reach the loss of torch's layer before
-anything is timed. Needs `pip install ".[bench-applications]"`.
+`examples/recurrent_ppo.py`, which resets states instead of looping over steps, its roll-outs with
+prepared layers, and torchrl's modules against a layer with `reset_to=`. Each must reach the loss,
+or the values, of torch's layer before anything is timed. Needs `pip install
+".[bench-applications]"`.
 """
 
 import functools
@@ -18,11 +19,13 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.harness import columns
+from benchmarks.harness.grid import FORWARD, TRAINING
 from benchmarks.harness.paths import PERFORMANCE, ROOT
 from benchmarks.harness.turns import AFTER, BEFORE, SPEED_UP, BeforeAfter, Program, Run
-from namernn_fast import replace_rnn
+from namernn_fast import prepare_rnn, replace_rnn
 
 Replace = Callable[[nn.Module], nn.Module]
+ROLLOUT_STEPS = 128
 
 
 def forecaster(replace: Replace) -> Run:
@@ -112,6 +115,24 @@ def agent(replace: Replace, with_resets: bool = False) -> Run:
     return update
 
 
+def rollout(environments: int, replace: Replace) -> Run:
+    """Returns a function that runs a roll-out of RecurrentPPO and returns its values."""
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    cart_pole = runpy.run_path(str(ROOT / "examples" / "recurrent_ppo.py"))["cart_pole"]
+    envs = make_vec_env(cart_pole, environments, seed=0)
+    model = RecurrentPPO("MlpLstmPolicy", envs, n_steps=ROLLOUT_STEPS, seed=0, device="cpu")
+    replace(model.policy)
+    _, callback = model._setup_learn(10**9)
+
+    def run() -> torch.Tensor:
+        model.collect_rollouts(envs, callback, model.rollout_buffer, ROLLOUT_STEPS)
+        return torch.from_numpy(model.rollout_buffer.values.copy())
+
+    return run
+
+
 def replay(cell: str, with_reset_to: bool) -> Run:
     """Returns a function that trains a layer on sequences of three episodes with stored states.
 
@@ -154,18 +175,26 @@ def replay(cell: str, with_reset_to: bool) -> Run:
     return step
 
 
-def swapped(name: str, timed: str, package: str, make: Callable[[Replace], Run]) -> Program:
-    """Returns a program that is the same before and after, except for `replace_rnn`."""
+def swapped(
+    name: str,
+    timed: str,
+    package: str,
+    make: Callable[[Replace], Run],
+    replace: Replace = replace_rnn,
+    mode: str = TRAINING,
+) -> Program:
+    """Returns a program that is the same before and after, except for its layers."""
     return Program(
         name,
         lambda: make(lambda model: model),
-        lambda: make(replace_rnn),
+        lambda: make(replace),
         {"timed": timed},
         package,
+        mode,
     )
 
 
-UPDATE = {"timed": "a rollout and an update"}
+UPDATE = {"timed": "a roll-out and an update"}
 PROGRAMS = (
     swapped("darts: BlockRNNModel", "an epoch", "darts", forecaster),
     swapped("a tagger of packed sentences", "an epoch", "torch", tagger),
@@ -176,6 +205,17 @@ PROGRAMS = (
         lambda: agent(lambda model: model, with_resets=True),
         UPDATE,
         "sb3_contrib",
+    ),
+    *(
+        swapped(
+            f"{n} environments, with `prepare_rnn`",
+            "a roll-out",
+            "sb3_contrib",
+            functools.partial(rollout, n),
+            prepare_rnn,
+            FORWARD,
+        )
+        for n in (8, 64)
     ),
     *(
         Program(
@@ -206,6 +246,7 @@ STUDY = BeforeAfter(
     seconds=60.0,
     page=PERFORMANCE,
     rtol=1e-3,
+    atol=1e-5,
 )
 
 if __name__ == "__main__":

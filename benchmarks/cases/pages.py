@@ -1,0 +1,149 @@
+"""A model of images: kraken finds the lines of text on a page."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases.case import Case, above_half, load
+from benchmarks.cases.packages import path
+
+CONVOLUTIONS = ((64, 7, 2), (128, 3, 2), (128, 3, 1), (256, 3, 1), (256, 3, 1))
+"""Channels, kernel size and stride of the convolutions before the recurrent layers."""
+
+
+class Lines(nn.Module):
+    """The network: convolutions, and LSTMs that read the rows or the columns of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, channels = nn.Sequential(), 3
+        for to, kernel, stride in CONVOLUTIONS:
+            self.before.extend(block(channels, to, kernel, stride))
+            channels = to
+        self.rows_1, self.columns_1 = reader(256), reader(64)
+        self.between = nn.Sequential(*block(64, 32, 1, 1))
+        self.columns_2, self.rows_2 = reader(32), reader(64)
+        self.head = nn.Conv2d(64, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the probabilities of four kinds of pixels, for an image (1, 3, height, width)."""
+        x = read_rows(self.rows_1, self.before(image))
+        x = self.between(read_columns(self.columns_1, x))
+        return self.head(read_rows(self.rows_2, read_columns(self.columns_2, x))).sigmoid()
+
+
+def block(channels: int, to: int, kernel: int, stride: int) -> list[nn.Module]:
+    """Returns a convolution with its activation and normalisation."""
+    return [
+        nn.Conv2d(channels, to, kernel, stride, kernel // 2),
+        nn.ReLU(),
+        nn.GroupNorm(32, to),
+    ]
+
+
+def reader(channels: int) -> nn.LSTM:
+    """Returns an LSTM that reads pixels in both directions."""
+    return nn.LSTM(channels, 32, batch_first=True, bidirectional=True)
+
+
+def read_rows(layer: nn.Module, image: Tensor) -> Tensor:
+    """Runs a layer along the rows of an image (1, channels, height, width)."""
+    return layer(image[0].permute(1, 2, 0))[0].permute(2, 0, 1).unsqueeze(0)
+
+
+def read_columns(layer: nn.Module, image: Tensor) -> Tensor:
+    """Runs a layer along the columns of an image (1, channels, height, width)."""
+    return layer(image[0].permute(2, 1, 0))[0].permute(2, 1, 0).unsqueeze(0)
+
+
+def read_weights(network: Lines) -> nn.Module:
+    """Loads the weights from kraken's file, in Core ML's format."""
+    logging.getLogger("coremltools").setLevel(logging.CRITICAL)  # it lists what it cannot convert
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString(path("kraken", "blla.mlmodel").read_bytes())
+    found: dict[str, list[Tensor]] = {"Conv2d": [], "GroupNorm": [], "LSTM": []}
+    for layer in model.neuralNetwork.layers:
+        kind = layer.WhichOneof("layer")
+        if kind == "convolution":
+            arrays = [layer.convolution.weights, layer.convolution.bias]
+            found["Conv2d"] += [torch.tensor(array.floatValue) for array in arrays]
+        elif kind == "custom" and layer.custom.className == "groupnorm":
+            found["GroupNorm"] += [torch.tensor(each.floatValue) for each in layer.custom.weights]
+        elif kind == "biDirectionalLSTM":
+            for direction in layer.biDirectionalLSTM.weightParams:
+                found["LSTM"] += lstm_weights(direction)
+    filled = {}
+    for name, module in network.named_modules():
+        for parameter, value in module.named_parameters(recurse=False):
+            given = found[type(module).__name__].pop(0)
+            filled[f"{name}.{parameter}"] = given.view_as(value)
+    assert not any(found.values())
+    return load(network, filled)
+
+
+def lstm_weights(params: object) -> list[Tensor]:
+    """Returns an LSTM's weights and biases of one direction, in torch's order."""
+
+    def joined(suffix: str) -> Tensor:
+        gates = ("inputGate", "forgetGate", "blockInput", "outputGate")
+        return torch.tensor([getattr(params, gate + suffix).floatValue for gate in gates])
+
+    bias = joined("BiasVector")
+    weights = joined("WeightMatrix"), joined("RecursionMatrix")
+    return [*weights, torch.zeros_like(bias), bias]
+
+
+def page(height: int, width: int) -> Tensor:
+    """Returns an image of lines of dark letters on light paper, (1, 3, height, width)."""
+    draw = torch.Generator().manual_seed(0)
+    marks = torch.rand(1, 1, height // 6 + 1, width // 6 + 1, generator=draw) < 0.4
+    letters = nn.functional.interpolate(marks.float(), scale_factor=6)[:, :, :height, :width]
+    in_line = torch.arange(height) % 60 < 24
+    paper = 0.85 + 0.1 * torch.rand(1, 3, height, width, generator=draw)
+    return paper * (1 - 0.8 * letters * in_line[:, None])
+
+
+LAYERS = ("rows_1", "columns_1", "columns_2", "rows_2")
+
+
+def inputs(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Returns the inputs of the recurrent layers for an image, by name."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        getattr(network, name).register_forward_pre_hook(
+            lambda _, given, name=name: found.update({name: given[0]})
+        )
+        for name in LAYERS
+    ]
+    with torch.no_grad():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def kraken() -> Iterator[Case]:
+    """Yields the four layers and the network, on a page and on a crop."""
+    network = read_weights(Lines())
+    for name, height, width in (("page", 1800, 1300), ("crop", 450, 325)):
+        image = page(height, width)
+        for layer, input in inputs(network, image).items():
+            yield Case(
+                f"a {name}: {layer.replace('_', ' ')}",
+                "BiLSTM 32",
+                str(tuple(input.shape)),
+                network,
+                lambda module, input=input, layer=layer: getattr(module, layer)(input)[0],
+            )
+        yield Case(
+            f"a {name}: the network",
+            "4 BiLSTMs of 32",
+            str(tuple(image.shape)),
+            network,
+            lambda module, image=image: module(image),
+            above_half,
+        )

@@ -1,0 +1,189 @@
+"""Models of text: two that say how words are pronounced, and one that corrects genomes."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from benchmarks.cases.case import Case, best_of, load
+from benchmarks.cases.packages import ArraysOnly, path
+
+WORDS = (
+    "activationist anaphoric blithesome cromulent defenestrate embiggen flummoxed gobbledygook "
+    "hobbledehoy interrobang jabberwock kerfuffle lollygag mumpsimus nincompoop oxymoronic "
+    "quixotry ragamuffin skedaddle taradiddle"
+)
+START, END, LONGEST = 2, 3, 20
+"""The phonemes before the first and after the last, and the most phonemes of a word."""
+
+
+class Pronouncer(nn.Module):
+    """The network of g2p_en: a GRU reads the letters of a word, a GRU cell says its phonemes."""
+
+    def __init__(self, arrays: Any) -> None:
+        super().__init__()
+        (letters, features), (phonemes, hidden) = arrays["enc_emb"].shape, arrays["fc_w"].shape
+        self.letters, self.phonemes = (
+            nn.Embedding(letters, features),
+            nn.Embedding(phonemes, hidden),
+        )
+        self.reader, self.speaker = nn.GRU(features, hidden), nn.GRUCell(hidden, hidden)
+        self.head = nn.Linear(hidden, phonemes)
+        names = {"letters.weight": "enc_emb", "phonemes.weight": "dec_emb"}
+        names |= {"head.weight": "fc_w", "head.bias": "fc_b"}
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            short = kind.replace("weight", "w").replace("bias", "b")
+            names |= {f"reader.{kind}_l0": f"enc_{short}", f"speaker.{kind}": f"dec_{short}"}
+        load(self, {name: torch.from_numpy(arrays[theirs]) for name, theirs in names.items()})
+
+    def pronounce(self, word: Tensor, streamed: bool) -> list[Tensor]:
+        """Returns the scores of every phoneme of a word of letters, (length)."""
+        h = self.reader(self.letters(word).unsqueeze(1))[1][0]
+        stream, found = self.speaker.stream(1) if streamed else None, []
+        phoneme = torch.tensor([START])
+        if stream is not None:
+            stream.states = h
+        for _ in range(LONGEST):
+            x = self.phonemes(phoneme)
+            h = stream(x) if stream is not None else self.speaker(x, h)
+            found.append(self.head(h))
+            phoneme = found[-1].argmax(-1)
+            if phoneme == END:
+                break
+        return found
+
+
+def g2p_en() -> Iterator[Case]:
+    """Yields the encoder, steps of the decoder, and the program on 20 words."""
+    network = Pronouncer(np.load(path("g2p_en", "checkpoint20.npz")))
+    # The letters follow the ids of padding, an unknown letter and the end of a word.
+    words = [torch.tensor([ord(c) - ord("a") + 3 for c in word] + [2]) for word in WORDS.split()]
+
+    def read(module: nn.Module) -> Tensor:
+        return torch.cat([module.reader(module.letters(w).unsqueeze(1))[1][0] for w in words])
+
+    def speak(module: nn.Module, streamed: bool) -> Tensor:
+        return torch.cat([s for w in words for s in module.pronounce(w, streamed)])
+
+    yield Case("reads 20 words", "GRU 256", "(10, 1, 256)", network, read)
+    yield Case(
+        "pronounces 20 words",
+        "GRU 256, GRUCell 256",
+        "(10, 1, 256), (1, 256)",
+        network,
+        lambda module: speak(module, streamed=False),
+        best_of,
+        lambda module: speak(module, streamed=True),
+    )
+
+
+class Characters(nn.Module):
+    """The network of g2pM, which chooses the pronunciation of each Chinese character."""
+
+    def __init__(self, arrays: dict[str, Any]) -> None:
+        super().__init__()
+        (characters, features), width = (
+            arrays["embedding.weight"].shape,
+            arrays["lstm.weight_hh_l0"],
+        )
+        classes, middle = arrays["logit_layer.2.weight"].shape
+        self.embedding = nn.Embedding(characters, features)
+        self.lstm = nn.LSTM(features, width.shape[1], batch_first=True, bidirectional=True)
+        first = nn.Linear(2 * width.shape[1], middle)
+        self.logit_layer = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, classes))
+        load(self, {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def g2pm() -> Iterator[Case]:
+    """Yields a sentence, and 32 sentences: of one length, packed, and with `lengths=`."""
+    with path("g2pM", "np_ckpt.pkl").open("rb") as file:
+        network = Characters(ArraysOnly(file).load())
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 31, (32,), generator=draw).sort(descending=True).values
+    lengths[0] = 30
+
+    def sentences(batch: int, steps: int) -> Tensor:
+        return torch.randint(4, network.embedding.num_embeddings, (batch, steps), generator=draw)
+
+    def whole(module: nn.Module, ids: Tensor) -> Tensor:
+        return module.logit_layer(module.lstm(module.embedding(ids))[0])
+
+    def padded(module: nn.Module, ids: Tensor) -> Tensor:
+        embedded = module.embedding(ids)
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True)
+        return module.logit_layer(pad_packed_sequence(module.lstm(packed)[0], True)[0])
+
+    def with_lengths(module: nn.Module, ids: Tensor) -> Tensor:
+        if type(module.lstm) is nn.LSTM:
+            return padded(module, ids)
+        return module.logit_layer(module.lstm(module.embedding(ids), lengths=lengths)[0])
+
+    for name, batch, steps, run in (
+        ("a sentence", 1, 20, whole),
+        ("32 sentences", 32, 30, whole),
+        ("32 sentences, packed", 32, 30, padded),
+        ("packed before, `lengths=` after", 32, 30, with_lengths),
+    ):
+        ids = sentences(batch, steps)
+        yield Case(
+            name,
+            f"BiLSTM {network.embedding.embedding_dim} to {network.lstm.hidden_size}",
+            str((batch, steps, network.embedding.embedding_dim)),
+            network,
+            lambda module, run=run, ids=ids: run(module, ids),
+            best_of,
+        )
+
+
+class Polisher(nn.Module):
+    """The network of medaka, which corrects a genome from the counts of bases at its positions."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        sizes = {"num_layers": 2, "batch_first": True, "bidirectional": True}
+        self.gru = nn.GRU(10, hidden_size, **sizes)  # type: ignore[arg-type]
+        self.linear = nn.Linear(2 * hidden_size, 5)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Returns the probabilities of the bases, (batch, positions, 5)."""
+        return self.linear(self.gru(counts)[0]).softmax(-1)
+
+
+MEDAKA = {128: "r1041_e82_400bps_sup_v5.2.0", 256: "r1041_e82_400bps_hac_v6.0.0"}
+"""The model of each size."""
+
+
+def pileup(batch: int, positions: int, draw: torch.Generator) -> Tensor:
+    """Returns the counts of ten kinds of bases, as fractions, in reads with a few errors.
+
+    Half of the reads show each base on the one strand, and half on the other.
+    """
+    bases = torch.randint(4, (batch, positions, 1), generator=draw)
+    strands = torch.cat([bases, bases + 4], 2)
+    errors = 0.02 * torch.rand(batch, positions, 10, generator=draw)
+    return errors.scatter_add(2, strands, torch.full(strands.shape, 0.45))
+
+
+def medaka() -> Iterator[Case]:
+    """Yields chunks of a genome."""
+    draw = torch.Generator().manual_seed(0)
+    for hidden_size, name in MEDAKA.items():
+        with tarfile.open(path("medaka", "data", f"{name}_model_pt.tar.gz")) as archive:
+            file = archive.extractfile("model/weights.pt")
+            assert file is not None
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        network = load(Polisher(hidden_size), weights)
+        for batch, positions in ((1, 10_000), (8, 1000), (16, 500)):
+            counts = pileup(batch, positions, draw)
+            yield Case(
+                f"{batch} of {positions:,} positions",
+                f"BiGRU 2 x {hidden_size}",
+                str(tuple(counts.shape)),
+                network,
+                lambda module, counts=counts: module(counts),
+                best_of,
+            )

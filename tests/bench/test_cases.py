@@ -1,0 +1,97 @@
+"""The benchmark of pretrained models: what it checks before it times, and what it reports."""
+
+import argparse
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.cases import __main__ as program
+from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, best_of
+from benchmarks.cases.packages import ArraysOnly
+from namernn_fast.bench.race import QUICK
+from namernn_fast.testing import BudgetError
+
+
+class Reader(nn.Module):
+    """A small model with a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(8, 128), nn.Linear(128, 4)
+
+
+def case(**changes) -> Case:
+    """Returns a case of a small model, with other fields if they are given."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 1, 8)
+
+    def run(module):
+        return module.head(module.rnn(x)[0][:, 0])
+
+    def stream(module):
+        step = module.rnn.stream(1)
+        return module.head(torch.cat([step(frame) for frame in x]))
+
+    fields = {"name": "six steps", "layer": "LSTM 128", "shape": "(6, 1, 8)"}
+    return Case(
+        **fields | {"module": Reader(), "run": run, "decide": best_of, "stream": stream} | changes
+    )
+
+
+def test_case_runs_every_kind_of_layer_and_leaves_the_model_alone():
+    model = case()
+    rows = program.times(model, {1, 2}, QUICK)
+    assert type(model.module.rnn) is nn.LSTM
+    assert [row["threads"] for row in rows] == [1, 2]
+    for row in rows:
+        assert {TORCH, FUSED, PREPARED, STREAM} <= row["medians"].keys()
+        assert 0 < row["share"] < 1
+    assert rows[0]["changed"]["of"] == 6
+    assert {rows[0]["changed"][name] for name in (FUSED, PREPARED, STREAM)} == {0}
+
+
+def test_wrong_scores_are_an_error_and_wrong_decisions_of_int8_are_counted():
+    model, scores = case(), torch.eye(4)
+    with pytest.raises(BudgetError, match="fused: scores differ"):
+        model.changed({TORCH: lambda: scores, FUSED: lambda: scores + 1e-3})
+    found = model.changed({TORCH: lambda: scores, INT8: lambda: scores.flip(0)})
+    assert found == {"of": 4, INT8: 4}
+    assert case(decide=None).changed({TORCH: lambda: scores, FUSED: lambda: scores}) == {}
+
+
+def test_table_shows_losses_and_changed_decisions():
+    row = {
+        "package": "some 1.0",
+        "licence": "MIT",
+        "name": "a task",
+        "layer": "GRU 8",
+        "shape": "()",
+    }
+    row |= {"changed": {"of": 4, FUSED: 1, INT8: 2}, "share": 0.25, "medians": {TORCH: 1e-3}}
+    row |= {"paired": {FUSED: 2.0}, "spread": {FUSED: (1.6, 2.5)}, "threads": 1}
+    text = program.STUDY.report({"cpu": "a processor", "threads": [1], "rows": [row]})
+    *_, line = text.splitlines()
+    entries = [entry.strip() for entry in line.strip("|").split("|")]
+    assert entries[4:] == ["1.00 ms", "25%", "0.50× ▼", "0.40 to 0.62", "1, int8 2 of 4"]
+    assert "some 1.0 (MIT)" in text
+
+
+def test_recording_needs_every_package(monkeypatch):
+    monkeypatch.setattr(program, "unpack", lambda name: None)
+    options = argparse.Namespace(quick=True, record=True, only=None, threads=1)
+    with pytest.raises(SystemExit, match="Resemblyzer: left out"):
+        program.STUDY.run(options, [])
+    options.record = False
+    assert program.STUDY.run(options, []) == []
+
+
+def test_pickled_files_may_hold_arrays_only():
+    arrays = {"weight": np.arange(6.0).reshape(2, 3)}
+    loaded = ArraysOnly(io.BytesIO(pickle.dumps(arrays))).load()
+    np.testing.assert_array_equal(loaded["weight"], arrays["weight"])
+    with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
+        ArraysOnly(io.BytesIO(pickle.dumps(print))).load()
