@@ -79,11 +79,13 @@ TWO_LAYERS = {"num_layers": 2, "batch_first": True, "bias": False}
 RELU = {"nonlinearity": "relu", "batch_first": True}
 LAYERS = [
     # Layers that run on CUDA cores.
-    Layer(80, "resident", "float32", 33, 3, layout="lengths", options=TWO_DIRECTIONS, resets=0.3),
+    Layer(80, "resident", "float32", 33, 5, layout="lengths", options=TWO_DIRECTIONS, resets=0.3),
     Layer(120, "resident", "float32", 128, 2, layout="jagged", options=RELU, vocabulary=7),
     Layer(80, "cooperative", "float32", 200, 3, layout="packed", options=TWO_LAYERS),
-    Layer(90, "cooperative", "float32", 256, 2, layout="lengths", vocabulary=7, with_hx=False),
+    Layer(90, "cooperative", "float32", 256, 3, layout="lengths", vocabulary=7, with_hx=False),
     Layer(80, "streamed", "float32", 500, 5, layout="lengths", resets=0.2, processors=4),
+    Layer(80, "resident", "float32", 33, 3, options=TWO_DIRECTIONS),
+    Layer(80, "streamed", "float32", 160, 5, options=RELU, processors=2),
     # Layers that run on tensor cores.
     Layer(80, "resident", "TF32", 33, 5),
     Layer(120, "cooperative", "TF32", 256, 17),

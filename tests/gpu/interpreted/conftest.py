@@ -1,12 +1,8 @@
 """Runs the GPU operators on the CPU in Triton's interpreter, for `tests/gpu/test_triton.py`.
 
-The interpreter runs a kernel's programs one at a time. Programs that wait for each other cannot run
-that way, so each member of a block gets a separate process.
+The interpreter runs a kernel's programs one at a time, so it cannot run programs that wait for each
+other.
 """
-
-import os
-import signal
-import traceback
 
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 from benchmarks.gpu.dry_run import OPERATORS, on_cuda
-from namernn_fast import gpu, ops, testing
+from namernn_fast import gpu, ops
 from namernn_fast.gpu import device, launching
 from tools.gpu.resources import H100
 
@@ -82,79 +78,12 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Launches a kernel. Members run at the same time, in processes that share tensors."""
-    members = arguments["FORM"].MEMBERS if "FORM" in arguments else 1
-    if members == 1:
-        kernel[grid](**arguments)
-        return
-    for argument in (*arguments.values(), *arguments["layout"]):
-        if isinstance(argument, torch.Tensor):
-            argument.untyped_storage().share_memory_()
-    running = set()
-    for member in range(members):
-        child = os.fork()
-        if child == 0:
-            try:
-                _run_member(member, kernel, grid, arguments)
-            except BaseException:
-                traceback.print_exc()
-            os._exit(1)
-        running.add(child)
-    while running:
-        child, status = os.wait()
-        running.discard(child)
-        if status:  # the other members would wait forever for the failed member
-            for other in running:
-                os.kill(other, signal.SIGKILL)
-                os.waitpid(other, 0)
-            raise AssertionError("a member of a block failed: its traceback is above")
-
-
-def _run_member(member, kernel, grid, arguments):
-    """Runs the programs of one member and exits the process."""
-    set_index = interpreter.InterpreterBuilder.set_grid_idx
-    set_dimensions = interpreter.InterpreterBuilder.set_grid_dim
-    members = arguments["FORM"].MEMBERS
-    with pytest.MonkeyPatch.context() as patch:
-        builder = interpreter.interpreter_builder
-        patch.setattr(
-            builder, "set_grid_idx", lambda x, y, z: set_index(builder, x * members + member, y, z)
-        )
-        patch.setattr(builder, "set_grid_dim", lambda x, y, z: set_dimensions(builder, *grid, y, z))
-        # Restoring would copy all tensors onto themselves, overwriting what other members write.
-        patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
-        kernel[(grid[0] // members,)](**arguments)
+    """Launches a kernel."""
+    if "FORM" in arguments:
+        assert arguments["FORM"].MEMBERS == 1, "programs that wait for each other need the emulator"
+    kernel[grid](**arguments)
 
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
     """Disables TF32 unless a test enables it, because budgets come from `nn.RNN` on the CPU."""
-
-
-class Worst:
-    """The number of results compared in this run, and the result that used most of its budget."""
-
-    compared = 0
-    share = 0.0
-    name: object = None
-
-
-@pytest.fixture(autouse=True)
-def _watch_budgets(monkeypatch):
-    check = testing.ErrorBudget.check
-
-    def watch(budget):
-        for name, share in budget.shares().items():
-            Worst.compared += 1
-            if share > Worst.share:
-                Worst.share, Worst.name = share, name
-        check(budget)
-
-    monkeypatch.setattr(testing.ErrorBudget, "check", watch)
-
-
-def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(
-        f"{Worst.compared} results compared; the worst used {Worst.share:.2f} of its budget: "
-        f"{Worst.name}"
-    )

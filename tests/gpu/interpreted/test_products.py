@@ -3,12 +3,10 @@
 import pytest
 import torch
 from cases import Case
-from plans import PLANS
-from tf32 import Rounded, check_results
 
 from namernn_fast import ops
 from namernn_fast.cells import VANILLA
-from namernn_fast.gpu import kernels, launching, layer, products
+from namernn_fast.gpu import kernels, launching, products
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.covering(0)
@@ -158,15 +156,3 @@ def test_layers_on_our_product_kernel_keep_the_error_budget(
     Case(5, 17, 3, 4, options, layout).add_to(budget, torch.float32)
     budget.check()
     assert launched
-
-
-@pytest.mark.parametrize("plan", ["resident", "streamed"])
-def test_tf32_layers_are_as_accurate_as_rounded_operands(
-    plan, fp32_precision, launched, monkeypatch
-):
-    """Projection, recurrence and gradients are as accurate as products of rounded operands."""
-    fp32_precision("tf32", "ieee")
-    tf32 = PLANS[plan](33)._replace(precision="tf32")
-    monkeypatch.setattr(layer, "plan_of", lambda *_: tf32)
-    check_results(plan, 9, 33, 17, Rounded.apply, Rounded.apply)
-    assert launched == ["tf32"] * 6
