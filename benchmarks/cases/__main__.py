@@ -135,7 +135,7 @@ def summary(document: Document) -> str:
     packages: dict[str, dict[str, Any]] = {}
     for row in document["rows"]:
         found = packages.setdefault(row["package"], {"tasks": {}})
-        found["tasks"][row["name"]] = None
+        found["tasks"][row["name"], row["layer"]] = None
         for name, value in row["paired"].items():
             found.setdefault((name, row["threads"]), []).append(1 / value)
     wanted = [(name, 1) for name in (FUSED, PREPARED, STREAM, INT8)] + [(FUSED, 2)]
