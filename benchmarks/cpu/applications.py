@@ -19,13 +19,15 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.harness import columns
-from benchmarks.harness.grid import FORWARD, TRAINING
+from benchmarks.harness.grid import FORWARD
 from benchmarks.harness.paths import PERFORMANCE, ROOT
 from benchmarks.harness.turns import AFTER, BEFORE, SPEED_UP, BeforeAfter, Program, Run
 from namernn_fast import prepare_rnn, replace_rnn
 
 Replace = Callable[[nn.Module], nn.Module]
 ROLLOUT_STEPS = 128
+LOSS_CHANGE, VALUE_CHANGE = 1e-3, 1e-5
+"""How far a loss may change, as a fraction, and a value. No program runs in float64."""
 
 
 def forecaster(replace: Replace) -> Run:
@@ -175,55 +177,55 @@ def replay(cell: str, with_reset_to: bool) -> Run:
     return step
 
 
-def swapped(
-    name: str,
-    timed: str,
-    package: str,
-    make: Callable[[Replace], Run],
-    replace: Replace = replace_rnn,
-    mode: str = TRAINING,
+def unchanged(model: nn.Module) -> nn.Module:
+    """Returns a model as it is."""
+    return model
+
+
+def trained(
+    name: str, timed: str, package: str, before: Callable[[], Run], after: Callable[[], Run]
 ) -> Program:
-    """Returns a program that is the same before and after, except for its layers."""
-    return Program(
-        name,
-        lambda: make(lambda model: model),
-        lambda: make(replace),
-        {"timed": timed},
-        package,
-        mode,
-    )
+    """Returns a program that trains, and must reach the same loss."""
+    return Program(name, before, after, {"timed": timed}, package, rtol=LOSS_CHANGE)
 
 
-UPDATE = {"timed": "a roll-out and an update"}
+def swapped(name: str, timed: str, package: str, make: Callable[[Replace], Run]) -> Program:
+    """Returns a program that trains and is the same before and after, except for `replace_rnn`."""
+    before, after = (functools.partial(make, each) for each in (unchanged, replace_rnn))
+    return trained(name, timed, package, before, after)
+
+
+UPDATE = "a roll-out and an update"
 PROGRAMS = (
     swapped("darts: BlockRNNModel", "an epoch", "darts", forecaster),
     swapped("a tagger of packed sentences", "an epoch", "torch", tagger),
-    swapped("sb3-contrib: RecurrentPPO", UPDATE["timed"], "sb3_contrib", agent),
-    Program(
+    swapped("sb3-contrib: RecurrentPPO", UPDATE, "sb3_contrib", agent),
+    trained(
         "the same, with `reset=`",
-        lambda: agent(lambda model: model),
-        lambda: agent(lambda model: model, with_resets=True),
         UPDATE,
         "sb3_contrib",
+        functools.partial(agent, unchanged),
+        functools.partial(agent, unchanged, with_resets=True),
     ),
     *(
-        swapped(
+        Program(
             f"{n} environments, with `prepare_rnn`",
-            "a roll-out",
+            functools.partial(rollout, n, unchanged),
+            functools.partial(rollout, n, prepare_rnn),
+            {"timed": "a roll-out"},
             "sb3_contrib",
-            functools.partial(rollout, n),
-            prepare_rnn,
             FORWARD,
+            atol=VALUE_CHANGE,
         )
         for n in (8, 64)
     ),
     *(
-        Program(
+        trained(
             f"torchrl: {cell.upper()}Module, with `reset_to=`",
+            "a training step",
+            "torchrl",
             functools.partial(replay, cell, with_reset_to=False),
             functools.partial(replay, cell, with_reset_to=True),
-            {"timed": "a training step"},
-            "torchrl",
         )
         for cell in ("gru", "lstm")
     ),
@@ -245,8 +247,6 @@ STUDY = BeforeAfter(
     ),
     seconds=60.0,
     page=PERFORMANCE,
-    rtol=1e-3,
-    atol=1e-5,
 )
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ class Program:
     package: str = "torch"
     """The package that the program needs; it is left out if the package is missing."""
     mode: str = TRAINING
+    rtol: float = 0.0
+    atol: float = 0.0
+    """How far the results may change, as in `torch.allclose`."""
 
 
 def take_turns(programs: Mapping[str, Run], seconds: float) -> dict[str, Rounds]:
@@ -53,9 +56,6 @@ class BeforeAfter(Study):
     """A study of programs."""
 
     by: Sequence[str] = ()
-    rtol: float = 0.0
-    atol: float = 0.0
-    """How far the results of a program may change, as in `torch.allclose`."""
 
     def measure_program(self, program: Program, seconds: float) -> Row:
         """Returns the row of a program.
@@ -70,7 +70,7 @@ class BeforeAfter(Study):
             # Run it before the other is made, because both draw from the same generators.
             results.append(torch.as_tensor(runs[role](), dtype=torch.float64))
         difference = float((results[0] - results[1]).abs().max())
-        if not torch.allclose(*results, rtol=self.rtol, atol=self.atol):
+        if not torch.allclose(*results, rtol=program.rtol, atol=program.atol):
             raise BudgetError(f"the results differ by {difference:.2g}")
         found = statistics_of(take_turns(runs, seconds), AFTER)
         return {"name": program.name, **program.also, "difference": difference, **found}
