@@ -13,8 +13,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
@@ -38,6 +37,8 @@ LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
     for name, layer_class in zip(LAYERS_OF[cell], classes, strict=True)
 } | {"FusedLeakyRNN": FusedLeakyRNN}
 """The layer classes by name: for each cell, torch's, if torch has one, and the fused one."""
+SECONDS = 1200
+"""Time limit of an attempt; this long because one attempt compiles C++."""
 YES, NO = "yes", "no"
 
 
@@ -487,8 +488,8 @@ def _(layer, x):
     output.relu_().sum().backward()
 
 
-def child(label: str, name: str) -> tuple[str, str]:
-    """Makes an attempt, and returns whether it succeeded and its note or error message."""
+def child(label: str, name: str, answers: Connection) -> None:
+    """Makes an attempt, and sends whether it succeeded and its note or error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -500,8 +501,9 @@ def child(label: str, name: str) -> tuple[str, str]:
     try:
         note = attempt(**{key: arguments[key] for key in inspect.signature(attempt).parameters})
     except Exception as error:
-        return NO, f"{type(error).__name__}: {error}"
-    return YES, "ATen operators, step by step" if calls else note or ""
+        answers.send((NO, f"{type(error).__name__}: {error}"))
+    else:
+        answers.send((YES, "ATen operators, step by step" if calls else note or ""))
 
 
 def attempt(label: str, name: str) -> tuple[str, str]:
@@ -512,11 +514,19 @@ def attempt(label: str, name: str) -> tuple[str, str]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
-    with ProcessPoolExecutor(1, context) as pool:
-        try:
-            return pool.submit(child, label, name).result()
-        except BrokenProcessPool as error:
-            return NO, str(error)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(label, name, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(SECONDS):
+            return NO, f"not within {SECONDS} s"
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return NO, f"the process exited with {process.exitcode}"
+    finally:
+        process.kill()
 
 
 def entry(label: str, name: str) -> str:
