@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cases.case import Case, above_half, best_of, load
+from benchmarks.cases.case import Case, Stepping, above_half, best_of, load
 from benchmarks.cases.packages import FOLDER, path
 
 RATE = 16_000
@@ -59,8 +61,10 @@ def resemblyzer() -> Iterator[Case]:
     yield Case(name, "LSTM 3 x 256", shape, encoder, partials, same_speaker)
 
 
-class VoiceActivity(nn.Module):
+class VoiceActivity(Stepping):
     """The network of silero-vad for 16 kHz."""
+
+    stepped = "lstm_cell"
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +85,11 @@ class VoiceActivity(nn.Module):
             x = convolution(x).relu()
         return x.squeeze(-1)
 
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Steps the cell."""
+        state = self.lstm_cell(x, state)
+        return state[0], state
+
     def probability(self, h: Tensor) -> Tensor:
         """Returns the probabilities that chunks are speech, from the states h."""
         return self.final_conv(h.unsqueeze(-1).relu()).sigmoid().flatten()
@@ -100,54 +109,27 @@ def silero_vad() -> Iterator[Case]:
     with torch.no_grad():
         frames = network.features(chunks)
 
-    def steps(module: nn.Module, frames: Tensor) -> Tensor:
-        state, found = None, []
-        for frame in frames:
-            state = module.lstm_cell(frame, state)
-            found.append(state[0])
-        return module.probability(torch.cat(found))
+    def steps(module: Any, frames: Tensor, streamed: bool = False) -> Tensor:
+        step = module.stepper(streamed, frames.shape[1])
+        return module.probability(torch.cat([step(frame) for frame in frames]))
 
-    def streamed(module: nn.Module, frames: Tensor) -> Tensor:
-        stream = module.lstm_cell.stream(frames.shape[1])
-        return module.probability(torch.cat([stream(frame) for frame in frames]))
+    def whole(module: Any, streamed: bool = False) -> Tensor:
+        step = module.stepper(streamed)
+        states = (step(module.features(chunk.unsqueeze(0))) for chunk in chunks)
+        return torch.cat([module.probability(h) for h in states])
 
+    layer = "LSTMCell 128"
     for batch in (1, 16):
-        seen = frames[: 64 * batch].view(64, batch, -1)
-        yield Case(
-            f"64 steps of {batch}",
-            "LSTMCell 128",
-            f"({batch}, 128)",
-            network,
-            lambda module, seen=seen: steps(module, seen),
-            above_half,
-            lambda module, seen=seen: streamed(module, seen),
-        )
-
-    def whole(module: nn.Module, stream: bool) -> Tensor:
-        state, found = None, []
-        step = module.lstm_cell.stream(1) if stream else None
-        for chunk in chunks:
-            x = module.features(chunk.unsqueeze(0))
-            if step is not None:
-                h = step(x)
-            else:
-                h, _ = state = module.lstm_cell(x, state)
-            found.append(module.probability(h))
-        return torch.cat(found)
-
-    yield Case(
-        "the network, 60 s",
-        "LSTMCell 128",
-        "(1, 128)",
-        network,
-        lambda module: whole(module, stream=False),
-        above_half,
-        lambda module: whole(module, stream=True),
-    )
+        name, shape = f"64 steps of {batch}", f"({batch}, 128)"
+        run = partial(steps, frames=frames[: 64 * batch].view(64, batch, -1))
+        yield Case(name, layer, shape, network, run, above_half, streams=True)
+    yield Case("the network, 60 s", layer, "(1, 128)", network, whole, above_half, streams=True)
 
 
-class Beats(nn.Module):
+class Beats(Stepping):
     """The network of BeatNet."""
+
+    stepped = "lstm"
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,6 +142,11 @@ class Beats(nn.Module):
         x = F.max_pool1d(self.conv1(frames.unsqueeze(1)).relu(), 2)
         return self.linear0(x.flatten(1))
 
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Steps the LSTM."""
+        h, state = self.lstm(x.unsqueeze(0), state)
+        return h[0], state
+
 
 def beatnet() -> Iterator[Case]:
     """Yields 30 seconds of music: at once, as steps of the LSTM, and as a program of steps."""
@@ -169,32 +156,19 @@ def beatnet() -> Iterator[Case]:
     with torch.no_grad():
         features = network.features(music)
 
-    def at_once(module: nn.Module) -> Tensor:
+    def at_once(module: Any) -> Tensor:
         return module.linear(module.lstm(features.unsqueeze(0))[0]).softmax(-1)
 
-    def steps(module: nn.Module, whole: bool) -> Tensor:
-        state, found = None, []
-        for frame in music.split(1) if whole else features.split(1):
-            x = module.features(frame) if whole else frame
-            h, state = module.lstm(x.unsqueeze(0), state)
-            found.append(module.linear(h[0]).softmax(-1))
-        return torch.cat(found)
+    def steps(module: Any, streamed: bool = False) -> Tensor:
+        step = module.stepper(streamed)
+        return torch.cat([module.linear(step(x)).softmax(-1) for x in features.split(1)])
 
-    def streamed(module: nn.Module, whole: bool) -> Tensor:
-        stream, found = module.lstm.stream(1), []
-        for frame in music.split(1) if whole else features.split(1):
-            x = module.features(frame) if whole else frame
-            found.append(module.linear(stream(x)).softmax(-1))
-        return torch.cat(found)
+    def whole(module: Any, streamed: bool = False) -> Tensor:
+        step = module.stepper(streamed)
+        states = (step(module.features(frame)) for frame in music.split(1))
+        return torch.cat([module.linear(h).softmax(-1) for h in states])
 
-    yield Case("30 s at once", "LSTM 2 x 150", "(1, 1500, 150)", network, at_once, best_of)
-    for name, whole in (("1,500 steps", False), ("the network, frame by frame", True)):
-        yield Case(
-            name,
-            "LSTM 2 x 150",
-            "(1, 1, 150)",
-            network,
-            lambda module, whole=whole: steps(module, whole),
-            best_of,
-            lambda module, whole=whole: streamed(module, whole),
-        )
+    layer, shape = "LSTM 2 x 150", "(1, 1, 150)"
+    yield Case("30 s at once", layer, "(1, 1500, 150)", network, at_once, best_of)
+    yield Case("1,500 steps", layer, shape, network, steps, best_of, streams=True)
+    yield Case("the network, frame by frame", layer, shape, network, whole, best_of, streams=True)

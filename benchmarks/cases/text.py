@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.cases.case import Case, best_of, load
+from benchmarks.cases.case import Case, Stepping, best_of, load
 from benchmarks.cases.packages import ArraysOnly, path
 
 WORDS = (
@@ -21,8 +21,10 @@ START, END, LONGEST = 2, 3, 20
 """The phonemes before the first and after the last, and the most phonemes of a word."""
 
 
-class Pronouncer(nn.Module):
+class Pronouncer(Stepping):
     """The network of g2p_en: a GRU reads the letters of a word, a GRU cell says its phonemes."""
+
+    stepped = "speaker"
 
     def __init__(self, arrays: Any) -> None:
         super().__init__()
@@ -40,17 +42,18 @@ class Pronouncer(nn.Module):
             names |= {f"reader.{kind}_l0": f"enc_{short}", f"speaker.{kind}": f"dec_{short}"}
         load(self, {name: torch.from_numpy(arrays[theirs]) for name, theirs in names.items()})
 
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Steps the GRU cell."""
+        h = self.speaker(x, state)
+        return h, h
+
     def pronounce(self, word: Tensor, streamed: bool) -> list[Tensor]:
-        """Returns the scores of every phoneme of a word of letters, (length)."""
-        h = self.reader(self.letters(word).unsqueeze(1))[1][0]
-        stream, found = self.speaker.stream(1) if streamed else None, []
+        """Returns the scores of a word's phonemes; `word` holds ids of letters, (length)."""
+        read = self.reader(self.letters(word).unsqueeze(1))[1][0]
+        step, found = self.stepper(streamed, state=read), list[Tensor]()
         phoneme = torch.tensor([START])
-        if stream is not None:
-            stream.states = h
         for _ in range(LONGEST):
-            x = self.phonemes(phoneme)
-            h = stream(x) if stream is not None else self.speaker(x, h)
-            found.append(self.head(h))
+            found.append(self.head(step(self.phonemes(phoneme))))
             phoneme = found[-1].argmax(-1)
             if phoneme == END:
                 break
@@ -66,7 +69,7 @@ def g2p_en() -> Iterator[Case]:
     def read(module: nn.Module) -> Tensor:
         return torch.cat([module.reader(module.letters(w).unsqueeze(1))[1][0] for w in words])
 
-    def speak(module: nn.Module, streamed: bool) -> Tensor:
+    def speak(module: nn.Module, streamed: bool = False) -> Tensor:
         return torch.cat([s for w in words for s in module.pronounce(w, streamed)])
 
     yield Case("reads 20 words", "GRU 256", "(10, 1, 256)", network, read)
@@ -75,9 +78,9 @@ def g2p_en() -> Iterator[Case]:
         "GRU 256, GRUCell 256",
         "(10, 1, 256), (1, 256)",
         network,
-        lambda module: speak(module, streamed=False),
+        speak,
         best_of,
-        lambda module: speak(module, streamed=True),
+        streams=True,
     )
 
 

@@ -10,18 +10,24 @@ import torch
 from torch import nn
 
 from benchmarks.cases import __main__ as program
-from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, best_of
+from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, Stepping, best_of
 from benchmarks.cases.packages import ArraysOnly
 from namernn_fast.bench.race import QUICK
 from namernn_fast.testing import BudgetError
 
 
-class Reader(nn.Module):
+class Reader(Stepping):
     """A small model with a recurrent layer."""
+
+    stepped = "rnn"
 
     def __init__(self) -> None:
         super().__init__()
         self.rnn, self.head = nn.LSTM(8, 128), nn.Linear(128, 4)
+
+    def step(self, x, state):
+        output, state = self.rnn(x.unsqueeze(0), state)
+        return output[0], state
 
 
 def case(**changes) -> Case:
@@ -29,17 +35,13 @@ def case(**changes) -> Case:
     torch.manual_seed(0)
     x = torch.randn(6, 1, 8)
 
-    def run(module):
-        return module.head(module.rnn(x)[0][:, 0])
-
-    def stream(module):
-        step = module.rnn.stream(1)
+    def run(module, streamed=False):
+        step = module.stepper(streamed)
         return module.head(torch.cat([step(frame) for frame in x]))
 
-    fields = {"name": "six steps", "layer": "LSTM 128", "shape": "(6, 1, 8)"}
-    return Case(
-        **fields | {"module": Reader(), "run": run, "decide": best_of, "stream": stream} | changes
-    )
+    fields = {"name": "six steps", "layer": "LSTM 128", "shape": "(1, 8)"}
+    fields |= {"module": Reader(), "run": run, "decide": best_of, "streams": True}
+    return Case(**fields | changes)
 
 
 def test_case_runs_every_kind_of_layer_and_leaves_the_model_alone():
@@ -54,13 +56,20 @@ def test_case_runs_every_kind_of_layer_and_leaves_the_model_alone():
     assert {rows[0]["changed"][name] for name in (FUSED, PREPARED, STREAM)} == {0}
 
 
-def test_wrong_scores_are_an_error_and_wrong_decisions_of_int8_are_counted():
-    model, scores = case(), torch.eye(4)
-    with pytest.raises(BudgetError, match="fused: scores differ"):
-        model.changed({TORCH: lambda: scores, FUSED: lambda: scores + 1e-3})
-    found = model.changed({TORCH: lambda: scores, INT8: lambda: scores.flip(0)})
-    assert found == {"of": 4, INT8: 4}
-    assert case(decide=None).changed({TORCH: lambda: scores, FUSED: lambda: scores}) == {}
+def test_wrong_scores_are_an_error():
+    model = case()
+    calls = model.calls()
+    with torch.no_grad(), pytest.raises(BudgetError, match="fused: error"):
+        model.changed({**calls, FUSED: lambda: calls[TORCH]() + 1e-3})
+
+
+def test_int8_counts_changed_decisions():
+    model = case()
+    calls = model.calls()
+    with torch.no_grad():
+        found = model.changed({**calls, INT8: lambda: -calls[TORCH]()})
+        assert found == {"of": 6, FUSED: 0, PREPARED: 0, STREAM: 0, INT8: 6}
+        assert case(decide=None).changed(calls) == {}
 
 
 def test_table_shows_losses_and_changed_decisions():
