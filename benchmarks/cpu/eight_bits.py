@@ -101,7 +101,7 @@ def torch_ao_call(problem: Problem) -> TimedCall:
 
 
 def calls(case: Quantized) -> Calls:
-    """Returns the calls of both types of weights and of the rivals, which return the output."""
+    """Returns calls that return the output: both types of weights, and the rivals, by name."""
     problem, found = problem_of(case), dict[str, TimedCall]()
     input, hx = problem.input, problem.hx
     layer: Any = equal_layers(case)[case.layers.fused]
