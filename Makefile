@@ -8,6 +8,9 @@ ifneq ($(wildcard ../shared/data/names),)
 export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
+# Tests and benchmarks start hundreds of processes, which import torch twice as fast from bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 comma := ,
 NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
