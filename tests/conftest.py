@@ -35,6 +35,11 @@ settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS
 settings.load_profile("test")
 
 
+def pytest_addoption(parser):
+    what = "the highest strength of covering arrays, for a run that repeats tests of another"
+    parser.addoption("--strength", type=int, help=what)
+
+
 def pytest_generate_tests(metafunc):
     """Runs a test with an argument `kind` for every kind, or for those that its marks name."""
     test = metafunc.definition
@@ -49,8 +54,8 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
-def pytest_collection_modifyitems(items):
-    for item in redundant(items):
+def pytest_collection_modifyitems(config, items):
+    for item in redundant(items, config.option.strength):
         item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

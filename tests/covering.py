@@ -42,15 +42,23 @@ def covering(calls, strength):
     return chosen
 
 
-def redundant(items):
-    """Returns the collected tests that the covering array of their test function leaves out."""
+def redundant(items, highest):
+    """Returns the collected tests that the covering array of their test function leaves out.
+
+    Args:
+        items: All collected tests.
+        highest: The strength of every covering array that would be stronger, or None. The calls of
+            a test function without a mark cover everything.
+    """
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")
+        strengths = [highest] if highest is not None else []
+        strengths += mark.args if mark else []
         # A marked module may also contain tests without parameters.
-        if mark and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+        if strengths and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             where = item.nodeid.partition("[")[0]
-            functions.setdefault((where, *mark.args), []).append(item)
+            functions.setdefault((where, min(strengths)), []).append(item)
     left_out = []
     for (_, strength), collected in functions.items():
         calls = {

@@ -1,6 +1,7 @@
 """Tests the extension with each instruction set, and the package without its extension."""
 
 import bisect
+import functools
 import os
 import re
 import shutil
@@ -88,6 +89,7 @@ def test_extension_has_no_debug_information():
 
 
 LEVELS = ("default", "avx2", "avx512")
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a kernel
 
 
 @pytest.mark.long
@@ -95,7 +97,7 @@ LEVELS = ("default", "avx2", "avx512")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
-    highest = run_python("import torch; print(torch.backends.cpu.get_cpu_capability())").lower()
+    highest, *_ = chosen_at(None)
     if LEVELS.index(level) > LEVELS.index(highest):
         pytest.skip(f"this processor does not support {level}")
     kernel = kernel_at(level, torch.float32)
@@ -107,26 +109,23 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
-def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
-    """The three AVX-512 kernels differ only in bfloat16, so only bfloat16 tests run.
+@pytest.mark.parametrize(
+    ("dtype", "level"),
+    [
+        *((torch.bfloat16, level) for level in ("avx512", "avx512_bf16", "amx")),
+        *((torch.int8, level) for level in ("avx_vnni", "avx512_vnni")),
+    ],
+    ids=str,
+)
+def test_every_kernel_of_one_dtype_passes_parity(dtype, level, pytestconfig):
+    """Some instruction sets differ only in the kernel for one dtype, so only its tests run.
 
-    The test ignores warnings from ATen, which does not know the levels avx512_bf16 and amx.
+    The test ignores warnings from ATen, which does not know these levels.
     """
-    if kernel_at(level, torch.bfloat16) != level:
+    if kernel_at(level, dtype) != level:
         pytest.skip(f"this processor does not support {level}")
-    if level != ops.cpu_kernel(torch.bfloat16):  # otherwise the current run covers this kernel
-        run_kernel_tests(level, pytestconfig, "bfloat16")
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@pytest.mark.parametrize("level", ["avx_vnni", "avx512_vnni"])
-def test_every_int8_kernel_equals_the_oracle(level, pytestconfig):
-    """test_every_cpu_capability_passes_parity covers the int8 kernels of the other levels."""
-    if kernel_at(level, torch.int8) != level:
-        pytest.skip(f"this processor does not support {level}")
-    run_kernel_tests(level, pytestconfig, "int8")
+    if level != ops.cpu_kernel(dtype):  # otherwise the current run covers this kernel
+        run_kernel_tests(level, pytestconfig, str(dtype).removeprefix("torch."))
 
 
 def at_level(level):
@@ -135,33 +134,39 @@ def at_level(level):
     return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
 
 
-def run_python(program, level=None):
-    """Runs a Python program at `level`, and returns what the program prints."""
+@functools.cache
+def chosen_at(level):
+    """Returns ATen's capability and the instruction sets of the kernels for DTYPES at `level`."""
+    program = f"""
+import torch
+from namernn_fast import ops
+print(torch.backends.cpu.get_cpu_capability().lower(), *map(ops.cpu_kernel, {DTYPES}))
+"""
     command = [sys.executable, "-c", program]
     ran = subprocess.run(command, env=at_level(level), capture_output=True, text=True, check=True)
-    return ran.stdout.strip()
+    return ran.stdout.split()
 
 
 def kernel_at(level, dtype):
     """Returns the instruction set of the kernel for `dtype` at `level`."""
-    return run_python(f"import torch, namernn_fast.ops as o; print(o.cpu_kernel({dtype}))", level)
+    return chosen_at(level)[1 + DTYPES.index(dtype)]
 
 
 def run_kernel_tests(level, config, selection):
     """Runs the selected parity and kernel tests in a new process.
 
-    The new process gets this run's `-m` option. If that option is set,
-    test_every_option_keeps_the_error_budget is the only test in test_parity.py that runs, because
-    every other test in that file takes seconds.
+    The new process gets this run's `-m` option. If that option is set, only kernel tests run, with
+    weak covering arrays, because this run tests what all kernels share.
     """
-    tests = Path(__file__).parents[1] / "kernel"
+    folder = Path(__file__).parents[1] / "kernel"
+    options, files = ["-m", config.option.markexpr], ["kernel", "int8"]
     if config.option.markexpr:
-        quick = "test_kernel or test_int8 or test_every_option_keeps_the_error_budget"
-        selection = f"({selection}) and ({quick})"
+        options += ["--strength=1"]
+    else:
+        files += ["parity", "prepared"]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
-        + ["-m", config.option.markexpr]
-        + [str(tests / f"test_{name}.py") for name in ("parity", "kernel", "prepared", "int8")],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *options]
+        + [str(folder / f"test_{name}.py") for name in files],
         env=at_level(level),
         capture_output=True,
         text=True,

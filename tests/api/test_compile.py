@@ -126,7 +126,7 @@ def test_inductor_computes_the_eager_loss_and_gradients(
         check(compiled, net, x, initial_states(kind, x) if with_hx else None)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("layout", FEATURES)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("dynamic", [True, None])
@@ -140,7 +140,7 @@ def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @for_variants
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("ids", [False, True])
@@ -160,7 +160,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
         assert torch.equal(program(*call), net(*call))
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("layout", IDS)
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
@@ -173,7 +173,7 @@ def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, voc
     assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("layout", ["dense", "packed unsorted", "ids"])
 def test_models_compile_to_one_graph(kind, layout):
     """Dynamo captures the whole model in one graph even without `fullgraph=True`."""
@@ -213,7 +213,7 @@ def exported(module, with_hx):
     return torch.export.export(module, arguments, dynamic_shapes=dims)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(0)
 @for_variants
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
@@ -310,7 +310,7 @@ for name in {[kind.nn_layer.__name__ for kind in DROP_INS.values()]}:
     assert ran.stdout.split("\n")[:-1] == ["(3, 2, 5)", "refused as before"] * len(DROP_INS)
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
 def test_compiled_autograd_computes_the_eager_gradients(kind, forward):
     """Compiled autograd compiles the backward pass after an eager or a compiled forward pass."""
@@ -323,7 +323,7 @@ def test_compiled_autograd_computes_the_eager_gradients(kind, forward):
     torch.testing.assert_close([p.grad for p in module.parameters()], [*wanted])
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_compiled_token_models_ignore_ids_in_padding(kind, vocabulary):
     """Compiled and eager models agree although padding holds ids that are out of range."""
@@ -363,7 +363,7 @@ class Method(torch.nn.Module):
         return self.model.last_state(ids, lengths=lengths)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])

@@ -61,5 +61,6 @@ def worker(rank, folder):
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_parallel_and_sharded_training_match_one_process(tmp_path):
     torch.multiprocessing.spawn(worker, (tmp_path,), nprocs=WORLD)

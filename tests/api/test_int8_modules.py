@@ -284,6 +284,7 @@ ONNX_CASES = [
 ]
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("options", ONNX_CASES, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_lengths", [False, True])

@@ -81,6 +81,7 @@ def test_noise_of_every_layout_is_added_to_v(nonlinearity, options):
     assert ours.last_state(x, noise=noise)[1].equal(dense[1][1])
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_derivatives_reach_the_noise_and_the_rates(nonlinearity):
     module = FusedLeakyRNN(2, 3, 2, nonlinearity, bidirectional=True, dtype=torch.float64)

@@ -69,6 +69,7 @@ def compare(budget, run, layer, *inputs):
         budget.add((*inputs[0].shape, name), ours, theirs, precise.numpy())
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("options", "with_hx"),
     [
@@ -187,6 +188,7 @@ def layers_one_by_one(layer, x, lengths, hx):
     return x, tree_map(lambda *each: torch.cat(each), *states)
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("name", "num_layers", "bidirectional", "with_hx"),
     [
@@ -237,6 +239,7 @@ def test_dropout_is_exported_only_in_training(kind):
         assert len(nodes(proto, "Dropout")) == count
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_graphs_are_valid_in_other_dtypes(kind, dtype):
     """The graph is valid ONNX in every dtype, and its results are correct in float16 and float64.
@@ -344,6 +347,7 @@ class OnTokens(torch.nn.Module):
         return self.model.last_state(ids, lengths=lengths)
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
 def test_token_models_gather_rows_and_become_one_node(kind, with_output, bidirectional):
     """The graph gathers embedding rows instead of making a table, so that the layer is one node."""

@@ -116,7 +116,7 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
     torch.library.opcheck(ops.backward, (*arguments, options, 2, *rest))
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("cell", oracle.EQUATIONS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])

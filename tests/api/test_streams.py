@@ -552,6 +552,7 @@ class Cells:
         return named(map_states(self.states[0], lambda *each: torch.stack(each), *self.states[1:]))
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("part", range(20))
 def test_random_sequences_of_operations(kind, part):
     """Steps of some rows, one or several, resets, forks and refreshes; 2,040 times in test-all."""

@@ -89,7 +89,7 @@ def layer_and_embedding(kind, vocabulary=V, dtype=torch.float64, **options):
     return layer, torch.randn(vocabulary, D, dtype=dtype, requires_grad=True)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -171,6 +171,7 @@ def test_dropout_masks_match_embedded_rows(kind, path, batch_first, method):
         torch.testing.assert_close(call(ids, embedding=embedding), found, **EXACT)
 
 
+@pytest.mark.covering(0)
 def test_derivatives_of_token_calls_are_correct(kind, path):
     """Checks first and second derivatives with respect to embedding, states and weights."""
     layer, embedding = layer_and_embedding(kind, 3, **STACK)
@@ -328,6 +329,7 @@ def alike(sequences, vocabulary=9, longest=12):
     return ids.T.contiguous(), lengths.tolist()
 
 
+@pytest.mark.covering(1)
 @needs_extension
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("sequences", [1, 5, 300])

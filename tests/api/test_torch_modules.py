@@ -308,6 +308,7 @@ def check_gradients(check, samples, every):
             assert check(outputs, inputs, check_batched_grad=True, fast_mode=True)
 
 
+@pytest.mark.covering(0)
 @cases(torch.float64)
 def test_gradients_pass_gradcheck(base, dtype, training):
     check_gradients(
@@ -315,6 +316,7 @@ def test_gradients_pass_gradcheck(base, dtype, training):
     )
 
 
+@pytest.mark.covering(0)
 @cases(torch.float64)
 def test_second_derivatives_pass_gradgradcheck(base, dtype, training):
     samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)

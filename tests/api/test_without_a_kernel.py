@@ -235,7 +235,7 @@ def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
     assert paths == ["reference"]
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -399,6 +399,7 @@ def test_lstm_with_lengths_compiles_to_one_graph():
     torch.testing.assert_close(got, wanted, **EXACT)
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_program_calls_torchs_operator(kind, strict):
     """An exported program calls torch's operator; only the batch size may vary, not the length."""

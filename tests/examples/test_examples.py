@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from namernn_fast import FusedLeakyRNN, FusedLSTM, FusedRNN
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NEEDS = {
     "swap_in": (),

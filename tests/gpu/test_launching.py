@@ -368,6 +368,7 @@ def compile_product(device, plan, contiguous, aligned, wide=False):
     return gpu_report.compiled(device, source, plan.settings(device))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("arch", TENSOR_CORES)
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("layout", PRODUCTS)

@@ -56,6 +56,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("variant", SAMPLE, ids=lambda variant: variant.name)
 def test_kernels_obey_all_rules(variant):
     assert lint(variant).findings == []
@@ -136,6 +137,7 @@ def mutant(folder: Path, name: str, old: str, new: str):
         sys.path.remove(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_fault_breaks_its_rule(name, tmp_path):
     variant, old, new, rule = MUTANTS[name]

@@ -41,11 +41,10 @@ def _forget_gpus():
 
 def run_folder(name, config, **environment):
     """Runs a folder's tests in a separate process, including slow tests if this run does."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"]
+    fewer = ["--strength=0"] if config.option.markexpr else []
     run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-m", config.option.markexpr, f"tests/gpu/{name}"),
-        ],
+        [*command, "-m", config.option.markexpr, *fewer],
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -60,6 +59,7 @@ def test_interpreted_kernels_pass_their_tests(pytestconfig):
     run_folder("interpreted", pytestconfig, TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_emulated_kernels_pass_their_tests(pytestconfig):
     version = ".".join(triton.__version__.split(".")[:2])
@@ -184,6 +184,7 @@ def test_one_thread_polls_at_the_barrier():
     assert "ld.volatile" not in ptx
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kernel", gpu_report.KERNELS)
 @pytest.mark.parametrize(
     "size", [(33, 1), (127, 64), (128, 64), (255, 4), (256, 4), (300, 4), (512, 1)], ids=str
@@ -230,6 +231,7 @@ def within_limits(device, taken, hidden_size=0):
     return taken.spilled <= most_spilled and taken.shared <= device.shared
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_sampled_kernels_stay_within_limits(arch, case):
@@ -240,6 +242,7 @@ def test_sampled_kernels_stay_within_limits(arch, case):
     assert within_limits(build.device, with_ids)
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("arch", [arch for arch in DEVICES if arch.startswith("sm_")])
 @pytest.mark.parametrize("call", [{}, {"directions": 2, "rows": {"ids", "lengths", "reset"}}])
 def test_two_programs_with_one_sequence_fit_on_a_processor(arch, call):
@@ -294,6 +297,7 @@ CALLS = {
 }
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
 def test_every_kind_of_call_compiles(call, case):

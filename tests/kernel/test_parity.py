@@ -51,7 +51,7 @@ def add_cases(budget, dtype, shapes, options, make):
                     case.in_layout(layout).add_to(budget, dtype)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("equation", oracle.EQUATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -129,7 +129,7 @@ def results_and_gradients(layer, x):
     return {"output": output.detach()} | states | gradients
 
 
-@pytest.mark.covering(0)
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
@@ -163,7 +163,7 @@ def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
 IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)]
 
 
-@pytest.mark.covering(0)
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
 @pytest.mark.parametrize(  # nn.LSTM and nn.GRU take seconds in float16
@@ -187,7 +187,7 @@ def test_many_16_bit_steps_keep_the_error_budget(cell, layouts, dtype, threads):
     budget.check()
 
 
-@pytest.mark.covering(1)
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts):

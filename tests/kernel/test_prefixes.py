@@ -200,6 +200,7 @@ def calls(draw):
     )
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", CELLS)
 @given(calls())
 @settings(deadline=None, max_examples=100)
@@ -211,7 +212,7 @@ def test_sharing_computes_what_plain_rows_do(cell, call):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)

@@ -123,6 +123,7 @@ def results():
 """
 
 
+@pytest.mark.covering(0)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.parametrize(
     ("cell", "used"),

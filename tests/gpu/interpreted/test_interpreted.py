@@ -43,6 +43,7 @@ def test_nan_stays_in_its_sequence(plan, nonlinearity, monkeypatch):
     assert torch.equal(output.isnan(), torch.tensor([False, True])[:, None].expand_as(output))
 
 
+@pytest.mark.slow
 @hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases(), st.sampled_from(PLANS))
 @settings(deadline=None, max_examples=5)
