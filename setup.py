@@ -51,8 +51,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
     ISA_FLAGS["amx_float"] = ISA_FLAGS["amx"]
-    # Only processors without AVX2, from before 2013, run these kernels. They are 2 to 9 % slower than
-    # with -O3, and compile in half the time.
+    # Only processors without AVX2, from before 2013, run these kernels. They are 2 to 9 % slower
+    # than with -O3, and compile in half the time.
     ISA_FLAGS["baseline"] = ["-O1"]
 else:
     ISA_FLAGS["baseline"] = []

@@ -21,8 +21,8 @@ RECURRENT = nn.RNNBase, nn.RNNCellBase
 UNITS = 64.0
 """The `units` of the error budget, above its default for large inputs that amplify rounding.
 
-Of 9 million outputs of kraken's first layer, whose inputs reach 24, the worst of a correct kernel is
-off by 30 to 80 units in the last place of 1, depending on the order of its sums.
+Of 9 million outputs of kraken's first layer, whose inputs reach 24, the worst of a correct kernel
+is off by 30 to 80 units in the last place of 1, depending on the order of its sums.
 """
 
 
@@ -133,7 +133,7 @@ class Case:
         """Returns the number of decisions, and how many torch's layer takes differently, by call.
 
         Raises:
-            BudgetError: scores in float32 exceed the error budget; layers in float64 are the oracle.
+            BudgetError: scores in float32 exceed the error budget around layers in float64.
         """
         scores = {name: call() for name, call in calls.items()}
         theirs, rounded = scores.pop(TORCH), scores.pop(INT8, None)
