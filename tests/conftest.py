@@ -36,7 +36,7 @@ settings.load_profile("test")
 
 
 def pytest_addoption(parser):
-    what = "the highest strength of covering arrays, for a run that repeats tests of another"
+    what = "runs covering arrays of this strength, whatever the marks of the tests say"
     parser.addoption("--strength", type=int, help=what)
 
 
@@ -55,8 +55,13 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(config, items):
-    for item in redundant(items, config.option.strength):
-        item.add_marker(pytest.mark.slow)
+    if config.option.strength is None:
+        for item in redundant(items):
+            item.add_marker(pytest.mark.slow)
+    else:
+        left_out = set(redundant(items, config.option.strength))
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

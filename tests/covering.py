@@ -42,29 +42,32 @@ def covering(calls, strength):
     return chosen
 
 
-def redundant(items, highest):
+def redundant(items, strength=None):
     """Returns the collected tests that the covering array of their test function leaves out.
 
     Args:
         items: All collected tests.
-        highest: The strength of every covering array that would be stronger, or None. The calls of
-            a test function without a mark cover everything.
+        strength: The strength of all arrays, unless it is None. Then only functions with a mark
+            have arrays, of the strength in the mark, and slow functions have none.
     """
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")
-        strengths = [highest] if highest is not None else []
-        strengths += mark.args if mark else []
-        # A marked module may also contain tests without parameters.
-        if strengths and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+        if strength is not None:
+            wanted = strength
+        elif mark and not item.get_closest_marker("slow"):
+            (wanted,) = mark.args
+        else:
+            continue
+        if hasattr(item, "callspec"):  # a marked module may also contain tests without parameters
             where = item.nodeid.partition("[")[0]
-            functions.setdefault((where, min(strengths)), []).append(item)
+            functions.setdefault((where, wanted), []).append(item)
     left_out = []
-    for (_, strength), collected in functions.items():
+    for (_, wanted), collected in functions.items():
         calls = {
             item.nodeid: {name: repr(value) for name, value in item.callspec.params.items()}
             for item in collected
         }
-        chosen = covering(calls, strength)
+        chosen = covering(calls, wanted)
         left_out += [item for item in collected if item.nodeid not in chosen]
     return left_out

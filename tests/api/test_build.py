@@ -155,17 +155,16 @@ def kernel_at(level, dtype):
 def run_kernel_tests(level, config, selection):
     """Runs the selected parity and kernel tests in a new process.
 
-    The new process gets this run's `-m` option. If that option is set, only kernel tests run, with
-    weak covering arrays, because this run tests what all kernels share.
+    The new process gets this run's `-m` option. It runs covering arrays, because this run tests
+    what all kernels share; if that option is set, weaker ones of fewer tests.
     """
     folder = Path(__file__).parents[1] / "kernel"
-    options, files = ["-m", config.option.markexpr], ["kernel", "int8"]
-    if config.option.markexpr:
-        options += ["--strength=1"]
-    else:
-        files += ["parity", "prepared"]
+    files, strength = ["kernel", "int8"], 1
+    if not config.option.markexpr:
+        files, strength = [*files, "parity", "prepared"], 2
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection, *options]
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
+        + ["-m", config.option.markexpr, f"--strength={strength}"]
         + [str(folder / f"test_{name}.py") for name in files],
         env=at_level(level),
         capture_output=True,
