@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map
 
+from benchmarks.harness.precise import RECURRENT, make_precise
 from namernn_fast import prepare_rnn, replace_rnn
 from namernn_fast.bench.race import timed
 from namernn_fast.testing import ErrorBudget
 
 TORCH, FUSED, PREPARED, STREAM, INT8 = "torch", "fused", "prepared", "stream", "int8"
-RECURRENT = nn.RNNBase, nn.RNNCellBase
 UNITS = 64.0
 """The `units` of the error budget, above its default for large inputs that amplify rounding.
 
@@ -52,26 +50,6 @@ class Stepping(nn.Module):
             return output
 
         return step
-
-
-def converted(values: Any, dtype: torch.dtype) -> Any:
-    """Returns the arguments or results of a layer in a dtype."""
-    return tree_map(
-        lambda value: None if value is None else value.to(dtype),
-        values,
-        is_leaf=lambda value: isinstance(value, PackedSequence),
-    )
-
-
-def with_precise_layers(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model whose recurrent layers compute in float64, the rest in float32."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, RECURRENT):
-            module.double()
-            module.register_forward_pre_hook(lambda _, given: converted(given, torch.float64))
-            module.register_forward_hook(lambda _, given, found: converted(found, torch.float32))
-    return model
 
 
 @dataclass(frozen=True)
@@ -137,7 +115,7 @@ class Case:
         """
         scores = {name: call() for name, call in calls.items()}
         theirs, rounded = scores.pop(TORCH), scores.pop(INT8, None)
-        exact = self.run(with_precise_layers(self.module))
+        exact = self.run(make_precise(copy.deepcopy(self.module)))
         budget = ErrorBudget(theirs.dtype, units=UNITS)
         for name, ours in scores.items():
             budget.add(name, ours, theirs, exact)
