@@ -104,6 +104,25 @@ def steps(request, monkeypatch):
 
 
 @pytest.fixture
+def run_tests(pytestconfig):
+    """Provides a function that runs tests in a new process, with this run's `-m` option.
+
+    Its argument `strength` is that of covering arrays, or None to leave the choice to the marks.
+    """
+
+    def run(*arguments, environment, strength=None):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        command += ["-m", pytestconfig.option.markexpr]
+        command += [] if strength is None else [f"--strength={strength}"]
+        root = pytestconfig.rootpath
+        ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+        print(ran.stdout)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    return run
+
+
+@pytest.fixture
 def run_program():
     """Runs Python in `cwd` with extra environment variables, and returns the output."""
 

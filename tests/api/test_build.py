@@ -95,7 +95,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_capability_passes_parity(level, pytestconfig):
+def test_every_cpu_capability_passes_parity(level, run_kernel_tests):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     highest, *_ = chosen_at(None)
     if LEVELS.index(level) > LEVELS.index(highest):
@@ -104,7 +104,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
         # In 16 bits `nn.RNN` takes minutes on the lower levels, so only test_kernel covers 16 bits.
-        run_kernel_tests(level, pytestconfig, "test_kernel or not (bfloat16 or torch.float16)")
+        run_kernel_tests(level, "test_kernel or not (bfloat16 or torch.float16)")
 
 
 @pytest.mark.long
@@ -117,7 +117,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
     ],
     ids=str,
 )
-def test_every_kernel_of_one_dtype_passes_parity(dtype, level, pytestconfig):
+def test_every_kernel_of_one_dtype_passes_parity(dtype, level, run_kernel_tests):
     """Some instruction sets differ only in the kernel for one dtype, so only its tests run.
 
     The test ignores warnings from ATen, which does not know these levels.
@@ -125,7 +125,7 @@ def test_every_kernel_of_one_dtype_passes_parity(dtype, level, pytestconfig):
     if kernel_at(level, dtype) != level:
         pytest.skip(f"this processor does not support {level}")
     if level != ops.cpu_kernel(dtype):  # otherwise the current run covers this kernel
-        run_kernel_tests(level, pytestconfig, str(dtype).removeprefix("torch."))
+        run_kernel_tests(level, str(dtype).removeprefix("torch."))
 
 
 def at_level(level):
@@ -152,25 +152,22 @@ def kernel_at(level, dtype):
     return chosen_at(level)[1 + DTYPES.index(dtype)]
 
 
-def run_kernel_tests(level, config, selection):
-    """Runs the selected parity and kernel tests in a new process.
+@pytest.fixture
+def run_kernel_tests(pytestconfig, run_tests):
+    """Provides a function that runs selected kernel tests in a process at a level.
 
-    The new process gets this run's `-m` option. It runs covering arrays, because this run tests
-    what all kernels share; if that option is set, weaker ones of fewer tests.
+    The process runs covering arrays, because this run tests what all kernels share; if this run
+    leaves out slow tests, weaker ones of fewer tests.
     """
-    folder = Path(__file__).parents[1] / "kernel"
     files, strength = ["kernel", "int8"], 1
-    if not config.option.markexpr:
+    if not pytestconfig.option.markexpr:
         files, strength = [*files, "parity", "prepared"], 2
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
-        + ["-m", config.option.markexpr, f"--strength={strength}"]
-        + [str(folder / f"test_{name}.py") for name in files],
-        env=at_level(level),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout
+    paths = [f"tests/kernel/test_{name}.py" for name in files]
+
+    def run(level, selection):
+        run_tests(*paths, "-k", selection, environment=at_level(level), strength=strength)
+
+    return run
 
 
 def test_package_works_without_the_extension(tmp_path):

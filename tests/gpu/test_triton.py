@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -39,35 +38,22 @@ def _forget_gpus():
     ops.gpu_backend.cache_clear()
 
 
-def run_folder(name, config, **environment):
-    """Runs a folder's tests in a separate process, including slow tests if this run does."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"]
-    fewer = ["--strength=0"] if config.option.markexpr else []
-    run = subprocess.run(
-        [*command, "-m", config.option.markexpr, *fewer],
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    print(run.stdout)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
 @pytest.mark.long
-def test_interpreted_kernels_pass_their_tests(pytestconfig):
-    run_folder("interpreted", pytestconfig, TRITON_INTERPRET="1")
+def test_interpreted_kernels_pass_their_tests(pytestconfig, run_tests):
+    strength = 0 if pytestconfig.option.markexpr else None
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run_tests("tests/gpu/interpreted", environment=environment, strength=strength)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_emulated_kernels_pass_their_tests(pytestconfig):
+def test_emulated_kernels_pass_their_tests(run_tests):
     version = ".".join(triton.__version__.split(".")[:2])
     if version != KNOWN_TRITON:
         pytest.skip(f"tools/ptx supports the instructions of Triton {KNOWN_TRITON}, not {version}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler to build tools/ptx")
-    run_folder("emulated", pytestconfig, NAMERNN_FAST_EMULATE="1")
+    run_tests("tests/gpu/emulated", environment={**os.environ, "NAMERNN_FAST_EMULATE": "1"})
 
 
 @pytest.mark.covering(1)
