@@ -47,6 +47,7 @@ def functions_by_source():
     return sorted(functions)
 
 
+@pytest.mark.slow
 @needs_objdump
 def test_wide_registers_stay_in_their_isa_files():
     """Only AVX2 and AVX-512 files use ymm registers, and only AVX-512 files use zmm registers.
@@ -94,7 +95,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(  # "default" runs on processors from before 2013
+    "level", [pytest.param("default", marks=pytest.mark.slow), *LEVELS[1:]]
+)
 def test_every_cpu_capability_passes_parity(level, run_kernel_tests):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     highest, *_ = chosen_at(None)

@@ -544,7 +544,7 @@ with open(sys.argv[1], "wb") as file:
 """
 
 
-@pytest.mark.covering(0)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
 def test_files_move_between_instruction_sets(kind, dtype, tmp_path, run_program):
     """In 8 bits a state may round to another integer, and exported programs do not round states."""

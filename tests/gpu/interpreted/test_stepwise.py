@@ -71,6 +71,7 @@ NAN_AT_ONCE = replace(
 )
 
 
+@pytest.mark.slow
 @hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases())
 @example(NAN_AT_ONCE)
