@@ -226,10 +226,12 @@ def layer_count(weights: Sequence[Tensor], options: int) -> int:
 def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
     """Groups the flat list of weights by layer and direction."""
     size, directions = weights_per_direction(options), directions_of(options)
-    groups = [weights[i : i + size] for i in range(0, len(weights), size)]
-    last = "rate" if options & RATE else "weight_hr"  # only if there is one more weight
-    names = *LayerWeights._fields[: 4 if options & BIAS else 2], last
-    each = [LayerWeights(**dict(zip(names, group, strict=False))) for group in groups]
+    first = 4 if options & BIAS else 2
+    missing = (None,) * (4 - first + bool(options & RATE))  # a cell with rates has no weight_hr
+    each = [
+        LayerWeights(*weights[i : i + first], *missing, *weights[i + first : i + size])
+        for i in range(0, len(weights), size)
+    ]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
 
 

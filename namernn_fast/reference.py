@@ -97,20 +97,14 @@ def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bo
         return _rows_of_table(input, weight_ih, bias, in_place)
     if not in_place or input.dim() == 2:
         return linear(input, weight_ih, bias)
-    sums = input.new_empty(*input.shape[:-1], weight_ih.shape[0])
-    rows, rows_of_sums, weight_ih = input.flatten(0, 1), sums.flatten(0, 1), weight_ih.t()
-    if bias is None:
-        torch.mm(rows, weight_ih, out=rows_of_sums)
-    else:
-        torch.addmm(bias, rows, weight_ih, out=rows_of_sums)
-    return sums
+    sums = linear(input.flatten(0, 1), weight_ih, bias)
+    return sums.resize_(*input.shape[:-1], sums.shape[1])  # unflatten would return a view
 
 
 def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
     """Returns the rows of `table` that `ids` index, plus the bias: `_project` for token ids."""
     if in_place and ids.dim() == 2:
-        sums = table.new_empty(*ids.shape, table.shape[1])
-        torch.index_select(table, 0, ids.flatten(), out=sums.flatten(0, 1))
+        sums = table.index_select(0, ids.flatten()).resize_(*ids.shape, table.shape[1])
         return sums if bias is None else sums.add_(bias)
     # Gather in float32, so that the gradient of a 16-bit table is summed in float32.
     rows = embedding(ids, table if table.dtype.itemsize > 2 else table.float())
