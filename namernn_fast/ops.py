@@ -228,10 +228,8 @@ def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights
     size, directions = weights_per_direction(options), directions_of(options)
     first = 4 if options & BIAS else 2
     missing = (None,) * (4 - first + bool(options & RATE))  # a cell with rates has no weight_hr
-    each = [
-        LayerWeights(*weights[i : i + first], *missing, *weights[i + first : i + size])
-        for i in range(0, len(weights), size)
-    ]
+    groups = [weights[i : i + size] for i in range(0, len(weights), size)]
+    each = [LayerWeights(*group[:first], *missing, *group[first:]) for group in groups]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
 
 
