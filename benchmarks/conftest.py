@@ -17,6 +17,7 @@ from benchmarks.harness.grid import (
     EPOCH,
     FORWARD,
     GATED_CELLS,
+    PACKED,
     ROLES,
     TRAINING,
     WORKLOADS_OF_EVERY_RUN,
@@ -27,6 +28,7 @@ from benchmarks.names import data
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Rounds, TimeBudget, TimedCall, race
+from namernn_fast.names import encode_names
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,8 +122,13 @@ def rounds(
 
 @pytest.fixture(scope="module")
 def lengths(workload: Workload) -> list[int]:
-    """The lengths of a packed batch; a module that times packed batches replaces this fixture."""
-    return []
+    """The lengths of a packed batch, which are lengths of surnames; empty for dense input."""
+    if workload.family != PACKED:
+        return []
+    name_lengths = encode_names([name for name, _ in data.names().rows]).lengths
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.randint(len(name_lengths), (workload.batch,), generator=generator)
+    return name_lengths[chosen].tolist()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, stack_module_state, vmap
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._pytree import tree_map
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
@@ -99,11 +100,6 @@ def loss_of(result) -> Tensor:
     return output.square().sum() + sum(state.sum() for state in states)
 
 
-def map_states(states, convert: Callable[[Tensor], Tensor]):
-    """Converts a state, or each of the pair of states."""
-    return tuple(map(convert, states)) if isinstance(states, tuple) else convert(states)
-
-
 def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None = None):
     """Returns initial states as the layer takes them: one, or a pair."""
     pair = torch.randn(2, 1, batch, layer.hidden_size, dtype=dtype).unbind()
@@ -175,30 +171,27 @@ def _(layer, x):
     hx = random_states(layer, 3)
     output, last = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
     for b, length in ((0, 2), (1, 6)):
-        initial, final = (
-            map_states(states, lambda s, b=b: s[:, b : b + 1]) for states in (hx, last)
-        )
+        initial, final = tree_map(lambda s, b=b: s[:, b : b + 1], (hx, last))
         same((output[:length, b : b + 1], final), layer(x[:length, b : b + 1], initial))
-    initial, final = (map_states(states, lambda s: s[:, 2]) for states in (hx, last))
+    initial, final = tree_map(lambda s: s[:, 2], (hx, last))
     same((output[:, 2], final), (torch.zeros(6, 5), initial))
+
+
+RESET = torch.zeros(6, 3, dtype=torch.bool)
+RESET[2, 1] = True
 
 
 @row("`reset=`: a zero state within a sequence", "no such argument")
 def _(layer, x):
-    reset = torch.zeros(6, 3, dtype=torch.bool)
-    reset[2, 1] = True
-    output, _ = layer(x, reset=reset)
+    output, _ = layer(x, reset=RESET)
     same(output[2:, 1:2], layer(x[2:, 1:2])[0])
 
 
 @row("`reset_to=`: a given state within a sequence", "no such argument")
 def _(layer, x):
-    reset = torch.zeros(6, 3, dtype=torch.bool)
-    reset[2, 1] = True
     states = random_states(layer, 3)
-    output, _ = layer(x, reset=reset, reset_to=map_states(states, lambda s: s.expand(6, 1, 3, 5)))
-    start = map_states(states, lambda s: s[:, 1:2])
-    same(output[2:, 1:2], layer(x[2:, 1:2], start)[0])
+    output, _ = layer(x, reset=RESET, reset_to=tree_map(lambda s: s.expand(6, 1, 3, 5), states))
+    same(output[2:, 1:2], layer(x[2:, 1:2], tree_map(lambda s: s[:, 1:2], states))[0])
 
 
 @row("`proj_size`: h has fewer features than hidden_size", "LSTMs only", ours="LSTMs only")
@@ -274,13 +267,11 @@ def _(layer, x):
 @row("sharing prefixes of token ids, in training too", "no such method")
 def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)
+    leaves = [embedding, *(weight for weight in layer.parameters() if weight.requires_grad)]
     found = []
     for share in (True, False):
         last = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
-        leaves, states = (
-            [embedding, *(weight for weight in layer.parameters() if weight.requires_grad)],
-            last if isinstance(last, tuple) else (last,),
-        )
+        states = last if isinstance(last, tuple) else (last,)
         loss = sum(state.square().sum() for state in states)
         found.append([*states, *torch.autograd.grad(loss, leaves)])
     same(*found)
@@ -372,7 +363,7 @@ def _(layer_class, x):
     for dtype, other in itertools.permutations((torch.bfloat16, torch.float32)):
         layer, input = layer_class(4, 5, dtype=dtype), x.to(dtype)
         hx = random_states(layer, 3, other)
-        converted = map_states(hx, lambda state, dtype=dtype: state.to(dtype))
+        converted = tree_map(lambda state, dtype=dtype: state.to(dtype), hx)
         same(layer(input, hx), layer(input, converted))
 
 

@@ -8,7 +8,6 @@ compute the same. Needs `pip install ".[cases]"`; the wheels are unpacked in `bu
 
 import argparse
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,8 +46,6 @@ class Models(Study):
         rows: Rows = []
         budget = harness.time_budget(options, self.max_rounds, self.round_seconds)
         for package in self.cases:
-            if options.only and package.name not in options.only:
-                continue
             if (version := unpack(package.name)) is None:
                 message = f"{package.name}: left out, because its wheel was not found"
                 if options.record:
@@ -103,7 +100,6 @@ def changed(row: Row) -> str:
     return f"{exact}{'' if rounded is None else f', int8 {rounded}'} of {decisions:,}"
 
 
-SPEED_UPS: Sequence[Column] = [speed_up(name) for name in (PREPARED, STREAM, INT8)]
 COLUMNS = (
     columns.key("package", "package"),
     columns.key("task", "name"),
@@ -113,7 +109,7 @@ COLUMNS = (
     columns.text("in the layer", lambda row: f"{row['share']:.0%}"),
     speed_up(FUSED),
     columns.text("95 %", interval),
-    *SPEED_UPS,
+    *map(speed_up, (PREPARED, STREAM, INT8)),
     columns.text("changed", changed),
 )
 
@@ -165,14 +161,5 @@ STUDY = Models(
 )
 
 
-def main() -> None:
-    parser = harness.parser(STUDY.description, STUDY.seconds)
-    parser.add_argument("--only", nargs="*", metavar="PACKAGE", help="time these packages")
-    options = harness.parse(parser)
-    if options.record and options.only:
-        parser.error("--record needs all packages")
-    STUDY.main(options)
-
-
 if __name__ == "__main__":
-    main()
+    STUDY.main()

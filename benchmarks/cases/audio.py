@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cases.case import Case, Stepping, above_half, best_of, load
-from benchmarks.cases.packages import FOLDER, path
+from benchmarks.cases.packages import FOLDER
 
 RATE = 16_000
 """Samples in a second of audio."""
@@ -52,7 +52,7 @@ def resemblyzer() -> Iterator[Case]:
     recording = sound(30).numpy()
 
     def partials(module: nn.Module) -> Tensor:
-        _, found, _ = module.embed_utterance(recording, return_partials=True)  # type: ignore[operator]
+        _, found, _ = module.embed_utterance(recording, return_partials=True)
         return torch.from_numpy(found)
 
     _, parts = encoder.compute_partial_slices(len(recording), rate=1.3, min_coverage=0.75)
@@ -86,7 +86,6 @@ class VoiceActivity(Stepping):
         return x.squeeze(-1)
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Steps the cell."""
         state = self.lstm_cell(x, state)
         return state[0], state
 
@@ -103,7 +102,7 @@ def silero_vad() -> Iterator[Case]:
     """Yields the cell, with one and with 16 recordings, and the network on a minute of audio."""
     from safetensors.torch import load_file
 
-    weights = load_file(path("silero_vad", "data", "silero_vad_16k.safetensors"))
+    weights = load_file(FOLDER / "silero_vad/data/silero_vad_16k.safetensors")
     network = load(VoiceActivity(), weights)
     chunks = F.pad(sound(60), (CONTEXT, 0)).unfold(0, CONTEXT + CHUNK, CHUNK)
     with torch.no_grad():
@@ -143,14 +142,13 @@ class Beats(Stepping):
         return self.linear0(x.flatten(1))
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Steps the LSTM."""
         h, state = self.lstm(x.unsqueeze(0), state)
         return h[0], state
 
 
 def beatnet() -> Iterator[Case]:
     """Yields 30 seconds of music: at once, as steps of the LSTM, and as a program of steps."""
-    weights = torch.load(path("BeatNet", "models", "model_1_weights.pt"), weights_only=True)
+    weights = torch.load(FOLDER / "BeatNet/models/model_1_weights.pt", weights_only=True)
     network = load(Beats(), weights)
     music = torch.rand(1500, 272, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

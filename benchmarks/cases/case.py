@@ -135,12 +135,10 @@ class Package(NamedTuple):
 
 
 def best_of(scores: Tensor) -> Tensor:
-    """Returns the label with the largest score, in the last dimension."""
     return scores.argmax(-1)
 
 
 def above_half(scores: Tensor) -> Tensor:
-    """Returns whether each probability is above one half."""
     return scores > 0.5
 
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.paths import ROOT
@@ -23,15 +22,8 @@ def unpack(package: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
-    wanted = package.lower().replace("-", "_")
-    found = importlib.metadata.distributions(path=[str(FOLDER)])
-    versions = {d.name.lower().replace("-", "_"): d.version for d in found}
-    return versions.get(wanted)
-
-
-def path(*parts: str) -> Path:
-    """Returns the path of a file in an unpacked wheel."""
-    return FOLDER.joinpath(*parts)
+    found = importlib.metadata.distributions(name=package, path=[str(FOLDER)])
+    return next((distribution.version for distribution in found), None)
 
 
 ALLOWED = {"_reconstruct", "ndarray", "dtype", "encode"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases.case import Case, above_half, load
-from benchmarks.cases.packages import path
+from benchmarks.cases.packages import FOLDER
 
 CONVOLUTIONS = ((64, 7, 2), (128, 3, 2), (128, 3, 1), (256, 3, 1), (256, 3, 1))
 """Channels, kernel size and stride of the convolutions before the recurrent layers."""
@@ -64,7 +64,7 @@ def read_weights(network: Lines) -> nn.Module:
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
-    model.ParseFromString(path("kraken", "blla.mlmodel").read_bytes())
+    model.ParseFromString((FOLDER / "kraken/blla.mlmodel").read_bytes())
     found: dict[str, list[Tensor]] = {"Conv2d": [], "GroupNorm": [], "LSTM": []}
     for layer in model.neuralNetwork.layers:
         kind = layer.WhichOneof("layer")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.cases.case import Case, Stepping, best_of, load
-from benchmarks.cases.packages import ArraysOnly, path
+from benchmarks.cases.packages import FOLDER, ArraysOnly
 
 WORDS = (
     "activationist anaphoric blithesome cromulent defenestrate embiggen flummoxed gobbledygook "
@@ -29,10 +29,8 @@ class Pronouncer(Stepping):
     def __init__(self, arrays: Any) -> None:
         super().__init__()
         (letters, features), (phonemes, hidden) = arrays["enc_emb"].shape, arrays["fc_w"].shape
-        self.letters, self.phonemes = (
-            nn.Embedding(letters, features),
-            nn.Embedding(phonemes, hidden),
-        )
+        self.letters = nn.Embedding(letters, features)
+        self.phonemes = nn.Embedding(phonemes, hidden)
         self.reader, self.speaker = nn.GRU(features, hidden), nn.GRUCell(hidden, hidden)
         self.head = nn.Linear(hidden, phonemes)
         names = {"letters.weight": "enc_emb", "phonemes.weight": "dec_emb"}
@@ -43,7 +41,6 @@ class Pronouncer(Stepping):
         load(self, {name: torch.from_numpy(arrays[theirs]) for name, theirs in names.items()})
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Steps the GRU cell."""
         h = self.speaker(x, state)
         return h, h
 
@@ -62,7 +59,7 @@ class Pronouncer(Stepping):
 
 def g2p_en() -> Iterator[Case]:
     """Yields the encoder, steps of the decoder, and the program on 20 words."""
-    network = Pronouncer(np.load(path("g2p_en", "checkpoint20.npz")))
+    network = Pronouncer(np.load(FOLDER / "g2p_en/checkpoint20.npz"))
     # The letters follow the ids of padding, an unknown letter and the end of a word.
     words = [torch.tensor([ord(c) - ord("a") + 3 for c in word] + [2]) for word in WORDS.split()]
 
@@ -89,21 +86,19 @@ class Characters(nn.Module):
 
     def __init__(self, arrays: dict[str, Any]) -> None:
         super().__init__()
-        (characters, features), width = (
-            arrays["embedding.weight"].shape,
-            arrays["lstm.weight_hh_l0"],
-        )
+        characters, features = arrays["embedding.weight"].shape
+        hidden = arrays["lstm.weight_hh_l0"].shape[1]
         classes, middle = arrays["logit_layer.2.weight"].shape
         self.embedding = nn.Embedding(characters, features)
-        self.lstm = nn.LSTM(features, width.shape[1], batch_first=True, bidirectional=True)
-        first = nn.Linear(2 * width.shape[1], middle)
+        self.lstm = nn.LSTM(features, hidden, batch_first=True, bidirectional=True)
+        first = nn.Linear(2 * hidden, middle)
         self.logit_layer = nn.Sequential(first, nn.ReLU(), nn.Linear(middle, classes))
         load(self, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def g2pm() -> Iterator[Case]:
     """Yields a sentence, and 32 sentences: of one length, packed, and with `lengths=`."""
-    with path("g2pM", "np_ckpt.pkl").open("rb") as file:
+    with (FOLDER / "g2pM/np_ckpt.pkl").open("rb") as file:
         network = Characters(ArraysOnly(file).load())
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(5, 31, (32,), generator=draw).sort(descending=True).values
@@ -147,8 +142,7 @@ class Polisher(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        sizes = {"num_layers": 2, "batch_first": True, "bidirectional": True}
-        self.gru = nn.GRU(10, hidden_size, **sizes)  # type: ignore[arg-type]
+        self.gru = nn.GRU(10, hidden_size, num_layers=2, batch_first=True, bidirectional=True)
         self.linear = nn.Linear(2 * hidden_size, 5)
 
     def forward(self, counts: Tensor) -> Tensor:
@@ -172,10 +166,9 @@ def pileup(batch: int, positions: int, draw: torch.Generator) -> Tensor:
 
 
 def medaka() -> Iterator[Case]:
-    """Yields chunks of a genome."""
     draw = torch.Generator().manual_seed(0)
     for hidden_size, name in MEDAKA.items():
-        with tarfile.open(path("medaka", "data", f"{name}_model_pt.tar.gz")) as archive:
+        with tarfile.open(FOLDER / f"medaka/data/{name}_model_pt.tar.gz") as archive:
             file = archive.extractfile("model/weights.pt")
             assert file is not None
             weights = torch.load(file, map_location="cpu", weights_only=True)

@@ -8,11 +8,11 @@ or the values, of torch's layer within the error budget before anything is timed
 ".[bench-applications]"`.
 """
 
-import functools
 import logging
 import runpy
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from benchmarks.harness import columns
 from benchmarks.harness.grid import FORWARD, TRAINING
 from benchmarks.harness.paths import PERFORMANCE, ROOT
 from benchmarks.harness.precise import make_precise
-from benchmarks.harness.turns import AFTER, BEFORE, SPEED_UP, BeforeAfter, Program, Run
+from benchmarks.harness.turns import AFTER, BEFORE, BeforeAfter, Program, Run
 from namernn_fast import prepare_rnn, replace_rnn
 
 Replace = Callable[[nn.Module], nn.Module]
@@ -157,10 +157,8 @@ def replay(cell: str, replace: Replace, with_reset_to: bool = False) -> Run:
 
     def call() -> torch.Tensor:
         if with_reset_to:
-            after = tuple(states.values())
-            return rnn(observations, reset=begins, reset_to=after if cell == "lstm" else after[0])[
-                0
-            ]
+            reset_to = tuple(states.values()) if cell == "lstm" else states[module.in_keys[1]]
+            return rnn(observations, reset=begins, reset_to=reset_to)[0]
         with set_recurrent_mode(True):
             given = {"x": observations, "is_init": begins.unsqueeze(-1), **states}
             return module(TensorDict(given, [batch, steps]))["y"]
@@ -175,9 +173,7 @@ def replay(cell: str, replace: Replace, with_reset_to: bool = False) -> Run:
     return step
 
 
-def unchanged(model: nn.Module) -> nn.Module:
-    """Returns a model as it is."""
-    return model
+unchanged = nn.Identity()
 
 
 def program(
@@ -185,38 +181,28 @@ def program(
     timed: str,
     package: str,
     make: Callable[[Replace], Run],
-    after: Callable[[], Run],
+    after: Callable[[], Run] | None = None,
     mode: str = TRAINING,
 ) -> Program:
-    """Returns a program that `make` makes with torch's layers."""
-    before, exact = (functools.partial(make, each) for each in (unchanged, make_precise))
-    return Program(name, before, after, exact, {"timed": timed}, package, mode)
-
-
-def swapped(name: str, timed: str, package: str, make: Callable[[Replace], Run]) -> Program:
-    """Returns a program that trains and is the same before and after, except for `replace_rnn`."""
-    return program(name, timed, package, make, functools.partial(make, replace_rnn))
+    """Returns a program that `make` makes with torch's layers, and `after` or `make` with ours."""
+    before, ours, exact = (partial(make, each) for each in (unchanged, replace_rnn, make_precise))
+    return Program(name, before, after or ours, exact, {"timed": timed}, package, mode)
 
 
 UPDATE = "a roll-out and an update"
+WITH_RESETS = partial(agent, unchanged, with_resets=True)
 PROGRAMS = (
-    swapped("darts: BlockRNNModel", "an epoch", "darts", forecaster),
-    swapped("a tagger of packed sentences", "an epoch", "torch", tagger),
-    swapped("sb3-contrib: RecurrentPPO", UPDATE, "sb3_contrib", agent),
-    program(
-        "the same, with `reset=`",
-        UPDATE,
-        "sb3_contrib",
-        agent,
-        functools.partial(agent, unchanged, with_resets=True),
-    ),
+    program("darts: BlockRNNModel", "an epoch", "darts", forecaster),
+    program("a tagger of packed sentences", "an epoch", "torch", tagger),
+    program("sb3-contrib: RecurrentPPO", UPDATE, "sb3_contrib", agent),
+    program("the same, with `reset=`", UPDATE, "sb3_contrib", agent, WITH_RESETS),
     *(
         program(
             f"{n} environments, with `prepare_rnn`",
             "a roll-out",
             "sb3_contrib",
-            functools.partial(rollout, n),
-            functools.partial(rollout, n, prepare_rnn),
+            partial(rollout, n),
+            partial(rollout, n, prepare_rnn),
             FORWARD,
         )
         for n in (8, 64)
@@ -226,8 +212,8 @@ PROGRAMS = (
             f"torchrl: {cell.upper()}Module, with `reset_to=`",
             "a training step",
             "torchrl",
-            functools.partial(replay, cell),
-            functools.partial(replay, cell, replace_rnn, with_reset_to=True),
+            partial(replay, cell),
+            partial(replay, cell, replace_rnn, with_reset_to=True),
         )
         for cell in ("gru", "lstm")
     ),
@@ -237,7 +223,8 @@ COLUMNS = (
     columns.text("timed", "timed"),
     columns.time(BEFORE, "torch's layer"),
     columns.time(AFTER, "fused layer"),
-    *SPEED_UP,
+    columns.over(BEFORE, AFTER),
+    columns.interval(BEFORE),
 )
 STUDY = BeforeAfter(
     name="applications",
@@ -247,6 +234,7 @@ STUDY = BeforeAfter(
     caption=lambda _: (
         "float32. The two programs take turns; 95 % is the interval of the ratio of their medians."
     ),
+    by=(),
     seconds=60.0,
     page=PERFORMANCE,
 )

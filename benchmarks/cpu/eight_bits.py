@@ -8,7 +8,7 @@ onnxruntime quantizes LSTMs only, and OpenVINO no recurrent layer without a set 
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ class Quantized(Workload):
 def onnxruntime_call(problem: Problem, shape: Sequence[int]) -> TimedCall:
     """Returns the call of onnxruntime's `DynamicQuantizeLSTM`, with bound input and outputs.
 
-    Args:
-        problem: The weights, the input and the initial states.
-        shape: The shape of the output that the call returns.
+    The call returns the output in the given shape.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -160,23 +158,22 @@ def rate(row: Row) -> float:
     return bytes_read(Workload.of(row)) / row["medians"]["int8"]
 
 
-def if_known(field: str, text: Callable[[Row], str]) -> Callable[[Row], str]:
-    """Returns a function of a row that is blank for rows without a field."""
-    return lambda row: text(row) if field in row else ""
-
-
 def error(name: str, head: str) -> columns.Column:
-    """Returns the column of the errors of a call."""
     return columns.text(
         head, lambda row: f"{row['errors'][name]:.4f}" if name in row["errors"] else ""
     )
 
 
 def kibibytes(name: str) -> columns.Column:
-    """Returns the column of the size of packed weights."""
-    field = f"{name} bytes"
-    text = if_known(field, lambda row: f"{row[field] / 2**10:,.0f}")
-    return columns.text(f"{name}, KiB", text)
+    return columns.text(
+        f"{name}, KiB",
+        lambda row: f"{row[f'{name} bytes'] / 2**10:,.0f}" if f"{name} bytes" in row else "",
+    )
+
+
+def share_of_bytes(row: Row) -> str:
+    """Returns the size of 8-bit weights as a share of float32 weights, if they were measured."""
+    return f"{row['int8 bytes'] / row['float32 bytes']:.0%}" if "int8 bytes" in row else ""
 
 
 COLUMNS = (
@@ -191,10 +188,7 @@ COLUMNS = (
     error("int8", "error"),
     *(error(name, f"error of {name}") for name in RIVALS),
     *map(kibibytes, DTYPES),
-    columns.text(
-        "int8 of float32",
-        if_known("int8 bytes", lambda row: f"{row['int8 bytes'] / row['float32 bytes']:.0%}"),
-    ),
+    columns.text("int8 of float32", share_of_bytes),
 )
 STUDY = Study(
     name="eight_bits",

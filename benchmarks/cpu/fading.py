@@ -7,13 +7,13 @@ slower on some processors. The fused layer flushes subnormal numbers to zero in 
 gradients that fade.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, SHAPE, Row
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Workload
@@ -42,16 +42,6 @@ CASES = {
 """Rows by name: the training step, and whether subnormal numbers are flushed to zero."""
 
 
-@contextmanager
-def flushed(flush: bool) -> Iterator[bool]:
-    """Flushes subnormal numbers to zero if `flush`; yields whether the processor supports that."""
-    try:
-        yield not flush or torch.set_flush_denormal(True)
-    finally:
-        if flush:
-            torch.set_flush_denormal(False)
-
-
 @dataclass(frozen=True)
 class Fading(Workload):
     """One of `CASES` at some sizes."""
@@ -60,10 +50,7 @@ class Fading(Workload):
 
 
 def calls(fading: Fading) -> Calls:
-    """Returns the gated calls of a case."""
-    torch.manual_seed(1)
-    input = torch.randn(fading.seq_len or 0, fading.batch, fading.input_size)
-    return gated_calls(fading, input, step=CASES[fading.case][0])
+    return gated_calls(fading, draw_input(fading), step=CASES[fading.case][0])
 
 
 def rounds_of(fading: Fading, threads: int, budget: TimeBudget) -> Mapping[str, Rounds]:
@@ -72,18 +59,20 @@ def rounds_of(fading: Fading, threads: int, budget: TimeBudget) -> Mapping[str, 
     Only the calling thread and threads that it starts afterwards flush, so each case needs a fresh
     process that has not started its threads.
     """
-    with flushed(CASES[fading.case][1]) as possible:
-        if not possible:
-            return {}
+    flush = CASES[fading.case][1]
+    if flush and not torch.set_flush_denormal(True):
+        return {}
+    try:
         pages.settle(threads)
         return race(calls(fading), budget)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class InNewProcesses(Study):
     """A study that times each case in a new process."""
 
     def measure(self, case: Fading, budget: TimeBudget) -> Row:
-        """Returns what a row contains, besides the fields of the case."""
         return statistics_of(in_new_process(rounds_of, case, torch.get_num_threads(), budget))
 
 

@@ -53,7 +53,6 @@ def measure(name: str, threads: int) -> dict[str, float]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run."""
     from namernn_fast.bench.tables import duration, markdown
 
     found = document["rounds"]

@@ -18,21 +18,14 @@ from benchmarks.harness.study import Calls, Study, grid
 from namernn_fast import FusedRNN, ops
 from namernn_fast.bench.timed_calls import call_of, draw_gradients
 
-SHAPES = tuple(
-    (size, size, steps, batch)
-    for size, steps, batch in (
-        (64, 8, 1),
-        (64, 128, 1),
-        (64, 128, 16),
-        (128, 128, 1),
-        (128, 128, 4),
-        (256, 32, 1),
-        (256, 128, 1),
-        (256, 128, 4),
-        (512, 128, 1),
-        (512, 128, 16),
-    )
-)
+STEPS_AND_BATCHES = {
+    64: ((8, 1), (128, 1), (128, 16)),
+    128: ((128, 1), (128, 4)),
+    256: ((32, 1), (128, 1), (128, 4)),
+    512: ((128, 1), (128, 16)),
+}
+"""What is timed, by input size and hidden size."""
+SHAPES = [(size, size, *shape) for size, shapes in STEPS_AND_BATCHES.items() for shape in shapes]
 ONE_BY_ONE = "one by one"
 
 
@@ -69,7 +62,7 @@ def calls(stack: Stack) -> Calls:
     baseline = nn.RNN(size, size, num_layers)
     grad_output, grad_h_n = draw_gradients(baseline, input)
     whole, parts = (grad_output, grad_h_n), (grad_output, *grad_h_n.split(1))
-    modules: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
+    modules = {
         BASELINE: (baseline, whole),
         ONE_BY_ONE: (Chain(size, num_layers), parts),
         FUSED: (FusedRNN(size, size, num_layers), whole),
@@ -81,7 +74,6 @@ def calls(stack: Stack) -> Calls:
 
 
 def at_once(stack: Stack, calls: Calls) -> dict[str, Any]:
-    """Returns the number of layers that run at the same time."""
     sizes = [stack.batch] * (stack.seq_len or 0), stack.input_size, stack.hidden_size
     plan = ops.cpu_plan(*sizes, torch.get_num_threads(), num_layers=stack.num_layers)
     return {"at_once": plan.layers}

@@ -7,6 +7,8 @@ steps is written like those of laboratories. It runs on as many threads as are f
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -48,27 +50,17 @@ def layers(nonlinearity: str) -> tuple[nn.Module, FusedLeakyRNN]:
     return rival, fused
 
 
-class Equation(FusedLeakyRNN):
-    """The equation in float64, step by step. (nn4n computes in float32 only.)"""
-
-    @classmethod
-    def of(cls, layer: FusedLeakyRNN) -> "Equation":
-        """Returns a copy of a layer in this class."""
-        copied = copy.deepcopy(layer).double()
-        copied.__class__ = cls
-        return copied  # type: ignore[return-value]
-
-    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
-        """Returns the output, and nothing else."""
-        act, a = getattr(torch, self.nonlinearity), self.rate_l0.sigmoid()
-        r, v, outputs = x.new_zeros(()), x.new_zeros(()), []
-        for x_t in x:
-            z = x_t @ self.weight_ih_l0.T + self.bias_ih_l0 + self.bias_hh_l0
-            z = z + r @ self.weight_hh_l0.T if r.dim() else z
-            v = (1 - a) * v + a * z
-            r = act(v)
-            outputs.append(r)
-        return torch.stack(outputs), None
+def equation(layer: FusedLeakyRNN, x: Tensor) -> Tensor:
+    """Returns the output of a leaky layer, computed step by step in ATen operators."""
+    act, a = getattr(torch, layer.nonlinearity), layer.rate_l0.sigmoid()
+    r = v = x.new_zeros(x.shape[1], HIDDEN_SIZE)
+    outputs = []
+    for x_t in x:
+        z = x_t @ layer.weight_ih_l0.T + layer.bias_ih_l0 + layer.bias_hh_l0
+        v = (1 - a) * v + a * (z + r @ layer.weight_hh_l0.T)
+        r = act(v)
+        outputs.append(r)
+    return torch.stack(outputs)
 
 
 def step(layer: nn.Module, run: Callable[[Tensor], Any], x: Tensor, gradient: Tensor) -> Any:
@@ -81,13 +73,15 @@ def step(layer: nn.Module, run: Callable[[Tensor], Any], x: Tensor, gradient: Te
     return output
 
 
-def results(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+def results(
+    layer: nn.Module, run: Callable[[Tensor], Any], x: Tensor, gradient: Tensor
+) -> dict[str, Tensor]:
     """Returns the output of a training step and the gradients of the weights."""
-    output = step(layer, layer, x, gradient)
+    output = step(layer, run, x, gradient)
     parameters = [*layer.parameters()]
     if not isinstance(layer, FusedLeakyRNN):
         parts = layer.input_layer, layer.hidden_layer
-        parameters = [getattr(part, name) for name in ("weight", "bias") for part in parts]  # type: ignore[union-attr]
+        parameters = [getattr(part, name) for name in ("weight", "bias") for part in parts]
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     grads = {name: p.grad for name, p in zip(names, parameters, strict=False)}
     return {"output": output.detach(), **grads}
@@ -101,8 +95,10 @@ def calls(case: Leaky) -> Calls:
     x = torch.randn(*steps, INPUT_SIZE)
     gradient = torch.randn(*steps, HIDDEN_SIZE)
     noise = torch.randn(*steps, HIDDEN_SIZE) / 10
-    exact = results(Equation.of(fused), x.double(), gradient.double())
-    assert_within_budget(results(fused, x, gradient), results(rival, x, gradient), exact)
+    precise = copy.deepcopy(fused).double()  # nn4n computes in float32 only
+    exact = results(precise, partial(equation, precise), x.double(), gradient.double())
+    theirs, ours = (results(layer, layer, x, gradient) for layer in (rival, fused))
+    assert_within_budget(ours, theirs, exact)
     return {
         RIVAL: lambda: step(rival, rival, x, gradient),
         FUSED: lambda: step(fused, fused, x, gradient),
@@ -112,16 +108,13 @@ def calls(case: Leaky) -> Calls:
 
 def at_best(rows: list[Row]) -> list[Row]:
     """Returns rows that compare with the time of nn4n on the number of threads it is faster on."""
-    best: dict[tuple[Any, ...], float] = {}
-    cases = [tuple(row[name] for name in ("nonlinearity", "seq_len", "batch")) for row in rows]
-    for row, case in zip(rows, cases, strict=True):
-        best[case] = min(row["medians"][RIVAL], best.get(case, float("inf")))
+    case = itemgetter("nonlinearity", "seq_len", "batch")
     found = []
-    for row, case in zip(rows, cases, strict=True):
-        scale = best[case] / row["medians"][RIVAL]
+    for row in rows:
+        best = min(other["medians"][RIVAL] for other in rows if case(other) == case(row))
+        scale = best / row["medians"][RIVAL]
         spread = {name: [scale * end for end in ends] for name, ends in row["spread"].items()}
-        medians = row["medians"] | {BEST: best[case]}
-        found.append(row | {"medians": medians, "spread": spread})
+        found.append(row | {"medians": row["medians"] | {BEST: best}, "spread": spread})
     return found
 
 
@@ -129,7 +122,6 @@ class AtBest(Study):
     """A study whose speed-ups are over the better of two numbers of threads."""
 
     def report(self, document: Document) -> str:
-        """Returns the caption and the tables of a run."""
         return super().report(document | {"rows": at_best(document["rows"])})
 
 

@@ -38,12 +38,6 @@ def peak_of_training(
 
     The parameters, the input and the gradients of the results exist before the step. A step on one
     sequence first starts the threads and loads the code, which would count otherwise.
-
-    Args:
-        workload: The sizes and the cell of the layer.
-        role: "baseline" or "fused".
-        threads: The number of threads.
-        lengths: The lengths of a packed batch.
     """
     torch.set_num_threads(threads)
     layer = equal_layers(workload)[getattr(workload.layers, role)]

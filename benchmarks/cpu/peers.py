@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.cpu.rivals import ERROR, RIVALS, Problem
+from benchmarks.cpu.rivals import ERROR, RIVALS, TRAINED, Problem
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, Row, Rows
 from benchmarks.harness.gate import check_rival
@@ -65,33 +65,22 @@ WORKLOADS = [
 def results(
     workload: Workload, call: TimedCall, layer: nn.RNNBase | None = None
 ) -> dict[str, Tensor]:
-    """Runs a call and returns what a rival returns: h_n, or the gradients of the weights.
+    """Runs a call of a rival, or of a `layer`; returns h_n, or the gradients of the weights.
 
     There is a gradient for weight_ih, weight_hh and the sum of the biases; a GRU has different ones
     for bias_ih and bias_hh.
-
-    Args:
-        workload: The workload of the call.
-        call: The call of a layer or of a rival.
-        layer: The layer, if the call runs one.
     """
-    separate = CELLS[workload.cell].separate_bias_hh
     with torch.inference_mode(workload.mode == FORWARD):
         returned: Any = call()
-    if layer is not None:
+    if workload.mode == FORWARD:
+        named = {"h_n": returned if layer is None else tensors_in(returned)[1]}
+    else:
         # Except in a GRU, both biases have the gradient of their sum.
-        gradients = [p.grad for p in layer.parameters()][: None if separate else 3]
-        returned = gradients if workload.mode == TRAINING else tensors_in(returned)[1]
-    biases = ("grad bias_ih", "grad bias_hh") if separate else ("grad bias",)
-    gradient_names = ("grad weight_ih", "grad weight_hh", *biases)
-    names = gradient_names if workload.mode == TRAINING else ("h_n",)
-    values = returned if workload.mode == TRAINING else (returned,)
-    return {
-        name: torch.from_numpy(
-            np.array(value.detach().numpy() if isinstance(value, Tensor) else value)
-        ).squeeze()
-        for name, value in zip(names, values, strict=True)
-    }
+        separate = CELLS[workload.cell].separate_bias_hh
+        names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if separate else ("bias",)))
+        values = returned if layer is None else [p.grad for p in layer.parameters()][: len(names)]
+        named = {f"grad {name}": value for name, value in zip(names, values, strict=True)}
+    return {name: torch.from_numpy(np.array(value)).squeeze() for name, value in named.items()}
 
 
 def calls(workload: Workload, rivals: Sequence[str] = ()) -> dict[str, TimedCall]:
@@ -122,10 +111,9 @@ def calls(workload: Workload, rivals: Sequence[str] = ()) -> dict[str, TimedCall
     assert_within_budget(ours, theirs, oracle)
     problem = Problem(workload, baseline, input, gradients)
     for name in rivals if workload.family == DENSE else ():
-        call = RIVALS[name][1](problem, torch.get_num_threads())
-        if call is not None:
-            check_rival(name, results(workload, call), oracle, ERROR)
-            found[name] = call
+        if workload.mode == FORWARD or name in TRAINED:
+            found[name] = RIVALS[name][1](problem, torch.get_num_threads())
+            check_rival(name, results(workload, found[name]), oracle, ERROR)
     return found
 
 
@@ -176,7 +164,6 @@ def time_of_best(row: Row) -> str:
 
 
 def label(row: Row) -> str:
-    """Returns the sizes of a row."""
     if row["family"] == DENSE:
         return shape(Workload.of(row))
     return f"({row['input_size']}, {row['hidden_size']}, {LENGTHS[0]}..{LENGTHS[1]})"
@@ -185,24 +172,21 @@ def label(row: Row) -> str:
 def table(rows: Rows) -> str:
     """Returns a line for each size: both layers, their ratio, and the best other implementation."""
     baseline, fused = Workload.of(rows[0]).layers
-    text = columns.table(
-        rows,
-        (
-            columns.key("(D, H, T)", label),
-            BATCH,
-            *map(columns.time, (baseline, fused)),
-            columns.over(baseline, fused),
-            columns.text("best other", best),
-            columns.text("its time", time_of_best),
-        ),
+    shown = (
+        columns.key("(D, H, T)", label),
+        BATCH,
+        *map(columns.time, (baseline, fused)),
+        columns.over(baseline, fused),
+        columns.text("best other", best),
+        columns.text("its time", time_of_best),
     )
+    text = columns.table(rows, shown)
     if beaten := [is_faster(row) for row in rows if best(row)]:
         text += f"\n\nFaster than the best other at {sum(beaten)} of {len(beaten)} sizes."
     return text
 
 
 def caption(document: Document) -> str:
-    """Returns what precedes the tables."""
     text = "confined to as many CPUs as threads; float32. "
     text += f"Others: {', '.join(document['others']) or 'none'}."
     if "hop" in document:

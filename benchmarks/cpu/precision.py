@@ -30,8 +30,6 @@ TIMED = ("baseline highest", "baseline medium", "fused highest", "fused high", "
 
 
 def with_precision(call: TimedCall, name: str) -> TimedCall:
-    """Returns a call that sets the precision first."""
-
     def timed() -> Any:
         with precision_of_products(name):
             return call()
@@ -40,7 +38,6 @@ def with_precision(call: TimedCall, name: str) -> TimedCall:
 
 
 def calls(workload: Workload) -> Calls:
-    """Returns a call for each of `TIMED`."""
     torch.manual_seed(0)
     input = torch.randn(workload.seq_len or 0, workload.batch, workload.input_size)
     layers = dict(zip(workload.layers._fields, equal_layers(workload).values(), strict=True))

@@ -57,15 +57,12 @@ def runtime_calls(problem: Problem) -> Calls:
     for name in RUNTIMES:
         package, make = RIVALS[name]
         if importlib.util.find_spec(package) is not None:
-            call = make(problem, torch.get_num_threads())
-            assert call is not None
-            check_rival(name, {"h_n": torch.as_tensor(call())}, {"h_n": h_n}, ERROR)
-            found[name] = call
+            found[name] = make(problem, torch.get_num_threads())
+            check_rival(name, {"h_n": torch.as_tensor(found[name]())}, {"h_n": h_n}, ERROR)
     return found
 
 
 def calls(workload: Workload) -> Calls:
-    """Returns a call of each layer and of each runtime that is installed."""
     problem = problem_of(workload)
     return {**layer_calls(problem), **runtime_calls(problem)}
 

@@ -48,8 +48,7 @@ def calls(case: Projection) -> Calls:
     mode, steps = case.mode, case.seq_len or 0
     sizes = case.input_size, case.hidden_size, case.num_layers
     torch.manual_seed(0)
-    baseline = nn.LSTM(*sizes, proj_size=case.proj_size)
-    fused = FusedLSTM(*sizes, proj_size=case.proj_size)
+    baseline, fused = (cls(*sizes, proj_size=case.proj_size) for cls in (nn.LSTM, FusedLSTM))
     fused.load_state_dict(baseline.state_dict())
     input: Any = torch.randn(steps, case.batch, case.input_size)
     if case.family == PACKED:
@@ -60,17 +59,14 @@ def calls(case: Projection) -> Calls:
         precise = copy.deepcopy(baseline).double()
         exact_call = call_of(precise, input.double(), mode, tuple(g.double() for g in gradients))
         exact = results(precise, exact_call, mode)
-        raced = {
-            name: (layer, call_of(layer, input, mode, gradients))
-            for name, layer in ((BASELINE, baseline), (FUSED, fused))
-        }
-        theirs, ours = (results(layer, call, mode) for layer, call in raced.values())
+        layers = baseline, fused
+        found = [call_of(layer, input, mode, gradients) for layer in layers]
+        theirs, ours = (results(*each, mode) for each in zip(layers, found, strict=True))
     assert_within_budget(ours, theirs, exact)
-    return {name: call for name, (_, call) in raced.items()}
+    return dict(zip((BASELINE, FUSED), found, strict=True))
 
 
 def shape(row: Row) -> str:
-    """Returns the sizes of a row."""
     names = "input_size", "hidden_size", "proj_size", "num_layers", "seq_len"
     return str(tuple(row[name] for name in names))
 

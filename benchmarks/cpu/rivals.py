@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.grid import FORWARD, TRAINING, Workload
+from benchmarks.harness.grid import FORWARD, Workload
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import Gradients
 from namernn_fast.cells import CELLS, GRU, LSTM, VANILLA
@@ -37,16 +38,10 @@ class Problem:
         return [p.detach().numpy() for p in self.baseline.parameters()]
 
 
-Rival = Callable[[Problem, int], TimedCall | None]
-"""Creates a call from a problem and a number of threads; returns None if the rival does not support
-the mode. In inference the call returns h_n. In training it returns the gradients of weight_ih,
-weight_hh and the sum of the biases, or, for a GRU, of weight_ih, weight_hh, bias_ih and bias_hh."""
-
-
-def in_place_loop(problem: Problem, threads: int) -> TimedCall | None:
-    """A loop over PyTorch operators with as little overhead as a user can achieve."""
-    workload = problem.workload
-    return None if workload.mode == TRAINING else BY_HAND[workload.cell].in_place(problem)
+Rival = Callable[[Problem, int], TimedCall]
+"""Creates a call from a problem and a number of threads. In inference the call returns h_n. In
+training it returns the gradients of weight_ih, weight_hh and the sum of the biases, or, for a GRU,
+of weight_ih, weight_hh, bias_ih and bias_hh."""
 
 
 def _rnn_in_place(problem: Problem) -> TimedCall:
@@ -105,12 +100,6 @@ def _lstm_in_place(problem: Problem) -> TimedCall:
         return h
 
     return call
-
-
-def numpy_loop(problem: Problem, threads: int) -> TimedCall | None:
-    """A loop over NumPy operations, in place."""
-    workload = problem.workload
-    return None if workload.mode == TRAINING else BY_HAND[workload.cell].in_numpy(problem)
 
 
 def _rnn_in_numpy(problem: Problem) -> TimedCall:
@@ -177,48 +166,35 @@ def _lstm_in_numpy(problem: Problem) -> TimedCall:
     return call
 
 
-JaxStep = Callable[[Any, Any], tuple[Any, Any]]
-"""The step that `jax.lax.scan` repeats. It takes (h,) or (h, c), and the projection of x_t."""
-
-
-def _rnn_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
+def _rnn_step_in_jax(w_h: Any, bias_h: Any, states: Any, sums: Any) -> tuple[Any, Any]:
     import jax.numpy as jnp
 
-    def step(states: Any, sums: Any) -> tuple[Any, Any]:
-        (h,) = states
-        h = jnp.tanh(sums + h @ w_h.T)
-        return (h,), h
-
-    return step
+    (h,) = states
+    h = jnp.tanh(sums + h @ w_h.T)
+    return (h,), h
 
 
-def _gru_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
+def _gru_step_in_jax(w_h: Any, bias_h: Any, states: Any, sums: Any) -> tuple[Any, Any]:
     import jax.numpy as jnp
     from jax.nn import sigmoid
 
-    def step(states: Any, sums: Any) -> tuple[Any, Any]:
-        (h,) = states
-        from_x, from_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
-        r, z = (sigmoid(from_x[gate] + from_h[gate]) for gate in (0, 1))
-        new = jnp.tanh(from_x[2] + r * from_h[2])
-        h = new + z * (h - new)
-        return (h,), h
-
-    return step
+    (h,) = states
+    from_x, from_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
+    r, z = (sigmoid(from_x[gate] + from_h[gate]) for gate in (0, 1))
+    new = jnp.tanh(from_x[2] + r * from_h[2])
+    h = new + z * (h - new)
+    return (h,), h
 
 
-def _lstm_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
+def _lstm_step_in_jax(w_h: Any, bias_h: Any, states: Any, sums: Any) -> tuple[Any, Any]:
     import jax.numpy as jnp
     from jax.nn import sigmoid
 
-    def step(states: Any, sums: Any) -> tuple[Any, Any]:
-        h, c = states
-        i, f, g, o = jnp.split(sums + h @ w_h.T, 4, axis=-1)
-        c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
-        h = sigmoid(o) * jnp.tanh(c)
-        return (h, c), h
-
-    return step
+    h, c = states
+    i, f, g, o = jnp.split(sums + h @ w_h.T, 4, axis=-1)
+    c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
+    h = sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
 
 
 class ByHand(NamedTuple):
@@ -226,23 +202,34 @@ class ByHand(NamedTuple):
 
     in_place: Callable[[Problem], TimedCall]
     in_numpy: Callable[[Problem], TimedCall]
-    in_jax: Callable[[Any, Any], JaxStep]
-    """Returns the step, given weight_hh and, if it is separate, bias_hh."""
+    step_in_jax: Callable[..., tuple[Any, Any]]
+    """Returns the next states and h, from weight_hh, bias_hh (if it is separate), the states (h,)
+    or (h, c), and the projection of x_t."""
 
 
 BY_HAND = {
-    VANILLA.name: ByHand(_rnn_in_place, _rnn_in_numpy, _rnn_in_jax),
-    GRU.name: ByHand(_gru_in_place, _gru_in_numpy, _gru_in_jax),
-    LSTM.name: ByHand(_lstm_in_place, _lstm_in_numpy, _lstm_in_jax),
+    VANILLA.name: ByHand(_rnn_in_place, _rnn_in_numpy, _rnn_step_in_jax),
+    GRU.name: ByHand(_gru_in_place, _gru_in_numpy, _gru_step_in_jax),
+    LSTM.name: ByHand(_lstm_in_place, _lstm_in_numpy, _lstm_step_in_jax),
 }
 
 
-def jax_scan(problem: Problem, threads: int) -> TimedCall | None:
+def in_place_loop(problem: Problem, threads: int) -> TimedCall:
+    """A loop over PyTorch operators with as little overhead as a user can achieve."""
+    return BY_HAND[problem.workload.cell].in_place(problem)
+
+
+def numpy_loop(problem: Problem, threads: int) -> TimedCall:
+    """A loop over NumPy operations, in place."""
+    return BY_HAND[problem.workload.cell].in_numpy(problem)
+
+
+def jax_scan(problem: Problem, threads: int) -> TimedCall:
     """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 
-    cell, make_step = CELLS[problem.workload.cell], BY_HAND[problem.workload.cell].in_jax
+    cell = CELLS[problem.workload.cell]
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
     biases = (bias_ih, bias_hh) if cell.separate_bias_hh else (bias_ih + bias_hh, None)
     x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
@@ -251,7 +238,8 @@ def jax_scan(problem: Problem, threads: int) -> TimedCall | None:
 
     def run(parameters, x):
         w_x, w_h, bias, bias_h = parameters
-        return jax.lax.scan(make_step(w_h, bias_h), start, x @ w_x.T + bias, unroll=min(8, len(x)))
+        step = partial(BY_HAND[cell.name].step_in_jax, w_h, bias_h)
+        return jax.lax.scan(step, start, x @ w_x.T + bias, unroll=min(8, len(x)))
 
     def train(parameters, x, gradients):
         _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
@@ -339,10 +327,8 @@ def bound_session(
     return run, bound
 
 
-def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
+def onnxruntime(problem: Problem, threads: int) -> TimedCall:
     """onnxruntime on an `RNN`, `GRU` or `LSTM` node, with bound input and outputs."""
-    if problem.workload.mode == TRAINING:
-        return None
     run, bound = bound_session(onnx_model(problem), problem, threads)
 
     def call() -> Any:
@@ -352,10 +338,8 @@ def onnxruntime(problem: Problem, threads: int) -> TimedCall | None:
     return call
 
 
-def openvino(problem: Problem, threads: int) -> TimedCall | None:
+def openvino(problem: Problem, threads: int) -> TimedCall:
     """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32, with bound input and outputs."""
-    if problem.workload.mode == TRAINING:
-        return None
     import openvino
 
     core = openvino.Core()
@@ -388,3 +372,5 @@ RIVALS: dict[str, tuple[str, Rival]] = {
     "OpenVINO": ("openvino", openvino),
 }
 """Rivals by name: the package each needs, and the function that creates its call."""
+TRAINED = ("JAX",)
+"""The rivals that also train."""

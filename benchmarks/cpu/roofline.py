@@ -7,7 +7,6 @@ multiply-adds read memory than if their operands stay in registers. So a workloa
 right after each of its rounds.
 """
 
-import argparse
 import dataclasses
 import statistics
 import time
@@ -18,9 +17,10 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
+from benchmarks.cpu.memory import draw_input
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import columns, pages
-from benchmarks.harness.columns import BATCH, SHAPE
+from benchmarks.harness.columns import BATCH, SHAPE, Rows
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
 from benchmarks.harness.study import grid
@@ -79,21 +79,14 @@ def race_peak(
     return {name: statistics.median(s) for name, s in recorded.items()}, statistics.median(peaks)
 
 
-def budget_of(options: argparse.Namespace) -> TimeBudget:
-    """Returns the time budget of a workload; rounds are longer than in other programs."""
-    return QUICK if options.quick else TimeBudget(options.seconds)
-
-
-def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(machine: Machine, workloads: list[Workload], budget: TimeBudget) -> Rows:
     """Times every workload and measures its peak; returns a row for each."""
     rows = []
-    for workload in pages.chosen(grid(SHAPES, ["rnn"]), options):
-        torch.manual_seed(1)
-        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
+    for workload in workloads:
         checked = torch.arange(16) if workload.batch > 16 else None
-        call = gated_calls(workload, input, checked)[FUSED]
+        call = gated_calls(workload, draw_input(workload), checked)[FUSED]
         with torch.inference_mode(workload.mode == FORWARD):
-            medians, peak = race_peak({FUSED: call}, machine.threads, budget_of(options))
+            medians, peak = race_peak({FUSED: call}, machine.threads, budget)
         rows.append(
             {
                 **dataclasses.asdict(workload),
@@ -107,36 +100,32 @@ def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
+def race_activations(most_threads: int, workloads: list[Workload], budget: TimeBudget) -> Rows:
     """Returns the fractions of the peak with tanh and with relu, at sizes bound by multiply-adds.
 
     The difference is the cost of tanh.
     """
     rows = []
-    for workload in pages.chosen(grid(SHAPES, ["rnn"]), options):
+    for workload in workloads:
         if workload.mode != FORWARD or workload.batch < BOUND_BY_MULTIPLY_ADDS:
             continue
-        torch.manual_seed(1)
-        input = torch.randn(workload.seq_len, workload.batch, workload.input_size)
-        shares = {}
-        for threads in dict.fromkeys((options.threads, 1)):
+        input, shares = draw_input(workload), {}
+        for threads in dict.fromkeys((most_threads, 1)):
             torch.set_num_threads(threads)
+            sizes = workload.input_size, workload.hidden_size
             calls = {
-                name: partial(
-                    FusedRNN(workload.input_size, workload.hidden_size, nonlinearity=name), input
-                )
-                for name in ACTIVATIONS
+                name: partial(FusedRNN(*sizes, nonlinearity=name), input) for name in ACTIVATIONS
             }
             with torch.inference_mode():
-                medians, peak = race_peak(calls, threads, budget_of(options))
+                medians, peak = race_peak(calls, threads, budget)
             for name in ACTIVATIONS:
                 shares[f"{name} {threads}"] = flops(workload) / medians[name] / peak
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(most_threads)
         rows.append({**dataclasses.asdict(workload), "shares": shares})
     return rows
 
 
-def activation_table(rows: list[dict[str, Any]], threads: int) -> str:
+def activation_table(rows: Rows, threads: int) -> str:
     """Returns a line for each workload, with a column for each activation and number of threads."""
     shares = (
         columns.text(
@@ -158,7 +147,7 @@ COLUMNS = (
 )
 
 
-def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
+def draw(rows: Rows, machine: Machine, path: Path) -> None:
     """Draws the rate against the batch size, the number of sequences that use a weight per read."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     batches = [2**power for power in range(11)]
@@ -168,14 +157,10 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
     for mode, marker in zip(MODES, MARKERS, strict=False):
         labels = dict.fromkeys(shape(Workload.of(row)) for row in rows)
         for label, colour in zip(labels, COLOURS, strict=False):
-            points = {
-                row["batch"]: row["flops"] / row["median"]
-                for row in rows
-                if row["mode"] == mode and shape(Workload.of(row)) == label
-            }
+            chosen = [r for r in rows if (r["mode"], shape(Workload.of(r))) == (mode, label)]
             axes.plot(
-                [*points],
-                [*points.values()],
+                [row["batch"] for row in chosen],
+                [row["flops"] / row["median"] for row in chosen],
                 color=colour,
                 marker=marker,
                 linestyle="-" if mode == FORWARD else ":",
@@ -199,7 +184,6 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns the tables of a run."""
     machine = Machine(**document["machine"])
     activations = activation_table(document["activations"], machine.threads)
     times = columns.table(document["rows"], COLUMNS, beside="mode")
@@ -225,9 +209,12 @@ def main() -> None:
     pyplot.switch_backend("Agg")
 
     machine = measure(options.threads)
-    rows = run(machine, options)
+    workloads = [case for case in grid(SHAPES, ["rnn"]) if case.is_small or not options.quick]
+    # Rounds are longer than in other programs.
+    budget = QUICK if options.quick else TimeBudget(options.seconds)
+    rows = run(machine, workloads, budget)
     document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
-    document["activations"] = race_activations(options)
+    document["activations"] = race_activations(options.threads, workloads, budget)
     pages.publish("roofline", document, report(document), options.record)
     plot = pages.folder_of(options.record) / "roofline.png"
     draw(rows, machine, plot)

@@ -25,7 +25,6 @@ LAYERS = {
 
 
 def calls(workload: Workload) -> Calls:
-    """Returns the calls of a workload with every layer and dtype."""
     found = {}
     for name, (layer_class, dtype) in LAYERS.items():
         torch.manual_seed(0)

@@ -31,7 +31,6 @@ def run() -> list[dict[str, Any]]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns the legend, and a line for each shape."""
     lines = [["(D, H, T)", "B", *(f"{threads} thread(s)" for threads in THREADS)]]
     for row in document["rows"]:
         plans = [

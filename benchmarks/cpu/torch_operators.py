@@ -8,6 +8,7 @@ batch sizes are timed.
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, SHAPE
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, MODES, PACKED, SHAPES, SIZES, Workload
@@ -22,13 +23,10 @@ LARGEST_WORK = 10**9
 
 
 def calls(workload: Workload) -> Calls:
-    """Returns the gated calls of both layers on dense or packed input."""
-    torch.manual_seed(1)
-    steps = workload.seq_len or 0
-    input = torch.randn(steps, workload.batch, workload.input_size)
+    input = draw_input(workload)
     if workload.family == DENSE:
         return gated_calls(workload, input)
-    lengths = torch.randint(1, steps + 1, (workload.batch,))
+    lengths = torch.randint(1, len(input) + 1, (workload.batch,))
     return gated_calls(workload, pack_padded_sequence(input, lengths, enforce_sorted=False))
 
 

@@ -81,7 +81,6 @@ def _under(policy: str | None, *arguments) -> float:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns the table of a run."""
     from namernn_fast.bench.tables import duration, markdown
 
     found = document["rounds"]

@@ -11,71 +11,42 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns, machine
 from benchmarks.harness.columns import BATCH, SHAPE, Row, Rows
-from benchmarks.harness.grid import BASELINE, FUSED, SIZES, TRAINING, Workload
-from benchmarks.harness.study import Calls, Study, grid
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, MODES, SIZES, TRAINING, Workload
+from benchmarks.harness.study import Calls, Study
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
-SHAPES = {  # (input_size, hidden_size, seq_len, batch)
-    "float32": (
-        (16, 300, 1, 1),
-        (300, 300, 8, 4),
-        (2048, 300, 8, 2),
-        (300, 300, 32, 2),
-        (300, 300, 64, 8),
-        (4096, 384, 16, 4),
-        (32, 400, 64, 1),
-        (512, 512, 1, 8),
-        (512, 512, 10, 2),
-        (4096, 512, 4, 2),
-        (64, 512, 16, 4),
-        (512, 512, 32, 8),
-        (512, 512, 64, 1),
-        (700, 700, 5, 2),
-        (700, 700, 5, 8),
-        (1, 700, 20, 1),
-        (768, 768, 1, 4),
-        (768, 768, 12, 3),
-        (768, 768, 32, 1),
-        (1000, 1000, 2, 5),
-        (200, 1000, 10, 1),
-        (200, 1000, 10, 2),
-        (1024, 1024, 1, 1),
-        (4096, 1024, 3, 1),
-        (1024, 1024, 4, 8),
-        (16, 1024, 8, 6),
-        (1024, 1024, 10, 4),
-        (1024, 1024, 16, 32),
-        (1024, 1024, 64, 1),
-        (64, 1500, 1, 2),
-        (1500, 1500, 2, 8),
-        (64, 1500, 12, 3),
-        (2048, 2048, 1, 8),
-        (2048, 2048, 4, 4),
-        (2048, 2048, 10, 1),
-        (2048, 2048, 10, 2),
-        (128, 2048, 16, 1),
-        (3000, 3000, 3, 2),
-        (100, 3000, 6, 4),
-        (64, 4096, 4, 1),
-        (4096, 4096, 1, 1),
-        (4096, 4096, 2, 8),
-    ),
-    "bfloat16": (
-        (300, 300, 8, 4),
-        (4096, 512, 4, 2),
-        (512, 512, 64, 1),
-        (700, 700, 5, 2),
-        (200, 1000, 10, 1),
-        (200, 1000, 10, 2),
-        (1024, 1024, 4, 8),
-        (1024, 1024, 16, 32),
-        (64, 1500, 12, 3),
-        (2048, 2048, 10, 1),
-        (2048, 2048, 10, 2),
-        (4096, 4096, 2, 8),
-    ),
+# By dtype and hidden size: input_size, seq_len and batch.
+SHAPES = {
+    "float32": {
+        300: ((16, 1, 1), (300, 8, 4), (2048, 8, 2), (300, 32, 2), (300, 64, 8)),
+        384: ((4096, 16, 4),),
+        400: ((32, 64, 1),),
+        512: ((512, 1, 8), (512, 10, 2), (4096, 4, 2), (64, 16, 4), (512, 32, 8), (512, 64, 1)),
+        700: ((700, 5, 2), (700, 5, 8), (1, 20, 1)),
+        768: ((768, 1, 4), (768, 12, 3), (768, 32, 1)),
+        1000: ((1000, 2, 5), (200, 10, 1), (200, 10, 2)),
+        1024: (
+            *((1024, 1, 1), (4096, 3, 1), (1024, 4, 8), (16, 8, 6), (1024, 10, 4)),
+            *((1024, 16, 32), (1024, 64, 1)),
+        ),
+        1500: ((64, 1, 2), (1500, 2, 8), (64, 12, 3)),
+        2048: ((2048, 1, 8), (2048, 4, 4), (2048, 10, 1), (2048, 10, 2), (128, 16, 1)),
+        3000: ((3000, 3, 2), (100, 6, 4)),
+        4096: ((64, 4, 1), (4096, 1, 1), (4096, 2, 8)),
+    },
+    "bfloat16": {
+        300: ((300, 8, 4),),
+        512: ((4096, 4, 2), (512, 64, 1)),
+        700: ((700, 5, 2),),
+        1000: ((200, 10, 1), (200, 10, 2)),
+        1024: ((1024, 4, 8), (1024, 16, 32)),
+        1500: ((64, 12, 3),),
+        2048: ((2048, 10, 1), (2048, 10, 2)),
+        4096: ((4096, 2, 8),),
+    },
 }
 WORST = 10
 """The sizes with a line in a table."""
@@ -90,9 +61,7 @@ class Wide(Workload):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return getattr(torch, self.dtype)
 
 
 @contextmanager
@@ -107,11 +76,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def calls(workload: Wide) -> Calls:
-    """Returns the gated calls of both layers."""
-    torch.manual_seed(1)
     with default_dtype(workload.torch_dtype):
-        input = torch.randn(workload.seq_len or 0, workload.batch, workload.input_size)
-        return gated_calls(workload, input, rows_of_oracle(workload))
+        return gated_calls(workload, draw_input(workload), rows_of_oracle(workload))
 
 
 def weights_read(workload: Workload) -> int:
@@ -154,9 +120,11 @@ STUDY = Study(
     name="wide",
     description=__doc__,
     cases=[
-        case
-        for dtype, shapes in SHAPES.items()
-        for case in grid(shapes, ["rnn"], make=Wide, dtype=dtype)
+        Wide(DENSE, mode, batch, input_size, hidden_size, steps, dtype=dtype)
+        for dtype, by_hidden_size in SHAPES.items()
+        for mode in MODES
+        for hidden_size, shapes in by_hidden_size.items()
+        for input_size, steps, batch in shapes
     ],
     calls=calls,
     also=floor,

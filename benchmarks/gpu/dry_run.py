@@ -39,14 +39,8 @@ def serve_cpu_tensors(
 ) -> torch.library.Library:
     """Routes operators on CPU tensors to other implementations, for the rest of the process.
 
-    This does not need the C++ extension.
-
-    Args:
-        device: Returns the GPU to make plans for.
-        operator: Returns the implementation of an operator, by its name.
-
-    Returns:
-        The library object that keeps the implementations registered.
+    This does not need the C++ extension. The operators make plans for `device()`, and run
+    `operator(name)`. The returned library keeps the implementations registered.
     """
     library = torch.library.Library(ops.NAMESPACE, "IMPL")
     for name in OPERATORS:

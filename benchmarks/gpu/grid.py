@@ -4,13 +4,13 @@ The grid is a selection: batch sizes from 1 to 4096, hidden sizes from 64 to 204
 steps all occur, but not in every combination.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.harness.grid import DENSE, MODES, PACKED, PACKED_SHAPE, Workload
+from benchmarks.harness.precision import fp32_precision
 
 # By (input_size, hidden_size, seq_len), in the order in which they are timed.
 BATCHES = {
@@ -49,23 +49,14 @@ class Precision:
     tf32: bool = False
     """Whether a float32 RNN rounds the factors of its products to TF32, as it does by default."""
 
-    @contextmanager
-    def of_the_process(self) -> Iterator[None]:
-        """Sets float32 to IEEE everywhere if this is float32 without rounding.
+    def of_the_process(self) -> AbstractContextManager[None]:
+        """Sets float32 to IEEE everywhere within a block if this is float32 without rounding.
 
-        Otherwise torch's defaults stay, as in a user's program: TF32 only for RNNs. The settings
-        are restored afterwards.
+        Otherwise torch's defaults stay, as in a user's program: TF32 only for RNNs.
         """
-        knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
-        before = [knob.fp32_precision for knob in knobs]
-        try:
-            if self.dtype == torch.float32 and not self.tf32:
-                for knob in knobs:
-                    knob.fp32_precision = "ieee"
-            yield
-        finally:
-            for knob, precision in zip(knobs, before, strict=True):
-                knob.fp32_precision = precision
+        if self.dtype != torch.float32 or self.tf32:
+            return nullcontext()
+        return fp32_precision("ieee", torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
 
 
 FLOAT32 = Precision("float32", torch.float32)

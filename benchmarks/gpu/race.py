@@ -77,12 +77,10 @@ def captured(call: TimedCall) -> TimedCall:
 
 
 def event_clock(call: TimedCall) -> list[float]:
-    """Times a call with GPU events."""
     return [1e-3 * ms for ms in do_bench(call, **MILLISECONDS, return_mode="all")]
 
 
 def wall_clock(call: TimedCall) -> list[float]:
-    """Times a call with the host's clock."""
     return [timed(call) for _ in range(2)]
 
 
@@ -92,7 +90,6 @@ def eager(call: TimedCall) -> TimedCall:
 
 
 def explained_path(layer: nn.RNN, input: Input) -> str:
-    """Returns the path that `explain` reports."""
     return explain(layer, input).path
 
 

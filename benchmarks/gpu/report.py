@@ -47,23 +47,18 @@ def entries(row: Row) -> list[str]:
 
 def table(rows: list[Row], rival: str) -> str:
     """Returns a line for each shape, batch size, precision and launch, modes side by side."""
-    modes = [f"{mode}: {rival}" for mode in MODES]
     head = ["(D, H, T)", "B", "precision", "launch"]
-    for mode in modes:
-        head += [mode, FUSED, "speed-up"]
+    for mode in MODES:
+        head += [f"{mode}: {rival}", FUSED, "speed-up"]
     lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         place = (shape(Workload.of(row)), str(row["batch"]), row["precision"], row["launch"])
         lines.setdefault(place, {})[row["mode"]] = entries(row)
-    return markdown(
-        [
-            head,
-            *(
-                [*place, *(entry for mode in MODES for entry in found.get(mode, NOTHING))]
-                for place, found in lines.items()
-            ),
-        ]
+    body = (
+        [*place, *(entry for mode in MODES for entry in found.get(mode, NOTHING))]
+        for place, found in lines.items()
     )
+    return markdown([head, *body])
 
 
 def summary(rows: list[Row]) -> str:
@@ -119,7 +114,6 @@ def describe(platform: Platform) -> dict[str, Any]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns the page of a race."""
     machine = document["machine"]
     how = (
         "Medians in microseconds of `triton.testing.do_bench`, which empties the L2 cache before "

@@ -2,45 +2,12 @@
 
 from dataclasses import replace
 
-from namernn_fast.bench.workloads import (
-    BASELINE,
-    DENSE,
-    FORWARD,
-    FUSED,
-    LAYERS,
-    MODES,
-    PACKED,
-    TRAINING,
-    Layers,
-    Workload,
-)
+from namernn_fast.bench.workloads import BASELINE as BASELINE
+from namernn_fast.bench.workloads import DENSE, MODES, PACKED, TRAINING, Layers, Workload
+from namernn_fast.bench.workloads import FORWARD as FORWARD
+from namernn_fast.bench.workloads import FUSED as FUSED
+from namernn_fast.bench.workloads import LAYERS as LAYERS
 from namernn_fast.cells import CELLS
-
-__all__ = [
-    "BASELINE",
-    "BATCHES",
-    "DENSE",
-    "DENSE_WORKLOADS",
-    "EPOCH",
-    "EPOCH_WORKLOADS",
-    "FAMILIES",
-    "FORWARD",
-    "FUSED",
-    "GATED_CELLS",
-    "GATED_WORKLOADS",
-    "LAYERS",
-    "MODES",
-    "PACKED",
-    "PACKED_SHAPE",
-    "PACKED_WORKLOADS",
-    "ROLES",
-    "SHAPES",
-    "SIZES",
-    "TRAINING",
-    "WORKLOADS_OF_EVERY_RUN",
-    "Workload",
-    "shape",
-]
 
 EPOCH = "epoch"
 FAMILIES = (DENSE, PACKED, EPOCH)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.grid import Workload
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
@@ -70,11 +69,6 @@ def time_budget(options: argparse.Namespace, max_rounds: int, round_seconds: flo
     if options.quick:
         return QUICK
     return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=round_seconds)
-
-
-def chosen(workloads: Iterable[Workload], options: argparse.Namespace) -> list[Workload]:
-    """Returns the workloads to run: only the small ones with `--quick`."""
-    return [workload for workload in workloads if workload.is_small or not options.quick]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The precision of float32 products on a CPU."""
+"""The precision of float32 products."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -9,13 +10,17 @@ SETTINGS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 """The values of torch's settings, by the names of `torch.set_float32_matmul_precision`."""
 
 
-@contextlib.contextmanager
-def precision_of_products(name: str) -> Iterator[None]:
+def precision_of_products(name: str) -> contextlib.AbstractContextManager[None]:
     """Sets the precision of float32 products on a CPU, for all layers, within a block."""
-    settings = torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn
+    return fp32_precision(SETTINGS[name], torch.backends.mkldnn.matmul, torch.backends.mkldnn.rnn)
+
+
+@contextlib.contextmanager
+def fp32_precision(precision: str, *settings: Any) -> Iterator[None]:
+    """Changes settings of `torch.backends` within a block."""
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
-        setting.fp32_precision = SETTINGS[name]
+        setting.fp32_precision = precision
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 // Measures the limits of a core. machine.py compiles it for the machine that it runs on.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <ctime>
@@ -30,32 +31,24 @@ void hide(T& value) {
   asm volatile("" : "+m"(value) : : "memory");
 }
 
-// Calls f for `seconds`, and returns the highest `amount / duration` of a call.
-template <class F>
-double best_rate(double seconds, double amount, F&& f) {
-  double best = 0;
-  const double begin = now();
-  do {
-    const double start = now();
-    f();
-    const double rate = amount / (now() - start);
-    if (rate > best) best = rate;
-  } while (now() - begin < seconds);
-  return best;
-}
+struct Rates {
+  double best, mean;
+};
 
-// Calls f for `seconds`, and returns the total amount over the total duration.
+// Calls f for `seconds`, and returns the highest and the mean `amount / duration` of its calls.
 template <class F>
-double mean_rate(double seconds, double amount, F&& f) {
-  double total = 0;
+Rates rates(double seconds, double amount, F&& f) {
+  double best = 0, total = 0;
   const double begin = now();
-  double end;
+  double end = begin;
   do {
+    const double start = end;
     f();
-    total += amount;
     end = now();
+    total += amount;
+    best = std::max(best, amount / (end - start));
   } while (end - begin < seconds);
-  return total / (end - begin);
+  return {best, total / (end - begin)};
 }
 
 }  // namespace
@@ -64,7 +57,8 @@ double mean_rate(double seconds, double amount, F&& f) {
 // mean over `seconds`, because the core may not be able to hold the clock of its best moment.
 extern "C" double multiply_add_rate(double seconds) {
   constexpr int chains = 12, steps = 20000;
-  return mean_rate(seconds, 2.0 * chains * steps * lanes, [] {
+  const double amount = 2.0 * chains * steps * lanes;
+  const Rates found = rates(seconds, amount, [] {
     Vector a[chains] = {}, b = Vector{} + 0.999f, c = Vector{} + 0.001f;
     hide(b);
     hide(c);
@@ -76,6 +70,7 @@ extern "C" double multiply_add_rate(double seconds) {
     for (int j = 0; j < chains; ++j) sum += a[j];
     hide(sum);
   });
+  return found.mean;
 }
 
 // Bytes read per second from a block of `bytes` bytes that is read over and over.
@@ -84,7 +79,8 @@ extern "C" double read_rate(int64_t bytes, double seconds) {
   const int64_t vectors = bytes / int64_t(sizeof(Vector)) / line * line;
   std::vector<Vector> block(vectors, Vector{} + 1.0f);
   const int64_t passes = 1 + (int64_t(1) << 22) / bytes;
-  return best_rate(seconds, double(passes * vectors * int64_t(sizeof(Vector))), [&] {
+  const double amount = double(passes * vectors * int64_t(sizeof(Vector)));
+  const Rates found = rates(seconds, amount, [&] {
     Vector sum[line] = {};
     for (int64_t pass = 0; pass < passes; ++pass) {
       for (int64_t i = 0; i < vectors; i += line) {
@@ -97,6 +93,7 @@ extern "C" double read_rate(int64_t bytes, double seconds) {
     for (int j = 0; j < line; ++j) total += sum[j];
     hide(total);
   });
+  return found.best;
 }
 
 // The size of a core's L2 cache, found as in csrc/processor.cpp. Python's os.sysconf has no name
@@ -130,11 +127,7 @@ extern "C" void hop_seconds(double* least, double* median) {
     seconds = (now() - start) / hops;
     other.join();
   }
-  for (int i = 1; i < tries; ++i) {
-    for (int j = i; j > 0 && measured[j] < measured[j - 1]; --j) {
-      std::swap(measured[j], measured[j - 1]);
-    }
-  }
+  std::sort(measured, measured + tries);
   *least = measured[0];
   *median = measured[tries / 2];
 }

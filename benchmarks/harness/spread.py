@@ -1,4 +1,7 @@
-"""Speed-ups from alternating rounds, and their confidence intervals."""
+"""Speed-ups from alternating rounds, and their confidence intervals.
+
+`theirs` and `ours` are the seconds of each round in timing order, of at least one round.
+"""
 
 import random
 import statistics
@@ -8,11 +11,7 @@ SAMPLES = 1000
 
 
 def paired_speed_up(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Returns the median ratio of neighbouring rounds, in which drift of the machine cancels out.
-
-    Args:
-        theirs, ours: Seconds of each round in timing order; at least one round.
-    """
+    """Returns the median ratio of neighbouring rounds, which cancels drift of the machine."""
     pairs = zip(theirs, ours, strict=True)
     return statistics.median(their / our for their, our in pairs)
 
@@ -21,9 +20,6 @@ def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[f
     """Returns the bootstrap 95 % interval of the ratio of two medians.
 
     Alternating rounds are drawn in pairs, so that drift of the machine cancels out.
-
-    Args:
-        theirs, ours: Seconds of each round in timing order; at least one round.
     """
     draw = random.Random(0)
     pairs = list(zip(theirs, ours, strict=True))

@@ -36,14 +36,9 @@ def grid(
     make: Callable[..., Workload] = Workload,
     **also: Any,
 ) -> list[Any]:
-    """Returns a case for each mode, cell and shape.
+    """Returns a case of class `make`, with the fields `also`, for each mode, cell and shape.
 
-    Args:
-        shapes: Input size, hidden size, sequence length and batch size.
-        cells: The names of the cells.
-        modes: The modes.
-        make: The class of the cases.
-        also: Further fields of every case.
+    A shape is the input size, the hidden size, the sequence length and the batch size.
     """
     return [
         make("dense", mode, batch, input_size, hidden_size, steps, cell, **also)

@@ -23,11 +23,9 @@ class Tape:
         self._rounds = (float(f"{duration:.6g}") for duration in seconds)
 
     def now(self) -> float:
-        """Returns the time that the clock shows."""
         return self._shown
 
     def rewind(self) -> None:
-        """Sets the clock to zero."""
         self._shown = 0.0
 
     def step(self) -> None:

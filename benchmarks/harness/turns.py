@@ -3,14 +3,14 @@
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import columns, pages
+from benchmarks.harness import pages
 from benchmarks.harness.columns import Row, Rows
 from benchmarks.harness.grid import FORWARD, TRAINING
 from benchmarks.harness.study import Study, statistics_of
@@ -21,7 +21,6 @@ Run = Callable[[], Tensor | float]
 """Runs the timed part and returns what it computed."""
 BEFORE, AFTER = ROLES = "before", "after"
 MIN_ROUNDS = 3
-SPEED_UP = (columns.over(BEFORE, AFTER), columns.interval(BEFORE))
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,8 @@ def take_turns(programs: Mapping[str, Run], seconds: float) -> dict[str, Rounds]
     return {role: Rounds(1, tuple(found)) for role, found in times.items()}
 
 
-@dataclass(frozen=True)
 class BeforeAfter(Study):
     """A study of programs."""
-
-    by: Sequence[str] = ()
 
     def measure_program(self, program: Program, seconds: float) -> Row:
         """Returns the row of a program.

@@ -105,7 +105,6 @@ def introduction(document: Mapping[str, Any]) -> str:
 
 
 def report(document: Mapping[str, Any]) -> str:
-    """Returns the tables of a run."""
     parts = [introduction(document)]
     timed = [*document["training"], *document["labels"]]
     for threads in dict.fromkeys(row["threads"] for row in timed):

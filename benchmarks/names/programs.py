@@ -36,9 +36,7 @@ Item = tuple[Tensor, int]
 class Program(ABC):
     """A program that trains the classifier and predicts the languages of names.
 
-    Args:
-        corpus: The names to train on, which the program may preprocess.
-        weights: The initial parameters.
+    It may preprocess the names of the corpus, and starts from the given weights.
     """
 
     name: ClassVar[str]
@@ -76,12 +74,8 @@ class Application(Program):
         self.model = NameClassifier(len(corpus.languages), EMBEDDING, HIDDEN)
         self.model.load_state_dict(weights)
         self.recipe = Recipe(lr=LEARNING_RATE)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.recipe.lr,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
+        options = {"lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay, "fused": True}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
         self.predictor = Predictor(Checkpoint(self.model, corpus.languages, {}))
 
     def batches(self, order: Tensor, batch_size: int) -> Iterable[Batch]:
@@ -166,12 +160,8 @@ class WithTorch(Program):
         self.languages = corpus.languages
         self.model = Classifier(len(corpus.languages))
         self.model.load_state_dict(weights)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            LEARNING_RATE,
-            fused=settings.fused,
-            foreach=not settings.fused,
-        )
+        options = {"fused": settings.fused, "foreach": not settings.fused}
+        self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE, **options)
         self.indices: list[list[int]] = []  # of each batch that the loader makes next
         self.loader = DataLoader(
             Names(ASCII.fold_usable(corpus.names), corpus.labels.tolist()),

@@ -8,23 +8,17 @@ from torch import Tensor
 
 from benchmarks.names.programs import Program
 
-DATA, FORWARD, BACKWARD, OPTIMIZER = "data", "forward", "backward", "optimizer"
-PARTS = (DATA, FORWARD, BACKWARD, OPTIMIZER)
+PARTS = DATA, FORWARD, BACKWARD, OPTIMIZER = "data", "forward", "backward", "optimizer"
 REST, TOTAL = "rest", "total"
 
 
 def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str, float]:
-    """Trains a program on some names; returns the seconds of each part, of the rest and in total.
+    """Trains on the names of an order; returns the seconds of each part, of the rest and in total.
 
     The data part is the time from the loop's request for a batch until it arrives; the forward pass
     is the call of the model; the backward pass lasts from there to the optimizer step, loss
     included. The rest of the total is the loop itself, which counts hits. Hooks on the model and
     the optimizer find where the parts begin and end.
-
-    Args:
-        program: The program.
-        order: int64 `(names,)`: indices into its corpus.
-        batch_size: Names per batch.
 
     Raises:
         RuntimeError: The hooks did not see every part.

@@ -22,22 +22,8 @@ from torch import Tensor
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import DOCS, ROOT
+from benchmarks.names import study_report as page
 from benchmarks.names.data import names
-from benchmarks.names.study_report import (
-    BARE,
-    DISTILLED,
-    MAJORITY,
-    NGRAM,
-    ONE,
-    PLAIN,
-    REFERENCE,
-    RIVALS,
-    SYSTEMS,
-    UNUSUAL,
-    WEIGHTED,
-    card,
-    report,
-)
 from benchmarks.names.well_known import WELL_KNOWN
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.names import (
@@ -103,31 +89,32 @@ def run_split(seed: int) -> Run:
         lesson = distilled(parts, teacher, MADE_UP, prior_correction=correction, seed=seed)
         return fit(lesson, RECIPES["distilled"], seed=seed)
 
-    counted = timed(NGRAM, lambda: ngram_baseline(parts)).test
-    weighted = timed(WEIGHTED, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
-    plain = timed(PLAIN, lambda: fit(parts, RECIPES["plain"], seed=seed)).checkpoint
-    teacher = timed(REFERENCE, lambda: fit(parts, RECIPES["reference"], seed=seed)).checkpoint.model
-    pupil = timed(DISTILLED, taught).checkpoint
+    counted = timed(page.NGRAM, lambda: ngram_baseline(parts)).test
+    weighted = timed(page.WEIGHTED, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
+    plain = timed(page.PLAIN, lambda: fit(parts, RECIPES["plain"], seed=seed)).checkpoint
+    ensemble = timed(page.REFERENCE, lambda: fit(parts, RECIPES["reference"], seed=seed))
+    teacher = ensemble.checkpoint.model
+    pupil = timed(page.DISTILLED, taught).checkpoint
     if seed == 0:
         SHIPPED.parent.mkdir(exist_ok=True)
         save_checkpoint(SHIPPED, pupil)
     scores = {
-        MAJORITY: majority_baseline(parts).test,
-        NGRAM: counted,
+        page.MAJORITY: majority_baseline(parts).test,
+        page.NGRAM: counted,
         # Undoes the correction, which subtracted a multiple of the logarithm of the priors.
-        BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
-        WEIGHTED: weighted,
-        UNUSUAL: pupil.unusualness.of(parts.test.names, parts.folding),
+        page.BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
+        page.WEIGHTED: weighted,
+        page.UNUSUAL: pupil.unusualness.of(parts.test.names, parts.folding),
     }
-    networks = {PLAIN: plain.model, ONE: teacher.members[0], REFERENCE: teacher}
-    for name, network in (*networks.items(), (DISTILLED, pupil.model)):
+    networks = {page.PLAIN: plain.model, page.ONE: teacher.members[0], page.REFERENCE: teacher}
+    for name, network in (*networks.items(), (page.DISTILLED, pupil.model)):
         scores[name] = logits(network, parts.test.names)
     return Run(parts, scores, seconds)
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Returns the figures of the study as plain values."""
-    systems = {name: figures(runs, name) for name in SYSTEMS}
+    systems = {name: figures(runs, name) for name in page.SYSTEMS}
     infos = [run.parts.info for run in runs]
     return {
         "cpu": cpu_name(),
@@ -143,9 +130,9 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "tests": {
             rival: {
                 name: tests(runs, systems, rival, name)
-                for name in (REFERENCE, ONE, DISTILLED, PLAIN)
+                for name in (page.REFERENCE, page.ONE, page.DISTILLED, page.PLAIN)
             }
-            for rival in RIVALS
+            for rival in page.RIVALS
         },
     }
 
@@ -175,8 +162,8 @@ def unusual_names(runs: Sequence[Run]) -> dict[str, Any]:
     network on them and on the others."""
     found: dict[str, list[float]] = {"share": [], "accuracy": [], "accuracy_of_others": []}
     for parts, scores, _ in runs:
-        right = (scores[DISTILLED].argmax(1) == parts.test.labels).double()
-        unusual = scores[UNUSUAL] > 1
+        right = (scores[page.DISTILLED].argmax(1) == parts.test.labels).double()
+        unusual = scores[page.UNUSUAL] > 1
         found["share"].append(unusual.double().mean().item())
         found["accuracy"].append(right[unusual].mean().item())
         found["accuracy_of_others"].append(right[~unusual].mean().item())
@@ -230,7 +217,7 @@ def write_card(found: dict[str, Any]) -> None:
     """Writes the model card of the pretrained network."""
     size = pretrained_checkpoint().stat().st_size
     letters = load_checkpoint(pretrained_checkpoint()).folding.letters
-    CARD.write_text(card(found, size, letters), encoding="utf-8")
+    CARD.write_text(page.card(found, size, letters), encoding="utf-8")
 
 
 def main() -> None:
@@ -241,7 +228,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         runs = [*pool.map(run_split, range(SPLITS))]
     found = {**summary(runs), "well_known": well_known_names(load(SHIPPED))}
-    pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
+    pages.publish("names", json.loads(json.dumps(found)), page.report(found), options.record, PAGE)
     if options.record:
         record(found)
 

@@ -34,12 +34,8 @@ def floor(
 ) -> float:
     """Returns the minimum seconds of a program, from the multiply-adds that its results require.
 
-    Args:
-        counts: The counts of the names.
-        languages: The number of classes.
-        training: Whether to include the gradients of all parameters.
-        program: The program, which determines what is shared.
-        peak: Operations per second; a multiply-add counts as two.
+    The program determines what is shared, and training includes the gradients of all parameters.
+    The peak is in operations per second; a multiply-add counts as two.
     """
     inputs, states, firsts = counts["characters"], counts["characters"], counts["names"]
     if program.shares:

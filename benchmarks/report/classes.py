@@ -1,11 +1,12 @@
 """Classes of workloads that a user recognises, with the mean speed-up of each layer."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks.harness.grid import DENSE, MODES, PACKED, Workload
-from namernn_fast.bench.plot import Timings, speed_ups
+from namernn_fast.bench.plot import Timings, speed_up
 from namernn_fast.bench.tables import ratio
 from namernn_fast.bench.workloads import LAYERS_OF
 
@@ -40,23 +41,18 @@ def class_rows(timings: Timings) -> Iterator[list[str]]:
     their number and the worst speed-up in brackets.
     """
     cells = dict.fromkeys(workload.cell for workload in timings)
-    yield ["class", *(f"{LAYERS_OF[cell].fused}, {mode}" for cell in cells for mode in MODES)]
+    kinds = [*itertools.product(cells, MODES)]
+    yield ["class", *(f"{LAYERS_OF[cell].fused}, {mode}" for cell, mode in kinds)]
     comparable = shared(timings)
     for name, belongs in CLASSES.items():
-        row = [name]
-        for cell in cells:
-            for mode in MODES:
-                chosen = {
-                    workload: medians
-                    for workload, medians in comparable.items()
-                    if (workload.cell, workload.mode) == (cell, mode) and belongs(workload)
-                }
-                row.append(_mean(speed_ups(chosen)))
-        yield row
+        ratios: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
+        for workload, medians in comparable.items():
+            if belongs(workload):
+                ratios[workload.cell, workload.mode].append(speed_up(workload, medians))
+        yield [name, *map(_mean, ratios.values())]
 
 
 def _mean(ratios: list[float]) -> str:
-    """Returns the geometric mean of some speed-ups, their number, and the worst."""
     if not ratios:
         return ""
     mean, worst = statistics.geometric_mean(ratios), min(ratios)

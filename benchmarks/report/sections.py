@@ -50,7 +50,6 @@ class Section(NamedTuple):
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """Returns the recorded results of a program."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
 

@@ -9,37 +9,16 @@ sections in the README, `docs/performance.md` and `docs/performance_tables.md`.
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot
 
-from benchmarks.harness import pages
-from benchmarks.harness.grid import (
-    DENSE,
-    DENSE_WORKLOADS,
-    EPOCH_WORKLOADS,
-    FAMILIES,
-    FORWARD,
-    FUSED,
-    GATED_WORKLOADS,
-    MODES,
-    PACKED,
-    PACKED_WORKLOADS,
-    SIZES,
-    TRAINING,
-    Workload,
-    shape,
-)
-from benchmarks.harness.paths import (
-    PERFORMANCE,
-    PERFORMANCE_TABLES,
-    README,
-    RESULTS,
-    ROOT,
-    SCRATCH,
-)
+from benchmarks.harness import grid, pages
+from benchmarks.harness.grid import DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Workload, shape
+from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, RESULTS, ROOT, SCRATCH
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report.classes import class_rows, shared
 from benchmarks.report.plots import save
@@ -51,9 +30,11 @@ from namernn_fast.bench.workloads import LAYERS_OF
 RAW = "latest.json"
 OVERVIEW = "overview"
 """The name of the plot in the README."""
-WHOLE_GRID = {*DENSE_WORKLOADS, *PACKED_WORKLOADS, *EPOCH_WORKLOADS, *GATED_WORKLOADS}
+WHOLE_GRID = {
+    *(*grid.DENSE_WORKLOADS, *grid.PACKED_WORKLOADS),
+    *(*grid.EPOCH_WORKLOADS, *grid.GATED_WORKLOADS),
+}
 """The workloads that a recorded run must have."""
-MIBI = 2**20
 Spreads = dict[Workload, tuple[float, float]]
 """The 95 % interval of the speed-up, by workload."""
 Peaks = dict[Workload, dict[str, int]]
@@ -70,35 +51,28 @@ MEMORY_CAPTION = (
 )
 
 
-def load(raw: Mapping[str, Any]) -> Timings:
-    """Returns the median seconds per call of each layer, by workload."""
-    timings: Timings = {}
+def by_layer(raw: Mapping[str, Any], group: str, name: str) -> dict[Workload, dict[str, Any]]:
+    """Returns a value of each layer, by workload, where both layers have it."""
+    found: dict[Workload, dict[str, Any]] = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
-        timings.setdefault(Workload.of(info), {})[info["layer"]] = entry["stats"]["median"]
-    return {workload: medians for workload, medians in timings.items() if len(medians) == 2}
+        if name in entry[group]:
+            found.setdefault(Workload.of(info), {})[info["layer"]] = entry[group][name]
+    return {workload: values for workload, values in found.items() if len(values) == 2}
+
+
+def load(raw: Mapping[str, Any]) -> Timings:
+    """Returns the median seconds per call of each layer, by workload."""
+    return by_layer(raw, "stats", "median")
 
 
 def spreads(raw: Mapping[str, Any], timings: Timings) -> Spreads:
     """Returns the interval of the speed-up for each workload in `timings`."""
-    rounds: dict[Workload, dict[str, list[float]]] = {}
-    for entry in raw["benchmarks"]:
-        info = entry["extra_info"]
-        rounds.setdefault(Workload.of(info), {})[info["layer"]] = entry["stats"]["data"]
+    rounds = by_layer(raw, "stats", "data")
     return {
         workload: speed_up_interval(*(rounds[workload][layer] for layer in workload.layers))
         for workload in timings
     }
-
-
-def peaks(raw: Mapping[str, Any]) -> Peaks:
-    """Returns the peak bytes of both layers, by workload, where they were measured."""
-    found: Peaks = {}
-    for entry in raw["benchmarks"]:
-        info = entry["extra_info"]
-        if "peak_bytes" in info:
-            found.setdefault(Workload.of(info), {})[info["layer"]] = info["peak_bytes"]
-    return found
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
@@ -113,33 +87,31 @@ def select(timings: Timings, **wanted: object) -> Timings:
 def table_rows(timings: Timings, spreads: Spreads, peaks: Peaks) -> Iterator[list[str]]:
     """Yields a row for each shape and batch size, and the worst case and the mean of each family.
 
-    Args:
-        timings: The workloads of one cell.
-        spreads: The interval of each workload.
-        peaks: The peak memory of training; if this is empty, there are no columns for it.
+    All workloads have one cell. Without `peaks` there are no columns of memory.
     """
     layers = next(iter(timings)).layers
     header = ["(D, H, T)", "B"]
     for mode in MODES:
         header += [f"{mode}: {layers.baseline}", layers.fused, "speed-up", "95 %"]
-    memory = [f"memory: {layers.baseline}", layers.fused] if peaks else []
-    yield header + memory
-    for family in FAMILIES:
+    if peaks:
+        header += [f"memory: {layers.baseline}", layers.fused]
+    yield header
+    for family in grid.FAMILIES:
         section = select(timings, family=family)
-        lines: dict[tuple[str, int], list[Workload]] = {}
+        lines: dict[tuple[str, int], dict[str, Workload]] = {}
         for workload in section:
-            lines.setdefault((shape(workload), workload.batch), []).append(workload)
+            lines.setdefault((shape(workload), workload.batch), {})[workload.mode] = workload
         for (label, batch), workloads in lines.items():
             row = [label, str(batch)]
             for mode in MODES:
-                found = next((workload for workload in workloads if workload.mode == mode), None)
-                row += timing_columns(timings, spreads, found)
-            if memory:
-                row += memory_columns(peaks, workloads)
+                row += timing_columns(timings, spreads, workloads.get(mode))
+            if peaks:
+                sizes = peaks.get(workloads.get(TRAINING), {})
+                row += [f"{sizes[name] / 2**20:.1f} MiB" if sizes else "" for name in layers]
             yield row
         if len(section) > 1:
-            yield from summary_rows(family, section, len(header + memory))
-    yield from summary_rows("all", timings, len(header + memory))
+            yield from summary_rows(family, section, len(header))
+    yield from summary_rows("all", timings, len(header))
 
 
 def timing_columns(timings: Timings, spreads: Spreads, workload: Workload | None) -> list[str]:
@@ -149,14 +121,6 @@ def timing_columns(timings: Timings, spreads: Spreads, workload: Workload | None
     medians, (low, high) = timings[workload], spreads[workload]
     times = (duration(medians[layer]) for layer in workload.layers)
     return [*times, ratio(speed_up(workload, medians)), f"{low:.2f} to {high:.2f}"]
-
-
-def memory_columns(peaks: Peaks, workloads: Iterable[Workload]) -> list[str]:
-    """Returns the memory of both layers in the training workload, or blanks if it is unknown."""
-    for workload in workloads:
-        if workload in peaks:
-            return [f"{peaks[workload][layer] / MIBI:.1f} MiB" for layer in workload.layers]
-    return [""] * 2
 
 
 def summary_rows(title: str, timings: Timings, width: int) -> Iterator[list[str]]:
@@ -184,7 +148,7 @@ def caption(raw: Mapping[str, Any]) -> str:
     counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
     return (
         f"{machine_of(raw)} Medians of {min(counts)} to {max(counts)} rounds, in which the two "
-        f"layers alternate, and the 95 % interval of the ratio of the medians. {SIZES} "
+        f"layers alternate, and the 95 % interval of the ratio of the medians. {grid.SIZES} "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
         "parameters from fixed random gradients at `output` and the last states. "
         f"Packed batches have lengths from {raw['names']} (`names` instead of T); packing is not "
@@ -212,13 +176,10 @@ def by_cell(timings: Timings) -> dict[str, Timings]:
 
 def section(raw: Mapping[str, Any]) -> str:
     """Returns the caption of a run, and for each cell its table and its losses."""
-    timings, measured = load(raw), peaks(raw)
-    cells = by_cell(timings)
+    cells, peaks = by_cell(load(raw)), by_layer(raw, "extra_info", "peak_bytes")
     parts = [caption(raw)]
-    for cell_timings in cells.values():
-        cell_peaks = {
-            workload: sizes for workload, sizes in measured.items() if workload in cell_timings
-        }
+    for cell, cell_timings in cells.items():
+        cell_peaks = select(peaks, cell=cell)
         if len(cells) > 1:
             baseline, fused = next(iter(cell_timings)).layers
             parts.append(f"**{fused} over {baseline}**" + (MEMORY_CAPTION if cell_peaks else ""))
@@ -298,18 +259,14 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
         for mode in MODES
     }
     dense_panels = {
-        title(cell, mode): {
-            label: points({w: medians for w, medians in found.items() if shape(w) == label})
-            for label in dict.fromkeys(map(shape, dense))
-        }
+        title(cell, mode): lines(select(dense, cell=cell, mode=mode), shape)
         for cell in cells
         for mode in MODES
-        for found in [select(dense, cell=cell, mode=mode)]
     }
     packed_panels = {
-        title(cell, f"D = {size} inputs, H = {hidden} hidden units"): {
-            mode: points(select(packed, cell=cell, mode=mode)) for mode in MODES
-        }
+        title(cell, f"D = {size} inputs, H = {hidden} hidden units"): lines(
+            select(packed, cell=cell), attrgetter("mode")
+        )
         for cell in cells
         for size, hidden in dict.fromkeys((w.input_size, w.hidden_size) for w in packed)
     }
@@ -327,9 +284,12 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
     return paths
 
 
-def points(timings: Timings) -> plot.Points:
-    """Returns the speed-up of each workload by its batch size."""
-    return {workload.batch: speed_up(workload, medians) for workload, medians in timings.items()}
+def lines(timings: Timings, label: Callable[[Workload], str]) -> dict[str, plot.Points]:
+    """Returns the speed-up of each workload by its batch size, in a line for each label."""
+    found: dict[str, plot.Points] = {}
+    for workload, medians in timings.items():
+        found.setdefault(label(workload), {})[workload.batch] = speed_up(workload, medians)
+    return found
 
 
 def mean_points(timings: Timings) -> plot.Points:

@@ -57,11 +57,3 @@ def test_a_missing_package_and_a_wrong_program_do_not_stop_the_others(monkeypatc
     assert len(wrong) == 1
     assert wrong[0].startswith("tagger: result: error 1 exceeds its budget")
     assert "not_installed is not installed" in capsys.readouterr().out
-
-
-def test_the_table_shows_medians_and_their_ratio():
-    row = {"name": "tagger", "timed": "an epoch", "medians": {"before": 4.0, "after": 1.0}}
-    row |= {"spread": {"before": [3.0, 5.0]}}
-    *_, last = STUDY.report({"cpu": "a CPU", "threads": [2], "rows": [row]}).splitlines()
-    entries = [entry.strip() for entry in last.strip("|").split("|")]
-    assert entries == ["tagger", "an epoch", "4.00 s", "1.00 s", "4.00×", "3.00 to 5.00"]

@@ -72,23 +72,6 @@ def test_int8_counts_changed_decisions():
         assert case(decide=None).changed(calls) == {}
 
 
-def test_table_shows_losses_and_changed_decisions():
-    row = {
-        "package": "some 1.0",
-        "licence": "MIT",
-        "name": "a task",
-        "layer": "GRU 8",
-        "shape": "()",
-    }
-    row |= {"changed": {"of": 4, FUSED: 1, INT8: 2}, "share": 0.25, "medians": {TORCH: 1e-3}}
-    row |= {"paired": {FUSED: 2.0}, "spread": {FUSED: (1.6, 2.5)}, "threads": 1}
-    text = program.STUDY.report({"cpu": "a processor", "threads": [1], "rows": [row]})
-    *_, line = text.splitlines()
-    entries = [entry.strip() for entry in line.strip("|").split("|")]
-    assert entries[4:] == ["1.00 ms", "25%", "0.50× ▼", "0.40 to 0.62", "1, int8 2 of 4"]
-    assert "some 1.0 (MIT)" in text
-
-
 def test_recording_needs_every_package(monkeypatch):
     monkeypatch.setattr(program, "unpack", lambda name: None)
     options = argparse.Namespace(quick=True, record=True, only=None, threads=1)

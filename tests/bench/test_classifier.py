@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -30,17 +31,16 @@ from namernn_fast.testing import BudgetError
 SMALL = classifier.Effort(corpus=None, batches=(16, 1024), steps=8, made_up=300)
 
 
-@pytest.fixture(autouse=True)
-def _sample(monkeypatch):
-    monkeypatch.setattr(data, "names", embedded_sample)
+@pytest.fixture(scope="module", autouse=True)
+def _sample():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "names", embedded_sample)
+        yield
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    """Returns the corpus of the embedded sample of names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "names", embedded_sample)
-        return Corpus.of_data()
+    return Corpus.of_data()
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +86,15 @@ def test_the_floor_counts_the_multiply_adds_of_the_formula(program):
         assert found == pytest.approx(passes * forward / 1e9)
 
 
-def ids_and_labels(program, batch):
-    if isinstance(program, Application):
-        packed, labels = batch.names, batch.targets
-    else:
-        packed, labels = batch
+def ids_and_labels(batch):
+    packed, labels, *_ = batch
     return packed.data, packed.batch_sizes, labels
 
 
 def test_all_programs_get_the_same_batches(corpus, weights):
     order = torch.randperm(len(corpus.names))[:50]
     found = [
-        [ids_and_labels(program, batch) for batch in program.batches(order, 16)]
+        [ids_and_labels(batch) for batch in program.batches(order, 16)]
         for program in (program_class(corpus, weights) for program_class in PROGRAMS)
     ]
     for batches in zip(*found, strict=True):
@@ -243,16 +240,10 @@ def test_a_run_times_and_reports_every_program(run):
 
 @pytest.mark.parametrize(
     ("check", "untimed", "kept"),
-    [
-        ("check_losses", "training", "labels"),
-        ("check_labels", "labels", "training"),
-    ],
+    [("check_losses", "training", "labels"), ("check_labels", "labels", "training")],
 )
 def test_a_wrong_result_does_not_stop_other_timings(check, untimed, kept, run, monkeypatch):
-    def planted(*_):
-        raise BudgetError("planted")
-
-    monkeypatch.setattr(gate, check, planted)
+    monkeypatch.setattr(gate, check, mock.Mock(side_effect=BudgetError("planted")))
     wrong = []
     document = run(1, wrong)
     assert [failure.partition(": ")[2] for failure in wrong] == ["planted"]

@@ -12,13 +12,7 @@ def text_of(name):
 
 
 def test_contributing_lists_the_commands_of_make_help():
-    shown = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    shown = subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True)
     commands = re.findall(r"^  ([a-z-]+) ", shown, flags=re.MULTILINE)
     listed = re.findall(r"^\| `make ([a-z-]+)` \|", text_of("CONTRIBUTING.md"), flags=re.MULTILINE)
     assert "check" in commands

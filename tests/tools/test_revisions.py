@@ -52,10 +52,7 @@ def test_a_probe_that_raises_in_both_revisions_is_reported():
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
 def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """An instruction set that only one revision runs counts as a difference.
-
-    An instruction set that neither revision runs is ignored.
-    """
+    """An instruction set that only one revision runs is a difference; one that none runs is not."""
     digests = {("base", "avx2", CELLS): SAME, ("new", "avx2", CELLS): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
     monkeypatch.setattr(builds, "common_cells", lambda base, new: CELLS)

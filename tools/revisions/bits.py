@@ -22,10 +22,7 @@ LEVELS = {
 def digests_of(build: builds.Build, level: str, cells: tuple[str, ...]) -> Digests:
     """Returns the digests of a build, or none if the machine lacks the instruction set.
 
-    Args:
-        build: The build.
-        level: The instruction set, a key of `LEVELS`.
-        cells: The cells to call; the build must have them.
+    The level is a key of `LEVELS`, and the build must have the cells.
     """
     kernels = LEVELS[level]
     # If the kernels differ, the other dtypes were compared at another level.

@@ -81,11 +81,6 @@ class Draws:
                 input[row // batch, row % batch, row % features] = value
         return input
 
-    def resets(self) -> Tensor:
-        """Returns resets `(seq_len, batch)`; about a fifth of them are set."""
-        _, _, steps, batch = self.probe.sizes
-        return torch.rand(steps, batch, generator=self.generator) < 0.2
-
 
 def options_of(probe: Probe) -> dict:
     """Returns the options of a probe that its module and its function share."""
@@ -127,7 +122,9 @@ def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSe
     if probe.batch_first and not probe.strided:
         leaf = leaf.contiguous()
     leaf = leaf.detach().requires_grad_(probe.wants("input"))
-    options = {"reset": arranged(draws.resets())} if probe.reset else {}
+    options = {}
+    if probe.reset:
+        options["reset"] = arranged(torch.rand(steps, batch, generator=draws.generator) < 0.2)
     if probe.noise:
         directions = probe.num_layers * (1 + probe.bidirectional)
         noise = arranged(draws.normal(steps, batch, directions * probe.sizes.hidden_size))
