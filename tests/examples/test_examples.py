@@ -1,7 +1,6 @@
 """Every example runs, shows what it claims, and fails if its claim does not hold.
 
-An example is skipped if a package that it needs is missing. Times in the output need only
-be positive.
+An example is skipped if a package that it needs is missing.
 """
 
 import re
@@ -51,18 +50,6 @@ def run(threads, monkeypatch, tmp_path, capsys):
     return run
 
 
-@pytest.fixture
-def run_apart(tmp_path, run_program):
-    """Runs an example in a separate process, with empty working and home folders."""
-
-    def run_apart(*command):
-        # Ray writes to the home folder, which is also where Python looks for the user's packages.
-        environment = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
-        return run_program(*command, cwd=tmp_path, **environment)
-
-    return run_apart
-
-
 def numbers(pattern, printed):
     """Returns the numbers in the single match of a pattern in an example's output."""
     (found,) = re.findall(pattern, printed)
@@ -81,34 +68,21 @@ def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
     package = NEEDS[name][0].partition(".")[0]
     for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        SystemExit,
-        match=r"^\w+ is not installed; run: pip install ('namernn_fast\[|neurogym$)",
-    ):
+    advice = r"^\w+ is not installed; run: pip install ('namernn_fast\[|neurogym$)"
+    with pytest.raises(SystemExit, match=advice):
         runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
 def test_swapped_in_layers_match_torch(run):
     printed = run("swap_in")
     assert "the layer was RNN and is FusedRNN\n" in printed
-    for result in ("scores", "gradients"):
-        error = rf"error of {result}: (\S+), with nn.RNN (\S+); within budget"
-        ours, theirs = numbers(error, printed)
-        assert min(ours, theirs) > 0
     # 19 = four for each direction of two layers (16), one for the embedding, and two for the head.
     assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
-    for what in ("a forward pass", "a training step"):
-        assert numbers(rf"{what} is (\S+) times as fast on this machine", printed)[0] > 0
 
 
 def test_lengths_match_packing_and_learn(run):
-    printed = run("lengths")
-    for result in ("scores", "gradients"):
-        ours, packed = numbers(rf"error of {result}: (\S+), packed (\S+); within budget", printed)
-        assert min(ours, packed) > 0
-    accuracy, chance = numbers(r"after training: (\S+), by chance (\S+)", printed)
+    accuracy, chance = numbers(r"after training: (\S+), by chance (\S+)", run("lengths"))
     assert accuracy > 0.9 > chance
-    assert numbers(r"is (\S+) times as fast as packing on this machine", printed)[0] > 0
 
 
 def test_resets_match_the_loop_and_learn(run):
@@ -117,8 +91,6 @@ def test_resets_match_the_loop_and_learn(run):
         r"(\d+) episodes begin in (\d+) environments within (\d+) steps", printed
     )
     assert environments < begun < environments * steps
-    assert "log-probabilities and gradients are within the error budget of the loop\n" in printed
-    assert numbers(r"is (\S+) times as fast as the loop on this machine", printed)[0] > 0
     (first,), (last,) = (numbers(rf"earns (\S+) at {when}", printed) for when in ("first", "last"))
     assert first < 0.5
     assert last > 0.9
@@ -127,8 +99,6 @@ def test_resets_match_the_loop_and_learn(run):
 @pytest.mark.filterwarnings("ignore:.*render_modes:UserWarning")
 def test_decisions_match_the_loop_and_learn(run):
     printed = run("decisions")
-    assert "scores and gradients are within the error budget of the loop\n" in printed
-    assert numbers(r"of 110 steps is (\S+) times\nas fast as the loop", printed)[0] > 0
     before, after = (
         numbers(rf"right choices {when} training: (\d+)%", printed)[0]
         for when in ("before", "after")
@@ -138,14 +108,8 @@ def test_decisions_match_the_loop_and_learn(run):
 
 
 def test_recurrent_ppo_matches_the_loop(run):
-    printed = run("recurrent_ppo")
-    assert "entropy, gradients: within the error budget of the loop\n" in printed
-    assert numbers(r"is (\S+) times as fast as the loop on this machine", printed)[0] > 0
-    fused, loop, ratio = numbers(r"takes (\S+) s, with the loop (\S+) s: (\S+) times", printed)
-    assert min(fused, loop, ratio) > 0
-    updates = re.findall(
-        r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)", printed
-    )
+    update = r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)"
+    updates = re.findall(update, run("recurrent_ppo"))
     assert len(updates) == 4
     loss, of_loop, reward, reward_of_loop = map(float, updates[0])
     assert reward == reward_of_loop
@@ -164,9 +128,6 @@ def test_onnx_export_matches_the_layer_at_other_sizes(run):
 
 def test_ensemble_predicts_better_than_a_member(run):
     printed = run("ensemble")
-    assert "losses and gradients of 6 members: vmap gives those of a loop\n" in printed
-    for rival in ("the loop", "a loop over nn.RNN"):
-        assert numbers(rf"is (\S+) times as fast as {rival} on this machine", printed)[0] > 0
     (alone,), (together,) = (
         numbers(rf"error of {what}: (\S+)", printed)
         for what in ("a member, on average", "the mean prediction")
@@ -178,34 +139,33 @@ def test_ensemble_predicts_better_than_a_member(run):
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook is firing")
 def test_privacy_matches_a_loop_and_learns(run):
     printed = run("privacy")
-    for who in ("vmap gives", "Opacus keeps"):
-        assert f"gradients of 32 samples: {who} those of a loop\n" in printed
     assert numbers(r"accuracy on other samples: (\S+)", printed)[0] > 0.8
     epsilon, delta = numbers(r"privacy spent: epsilon (\S+) at delta (\S+)", printed)
     assert 0.5 < epsilon < 4
     assert delta < 1 / 2048
 
 
-def test_score_table_matches_a_single_call(run_apart):
+def test_score_table_matches_a_single_call(run_program, tmp_path):
     for package in NEEDS["score_table"]:
         pytest.importorskip(package)
-    printed = run_apart(EXAMPLES / "score_table.py", "--rows", "20000")
+    # Ray writes to the home folder, which is also where Python looks for the user's packages.
+    folders = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
+    program = (EXAMPLES / "score_table.py", "--rows", "20000")
+    printed = run_program(*program, cwd=tmp_path, **folders)
     assert "20,000 rows of 8 files: the languages are those of a single call\n" in printed
     assert numbers(r"(\d+) workers took part", printed)[0] in (1, 2)
     counts = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
     assert len(counts) == 4
     assert "English" in counts
-    assert numbers(r"(\S+) rows a second on this machine", printed)[0] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch was built without gloo",
 )
-def test_train_torchrun_matches_a_single_process(run_apart):
+def test_train_torchrun_matches_a_single_process(run_program, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    printed = run_apart(*torchrun, EXAMPLES / "train_torchrun.py")
+    printed = run_program(*torchrun, EXAMPLES / "train_torchrun.py", cwd=tmp_path)
     losses = re.findall(r"update +\d+: loss (\S+) by 2 processes, (\S+) by one\n", printed)
     assert len(losses) == 5
     for together, alone in losses:

@@ -5,11 +5,11 @@ import os
 import threading
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from namernn_fast import testing
 from namernn_fast.names import __main__ as cli
 from namernn_fast.names import dataset
 from namernn_fast.names.sample import SAMPLE
@@ -67,10 +67,7 @@ def make_folder(tmp_path):
 @pytest.fixture
 def homeless(monkeypatch):
     """Imitate a user without a home folder, as in services and containers."""
-
-    def home():
-        raise RuntimeError("Could not determine home directory.")
-
+    home = mock.Mock(side_effect=RuntimeError("Could not determine home directory."))
     monkeypatch.setattr(Path, "home", home)
     monkeypatch.setattr(
         Path, "expanduser", lambda path: home() if str(path).startswith("~") else path
@@ -99,7 +96,6 @@ def serve():
 
     The attribute `requests` of the function counts the requests.
     """
-    stop = threading.Event()
     servers = []
 
     def start(respond):
@@ -117,22 +113,12 @@ def serve():
         return f"http://127.0.0.1:{server.server_port}/data.zip"
 
     start.requests = 0
-    start.stop = stop
+    start.stop = threading.Event()
     yield start
-    stop.set()
+    start.stop.set()
     for server in servers:
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture
-def within_budget():
-    """Return a check that our result is about as close to the float64 oracle as nn.RNN's is."""
-
-    def check(ours, nn_rnn, oracle):
-        testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
-
-    return check
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Checkpoints restore their model, and are not saved if loading would fail."""
 
-import errno
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import date
+from itertools import product
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from namernn_fast.names import (
     InputError,
     NameClassifier,
     NameEnsemble,
-    Predictor,
     Recipe,
     fit,
     load_checkpoint,
@@ -56,32 +54,16 @@ def test_a_checkpoint_restores_the_model(trained, tmp_path, rnn_class):
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
     for name, value in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
-    if rnn_class is FusedRNN:
-        ours, theirs = (
-            Predictor(checkpoint).probabilities(["Kim"]) for checkpoint in (loaded, trained)
-        )
-        assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_records_how_the_model_was_trained(trained):
-    data = embedded_sample()
     info = trained.info
-    assert info["split"]["data"] == {
-        "source": "the embedded sample",
-        "sha256": data.sha256,
-        "rows": len(data.rows),
-        "is_sample": True,
-    }
-    assert info["split"] == split(data).info
+    assert info["split"] == split(embedded_sample()).info
     assert info["recipe"]["members"] == 2
     assert info["recipe"]["model"]["hidden_size"] == 12
     assert info["seed"] == 0
-    assert [(epoch["member"], epoch["number"]) for epoch in info["history"]] == [
-        (1, 1),
-        (1, 2),
-        (2, 1),
-        (2, 2),
-    ]
+    epochs = [(epoch["member"], epoch["number"]) for epoch in info["history"]]
+    assert epochs == [*product((1, 2), (1, 2))]
     assert 0 <= info["metrics"]["validation_accuracy"] <= 1
     assert date.fromisoformat(info["trained"]).isoformat() == info["trained"]
     assert set(info["versions"]) == {"namernn_fast", "torch", "python"}
@@ -119,24 +101,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, value, dtype):
 def test_a_model_that_could_not_be_loaded_is_not_trained(recipe, reason):
     with bounded(), pytest.raises(InputError, match=f"^the model cannot be saved: {reason}"):
         fit(split(embedded_sample()), Recipe(members=4, model=recipe))
-
-
-def test_a_failed_save_keeps_the_old_checkpoint(trained, tmp_path, monkeypatch):
-    path = tmp_path / "names.safetensors"
-    path.write_bytes(b"the old one")
-    replacing = tensor_files.replacing
-
-    @contextmanager
-    def full(path):
-        with replacing(path) as file:
-            yield file
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tensor_files, "replacing", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, trained)
-    assert path.read_bytes() == b"the old one"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_ensemble_needs_at_least_one_member():

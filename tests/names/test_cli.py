@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
@@ -62,8 +63,8 @@ def test_every_train_option_takes_effect(folder, run, tmp_path):
     assert saved.info["seed"] == 9
     assert saved.info["split"] == parts.info
     expected = names.fit(parts, recipe, seed=9, rnn_class=torch.nn.RNN)
-    for name, value in expected.checkpoint.model.state_dict().items():
-        assert torch.equal(saved.model.state_dict()[name], value)
+    states = (saved.model.state_dict(), expected.checkpoint.model.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
     assert all(str(epoch).rpartition(";")[0] in out for epoch in expected.history)
     assert run("predict", "Kim", "--checkpoint", path, "--rnn", "torch")[0] == 0
 
@@ -147,11 +148,7 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
         (["train", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
-        (
-            ["train", "--dropout", 0.5],
-            2,
-            "--dropout applies between layers, so it needs --layers 2",
-        ),
+        (["train", "--dropout=0.5"], 2, "--dropout applies between layers, so it needs --layers 2"),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
         # An unusable --checkpoint path is reported before training starts.
         (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),
@@ -211,18 +208,8 @@ def test_version_prints_the_package_version(capsys):
 
 # Options that have no default and no effect unless they are given.
 WITHOUT_DEFAULT = {
-    "--allowed-host",
-    "--figures",
-    "--force",
-    "--help",
-    "--input",
-    "--json",
-    "--no-header",
-    "--no-ngrams",
-    "--no-sample",
-    "--report",
-    "--resume",
-    "--teacher",
+    *("--allowed-host", "--figures", "--force", "--help", "--input", "--json"),
+    *("--no-header", "--no-ngrams", "--no-sample", "--report", "--resume", "--teacher"),
 }
 
 
@@ -257,28 +244,16 @@ def test_predict_does_not_warn_about_a_missing_numpy(root):
 @pytest.mark.parametrize(
     ("failure", "code", "message"),
     [
-        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
-        (RuntimeError("out of\nmemory"), 1, "out of memory"),
-        (MemoryError(), 1, "MemoryError"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (RuntimeError("out of\nmemory"), 1, "error: out of memory"),
+        (MemoryError(), 1, "error: MemoryError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_failures_during_a_run_are_reported_in_one_line(
-    fails, folder, cache, monkeypatch, failure, code, message
-):
-    def fail(*arguments, **options):
-        raise failure
-
-    monkeypatch.setattr(train, "load_names", fail)
-    assert fails("train") == (code, message)
+def test_the_end_of_a_run_is_reported_in_one_line(run, cache, monkeypatch, failure, code, message):
+    monkeypatch.setattr(train, "load_names", mock.Mock(side_effect=failure))
+    assert run("train") == (code, "", f"{PROGRAM}: {message}\n")
     assert not cache.exists()
-
-
-def test_an_interruption_is_not_reported_as_an_error(run, cache, monkeypatch):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "load_names", interrupt)
-    assert run("train") == (130, "", f"{PROGRAM}: interrupted\n")
 
 
 @pytest.mark.parametrize(
@@ -290,9 +265,7 @@ def test_an_interruption_is_not_reported_as_an_error(run, cache, monkeypatch):
         ("serve", "uvicorn", "serve"),
     ],
 )
-def test_the_error_for_a_missing_package_names_its_extra(
-    fails, monkeypatch, command, package, extra
-):
+def test_a_missing_package_is_named_with_its_extra(fails, monkeypatch, command, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     advice = f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'"
     assert fails(command) == (1, advice)

@@ -1,8 +1,6 @@
 """Reading names from folders, zips and the cache, and rejecting damaged or hostile sources."""
 
 import hashlib
-import io
-import random
 import struct
 import zipfile
 from pathlib import Path
@@ -15,13 +13,6 @@ from namernn_fast.names import ASCII, InputError, dataset, files, load_names, re
 from namernn_fast.names.sample import SAMPLE
 
 TWO = {"data/names/Basque.txt": "Etxeberria\nAgirre\n", "data/names/Welsh.txt": "Llewelyn\nPugh"}
-
-
-def test_the_real_data_has_the_expected_counts(real_folder):
-    names = load_names(real_folder)
-    assert not names.is_sample
-    assert names.languages == dataset.embedded_sample().languages
-    assert (len(names.rows), len(set(names.rows))) == (20_074, 18_015)
 
 
 def test_the_sample_has_enough_distinct_usable_names():
@@ -251,17 +242,15 @@ def test_an_encrypted_zip_is_an_error(make_zip):
 
 
 @settings(deadline=None, database=None, max_examples=200)
-@given(st.integers(0, 2**32))
-def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, seed):
-    chance = random.Random(seed)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+@given(st.data())
+def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "damaged.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for member, text in TWO.items():
             file.writestr(member, text)
-    content = bytearray(buffer.getvalue())
-    for _ in range(chance.randint(1, 4)):
-        content[chance.randrange(len(content))] = chance.randrange(256)
-    path = tmp_path_factory.getbasetemp() / "damaged.zip"
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
         outcome = read_names(path).source

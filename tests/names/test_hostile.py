@@ -8,30 +8,19 @@ import struct
 import pytest
 import torch
 from bounds import bounded
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from namernn_fast.names import (
-    Checkpoint,
-    InputError,
-    NameClassifier,
-    Predictor,
-    load_checkpoint,
-    save_checkpoint,
-    tensor_files,
-)
-from namernn_fast.names.checkpoint import _OPTIONS, KIND
-
-LANGUAGES = ("Basque", "Welsh", "Maori")
-INFO = {"split": {"data": {"is_sample": True}}}
-quick = settings(deadline=None, database=None, max_examples=100)
+from namernn_fast.names import Checkpoint, InputError, NameClassifier, Predictor, tensor_files
+from namernn_fast.names.checkpoint import KIND, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    return Checkpoint(NameClassifier(3, 2, 3, bidirectional=True), LANGUAGES, INFO)
+    model = NameClassifier(3, 2, 3, bidirectional=True)
+    info = {"split": {"data": {"is_sample": True}}}
+    return Checkpoint(model, ("Basque", "Welsh", "Maori"), info)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +70,8 @@ def test_special_files_and_huge_files_are_rejected(tmp_path):
 
 
 class Harm:
-    def __init__(self, path):
-        self.path = path
-
     def __reduce__(self):
-        return open, (self.path, "w")
+        return open, ("harm", "w")
 
 
 @pytest.mark.parametrize(
@@ -97,15 +83,12 @@ class Harm:
     ],
     ids=["zip", "legacy", "pickle"],
 )
-def test_a_pickle_is_recognised_and_not_executed(tmp_path, save):
+def test_a_pickle_is_recognised_and_not_executed(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "names.safetensors"
-    save(Harm(str(tmp_path / "harm")), path)
+    save(Harm(), path)
     assert refusal(path).startswith("a pickle, as earlier versions wrote with torch.save; ")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_every_option_of_the_classifier_is_checked():
-    assert set(_OPTIONS) == set(NameClassifier(3).config)
 
 
 def test_invalid_options_are_rejected(write, path, tiny):
@@ -117,32 +100,23 @@ def test_invalid_options_are_rejected(write, path, tiny):
                 assert refusal(path).startswith("not a checkpoint that this version can read (")
 
 
-ODD_VALUES = {
-    "model": (
-        *("left", [], 3, "three", [[]], {"secret": 1}, {"num_classes": 3}),
-        *([{"num_layers": 16}] * 64, [{"num_layers": 1}] * 65),
-    ),
-    "alphabet": ("left", "abc", 3),
-    "folding": ("left", 1),
-    "languages": (
-        *("left", [], "ABC", {"A": 1, "B": 2, "C": 3}, [1, 2, 3], ["A", "B", "B"]),
-        *(
-            ["A", "B", odd]
-            for odd in ("", " ", "\x1b[2J", "two\nlines", "\u202eleft", "\ud800", "C" * 51)
-        ),
-        [f"language {i}" for i in range(501)],
-    ),
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in ODD_VALUES.items() for value in values],
-    ids=lambda value: ascii(value)[:40],
+    ("name", "odd"),
+    [
+        ("model", ["left", [], 3, "three", [[]], {"secret": 1}, {"num_classes": 3}]),
+        ("model", [[{"num_layers": 16}] * 64, [{"num_layers": 1}] * 65]),
+        ("alphabet", ["left", "abc", 3]),
+        ("folding", ["left", 1]),
+        ("languages", ["left", [], "ABC", {"A": 1, "B": 2, "C": 3}, [1, 2, 3], ["A", "B", "B"]]),
+        ("languages", [["A", "B", odd] for odd in ("", " ", "\x1b[2J", "two\nlines")]),
+        ("languages", [["A", "B", odd] for odd in ("\u202eleft", "\ud800", "C" * 51)]),
+        ("languages", [[f"language {i}" for i in range(501)]]),
+    ],
 )
-def test_invalid_values_are_rejected(write, path, name, value):
-    write(**{name: value})
-    assert refusal(path).startswith("not a checkpoint that this version can read (")
+def test_invalid_values_are_rejected(write, path, name, odd):
+    for value in odd:
+        write(**{name: value})
+        assert refusal(path).startswith("not a checkpoint that this version can read (")
 
 
 def test_invalid_weights_are_rejected(write, path, tiny):
@@ -169,15 +143,6 @@ def test_a_model_is_not_built_if_its_file_is_too_small(write, path, tiny):
     largest = {"embedding_size": 4096, "hidden_size": 4096, "num_layers": 64, "bidirectional": True}
     write(model={**tiny.model.config, **largest})
     assert refusal(path).endswith("'classifier.weight' has the shape (3, 6), not (3, 8192)")
-
-
-def test_weights_that_overflow_are_an_error(path):
-    model = NameClassifier(3, 2, 3)
-    for value in model.parameters():
-        nn.init.constant_(value, 3e38)
-    save_checkpoint(path, Checkpoint(model, LANGUAGES, INFO))
-    with pytest.raises(InputError, match=r"^the model gives probabilities that are not finite"):
-        Predictor(load_checkpoint(path)).predict(["Kim"])
 
 
 def with_header(header, body=b""):
@@ -214,7 +179,7 @@ def test_the_largest_header_that_is_parsed_is_harmless(path):
 
 
 @pytest.mark.parametrize("depth", [40, 900, 10**5])
-def test_deeply_nested_values_are_rejected(write, path, depth):
+def test_deeply_nested_values_are_rejected(path, depth):
     path.write_bytes(with_header({"__metadata__": {KIND: '{"a":' * depth + "1" + "}" * depth}}))
     assert refusal(path) in (
         "its values are nested more than 32 deep",
@@ -229,27 +194,21 @@ def test_a_damaged_safetensors_file_is_rejected(path, tiny_bytes):
         assert refusal(path).startswith("not a readable safetensors file (")
 
 
-def check_content(path, content):
-    """Checks that `content` raises InputError or loads as a model with valid probabilities."""
-    path.write_bytes(content)
-    with bounded():
-        try:
-            loaded = load_checkpoint(path)
-            answer = Predictor(loaded).predict(["Kim"])
-        except InputError:
-            return
-    assert {language for language, _ in answer[0]} <= set(loaded.languages)
-    assert all(0 <= probability <= 1 for _, probability in answer[0])
-
-
-@quick
 @given(st.data())
 def test_any_changed_byte_gives_a_model_or_an_error(path, tiny_bytes, data):
     content = bytearray(tiny_bytes)
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] ^= data.draw(st.integers(1, 255))
-    check_content(path, bytes(content))
+    path.write_bytes(content)
+    with bounded():
+        try:
+            loaded = load_checkpoint(path)
+            [answer] = Predictor(loaded).predict(["Kim"])
+        except InputError:
+            return
+    assert {language for language, _ in answer} <= set(loaded.languages)
+    assert all(0 <= probability <= 1 for _, probability in answer)
 
 
 values = st.recursive(
@@ -267,7 +226,6 @@ entries = st.fixed_dictionaries(
 headers = st.dictionaries(st.text(max_size=9), entries | values, max_size=3)
 
 
-@quick
 @given(
     st.binary(max_size=99)
     | st.builds(with_header, values | headers, st.binary(max_size=99))

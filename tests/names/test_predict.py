@@ -8,71 +8,49 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from collections import namedtuple
 from contextlib import contextmanager
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from namernn_fast.names import (
-    Checkpoint,
-    InputError,
-    NameClassifier,
-    lines,
-    load,
-    save_checkpoint,
-    tables,
-)
+from namernn_fast.names import Checkpoint, InputError, NameClassifier, Predictor
 from namernn_fast.names.answers import Answers, answer_rows
 from namernn_fast.names.commands import predict
 from namernn_fast.names.folding import ASCII, why_unusable
-from namernn_fast.names.lines import MAX_LINE_BYTES
 from namernn_fast.names.tables import Rows, read_table
 from namernn_fast.names.writers import writer_of
-
-PROGRAM = "python -m namernn_fast.names"
 
 LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Return the path of a checkpoint with random weights."""
-    path = tmp_path_factory.mktemp("model") / "names.safetensors"
+def predictor():
     torch.manual_seed(0)
     classifier = NameClassifier(len(LANGUAGES), embedding_size=4, hidden_size=8)
-    save_checkpoint(path, Checkpoint(classifier, LANGUAGES, {}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(model):
-    return load(model)
+    return Predictor(Checkpoint(classifier, LANGUAGES, {}))
 
 
 @pytest.fixture
-def run(run, model, predictor, monkeypatch):
-    """Return a function that runs `predict` with a small model, which is loaded only once."""
+def run(run, predictor, monkeypatch):
+    """Return a function that runs `predict` with a small model with random weights."""
 
     def predicted(*argv, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return run("predict", "--checkpoint", model, *argv)
+        return run("predict", *argv)
 
     monkeypatch.setattr(predict, "load_predictor", lambda arguments: predictor)
     return predicted
 
 
-class Row(NamedTuple):
-    """The name in an input row, and the error if the row is not readable."""
-
-    name: str
-    error: str | None = None
+# The name in an input row, and the error if the row is not readable.
+Row = namedtuple("Row", ["name", "error"], defaults=[None])
 
 
 def read(file, *arguments, **options):
-    """Return the rows of a file."""
     return [
         Row(name, rows.errors.get(place))
         for rows in read_table(file, *arguments, **options).rows
@@ -84,14 +62,10 @@ def rows_of(content, format="csv", column=None, **options):
     return read(io.BytesIO(content), format, column, **options)
 
 
-class Pipe:
-    """A stream that returns the given blocks one by one, whatever size is requested."""
-
-    def __init__(self, blocks):
-        self.blocks = iter(blocks)
-
-    def read1(self, size):
-        return next(self.blocks, b"")
+def pipe(blocks):
+    """Return a stream that returns the given blocks one by one, whatever size is requested."""
+    left = iter(blocks)
+    return SimpleNamespace(read1=lambda size: next(left, b""))
 
 
 @pytest.mark.parametrize(
@@ -118,20 +92,20 @@ class Pipe:
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_names_are_read_however_the_bytes_arrive(format, content, names, size):
     """The pipe returns at most `size` bytes at a time."""
-    pipe = Pipe(content[begin : begin + size] for begin in range(0, len(content), size))
-    assert read(pipe, format) == [Row(name) for name in names]
+    blocks = [content[begin : begin + size] for begin in range(0, len(content), size)]
+    assert read(pipe(blocks), format) == [Row(name) for name in names]
 
 
 @pytest.mark.parametrize(("format", "end"), [("text", b"\n"), ("csv", b"\r\n"), ("jsonl", b"\r")])
 def test_a_huge_line_is_one_row_and_takes_little_memory(format, end):
-    pipe = Pipe([b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"'])
+    blocks = [b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"']
     tracemalloc.start()
-    rows = read(pipe, format)
+    rows = read(pipe(blocks), format)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
     long, kim = rows[-2:]
-    assert len(long.name) == MAX_LINE_BYTES + 1
+    assert len(long.name) == 65_537
     assert "a line of more than 65,536 bytes" in long.error
     assert kim.name.strip('"') == "Kim"
 
@@ -147,7 +121,6 @@ def test_a_huge_line_is_one_row_and_takes_little_memory(format, end):
         (b"id,id\n1,Kim\n", {"column": "2"}),
         ("id,Straße\n1,Kim\n".encode(), {"column": "Straße"}),
         (b"Kim\n", {"header": False}),
-        (b"1;Kim\n", {"column": "2", "header": False, "delimiter": ";"}),
         (b'{"who": "Kim", "name": ""}\n', {"format": "jsonl", "column": "who"}),
     ],
 )
@@ -328,13 +301,8 @@ def test_every_format_writes_the_expected_text(format, text):
         ("@X", r"\x40X"),
         ("＝X", r"\uff1dX"),
         ("\tX", r"\tX"),
-        ("--", "--"),
-        ("a=b", "a=b"),
-        ("-5", "-5"),
-        ("+1.5e-3", "+1.5e-3"),
-        ("-1,5", "-1,5"),
         ("-5+A1", r"\x2d5+A1"),
-        ("x,=1", "x,=1"),
+        *((same, same) for same in ("--", "a=b", "-5", "+1.5e-3", "-1,5", "x,=1")),
     ],
 )
 def test_csv_cells_are_never_formulas(name, cell):
@@ -374,12 +342,6 @@ def test_output_options_take_effect(run):
     assert run("-", "--format", "csv", "--top", 1) == (0, head, "")
 
 
-def test_input_options_take_effect(run):
-    options = ["--input-format", "csv", "--column", "2", "--no-header", "--delimiter", "tab"]
-    out = run("--input", "-", *options, "--output", "-", stdin=b"1\tKim\n")[1]
-    assert out.splitlines()[0] == "Kim"
-
-
 PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
 
 
@@ -414,9 +376,7 @@ def redirected(files):
         ([0, 1], "- --output stdout", "standard output", "standard input"),
     ],
 )
-def test_input_files_are_not_overwritten(
-    fails, tmp_path, monkeypatch, numbers, argv, written, read
-):
+def test_inputs_are_not_overwritten(fails, tmp_path, monkeypatch, numbers, argv, written, read):
     """`numbers` are the file descriptors that are redirected to people.csv."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
@@ -424,12 +384,9 @@ def test_input_files_are_not_overwritten(
     for path in paths:
         path.write_bytes(PEOPLE)
     (tmp_path / "hard.csv").hardlink_to("people.csv")
-    for link, path in (
-        ("linked", "folder"),
-        ("symbolic.csv", "people.csv"),
-        ("stdout", "/dev/stdout"),
-    ):
-        (tmp_path / link).symlink_to(path)
+    (tmp_path / "linked").symlink_to("folder")
+    (tmp_path / "symbolic.csv").symlink_to("people.csv")
+    (tmp_path / "stdout").symlink_to("/dev/stdout")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(predict, "load_predictor", None)  # the model must not be loaded
     with paths[0].open("r+b") as file, redirected(dict.fromkeys(numbers, file)):
@@ -441,7 +398,6 @@ def test_input_files_are_not_overwritten(
 
 
 def test_output_to_a_device_does_not_replace_it(run, tmp_path):
-    """The output is written to the device; no file replaces the device."""
     for argv, count in (("Kim",), 1), (("--input", "/dev/null"), 0):
         assert run(*argv, "--output", "/dev/null") == (0, "", wrote(count, "/dev/null"))
     names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
@@ -455,23 +411,20 @@ def test_output_to_a_device_does_not_replace_it(run, tmp_path):
     assert stdout.is_symlink()
 
 
-def test_the_exit_code_is_2_if_no_name_could_be_read(run, fails, tmp_path):
+def test_the_exit_code_is_2_if_no_name_could_be_read(run, tmp_path):
     code, out, err = run("Иванов")
     assert (code, out) == (2, f"Иванов\n  error: {why_unusable('Иванов')}\n")
     assert err.endswith(": error: the name could not be read\n")
     target = tmp_path / "out.csv"
     code, out, err = run("-", "--output", target, stdin=b"1\n2\n")
-    failure = f"{PROGRAM}: error: none of 2 names could be read\n"
+    failure = "python -m namernn_fast.names: error: none of 2 names could be read\n"
     assert (code, out, err) == (2, "", wrote(2, target) + failure)
     assert target.read_text().count("\n") == 3
 
 
 def test_missing_input_is_an_error(fails, tmp_path):
-    for path, reason in [
-        (tmp_path, "a folder, and --input takes a file"),
-        (tmp_path / "none", "there is no such file"),
-    ]:
-        assert fails("--input", path) == (2, f"{path}: {reason}")
+    assert fails("--input", tmp_path) == (2, f"{tmp_path}: a folder, and --input takes a file")
+    assert fails("--input", "none") == (2, "none: there is no such file")
 
 
 @pytest.mark.parametrize(
@@ -496,16 +449,15 @@ def test_a_name_that_is_read_as_the_header_is_reported(run, content, options, sa
 @pytest.mark.parametrize(("sign", "option"), [(";", ";"), ("\t", "tab"), ("|", "|")])
 def test_a_wrong_delimiter_is_reported(run, sign, option):
     content = f"name{sign}age\nKim{sign}3\n".encode()
-    code, out, err = run("-", "--input-format", "csv", stdin=content)
+    options = ["--input", "-", "--output", "-", "--input-format", "csv"]
+    code, out, err = run(*options, stdin=content)
     assert (code, out.count("\n") > 1) == (0, True)
-    title = f"name{sign}age"
-    assert err == (
-        f"the first row, {title!r}, is read as one title; --delimiter '{option}' cuts rows there\n"
-    )
-    assert run("-", "--input-format", "csv", "--delimiter", option, stdin=content)[2] == ""
+    title, advice = f"name{sign}age", f"--delimiter '{option}' cuts rows there"
+    assert err == f"the first row, {title!r}, is read as one title; {advice}\n"
+    assert run(*options, "--delimiter", option, stdin=content)[2] == ""
 
 
-def test_nothing_is_written_if_the_column_is_missing(fails, tmp_path, monkeypatch):
+def test_nothing_is_written_if_the_column_is_missing(fails, tmp_path):
     target = tmp_path / "out.csv"
     target.write_text("old")
     for output in (["--format", "csv"], ["--output", target]):
@@ -513,10 +465,6 @@ def test_nothing_is_written_if_the_column_is_missing(fails, tmp_path, monkeypatc
         assert code == 2
         assert message.startswith("no column is called 'name'; --column takes one of")
     assert target.read_text() == "old"
-    monkeypatch.setattr(predict, "load_predictor", None)  # the model must not be loaded
-    folder = tmp_path / "folder.csv"
-    folder.mkdir()
-    assert fails("Kim", "--output", folder) == (2, f"{folder}: not a plain file")
 
 
 @pytest.mark.parametrize(
@@ -543,8 +491,8 @@ def test_the_progress_bar_is_shown_only_on_a_terminal(
 
 def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatch):
     source = tmp_path / "names.txt"
-    monkeypatch.setattr(tables, "_CHUNK_ROWS", 512)
-    monkeypatch.setattr(lines, "_BLOCK_BYTES", 2048)
+    monkeypatch.setattr("namernn_fast.names.tables._CHUNK_ROWS", 512)
+    monkeypatch.setattr("namernn_fast.names.lines._BLOCK_BYTES", 2048)
     letters = str.maketrans("0123456789", "abcdefghij")
     peaks = []
     for count in (2_048, 8_192):
@@ -574,7 +522,7 @@ def parsed(out, format):
         assert {len(row) for row in rows} <= {len(head)}
         name, first = head.index("name"), head.index("language_1")
         return [(row[name], [x for x in row[first:-2:2] if x], row[-1] or None) for row in rows]
-    rows = [json.loads(line) for line in out.removesuffix("\n").split("\n")] if out else []
+    rows = [json.loads(line) for line in out.splitlines()]
     return [(r["name"], [x["language"] for x in r["languages"]], r["error"]) for r in rows]
 
 

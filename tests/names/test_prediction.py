@@ -180,7 +180,3 @@ def test_load_defaults_to_the_pretrained_model(asked, cache, tmp_path, monkeypat
         assert load(*model).predict(["Kim"]) == pretrained
     for model in ("./pretrained", Path("pretrained"), cache / "names.safetensors"):
         assert load(model).predict(["Kim"]) == asked.predict(["Kim"]) != pretrained
-
-
-def test_the_pretrained_model_does_not_need_a_home_folder(homeless):
-    assert load().predict(["Nguyen"], top=1)[0][0][0] == "Vietnamese"

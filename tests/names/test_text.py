@@ -13,13 +13,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast.names import ASCII, Folding, InputError, encode, encode_names
 from namernn_fast.names.encoding import encode_folded
-from namernn_fast.names.folding import (
-    MAX_LETTERS,
-    MAX_NAME_LENGTH,
-    SPELLINGS,
-    letters_of,
-    why_unusable,
-)
+from namernn_fast.names.folding import MAX_LETTERS, SPELLINGS, letters_of, why_unusable
 from namernn_fast.names.text import escaped
 
 ACCENTED = Folding("ßáéłñś")
@@ -31,66 +25,53 @@ _TELLING = (
 )
 any_text = st.text() | st.text(st.sampled_from(_TELLING))
 folded_names = st.text(ASCII.alphabet, min_size=1, max_size=20).filter(str.strip).map(str.strip)
-quick = settings(database=None, max_examples=100)
-many = settings(database=None, max_examples=500)
-LONG = "x" * (MAX_NAME_LENGTH + 1)
+LONG = "x" * 1001
 
 
 @pytest.mark.parametrize(
-    ("name", "folded", "lost"),
+    ("folding", "name", "folded", "lost"),
     [
-        ("Ślusàrski", "slusarski", ""),
-        ("Abl. Jr.,;'", "abl. jr.,;'", ""),
-        ("Großmann-Łoś2", "grossmannlos", "-2"),
-        ("İstanbul\u212a", "istanbulk", ""),
-        ("e\u0301x\u0301\u0323", "ex", ""),
-        (" Ahn \u00a0", "ahn", ""),
-        ("Иванов", "", "Иванов"),
-        ("и\u0306", "", "й"),
-        ("\u0301Kim", "kim", "\u0301"),
-        ("Kim-\u0301", "kim", "-\u0301"),
-        ("\x1b[31mKim", "mkim", "\x1b[31"),
-        ("\ud800", "", "\ud800"),
-        ("", "", ""),
-        ("’‘ʼ´`Neal'", "'''''neal'", ""),
-        ("STRAUẞ", "strauss", ""),
-        ("Ǽbelǿ", "aebelo", ""),
-        ("Œuvray", "oeuvray", ""),
-        ("Đorđević", "dordevic", ""),
-        ("Þórðarson", "thordarson", ""),
-        ("Ħal-Għaxaq Ŧ", "halghaxaq t", "-"),
-        ("Işık", "isik", ""),
-        ("Van\u00a0der\u202fBerg", "van der berg", ""),
+        (ASCII, "Ślusàrski", "slusarski", ""),
+        (ASCII, "Abl. Jr.,;'", "abl. jr.,;'", ""),
+        (ASCII, "Großmann-Łoś2", "grossmannlos", "-2"),
+        (ASCII, "İstanbul\u212a", "istanbulk", ""),
+        (ASCII, "e\u0301x\u0301\u0323", "ex", ""),
+        (ASCII, " Ahn \u00a0", "ahn", ""),
+        (ASCII, "Иванов", "", "Иванов"),
+        (ASCII, "и\u0306", "", "й"),
+        (ASCII, "\u0301Kim", "kim", "\u0301"),
+        (ASCII, "Kim-\u0301", "kim", "-\u0301"),
+        (ASCII, "\x1b[31mKim", "mkim", "\x1b[31"),
+        (ASCII, "\ud800", "", "\ud800"),
+        (ASCII, "", "", ""),
+        (ASCII, "’‘ʼ´`Neal'", "'''''neal'", ""),
+        (ASCII, "STRAUẞ", "strauss", ""),
+        (ASCII, "Ǽbelǿ", "aebelo", ""),
+        (ASCII, "Œuvray", "oeuvray", ""),
+        (ASCII, "Đorđević", "dordevic", ""),
+        (ASCII, "Þórðarson", "thordarson", ""),
+        (ASCII, "Ħal-Għaxaq Ŧ", "halghaxaq t", "-"),
+        (ASCII, "Işık", "isik", ""),
+        (ASCII, "Van\u00a0der\u202fBerg", "van der berg", ""),
+        (ACCENTED, "Al-Farsi", "al farsi", ""),
+        (ACCENTED, "ŚLUSÀRSKI", "ślusarski", ""),
+        (ACCENTED, "S\u0301lusa\u0301rski", "ślusárski", ""),
+        (ACCENTED, "STRAUẞ", "strauß", ""),
+        (ACCENTED, "Wałęsa", "wałesa", ""),
+        (ACCENTED, "Ǽbelǿ", "aebelo", ""),
+        (ACCENTED, "Ế\u0323", "e", ""),
+        (ACCENTED, "é\u0323", "e", ""),
+        (ACCENTED, "Nuñez\u2010García2", "nuñez garcia", "2"),
+        (ACCENTED, "- Kim -- Lee -", "kim lee", ""),
+        (ACCENTED, "--", "", ""),
+        (ACCENTED, "李-é", "é", "李"),
     ],
 )
-def test_ascii_folding_keeps_or_drops_each_character(name, folded, lost):
-    assert ASCII.fold(name) == ASCII.fold(name.upper()) == folded
-    assert ASCII.dropped(name) == lost
+def test_folding_keeps_or_drops_each_character(folding, name, folded, lost):
+    assert folding.fold(name) == folding.fold(name.upper()) == folded
+    assert folding.dropped(name) == lost
 
 
-@pytest.mark.parametrize(
-    ("name", "folded", "lost"),
-    [
-        ("Al-Farsi", "al farsi", ""),
-        ("ŚLUSÀRSKI", "ślusarski", ""),
-        ("S\u0301lusa\u0301rski", "ślusárski", ""),
-        ("STRAUẞ", "strauß", ""),
-        ("Wałęsa", "wałesa", ""),
-        ("Ǽbelǿ", "aebelo", ""),
-        ("Ế\u0323", "e", ""),
-        ("é\u0323", "e", ""),
-        ("Nuñez\u2010García2", "nuñez garcia", "2"),
-        ("- Kim -- Lee -", "kim lee", ""),
-        ("--", "", ""),
-        ("李-é", "é", "李"),
-    ],
-)
-def test_a_folding_can_keep_accented_letters(name, folded, lost):
-    assert ACCENTED.fold(name) == ACCENTED.fold(name.upper()) == folded
-    assert ACCENTED.dropped(name) == lost
-
-
-@quick
 @given(st.text())
 def test_what_is_dropped_leaves_no_trace(name):
     for folding in FOLDINGS:
@@ -119,7 +100,7 @@ def defined_fold(name, folding=ASCII):
     return folded.strip(" ")
 
 
-@many
+@settings(max_examples=500)
 @given(st.lists(any_text, max_size=6))
 @example([""])
 @example(["", ""])
@@ -170,12 +151,6 @@ def test_invalid_lists_of_names_are_rejected(names, kind, message):
     assert str(error.value) == message
 
 
-def test_the_longest_allowed_name_is_read():
-    for folding in FOLDINGS:
-        assert folding.fold_usable([LONG, "Kim", "-", LONG[1:]]) == ["", "kim", "", LONG[1:]]
-    assert why_unusable(LONG[1:]) is None
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -193,13 +168,6 @@ def test_unprintable_characters_are_escaped(text, shown):
     assert escaped(shown) == shown
 
 
-@quick
-@given(st.text())
-def test_escaped_text_is_printable(text):
-    assert escaped(text).isprintable()
-
-
-@quick
 @given(st.lists(any_text.filter(ASCII.fold) | folded_names, min_size=1, max_size=6))
 def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
     assert ASCII.alphabet == Folding().alphabet == "abcdefghijklmnopqrstuvwxyz .,;'"
@@ -252,7 +220,6 @@ def test_letters_of_returns_frequent_accented_letters():
     assert {"é", "ü"} <= {*found}
 
 
-@quick
 @given(st.lists(folded_names, min_size=1, max_size=12), st.data())
 def test_pack_is_pack_sequence(names, data):
     encoded = encode_names(names)
@@ -273,7 +240,6 @@ def test_pack_is_pack_sequence(names, data):
         assert torch.equal(restored, torch.arange(len(indices)))
 
 
-@quick
 @given(st.lists(folded_names, min_size=1, max_size=30), st.integers(1, 40), st.data())
 def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data):
     encoded = encode_names(names)
@@ -299,7 +265,6 @@ def test_many_batches_are_packed_in_bounded_memory():
     assert count == 938
 
 
-@quick
 @given(st.lists(folded_names, min_size=1, max_size=30))
 def test_names_are_sorted_by_their_beginnings(names):
     for folding, characters in ((ASCII, 6), (ACCENTED, 5)):

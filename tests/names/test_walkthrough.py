@@ -6,8 +6,6 @@ import warnings
 import pytest
 import torch
 
-from namernn_fast.names import DownloadError, dataset
-
 # Import matplotlib before a test empties the cache, to avoid another search for fonts.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
@@ -16,45 +14,33 @@ plt = pytest.importorskip("matplotlib.pyplot")
 FIGURES = 11
 
 
-@pytest.fixture
 def walk(root, monkeypatch):
-    """Returns a function that runs the walk-through and returns its variables.
+    """Runs the walk-through, checks that all figures can be laid out, and returns its variables."""
+    shown = []
 
-    The function also checks that all figures can be laid out.
-    """
+    def show():
+        shown.append(plt.gcf())
+        plt.gcf().draw_without_rendering()  # computes the layout, unlike Agg's `show`
+        plt.close()
 
-    def run():
-        shown = []
-
-        def show():
-            shown.append(plt.gcf())
-            plt.gcf().draw_without_rendering()  # computes the layout, unlike Agg's `show`
-            plt.close()
-
-        monkeypatch.setattr(plt, "show", show)
-        with matplotlib.rc_context(), warnings.catch_warnings(), torch.random.fork_rng():
-            # matplotlib warns about characters that no font has, and layouts that do not fit.
-            warnings.simplefilter("error", UserWarning)
-            variables = runpy.run_path(str(root / "examples" / "walkthrough.py"))
-        assert len(shown) == FIGURES
-        assert not plt.get_fignums()
-        return variables
-
-    return run
+    monkeypatch.setattr(plt, "show", show)
+    with matplotlib.rc_context(), warnings.catch_warnings(), torch.random.fork_rng():
+        # matplotlib warns about characters that no font has, and layouts that do not fit.
+        warnings.simplefilter("error", UserWarning)
+        variables = runpy.run_path(str(root / "examples" / "walkthrough.py"))
+    assert len(shown) == FIGURES
+    assert not plt.get_fignums()
+    return variables
 
 
 @pytest.mark.slow
-def test_the_walkthrough_runs_on_the_real_data(walk, real_folder, monkeypatch):
+def test_the_walkthrough_runs_on_the_real_data(root, real_folder, monkeypatch):
     monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
-    assert not walk()["data"].is_sample
+    assert not walk(root, monkeypatch)["data"].is_sample
 
 
-def test_the_walkthrough_runs_without_a_network(walk, monkeypatch, capsys):
-    def no_network(url, path):
-        raise DownloadError("there is no network")
-
-    monkeypatch.setattr(dataset, "download_names", no_network)
-    assert walk()["data"].is_sample
+def test_the_walkthrough_runs_without_a_network(root, offline, monkeypatch, capsys):
+    assert walk(root, monkeypatch)["data"].is_sample
     assert "made with the embedded sample of the data set" in capsys.readouterr().out
 
 
