@@ -5,23 +5,16 @@ import torch
 
 
 @pytest.fixture
-def nothing_tuned():
-    """Clears the plans of `autotune` before and after a test."""
-    from namernn_fast.gpu import plan
-
-    plan.tuned.clear()
-    yield
-    plan.tuned.clear()
-
-
-@pytest.fixture
-def h100(monkeypatch, nothing_tuned):
-    """Makes the package plan for an H100 that has not refused a launch."""
-    from namernn_fast.gpu import device
+def h100(monkeypatch):
+    """Makes the package plan for an H100 that has not refused a launch, without tuned plans."""
+    from namernn_fast.gpu import device, plan
     from tools.gpu.resources import H100
 
     monkeypatch.setattr(device, "find_device", lambda index: H100)
     monkeypatch.setattr(device, "_refusing", set())
+    plan.tuned.clear()
+    yield
+    plan.tuned.clear()
 
 
 @pytest.fixture

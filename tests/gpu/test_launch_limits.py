@@ -13,8 +13,7 @@ pytest.importorskip("triton")
 
 from namernn_fast import ops
 from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise, sums
-from tools.gpu.resources import DEVICES as REPORTED
-from tools.lint.variants import DEVICES
+from tools.gpu.resources import DEVICES, GEFORCE, PRECISIONS
 
 # The limits are from the table "Technical Specifications per Compute Capability" of the CUDA
 # programming guide. AMD's limits are the same or larger.
@@ -23,14 +22,9 @@ THREADS = 1024
 RECURRENCES = (kernels.forward_kernel, kernels.backward_kernel)
 REGISTERS = 65536
 
-ARCHITECTURES = {gpu.arch: gpu for gpu in (*DEVICES, *REPORTED)}
+ARCHITECTURES = {gpu.arch: gpu for gpu in (*DEVICES, *GEFORCE)}
 BATCHES = (1, 2, 33, 1024, 65535, 65536, 1 << 17, (1 << 20) - 1, 1 << 20)
 HIDDEN_SIZES = (1, 16, 33, 64, 100, 128, 200, 256, 512, 1000, 1024, 2048, 4096)
-PRECISIONS = {
-    "float32": (torch.float32, False),
-    "TF32": (torch.float32, True),
-    "bfloat16": (torch.bfloat16, False),
-}
 
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
@@ -62,11 +56,10 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
 
 
 @pytest.mark.covering(1)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_launches_are_within_limits(arch, precision, monkeypatch):
-    gpu = ARCHITECTURES[arch]
-    dtype, tf32 = PRECISIONS[precision]
+    gpu, (dtype, tf32) = ARCHITECTURES[arch], precision
     monkeypatch.setattr(device, "find_device", lambda index: gpu)
     monkeypatch.setattr(plan, "may_round_to_tf32", lambda device: tf32)
     monkeypatch.setattr(stepwise, "suits", lambda *_: False)  # torch launches its own products

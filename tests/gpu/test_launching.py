@@ -27,6 +27,7 @@ from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 from namernn_fast.machine import transfers  # noqa: E402
 from tools.gpu import resources as gpu_report  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("h100")
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
@@ -116,7 +117,6 @@ def train(calls=1):
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])
-@pytest.mark.usefixtures("h100")
 def test_a_refused_launch_is_repeated_without_cooperation(error, monkeypatch):
     launches = Launches(monkeypatch, error)
     with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as warned:
@@ -126,7 +126,6 @@ def test_a_refused_launch_is_repeated_without_cooperation(error, monkeypatch):
     assert launches[1:] == [1] * 4
 
 
-@pytest.mark.usefixtures("h100")
 def test_other_launch_errors_are_raised(monkeypatch):
     Launches(monkeypatch, "Triton Error [CUDA]: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -209,7 +208,6 @@ def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
     return problem.Stack(layout, None, [], options, 1, hidden_size)
 
 
-@pytest.mark.usefixtures("h100")
 def test_long_layers_run_at_once_if_all_programs_fit():
     def stretches(num_layers=2, **sizes):
         return stack._stretches(stack_of(**sizes), num_layers, torch.empty(0))
@@ -270,7 +268,6 @@ def test_a_stream_waits_for_the_layer_below(monkeypatch):
     assert main.commands[-1] == "at last"
 
 
-@pytest.mark.usefixtures("h100")
 def test_concurrent_cooperative_layers_share_a_turn(monkeypatch):
     shared = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
@@ -289,26 +286,26 @@ def autotune(hidden_size, **more):
     return gpu.autotune(torch.empty(5, 1, 8, dtype=torch.bfloat16), hidden_size, **more)
 
 
-@pytest.mark.usefixtures("h100")
 def test_autotune_keeps_the_fastest_plan_that_fits(monkeypatch):
-    Launches(monkeypatch)
+    launches = Launches(monkeypatch)
     like = torch.empty(0, dtype=torch.bfloat16)
     other = plan.plan_of(128, 2, like, 1)
     tried = []
 
     def measure(call):
-        tried.append(plan.plan_of(128, 1, like, 1))
+        tried.append(plan.plan_of(128, 1, like, 2))
+        call()
+        assert len(launches) == 2 * len(tried)  # both passes
         if len(tried) == 1:
             raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
         return 1.0 if len(tried) == 3 else 2.0
 
-    best = autotune(128, measure=measure)
-    assert tried == tuning._candidates(plan.size_of(128, 1, like, 1))
-    assert best == tried[2] == plan.plan_of(128, 1, like, 1)
+    best = autotune(128, bidirectional=True, measure=measure)
+    assert tried == tuning._candidates(plan.size_of(128, 1, like, 2))
+    assert best == tried[2] == plan.plan_of(128, 1, like, 2)
     assert plan.plan_of(128, 2, like, 1) == other
 
 
-@pytest.mark.usefixtures("h100")
 def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
     """If even one plan cannot be captured, all plans are timed from the host."""
     graphs, calls = [], []
@@ -328,7 +325,6 @@ def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
     assert best == candidates[0]
 
 
-@pytest.mark.usefixtures("h100")
 def test_autotune_starts_again_after_a_refused_launch(monkeypatch):
     launches = Launches(monkeypatch, TOO_LARGE)
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)

@@ -120,7 +120,6 @@ def paragraph(title, *passes):
 
 
 def test_inference_launches_are_as_listed(trace):
-    """Compares everything that `rnn()` and `last_state()` launch with the list below."""
     dense, packed, h_0, tokens = on_gpu(trace, DENSE, (N, D), (1, B, H), (VOCABULARY, D))
     ids, on_device = on_gpu(trace, (T, B), (B,), dtype=torch.int64)
     (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
@@ -171,10 +170,6 @@ two layers
 
 
 def test_training_launches_are_as_listed(trace):
-    """Compares the launches of a forward pass and a backward pass with the list below.
-
-    The backward pass computes all gradients.
-    """
     # Without CUDA, torch cannot copy fake GPU tensors with `contiguous()`, so put fake tensors
     # on "cpu:0". Real tensors are on "cpu", which differs from "cpu:0".
     trace.device = torch.device("cpu", 0)
@@ -242,25 +237,13 @@ clone
     )
 
 
-@pytest.fixture(params=["NVIDIA", "AMD"])
-def only_products_round(request, monkeypatch):
-    """Lets torch's products round to TF32, but not an RNN's products, which never round on AMD."""
-    rnn_precision = "ieee"
-    if request.param == "AMD":
-        rnn_precision = "tf32"
+@pytest.mark.parametrize("backend", ["cuda", "hip"])
+def test_a_table_has_the_precision_set_for_rnns(backend, trace, fp32_precision, monkeypatch):
+    """Torch's products may round to TF32, but not an RNN's products, which never round on AMD."""
+    monkeypatch.setattr(device, "find_device", lambda index: H100._replace(backend=backend))
+    if backend == "hip":
         monkeypatch.setattr(torch.version, "hip", "6.4")
-        monkeypatch.setattr(device, "find_device", lambda index: H100._replace(backend="hip"))
-    flags = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = [flag.fp32_precision for flag in flags]
-    for flag, precision in zip(flags, (rnn_precision, "tf32"), strict=True):
-        flag.fp32_precision = precision
-    yield
-    for flag, precision in zip(flags, before, strict=True):
-        flag.fp32_precision = precision
-
-
-@pytest.mark.usefixtures("only_products_round")
-def test_a_table_has_the_precision_set_for_rnns(trace):
+    fp32_precision("tf32" if backend == "hip" else "ieee", "tf32")
     (tokens,) = on_gpu(trace, (VOCABULARY, D))
     (ids,) = on_gpu(trace, (T, B), dtype=torch.int64)
     with trace, torch.no_grad():

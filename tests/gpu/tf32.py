@@ -8,9 +8,8 @@ from namernn_fast.testing import ErrorBudget
 
 
 def nearest(x):
-    """Returns float32 numbers rounded to the nearest TF32 value."""
-    bits = x.view(torch.int32)
-    return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
+    """Returns float32 numbers rounded to the nearest TF32 value, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 class Rounded(torch.autograd.Function):

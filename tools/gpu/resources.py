@@ -51,15 +51,8 @@ BATCHES = (1, 64, 1024)
 UNEVEN_SIZES = (33, 100, 127, 200, 300)
 SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
 # dtype, whether float32 may be rounded to TF32
-PRECISIONS = (
-    (torch.float32, False),
-    (torch.float32, True),
-    (torch.bfloat16, False),
-)
-KERNELS = {
-    "forward": forward_kernel,
-    "backward": backward_kernel,
-}
+PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
+KERNELS = {"forward": forward_kernel, "backward": backward_kernel}
 # The usual call has no initial state, and its loss depends only on the output.
 USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_first"})}
 
@@ -165,20 +158,16 @@ def specialise(
     return Specialisation(signature, {"FORM": form}, settings)
 
 
-def compile_kernel(kernel, build: Build, **call: Any) -> Resources:
-    """Compiles a kernel for a call and returns its resources.
+def compile_kernel(kernel, build: Build, **call: Any) -> Any:
+    """Compiles a kernel for a call, and returns Triton's compiled kernel.
 
     Args:
         kernel: One of `KERNELS`.
         build: The plan, the device and the hidden size.
         call: The description of the call, as arguments of `specialise`.
     """
-    return compile_for(build.device, kernel, specialise(kernel, build, **call))
-
-
-def compile_for(device: Device, kernel, to: Specialisation) -> Resources:
-    """Compiles any kernel for a device and returns its resources."""
-    return resources_of(device, compiled(device, source_of(kernel, to), to.settings))
+    to = specialise(kernel, build, **call)
+    return compiled(build.device, source_of(kernel, to), to.settings)
 
 
 def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
@@ -258,8 +247,7 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
         "plan": build.plan._asdict(),
     }
     for name, kernel in KERNELS.items():
-        to = specialise(kernel, build, **USUAL)
-        binary = compiled(build.device, source_of(kernel, to), to.settings)
+        binary = compile_kernel(kernel, build, **USUAL)
         taken = resources_of(build.device, binary)
         row[name] = {
             **taken._asdict(),

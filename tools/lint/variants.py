@@ -25,8 +25,11 @@ CALLS: dict[str, dict[str, Any]] = {
     "jagged": {"rows": {"offsets"}, **resources.USUAL},
     "reset": {"rows": {"reset"}},
     IDS: {"rows": {"ids", "lengths"}, **resources.USUAL},
-    # Returns only h_n; the backward pass computes no gradient of weights.
-    "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "previous_states"}},
+    # Only h_n is computed and has a gradient; the backward pass computes no gradient of weights.
+    "ring": {
+        "ring": True,
+        "absent": {"hx", "grad_output", "grad_hx", "dz_first", "previous_states"},
+    },
     UNALIGNED: resources.USUAL,  # pointers that are not divisible by 16
 }
 
@@ -59,16 +62,12 @@ class Variant(NamedTuple):
 
 def variants() -> Iterator[Variant]:
     """Yields each variant once."""
-    geforce_builds = (
-        build
-        for device in resources.GEFORCE
-        for by_precision in _by_kind(device).values()
-        for build, *_ in by_precision.values()
-    )
-    reported_builds = (build for build, _ in resources.builds(REPORTED))
-    for build in itertools.chain(reported_builds, geforce_builds):
-        for kernel in resources.KERNELS:
-            yield Variant(build, kernel)
+    builds = [build for build, _ in resources.builds(REPORTED)]
+    for device in resources.GEFORCE:
+        for by_precision in _by_kind(device).values():
+            builds += [alike[0] for alike in by_precision.values()]
+    for build, kernel in itertools.product(builds, resources.KERNELS):
+        yield Variant(build, kernel)
     yield from _of_other_rows()
 
 

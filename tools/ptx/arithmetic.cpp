@@ -58,33 +58,11 @@ void three(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values, Values, Values>(work)), ...);
 }
 
-// Returns an instruction on packed pairs of numbers.
-template <class Number, class... Sources, class Work, size_t... k>
-Entry in_pairs(Work work, std::index_sequence<k...>) {
-  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
-    Number* result = warp.lanes<Number>(at.results[0]);
-    const std::tuple<const Sources*...> from{warp.lanes<Sources>(at.sources[k])...};
-    each_lane(mask, [&](int lane) {
-      for (int i = 2 * lane; i < 2 * lane + 2; ++i) result[i] = work(std::get<k>(from)[i]...);
-    });
-  };
-  return {run, {2 * sizeof(Number)}, {static_cast<int>(2 * sizeof(Sources))...}};
-}
-
 template <class Number, class Work>
 void floating(Table& table, const std::string& name, Work work) {
   const std::string type = name_of<Number>();
   table[name + type] = lanewise<Number, Number, Number>(work);
-  table[name + type + "x2"] = in_pairs<Number, Number, Number>(work, std::make_index_sequence<2>());
-}
-
-template <class Number>
-void multiply_add(Table& table) {
-  const auto work = [](float a, float b, float c) { return Number(std::fma(a, b, c)); };
-  const std::string type = name_of<Number>();
-  table["fma.rn." + type] = lanewise<Number, Number, Number, Number>(work);
-  table["fma.rn." + type + "x2"] =
-      in_pairs<Number, Number, Number, Number>(work, std::make_index_sequence<3>());
+  table[name + type + "x2"] = in_pairs<Number, Number, Number>(work);
 }
 
 template <class Number>
@@ -97,37 +75,19 @@ void add_floating(Table& table) {
     floating<Number>(table, std::string("sub.") + rounding, minus);
     floating<Number>(table, std::string("mul.") + rounding, times);
   }
-  multiply_add<Number>(table);
-  // min and max ignore NaN unless the instruction's name contains .NaN.
-  const auto least = [](float a, float b) {
-    return Number(a != a ? b : b != b ? a : std::min(a, b));
-  };
-  const auto most = [](float a, float b) {
-    return Number(a != a ? b : b != b ? a : std::max(a, b));
-  };
-  const auto least_or_nan = [](float a, float b) {
-    return Number(a != a || b != b ? NAN : std::min(a, b));
-  };
-  const auto most_or_nan = [](float a, float b) {
-    return Number(a != a || b != b ? NAN : std::max(a, b));
-  };
-  two<Number>(table, "min.", least);
-  two<Number>(table, "max.", most);
-  two<Number>(table, "min.NaN.", least_or_nan);
-  two<Number>(table, "max.NaN.", most_or_nan);
+  const auto fused = [](float a, float b, float c) { return Number(std::fma(a, b, c)); };
+  const std::string name = "fma.rn." + name_of<Number>();
+  table[name] = lanewise<Number, Number, Number, Number>(fused);
+  table[name + "x2"] = in_pairs<Number, Number, Number, Number>(fused);
   one<Number>(table, "neg.", [](float a) { return Number(-a); });
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Adds instructions in mixed precision: the result and the addend are float32, the other sources
-// are 16-bit.
+// Adds the addition of a 16-bit number to a float32 number.
 template <class Number>
 void add_mixed(Table& table) {
-  const std::string type = "rn.f32." + name_of<Number>();
-  table["add." + type] = lanewise<float, Number, float>([](float a, float c) { return a + c; });
-  table["sub." + type] = lanewise<float, Number, float>([](float a, float c) { return a - c; });
-  table["fma." + type] = lanewise<float, Number, Number, float>(
-      [](float a, float b, float c) { return std::fma(a, b, c); });
+  table["add.rn.f32." + name_of<Number>()] =
+      lanewise<float, Number, float>([](float a, float c) { return a + c; });
 }
 
 template <class Narrow, class Wide>
@@ -143,24 +103,18 @@ void wide(Table& table) {
 
 template <class Value>
 void divide(Table& table) {
-  const std::string type = name_of<Value>();
-  const auto entry = [](auto work) {
-    Entry made = lanewise<Value, Value, Value>(work);
-    const Handler run = made.run;
-    made.run = [run](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
-      const Value* divisor = warp.lanes<Value>(at.sources[1]);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (mask >> lane & 1 && divisor[lane] == 0) machine.stop("division by zero", {warp, lane});
-      }
-      // Divides lane by lane, because inactive lanes may hold a zero divisor.
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (mask >> lane & 1) run(machine, warp, at, Mask{1} << lane);
-      }
-    };
-    return made;
+  Entry made = lanewise<Value, Value, Value>([](Value a, Value b) { return a / b; });
+  const Handler run = made.run;
+  made.run = [run](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+    const Value* divisor = warp.lanes<Value>(at.sources[1]);
+    // Divides lane by lane, because inactive lanes may hold a zero divisor.
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      if (divisor[lane] == 0) machine.stop("division by zero", {warp, lane});
+      run(machine, warp, at, Mask{1} << lane);
+    }
   };
-  table["div." + type] = entry([](Value a, Value b) { return static_cast<Value>(a / b); });
-  table["rem." + type] = entry([](Value a, Value b) { return static_cast<Value>(a % b); });
+  table["div." + name_of<Value>()] = made;
 }
 
 template <class Bits, class Signed>
@@ -172,7 +126,6 @@ void shift(Table& table) {
     return static_cast<Signed>(a >> std::min(by, kBits - 1));
   };
   table["shl." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(left);
-  table["shr." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(right);
   table["shr." + name_of<Bits>()] = lanewise<Bits, Bits, u32>(right);
   table["shr." + name_of<Signed>()] = lanewise<Signed, Signed, u32>(keep_sign);
 }
@@ -213,7 +166,6 @@ void add_integers(Table& table) {
   two<s16, u16, s32, u32, s64, u64>(table, "max.", [](auto a, auto b) { return std::max(a, b); });
   three<s32, u32, s64, u64>(table, "mad.lo.", [](u64 a, u64 b, u64 c) { return a * b + c; });
   one<s16, s32, s64>(table, "neg.", [](auto a) { return -a; });
-  one<s16, s32, s64>(table, "abs.", [](auto a) { return a < 0 ? -a : a; });
   wide<s16, s32>(table);
   wide<u16, u32>(table);
   wide<s32, s64>(table);
@@ -311,9 +263,7 @@ void select(Table& table, std::vector<std::string> types) {
 
 void add_predicates(Table& table) {
   table["and.pred"] = of_predicates([](Mask a, Mask b) { return a & b; }, {1, 1});
-  table["or.pred"] = of_predicates([](Mask a, Mask b) { return a | b; }, {1, 1});
   table["xor.pred"] = of_predicates([](Mask a, Mask b) { return a ^ b; }, {1, 1});
-  table["not.pred"] = of_predicates([](Mask a, Mask) { return ~a; }, {1});
   table["mov.pred"] = of_predicates([](Mask a, Mask) { return a; }, {1});
   compare<u16, u16>(table, "b16");
   compare<u16, u16>(table, "u16");
@@ -383,8 +333,6 @@ void add_conversions(Table& table) {
   convert_integers<s64, s16, u32, s32>(table);
   convert_16_bits<Half>(table);
   convert_16_bits<BFloat16>(table);
-  table["cvt.rn.f32.s32"] = lanewise<float, s32>([](s32 a) { return static_cast<float>(a); });
-  table["cvt.rn.f32.u32"] = lanewise<float, u32>([](u32 a) { return static_cast<float>(a); });
   move<u16>(table, {"b16", "u16"});
   move<u32>(table, {"b32", "u32", "f32"});
   move<u64>(table, {"b64", "u64"});
@@ -400,9 +348,8 @@ void add_arithmetic(Table& table) {
   add_floating<BFloat16>(table);
   add_mixed<Half>(table);
   add_mixed<BFloat16>(table);
-  const auto quotient = [](float a, float b) { return a / b; };  // on a GPU, .full may be 2 ulp off
-  two<float>(table, "div.full.", quotient);
-  two<float>(table, "div.rn.", quotient);
+  // On a GPU, quotients may be 2 ulp off.
+  two<float>(table, "div.full.", [](float a, float b) { return a / b; });
   add_integers(table);
   add_bits(table);
   add_predicates(table);

@@ -133,12 +133,7 @@ class Decoder:
         return self._scopes[-1][name]
 
     def _register(self, name: str) -> Operand | None:
-        for scope in reversed(self._scopes):
-            if name in scope:
-                return scope[name]
-        if re.fullmatch(r"%(n?)tid\.[yz]", name):  # Triton uses only the x axis for threads
-            return self._constant(int(name.startswith("%n")), 4)
-        return None
+        return next((scope[name] for scope in reversed(self._scopes) if name in scope), None)
 
     def _constant(self, value: int, size: int) -> Operand:
         value &= 2 ** (32 if size == 1 else 8 * size) - 1
@@ -147,8 +142,8 @@ class Decoder:
         return self.constants[value, size]
 
     def _number(self, text: str) -> int:
-        if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})|0[dD]([0-9A-Fa-f]{16})", text):
-            return int(found[1] or found[2], 16)
+        if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", text):
+            return int(found[1], 16)
         if re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)U?", text):
             return int(text.rstrip("U"), 0)
         if text in self._symbols:

@@ -80,16 +80,8 @@ def _library() -> ctypes.CDLL:
     """Builds and loads the machine. The build is cached by sources, flags and processor."""
     sources = sorted(HERE.glob("*.cpp"))
     compiler = os.environ.get("CXX", "c++")
-    flags = [
-        "-std=c++17",
-        "-O2",
-        "-march=native",
-        "-ffp-contract=off",
-        "-fwrapv",
-        "-fno-strict-aliasing",
-        "-shared",
-        "-fPIC",
-    ]
+    flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fwrapv"]
+    flags += ["-fno-strict-aliasing", "-shared", "-fPIC"]
     state = hashlib.sha256(" ".join([compiler, *flags, _processor()]).encode())
     for path in (*sources, *sorted(HERE.glob("*.h"))):
         state.update(path.read_bytes())

@@ -25,20 +25,29 @@ void add_tensor_cores(Table& table);
 
 inline void nothing(Machine&, Warp&, const Instruction&, Mask) {}
 
-// Returns an instruction that works on each lane separately.
-template <class Result, class... Sources, class Work, size_t... k>
-Entry lanewise(Work work, std::index_sequence<k...>) {
+// Returns an instruction that works on each lane separately, and there on `count` packed numbers.
+template <int count, class Result, class... Sources, class Work, size_t... k>
+Entry packed(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
     Result* result = warp.lanes<Result>(at.results[0]);
     const std::tuple<const Sources*...> from{warp.lanes<Sources>(at.sources[k])...};
-    each_lane(mask, [&](int lane) { result[lane] = work(std::get<k>(from)[lane]...); });
+    each_lane(mask, [&](int lane) {
+      for (int i = count * lane; i < count * (lane + 1); ++i) {
+        result[i] = work(std::get<k>(from)[i]...);
+      }
+    });
   };
-  return {run, {sizeof(Result)}, {static_cast<int>(sizeof(Sources))...}};
+  return {run, {count * sizeof(Result)}, {static_cast<int>(count * sizeof(Sources))...}};
 }
 
 template <class Result, class... Sources, class Work>
 Entry lanewise(Work work) {
-  return lanewise<Result, Sources...>(work, std::index_sequence_for<Sources...>());
+  return packed<1, Result, Sources...>(work, std::index_sequence_for<Sources...>());
+}
+
+template <class Result, class... Sources, class Work>
+Entry in_pairs(Work work) {
+  return packed<2, Result, Sources...>(work, std::index_sequence_for<Sources...>());
 }
 
 }  // namespace ptx

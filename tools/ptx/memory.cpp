@@ -17,6 +17,7 @@ struct Place {
         size(static_cast<uint32_t>(at.numbers[1] * values)) {}
 };
 
+// Returns the handler of a load. `read` is a function or a member function of Machine.
 template <class Read>
 Handler load(Read read) {
   return [read](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
@@ -24,7 +25,7 @@ Handler load(Read read) {
     each_lane(mask, [&](int lane) {
       uint8_t bytes[16];
       const Place place(warp, at, lane, at.results.size());
-      read(machine, Thread{warp, lane}, place, bytes);
+      std::invoke(read, machine, Thread{warp, lane}, place.address, place.size, bytes);
       for (size_t i = 0; i < at.results.size(); ++i) {
         uint64_t value = 0;
         std::memcpy(&value, bytes + i * size, size);
@@ -40,8 +41,7 @@ Handler load(Read read) {
 
 // Returns the handler of a store. Lanes store in random order, because the winner among stores to
 // one address is undefined.
-template <class Write>
-Handler store(Write write) {
+Handler store(void (Machine::*write)(const Thread&, uint64_t, uint32_t, const void*)) {
   return [write](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
     const int first = static_cast<int>(machine.random(kLanes));
     const bool is_backward = machine.random(2) == 0;
@@ -54,39 +54,22 @@ Handler store(Write write) {
         const uint64_t value = warp.get(at.sources[k + 1], lane);
         std::memcpy(bytes + k * at.numbers[1], &value, at.numbers[1]);
       }
-      write(machine, Thread{warp, lane}, Place(warp, at, lane, values), bytes);
+      const Place place(warp, at, lane, values);
+      (machine.*write)(Thread{warp, lane}, place.address, place.size, bytes);
     }
   };
 }
 
-void load_parameter(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
-  if (from.address + from.size > machine.parameters.size()) machine.stop("out of parameters", by);
-  std::memcpy(out, machine.parameters.data() + from.address, from.size);
+void load_parameter(Machine& machine, const Thread& by, uint64_t address, uint32_t size,
+                    uint8_t* out) {
+  if (address + size > machine.parameters.size()) machine.stop("out of parameters", by);
+  std::memcpy(out, machine.parameters.data() + address, size);
 }
 
-void load_global(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
-  machine.load(by, from.address, from.size, out);
-}
-
-void load_and_acquire(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
-  machine.load_counter(by, from.address, from.size, out);
-  machine.acquire(by, from.address);
-}
-
-void load_relaxed(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
-  machine.load_counter(by, from.address, from.size, out);
-}
-
-void load_from_shared(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
-  machine.load_shared(by, from.address, from.size, out);
-}
-
-void store_global(Machine& machine, const Thread& by, const Place& to, const uint8_t* in) {
-  machine.store(by, to.address, to.size, in);
-}
-
-void store_to_shared(Machine& machine, const Thread& by, const Place& to, const uint8_t* in) {
-  machine.store_shared(by, to.address, to.size, in);
+void load_and_acquire(Machine& machine, const Thread& by, uint64_t address, uint32_t size,
+                      uint8_t* out) {
+  machine.load_counter(by, address, size, out);
+  machine.acquire(by, address);
 }
 
 template <bool releases>
@@ -128,12 +111,12 @@ void wait_for_copies(Machine& machine, Warp& warp, const Instruction& at, Mask) 
 
 void add_memory(Table& table) {
   table["ld.param"] = {load(load_parameter), {}, {}};
-  table["ld.global"] = {load(load_global), {}, {}};
+  table["ld.global"] = {load(&Machine::load), {}, {}};
   table["ld.global.acquire"] = {load(load_and_acquire), {}, {}};
-  table["ld.global.relaxed"] = {load(load_relaxed), {}, {}};
-  table["ld.shared"] = {load(load_from_shared), {}, {}};
-  table["st.global"] = {store(store_global), {}, {}};
-  table["st.shared"] = {store(store_to_shared), {}, {}};
+  table["ld.global.relaxed"] = {load(&Machine::load_counter), {}, {}};
+  table["ld.shared"] = {load(&Machine::load_shared), {}, {}};
+  table["st.global"] = {store(&Machine::store), {}, {}};
+  table["st.shared"] = {store(&Machine::store_shared), {}, {}};
   table["red.global.release.add"] = {add_to_global<true>, {}, {}};
   table["red.global.relaxed.add"] = {add_to_global<false>, {}, {}};
   table["cp.async"] = {copy, {}, {}};

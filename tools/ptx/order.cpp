@@ -47,12 +47,9 @@ const char* distance(const Access& access, const Thread& by) {
 }  // namespace
 
 const Clock& Machine::known_to(const Thread& thread) const {
-  const auto& learned = thread.program().learned;
-  if (!learned.empty()) {
-    const auto found = learned.find(thread.warp.number * kLanes + thread.lane);
-    if (found != learned.end()) return found->second;
-  }
-  return thread.program().known;
+  const Program& program = thread.program();
+  const auto found = program.learned.find(thread.warp.number * kLanes + thread.lane);
+  return found == program.learned.end() ? program.known : found->second;
 }
 
 std::string Machine::place_of(const Access& access) const {
@@ -100,13 +97,9 @@ void Machine::note_read(Slot& slot, const Thread& by, const char* memory) {
     report(std::string("race ") + distance(slot.written, by) + ": read after write", by,
            memory + place_of(slot.written));
   }
-  if (slot.read.program == Access::kNobody || slot.read.program == read.program ||
-      happened_before(slot.read, by)) {
-    if (slot.read.program == read.program) {
-      add_read(slot.read, read);
-    } else {
-      slot.read = read;
-    }
+  if (slot.read.program == read.program) return add_read(slot.read, read);
+  if (slot.read.program == Access::kNobody || happened_before(slot.read, by)) {
+    slot.read = read;
     return;
   }
   if (!slot.read_by_others) slot.read_by_others = std::make_unique<std::vector<Access>>();

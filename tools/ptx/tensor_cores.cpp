@@ -183,8 +183,6 @@ void wait_for_products(Machine& machine, Warp& warp, const Instruction& at, Mask
 void add_tensor_cores(Table& table) {
   const std::string shape = "mma.sync.aligned.m16n8k";
   table[shape + "8.row.col.f32.tf32.tf32.f32"] = product<TensorFloat32, 8>();
-  table[shape + "8.row.col.f32.bf16.bf16.f32"] = product<BFloat16, 8>();
-  table[shape + "8.row.col.f32.f16.f16.f32"] = product<Half, 8>();
   table[shape + "16.row.col.f32.bf16.bf16.f32"] = product<BFloat16, 16>();
   table[shape + "16.row.col.f32.f16.f16.f32"] = product<Half, 16>();
   table["wgmma.tf32"] = group_product<TensorFloat32>();

@@ -31,23 +31,14 @@ Entry shuffle(Choose choose) {
   return {run, {4}, {4, 4, 4, 4}, true};
 }
 
-template <class Value, class Work>
-Entry reduction(Work work) {
-  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask) {
+template <class Value>
+Entry maximum() {
+  const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask) {
     const Value* values = warp.lanes<Value>(at.sources[0]);
-    Value result = values[0];
-    for (int lane = 1; lane < kLanes; ++lane) result = work(result, values[lane]);
+    const Value result = *std::max_element(values, values + kLanes);
     std::fill_n(warp.lanes<Value>(at.results[0]), kLanes, result);
   };
   return {run, {sizeof(Value)}, {sizeof(Value), 4}, true};
-}
-
-template <class Work>
-Entry vote(Work work) {
-  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask) {
-    warp.predicate(at.results[0]) = work(warp.predicate(at.sources[0])) ? kWholeWarp : 0;
-  };
-  return {run, {1}, {1, 4}, true};
 }
 
 void add_shuffles(Table& table) {
@@ -57,23 +48,8 @@ void add_shuffles(Table& table) {
   table["shfl.sync.idx.b32"] = shuffle([](int lane, int index, int first, int last) {
     return (first | index) <= last ? first | index : lane;
   });
-  table["shfl.sync.down.b32"] = shuffle([](int lane, int offset, int, int last) {
-    return lane + offset <= last ? lane + offset : lane;
-  });
-  table["shfl.sync.up.b32"] = shuffle([](int lane, int offset, int, int last) {
-    return lane - offset >= last ? lane - offset : lane;
-  });
-  table["redux.sync.max.s32"] =
-      reduction<int32_t>([](int32_t a, int32_t b) { return std::max(a, b); });
-  table["redux.sync.min.s32"] =
-      reduction<int32_t>([](int32_t a, int32_t b) { return std::min(a, b); });
-  table["redux.sync.max.u32"] =
-      reduction<uint32_t>([](uint32_t a, uint32_t b) { return std::max(a, b); });
-  table["redux.sync.min.u32"] =
-      reduction<uint32_t>([](uint32_t a, uint32_t b) { return std::min(a, b); });
-  table["redux.sync.add.s32"] = reduction<int32_t>([](int32_t a, int32_t b) { return a + b; });
-  table["vote.sync.any.pred"] = vote([](Mask values) { return values != 0; });
-  table["vote.sync.all.pred"] = vote([](Mask values) { return values == kWholeWarp; });
+  table["redux.sync.max.s32"] = maximum<int32_t>();
+  table["redux.sync.max.u32"] = maximum<uint32_t>();
 }
 
 // An 8 x 8 matrix of 16-bit values.

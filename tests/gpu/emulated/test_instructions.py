@@ -72,7 +72,6 @@ FLOATS = {
     "div.full.f32 %r5, %r2, %r3": A / B,
     "neg.f32 %r5, %r2": -A,
     "abs.f32 %r5, %r2": A.abs(),
-    "max.f32 %r5, %r2, %r3": A.maximum(B),
     "setp.lt.f32 %p1, %r2, %r3; selp.f32 %r5, %r2, %r4, %p1": torch.where(A < B, A, C),
     "shfl.sync.bfly.b32 %r5, %r2, 4, 31, -1": A[LANE ^ 4],
     "shfl.sync.idx.b32 %r5, %r2, 9, 31, -1": A[LANE // 32 * 32 + 9],

@@ -43,13 +43,6 @@ def test_operands_are_rounded_to_the_nearest_value(machine, layer, monkeypatch):
     check_results(str(layer), 3, layer.H, layer.B, linear, RoundedRecurrence.apply)
 
 
-def test_layers_cover_every_kind_of_plan():
-    for kind in ("resident", "cooperative", "streamed"):
-        dtypes = {layer.dtype for layer in LAYERS if layer.kind == kind}
-        assert dtypes >= {"float32", "TF32"}
-        assert dtypes & {"bfloat16", "float16"}
-
-
 def test_sums_without_tensor_cores_have_short_chains(machine):
     """A single chain of 500 multiply-adds would cause errors of up to 10 ulp."""
     layer = Layer(80, "streamed", "float32", 500, 4, processors=4)

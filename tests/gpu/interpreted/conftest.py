@@ -6,15 +6,13 @@ other.
 
 import numpy as np
 import pytest
-import torch
 import triton
 import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from benchmarks.gpu.dry_run import OPERATORS, on_cuda
-from namernn_fast import gpu, ops
-from namernn_fast.gpu import device, launching
+from benchmarks.gpu.dry_run import on_cuda, serve_cpu_tensors
+from namernn_fast.gpu import launching
 from tools.gpu.resources import H100
 
 if not triton.knobs.runtime.interpret:
@@ -25,12 +23,8 @@ _KERNELS = "namernn_fast.gpu.kernels"
 
 @pytest.fixture(autouse=True, scope="session")
 def _gpu_operators_on_the_cpu():
-    library = torch.library.Library("namernn_fast", "IMPL", "CPU")
-    for name in OPERATORS:
-        library.impl(name, on_cuda(name), allow_override=True)
+    library = serve_cpu_tensors(lambda: H100, on_cuda)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "gpu_backend", lambda device: gpu)
-        patch.setattr(device, "find_device", lambda index: H100)
         patch.setattr(launching, "run", _run)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
@@ -38,7 +32,7 @@ def _gpu_operators_on_the_cpu():
         # Enable assertions, as the compiled kernels do.
         options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
-        yield
+        yield library  # which keeps the operators registered
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):

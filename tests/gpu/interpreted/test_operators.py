@@ -15,20 +15,6 @@ D, H, T, B, VOCABULARY = 4, 20, 3, 2, 7
 LENGTHS = torch.tensor([T, 2])
 
 
-def weights_of(options, num_layers, with_ids):
-    rnn = torch.nn.RNN(
-        *(D, H, num_layers),
-        bias=bool(options & ops.BIAS),
-        bidirectional=bool(options & ops.BIDIRECTIONAL),
-    )
-    weights = [p.detach() for p in rnn.parameters()]
-    per_layer = ops.weights_per_layer(options)
-    if with_ids:
-        for i in range(0, per_layer, per_layer // ops.directions_of(options)):
-            weights[i] = torch.randn(VOCABULARY, H)
-    return weights
-
-
 def rows_of(options, with_lengths):
     """Returns the shape of the input without its features, and sequence_layout."""
     if options & ops.PACKED:
@@ -55,10 +41,16 @@ def call_of(options=ops.BIAS, num_layers=1, with_ids=False, with_lengths=False, 
     """Returns the arguments of `forward`, up to and including `options`."""
     shape, layout = rows_of(options, with_lengths)
     input = torch.randint(VOCABULARY, shape) if with_ids else torch.randn(*shape, D)
-    states = num_layers * ops.directions_of(options)
+    directions = ops.directions_of(options)
     reset = torch.rand(T, B) < 0.4 if with_reset else None
-    weights = weights_of(options, num_layers, with_ids)
-    return VANILLA.number, input, [torch.randn(states, B, H)], weights, layout, reset, options
+    rnn = torch.nn.RNN(
+        *(D, H, num_layers), bias=bool(options & ops.BIAS), bidirectional=directions == 2
+    )
+    weights = [p.detach() for p in rnn.parameters()]
+    if with_ids:
+        weights[0] = torch.randn(VOCABULARY, H)
+    hx = torch.randn(num_layers * directions, B, H)
+    return VANILLA.number, input, [hx], weights, layout, reset, options
 
 
 def opcheck(operator, arguments):

@@ -48,7 +48,6 @@ def test_layers_of_torch_products_keep_the_error_budget(options, directions, wan
             layout="dense",
             with_hx="hx" in wanted,
             wanted=frozenset(wanted),
-            resets=0.0,
         )
         check_results(case)
 
