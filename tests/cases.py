@@ -1,25 +1,33 @@
 """Runs a case, forward and backward, on a fused layer, torch's layer or the oracle."""
 
 import copy
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import oracle
 import torch
 from kinds import KINDS, VARIANTS, kind_of, map_states, tensors_in
+from layouts import NO_IDS, Pieces, Place
 from torch.nn.functional import embedding
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
 
 FUSED = {name: kind.layer for name, kind in VARIANTS.items()}
 TORCH = {name: kind.nn_layer for name, kind in VARIANTS.items()}
 CELLS = tuple(KINDS)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
-LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
+FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
+LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
 # Groups of layouts that hold the same rows. A case has equal results in all layouts of a group.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
-NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
+CONTIGUOUS = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))
+SLICED = replace(CONTIGUOUS, stride=(2, 2, 2))
 
 
 def draws(hidden_size):
@@ -28,11 +36,6 @@ def draws(hidden_size):
     A single draw of a small layer returns too few numbers to sample rounding errors.
     """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
-
-
-def twins(*args, cell="rnn", **options):
-    """Returns a fused layer and torch's layer with equal weights."""
-    return VARIANTS[cell].twins(*args, **options)
 
 
 def exact(tensor, dtype):
@@ -63,52 +66,6 @@ def equation_of(module):
     return cell if chosen is None else chosen if cell == "rnn" else f"{cell} {chosen}"
 
 
-class Pieces:
-    """The pieces into which resets cut the sequences of a batch.
-
-    Each piece runs as a separate sequence.
-    """
-
-    def __init__(self, lengths, reset, states, directions):
-        self.rows = []
-        begin, end = [], []  # a (forward, backward) pair for each piece
-        for b, length in enumerate(lengths):
-            cuts = [] if reset is None else reset[:length, b].nonzero().flatten().tolist()
-            for first, last in itertools.pairwise(sorted({0, *cuts, length})):
-                self.rows.append((b, first, last))
-                begin.append((first == 0 and 0 not in cuts, last == length))
-                end.append((last == length, first == 0))
-        direction = np.arange(states) % directions
-        self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece begins with hx, the initial state of its sequence."""
-        self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
-        self.sequence = np.array([b for b, *_ in self.rows], np.int64)
-
-    def of(self, rows):
-        return [rows[first:last, b] for b, first, last in self.rows]
-
-    def put(self, pieces, rows):
-        for (b, first, last), piece in zip(self.rows, pieces, strict=True):
-            rows[first:last, b] = piece[: last - first]
-        return rows
-
-    def places(self, which):
-        """Returns the state, sequence and piece indices of the true elements of `which`."""
-        states, pieces = np.nonzero(which)
-        return states, self.sequence[pieces], pieces
-
-    @property
-    def restarts(self):
-        """The times, sequences and piece indices of the pieces that begin at a reset.
-
-        The layers must have one direction.
-        """
-        (pieces,) = np.nonzero(~self.begin[0])
-        times = np.array([first for _, first, _ in self.rows], np.int64)
-        return times[pieces], self.sequence[pieces], pieces
-
-
 @dataclass
 class Case:
     """The options and sizes of a layer, with random inputs, weights and gradients in float64."""
@@ -129,6 +86,14 @@ class Case:
     """A mask (T, B) of the steps before which the state is reset; None without resets."""
     reset_to: ClassVar[list[torch.Tensor]] = []
     """The states after resets, one tensor (T, layers, B, features) for each state, or none."""
+    wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
+    """The arguments that need a gradient, among `input` (and noise), `hx` (and reset_to) and
+    `weights`."""
+    given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n"))
+    """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
+    hx_place: ClassVar[Place] = CONTIGUOUS
+    is_prepared: ClassVar[bool] = False
+    """Whether the fused layer is prepared first."""
 
     def __post_init__(self):
         self._references = {}
@@ -214,100 +179,145 @@ class Case:
         """The gradients of h_n and, if the cell has a cell state, of c_n."""
         return [self.grad_h_n, *([self.grad_c_n] if self.has_cell_state else [])]
 
-    def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
-        """Runs a layer, and returns its results and all gradients by name.
+    @property
+    def input_place(self):
+        return SLICED if self.layout == "sliced" else CONTIGUOUS
 
-        The output is padded to (T, B, ...). Torch's layer gets a packed sequence instead of lengths
-        or a jagged tensor.
+    def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
+        """Runs a layer, and returns its results and the wanted gradients by name.
+
+        The output is padded to (T, B, ...). Torch's layer gets a packed batch of pieces instead of
+        lengths, a jagged tensor or resets.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
                 p.copy_(value)
-        batch_first = module.batch_first
-        leaf = self.rows.to(dtype)[..., ::2]
-        if self.layout != "sliced":  # features of a sliced leaf stay non-adjacent
-            leaf = leaf.contiguous()
-        if batch_first and not self.vocabulary:
-            leaf = leaf.transpose(0, 1)
-        leaf = leaf.detach().requires_grad_()
-        hx = None
-        if self.states is not None:
-            hx = map_states(self.states, lambda h: h.to(dtype, copy=True).requires_grad_())
-        x, more = leaf, {}
-        if self.vocabulary:
-            x, more = self._tokens(leaf, layer_class)
-        fused, noise = layer_class is FUSED[self.cell], None
+        module.requires_grad_("weights" in self.wanted)
+        leaf = self.rows[..., ::2].to(dtype)
+        leaf = self.input_place(leaf if self.vocabulary else self._with_layout(leaf))
+        leaf.requires_grad_("input" in self.wanted)
+
+        def placed(state):
+            state = self.hx_place(state[:, 0].to(dtype) if self._unbatched else state.to(dtype))
+            return state.requires_grad_("hx" in self.wanted)
+
+        hx = None if self.states is None else map_states(self.states, placed)
+        step = 1 + self.seed % 2  # with 2, the features are not adjacent
+        reset_to = [
+            states.to(dtype).repeat_interleave(step, -1)[..., ::step] for states in self.reset_to
+        ]
+        for states in reset_to:
+            states.requires_grad_("hx" in self.wanted)
+        noise = None
         if self.noise is not None:
-            noise = self.noise.to(dtype, copy=True).requires_grad_()
-            of_layer = noise.transpose(0, 1) if batch_first else noise
-            more["noise"] = self._in_layout(of_layer, batch_first, fused)
-        input = self._in_layout(x, batch_first, fused)
-        if self.layout == "lengths" and fused:
-            more["lengths"] = self.lengths
-        output, last = module(input, hx, **more)
-        if isinstance(output, PackedSequence):
-            output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=self.T)
-        elif output.is_nested:
-            output = torch.nn.utils.rnn.pad_sequence(output.unbind(0))
-        elif batch_first:
-            output = output.transpose(0, 1)
-        grads = [self.grad_output, *self.grads_of_last]
-        torch.autograd.backward([output, *tensors_in(last)], [grad.to(dtype) for grad in grads])
-        results = {"output": output, **named_states("{}_n", tensors_in(last))}
-        if self.vocabulary:
+            noise = self.noise.to(dtype, copy=True).requires_grad_("input" in self.wanted)
+        call = self._call_fused if layer_class is FUSED[self.cell] else self._call_torchs
+        output, last = call(module, leaf, hx, reset_to, noise)
+        results = {"output": output, **named_states("{}_n", last)}
+        if self.wanted and output.requires_grad:
+            names = sorted(self.given & results.keys())
+            grads = [getattr(self, f"grad_{name}").to(dtype) for name in names]
+            torch.autograd.backward([results[name] for name in names], grads)
+        if "input" in self.wanted and self.vocabulary:
             results["grad_embedding"] = leaf.grad
-        else:
-            results["grad_input"] = leaf.grad.transpose(0, 1) if batch_first else leaf.grad
-        results |= named_states("grad_{}x", [h.grad for h in tensors_in(hx)])
-        if noise is not None:
+        elif "input" in self.wanted:
+            results["grad_input"] = self._with_layout(leaf.grad)
+        if "input" in self.wanted and noise is not None:
             results["grad_noise"] = noise.grad
-        for name, p in module.named_parameters():
-            results[f"grad_{name}"] = p.grad
+        if "hx" in self.wanted:
+            grads = [h.grad.unsqueeze(1) if self._unbatched else h.grad for h in tensors_in(hx)]
+            results |= named_states("grad_{}x", grads)
+            results |= named_states("grad_reset_to_{}", [h.grad for h in reset_to])
+        if "weights" in self.wanted:
+            results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
         return {name: value.detach() for name, value in results.items()}
 
-    def _in_layout(self, x, batch_first, fused):
-        """Returns padded rows or token ids in the case's layout, with NaN or bad ids in padding."""
-        if self.layout == "lengths" and fused:
+    @property
+    def _unbatched(self):
+        return self.layout == "unbatched"
+
+    def _with_layout(self, rows):
+        """Converts rows (T, B, ...) to the layer's shape, and back."""
+        if self._unbatched:
+            return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
+        return rows.transpose(0, 1) if self.module.batch_first else rows
+
+    def _call_fused(self, module, leaf, hx, reset_to, noise):
+        """Returns the fused layer's output (T, B, ...), and the list of last states."""
+        x, more = leaf, {}
+        if self.vocabulary:
+            ids = self._layer_ids
+            x = self.input_place(ids.int() if self.seed % 3 == 0 else ids)
+            if self.is_prepared:
+                module = self._token_layer(module, leaf)
+            else:
+                more |= {"embedding": leaf, "padding_idx": self.padding_idx}
+        if self.layout == "lengths":
+            more["lengths"] = self.lengths
+        if self.reset is not None:
+            more["reset"] = self._with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
+        if reset_to:
+            states = [self._as_reset_to(states) for states in reset_to]
+            more["reset_to"] = tuple(states) if self.has_cell_state else states[0]
+        module = module.prepare() if self.is_prepared else module
+        return self._call(module, x, hx, noise, more)
+
+    def _call_torchs(self, module, leaf, hx, reset_to, noise):
+        """Returns the output (T, B, ...) of torch's layer, and the list of last states."""
+        x = embedding(self._layer_ids, leaf, self.padding_idx) if self.vocabulary else leaf
+        if self.reset is None and self.layout not in FUSED_LAYOUTS:
+            return self._call(module, x, hx, noise, {})
+        states = tensors_in(hx) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
+        states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]
+        return self.pieces.run(module, self._with_layout(x), states, reset_to, noise)
+
+    def _call(self, module, x, hx, noise, more):
+        if noise is not None:
+            more["noise"] = self._arranged(self._with_layout(noise))
+        output, last = module(self._arranged(x), hx, **more)
+        if isinstance(output, PackedSequence):
+            output, _ = pad_packed_sequence(output, total_length=self.T)
+        elif output.is_nested:
+            output = pad_sequence(output.unbind())
+        else:
+            output = self._with_layout(output)
+        return output, [h.unsqueeze(1) if self._unbatched else h for h in tensors_in(last)]
+
+    @property
+    def _layer_ids(self):
+        return self._with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
+
+    def _arranged(self, x):
+        """Returns rows or token ids in the case's layout, with NaN or bad ids in padding."""
+        first = self.module.batch_first
+        if self.layout.startswith("packed"):
+            is_sorted = self.layout == "packed"
+            return pack_padded_sequence(x, self.lengths, first, enforce_sorted=is_sorted)
+        if self.layout == "lengths":
             past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
-            past = past.T if batch_first else past
-            if not x.is_floating_point():
-                return x.masked_fill(past, NO_IDS[self.seed % 2])
-            return x.masked_fill(past.unsqueeze(-1), torch.nan)
-        if self.layout == "jagged" and fused:
-            sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
-            return torch.nested.as_nested_tensor(
-                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
-                layout=torch.jagged,
-            )
-        if self.layout in ("dense", "sliced"):
-            return x
-        return pack_padded_sequence(
-            x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
-        )
+            past = past.T if first else past
+            if x.is_floating_point():
+                return x.masked_fill(past.unsqueeze(-1), torch.nan)
+            return x.masked_fill(past, NO_IDS[self.seed % 2])
+        if self.layout == "jagged":
+            sequences = x.unbind(0 if first else 1)
+            rows = [s[:length] for s, length in zip(sequences, self.lengths, strict=True)]
+            return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        return x
 
-    def _tokens(self, rows, layer_class):
-        """Returns the input and the keyword arguments of a layer for a case of token ids.
+    def _token_layer(self, layer, rows):
+        """Returns a token layer with this layer and these rows of the embedding."""
+        tokens = VARIANTS[self.cell].tokens(self.vocabulary, self.D, self.H, **self.options)
+        tokens.rnn = layer
+        tokens.embedding = torch.nn.Embedding.from_pretrained(rows, padding_idx=self.padding_idx)
+        return tokens
 
-        A fused layer gets ids, which are not adjacent in memory if the layout is `sliced`. Torch's
-        layer gets embedded rows.
-        """
-        ids = self.ids.T if self.options.get("batch_first") else self.ids
-        if layer_class is not FUSED[self.cell]:
-            return embedding(ids, rows, self.padding_idx), {}
-        if self.layout == "sliced":
-            ids = torch.stack([ids, torch.full_like(ids, NO_IDS[0])], -1)[..., 0]
-        if self.seed % 3 == 0:
-            ids = ids.int()
-        return ids, {"embedding": rows, "padding_idx": self.padding_idx}
-
-    def oracle_grad_of_rows(self, grad_input):
-        """Returns the embedding's gradient, given the gradient (T, B, D) of the embedded rows."""
-        grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
-        np.add.at(grad, self.ids.numpy(), grad_input)
-        if self.padding_idx is not None:
-            grad[self.padding_idx] = 0
-        return grad
+    def _as_reset_to(self, states):
+        """Returns states (T, layers, B, H) in the shape of a layer's reset_to."""
+        if self._unbatched:
+            return states.squeeze(2)
+        return self._with_layout(states.transpose(1, 2)) if self.module.batch_first else states
 
     @property
     def pieces(self):
@@ -366,7 +376,11 @@ class Case:
             grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
         )
         if self.vocabulary:
-            results["grad_embedding"] = self.oracle_grad_of_rows(grad_input)
+            grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
+            np.add.at(grad, self.ids.numpy(), grad_input)
+            if self.padding_idx is not None:
+                grad[self.padding_idx] = 0
+            results["grad_embedding"] = grad
         else:
             results["grad_input"] = grad_input
         if self.hx is not None:

@@ -7,51 +7,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import oracle
 import torch
-from cases import FUSED, NO_IDS, TORCH, Case, named_states
+from cases import CONTIGUOUS, DTYPES, FUSED, FUSED_LAYOUTS, TORCH, Case, named_states
 from hypothesis import strategies as st
-from kinds import KINDS, map_states, tensors_in
-from torch.nn.functional import embedding
-from torch.nn.utils.rnn import (
-    PackedSequence,
-    pack_padded_sequence,
-    pack_sequence,
-    pad_packed_sequence,
-    pad_sequence,
-)
+from kinds import KINDS, tensors_in
+from layouts import Place
 
 from namernn_fast import ops
 from namernn_fast.cells import CELLS
 from namernn_fast.testing import ErrorBudget
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
 SATURATING = 30  # tanh of an ordinary value times 30 rounds to 1
 FEW = 24  # a result with fewer numbers is too small to sample the error of torch's layer
 SAMPLES = 16  # nudged runs of the oracle; on small results, their effects differ by a factor of ten
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor's place in memory: a slice of a bigger tensor, with dimensions in any order."""
-
-    order: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def __call__(self, tensor):
-        """Returns a copy of `tensor` in this place, surrounded by NaN or out-of-range ids."""
-        dims = range(tensor.dim())
-        order = [d for d in self.order if d in dims]
-        ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
-        outside = torch.nan if tensor.is_floating_point() else NO_IDS[0]
-        whole = torch.full([ends[d] + self.after[d] for d in order], outside, dtype=tensor.dtype)
-        whole = whole.permute([order.index(d) for d in dims])
-        part = whole[tuple(slice(self.before[d], ends[d], self.stride[d]) for d in dims)]
-        return part.copy_(tensor)
 
 
 class Recorder(oracle.Rounding):
@@ -76,10 +46,7 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """The arguments that need a gradient, among `input` (and noise), `hx` (and reset_to) and
-    `weights`."""
     given: frozenset[str] = frozenset()
-    """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
     threads: int = 1
     resets: float = 0.0
     """The fraction of steps with a reset."""
@@ -148,167 +115,11 @@ class Drawn(Case):
     def _choice(items, generator):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
-    def run(self, layer_class, dtype):
-        """Runs a layer; returns output padded to (T, B, ...), last states and wanted gradients."""
-        module = layer_class(self.D, self.H, dtype=dtype, **self.options)
-        with torch.no_grad():
-            for p, value in zip(module.parameters(), self.weights, strict=True):
-                p.copy_(value)
-        is_fused = layer_class is FUSED[self.cell]
-        # Half of the calls for inference run a prepared layer.
-        is_prepared = is_fused and not self.wanted and self.seed % 2 == 1
-        is_prepared &= not (self.vocabulary and self.noise is not None)
-        if is_prepared and not self.vocabulary:
-            module = module.prepare()
-        module.requires_grad_("weights" in self.wanted)
-
-        unbatched = self.layout == "unbatched"
-
-        def with_layout(rows):  # converts (T, B, ...) to the layer's shape and back
-            if unbatched:
-                return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
-            return rows.transpose(0, 1) if module.batch_first else rows
-
-        rows = self.rows.to(dtype)[..., ::2]
-        leaf = self.input_place(rows if self.vocabulary else with_layout(rows))
-        leaf.requires_grad_("input" in self.wanted)
-        x, ids = leaf, {}
-        if self.vocabulary:
-            x = with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
-            if is_prepared:
-                x, module = self.input_place(x), self._prepared_model(module, leaf)
-            elif is_fused:
-                x, ids = self.input_place(x), {"embedding": leaf, "padding_idx": self.padding_idx}
-            else:
-                x = embedding(x, leaf, self.padding_idx)
-
-        def placed(state):
-            state = self.hx_place(state[:, 0].to(dtype) if unbatched else state.to(dtype))
-            return state.requires_grad_("hx" in self.wanted)
-
-        hx = None if self.states is None else map_states(self.states, placed)
-        step = 1 + self.seed % 2  # with 2, the features are not adjacent
-        reset_to = [
-            states.to(dtype).repeat_interleave(step, -1)[..., ::step] for states in self.reset_to
-        ]
-        for states in reset_to:
-            states.requires_grad_("hx" in self.wanted)
-        noise = self._noise(dtype)
-        if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
-            input, more = self._arguments(x, with_layout)
-            if noise is not None:
-                more["noise"] = self._arguments(with_layout(noise), with_layout)[0]
-            if reset_to:
-                states = [self._as_reset_to(states, with_layout) for states in reset_to]
-                more["reset_to"] = tuple(states) if self.has_cell_state else states[0]
-            output, last = module(input, hx, **more, **ids)
-            if isinstance(output, PackedSequence):
-                output, _ = pad_packed_sequence(output, total_length=self.T)
-            elif output.is_nested:
-                output = pad_sequence(output.unbind())
-            else:
-                output = with_layout(output)
-            last = tensors_in(last)
-            if unbatched:
-                last = [h.unsqueeze(1) for h in last]
-        else:
-            states = [h.unsqueeze(1) if unbatched else h for h in tensors_in(hx)]
-            output, last = self._run_pieces(module, with_layout(x), states, reset_to, noise)
-        results = {"output": output, **named_states("{}_n", last)}
-
-        if self.wanted and output.requires_grad:
-            names = sorted(self.given)
-            torch.autograd.backward(
-                [results[name] for name in names],
-                [getattr(self, f"grad_{name}").to(dtype) for name in names],
-            )
-        if "input" in self.wanted and self.vocabulary:
-            results["grad_embedding"] = leaf.grad
-        elif "input" in self.wanted:
-            results["grad_input"] = with_layout(leaf.grad)
-        if "input" in self.wanted and noise is not None:
-            results["grad_noise"] = noise.grad
-        if "hx" in self.wanted:
-            grads = [h.grad.unsqueeze(1) if unbatched else h.grad for h in tensors_in(hx)]
-            results |= named_states("grad_{}x", grads)
-            results |= named_states("grad_reset_to_{}", [h.grad for h in reset_to])
-        if "weights" in self.wanted:
-            results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
-        return {name: value.detach() for name, value in results.items()}
-
-    def _noise(self, dtype):
-        """Returns the noise (T, B, features), or None."""
-        if self.noise is None:
-            return None
-        return self.noise.to(dtype, copy=True).requires_grad_("input" in self.wanted)
-
-    def _prepared_model(self, layer, rows):
-        """Returns a prepared token layer with this layer and these rows of the embedding."""
-        model = KINDS[self.cell].tokens(self.vocabulary, self.D, self.H, **self.options)
-        model.rnn = layer
-        model.embedding = torch.nn.Embedding.from_pretrained(rows, padding_idx=self.padding_idx)
-        return model.prepare()
-
-    def _arguments(self, x, with_layout):
-        """Returns the input in the case's layout, and keyword arguments for lengths and resets."""
-        more = {}
-        if self.reset is not None:
-            more["reset"] = with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
-        if self.layout.startswith("packed"):
-            first = self.options["batch_first"]
-            is_sorted = self.layout == "packed"
-            x = pack_padded_sequence(x, self.lengths, first, enforce_sorted=is_sorted)
-        elif self.layout == "lengths":
-            past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths)
-            if x.is_floating_point():
-                x = x.masked_fill(with_layout(past.unsqueeze(-1)), torch.nan)
-            else:
-                x = x.masked_fill(with_layout(past.unsqueeze(-1)).squeeze(-1), NO_IDS[1])
-            more["lengths"] = self.lengths
-        elif self.layout == "jagged":
-            sequences = x.unbind(0 if self.options["batch_first"] else 1)
-            x = torch.nested.as_nested_tensor(
-                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
-                layout=torch.jagged,
-            )
-        return x, more
-
-    def _as_reset_to(self, states, with_layout):
-        """Returns states (T, layers, B, H) in the shape of a layer's reset_to."""
-        if self.layout == "unbatched":
-            return states.squeeze(2)
-        return with_layout(states.transpose(1, 2)) if self.options["batch_first"] else states
-
-    def _run_pieces(self, module, x, states, reset_to, noise):
-        """Runs a layer that accepts neither resets nor lengths, on a packed batch of pieces.
-
-        Returns:
-            The output (T, B, ...), and the list of last states.
-        """
-        pieces = self.pieces
-        starts = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
-        begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
-        initial = tuple(torch.where(begin, h[:, pieces.sequence], 0.0) for h in starts)
-        if reset_to:
-            times, b, restarted = map(torch.from_numpy, pieces.restarts)
-            initial = tuple(
-                h.index_copy(1, restarted, after[times, :, b].transpose(0, 1))
-                for h, after in zip(initial, reset_to, strict=True)
-            )
-        more = {}
-        if noise is not None:
-            more["noise"] = pack_sequence(pieces.of(noise), enforce_sorted=False)
-        outputs, last = module(
-            pack_sequence(pieces.of(x), enforce_sorted=False),
-            initial if self.has_cell_state else initial[0],
-            **more,
-        )
-        outputs, _ = pad_packed_sequence(outputs)
-        at, b, ended = pieces.places(pieces.end)
-        final = [h.clone() for h in starts]
-        for state, piece_states in zip(final, tensors_in(last), strict=True):
-            state[at, b] = piece_states[at, ended]
-        return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
+    @property
+    def is_prepared(self):
+        """Half of the calls for inference run a prepared layer."""
+        takes_ids_and_noise = self.vocabulary and self.noise is not None
+        return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_noise
 
     def compare(self, forward, backward):
         """Checks that results are finite where torch's are, and adds finite values to budgets.
@@ -371,7 +182,6 @@ places = st.builds(
     *[st.tuples(*[st.integers(0, 2)] * 3)] * 2,
     st.tuples(*[st.integers(1, 2)] * 3),
 )
-PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # a contiguous tensor
 sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # the largest span more than two panels
 
 
@@ -452,8 +262,8 @@ LUCKY = Drawn(
     seed=124,
     dtype=torch.float64,
     values="saturating",
-    input_place=PLACE,
-    hx_place=PLACE,
+    input_place=CONTIGUOUS,
+    hx_place=CONTIGUOUS,
     wanted=frozenset(("input", "hx", "weights")),
     given=frozenset(("output", "h_n")),
 )

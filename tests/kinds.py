@@ -10,6 +10,7 @@ from plain_leaky import PlainLeaky, PlainLeakyCell
 
 import namernn_fast
 from namernn_fast import cells, ops
+from namernn_fast.machine import availability
 
 
 class Kind:
@@ -95,6 +96,9 @@ VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which takes separate code in the kernels."""
 for_variants = pytest.mark.kinds(*VARIANTS)
 """Runs a test with an argument `kind` for every variant, instead of every kind."""
+needs_extension = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:

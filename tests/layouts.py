@@ -1,11 +1,123 @@
-"""Calls of a layer in every layout."""
+"""Where the rows of a batch lie, and calls of a layer in every layout."""
 
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from kinds import flat, map_states
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from kinds import flat, map_states, tensors_in
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
 
+NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
 T, B = 9, 13
-"""The numbers of steps and of sequences."""
+"""The numbers of steps and of sequences of `calls_of`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor's place in memory: a slice of a bigger tensor, with dimensions in any order."""
+
+    order: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __call__(self, tensor):
+        """Returns a copy of `tensor` in this place, surrounded by NaN or out-of-range ids."""
+        dims = range(tensor.dim())
+        order = [d for d in self.order if d in dims]
+        ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
+        outside = torch.nan if tensor.is_floating_point() else NO_IDS[0]
+        whole = torch.full([ends[d] + self.after[d] for d in order], outside, dtype=tensor.dtype)
+        whole = whole.permute([order.index(d) for d in dims])
+        part = whole[tuple(slice(self.before[d], ends[d], self.stride[d]) for d in dims)]
+        return part.copy_(tensor)
+
+
+class Pieces:
+    """The pieces into which resets cut the sequences of a batch.
+
+    Each piece runs as a separate sequence.
+    """
+
+    def __init__(self, lengths, reset, states, directions):
+        self.rows = []
+        begin, end = [], []  # a (forward, backward) pair for each piece
+        for b, length in enumerate(lengths):
+            cuts = [] if reset is None else reset[:length, b].nonzero().flatten().tolist()
+            for first, last in itertools.pairwise(sorted({0, *cuts, length})):
+                self.rows.append((b, first, last))
+                begin.append((first == 0 and 0 not in cuts, last == length))
+                end.append((last == length, first == 0))
+        direction = np.arange(states) % directions
+        self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
+        """(states, pieces): whether a piece begins with hx, the initial state of its sequence."""
+        self.end = np.array(end, bool).reshape(-1, 2).T[direction]
+        """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
+        self.sequence = np.array([b for b, *_ in self.rows], np.int64)
+
+    def of(self, rows):
+        return [rows[first:last, b] for b, first, last in self.rows]
+
+    def put(self, pieces, rows):
+        for (b, first, last), piece in zip(self.rows, pieces, strict=True):
+            rows[first:last, b] = piece[: last - first]
+        return rows
+
+    def places(self, which):
+        """Returns the state, sequence and piece indices of the true elements of `which`."""
+        states, pieces = np.nonzero(which)
+        return states, self.sequence[pieces], pieces
+
+    @property
+    def restarts(self):
+        """The times, sequences and piece indices of the pieces that begin at a reset.
+
+        The layers must have one direction.
+        """
+        (pieces,) = np.nonzero(~self.begin[0])
+        times = np.array([first for _, first, _ in self.rows], np.int64)
+        return times[pieces], self.sequence[pieces], pieces
+
+    def run(self, module, x, states, reset_to=(), noise=None):
+        """Runs a layer on the pieces of x (T, B, ...), for layers without resets and lengths.
+
+        Args:
+            module: The layer.
+            x: The input.
+            states: The initial states, which are tensors (states, B, features).
+            reset_to: The states after resets, which are tensors (T, layers, B, features), if any.
+            noise: The noise (T, B, features), if any.
+
+        Returns:
+            The output (T, B, ...), and the list of last states.
+        """
+        begin = torch.from_numpy(self.begin).unsqueeze(-1)
+        initial = [torch.where(begin, h[:, self.sequence], 0.0) for h in states]
+        if reset_to:
+            times, b, restarted = map(torch.from_numpy, self.restarts)
+            initial = [
+                h.index_copy(1, restarted, after[times, :, b].transpose(0, 1))
+                for h, after in zip(initial, reset_to, strict=True)
+            ]
+
+        def packed(rows):
+            return pack_sequence(self.of(rows), enforce_sorted=False)
+
+        more = {} if noise is None else {"noise": packed(noise)}
+        hx = tuple(initial) if len(initial) > 1 else initial[0]
+        outputs, last = module(packed(x), hx, **more)
+        outputs, _ = pad_packed_sequence(outputs)
+        at, b, ended = self.places(self.end)
+        final = [h.clone() for h in states]
+        for state, piece_states in zip(final, tensors_in(last), strict=True):
+            state[at, b] = piece_states[at, ended]
+        return self.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
 
 
 def tensors_of(results):
@@ -16,6 +128,19 @@ def tensors_of(results):
     elif output.is_nested:
         output = output.values()
     return output, *states
+
+
+def loss_of(output, *states):
+    """Returns a loss whose gradient differs between the elements of the output."""
+    return output.square().sum() + sum(state.sum() for state in states)
+
+
+def trained(module, x, lengths=None):
+    """Returns a layer's results, and the gradients of its input and of its weights."""
+    x = x.detach().clone().requires_grad_()
+    input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+    results = tensors_of(module(input))
+    return [*results, *torch.autograd.grad(loss_of(*results), [x, *module.parameters()])]
 
 
 def calls_of(layer, dtype):

@@ -1,4 +1,4 @@
-"""Tests what an import reports if torch is too old or the C++ extension is missing or broken.
+"""Tests imports if torch is too old or the C++ extension is missing or broken.
 
 The warning about a missing extension must point at the user's import, whatever its form.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,11 +18,6 @@ import namernn_fast
 from namernn_fast.machine import availability, requirements
 
 PACKAGE = Path(namernn_fast.__file__).parent
-
-IMPORTS = {
-    "submodule": "from namernn_fast.names import text",
-    "importlib": "namernn_fast = importlib.import_module('namernn_fast')",
-}
 
 # Removes the import hooks of editable installs, which would find the package with its extension.
 PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
@@ -33,19 +29,31 @@ def copy_without_extension(folder):
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
 
+def run(*arguments, folder):
+    """Runs Python in a folder that may hold a copy of the package."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("line", IMPORTS.values(), ids=IMPORTS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from namernn_fast.names import text",
+        "namernn_fast = importlib.import_module('namernn_fast')",
+    ],
+    ids=["submodule", "importlib"],
+)
 def test_the_warning_points_at_the_import(line, tmp_path):
     copy_without_extension(tmp_path)
     script = tmp_path / "namernn_fast_user.py"  # must not be mistaken for the package
     script.write_text(f"import importlib, sys\n{PLAIN_IMPORTS}{line}\n{line}\n")
-    ran = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ran = run(script, folder=tmp_path)
     warning = "UserWarning: namernn_fast was built without its C++ extension"
     assert f"{script}:3: {warning}" in ran.stderr
     assert ran.stderr.count(warning) == 1
@@ -55,15 +63,37 @@ def test_the_warning_names_a_checkout_without_an_extension(tmp_path):
     """In a checkout, Python imports the sources instead of an installed package."""
     copy_without_extension(tmp_path)
     (tmp_path / "csrc").mkdir()
-    ran = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{PLAIN_IMPORTS}import namernn_fast"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ran = run("-c", f"import sys\n{PLAIN_IMPORTS}import namernn_fast", folder=tmp_path)
     assert f"namernn_fast is imported from its sources in {tmp_path}, where no C++" in ran.stderr
     assert "run Python in another folder if the package is installed" in ran.stderr
+
+
+def test_the_package_works_without_its_extension(tmp_path):
+    copy_without_extension(tmp_path)
+    program = f"""
+import sys
+{PLAIN_IMPORTS}
+import copy, torch, namernn_fast
+x = torch.randn(5, 2, 3)
+packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 3) for n in (4, 2)])
+for kind in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM):
+    theirs = kind(3, 4, num_layers=2, bidirectional=True)
+    ours = namernn_fast.replace_rnn(copy.deepcopy(theirs))
+    print(namernn_fast.explain(ours, x))
+    for value in (x, packed):
+        results = []
+        for module in (ours, theirs):
+            output, last = module(value)
+            loss = torch.cat([*last]).sum()
+            results.append([last, torch.autograd.grad(loss, [*module.parameters()])])
+        torch.testing.assert_close(*results)
+namernn_fast.FusedRNNCell(3, 4)(x[0]), namernn_fast.FusedGRUCell(3, 4)(x[0])
+"""
+    ran = run("-c", program, folder=tmp_path)
+    assert not ran.returncode, ran.stderr
+    first, *others = ran.stdout.splitlines()
+    assert first.endswith("in reference.py (not cpu: the C++ extension was not built)")
+    assert others == ["torch (not cpu: the C++ extension was not built)"] * 2
 
 
 @pytest.mark.parametrize("found", ["2.9.0+cu130", "1.13.1", "2.9.0a0+git1234"])
@@ -90,7 +120,7 @@ def test_an_old_torch_is_rejected_before_names_are_imported():
         "sys.modules['torch'].__version__ = '2.9.1'\n"
         "import namernn_fast.names.text\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ran = run("-c", program, folder=PACKAGE.parent)
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("ImportError: namernn_fast needs torch 2.10 or newer, found 2.9.1: pip")
@@ -108,14 +138,7 @@ try:
 except ImportError as error:
     print(error, error.path, type(error.__cause__).__name__, error.__cause__, sep="\\n")
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ran = run("-c", program, folder=tmp_path)
     message, path, kind, cause = ran.stdout.splitlines()
     assert message.startswith(f"namernn_fast: the C++ extension {extension} cannot be loaded with")
     assert f": {cause}. It was built for another system or another torch" in message
@@ -131,14 +154,9 @@ def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
     def fail(name):
         raise cause
 
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: Spec)
+    spec = SimpleNamespace(origin="_C.abi3.so")
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(availability.importlib, "import_module", fail)
     with pytest.raises(ImportError, match=r"of_tomorrow\. .*: reinstall it") as failed:
         availability._load_extension()
     assert failed.value.__cause__ is cause
-
-
-class Spec:
-    """Stands in for the spec of the extension module."""
-
-    origin = "_C.abi3.so"

@@ -1,4 +1,4 @@
-"""Tests the extension with each instruction set, and the package without its extension."""
+"""Tests the extension with each instruction set."""
 
 import bisect
 import functools
@@ -171,46 +171,3 @@ def run_kernel_tests(pytestconfig, run_tests):
         run_tests(*paths, "-k", selection, environment=at_level(level), strength=strength)
 
     return run
-
-
-def test_package_works_without_the_extension(tmp_path):
-    """Without the extension, the package warns once and matches torch's layers."""
-    shutil.copytree(
-        PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
-    program = """
-import sys
-# An editable install's import hook would find the compiled extension.
-sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
-import torch, namernn_fast
-from torch.nn.utils.rnn import pack_sequence
-options = dict(num_layers=2, bidirectional=True)
-x = torch.randn(5, 2, 3)
-packed = pack_sequence([torch.randn(n, 3) for n in (4, 2)])
-for fused, plain in (
-    (namernn_fast.FusedRNN, torch.nn.RNN), (namernn_fast.FusedGRU, torch.nn.GRU)
-):
-    ours, theirs = fused(3, 4, **options), plain(3, 4, **options)
-    ours.load_state_dict(theirs.state_dict())
-    print(namernn_fast.explain(ours, x))
-    for value in (x, packed):
-        results = []
-        for module in (ours, theirs):
-            output, h_n = module(value)
-            h_n.sum().backward()
-            results.append([h_n, *(p.grad for p in module.parameters())])
-            module.zero_grad()
-        torch.testing.assert_close(*results)
-print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape, namernn_fast.FusedGRUCell(3, 4)(x[0]).shape)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "in reference.py (not cpu: the C++ extension was not built)" in ran.stdout
-    assert "torch (not cpu: the C++ extension was not built)" in ran.stdout
-    assert ran.stderr.count("built without its C++ extension") == 1

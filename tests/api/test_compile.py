@@ -1,17 +1,16 @@
 """Tests `torch.compile`, `torch.export` and AOTInductor, whose graphs must serve every shape."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from kinds import DROP_INS, VARIANTS, for_variants, kind_of, tensors_in
+from layouts import tensors_of
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
+from wrappers import OnRows, WithLengths
 
 from namernn_fast.call.tokens import TRACED_VOCABULARY
 
@@ -57,9 +56,8 @@ class Net(torch.nn.Module):
         if not self.with_output:
             last = tensors_in(self.model.last_state(x, hx, *rows, reset_to=reset_to))
             return sum(self.score(state).square().sum() for state in last)
-        output, last = self.model(x, hx, *rows, reset_to=reset_to)
-        output = output.data if isinstance(output, PackedSequence) else output
-        return output.square().sum() + sum(self.score(state).sum() for state in tensors_in(last))
+        output, *last = tensors_of(self.model(x, hx, *rows, reset_to=reset_to))
+        return output.square().sum() + sum(self.score(state).sum() for state in last)
 
     def score(self, state):  # h may have fewer features than c
         return state @ self.head.weight[:, : state.shape[-1]].T + self.head.bias
@@ -90,34 +88,32 @@ def check(compiled, net, *arguments):
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(
-    ("kind", "layout", "options", "with_output", "with_hx"),
+    ("name", "layout", "options", "with_output", "with_hx"),
     [
-        pytest.param(VARIANTS[name], *values, id="-".join(map(str, (name, *values))))
-        for name, *values in (
-            ("rnn", "dense", {"batch_first": True}, True, False),
-            ("rnn", "dense", {"nonlinearity": "relu"}, False, True),
-            ("rnn", "packed", {}, True, False),
-            ("rnn", "packed", {}, True, True),
-            ("rnn", "packed unsorted", {}, True, False),
-            ("rnn", "packed unsorted", {}, False, True),
-            ("rnn", "ids", {"padding_idx": 3}, True, False),
-            ("rnn", "ids", {}, False, True),
-            ("gru", "dense", {"bias": False}, True, True),
-            ("gru", "packed", {}, True, False),
-            ("gru", "packed unsorted", {}, True, False),
-            ("gru", "ids", {"padding_idx": 3}, False, False),
-            ("lstm", "dense", {"bias": False}, True, True),
-            ("lstm", "packed unsorted", {}, True, False),
-            ("lstm", "ids", {"padding_idx": 3}, False, False),
-            ("projected", "dense", {}, True, True),
-            ("projected", "packed unsorted", {"bias": False}, False, False),
-        )
+        ("rnn", "dense", {"batch_first": True}, True, False),
+        ("rnn", "dense", {"nonlinearity": "relu"}, False, True),
+        ("rnn", "packed", {}, True, False),
+        ("rnn", "packed", {}, True, True),
+        ("rnn", "packed unsorted", {}, True, False),
+        ("rnn", "packed unsorted", {}, False, True),
+        ("rnn", "ids", {"padding_idx": 3}, True, False),
+        ("rnn", "ids", {}, False, True),
+        ("gru", "dense", {"bias": False}, True, True),
+        ("gru", "packed", {}, True, False),
+        ("gru", "packed unsorted", {}, True, False),
+        ("gru", "ids", {"padding_idx": 3}, False, False),
+        ("lstm", "dense", {"bias": False}, True, True),
+        ("lstm", "packed unsorted", {}, True, False),
+        ("lstm", "ids", {"padding_idx": 3}, False, False),
+        ("projected", "dense", {}, True, True),
+        ("projected", "packed unsorted", {"bias": False}, False, False),
     ],
+    ids=str,
 )
 def test_inductor_computes_the_eager_loss_and_gradients(
-    kind, layout, options, with_output, with_hx
+    name, layout, options, with_output, with_hx
 ):
-    options = STACK | options
+    kind, options = VARIANTS[name], STACK | options
     model = kind.tokens(V, 4, 6, **options) if layout in IDS else kind.layer(4, 6, **options)
     net = Net(model, with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True)
@@ -173,16 +169,6 @@ def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, voc
     assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
 
 
-@pytest.mark.covering(0)
-@pytest.mark.parametrize("layout", ["dense", "packed unsorted", "ids"])
-def test_models_compile_to_one_graph(kind, layout):
-    """Dynamo captures the whole model in one graph even without `fullgraph=True`."""
-    model = kind.tokens(V, 4, 6, 2) if layout in IDS else kind.layer(4, 6, **STACK)
-    found = torch._dynamo.explain(model)(INPUTS[layout](6, 3))
-    assert (found.graph_count, found.graph_break_count) == (1, 0)
-    assert found.op_count > 1
-
-
 def our_nodes(graph):
     return [node for node in graph.nodes if str(node.target).startswith("namernn_fast.")]
 
@@ -235,18 +221,6 @@ def test_exported_layers_are_bit_identical_to_eager_layers(
         torch.testing.assert_close(loaded(*arguments), module(*arguments), rtol=0, atol=0)
 
 
-class OnRows(torch.nn.Module):
-    """A layer that takes a packed sequence as separate tensors, which `torch.export` accepts."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def forward(self, data, batch_sizes):
-        output, last = self.rnn(PackedSequence(data, batch_sizes))
-        return output.data, last
-
-
 def test_exported_layer_takes_other_packed_lengths(kind):
     module = OnRows(kind.layer(4, 6, **STACK))
     data, batch_sizes, *_ = packed([5, 3, 2])
@@ -261,30 +235,8 @@ def test_exported_layer_takes_other_packed_lengths(kind):
         )
 
 
-@pytest.mark.slow
-def test_aot_inductor_package_runs_in_another_process(kind, tmp_path):
-    """A layer compiled ahead of time runs in another process that imports `namernn_fast`."""
-    module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
-    package = torch._inductor.aoti_compile_and_package(
-        exported(module, with_hx=False), package_path=str(tmp_path / "rnn.pt2")
-    )
-    loaded = torch._inductor.aoti_load_package(package)
-    for shape in ((2, 9, 4), (50, 2, 4)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(tuple(loaded(x)), module(x))
-    torch.save((x, module(x)), tmp_path / "call.pt")
-    program = f"""
-import torch
-import namernn_fast
-x, wanted = torch.load({str(tmp_path / "call.pt")!r})
-loaded = torch._inductor.aoti_load_package({package!r})
-torch.testing.assert_close(tuple(loaded(x)), wanted)
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 @pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_only_fused_layers_are_traced(dynamo_first):
+def test_only_fused_layers_are_traced(dynamo_first, run_program, tmp_path):
     """Dynamo traces only fused layers, whether it is imported before or after the package.
 
     Importing the package does not import a compiler or an exporter, which would take seconds.
@@ -304,10 +256,8 @@ for name in {[kind.nn_layer.__name__ for kind in DROP_INS.values()]}:
     except torch._dynamo.exc.Unsupported:
         print("refused as before")
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.split("\n")[:-1] == ["(3, 2, 5)", "refused as before"] * len(DROP_INS)
+    out = run_program("-c", program, cwd=tmp_path)
+    assert out.splitlines() == ["(3, 2, 5)", "refused as before"] * len(DROP_INS)
 
 
 @pytest.mark.covering(0)
@@ -350,63 +300,58 @@ def test_an_embedding_of_dynamic_size_compiles_once(kind):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-class Method(torch.nn.Module):
-    """Calls `forward` or `last_state` of a model, with lengths."""
+def ids_and_lengths(seq_len, batch):
+    ids, lengths = torch.randint(V, (seq_len, batch)), torch.randint(seq_len + 1, (batch,))
+    ids[torch.arange(seq_len)[:, None] >= lengths] = -1
+    return ids, lengths
 
-    def __init__(self, model, with_output):
-        super().__init__()
-        self.model, self.with_output = model, with_output
 
-    def forward(self, ids, lengths):
-        if self.with_output:
-            return self.model(ids, lengths=lengths)
-        return self.model.last_state(ids, lengths=lengths)
+def exported_ids(module, **options):
+    shapes = ({0: Dim("seq_len"), 1: Dim("batch")}, {0: Dim("batch")})
+    return torch.export.export(module, ids_and_lengths(5, 3), dynamic_shapes=shapes, **options)
 
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_exported_token_models_take_any_number_of_ids(
-    kind, with_output, strict, vocabulary, tmp_path
+    kind, with_output, strict, trains, vocabulary, tmp_path
 ):
     """The exported program matches the model for ids of any shape, and ignores ids in padding."""
-    module = Method(kind.tokens(vocabulary, 4, 6, **STACK), with_output)
-    module.requires_grad_(False)
-    seq_len, batch = Dim("seq_len"), Dim("batch")
-    shapes = ({0: seq_len, 1: batch}, {0: batch})
-    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
-    program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
-    assert len(our_nodes(program.graph)) == 1
-    rows = [n for n in program.graph.nodes if "aten.embedding" in str(n.target)]
-    assert len(rows) == (0 if vocabulary == V else 1)
+    padding_idx = 1 if trains else None
+    model = kind.tokens(vocabulary, 4, 6, padding_idx=padding_idx, **STACK)
+    module = WithLengths(model, with_output)
+    program = exported_ids(module.requires_grad_(trains), strict=strict)
+    if not trains:
+        assert len(our_nodes(program.graph)) == 1
+        rows = [n for n in program.graph.nodes if "aten.embedding" in str(n.target)]
+        assert len(rows) == (0 if vocabulary == V else 1)
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
-    for shape in ((2, 9), (50, 2), (3, 70)):
-        ids, lengths = torch.randint(V, shape), torch.randint(shape[0] + 1, shape[1:])
-        ids[torch.arange(shape[0])[:, None] >= lengths] = -1
-        torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
-
-
-@pytest.mark.covering(0)
-def test_trainable_token_models_can_be_exported(kind):
-    module = Method(kind.tokens(V, 4, 6, padding_idx=1), True)
-    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
-    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    program = torch.export.export(module, example, dynamic_shapes=shapes)
-    ids, lengths = torch.randint(V, (9, 4)), torch.tensor([9, 1, 0, 3])
-    torch.testing.assert_close(program.module()(ids, lengths), module(ids, lengths))
+    for size in ((2, 9), (50, 2), (3, 70)):
+        call = ids_and_lengths(*size)
+        torch.testing.assert_close(loaded(*call), module(*call))
 
 
 @pytest.mark.slow
-def test_aot_inductor_package_takes_token_ids(kind, tmp_path):
-    module = Method(kind.tokens(V, 4, 6), False).requires_grad_(False)
-    example = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
-    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    package = torch._inductor.aoti_compile_and_package(
-        torch.export.export(module, example, dynamic_shapes=shapes),
-        package_path=str(tmp_path / "model.pt2"),
-    )
-    loaded = torch._inductor.aoti_load_package(package)
-    for ids, lengths in (example, (torch.randint(V, (9, 2)), torch.tensor([1, 9]))):
-        torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
+@pytest.mark.parametrize("ids", [False, True])
+def test_aot_inductor_package_runs_in_another_process(kind, ids, tmp_path, run_program):
+    """A model compiled ahead of time runs in another process that imports `namernn_fast`."""
+    model = WithLengths(kind.tokens(V, 4, 6), False) if ids else kind.layer(4, 6, **STACK).eval()
+    model.requires_grad_(False)
+    program = exported_ids(model) if ids else exported(model, with_hx=False)
+    path = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+    calls = [ids_and_lengths(*size) if ids else (torch.randn(*size, 4),) for size in SIZES[:3]]
+    torch.save([(call, model(*call)) for call in calls], tmp_path / "calls.pt")
+    program = """
+import torch
+import namernn_fast
+loaded = torch._inductor.aoti_load_package("model.pt2")
+for call, wanted in torch.load("calls.pt"):
+    got = loaded(*call)
+    torch.testing.assert_close(got if torch.is_tensor(wanted) else tuple(got), wanted)
+"""
+    run_program("-c", program, cwd=tmp_path)

@@ -6,7 +6,6 @@ import torch
 from kinds import KINDS, flat, for_variants, map_states, tensors_in
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from namernn_fast import (
@@ -51,22 +50,6 @@ def test_lengths_are_copied(kind):
     assert x.grad[0].ne(0).all()
     with torch.device("meta"):
         module(XS[0], lengths=[6, 2])
-
-
-def test_resets_clear_states_and_empty_sequences_keep_states(kind, path):
-    """A reset clears every state, including an LSTM's c; an empty sequence keeps its states."""
-    ours, theirs = kind.twins(3, 4, dtype=torch.float64)
-    x = torch.randn(6, 2, 3, dtype=torch.float64)
-    hx = kind.states(torch.randn, 1, 2, 4, dtype=torch.float64)
-    reset = torch.zeros(6, 2, dtype=torch.bool)
-    reset[2] = True
-    (first, _), (second, wanted) = theirs(x[:2], hx), theirs(x[2:])
-    torch.testing.assert_close(ours(x, hx, reset=reset), (torch.cat([first, second]), wanted))
-    _, last = ours(x, hx, lengths=[6, 0])
-    _, whole = theirs(x, hx)
-    for state, whole_state, initial in zip(*map(tensors_in, (last, whole, hx)), strict=True):
-        torch.testing.assert_close(state[:, :1], whole_state[:, :1])
-        assert torch.equal(state[:, 1], initial[:, 1])
 
 
 def test_states_of_an_lstm_may_be_a_list():
@@ -168,23 +151,19 @@ def test_restore_rnn_undoes_replace_rnn(kind):
             change([model])
 
 
-def test_layers_with_projections(path):
-    """A layer with proj_size matches nn.LSTM, called as a module and as a function."""
-    ours, theirs = KINDS["lstm"].twins(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
-    x, hx = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
-    for arguments in ((x,), (x, hx), (pack_padded_sequence(x, [6, 2], batch_first=True),)):
-        results = [module(*arguments) for module in (ours, theirs)]
-        torch.testing.assert_close(*map(tree_leaves, results))
-    torch.testing.assert_close(ours.last_state(x, hx), theirs(x, hx)[1])
-    assert explain(ours, x).path == (f"cpu {ops.cpu_kernel()}" if path == "kernel" else "torch")
+def test_functions_take_projections(path):
+    layer = KINDS["lstm"].layer(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
+    x, hx, weights = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4)), layer._flat_weights
+    wanted = layer(x, hx)
     options = {"bidirectional": True, "batch_first": True, "projections": True}
-    torch.testing.assert_close(lstm(x, hx, ours._flat_weights, **options), theirs(x, hx))
-    got = last_state(x, hx, ours._flat_weights, cell="lstm", **options)
-    torch.testing.assert_close(got, theirs(x, hx)[1])
+    torch.testing.assert_close(lstm(x, hx, weights, **options), wanted)
+    got = last_state(x, hx, weights, cell="lstm", **options)
+    torch.testing.assert_close(got, wanted[1])
+    assert explain(layer, x).path == (f"cpu {ops.cpu_kernel()}" if path == "kernel" else "torch")
     with pytest.raises(ValueError, match="projections must be False for cell='gru', got True"):
         last_state(x, None, KINDS["gru"].layer(3, 4)._flat_weights, cell="gru", projections=True)
     with pytest.raises(ValueError, match=r"hold 10 tensors .*projections=True\), got 8"):
-        lstm(x, hx, ours._flat_weights[:8], **options)
+        lstm(x, hx, weights[:8], **options)
     half = KINDS["lstm"].layer(3, 4, proj_size=2, dtype=torch.bfloat16)
     if path == "kernel":  # whatever instructions for bfloat16 the processor has
         assert explain(half, x.bfloat16()).path == f"cpu {ops.cpu_kernel()}"
@@ -193,15 +172,10 @@ def test_layers_with_projections(path):
         one_way.last_state(ids, embedding=torch.zeros(5, 3), share_prefixes=True)
 
 
-CELLS = [
-    ("rnn", {"nonlinearity": "tanh"}),
-    ("rnn", {"nonlinearity": "relu"}),
-    ("gru", {}),
-    ("lstm", {}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CELLS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rnn", {}), ("rnn", {"nonlinearity": "relu"}), ("gru", {}), ("lstm", {})],
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell_calls_the_kernel_only_if_faster_or_needed(name, options, bias, steps, monkeypatch):
     kind, calls = KINDS[name], []

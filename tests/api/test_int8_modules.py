@@ -1,15 +1,17 @@
-"""Prepared modules with 8-bit weights are saved, copied, converted, compiled and exported."""
+"""Prepared modules with 8-bit weights are saved, exported and streamed, or refused.
+
+test_prepared_modules.py copies, refreshes and compiles them.
+"""
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
 from kinds import KINDS, flat, map_states, tensors_in
+from torch.utils._pytree import tree_leaves
 
-import namernn_fast
 from namernn_fast import PreparedCell, PreparedLayer, explain, ops, prepare_rnn, restore_rnn
 from namernn_fast.call import int8
 from namernn_fast.machine import availability
@@ -20,10 +22,9 @@ pytestmark = [
 ]
 
 OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
-FORMS = ("layer", "tokens", "step module")
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=["layer", "tokens", "step module"])
 def form(request):
     return request.param
 
@@ -41,8 +42,7 @@ def make(kind, form):
 
 
 def equal(first, second):
-    leaves = torch.utils._pytree.tree_leaves
-    return all(map(torch.equal, leaves(first), leaves(second)))
+    return all(map(torch.equal, tree_leaves(first), tree_leaves(second)))
 
 
 def test_a_prepared_module_is_like_its_layer(kind, form):
@@ -50,13 +50,11 @@ def test_a_prepared_module_is_like_its_layer(kind, form):
     assert prepared.dtype == torch.int8
     assert type(prepared) is (PreparedCell if form == "step module" else PreparedLayer)
     assert "dtype=torch.int8" in repr(prepared)
-    leaves = torch.utils._pytree.tree_leaves
-    for got, wanted in zip(leaves(prepared(x)), leaves(module(x)), strict=True):
-        torch.testing.assert_close(got, wanted, atol=0.02, rtol=0)
+    torch.testing.assert_close(prepared(x), module(x), atol=0.02, rtol=0)
     assert not equal(prepared(x), module(x))
 
 
-def test_files_and_copies_have_the_same_integers(kind, form, tmp_path):
+def test_files_have_the_same_integers(kind, form, tmp_path):
     _, prepared, x = make(kind, form)
     wanted, state = prepared(x), prepared.state_dict()
     assert {w.dtype for name, w in state.items() if name.endswith("_int8")} == {torch.int8}
@@ -65,20 +63,7 @@ def test_files_and_copies_have_the_same_integers(kind, form, tmp_path):
     other = make(kind, form)[1]
     assert not equal(other(x), wanted)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    file = io.BytesIO()
-    torch.save(prepared, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    copies = copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared)), copy.copy(prepared)
-    for each in (other, loaded, *copies):
-        assert equal(each(x), wanted)
-
-
-def test_a_file_of_floats_is_rounded(kind, form):
-    module, _, x = make(kind, form)
-    _, other, _ = make(kind, form)
-    other.load_state_dict(module.state_dict())
-    assert equal(other(x), module.prepare(torch.int8)(x))
+    assert equal(other(x), wanted)
 
 
 def test_loading_reports_errors(kind, form):
@@ -104,15 +89,6 @@ def test_loading_reports_errors(kind, form):
     assert equal(prepared(x), wanted)
 
 
-def test_refresh_packs_into_the_same_memory(kind, form):
-    _, prepared, x = make(kind, form)
-    other = make(kind, form)[0]
-    tensor = prepared._panels.tensor
-    prepared.refresh(other)
-    assert prepared._panels.tensor is tensor
-    assert equal(prepared(x), other.prepare(torch.int8)(x))
-
-
 def test_what_does_not_fit_8_bits_is_refused(kind, form):
     module, prepared, x = make(kind, form)
     wanted = prepared(x)
@@ -129,9 +105,8 @@ def test_what_does_not_fit_8_bits_is_refused(kind, form):
             copy.deepcopy(module).to(dtype).prepare(torch.int8)
     assert equal(prepared(x), wanted)
     assert equal(prepared.to("cpu")(x), wanted)
-    with pytest.raises(
-        ValueError, match=r"dtype must be None or torch.int8, got torch.float16: use layer.to"
-    ):
+    message = r"dtype must be None or torch.int8, got torch.float16: use layer.to"
+    with pytest.raises(ValueError, match=message):
         module.prepare(torch.float16)
 
 
@@ -147,17 +122,6 @@ def test_without_a_kernel_the_layer_runs_with_rounded_weights(kind, form, monkey
             assert torch.equal(weight, other.state_dict()[name])
     module.load_state_dict(other._layer.state_dict())
     assert equal(other(x), module(x))
-
-
-def test_compile_and_vmap(kind, form):
-    _, prepared, x = make(kind, form)
-    compiled = torch.compile(prepared, backend="aot_eager", fullgraph=True)
-    assert equal(compiled(x), prepared(x))
-    torch._dynamo.reset()
-    if form == "layer":
-        stacked = torch.stack([x, x.flip(0)])
-        mapped = torch.vmap(lambda one: prepared(one)[0])(stacked)
-        assert equal(mapped, torch.stack([prepared(one)[0] for one in stacked]))
 
 
 def test_export_holds_the_rounded_weights_in_floats(kind, form):
@@ -196,10 +160,8 @@ def test_projections_compute_with_rounded_weights_in_float32():
         for module in (prepared, loaded):
             torch.testing.assert_close(module(x), rounded(x))
         torch.testing.assert_close(torch.stack([stream(frame) for frame in x]), rounded(x)[0])
-    why_not = explain(prepared, x).why_no_shortcut["8-bit weights"]
-    assert (
-        why_not == "no kernel takes them, so the layer computes with the rounded weights in float32"
-    )
+    why_not = "no kernel takes them, so the layer computes with the rounded weights in float32"
+    assert explain(prepared, x).why_no_shortcut["8-bit weights"] == why_not
 
 
 @pytest.mark.drop_in
@@ -250,10 +212,8 @@ def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
     for layer, why in (small, "pay off from"), (large, "prepared with its own dtype"):
         assert why in explain(layer.prepare(), x).why_no_shortcut["8-bit weights"]
     monkeypatch.delitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8))
-    reasons = explain(large.prepare(), x).why_no_shortcut
-    assert (
-        reasons["8-bit weights"] == "this processor has no instructions that would make them faster"
-    )
+    why_not = explain(large.prepare(), x).why_no_shortcut["8-bit weights"]
+    assert why_not == "this processor has no instructions that would make them faster"
     double, y = kind.layer(8, 32, dtype=torch.float64), x.double()
     assert "not in float32" in explain(double.prepare(), y).why_no_shortcut["8-bit weights"]
 
@@ -277,15 +237,11 @@ def test_torchao_prepares_recurrent_layers(kind):
     assert (type(layer), layer.dtype) == (PreparedCell, None)
 
 
-ONNX_CASES = [
-    {},
-    {"num_layers": 2, "bidirectional": True, "bias": False},
-    {"num_layers": 2, "batch_first": True},
-]
+STACK = {"num_layers": 2, "bidirectional": True, "bias": False}
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("options", ONNX_CASES, ids=str)
+@pytest.mark.parametrize("options", [{}, STACK, {"num_layers": 2, "batch_first": True}], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, with_lengths):
@@ -331,4 +287,3 @@ def test_onnx_has_no_node_for_other_cells(cell):
 def test_the_package_does_not_import_torchao(run_program, tmp_path):
     program = "import sys, namernn_fast; assert 'torchao' not in sys.modules"
     run_program("-c", program, cwd=tmp_path)
-    assert not hasattr(namernn_fast, "RecurrentConfig")

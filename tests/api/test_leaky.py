@@ -5,12 +5,11 @@ The suites that are parametrized by cell test everything else.
 
 import copy
 import inspect
-import itertools
 import pickle
 
 import pytest
 import torch
-from kinds import KINDS, flat
+from kinds import flat
 from plain_leaky import PlainLeaky
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -27,6 +26,7 @@ from namernn_fast import (
     prepare_rnn,
     restore_rnn,
 )
+from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "softplus")
@@ -61,16 +61,12 @@ def test_noise_of_every_layout_is_added_to_v(nonlinearity, options):
     output, states = ours(packed, noise=packed_noise)
     torch.testing.assert_close((output.data, states), (wanted.data, last), **EXACT)
     past = torch.arange(T)[:, None, None] >= lengths[:, None]
-    bad = (rows.masked_fill(past, torch.nan) for rows in (x, noise))
-    padded = ours(next(bad), lengths=lengths, noise=next(bad))
-    torch.testing.assert_close(padded[1], last, **EXACT)
-    jagged = [
-        torch.nested.nested_tensor(
-            [row[:n] for row, n in zip(t.unbind(1), lengths, strict=True)], layout=torch.jagged
-        )
-        for t in (x, noise)
-    ]
-    torch.testing.assert_close(ours(jagged[0], noise=jagged[1])[1], last, **EXACT)
+    padded, padded_noise = (rows.masked_fill(past, torch.nan) for rows in (x, noise))
+    states = ours(padded, lengths=lengths, noise=padded_noise)[1]
+    torch.testing.assert_close(states, last, **EXACT)
+    cut = [[row[:n] for row, n in zip(t.unbind(1), lengths, strict=True)] for t in (x, noise)]
+    jagged, jagged_noise = (torch.nested.nested_tensor(rows, layout=torch.jagged) for rows in cut)
+    torch.testing.assert_close(ours(jagged, noise=jagged_noise)[1], last, **EXACT)
     first = copy.deepcopy(ours)
     first.batch_first = True
     swapped = first(x.transpose(0, 1), noise=noise.transpose(0, 1))
@@ -104,7 +100,6 @@ def test_noise_goes_through_every_way_to_run_a_layer(path):
     wanted = theirs(x, noise=noise)
     step = FusedLeakyRNNCell(D, H, dtype=torch.float64)
     step.load_state_dict({k.removesuffix("_l0"): v for k, v in ours.state_dict().items()})
-    rows = []
     with torch.no_grad():
         for module in (step, step.prepare()):
             state = None
@@ -153,26 +148,19 @@ def test_noise_under_vmap_compile_and_export():
     torch.testing.assert_close(program.module()(x, noise=noise), ours(x, noise=noise), **EXACT)
 
 
+PACKED = pack_padded_sequence(torch.zeros(T, B, D), [T] * B)
+ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
         ({"noise": torch.zeros(T, B, H + 1)}, RuntimeError, r"noise must have shape \(6, 4, 5\)"),
         ({"noise": torch.zeros(T, H)}, RuntimeError, r"noise must have shape \(6, 4, 5\), got"),
         ({"noise": [1.0]}, TypeError, "laid out like input, a Tensor, got a list"),
-        (
-            {"noise": pack_padded_sequence(torch.zeros(T, B, H), [6] * B)},
-            TypeError,
-            "laid out like input, a Tensor, got a PackedSequence",
-        ),
+        ({"noise": PACKED}, TypeError, "laid out like input, a Tensor, got a PackedSequence"),
         ({"noise": torch.zeros(T, B, H, device="meta")}, RuntimeError, "noise must be at cpu"),
-        (
-            {
-                "input": pack_padded_sequence(torch.zeros(T, B, D), [6] * B),
-                "noise": PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B])),
-            },
-            RuntimeError,
-            "noise must have the sequence lengths of input",
-        ),
+        ({"input": PACKED, "noise": ONE_STEP}, RuntimeError, "have the sequence lengths of input"),
         ({"input": 3, "noise": torch.zeros(T, B, H)}, TypeError, "input must be a Tensor or a"),
     ],
 )
@@ -251,9 +239,8 @@ def test_unknown_nonlinearities_are_rejected(path):
     for cls in (FusedLeakyRNN, FusedLeakyRNNCell):
         with pytest.raises(ValueError, match=message):
             cls(D, H, nonlinearity="gelu")
-    with pytest.raises(
-        ValueError, match="nonlinearity must be tanh or relu or sigmoid or softplus"
-    ):
+    message = "nonlinearity must be tanh or relu or sigmoid or softplus"
+    with pytest.raises(ValueError, match=message):
         last_state(torch.zeros(T, B, D), None, [], cell="leaky", nonlinearity="gelu")
 
 
@@ -280,9 +267,8 @@ def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
             results = flat(ours(x, noise=noise))
         assert {result.dtype for result in results} == {dtype}
         rival = flat(theirs.to(dtype)(x.to(dtype), noise=noise.to(dtype)))
-        names = ("output", "r_n", "v_n")
-        for name, mine, other, reference in zip(names, results, rival, flat(exact), strict=True):
-            budget.add(name, mine, other, reference.detach().numpy())
+        for name, tensors in enumerate(zip(results, rival, flat(exact), strict=True)):
+            budget.add(name, *tensors)
     budget.check()
 
 
@@ -306,9 +292,7 @@ def test_explain_and_the_replacement_of_modules():
     explained = explain(meta, x.to("meta"))
     assert explained.path == "reference"
     assert explained.why_not == {"cpu": "the CPU kernel does not run on meta"}
-    assert namernn_fast.machine.availability.why_not_gpu_kernel(layer._cell) == (
-        "the leaky cell has no GPU kernel"
-    )
+    assert availability.why_not_gpu_kernel(layer._cell) == "the leaky cell has no GPU kernel"
     step = explain(FusedLeakyRNNCell(D, H), x[0])
     assert step.path.startswith("cpu ")
     assert step.why_not == {"torch": "torch has no such cell"}
@@ -320,19 +304,16 @@ def test_explain_and_the_replacement_of_modules():
 
 
 def test_copies_keep_rates_and_nonlinearity():
-    layer = FusedLeakyRNN(D, H, 2, "softplus", rate=0.3)
-    x = torch.randn(T, B, D)
+    layer, x = FusedLeakyRNN(D, H, 2, "softplus", rate=0.3), torch.randn(T, B, D)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert all(map(torch.equal, flat(other(x)), flat(layer(x))))
-    names = [name for name, _ in layer.named_parameters()]
-    assert names == [
-        f"{name}_l{k}"
-        for k, name in itertools.product(
-            range(2), ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "rate")
-        )
-    ]
     layer.flatten_parameters()
-    assert KINDS["leaky"].cell.torch_layer is None
+
+
+def test_names_of_parameters():
+    names = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "rate"
+    found = [name for name, _ in FusedLeakyRNN(D, H, 2).named_parameters()]
+    assert found == [f"{name}_l{k}" for k in range(2) for name in names]
 
 
 def test_the_equation_of_psychrnn_in_plain_tensors():

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -135,9 +136,6 @@ def test_plot_is_written_to_the_requested_file(raced, tmp_path):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--plot", "speed.png"]) == 0
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit) as left:
-        cli.main(["bench", "--plot", "speed.gif.txt.exe"])
-    assert left.value.code == 2
 
 
 def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
@@ -161,6 +159,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "--cell vanilla",
         "--json missing/rounds.json",
         "--json .",
+        "--plot speed.gif.txt.exe",
         "speed",
     ],
 )
@@ -182,11 +181,8 @@ def test_a_busy_machine_is_reported(raced, monkeypatch, capsys):
 
 
 def test_interruption_restores_the_number_of_threads(monkeypatch, threads, capsys):
-    def interrupt(calls, budget):
-        raise KeyboardInterrupt
-
     threads(1)
-    monkeypatch.setattr(command, "race", interrupt)
+    monkeypatch.setattr(command, "race", Mock(side_effect=KeyboardInterrupt))
     assert cli.main(["bench", "--threads", "2", "--json", "rounds.json"]) == 130
     assert torch.get_num_threads() == 1
     assert capsys.readouterr().err == "python -m namernn_fast: interrupted\n"

@@ -16,18 +16,11 @@ from namernn_fast.machine import availability
 from namernn_fast.nn import step_modules
 
 
-class Model(torch.nn.Module):
-    def __init__(self, kind):
-        super().__init__()
-        self.encoder = torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True))
-        self.cell = kind.nn_step_module(4, 4)
-        self.custom = type("Custom", (kind.nn_layer,), {})(4, 4)
-
-
 @pytest.mark.drop_in
 @pytest.mark.parametrize("every", [True, False])
 def test_replace_rnn_warns_if_there_is_nothing_to_replace(kind, every):
     custom = type("Custom", (kind.nn_layer,), {})
+    subclasses = torch.nn.Sequential(custom(2, 3), custom(3, 3))
     cells = {} if every else {"cells": (kind.name,)}
     classes = [
         c for k in (DROP_INS.values() if every else [kind]) for c in (k.nn_layer, k.nn_step_module)
@@ -35,10 +28,7 @@ def test_replace_rnn_warns_if_there_is_nothing_to_replace(kind, every):
     names = ", ".join(f"nn.{cls.__name__}" for cls in classes)
     for model, words in (
         (torch.nn.Linear(2, 3), f"the Linear has none of {names}$"),
-        (
-            torch.nn.Sequential(custom(2, 3), custom(3, 3)),
-            f"the Sequential has none of {names}, only subclasses: Custom$",
-        ),
+        (subclasses, f"the Sequential has none of {names}, only subclasses: Custom$"),
     ):
         with pytest.warns(UserWarning, match=words) as warned:
             assert replace_rnn(model, **cells) is model
@@ -66,7 +56,13 @@ def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
 
 @pytest.mark.drop_in
 def test_replace_rnn_changes_only_the_class(kind):
-    model = Model(kind).eval()
+    model = torch.nn.ModuleDict(
+        {
+            "encoder": torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True)),
+            "cell": kind.nn_step_module(4, 4),
+            "custom": type("Custom", (kind.nn_layer,), {})(4, 4),
+        }
+    ).eval()
     calls = []
     model.encoder[0].register_forward_hook(lambda *_: calls.append("hook"))
     model.encoder[0].weight_hh_l0.requires_grad_(False)
@@ -87,23 +83,15 @@ def test_replace_rnn_changes_only_the_class(kind):
 
 @pytest.mark.drop_in
 def test_replace_rnn_replaces_only_the_requested_cells(kind):
-    model = torch.nn.ModuleList(
-        cls(3, 4) for other in DROP_INS.values() for cls in (other.nn_layer, other.nn_step_module)
-    )
-    replace_rnn(model, cells=(kind.name,))
-    assert [type(module) for module in model] == [
-        cls
-        for other in DROP_INS.values()
-        for cls in (
-            (other.layer, other.step_module)
-            if other is kind
-            else (other.nn_layer, other.nn_step_module)
-        )
-    ]
-    replace_rnn(model)
-    assert [type(module) for module in model] == [
-        cls for other in DROP_INS.values() for cls in (other.layer, other.step_module)
-    ]
+    pairs = {
+        name: torch.nn.Sequential(other.nn_layer(3, 4), other.nn_step_module(3, 4))
+        for name, other in DROP_INS.items()
+    }
+    for options, replaced in (({"cells": (kind.name,)}, {kind.name}), ({}, {*DROP_INS})):
+        replace_rnn(torch.nn.ModuleDict(pairs), **options)
+        for name, other in DROP_INS.items():
+            fused, plain = (other.layer, other.step_module), (other.nn_layer, other.nn_step_module)
+            assert (*map(type, pairs[name]),) == (fused if name in replaced else plain)
 
 
 def test_initial_weights_match_torchs_modules(kind):
@@ -133,16 +121,14 @@ def test_modules_can_be_made_without_initialization(kind, whole):
     cls = kind.layer if whole else kind.step_module
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
-    with torch.device("meta"):
-        module = cls(3, 4)
-    wanted = cls(3, 4)
-    x = torch.randn(5, 3)
-    module.to_empty(device="cpu").load_state_dict(wanted.state_dict())
-    torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
-    with torch.device("meta"):
-        module = cls(3, 4)
-    module.load_state_dict(wanted.state_dict(), assign=True)
-    torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
+    wanted, x = cls(3, 4), torch.randn(5, 3)
+    for assign in (False, True):
+        with torch.device("meta"):
+            module = cls(3, 4)
+        if not assign:
+            module.to_empty(device="cpu")
+        module.load_state_dict(wanted.state_dict(), assign=assign)
+        torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
 
 
 def test_functional_form_matches_the_module(kind):
@@ -265,7 +251,7 @@ def test_explain_suggests_replace_rnn_for_torchs_modules(kind):
     for module in (kind.nn_layer(3, 4), kind.nn_step_module(3, 4)):
         with pytest.raises(TypeError, match=r"got \w+: replace_rnn makes it one$"):
             explain(module, torch.randn(5, 3))
-    with pytest.raises(TypeError, match=r"got Linear$"):
+    with pytest.raises(TypeError, match=r"a fused layer, cell or token layer .*, got Linear$"):
         explain(torch.nn.Linear(3, 4), torch.randn(5, 3))
 
 

@@ -6,6 +6,7 @@ import torch
 from cases import layer_of
 from kinds import KINDS, VARIANTS, flat, for_variants, tensors_in
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from namernn_fast import ops
 from namernn_fast.cells import NUMBERED
@@ -20,9 +21,7 @@ def stack_arguments(
 ):
     """Returns all arguments of the forward operator except `trees`, for a stack of layers."""
     directions = 2 if bidirectional else 1
-    layer = kind.nn_layer(
-        4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
-    )
+    layer = kind.nn_layer(4, 6, num_layers, bidirectional=bidirectional, dtype=torch.float64)
     parameters = [p.detach() for p in layer.parameters()]
     padded = layout in ("padded", "lengths")
     x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
@@ -33,9 +32,8 @@ def stack_arguments(
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     shape = num_layers * directions, batch, 6
-    states = (
-        [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))] if with_hx else None
-    )
+    states = [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))]
+    states = states if with_hx else None
     sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
@@ -68,10 +66,8 @@ def forward_checks(layout, with_hx):
 def test_operators_pass_opcheck(
     kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens
 ):
-    arguments = stack_arguments(
-        kind, layout, num_layers, bidirectional, batch_first, with_hx, tokens
-    )
-    arguments = (*arguments, 0)
+    options = num_layers, bidirectional, batch_first, with_hx, tokens
+    arguments = (*stack_arguments(kind, layout, *options), 0)
     tests = forward_checks(layout, with_hx)
     torch.library.opcheck(ops.forward, arguments, test_utils=tests)
     output, last, saved = ops.forward(*arguments)
@@ -126,29 +122,19 @@ def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, r
     name, options = layer_of(cell)
     kind, options = VARIANTS[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
-    names = [name for name, _ in module.named_parameters()]
-    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    shape = (9, 2) if packed else (4, 3, 2)
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    states = 4 if bidirectional else 2
-    hx = kind.states(torch.randn, states, 3, 3, dtype=torch.float64, requires_grad=True)
-    steps, after = len(BATCH_SIZES) if packed else 4, None
+    leaf, steps = {"dtype": torch.float64, "requires_grad": True}, 4
+    x = torch.randn((9, 2) if packed else (steps, 3, 2), **leaf)
+    hx = kind.states(torch.randn, 4 if bidirectional else 2, 3, 3, **leaf)
+    reset, after = torch.rand(steps, 3) < 0.4 if resets else None, {}
     if resets and not bidirectional:
-        size = steps, 2, 3, 3
-        after = kind.states(torch.randn, *size, dtype=torch.float64, requires_grad=True)
-    leaves = (x, *tensors_in(hx), *tensors_in(after), *values)
-    reset = torch.rand(steps, 3) < 0.4 if resets else None
+        after["reset_to"] = kind.states(torch.randn, steps, 2, 3, 3, **leaf)
+    leaves, spec = tree_flatten((x, hx, after, dict(module.named_parameters())))
 
-    def run(x, *others):
-        input = PackedSequence(x, BATCH_SIZES) if packed else x
-        count = len(kind.cell.states)
-        hx, reset_to = (
-            others[first : first + count] if kind.has_cell_state else others[first]
-            for first in (0, count)
-        )
-        more = {"reset": reset, "reset_to": None if after is None else reset_to}
-        parameters = dict(zip(names, others[-len(names) :], strict=True))
-        output, *last = flat(torch.func.functional_call(module, parameters, (input, hx), more))
+    def run(*leaves):
+        x, hx, after, parameters = tree_unflatten(leaves, spec)
+        call = PackedSequence(x, BATCH_SIZES) if packed else x, hx
+        more = {"reset": reset, **after}
+        output, *last = flat(torch.func.functional_call(module, parameters, call, more))
         return output.data if packed else output, *last
 
     # By default gradcheck runs all its checks, including undefined gradients and determinism.
@@ -170,26 +156,21 @@ def test_tied_weights_have_correct_derivatives(kind):
     assert torch.autograd.gradgradcheck(run, square)
 
 
-def test_only_tensors_that_require_gradients_get_gradients(kind):
-    module = kind.layer(4, 6)
-    x = torch.randn(5, 3, 4)
-    module.requires_grad_(False)
+def test_hx_or_a_bias_alone_may_require_gradients(kind):
+    module, x = kind.layer(4, 6).requires_grad_(False), torch.randn(5, 3, 4)
     assert not module(x)[0].requires_grad
-    module.bias_hh_l0.requires_grad_(True)
-    flat(module(x))[1].sum().backward()
-    assert module.bias_hh_l0.grad is not None
-    assert module.weight_hh_l0.grad is None
     hx = kind.states(torch.randn, 1, 3, 6, requires_grad=True)
-    module.requires_grad_(False)
     module(x, hx)[0].sum().backward()
     assert all(state.grad is not None for state in tensors_in(hx))
+    module.bias_hh_l0.requires_grad_()
+    flat(module(x))[1].sum().backward()
+    assert module.bias_hh_l0.grad is not None
 
 
 def test_transforms_of_a_cell_match_torchs_cell(kind):
     """Inside transforms a cell calls its layer's operator, and matches torch's cell."""
-    ours, theirs = (
-        cls(3, 4, dtype=torch.float64) for cls in (kind.step_module, kind.nn_step_module)
-    )
+    ours = kind.step_module(3, 4, dtype=torch.float64)
+    theirs = kind.nn_step_module(3, 4, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
     x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
     jvps = (torch.func.jvp(cell, (x,), (tangent,)) for cell in (ours, theirs))
@@ -200,15 +181,24 @@ def test_transforms_of_a_cell_match_torchs_cell(kind):
 X, OUTPUT, H_N = torch.zeros(5, 2, 4), torch.zeros(5, 2, 5), torch.zeros(1, 2, 5)
 
 
+def weights_of(kind):
+    """Returns valid weights of one layer."""
+    rows = kind.gates * 5
+    last = [torch.zeros(rows)] if kind.bits else []
+    return [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows), *last]
+
+
 def good(kind):
     """Returns valid arguments of the forward operator."""
-    rows = kind.gates * 5
-    weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
-    weights += [torch.zeros(rows)] if kind.bits else []
+    call = {"cell": kind.cell.number, "input": X, "states": None, "weights": weights_of(kind)}
     rows = {"sequence_layout": None, "reset": None}
-    numbers = {"options": ops.BIAS | ops.WANT_SAVED | kind.bits, "trees": 0}
-    call = {"cell": kind.cell.number, "input": X, "states": None, "weights": weights}
-    return call | rows | numbers
+    return call | rows | {"options": ops.BIAS | ops.WANT_SAVED | kind.bits, "trees": 0}
+
+
+def changed(kind, arguments, changes):
+    """Returns arguments with changes, which are values or functions of the kind."""
+    values = {name: value(kind) if callable(value) else value for name, value in changes.items()}
+    return arguments | values
 
 
 PACKED_ROWS = {"input": X[0], "options": ops.BIAS | ops.PACKED}
@@ -220,18 +210,13 @@ def layout_of(*values, dtype=torch.int64):
     return {"sequence_layout": torch.tensor(values, dtype=dtype)}
 
 
-def with_weights(change):
-    """Returns a change to the argument `weights`; `change` gets the valid weights of a kind."""
-    return {"weights": change}
-
-
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (with_weights(lambda w: w[:3]), "weights must hold . tensors for each layer, got 3"),
+        ({"weights": lambda kind: weights_of(kind)[:3]}, "hold . tensors for each layer, got 3"),
         ({"weights": []}, "weights must hold . tensors for each layer, got 0"),
         (
-            with_weights(lambda w: w[:3]) | {"options": ops.BIDIRECTIONAL},
+            {"weights": lambda kind: weights_of(kind)[:3], "options": ops.BIDIRECTIONAL},
             "hold . tensors .*, got 3",
         ),
         ({"options": 2**18}, "options must be bits of namernn_fast.ops, got"),
@@ -242,14 +227,17 @@ def with_weights(change):
             "options must not set both MEDIUM_PRECISION and HIGH_PRECISION",
         ),
         (
-            with_weights(lambda w: [w[1]] * len(w)),
+            {"weights": lambda kind: weights_of(kind)[1:2] * len(weights_of(kind))},
             r"weight_ih must have shape \(ROWS, 4\), got \(ROWS, 5\)",
         ),
         (
-            with_weights(lambda w: [w[0], w[1], w[2][1:], *w[3:]]),
+            {"weights": lambda kind: [w[1:] if w.dim() == 1 else w for w in weights_of(kind)]},
             r"bias_ih must have shape \(ROWS\), got",
         ),
-        (with_weights(lambda w: [t.double() for t in w]), "weight_ih must have the dtype of"),
+        (
+            {"weights": lambda kind: [w.double() for w in weights_of(kind)]},
+            "weight_ih must have the dtype of",
+        ),
         (
             {"states": lambda kind: [torch.zeros(1, 3, 5), *[H_N] * kind.has_cell_state]},
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
@@ -281,24 +269,18 @@ def with_weights(change):
         ),
         (
             RESETS
-            | with_weights(lambda w: w * 2)
-            | {"options": ops.BIAS | ops.BIDIRECTIONAL, "reset_to": [H_N]},
+            | {"weights": lambda kind: weights_of(kind) * 2, "reset_to": [H_N]}
+            | {"options": ops.BIAS | ops.BIDIRECTIONAL},
             "reset_to takes one direction, got 2",
         ),
     ],
 )
 def test_the_forward_operator_checks_its_arguments(kind, changes, text):
     """An operator called directly, without the checks in Python, never reads out of bounds."""
-    arguments = good(kind)
-    if callable(changes.get("weights")):
-        changes = changes | {"weights": changes["weights"](arguments["weights"])}
-    for name in ("states", "reset_to"):
-        if callable(changes.get(name)):
-            changes = changes | {name: changes[name](kind)}
-    if changes.get("options", -1) > 0:
-        changes = changes | {"options": changes["options"] | kind.bits}
+    arguments = changed(kind, good(kind), changes)
+    arguments["options"] |= kind.bits
     with pytest.raises(RuntimeError, match=text.replace("ROWS", str(kind.gates * 5))):
-        ops.forward(**arguments | changes)
+        ops.forward(**arguments)
 
 
 def test_relu_is_rejected_for_cells_with_a_fixed_nonlinearity(kind):
@@ -347,15 +329,12 @@ def backward_arguments(kind):
     [
         ({"grad_output": OUTPUT[1:]}, r"grad_output must have shape \(5, 2, 5\), got \(4,"),
         (
-            {"grad_last_states": lambda last: [H_N[0], *last[1:]]},
+            {"grad_last_states": lambda kind: [H_N[0], *[H_N] * kind.has_cell_state]},
             r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)",
         ),
-        (
-            {"grad_last_states": lambda last: [*last, None]},
-            r"grad_last_states must hold . gradient\(s\), got .",
-        ),
+        ({"grad_last_states": [H_N, H_N, None]}, r"last_states must hold . gradient\(s\), got 3"),
         ({"output": OUTPUT[..., 1:]}, r"output must have shape \(5, 2, 5\)"),
-        ({"saved": lambda saved: [*saved, X]}, r"saved must hold . tensor\(s\), got ."),
+        ({"saved": [X] * 3}, r"saved must hold . tensor\(s\), got 3"),
         ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
         ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
         ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
@@ -363,11 +342,8 @@ def backward_arguments(kind):
     ],
 )
 def test_the_backward_operator_checks_its_arguments(kind, changes, text):
-    arguments = backward_arguments(kind)
-    for name, value in changes.items():
-        arguments[name] = value(arguments[name]) if callable(value) else value
     with pytest.raises(RuntimeError, match=text):
-        ops.backward(**arguments)
+        ops.backward(**changed(kind, backward_arguments(kind), changes))
 
 
 def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
@@ -403,37 +379,29 @@ def test_the_backward_operator_returns_only_wanted_gradients(kind):
         assert len(found) == len(right)
         for gradient, expected in zip(found, right, strict=True):
             torch.testing.assert_close(gradient, expected)
-    assert (
-        ops.backward(**arguments | {"wanted": [False] * len(everything), "want_layers": []}) == []
-    )
+    nothing = {"wanted": [False] * len(everything), "want_layers": []}
+    assert ops.backward(**arguments | nothing) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda a: a | {"cell": KINDS["gru"].cell.number}, "PROJECTIONS for the GRU cell"),
-        (lambda a: a | {"options": a["options"] | ops.INT8}, "must not set INT8 without prepared"),
+def test_the_operators_check_projections():
+    number, x, states, weights, _, _, options = stack_arguments(VARIANTS["projected"], "padded")
+    weight_ih, weight_hh, *biases, weight_hr = weights
+    for call, text in (
+        ((KINDS["gru"].cell.number, x, states, weights), "PROJECTIONS for the GRU cell"),
+        ((number, x, states[::-1], weights), r"hx must have shape \(1, 3, 3\), got \(1, 3, 6\)"),
         (
-            lambda a: a | {"states": a["states"][::-1]},
-            r"hx must have shape \(1, 3, 3\), got \(1, 3, 6\)",
-        ),
-        (
-            lambda a: a | {"weights": [*a["weights"][:-1], a["weights"][-1].T]},
+            (number, x, states, [weight_ih, weight_hh, *biases, weight_hr.T]),
             r"weight_hr must have shape \(3, 6\), got \(6, 3\)",
         ),
         (
-            lambda a: (
-                a | {"weights": [w[:, :0] if n == 1 else w for n, w in enumerate(a["weights"])]}
-            ),
+            (number, x, states, [weight_ih, weight_hh[:, :0], *biases, weight_hr]),
             "the size of h must be from 1 to 5, got 0",
         ),
-    ],
-)
-def test_the_operators_check_projections(change, text):
-    names = "cell", "input", "states", "weights", "sequence_layout", "reset", "options"
-    values = stack_arguments(VARIANTS["projected"], "padded")
-    with pytest.raises(RuntimeError, match=text):
-        ops.forward(**change(dict(zip(names, values, strict=True))), trees=0)
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            ops.forward(*call, None, None, options, 0)
+    with pytest.raises(RuntimeError, match="must not set INT8 without prepared"):
+        ops.forward(number, x, states, weights, None, None, options | ops.INT8, 0)
 
 
 @pytest.mark.parametrize(

@@ -17,31 +17,6 @@ ROOT = Path(__file__).parents[2]
 BUILT = ("*.so", "*.egg-info", "__pycache__", ".*_cache", ".git", ".venv", "build", "dist")
 # Runs one build hook, such as build_sdist or build_wheel, in a separate process as pip does.
 HOOK = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
-# Compares results and gradients of a bidirectional stack of each kind with torch's layer.
-PROGRAM = """
-import sys
-# An editable install's import hook would find the source tree instead of this copy.
-sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
-import torch, namernn_fast
-print(namernn_fast.__file__)
-options = dict(num_layers=2, bidirectional=True)
-for fused, plain in (
-    (namernn_fast.FusedRNN, torch.nn.RNN),
-    (namernn_fast.FusedGRU, torch.nn.GRU),
-    (namernn_fast.FusedLSTM, torch.nn.LSTM),
-):
-    ours, theirs = fused(3, 20, **options), plain(3, 20, **options)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(5, 2, 3)
-    print(namernn_fast.explain(ours, x))
-    results = []
-    for module in (ours, theirs):
-        output, states = module(x)
-        last = states if isinstance(states, tuple) else (states,)
-        (output.square().sum() + sum(state.sum() for state in last)).backward()
-        results.append([output, *last, *(p.grad for p in module.parameters())])
-    torch.testing.assert_close(*results)
-"""
 
 
 def run(*command, check=True, **options):
@@ -119,13 +94,17 @@ def test_wheel_built_from_the_sdist_installs_and_runs(tree, quick_compiler, tmp_
 
     installed = tmp_path / "installed"
     run(*pip, "install", "--no-deps", "--no-cache-dir", "--target", installed, wheel)
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    ran = run(sys.executable, "-c", PROGRAM, cwd=installed, env=environment)
-    file, *paths = ran.stdout.splitlines()
-    assert file == str(installed / "namernn_fast" / "__init__.py")
-    assert len(paths) == 3  # one path for each kind of layer
-    assert all("cpu" in path for path in paths)
-    assert not ran.stderr
+    tests = ROOT / "tests" / "install"
+    run(
+        *(sys.executable, "-m", "pytest", "-c", tests / "pytest.ini", tests / "test_installed.py"),
+        *("-k", "budget and float32 or extension_is_installed or imported_from_a_checkout"),
+        cwd=installed,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(installed),
+            "NAMERNN_FAST_INSTALLED_IN": str(installed),
+        },
+    )
 
 
 def package_files(wheel):

@@ -1,7 +1,8 @@
 """Tests that the structure check `.ci/structure.py` finds planted faults and nothing else."""
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,10 +35,7 @@ void wait(const Sum<Scalar>& sum,
 
 @pytest.fixture
 def structure():
-    spec = importlib.util.spec_from_file_location("structure", ROOT / ".ci" / "structure.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(ROOT / ".ci" / "structure.py")))
 
 
 def test_functions_are_measured(structure):

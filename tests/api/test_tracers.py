@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
+from wrappers import OnRows, WithLengths
 
 from namernn_fast import batch_invariant, replace_rnn, restore_rnn
 
@@ -27,25 +28,6 @@ class Model(nn.Module):
     def forward(self, x):
         output, states = self.layer(x)
         return output, states, self.cell(output[:, -1])
-
-
-class Packed(nn.Module):
-    """A layer that takes a packed sequence as separate tensors."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.layer = kind.layer(3, 4)
-
-    def forward(self, data, batch_sizes):
-        output, states = self.layer(PackedSequence(data, batch_sizes))
-        return output.data, states
-
-
-class WithLengths(Packed):
-    """A layer that takes lengths."""
-
-    def forward(self, x, lengths):
-        return self.layer(x, lengths=lengths)
 
 
 def reloaded(program):
@@ -98,14 +80,14 @@ def test_single_module_can_be_traced_and_scripted(kind, what):
 
 @pytest.mark.drop_in
 def test_traced_layer_accepts_other_batch_sizes(kind):
-    module = Packed(kind)
+    module = OnRows(kind.layer(3, 4))
     long, short = (pack_padded_sequence(torch.randn(6, 2, 3), ends) for ends in ([6, 5], [6, 2]))
     program = torch.jit.trace(module, long[:2])
     torch.testing.assert_close(program(*short[:2]), module(*short[:2]))
 
 
 def test_tracing_with_lengths_requires_torch_no_grad(kind):
-    module = WithLengths(kind)
+    module = WithLengths(kind.layer(3, 4))
     x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
     with pytest.raises(RuntimeError, match=r"trace it under torch\.no_grad\(\)"):
         torch.jit.trace(module, (x, lengths))
@@ -117,7 +99,7 @@ def test_tracing_with_lengths_requires_torch_no_grad(kind):
         torch.testing.assert_close(program(*other), module(*other))
 
 
-class WithResets(Packed):
+class WithResets(OnRows):
     """A layer that takes resets and the states after them."""
 
     def forward(self, x, reset, reset_to):
@@ -129,7 +111,7 @@ def test_traced_resets_accept_other_shapes(kind):
         after = kind.states(torch.randn, seq_len, 1, batch, 4)
         return torch.randn(seq_len, batch, 3), torch.rand(seq_len, batch) < 0.4, after
 
-    module, other = WithResets(kind), call(8, 3)
+    module, other = WithResets(kind.layer(3, 4)), call(8, 3)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
         program = torch.jit.trace(module, call(6, 2))
@@ -166,7 +148,7 @@ def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatc
     module = kind.layer(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
 
-    module, arguments = WithLengths(kind), (torch.randn(6, 2, 3), torch.tensor([4, 6]))
+    module, arguments = WithLengths(kind.layer(3, 4)), (torch.randn(6, 2, 3), torch.tensor([4, 6]))
     with torch.no_grad():
         if kind.without_kernel == "reference":
             with pytest.raises(RuntimeError, match="record the loop over ATen operators"):
@@ -264,11 +246,11 @@ def test_fx_traces_into_subclasses_as_with_nn_rnn(kind):
 
 
 def test_fx_records_hx_and_lengths(kind):
-    class WithHx(Packed):
+    class WithHx(OnRows):
         def forward(self, x, hx, lengths):
             return self.layer(x, hx, lengths=lengths), self.layer(XS[0].transpose(0, 1), hx)
 
-    module = WithHx(kind)
+    module = WithHx(kind.layer(3, 4))
     arguments = torch.randn(6, 2, 3), kind.states(torch.randn, 1, 2, 4), torch.tensor([4, 6])
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(*arguments), module(*arguments))
 

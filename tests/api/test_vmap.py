@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kinds import flat, for_variants, tensors_in
+from layouts import tensors_of
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_map
@@ -101,8 +102,7 @@ def test_vmap_over_packed_data_matches_a_loop(kind):
     sizes = packed[0].batch_sizes
 
     def run(data, hx):
-        output, last = module(PackedSequence(data, sizes), hx)
-        return output.data, last
+        return tensors_of(module(PackedSequence(data, sizes), hx))
 
     data = torch.stack([p.data for p in packed])
     each = [run(*kth(k, (data, hx))) for k in range(K)]

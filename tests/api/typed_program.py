@@ -48,9 +48,15 @@ class Tagger(nn.Module):
         return torch.relu(self.head(output))
 
 
-def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
+def use_modules(
+    layer: FusedRNN | FusedGRU,
+    reader: TokenRNN | TokenGRU,
+    cell: FusedRNNCell | FusedGRUCell,
+    input: Tensor,
+    packed: PackedSequence,
+    ids: Tensor,
+) -> None:
     """Calls modules with input (seq_len, batch, 3), packed (rows, 3) and ids (seq_len, batch)."""
-    layer = FusedRNN(3, 4, 1, "relu", batch_invariant=True)
     output, h_n = layer(input)
     assert_type(output, Tensor)
     assert_type(h_n, Tensor)
@@ -66,43 +72,12 @@ def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(layer.batch_invariant, bool)
     assert_type(layer.weight_ih_l0, Tensor | nn.Module)  # as in nn.RNN
 
-    reader = TokenRNN(7, 3, 4, padding_idx=0)
     assert_type(reader(ids), tuple[Tensor, Tensor])
     assert_type(reader(pack_sequence([ids[:, 0]])), tuple[PackedSequence, Tensor])
     assert_type(reader.last_state(ids, share_prefixes=False), Tensor)
     assert_type(reader.embedding, nn.Embedding)
-    assert_type(reader.rnn, FusedRNN)
-
-    cell = FusedRNNCell(3, 4, nonlinearity="relu")
+    assert_type(reader.rnn, FusedRNN | FusedGRU)
     assert_type(cell(input[0], cell(input[0])), Tensor)
-
-
-def use_grus(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the modules and functions for GRUs with the same kinds of input as `use_modules`."""
-    layer = FusedGRU(3, 4, 1, False, batch_invariant=True)
-    assert_type(layer(input), tuple[Tensor, Tensor])
-    assert_type(layer(packed), tuple[PackedSequence, Tensor])
-    assert_type(layer(input, lengths=np.array([5, 2])), tuple[Tensor, Tensor])
-    assert_type(layer.last_state(packed), Tensor)
-    assert_type(layer.batch_invariant, bool)
-
-    reader = TokenGRU(7, 3, 4, padding_idx=0)
-    assert_type(reader(ids), tuple[Tensor, Tensor])
-    assert_type(reader(pack_sequence([ids[:, 0]])), tuple[PackedSequence, Tensor])
-    assert_type(reader.last_state(ids), Tensor)
-    assert_type(reader.rnn, FusedGRU)
-
-    cell = FusedGRUCell(3, 4, bias=False)
-    assert_type(cell(input[0], cell(input[0])), Tensor)
-
-    weights = list(FusedGRU(3, 4).parameters())
-    assert_type(gru(input, None, weights), tuple[Tensor, Tensor])
-    assert_type(gru(packed, None, weights), tuple[PackedSequence, Tensor])
-    assert_type(last_state(packed, None, weights, cell="gru"), Tensor)
-    assert_type(explain(layer, input).why_not, dict[str, str])
-    assert_type(replace_rnn(nn.GRU(3, 4), cells=("gru",)), nn.GRU)
-    assert_type(restore_rnn(layer), nn.GRU)
-    assert_type(restore_rnn(cell), nn.GRUCell)
 
 
 def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
@@ -152,6 +127,14 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(restore_rnn(layer), nn.RNN)
     assert_type(restore_rnn(FusedRNNCell(3, 4)), nn.RNNCell)
     assert_type(restore_rnn(Tagger()), Tagger)
+
+    weights = list(FusedGRU(3, 4).parameters())
+    assert_type(gru(input, None, weights), tuple[Tensor, Tensor])
+    assert_type(gru(packed, None, weights), tuple[PackedSequence, Tensor])
+    assert_type(last_state(packed, None, weights, cell="gru"), Tensor)
+    assert_type(replace_rnn(nn.GRU(3, 4), cells=("gru",)), nn.GRU)
+    assert_type(restore_rnn(FusedGRU(3, 4)), nn.GRU)
+    assert_type(restore_rnn(FusedGRUCell(3, 4)), nn.GRUCell)
 
     explained = explain(FusedRNN(3, 4), packed)
     assert_type(explained.path, str)
@@ -209,8 +192,10 @@ def main() -> None:
     """Runs every function above except `mistakes`."""
     input, ids = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
     packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
-    use_modules(input, packed, ids)
-    use_grus(input, packed, ids)
+    rnns = FusedRNN(3, 4, 1, "relu", batch_invariant=True), TokenRNN(7, 3, 4, padding_idx=0)
+    use_modules(*rnns, FusedRNNCell(3, 4, nonlinearity="relu"), input, packed, ids)
+    grus = FusedGRU(3, 4, 1, False, batch_invariant=True), TokenGRU(7, 3, 4, padding_idx=0)
+    use_modules(*grus, FusedGRUCell(3, 4, bias=False), input, packed, ids)
     use_lstms(input, packed, ids)
     use_functions(input, packed, ids)
     use_either(packed)

@@ -20,7 +20,6 @@ from pathlib import Path
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import DOCS, ROOT
 
-PAGE = DOCS / "install.md"
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
@@ -36,7 +35,6 @@ MATRIX = (
     ("3.13", "torch"),
 )
 COUNTS = ("passed", "failed", "skipped")
-KEYS = ("python", "torch")
 
 
 def find_python(version: str) -> str | None:
@@ -167,13 +165,15 @@ def main() -> int:
         found[f"{version} {torch}"] = test(python, torch, wheel, folder)
         stored.write_text(json.dumps(results))
         shutil.rmtree(folder)
-    ordered = sorted(found.values(), key=lambda it: [version_key(it[k]) for k in KEYS])
+    ordered = sorted(
+        found.values(), key=lambda it: [version_key(it[k]) for k in ("python", "torch")]
+    )
     text = "\n\n".join([table(ordered), *(["\n".join(left_out)] if left_out else [])])
     facts = "\n".join(audit(wheel))
     print(f"\n{facts}\n\n{text}")
     if options.record:
-        write_section(PAGE, "wheel", facts)
-        write_section(PAGE, "environments", text)
+        write_section(DOCS / "install.md", "wheel", facts)
+        write_section(DOCS / "install.md", "environments", text)
     return any(it["failed"] for it in found.values())
 
 

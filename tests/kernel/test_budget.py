@@ -4,13 +4,12 @@ import functools
 
 import pytest
 import torch
-from cases import CELLS, FUSED, TORCH, Case
+from cases import CELLS, DTYPES, FUSED, TORCH, Case
 from kinds import KINDS, tensors_in
 from torch.nn.functional import pad
 
 from namernn_fast.testing import BudgetError, ErrorBudget
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # (D, H, T, B)
 SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 

@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-from cases import CELLS, FUSED, LAYERS
-from kinds import flat
+from cases import CELLS, DTYPES, FUSED, LAYERS
+from kinds import flat, needs_extension
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
-from namernn_fast.machine import availability
 
 T, MANY = 9, 257
 SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = needs_extension
 
 
 @pytest.mark.covering(2)
@@ -45,8 +41,8 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
             unpacked, *states = flat(module(packed))
             unpacked, _ = pad_packed_sequence(unpacked, total_length=T)
             for results in (got, (unpacked, *states)):
-                for result, wanted in zip(results, (output, *last), strict=True):
-                    assert torch.equal(result, wanted[:, places])
+                wanted = tuple(tensor[:, places] for tensor in (output, *last))
+                torch.testing.assert_close(results, wanted, rtol=0, atol=0)
             dense = whole[torch.randperm(len(whole), generator=generator)[:size]]
             assert torch.equal(module(x[:, dense])[0], output[:, dense])
 

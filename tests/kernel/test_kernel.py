@@ -1,6 +1,7 @@
 """Edge cases of the kernel: special values, strides, empty batches, reproducible bits."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -8,10 +9,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CELLS, FUSED, LAYERS, layer_of, twins
+from cases import CELLS, FUSED, LAYERS, layer_of
 from kinds import VARIANTS, flat, map_states, tensors_in
+from layouts import trained
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
 from namernn_fast.call.options import NONLINEARITIES
@@ -32,6 +34,14 @@ def options_of(equation):
     return ops.BIAS | NONLINEARITIES.get(equation.split()[-1], 0)
 
 
+def zeroed(cell, *sizes, dtype):
+    """Returns a layer whose parameters are zero."""
+    module = FUSED[cell](*sizes, dtype=dtype)
+    for p in module.parameters():
+        torch.nn.init.zeros_(p)
+    return module
+
+
 def activation(equation, dtype):
     """Returns a function that applies an activation by running a layer.
 
@@ -46,9 +56,7 @@ def activation(equation, dtype):
         module = FusedRNN(1, 1, nonlinearity=equation, bias=False, dtype=dtype)
         torch.nn.init.ones_(module.weight_ih_l0)
     else:
-        module = FUSED["gru" if equation == "sigmoid" else equation](1, 1, dtype=dtype)
-        for p in module.parameters():
-            torch.nn.init.zeros_(p)
+        module = zeroed("gru" if equation == "sigmoid" else equation, 1, 1, dtype=dtype)
         with torch.no_grad():
             if equation == "lstm":  # h = tanh(c_0), with i = 0, f = 1, o = 1; c_0 is the argument
                 module.bias_ih_l0.copy_(torch.tensor([-math.inf, math.inf, 0.0, math.inf]))
@@ -85,40 +93,30 @@ def test_activations_of_special_values_match_torch(equation, dtype):
     torch.testing.assert_close(got, wanted, rtol=4 * info.eps, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("equation", ["tanh", "gru", "lstm"])
-def test_tanh_is_accurate_everywhere(equation, dtype):
-    """tanh errs by less than 3 units in the last place, is an odd function and never exceeds 1."""
-    x = torch.cat([torch.logspace(-30, 2, 100_001, dtype=dtype), torch.linspace(0, 12, 100_001)])
-    x = x.to(dtype)
-    tanh = activation(equation, dtype)
-    y = tanh(x)
-    precise = np.float64 if dtype == torch.float32 else np.longdouble
-    exact = np.tanh(x.numpy().astype(precise))
-    units = np.abs(y.numpy() - exact) / np.spacing(exact.astype(y.numpy().dtype))
-    assert units.max() < 3
-    assert y.max() == 1
-    assert torch.equal(tanh(-x), -y)
+TANH = ("tanh", "gru", "lstm")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("equation", ["sigmoid", "leaky sigmoid", "leaky softplus"])
-def test_sigmoid_and_softplus_are_accurate_everywhere(equation, dtype):
-    """sigmoid and softplus err by less than 3 units in the last place, also if they are tiny."""
+@pytest.mark.parametrize("equation", [*TANH, "sigmoid", "leaky sigmoid", "leaky softplus"])
+def test_activations_are_accurate_everywhere(equation, dtype):
+    """Activations err by less than 3 units in the last place, also if they are tiny."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
-    x = torch.cat([tails, -tails, torch.linspace(-20, 20, 200_001, dtype=dtype)])
-    y = activation(equation, dtype)(x)
-    precise = np.float64 if dtype == torch.float32 else np.longdouble
-    exact = x.numpy().astype(precise)
-    is_sigmoid = equation.endswith("sigmoid")
-    exact = oracle.sigmoid(exact) if is_sigmoid else np.logaddexp(exact, 0)
+    x = torch.cat([tails, -tails, torch.linspace(-20, 20, 400_001, dtype=dtype)])
+    compute = activation(equation, dtype)
+    y = compute(x)
+    exact = x.numpy().astype(np.float64 if dtype == torch.float32 else np.longdouble)
+    if equation in TANH:
+        exact = np.tanh(exact)
+        assert torch.equal(compute(-x), -y)
+    else:
+        exact = oracle.sigmoid(exact) if "sigmoid" in equation else np.logaddexp(exact, 0)
+        assert y.min() == 0
     error = np.abs(y.numpy() - exact)
-    normal = exact > torch.finfo(dtype).tiny * 2
-    units = error[normal] / np.spacing(exact[normal].astype(y.numpy().dtype))
+    normal = np.abs(exact) > torch.finfo(dtype).tiny * 2
+    units = error[normal] / np.spacing(np.abs(exact[normal]).astype(y.numpy().dtype))
     assert units.max() < 3
-    assert error[~normal].max() <= torch.finfo(dtype).tiny * 2
-    assert y.max() == (1 if is_sigmoid else x.max())
-    assert y.min() == 0
+    assert error[~normal].max(initial=0) <= torch.finfo(dtype).tiny * 2
+    assert y.max() == (x.max() if equation == "leaky softplus" else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -140,9 +138,7 @@ def test_relu_of_every_16_bit_value_is_exact(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
-    module = FUSED["gru"](1, 1, dtype=dtype)
-    for p in module.parameters():
-        torch.nn.init.zeros_(p)
+    module = zeroed("gru", 1, 1, dtype=dtype)
     with torch.no_grad():
         module.bias_hh_l0[1] = math.inf  # z = 1
     hx = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, -1, 1)
@@ -160,9 +156,7 @@ def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
     """A GRU's h and an LSTM's c would get stuck at about a quarter if rounded at every step."""
-    module = FUSED[cell](1, 1, dtype=dtype)
-    for p in module.parameters():
-        torch.nn.init.zeros_(p)
+    module = zeroed(cell, 1, 1, dtype=dtype)
     # GRU: any r, z = sigmoid(6), n = 1. LSTM: i = 1 - f, f = sigmoid(6), g = 1, any o.
     biases = [0.0, 6.0, 20.0] if cell == "gru" else [-6.0, 6.0, 20.0, 0.0]
     with torch.no_grad():
@@ -175,9 +169,7 @@ def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_cell_state_can_grow_to_10000(dtype):
     """With open gates each step adds 1 to c, and the gradient of c stays the same."""
-    module = FUSED["lstm"](1, 3, dtype=dtype)
-    for p in module.parameters():
-        torch.nn.init.zeros_(p)
+    module = zeroed("lstm", 1, 3, dtype=dtype)
     torch.nn.init.constant_(module.bias_ih_l0, 800.0)  # the gates are 1 in float64 too
     states = [torch.zeros(1, 2, 3, dtype=dtype, requires_grad=True) for _ in range(2)]
     output, (_, c_n) = module(torch.zeros(10_000, 2, 1, dtype=dtype), tuple(states))
@@ -304,19 +296,21 @@ def test_subnormal_gradients_become_zero(cell):
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
+def gradient_of_input(hidden_size, dtype, grad_output, weight):
+    """Returns the sum over the hidden units of grad_output times weight, computed by a layer."""
+    module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
+    torch.nn.init.constant_(module.weight_ih_l0, weight)
+    x = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
+    output = module(x)[0]
+    return torch.autograd.grad(output, x, torch.full_like(output, grad_output))[0].item()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 64, 500])
 def test_subnormal_products_in_a_gradient_become_zero(hidden_size, dtype):
     """A gradient is zero if all products that it sums are subnormal, however many there are."""
     tiny = torch.finfo(dtype).tiny
-    module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
-
-    def gradient(grad_output, weight):
-        torch.nn.init.constant_(module.weight_ih_l0, weight)
-        x = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
-        output = module(x)[0]
-        return torch.autograd.grad(output, x, torch.full_like(output, grad_output))[0].item()
-
+    gradient = functools.partial(gradient_of_input, hidden_size, dtype)
     assert gradient(15 * tiny, 1 / 16) == 0  # the products are subnormal
     assert gradient(0.75 * tiny, 64) == 0  # a factor of each product is subnormal
     assert gradient(16 * tiny, 1 / 16) == pytest.approx(
@@ -326,12 +320,7 @@ def test_subnormal_products_in_a_gradient_become_zero(hidden_size, dtype):
 
 def test_gradients_keep_the_subnormal_numbers_of_float16():
     """Subnormal numbers of float16 are normal in float32, which the kernel computes in."""
-    module = FusedRNN(1, 8, nonlinearity="relu", bias=False, dtype=torch.float16)
-    torch.nn.init.ones_(module.weight_ih_l0)
-    x = torch.ones(1, 1, 1, dtype=torch.float16, requires_grad=True)
-    output = module(x)[0]
-    (grad,) = torch.autograd.grad(output, x, torch.full_like(output, 2**-24))
-    assert grad.item() == 8 * 2**-24
+    assert gradient_of_input(8, torch.float16, 2**-24, 1) == 8 * 2**-24
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -387,6 +376,23 @@ def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batc
         torch.testing.assert_close(weight.grad, grad)
 
 
+def check_spread(ours, theirs, x, hx=None, compare_values=True):
+    """Checks that results and gradients are NaN or infinite where torch's are."""
+    results = []
+    for module in (ours, theirs):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, *tensors_in(hx))]
+        states = leaves[1:] if hx is None or torch.is_tensor(hx) else [tuple(leaves[1:])]
+        returned = flat(module(leaves[0], *states))
+        sum(result.sum() for result in returned).backward()
+        results.append([*returned, *(t.grad for t in (*leaves, *module.parameters()))])
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got.isnan(), wanted.isnan())
+        finite = wanted.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        if compare_values:
+            torch.testing.assert_close(got[finite], wanted[finite])
+
+
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("equation", oracle.EQUATIONS)
@@ -403,7 +409,7 @@ def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batc
 def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, dtype):
     """Outputs and gradients are non-finite exactly where torch's are, and close elsewhere."""
     cell, options = layer_of(equation)
-    ours, theirs = twins(5, 20, cell=cell, dtype=dtype, **options)
+    ours, theirs = VARIANTS[cell].twins(5, 20, dtype=dtype, **options)
     x = torch.randn(4, 9, 5, dtype=dtype)
     hx = VARIANTS[cell].states(torch.randn, 1, 9, 20, dtype=dtype)
     spoiled = {"input": x, "hx": tensors_in(hx)[-1]}
@@ -412,21 +418,8 @@ def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, d
         spoiled["last weight"] = [*module.parameters()][-1]  # bias_hh_l0 or weight_hr_l0
         with torch.no_grad():
             spoiled[where][(-1,) * spoiled[where].dim()] = value
-    results = []
-    for module in (ours, theirs):
-        inputs = [x.clone().requires_grad_()]
-        if with_hx:
-            inputs.append(map_states(hx, lambda state: state.clone().requires_grad_()))
-        returned = flat(module(*inputs))
-        sum(result.sum() for result in returned).backward()
-        leaves = [inputs[0], *(state for states in inputs[1:] for state in tensors_in(states))]
-        results.append([*returned, *(t.grad for t in (*leaves, *module.parameters()))])
-    for got, wanted in zip(*results, strict=True):
-        assert torch.equal(got.isnan(), wanted.isnan())
-        finite = wanted.isfinite()
-        assert torch.equal(got.isfinite(), finite)
-        if dtype == torch.float32:  # in 16 bits rounding may move a sum across relu's kink
-            torch.testing.assert_close(got[finite], wanted[finite])
+    # In 16 bits rounding may move a sum across relu's kink.
+    check_spread(ours, theirs, x, hx if with_hx else None, compare_values=dtype == torch.float32)
 
 
 @pytest.mark.covering(2)
@@ -438,19 +431,11 @@ def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, d
 @pytest.mark.parametrize("shape", [(4, 9), (2, 1)], ids=["in panels", "in place"])
 def test_non_finite_values_spread_from_each_gate_as_in_torch(shape, name, cell, gate, value):
     """Without hx, a non-finite weight times the zero state is NaN, as in torch."""
-    results = []
-    x = torch.randn(*shape, 8)
-    for module in twins(8, 16, cell=cell):
-        with torch.no_grad():
+    modules = VARIANTS[cell].twins(8, 16)
+    with torch.no_grad():
+        for module in modules:
             module.get_parameter(name).view(VARIANTS[cell].gates, 16, -1)[gate, 7, -1] = value
-        leaf = x.clone().requires_grad_()
-        returned = flat(module(leaf))
-        sum(state.sum() for state in returned[1:]).backward()
-        results.append([*returned, leaf.grad, *(p.grad for p in module.parameters())])
-    for got, wanted in zip(*results, strict=True):
-        finite = wanted.isfinite()
-        assert torch.equal(got.isfinite(), finite)
-        torch.testing.assert_close(got[finite], wanted[finite])
+    check_spread(*modules, torch.randn(*shape, 8))
 
 
 @pytest.mark.parametrize("t", [0, 7])
@@ -481,15 +466,13 @@ def test_an_infinite_gradient_does_not_affect_other_units(t, cell, threads):
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_an_empty_batch_matches_torch(options, batch_first, cell):
-    ours, theirs = twins(3, 5, cell=cell, batch_first=batch_first, **options)
-    for module in (ours, theirs):
+    found = []
+    for module in VARIANTS[cell].twins(3, 5, batch_first=batch_first, **options):
         x = torch.zeros((0, 4, 3) if batch_first else (4, 0, 3), requires_grad=True)
         results = flat(module(x))
         sum(result.sum() for result in results).backward()
-        module.results = [*results, x.grad, *(p.grad for p in module.parameters())]
-    for got, wanted in zip(ours.results, theirs.results, strict=True):
-        assert got.shape == wanted.shape
-        assert torch.equal(got, wanted)
+        found.append([*results, x.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -503,48 +486,26 @@ def test_outputs_are_contiguous(batch_first, cell):
     assert output.view(4, 6, 2, -1).shape == (4, 6, 2, module.proj_size or 5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 4), (5, 1, 4), (1, 3, 4)], ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_inputs_may_have_any_strides(cell):
-    """Sliced, transposed, expanded and single-row inputs return what contiguous inputs return."""
-    ours, theirs = twins(4, 6, cell=cell)
-    wide = torch.randn(7, 9, 3, 8)
-    inputs = [
-        wide[:, :, 1, 2:6],
-        wide[:, :, 1, ::2],
-        wide[:, :1, 0, :4],
-        wide[:1, :, 0, :4],
-        wide.permute(3, 1, 0, 2)[:5, :, 1:5, 0].transpose(1, 2).transpose(1, 2),
-        torch.randn(4).expand(5, 3, 4),
-        torch.randn(5, 1, 4).expand(5, 3, 4),
-        torch.randn(3, 4).expand(5, 3, 4),
-    ]
-    for x in inputs:
-        h = VARIANTS[cell].states(torch.randn, 1, 6)
-        h = map_states(h, lambda state: state.expand(1, x.shape[1], -1))  # noqa: B023 - called immediately
-        torch.testing.assert_close(ours(x, h), theirs(x, h))
-        torch.testing.assert_close(ours(x.double().float(), h), theirs(x, h))
+def test_inputs_and_states_may_be_expanded(cell, shape):
+    """test_fuzz.py slices and transposes inputs; here they repeat steps or sequences."""
+    ours, theirs = VARIANTS[cell].twins(4, 6)
+    x, states = torch.randn(shape).expand(5, 3, 4), VARIANTS[cell].states(torch.randn, 1, 1, 6)
+    hx = map_states(states, lambda state: state.expand(1, 3, -1))
+    torch.testing.assert_close(ours(x, hx), theirs(x, hx))
 
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_gradients_may_have_any_strides(cell):
     """The gradient of a result may be expanded, as by `sum`, or sliced."""
     for take in (lambda o, h: h.sum(), lambda o, h: o.sum(), lambda o, h: o[1:-1, :, ::2].sum()):
-        ours, theirs = twins(4, 6, cell=cell)
+        ours, theirs = VARIANTS[cell].twins(4, 6)
         x = torch.randn(7, 3, 4)
         for module in (ours, theirs):
             take(*flat(module(x))[:2]).backward()
         for mine, baseline in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, baseline.grad)
-
-
-def bits_of(module, x, lengths=None):
-    x = x.detach().clone().requires_grad_()
-    input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
-    output, *states = flat(module(input))
-    output = output.data if isinstance(output, PackedSequence) else output
-    module.zero_grad()
-    (output.square().sum() + sum(state.sum() for state in states)).backward()
-    return [output, *states, x.grad, *(p.grad for p in module.parameters())]
 
 
 @pytest.mark.covering(2)
@@ -561,11 +522,11 @@ def test_results_have_the_same_bits_on_any_number_of_threads(threads, cell, shap
     if packed:
         lengths[0] = T
     threads(2)
-    first = bits_of(module, x, lengths)
+    first = trained(module, x, lengths)
     for count in (2, 1, 4, 3):
         threads(count)
-        bits = bits_of(module, x, lengths)
-        assert all(map(torch.equal, bits, bits_of(module, x, lengths)))
+        bits = trained(module, x, lengths)
+        assert all(map(torch.equal, bits, trained(module, x, lengths)))
         # Gradients of parameters are sums over sequences. Threads divide these sums, so the bits of
         # the gradients may depend on the number of threads.
         compared = len(bits) - len([*module.parameters()]) if count != 2 else len(bits)
@@ -575,7 +536,7 @@ def test_results_have_the_same_bits_on_any_number_of_threads(threads, cell, shap
 @pytest.mark.parametrize("cell", LAYERS)
 def test_gradients_are_right_if_some_threads_run_out_of_rows(threads, cell):
     threads(8)
-    ours, theirs = twins(3, 64, cell=cell)
+    ours, theirs = VARIANTS[cell].twins(3, 64)
     precise = copy.deepcopy(theirs).double()
     packed = pack_padded_sequence(torch.randn(300, 23, 3), [300] * 3 + [2] * 20)
     assert ops.cpu_plan(packed.batch_sizes.tolist(), 0, 64, 8).groups == 8
@@ -586,18 +547,3 @@ def test_gradients_are_right_if_some_threads_run_out_of_rows(threads, cell):
         mine, baseline = ours.get_parameter(name), theirs.get_parameter(name)
         budget.add(name, mine.grad, baseline.grad, exact.grad.numpy())
     budget.check()
-
-
-@pytest.mark.parametrize("cell", LAYERS)
-def test_concurrent_calls_return_the_same_results(cell):
-    """Calls from several Python threads at once return the same bits as calls one by one."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    module = FUSED[cell](16, 300)
-    inputs = [torch.randn(30, 1, 16) for _ in range(8)]
-    with torch.no_grad():
-        alone = [module(x) for x in inputs]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(module, inputs * 3))
-    for results, wanted in zip(together, alone * 3, strict=True):
-        assert all(map(torch.equal, flat(results), flat(wanted)))

@@ -8,12 +8,9 @@ import sys
 
 import pytest
 from cases import CELLS, FUSED
+from kinds import needs_extension
 
-from namernn_fast.machine import availability
-
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = needs_extension
 measures_pages = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux reports page faults and resident memory this way"
 )

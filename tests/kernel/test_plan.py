@@ -29,8 +29,21 @@ def test_more_threads_never_take_longer(cell, shape, threads):
     assert plan.nanoseconds <= alone.nanoseconds
 
 
-def test_a_small_problem_runs_on_one_thread():
-    assert cpu_plan([1] * 8, 64, 64, 96)[:2] == (1, 1)
+@pytest.mark.parametrize(
+    ("batch_sizes", "input_size", "hidden_size", "threads", "groups", "members"),
+    [
+        pytest.param([1] * 8, 64, 64, 96, 1, 1, id="small problem"),
+        pytest.param([], 4, 4, 8, 1, 1, id="no steps"),
+        pytest.param([1024] * 8, 64, 256, 2, 2, 1, id="many sequences"),
+        pytest.param([1024] * 8, 64, 256, 32, 32, 1, id="many sequences and threads"),
+        pytest.param([1] * 128, 1024, 4096, 8, 1, 8, id="hidden units of one long sequence"),
+    ],
+)
+def test_threads_divide_what_there_is_much_of(
+    batch_sizes, input_size, hidden_size, threads, groups, members
+):
+    plan = cpu_plan(batch_sizes, input_size, hidden_size, threads)
+    assert (plan.groups, plan.members) == (groups, members)
 
 
 def test_the_plan_counts_the_weights_of_all_gates():
@@ -39,17 +52,6 @@ def test_the_plan_counts_the_weights_of_all_gates():
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1
     assert cpu_plan(*sizes, 2, cell="gru").groups == 2
-
-
-def test_many_sequences_are_split_across_threads():
-    assert cpu_plan([1024] * 8, 64, 256, 2)[:2] == (2, 1)
-    assert cpu_plan([1024] * 8, 64, 256, 32)[:2] == (32, 1)
-
-
-def test_hidden_units_of_one_long_sequence_are_split():
-    plan = cpu_plan([1] * 128, 1024, 4096, 8)
-    assert plan.groups == 1
-    assert plan.members == 8
 
 
 def test_many_threads_divide_sequences_and_hidden_units():
@@ -68,10 +70,6 @@ def test_the_plan_of_a_packed_batch_counts_existing_rows():
     whole = cpu_plan([256] * 12, 64, 256, 2)
     packed = cpu_plan([256] * 2 + [1] * 10, 64, 256, 2)
     assert packed.nanoseconds < whole.nanoseconds / 3
-
-
-def test_a_call_without_steps_runs_on_one_thread():
-    assert cpu_plan([], 4, 4, 8)[:2] == (1, 1)
 
 
 def test_layers_run_at_once_if_each_is_too_small_to_divide():

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from cases import CELLS, FUSED, Case
-from kinds import KINDS, flat
+from kinds import KINDS, flat, needs_extension
+from layouts import loss_of, trained
 
 from benchmarks.harness.precision import SETTINGS
 from namernn_fast import explain, ops
-from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
 LOWER = ("medium", "high")
@@ -17,23 +17,13 @@ BITS = {"highest": 0, "high": ops.HIGH_PRECISION, "medium": ops.MEDIUM_PRECISION
 # (D, H, T, B), from a single sequence to a shape that is large enough for `high`.
 SHAPES = [(16, 48, 5, 1), (9, 33, 12, 7), (40, 130, 1, 80), (20, 130, 32, 16)]
 
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = needs_extension
 
 
 def terms(shape, precision):
     """Returns the number of bfloat16 terms as which a layer of this shape multiplies numbers."""
     _, hidden_size, steps, batch = shape
     return ops.cpu_terms(BITS[precision], steps, batch, steps * batch, hidden_size)
-
-
-def trained(module, x):
-    """Runs a module forward and backward, and returns all results and gradients."""
-    x = x.detach().requires_grad_()
-    results = flat(module(x))
-    loss = sum((result.float() * math.pi).cos().sum() for result in results)
-    return [*results, *torch.autograd.grad(loss, [*module.parameters(), x])]
 
 
 def all_equal(first, second):
@@ -109,8 +99,7 @@ def test_the_backward_pass_uses_the_precision_of_the_forward_pass(cell, cpu_prec
     x = x.requires_grad_()
     results = flat(module(x))
     cpu_precision("highest")
-    loss = sum((result * math.pi).cos().sum() for result in results)
-    grads = torch.autograd.grad(loss, [*module.parameters(), x])
+    grads = torch.autograd.grad(loss_of(*results), [x, *module.parameters()])
     assert all_equal([*results, *grads], wanted)
 
 
@@ -124,8 +113,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(cell, precision, cpu_precis
         for count in (1, 2, 4):
             threads(count)
             results.append(flat(module(x)))
-        assert all_equal(results[0], results[1])
-        assert all_equal(results[0], results[2])
+        assert all(all_equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("precision", ["highest", *LOWER])

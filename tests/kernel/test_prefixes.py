@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawn import threads
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kinds import KINDS
+from kinds import KINDS, needs_extension
 from torch.nn.utils.rnn import pad_sequence
 
 from namernn_fast import ops
 from namernn_fast.cells import CELLS
-from namernn_fast.machine import availability
 
-pytestmark = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
+pytestmark = needs_extension
 LAYOUTS = ("padded", "batch first", "lengths", "packed", "jagged")
 EVEN = ("padded", "batch first")
 """Layouts in which all sequences have the same length."""
@@ -157,8 +155,8 @@ def check(call, set_threads=torch.set_num_threads):
     plain = call.forward(share=False)
     expected = call.backward(False, plain)
     by_threads = []
-    for threads in (1, 2):
-        set_threads(threads)
+    for count in (1, 2):
+        set_threads(count)
         assert torch.equal(call.last_state(share=True), plain[1])
         shared = call.forward(share=True)
         assert torch.equal(shared[1], plain[1])
@@ -203,13 +201,13 @@ def calls(draw):
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", CELLS)
 @given(calls())
+@example(TokenBatch([[], [], []], "lengths"))
+@example(TokenBatch([[], [], []], "jagged"))
+@example(TokenBatch([[3, 1, 4, 1, 5][:n] for n in (2, 5, 0, 1, 5, 4, 2)] * 3, num_layers=3))
 @settings(deadline=None, max_examples=100)
 def test_sharing_computes_what_plain_rows_do(cell, call):
-    threads = torch.get_num_threads()
-    try:
+    with threads(torch.get_num_threads()):
         check(replace(call, cell=cell, relu=call.relu and "relu" in CELLS[cell].nonlinearities))
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.covering(1)
@@ -245,26 +243,6 @@ def test_distinct_sequences_are_not_shared(batch, threads):
     call = TokenBatch(draw_sequences("distinct", 70_000, batch, 12, "padded", 5), "padded", 70_000)
     assert not call.shares()
     check(call, threads)
-
-
-def test_a_sequence_may_be_a_prefix_of_another(threads):
-    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
-    sequences = [ids[:n] for n in (4, 12, 0, 1, 12, 7, 4, 4)] * 3
-    for layout in ("lengths", "jagged"):
-        call = TokenBatch(sequences, layout, num_layers=3)
-        assert call.shares()
-        check(call, threads)
-        h_n = call.last_state(share=True)
-        assert not h_n[:, 2].any()
-        assert torch.equal(h_n[:, 1], h_n[:, 4])
-        assert not torch.equal(h_n[:, 0], h_n[:, 1])
-
-
-@pytest.mark.parametrize("layout", ["lengths", "jagged"])
-def test_empty_sequences_have_zero_states(layout, threads):
-    call = TokenBatch([[], [], []], layout)
-    check(call, threads)
-    assert not call.last_state(share=True).any()
 
 
 @pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])

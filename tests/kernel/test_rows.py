@@ -1,7 +1,6 @@
 """Tests lengths (including zero), jagged tensors, and resets within a sequence."""
 
 import copy
-import itertools
 import re
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 import torch
 from cases import FUSED, LAYERS
 from kinds import VARIANTS, flat, map_states, tensors_in
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from layouts import Pieces
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from namernn_fast import ops, torch_operators
 from namernn_fast.machine import availability
@@ -106,34 +106,6 @@ def test_lengths_may_be_a_list_tuple_array_or_tensor(cell, batch_first):
     torch.testing.assert_close(unbatched[1], of_sequences(h_n, 0))
 
 
-def split_run(module, x, hx, lengths, reset, reset_to=None):
-    """Splits the sequences of a padded batch at the resets, and runs the pieces one by one."""
-    number = len(tensors_in(hx)[0])
-    backwards = torch.arange(number) % 2 == 1 if module.bidirectional else torch.tensor(False)
-    backwards = backwards.expand(number)[:, None]
-
-    def chosen(backward, forward):
-        return map_states(backward, lambda *both: torch.where(backwards, *both), forward)
-
-    outputs, states = [], []
-    for b, length in enumerate(lengths):
-        cuts = [t for t in range(length) if reset[t, b]]
-        borders = sorted({0, *cuts, length})
-        initial = of_sequences(hx, b)
-        zeros = map_states(initial, torch.zeros_like)
-        pieces = []
-        for first, last in itertools.pairwise(borders):
-            from_begin = zeros if 0 in cuts or first > 0 else initial
-            if reset_to is not None and first in cuts:
-                from_begin = map_states(reset_to, lambda state, t=first, b=b: state[t, :, b])
-            from_end = initial if last == length else zeros
-            pieces.append(module(x[first:last, b], chosen(from_end, from_begin)))
-        outputs.append(torch.cat([output for output, _ in pieces]))
-        states.append(tensors_in(chosen(pieces[0][1], pieces[-1][1])))
-    last = tuple(torch.stack(state, 1) for state in zip(*states, strict=True))
-    return torch.nn.utils.rnn.pad_sequence(outputs), last if isinstance(hx, tuple) else last[0]
-
-
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
     """An unbatched input takes a (seq_len,) mask and returns the same bits as a batch of one."""
@@ -173,12 +145,13 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, restarts, thr
     else:
         given = {"lengths": lengths} if layout == "lengths" else {}
         output, last = module(x, hx, **more, **given)
-    wanted = split_run(module, x, hx, lengths, **more)
-    torch.testing.assert_close((output, last), wanted)
-    leaves = (x, *tensors_in(hx), *tensors_in(more.get("reset_to")))
-    torch.testing.assert_close(
-        *(gradients(module, flat(results), leaves) for results in ((output, last), wanted))
-    )
+    initial, after = tensors_in(hx), tensors_in(more.get("reset_to"))
+    pieces = Pieces(lengths, reset, len(initial[0]), 1 + module.bidirectional)
+    wanted, wanted_last = pieces.run(module, x, initial, after)
+    got, wanted = [output, *tensors_in(last)], [wanted, *wanted_last]
+    torch.testing.assert_close(got, wanted)
+    leaves = (x, *initial, *after)
+    torch.testing.assert_close(*(gradients(module, results, leaves) for results in (got, wanted)))
 
 
 @pytest.mark.covering(2)
@@ -203,27 +176,19 @@ def test_values_before_a_reset_do_not_affect_later_steps(cell, dtype, seq_len, t
 
 def test_a_jagged_input_has_a_jagged_output(cell):
     module, _, hx = layer_and_input(cell, STACK, 1, 4)
-    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 0, 7, 1)]
-    input = torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=True)
+    lengths = [4, 0, 7, 1]
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
+    input = torch.nested.nested_tensor(sequences, layout=torch.jagged)
     output, last = module(input, hx)
-    assert output.is_nested
     assert output.layout == torch.jagged
     assert torch.equal(output.offsets(), input.offsets())
-    torch.testing.assert_close(of_sequences(last, 1), of_sequences(hx, 1), rtol=0, atol=0)
-    assert output.unbind()[1].shape == (0, 2 * (module.proj_size or 20))
-    leaves = [s.clone().requires_grad_() for s in sequences]
-    wanted = [module(leaves[b], of_sequences(hx, b)) for b in (0, 2, 3)]
-    for b, (wanted_output, wanted_state) in zip((0, 2, 3), wanted, strict=True):
-        torch.testing.assert_close(output.unbind()[b], wanted_output)
-        torch.testing.assert_close(of_sequences(last, b), wanted_state)
-
-    def loss_of(output, last):
-        return output.square().sum() + sum(state.sum() for state in tensors_in(last))
-
-    (grad,) = torch.autograd.grad(loss_of(output.values(), last), input)
-    loss = sum(loss_of(*results) for results in wanted)
-    wanted_grads = torch.autograd.grad(loss, [leaves[b] for b in (0, 2, 3)])
-    torch.testing.assert_close(grad.values(), torch.cat(wanted_grads))
+    results = [pad_sequence(output.unbind()), *tensors_in(last)]
+    wanted = [*flat(module(pad_sequence(sequences), hx, lengths=lengths))]
+    torch.testing.assert_close(results, wanted)
+    states = tensors_in(hx)
+    torch.testing.assert_close(
+        gradients(module, results, states), gradients(module, wanted, states)
+    )
 
 
 def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
@@ -257,12 +222,7 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
         (jagged, {"reset": reset}, ValueError, "reset does not support a jagged input"),
         (x, {"reset_to": after}, ValueError, "reset_to needs reset, which says where"),
         (x, {"reset": reset, "reset_to": 1}, TypeError, "reset_to must be a .*, got int"),
-        (
-            x,
-            {"reset": reset, "reset_to": wrong},
-            RuntimeError,
-            f"reset_to must have shape {size}, ",
-        ),
+        (x, {"reset": reset, "reset_to": wrong}, RuntimeError, f"reset_to must have shape {size},"),
         (packed, {"reset": reset, "reset_to": wrong}, RuntimeError, f"have shape {size}, got"),
         (x, {"reset": reset, "reset_to": meta}, RuntimeError, "reset_to must be at cpu, .* meta"),
         (x, {"reset": reset.T, "reset_to": after}, RuntimeError, r"reset must have shape \(5, 2\)"),
@@ -285,13 +245,8 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
 @pytest.mark.parametrize("cell", LAYERS)
 def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, threads):
     """Three layers in a wave on two threads return the same results as layers run one by one."""
-    seq_len = 600
-    assert (
-        ops.cpu_plan(
-            [batch] * seq_len, 20, 20, 2, num_layers=3, cell=VARIANTS[cell].cell.name
-        ).layers
-        == 2
-    )
+    seq_len, name = 600, VARIANTS[cell].cell.name
+    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=name).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
     lengths = {
         "dense": [seq_len] * batch,
@@ -333,8 +288,7 @@ def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, t
         _, exact = run(precise, x.double(), map_states(hx, torch.Tensor.double), exact_more)
         threads(2)
         results_wave, weights_wave = run(module, x, hx, more)
-        for result, result_wave in zip(results, results_wave, strict=True):
-            assert torch.equal(result, result_wave)
+        torch.testing.assert_close(results_wave, results, rtol=0, atol=0)
         within_budget(weights_wave, weights, exact)
 
 

@@ -1,6 +1,7 @@
 // Checks the forward and backward kernels against the error budget: the error of a result, measured
 // against a layer in higher precision, may be twice the error of a plain loop in the kernel's
-// precision, plus one unit in the last place of the largest value.
+// precision, plus one unit in the last place of the largest value. Also checks gradients that fade.
+#include <algorithm>
 #include <cstdio>
 
 #include "plain.h"
@@ -8,43 +9,14 @@
 namespace namernn_fast {
 namespace {
 
-// For each storage type: the type that kernels compute in, a type of higher precision, and the
-// number of significant bits stored.
-template <class Storage>
-struct Precision;
-template <>
-struct Precision<float> {
-  using Computed = float;
-  using Higher = double;
-  static constexpr int bits = 24;
-};
-template <>
-struct Precision<double> {
-  using Computed = double;
-  using Higher = long double;
-  static constexpr int bits = 53;
-};
-template <>
-struct Precision<BFloat16> {
-  using Computed = float;
-  using Higher = double;
-  static constexpr int bits = 8;
-};
-template <>
-struct Precision<Half> {
-  using Computed = float;
-  using Higher = double;
-  static constexpr int bits = 11;
-};
-
 // How much of its error budget a result uses, over several problems.
 struct Share {
   double ours = 0, plain = 0;  // largest errors of the kernels and of the plain loop
   double largest = 0;          // largest value
 
-  template <class Computed, class Higher>
-  void add(const std::vector<double>& found, const std::vector<Computed>& loop,
-           const std::vector<Higher>& exact) {
+  template <class Number, class Precise>
+  void add(const std::vector<double>& found, const std::vector<Number>& loop,
+           const std::vector<Precise>& exact) {
     for (size_t i = 0; i < found.size(); ++i) {
       if (std::isnan(exact[i])) continue;  // padding
       // Comparisons with NaN are false, so `ours` stays NaN once it is NaN.
@@ -63,12 +35,11 @@ struct Share {
 template <class Storage>
 void add_errors(const KernelsFor<Storage>& kernels, const Problem& p, Random& random, int bits,
                 Share (&shares)[kNames]) {
-  using Precise = Precision<Storage>;
   const Shape shape(p);
   const Arguments<Storage> arguments(p, shape, random);
   const Results<Storage> found(p, shape, random);
-  Plain<typename Precise::Computed> loop(p, shape, arguments, found, bits);
-  Plain<typename Precise::Higher> exact(p, shape, arguments, found, 60);
+  Plain<Computed<Storage>> loop(p, shape, arguments, found, bits);
+  Plain<Higher<Storage>> exact(p, shape, arguments, found, 60);
   run(kernels, p, arguments, found, runtime_of(1, p.l2_bytes));
   if (const char* error = found.error()) fail(error);
   const auto& rounded_values = loop.run();
@@ -79,8 +50,8 @@ void add_errors(const KernelsFor<Storage>& kernels, const Problem& p, Random& ra
 }
 
 template <class Storage>
-void check(const TestedCell& cell, const KernelsFor<Storage>& kernels,
-           int bits = Precision<Storage>::bits) {
+void check_budget(const TestedCell& cell, const KernelsFor<Storage>& kernels,
+                  int bits = kBits<Storage>) {
   static const int64_t shapes[][4] = {
       {5, 7, 6, 3}, {16, 48, 5, 1}, {9, 130, 4, 7}, {20, 33, 20, 9}};
   Random random;
@@ -115,21 +86,96 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   std::fflush(stdout);
 }
 
+template <class Storage>
+Storage power_of_two(int exponent) {
+  return Storage(std::ldexp(1.0, exponent));
+}
+template <>
+BFloat16 power_of_two<BFloat16>(int exponent) {
+  return {uint16_t((exponent + 127) << 7)};
+}
+
+// Checks how much accuracy gradients that fade over many steps lose because subnormal numbers count
+// as zero. Each term of a sum loses less than the smallest normal number. The loss may change the
+// rounding of the result, and the rounding of one value that the result is computed from. Gradients
+// far above the smallest normal number must not lose anything, because such a loss is too small to
+// change their rounding.
+template <class Storage>
+void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
+                  int bits = kBits<Storage>) {
+  static const int64_t shape_of_problem[4] = {3, 64, 250, 2};
+  Problem p = problem_of<Storage>(cell, shape_of_problem, 0, 0);
+  p.grad_h_n = p.want_input = p.want_output = true;
+  Random random;
+  const Shape shape(p);
+  Arguments<Storage> arguments(p, shape, random);
+  // Makes the states of a leaky cell fade as fast as those of other cells.
+  std::fill_n(arguments.rate.data(), arguments.rate.size(), power_of_two<Storage>(1));
+  const Results<Storage> results(p, shape, random);
+  const Runtime runtime = runtime_of(1, p.l2_bytes);
+  forced_plan = {1, 1, 0};
+  run_forward(kernels, p, arguments.layer, results, runtime);
+
+  // Binary exponents of the smallest normal number, and of the distance from 1 to the next number.
+  // The exponents of bfloat16 are those of float.
+  constexpr int smallest = std::numeric_limits<Computed<Storage>>::min_exponent - 1;
+  const int distance = 1 - bits;
+  const double tiny = std::ldexp(1.0, smallest);
+  const double terms = double(p.gate_rows());  // number of terms in the gradient of an input
+  const int far_above = smallest - distance + std::ilogb(terms) + 30;
+  // Runs the backward pass with the gradients of h_n multiplied by 2^scale. Returns the gradients
+  // of the inputs divided by 2^scale.
+  const auto gradients = [&](int scale) {
+    std::fill_n(arguments.grad_h_n.data(), arguments.grad_h_n.size(),
+                power_of_two<Storage>(far_above + 10 + scale));
+    run_backward(kernels, p, arguments, results, runtime);
+    std::vector<double> found = numbers<double>(results[kGradInput]);
+    for (double& value : found) value = std::ldexp(value, -scale);
+    return found;
+  };
+  const std::vector<double> exact = gradients(40), found = gradients(0);
+  double most = 0;
+  for (size_t row = 0; row < exact.size(); row += size_t(p.D)) {
+    double largest = 0;
+    for (int64_t i = 0; i < p.D; ++i) largest = std::fmax(largest, std::fabs(exact[row + i]));
+    for (int64_t i = 0; i < p.D; ++i) {
+      const double lost = std::fabs(exact[row + i] - found[row + i]);
+      most = std::fmax(most, lost / tiny);
+      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, distance))) {
+        fail((cell.name + ": a gradient lost more than subnormal numbers explain").c_str());
+      }
+      if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
+        fail((cell.name + ": a gradient far above subnormal numbers is not exact").c_str());
+      }
+    }
+  }
+  if (most < 1) fail((cell.name + ": no gradient became subnormal").c_str());
+  std::printf(
+      "%s, %zu bytes: fading gradients lose at most %.3g times the smallest normal number\n",
+      cell.name.c_str(), sizeof(Storage), most);
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels) {
-  check<float>(cell, kernels);
-  check<double>(cell, kernels);
-  check<BFloat16>(cell, kernels);
-  check<Half>(cell, kernels);
+  check_budget<float>(cell, kernels);
+  check_budget<double>(cell, kernels);
+  check_budget<BFloat16>(cell, kernels);
+  check_budget<Half>(cell, kernels);
+  check_fading<float>(cell, kernels);
+  check_fading<double>(cell, kernels);
+  check_fading<BFloat16>(cell, kernels);
 }
 
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels) {
-  check<BFloat16>(cell, kernels);
+  check_budget(cell, kernels);
+  check_fading(cell, kernels);
 }
 
 void check_accuracy(const TestedCell& cell, const KernelsFor<float>& kernels, int bits) {
-  check<float>(cell, kernels, bits);
+  check_budget(cell, kernels, bits);
+  check_fading(cell, kernels, bits);
 }
 
 }  // namespace namernn_fast

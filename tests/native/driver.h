@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "contract.h"
@@ -34,16 +36,12 @@ struct TestedCell {
 // Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const KernelsOfCell& kernels);
 
-// Compares the kernels with plain loops. Defined in accuracy.cpp. In this file, `bits` is the
-// number of significant bits of the numbers that float kernels multiply.
+// Compares the kernels with plain loops, and checks how much accuracy gradients lose when they
+// become subnormal. Defined in accuracy.cpp. `bits` is the number of significant bits of the
+// numbers that float kernels multiply.
 void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
-
-// Checks how much accuracy gradients lose when they become subnormal. Defined in fading.cpp.
-void check_fading(const TestedCell& cell, const KernelsOfCell& kernels);
-void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
-void check_fading(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
@@ -99,6 +97,19 @@ class Random {
   double real(int exponent) { return (bits() / 2147483648.0 - 1) / double(1 << exponent); }
   uint64_t state_ = 1;
 };
+
+// For each storage type: the type that kernels compute in, a type of higher precision, and the
+// number of significant bits stored.
+template <class Storage>
+using Computed = std::conditional_t<sizeof(Storage) == 8, double, float>;
+template <class Storage>
+using Higher = std::conditional_t<sizeof(Storage) == 8, long double, double>;
+template <class Storage>
+constexpr int kBits = std::numeric_limits<Storage>::digits;
+template <>
+inline constexpr int kBits<BFloat16> = 8;
+template <>
+inline constexpr int kBits<Half> = 11;
 
 inline double number(float value) { return value; }
 inline double number(double value) { return value; }

@@ -70,7 +70,6 @@ std::string selected;
 void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
   if (cell.name.find(selected) == std::string::npos) return;
   check_accuracy(cell, kernels);
-  check_fading(cell, kernels);
   check<float>(cell, kernels);
   check<double>(cell, kernels);
   check<BFloat16>(cell, kernels);
@@ -112,7 +111,6 @@ void check_pairs(const std::string& name, const KernelsOnPairs<Storage>& kernels
     const TestedCell cell = cell_of(name, i);
     if (cell.name.find(selected) == std::string::npos) continue;
     check_accuracy(cell, kernels.cells[i], bits...);
-    check_fading(cell, kernels.cells[i], bits...);
     check(cell, kernels.cells[i]);
   }
 }

@@ -1,6 +1,5 @@
-// The problems that kernels.cpp, accuracy.cpp and fading.cpp draw for one layer: sizes and options,
-// which rows exist, the arguments and results, and functions that run the forward and the backward
-// pass.
+// The problems that kernels.cpp and accuracy.cpp draw for one layer: sizes and options, which rows
+// exist, the arguments and results, and functions that run the forward and the backward pass.
 #pragma once
 
 #include <algorithm>

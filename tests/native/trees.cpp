@@ -217,7 +217,7 @@ class Stack {
     if (p_.bias && !p_.cell->one_bias_gradient) {
       args.grad_bias_hh = results.gradients[5 * k + 3].data();
     }
-    args.grad_rate = results.gradients[5 * k + 4].data();
+    if (p_.cell->has_rate) args.grad_rate = results.gradients[5 * k + 4].data();
     kernels_.backward(args, runtime_);
     free_scratch();
   }

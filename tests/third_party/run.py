@@ -24,8 +24,6 @@ ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "third-party"
 VENV = FOLDER / "venv"
 PYTHON = VENV / "bin" / "python"
-HOST = "https://github.com"
-PAGE = ROOT / "docs" / "differences.md"
 
 
 def python(*arguments: str) -> str:
@@ -75,7 +73,7 @@ def fetch(checkout: Checkout, site: Path) -> Path:
     if not folder.exists():
         clone = FOLDER / "sources" / f"{name}.git"
         shutil.rmtree(clone, ignore_errors=True)
-        url = f"{HOST}/{checkout.repository}"
+        url = f"https://github.com/{checkout.repository}"
         options = ["--bare", "--quiet", "--depth=1", "--filter=blob:none"]
         subprocess.run(["git", "clone", *options, "-b", checkout.tag, url, clone], check=True)
         folder.mkdir()
@@ -141,7 +139,7 @@ def main() -> int:
     if options.record:
         from benchmarks.harness.pages import write_section
 
-        write_section(PAGE, "third-party", text)
+        write_section(ROOT / "docs" / "differences.md", "third-party", text)
     return int(any(result.trouble or result.failing_here_alone() for result in results))
 
 
