@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import (
     pack_sequence,
     pad_packed_sequence,
 )
+from torch.utils._pytree import tree_leaves
 
 NO_IDS = (-1, 2**31 - 1)  # token ids out of range, to fill padding
 T, B = 9, 13
-"""The numbers of steps and of sequences of `calls_of`."""
+"""The number of steps, and the number of sequences, in the calls that `calls_of` yields."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def tensors_of(results):
     return output, *states
 
 
-def loss_of(output, *states):
-    """Returns a loss whose gradient differs between the elements of the output."""
-    return output.square().sum() + sum(state.sum() for state in states)
+def loss_of(*results):
+    """Returns a loss whose gradient differs between the elements of each result."""
+    return sum(result.square().sum() for result in results)
 
 
 def trained(module, x, lengths=None):
@@ -141,6 +142,14 @@ def trained(module, x, lengths=None):
     input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
     results = tensors_of(module(input))
     return [*results, *torch.autograd.grad(loss_of(*results), [x, *module.parameters()])]
+
+
+def gradients(results, leaves):
+    """Returns the gradients of a randomly weighted sum of results, with weights for any dtype."""
+    generator = torch.Generator().manual_seed(1)
+    results = tree_leaves(results)
+    weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
+    return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
 
 
 def calls_of(layer, dtype):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.cpu.memory import draw_input
 from benchmarks.harness.grid import (
     DENSE,
     DENSE_WORKLOADS,
@@ -18,6 +17,7 @@ from benchmarks.harness.grid import (
     ROLES,
     Workload,
 )
+from benchmarks.harness.study import draw_input
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 

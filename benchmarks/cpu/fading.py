@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, SHAPE, Row
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Workload
 from benchmarks.harness.processes import in_new_process
-from benchmarks.harness.study import Calls, Study, statistics_of
+from benchmarks.harness.study import Calls, Study, draw_input, statistics_of
 from namernn_fast.bench.race import Rounds, TimeBudget, race
 from namernn_fast.bench.timed_calls import Gradients, Input, Parameters, gated_calls, train
 

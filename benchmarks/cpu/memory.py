@@ -8,19 +8,11 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness.grid import ROLES, TRAINING, Workload
 from benchmarks.harness.peak import peak_above
-from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients, equal_layers
-
-
-def draw_input(workload: Workload, lengths: Sequence[int] = ()) -> Input:
-    """Returns a dense time-major input, or a packed one with these lengths."""
-    torch.manual_seed(1)
-    steps = workload.seq_len or max(lengths)
-    input = torch.randn(steps, workload.batch, workload.input_size)
-    return pack_padded_sequence(input, lengths, enforce_sorted=False) if lengths else input
+from benchmarks.harness.study import draw_input
+from namernn_fast.bench.timed_calls import call_of, draw_gradients, equal_layers
 
 
 def return_freed_memory() -> None:

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from benchmarks.cpu.memory import draw_input
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, SHAPE, Rows
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
-from benchmarks.harness.study import grid
+from benchmarks.harness.study import draw_input, grid
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name

@@ -8,11 +8,10 @@ batch sizes are timed.
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, SHAPE
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, MODES, PACKED, SHAPES, SIZES, Workload
-from benchmarks.harness.study import Calls, Study
+from benchmarks.harness.study import Calls, Study, draw_input
 from namernn_fast.bench.timed_calls import gated_calls
 from namernn_fast.machine import availability
 

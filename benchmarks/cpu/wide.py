@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.cpu.memory import draw_input
 from benchmarks.harness import columns, machine
 from benchmarks.harness.columns import BATCH, SHAPE, Row, Rows
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, MODES, SIZES, TRAINING, Workload
-from benchmarks.harness.study import Calls, Study
+from benchmarks.harness.study import Calls, Study, draw_input
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
 # By dtype and hidden size: input_size, seq_len and batch.

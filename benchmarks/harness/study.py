@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import pages
 from benchmarks.harness.columns import Row, Rows, label
@@ -22,11 +23,20 @@ from namernn_fast import ops
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Rounds, TimeBudget, TimedCall, race
 from namernn_fast.bench.tables import duration
+from namernn_fast.bench.timed_calls import Input
 
 Document = dict[str, Any]
 Calls = Mapping[str, TimedCall]
 QUICK_CASES = 3
 """The cases of a quick run for each cell, family and mode, and for each table."""
+
+
+def draw_input(workload: Workload, lengths: Sequence[int] = ()) -> Input:
+    """Returns a dense time-major input, or a packed one with these lengths."""
+    torch.manual_seed(1)
+    steps = workload.seq_len or max(lengths)
+    input = torch.randn(steps, workload.batch, workload.input_size)
+    return pack_padded_sequence(input, lengths, enforce_sorted=False) if lengths else input
 
 
 def grid(

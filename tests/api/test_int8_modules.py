@@ -9,17 +9,14 @@ import warnings
 
 import pytest
 import torch
-from kinds import KINDS, flat, map_states, tensors_in
+from kinds import KINDS, flat, map_states, needs_extension, tensors_in
 from torch.utils._pytree import tree_leaves
 
 from namernn_fast import PreparedCell, PreparedLayer, explain, ops, prepare_rnn, restore_rnn
 from namernn_fast.call import int8
 from namernn_fast.machine import availability
 
-pytestmark = [
-    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
-    pytest.mark.covering(1),
-]
+pytestmark = [needs_extension, pytest.mark.covering(1)]
 
 OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from kinds import for_variants
+from kinds import for_variants, needs_extension
 from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -22,10 +22,7 @@ from namernn_fast import (
 from namernn_fast.machine import availability
 from namernn_fast.nn import prepared as prepared_module
 
-pytestmark = [
-    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
-    pytest.mark.covering(1),
-]
+pytestmark = [needs_extension, pytest.mark.covering(1)]
 
 OPTIONS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 for_dtypes = pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)

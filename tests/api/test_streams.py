@@ -7,17 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from kinds import KINDS, flat, for_variants, map_states, states_of, tensors_in
+from kinds import (
+    KINDS,
+    flat,
+    for_variants,
+    map_states,
+    needs_extension,
+    states_of,
+    tensors_in,
+)
 
 from namernn_fast import batch_invariant, explain, prepared_ops
 from namernn_fast.machine import availability
 from namernn_fast.nn import direct, step_modules, streams
 from namernn_fast.testing import assert_within_budget
 
-pytestmark = [
-    pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built"),
-    pytest.mark.covering(1),
-]
+pytestmark = [needs_extension, pytest.mark.covering(1)]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

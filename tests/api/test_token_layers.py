@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from kinds import for_variants, map_states, tensors_in
+from layouts import gradients
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
@@ -28,20 +29,13 @@ def run_parts(model, ids, *arguments, **more):
     return model.rnn(model.embedding(ids), *arguments, **more)
 
 
-def gradients(results, model):
-    """Returns the gradient of each parameter for a randomly weighted sum of the results."""
-    generator = torch.Generator().manual_seed(1)
-    results = tree_leaves(results)
-    weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
-    return torch.autograd.grad(results, [*model.parameters()], weights, allow_unused=True)
-
-
 def check(model, ids=IDS, *arguments, twin=None, **more):
     """Checks a model's results and gradients against its parts, or against the parts of a twin."""
     got = model(ids, *arguments, **more)
     wanted = run_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)
-    torch.testing.assert_close(gradients(got, model), gradients(wanted, twin or model), **EXACT)
+    parameters = ([*module.parameters()] for module in (model, twin or model))
+    torch.testing.assert_close(*map(gradients, (got, wanted), parameters), **EXACT)
     with torch.no_grad():
         state = model.last_state(ids, *arguments, **more)
     torch.testing.assert_close(state, wanted[1], **EXACT)
@@ -247,7 +241,8 @@ def test_vmap_over_ids_matches_a_loop(kind, in_dims):
     wanted = stacked([ours(sample) for sample in ids.unbind(in_dims)])
     got = vmap(ours, in_dims)(ids)
     torch.testing.assert_close(got, wanted, **EXACT)
-    torch.testing.assert_close(gradients(got, ours), gradients(wanted, ours), **EXACT)
+    leaves = [*ours.parameters()]
+    torch.testing.assert_close(gradients(got, leaves), gradients(wanted, leaves), **EXACT)
     state = vmap(ours.last_state, in_dims)(ids)
     torch.testing.assert_close(state, wanted[1], **EXACT)
     with torch.no_grad():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kinds import flat, said_of, states_of, tensors_in
-from layouts import tensors_of
+from kinds import flat, needs_extension, said_of, states_of, tensors_in
+from layouts import gradients, tensors_of
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -23,9 +23,6 @@ OPTIONS = (
 LENGTHS = (3, T, 0, 1, T, 4)
 LAYOUTS = ("dense", "unbatched", "lengths", "packed", "packed unsorted", "jagged", "reset")
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-needs_extension = pytest.mark.skipif(
-    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
-)
 
 
 @pytest.fixture
@@ -68,14 +65,6 @@ def rows_of(input, embedding, padding_idx=None):
         rows = rows_of(input.values(), embedding, padding_idx)
         return torch.nested.nested_tensor_from_jagged(rows, input.offsets())
     return F.embedding(input.masked_fill(input < 0, 0), embedding, padding_idx)
-
-
-def gradients(results, leaves):
-    """Returns gradients of a randomly weighted sum of results, which may have any dtype."""
-    generator = torch.Generator().manual_seed(1)
-    results = tree_leaves(results)
-    weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
-    return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
 
 
 def layer_and_embedding(kind, vocabulary=V, dtype=torch.float64, **options):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kinds import VARIANTS, flat, map_states, tensors_in
+from layouts import gradients
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils._pytree import tree_map
@@ -71,14 +72,6 @@ def inputs(kind, layer, with_hx=True):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     hx = kind.states(torch.randn, states, B, H, dtype=torch.float64, requires_grad=True)
     return x, hx if with_hx else None
-
-
-def gradients(results, leaves):
-    """Returns the gradients of a randomly weighted sum of the results."""
-    generator = torch.Generator().manual_seed(1)
-    results = flat(results)
-    weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
-    return torch.autograd.grad(results, leaves, weights, allow_unused=True)
 
 
 def one_by_one(layer, x, hx):
