@@ -35,6 +35,10 @@ settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS
 settings.load_profile("test")
 
 
+STRENGTH_OF_ALL = 3
+"""The minimum strength of the covering arrays that `make test-all` runs."""
+
+
 def pytest_addoption(parser):
     what = "runs covering arrays of this strength, whatever the marks of the tests say"
     parser.addoption("--strength", type=int, help=what)
@@ -55,13 +59,13 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(config, items):
+    left_out = set(redundant(items, config.option.strength))
     if config.option.strength is None:
-        for item in redundant(items):
+        for item in left_out:
             item.add_marker(pytest.mark.slow)
-    else:
-        left_out = set(redundant(items, config.option.strength))
-        config.hook.pytest_deselected(items=[*left_out])
-        items[:] = [item for item in items if item not in left_out]
+        left_out &= set(redundant(items, least=STRENGTH_OF_ALL))
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

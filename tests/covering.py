@@ -1,8 +1,9 @@
-"""Chooses the calls of a parametrized test that `make test` runs; `make test-all` runs all.
+"""Chooses the calls of a parametrized test that `make test` and `make test-all` run.
 
 A test marked `covering(n)` runs a covering array of strength n: a subset of the product of its
 parameters in which every combination of values of any n parameters occurs. A covering array of
-strength 0 is a single call.
+strength 0 is a single call. `make test-all` adds the calls of an array of strength 3, or of n if
+that is more.
 """
 
 import heapq
@@ -42,21 +43,22 @@ def covering(calls, strength):
     return chosen
 
 
-def redundant(items, strength=None):
+def redundant(items, strength=None, least=0):
     """Returns the collected tests that the covering array of their test function leaves out.
 
     Args:
         items: All collected tests.
         strength: The strength of all arrays, unless it is None. Then only functions with a mark
-            have arrays, of the strength in the mark, and slow functions have none.
+            have arrays, of the strength in the mark.
+        least: The minimum strength of the arrays of marked functions.
     """
     functions = {}
     for item in items:
         mark = item.get_closest_marker("covering")
         if strength is not None:
             wanted = strength
-        elif mark and not item.get_closest_marker("slow"):
-            (wanted,) = mark.args
+        elif mark:
+            wanted = max(least, *mark.args)
         else:
             continue
         if hasattr(item, "callspec"):  # a marked module may also contain tests without parameters
