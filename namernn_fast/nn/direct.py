@@ -51,7 +51,9 @@ def step(
         The new states as the module returns them, or None if the arguments are of another kind or
         do not match.
     """
-    states = [*states_in(hx)]
+    states = [] if hx is None else [hx] if len(cell.states) == 1 else [*states_in(hx)]
+    if hx is not None and len(states) != len(cell.states):
+        return None
     for tensor in (input, *states, *weights):
         # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
         if type(tensor) not in _PLAIN or tensor.is_neg():

@@ -181,8 +181,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
             and (
                 hx is None
-                or len(self._cell.states) == 1
-                or (isinstance(hx, tuple | list) and len(hx) == len(self._cell.states))
+                or (isinstance(hx, tuple | list) and 1 < len(hx) == len(self._cell.states))
+                or (not isinstance(hx, tuple | list) and len(self._cell.states) == 1)
             )
             and all(
                 h.shape == (*batch, self.hidden_size) and h.dtype == dtype for h in states_in(hx)
