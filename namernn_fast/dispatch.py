@@ -19,7 +19,7 @@ from .call.options import PRECISION_BITS, precision_bits
 from .call.prepared_weights import PreparedWeights
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
-from .machine import availability, fp32_precision
+from .machine import availability, forks, fp32_precision
 
 
 def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
@@ -150,7 +150,7 @@ def _run_layers(path: Path, call: Call) -> Results:
 
 def _run_with_noise(path: Path, call: Call) -> Results:
     """Runs a call on a path after moving its noise to where the operators take it."""
-    data = torch.cat([call.data, call.noise.to(call.data.dtype)], -1)
+    data = forks.beside(call.data, call.noise.to(call.data.dtype))
     return path(replace(call, data=data, noise=None, options=call.options | ops.NOISE))
 
 

@@ -18,6 +18,9 @@ calls; WANT_SAVED is not allowed.
 states in place: one tensor (num_layers, sequences, features) for each of `Cell.states`, in float32
 for layers in 16 bits. Its input may lack the time dimension. `rows`, int64, are the sequences that
 the input is for, or None for all.
+
+`checked_rows` returns rows in int64, and raises an error unless they are distinct integers, which
+index the sequences of a stream. Only compiled programs run it; others need no operator for that.
 """
 
 import sys
@@ -46,6 +49,9 @@ ops.library.define(
     "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, int options) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+ops.library.define(
+    "checked_rows(Tensor rows, int sequences) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
 
 _Operator: TypeAlias = Callable[..., Any]
 prepare: _Operator = torch.ops.namernn_fast.prepare.default
@@ -53,6 +59,7 @@ refresh: _Operator = torch.ops.namernn_fast.refresh.default
 unpack: _Operator = torch.ops.namernn_fast.unpack.default
 forward: _Operator = torch.ops.namernn_fast.forward_prepared.default
 step: _Operator = torch.ops.namernn_fast.step.default
+checked_rows: _Operator = torch.ops.namernn_fast.checked_rows.default
 step_directly: Callable[..., bool] = getattr(
     sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
 )
@@ -106,3 +113,47 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 def _(prepared: Tensor, states: Any, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
     shape = input.shape if ops.has_ids(input) else input.shape[:-1]
     return _like(prepared).new_empty(*shape, states[0].shape[-1])
+
+
+_INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+
+
+def list_of_rows(rows: Any) -> list[int]:
+    """Returns rows of a stream as a list, whose elements are not checked."""
+    if type(rows) is list:
+        return rows
+    rows = rows.tolist() if hasattr(rows, "tolist") else rows
+    try:
+        return [*rows]
+    except TypeError:
+        raise TypeError(f"rows must be a sequence of integers, got {rows!r}") from None
+
+
+def check_integers(rows: Sequence[Any]) -> None:
+    """Raises TypeError unless rows are integers, or tensors of an integer each."""
+    for row in rows:
+        if isinstance(row, Tensor):
+            is_integer = row.dim() == 0 and row.dtype in _INTEGERS
+        else:
+            is_integer = not isinstance(row, bool) and hasattr(row, "__index__")
+        if not is_integer:
+            raise TypeError(f"rows must be integers, got {rows}")
+
+
+def check_rows(rows: Sequence[Any], sequences: int) -> None:
+    """Raises an error unless rows are distinct indices of this number of sequences."""
+    check_integers(rows)
+    numbers = [int(row) for row in rows]
+    if len({*numbers}) < len(numbers) or not all(0 <= row < sequences for row in numbers):
+        raise RuntimeError(f"rows must be distinct, from 0 to {sequences - 1}, got {numbers}")
+
+
+@torch.library.impl(ops.library, "checked_rows", "CompositeExplicitAutograd")
+def _(rows: Tensor, sequences: int) -> Tensor:
+    check_rows(list_of_rows(rows), sequences)
+    return rows.to(torch.int64, copy=True)
+
+
+@torch.library.register_fake(f"{ops.NAMESPACE}::checked_rows")  # type: ignore[untyped-decorator]
+def _(rows: Tensor, sequences: int) -> Tensor:
+    return rows.new_empty(rows.numel(), dtype=torch.int64)

@@ -71,7 +71,9 @@ bool run_without_lock(F&& f) {
   return error.empty();
 }
 
-// Reads a list of integers. Returns false, with an exception, for anything else.
+// Reads a list of integers. Returns false for any other objects, even for those that have
+// `__index__`, because a bool and a tensor of a bool have it too; with an exception only if memory
+// runs out.
 bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   try {
     rows.resize(size_t(std::max<Py_ssize_t>(0, PyList_Size(list))));
@@ -80,9 +82,10 @@ bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   }
   for (size_t i = 0; i < rows.size(); ++i) {
     PyObject* const item = PyList_GetItem(list, Py_ssize_t(i));
-    rows[i] = PyBool_Check(item) ? -1 : PyLong_AsLongLong(item);
-    if (PyBool_Check(item) || PyErr_Occurred()) {
-      PyErr_Format(PyExc_TypeError, "rows must be integers, got %R", list);
+    if (!PyLong_CheckExact(item)) return false;
+    rows[i] = PyLong_AsLongLong(item);
+    if (PyErr_Occurred()) {  // an integer of more than 64 bits
+      PyErr_Clear();
       return false;
     }
   }
@@ -101,7 +104,8 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
 // step(weights, states, last, frame, output, rows, options, cell): runs a step, and returns whether
 // it did; see Step. The first three are lists of tensors. `last` is None to update the states in
 // place, and `output` is None for a step module. `rows` is a list of integers, or None for all
-// sequences. Returns False without an effect if a tensor is of a kind that only operators take.
+// sequences. Returns False without an effect if a tensor is of a kind that only operators take, or
+// if a row is not a plain integer.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
     PyErr_SetString(PyExc_TypeError, "step() takes 8 arguments, the first of them a list");
@@ -125,13 +129,17 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_FALSE;
   }
   std::vector<int64_t> rows;
-  const int64_t options = PyLong_AsLongLong(args[6]);
-  step.cell = CellKind(PyLong_AsLongLong(args[7]));
-  if ((args[5] != Py_None && !read_rows(args[5], rows)) || PyErr_Occurred()) return nullptr;
   if (args[5] != Py_None) {
+    if (!read_rows(args[5], rows)) {
+      if (PyErr_Occurred()) return nullptr;
+      Py_RETURN_FALSE;
+    }
     step.row_count = int64_t(rows.size());
     step.rows = rows.data();
   }
+  const int64_t options = PyLong_AsLongLong(args[6]);
+  step.cell = CellKind(PyLong_AsLongLong(args[7]));
+  if (PyErr_Occurred()) return nullptr;
   if (!run_without_lock([&] { run_step(step, read_options(options, 0)); })) return nullptr;
   Py_RETURN_TRUE;
 }

@@ -13,9 +13,18 @@ from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
+from ..machine import forks
 from ..ops import BATCH_INVARIANT, NOISE, state_sizes
-from ..prepared_ops import step, step_directly
+from ..prepared_ops import (
+    check_integers,
+    check_rows,
+    checked_rows,
+    list_of_rows,
+    step,
+    step_directly,
+)
 from .direct import is_unobserved
+from .saving import Temporary
 from .states import given, states_in
 
 Rows = Sequence[int] | Tensor
@@ -69,7 +78,7 @@ class Stream:
             if self._panels is not None and weight.dtype != torch.float64:
                 like["dtype"] = torch.float32
             size = getattr(rnn, "num_layers", 1), batch
-            self._states = [torch.zeros(*size, width, **like) for width in widths]
+            self._states = [forks.zero_(torch.empty(*size, width, **like)) for width in widths]
 
     def __call__(
         self,
@@ -116,7 +125,7 @@ class Stream:
             and panels is self._prepared._panels
         ):
             if rows is not None:
-                rows = _list_of(rows)
+                rows = list_of_rows(rows)
             if out is not None:
                 output = out
             elif rows is None:
@@ -140,7 +149,7 @@ class Stream:
         if not isinstance(noise, Tensor) or noise.shape != (*frame.shape[:-1], size):
             got = getattr(noise, "shape", type(noise).__name__)
             raise RuntimeError(f"noise must have shape {(*frame.shape[:-1], size)}, got {got}")
-        return torch.cat([frame, noise.to(frame)], -1)
+        return forks.beside(frame, noise.to(frame))
 
     def reset(self, rows: Rows | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
@@ -151,14 +160,20 @@ class Stream:
         Raises:
             RuntimeError, TypeError: as in a call.
         """
-        places = slice(None) if rows is None else self._places(rows)
+        places = None if rows is None else self._places(rows)
         for state in self._states:
-            state[:, places] = 0
+            if places is None:
+                forks.zero_(state)
+            elif forks.is_forked():
+                for place in places.tolist():
+                    forks.zero_(state[:, place])
+            else:
+                state[:, places] = 0
 
     @property
     def states(self) -> Any:
         """A copy of all states, in the form of the last states that the prepared module returns."""
-        states = [state.clone() for state in self._states]
+        states = [*map(forks.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
         return states[0] if len(states) == 1 else tuple(states)
@@ -170,21 +185,25 @@ class Stream:
         shapes = [getattr(state, "shape", type(state).__name__) for state in given]
         if shapes != wanted:
             raise RuntimeError(f"states must have the shapes {wanted}, got {shapes}")
-        like = self._states[0]
-        new = [
-            state.detach().to(like).reshape(held.shape)
-            for state, held in zip(given, self._states, strict=True)
-        ]
-        torch._foreach_copy_(self._states, new)
+        new = [*map(torch.empty_like, self._states)]
+        for state, source in zip(new, given, strict=True):
+            forks.copy_(state, source.detach().reshape(state.shape))
+        self._update(new)
 
     def fork(self) -> "Stream":
         """Returns a new stream of the same prepared module, with a copy of the states."""
-        other = _stream(self._prepared, self._batch, self.states)
+        other = Stream(self._prepared, self._batch)
+        other._update(self._states)
         other._options = self._options
         return other
 
+    def _update(self, states: list[Tensor]) -> None:
+        """Copies states to those of this stream."""
+        for held, state in zip(self._states, states, strict=True):
+            forks.copy_(held, state)
+
     def __reduce__(self) -> Any:
-        return _stream, (self._prepared, self._batch, self.states)
+        return _stream, (self._prepared, self._batch, Temporary(self.states))
 
     def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None, options: int) -> Tensor:
         """Runs a call that the fast path does not take."""
@@ -199,12 +218,12 @@ class Stream:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so the states change after that.
-            states = self._states if out is None else [state.clone() for state in self._states]
+            states = self._states if out is None else [*map(forks.clone, self._states)]
             output = step(panels.tensor, states, frame, places, options)
         if out is not None:
-            output = out.copy_(output)
+            output = forks.copy_(out, output)
         if states is not self._states:
-            torch._foreach_copy_(self._states, states)
+            self._update(states)
         return output
 
     def _check(self, frame: Tensor, out: Tensor | None) -> None:
@@ -236,16 +255,15 @@ class Stream:
             )
 
     def _places(self, rows: Rows) -> Tensor:
-        """Returns `rows` as a tensor, checked unless a compiler traces the call."""
-        if not is_compiling():
-            rows = _list_of(rows)
-            if any(isinstance(row, bool) or not hasattr(row, "__index__") for row in rows):
-                raise TypeError(f"rows must be integers, got {rows}")
-            if len({*rows}) < len(rows) or not all(0 <= row < self._batch for row in rows):
-                raise RuntimeError(
-                    f"rows must be distinct, from 0 to {self._batch - 1}, got {rows}"
-                )
-        return torch.as_tensor(rows, dtype=torch.int64, device=self._rows.device)
+        """Returns `rows` as a tensor, checked here or by the program that a compiler makes."""
+        device = self._rows.device
+        if is_compiling():
+            if isinstance(rows, list | tuple):
+                check_integers(rows)
+            return checked_rows(torch.as_tensor(rows, device=device), self._batch)  # type: ignore[no-any-return]
+        rows = list_of_rows(rows)
+        check_rows(rows, self._batch)
+        return torch.as_tensor(rows, dtype=torch.int64, device=device)
 
     def _as_sequence(self, frame: Tensor) -> Tensor:
         """Returns a frame as the prepared module takes it."""
@@ -285,14 +303,10 @@ class Stream:
         return output, states
 
 
-def _stream(prepared: Any, batch: int, states: Any) -> Stream:
+def _stream(prepared: Any, batch: int, states: Temporary) -> Stream:
     stream = Stream(prepared, batch)
-    stream.states = states
+    stream.states = states.value
     return stream
-
-
-def _list_of(rows: Rows) -> list[int]:
-    return rows.tolist() if isinstance(rows, Tensor) else [*rows]
 
 
 def _refuse(why: str) -> NoReturn:

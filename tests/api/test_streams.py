@@ -195,6 +195,9 @@ BAD_CALLS = {
     "a negative row": ({"rows": [0, 1, 2, -1]}, RuntimeError, "from 0 to 3"),
     "an excessive row": ({"rows": [0, 1, 2, 4]}, RuntimeError, "from 0 to 3"),
     "a mask": ({"rows": torch.tensor([True, False, True, True])}, TypeError, "integers"),
+    "tensors of a bool": ({"rows": [*torch.tensor([True, False] * 2)]}, TypeError, "integers"),
+    "a row": ({"rows": torch.tensor(1)}, TypeError, "a sequence of integers, got 1"),
+    "a large row": ({"rows": [0, 1, 2, 2**70]}, RuntimeError, "from 0 to 3"),
     "rows in float": ({"rows": [0.0, 1.0, 2.0, 3.0]}, TypeError, "integers"),
     "too few rows": ({"rows": [0, 1]}, RuntimeError, r"\(2, 5\), got \(4, 5\)"),
     "out of another shape": ({"out": torch.zeros(4, 21)}, RuntimeError, r"out.*\(4, 20\).*21\)"),
@@ -220,6 +223,46 @@ def test_a_bad_call_changes_nothing(kind, way, case):
     before = draw_states(kind, stream)
     with pytest.raises(error, match=message):
         stream(**{"frame": torch.randn(4, 5), **changed})
+    assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
+
+
+BAD_ROWS = {
+    "a mask": torch.tensor([True, False, True, False]),
+    "in float": torch.tensor([0.0, 1.0]),
+    "a matrix": torch.tensor([[0], [1]]),
+    "a number": torch.tensor(1),
+    "repeated": torch.tensor([1, 1]),
+    "negative": torch.tensor([0, -1]),
+    "excessive": torch.tensor([0, 4]),
+}
+for_backends = pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+
+
+@for_backends
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_compiled_calls_check_rows(kind, case, backend):
+    _, stream = make(kind, 5, 20, 2)
+    x, rows, before = torch.randn(2, 5), BAD_ROWS[case], draw_states(kind, stream)
+    with pytest.raises((RuntimeError, TypeError)) as wanted:
+        stream.reset(rows)
+    for call in (lambda rows: stream.reset(rows), lambda rows: stream(x, rows=rows)):
+        torch._dynamo.reset()
+        with pytest.raises(wanted.type) as raised:
+            torch.compile(call, fullgraph=True, backend=backend)(rows)
+        assert str(raised.value) == str(wanted.value)
+        assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
+
+
+@pytest.mark.parametrize("rows", [[True, False], [0.0, 1.0], [1, 1], [0, -1], [0, 4]])
+def test_compiled_calls_check_lists_of_rows(kind, rows):
+    """Some while they are compiled, with an error of the compiler that repeats ours."""
+    _, stream = make(kind, 5, 20)
+    before = draw_states(kind, stream)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="rows must be"):
+        torch.compile(lambda: stream.reset(rows), fullgraph=True, backend="aot_eager")()
     assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
 
 
@@ -283,6 +326,24 @@ def test_step_modules_raise_torchs_errors(kind, dtype, state_size):
             module.prepare()(frame.to(dtype))
 
 
+@pytest.mark.drop_in
+@pytest.mark.parametrize("count", range(4))
+@pytest.mark.parametrize("group", [tuple, list])
+def test_step_modules_refuse_states_as_with_gradients(kind, group, count):
+    """The fast path of inference takes exactly the states that the other path takes."""
+    module, x = kind.step_module(5, 20), torch.randn(4, 5)
+    hx = group(torch.zeros(4, 20) for _ in range(count))
+    if kind.name == "lstm" and count == 2:
+        torch.testing.assert_close(module(x, hx), module(x))
+        return
+    with torch.enable_grad(), pytest.raises((RuntimeError, TypeError)) as wanted:
+        module(x, hx)
+    for each in (module, module.prepare()):
+        with pytest.raises(wanted.type) as raised:
+            each(x, hx)
+        assert str(raised.value) == str(wanted.value)
+
+
 def test_step_modules_read_strided_states_and_plain_weights_only(kind):
     module, x = kind.step_module(5, 20), torch.randn(4, 5)
     hx = kind.states(torch.randn, 4, 50)
@@ -344,7 +405,7 @@ def test_modes_see_the_operator(kind):
     assert "namernn_fast::step" in {event.name for event in profile.events()}
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@for_backends
 def test_compile(kind, backend):
     _, stream = make(kind, 5, 20, 2)
     x, out = torch.randn(6, 4, 5), torch.zeros(4, 20)
@@ -352,6 +413,7 @@ def test_compile(kind, backend):
 
     def advance(x):
         stream.reset(torch.tensor([1]))
+        stream.reset([])
         return stream(x[0]) + stream(x[1], out=out), stream(x[2, :2], rows=torch.tensor([3, 0]))
 
     found = torch.compile(advance, fullgraph=True, backend=backend)(x)
@@ -371,6 +433,8 @@ def test_the_schema_says_what_a_step_changes():
     states = [torch.zeros(1, 4, 3), torch.zeros(1, 4, 20)]
     arguments = panels.tensor, states, torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), panels.options
     torch.library.opcheck(torch.ops.namernn_fast.step.default, arguments)
+    rows = torch.tensor([3, 1], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.namernn_fast.checked_rows.default, (rows, 4))
 
 
 def test_the_operator_refuses_other_tensors():

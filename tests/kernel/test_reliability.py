@@ -168,6 +168,78 @@ def test_a_forked_child_copies_and_zeroes_large_tensors(run):
     assert run(program) == [word for name in names for word in (name, "True")]
 
 
+COPIES = """
+import os, signal, torch
+from namernn_fast import FusedLeakyRNN, FusedLSTM
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+prepared = FusedLSTM(4, 300).prepare()
+leaky = FusedLeakyRNN(4, 300)
+x, noise = torch.randn(2, 60, 4), torch.randn(2, 60, 300)
+leaves = x.clone().requires_grad_(), noise.clone().requires_grad_()
+stream, noisy = prepared.stream(120), leaky.prepare().stream(120)
+
+def frame(x):
+    return x.view(120, -1)
+
+def reset(rows):
+    other = stream.fork()
+    other.reset(rows)
+    return other.states
+
+def with_states():
+    other = prepared.stream(120)
+    other.states = stream.states
+    return other.states
+
+def gradients():
+    with torch.enable_grad():
+        output = leaky(leaves[0], noise=leaves[1])[0]
+    return torch.autograd.grad(output, leaves, torch.ones(()).expand(2, 60, 300))
+
+calls = {
+    "new": lambda: prepared.stream(120)(frame(x)),
+    "states": lambda: stream.states,
+    "assigned": with_states,
+    "fork": lambda: stream.fork()(frame(x)),
+    "reset": lambda: reset(None),
+    "rows": lambda: reset(range(0, 120, 2)),
+    "out": lambda: stream.fork()(frame(x), out=torch.empty(300, 120).T),
+    "stream": lambda: noisy.fork()(frame(x), noise=frame(noise)),
+    "layer": lambda: leaky(x, noise=noise)[0],
+    "prepared": lambda: noisy._prepared(x, noise=noise)[0],
+    "gradients": gradients,
+}
+
+def results(call):
+    values = calls[call]()
+    values = values if isinstance(values, tuple) else (values,)
+    return [value.numpy().tobytes() for value in values]
+
+with torch.no_grad():
+    stream(frame(x))
+    torch.ones(10**6).sum()  # starts the threads of the pool
+    for call in calls:
+        before = results(call)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(60)  # kills a child that hangs
+            print(call, results(call) == before, flush=True)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            print(call, "hangs", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_forked_child_copies_states_and_noise(run):
+    """The states of a stream and rows with noise, each of more than 32,768 numbers."""
+    words = run(COPIES)
+    assert len(words) == 22
+    assert {*words[1::2]} == {"True"}, words
+
+
 def test_an_interrupt_is_raised_after_the_current_call(run):
     """An interrupt is raised when the current call returns, and later calls work as before."""
     program = FORK + (

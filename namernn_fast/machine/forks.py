@@ -1,0 +1,78 @@
+"""Copies tensors in a forked process, where torch's own operators may hang.
+
+A fork has only the thread that called it. If the parent process had used torch's threads, any
+operator of torch that divides its work among them waits forever in the child. Operators on few
+elements run on the calling thread alone, so these functions copy one small piece after the other.
+In a process that was not forked, they are torch's own operators.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+MOST_ELEMENTS = 2**15 - 1
+"""The most elements of a piece: one less than `at::internal::GRAIN_SIZE`."""
+
+_forked = False
+
+
+def _remember() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember)
+
+
+def is_forked() -> bool:
+    """Returns whether this is a forked process, and not a compiler that traces a call."""
+    return _forked and not is_compiling()
+
+
+def copy_(target: Tensor, source: Tensor) -> Tensor:
+    """Returns `target.copy_(source)`."""
+    if not is_forked() or target.numel() <= MOST_ELEMENTS:
+        return target.copy_(source)
+    source = source.expand_as(target)
+    dim = max(range(target.dim()), key=target.size)
+    half, size = target.shape[dim] // 2, target.shape[dim]
+    for start, length in ((0, half), (half, size - half)):
+        copy_(target.narrow(dim, start, length), source.narrow(dim, start, length))
+    return target
+
+
+def zero_(target: Tensor) -> Tensor:
+    """Returns `target.zero_()`."""
+    return copy_(target, target.new_zeros(())) if is_forked() else target.zero_()
+
+
+def clone(tensor: Tensor) -> Tensor:
+    """Returns `tensor.clone()`."""
+    return copy_(torch.empty_like(tensor), tensor) if is_forked() else tensor.clone()
+
+
+def beside(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `torch.cat([left, right], -1)`."""
+    if not is_forked() or left.numel() + right.numel() <= MOST_ELEMENTS:
+        return torch.cat([left, right], -1)
+    return _Beside.apply(left, right)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Beside(torch.autograd.Function):
+    """`beside` in a forked process, where the gradient of copies into a tensor would hang too."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.columns = left.shape[-1]
+        both = left.new_empty(*left.shape[:-1], left.shape[-1] + right.shape[-1])
+        copy_(both[..., : ctx.columns], left)
+        copy_(both[..., ctx.columns :], right)
+        return both
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad[..., : ctx.columns], grad[..., ctx.columns :]
