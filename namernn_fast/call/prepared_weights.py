@@ -112,10 +112,10 @@ class PreparedWeights:
         precision = fp32_precision.get("mkldnn", self.cell.fp32_precision)
         return self.call_options() | PRECISION_BITS.get(precision, 0)
 
-    def fits(self, weights: Sequence[Tensor]) -> bool:
-        """Returns whether `refresh` takes these weights."""
+    def fits(self, weights: Sequence[Tensor], options: int) -> bool:
+        """Returns whether `refresh` takes these weights of layers with these option bits."""
         mine = [(shape.shape, shape.dtype) for shape in self.shapes]
-        return mine == [(weight.shape, weight.dtype) for weight in weights]
+        return (mine, self.options) == ([(w.shape, w.dtype) for w in weights], options)
 
     def refresh(self, weights: Sequence[Tensor]) -> None:
         """Packs other weights of the same shapes and dtypes into the same memory."""

@@ -6,7 +6,8 @@ computes per-sample gradients, support only the operators of torch's own layers.
 objects, which are not tensors but define `__torch_function__`, support only these operators too.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TypeVar
 
@@ -58,6 +59,17 @@ def _stands_for_tensor(value: object) -> bool:
     if isinstance(value, tuple) and not is_tensor_like(value):  # the states of an LSTM
         return any(map(_stands_for_tensor, value))
     return is_tensor_like(value) and not isinstance(value, Tensor)
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Context manager in which `torch.jit.trace` records nothing, so that results are constants."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def is_exact(module: torch.nn.Module) -> bool:

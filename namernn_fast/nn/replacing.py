@@ -4,10 +4,12 @@
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
+from torch import Tensor
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..call import int8
@@ -18,7 +20,7 @@ from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
 from .prepared import Prepared
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .token_layers import TokenLayer
-from .weights import why_not_int8
+from .weights import names_in_state_dict, why_not_int8
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -137,10 +139,11 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     """Turns every fused layer and step module in `model` back into torch's module.
 
     Turns every prepared module back into a fused module with a copy of its weights, and not
-    further. The inverse of `replace_rnn` and of `prepare_rnn`, for tools that recognise torch's
-    modules by their class, such as `torch.ao.quantization.quantize_dynamic`. Drops
-    `batch_invariant`, which only the fused classes have. Subclasses of the fused classes are left
-    alone.
+    further. Parameters that `prepare_rnn` found in several modules are one parameter again if their
+    values are still equal. The inverse of `replace_rnn` and of `prepare_rnn`, for tools that
+    recognise torch's modules by their class, such as `torch.ao.quantization.quantize_dynamic`.
+    Drops `batch_invariant`, which only the fused classes have. Subclasses of the fused classes are
+    left alone.
 
     Args:
         model: any module, which may itself be a fused module.
@@ -155,10 +158,16 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     _check_module(model)
     fused = [module for module in model.modules() if type(module) in PLAIN]
 
+    pairs: list[tuple[Prepared[Any], torch.nn.Module]] = []
+
     def restored(name: str, module: torch.nn.Module) -> Any:
-        return module.restore() if isinstance(module, Prepared) else None
+        if not isinstance(module, Prepared):
+            return None
+        pairs.append((module, module.restore()))
+        return pairs[-1][1]
 
     model = _exchange(model, restored)
+    _tie_again(pairs)
     for module in fused:
         _change_class(module, PLAIN)
     return model
@@ -170,7 +179,8 @@ def prepare_rnn(
     """Replaces the recurrent layers in `model` by prepared ones, for inference on a CPU.
 
     Replaces fused layers, step modules and token layers, and torch's own layers and step modules,
-    by what `prepare()` makes of them. A module that appears in several places stays one module.
+    by what `prepare()` makes of them. A module that appears in several places stays one module. A
+    parameter that appears in several modules is copied into each prepared one.
     Subclasses, TorchScript modules and prepared modules are left alone. `restore_rnn` turns
     prepared modules back into fused ones.
 
@@ -201,6 +211,8 @@ def prepare_rnn(
             f"with {dtype}"
         )
 
+    sources: list[tuple[Prepared[Any], str, Tensor]] = []
+
     def prepared(name: str, module: torch.nn.Module) -> Any:
         if not _is_preparable(name, module):
             return None
@@ -211,9 +223,13 @@ def prepare_rnn(
             and availability.why_not_cpu_kernel(weight) is None
             and why_not_int8(fused, min_hidden) is None
         )
-        return fused.prepare(dtype if rounds else None)
+        other = fused.prepare(dtype if rounds else None)
+        names = names_in_state_dict(fused)
+        sources.extend((other, *each) for each in zip(names, fused._weights(), strict=True))
+        return other
 
     model = _exchange(model, prepared)
+    _remember_ties(model, sources)
     if not any(isinstance(module, Prepared) for module in model.modules()):
         warnings.warn(
             f"prepare_rnn replaced nothing: the {type(model).__qualname__} has no recurrent "
@@ -280,6 +296,57 @@ def _exchange(model: torch.nn.Module, other_of: Callable[[str, torch.nn.Module],
             if child is not None and others.get(child) is not None:
                 parent._modules[name] = others[child]
     return model if others[model] is None else others[model]
+
+
+class _Tie:
+    """A parameter that several modules had in common before they were prepared.
+
+    Pickles and deep copies of a model keep which of its modules have the same `_Tie`.
+    """
+
+    def __init__(self, parameter: torch.nn.Parameter | None) -> None:
+        self.parameter = parameter
+        """The parameter if a module that was not prepared has it, too, otherwise None."""
+
+
+def _remember_ties(
+    model: torch.nn.Module, sources: Sequence[tuple[Prepared[Any], str, Tensor]]
+) -> None:
+    """Records in prepared modules which of their weights are parameters of several modules.
+
+    Args:
+        model: the model with the prepared modules.
+        sources: each prepared module with the name and the origin of each of its weights.
+    """
+    kept = {id(parameter): parameter for parameter in model.parameters()}
+    counts = Counter(id(weight) for _, _, weight in sources)
+    ties = {key: _Tie(kept.get(key)) for key in counts if counts[key] > 1 or key in kept}
+    for module, name, weight in sources:
+        if id(weight) in ties:
+            module._ties[name] = ties[id(weight)]
+
+
+def _tie_again(pairs: Sequence[tuple[Prepared[Any], torch.nn.Module]]) -> None:
+    """Replaces equal parameters by one parameter if they were one before they were prepared.
+
+    Args:
+        pairs: each prepared module with the module that was restored from it.
+    """
+    first: dict[_Tie, Tensor] = {}
+    for prepared, module in pairs:
+        for name, tie in prepared._ties.items():
+            path, _, own_name = name.rpartition(".")
+            owner = module.get_submodule(path)
+            own = getattr(owner, own_name)
+            other = first.setdefault(tie, own if tie.parameter is None else tie.parameter)
+            if other is not own and _have_equal_values(own, other):
+                setattr(owner, own_name, other)
+
+
+def _have_equal_values(first: Tensor, second: Tensor) -> bool:
+    if (first.dtype, first.device) != (second.dtype, second.device):
+        return False
+    return first.shape == second.shape if first.is_meta else torch.equal(first, second)
 
 
 def _check_module(model: object) -> None:

@@ -2,7 +2,10 @@
 
 import copy
 import io
+import multiprocessing
 import pickle
+import warnings
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from namernn_fast import (
     PreparedLayer,
     batch_invariant,
     explain,
+    ops,
     prepare_rnn,
     replace_rnn,
     restore_rnn,
@@ -76,12 +80,25 @@ def test_a_prepared_module_is_like_its_layer(made):
     assert not prepared.training
     assert prepared.hidden_size == 20
     assert f"{type(module).__name__}(" in repr(prepared)
-    assert prepared.eval() is prepared
-    with pytest.raises(RuntimeError, match="is always in eval mode: call the layer itself"):
-        torch.nn.Sequential(prepared).train()
     prepared.flatten_parameters()
     with pytest.raises(AttributeError, match="weight_hh"):
         _ = prepared.weight_hh_l0
+
+
+def test_calls_in_training_mode_are_refused(made):
+    """`train()` itself is no error, which would leave a model around the module half changed."""
+    _, prepared, x = made
+    wanted = prepared(x)
+    model = torch.nn.Sequential(torch.nn.Dropout(), prepared)
+    assert model.train() is model
+    assert all(module.training for module in model.modules())
+    calls = [prepared, copy.deepcopy(prepared), torch.export.export]
+    calls += [prepared.last_state] if isinstance(prepared, PreparedLayer) else []
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"is in training mode.*call its eval\(\)"):
+            call(*((prepared, (x,)) if call is torch.export.export else (x,)))
+    assert not prepared.restore().training
+    assert equal(model.eval()[1](x), wanted)
 
 
 def test_the_saved_file_equals_the_file_of_the_layer(made):
@@ -105,6 +122,22 @@ def test_loading_reports_the_errors_of_the_layer(kind, made, form):
         prepared.load_state_dict(state)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         prepared.load_state_dict({**state, name: weight, "more": weight})
+
+
+@for_dtypes
+def test_loading_what_cannot_be_packed_changes_nothing(kind, made, form):
+    """`assign` takes tensors of any dtype, so only packing them can fail."""
+    module, prepared, x = made
+    wanted, state = prepared(x), prepared.state_dict()
+    other = make(kind, form)[0].state_dict()
+    name = [name for name in other if "weight_hh" in name][-1]
+    other[name] = other[name].double()
+    with pytest.raises((RuntimeError, ValueError), match=r"dtype|float32"):
+        prepared.load_state_dict(other, assign=True)
+    assert equal(prepared(x), wanted)
+    assert equal(copy.copy(prepared)(x), wanted)
+    assert all(torch.equal(value, state[key]) for key, value in prepared.state_dict().items())
+    prepared.refresh(module)
 
 
 @for_dtypes
@@ -153,6 +186,31 @@ def test_without_the_extension_the_layer_runs(kind, made, monkeypatch):
         assert explain(each, x).path == explain(module, x).path
 
 
+def send_results(queue, x, calls):
+    queue.put([[*map(torch.Tensor.tolist, tree_leaves(call(x)))] for call in calls])
+
+
+@pytest.mark.drop_in
+def test_modules_and_streams_are_sent_to_a_spawned_process(kind):
+    with torch.no_grad():
+        layer = kind.layer(6, 20)
+        model = torch.nn.Sequential(layer.prepare())
+        stream = layer.prepare(None if kind.name == "rnn" else torch.int8).stream(5)
+        x = torch.randn(5, 6)
+        stream(x)
+        calls = [model, kind.step_module(6, 20).prepare(), stream]
+        queue = SimpleQueue()
+        send_results(queue, x, [*calls[:2], stream.fork()])
+        wanted = queue.get()
+        context = multiprocessing.get_context("spawn")
+        queue = context.SimpleQueue()
+        child = context.Process(target=send_results, args=(queue, x, calls))
+        child.start()
+        child.join(300)
+        assert child.exitcode == 0
+        assert queue.get() == wanted
+
+
 @for_variants
 def test_inputs_and_states_after_resets_get_no_gradients(kind, path):
     prepared, x = kind.layer(6, 20).prepare(), torch.randn(8, 5, 6)
@@ -176,6 +234,15 @@ def test_inference_mode(kind, form, fused_steps):
     prepared.refresh(other)
     with torch.no_grad():
         assert equal(prepared(x), other(x))
+    with torch.inference_mode():
+        for each in (prepared, make(kind, form)[0].prepare()):
+            wanted = each.float()(x)
+            state = {name: weight.double() for name, weight in each.state_dict().items()}
+            assert each.to("cpu", torch.float64) is each
+            assert all(torch.equal(each.state_dict()[name], state[name]) for name in state)
+            result = each(x.double() if x.is_floating_point() else x)
+            assert tree_leaves(result)[0].dtype == torch.float64
+            assert equal(each.float()(x), wanted)
 
 
 def test_autocast_leaves_the_dtype(made):
@@ -269,6 +336,31 @@ def test_torchscript_records_torchs_operators(kind):
         torch.testing.assert_close(form(x)[0], layer(x)[0])
 
 
+def operators_in(graph):
+    kinds = {node.kind() for node in graph.nodes()}
+    return {kind for kind in kinds if not kind.startswith("prim::")}
+
+
+@for_dtypes
+def test_a_trace_holds_the_weights_of_the_layer(kind, made, form):
+    """And none that are packed for this processor, also where it needs a fused operator."""
+    _, prepared, x = made
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the shapes and dtypes that a trace fixes
+        traced = torch.jit.trace(prepared, (x,), check_trace=False)
+        wanted = prepared._frozen()(x)
+        torch.testing.assert_close(traced(x), wanted)
+        fused = {"namernn_fast::forward"} if kind.name == "leaky" else set()
+        names = operators_in(traced.inlined_graph)
+        assert {name for name in names if name.startswith("namernn_fast")} <= fused
+        if form != "step module":
+            some = torch.jit.trace(
+                lambda x: prepared(x, lengths=torch.full((8,), 3)), (x,), check_trace=False
+            )
+            assert "namernn_fast::unpack" not in operators_in(some.inlined_graph)
+            assert torch.equal(some(x)[0], prepared._frozen()(x, lengths=[3] * 8)[0])
+
+
 @for_dtypes
 def test_refreshing_and_loading_pack_into_the_same_memory(kind, made, form, dtype):
     _, prepared, x = made
@@ -295,6 +387,8 @@ def test_refresh_refuses_another_layer(kind):
         kind.layer(6, 20, device="meta"),
         torch.nn.RNN(6, 20),
         kind.step_module(6, 20),
+        kind.layer(6, 20).prepare(),
+        None,
         *([kind.layer(6, 20, nonlinearity="relu")] if kind.has_nonlinearity else []),
     ]
     for other in others:
@@ -355,6 +449,10 @@ def test_a_prepared_module_runs_its_own_hooks(kind):
     assert len(calls) == 2
 
 
+def dumps_and_loads(model):
+    return pickle.loads(pickle.dumps(model))
+
+
 class Model(torch.nn.Module):
     """A model with every kind of recurrent module, one of them in two places."""
 
@@ -387,6 +485,47 @@ def test_prepare_rnn_replaces_modules(kind):
     assert (type(model.tokens), type(model.step)) == (kind.tokens, kind.step_module)
     assert all(torch.equal(w, state[name]) for name, w in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Tied(torch.nn.Module):
+    """A model in which modules have parameters in common."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.tokens = kind.tokens(9, 6, 20)
+        self.decoder = torch.nn.Linear(6, 9)
+        self.decoder.weight = self.tokens.embedding.weight
+        self.first, self.second = kind.layer(20, 20, 2), kind.layer(20, 20)
+        for layer in (self.first, self.second):
+            layer.weight_hh_l0 = self.tokens.rnn.weight_hh_l0
+        self.first.weight_ih_l1 = self.first.weight_ih_l0
+
+    def ties(self):
+        """Returns which names each parameter has."""
+        names = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), set()).add(name)
+        return {frozenset(each) for each in names.values()}
+
+
+@pytest.mark.parametrize("change", [lambda model: model, copy.deepcopy, dumps_and_loads])
+def test_tied_parameters_are_tied_again(kind, change):
+    model = Tied(kind)
+    wanted, state = model.ties(), {k: v.clone() for k, v in model.state_dict().items()}
+    assert len(wanted) < len(state)
+    restored = restore_rnn(change(prepare_rnn(model)))
+    assert restored.ties() == wanted
+    assert all(torch.equal(w, state[name]) for name, w in restored.state_dict().items())
+    assert restored.first._flat_weights[1] is restored.tokens.rnn.weight_hh_l0
+    prepare_rnn(restored)
+    restored.second.refresh(kind.layer(20, 20))
+    with torch.no_grad():
+        restored.decoder.weight.add_(1)
+    restore_rnn(restored)
+    assert restored.decoder.weight is not restored.tokens.embedding.weight
+    torch.testing.assert_close(restored.tokens.embedding.weight + 1, restored.decoder.weight)
+    assert restored.second.weight_hh_l0 is not restored.first.weight_hh_l0
+    assert restored.first.weight_hh_l0 is restored.tokens.rnn.weight_hh_l0
 
 
 @pytest.mark.drop_in
@@ -426,6 +565,32 @@ def test_batch_invariance_is_taken_over_from_the_layer(kind):
         plain = layer.prepare()
         assert torch.equal(plain(x)[0], plain(many)[0][:, :1])
     assert plain._panels.options == layer.prepare()._panels.options != prepared._panels.options
+
+
+@for_dtypes
+def test_batch_invariance_can_be_set(kind, made, form, dtype):
+    module, prepared, _ = made
+    if form == "step module":
+        with pytest.raises(AttributeError, match="only batch_invariant of a prepared layer"):
+            prepared.batch_invariant = True
+        return
+    stream = kind.layer(6, 20).prepare(dtype).stream(2)
+    for each in (prepared, stream._prepared):
+        each.batch_invariant = True
+        assert each.batch_invariant
+        assert each._panels.call_options() & ops.BATCH_INVARIANT
+        assert not each._panels.has_table
+        with pytest.raises(AttributeError, match=r"got batch_first: prepare another (Fused|Token)"):
+            each.batch_first = False
+    with torch.no_grad(), pytest.raises(RuntimeError, match="make a new one"):
+        stream(torch.randn(2, 6))
+    ids_or_rows = make(kind, form)[1]
+    getattr(module, "rnn", module).batch_invariant = True
+    assert equal(prepared(ids_or_rows), module.prepare(dtype)(ids_or_rows))
+    assert copy.deepcopy(prepared).batch_invariant
+    if dtype is None:  # with 8-bit weights, weight_ih was rounded when its table was dropped
+        prepared.batch_invariant = getattr(module, "rnn", module).batch_invariant = False
+        assert equal(prepared(ids_or_rows), module.prepare(dtype)(ids_or_rows))
 
 
 def test_prefixes_are_shared_only_with_a_table(kind, monkeypatch):
