@@ -96,8 +96,8 @@ def _noise_of(call: Call, has_ids: bool) -> Tensor:
     elif wanted == "jagged tensor":
         borders = noise.offsets(), input.offsets()
         noise, input = noise.values(), input.values()
-    if borders is not None and not torch.compiler.is_compiling() and not torch.equal(*borders):
-        raise RuntimeError("noise must have the sequence lengths of input")
+    if borders is not None:
+        _check_lengths_of_noise(*borders)
     states = ops.layer_count(call.weights, call.options) * ops.directions_of(call.options)
     rows = input.shape[: input.dim() - 1 + has_ids]
     check_shape("noise", noise, (*rows, states * ops.size_of_h(call.weights)))
@@ -107,7 +107,20 @@ def _noise_of(call: Call, has_ids: bool) -> Tensor:
 
 
 def _kind_of(value: Any) -> str:
-    return "jagged tensor" if getattr(value, "is_nested", False) else type(value).__name__
+    if isinstance(value, Tensor):  # of any class, for example a Parameter
+        return "jagged tensor" if value.is_nested else "Tensor"
+    return type(value).__name__
+
+
+def _check_lengths_of_noise(borders: Tensor, of_input: Tensor) -> None:
+    """Checks that the batch_sizes or offsets of noise are those of input."""
+    error = "noise must have the sequence lengths of input"
+    if borders.shape != of_input.shape:
+        raise RuntimeError(error)
+    if torch.compiler.is_compiling():  # the values are known when the compiled program runs
+        torch._assert_async((borders == of_input).all(), error)
+    elif not torch.equal(borders, of_input):
+        raise RuntimeError(error)
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:

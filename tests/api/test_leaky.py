@@ -148,6 +148,31 @@ def test_noise_under_vmap_compile_and_export():
     torch.testing.assert_close(program.module()(x, noise=noise), ours(x, noise=noise), **EXACT)
 
 
+@pytest.mark.parametrize("layout", ["packed", "jagged"])
+def test_compiled_calls_check_the_lengths_of_noise(layout):
+    def of(rows, lengths):
+        if layout == "packed":
+            return pack_padded_sequence(rows, lengths)
+        cut = [row[:n] for row, n in zip(rows.unbind(1), lengths, strict=True)]
+        return torch.nested.nested_tensor(cut, layout=torch.jagged)
+
+    layer = FusedLeakyRNN(D, H)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    input, noise = of(torch.randn(T, B, D), [6, 4, 2, 1]), torch.randn(T, B, H)
+    found = compiled(input, noise=of(noise, [6, 4, 2, 1]))[1]
+    torch.testing.assert_close(found, layer(input, noise=of(noise, [6, 4, 2, 1]))[1])
+    with pytest.raises(RuntimeError, match="noise must have the sequence lengths of input"):
+        compiled(input, noise=of(noise, [6, 3, 3, 1]))
+
+
+@pytest.mark.parametrize("names", [("input",), ("noise",), ("input", "noise")])
+def test_input_or_noise_may_be_a_parameter(names, path):
+    layer = FusedLeakyRNN(D, H, dtype=torch.float64)
+    arguments = {"input": drawn(T, B, D), "noise": drawn(T, B, H)}
+    changed = {name: torch.nn.Parameter(arguments[name]) for name in names}
+    torch.testing.assert_close(layer(**arguments | changed), layer(**arguments))
+
+
 PACKED = pack_padded_sequence(torch.zeros(T, B, D), [T] * B)
 ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
 
