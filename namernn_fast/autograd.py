@@ -13,6 +13,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from . import ops, reference
 from .call import Call, Results
 from .call.call import split_tensors
+from .call.states import is_plain, resolved
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 
@@ -101,9 +102,16 @@ class FusedStack(torch.autograd.Function):
                 grads,
             )
             return *_NOT_DIFFERENTIABLE, *gradients
-        run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
+        run, of_last = ops.backward, grads[1:]
+        if not torch.compiler.is_compiling():
+            run = ops.backward_untraced
+            for grad in of_last:
+                if grad is not None and not is_plain(grad):
+                    # Dispatch does not resolve what is in a list of optional tensors.
+                    of_last = tuple(None if grad is None else resolved(grad) for grad in of_last)
+                    break
         rows = sequence_layout, reset, options, trees
-        results = output, rest[wanted:saved], grads[0], grads[1:]
+        results = output, rest[wanted:saved], grads[0], of_last
         wants = needs.wanted, needs.want_layers, reset_to or None
         returned = run(needs.cell, input, states or None, weights, *rows, *results, *wants)
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])

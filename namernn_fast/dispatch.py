@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops, prepared_ops, reference, torch_operators
@@ -17,6 +18,7 @@ from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .call.options import PRECISION_BITS, precision_bits
 from .call.prepared_weights import PreparedWeights
+from .call.states import is_plain, is_wrapper, resolved
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, forks, fp32_precision
@@ -155,18 +157,24 @@ def _run_with_noise(path: Path, call: Call) -> Results:
 
 
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
+    more: tuple[Any, ...] = ()
+    if call.states or call.restart_states:
+        call = _with_readable_states(call)
+        if call.restart_states:
+            more = (call.restart_states,)
     if torch.is_grad_enabled() and call.requires_grad():
         return apply(*call.flat())
     data, states, weights = call.data, call.states or None, call.weights
     number, layout, reset = call.cell.number, call.sequence_layout, call.reset
-    rest: tuple[Any, ...] = (call.options, call.trees)
-    if call.restart_states:
-        rest = *rest, call.restart_states
-    output, last, _ = forward(number, data, states, weights, layout, reset, *rest)
+    output, last, _ = forward(
+        number, data, states, weights, layout, reset, call.options, call.trees, *more
+    )
     return output, *last
 
 
 def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
+    if call.states or call.restart_states:
+        call = _with_readable_states(call)
     if torch.is_grad_enabled() and call.requires_grad():
         raise RuntimeError("a prepared module computes no gradients: call the layer itself")
     data, states, layout, reset = call.data, call.states or None, call.sequence_layout, call.reset
@@ -175,6 +183,35 @@ def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., 
         call.cell.number, data, states, weights, prepared.sizes, layout, reset, *rest
     )
     return output, *last
+
+
+def _with_readable_states(call: Call) -> Call:
+    """Returns a call whose states dispatch resolves, or hands to their class.
+
+    If the copy of a state is still of a wrapper subclass, the input becomes one too, because
+    dispatch looks at the input: the class then computes the call, or raises an error.
+    """
+    # Dynamo does not trace `is_neg`.
+    if not torch.compiler.is_dynamo_compiling() and all(
+        map(is_plain, (*call.states, *call.restart_states))
+    ):
+        return call
+    data = call.data
+
+    def readable(state: Tensor) -> Tensor:
+        nonlocal data
+        if type(state) is type(data) and is_wrapper(state):
+            return state
+        state = resolved(state)
+        if is_wrapper(state):
+            # `cat` ignores an empty vector, whatever the dimensions of the other tensor are.
+            data = torch.cat([data, state.new_empty(0, dtype=data.dtype)])
+        return state
+
+    call = replace(call)
+    call.convert_states(readable)
+    call.data = data
+    return call
 
 
 def _fused_path(call: Call) -> Results:

@@ -18,6 +18,7 @@ from .. import ops, prepared_ops
 from ..cells import Cell
 from ..machine import fp32_precision
 from .options import PRECISION_BITS, batch_invariant_is_on
+from .states import is_plain
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class PreparedWeights:
             elif type(hx) is not tuple:
                 return None
             for state in states:
-                if type(state) is not Tensor or not state.is_cpu:
+                if not (is_plain(state) and state.is_cpu):
                     return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
             return None

@@ -13,6 +13,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
+from ..call.states import is_wrapper, resolved
 from ..machine import forks
 from ..ops import BATCH_INVARIANT, NOISE, state_sizes
 from ..prepared_ops import (
@@ -231,6 +232,10 @@ class Stream:
         if not isinstance(frame, Tensor) or not isinstance(out, Tensor | None):
             got = type(frame).__name__, type(out).__name__
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
+        if not is_compiling() and is_wrapper(resolved(frame)):
+            # Such a class may run an operator twice, but a step changes the states in place.
+            kind = type(frame).__name__
+            raise TypeError(f"a stream keeps plain tensors, so frame must be plain, got a {kind}")
         if is_exporting() or _get_tracing_state() is not None:
             _refuse("cannot be exported: export the layer, which takes and returns its states")
         if _are_functorch_transforms_active():

@@ -27,6 +27,21 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
 
 
 @for_variants
+def test_lazily_negated_gradients_of_results_are_resolved(kind):
+    grads = []
+    for module in kind.twins(3, 1):
+        results = flat(module(XS[0]))
+        torch.manual_seed(1)
+        terms = []
+        for result in results:
+            w = torch.randn(result.shape, dtype=torch.complex64)
+            # The gradient of the imaginary part is lazily negated.
+            terms.append((torch.complex(torch.zeros_like(result), result).conj() * w).real.sum())
+        grads.append(torch.autograd.grad(sum(terms), [*module.parameters()]))
+    torch.testing.assert_close(*grads)
+
+
+@for_variants
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
 def test_unneeded_weights_may_change_before_backward(kind, names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.

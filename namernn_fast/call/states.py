@@ -1,0 +1,32 @@
+"""Tells plain tensors from those whose values only torch's dispatcher can read.
+
+The operators take states in an optional list, `Tensor[]?`, which the dispatcher does not look into.
+So a wrapper subclass (the result of a functional `all_reduce`, for example), a lazily negated
+tensor or a ZeroTensor would reach the kernels as it is, and kernels read memory.
+"""
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_Key = torch._C.DispatchKey
+_NOT_IN_MEMORY = (_Key.Python, _Key.Negative, _Key.ZeroTensor)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether a tensor holds its values in memory, and has a class known to do so."""
+    return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Returns whether the class of a tensor handles operators by `__torch_dispatch__`."""
+    return torch._C._dispatch_keys(tensor).has(_Key.Python)
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """Returns a tensor, or a copy if its values are not in its memory.
+
+    The copy is plain except for some wrapper subclasses, which copy to their own class.
+    """
+    keys = torch._C._dispatch_keys(tensor)
+    return tensor.clone() if any(keys.has(key) for key in _NOT_IN_MEMORY) else tensor
