@@ -3,6 +3,7 @@
 import functools
 import itertools
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -121,6 +122,38 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 """`FusedStack.apply` for calls outside torch.func transforms and compilers.
 
 Skips checks that only transforms and compilers need, which take 5% of the time of a small call."""
+
+
+class _ResultHooks(OrderedDict[int, Callable[..., Any]]):
+    """The tensor hooks of one result, which are not called if the result gets no gradient.
+
+    Autograd calls the hooks of all results of a node, with None for a result that the loss does not
+    use. The results of torch's layers come from separate nodes, so only hooks of used results run.
+    """
+
+    def __setitem__(self, key: int, hook: Callable[..., Any]) -> None:
+        # Torch's own hooks, as of `register_multi_grad_hook`, take None, and count their calls.
+        if not str(getattr(hook, "__module__", None)).startswith("torch."):
+            hook = _skipping_none(hook)
+        super().__setitem__(key, hook)
+
+
+def _skipping_none(hook: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(hook)
+    def run(grad: Tensor | None) -> Any:
+        return None if grad is None else hook(grad)
+
+    return run
+
+
+def _register_hooks(node: Any, result: Tensor) -> None:
+    """Replaces `_register_hook_dict` of the nodes of `FusedStack`, which `register_hook` calls."""
+    result._backward_hooks = _ResultHooks()
+    super(_Node, node)._register_hook_dict(result)
+
+
+_Node: Any = FusedStack._backward_cls
+_Node._register_hook_dict = _register_hooks
 
 _NOT_DIFFERENTIABLE = (None,) * 7  # for the arguments before input
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)

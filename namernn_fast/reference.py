@@ -4,6 +4,7 @@ This path runs on devices and in dtypes that have no fused kernel, and in the do
 fused operators. Its results can be differentiated any number of times.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -74,7 +75,10 @@ def run_stack(call: Call) -> Results:
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    return input, *([last] if len(states) == 1 else map(_own, last.split(sizes, -1)))
+    # Not split, whose hooks run for all parts if the loss uses only one of them.
+    starts = itertools.accumulate(sizes, initial=0)
+    parts = [last.narrow(-1, *place) for place in zip(starts, sizes, strict=False)]
+    return input, *([last] if len(states) == 1 else map(_own, parts))
 
 
 def _own(result: Tensor) -> Tensor:

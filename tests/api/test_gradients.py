@@ -27,6 +27,38 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
 
 
 @for_variants
+def test_hooks_of_results_that_the_loss_does_not_use_do_not_run(kind, path):
+    """As with `nn.RNN`. Autograd would call them with None, which `clamp`, for example, rejects."""
+    layer, called, counted = kind.layer(3, 4, 2), [], []
+    for used in range(1 + len(kind.cell.states)):
+        if used and path == "reference" and kind.cell.torch_operator and kind.has_cell_state:
+            continue  # as in nn.LSTM, whose output and last states come from one operator
+        results = flat(layer(XS[0]))
+        for number, result in enumerate(results):
+            result.register_hook(lambda grad, number=number: called.append((number, grad.shape)))
+        torch.autograd.graph.register_multi_grad_hook(results, counted.append)
+        results[used].sum().backward()
+        assert called == [(used, results[used].shape)]
+        assert [grad is not None for grad in counted[0]] == [
+            number == used for number in range(len(results))
+        ]
+        called.clear()
+        counted.clear()
+
+
+def test_hooks_of_results_change_gradients_and_can_be_removed(kind):
+    layer, called = kind.layer(3, 4), []
+    x = XS[0].clone().requires_grad_()
+    results = flat(layer(x))
+    removed = results[1].register_hook(called.append)
+    results[1].register_hook(lambda grad: grad * 0)
+    removed.remove()
+    results[1].sum().backward()
+    assert not called
+    assert not x.grad.any()
+
+
+@for_variants
 def test_lazily_negated_gradients_of_results_are_resolved(kind):
     grads = []
     for module in kind.twins(3, 1):
