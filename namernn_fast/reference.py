@@ -14,6 +14,7 @@ from torch.nn.functional import embedding, linear
 from . import ops
 from .call import Call, Results
 from .call.options import nonlinearity_of
+from .call.states import is_plain
 from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
 from .integrations.vmap import is_transformed
@@ -32,9 +33,14 @@ def run_stack(call: Call) -> Results:
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
     recorded = is_transformed() or torch.compiler.is_compiling()
-    in_place = cell.sums_become_states and not (recorded or torch.is_grad_enabled())
     batch = batch_sizes[0] if batch_sizes else input.shape[1]
     states = call.states or ops.zero_states(cell, weights, options, batch)
+    in_place = (
+        cell.sums_become_states
+        and not (recorded or torch.is_grad_enabled())
+        # An operator that changes a plain tensor cannot return a wrapper subclass.
+        and all(map(is_plain, (input, *weights, *states, *call.restart_states)))
+    )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
     sizes = ops.state_sizes(cell, weights)

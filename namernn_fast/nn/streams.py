@@ -232,10 +232,14 @@ class Stream:
         if not isinstance(frame, Tensor) or not isinstance(out, Tensor | None):
             got = type(frame).__name__, type(out).__name__
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
-        if not is_compiling() and is_wrapper(resolved(frame)):
-            # Such a class may run an operator twice, but a step changes the states in place.
-            kind = type(frame).__name__
-            raise TypeError(f"a stream keeps plain tensors, so frame must be plain, got a {kind}")
+        read = [frame] if self._panels is None else [frame, self._panels.tensor]
+        for tensor in read if not is_compiling() else ():
+            if is_wrapper(resolved(tensor)):
+                # Its class may run an operator twice, but a step changes the states in place.
+                raise TypeError(
+                    "a stream keeps plain states, so its frames and weights must be plain tensors, "
+                    f"got a {type(tensor).__name__}"
+                )
         if is_exporting() or _get_tracing_state() is not None:
             _refuse("cannot be exported: export the layer, which takes and returns its states")
         if _are_functorch_transforms_active():

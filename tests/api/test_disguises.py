@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kinds import KINDS
+from kinds import KINDS, needs_extension
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
@@ -19,6 +19,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_leaves
 
 import namernn_fast
+from namernn_fast.machine import availability
 
 T, B, D, V = 3, 2, 4, 5
 SIZES = (
@@ -178,6 +179,7 @@ def drawn_disguises(draw):
     return calls, name, draw(st.booleans()), {key: draw(some) for key in changed}
 
 
+@needs_extension  # torch's own operators have other limits
 @given(drawn_disguises())
 def test_a_disguised_argument_is_read_or_rejected(drawn):
     """Only torch's test utilities, and ZeroTensors, may be rejected where plain tensors are not."""
@@ -209,6 +211,7 @@ def test_a_disguised_argument_is_read_or_rejected(drawn):
         assert_equal(found, wanted)
 
 
+@needs_extension
 @pytest.mark.parametrize("disguise", [key for key in DISGUISES if key != "FakeTensor"])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_any_state_may_be_disguised(kind, sizes, disguise):
@@ -224,6 +227,18 @@ def test_any_state_may_be_disguised(kind, sizes, disguise):
             disguised = plain | {key: DISGUISES[disguise](plain[key])}
             wanted = results_of(calls, name, plain, False)
             assert_equal(results_of(calls, name, disguised, False), wanted)
+
+
+@pytest.mark.parametrize("disguise", ["negated", "TwoTensor", "LoggingTensor"])
+def test_steps_in_place_are_for_plain_tensors(disguise, monkeypatch):
+    """In inference the reference path computes states in place of the products of the input."""
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    layer, x, hx = namernn_fast.FusedRNN(D, 3), torch.randn(T, B, D), torch.randn(1, B, 3)
+    weights = [weight.data for weight in layer.parameters()]
+    changed = [weights[0], DISGUISES[disguise](weights[1]), *weights[2:]]
+    with torch.no_grad():
+        assert_equal(layer(x, DISGUISES[disguise](hx)), layer(x, hx))
+        assert_equal(namernn_fast.rnn(x, hx, changed), layer(x, hx))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -243,3 +258,16 @@ def test_vmap_takes_lazily_negated_states():
     x, hx = torch.randn(4, T, B, D), torch.randn(2, 4, 1, B, 1)
     mapped = torch.vmap(lambda x, h, c: layer(x, (h, c)))
     assert_equal(mapped(x, torch._neg_view(-hx[0]), hx[1]), mapped(x, *hx))
+
+
+@needs_extension
+def test_streams_reject_what_would_advance_their_states_twice():
+    layer, frame = namernn_fast.FusedRNN(D, 3), torch.randn(B, D)
+    stream = layer.prepare().stream(B)
+    layer.weight_hh_l0 = torch.nn.Parameter(TwoTensor(*[torch.zeros(3, 3)] * 2))
+    text = "frames and weights must be plain tensors, got a TwoTensor"
+    with pytest.raises(TypeError, match=text):
+        stream(TwoTensor(frame, frame))
+    assert not stream.states.any()
+    with pytest.raises(TypeError, match=text):
+        layer.prepare().stream(B)(frame)
