@@ -40,6 +40,10 @@ constexpr int64_t kCacheLine = 64;
 // would wait for some of them.
 constexpr int64_t kPrefetchSteps = 4;
 
+// How many of these steps are unrolled. A tile occupies 15 of 16 vector registers; if its steps
+// were unrolled, GCC would load operands of the next step early, and spill sums to make room.
+constexpr int kPrefetchUnroll = NAMERNN_REGISTERS >= 32 ? kPrefetchSteps : 1;
+
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
 
@@ -107,7 +111,7 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar, Pan
   int64_t k = first;
   for (; kPrefetch && k + kPrefetchSteps <= last; k += kPrefetchSteps) {
     prefetch(ahead, lines);
-#pragma GCC unroll 8
+#pragma GCC unroll kPrefetchUnroll
     for (int64_t n = 0; n < kPrefetchSteps; ++n) step();
   }
 #pragma GCC unroll 8

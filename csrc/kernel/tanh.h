@@ -4,6 +4,14 @@
 
 #include "kernel/simd.h"
 
+// No vector register survives a call on x86, so with the 16 registers of AVX2 the callers of these
+// functions would spill. With the 32 registers of AVX-512, inlining them gained nothing.
+#if defined(__AVX2__) && NAMERNN_REGISTERS == 16
+#define NAMERNN_INLINE [[gnu::always_inline]] inline
+#else
+#define NAMERNN_INLINE inline
+#endif
+
 namespace namernn_fast {
 namespace {
 
@@ -111,7 +119,7 @@ inline typename Simd<Scalar>::I sign_bit() {
 }
 
 template <class Scalar>
-inline Vec<Scalar> tanh(Vec<Scalar> x) {
+NAMERNN_INLINE Vec<Scalar> tanh(Vec<Scalar> x) {
   using V = Vec<Scalar>;
   using I = typename Simd<Scalar>::I;
   constexpr Scalar half = Scalar(0.5);
@@ -124,7 +132,7 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
 
 // Returns exp(-|x|), or zero if it would be subnormal.
 template <class Scalar>
-inline Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
+NAMERNN_INLINE Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
   using V = Vec<Scalar>;
   using I = typename Simd<Scalar>::I;
   constexpr Scalar one = Scalar(1);
@@ -138,7 +146,7 @@ inline Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
 // sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1. Unlike
 // (1 + tanh(x / 2)) / 2, this formula keeps the relative error small for very negative x.
 template <class Scalar>
-inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
+NAMERNN_INLINE Vec<Scalar> sigmoid(Vec<Scalar> x) {
   using V = Vec<Scalar>;
   constexpr Scalar one = Scalar(1);
   const V t = exp_of_negative<Scalar>(x);
