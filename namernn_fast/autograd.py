@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
 from .call import Call, Results
@@ -17,6 +16,11 @@ from .call.call import split_tensors
 from .call.states import is_plain, resolved
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
+from .machine.torch_private import (
+    _are_functorch_transforms_active,
+    is_legacy_batchedtensor,
+    version_of,
+)
 
 _Run: TypeAlias = Callable[..., Results]
 
@@ -220,16 +224,13 @@ def _needs_of(
     )
 
 
-_version = operator.attrgetter("_version")
-
-
 def _versions(weights: Sequence[Tensor]) -> list[int] | None:
     """Returns the version counters of the weights, or None if a weight has no counter.
 
     Torch increments the counter of a tensor whenever it is modified in place.
     """
     try:
-        return [*map(_version, weights)]
+        return [*map(version_of, weights)]
     except RuntimeError:  # inference tensors have no version counter
         return None
 
@@ -306,11 +307,11 @@ def _differentiable_backward(
 
     with torch.enable_grad():
         wanted = [
-            original if original.is_set_to(value) else _FormerValues.apply(original, value)  # type: ignore[no-untyped-call]
+            original if original.is_set_to(value) else _FormerValues.apply(original, value)  # type: ignore[no-untyped-call,unused-ignore]
             for original, value, need in zip(originals, values, needed, strict=True)
             if need
         ]
-    pull_back = _vjp if torch._C._are_functorch_transforms_active() else _autograd_vjp
+    pull_back = _vjp if _are_functorch_transforms_active() else _autograd_vjp
     gradients = iter(pull_back(run, wanted, grads))
     return [next(gradients) if need else None for need in needed]
 
@@ -356,7 +357,7 @@ def _autograd_vjp(
 
 def _vjp(run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
     """Returns the gradients with respect to `wanted` under torch.func transforms, by `vjp`."""
-    results, pull_back = torch.func.vjp(run, *wanted)  # type: ignore[misc]
+    results, pull_back = torch.func.vjp(run, *wanted)  # type: ignore[misc,unused-ignore]
     return pull_back(  # type: ignore[no-any-return]
         tuple(
             torch.zeros_like(result) if grad is None else grad

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import ops, prepared_ops, reference, torch_operators
 from .autograd import FusedStack, apply_untransformed
@@ -22,6 +21,7 @@ from .call.states import is_plain, is_wrapper, resolved
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, forks, fp32_precision
+from .machine.torch_private import _are_functorch_transforms_active, forward_ad
 
 
 def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
@@ -94,7 +94,7 @@ def choose(call: Call, tracing: bool) -> Choice:
     if tracing and onnx.exporting():
         node = f"the {call.cell.name.upper()} node of ONNX"
         return Choice(onnx.rnn_stack, why_not_ids=f"{node} takes rows of features")
-    transformed = not tracing and torch._C._are_functorch_transforms_active()
+    transformed = not tracing and _are_functorch_transforms_active()
     why_not_kernel: str | None
     if (transformed and not vmap.only_vmap_is_active()) or (
         not tracing and forward_ad._current_level >= 0
@@ -234,13 +234,13 @@ def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results
     """
     if prepared is not None:
         call.prepared = prepared
-    if not torch._C._are_functorch_transforms_active():
+    if not _are_functorch_transforms_active():
         return _fused_path(call)
     if not vmap.is_mapped(call):
         with vmap.one_level_below():
             return _mapped_path(call)
     path = functools.partial(_mapped_path, prepared=call.prepared)
-    return vmap.Mapped.apply(path, *call.flat())  # type: ignore[no-any-return,no-untyped-call]
+    return vmap.Mapped.apply(path, *call.flat())  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
 
 
 def _reference_path(call: Call) -> Results:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -13,6 +12,7 @@ from .call.dtypes import cast_h, convert_dtypes
 from .call.layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 from .call.options import option_bits
 from .cells import CELLS, GRU, LEAKY, LSTM, VANILLA, CellName
+from .machine.torch_private import _is_any_autocast_enabled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -393,7 +393,7 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
-    if call.states or call.restart_states or torch._C._is_any_autocast_enabled():
+    if call.states or call.restart_states or _is_any_autocast_enabled():
         lookup = convert_dtypes(call, lookup)
         if call.options & ops.PROJECTIONS:
             return cast_h(call, dispatch.run(call, lookup))

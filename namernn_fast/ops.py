@@ -64,6 +64,7 @@ from torch import Tensor
 from .cells import CELLS, NUMBERED, Cell, CellName
 from .cells.cell import LayerWeights
 from .machine import availability
+from .machine.torch_private import without_python
 
 NAMESPACE = "namernn_fast"
 
@@ -171,10 +172,9 @@ library.define("empty_cache() -> ()")
 _Operator: TypeAlias = Callable[..., Any]
 forward: _Operator = torch.ops.namernn_fast.forward.default
 backward: _Operator = torch.ops.namernn_fast.backward.default
-forward_untraced: _Operator = getattr(forward, "_op", forward)
-"""`forward` for calls outside compilers. Skips a Python function that costs 0.4 us per call."""
-backward_untraced: _Operator = getattr(backward, "_op", backward)
-"""`backward` for calls outside compilers. See `forward_untraced`."""
+forward_untraced: _Operator = without_python(forward)
+backward_untraced: _Operator = without_python(backward)
+"""The operators for calls outside compilers."""
 
 
 def has_ids(input: Tensor) -> bool:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from . import ops
 from .cells import NUMBERED
+from .machine.torch_private import without_python
 
 ops.library.define("prepare(int cell, Tensor[] weights, int[] sizes, int options) -> Tensor")
 ops.library.define(
@@ -71,8 +72,8 @@ integers or None.
 
 Returns False, without an effect, for tensors that only operators take, and raises RuntimeError for
 arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
-forward_untraced: _Operator = getattr(forward, "_op", forward)
-"""`forward` for calls outside compilers. See `ops.forward_untraced`."""
+forward_untraced: _Operator = without_python(forward)
+"""`forward` for calls outside compilers."""
 
 
 @dataclass(slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from .. import ops
+from ..machine.torch_private import get_unwrapped, is_functorch_wrapped_tensor
 from .call import Call
 
 ID_DTYPES = (torch.int64, torch.int32)

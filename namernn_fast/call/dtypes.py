@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import Cell
+from ..machine.torch_private import _is_any_autocast_enabled
 from .call import Call, Results
 from .tokens import Lookup
 
@@ -53,7 +54,7 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
         `lookup` with a cast embedding, or None.
     """
     features = call.data if lookup is None else lookup.embedding
-    if torch._C._is_any_autocast_enabled():
+    if _is_any_autocast_enabled():
         state = call.states[-1] if call.states else None
         kind = "packed" if call.options & ops.PACKED else "padded"
         kind = "projected" if call.options & ops.PROJECTIONS else kind
@@ -80,7 +81,7 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
 def cast_h(call: Call, results: Results) -> Results:
     """Casts the products with weight_hr, output and h_n, as autocast does; not if prepared."""
     output, h_n, c_n = results
-    device, is_any_on = output.device.type, torch._C._is_any_autocast_enabled()
+    device, is_any_on = output.device.type, _is_any_autocast_enabled()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):
         return results
     dtype = torch.get_autocast_dtype(device)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import ops
 from ..cells import Cell
 from ..machine import transfers
+from ..machine.torch_private import _get_tracing_state
 from .call import Call, Results
 from .checks import check_reset, check_shape, hint_at_embedding
 
@@ -165,7 +166,7 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
         wanted = "a Tensor" if number == 1 else "a pair of tensors"
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
-    if torch._C._get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
+    if _get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
         layers = ops.layer_count(call.weights, options)
         # The layers come before the batch, as in hx, unless the batch comes first.
         at = len(rows) if first else 1

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-)
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from .. import ops, prepared_ops
 from ..cells import Cell
 from ..machine import fp32_precision
+from ..machine.torch_private import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    forward_ad,
+)
 from .options import PRECISION_BITS, batch_invariant_is_on
 from .states import is_plain
 

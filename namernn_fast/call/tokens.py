@@ -16,6 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..machine import fp32_precision
+from ..machine.torch_private import (
+    _are_functorch_transforms_active,
+    _is_any_autocast_enabled,
+)
 from .call import Call, Choice
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 
@@ -174,7 +178,7 @@ def why_not_shared(
         return "batch_invariant rules out a table"
     if torch.compiler.is_compiling():
         return "a compiler is tracing the call"
-    if torch._C._are_functorch_transforms_active():
+    if _are_functorch_transforms_active():
         return "a torch.func transform is active"
     if not ids.is_cpu:
         return f"kernels on {ids.device.type} do not share prefixes"
@@ -266,7 +270,7 @@ def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
         # In 16 bits, oneDNN may read past the end of a row (uxlfoundation/oneDNN#5717). In a slice
         # of a wider matrix, that would spread a NaN from the column after the slice.
         embedding, weight_ih = embedding.contiguous(), weight_ih.contiguous()
-    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
+    if not (_is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
         return F.linear(embedding, weight_ih)
     with torch.autocast(device, enabled=False):
         return F.linear(embedding, weight_ih)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..machine import transfers
+from ..machine.torch_private import _foreach_copy_
 from .plan import FEWEST_UNITS_OF_STEPS, plan_of
 from .problem import BackwardTensors, Stack
 from .products import precision_of_its_own
@@ -90,7 +91,7 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
             first, *others = _steps(previous_states, stack, k)
             first.zero_() if hx is None else first.copy_(hx[k])
             if others:
-                torch._foreach_copy_(others, states[:-1])
+                _foreach_copy_(others, states[:-1])
 
 
 def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:

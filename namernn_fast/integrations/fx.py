@@ -30,7 +30,7 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
             path = self.path_of_module(m)
 
             def forward(*args: Any, **kwargs: Any) -> Proxy:
-                return self.create_proxy("call_module", path, args, kwargs)
+                return self.create_proxy("call_module", path, args, kwargs)  # type: ignore[no-any-return,unused-ignore]
 
         return original(self, m, forward, args, kwargs)
 

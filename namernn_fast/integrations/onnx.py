@@ -11,22 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
 from ..call import Call, Results, int8
 from ..cells.cell import LayerWeights
-
-
-def exporting() -> bool:
-    """Returns whether torch.onnx.export is running. Slow: call it only while tracing."""
-    return torch.onnx.is_in_onnx_export()
+from ..machine.torch_private import _disable_current_modes, called_by_dynamo
 
 
 # Dynamo would evaluate exporting() to False. The exporter falls back to Dynamo after an error. It
-# would then fail at this package's operators, and the first error would be hidden. The decorator
-# torch.compiler.assume_constant_result sets the same attribute, but imports Dynamo.
-exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# would then fail at this package's operators, and the first error would be hidden.
+@called_by_dynamo
+def exporting() -> bool:
+    """Returns whether torch.onnx.export is running. Slow: call it only while tracing."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def rnn_stack(call: Call) -> Results:

@@ -6,21 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, is_batchedtensor, maybe_get_level
-from torch._functorch.pyfunctorch import (
-    retrieve_all_functorch_interpreters,
-    retrieve_current_functorch_interpreter,
-)
-from torch.autograd import forward_ad
 
 from .. import ops
 from ..call import Call, Path, Results
 from ..call.call import split_tensors
+from ..machine.torch_private import (
+    TransformType,
+    _are_functorch_transforms_active,
+    forward_ad,
+    is_batchedtensor,
+    maybe_get_level,
+    retrieve_all_functorch_interpreters,
+    retrieve_current_functorch_interpreter,
+)
 
 
 def is_transformed() -> bool:
     """Returns whether forward-mode AD or a torch.func transform is active."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
 
 
 def only_vmap_is_active() -> bool:
@@ -39,7 +42,7 @@ def is_mapped(call: Call) -> bool:
 
 def one_level_below() -> AbstractContextManager[object]:
     """Returns a context without the innermost `vmap`, for a call over which it does not map."""
-    return retrieve_current_functorch_interpreter().lower()
+    return retrieve_current_functorch_interpreter().lower()  # type: ignore[no-any-return]
 
 
 class Mapped(torch.autograd.Function):

@@ -6,7 +6,8 @@ been freed or overwritten.
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+
+from .torch_private import is_functorch_wrapped_tensor
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -97,7 +97,7 @@ class EncodedNames:
         data, batch_sizes = self._select(lengths, self.starts[indices][order], int(lengths[0]))
         in_order = torch.equal(order, torch.arange(len(order)))
         packed = PackedSequence(data, batch_sizes, None if in_order else order)
-        return packed.to(device)  # type: ignore[arg-type]  # the annotation allows only a dtype
+        return packed.to(device)  # type: ignore[arg-type,unused-ignore]  # the annotation allows only a dtype
 
     def pack_each(
         self, indices: Tensor, batch_size: int, device: str | torch.device = "cpu"

@@ -4,17 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, empty_like
-from torch._C import (
+from torch.compiler import is_dynamo_compiling
+
+from ..cells import Cell
+from ..machine.torch_private import (
     _are_functorch_transforms_active,
     _get_tracing_state,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
+    _profiler_enabled,
+    forward_ad,
 )
-from torch._C._autograd import _profiler_enabled
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
-
-from ..cells import Cell
 from ..prepared_ops import step_directly
 from .states import states_in
 

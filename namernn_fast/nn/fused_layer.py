@@ -13,6 +13,7 @@ from ..call.options import batch_invariant_is_on, option_bits
 from ..cells import Cell
 from ..functional import run, run_last_state
 from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
+from ..machine.torch_private import _get_tracing_state
 from .prepared import PreparedLayer
 from .states import States, given
 from .weights import Preparable, current_weights, what_else_runs
@@ -82,7 +83,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             type(input) is not Tensor
             or type(weights[0]) is not torch.nn.Parameter
             or (hx is not None and type(hx) is not Tensor)
-            or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+            or _get_tracing_state() is not None  # quicker than torch.jit.is_tracing
         )
         if unusual and must_serve(
             input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
 from ..call import Call, int8, tokens
@@ -23,6 +22,7 @@ from ..integrations import onnx
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import exact_class, untraced
 from ..machine import availability
+from ..machine.torch_private import _disable_current_modes, _get_tracing_state
 from .direct import is_unobserved, step
 from .saving import Saved
 from .states import States, given, map_states, states_in, without_layers
@@ -180,7 +180,7 @@ class Prepared(Saved, Generic[States]):
                 "eval(), or call the layer itself"
             )
         # A recorded program must not depend on this processor.
-        recorded = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+        recorded = torch.compiler.is_exporting() or _get_tracing_state() is not None
         if self._panels is not None and not recorded:
             return None
         if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):

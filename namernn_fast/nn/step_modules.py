@@ -15,6 +15,10 @@ from ..functional import run
 from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import is_exact, plain_twin
 from ..machine import availability
+from ..machine.torch_private import (
+    _are_functorch_transforms_active,
+    _is_any_autocast_enabled,
+)
 from .direct import is_unobserved, step
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
@@ -140,7 +144,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             return "torch has no such cell"
         if batch_invariant_is_on():
             return "torch's own cell is not batch-invariant"
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return "torch's own cell has no rule for vmap"
         return None
 
@@ -159,7 +163,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and input.dtype in (torch.float32, torch.float64)
             and availability.HAS_EXTENSION
             and KERNEL not in ("none", "baseline")
-            and not torch._C._is_any_autocast_enabled()
+            and not _is_any_autocast_enabled()
             and not batch_invariant_is_on()
             and is_unobserved()
             and self.nonlinearity in self._cell.nonlinearities
@@ -178,7 +182,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and input.dim() > 0
             and input.shape[-1] == self.input_size
             and input.layout == torch.strided
-            and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
+            and (dtype == weight_ih.dtype or _is_any_autocast_enabled())
             and (
                 hx is None
                 or (isinstance(hx, tuple | list) and 1 < len(hx) == len(self._cell.states))
@@ -271,7 +275,7 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     _cell = LSTM
 
     def _why_slower(self, input: Tensor) -> str | None:
-        if torch._C._is_any_autocast_enabled():  # autocast treats cells and layers differently
+        if _is_any_autocast_enabled():  # autocast treats cells and layers differently
             return "autocast is on"
         return super()._why_slower(input)
 

@@ -6,8 +6,6 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, empty, empty_like, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _get_tracing_state
-from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling, is_exporting
 
@@ -15,6 +13,11 @@ from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
 from ..call.states import is_wrapper, resolved
 from ..machine import forks
+from ..machine.torch_private import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    forward_ad,
+)
 from ..ops import BATCH_INVARIANT, NOISE, state_sizes
 from ..prepared_ops import (
     check_integers,

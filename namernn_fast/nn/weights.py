@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..call import int8
 from ..integrations.nn_rnn import exact_class, plain_twin
+from ..machine.torch_private import _has_any_global_hook
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

@@ -1,0 +1,196 @@
+"""The private names of torch that this package uses. No other module names any of them.
+
+A later torch may lack one of them. What has a public substitute, or can be done without, then takes
+it; anything else raises an error when it is used, not when this package is imported.
+`tests/install/test_installed.py` checks with every torch that all of them are there.
+"""
+
+import importlib
+import operator
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+OLDEST, NEWEST = "2.10", "2.15"
+"""The oldest and the newest torch that this package was tried with."""
+
+absent: list[str] = []
+"""The names that this torch lacks."""
+
+
+def tried() -> str:
+    """Returns a sentence that compares this torch with the versions that were tried."""
+    return f"This is torch {torch.__version__}; namernn_fast was tried with {OLDEST} to {NEWEST}"
+
+
+class _Absent:
+    """Stands for a name that this torch lacks; raises an error when it is called or read."""
+
+    def __init__(self, name: str) -> None:
+        self._message = f"namernn_fast needs {name}, which this torch lacks. {tried()}: install one"
+
+    def __call__(self, *arguments: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(self._message)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._message)
+
+
+def _find(path: str, instead: Any = None) -> Any:
+    """Returns what torch has under a dotted name.
+
+    Args:
+        path: the name.
+        instead: the substitute if torch lacks the name; None to raise an error once it is used.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (AttributeError, ImportError):
+        absent.append(path)
+        return _Absent(path) if instead is None else instead
+
+
+def _is_autocast_on() -> bool:
+    accelerator = torch.accelerator.current_accelerator()
+    devices = "cpu", "cuda" if accelerator is None else accelerator.type
+    return any(map(torch.is_autocast_enabled, devices))
+
+
+def _public_precision(backend: str, operator: str) -> str:
+    return getattr(getattr(torch.backends, backend), operator).fp32_precision  # type: ignore[no-any-return]
+
+
+def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+# Functions and classes keep torch's names. Callers import them one by one, so that a call looks up
+# one global name.
+_are_functorch_transforms_active: Callable[[], bool] = _find(
+    "torch._C._are_functorch_transforms_active"
+)
+_get_tracing_state: Callable[[], object] = _find(
+    "torch._C._get_tracing_state",
+    lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
+)
+"""None if TorchScript is not tracing. Quicker than `torch.jit.is_tracing`."""
+_is_any_autocast_enabled: Callable[[], bool] = _find(
+    "torch._C._is_any_autocast_enabled", _is_autocast_on
+)
+_get_fp32_precision_getter: Callable[[str, str], str] = _find(
+    "torch._C._get_fp32_precision_getter", _public_precision
+)
+_foreach_copy_: Callable[[Sequence[Tensor], Sequence[Tensor]], object] = _find(
+    "torch._foreach_copy_", _copy_each
+)
+
+# Without one of these, no step is known to be unobserved, and every step runs through an operator.
+_len_torch_dispatch_stack: Callable[[], int] = _find(
+    "torch._C._len_torch_dispatch_stack", lambda: 1
+)
+_len_torch_function_stack: Callable[[], int] = _find(
+    "torch._C._len_torch_function_stack", lambda: 1
+)
+_profiler_enabled: Callable[[], bool] = _find("torch._C._autograd._profiler_enabled", lambda: True)
+
+_FUNCTORCH = "torch._C._functorch"
+TransformType: Any = _find(f"{_FUNCTORCH}.TransformType")
+get_unwrapped: Callable[[Tensor], Tensor] = _find(f"{_FUNCTORCH}.get_unwrapped")
+is_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_batchedtensor")
+is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _find(
+    f"{_FUNCTORCH}.is_functorch_wrapped_tensor"
+)
+is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_legacy_batchedtensor")
+maybe_get_level: Callable[[Tensor], int] = _find(f"{_FUNCTORCH}.maybe_get_level")
+
+_PYFUNCTORCH = "torch._functorch.pyfunctorch"
+retrieve_all_functorch_interpreters: Callable[[], list[Any]] = _find(
+    f"{_PYFUNCTORCH}.retrieve_all_functorch_interpreters"
+)
+retrieve_current_functorch_interpreter: Callable[[], Any] = _find(
+    f"{_PYFUNCTORCH}.retrieve_current_functorch_interpreter"
+)
+
+_disable_current_modes: Callable[[], AbstractContextManager[object]] = _find(
+    "torch.utils._python_dispatch._disable_current_modes"
+)
+# Without it, every call counts as one that may run hooks.
+_has_any_global_hook: Callable[[], bool] = _find(
+    "torch.nn.modules.module._has_any_global_hook", lambda: True
+)
+
+forward_ad: Any = _find("torch.autograd.forward_ad")
+"""Its `_current_level` is -1 outside of forward-mode AD. Callers read this attribute, because it
+changes and a function would take longer."""
+if not hasattr(forward_ad, "_current_level"):
+    forward_ad = _find("torch.autograd.forward_ad._current_level")  # raises when it is read
+
+Guard: Any = _find("torch._guards.Guard")
+TracingContext: Any = _find("torch._guards.TracingContext")
+
+DYNAMO = "torch._dynamo"
+DYNAMO_BUILDER = "torch._dynamo.variables.builder"
+EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights.expanded_weights_impl"
+"""Modules of torch that `integrations.deferred` waits for."""
+
+ATTRIBUTES = {
+    "Module": (
+        *("_apply", "_load_from_state_dict", "_save_to_state_dict", "_modules", "_parameters"),
+        *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
+    ),
+    "RNNBase": ("_all_weights", "_flat_weights_names", "_init_flat_weights"),
+    "Tensor": ("_is_view", "_version"),
+    "NestedTensor": ("_ragged_idx",),
+}
+"""Attributes of torch's objects, by class, that other modules read, or define to change what torch
+does."""
+
+version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
+"""Returns the number of changes in place of a tensor."""
+
+
+def without_python(overload: Any) -> Callable[..., Any]:
+    """Returns an operator without its Python function, which takes 0.4 us and serves compilers."""
+    return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def called_by_dynamo(function: _Function) -> _Function:
+    """Makes Dynamo call a function while it traces, and treat the result as a constant.
+
+    Equivalent to `torch.compiler.assume_constant_result`, which would import all of Dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def recompile_unless(holds: Callable[[], bool], code: str) -> None:
+    """Makes `torch.compile`, if it is tracing, compile again once a condition no longer holds.
+
+    Does nothing in `torch.export`, whose programs never change.
+
+    Args:
+        holds: the condition, which holds now.
+        code: the condition as text, for torch's log of recompilations.
+    """
+    context = TracingContext.try_get()
+    if context is None:
+        return
+
+    def add(builder: Any, guard: Any) -> None:
+        arguments: tuple[Any, ...] = lambda _: holds(), [code]
+        add_guard = builder.guard_manager.root.add_lambda_guard
+        try:
+            add_guard(*arguments, None)
+        except TypeError:  # torch 2.10 takes no stack of the user's code
+            add_guard(*arguments)
+
+    source = _find("torch._dynamo.source.GlobalStateSource")  # Dynamo has been imported
+    context.guards_context.dynamo_guards.add(Guard(source(), add))
