@@ -21,6 +21,7 @@ from .call.time_major import from_time_major, to_time_major
 from .cells import NUMBERED, Cell
 from .integrations.deferred import when_imported
 from .integrations.vmap import is_transformed
+from .machine.torch_private import DYNAMO
 
 _OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
 """torch's operator for each cell, by cell number; None for a cell without such an operator."""
@@ -36,7 +37,7 @@ def _break_graphs(dynamo: ModuleType) -> None:
     )
 
 
-when_imported("torch._dynamo", _break_graphs)
+when_imported(DYNAMO, _break_graphs, "keep torch's operators out of compiled graphs")
 
 
 def _operator(cell: Cell, *arguments: Any) -> Results:

@@ -3,6 +3,7 @@
 The warning about a missing extension must point at the user's import, whatever its form.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 import namernn_fast
+from namernn_fast.integrations import deferred
 from namernn_fast.machine import availability, requirements
 
 PACKAGE = Path(namernn_fast.__file__).parent
@@ -160,3 +162,55 @@ def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
     with pytest.raises(ImportError, match=r"of_tomorrow\. .*: reinstall it") as failed:
         availability._load_extension()
     assert failed.value.__cause__ is cause
+
+
+def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
+    """Neither a search for the module nor a failed import uses an action up."""
+    module = tmp_path / "namernn_fast_imported.py"
+    module.write_text("import namernn_fast_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    calls = []
+    deferred.when_imported(module.stem, calls.append, "test")
+    deferred.when_imported(module.stem, calls.append, "test")
+    for _ in range(2):
+        assert importlib.util.find_spec(module.stem).origin == str(module)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(module.stem)
+    module.write_text("value = 1\n" * 2)  # of another size, so that no bytecode is out of date
+    assert not calls
+    imported = importlib.import_module(module.stem)
+    importlib.reload(imported)
+    assert calls == [imported] * 2
+    deferred.when_imported(module.stem, calls.append, "test")
+    assert calls == [imported] * 3
+    monkeypatch.delitem(sys.modules, module.stem)
+
+
+def test_an_action_that_fails_does_not_end_the_import(tmp_path, monkeypatch):
+    (tmp_path / "namernn_fast_other.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    deferred.when_imported("namernn_fast_other", lambda module: module.moved, "find what moved")
+    said = r"cannot find what moved: AttributeError: .*'moved'.* This is torch .* with 2\.10 to"
+    with pytest.warns(RuntimeWarning, match=said):
+        importlib.import_module("namernn_fast_other")
+    monkeypatch.delitem(sys.modules, "namernn_fast_other")
+
+
+def test_a_search_for_torchs_modules_keeps_what_they_change():
+    program = """
+import importlib.util, torch, namernn_fast
+names = "torch._dynamo", "torch._dynamo.variables.builder", "torch.utils.flop_counter"
+assert not any(name in __import__("sys").modules for name in names)
+for name in names[::2]:
+    assert importlib.util.find_spec(name)
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    namernn_fast.FusedRNN(8, 16)(torch.randn(4, 2, 8))
+print(counter.get_total_flops())
+from torch._dynamo.variables.builder import VariableBuilder
+print(hasattr(VariableBuilder.wrap_module, "__wrapped__"))
+print(namernn_fast.torch_operators._outside_of_graphs is namernn_fast.torch_operators._OPERATORS)
+"""
+    ran = run("-W", "error", "-c", program, folder=PACKAGE.parent)
+    flops = 2 * 4 * 2 * 16 * (8 + 16)
+    assert ran.stdout.split() == [str(flops), "True", "False"], ran

@@ -10,12 +10,14 @@ import functools
 from types import ModuleType
 from typing import Any
 
+from ..machine.torch_private import DYNAMO_BUILDER
 from .deferred import when_imported
 
 
 def allow_tracing(*classes: type) -> None:
     """Makes Dynamo trace `classes`, subclasses of torch's layers, like any other modules."""
-    when_imported("torch._dynamo.variables.builder", lambda builder: _patch(builder, classes))
+    purpose = "let torch.compile trace the fused layers"
+    when_imported(DYNAMO_BUILDER, lambda builder: _patch(builder, classes), purpose)
 
 
 def _patch(builder: ModuleType, classes: tuple[type, ...]) -> None:

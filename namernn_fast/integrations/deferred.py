@@ -4,41 +4,81 @@
 """
 
 import importlib.abc
-import importlib.util
+import itertools
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+
+from ..machine.torch_private import tried
+
+Action = Callable[[Any], object]
+
+_waiting: dict[str, list[tuple[Action, str]]] = {}
+"""For modules that have not been executed yet: the actions, each with its purpose."""
 
 
-def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls `action(module)` once the module `name` has been imported, perhaps immediately."""
+def when_imported(name: str, action: Action, purpose: str) -> None:
+    """Calls `action(module)` once the module `name` has been executed, perhaps immediately.
+
+    An error of the action becomes a warning, so that it does not end the import of the module.
+
+    Args:
+        name: the module.
+        action: what to call.
+        purpose: what the action does, for the warning.
+    """
     if name in sys.modules:
-        action(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, action))
+        _attempt(action, purpose, sys.modules[name])
+        return
+    _waiting.setdefault(name, []).append((action, purpose))
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """An import finder that runs `action` once the module `name` has been executed."""
+def _attempt(action: Action, purpose: str, module: ModuleType) -> None:
+    try:
+        action(module)
+    except Exception as error:
+        message = f"namernn_fast cannot {purpose}: {type(error).__name__}: {error}. {tried()}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name, self.action = name, action
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules that actions wait for, and runs the actions once a module is executed.
+
+    Finding a module changes nothing, because tools also search for modules that they never execute.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.name:
+        if name not in _waiting:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
+        # Later finders only, so that two finders that delegate like this do not call each other.
+        later = itertools.dropwhile(lambda finder: finder is not self, [*sys.meta_path])
+        for finder in itertools.islice(later, 1, None):
+            find = getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find and find(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    _run_actions_after(spec.loader)
+                return spec
+        return None
 
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            self.action(module)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+_FINDER = _Finder()
+
+
+def _run_actions_after(loader: Any) -> None:
+    """Makes a loader run the actions for a module after it has executed the module."""
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        for action, purpose in _waiting.pop(module.__name__, ()):
+            _attempt(action, purpose, module)
+
+    loader.exec_module = exec_module

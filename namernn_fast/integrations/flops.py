@@ -17,7 +17,7 @@ from .deferred import when_imported
 
 def count_flops() -> None:
     """Registers the formulas of the operators with `FlopCounterMode`."""
-    when_imported("torch.utils.flop_counter", _register)
+    when_imported("torch.utils.flop_counter", _register, "count the FLOPs of the fused layers")
 
 
 def _register(flop_counter: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import is_tensor_like
 
+from ..machine.torch_private import EXPANDED_WEIGHTS
 from .deferred import when_imported
 
 Plain = TypeVar("Plain", bound=torch.nn.Module)
@@ -27,7 +28,7 @@ def _remember(module: ModuleType) -> None:
     _expanded_weights = (module.ExpandedWeight,)
 
 
-when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", _remember)
+when_imported(EXPANDED_WEIGHTS, _remember, "run layers with torch's expanded weights")
 
 
 def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: bool) -> bool:
