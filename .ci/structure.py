@@ -1,8 +1,9 @@
 """Checks the structure of the source tree and a few names; `make check` runs it.
 
 Prints every finding as `file:line: message` and exits with status 1 if there is any. It limits the
-length of files and functions and the number of parameters, forbids import cycles and comparisons
-with the name of a cell, and bans names that are ambiguous by the glossary of docs/architecture.md.
+length of files and functions and the number of parameters, forbids import cycles, comparisons with
+the name of a cell and private names of torch, and bans names that are ambiguous by the glossary of
+docs/architecture.md.
 It needs only Python.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/kernel/cells/"
+# The only module that names what is private in torch.
+TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 10
 
 # Files, or file:function, that may be longer, with the reason. At most three.
@@ -236,6 +239,67 @@ def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str
                 yield path, line, f"asks for a cell: put what differs into {NATIVE_CELLS}"
 
 
+def dotted_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yields the line and the dotted name of each import, attribute and string of a module.
+
+    An attribute's name starts with what its first part was imported as, or with "?".
+    """
+    origins: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+                origins[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{'.' * node.level}{node.module or ''}.{alias.name}"
+                yield node.lineno, name
+                origins[alias.asname or alias.name] = name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.Attribute):
+            parts, inner = [node.attr], node.value
+            while isinstance(inner, ast.Attribute):
+                parts.append(inner.attr)
+                inner = inner.value
+            first = origins.get(inner.id, "?") if isinstance(inner, ast.Name) else "?"
+            yield node.lineno, ".".join([first, *reversed(parts)])
+
+
+PRIVATE = r"_(?!_)\w+"
+OF_TORCH = re.compile(rf"torch(\.\w+)*\.{PRIVATE}(\.\w+)*")
+OF_OTHERS = {"_asdict", "_getframe", "_replace"}  # documented, of named tuples and of `sys`
+
+
+def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Yields the path, line and message for each private name of torch outside TORCH_PRIVATE.
+
+    These are names below torch with a part that starts with an underscore, and such attributes of
+    any object, if nothing in the package defines them and TORCH_PRIVATE does not list them.
+    """
+    trees = {path: ast.parse(text) for path, text in files.items()}
+    known = set(OF_OTHERS)
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                known.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                known.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                known.add(node.id)
+            elif path == TORCH_PRIVATE and isinstance(node, ast.Constant):
+                known.add(node.value)
+    for path, tree in trees.items():
+        for line, name in dotted_names(tree) if path != TORCH_PRIVATE else ():
+            last = name.rpartition(".")[2]
+            unknown = re.fullmatch(rf"\?.*\.{PRIVATE}", name) and last not in known
+            if OF_TORCH.fullmatch(name) or unknown:
+                yield path, line, f"private name {name.lstrip('?.')}: put it into {TORCH_PRIVATE}"
+
+
 def banned_words(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields the line and a message for each banned name."""
     for pattern, instead, places in BANNED:
@@ -272,7 +336,8 @@ def findings() -> Iterator[str]:
     python = dict(source_files(PACKAGE, suffixes={".py"}))
     files = python | dict(source_files("csrc", suffixes={".h", ".cpp"}))
     imported = (*import_cycles(python), *upward_imports(python))
-    for path, line, message in (*imported, *questions_about_cells(files)):
+    named = *questions_about_cells(files), *private_names_of_torch(python)
+    for path, line, message in (*imported, *named):
         yield f"{path}:{line}: {message}"
     tops = [top for top in EVERYWHERE if top.endswith("/")] + ["README.md", "CONTRIBUTING.md"]
     for path, text in source_files(*tops, suffixes=WORD_FILES):

@@ -359,10 +359,6 @@ def test_step_modules_read_strided_states_and_plain_weights_only(kind):
     torch.testing.assert_close(module(x, dense), theirs(x, dense))
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
-    reason="this torch has no functions that read a tensor from C",
-)
 def test_a_plain_call_needs_no_operator(kind, monkeypatch):
     _, stream = make(kind, 5, 20)
     tokens = kind.tokens(9, 5, 20).prepare().stream(4)

@@ -69,6 +69,24 @@ def test_comparisons_with_the_name_of_a_cell_are_found(structure):
     assert found == [*in_python, ("csrc/plan.cpp", 2)]
 
 
+def test_private_names_of_torch_are_found(structure):
+    files = {
+        structure.TORCH_PRIVATE: "import torch\na = torch._C._f\nb = '_parameters'\n",
+        "namernn_fast/a.py": (
+            "import torch, sys\nfrom torch._C import f\nfrom torch.nn.modules.module import _any\n"
+            "from torch.autograd import forward_ad as ad\nx = torch._C._g()\ny = ad._level\n"
+            "when_imported('torch._dynamo')\nz = layer()._flat\n"
+        ),
+        "namernn_fast/b.py": (
+            "import torch\nfrom . import _C\nx = layer._parameters, torch.nn.RNN, sys._getframe\n"
+            "class A:\n    def _f(self):\n        self._y = self._f()._y\n'torch.nn', '_x', '._x'\n"
+            "_C._f(x.__dict__, torch.__version__)\n"
+        ),
+    }
+    found = [(path, line) for path, line, _ in structure.private_names_of_torch(files)]
+    assert sorted({*found}) == [("namernn_fast/a.py", line) for line in (2, 3, 5, 6, 7, 8)]
+
+
 def test_upward_imports_are_found(structure):
     files = {
         "namernn_fast/__init__.py": "from .nn import A\n",
