@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ class BeforeAfter(Study):
         assert_within_budget(ours, theirs, exact)
         difference = max_error(results[AFTER], results[BEFORE])
         found = statistics_of(take_turns(runs, seconds), AFTER)
-        return {"name": program.name, **program.also, "difference": difference, **found}
+        version = getattr(sys.modules[program.package], "__version__", None)
+        also = {**program.also, "version": version and f"{program.package} {version}"}
+        return {"name": program.name, **also, "difference": difference, **found}
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
         """Times the programs; returns a row for each, and adds those that are wrong to `wrong`."""
