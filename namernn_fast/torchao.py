@@ -1,7 +1,7 @@
 """8-bit weights for recurrent layers through `torchao.quantization.quantize_`.
 
-torchao converts linear layers; this module adds a config for the layers of this package and of
-torch, which become prepared modules, as `prepare_rnn` makes them:
+torchao converts linear layers and convolutions; this module adds a config for the layers of this
+package and of torch, which become prepared modules, as `prepare_rnn` makes them:
 
     from namernn_fast.torchao import RecurrentConfig, is_recurrent
     from torchao.quantization import quantize_

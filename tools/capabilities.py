@@ -108,7 +108,7 @@ def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None
 
 @row(
     "`torch.compile(fullgraph=True)`, forward and backward",
-    "`torch.compile` does not trace it",
+    "by default, `torch.compile` does not trace it",
     slow=True,
 )
 def _(layer, x):
@@ -119,7 +119,7 @@ def _(layer, x):
 
 @row(
     "one compilation for all lengths and batches, packed too",
-    "`torch.compile` does not trace it",
+    "by default, `torch.compile` does not trace it",
     slow=True,
 )
 def _(layer):

@@ -39,7 +39,6 @@ def test_replace_rnn_warns_if_there_is_nothing_to_replace(kind, every):
 
 
 @pytest.mark.drop_in
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is (deprecated|not supported):DeprecationWarning")
 @pytest.mark.parametrize("beside", [False, True])
 def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
     model = torch.nn.Sequential(torch.jit.script(torch.nn.Sequential(kind.nn_layer(3, 4))))
