@@ -14,10 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch._functorch.pyfunctorch
+import torch.utils._python_dispatch
 
 import namernn_fast
 from namernn_fast.integrations import deferred
-from namernn_fast.machine import availability, requirements
+from namernn_fast.machine import availability, requirements, torch_private
 
 PACKAGE = Path(namernn_fast.__file__).parent
 
@@ -211,6 +214,49 @@ from torch._dynamo.variables.builder import VariableBuilder
 print(hasattr(VariableBuilder.wrap_module, "__wrapped__"))
 print(namernn_fast.torch_operators._outside_of_graphs is namernn_fast.torch_operators._OPERATORS)
 """
-    ran = run("-W", "error", "-c", program, folder=PACKAGE.parent)
+    ran = run("-W", "error::RuntimeWarning", "-c", program, folder=PACKAGE.parent)
     flops = 2 * 4 * 2 * 16 * (8 + 16)
     assert ran.stdout.split() == [str(flops), "True", "False"], ran
+
+
+def test_private_names_that_torch_lacks_are_replaced(monkeypatch):
+    """What has no substitute raises an error when it is used, and not at import."""
+    owners = {
+        torch: ["_foreach_copy_"],
+        torch._C: ["_get_tracing_state", "_is_any_autocast_enabled", "_get_fp32_precision_getter"],
+        torch._C._autograd: ["_profiler_enabled"],
+        torch._C._functorch: ["TransformType", "is_legacy_batchedtensor"],
+        torch.autograd.forward_ad: ["_current_level"],
+        torch.nn.modules.module: ["_has_any_global_hook"],
+        torch.utils._python_dispatch: ["_disable_current_modes"],
+    }
+    spec = importlib.util.spec_from_file_location("without_names", torch_private.__file__)
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patches:
+        for owner, names in owners.items():
+            for name in names:
+                patches.delattr(owner, name)
+        spec.loader.exec_module(module)
+    paths = {f"{owner.__name__}.{name}" for owner, names in owners.items() for name in names}
+    assert {*module.absent} == paths
+    assert not torch_private.absent
+    assert module._get_tracing_state() is None
+    assert module._profiler_enabled()
+    assert module._has_any_global_hook()
+    assert not module._is_any_autocast_enabled()
+    with torch.autocast("cpu"):
+        assert module._is_any_autocast_enabled()
+    for operator in ("matmul", "rnn"):
+        expected = torch_private._get_fp32_precision_getter("mkldnn", operator)
+        assert module._get_fp32_precision_getter("mkldnn", operator) == expected
+    targets = [torch.zeros(2), torch.zeros(3)]
+    module._foreach_copy_(targets, [torch.ones(2), torch.ones(3)])
+    assert all(target.all() for target in targets)
+    assert not module.is_legacy_batchedtensor(targets[0])
+    said = r"needs \S+{}, which this torch lacks\. This is torch .* with 2\.10 to 2\.15\. Install"
+    with pytest.raises(RuntimeError, match=said.format("_disable_current_modes")):
+        module._disable_current_modes()
+    with pytest.raises(AttributeError, match=said.format("TransformType")):
+        _ = module.TransformType.Vmap
+    with pytest.raises(AttributeError, match=said.format("_current_level")):
+        _ = module.forward_ad._current_level

@@ -30,7 +30,9 @@ class _Absent:
     """Stands for a name that this torch lacks; raises an error when it is called or read."""
 
     def __init__(self, name: str) -> None:
-        self._message = f"namernn_fast needs {name}, which this torch lacks. {tried()}: install one"
+        self._message = (
+            f"namernn_fast needs {name}, which this torch lacks. {tried()}. Install one of those"
+        )
 
     def __call__(self, *arguments: Any, **kwargs: Any) -> Any:
         raise RuntimeError(self._message)
@@ -105,7 +107,10 @@ is_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_batchedtens
 is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_functorch_wrapped_tensor"
 )
-is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_legacy_batchedtensor")
+# Without it, there are no such tensors, which only `is_grads_batched` makes.
+is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(
+    f"{_FUNCTORCH}.is_legacy_batchedtensor", lambda _: False
+)
 maybe_get_level: Callable[[Tensor], int] = _find(f"{_FUNCTORCH}.maybe_get_level")
 
 _PYFUNCTORCH = "torch._functorch.pyfunctorch"

@@ -6,11 +6,13 @@ tests/ goes deeper.
 """
 
 import copy
+import hashlib
 import importlib.util
 import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 import namernn_fast
 from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell, TokenRNN, explain, replace_rnn
-from namernn_fast.machine import availability
+from namernn_fast.machine import availability, torch_private
+from namernn_fast.nn import direct, step_modules, streams
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.slow
@@ -34,6 +37,15 @@ STACKS = {
     "LSTM": (torch.nn.LSTM, {}),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TORCHS_LAYERS = {
+    "548a86b2ad4138162a5db13bb2a66dc7297595a4fb4b245e057145fcd3f16a35": "2.10",
+    "5be3167a71ab06e2690ca16792dfe302be2afd462f24708dc29e09a3eb3b97aa": "2.11",
+    "45ba488838119cda365fa304f3638335b584c4c4b6da353a43d4f368da8f0e67": "2.12",
+    "902deeba8fd7d3c92b00e3557071b3bb41cf747bd4b2b9d63757d88562688bde": "2.13 and 2.14",
+    "f8da80dc0303f9f2af83c613e6eb5f30d9e22b8ceacf151324181d9c71e09e7a": "2.15",
+}
+"""The SHA-256 of the file of torch.nn.modules.rnn in each torch that the layers were compared with,
+from the oldest to the newest."""
 
 
 def has(*packages):
@@ -114,6 +126,115 @@ def test_nothing_is_imported_from_a_checkout():
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
         pytest.skip("no wheel is installed here: `make compatibility ONLY=wheel` installs one")
     assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
+
+
+def test_torch_has_every_private_name():
+    jagged = torch.nested.as_nested_tensor([torch.zeros(2, 3)], layout=torch.jagged)
+    objects = {
+        "Module": torch.nn.Module(),
+        "RNNBase": torch.nn.RNN(D, H),
+        "Tensor": torch.zeros(1),
+        "NestedTensor": jagged,
+    }
+    absent = [
+        f"{name}.{attribute}"
+        for name, attributes in torch_private.ATTRIBUTES.items()
+        for attribute in attributes
+        if not hasattr(objects[name], attribute)
+    ]
+    assert [*torch_private.absent, *absent] == []
+    operator = torch.ops.namernn_fast.forward.default
+    assert torch_private.without_python(operator) is not operator
+
+
+def test_imports_of_torch_run_the_hooks():
+    """Hooks change torch's modules, and none of them warns that it cannot."""
+    program = """
+import torch, namernn_fast
+from namernn_fast import torch_operators
+from namernn_fast.integrations import deferred, nn_rnn
+from namernn_fast.machine import torch_private
+import torch._dynamo.variables.builder as builder
+import torch.utils.flop_counter as counter
+import torch.nn.utils._expanded_weights.expanded_weights_impl
+assert not deferred._waiting
+assert builder.VariableBuilder.wrap_module.__wrapped__
+assert not builder.config.allow_rnn
+assert torch_operators._outside_of_graphs is not torch_operators._OPERATORS
+assert torch.ops.namernn_fast.forward in counter.flop_registry
+assert nn_rnn._expanded_weights
+marked = torch.compiler.assume_constant_result(lambda: None)
+assert vars(marked) == vars(torch_private.called_by_dynamo(lambda: None))
+"""
+    run_python("-W", "error::RuntimeWarning", "-c", program)
+
+
+def test_torchs_layers_are_known():
+    """The layers repeat checks, errors and attributes of torch's layers, which may change."""
+    found = hashlib.sha256(Path(torch.nn.modules.rnn.__file__).read_bytes()).hexdigest()
+    assert found in TORCHS_LAYERS, (
+        f"torch.nn.modules.rnn of torch {torch.__version__} is unknown. Compare it with that "
+        f"of torch {[*TORCHS_LAYERS.values()][-1]}: arguments and checks of the constructors, "
+        "attributes of RNNBase, the checks and messages of forward and of the cells, and what "
+        f"TorchScript compiles. Follow what changed, and add {found} to TORCHS_LAYERS"
+    )
+
+
+X = torch.randn(T, B, D)
+WRONG_CALLS = {
+    "features": (X[..., 1:], None),
+    "dimensions": (X[0, 0], None),
+    "no steps": (X[:0], None),
+    "hx of other layers": (X, torch.zeros(2, B, H)),
+    "hx of another batch": (X, torch.zeros(1, B + 1, H)),
+    "hx without a batch": (X, torch.zeros(1, H)),
+    "dtype": (X.double(), None),
+    "device": (X.to("meta"), None),
+}
+
+
+@pytest.mark.parametrize(("input", "hx"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+@pytest.mark.parametrize("kind", FUSED)
+def test_errors_are_torchs(kind, input, hx):
+    errors = []
+    for layer in pair(kind=kind):
+        states = (hx, hx) if hx is not None and kind is torch.nn.LSTM else hx
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            layer(input, states)
+        errors.append((raised.type, str(raised.value)))
+    if errors[1][1].startswith("input must have the type"):  # until torch 2.10
+        errors = [kind for kind, _ in errors]
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_errors_of_constructors_are_torchs(kind):
+    wrong = {"hidden_size": 0}, {"num_layers": 0}, {"dropout": 2.0}, {"bias": 1}, {"no_option": 1}
+    for options in wrong:
+        errors = []
+        for cls in (FUSED[kind], kind):
+            try:
+                cls(**{"input_size": D, "hidden_size": H} | options)
+                errors.append(None)
+            except (TypeError, ValueError) as error:
+                errors.append((type(error), str(error).replace("Fused", "")))
+        assert errors[0] == errors[1]
+
+
+def test_steps_skip_the_dispatcher(monkeypatch):
+    """Streams and step modules read tensors through DLPack's table of C functions."""
+    taken = []
+    run = direct.step_directly
+    for module in (direct, streams):
+        monkeypatch.setattr(
+            module, "step_directly", lambda *each: taken.append(run(*each)) or taken[-1]
+        )
+    monkeypatch.setattr(step_modules, "KERNEL", "avx2")
+    FusedRNN(D, H).prepare().stream(B)(X[0])
+    for cell in (FusedRNNCell(D, H), FusedRNNCell(D, H).prepare()):
+        with torch.no_grad():
+            cell(X[0])
+    assert taken == [True] * 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -206,6 +327,23 @@ def test_a_compiled_module_matches_the_eager_module(lengths):
         loss.backward()
         seen.append([loss, *(p.grad.clone() for p in net.parameters())])
     torch.testing.assert_close(*seen)
+
+
+def test_a_change_of_precision_compiles_again():
+    torch._dynamo.reset()
+    graphs = []
+    layer, x = FusedRNN(D, H).requires_grad_(False), torch.randn(T, B, D)
+    compiled = torch.compile(layer, backend=lambda graph, _: graphs.append(graph) or graph)
+    operator = getattr(torch.backends.mkldnn, layer._cell.fp32_precision)
+    counts, previous = [], operator.fp32_precision
+    try:
+        for precision in ("ieee", "ieee", "bf16"):
+            operator.fp32_precision = precision
+            compiled(x)
+            counts.append(len(graphs))
+    finally:
+        operator.fp32_precision = previous
+    assert counts == [1, 1, 2]
 
 
 def test_an_exported_program_accepts_other_sizes():
