@@ -18,6 +18,7 @@ from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 from .machine.torch_private import (
     _are_functorch_transforms_active,
+    before_first_hook,
     is_legacy_batchedtensor,
     version_of,
 )
@@ -150,14 +151,11 @@ def _skipping_none(hook: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _register_hooks(node: Any, result: Tensor) -> None:
-    """Replaces `_register_hook_dict` of the nodes of `FusedStack`, which `register_hook` calls."""
+def _skip_unused(result: Tensor) -> None:
     result._backward_hooks = _ResultHooks()
-    super(_Node, node)._register_hook_dict(result)
 
 
-_Node: Any = FusedStack._backward_cls
-_Node._register_hook_dict = _register_hooks
+before_first_hook(FusedStack, _skip_unused)
 
 _NOT_DIFFERENTIABLE = (None,) * 7  # for the arguments before input
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import ops
 from ..cells import Cell
 from ..machine import transfers
-from ..machine.torch_private import _get_tracing_state
+from ..machine.torch_private import _assert_async, _get_tracing_state
 from .call import Call, Results
 from .checks import check_reset, check_shape, hint_at_embedding
 
@@ -119,7 +119,7 @@ def _check_lengths_of_noise(borders: Tensor, of_input: Tensor) -> None:
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
     if torch.compiler.is_compiling():  # the values are known when the compiled program runs
-        torch._assert_async((borders == of_input).all(), error)
+        _assert_async((borders == of_input).all(), error)
     elif not torch.equal(borders, of_input):
         raise RuntimeError(error)
 

@@ -8,9 +8,9 @@ tensor or a ZeroTensor would reach the kernels as it is, and kernels read memory
 import torch
 from torch import Tensor
 
+from ..machine.torch_private import DispatchKey, _dispatch_keys
+
 _PLAIN = (Tensor, torch.nn.Parameter)
-_Key = torch._C.DispatchKey
-_NOT_IN_MEMORY = (_Key.Python, _Key.Negative, _Key.ZeroTensor)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -20,7 +20,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 def is_wrapper(tensor: Tensor) -> bool:
     """Returns whether the class of a tensor handles operators by `__torch_dispatch__`."""
-    return torch._C._dispatch_keys(tensor).has(_Key.Python)
+    return _dispatch_keys(tensor).has(DispatchKey.Python)  # type: ignore[no-any-return]
 
 
 def resolved(tensor: Tensor) -> Tensor:
@@ -28,5 +28,5 @@ def resolved(tensor: Tensor) -> Tensor:
 
     The copy is plain except for some wrapper subclasses, which copy to their own class.
     """
-    keys = torch._C._dispatch_keys(tensor)
-    return tensor.clone() if any(keys.has(key) for key in _NOT_IN_MEMORY) else tensor
+    not_in_memory = DispatchKey.Python, DispatchKey.Negative, DispatchKey.ZeroTensor
+    return tensor.clone() if any(map(_dispatch_keys(tensor).has, not_in_memory)) else tensor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import is_tensor_like
 
-from ..machine.torch_private import EXPANDED_WEIGHTS
+from ..machine.torch_private import EXPANDED_WEIGHTS, _get_tracing_state, _set_tracing_state
 from .deferred import when_imported
 
 Plain = TypeVar("Plain", bound=torch.nn.Module)
@@ -65,12 +65,12 @@ def _stands_for_tensor(value: object) -> bool:
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
     """Context manager in which `torch.jit.trace` records nothing, so that results are constants."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    state = _get_tracing_state()
+    _set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+        _set_tracing_state(state)
 
 
 def is_exact(module: torch.nn.Module) -> bool:

@@ -81,6 +81,7 @@ _get_tracing_state: Callable[[], object] = _find(
     lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
 )
 """None if TorchScript is not tracing. Quicker than `torch.jit.is_tracing`."""
+_set_tracing_state: Callable[[object], None] = _find("torch._C._set_tracing_state")
 _is_any_autocast_enabled: Callable[[], bool] = _find(
     "torch._C._is_any_autocast_enabled", _is_autocast_on
 )
@@ -90,6 +91,9 @@ _get_fp32_precision_getter: Callable[[str, str], str] = _find(
 _foreach_copy_: Callable[[Sequence[Tensor], Sequence[Tensor]], object] = _find(
     "torch._foreach_copy_", _copy_each
 )
+_assert_async: Callable[[Tensor, str], None] = _find("torch._assert_async")
+DispatchKey: Any = _find("torch._C.DispatchKey")
+_dispatch_keys: Callable[[Tensor], Any] = _find("torch._C._dispatch_keys")
 
 # Without one of these, no step is known to be unobserved, and every step runs through an operator.
 _len_torch_dispatch_stack: Callable[[], int] = _find(
@@ -149,7 +153,9 @@ ATTRIBUTES = {
         *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
     ),
     "RNNBase": ("_all_weights", "_flat_weights_names", "_init_flat_weights"),
-    "Tensor": ("_is_view", "_version"),
+    "Tensor": ("_backward_hooks", "_is_view", "_is_zerotensor", "_version"),
+    "Function": ("_backward_cls",),
+    "Node": ("_register_hook_dict",),
     "NestedTensor": ("_ragged_idx",),
 }
 """Attributes of torch's objects, by class, that other modules read, or define to change what torch
@@ -162,6 +168,21 @@ version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
 def without_python(overload: Any) -> Callable[..., Any]:
     """Returns an operator without its Python function, which takes 0.4 us and serves compilers."""
     return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
+
+
+def before_first_hook(function: type, prepare: Callable[[Tensor], object]) -> None:
+    """Calls `prepare` with each result of an autograd.Function that gets its first tensor hook.
+
+    Does nothing if this torch lacks the private names for that.
+    """
+    node: Any = getattr(function, "_backward_cls", None)
+    if hasattr(node, "_register_hook_dict"):
+
+        def register(self: Any, result: Tensor) -> None:
+            prepare(result)
+            super(node, self)._register_hook_dict(result)
+
+        node._register_hook_dict = register
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

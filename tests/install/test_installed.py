@@ -135,6 +135,8 @@ def test_torch_has_every_private_name():
         "RNNBase": torch.nn.RNN(D, H),
         "Tensor": torch.zeros(1),
         "NestedTensor": jagged,
+        "Function": torch.autograd.Function,
+        "Node": torch.autograd.Function._backward_cls,
     }
     absent = [
         f"{name}.{attribute}"
