@@ -187,12 +187,14 @@ void backward_stack(const Stack& stack, const Options& options, BackwardTensors&
     using Scalar = decltype(storage);
     if (trees) {
       backward_trees(stack, *trees, grads);
-    } else if (stack.batch.layout.N > 0) {
+    } else if (!stack.is_empty()) {
       run_backward<Scalar>(stack, grads);
     } else {
-      for (const Tensor& w : grads.grad_weights) {
-        std::fill_n(mutable_data<Scalar>(w), w.numel(), Scalar());
-      }
+      const auto clear = [](const Tensor& grad) {
+        std::fill_n(mutable_data<Scalar>(grad), grad.numel(), Scalar());
+      };
+      for (const Tensor& grad : grads.grad_weights) clear(grad);
+      if (grads.grad_input) clear(*grads.grad_input);
     }
     finish_backward<Scalar>(stack, grads);
   });

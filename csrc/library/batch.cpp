@@ -11,12 +11,13 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Returns the layout of B sequences that are alive at all T times and have evenly spaced rows.
-SequenceLayout dense_layout(int64_t T, int64_t B) {
+// Returns the layout of B sequences with N rows in T times. The rows are evenly spaced, and all
+// sequences are alive at all times, until other members say otherwise.
+SequenceLayout layout_of(int64_t T, int64_t B, int64_t N) {
   SequenceLayout layout{};
   layout.T = T;
   layout.B = B;
-  layout.N = T * B;
+  layout.N = N;
   return layout;
 }
 
@@ -27,7 +28,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
         "batch_sizes must be a 1-D int64 tensor on the CPU");
   const Tensor contiguous = dense(batch_sizes);
   const int64_t T = contiguous.numel();
-  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  const int64_t* values = const_data<int64_t>(contiguous);
   batch.count.assign(values, values + T);
   batch.start.resize(T);
   int64_t rows = 0;
@@ -40,14 +41,13 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
             : "batch_sizes must not exceed the rows of data, got ",
           batch.count[t], t ? " after " : " instead of at most ", limit, " at step ", t);
     batch.start[t] = rows;
-    rows += batch.count[t];
+    rows = std::min(rows + batch.count[t], 2 * kMostElements);  // data_rows is smaller
   }
   check(rows == data_rows, "batch_sizes must sum to the rows of data, ", data_rows,
         ", got a sum of ", rows);
   batch.T = T;
   batch.B = T ? batch.count[0] : 0;
-  batch.layout = dense_layout(T, batch.B);
-  batch.layout.N = rows;
+  batch.layout = layout_of(T, batch.B, rows);
   batch.layout.count = batch.count.data();
   batch.layout.start = batch.start.data();
 }
@@ -82,9 +82,9 @@ void sort_sequences(const int64_t* values, Batch& batch) {
     }
     for (int64_t b = 0; b < batch.B; ++b) batch.order[place[values[b]]++] = b;
   }
-  batch.layout = dense_layout(T, longer);
-  batch.layout.N = rows;
-  if (rows != T * longer) batch.layout.count = batch.count.data();  // lengths differ
+  batch.layout = layout_of(T, longer, rows);
+  const bool lengths_differ = T > 0 && batch.count[T - 1] != longer;
+  if (lengths_differ) batch.layout.count = batch.count.data();
   if (!sorted) batch.layout.order = batch.order.data();
 }
 
@@ -95,7 +95,7 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
   check(lengths.numel() == batch.B, "lengths must have one length for each of the ", batch.B,
         " sequences, got ", lengths.numel());
   const Tensor contiguous = dense(lengths);
-  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  const int64_t* values = const_data<int64_t>(contiguous);
   for (int64_t b = 0; b < batch.B; ++b) {
     check(values[b] >= 0 && values[b] <= batch.T, "lengths must be from 0 to ", batch.T,
           ", the steps of input, got ", values[b], " for sequence ", b);
@@ -110,7 +110,7 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
             offsets.numel() > 0,
         "offsets must be a 1-D int64 tensor on the CPU with at least one element");
   const Tensor contiguous = dense(offsets);
-  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  const int64_t* values = const_data<int64_t>(contiguous);
   batch.B = contiguous.numel() - 1;
   check(values[0] == 0 && values[batch.B] == data_rows, "offsets must begin with 0 and end with ",
         data_rows, ", the rows of data, got ", values[0], " and ", values[batch.B]);
@@ -139,11 +139,12 @@ void read_resets(const Tensor& reset, Batch& batch) {
   if (got.size() != 2 || !std::equal(shape.begin(), shape.end(), got.begin())) {
     fail("reset must have shape ", shape_text(shape), ", got ", shape_text(got));
   }
-  const bool* at = static_cast<const bool*>(reset.const_data_ptr());
+  const bool* at = const_data<bool>(reset);
   const int64_t time_stride = reset.stride(batch.batch_first ? 1 : 0);
   const int64_t stride = reset.stride(batch.batch_first ? 0 : 1);
   const SequenceLayout& layout = batch.layout;
-  batch.resets_in_order.reset(new bool[size_t(std::max<int64_t>(1, layout.T * layout.B))]);
+  const int64_t size = product_of("a tensor", {layout.T, layout.B});
+  batch.resets_in_order.reset(new bool[size_t(std::max<int64_t>(1, size))]);
   bool any = false;
   for (int64_t t = 0; t < layout.T; ++t) {
     for (int64_t b = 0; b < layout.B; ++b) {
@@ -171,6 +172,7 @@ Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layo
   if (batch.kind != Batch::Kind::padded) {
     check(sequence_layout.has_value(), "sequence_layout must be the ",
           options.packed ? "batch_sizes" : "offsets", " of input, got none");
+    product_of("a tensor", {input.size(0)});
     if (options.packed) {
       read_batch_sizes(*sequence_layout, input.size(0), batch);
     } else {
@@ -179,7 +181,7 @@ Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layo
   } else {
     batch.T = input.size(options.batch_first ? 1 : 0);
     batch.B = input.size(options.batch_first ? 0 : 1);
-    batch.layout = dense_layout(batch.T, batch.B);
+    batch.layout = layout_of(batch.T, batch.B, product_of("a tensor", {batch.T, batch.B}));
   }
   check(batch.T > 0 || options.jagged, "Expected sequence length to be larger than 0 in RNN");
   if (sequence_layout && batch.kind == Batch::Kind::padded) read_lengths(*sequence_layout, batch);

@@ -1,6 +1,9 @@
 // Errors of the operators. Every message begins with the name of the package.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +35,31 @@ std::string shape_text(const Sizes& sizes) {
   }
   text << ")";
   return text.str();
+}
+
+// Maximum product of sizes that come from a caller. No memory holds as many numbers, and a few such
+// products, in bytes, still add up to less than 2^63.
+constexpr int64_t kMostElements = int64_t(1) << 52;
+
+// Returns the product of sizes. Fails if a size is negative or if the product is too large; to keep
+// strides small as well, zeros count as ones for that. Every product of sizes from a caller must be
+// made, or bounded, by this function.
+template <class Sizes = std::initializer_list<int64_t>>
+int64_t product_of(const char* what, const Sizes& sizes) {
+  int64_t product = 1;
+  bool fits = true, is_zero = false, is_negative = false;
+  for (const int64_t size : sizes) {
+    fits &= !__builtin_mul_overflow(product, std::max<int64_t>(1, size), &product);
+    is_zero |= size == 0;
+    is_negative |= size < 0;
+  }
+  if (is_negative) {
+    fail(what, " must not have negative sizes, got ", shape_text(sizes));
+  }
+  if (!fits || product > kMostElements) {
+    fail("no memory for ", what, " of shape ", shape_text(sizes));
+  }
+  return is_zero ? 0 : product;
 }
 
 }  // namespace namernn_fast

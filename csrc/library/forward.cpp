@@ -86,7 +86,7 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
     } else if (!last || write_last) {
       results.outputs[size_t(k)] = empty_rows(stack.batch, features, stack.dtype);
     }
-    if (stack.batch.layout.N > 0) {
+    if (!stack.is_empty()) {
       run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Resources& resources) {
         kernels_for<Scalar>(stack).forward(forward_of<Scalar>(stack, results, k, d),
                                            resources.runtime());
@@ -133,7 +133,7 @@ ForwardTensors forward_stack(const Stack& stack, const Options& options) {
   for (size_t i = 0; i < stack.state_count(); ++i) {
     results.last_states.push_back(empty(stack.state_shape(i), stack.dtype));
   }
-  const bool keeps = options.want_saved && stack.kept_size() > 0;
+  const bool keeps = options.want_saved && stack.keeps();
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
   if (trees) {
     for (std::optional<Tensor>& output : results.outputs) {

@@ -39,11 +39,6 @@ void check_sharing(const Stack& stack, const Options& options) {
         "weights must be float32 or float64 when prefixes are shared");
 }
 
-CellKind cell_of(int64_t cell) {
-  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
-  return CellKind(cell);
-}
-
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
 Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
@@ -57,18 +52,14 @@ Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>
   return stack;
 }
 
-// Returns a view of a contiguous tensor as (rows, features).
-Tensor flat_rows(const Tensor& tensor) {
-  return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
-}
-
 std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Options& options) {
   check(!(options.last_state && options.want_saved),
         "options must not set both LAST_STATE and WANT_SAVED");
   ForwardTensors results = forward_stack(stack, options);
   // The shapes of the results must not depend on the values of ids.
   const auto in_shape = [&](const Tensor& output) {
-    return options.share_prefixes && output.dim() != 2 ? flat_rows(output) : output;
+    if (!options.share_prefixes || output.dim() == 2) return output;
+    return torch::stable::view(output, {stack.input.numel(), output.size(2)});
   };
   Tensors saved;
   for (size_t k = 0; options.want_saved && k + 1 < results.outputs.size(); ++k) {
@@ -152,11 +143,11 @@ Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
   for (const Tensor& state : states) on_cpu = on_cpu && state.is_cpu();
   check(on_cpu, "all tensors of a step must be on the CPU");
+  check(input.dim() > 0 && states[0].dim() > 0, "frame and states must have dimensions");
   const bool ids = has_ids(input);
   const Tensor frame = ids ? input : with_adjacent_features(input);
   std::vector<int64_t> shape(frame.sizes().begin(), frame.sizes().end());
   if (ids) shape.push_back(0);
-  check(!shape.empty() && states[0].dim() > 0, "frame and states must have dimensions");
   shape.back() = states[0].size(states[0].dim() - 1);
   const Tensor output = empty(shape, dtype_of_weights(dtype_of(prepared), options));
   Step step{};
@@ -189,7 +180,7 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
   if (stack.has_ids) shape.push_back(0);
   if (options.share_prefixes) shape = {stack.input.numel(), 0};
-  const int64_t kept_layers = stack.kept_size() > 0 ? stack.layers : 0;
+  const int64_t kept_layers = stack.keeps() ? stack.layers : 0;
   check(int64_t(saved.size()) == stack.layers - 1 + kept_layers, "saved must hold ",
         stack.layers - 1 + kept_layers, " tensor(s), got ", saved.size());
   const auto check_rows = [&](const char* name, const Tensor& rows, int64_t features) {
@@ -294,16 +285,28 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
   return gradients;
 }
 
+constexpr int64_t kMostThreads = int64_t(1) << 16;  // for which choose_plan() is fast
+
 // Returns the plan for a machine with this many threads and this size of L2 cache: groups, members,
 // estimated time in ns, and number of layers that run at once.
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,
                                                        int64_t l2_bytes, int64_t weight_blocks) {
+  for (const int64_t size : {input_size, hidden_size, num_layers, l2_bytes}) {
+    product_of("a layer", {size});
+  }
+  check(threads >= 1 && threads <= kMostThreads, "threads must be from 1 to ", kMostThreads,
+        ", got ", threads);
+  check(num_layers >= 1 && weight_blocks >= 1 && weight_blocks <= 4,
+        "num_layers and weight_blocks must be at least 1, and weight_blocks at most 4, got ",
+        num_layers, " and ", weight_blocks);
   SequenceLayout layout{};
   layout.T = int64_t(batch_sizes.size());
   layout.count = batch_sizes.data();
   for (const int64_t size : batch_sizes) {
+    check(size >= 0 && size <= kMostElements, "batch_sizes must be from 0 to ", kMostElements,
+          ", got ", size);
     layout.B = std::max(layout.B, size);
     layout.N += size;
   }

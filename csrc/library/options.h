@@ -26,6 +26,12 @@ struct Options {
   int64_t per_direction;  // number of weights that each direction of a layer has
 };
 
+// Returns the cell with the number that operators take.
+inline CellKind cell_of(int64_t cell) {
+  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
+  return CellKind(cell);
+}
+
 inline Options read_options(int64_t bits, int64_t trees) {
   check(bits >= 0 && bits >> 18 == 0, "options must be bits of namernn_fast.ops, got ", bits);
   check(trees >= 0, "trees must not be negative, got ", trees);

@@ -215,15 +215,18 @@ void check_prepared(const Stack& stack, const Tensor& prepared) {
 
 Stack stack_of_prepared(const View& prepared, const Options& options) {
   Header header{};
-  if (bytes_of(prepared) >= int64_t(sizeof(Header))) {
-    std::memcpy(&header, prepared.data, sizeof(header));
+  const int64_t bytes = bytes_of(prepared);
+  if (bytes >= int64_t(sizeof(Header))) std::memcpy(&header, prepared.data, sizeof(header));
+  bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
+               header.cell < kCells;
+  const Sizes claimed{header.layers, header.D, header.H, header.V, header.P};
+  for (const int64_t size : {claimed.layers, claimed.D, claimed.H, claimed.V, claimed.P}) {
+    known = known && size >= 0 && size <= bytes;
   }
   // check_header() refuses a tensor that holds anything else.
-  const bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
-                     header.cell < kCells;
-  const Sizes sizes{header.layers, header.D, header.H, header.V, header.P};
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
-  Stack stack = check_layers(CellKind(known ? header.cell : 0), sizes, dtype, options);
+  Stack stack =
+      check_layers(CellKind(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);
   check_header(stack, prepared);
   stack.prepared = prepared.data;
   return stack;

@@ -1,7 +1,6 @@
 // The Python module `_C`: a step without torch's dispatcher, which takes longer than a small step.
 #include <Python.h>
 
-#include <algorithm>
 #include <new>
 #include <string>
 #include <vector>
@@ -18,10 +17,14 @@ namespace namernn_fast {
 namespace {
 
 // Returns the functions that read torch's tensors from Python objects, or null if this torch has
-// none.
-const DLPackExchangeAPI* exchange_of(PyObject* tensor) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  PyObject* capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
+// none. They refuse objects of other types, unlike those of another library's tensors.
+const DLPackExchangeAPI* find_exchange() {
+  PyObject* const torch = PyImport_ImportModule("torch");
+  PyObject* const type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
+  PyObject* const capsule =
+      type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr;
+  Py_XDECREF(type);
+  Py_XDECREF(torch);
   if (!capsule) return nullptr;
   const void* found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
   Py_DECREF(capsule);  // the functions live as long as the process
@@ -72,11 +75,15 @@ bool run_without_lock(F&& f) {
 }
 
 // Reads a list of integers. Returns false for any other objects, even for those that have
-// `__index__`, because a bool and a tensor of a bool have it too; with an exception only if memory
-// runs out.
+// `__index__`, because a bool and a tensor of a bool have it too; with an exception only if this is
+// no list or memory runs out.
 bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
+  if (!PyList_Check(list)) {
+    PyErr_Format(PyExc_TypeError, "rows must be a list of integers or None, got %R", list);
+    return false;
+  }
   try {
-    rows.resize(size_t(std::max<Py_ssize_t>(0, PyList_Size(list))));
+    rows.resize(size_t(PyList_Size(list)));
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory() != nullptr;
   }
@@ -111,7 +118,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "step() takes 8 arguments, the first of them a list");
     return nullptr;
   }
-  static const DLPackExchangeAPI* const exchange = exchange_of(args[3]);
+  static const DLPackExchangeAPI* const exchange = find_exchange();
   Step step{};
   step.row_count = -1;
   const auto read_all = [&] {
@@ -138,9 +145,13 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     step.rows = rows.data();
   }
   const int64_t options = PyLong_AsLongLong(args[6]);
-  step.cell = CellKind(PyLong_AsLongLong(args[7]));
+  const int64_t cell = PyLong_AsLongLong(args[7]);
   if (PyErr_Occurred()) return nullptr;
-  if (!run_without_lock([&] { run_step(step, read_options(options, 0)); })) return nullptr;
+  const auto run = [&] {
+    step.cell = cell_of(cell);
+    run_step(step, read_options(options, 0));
+  };
+  if (!run_without_lock(run)) return nullptr;
   Py_RETURN_TRUE;
 }
 

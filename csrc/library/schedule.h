@@ -145,7 +145,9 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool exact =
       stack.terms == 0 && !stack.int8 &&
       (stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64());
-  if (!one_way || !evenly_spaced || !exact || stack.layers == 1) return {1, stack.batch.layout.T};
+  if (!one_way || !evenly_spaced || !exact || stack.layers == 1 || stack.is_empty()) {
+    return {1, stack.batch.layout.T};
+  }
   return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
 }
 

@@ -7,6 +7,26 @@
 namespace namernn_fast {
 namespace {
 
+constexpr int64_t kMostPadding = 256;  // no panel or row has more elements of padding
+
+// Checks that all sizes that follow from the sizes of a stack fit, and those with padding as well.
+void check_sizes(const Stack& stack) {
+  check(stack.V == 0 || stack.D == 0,
+        "a stack with a vocabulary must have an input_size of 0, got ", stack.D);
+  const auto padded = [](int64_t size) { return product_of("a weight", {size}) + kMostPadding; };
+  const int64_t rows = kernels_of(stack.cell).weight_blocks * padded(stack.H);
+  const int64_t features = padded(std::max(stack.D, stack.H));
+  product_of("weights", {stack.layers, stack.directions, rows, features});
+  product_of("a table", {stack.V, rows});
+}
+
+// Checks that the sizes of all tensors with a row for each row of the batch fit.
+void check_rows(const Stack& stack) {
+  const int64_t rows = std::max(count_tensor_rows(stack.batch), stack.batch.layout.N);
+  const int64_t gates = stack.directions * stack.gate_rows();
+  product_of("a tensor", {rows, std::max(stack.features(), gates)});
+}
+
 // Sets everything that depends neither on the batch nor on the weights.
 void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
                const Options& options) {
@@ -24,6 +44,7 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
   stack.activation = options.activation;
   stack.has_noise = options.noise;
   stack.cell = cell;
+  check_sizes(stack);
   check(int64_t(options.activation) < kernels_of(cell).activations,
         "options must not set this nonlinearity for the ", kernels_of(cell).name, " cell");
   check(kernels_of(cell).can_project || !options.projections,
@@ -52,6 +73,7 @@ Stack check_input(CellKind cell, const Tensor& input, const Sizes& sizes, int32_
   check(!(ids && options.noise), "options must not set NOISE for token ids");
   Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
   set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
+  check_rows(stack);
   if (ids) check_ids(stack.batch, input, stack.V);
   if (stack.dtype == aoti_torch_dtype_float32()) {
     stack.terms = terms_of(stack.batch.layout, stack.H, options);
@@ -119,14 +141,16 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   SequenceLayout& layout = stack.batch.layout;
   layout.T = T;
   layout.B = B;
-  layout.N = T * B;
+  layout.N = product_of("a tensor", {T, B});
+  check_rows(stack);
   if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
 }
 
 Stack check_stack(CellKind cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
-  const int64_t per_layer = (options.bidirectional ? 2 : 1) * options.per_direction;
+  const int64_t directions = options.bidirectional ? 2 : 1;
+  const int64_t per_layer = directions * options.per_direction;
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
@@ -138,8 +162,10 @@ Stack check_stack(CellKind cell, const Tensor& input,
           weights[0].dim());
     sizes.V = weights[0].size(0);
   } else {
-    sizes.D = input.size(input.dim() - 1) -
-              options.noise * per_layer / options.per_direction * sizes.layers * H;
+    const int64_t noise = product_of("noise", {options.noise, directions, sizes.layers, H});
+    sizes.D = input.size(input.dim() - 1) - noise;
+    check(sizes.D >= 0, "input must have at least the ", noise, " features of its noise, got ",
+          sizes.D + noise);
   }
   Stack stack = check_input(cell, input, sizes, dtype_of(weights[1]), std::move(batch), options);
   if (states) check_states(stack, *states);

@@ -73,9 +73,14 @@ struct Stack {
   int64_t noise_column(int64_t state) const { return D + state * H; }
   // Returns the number of columns of `input`.
   int64_t features() const { return has_noise ? noise_column(layers * directions) : D; }
+  // Returns whether there is nothing for kernels to compute: no rows, or rows without hidden units.
+  // Kernels must not be called then.
+  bool is_empty() const { return batch.layout.N == 0 || H == 0; }
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
+  // Returns whether a layer keeps such values.
+  bool keeps() const { return kernels_of(cell).kept > 0; }
 };
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the

@@ -26,9 +26,9 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
-  check(int64_t(step.cell) >= 0 && int64_t(step.cell) < kCells && step.weight_count >= 2 &&
-            weights[0].dim == 2 && weights[1].dim == 2,
+  check(step.weight_count >= 2 && weights[0].dim == 2 && weights[1].dim == 2,
         "weights must be prepared, or the weights of one layer");
+  check(!options.int8, "options must not set INT8 without prepared weights");
   const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0, weights[1].sizes[1]};
   Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
   const int64_t rows = stack.gate_rows();
@@ -242,8 +242,8 @@ void run_step(const Step& step, const Options& options) {
   const Frame frame = check_frame(step, stack, taking_part, options);
   check_rows(step, sequences);
   if (stack.has_ids) check_ids(step.frame, frame, stack.V);
-  if (frame.B == 0) return;
   set_rows(stack, frame.T, frame.B, options);
+  if (stack.is_empty()) return;
   with_storage(stack.dtype,
                [&](auto storage) { run_layers<decltype(storage)>(step, stack, frame); });
 }

@@ -32,9 +32,7 @@ struct Strides {
 };
 
 size_t count_elements(const std::vector<int64_t>& sizes) {
-  size_t count = 1;
-  for (const int64_t size : sizes) count *= size_t(size);
-  return count;
+  return size_t(product_of("a tensor", sizes));
 }
 
 // Copies the elements of a strided array to contiguous memory, and returns the end of the copy.
@@ -54,6 +52,7 @@ char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strid
 }  // namespace
 
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  const size_t count = count_elements(sizes);
   const Strides strides(sizes);
   AtenTensorHandle handle = nullptr;
   const AOTITorchError error =
@@ -61,7 +60,6 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
                                aoti_torch_device_type_cpu(), 0, &handle);
   if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
   const Tensor tensor(handle);
-  const size_t count = count_elements(sizes);
   if (count < kMappedAlone / sizeof(double)) return tensor;  // asking torch for sizes takes longer
   const size_t bytes = count * tensor.element_size();
   if (bytes >= kMappedAlone) advise_huge_pages(tensor.mutable_data_ptr(), bytes);

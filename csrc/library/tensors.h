@@ -40,13 +40,21 @@ inline Tensor uninitialized_like(const Tensor& tensor) {
 // `segment` then owns, and must not outlive it; otherwise `segment` does not change.
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype);
 
-template <class Storage>
-const Storage* const_data(const Tensor& tensor) {
-  return static_cast<const Storage*>(tensor.const_data_ptr());
-}
+// Returns the address of a tensor's elements. Fails if the tensor has elements but no memory, like
+// wrapper subclasses and fake tensors, which can reach a kernel in a list of tensors.
 template <class Storage>
 Storage* mutable_data(const Tensor& tensor) {
-  return static_cast<Storage*>(tensor.mutable_data_ptr());
+  void* const data = tensor.mutable_data_ptr();
+  if (!data && tensor.numel() > 0) {
+    fail("a tensor of shape ", shape_text(tensor.sizes()),
+         " has no memory: wrapper subclasses and fake tensors have values only for the dispatcher");
+  }
+  return static_cast<Storage*>(data);
+}
+template <class Storage>
+const Storage* const_data(const Tensor& tensor) {
+  const void* const data = tensor.const_data_ptr();
+  return data ? static_cast<const Storage*>(data) : mutable_data<Storage>(tensor);
 }
 
 // A tensor on the CPU, which the caller keeps alive.

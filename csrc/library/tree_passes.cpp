@@ -250,7 +250,7 @@ void with_scalar(const Stack& stack, Run&& run) {
 }  // namespace
 
 std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options) {
-  if (!options.share_prefixes || stack.batch.layout.N == 0) return std::nullopt;
+  if (!options.share_prefixes || stack.is_empty()) return std::nullopt;
   PrefixTrees trees(stack.batch, stack.input, stack.V, options.trees);
   if (!trees.are_worthwhile()) return std::nullopt;
   return trees;
