@@ -209,10 +209,10 @@ $(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-
 endef
 # Libraries that Python must preload, because its executable is not instrumented.
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
-SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
+SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
-SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py) api/test_streams.py kernel/test_int8.py)
+SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py hostile_calls.py) api/test_streams.py kernel/test_int8.py)
 
 # Sanitizers do not check masked instructions, so the tests run on the baseline as well.
 sanitize/address: $(VENV)/with-test

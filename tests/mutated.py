@@ -12,7 +12,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -414,7 +413,9 @@ def run_call(number: int, announce: Any) -> str:
 
 def run_child(first: int, last: int, path: str) -> None:
     """Runs calls; writes the current call to a file and how each ended to standard output."""
-    if "libasan" not in os.environ.get("LD_PRELOAD", ""):
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which reserves terabytes
+        import resource  # not on Windows
+
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, resource.RLIM_INFINITY))
     torch.set_num_threads(2)

@@ -150,7 +150,7 @@ inline ForwardWeights<Scalar, Storage, Element> forward_weights(const Part& part
   const int64_t width = part.columns.last - part.columns.first;
   const int64_t row_bytes = Cell::weight_blocks * width * int64_t(sizeof(Element));
   for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
-    finite &= panels.finite[j / panels.w];
+    finite &= panels.finite[j / panels.w] != 0;
   }
   return {panels.weights,
           panels.bias,

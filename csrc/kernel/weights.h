@@ -104,8 +104,8 @@ struct ForwardPanels {
   Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
   Scalar* rate;      // [unit blocks, panel_width], if the cell has rates
   Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
-  bool* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
-                 // needs no product
+  uint8_t* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
+                    // needs no product; no bool, because prepared weights may hold any bytes
 
   // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
@@ -121,14 +121,14 @@ struct ForwardPanels {
   static size_t bytes(const Layer<Storage>& layer) {
     const int64_t blocks = count(layer);
     return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
-           blocks * ((Cell::sums + Cell::has_rate) * w * sizeof(Scalar) + sizeof(bool));
+           blocks * ((Cell::sums + Cell::has_rate) * w * sizeof(Scalar) + sizeof(*finite));
   }
   ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
         bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
         rate(bias + count(layer) * Cell::sums * w),
         weight_hr(reinterpret_cast<Element*>(rate + count(layer) * Cell::has_rate * w)),
-        finite(reinterpret_cast<bool*>(weight_hr + projection_size(layer))) {}
+        finite(reinterpret_cast<uint8_t*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t D = layer.D, H = layer.H, P = layer.P;

@@ -230,6 +230,7 @@ void clear_padding(const Batch& batch, const Tensor& tensor) {
   with_storage(dtype_of(tensor), [&](auto storage) { element = sizeof(storage); });
   const RowStrides<char> rows = rows_of<char>(batch, tensor, mutable_data<char>(tensor), 0);
   const size_t bytes = size_t(tensor.size(2)) * element;
+  if (bytes == 0) return;
   const SequenceLayout& layout = batch.layout;
   constexpr int64_t worth_a_thread = int64_t(1) << 19;  // minimum bytes per thread
   const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -237,7 +236,7 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   if (std::find(first_reset, wanted.end(), true) != wanted.end()) {
     for (const Tensor& like : stack.reset_to) {
       const Tensor grad = uninitialized_like(like);
-      std::memset(mutable_data<char>(grad), 0, size_t(grad.numel()) * grad.element_size());
+      std::fill_n(mutable_data<char>(grad), size_t(grad.numel()) * grad.element_size(), 0);
       grads.grad_reset_to.push_back(grad);
     }
   }
