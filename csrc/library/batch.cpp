@@ -116,9 +116,9 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
         data_rows, ", the rows of data, got ", values[0], " and ", values[batch.B]);
   std::vector<int64_t> lengths(size_t(batch.B));
   for (int64_t b = 0; b < batch.B; ++b) {
-    lengths[size_t(b)] = values[b + 1] - values[b];
-    check(lengths[size_t(b)] >= 0, "offsets must not decrease, got ", values[b + 1], " after ",
+    check(values[b + 1] >= values[b], "offsets must not decrease, got ", values[b + 1], " after ",
           values[b], " at ", b + 1);
+    lengths[size_t(b)] = values[b + 1] - values[b];
     batch.T = std::max(batch.T, lengths[size_t(b)]);
   }
   sort_sequences(lengths.data(), batch);

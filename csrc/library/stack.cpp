@@ -51,6 +51,7 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
         "options must not set PROJECTIONS for the ", kernels_of(cell).name, " cell");
   check(kernels_of(cell).has_rate == options.rate,
         "options must set RATE for the leaky cell alone");
+  check(!(stack.has_ids && options.noise), "options must not set NOISE for token ids");
   check(options.rate || !options.noise, "options must not set NOISE for the ",
         kernels_of(cell).name, " cell");
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
@@ -70,7 +71,6 @@ Stack check_input(CellKind cell, const Tensor& input, const Sizes& sizes, int32_
                   Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
-  check(!(ids && options.noise), "options must not set NOISE for token ids");
   Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
   set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
   check_rows(stack);

@@ -218,9 +218,12 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
 
 // Returns the end of a tensor's memory.
 const char* end_of(const View& view) {
-  int64_t last = 0;
-  for (int64_t i = 0; i < view.dim; ++i) last += (view.sizes[i] - 1) * view.strides[i];
-  return view.data + (last + 1) * view.element;
+  uint64_t size = 1;  // unsigned, because it may overflow if a size is 0
+  for (int64_t i = 0; i < view.dim; ++i) {
+    if (view.sizes[i] == 0) return view.data;
+    size += uint64_t(view.sizes[i] - 1) * uint64_t(view.strides[i]);
+  }
+  return view.data + size * uint64_t(view.element);
 }
 
 }  // namespace

@@ -79,11 +79,11 @@ inline View view_of(const Tensor& tensor) {
 
 // Returns whether a view is contiguous.
 inline bool is_dense(const View& view) {
-  int64_t stride = 1;
+  uint64_t stride = 1;  // unsigned, because it may overflow if a later size is 0
   bool dense = true;
-  for (int64_t i = view.dim - 1; i >= 0; stride *= view.sizes[i--]) {
+  for (int64_t i = view.dim - 1; i >= 0; stride *= uint64_t(view.sizes[i--])) {
     if (view.sizes[i] == 0) return true;
-    dense &= view.sizes[i] == 1 || view.strides[i] == stride;
+    dense &= view.sizes[i] == 1 || uint64_t(view.strides[i]) == stride;
   }
   return dense;
 }

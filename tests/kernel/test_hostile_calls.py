@@ -86,6 +86,16 @@ def test_direct_steps_check_their_options():
             direct_step(cell=cell)
 
 
+def test_steps_on_token_ids_take_no_noise():
+    kind = KINDS["leaky"]
+    panels = kind.tokens(7, 4, 5).requires_grad_(False).prepare()._panels
+    states, ids = [torch.zeros(1, 2, 5) for _ in "hc"], torch.zeros(2, dtype=torch.int64)
+    options = ops.BIAS | kind.bits
+    assert prepared_ops.step(panels.tensor, states, ids, None, options).shape == (2, 5)
+    with pytest.raises(RuntimeError, match="options must not set NOISE for token ids"):
+        prepared_ops.step(panels.tensor, states, ids, None, options | ops.NOISE)
+
+
 def test_rows_may_change_while_a_direct_step_reads_them():
     rows = []
 
