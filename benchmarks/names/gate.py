@@ -6,7 +6,7 @@ program in float32, which runs `nn.RNN`. Each program makes its own batches, so 
 show up as a larger error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,11 @@ def losses(program: Program, corpus: Corpus, batch_size: int, steps: int) -> Ten
 
 
 def check_losses(
-    program: type[Program], corpus: Corpus, weights: Weights, batch_size: int, steps: int
+    program: Callable[[Corpus, Weights], Program],
+    corpus: Corpus,
+    weights: Weights,
+    batch_size: int,
+    steps: int,
 ) -> Weights:
     """Checks the losses of a program's first steps against the oracle on the same batches.
 
