@@ -162,8 +162,16 @@ def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatc
 def per_sample(module, input, **more):
     """Calls a module so that the backward pass computes per-sample gradients."""
     # Import this after the package, which hooks into torch's import of expanded weights.
+    from torch._decomp import decomposition_table
+    from torch.nn.utils._expanded_weights import expanded_weights_impl
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
+    # If the first ONNX export of a process imported expanded weights, they have kept the loops that
+    # torch defines during an export, and then lose the gradients of nn.GRU and nn.LSTM as well.
+    for function in (torch.gru, torch.lstm):
+        operator = getattr(torch.ops.aten, function.__name__)
+        loops = tuple(decomposition_table[getattr(operator, name)] for name in ("input", "data"))
+        expanded_weights_impl.expanded_weights_rnn_decomps[function] = loops
     return call_for_per_sample_grads(module, batch_size=len(input))(input, **more)
 
 
