@@ -22,10 +22,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from benchmarks.cpu.rivals import ERROR, RIVALS, TRAINED, Problem
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, Row, Rows
-from benchmarks.harness.gate import check_rival
+from benchmarks.harness.gate import rival_error
 from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import hop
-from benchmarks.harness.study import Document, Study, grid
+from benchmarks.harness.study import CheckedCalls, Document, Study, grid
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import SLOWER, duration
 from namernn_fast.bench.timed_calls import draw_gradients, equal_layers, tensors_in, train
@@ -83,7 +83,7 @@ def results(
     return {name: torch.from_numpy(np.array(value)).squeeze() for name, value in named.items()}
 
 
-def calls(workload: Workload, rivals: Sequence[str] = ()) -> dict[str, TimedCall]:
+def calls(workload: Workload, rivals: Sequence[str] = ()) -> CheckedCalls:
     """Returns the checked calls of both layers and of the given rivals in one workload."""
     layers = equal_layers(workload)
     baseline = layers[workload.layers.baseline]
@@ -106,14 +106,14 @@ def calls(workload: Workload, rivals: Sequence[str] = ()) -> dict[str, TimedCall
 
     precise = copy.deepcopy(baseline).double()
     oracle = results(workload, layer_call(precise), precise)
-    found = {name: layer_call(layer) for name, layer in layers.items()}
+    found: CheckedCalls = {name: layer_call(layer) for name, layer in layers.items()}
     theirs, ours = (results(workload, found[name], layer) for name, layer in layers.items())
     assert_within_budget(ours, theirs, oracle)
     problem = Problem(workload, baseline, input, gradients)
     for name in rivals if workload.family == DENSE else ():
         if workload.mode == FORWARD or name in TRAINED:
-            found[name] = RIVALS[name][1](problem, torch.get_num_threads())
-            check_rival(name, results(workload, found[name]), oracle, ERROR)
+            call = RIVALS[name][1](problem, torch.get_num_threads())
+            found[name] = rival_error(name, results(workload, call), oracle, ERROR) or call
     return found
 
 

@@ -12,11 +12,10 @@ import torch
 from benchmarks.cpu.rivals import ERROR, RIVALS, Problem
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, LAYER, SHAPE
-from benchmarks.harness.gate import check_rival
+from benchmarks.harness.gate import rival_error
 from benchmarks.harness.grid import FORWARD, SIZES, Workload
-from benchmarks.harness.study import Calls, Study, grid
+from benchmarks.harness.study import Calls, CheckedCalls, Study, grid
 from namernn_fast import prepare_rnn
-from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import equal_layers, tensors_in
 from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS
@@ -50,19 +49,20 @@ def layer_calls(problem: Problem) -> Calls:
     }
 
 
-def runtime_calls(problem: Problem) -> Calls:
-    """Returns the call of each runtime that is installed, after its result is checked."""
-    found: dict[str, TimedCall] = {}
+def runtime_calls(problem: Problem) -> CheckedCalls:
+    """Returns the call of each runtime that is installed, or what is wrong with its result."""
+    found: CheckedCalls = {}
     h_n = tensors_in(problem.baseline(problem.input, problem.hx))[1]
     for name in RUNTIMES:
         package, make = RIVALS[name]
         if importlib.util.find_spec(package) is not None:
-            found[name] = make(problem, torch.get_num_threads())
-            check_rival(name, {"h_n": torch.as_tensor(found[name]())}, {"h_n": h_n}, ERROR)
+            call = make(problem, torch.get_num_threads())
+            result = {"h_n": torch.as_tensor(call())}
+            found[name] = rival_error(name, result, {"h_n": h_n}, ERROR) or call
     return found
 
 
-def calls(workload: Workload) -> Calls:
+def calls(workload: Workload) -> CheckedCalls:
     problem = problem_of(workload)
     return {**layer_calls(problem), **runtime_calls(problem)}
 

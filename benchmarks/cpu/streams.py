@@ -13,7 +13,7 @@ from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH
 from benchmarks.harness.grid import FORWARD, Workload
 from benchmarks.harness.machine import multiply_add_rate, read_rate
-from benchmarks.harness.study import Calls, Study, grid
+from benchmarks.harness.study import Calls, CheckedCalls, Study, grid
 from namernn_fast import prepare_rnn, prepared_ops
 from namernn_fast.bench.race import timed
 from namernn_fast.bench.tables import duration
@@ -51,7 +51,7 @@ def empty_operator() -> dict[str, float]:
     return {"empty_operator": seconds}
 
 
-def calls(workload: Workload) -> Calls:
+def calls(workload: Workload) -> CheckedCalls:
     """Returns the calls of a step by name, after the stream's output has passed the budget."""
     problem = problem_of(workload)
     theirs, ours = equal_layers(workload).values()

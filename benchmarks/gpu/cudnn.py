@@ -29,7 +29,10 @@ def check_gpu() -> None:
 
 
 def exit_status(rows: list[Row]) -> int:
-    """Returns 1 if a call failed or was wrong; a graph that cannot be captured is no failure."""
+    """Returns 1 if a call failed or the layer was wrong.
+
+    A graph that cannot be captured is no failure, nor is a rival that is wrong.
+    """
     bad = [r for r in rows if r["status"] == RED or (r["status"], r["launch"]) == (FAILED, EAGER)]
     return 1 if bad else 0
 

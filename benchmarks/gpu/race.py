@@ -23,7 +23,7 @@ from triton.testing import do_bench
 
 from benchmarks.gpu.flash import FLASH, FLASH_COMPILES, FLASH_ERROR, FlashElman
 from benchmarks.gpu.grid import BFLOAT16, DRY_WORKLOADS, FLOAT32, PRECISIONS, WORKLOADS, Precision
-from benchmarks.harness.gate import check_rival
+from benchmarks.harness.gate import rival_error
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Workload
 from benchmarks.names.data import SHARED, VARIABLE, names
 from namernn_fast import FusedRNN, explain
@@ -35,6 +35,7 @@ from namernn_fast.testing import BudgetError, assert_within_budget
 
 EAGER, GRAPH = "eager", "CUDA graph"
 MEASURED, RED, FAILED, LATE = "measured", "red gate", "failed", "not measured"
+WRONG_RIVAL = "wrong rival"
 
 # The gate checks the states of this many sequences of a dense batch, and all gradients.
 GATE_ROWS = 64
@@ -172,7 +173,10 @@ def race_workload(
                 if FUSED in raced:
                     assert_within_budget(look(layers[FUSED], raced[FUSED]), theirs, oracle)
                 if FLASH in raced:
-                    check_rival(FLASH, look(layers[FLASH], raced[FLASH]), oracle, FLASH_ERROR)
+                    found = look(layers[FLASH], raced[FLASH])
+                    if wrong := rival_error(FLASH, found, oracle, FLASH_ERROR):
+                        yield row | {"status": WRONG_RIVAL, "why": str(wrong)}
+                        continue
                 row |= time_calls(raced, platform) | {"status": MEASURED}
             except (RuntimeError, TritonError) as error:
                 failures.append(str(error))

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks.gpu.race import FAILED, GPU, LATE, MEASURED, RED, Platform, Row, known_names
+from benchmarks.gpu.race import (
+    FAILED,
+    GPU,
+    LATE,
+    MEASURED,
+    RED,
+    WRONG_RIVAL,
+    Platform,
+    Row,
+    known_names,
+)
 from benchmarks.harness import pages
 from benchmarks.harness.grid import (
     BASELINE,
@@ -89,7 +99,7 @@ def section(rows: list[Row], rival: str) -> str:
     parts = [f"## Against {rival}", summary(measured) if measured else "Nothing was measured."]
     slower = [f"{title(row)} {speed_up(row):.2f}" for row in measured if speed_up(row) < 1]
     parts.append(listed(f"{FUSED} under 1.0x", slower))
-    for status in (RED, FAILED):
+    for status in (RED, WRONG_RIVAL, FAILED):
         found = [f"{title(r)}: {r['why'].splitlines()[0]}" for r in rows if r["status"] == status]
         parts.append(listed(status, found))
     parts.append(listed(LATE, [title(row) for row in rows if row["status"] == LATE]))

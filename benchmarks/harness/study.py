@@ -24,9 +24,12 @@ from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Rounds, TimeBudget, TimedCall, race
 from namernn_fast.bench.tables import duration
 from namernn_fast.bench.timed_calls import Input
+from namernn_fast.testing import BudgetError
 
 Document = dict[str, Any]
 Calls = Mapping[str, TimedCall]
+CheckedCalls = dict[str, TimedCall | BudgetError]
+"""Calls by name, with what is wrong instead of the call of a rival whose results are wrong."""
 QUICK_CASES = 3
 """The cases of a quick run for each cell, family and mode, and for each table."""
 
@@ -95,8 +98,8 @@ class Study:
     """Returns the table of some rows."""
     caption: Callable[[Document], str]
     """Returns what precedes the tables, after the machine and the number of threads."""
-    calls: Callable[[Any], Calls] = lambda case: {}
-    """Returns the calls of a case by name. Raises `BudgetError` if their results are wrong."""
+    calls: Callable[[Any], Mapping[str, TimedCall | BudgetError]] = lambda case: {}
+    """Returns the checked calls of a case. Raises `BudgetError` if a result of ours is wrong."""
     by: Sequence[str] = ("mode",)
     """Fields; there is a table for each combination of their values."""
     ours: str = ""
@@ -118,8 +121,10 @@ class Study:
 
     def measure(self, case: Any, budget: TimeBudget) -> Row:
         """Returns what a row contains, besides the fields of the case."""
-        calls = self.calls(case)
-        also = self.also(case, calls)
+        checked = self.calls(case)
+        wrong = {name: str(call) for name, call in checked.items() if isinstance(call, BudgetError)}
+        calls = {name: call for name, call in checked.items() if name not in wrong}
+        also = self.also(case, calls) | ({"wrong": wrong} if wrong else {})
         return statistics_of(race(calls, budget, self.pause), self.ours) | also
 
     def chosen(self, options: argparse.Namespace) -> list[Any]:
@@ -146,7 +151,7 @@ class Study:
                     found = self.measure(case, budget)
                     rows.append({**asdict(case), "threads": threads, **found})
                     times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
-                    print(name, *times, sep="  ", flush=True)
+                    print(name, *times, *wrong_rivals([found]), sep="  ", flush=True)
         return rows
 
     def report(self, document: Document) -> str:
@@ -160,7 +165,7 @@ class Study:
         for values, rows in groups.items():
             if values:
                 parts.append(f"**{', '.join(map(label, self.by, values))}**")
-            parts.append(self.table(rows))
+            parts += [self.table(rows), *wrong_rivals(rows)]
         return "\n\n".join(parts)
 
     def main(self, options: argparse.Namespace | None = None) -> None:
@@ -184,6 +189,18 @@ def machine(document: Document) -> str:
     rounds = " to ".join(map(str, document.get("rounds", ())))
     medians = f"; medians of {rounds} rounds" if rounds else ""
     return f"{document['cpu']}, {threads} thread(s){torch_version}{medians}"
+
+
+def wrong_rivals(rows: Rows) -> list[str]:
+    """Returns a sentence for each rival that some rows lack because its results were wrong."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name, error in row.get("wrong", {}).items():
+            found.setdefault(name, []).append(error)
+    return [
+        f"{name} is wrong in {len(errors)} of {len(rows)} rows, and not timed there: {errors[0]}."
+        for name, errors in found.items()
+    ]
 
 
 def described(case: Workload) -> str:

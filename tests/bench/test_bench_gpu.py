@@ -216,7 +216,7 @@ def test_each_launch_mode_has_a_plot(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("activation", "status"), [(torch.tanh, race.MEASURED), (torch.sigmoid, race.RED)]
+    ("activation", "status"), [(torch.tanh, race.MEASURED), (torch.sigmoid, race.WRONG_RIVAL)]
 )
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
 def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
@@ -235,3 +235,4 @@ def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     (row,) = race.race_workload(workload, grid.BFLOAT16, race.DRY, FLASH)
     assert row["status"] == status, row
     assert ("medians" in row) == (status == race.MEASURED)
+    assert cudnn.exit_status([row]) == 0
