@@ -101,6 +101,20 @@ needs_extension = pytest.mark.skipif(
 )
 
 
+@functools.cache
+def onednn_has_bfloat16_lstm() -> bool:
+    """Returns whether torch's dense LSTM runs under bfloat16 autocast on oneDNN.
+
+    On processors without AVX-512 it raises an error, or computes in float32.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            output, _ = torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+        except RuntimeError:
+            return False
+    return output.dtype == torch.bfloat16
+
+
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
     """Returns the tensors in a layer's states, which are None, a tensor, or the pair (h, c)."""
     if states is None:

@@ -204,8 +204,8 @@ def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary)
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = flat(ours(ids, embedding=embedding))
-        # On most processors oneDNN lacks float16, and nn.LSTM then raises an error.
-        with torch.backends.mkldnn.flags(enabled=dtype != torch.float16):
+        # Where oneDNN has no LSTM in 16 bits, nn.LSTM raises an error.
+        with torch.backends.mkldnn.flags(enabled=False):
             rival = flat(theirs(F.embedding(ids, embedding)))
         state = tensors_in(ours.last_state(ids, embedding=embedding))
     wanted = torch.float32 if "padded" in kind.cell.autocasts_only_products else dtype
