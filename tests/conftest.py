@@ -1,4 +1,5 @@
 import contextlib
+import getpass
 import os
 import subprocess
 import sys
@@ -18,6 +19,12 @@ from namernn_fast.nn import step_modules
 # processes cannot create their sockets, and a DataLoader then waits forever.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
+# Inductor's cache does not separate code by instruction set: at a lower level, code for wider vectors
+# fails to compile or computes NaN.
+if level := os.environ.get("ATEN_CPU_CAPABILITY"):
+    folder = f"torchinductor_{getpass.getuser()}_{level}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))
 
 # Tests in gpu/interpreted need a process in which Triton interprets its kernels.
 # gpu/test_triton.py starts that process.
@@ -42,6 +49,13 @@ STRENGTH_OF_ALL = 3
 def pytest_addoption(parser):
     what = "runs covering arrays of this strength, whatever the marks of the tests say"
     parser.addoption("--strength", type=int, help=what)
+    what = "runs torch's operators as on a processor for which oneDNN has none"
+    parser.addoption("--without-onednn", action="store_true", help=what)
+
+
+def pytest_configure(config):
+    if config.option.without_onednn:
+        torch.backends.mkldnn.enabled = False
 
 
 def pytest_generate_tests(metafunc):
@@ -109,14 +123,14 @@ def steps(request, monkeypatch):
 
 @pytest.fixture
 def run_tests(pytestconfig):
-    """Provides a function that runs tests in a new process, with this run's `-m` option.
+    """Provides a function that runs tests in a new process, by default with this run's `-m` option.
 
     Its argument `strength` is that of covering arrays, or None to leave the choice to the marks.
     """
 
     def run(*arguments, environment, strength=None):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        command += ["-m", pytestconfig.option.markexpr]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-m", pytestconfig.option.markexpr, *arguments]
         command += [] if strength is None else [f"--strength={strength}"]
         root = pytestconfig.rootpath
         ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)

@@ -100,9 +100,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a
 )
 def test_every_cpu_capability_passes_parity(level, run_kernel_tests):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
-    highest, *_ = chosen_at(None)
-    if LEVELS.index(level) > LEVELS.index(highest):
-        pytest.skip(f"this processor does not support {level}")
+    skip_above(level)
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
@@ -129,6 +127,39 @@ def test_every_kernel_of_one_dtype_passes_parity(dtype, level, run_kernel_tests)
         pytest.skip(f"this processor does not support {level}")
     if level != ops.cpu_kernel(dtype):  # otherwise the current run covers this kernel
         run_kernel_tests(level, str(dtype).removeprefix("torch."))
+
+
+# Tests that compare results, gradients and dtypes with torch's layers: a few hundred in a minute,
+# without those in which `nn.RNN` takes most of the time.
+COMPARISONS = [f"tests/api/test_{name}.py" for name in ("contract", "drop_in", "gradients")]
+COMPARISONS += ["tests/api/test_tokens.py::test_autocast_casts_the_embedding_and_weights"]
+COMPARISONS += ["tests/kernel/test_parity.py", "-m", "not slow"]
+COMPARISONS += ["-k", "not (gate_sums or many_steps or (test_parity and float16))"]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("level", "onednn"), [("default", "SSE41"), ("avx2", "AVX2"), (None, None)], ids=str
+)
+def test_comparisons_with_torch_pass_on_other_processors(level, onednn, run_tests):
+    """Tests assume no more of torch than its operators do on any processor.
+
+    Torch and oneDNN run as on a processor with fewer instructions, or torch without oneDNN. ONNX
+    Runtime, which ignores the settings, is in none of these tests.
+    """
+    if level is None:
+        environment, options = at_level(None), ["--without-onednn"]
+    else:
+        skip_above(level)
+        environment, options = at_level(level) | {"ONEDNN_MAX_CPU_ISA": onednn}, []
+    run_tests(*COMPARISONS, *options, environment=environment, strength=2)
+
+
+def skip_above(level):
+    """Skips the test if this processor does not support `level`."""
+    if not X86 or LEVELS.index(level) > LEVELS.index(chosen_at(None)[0]):
+        pytest.skip(f"this processor does not support {level}")
 
 
 def at_level(level):
