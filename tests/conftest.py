@@ -20,8 +20,8 @@ from namernn_fast.nn import step_modules
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Inductor's cache does not separate code by instruction set: at a lower level, code for wider vectors
-# fails to compile or computes NaN.
+# Inductor's cache does not separate code by instruction set: at a lower level, code for wider
+# vectors fails to compile or computes NaN.
 if level := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = f"torchinductor_{getpass.getuser()}_{level}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))
@@ -123,14 +123,15 @@ def steps(request, monkeypatch):
 
 @pytest.fixture
 def run_tests(pytestconfig):
-    """Provides a function that runs tests in a new process, by default with this run's `-m` option.
+    """Provides a function that runs tests in a new process.
 
-    Its argument `strength` is that of covering arrays, or None to leave the choice to the marks.
+    Its arguments are pytest's. `slow` adds the tests marked slow; `strength` overrides the strength
+    of all covering arrays.
     """
 
-    def run(*arguments, environment, strength=None):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-m", pytestconfig.option.markexpr, *arguments]
+    def run(*arguments, environment, slow=False, strength=None):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        command += ["-m", "" if slow else "not slow"]
         command += [] if strength is None else [f"--strength={strength}"]
         root = pytestconfig.rootpath
         ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)

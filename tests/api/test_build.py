@@ -93,23 +93,37 @@ LEVELS = ("default", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a kernel
 
 
+# Each row: the files of tests/kernel to run at a level, the strength of their covering arrays, and
+# whether to run slow tests. Another run tests what all kernels share, so weak arrays are enough.
+for_depths = pytest.mark.parametrize(
+    "depth",
+    [
+        (("kernel", "int8"), 1, False),
+        pytest.param((("parity", "prepared"), 2, True), marks=pytest.mark.slow),
+    ],
+    ids=["short", "slow"],
+)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
+@for_depths
 @pytest.mark.parametrize(  # "default" runs on processors from before 2013
     "level", [pytest.param("default", marks=pytest.mark.slow), *LEVELS[1:]]
 )
-def test_every_cpu_capability_passes_parity(level, run_kernel_tests):
+def test_every_cpu_capability_passes_parity(level, depth, run_kernel_tests):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     skip_above(level)
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
         # In 16 bits `nn.RNN` takes minutes on the lower levels, so only test_kernel covers 16 bits.
-        run_kernel_tests(level, "test_kernel or not (bfloat16 or torch.float16)")
+        run_kernel_tests(level, depth, "test_kernel or not (bfloat16 or torch.float16)")
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
+@for_depths
 @pytest.mark.parametrize(
     ("dtype", "level"),
     [
@@ -118,7 +132,7 @@ def test_every_cpu_capability_passes_parity(level, run_kernel_tests):
     ],
     ids=str,
 )
-def test_every_kernel_of_one_dtype_passes_parity(dtype, level, run_kernel_tests):
+def test_every_kernel_of_one_dtype_passes_parity(dtype, level, depth, run_kernel_tests):
     """Some instruction sets differ only in the kernel for one dtype, so only its tests run.
 
     The test ignores warnings from ATen, which does not know these levels.
@@ -126,15 +140,15 @@ def test_every_kernel_of_one_dtype_passes_parity(dtype, level, run_kernel_tests)
     if kernel_at(level, dtype) != level:
         pytest.skip(f"this processor does not support {level}")
     if level != ops.cpu_kernel(dtype):  # otherwise the current run covers this kernel
-        run_kernel_tests(level, str(dtype).removeprefix("torch."))
+        run_kernel_tests(level, depth, str(dtype).removeprefix("torch."))
 
 
 # Tests that compare results, gradients and dtypes with torch's layers: a few hundred in a minute,
 # without those in which `nn.RNN` takes most of the time.
 COMPARISONS = [f"tests/api/test_{name}.py" for name in ("contract", "drop_in", "gradients")]
 COMPARISONS += ["tests/api/test_tokens.py::test_autocast_casts_the_embedding_and_weights"]
-COMPARISONS += ["tests/kernel/test_parity.py", "-m", "not slow"]
-COMPARISONS += ["-k", "not (gate_sums or many_steps or (test_parity and float16))"]
+COMPARISONS += ["tests/kernel/test_parity.py"]
+WITHOUT = ("-k", "not (gate_sums or many_steps or (test_parity and float16))")
 
 
 @pytest.mark.long
@@ -153,7 +167,7 @@ def test_comparisons_with_torch_pass_on_other_processors(level, onednn, run_test
     else:
         skip_above(level)
         environment, options = at_level(level) | {"ONEDNN_MAX_CPU_ISA": onednn}, []
-    run_tests(*COMPARISONS, *options, environment=environment, strength=2)
+    run_tests(*COMPARISONS, *WITHOUT, *options, environment=environment, strength=2)
 
 
 def skip_above(level):
@@ -187,18 +201,13 @@ def kernel_at(level, dtype):
 
 
 @pytest.fixture
-def run_kernel_tests(pytestconfig, run_tests):
-    """Provides a function that runs selected kernel tests in a process at a level.
+def run_kernel_tests(run_tests):
+    """Provides a function that runs a depth's tests, if their names match, at a level."""
 
-    The process runs covering arrays, because this run tests what all kernels share; if this run
-    leaves out slow tests, weaker ones of fewer tests.
-    """
-    files, strength = ["kernel", "int8"], 1
-    if not pytestconfig.option.markexpr:
-        files, strength = [*files, "parity", "prepared"], 2
-    paths = [f"tests/kernel/test_{name}.py" for name in files]
-
-    def run(level, selection):
-        run_tests(*paths, "-k", selection, environment=at_level(level), strength=strength)
+    def run(level, depth, selection):
+        files, strength, slow = depth
+        paths = [f"tests/kernel/test_{name}.py" for name in files]
+        environment = at_level(level)
+        run_tests(*paths, "-k", selection, environment=environment, slow=slow, strength=strength)
 
     return run

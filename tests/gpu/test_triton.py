@@ -37,10 +37,11 @@ def _forget_gpus():
 
 
 @pytest.mark.long
-def test_interpreted_kernels_pass_their_tests(pytestconfig, run_tests):
-    strength = 0 if pytestconfig.option.markexpr else None
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_interpreted_kernels_pass_their_tests(slow, run_tests):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run_tests("tests/gpu/interpreted", environment=environment, strength=strength)
+    strength = None if slow else 0
+    run_tests("tests/gpu/interpreted", environment=environment, slow=slow, strength=strength)
 
 
 @pytest.mark.slow
@@ -51,7 +52,8 @@ def test_emulated_kernels_pass_their_tests(run_tests):
         pytest.skip(f"tools/ptx supports the instructions of Triton {KNOWN_TRITON}, not {version}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler to build tools/ptx")
-    run_tests("tests/gpu/emulated", environment={**os.environ, "NAMERNN_FAST_EMULATE": "1"})
+    environment = {**os.environ, "NAMERNN_FAST_EMULATE": "1"}
+    run_tests("tests/gpu/emulated", environment=environment, slow=True)
 
 
 @pytest.mark.covering(1)
