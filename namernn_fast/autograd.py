@@ -13,7 +13,7 @@ from torch import Tensor
 from . import ops, reference
 from .call import Call, Results
 from .call.call import split_tensors
-from .call.states import is_plain, resolved
+from .call.states import are_plain, resolved
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 from .machine.torch_private import (
@@ -111,11 +111,9 @@ class FusedStack(torch.autograd.Function):
         run, of_last = ops.backward, grads[1:]
         if not torch.compiler.is_compiling():
             run = ops.backward_untraced
-            for grad in of_last:
-                if grad is not None and not is_plain(grad):
-                    # Dispatch does not resolve what is in a list of optional tensors.
-                    of_last = tuple(None if grad is None else resolved(grad) for grad in of_last)
-                    break
+            if not are_plain(grad for grad in of_last if grad is not None):
+                # Dispatch does not resolve what is in a list of optional tensors.
+                of_last = tuple(None if grad is None else resolved(grad) for grad in of_last)
         rows = sequence_layout, reset, options, trees
         results = output, rest[wanted:saved], grads[0], of_last
         wants = needs.wanted, needs.want_layers, reset_to or None

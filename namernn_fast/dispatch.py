@@ -17,7 +17,7 @@ from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .call.options import PRECISION_BITS, precision_bits
 from .call.prepared_weights import PreparedWeights
-from .call.states import is_plain, is_wrapper, resolved
+from .call.states import are_plain, is_wrapper, resolved
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, forks, fp32_precision
@@ -192,8 +192,8 @@ def _with_readable_states(call: Call) -> Call:
     dispatch looks at the input: the class then computes the call, or raises an error.
     """
     # Dynamo does not trace `is_neg`.
-    if not torch.compiler.is_dynamo_compiling() and all(
-        map(is_plain, (*call.states, *call.restart_states))
+    if not torch.compiler.is_dynamo_compiling() and (
+        are_plain(call.states) and are_plain(call.restart_states)
     ):
         return call
     data = call.data

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, linear
 from . import ops
 from .call import Call, Results
 from .call.options import nonlinearity_of
-from .call.states import is_plain
+from .call.states import are_plain
 from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
 from .integrations.vmap import is_transformed
@@ -39,7 +39,7 @@ def run_stack(call: Call) -> Results:
         cell.sums_become_states
         and not (recorded or torch.is_grad_enabled())
         # An operator that changes a plain tensor cannot return a wrapper subclass.
-        and all(map(is_plain, (input, *weights, *states, *call.restart_states)))
+        and are_plain((input, *weights, *states, *call.restart_states))
     )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None

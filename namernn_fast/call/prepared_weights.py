@@ -18,7 +18,7 @@ from ..machine.torch_private import (
     forward_ad,
 )
 from .options import PRECISION_BITS, batch_invariant_is_on
-from .states import is_plain
+from .states import are_plain
 
 
 @dataclass(slots=True)
@@ -89,9 +89,8 @@ class PreparedWeights:
                 states = (hx,)
             elif type(hx) is not tuple:
                 return None
-            for state in states:
-                if not (is_plain(state) and state.is_cpu):
-                    return None
+            if not (are_plain(states) and all(state.is_cpu for state in states)):
+                return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
             return None
         arguments = self.tensor, self.sizes, None, None, self.current_options(), 0

@@ -5,6 +5,8 @@ So a wrapper subclass (the result of a functional `all_reduce`, for example), a 
 tensor or a ZeroTensor would reach the kernels as it is, and kernels read memory.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,12 @@ from ..machine.torch_private import DispatchKey, _dispatch_keys
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Returns whether a tensor holds its values in memory, and has a class known to do so."""
-    return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Returns whether all tensors hold their values in memory, and have a class known to do so."""
+    for tensor in tensors:  # a loop, because small calls would notice a generator
+        if type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor():
+            return False
+    return True
 
 
 def is_wrapper(tensor: Tensor) -> bool:
