@@ -81,7 +81,7 @@ class Saved(torch.nn.Module):
     def _integer_names(self, layer: Any, weights_ih: list[Tensor]) -> list[str]:
         """Returns the names of the weights that are 8-bit integers, if any are.
 
-        A table of input products is in float32, and so is `weights_ih`, of which it was made.
+        Tables of input products are in float32, and so are the `weights_ih` that they come from.
         """
         return [] if self.dtype is None else matrices(layer, len(weights_ih))
 

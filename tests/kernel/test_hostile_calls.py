@@ -124,7 +124,7 @@ def weights_without_units(kind, features, num_layers, directions):
 def test_layers_without_units_return_empty_tensors(
     kind, features, num_layers, bidirectional, layout, tokens, with_hx
 ):
-    """Like torch's functions, of which no module can be made with hidden_size 0."""
+    """Layers without hidden units return empty tensors, as torch's functions do."""
     directions = 2 if bidirectional else 1
     weights = weights_without_units(kind, features, num_layers, directions)
     rows = torch.randn(8 if layout in ("packed", "jagged") else 10, features, requires_grad=True)
