@@ -93,37 +93,33 @@ LEVELS = ("default", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a kernel
 
 
-# Each row: the files of tests/kernel to run at a level, the strength of their covering arrays, and
-# whether to run slow tests. Another run tests what all kernels share, so weak arrays are enough.
-for_depths = pytest.mark.parametrize(
-    "depth",
-    [
-        (("kernel", "int8"), 1, False),
-        pytest.param((("parity", "prepared"), 2, True), marks=pytest.mark.slow),
-    ],
-    ids=["short", "slow"],
+# The files of tests/kernel to run at a level. With the second files, slow tests run as well.
+for_files = pytest.mark.parametrize(
+    "files",
+    [("kernel", "int8"), pytest.param(("parity", "prepared"), marks=pytest.mark.slow)],
+    ids="-".join,
 )
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@for_depths
+@for_files
 @pytest.mark.parametrize(  # "default" runs on processors from before 2013
     "level", [pytest.param("default", marks=pytest.mark.slow), *LEVELS[1:]]
 )
-def test_every_cpu_capability_passes_parity(level, depth, run_kernel_tests):
+def test_every_cpu_capability_passes_parity(level, files, run_kernel_tests):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     skip_above(level)
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
         # In 16 bits `nn.RNN` takes minutes on the lower levels, so only test_kernel covers 16 bits.
-        run_kernel_tests(level, depth, "test_kernel or not (bfloat16 or torch.float16)")
+        run_kernel_tests(level, files, "test_kernel or not (bfloat16 or torch.float16)")
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@for_depths
+@for_files
 @pytest.mark.parametrize(
     ("dtype", "level"),
     [
@@ -132,7 +128,7 @@ def test_every_cpu_capability_passes_parity(level, depth, run_kernel_tests):
     ],
     ids=str,
 )
-def test_every_kernel_of_one_dtype_passes_parity(dtype, level, depth, run_kernel_tests):
+def test_every_kernel_of_one_dtype_passes_parity(dtype, level, files, run_kernel_tests):
     """Some instruction sets differ only in the kernel for one dtype, so only its tests run.
 
     The test ignores warnings from ATen, which does not know these levels.
@@ -140,7 +136,7 @@ def test_every_kernel_of_one_dtype_passes_parity(dtype, level, depth, run_kernel
     if kernel_at(level, dtype) != level:
         pytest.skip(f"this processor does not support {level}")
     if level != ops.cpu_kernel(dtype):  # otherwise the current run covers this kernel
-        run_kernel_tests(level, depth, str(dtype).removeprefix("torch."))
+        run_kernel_tests(level, files, str(dtype).removeprefix("torch."))
 
 
 # Tests that compare results, gradients and dtypes with torch's layers: a few hundred in a minute,
@@ -201,13 +197,15 @@ def kernel_at(level, dtype):
 
 
 @pytest.fixture
-def run_kernel_tests(run_tests):
-    """Provides a function that runs a depth's tests, if their names match, at a level."""
+def run_kernel_tests(request, run_tests):
+    """Provides a function that runs the tests of files, if their names match, at a level.
 
-    def run(level, depth, selection):
-        files, strength, slow = depth
+    This run tests what all kernels share, so weak covering arrays are enough.
+    """
+    slow = request.node.get_closest_marker("slow") is not None
+
+    def run(level, files, selection):
         paths = [f"tests/kernel/test_{name}.py" for name in files]
-        environment = at_level(level)
-        run_tests(*paths, "-k", selection, environment=environment, slow=slow, strength=strength)
+        run_tests(*paths, "-k", selection, environment=at_level(level), slow=slow, strength=1)
 
     return run

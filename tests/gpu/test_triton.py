@@ -53,7 +53,7 @@ def test_emulated_kernels_pass_their_tests(run_tests):
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler to build tools/ptx")
     environment = {**os.environ, "NAMERNN_FAST_EMULATE": "1"}
-    run_tests("tests/gpu/emulated", environment=environment, slow=True)
+    run_tests("tests/gpu/emulated", environment=environment, slow=True, strength=1)
 
 
 @pytest.mark.covering(1)
