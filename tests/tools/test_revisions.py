@@ -203,13 +203,32 @@ def planted_tree(folder):
     return builds.git("write-tree", **index).decode().strip()
 
 
+# Its other answer to `--version` keeps its builds apart from others.
+SPARING_COMPILER = """#!/bin/sh
+case "$*" in
+  *--version*) $COMPILER "$@"; echo "sparing" ;;
+  *baseline.cpp*) exec $COMPILER "$@" ;;
+  *csrc/isa/*) exec $COMPILER "$@" -O0 ;;
+  *) exec $COMPILER "$@" -O1 ;;
+esac
+"""
+
+
 @CHECKOUT
 @pytest.mark.slow
 def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
-    """Builds HEAD with and without the change, or finds the builds in build/revisions."""
+    """Builds HEAD with and without the change, or finds the builds in build/revisions.
+
+    The builds optimise only the kernels that run.
+    """
+    compiler = tmp_path / "compiler"
+    compiler.write_text(SPARING_COMPILER)
+    compiler.chmod(0o755)
     command = [sys.executable, "-m", "tools.revisions.bits", "HEAD", planted_tree(tmp_path)]
     command += ["--levels", "default"]
-    ran = subprocess.run(command, cwd=builds.ROOT, capture_output=True, text=True)
+    environment = {"CXX": str(compiler), "COMPILER": os.environ.get("CXX", "c++")}
+    environment = os.environ | environment
+    ran = subprocess.run(command, cwd=builds.ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     differing = [line for line in ran.stdout.splitlines() if ": differs in " in line]
     assert differing
