@@ -111,7 +111,7 @@ class FusedStack(torch.autograd.Function):
         run, of_last = ops.backward, grads[1:]
         if not torch.compiler.is_compiling():
             run = ops.backward_untraced
-            if not are_plain(grad for grad in of_last if grad is not None):
+            if not are_plain([grad for grad in of_last if grad is not None]):
                 # Dispatch does not resolve what is in a list of optional tensors.
                 of_last = tuple(None if grad is None else resolved(grad) for grad in of_last)
         rows = sequence_layout, reset, options, trees

@@ -157,18 +157,16 @@ def _run_with_noise(path: Path, call: Call) -> Results:
 
 
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
-    more: tuple[Any, ...] = ()
     if call.states or call.restart_states:
         call = _with_readable_states(call)
-        if call.restart_states:
-            more = (call.restart_states,)
     if torch.is_grad_enabled() and call.requires_grad():
         return apply(*call.flat())
     data, states, weights = call.data, call.states or None, call.weights
     number, layout, reset = call.cell.number, call.sequence_layout, call.reset
-    output, last, _ = forward(
-        number, data, states, weights, layout, reset, call.options, call.trees, *more
-    )
+    rest: tuple[Any, ...] = (call.options, call.trees)
+    if call.restart_states:
+        rest = *rest, call.restart_states
+    output, last, _ = forward(number, data, states, weights, layout, reset, *rest)
     return output, *last
 
 
