@@ -31,25 +31,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cell.h"
+
 namespace namernn_fast {
-
-enum class Activation { tanh, relu, sigmoid, softplus };
-
-// The values equal `Cell.number` in namernn_fast/cells/, and index the arrays of kernels below.
-enum class CellKind { vanilla, gru, lstm, leaky };
-constexpr int64_t kCells = 4;
-
-// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state (v of a
-// leaky cell), if the cell has one. Arrays of this length hold null for states that the cell lacks.
-constexpr int kMostStates = 2;
-
-// torch's 16-bit types, as tensors store them. Kernels for these types compute in float.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
 
 // Sequences that share common prefixes, so that each shared state is computed once. A row is one
 // prefix, and several rows may continue the same row of the previous step. Every sequence starts
@@ -99,8 +83,8 @@ struct Resets {
 };
 
 // The input products of all token ids. If the input is token ids, row ids(t, b) of this table
-// replaces W_ih x_t. Kernels add Layer::bias_ih and Layer::bias_hh to that row, and ignore the bias
-// packed in Layer::panels.
+// replaces W_ih x_t. Kernels add the biases of the layer to that row, and ignore the bias packed in
+// Layer::panels.
 template <class Scalar>
 struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent if the input is features
@@ -134,13 +118,6 @@ constexpr int64_t kChain = 64;
 // sum.
 constexpr int64_t kRowsApart = 4096;
 
-// Initial states, [B, P] for h and [B, H] for the cell state.
-template <class Scalar>
-struct InitialStates {
-  const Scalar* data;  // null means zeros
-  int64_t stride;
-};
-
 // The states that sequences restart from at cuts. The state of the caller's sequence b at time t is
 // at data + t * time_stride + b * stride; it is used only if the sequence is cut before that time.
 template <class Scalar>
@@ -153,6 +130,7 @@ struct RestartStates {
 // One direction of one layer: the arguments that the forward and the backward pass share.
 template <class Scalar>
 struct Layer {
+  const Cell* cell;
   SequenceLayout layout;
   int64_t D;  // number of input features; 0 with a table
   int64_t H;
@@ -161,15 +139,13 @@ struct Layer {
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
   TokenTable<Scalar> table;
-  InitialStates<Scalar> initial[kMostStates];  // present for all states of the cell, or for none
-  const Scalar* weight_ih;                     // [H, D], or null with a table
-  const Scalar* weight_hh;                     // [H, P]
-  const Scalar* weight_hr;                     // [P, H], null unless the layer projects h
-  const Scalar* bias_ih;                       // [H], or null
-  const Scalar* bias_hh;                       // [H], or null
-  const Scalar* rate;                          // [H], the logits of the rates; null unless the cell
-                                               // has rates
-  RowStrides<const Scalar> noise;              // (t, b) -> [H]; absent if there is none
+  // [B, P] for h and [B, H] for the cell state. Null, which means zeros, for all states or for
+  // none.
+  EvenRows<const Scalar> initial[kMostStates];
+  // weight_ih [H, D], weight_hh [H, P], bias_ih [H], bias_hh [H], weight_hr [P, H] if the layer
+  // projects h, and the cell's own parameters [H]. Null if absent; with a table, weight_ih is too.
+  const Scalar* parameters[kParameters];
+  RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
   const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
                        // another format if it needs them; null if it packs the weights themselves
   Resets resets;
@@ -212,19 +188,17 @@ struct Backward {
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [P], or absent
   StateGradients<Scalar> grad_last[kMostStates];
-  RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
-  bool accumulate_input;              // add to grad_input instead of overwriting it
-  RowStrides<Scalar> grad_noise;      // (t, b) -> [H]; absent if not wanted
+  RowStrides<Scalar> grad_input;                // (t, b) -> [D]; absent if not wanted
+  bool accumulate_input;                        // add to grad_input instead of overwriting it
+  RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not wanted
   Scalar* grad_initial[kMostStates];  // like `last`, wanted for all states of the cell or for none
   RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
                                                      // of the cell or for none
   bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
-  Scalar* grad_weight_ih;   // [H, D], or the table's gradient [V, H]; may be null if D is 0
-  Scalar* grad_weight_hh;   // [H, P]; null if no parameter gradients are wanted
-  Scalar* grad_weight_hr;   // [P, H]; null unless the layer projects h
-  Scalar* grad_bias_ih;     // [H]; null if there is no bias
-  Scalar* grad_bias_hh;     // [H]; null if there is no bias or both biases have the same gradient
-  Scalar* grad_rate;        // [H]; null unless the cell has rates
+  // Shaped like Layer::parameters; with a table, [V, H] is the gradient of the table instead of
+  // weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the same
+  // gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
+  Scalar* grads[kParameters];
 };
 
 struct Machine {
@@ -252,12 +226,12 @@ struct Runtime {
 
 // How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, which
 // depends on the sizes of the layer alone, `pack` fills them, and `unpack` copies weight_ih,
-// weight_hh and weight_hr back from Layer::panels. The backward pass has no `unpack`.
+// weight_hh and weight_hr back from Layer::panels to `weights`. The backward pass has no `unpack`.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(const Layer<Storage>&);
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
-  void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[3]);
+  void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[kParameters]);
 };
 
 // How much faster products with panels are than products in place, relative to the same ratio for
@@ -281,47 +255,26 @@ struct KernelsFor {
   PanelRate panel_rate;
 };
 
-// The kernels and the constants of one cell; kernel/cells/cell.h describes the constants.
-struct KernelsOfCell : KernelsFor<float>,
-                       KernelsFor<double>,
-                       KernelsFor<BFloat16>,
-                       KernelsFor<Half> {
-  const char* name;
-  int64_t weight_blocks;
-  int64_t kept;
-  int64_t states;
-  bool one_bias_gradient;
-  int64_t activations;
-  bool can_project;
-  bool has_rate;
-};
-
-// Kernels of all cells that multiply pairs of bfloat16 numbers.
-template <class Storage>
-struct KernelsOnPairs {
-  KernelsFor<Storage> cells[kCells];
-};
-
-// The forward kernels of all cells for float layers whose weights are 8-bit integers with a scale
-// for each row. They need the layer's panels, whose `unpack` returns each scale times its integers.
+// The forward kernels for float layers whose weights are 8-bit integers with a scale for each row.
+// They need the layer's panels, whose `unpack` returns each scale times its integers.
 struct Int8Kernels {
-  KernelsFor<float> cells[kCells];
+  KernelsFor<float> kernels;
   const char* name;  // of the instructions that multiply the integers
 };
 // Maximum number of inputs or hidden units of such a layer, so that sums stay in 32 bits.
 constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 
-// The kernels for one instruction set.
-struct Kernels {
-  KernelsOfCell cells[kCells];
+// The kernels and cells for one instruction set.
+struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
+  Cell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
   const Int8Kernels* int8;
   // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; and bfloat16 kernels,
-  // which replace those of `cells` unless h is projected. Null if no instructions make them faster.
-  const KernelsOnPairs<float>* float_on_pairs;
-  const KernelsOnPairs<BFloat16>* bfloat16_on_pairs;
+  // which replace those above unless h is projected. Null if no instructions make them faster.
+  const KernelsFor<float>* float_on_pairs;
+  const KernelsFor<BFloat16>* bfloat16_on_pairs;
 };
 
 extern const Kernels kernels_baseline;
@@ -329,14 +282,14 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
 // Kernels::bfloat16_on_pairs of processors that have the instructions in the name.
-extern const KernelsOnPairs<BFloat16> kernels_avx512_bf16;
-extern const KernelsOnPairs<BFloat16> kernels_amx;
+extern const KernelsFor<BFloat16> kernels_avx512_bf16;
+extern const KernelsFor<BFloat16> kernels_amx;
 
 // Maximum number of bfloat16 terms whose sum stands for a float in a product. One term is the float
 // rounded to bfloat16.
 constexpr int64_t kMostTerms = 2;
 // float kernels that multiply numbers as one term, and as two.
-extern const KernelsOnPairs<float> kernels_amx_float[kMostTerms];
+extern const KernelsFor<float> kernels_amx_float[kMostTerms];
 
 extern const Int8Kernels int8_kernels_baseline;
 extern const Int8Kernels int8_kernels_avx2;

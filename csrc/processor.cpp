@@ -87,8 +87,6 @@ const Kernels& kernels() {
   return chosen;
 }
 
-const KernelsOfCell& kernels_of(CellKind cell) { return kernels().cells[size_t(cell)]; }
-
 size_t l2_bytes() {
   static const size_t bytes = [] {
 #if defined(_SC_LEVEL2_CACHE_SIZE)

@@ -10,9 +10,6 @@ namespace namernn_fast {
 // allows.
 const Kernels& kernels();
 
-// Returns the kernels of one cell, from kernels().
-const KernelsOfCell& kernels_of(CellKind cell);
-
 // Returns the size of a core's L2 cache in bytes, or a guess if the system does not report the
 // size.
 size_t l2_bytes();

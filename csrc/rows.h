@@ -17,6 +17,11 @@ struct Slice {
   int64_t end;
 };
 
+// Returns whether a parameter is a vector, not a matrix.
+inline bool is_vector(int parameter) {
+  return parameter == kBiasIh || parameter == kBiasHh || parameter >= kOwn;
+}
+
 // Returns the number of sequences alive at time t, or zero if t is out of range.
 inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
   if (t < 0 || t >= layout.T) return 0;
@@ -108,7 +113,7 @@ inline int64_t size_of_state(const Layer<Scalar>& layer, int i) {
 // Returns the i-th initial state of sequence b; null means zeros.
 template <class Scalar>
 inline const Scalar* initial_state(const Layer<Scalar>& layer, int i, int64_t b) {
-  const InitialStates<Scalar>& initial = layer.initial[i];
+  const EvenRows<const Scalar>& initial = layer.initial[i];
   return initial.data ? initial.data + place_of(layer.layout, b) * initial.stride : nullptr;
 }
 
@@ -133,10 +138,12 @@ inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b)
   return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
 }
 
-// Returns a pointer to unit `first` of the noise of row (t, b), or null if there is none.
+// Returns the rows of a tensor from row (t, b) on, starting at unit `first`; null if the tensor is
+// absent.
 template <class Scalar>
-inline const Scalar* noise_row(const Layer<Scalar>& layer, int64_t t, int64_t b, int64_t first) {
-  return layer.noise.data ? row_at(layer.noise, layer.layout, t, b) + first : nullptr;
+inline EvenRows<Scalar> rows_from(const RowStrides<Scalar>& rows, const SequenceLayout& layout,
+                                  int64_t t, int64_t b, int64_t first) {
+  return {rows.data ? row_at(rows, layout, t, b) + first : nullptr, rows.row_stride};
 }
 
 // Returns whether the input is token ids.
@@ -182,42 +189,40 @@ inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, 
   return kept;
 }
 
-// Returns the row of `states`, the i-th states of all rows, that row (t, b) continues, or the state
-// from which sequence b starts at time t; null means zeros. `continued` is continued_end() at t for
-// a slice that includes b.
+// Returns what the rows from (t, b) on, in a run of for_each_even_run(), continue: rows of
+// `states`, the i-th states of all rows, or the states from which their sequences start at time t.
+// Null means zeros. `continued` is continued_end() at t for a slice that includes b.
 template <class Scalar>
-inline const Scalar* previous_row(const Layer<Scalar>& layer,
-                                  const RowStrides<const Scalar>& states, int i, int64_t t,
-                                  int64_t b, int64_t continued) {
-  if (layer.layout.tree) {
-    return t > 0 ? row_at(states, layer.layout, t - 1, parent_of(layer.layout, t, b)) : nullptr;
+inline EvenRows<const Scalar> previous_rows(const Layer<Scalar>& layer,
+                                            const RowStrides<const Scalar>& states, int i,
+                                            int64_t t, int64_t b, int64_t continued) {
+  const SequenceLayout& layout = layer.layout;
+  if (layout.tree) {
+    return {t > 0 ? row_at(states, layout, t - 1, parent_of(layout, t, b)) : nullptr, 0};
   }
-  if (b >= continued || is_cut(layer, t, b)) return starting_state(layer, i, t, b);
-  return row_at(states, layer.layout, time_before(layer, t), b);
+  if (is_cut(layer, t, b)) {
+    const RestartStates<const Scalar>& states_after = layer.reset_to[i];
+    return {restart_state(states_after, layout, t, b), states_after.stride};
+  }
+  if (b >= continued) return {initial_state(layer, i, b), layer.initial[i].stride};
+  return {row_at(states, layout, time_before(layer, t), b), states.row_stride};
 }
 
-// Splits the slice's rows at time t into runs with evenly spaced previous states, and calls
-// f(begin, end, states, stride) for each run; null `states` means zeros. The layout must not have
-// `order`, `origin` or `tree`.
+// Splits the slice's rows at time t into runs that are evenly spaced in every tensor, and whose
+// previous states are as well. Calls f(begin, end) for each run. `continued` is continued_end().
 template <class Scalar, class F>
-inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
-                              int64_t t, Slice slice, F&& f) {
-  NAMERNN_EXPECT(!layer.layout.order && !layer.layout.origin && !layer.layout.tree);
-  const auto start = [&](int64_t first, int64_t last, bool cut) {
-    f(first, last, starting_state(layer, 0, t, first),
-      cut ? layer.reset_to[0].stride : layer.initial[0].stride);
-  };
-  const int64_t continued = continued_end(layer, t, slice);
-  for_each_cut(layer, t, slice.begin, continued, [&](int64_t first, int64_t last, bool cut) {
-    if (first == last) return;
-    if (cut) return start(first, last, cut);
-    const Scalar* states = row_at(output, layer.layout, time_before(layer, t), first);
-    f(first, last, states, output.row_stride);
-  });
+inline void for_each_even_run(const Layer<Scalar>& layer, int64_t t, Slice slice, int64_t continued,
+                              F&& f) {
   const int64_t end = alive_end(layer.layout, t, slice);
-  for_each_cut(layer, t, continued, end, [&](int64_t first, int64_t last, bool cut) {
-    if (first < last) start(first, last, cut);
-  });
+  if (layer.layout.order || layer.layout.origin || layer.layout.tree) {
+    for (int64_t b = slice.begin; b < end; ++b) f(b, b + 1);
+    return;
+  }
+  const auto run = [&](int64_t first, int64_t last, bool) {
+    if (first < last) f(first, last);
+  };
+  for_each_cut(layer, t, slice.begin, continued, run);
+  for_each_cut(layer, t, continued, end, run);
 }
 
 // Evenly spaced rows: with `along_time`, the rows of sequence b at times t, t + 1, ..; otherwise

@@ -5,5 +5,5 @@
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsOnPairs<BFloat16> kernels_amx = kernels_on_pairs<BFloat16, 1>();
+const KernelsFor<BFloat16> kernels_amx = kernels_on_pairs<BFloat16, 1>();
 }  // namespace namernn_fast

@@ -5,6 +5,6 @@
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsOnPairs<float> kernels_amx_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
-                                                             kernels_on_pairs<float, 2>()};
+const KernelsFor<float> kernels_amx_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
+                                                         kernels_on_pairs<float, 2>()};
 }  // namespace namernn_fast

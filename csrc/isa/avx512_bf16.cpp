@@ -35,5 +35,5 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsOnPairs<BFloat16> kernels_avx512_bf16 = kernels_on_pairs<BFloat16, 1>();
+const KernelsFor<BFloat16> kernels_avx512_bf16 = kernels_on_pairs<BFloat16, 1>();
 }  // namespace namernn_fast

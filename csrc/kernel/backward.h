@@ -19,12 +19,12 @@
 namespace namernn_fast {
 namespace {
 
-template <class Cell, class Products, class Storage>
+template <class Products, class Storage>
 void pack_input_panels(const Products& products, const Layer<Storage>& layer,
                        const Runtime& runtime) {
   const int64_t panels = panel_count<typename Products::Scalar>(layer.D);
   if (panels == 0) return;
-  const double elements = double(Cell::weight_blocks) * double(layer.H) * double(layer.D);
+  const double elements = double(layer.cell->gates) * double(layer.H) * double(layer.D);
   const double packing = kPackingCost / 2 * elements;
   const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
@@ -36,11 +36,11 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
 
 // Returns the total size in bytes of the panels of weight_hh, weight_hr and weight_ih. A wave packs
 // these panels once for all its stretches, a tree pass once for all trees.
-template <class Cell, class Storage>
+template <class Storage>
 size_t backward_bytes(const Layer<Storage>& layer) {
   using Scalar = Compute<Storage>;
-  return RecurrencePanels<Cell, Storage>::bytes(layer) +
-         panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.D) * sizeof(Scalar);
+  return RecurrencePanels<Storage>::bytes(layer) +
+         panels_size<Scalar>(layer.cell->gates * layer.H, layer.D) * sizeof(Scalar);
 }
 // Returns the address of the panels of weight_ih within `panels`, which pack_backward() fills, or
 // null if `panels` is null.
@@ -51,14 +51,37 @@ void* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   return start + Products::Recurrence::bytes(layer);
 }
 // Packs weight_hh, weight_hr and weight_ih into `panels` for the backward pass.
-template <class Cell, class Storage>
+template <class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
-  pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
-  using Products = FloatProducts<Cell, Storage>;
+  pack_all<RecurrencePanels<Storage>>(layer, panels, runtime);
+  using Products = FloatProducts<Storage>;
   Products products{};
   products.weight_ih =
       static_cast<typename Products::Elements>(weight_ih_in<Products>(panels, layer));
-  pack_input_panels<Cell>(products, layer, runtime);
+  pack_input_panels(products, layer, runtime);
+}
+
+// The shape of a weight: [blocks * block, width].
+struct WeightShape {
+  int64_t block;
+  int64_t blocks;
+  int64_t width;
+};
+template <class Storage>
+inline WeightShape shape_of(const Layer<Storage>& layer, int parameter) {
+  if (parameter == kWeightHr) return {projected_size(layer), 1, layer.H};
+  return {layer.H, layer.cell->gates, parameter == kWeightIh ? layer.D : layer.P};
+}
+
+// Returns the number of elements in the sums of a parameter's gradient.
+template <class Products, class Storage>
+inline int64_t gradient_size(const Layer<Storage>& layer, int parameter) {
+  const int64_t gate_rows = layer.cell->gates * layer.H;
+  if (parameter == kWeightIh && has_table(layer)) return layer.table.V * gate_rows;
+  if (parameter >= kOwn) return layer.H;
+  if (is_sum_of_rows(layer, parameter)) return gate_rows;
+  const auto [block, blocks, width] = shape_of(layer, parameter);
+  return Products::gradient_size(block, blocks, width);
 }
 
 // Returns an array [T + 1] whose element t is the number of the slice's rows before time t, or null
@@ -74,49 +97,47 @@ inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice
   return start;
 }
 
-template <class Cell, class Products>
+template <class Products>
 BackwardPass<Products> prepare_backward(const Backward<typename Products::Storage>& args,
                                         const Runtime& runtime) {
   using Scalar = typename Products::Scalar;
   using Group = BackwardGroup<Products>;
   const auto& layer = args.layer;
+  const Cell& cell = *layer.cell;
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
   const bool recurrent = reads_panels<Products>(args);
   const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
-                                             Products::element_bytes, Cell::weight_blocks})
+                                             Products::element_bytes, cell.gates})
                               : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
   Group common{};
   common.copies = weight_copies<typename Products::Recurrence>(layer, layer.panels, plan, runtime);
-  for (int i = 0; i < Cell::states; ++i) {
+  for (int i = 0; i < cell.states; ++i) {
     auto* result = layout.order ? nullptr : args.grad_initial[i];
     const int64_t size = layout.B * size_of_state(layer, i);
     common.grad[i] = accumulator<Scalar>(runtime, result, size);
     common.grad_previous[i] = layout.tree ? scratch<Scalar>(runtime, size) : common.grad[i];
   }
-  const int64_t projected = projected_size<Products>(layer);
+  const int64_t projected = projected_size(layer);
   if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
-  if constexpr (Cell::has_rate) {
+  if (cell.own) {
     const int64_t panels = panel_count<Scalar>(H), w = Shape<Scalar>::panel_width;
-    common.rate = scratch<Scalar>(runtime, panels * w);
-    for (int64_t p = 0; p < panels; ++p) pack_rate<Cell>(layer, p, common.rate + p * w);
+    common.own = {scratch<Scalar>(runtime, cell.own * panels * w), panels * w};
+    for (int64_t p = 0; p < panels; ++p) pack_own(layer, p, common.own, p * w);
   }
   if (args.grad_input.data) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
-    if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
+    if (!layer.panels) pack_input_panels(common.products, layer, runtime);
   }
-  const int64_t gate_rows = Cell::weight_blocks * H;  // number of rows of weight_ih and weight_hh
-  const int64_t sizes[kParameters] = {
-      has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
-      Products::gradient_size(gate_rows, layer.P),
-      projected * H,
-      args.grad_bias_ih ? gate_rows : 0,
-      args.grad_bias_hh ? gate_rows : 0,
-      args.grad_rate ? H : 0};
+  int64_t sizes[kParameters] = {};
+  for (int p = 0; p < kParameters; ++p) {
+    const bool exists = p == kWeightIh || p == kWeightHh || args.grads[p];
+    if (exists) sizes[p] = gradient_size<Products>(layer, p);
+  }
   // With this many parts, the rows of one step of a part fit in a time block.
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
@@ -126,8 +147,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
-    for (Scalar*& sums : group.grad_rate) {
-      if (Cell::has_rate) sums = scratch<Scalar>(runtime, H);
+    for (Scalar*& sums : group.grad_own) {
+      if (cell.own) sums = scratch<Scalar>(runtime, cell.own * H);
     }
     int64_t width = 0;  // number of sequences in the widest part
     int64_t group_rows = 0;
@@ -152,7 +173,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 // to the gradient of weight_hh. These are the rows of time 0 if no states are given from which
 // sequences start. If any dz of these rows is not finite, returns 0, because zero times infinity is
 // NaN.
-template <class Cell, class Products>
+template <class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
                                     const TimeBlock& block) {
@@ -160,7 +181,7 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   if (layer.reverse || !from_zeros || block.first > 0) return 0;
   const int64_t count = first_row(rows, 1);
   for (int64_t row = 0; row < count; ++row) {
-    if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * products.dz_block)) {
+    if (!all_finite(products.dz + row * products.dz_stride, layer.cell->sums * products.dz_block)) {
       return 0;
     }
   }
@@ -168,49 +189,51 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
 }
 
 // Computes one worker's share of the products over a time block's rows.
-template <class Cell, class Products>
+template <class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Accumulation& accumulation, Share share, int64_t worker) {
   const Products& products = group.products;
+  const Cell& cell = *args.layer.cell;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = count_rows(group.rows, block);
   if (wants_weights(args)) {
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    const int64_t from_zero = count_rows_from_zero<Cell>(args.layer, products, group.rows, block);
+    const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
     if (group.one_product) {
-      products.write_weight_gradient(kStateBlocks<Cell>, share, from_zero, rows, products.previous,
-                                     args.layer.P, args.grad_weight_hh);
+      products.write_weight_gradient(state_blocks(cell), share, from_zero, rows, products.previous,
+                                     args.layer.P, args.grads[kWeightHh]);
     } else {
-      products.add_weight_gradient(kStateBlocks<Cell>, initial, share, from_zero, rows,
+      products.add_weight_gradient(state_blocks(cell), initial, share, from_zero, rows,
                                    products.previous, args.layer.P, grad[kWeightHh]);
     }
     if constexpr (Products::can_project) {
       products.add_projection_gradient(initial, share, rows, grad[kWeightHr]);
     }
-    for_each_input_blocks<Cell>([&](const Blocks& blocks) {
+    for_each_input_blocks(cell, [&](const Blocks& blocks) {
       if (group.one_product) {
         products.write_weight_gradient(blocks, share, 0, rows, products.input, D,
-                                       args.grad_weight_ih);
+                                       args.grads[kWeightIh]);
       } else if (group.tokens.token) {
         add_table_gradient(products, group.tokens, blocks, initial, share, args.layer.table.V, rows,
-                           grad[kWeightIh], Cell::weight_blocks * H);
+                           grad[kWeightIh], cell.gates * H);
       } else {
         products.add_weight_gradient(blocks, initial, share, 0, rows, products.input, D,
                                      grad[kWeightIh]);
       }
-      if (args.grad_bias_ih) {
+      if (args.grads[kBiasIh]) {
         add_bias_gradient(products, blocks, initial, share, rows, grad[kBiasIh]);
       }
     });
-    if (args.grad_bias_hh) {
-      add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad[kBiasHh]);
+    if (args.grads[kBiasHh]) {
+      add_bias_gradient(products, state_blocks(cell), initial, share, rows, grad[kBiasHh]);
     }
-    if (args.grad_rate && take(share)) {
-      if (initial) clear(grad[kRate], {0, H});
-      add(group.grad_rate[0], {0, H}, grad[kRate]);
+    for (int64_t i = 0; i < cell.own; ++i) {
+      if (!args.grads[kOwn + i] || !take(share)) continue;
+      if (initial) clear(grad[kOwn + i], {0, H});
+      add(group.grad_own[0] + i * H, {0, H}, grad[kOwn + i]);
     }
   }
   if (args.grad_input.data) {
@@ -238,7 +261,7 @@ inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t grou
 
 // Runs the backward pass for a plan with several groups. Each group processes its time blocks
 // independently, and the members of a group split its recurrence and its products.
-template <class Cell, class Products>
+template <class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& args = pass.args;
   const Runtime& runtime = pass.runtime;
@@ -250,10 +273,10 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
     for_each_time_block(pass, part.group, add,
                         [&](const BackwardGroup<Products>& group, const TimeBlock& block,
                             const Accumulation& sums) {
-                          backward_recurrence<Cell>(args, group, block, part, runtime);
+                          backward_recurrence(args, group, block, part, runtime);
                           if (part.team) barrier(*part.team, runtime);
-                          backward_products<Cell>(args, group, block, sums,
-                                                  fixed_share(part.member, part.members), worker);
+                          backward_products(args, group, block, sums,
+                                            fixed_share(part.member, part.members), worker);
                           if (part.team) barrier(*part.team, runtime);
                         });
   });
@@ -261,7 +284,7 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
 
 // Runs the backward pass for a plan with a single group. The recurrence runs on the threads of the
 // plan. The products have more work to split than the recurrence, so they may use all threads.
-template <class Cell, class Products>
+template <class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
   const auto& args = pass.args;
@@ -269,7 +292,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const Runtime& runtime = pass.runtime;
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
-                         double(Cell::weight_blocks) * double(layer.H) *
+                         double(layer.cell->gates) * double(layer.H) *
                          ((wants_weights(args) ? 1 : 0) * double(layer.P + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
@@ -286,29 +309,27 @@ void run_one_group(const BackwardPass<Products>& pass) {
       [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Accumulation& sums) {
         run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
           const FlushSubnormals flush;
-          backward_recurrence<Cell>(args, group, block, part, runtime);
+          backward_recurrence(args, group, block, part, runtime);
         });
         const double cost = per_row * double(count_rows(group.rows, block));
         int64_t counter = 0;
         run_parallel(runtime, choose_workers(cost, runtime.machine), [&](int64_t begin, int64_t) {
           const FlushSubnormals flush;
-          backward_products<Cell>(args, group, block, sums, dynamic_share(&counter), begin);
+          backward_products(args, group, block, sums, dynamic_share(&counter), begin);
         });
       });
 }
 
 // Adds up the parameter gradients of all groups. Converts and stores all results that did not
 // accumulate in the caller's memory.
-template <class Cell, class Products>
+template <class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
   const auto& args = pass.args;
   const SequenceLayout& layout = args.layer.layout;
-  const int64_t H = args.layer.H;
-  const int64_t gate_rows = Cell::weight_blocks * H;
   const auto* groups = pass.groups;
   if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
-    for (int i = 0; i < Cell::states && args.grad_initial[0]; ++i) {
+    for (int i = 0; i < args.layer.cell->states && args.grad_initial[0]; ++i) {
       const int64_t size = size_of_state(args.layer, i);
       for (int64_t b = 0; b < layout.B; ++b) {
         convert(groups[0].grad[i] + b * size, args.grad_initial[i] + place_of(layout, b) * size,
@@ -317,8 +338,6 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     }
   }
   if (!wants_weights(args)) return;
-  const int64_t rows[] = {gate_rows, gate_rows, args.layer.P};  // of the weights up to weight_hr
-  const int64_t widths[] = {args.layer.D, args.layer.P, H};
   for (int p = 0; p < kParameters; ++p) {
     const int64_t size = groups[0].gradients.sizes[p];
     if (size == 0) continue;
@@ -328,23 +347,24 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     }
     const Scalar* sums = groups[0].gradients.sums[p];
     if (is_sum_of_rows(args.layer, p)) {
-      deliver(sums, result_of(args, p), size);
+      deliver(sums, args.grads[p], size);
     } else if (!groups[0].one_product) {
-      Products::deliver_gradient(sums, result_of(args, p), rows[p], widths[p], pass.runtime);
+      const auto [block, blocks, width] = shape_of(args.layer, p);
+      Products::deliver_gradient(sums, args.grads[p], block, blocks, width, pass.runtime);
     }
   }
 }
 
-template <class Cell, class Products>
+template <class Products>
 void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
   static_assert(sizeof(ProductsInterface<Products>) > 0);  // instantiates the interface's checks
-  const BackwardPass<Products> pass = prepare_backward<Cell, Products>(args, runtime);
+  const BackwardPass<Products> pass = prepare_backward<Products>(args, runtime);
   if (pass.plan.groups > 1) {
-    run_groups_apart<Cell>(pass);
+    run_groups_apart(pass);
   } else {
-    run_one_group<Cell>(pass);
+    run_one_group(pass);
   }
-  deliver_gradients<Cell>(pass);
+  deliver_gradients(pass);
 }
 
 }  // namespace

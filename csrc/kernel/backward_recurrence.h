@@ -2,7 +2,6 @@
 // data of a backward pass.
 #pragma once
 
-#include "kernel/cells/cell.h"
 #include "kernel/float_products.h"
 #include "kernel/row_sums.h"
 
@@ -22,12 +21,12 @@ struct BackwardGroup {
                               // sequences
   Scalar* grad_previous[kMostStates];  // like `grad`, gradients of the previous states, which each
                                        // step writes; the same memory as `grad`, except in a tree
-  Scalar* unprojected;   // [B, H], gradients of h before its projection, which each step replaces
-                         // with that h; null without projections
-  Scalar* rate;          // [H], the rates; null if the cell has none
-  Scalar* grad_rate[2];  // [H], gradients of their logits: the sum over the rows of a time block,
-                         // and what is not yet added to it, of at most kChain rows of a step
-  TokenRows tokens;      // used only if the table's gradient is wanted
+  Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
+                        // with that h; null without projections
+  Own<Scalar> own;
+  Scalar* grad_own[2];  // [own parameters, H], their gradients: the sum over the rows of a time
+                        // block, and what is not yet added to it, of at most kChain rows of a step
+  TokenRows tokens;     // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed
 };
@@ -128,17 +127,14 @@ inline bool wants_starts(const Backward<Storage>& args) {
 // Returns whether any step reads panels of weight_hh or weight_hr.
 template <class Products, class Storage>
 inline bool reads_panels(const Backward<Storage>& args) {
-  return args.layer.layout.T > 1 || wants_starts(args) || projected_size<Products>(args.layer) > 0;
+  return args.layer.layout.T > 1 || wants_starts(args) || projected_size(args.layer) > 0;
 }
 
-// Returns a pointer to unit `first` of the i-th previous state of row (t, b); null means zeros.
-template <class Cell, class Storage>
-inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
-                                     int64_t continued, int64_t first) {
+// Returns the i-th states of all rows.
+template <class Storage>
+inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i) {
   const int64_t H = args.layer.H;
-  const auto states = i == 0 ? args.output : cell_states_in(args.kept, Cell::kept * H, H);
-  const Storage* state = previous_row(args.layer, states, i, t, b, continued);
-  return state ? state + first : nullptr;
+  return i == 0 ? args.output : cell_states_in(args.kept, args.layer.cell->kept * H, H);
 }
 
 // Computes the gradients of h before its projection for sequences part.slice.begin .. end at time
@@ -152,12 +148,13 @@ inline void project_back(const Backward<typename Products::Storage>& args,
   const auto [first, last] = part.outputs;
   const int64_t begin = part.slice.begin;
   for (int64_t b = begin; b < end; ++b) {
-    GradientRow<typename Products::Storage, Scalar, Scalar*> h{};
-    h.grad[0] = group.grad[0] + b * args.layer.P;
-    if (args.grad_output.data) h.grad_output = row_at(args.grad_output, args.layer.layout, t, b);
-    Scalar* grad_h = group.products.grad_h(row + b);
-    for_each_vector<Scalar>(last - first, [&, first = first](int64_t j, int64_t n) {
-      store_upto(grad_h + first + j, load_gradient(h, first + j, n), n);
+    const Scalar* later = group.grad[0] + b * args.layer.P + first;
+    const auto* of_output = rows_from(args.grad_output, args.layer.layout, t, b, first).data;
+    Scalar* grad_h = group.products.grad_h(row + b) + first;
+    for_each_vector<Scalar>(last - first, [=](int64_t j, int64_t n) {
+      Vec<Scalar> grad = load_upto(later + j, n);
+      if (of_output) grad += load_upto(of_output + j, n);
+      store_upto(grad_h + j, grad, n);
     });
   }
   if (part.team) barrier(*part.team, runtime);
@@ -167,14 +164,14 @@ inline void project_back(const Backward<typename Products::Storage>& args,
 
 // Stores the gradients of the states that sequences restart from at time t, if these are wanted,
 // and zeroes the gradients of the states before the cuts. Only sequences before `end` are checked.
-template <class Cell, class Products>
+template <class Products>
 inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& args,
                                   const BackwardGroup<Products>& group, int64_t t, int64_t end,
                                   const Part& part) {
   const auto& layer = args.layer;
   for_each_cut(layer, t, part.slice.begin, end, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
-      for (int i = 0; i < Cell::states; ++i) {
+      for (int i = 0; i < layer.cell->states; ++i) {
         const auto [column, last_column] = part.of_state(i);
         auto* grad = group.grad[i] + b * size_of_state(layer, i) + column;
         auto* of_start = restart_state(args.grad_reset_to[i], layer.layout, t, b);
@@ -185,81 +182,113 @@ inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& ar
   });
 }
 
+// Computes the gradients of the sums of sequences begin .. end, evenly spaced rows of time t.
+template <class Products>
+inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
+                             const BackwardGroup<Products>& group, int64_t t, int64_t begin,
+                             int64_t end, int64_t row, int64_t continued, Columns columns) {
+  using Storage = typename Products::Storage;
+  const Layer<Storage>& layer = args.layer;
+  const Cell& cell = *layer.cell;
+  const CellCode<Storage>& code = cell;
+  const SequenceLayout& layout = layer.layout;
+  const int64_t first = columns.first, offset = begin * layer.H + first;
+  const bool projecting = projected_size(layer) > 0;
+  GradientRows<Storage> rows{};
+  rows.range = {0, end - begin, 0, columns.last - first};
+  rows.H = layer.H;
+  rows.activation = layer.activation;
+  if (projecting) {
+    rows.unprojected = {group.unprojected + offset, layer.H};
+    rows.grad[0] = {group.unprojected + offset, layer.H};
+  } else {
+    rows.output = rows_from(args.output, layout, t, begin, first);
+    rows.grad_output = rows_from(args.grad_output, layout, t, begin, first);
+  }
+  rows.kept = rows_from(args.kept, layout, t, begin, first);
+  for (int i = projecting ? 1 : 0; i < cell.states; ++i) {
+    if (i > 0 || !cell.only_through_sums) {
+      rows.previous[i] = previous_rows(layer, states_in(args, i), i, t, begin, continued);
+      if (rows.previous[i].data) rows.previous[i].data += first;
+    }
+    rows.grad[i] = {group.grad[i] + offset, layer.H};
+    rows.grad_previous[i] = {group.grad_previous[i] + offset, layer.H};
+  }
+  rows.dz = {group.products.dz_rows(row, first), group.products.dz_stride};
+  rows.sum_stride = group.products.dz_block;
+  group.own.set(cell, first, rows.own);
+  for (int64_t i = 0; i < cell.own; ++i) rows.grad_own[i] = group.grad_own[1] + i * layer.H + first;
+  for (int i = 0; i < cell.inputs; ++i) {
+    rows.grad_inputs[i] = rows_from(args.grad_inputs[i], layout, t, begin, first);
+  }
+  code.sum_gradients(rows);
+  group.products.store_dz(row, columns);
+}
+
+// Adds the gradients of own parameters that are not yet added to the sum of a time block.
+template <class Products>
+inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
+                              Columns columns) {
+  for (int64_t i = 0; i < cell.own; ++i) {
+    const int64_t at = i * H + columns.first;
+    add_keeping_errors(group.grad_own[1] + at, columns.last - columns.first,
+                       group.grad_own[0] + at);
+  }
+}
+
 // Computes the backward recurrence at time t. Row (t, b) is row number `row + b` of the time block.
-template <class Cell, class Products>
+template <class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
                           const typename Products::Recurrence& panels, int64_t t, int64_t row,
                           const Part& part, const Runtime& runtime) {
   const auto& layer = args.layer;
-  const Cell cell(layer);
+  const Cell& cell = *layer.cell;
   const SequenceLayout& layout = layer.layout;
   const Products& products = group.products;
   const Slice slice = part.slice;
-  const int64_t first_column = part.columns.first;
   const int64_t continued = continued_end(layer, t, slice);
   const int64_t end = alive_end(layout, t, slice);
-  for (int i = 0; i < Cell::states && layout.tree; ++i) {
+  [[maybe_unused]] const bool projecting = projected_size(layer) > 0;
+  for (int i = 0; i < cell.states && layout.tree; ++i) {
     gather_tree_gradients(layer, args.grad_last[i], t, group.grad_previous[i], group.grad[i]);
   }
-  const bool projecting = projected_size<Products>(layer) > 0;
   if constexpr (Products::can_project) {
     if (projecting) project_back(args, group, panels, t, end, row, part, runtime);
   }
-  for (int64_t b = slice.begin; b < end; ++b) {
-    GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Elements>
-        units{};
-    const int64_t offset = b * layer.H + first_column;
-    if (projecting) {
-      units.grad[0] = units.unprojected = group.unprojected + offset;
-    } else {
-      units.output = row_at(args.output, layout, t, b) + first_column;
-      if (args.grad_output.data) {
-        units.grad_output = row_at(args.grad_output, layout, t, b) + first_column;
+  for_each_even_run(layer, t, slice, continued, [&](int64_t first, int64_t last) {
+    while (first < last) {
+      // A chunk ends where the gradients of own parameters are added to their sums.
+      const int64_t chunk_end = slice.begin + ((first - slice.begin) / kChain + 1) * kChain;
+      const int64_t next = Products::encodes_dz ? first + 1
+                           : cell.own           ? min64(last, chunk_end)
+                                                : last;
+      sum_gradients_of(args, group, t, first, next, row + first, continued, part.columns);
+      if (cell.own && (next == chunk_end || next == end)) {
+        add_own_gradients(cell, group, layer.H, part.columns);
       }
+      first = next;
     }
-    if (args.kept.data) units.kept = row_at(args.kept, layout, t, b) + first_column;
-    for (int i = projecting ? 1 : 0; i < Cell::states; ++i) {
-      if (i > 0 || !Cell::only_through_sums) {
-        units.previous[i] = previous_state<Cell>(args, i, t, b, continued, first_column);
-      }
-      units.grad[i] = group.grad[i] + offset;
-      units.grad_previous[i] = group.grad_previous[i] + offset;
-    }
-    units.dz = products.dz + ((row + b) * products.dz_stride + first_column);
-    units.stride = products.dz_block;
-    units.H = layer.H;
-    units.width = part.columns.last - first_column;
-    if constexpr (Cell::has_rate) {
-      units.rate = group.rate + first_column;
-      units.grad_rate = group.grad_rate[1] + first_column;
-      auto* grad_noise = args.grad_noise.data ? row_at(args.grad_noise, layout, t, b) : nullptr;
-      if (grad_noise) units.grad_noise = grad_noise + first_column;
-    }
-    cell.sum_gradients(units);
-    if constexpr (Products::can_project) {
+  });
+  if constexpr (Products::can_project) {
+    for (int64_t b = slice.begin; b < end && projecting; ++b) {
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);
-    }
-    if (Cell::has_rate && ((b + 1 - slice.begin) % kChain == 0 || b + 1 == end)) {
-      add_keeping_errors(group.grad_rate[1] + first_column, units.width,
-                         group.grad_rate[0] + first_column);
     }
   }
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-      products.keep_row(row + b, previous_state<Cell>(args, 0, t, b, continued, 0),
-                        input_row(layer, t, b),
-                        args.grad_input.data ? row_at(args.grad_input, layout, t, b) : nullptr);
+      products.keep_row(row + b, previous_rows(layer, args.output, 0, t, b, continued).data,
+                        input_row(layer, t, b), rows_from(args.grad_input, layout, t, b, 0).data);
     }
   }
   if (part.team) barrier(*part.team, runtime);
   const int64_t wanted_end = wants_starts(args) ? end : continued;
   products.step_back(row + slice.begin, panels.weights, wanted_end - slice.begin, part.outputs,
                      group.grad_previous[0] + slice.begin * layer.P);
-  end_gradients_at_cuts<Cell>(args, group, t, wanted_end, part);
+  end_gradients_at_cuts(args, group, t, wanted_end, part);
 }
 
-template <class Cell, class Products>
+template <class Products>
 inline void backward_recurrence(const Backward<typename Products::Storage>& args,
                                 const BackwardGroup<Products>& group, const TimeBlock& block,
                                 Part part, const Runtime& runtime) {
@@ -270,10 +299,10 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
-  for (auto* sums : group.grad_rate) {
-    if (Cell::has_rate) clear(sums, part.columns);
+  for (int64_t i = 0; i < layer.cell->own; ++i) {
+    for (auto* sums : group.grad_own) clear(sums + i * layer.H, part.columns);
   }
-  for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
+  for (int i = 0; i < layer.cell->states && block.initial && !layer.layout.tree; ++i) {
     read_last_gradients(layer, i, args.grad_last[i], part, group.grad[i]);
   }
   if (group.tokens.token && part.member == 0) {
@@ -283,7 +312,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   for (int64_t s = block.first; s < block.last; ++s) {
     const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
     const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
-    backward_step<Cell>(args, group, panels, t, row, part, runtime);
+    backward_step(args, group, panels, t, row, part, runtime);
   }
   group.products.end_recurrence(count_rows(group.rows, block), part);
 }

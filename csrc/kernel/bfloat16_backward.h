@@ -20,25 +20,27 @@ namespace {
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
 // Holds weight_hh in the format that the backward recurrence on pairs reads: panels of W_hh
-// [weight_blocks * padded(H), H].
-template <class Cell, class Storage, int kTerms>
+// [gates * padded(H), H].
+template <class Storage, int kTerms>
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
   Terms<kTerms> weights;
 
   static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
-  static int64_t size(int64_t H) { return panels_size<float>(Cell::weight_blocks * padded(H), H); }
+  static int64_t size(const Layer<Storage>& layer) {
+    return panels_size<float>(layer.cell->gates * padded(layer.H), layer.H);
+  }
   static size_t bytes(const Layer<Storage>& layer) {
-    return kTerms * size(layer.H) * sizeof(BFloat16);
+    return kTerms * size(layer) * sizeof(BFloat16);
   }
   PairRecurrencePanels(void* memory, const Layer<Storage>& layer)
-      : weights{static_cast<BFloat16*>(memory), size(layer.H)} {}
+      : weights{static_cast<BFloat16*>(memory), size(layer)} {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t H = layer.H;
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
-      pack_pair_rows(layer.weight_hh + g * H * H, H, H, p * w,
-                     weights + (p * Cell::weight_blocks + g) * padded(H) * w);
+    const int64_t H = layer.H, gates = layer.cell->gates;
+    for (int64_t g = 0; g < gates; ++g) {
+      pack_pair_rows(layer.parameters[kWeightHh] + g * H * H, H, H, p * w,
+                     weights + (p * gates + g) * padded(H) * w);
     }
   }
 };
@@ -57,19 +59,21 @@ constexpr int64_t kMinPairRows = 512;
 constexpr int64_t kPairChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
-template <class Cell, class StorageType, int kTerms>
+template <class StorageType, int kTerms>
 struct PairProducts {
   using Storage = StorageType;
   using Scalar = float;
   using Elements = Terms<kTerms>;
-  using Recurrence = PairRecurrencePanels<Cell, Storage, kTerms>;
+  using Recurrence = PairRecurrencePanels<Storage, kTerms>;
   static constexpr int64_t w = Shape<float>::panel_width;
   static constexpr size_t element_bytes = kTerms * sizeof(BFloat16);
   static constexpr bool sums_like_gradient = false;
   static constexpr bool can_project = false;
+  static constexpr bool encodes_dz = true;
 
+  const Cell* cell;
   // Memory shared by all groups.
-  Elements weight_ih;  // panels of W_ih [weight_blocks * padded(H), D], blocks in the order of the
+  Elements weight_ih;  // panels of W_ih [gates * padded(H), D], blocks in the order of the
                        // sums; null unless grad_input is wanted
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
@@ -83,31 +87,29 @@ struct PairProducts {
                            // wanted
   Elements input;          // panels of x [capacity, D]; null unless weight gradients are wanted
   PairRow<Storage>* rows;  // [capacity]
+  float* dz_row;           // [sums, dz_block], a row of dz as the cell writes it
 
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
-    const int64_t row = ((1 + 2 * Cell::sums) * layer.H + layer.D) * int64_t(element_bytes);
+    const int64_t row = ((1 + 2 * layer.cell->sums) * layer.H + layer.D) * int64_t(element_bytes);
     return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
-  // Returns the number of rows of a weight gradient whose blocks are padded.
-  static int64_t gradient_rows(int64_t H) { return Cell::weight_blocks * padded(H); }
-
   // Returns the number of elements in the sums of a weight gradient, which are stored in panels of
-  // [gradient_rows(H), width].
-  static int64_t gradient_size(int64_t rows, int64_t width) {
-    return panels_size<float>(gradient_rows(rows / Cell::weight_blocks), width);
+  // [blocks * padded(H), width].
+  static int64_t gradient_size(int64_t H, int64_t blocks, int64_t width) {
+    return panels_size<float>(blocks * padded(H), width);
   }
 
-  static void deliver_gradient(const float* sums, Storage* result, int64_t rows, int64_t width,
-                               const Runtime& runtime) {
+  static void deliver_gradient(const float* sums, Storage* result, int64_t H, int64_t blocks,
+                               int64_t width, const Runtime& runtime) {
+    const int64_t rows = blocks * H;
     const double cost = kAddingCost * double(rows) * double(width);
     const int64_t workers = choose_workers(cost, runtime.machine);
-    const int64_t H = rows / Cell::weight_blocks;
     run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
       for (int64_t i = rows * begin / workers; i < rows * end / workers; ++i) {
         const float* row = sums + (i / H * padded(H) + i % H) * w;
         for (int64_t j = 0; j < width; j += w) {
-          convert(row + j * gradient_rows(H), result + i * width + j, min64(w, width - j));
+          convert(row + j * blocks * padded(H), result + i * width + j, min64(w, width - j));
         }
       }
     });
@@ -115,35 +117,48 @@ struct PairProducts {
 
   void prepare_input_gradient(const Layer<Storage>& layer, void*, const Plan&,
                               const Runtime& runtime) {
-    weight_ih = scratch_terms<kTerms>(runtime, panels_size<float>(gradient_rows(layer.H), layer.D));
+    const int64_t rows = layer.cell->gates * padded(layer.H);
+    weight_ih = scratch_terms<kTerms>(runtime, panels_size<float>(rows, layer.D));
   }
 
   void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
-    for (int64_t s = 0; s < Cell::weight_blocks; ++s) {
-      const Storage* block = layer.weight_ih + Cell::input_block(s) * layer.H * layer.D;
+    const Cell& cell = *layer.cell;
+    for (int64_t s = 0; s < cell.gates; ++s) {
+      const int64_t at = cell.input_block[s] * layer.H * layer.D;
+      const Storage* block = layer.parameters[kWeightIh] + at;
       pack_pair_rows(block, layer.H, layer.D, p * w,
-                     weight_ih + (p * gradient_rows(layer.H) + s * padded(layer.H)) * w);
+                     weight_ih + (p * cell.gates + s) * padded(layer.H) * w);
     }
   }
 
   void prepare_rows(const Layer<Storage>& layer, bool want_weights, int64_t block_rows,
                     const Runtime& runtime) {
+    cell = layer.cell;
     D = layer.D;
     H = layer.H;
     capacity = odd_granules(block_rows);
     dz_block = padded(H);
-    dz_stride = odd_granules(Cell::sums * dz_block);
+    dz_stride = odd_granules(cell->sums * dz_block);
     dz = scratch_terms<kTerms>(runtime, (capacity + PairTile::rows) * dz_stride);
     for (int64_t row = 0; H < dz_block && row < capacity; ++row) {
-      for (int64_t s = 0; s < Cell::sums; ++s) {
+      for (int64_t s = 0; s < cell->sums; ++s) {
         fill_zeros(dz + (row * dz_stride + s * dz_block + H), dz_block - H);
       }
     }
     rows = scratch<PairRow<Storage>>(runtime, capacity);
+    dz_row = scratch<float>(runtime, cell->sums * dz_block);
     if (want_weights) {
-      dz_transposed = scratch_terms<kTerms>(runtime, Cell::sums * dz_block * capacity);
+      dz_transposed = scratch_terms<kTerms>(runtime, cell->sums * dz_block * capacity);
       previous = scratch_terms<kTerms>(runtime, panels_size<float>(capacity, H));
       input = scratch_terms<kTerms>(runtime, panels_size<float>(capacity, D));
+    }
+  }
+
+  float* dz_rows(int64_t, int64_t first) const { return dz_row + first; }
+  void store_dz(int64_t row, Columns columns) const {
+    for (int64_t s = 0; s < cell->sums; ++s) {
+      const int64_t first = s * dz_block + columns.first;
+      convert(dz_row + first, dz + (row * dz_stride + first), columns.last - columns.first);
     }
   }
 
@@ -153,10 +168,10 @@ struct PairProducts {
 
   void step_back(int64_t row, const Elements& weight_hh, int64_t count, Columns columns,
                  float* grad_h) const {
-    multiply_dz(row, Cell::first_state_sum, count, weight_hh, columns,
+    multiply_dz(row, cell->first_state_sum, count, weight_hh, columns,
                 [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
                   for (int64_t r = 0; r < height; ++r) {
-                    write(sums + r * w, !Cell::only_through_sums, grad_h + (i + r) * H + j, width);
+                    write(sums + r * w, !cell->only_through_sums, grad_h + (i + r) * H + j, width);
                   }
                 });
   }
@@ -189,7 +204,7 @@ struct PairProducts {
           for (int64_t i = task; i < end; i += PairTile::rows) {
             const PairOperands<kTerms> operands{first_dz + (i * capacity + k), capacity, K,
                                                 panels + (j * capacity + k * w)};
-            float* c = grad + j * gradient_rows(H) + i * w;
+            float* c = grad + j * cell->gates * dz_block + i * w;
             const int64_t height = min64(PairTile::rows, end - i);
             tile.multiply(&operands, 1, height, initial && k == start ? nullptr : c, c);
           }
@@ -247,7 +262,7 @@ struct PairProducts {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
     const Elements a = dz + (row * dz_stride + first_sum * dz_block);
-    const int64_t K = Cell::weight_blocks * dz_block;
+    const int64_t K = cell->gates * dz_block;
     for (int64_t j = columns.first; j < columns.last; j += w) {
       for (int64_t i = 0; i < count; i += PairTile::rows) {
         const int64_t height = min64(PairTile::rows, count - i);
@@ -275,7 +290,7 @@ struct PairProducts {
       const auto dz_at = [&](int64_t row, int64_t i) {
         return row < count ? dz.term(t) + row * dz_stride + i : nullptr;
       };
-      for (int64_t i = 0; i < Cell::sums * dz_block; i += lanes) {
+      for (int64_t i = 0; i < cell->sums * dz_block; i += lanes) {
         Vec<float> square[lanes];
 #pragma GCC unroll 16
         for (int64_t r = 0; r < lanes; ++r) {

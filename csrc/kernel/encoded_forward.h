@@ -12,7 +12,7 @@
 //   n inputs and of n states;
 // - State: points to a row of states as a step writes it. It is a Row, or a float* if a row can be
 //   encoded only as a whole. state_size(n) is the distance between rows of n states;
-// - Panels<Cell, Storage>: the format of the weights;
+// - Panels<Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
 //   a product of rows of n numbers with a panel;
@@ -22,7 +22,6 @@
 //   is ready for products.
 #pragma once
 
-#include "kernel/cells/cell.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
@@ -42,13 +41,13 @@ struct EncodedRows {
                                      // member reads, unless those are encoded already
   int64_t encoded_rows;
   int64_t steps;     // number of steps whose inputs are read at once
-  float* projected;  // [unit blocks, weight blocks, capacity, panel_width], the projection of
+  float* projected;  // [unit blocks, gates, capacity, panel_width], the projection of
                      // these steps; null if each step projects its own inputs
   int64_t capacity;  // number of rows in `inputs` and `projected`
 };
 
 // Runs the forward pass of one part.
-template <class Cell, class Storage, class Encoding>
+template <class Storage, class Encoding>
 struct EncodedPart {
   using Tile = typename Encoding::Tile;
   using Row = typename Encoding::Row;
@@ -58,7 +57,7 @@ struct EncodedPart {
   static constexpr int64_t kBlock = Tile::rows * w;  // elements in the tile of one sum
 
   const Forward<Storage>& args;
-  const typename Encoding::template Panels<Cell, Storage>& panels;
+  const typename Encoding::template Panels<Storage>& panels;
   const Part& part;
   const EncodedRows<Encoding>& rows;
   float* carried;  // [B, state_size(H)], the state that a step reads without a product; null if
@@ -66,12 +65,12 @@ struct EncodedPart {
   bool one_row;    // whether the batch is a single sequence, whose products use multiply_row()
   bool packs;      // whether the part packs each unit block just before its products
 
-  // A step reads at most one state without a product.
-  static_assert(Cell::states == 1 || Cell::only_through_sums);
-  // The index of the state that a step reads without a product, which is always the cell's last
-  // state; -1 if there is no such state.
-  static constexpr int carried_state =
-      Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;
+  // Returns the index of the state that a step reads without a product, which is always the cell's
+  // last state; -1 if there is no such state.
+  static int carried_state(const Cell& cell) {
+    NAMERNN_EXPECT(cell.states == 1 || cell.only_through_sums);
+    return cell.states == 1 && cell.only_through_sums ? -1 : int(cell.states) - 1;
+  }
   // Returns the number of elements in a row of `carried`, which consists of whole vectors.
   static int64_t carried_size(int64_t H) { return panel_count<float>(H) * w; }
 
@@ -96,7 +95,7 @@ struct EncodedPart {
     }
   }
   float* projected_at(int64_t j, int64_t s, int64_t row) const {
-    return rows.projected + ((j / w * Cell::weight_blocks + s) * rows.capacity + row) * w;
+    return rows.projected + ((j / w * args.layer.cell->gates + s) * rows.capacity + row) * w;
   }
 
   // Copies the member's share of the inputs of a stretch that starts at step `first`.
@@ -157,7 +156,7 @@ struct EncodedPart {
           tile.multiply(&operands, 1, min64(Tile::rows, count - i), nullptr, projected_at(j, s, i));
         }
       };
-      panels.for_each_panel(layer.D, layer.H, j / w, project_sum);
+      panels.for_each_panel(layer, j / w, project_sum);
     }
   }
 
@@ -182,21 +181,21 @@ struct EncodedPart {
       one_row ? tile.multiply_row(operands, count, start, c)
               : tile.multiply(operands, count, height, start, c);
     };
-    panels.for_each_panel(args.layer.D, args.layer.H, j / w, sum);
+    panels.for_each_panel(args.layer, j / w, sum);
   }
 
   // Adds the biases and, if the layer has a table, the table's row for (t, b) to the sums of units
   // j .. j + width.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
+    const Cell& cell = *layer.cell;
     const bool biased = layer.table.biased != nullptr;
     const Storage* looked_up =
-        has_table(layer) ? table_row(layer, t, b, Cell::weight_blocks * layer.H) + j : nullptr;
-    const float* bias = panels.bias_of(j / w);
-    for (int64_t s = 0; s < Cell::sums; ++s, bias += w, sums += kBlock) {
-      const Storage* row = looked_up && s < Cell::weight_blocks
-                               ? looked_up + Cell::input_block(s) * layer.H
-                               : nullptr;
+        has_table(layer) ? table_row(layer, t, b, cell.gates * layer.H) + j : nullptr;
+    const float* bias = panels.bias_of(cell, j / w);
+    for (int64_t s = 0; s < cell.sums; ++s, bias += w, sums += kBlock) {
+      const Storage* row =
+          looked_up && s < cell.gates ? looked_up + cell.input_block[s] * layer.H : nullptr;
       for_each_vector<float>(width, [&](int64_t c, int64_t n) {
         Vec<float> sum = load(sums + c);
         if (!row || !biased) sum += load(bias + c);
@@ -213,51 +212,93 @@ struct EncodedPart {
     State next;             // the states that the next step reads
   };
 
-  // Turns the sums of units j .. j + width of sequence b into states, and writes h to the output.
-  // If the sequence continues, also writes h to the states that the next step reads; otherwise
-  // writes all states to `last`.
-  void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
+  // Returns what the cell reads and writes for units j .. j + width of `rows` rows starting at row
+  // (t, b), whose sums are in `sums`.
+  StateRows<Storage> state_rows(int64_t t, int64_t b, int64_t rows, int64_t j, int64_t width,
+                                float* sums) const {
+    const Layer<Storage>& layer = args.layer;
+    const Cell& cell = *layer.cell;
+    StateRows<Storage> result{};
+    result.range = {0, rows, 0, width};
+    result.H = layer.H;
+    result.activation = layer.activation;
+    result.sums = {sums, w};
+    result.sum_stride = kBlock;
+    result.states[0] = {sums, w};
+    if (const int i = carried_state(cell); i >= 0) {
+      const int64_t stride = carried_size(layer.H);
+      result.states[i] = {carried + b * stride + j, stride};
+      result.previous[i] = {result.states[i].data, stride};
+    }
+    result.kept = rows_from(args.kept, layer.layout, t, b, j);
+    for (int i = 0; i < cell.inputs; ++i) {
+      result.inputs[i] = rows_from(layer.inputs[i], layer.layout, t, b, j);
+    }
+    panels.own.set(cell, panels.own_unit(j / w), result.own);
+    return result;
+  }
+
+  // Turns the sums of units j .. j + width of `height` rows, starting with sequence b, into states.
+  void finish(const Step& step, int64_t b, int64_t height, int64_t j, int64_t width,
+              float* sums) const {
+    const Layer<Storage>& layer = args.layer;
+    const CellCode<Storage>& code = *layer.cell;
+    for (int64_t r = 0; r < height; ++r) {
+      add_starts(step.t, b + r, j, width, sums + r * w);
+      read_carried(step, b + r, j, width);
+    }
+    // Rows in another order are not evenly spaced.
+    const bool apart = layer.layout.origin && (args.kept.data || layer.cell->inputs);
+    const int64_t rows = apart ? 1 : height;
+    for (int64_t r = 0; r < height; r += rows) {
+      const auto states = state_rows(step.t, b + r, rows, j, width, sums + r * w);
+      code.states_of(states);
+      for (int64_t n = 0; n < rows; ++n) write_states(step, b + r + n, j, states, n);
+    }
+  }
+
+  // Sets units j .. j + width of the state that the step of sequence b reads without a product, if
+  // the sequence starts at this step.
+  void read_carried(const Step& step, int64_t b, int64_t j, int64_t width) const {
+    const Layer<Storage>& layer = args.layer;
+    const int i = carried_state(*layer.cell);
+    if (i < 0 || (b < step.continued_end && !is_cut(layer, step.t, b))) return;
+    float* state = carried + b * carried_size(layer.H) + j;
+    if (const float* floats = args.float_states.initial[i]) {
+      convert(floats + b * layer.H + j, state, width);
+    } else if (const Storage* start = starting_state(layer, i, step.t, b)) {
+      convert(start + j, state, width);
+    } else {
+      std::memset(state, 0, width * sizeof(float));
+    }
+  }
+
+  // Writes row n of the states from unit j on to where sequence b needs them: h to the output and,
+  // if the sequence continues, to the states that the next step reads; otherwise all to `last`.
+  void write_states(const Step& step, int64_t b, int64_t j, const StateRows<Storage>& states,
+                    int64_t n) const {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
-    const int64_t H = layer.H;
-    const int64_t t = step.t;
+    const int64_t H = layer.H, width = states.range.units;
+    const int64_t t = step.t, last_at = place_of(layout, b) * H + j;
     const bool continues = b < step.continues_end;
-    add_starts(t, b, j, width, sums);
-    StateRow<float, Storage> row{sums, kBlock, {}, {sums}, nullptr, H, width};
-    if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
-    if constexpr (Cell::has_rate) {
-      row.rate = panels.rate_of(j / w);
-      row.noise = noise_row(layer, t, b, j);
-    }
-    if constexpr (carried_state >= 0) {
-      float* state = carried + b * carried_size(H) + j;
-      const bool starts = b >= step.continued_end || is_cut(layer, t, b);
-      const Storage* initial = starts ? starting_state(layer, carried_state, t, b) : nullptr;
-      const float* floats = starts ? args.float_states.initial[carried_state] : nullptr;
-      if (initial) convert(initial + j, state, width);
-      if (floats) convert(floats + b * H + j, state, width);
-      row.previous[carried_state] = starts && !initial && !floats ? nullptr : state;
-      row.states[carried_state] = state;
-    }
-    Cell(layer).states_of(row);
-    for (int i = 1; i < Cell::states && !continues; ++i) {
-      const int64_t at = place_of(layout, b) * H + j;
+    for (int i = 1; i < layer.cell->states && !continues; ++i) {
+      const float* state = states.states[i].data + n * states.states[i].stride;
       float* floats = args.float_states.last[i];
-      floats ? convert(row.states[i], floats + at, width)
-             : convert(row.states[i], args.last[i] + at, width);
+      floats ? convert(state, floats + last_at, width)
+             : convert(state, args.last[i] + last_at, width);
     }
-    const float* h = row.states[0];
+    const float* h = states.states[0].data + n * states.states[0].stride;
     // Always loads whole vectors, which is faster if the vectors have just been written.
     const auto write = [h, width](const auto& to) {
       for_each_vector<float>(width,
-                             [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });
+                             [=](int64_t c, int64_t m) { store_upto(to + c, load(h + c), m); });
     };
     if (args.output.data) write(row_at(args.output, layout, t, b) + j);
     const State next = step.next + ((b - part.slice.begin) * Encoding::state_size(H) + j);
     if (!continues) {
-      const int64_t at = place_of(layout, b) * H + j;
       float* floats = args.float_states.last[0];
-      floats ? write(floats + at) : write(args.last[0] + at);
+      floats ? write(floats + last_at) : write(args.last[0] + last_at);
     } else if (const int64_t after = time_after(layer, t); is_cut(layer, after, b)) {
       const Storage* start = restart_state(layer.reset_to[0], layout, after, b);
       start ? convert(start + j, next, width) : Encoding::fill_zeros(next, width);
@@ -272,7 +313,7 @@ struct EncodedPart {
     const Slice slice = part.slice;
     const Columns columns = part.columns;
     Tile tile;
-    alignas(64) float sums[Cell::sums * kBlock];
+    alignas(64) float sums[kMostSums * kBlock];
 
     read_inputs(0);
     read_states(0);
@@ -298,7 +339,7 @@ struct EncodedPart {
         for (int64_t i = slice.begin; i < end; i += Tile::rows) {
           const int64_t height = min64(Tile::rows, end - i);
           multiply(tile, s, i, height, j, sums);
-          for (int64_t r = 0; r < height; ++r) finish(step, i + r, j, width, sums + r * w);
+          finish(step, i, height, j, width, sums);
         }
       }
       if (part.team && s + 1 < layout.T) barrier(*part.team, runtime);
@@ -306,20 +347,20 @@ struct EncodedPart {
   }
 };
 
-template <class Cell, class Encoding, class Storage>
+template <class Encoding, class Storage>
 inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
-  return {layer.layout,           runtime.machine,    layer.D, layer.H, panel_count<float>(layer.H),
-          Encoding::weight_bytes, Cell::weight_blocks};
+  return {layer.layout,           runtime.machine,  layer.D, layer.H, panel_count<float>(layer.H),
+          Encoding::weight_bytes, layer.cell->gates};
 }
 
 // Allocates the rows of one group, for a slice of this many sequences.
-template <class Cell, class Encoding, class Storage>
+template <class Encoding, class Storage>
 EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan, int64_t sequences,
                                    const Runtime& runtime) {
   constexpr int64_t tile_rows = Encoding::Tile::rows;
   EncodedRows<Encoding> rows{};
   const int64_t ahead =
-      choose_encoded_steps(encoded_plan_arguments<Cell, Encoding>(layer, runtime), plan, tile_rows);
+      choose_encoded_steps(encoded_plan_arguments<Encoding>(layer, runtime), plan, tile_rows);
   rows.steps = max64(1, ahead);
   rows.capacity = rows.steps * sequences + tile_rows;
   rows.encoded_rows = sequences + tile_rows;
@@ -341,30 +382,30 @@ EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan
   if (ahead) {
     constexpr int64_t w = Shape<float>::panel_width;
     rows.projected = scratch<float>(
-        runtime, panel_count<float>(layer.H) * Cell::weight_blocks * rows.capacity * w);
+        runtime, panel_count<float>(layer.H) * layer.cell->gates * rows.capacity * w);
   }
   return rows;
 }
 
 // Returns how many threads to use for packing all weights.
-template <class Cell, class Storage>
+template <class Storage>
 inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machine) {
-  const double elements = double(Cell::weight_blocks * layer.H) * double(layer.D + layer.H);
+  const double elements = double(layer.cell->gates * layer.H) * double(layer.D + layer.H);
   return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
 }
 
 // Runs the forward pass. `prepared` is the layer's panels, or null if they are in another format,
 // or absent.
-template <class Cell, class Encoding, class Storage>
+template <class Encoding, class Storage>
 void forward_encoded(const Forward<Storage>& args, const void* prepared, const Runtime& runtime) {
-  using Panels = typename Encoding::template Panels<Cell, Storage>;
-  using ThePart = EncodedPart<Cell, Storage, Encoding>;
+  using Panels = typename Encoding::template Panels<Storage>;
+  using ThePart = EncodedPart<Storage, Encoding>;
   const Layer<Storage>& layer = args.layer;
   // A single step reads every panel once. So each member packs one unit block at a time, which then
   // stays in its private cache, and the members split the packing, which takes most of the time.
   const bool one_step = layer.layout.T == 1 && !prepared;
-  const Plan plan = one_step ? Plan{1, choose_packers<Cell>(layer, runtime.machine), 0}
-                             : choose_plan(encoded_plan_arguments<Cell, Encoding>(layer, runtime));
+  const Plan plan = one_step ? Plan{1, choose_packers(layer, runtime.machine), 0}
+                             : choose_plan(encoded_plan_arguments<Encoding>(layer, runtime));
   Team* teams = scratch<Team>(runtime, plan.groups);
   const size_t block = (Panels::block_bytes(layer) + 63) / 64 * 64;
   const WeightCopies copies =
@@ -373,10 +414,10 @@ void forward_encoded(const Forward<Storage>& args, const void* prepared, const R
   auto* rows = scratch<EncodedRows<Encoding>>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     const Slice slice = slice_of(layer.layout, g, plan.groups);
-    rows[g] = encoded_rows<Cell, Encoding>(layer, plan, slice.end - slice.begin, runtime);
+    rows[g] = encoded_rows<Encoding>(layer, plan, slice.end - slice.begin, runtime);
   }
   float* carried = nullptr;
-  if (ThePart::carried_state >= 0) {
+  if (ThePart::carried_state(*layer.cell) >= 0) {
     carried = scratch<float>(runtime, layer.layout.B * ThePart::carried_size(layer.H));
   }
   const bool one_row = !layer.batch_invariant && layer.layout.B == 1;

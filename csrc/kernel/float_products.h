@@ -19,17 +19,19 @@ constexpr int64_t kTaskRows = 96;    // maximum rows of a product that one task 
 constexpr int64_t kFewRows = 64;     // with at most this many rows of dz, a task writes whole rows
                                      // of a gradient
 
-template <class Cell, class StorageType>
+template <class StorageType>
 struct FloatProducts {
   using Storage = StorageType;
   using Scalar = Compute<Storage>;
   using Elements = Scalar*;
-  using Recurrence = RecurrencePanels<Cell, Storage>;
+  using Recurrence = RecurrencePanels<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
   static constexpr size_t element_bytes = sizeof(Scalar);
   static constexpr bool sums_like_gradient = true;
-  static constexpr bool can_project = Cell::can_project;
+  static constexpr bool can_project = true;
+  static constexpr bool encodes_dz = false;
 
+  const Cell* cell;
   // Memory shared by all groups.
   Scalar* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
   Scalar* staged;     // [workers, kTaskRows, D], buffers for rows of grad_input that must be
@@ -57,7 +59,7 @@ struct FloatProducts {
   // Returns the approximate number of rows of a time block, which fill about half of a core's
   // private cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
-    const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
+    const int64_t row = ((1 + layer.cell->sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return choose_block_rows(row, kMinBlockRows, runtime.machine);
   }
 
@@ -68,18 +70,20 @@ struct FloatProducts {
     return ((n + lanes - 1) / lanes | 1) * lanes;
   }
 
-  static int64_t gradient_size(int64_t rows, int64_t width) { return rows * width; }
+  static int64_t gradient_size(int64_t H, int64_t blocks, int64_t width) {
+    return blocks * H * width;
+  }
 
-  static void deliver_gradient(const Scalar* sums, Storage* result, int64_t rows, int64_t width,
-                               const Runtime&) {
-    deliver(sums, result, rows * width);
+  static void deliver_gradient(const Scalar* sums, Storage* result, int64_t H, int64_t blocks,
+                               int64_t width, const Runtime&) {
+    deliver(sums, result, blocks * H * width);
   }
 
   void prepare_input_gradient(const Layer<Storage>& layer, void* panels, const Plan& plan,
                               const Runtime& runtime) {
     weight_ih = panels ? static_cast<Scalar*>(panels)
-                       : scratch<Scalar>(
-                             runtime, panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.D));
+                       : scratch<Scalar>(runtime,
+                                         panels_size<Scalar>(layer.cell->gates * layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
@@ -89,21 +93,22 @@ struct FloatProducts {
   void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
     const int64_t H = layer.H;
     const int64_t D = layer.D;
-    for_each_input_blocks<Cell>([&](const Blocks& blocks) {
-      pack(layer.weight_ih + blocks.block * H * D, blocks.count * H, D, p * w,
-           weight_ih + (p * Cell::weight_blocks + blocks.sum) * H * w);
+    for_each_input_blocks(*layer.cell, [&](const Blocks& blocks) {
+      pack(layer.parameters[kWeightIh] + blocks.block * H * D, blocks.count * H, D, p * w,
+           weight_ih + (p * layer.cell->gates + blocks.sum) * H * w);
     });
   }
 
   void prepare_rows(const Layer<Storage>& layer, bool want_weights, int64_t rows,
                     const Runtime& runtime) {
+    cell = layer.cell;
     D = layer.D;
     H = layer.H;
     P = layer.P;
     capacity = rows;
     prefetch = leave_cache(Recurrence::bytes(layer), runtime.machine);
     dz_block = H;
-    const int64_t columns = Cell::sums * H + projected_size<Cell>(layer);
+    const int64_t columns = cell->sums * H + projected_size(layer);
     dz_stride = odd_vectors(columns);
     dz = scratch<Scalar>(runtime, capacity * dz_stride);
     if (want_weights) {
@@ -117,6 +122,9 @@ struct FloatProducts {
     }
   }
 
+  Scalar* dz_rows(int64_t row, int64_t first) const { return dz + row * dz_stride + first; }
+  void store_dz(int64_t, Columns) const {}
+
   void keep_row(int64_t row, const Storage* h, const Storage* x, Storage*) const {
     if (!previous) return;
     for (int64_t j = 0; j < P; j += w) pack_row(h, P, j, previous + j * capacity + row * w);
@@ -125,17 +133,17 @@ struct FloatProducts {
 
   void step_back(int64_t row, const Elements& weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
-    const int64_t K = Cell::weight_blocks * H;
-    const Scalar* state_dz = dz + row * dz_stride + Cell::first_state_sum * H;
+    const int64_t K = cell->gates * H;
+    const Scalar* state_dz = dz + row * dz_stride + cell->first_state_sum * H;
     const Scalar* first_panel = weight_hh + columns.first * K;
     const Operand<Scalar> operand{
         state_dz, dz_stride, weight_hh, K * w, K, kChain, prefetch ? first_panel : nullptr};
-    const Target<Scalar> target{grad_h, P, nullptr, 0, !Cell::only_through_sums};
+    const Target<Scalar> target{grad_h, P, nullptr, 0, !cell->only_through_sums};
     product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
   // Returns where a row's gradient of h is, beside its dz.
-  Scalar* grad_h(int64_t row) const { return dz + row * dz_stride + Cell::sums * H; }
+  Scalar* grad_h(int64_t row) const { return dz + row * dz_stride + cell->sums * H; }
 
   // Computes `columns` of `grad` = dh W_hr for the rows of one time, as step_back() does.
   void project_back(int64_t row, const Elements& weight_hr, int64_t rows, Columns columns,
@@ -159,8 +167,8 @@ struct FloatProducts {
       transpose_matrix(dz + column, dz_stride, rows, columns.last - columns.first,
                        dz_transposed + column * transposed_stride, transposed_stride, rows);
     };
-    for (int64_t s = 0; s < Cell::sums; ++s) transpose_columns(s * H, part.columns);
-    if (unprojected) transpose_columns(Cell::sums * H, part.outputs);
+    for (int64_t s = 0; s < cell->sums; ++s) transpose_columns(s * H, part.columns);
+    if (unprojected) transpose_columns(cell->sums * H, part.outputs);
   }
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
@@ -174,7 +182,7 @@ struct FloatProducts {
   // rows of X are h before its projection. A no-op without projections.
   void add_projection_gradient(bool initial, Share& share, int64_t rows, Scalar* grad) const {
     if (!unprojected) return;
-    add_gradient(Cell::sums * H, P, initial, share, 0, rows, unprojected, H, grad);
+    add_gradient(cell->sums * H, P, initial, share, 0, rows, unprojected, H, grad);
   }
 
   void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t rows,
@@ -269,7 +277,7 @@ struct FloatProducts {
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
-    const int64_t K = Cell::weight_blocks * H;
+    const int64_t K = cell->gates * H;
     const Operand<Scalar> operand{
         rows_dz, stride, weight_ih, K * w, K, kChain, prefetch ? weight_ih : nullptr};
     const auto grad = [&](int64_t r) {

@@ -18,15 +18,13 @@
 namespace namernn_fast {
 namespace {
 
-template <class Cell, class Storage>
+template <class Storage>
 void forward(const Forward<Storage>& args, const Runtime& runtime) {
   if constexpr (std::is_same_v<Storage, Compute<Storage>>) {
-    if constexpr (Cell::sums_in_output && Cell::states == 1) {
-      if (is_short(args.layer)) return forward_short<Cell>(args, runtime);
-    }
-    if (!args.layer.layout.origin && args.output.data) return forward_rows<Cell>(args, runtime);
+    if (is_short(args.layer)) return forward_short(args, runtime);
+    if (!args.layer.layout.origin && args.output.data) return forward_rows(args, runtime);
   }
-  forward_copied<Cell>(args, runtime);
+  forward_copied(args, runtime);
 }
 
 }  // namespace

@@ -25,17 +25,17 @@ struct CopiedRows {
   Scalar* input;                  // [members, steps, B, D]
   int64_t* ids;                   // [members, steps, B], token ids; null without a table
   Scalar* output;                 // [steps, B, P]
-  Scalar* kept;                   // [steps, B, Cell::kept * H]; null if nothing is kept
+  Scalar* kept;                   // [steps, B, kept blocks * H]; null if nothing is kept
   Scalar* states[kMostStates];    // [B, P] and [B, H]: h at the start of the time block, and the
                                   // cell state, if any, at the current step
   Scalar* reset_to[kMostStates];  // [steps, B, P] and [steps, B, H]: the states from which
                                   // sequences restart at cuts; null without such states
   Scalar* last;                   // [B, P], h at the end of the time block
-  Scalar* noise;                  // [steps, B, H]; null without noise
+  Scalar* inputs[kMostInputs];    // [steps, B, H]; null if absent
 };
 
 // Runs one part's forward pass on copies of its rows.
-template <class Cell, class Storage, class Element>
+template <class Storage, class Element>
 struct CopiedPart {
   using Scalar = Compute<Storage>;
   static constexpr bool kIsNarrow = !std::is_same_v<Storage, Scalar>;
@@ -60,8 +60,9 @@ struct CopiedPart {
   }
 
   void read_initial_states() const {
+    const Layer<Storage>& layer = args.layer;
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      for (int i = 0; i < Cell::states; ++i) {
+      for (int i = 0; i < layer.cell->states; ++i) {
         const int64_t first = part.of_state(i).first;
         Scalar* to = copies.states[i] + state_at(i, b);
         if constexpr (kIsNarrow) {
@@ -82,6 +83,7 @@ struct CopiedPart {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
     Forward<Scalar> copied{};
+    copied.layer.cell = layer.cell;
     copied.layer.layout.T = last - first;
     copied.layer.layout.B = count_at(layout, first);
     copied.layer.layout.N = (last - first) * copied.layer.layout.B;
@@ -103,17 +105,20 @@ struct CopiedPart {
     if (layer.resets.at) {
       copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
                              layer.resets.time_stride};
-      for (int i = 0; i < Cell::states && copies.reset_to[i]; ++i) {
+      for (int i = 0; i < layer.cell->states && copies.reset_to[i]; ++i) {
         const int64_t size = size_of_state(layer, i);
         copied.layer.reset_to[i] = {copies.reset_to[i], layout.B * size, size};
       }
     }
-    if (copies.noise) copied.layer.noise = {copies.noise, layout.B * layer.H, layer.H};
+    for (int i = 0; i < layer.cell->inputs; ++i) {
+      if (copies.inputs[i])
+        copied.layer.inputs[i] = {copies.inputs[i], layout.B * layer.H, layer.H};
+    }
     copied.output = {copies.output, layout.B * layer.P, layer.P};
-    const int64_t kept = Cell::kept * layer.H;
+    const int64_t kept = layer.cell->kept * layer.H;
     if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
     copied.last[0] = copies.last;
-    for (int i = 1; i < Cell::states; ++i) copied.last[i] = copies.states[i];
+    for (int i = 1; i < layer.cell->states; ++i) copied.last[i] = copies.states[i];
     return copied;
   }
 
@@ -123,8 +128,8 @@ struct CopiedPart {
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
-  // Copies the inputs or token ids, and the noise, of the slice at times first .. last, and the
-  // states from which its sequences restart. Zeroes the states that a cut keeps from reaching
+  // Copies the inputs or token ids of the slice at times first .. last, its inputs beside x, and
+  // the states from which its sequences restart. Zeroes the states that a cut keeps from reaching
   // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
   // within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
@@ -138,12 +143,12 @@ struct CopiedPart {
         } else {
           convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
         }
-        if (copies.noise) {
+        for (int i = 0; i < layer.cell->inputs && copies.inputs[i]; ++i) {
           const auto [column, last_column] = part.columns;
-          convert(noise_row(layer, t, b, column),
-                  copy_at(copies.noise, first, t, b, layer.H) + column, last_column - column);
+          convert(rows_from(layer.inputs[i], layer.layout, t, b, column).data,
+                  copy_at(copies.inputs[i], first, t, b, layer.H) + column, last_column - column);
         }
-        for (int i = 0; i < Cell::states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
+        for (int i = 0; i < layer.cell->states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
           const int64_t column = part.of_state(i).first;
           read_start(restart_state(layer.reset_to[i], layer.layout, t, b), column, width(i),
                      copy_at(copies.reset_to[i], first, t, b, size_of_state(layer, i)) + column);
@@ -151,7 +156,7 @@ struct CopiedPart {
       }
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
-      for (int i = 0; i < Cell::states && is_cut(layer, t_begin, b); ++i) {
+      for (int i = 0; i < layer.cell->states && is_cut(layer, t_begin, b); ++i) {
         std::memset(copies.states[i] + state_at(i, b), 0, width(i) * sizeof(Scalar));
       }
     }
@@ -188,13 +193,12 @@ struct CopiedPart {
       Part alive_part = part;
       alive_part.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      const int64_t projected_steps = choose_projected_steps(
-          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
-      const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, alive_part.slice);
-      ForwardPart<Cell, Scalar, Storage, Element>{{{copied, weights, alive_part, memory, steps}}}
-          .run(runtime);
+      const int64_t projected_steps = choose_projected_steps(plan_arguments(copied.layer, runtime),
+                                                             plan, plan.groups, layer.in_place);
+      const int64_t steps = fit_projected_steps(projected_steps, memory, alive_part.slice);
+      run_part<Scalar, Storage, Element>({copied, weights, alive_part, memory, steps}, runtime);
       if (args.output.data) write_time_block(copies.output, first, last, args.output, 1, 0);
-      if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept, 1);
+      if (copies.kept) write_time_block(copies.kept, first, last, args.kept, layer.cell->kept, 1);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = alive_part.slice.begin; b < alive_part.slice.end; ++b) {
         std::memcpy(copies.states[0] + state_at(0, b), copies.last + state_at(0, b),
@@ -202,7 +206,7 @@ struct CopiedPart {
       }
     }
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      for (int i = 0; i < Cell::states; ++i) {
+      for (int i = 0; i < layer.cell->states; ++i) {
         const int64_t last_at = state_at(i, place_of(layout, b));
         const Scalar* state = copies.states[i] + state_at(i, b);
         if constexpr (kIsNarrow) {
@@ -220,28 +224,28 @@ struct CopiedPart {
 // Returns whether the panels store weights in 16 bits. Every product then converts all weights,
 // which with few rows takes less time than reading floats that do not fit in the private cache, or
 // than converting the panels that the layer already has.
-template <class Cell, class Storage>
+template <class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
   constexpr int64_t few_rows = 4;   // converting is hidden behind reading the weights
   constexpr int64_t few_tiles = 4;  // a conversion of all panels takes as long
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;
-  const int64_t bytes = Cell::weight_blocks * layer.H * layer.P * int64_t(sizeof(float));
+  const int64_t bytes = layer.cell->gates * layer.H * layer.P * int64_t(sizeof(float));
   return bytes / plan.members >= int64_t(machine.l2_bytes) * kLoadingCost<Storage>;
 }
 
 // Runs the forward pass with panels that store the weights as elements of type Element.
-template <class Cell, class Element, class Storage>
+template <class Element, class Storage>
 void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.P);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage, Element>>(
+  const WeightCopies weights = weight_copies<ForwardPanels<Storage, Element>>(
       layer, std::is_same_v<Element, Storage> ? layer.panels : nullptr, plan, runtime);
-  const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
+  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
   const int64_t row = (plan.members * layer.D + layer.H) * int64_t(sizeof(Scalar));
   rows.steps = max64(1, min64(kCopiedBytes / (layout.B * row), layout.T));
@@ -249,9 +253,9 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
   if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, plan.members * rows.steps * layout.B);
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.P);
   if (args.kept.data) {
-    rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * Cell::kept * layer.H);
+    rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * layer.cell->kept * layer.H);
   }
-  for (int i = 0; i < Cell::states; ++i) {
+  for (int i = 0; i < layer.cell->states; ++i) {
     const int64_t size = layout.B * size_of_state(layer, i);
     rows.states[i] = scratch<Scalar>(runtime, size);
     if (layer.reset_to[i].data) {
@@ -259,23 +263,26 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
     }
   }
   rows.last = scratch<Scalar>(runtime, layout.B * layer.P);
-  if (layer.noise.data) rows.noise = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+  for (int i = 0; i < layer.cell->inputs; ++i) {
+    if (!layer.inputs[i].data) continue;
+    rows.inputs[i] = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+  }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage, Element> part_weights =
-        forward_weights<Cell, Element>(part, layer, weights, zero_state, runtime.machine);
-    CopiedPart<Cell, Storage, Element>{args, part_weights, rows, memory, part, plan}.run(runtime);
+        forward_weights<Element>(part, layer, weights, zero_state, runtime.machine);
+    CopiedPart<Storage, Element>{args, part_weights, rows, memory, part, plan}.run(runtime);
   });
 }
 
-template <class Cell, class Storage>
+template <class Storage>
 void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
-  const Plan plan = forward_plan<Cell>(args.layer, runtime);
+  const Plan plan = forward_plan(args.layer, runtime);
   if constexpr (!std::is_same_v<Storage, Compute<Storage>>) {
-    if (choose_narrow<Cell>(args.layer, plan, runtime.machine)) {
-      return forward_copied_with<Cell, Storage>(args, plan, runtime);
+    if (choose_narrow(args.layer, plan, runtime.machine)) {
+      return forward_copied_with<Storage>(args, plan, runtime);
     }
   }
-  forward_copied_with<Cell, Compute<Storage>>(args, plan, runtime);
+  forward_copied_with<Compute<Storage>>(args, plan, runtime);
 }
 
 }  // namespace

@@ -8,11 +8,6 @@
 namespace namernn_fast {
 namespace {
 
-// The type that computes a part's projections and states.
-template <class Cell, class Scalar, class Storage, class Element>
-using Sums = std::conditional_t<Cell::sums_in_output, OutputSums<Cell, Scalar, Storage, Element>,
-                                GateSums<Cell, Scalar, Storage, Element>>;
-
 // Copies `width` units of the state that a sequence starts from to `to`, starting at unit `first`
 // of the state. If `start` is null, writes zeros.
 template <class Storage, class Scalar>
@@ -20,12 +15,12 @@ inline void read_start(const Storage* start, int64_t first, int64_t width, Scala
   start ? convert(start + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
 }
 
-// Runs the forward pass of one part. The panels store the weights as elements of type Element.
-template <class Cell, class Scalar, class Storage = Scalar, class Element = Scalar>
-struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
-  using Base = Sums<Cell, Scalar, Storage, Element>;
-  using Base::args, Base::weights, Base::part, Base::memory, Base::projected_steps;
-  using Base::project, Base::advance;
+// Runs the forward pass of one part. Sums, OutputSums or GateSums, computes its projections and
+// states. The panels store the weights as elements of type Element.
+template <class Sums, class Scalar, class Element>
+struct ForwardPart : Sums {
+  using Sums::args, Sums::weights, Sums::part, Sums::memory, Sums::projected_steps;
+  using Sums::project, Sums::advance;
 
   // Computes a tree's states at time t. Copies the previous states first, because the rows of a
   // product's left operand must have a constant stride.
@@ -37,7 +32,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     if (t == 0) return advance(t, 0, count, nullptr, 0);
     for (int64_t b = 0; b < count; ++b) {
       const int64_t parent = parent_of(layout, t, b);
-      for (int i = 0; i < Cell::states; ++i) {
+      for (int i = 0; i < layer.cell->states; ++i) {
         Scalar* previous = i == 0 ? memory.continued + b * layer.H : this->state_at(i, t, b);
         std::memcpy(previous, this->state_at(i, t - 1, parent), layer.H * sizeof(Scalar));
       }
@@ -54,7 +49,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     const auto [first, last] = part.outputs;
     if (layer.layout.tree) {
       return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
-        for (int i = 0; i < Cell::states; ++i) {
+        for (int i = 0; i < layer.cell->states; ++i) {
           std::memcpy(args.last[i] + sequence * layer.H, this->state_at(i, t, b),
                       layer.H * sizeof(Scalar));
         }
@@ -72,7 +67,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
   void restart_cell_states(int64_t t) const {
     const Layer<Scalar>& layer = args.layer;
     const auto [first, last] = part.columns;
-    for (int i = 1; i < Cell::states && layer.reset_to[i].data; ++i) {
+    for (int i = 1; i < layer.cell->states && layer.reset_to[i].data; ++i) {
       for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
         if (!is_cut(layer, t, b)) continue;
         read_start(restart_state(layer.reset_to[i], layer.layout, t, b), first, last - first,
@@ -89,7 +84,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
     const int64_t rows = alive_end(layer.layout, t, part.slice) - b;
     if (rows == 0) return;
     const Operand<Scalar, Element> operand{
-        memory.unprojected + b * H, H, weights.weight_hr, H * Base::w, H, layer.chains.recurrence};
+        memory.unprojected + b * H, H, weights.weight_hr, H * Sums::w, H, layer.chains.recurrence};
     Scalar* h = row_at(args.output, layer.layout, t, b);
     const Target<Scalar> target{h, args.output.row_stride, nullptr, 0, false};
     product<Scalar>(&operand, 1, target, rows, part.outputs.first, part.outputs.last, NoFinish());
@@ -108,13 +103,16 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
           advance_tree(t);
         } else {
           restart_cell_states(t);
-          for_each_previous(layer, args.output, t, part.slice,
-                            [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
-                              advance(t, begin, end, h, h_stride);
-                            });
+          const RowStrides<const Scalar> output{args.output.data, args.output.time_stride,
+                                                args.output.row_stride};
+          const int64_t continued = continued_end(layer, t, part.slice);
+          for_each_even_run(layer, t, part.slice, continued, [&](int64_t begin, int64_t end) {
+            const auto [h, stride] = previous_rows(layer, output, 0, t, begin, continued);
+            advance(t, begin, end, h, stride);
+          });
         }
       }
-      if (projected_size<Cell>(layer)) {
+      if (projected_size(layer)) {
         if (part.team) barrier(*part.team, runtime);
         project_outputs(t);
       }
@@ -125,12 +123,25 @@ struct ForwardPart : Sums<Cell, Scalar, Storage, Element> {
   }
 };
 
+// Runs the forward pass of one part, with the type of sums that the layer needs.
+template <class Scalar, class Storage, class Element>
+inline void run_part(const ForwardContext<Scalar, Storage, Element>& context,
+                     const Runtime& runtime) {
+  if (are_sums_in_output(context.args.layer)) {
+    using Sums = OutputSums<Scalar, Storage, Element>;
+    ForwardPart<Sums, Scalar, Element>{Sums{context}}.run(runtime);
+  } else {
+    using Sums = GateSums<Scalar, Storage, Element>;
+    ForwardPart<Sums, Scalar, Element>{Sums{context}}.run(runtime);
+  }
+}
+
 // Copies this part's share of the initial cell states to args.last, where each step updates the
 // cell states.
-template <class Cell, class Scalar>
+template <class Scalar>
 inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   const int64_t first = part.columns.first;
-  for (int i = 1; i < Cell::states; ++i) {
+  for (int i = 1; i < args.layer.cell->states; ++i) {
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const Scalar* initial = initial_state(args.layer, i, b);
       Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
@@ -140,29 +151,29 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   }
 }
 
-template <class Cell, class Scalar>
+template <class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  const Plan plan = forward_plan<Cell>(layer, runtime);
+  const Plan plan = forward_plan(layer, runtime);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.P);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights =
-      weight_copies<ForwardPanels<Cell, Scalar>>(layer, layer.panels, plan, runtime);
-  const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
+      weight_copies<ForwardPanels<Scalar>>(layer, layer.panels, plan, runtime);
+  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   // Per sequence, a step reads two rows of about H elements and writes a third.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
-  const int64_t projected_steps = choose_projected_steps(plan_arguments<Cell>(layer, runtime), plan,
+  const int64_t projected_steps = choose_projected_steps(plan_arguments(layer, runtime), plan,
                                                          plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> part_weights =
-        forward_weights<Cell, Scalar>(part, layer, weights, zero_state, runtime.machine);
-    if (!layer.layout.tree) read_cell_states<Cell>(args, part);
+        forward_weights<Scalar>(part, layer, weights, zero_state, runtime.machine);
+    if (!layer.layout.tree) read_cell_states(args, part);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
-      const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, smaller.slice);
-      ForwardPart<Cell, Scalar>{{{args, part_weights, smaller, memory, steps}}}.run(runtime);
+      const int64_t steps = fit_projected_steps(projected_steps, memory, smaller.slice);
+      run_part<Scalar, Scalar, Scalar>({args, part_weights, smaller, memory, steps}, runtime);
     }
   });
 }

@@ -15,29 +15,18 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether parameter gradients are wanted. Checks grad_weight_hh, because grad_weight_ih may
-// be null if it has no elements.
+// Returns whether parameter gradients are wanted. Checks weight_hh, because the gradient of
+// weight_ih may be null if it has no elements.
 template <class Storage>
 inline bool wants_weights(const Backward<Storage>& args) {
-  return args.grad_weight_hh != nullptr;
+  return args.grads[kWeightHh] != nullptr;
 }
 
-// The parameters of a layer, which index the arrays below.
-enum Parameter { kWeightIh, kWeightHh, kWeightHr, kBiasIh, kBiasHh, kRate, kParameters };
-
-// Returns the memory for a parameter's gradient; null if the gradient is not wanted.
-template <class Storage>
-inline Storage* result_of(const Backward<Storage>& args, int parameter) {
-  Storage* const results[] = {args.grad_weight_ih, args.grad_weight_hh, args.grad_weight_hr,
-                              args.grad_bias_ih,   args.grad_bias_hh,   args.grad_rate};
-  return results[parameter];
-}
-
-// Returns whether the gradient is a sum of rows of dz, as for a bias, a rate or a table, and not a
-// product.
+// Returns whether the gradient is a sum of rows of dz, as for a bias, an own parameter or a table,
+// and not a product.
 template <class Storage>
 inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
-  return parameter >= kBiasIh || (parameter == kWeightIh && has_table(layer));
+  return is_vector(parameter) || (parameter == kWeightIh && has_table(layer));
 }
 
 // The sums of one group's parameter gradients, used only if such gradients are wanted.
@@ -131,8 +120,7 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
     const bool sums_rows = is_sum_of_rows(args.layer, p);
     const bool in_result = group == 0 && (Products::sums_like_gradient || sums_rows);
     gradients.sizes[p] = sizes[p];
-    gradients.sums[p] =
-        accumulator<Scalar>(runtime, in_result ? result_of(args, p) : nullptr, sizes[p]);
+    gradients.sums[p] = accumulator<Scalar>(runtime, in_result ? args.grads[p] : nullptr, sizes[p]);
     // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
     // group without rows.
     if (rows == 0 && !gradients.accumulate) {

@@ -6,22 +6,6 @@
 namespace namernn_fast {
 namespace {
 
-template <class Storage>
-struct ComputeType {
-  using Type = Storage;
-};
-template <>
-struct ComputeType<BFloat16> {
-  using Type = float;
-};
-template <>
-struct ComputeType<Half> {
-  using Type = float;
-};
-// The type in which kernels compute if tensors have elements of type Storage.
-template <class Storage>
-using Compute = typename ComputeType<Storage>::Type;
-
 // Vectors of 16-bit and 32-bit integers, with as many lanes as a vector of float.
 typedef uint16_t Short __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
 typedef uint32_t Word __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));

@@ -9,73 +9,75 @@ namespace {
 
 // Holds a layer's weights: panels of W_ih^T and panels of W_hh^T. After the integers of a panel
 // follow, for each column, kOffset times the sum of its integers, and its scale.
-template <class Cell, class Storage>
+template <class Storage>
 struct Int8Panels {
   static_assert(std::is_same_v<Storage, float>);
   static constexpr int64_t w = kWidth;
 
-  int8_t* inputs;  // [unit blocks, weight_blocks], in the order of the sums
-  int8_t* states;  // [unit blocks, weight_blocks]
+  int8_t* inputs;  // [unit blocks, gates], in the order of the sums
+  int8_t* states;  // [unit blocks, gates]
   float* bias;     // [unit blocks, sums, panel_width], see pack_bias()
-  float* rate;     // [unit blocks, panel_width], if the cell has rates
+  Own<float> own;
 
   static int64_t count(const Layer<float>& layer) { return panel_count<float>(layer.H); }
   static int64_t panel_bytes(int64_t K) { return (padded_bytes(K) + 8) * w; }
   static int64_t input_bytes(int64_t D) { return D ? panel_bytes(D) : 0; }
   static size_t block_bytes(const Layer<float>& layer) {
-    return size_t(Cell::weight_blocks * (input_bytes(layer.D) + panel_bytes(layer.H))) +
-           (Cell::sums + Cell::has_rate) * w * sizeof(float);
+    const Cell& cell = *layer.cell;
+    return size_t(cell.gates * (input_bytes(layer.D) + panel_bytes(layer.H))) +
+           (cell.sums + cell.own) * w * sizeof(float);
   }
   static size_t bytes(const Layer<float>& layer) { return count(layer) * block_bytes(layer); }
   Int8Panels(void* memory, const Layer<float>& layer, int64_t blocks)
       : inputs(static_cast<int8_t*>(memory)),
-        states(inputs + blocks * Cell::weight_blocks * input_bytes(layer.D)),
-        bias(
-            reinterpret_cast<float*>(states + blocks * Cell::weight_blocks * panel_bytes(layer.H))),
-        rate(bias + blocks * Cell::sums * w) {}
+        states(inputs + blocks * layer.cell->gates * input_bytes(layer.D)),
+        bias(reinterpret_cast<float*>(states + blocks * layer.cell->gates * panel_bytes(layer.H))),
+        own{bias + blocks * layer.cell->sums * w, blocks * w} {}
   Int8Panels(void* memory, const Layer<float>& layer) : Int8Panels(memory, layer, count(layer)) {}
 
-  float* bias_of(int64_t p) const { return bias + p * Cell::sums * w; }
-  float* rate_of(int64_t p) const { return rate + p * w; }
+  float* bias_of(const Cell& cell, int64_t p) const { return bias + p * cell.sums * w; }
+  static int64_t own_unit(int64_t p) { return p * w; }
 
   // Calls f(s, input_panel, state_panel) for each sum s of unit block p. A panel is null if its
   // weight does not contribute to the sum.
   template <class F>
-  void for_each_panel(int64_t D, int64_t H, int64_t p, F&& f) const {
-    for (int64_t s = 0; s < Cell::sums; ++s) {
-      const int64_t g = s - Cell::first_state_sum;
-      f(s,
-        s < Cell::weight_blocks ? inputs + (p * Cell::weight_blocks + s) * input_bytes(D) : nullptr,
-        g >= 0 ? states + (p * Cell::weight_blocks + g) * panel_bytes(H) : nullptr);
+  void for_each_panel(const Layer<float>& layer, int64_t p, F&& f) const {
+    const Cell& cell = *layer.cell;
+    for (int64_t s = 0; s < cell.sums; ++s) {
+      const int64_t g = s - cell.first_state_sum;
+      f(s, s < cell.gates ? inputs + (p * cell.gates + s) * input_bytes(layer.D) : nullptr,
+        g >= 0 ? states + (p * cell.gates + g) * panel_bytes(layer.H) : nullptr);
     }
   }
 
   void pack(const Layer<float>& layer, int64_t p) const {
+    const Cell& cell = *layer.cell;
     const int64_t D = layer.D, H = layer.H;
-    for_each_panel(D, H, p, [&](int64_t s, int8_t* of_input, int8_t* of_state) {
+    for_each_panel(layer, p, [&](int64_t s, int8_t* of_input, int8_t* of_state) {
       if (of_input && D > 0) {
-        pack_panel(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, of_input);
+        const float* block = block_of(layer.parameters[kWeightIh], cell.input_block[s], H, D);
+        pack_panel(block, D, H, p * w, of_input);
       }
       if (of_state) {
-        const int64_t g = s - Cell::first_state_sum;
-        pack_panel(block_of(layer.weight_hh, g, H, H), H, H, p * w, of_state);
+        const int64_t g = s - cell.first_state_sum;
+        pack_panel(block_of(layer.parameters[kWeightHh], g, H, H), H, H, p * w, of_state);
       }
     });
-    pack_bias<Cell>(layer, p, bias_of(p));
-    pack_rate<Cell>(layer, p, rate_of(p));
+    pack_bias(layer, p, bias_of(cell, p));
+    pack_own(layer, p, own, own_unit(p));
   }
 
   // Writes scale * integer for each weight of unit block p.
-  void unpack(const Layer<float>& layer, int64_t p, float* const (&to)[3]) const {
+  void unpack(const Layer<float>& layer, int64_t p, float* const (&to)[kParameters]) const {
     const int64_t D = layer.D, H = layer.H;
-    for_each_panel(D, H, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {
+    for_each_panel(layer, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {
       if (of_input && D > 0) {
-        unpack_panel(D, H, p * w, w, to[0] + Cell::input_block(s) * H * D,
-                     elements_of(of_input, D));
+        const int64_t block = layer.cell->input_block[s];
+        unpack_panel(D, H, p * w, w, to[kWeightIh] + block * H * D, elements_of(of_input, D));
       }
       if (of_state) {
-        const int64_t g = s - Cell::first_state_sum;
-        unpack_panel(H, H, p * w, w, to[1] + g * H * H, elements_of(of_state, H));
+        const int64_t g = s - layer.cell->first_state_sum;
+        unpack_panel(H, H, p * w, w, to[kWeightHh] + g * H * H, elements_of(of_state, H));
       }
     });
   }
@@ -120,8 +122,8 @@ struct AsInt8 {
   using Operands = Int8Operands;
   using Row = uint8_t*;
   using State = float*;
-  template <class Cell, class Storage>
-  using Panels = Int8Panels<Cell, Storage>;
+  template <class Storage>
+  using Panels = Int8Panels<Storage>;
   static constexpr size_t weight_bytes = 1;
 
   // Inputs may have any distribution, so each is the sum of two integers.

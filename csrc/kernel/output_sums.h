@@ -7,10 +7,9 @@
 namespace namernn_fast {
 namespace {
 
-template <class Cell, class Scalar, class Storage, class Element>
-struct OutputSums : ForwardContext<Cell, Scalar, Storage, Element> {
-  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::only_through_sums);
-  using Context = ForwardContext<Cell, Scalar, Storage, Element>;
+template <class Scalar, class Storage, class Element>
+struct OutputSums : ForwardContext<Scalar, Storage, Element> {
+  using Context = ForwardContext<Scalar, Storage, Element>;
   using Context::args, Context::weights, Context::part, Context::projected_steps;
   using Context::projection, Context::recurrence, Context::look_up;
 
@@ -44,29 +43,18 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage, Element> {
     Target<Scalar> target{out, out_stride, projected_steps ? out : weights.bias,
                           projected_steps ? out_stride : 0, false};
     if (has_table(layer)) target.starts = look_up(t, begin, end);
-    const Cell cell(layer);
-    const bool from_zeros = !h;
+    const CellCode<Scalar>& code = *layer.cell;
+    StateRows<Scalar> states = this->state_rows(t, begin, !h);
     const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
-      for (int64_t r = i; r < i + rows; ++r) {
-        Scalar* row = out + r * out_stride + j;
-        StateRow<Scalar, Scalar> units{row, 0, {}, {row}, nullptr, layer.H, width};
-        for (int s = 1; s < Cell::states; ++s) {
-          units.states[s] = this->state_at(s, t, begin + r) + j;
-          if (!from_zeros) units.previous[s] = units.states[s];
-        }
-        if constexpr (Cell::has_rate) {
-          if (args.kept.data) units.kept = row_at(args.kept, layer.layout, t, begin + r) + j;
-          units.rate = weights.rate + j;
-          units.noise = noise_row(layer, t, begin + r, j);
-        }
-        cell.states_of(units);
-      }
+      states.range = {i, rows, j, width};
+      states.sums = {out + i * out_stride + j, out_stride};
+      code.states_of(states);
     };
     const auto [first, last] = part.columns;
     // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     if (weights.weight_hh) {
-      const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
+      const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.P};
       return product_in_place(operand, target, end - begin, first, last, finish);
     }
     Operand<Scalar, Element> operands[2];

@@ -137,7 +137,7 @@ inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t f
 
 // Holds a layer's weights in the format that the forward pass on pairs reads: all unit blocks, or
 // memory for one, which is packed again for each unit block.
-template <class Cell, class Storage, int kTerms>
+template <class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
@@ -145,93 +145,100 @@ struct PairPanels {
   Terms<kTerms> weights;  // [blocks], each with one panel per sum. The panel holds W_ih^T above
                           // W_hh^T, or only the weight that contributes to the sum
   float* bias;            // [blocks, sums, panel_width], see pack_bias()
-  float* rate;            // [blocks, panel_width], if the cell has rates
+  Own<float> own;
 
   // Returns the number of unit blocks.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
   // Returns the number of elements from one unit block to the next.
-  static int64_t unit_block_size(int64_t D, int64_t H) {
-    return Cell::weight_blocks * (padded(D) + padded(H)) * w;
+  static int64_t unit_block_size(const Layer<Storage>& layer) {
+    return layer.cell->gates * (padded(layer.D) + padded(layer.H)) * w;
   }
   static size_t block_bytes(const Layer<Storage>& layer) {
-    return kTerms * unit_block_size(layer.D, layer.H) * sizeof(BFloat16) +
-           (Cell::sums + Cell::has_rate) * w * sizeof(float);
+    return kTerms * unit_block_size(layer) * sizeof(BFloat16) +
+           (layer.cell->sums + layer.cell->own) * w * sizeof(float);
   }
   static size_t bytes(const Layer<Storage>& layer) { return count(layer) * block_bytes(layer); }
   PairPanels(void* memory, const Layer<Storage>& layer, int64_t blocks)
       : blocks(blocks),
-        weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(layer.D, layer.H)},
+        weights{static_cast<BFloat16*>(memory), blocks * unit_block_size(layer)},
         bias(reinterpret_cast<float*>(weights.term(kTerms))),
-        rate(bias + blocks * Cell::sums * w) {}
+        own{bias + blocks * layer.cell->sums * w, blocks * w} {}
   PairPanels(void* memory, const Layer<Storage>& layer) : PairPanels(memory, layer, count(layer)) {}
 
   // Returns the biases of unit block p.
-  float* bias_of(int64_t p) const { return bias + p % blocks * Cell::sums * w; }
-  float* rate_of(int64_t p) const { return rate + p % blocks * w; }
+  float* bias_of(const Cell& cell, int64_t p) const { return bias + p % blocks * cell.sums * w; }
+  // Returns where `own` has the units of unit block p.
+  int64_t own_unit(int64_t p) const { return p % blocks * w; }
 
   // Calls f(s, input_panel, state_panel) for each sum s of unit block p: where the rows of W_ih and
   // of W_hh in its panel begin, or null for a weight that does not contribute to the sum.
   template <class F>
-  void for_each_panel(int64_t D, int64_t H, int64_t p, F&& f) const {
-    Terms<kTerms> panel = weights + p % blocks * unit_block_size(D, H);
-    for (int64_t s = 0; s < Cell::sums; ++s) {
+  void for_each_panel(const Layer<Storage>& layer, int64_t p, F&& f) const {
+    const Cell& cell = *layer.cell;
+    Terms<kTerms> panel = weights + p % blocks * unit_block_size(layer);
+    for (int64_t s = 0; s < cell.sums; ++s) {
       Terms<kTerms> of_input{}, of_state{};
-      if (s < Cell::weight_blocks) of_input = panel, panel = panel + padded(D) * w;
-      if (s >= Cell::first_state_sum) of_state = panel, panel = panel + padded(H) * w;
+      if (s < cell.gates) of_input = panel, panel = panel + padded(layer.D) * w;
+      if (s >= cell.first_state_sum) of_state = panel, panel = panel + padded(layer.H) * w;
       f(s, of_input, of_state);
     }
   }
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
+    const Cell& cell = *layer.cell;
     const int64_t D = layer.D;
     const int64_t H = layer.H;
     if constexpr (std::is_same_v<Storage, float>) {
       if (layer.panels) return convert_block(layer, p);
     }
-    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+    for_each_panel(layer, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) {
-        pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, of_input);
+        const Storage* block = block_of(layer.parameters[kWeightIh], cell.input_block[s], H, D);
+        pack_pairs(block, D, H, p * w, of_input);
       }
       if (of_state) {
-        pack_pairs(block_of(layer.weight_hh, s - Cell::first_state_sum, H, H), H, H, p * w,
-                   of_state);
+        const int64_t g = s - cell.first_state_sum;
+        pack_pairs(block_of(layer.parameters[kWeightHh], g, H, H), H, H, p * w, of_state);
       }
     });
-    pack_bias<Cell>(layer, p, bias_of(p));
-    pack_rate<Cell>(layer, p, rate_of(p));
+    pack_bias(layer, p, bias_of(cell, p));
+    pack_own(layer, p, own, own_unit(p));
   }
 
   // Packs unit block p from the layer's panels, which hold floats.
   void convert_block(const Layer<float>& layer, int64_t p) const {
+    const Cell& cell = *layer.cell;
     const int64_t D = layer.D;
     const int64_t H = layer.H;
-    const ForwardPanels<Cell, float> from(const_cast<void*>(layer.panels), layer);
+    const ForwardPanels<float> from(const_cast<void*>(layer.panels), layer);
     const float* block = from.weights + p * from.unit_block_size(layer);
-    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+    for_each_panel(layer, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) pack_pair_rows(block + s * (D + H) * w, D, w, 0, of_input);
       if (of_state) {
-        const float* rows = block + ((s - Cell::first_state_sum) * (D + H) + D) * w;
+        const float* rows = block + ((s - cell.first_state_sum) * (D + H) + D) * w;
         pack_pair_rows(rows, H, w, 0, of_state);
       }
     });
-    convert(from.bias + p * Cell::sums * w, bias_of(p), Cell::sums * w);
-    if constexpr (Cell::has_rate) convert(from.rate + p * w, rate_of(p), w);
+    convert(from.bias + p * cell.sums * w, bias_of(cell, p), cell.sums * w);
+    for (int64_t i = 0; i < cell.own; ++i) {
+      convert(from.own.at(i, p * w), own.at(i, own_unit(p)), w);
+    }
   }
 
   // Copies the weights of unit block p back to row-major weights.
-  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[3]) const {
+  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[kParameters]) const {
     static_assert(std::is_same_v<Storage, BFloat16> && kTerms == 1);
     const int64_t D = layer.D, H = layer.H;
     const auto from = [](const Terms<kTerms>& panel) {
       return [=](int64_t k, int64_t j) { return panel.first[(k / 2 * w + j) * 2 + k % 2]; };
     };
-    for_each_panel(D, H, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
+    for_each_panel(layer, p, [&](int64_t s, Terms<kTerms> of_input, Terms<kTerms> of_state) {
       if (of_input) {
-        Storage* block = to[0] + Cell::input_block(s) * H * D;
+        Storage* block = to[kWeightIh] + layer.cell->input_block[s] * H * D;
         unpack_panel(D, H, p * w, w, block, from(of_input));
       }
       if (of_state) {
-        Storage* block = to[1] + (s - Cell::first_state_sum) * H * H;
+        Storage* block = to[kWeightHh] + (s - layer.cell->first_state_sum) * H * H;
         unpack_panel(H, H, p * w, w, block, from(of_state));
       }
     });
@@ -246,8 +253,8 @@ struct AsTerms {
   using Operands = PairOperands<kTerms>;
   using Row = Terms<kTerms>;
   using State = Terms<kTerms>;
-  template <class Cell, class Storage>
-  using Panels = PairPanels<Cell, Storage, kTerms>;
+  template <class Storage>
+  using Panels = PairPanels<Storage, kTerms>;
   static constexpr size_t weight_bytes = kTerms * sizeof(BFloat16);
 
   static int64_t input_size(int64_t n) { return padded(n); }

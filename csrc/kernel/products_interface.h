@@ -45,13 +45,19 @@ struct ProductsInterface {
   // block_rows(layer, runtime): returns the approximate number of rows of a time block.
   static_assert(
       same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
-  // gradient_size(rows, width): returns the number of elements in the sums of a gradient
-  // [rows, width]. `rows` is H times the number of weight blocks of the cell.
-  static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
-  // deliver_gradient(sums, result, rows, width, runtime): writes the sums of a gradient to the
+  // gradient_size(H, blocks, width): returns the number of elements in the sums of a gradient
+  // [blocks * H, width].
+  static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t, int64_t)>);
+  // deliver_gradient(sums, result, H, blocks, width, runtime): writes the sums of a gradient to the
   // caller's `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
-                     void (*)(const Scalar*, Storage*, int64_t, int64_t, const Runtime&)>);
+                     void (*)(const Scalar*, Storage*, int64_t, int64_t, int64_t, const Runtime&)>);
+  // dz_rows(row, first): returns where the cell writes the gradients of the sums of a row from unit
+  // `first` on; and store_dz(row, columns): stores `columns` of what the cell wrote for a row. With
+  // encodes_dz, dz_rows() is a buffer of one row; otherwise the rows are those of dz.
+  static_assert(same<decltype(Products::encodes_dz), const bool>);
+  static_assert(same<decltype(&Products::dz_rows), Scalar* (Products::*)(int64_t, int64_t) const>);
+  static_assert(same<decltype(&Products::store_dz), void (Products::*)(int64_t, Columns) const>);
   // prepare_input_gradient(layer, panels, plan, runtime): allocates memory for the gradient of the
   // input. `panels` holds the panels of weight_ih, or is null if pack_input_panel() will be called.
   static_assert(

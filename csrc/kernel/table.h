@@ -8,42 +8,30 @@
 namespace namernn_fast {
 namespace {
 
-template <class Cell, class Storage>
+template <class Storage>
 constexpr KernelsFor<Storage> kernels_for() {
-  using Panels = typename ForwardPanels<Cell, Storage>::Prepared;
+  using Panels = typename ForwardPanels<Storage>::Prepared;
   return {{&Panels::bytes, &pack_all<Panels, Storage>, &unpack_all<Panels, Storage>},
-          &forward<Cell, Storage>,
-          {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>, nullptr},
-          &backward<Cell, FloatProducts<Cell, Storage>>,
-          &add_biases<Cell, Storage>,
+          &forward<Storage>,
+          {&backward_bytes<Storage>, &pack_backward<Storage>, nullptr},
+          &backward<FloatProducts<Storage>>,
+          &add_biases<Storage>,
           {1, 1}};
-}
-
-template <class Cell>
-constexpr KernelsOfCell kernels_of_cell() {
-  return {kernels_for<Cell, float>(),
-          kernels_for<Cell, double>(),
-          kernels_for<Cell, BFloat16>(),
-          kernels_for<Cell, Half>(),
-          Cell::name,
-          Cell::weight_blocks,
-          Cell::kept,
-          Cell::states,
-          Cell::one_bias_gradient,
-          Cell::activations,
-          Cell::can_project,
-          Cell::has_rate};
-}
-
-template <class... Cells>
-constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name, const Int8Kernels& int8) {
-  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width, &int8, {}, {}};
 }
 
 // Returns the kernels of the instruction set `name`, whose kernels for 8-bit weights are `int8`
 // unless the processor has faster ones.
 constexpr Kernels kernels_named(const char* name, const Int8Kernels& int8) {
-  return kernels_of_cells(AllCells(), name, int8);
+  Kernels kernels{};
+  static_cast<KernelsFor<float>&>(kernels) = kernels_for<float>();
+  static_cast<KernelsFor<double>&>(kernels) = kernels_for<double>();
+  static_cast<KernelsFor<BFloat16>&>(kernels) = kernels_for<BFloat16>();
+  static_cast<KernelsFor<Half>&>(kernels) = kernels_for<Half>();
+  AllCells::add_to(kernels);
+  kernels.name = kernels.bfloat16_name = name;
+  kernels.panel_width = Shape<float>::panel_width;
+  kernels.int8 = &int8;
+  return kernels;
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "kernel/cells/cell.h"
+#include "kernel/half.h"
 #include "kernel/panels.h"
 #include "kernel/sharing.h"
 
@@ -13,6 +13,12 @@ namespace {
 
 // Panels of a cell's weights are ordered by unit block. Unit block p, for the hidden units
 // p * panel_width .. (p + 1) * panel_width, has one panel for each of the cell's weight blocks.
+
+// Returns the number of elements that the layer projects h to, or 0 if it does not project h.
+template <class Storage>
+inline int64_t projected_size(const Layer<Storage>& layer) {
+  return layer.P < layer.H ? layer.P : 0;
+}
 
 // Returns block number `block` of a weight or bias that has H * row elements per block. Returns
 // null if `weights` is null.
@@ -29,20 +35,19 @@ struct Blocks {
   int64_t block;
 };
 
-// All blocks of weight_hh.
-template <class Cell>
-constexpr Blocks kStateBlocks = {Cell::first_state_sum, Cell::weight_blocks, 0};
+// Returns all blocks of weight_hh.
+inline Blocks state_blocks(const Cell& cell) { return {cell.first_state_sum, cell.gates, 0}; }
 
 // Calls f(blocks) for ranges that together cover all blocks of weight_ih, in the order of their
 // sums. Uses as few ranges as possible.
-template <class Cell, class F>
-inline void for_each_input_blocks(F&& f) {
-  for (Blocks blocks{}; blocks.sum < Cell::weight_blocks; blocks.sum += blocks.count) {
+template <class F>
+inline void for_each_input_blocks(const Cell& cell, F&& f) {
+  for (Blocks blocks{}; blocks.sum < cell.gates; blocks.sum += blocks.count) {
     const int64_t sum = blocks.sum;
-    blocks.block = Cell::input_block(sum);
+    blocks.block = cell.input_block[sum];
     blocks.count = 1;
-    while (sum + blocks.count < Cell::weight_blocks &&
-           Cell::input_block(sum + blocks.count) == blocks.block + blocks.count) {
+    while (sum + blocks.count < cell.gates &&
+           cell.input_block[sum + blocks.count] == blocks.block + blocks.count) {
       ++blocks.count;
     }
     f(blocks);
@@ -51,30 +56,42 @@ inline void for_each_input_blocks(F&& f) {
 
 // Writes the contribution of the biases to each sum of unit block p into `bias`: panel_width
 // elements per sum.
-template <class Cell, class Storage, class Scalar>
+template <class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
+  const Cell& cell = *layer.cell;
+  const int64_t H = layer.H;
   alignas(64) Scalar other[w];
-  for (int64_t s = 0; s < Cell::sums; ++s, bias += w) {
-    const bool from_input = s < Cell::weight_blocks;
-    const bool from_state = s >= Cell::first_state_sum;
-    pack_row(from_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
-             layer.H, p * w, bias);
-    pack_row(from_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,
-             layer.H, p * w, other);
+  for (int64_t s = 0; s < cell.sums; ++s, bias += w) {
+    const Storage* of_input = s < cell.gates ? layer.parameters[kBiasIh] : nullptr;
+    const Storage* of_state = s >= cell.first_state_sum ? layer.parameters[kBiasHh] : nullptr;
+    pack_row(of_input ? block_of(of_input, cell.input_block[s], H, 1) : nullptr, H, p * w, bias);
+    pack_row(block_of(of_state, s - cell.first_state_sum, H, 1), H, p * w, other);
     for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
   }
 }
 
-// Writes the rates of unit block p to `rate` [panel_width], if the cell has rates.
-template <class Cell, class Storage, class Scalar>
-inline void pack_rate(const Layer<Storage>& layer, int64_t p, Scalar* rate) {
+// What a cell reads instead of its own parameters, each padded to whole unit blocks.
+template <class Scalar>
+struct Own {
+  Scalar* memory;  // [own parameters, stride]
+  int64_t stride;
+
+  Scalar* at(int64_t i, int64_t unit) const { return memory + i * stride + unit; }
+  // Points `to` to the values of the units from `unit` on.
+  void set(const Cell& cell, int64_t unit, const Scalar* (&to)[kMostOwn]) const {
+    for (int64_t i = 0; i < cell.own; ++i) to[i] = at(i, unit);
+  }
+};
+
+// Writes the values of unit block p to `own`, from `unit` on.
+template <class Storage, class Scalar>
+inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
-  if constexpr (Cell::has_rate) {
-    pack_row(layer.rate, layer.H, p * w, rate);
-    for (int64_t j = 0; j < w; j += Simd<Scalar>::lanes) {
-      store(rate + j, sigmoid<Scalar>(load(rate + j)));
-    }
+  const CellCode<Storage>& code = *layer.cell;
+  for (int64_t i = 0; i < layer.cell->own; ++i) {
+    pack_row(layer.parameters[kOwn + i], layer.H, p * w, own.at(i, unit));
+    code.prepare_own(i, own.at(i, unit), w);
   }
 }
 
@@ -92,17 +109,16 @@ inline void unpack_panel(int64_t K, int64_t width, int64_t first, int64_t panel_
 // Holds a layer's weights in the format that the forward pass reads, in one allocation. The weights
 // are stored in the type that products compute in or, if Element is Storage, as the tensors store
 // them.
-template <class Cell, class Storage, class Element = Compute<Storage>>
+template <class Storage, class Element = Compute<Storage>>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
-  using Prepared = ForwardPanels<Cell, Storage, Storage>;  // the format of Layer::panels
+  using Prepared = ForwardPanels<Storage, Storage>;  // the format of Layer::panels
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Element* weights;  // [unit blocks, weight blocks] panels of [D + P, H]: W_ih^T above W_hh^T.
-                     // Panel g of a unit block holds block input_block(g) of weight_ih and block g
-                     // of weight_hh
+  Element* weights;  // [unit blocks, gates] panels of [D + P, H]: W_ih^T above W_hh^T. Panel g of a
+                     // unit block holds block input_block[g] of weight_ih and block g of weight_hh
   Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
-  Scalar* rate;      // [unit blocks, panel_width], if the cell has rates
+  Own<Scalar> own;
   Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
   uint8_t* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
                     // needs no product; no bool, because prepared weights may hold any bytes
@@ -112,42 +128,44 @@ struct ForwardPanels {
   // Returns the number of elements from one unit block to the next.
   template <class Rows>
   static int64_t unit_block_size(const Layer<Rows>& layer) {
-    return Cell::weight_blocks * (layer.D + layer.P) * w;
+    return layer.cell->gates * (layer.D + layer.P) * w;
   }
   // Returns the number of elements of weight_hr.
   static int64_t projection_size(const Layer<Storage>& layer) {
-    return panels_size<Scalar>(layer.H, projected_size<Cell>(layer));
+    return panels_size<Scalar>(layer.H, projected_size(layer));
   }
   static size_t bytes(const Layer<Storage>& layer) {
     const int64_t blocks = count(layer);
     return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
-           blocks * ((Cell::sums + Cell::has_rate) * w * sizeof(Scalar) + sizeof(*finite));
+           blocks * ((layer.cell->sums + layer.cell->own) * w * sizeof(Scalar) + sizeof(*finite));
   }
   ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
         bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
-        rate(bias + count(layer) * Cell::sums * w),
-        weight_hr(reinterpret_cast<Element*>(rate + count(layer) * Cell::has_rate * w)),
+        own{bias + count(layer) * layer.cell->sums * w, count(layer) * w},
+        weight_hr(reinterpret_cast<Element*>(own.at(layer.cell->own, 0))),
         finite(reinterpret_cast<uint8_t*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
+    const Cell& cell = *layer.cell;
     const int64_t D = layer.D, H = layer.H, P = layer.P;
     Element* panel = weights + p * unit_block_size(layer);
     if constexpr (!std::is_same_v<Element, Storage>) {
       if (layer.panels) return convert_block(layer, p);
     }
-    pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
-    pack_rate<Cell>(layer, p, rate + p * w);
-    if (p * w < projected_size<Cell>(layer)) {
-      pack_transposed(layer.weight_hr, H, P, p * w, weight_hr + p * H * w);
+    pack_bias(layer, p, bias + p * cell.sums * w);
+    pack_own(layer, p, own, p * w);
+    if (p * w < projected_size(layer)) {
+      pack_transposed(layer.parameters[kWeightHr], H, P, p * w, weight_hr + p * H * w);
     }
     finite[p] = !layer.in_place.weight_hh;
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + P) * w) {
+    for (int64_t g = 0; g < cell.gates; ++g, panel += (D + P) * w) {
       if (!layer.in_place.weight_ih) {
-        pack_transposed(block_of(layer.weight_ih, Cell::input_block(g), H, D), D, H, p * w, panel);
+        const Storage* block = block_of(layer.parameters[kWeightIh], cell.input_block[g], H, D);
+        pack_transposed(block, D, H, p * w, panel);
       }
       if (layer.in_place.weight_hh) continue;
-      pack_transposed(block_of(layer.weight_hh, g, H, P), P, H, p * w, panel + D * w);
+      pack_transposed(block_of(layer.parameters[kWeightHh], g, H, P), P, H, p * w, panel + D * w);
       finite[p] &= all_finite(panel + D * w, P * w);
     }
   }
@@ -155,11 +173,13 @@ struct ForwardPanels {
   // Copies unit block p from the layer's panels.
   void convert_block(const Layer<Storage>& layer, int64_t p) const {
     const Prepared from(const_cast<void*>(layer.panels), layer);
-    const int64_t at = p * unit_block_size(layer), bias_at = p * Cell::sums * w;
+    const int64_t sums = layer.cell->sums * w;
+    const int64_t at = p * unit_block_size(layer);
     convert(from.weights + at, weights + at, unit_block_size(layer));
-    convert(from.bias + bias_at, bias + bias_at, Cell::sums * w);
-    if constexpr (Cell::has_rate) convert(from.rate + p * w, rate + p * w, w);
-    if (p * w < projected_size<Cell>(layer)) {
+    convert(from.bias + p * sums, bias + p * sums, sums);
+    for (int64_t i = 0; i < layer.cell->own; ++i)
+      convert(from.own.at(i, p * w), own.at(i, p * w), w);
+    if (p * w < projected_size(layer)) {
       const int64_t panel = layer.H * w;
       convert(from.weight_hr + p * panel, weight_hr + p * panel, panel);
     }
@@ -167,26 +187,27 @@ struct ForwardPanels {
   }
 
   // Copies the weights of unit block p back to row-major weights.
-  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[3]) const {
+  void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[kParameters]) const {
     static_assert(std::is_same_v<Element, Storage>);
     const int64_t D = layer.D, H = layer.H, P = layer.P;
     const auto from = [](const Element* panel) {
       return [=](int64_t k, int64_t j) { return panel[k * w + j]; };
     };
     const Element* panel = weights + p * unit_block_size(layer);
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + P) * w) {
-      unpack_panel(D, H, p * w, w, to[0] + Cell::input_block(g) * H * D, from(panel));
-      unpack_panel(P, H, p * w, w, to[1] + g * H * P, from(panel + D * w));
+    for (int64_t g = 0; g < layer.cell->gates; ++g, panel += (D + P) * w) {
+      const int64_t block = layer.cell->input_block[g];
+      unpack_panel(D, H, p * w, w, to[kWeightIh] + block * H * D, from(panel));
+      unpack_panel(P, H, p * w, w, to[kWeightHh] + g * H * P, from(panel + D * w));
     }
-    if (p * w < projected_size<Cell>(layer)) {
-      unpack_panel(H, P, p * w, w, to[2], from(weight_hr + p * H * w));
+    if (p * w < projected_size(layer)) {
+      unpack_panel(H, P, p * w, w, to[kWeightHr], from(weight_hr + p * H * w));
     }
   }
 };
 
 // Holds weight_hh and weight_hr in the format that the backward recurrence reads: panels of W_hh
-// [weight_blocks * H, P] and, if the layer projects h, of W_hr [P, H].
-template <class Cell, class Storage>
+// [gates * H, P] and, if the layer projects h, of W_hr [P, H].
+template <class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -197,19 +218,19 @@ struct RecurrencePanels {
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
   // Returns the number of elements of `weights`.
   static int64_t size(const Layer<Storage>& layer) {
-    return panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.P);
+    return panels_size<Scalar>(layer.cell->gates * layer.H, layer.P);
   }
   static size_t bytes(const Layer<Storage>& layer) {
-    return (size(layer) + panels_size<Scalar>(projected_size<Cell>(layer), layer.H)) *
-           sizeof(Scalar);
+    return (size(layer) + panels_size<Scalar>(projected_size(layer), layer.H)) * sizeof(Scalar);
   }
   RecurrencePanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Scalar*>(memory)), weight_hr(weights + size(layer)) {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t K = Cell::weight_blocks * layer.H, P = layer.P;
-    if (p * w < P) namernn_fast::pack(layer.weight_hh, K, P, p * w, weights + p * K * w);
-    const int64_t rows = projected_size<Cell>(layer);
-    namernn_fast::pack(layer.weight_hr, rows, layer.H, p * w, weight_hr + p * rows * w);
+    const int64_t K = layer.cell->gates * layer.H, P = layer.P;
+    const Storage *hh = layer.parameters[kWeightHh], *hr = layer.parameters[kWeightHr];
+    if (p * w < P) namernn_fast::pack(hh, K, P, p * w, weights + p * K * w);
+    const int64_t rows = projected_size(layer);
+    namernn_fast::pack(hr, rows, layer.H, p * w, weight_hr + p * rows * w);
   }
 };
 
@@ -229,7 +250,7 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
 
 // Copies all weights from the layer's panels, in the format Panels, back to row-major weights.
 template <class Panels, class Storage>
-void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[3]) {
+void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[kParameters]) {
   const Panels from(const_cast<void*>(layer.panels), layer);
   for (int64_t p = 0; p < Panels::count(layer); ++p) from.unpack(layer, p, weights);
 }

@@ -38,7 +38,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.accumulate_input = d > 0;
   }
   if (stack.has_noise && grads.grad_input) {
-    args.grad_noise =
+    args.grad_inputs[0] =
         rows_of<Scalar>(batch, *grads.grad_input, mutable_data<Scalar>(*grads.grad_input),
                         stack.noise_column(state));
   }
@@ -51,7 +51,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_reset_to[i] = restart_states<Scalar>(grad, mutable_data<Scalar>(grad), state);
   }
   if (grads.want_weights[size_t(k)]) {
-    set_weight_gradients(stack, &grads.grad_weights[size_t(state * stack.per_direction)], args);
+    set_weight_gradients(stack, &grads.grad_weights[stack.first_weight(state)], args);
   }
   return args;
 }
@@ -76,7 +76,7 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t si
 // of a last state stays there until the stretch in which its sequence ends.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
   const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
   const Stretches stretches(stack.batch.layout, wave.steps);
@@ -123,7 +123,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
-    args.grad_noise = stretches.from(stretch, args.grad_noise);
+    for (auto& rows : args.grad_inputs) rows = stretches.from(stretch, rows);
     for (auto& states : args.grad_reset_to) states = stretches.from(stretch, states);
     kernels.backward(args, Resources(one_thread()).runtime());
   });
@@ -166,12 +166,12 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
           mutable_data<Scalar>(grads.grad_states[i]) + (state * stack.batch.B + b) * size);
     });
   }
-  const bool copy_bias = stack.bias && kernels_of(stack.cell).one_bias_gradient;
-  const size_t step = size_t(stack.per_direction);
-  for (size_t i = 0; i < grads.grad_weights.size() && copy_bias; i += step) {
-    if (!grads.want_weights[i / step / size_t(stack.directions)]) continue;
-    std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), stack.gate_rows(),
-                mutable_data<Scalar>(grads.grad_weights[i + 3]));
+  const size_t count = size_t(stack.parameters.count);
+  for (size_t i = 0; i < grads.grad_weights.size() && stack.cell->one_bias_gradient; ++i) {
+    if (stack.parameters.roles[i % count] != kBiasHh) continue;
+    if (!grads.want_weights[i / count / size_t(stack.directions)]) continue;
+    std::copy_n(const_data<Scalar>(grads.grad_weights[i - 1]), stack.gate_rows(),
+                mutable_data<Scalar>(grads.grad_weights[i]));
   }
 }
 

@@ -48,7 +48,7 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
 // after the other.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
   const Stretches stretches(stack.batch.layout, wave.steps);
   for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.P, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));

@@ -246,7 +246,7 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
           k);
     grads.want_weights[size_t(k)] = true;
   }
-  const size_t per_layer = size_t(stack.directions * stack.per_direction);
+  const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < stack.weights.size() && !want_layers.empty(); ++i) {
     const bool is_wanted = grads.want_weights[i / per_layer];
     grads.grad_weights.push_back(is_wanted ? uninitialized_like(stack.weights[i])
@@ -277,7 +277,7 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
     gradients.push_back(i < states_given ? grads.grad_states[i]
                                          : grads.grad_reset_to[i - states_given]);
   }
-  const size_t per_layer = size_t(stack.directions * stack.per_direction);
+  const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {
     if (grads.want_weights[i / per_layer]) gradients.push_back(grads.grad_weights[i]);
   }

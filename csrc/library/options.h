@@ -3,6 +3,7 @@
 
 #include "contract.h"
 #include "library/check.h"
+#include "processor.h"
 
 namespace namernn_fast {
 
@@ -18,18 +19,16 @@ struct Options {
   bool share_prefixes;
   bool int8;         // prepared weights are 8-bit integers, with a scale for each row
   bool projections;  // the layers project h
-  bool rate;         // the last weight of each direction is its rate
   bool noise;        // the features of the input are followed by the noise
   Activation activation;
   int64_t terms;  // number of bfloat16 terms per float in products; 0 for products of floats
   int64_t trees;  // minimum number of prefix trees if prefixes are shared
-  int64_t per_direction;  // number of weights that each direction of a layer has
 };
 
 // Returns the cell with the number that operators take.
-inline CellKind cell_of(int64_t cell) {
+inline const Cell& cell_of(int64_t cell) {
   check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
-  return CellKind(cell);
+  return kernels().cells[cell];
 }
 
 inline Options read_options(int64_t bits, int64_t trees) {
@@ -43,9 +42,23 @@ inline Options read_options(int64_t bits, int64_t trees) {
                                 : has(15) ? Activation::softplus
                                           : Activation::tanh;
   const int64_t terms = has(12) ? 0 : has(10) ? 1 : has(11) ? 2 : 0;
-  const int64_t per_direction = 2 + 2 * has(1) + has(13) + has(16);
-  return {has(1),  has(2),  has(3),  has(4),  has(5),     has(6), has(7), has(8),       has(9),
-          has(12), has(13), has(16), has(17), activation, terms,  trees,  per_direction};
+  Options options{};
+  options.bias = has(1);
+  options.bidirectional = has(2);
+  options.batch_first = has(3);
+  options.packed = has(4);
+  options.jagged = has(5);
+  options.batch_invariant = has(6);
+  options.want_saved = has(7);
+  options.last_state = has(8);
+  options.share_prefixes = has(9);
+  options.int8 = has(12);
+  options.projections = has(13);
+  options.noise = has(17);
+  options.activation = activation;
+  options.terms = terms;
+  options.trees = trees;
+  return options;
 }
 
 }  // namespace namernn_fast

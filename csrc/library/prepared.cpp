@@ -16,7 +16,7 @@ struct Header {
   int64_t cell;
   int64_t layers;
   int64_t directions;
-  int64_t per_direction;
+  int64_t parameters;  // of each direction
   int64_t D;
   int64_t H;
   int64_t V;
@@ -39,10 +39,10 @@ Header header_of(const Stack& stack) {
                            : pairs    ? kernels().bfloat16_name
                                       : kernels().name;
   std::strncpy(header.kernels, name, sizeof(header.kernels) - 1);
-  header.cell = int64_t(stack.cell);
+  header.cell = stack.cell - kernels().cells;
   header.layers = stack.layers;
   header.directions = stack.directions;
-  header.per_direction = stack.per_direction;
+  header.parameters = stack.parameters.count;
   header.D = stack.D;
   header.H = stack.H;
   header.V = stack.V;
@@ -58,21 +58,29 @@ int64_t table_element(const KernelsFor<Scalar>& kernels) {
   return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
 }
 
-// Returns the parts of the first direction of layer k if they begin at `at`.
-PreparedParts parts_from(const Stack& stack, int64_t k, int64_t at) {
-  PreparedParts parts{at};
+// Returns the number of elements of a vector.
+int64_t elements_of(const Stack& stack, Parameter vector) {
+  return vector >= kOwn ? stack.H : stack.gate_rows();
+}
+
+// Returns the parts of the first direction of layer k if they begin at `begin`.
+PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
+  PreparedParts parts{begin};
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     const int64_t table = k == 0 ? stack.V * stack.gate_rows() : 0;
-    const int64_t biases = 2 * stack.bias * stack.gate_rows();
     Layer<Scalar> layer{};
+    layer.cell = stack.cell;
     layer.D = stack.input_size(k), layer.H = stack.H, layer.P = stack.P;
     const size_t panels = kernels.forward_panels.bytes(layer);
-    parts.biases = parts.panels + aligned(int64_t(panels));
-    parts.rate = parts.biases + aligned(biases * int64_t(sizeof(Scalar)));
-    const int64_t rate = stack.has_rate() * stack.H * int64_t(sizeof(Scalar));
-    parts.table = parts.rate + aligned(rate);
+    int64_t at = parts.panels + aligned(int64_t(panels));
+    for (const Parameter p : stack.parameters) {
+      if (!is_vector(p)) continue;
+      parts.vectors[p] = at;
+      at += aligned(elements_of(stack, p) * int64_t(sizeof(Scalar)));
+    }
+    parts.table = at;
     parts.end = parts.table + aligned(table * table_element<Scalar>(kernels));
   });
   return parts;
@@ -90,17 +98,17 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
   layer.in_place = {};
   const Resources runtime(this_machine());
   kernels.forward_panels.pack(layer, data + parts.panels, runtime.runtime());
-  const size_t biases = size_t(stack.gate_rows()) * sizeof(Scalar);
-  if (layer.bias_ih) {
-    std::memcpy(data + parts.biases, layer.bias_ih, biases);
-    std::memcpy(data + parts.biases + biases, layer.bias_hh, biases);
+  for (const Parameter p : stack.parameters) {
+    if (!is_vector(p)) continue;
+    const size_t bytes = size_t(elements_of(stack, p)) * sizeof(Scalar);
+    std::memcpy(data + parts.vectors[p], layer.parameters[p], bytes);
   }
-  if (layer.rate) std::memcpy(data + parts.rate, layer.rate, biases);
   if (layer.table.V > 0) {
     if (kernels.add_biases) {
       kernels.add_biases(layer, data + parts.table, runtime.runtime());
     } else {
-      std::memcpy(data + parts.table, layer.table.rows, size_t(layer.table.V) * biases);
+      std::memcpy(data + parts.table, layer.table.rows,
+                  size_t(layer.table.V * stack.gate_rows()) * sizeof(Scalar));
     }
   }
 }
@@ -108,23 +116,16 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
 template <class Scalar>
 void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tensor>& weights) {
   const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
-  const int64_t rows = stack.gate_rows();
   const Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
-  const auto add = [&](std::vector<int64_t> sizes, const Scalar* values) {
-    weights.push_back(empty(sizes, stack.dtype));
-    Scalar* data = mutable_data<Scalar>(weights.back());
-    if (values) std::memcpy(data, values, size_t(weights.back().numel()) * sizeof(Scalar));
-    return data;
-  };
-  Scalar* to[3] = {};
-  to[0] = add({rows, layer.D}, nullptr);  // D is 0 with a table
-  to[1] = add({rows, layer.P}, nullptr);
-  if (layer.bias_ih) {
-    add({rows}, layer.bias_ih);
-    add({rows}, layer.bias_hh);
+  Scalar* to[kParameters] = {};
+  for (const Parameter p : stack.parameters) {
+    std::vector<int64_t> shape = stack.shape_of(p, k);
+    if (p == kWeightIh) shape = {stack.gate_rows(), layer.D};  // D is 0 with a table
+    weights.push_back(empty(shape, stack.dtype));
+    to[p] = mutable_data<Scalar>(weights.back());
+    if (!is_vector(p)) continue;
+    std::memcpy(to[p], layer.parameters[p], size_t(weights.back().numel()) * sizeof(Scalar));
   }
-  if (stack.has_projections()) to[2] = add({layer.P, layer.H}, nullptr);
-  if (layer.rate) add({rows}, layer.rate);
   kernels.forward_panels.unpack(layer, to);
 }
 
@@ -226,7 +227,7 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   // check_header() refuses a tensor that holds anything else.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack =
-      check_layers(CellKind(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);
+      check_layers(cell_of(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);
   check_header(stack, prepared);
   stack.prepared = prepared.data;
   return stack;

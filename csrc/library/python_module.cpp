@@ -125,7 +125,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!exchange || !read_tensor(exchange, args[3], step.frame)) return false;
     step.is_of_stream = args[4] != Py_None;
     if (step.is_of_stream && !read_tensor(exchange, args[4], step.output)) return false;
-    step.weight_count = read_tensors(exchange, args[0], step.weights, 5);
+    step.weight_count = read_tensors(exchange, args[0], step.weights, kParameters);
     step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
     PyObject* const last = args[2] == Py_None ? args[1] : args[2];
     step.last_count = read_tensors(exchange, last, step.last, kMostStates);
@@ -148,7 +148,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const int64_t cell = PyLong_AsLongLong(args[7]);
   if (PyErr_Occurred()) return nullptr;
   const auto run = [&] {
-    step.cell = cell_of(cell);
+    step.cell = &cell_of(cell);
     run_step(step, read_options(options, 0));
   };
   if (!run_without_lock(run)) return nullptr;

@@ -24,7 +24,7 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           stack.H,
           panels_of(stack.H),
           is_double ? sizeof(double) : sizeof(float),
-          kernels_of(stack.cell).weight_blocks};
+          stack.cell->gates};
 }
 
 // Calls run(direction, resources) for each direction: one direction after the other on all threads,
@@ -66,7 +66,7 @@ class Stretches {
     }
     layer.input = row(layer.input, first);
     layer.table.ids = row(layer.table.ids, first);
-    layer.noise = row(layer.noise, first);
+    for (auto& rows : layer.inputs) rows = row(rows, first);
     if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
     for (auto& states : layer.reset_to) states = from(i, states);
     SequenceLayout& stretch = layer.layout;
@@ -174,14 +174,14 @@ void use_panels(const PanelFormat<Scalar>& format, Layer<Scalar>& layer,
 // call would add the biases again.
 template <class Scalar>
 void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
-  if (!layer.table.rows || layer.table.biased || !layer.bias_ih) return;
+  if (!layer.table.rows || layer.table.biased || !layer.parameters[kBiasIh]) return;
   if (!biased) {
-    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
     biased = empty({layer.table.V, stack.gate_rows()}, stack.dtype);
     kernels.add_biases(layer, mutable_data<Scalar>(*biased), Resources(one_thread()).runtime());
   }
   layer.table.rows = const_data<Scalar>(*biased);
-  layer.bias_ih = layer.bias_hh = nullptr;
+  layer.parameters[kBiasIh] = layer.parameters[kBiasHh] = nullptr;
 }
 
 }  // namespace namernn_fast

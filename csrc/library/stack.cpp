@@ -14,7 +14,7 @@ void check_sizes(const Stack& stack) {
   check(stack.V == 0 || stack.D == 0,
         "a stack with a vocabulary must have an input_size of 0, got ", stack.D);
   const auto padded = [](int64_t size) { return product_of("a weight", {size}) + kMostPadding; };
-  const int64_t rows = kernels_of(stack.cell).weight_blocks * padded(stack.H);
+  const int64_t rows = stack.cell->gates * padded(stack.H);
   const int64_t features = padded(std::max(stack.D, stack.H));
   product_of("weights", {stack.layers, stack.directions, rows, features});
   product_of("a table", {stack.V, rows});
@@ -28,7 +28,7 @@ void check_rows(const Stack& stack) {
 }
 
 // Sets everything that depends neither on the batch nor on the weights.
-void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
+void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype,
                const Options& options) {
   stack.layers = sizes.layers;
   stack.D = sizes.D;
@@ -38,22 +38,18 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
   stack.dtype = dtype;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
-  stack.bias = options.bias;
-  stack.per_direction = options.per_direction;
+  stack.parameters = parameters_of(cell, options.bias, options.projections);
   stack.int8 = options.int8;
   stack.activation = options.activation;
   stack.has_noise = options.noise;
-  stack.cell = cell;
+  stack.cell = &cell;
   check_sizes(stack);
-  check(int64_t(options.activation) < kernels_of(cell).activations,
-        "options must not set this nonlinearity for the ", kernels_of(cell).name, " cell");
-  check(kernels_of(cell).can_project || !options.projections,
-        "options must not set PROJECTIONS for the ", kernels_of(cell).name, " cell");
-  check(kernels_of(cell).has_rate == options.rate,
-        "options must set RATE for the leaky cell alone");
+  check(int64_t(options.activation) < cell.activations,
+        "options must not set this nonlinearity for the ", cell.name, " cell");
+  check(cell.can_project || !options.projections, "options must not set PROJECTIONS for the ",
+        cell.name, " cell");
   check(!(stack.has_ids && options.noise), "options must not set NOISE for token ids");
-  check(options.rate || !options.noise, "options must not set NOISE for the ",
-        kernels_of(cell).name, " cell");
+  check(cell.inputs || !options.noise, "options must not set NOISE for the ", cell.name, " cell");
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
   check(first <= sizes.P && sizes.P <= last, "the size of h must be from ", first, " to ", last,
         ", got ", sizes.P);
@@ -67,7 +63,7 @@ void set_sizes(Stack& stack, CellKind cell, const Sizes& sizes, int32_t dtype,
 
 // Returns a Stack with a checked input and without states and weights. `dtype` is the dtype of the
 // weights.
-Stack check_input(CellKind cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
+Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
                   Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
@@ -105,27 +101,20 @@ void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_re
 }
 
 void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
-  const int64_t rows = stack.gate_rows();
-  const int64_t count = stack.layers * stack.directions * stack.per_direction;
+  const int64_t directions = stack.layers * stack.directions;
+  const int64_t count = directions * stack.parameters.count;
   check(int64_t(weights.size()) == count, "weights must hold ", count, " tensors, got ",
         weights.size());
   stack.weights.reserve(weights.size());
-  const auto add = [&](const char* name, std::initializer_list<int64_t> shape) {
-    const Tensor& weight = weights[stack.weights.size()];
-    check_tensor(name, weight, stack.dtype, shape);
-    stack.weights.push_back(dense(weight));
-  };
-  for (int64_t i = 0; i < stack.layers * stack.directions; ++i) {
+  for (int64_t i = 0; i < directions; ++i) {
     const int64_t layer = i / stack.directions;
-    if (layer == 0 && stack.has_ids) {
-      add("the table of weight_ih", {stack.V, rows});
-    } else {
-      add("weight_ih", {rows, stack.input_size(layer)});
+    for (const Parameter p : stack.parameters) {
+      const Tensor& weight = weights[stack.weights.size()];
+      const bool is_table = p == kWeightIh && layer == 0 && stack.has_ids;
+      check_tensor(is_table ? "the table of weight_ih" : name_of(*stack.cell, p), weight,
+                   stack.dtype, stack.shape_of(p, layer));
+      stack.weights.push_back(dense(weight));
     }
-    add("weight_hh", {rows, stack.P});
-    if (stack.bias) add("bias_ih", {rows}), add("bias_hh", {rows});
-    if (stack.has_projections()) add("weight_hr", {stack.P, stack.H});
-    if (stack.has_rate()) add("rate", {rows});
   }
 }
 
@@ -146,34 +135,37 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
 }
 
-Stack check_stack(CellKind cell, const Tensor& input,
+Stack check_stack(const Cell& cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
   const int64_t directions = options.bidirectional ? 2 : 1;
-  const int64_t per_layer = directions * options.per_direction;
+  const int64_t per_layer =
+      directions * parameters_of(cell, options.bias, options.projections).count;
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
-  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  const int64_t H = weights[1].size(0) / kernels_of(cell).weight_blocks;
-  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weights[1].size(1) : H};
+  check(weights[kWeightHh].dim() == 2, "weight_hh must have 2 dimensions, got ",
+        weights[kWeightHh].dim());
+  const int64_t H = weights[kWeightHh].size(0) / cell.gates;
+  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weights[kWeightHh].size(1) : H};
   if (has_ids(input)) {
-    check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
-          weights[0].dim());
-    sizes.V = weights[0].size(0);
+    check(weights[kWeightIh].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
+          weights[kWeightIh].dim());
+    sizes.V = weights[kWeightIh].size(0);
   } else {
     const int64_t noise = product_of("noise", {options.noise, directions, sizes.layers, H});
     sizes.D = input.size(input.dim() - 1) - noise;
     check(sizes.D >= 0, "input must have at least the ", noise, " features of its noise, got ",
           sizes.D + noise);
   }
-  Stack stack = check_input(cell, input, sizes, dtype_of(weights[1]), std::move(batch), options);
+  Stack stack =
+      check_input(cell, input, sizes, dtype_of(weights[kWeightHh]), std::move(batch), options);
   if (states) check_states(stack, *states);
   set_weights(stack, weights);
   return stack;
 }
 
-Stack check_prepared_stack(CellKind cell, const Tensor& input,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input,
                            const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
                            const Sizes& sizes, Batch batch, const Options& options) {
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
@@ -190,7 +182,7 @@ Stack check_prepared_stack(CellKind cell, const Tensor& input,
   return stack;
 }
 
-Stack check_layers(CellKind cell, const Sizes& sizes, int32_t dtype, const Options& options) {
+Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options) {
   Stack stack{};
   stack.has_ids = sizes.V > 0;
   set_sizes(stack, cell, sizes, dtype, options);

@@ -8,6 +8,7 @@
 
 #include "contract.h"
 #include "library/batch.h"
+#include "library/parameters.h"
 #include "library/tensors.h"
 #include "plan.h"
 #include "processor.h"
@@ -35,14 +36,13 @@ struct Stack {
   const char* prepared = nullptr;     // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
-  int64_t per_direction = 0;  // number of weights per direction
-  bool bias = false;
+  ParameterList parameters = {};  // of each direction
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
   int64_t P = 0;
   int32_t dtype = 0;  // of inputs, states and outputs
-  CellKind cell = {};
+  const Cell* cell = nullptr;
   Activation activation = Activation::tanh;
   bool has_noise = false;  // whether the noise of all layers follows the features in `input`
   bool batch_invariant = false;
@@ -54,13 +54,13 @@ struct Stack {
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
-  // Returns the weights of a direction, in torch's order.
-  const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
+  // Returns the index of a direction's first weight in `weights`.
+  size_t first_weight(int64_t state) const { return size_t(state * parameters.count); }
   int64_t input_size(int64_t layer) const { return layer ? directions * P : D; }
   // Returns the number of rows in weight_ih and weight_hh, and of elements in each bias.
-  int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
+  int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of states per row.
-  size_t state_count() const { return size_t(kernels_of(cell).states); }
+  size_t state_count() const { return size_t(cell->states); }
   // Returns how many elements the i-th state has.
   int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
   // Returns the shape of the i-th initial and last states.
@@ -68,7 +68,16 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
-  bool has_rate() const { return kernels_of(cell).has_rate; }
+  // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
+  // table.
+  std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
+    if (parameter == kWeightHh) return {gate_rows(), P};
+    if (parameter == kWeightHr) return {P, H};
+    if (parameter >= kOwn) return {H};
+    if (parameter != kWeightIh) return {gate_rows()};
+    if (layer == 0 && has_ids) return {V, gate_rows()};
+    return {gate_rows(), input_size(layer)};
+  }
   // Returns the column of `input` where the noise of a direction begins.
   int64_t noise_column(int64_t state) const { return D + state * H; }
   // Returns the number of columns of `input`.
@@ -78,19 +87,19 @@ struct Stack {
   bool is_empty() const { return batch.layout.N == 0 || H == 0; }
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
-  int64_t kept_size() const { return kernels_of(cell).kept * H; }
+  int64_t kept_size() const { return cell->kept * H; }
   // Returns whether a layer keeps such values.
-  bool keeps() const { return kernels_of(cell).kept > 0; }
+  bool keeps() const { return cell->kept > 0; }
 };
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
 // argument, the expected value and the actual value.
-Stack check_stack(CellKind cell, const Tensor& input,
+Stack check_stack(const Cell& cell, const Tensor& input,
                   const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // Does the same for weights that prepare() has packed.
-Stack check_prepared_stack(CellKind cell, const Tensor& input,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input,
                            const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
                            const Sizes& sizes, Batch batch, const Options& options);
 
@@ -98,7 +107,7 @@ Stack check_prepared_stack(CellKind cell, const Tensor& input,
 void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_reset);
 
 // Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
-Stack check_layers(CellKind cell, const Sizes& sizes, int32_t dtype, const Options& options);
+Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
 
 // Checks the weights of a stack, and sets them.
 void set_weights(Stack& stack, const std::vector<Tensor>& weights);
@@ -111,24 +120,30 @@ int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options
 // these.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
 
+// Returns the kernels for one type, of this processor's instruction set.
+template <class Scalar>
+const KernelsFor<Scalar>& kernels_in() {
+  return kernels();
+}
+
 // Returns the kernels whose format of panels the weights of a prepared stack have.
 template <class Scalar>
 const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
-    if (stack.int8) return kernels().int8->cells[size_t(stack.cell)];
+    if (stack.int8) return kernels().int8->kernels;
   }
   if constexpr (std::is_same_v<Scalar, BFloat16>) {
-    const KernelsOnPairs<BFloat16>* pairs = kernels().bfloat16_on_pairs;
-    if (pairs && !stack.has_projections()) return pairs->cells[size_t(stack.cell)];
+    const KernelsFor<BFloat16>* pairs = kernels().bfloat16_on_pairs;
+    if (pairs && !stack.has_projections()) return *pairs;
   }
-  return kernels_of(stack.cell);
+  return kernels_in<Scalar>();
 }
 
 // Returns the kernels that compute the layers of a stack one after the other.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
-    if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1].cells[size_t(stack.cell)];
+    if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1];
   }
   return prepared_kernels<Scalar>(stack);
 }
@@ -136,8 +151,7 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
 // Where a prepared tensor holds the weights of one direction, in bytes from the beginning.
 struct PreparedParts {
   int64_t panels;
-  int64_t biases;  // bias_ih, bias_hh
-  int64_t rate;
+  int64_t vectors[kParameters];  // biases and own parameters
   int64_t table;
   int64_t end;
 };
@@ -150,11 +164,10 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
   const PreparedParts parts = parts_of(stack, k, d);
   const char* data = stack.prepared;
   layer.panels = data + parts.panels;
-  if (stack.bias) {
-    layer.bias_ih = reinterpret_cast<const Scalar*>(data + parts.biases);
-    layer.bias_hh = layer.bias_ih + stack.gate_rows();
+  for (const Parameter p : stack.parameters) {
+    if (is_vector(p))
+      layer.parameters[p] = reinterpret_cast<const Scalar*>(data + parts.vectors[p]);
   }
-  if (stack.has_rate()) layer.rate = reinterpret_cast<const Scalar*>(data + parts.rate);
   if (k == 0 && stack.has_ids) {
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
     layer.table.V = stack.V;
@@ -175,6 +188,7 @@ template <class Scalar>
 Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   const int64_t state = stack.state_of(k, d);
   Layer<Scalar> layer{};
+  layer.cell = stack.cell;
   layer.layout = stack.batch.layout;
   layer.D = stack.input_size(k);
   layer.H = stack.H;
@@ -204,19 +218,12 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
     return layer;
   }
   if (stack.weights.empty()) return layer;  // the caller sets them
-  const Tensor* weights = stack.weights_of(state);
+  const Tensor* weight = &stack.weights[stack.first_weight(state)];
+  for (const Parameter p : stack.parameters) layer.parameters[p] = const_data<Scalar>(*weight++);
   if (k == 0 && stack.has_ids) {
-    layer.table.rows = const_data<Scalar>(weights[0]);
+    layer.table.rows = std::exchange(layer.parameters[kWeightIh], nullptr);
     layer.table.V = stack.V;
-  } else {
-    layer.weight_ih = const_data<Scalar>(weights[0]);
   }
-  layer.weight_hh = const_data<Scalar>(weights[1]);
-  layer.bias_ih = stack.bias ? const_data<Scalar>(weights[2]) : nullptr;
-  layer.bias_hh = stack.bias ? const_data<Scalar>(weights[3]) : nullptr;
-  const Tensor& last = weights[stack.per_direction - 1];
-  if (stack.has_projections()) layer.weight_hr = const_data<Scalar>(last);
-  if (stack.has_rate()) layer.rate = const_data<Scalar>(last);
   return layer;
 }
 
@@ -230,8 +237,9 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
     layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   }
   if (stack.has_noise) {
-    layer.noise = rows_of<const Scalar>(stack.batch, stack.input, const_data<Scalar>(stack.input),
-                                        stack.noise_column(stack.state_of(k, d)));
+    layer.inputs[0] =
+        rows_of<const Scalar>(stack.batch, stack.input, const_data<Scalar>(stack.input),
+                              stack.noise_column(stack.state_of(k, d)));
   }
   return layer;
 }
@@ -241,15 +249,10 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
 // the gradient of bias_ih, and finish_backward() copies it.
 template <class Scalar>
 void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
-  args.grad_weight_ih = mutable_data<Scalar>(grad_weights[0]);
-  args.grad_weight_hh = mutable_data<Scalar>(grad_weights[1]);
-  const Tensor& last = grad_weights[stack.per_direction - 1];
-  if (stack.has_projections()) args.grad_weight_hr = mutable_data<Scalar>(last);
-  if (stack.has_rate()) args.grad_rate = mutable_data<Scalar>(last);
-  if (!stack.bias) return;
-  args.grad_bias_ih = mutable_data<Scalar>(grad_weights[2]);
-  if (!kernels_of(stack.cell).one_bias_gradient) {
-    args.grad_bias_hh = mutable_data<Scalar>(grad_weights[3]);
+  for (const Parameter p : stack.parameters) {
+    const bool is_copied = p == kBiasHh && stack.cell->one_bias_gradient;
+    args.grads[p] = is_copied ? nullptr : mutable_data<Scalar>(*grad_weights);
+    ++grad_weights;
   }
 }
 

@@ -26,18 +26,17 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
-  check(step.weight_count >= 2 && weights[0].dim == 2 && weights[1].dim == 2,
+  const View &ih = weights[kWeightIh], &hh = weights[kWeightHh];
+  check(step.weight_count >= 2 && ih.dim == 2 && hh.dim == 2,
         "weights must be prepared, or the weights of one layer");
   check(!options.int8, "options must not set INT8 without prepared weights");
-  const Sizes sizes{1, weights[0].sizes[1], weights[1].sizes[1], 0, weights[1].sizes[1]};
-  Stack stack = check_layers(step.cell, sizes, weights[0].dtype, options);
-  const int64_t rows = stack.gate_rows();
-  const std::vector<int64_t> shapes[] = {{rows, stack.D}, {rows, stack.H}, {rows}};
-  check(step.weight_count == stack.per_direction, "weights must hold ", stack.per_direction,
+  const Sizes sizes{1, ih.sizes[1], hh.sizes[1], 0, hh.sizes[1]};
+  Stack stack = check_layers(*step.cell, sizes, ih.dtype, options);
+  check(step.weight_count == stack.parameters.count, "weights must hold ", stack.parameters.count,
         " tensors, got ", step.weight_count);
-  for (int64_t i = 0; i < step.weight_count; ++i) {
-    check_shape("a weight", weights[i], stack.dtype, shapes[std::min<int64_t>(i, 2)]);
-    check(is_dense(weights[i]), "weights must be contiguous");
+  for (const Parameter p : stack.parameters) {
+    check_shape(name_of(*stack.cell, p), *weights, stack.dtype, stack.shape_of(p, 0));
+    check(is_dense(*weights++), "weights must be contiguous");
   }
   return stack;
 }
@@ -167,11 +166,8 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     Layer<Scalar>& layer = args.layer;
     layer = layer_of<Scalar>(stack, k, 0);
     if (!stack.prepared) {
-      layer.weight_ih = rows_at(step.weights[0].data);
-      layer.weight_hh = rows_at(step.weights[1].data);
-      if (stack.bias) layer.bias_ih = rows_at(step.weights[2].data);
-      if (stack.bias) layer.bias_hh = rows_at(step.weights[3].data);
-      if (stack.has_rate()) layer.rate = rows_at(step.weights[stack.per_direction - 1].data);
+      const View* weight = step.weights;
+      for (const Parameter p : stack.parameters) layer.parameters[p] = rows_at(weight++->data);
     }
     if (k > 0) {
       layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
@@ -183,7 +179,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     }
     if (stack.has_noise) {
       const Scalar* noise = rows_at(step.frame.data) + stack.noise_column(k);
-      layer.noise = {noise, frame.time_stride, frame.row_stride};
+      layer.inputs[0] = {noise, frame.time_stride, frame.row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, P};
     if (k + 1 == stack.layers && step.is_of_stream) {

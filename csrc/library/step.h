@@ -10,9 +10,8 @@ namespace namernn_fast {
 
 // The arguments of a step, which are not checked yet.
 struct Step {
-  CellKind cell;    // not read if the weights are prepared
-  View weights[5];  // the tensor from prepare(), or weight_ih, weight_hh, bias_ih and bias_hh if
-                    // there are biases, and rate if the cell has rates
+  const Cell* cell;           // not read if the weights are prepared
+  View weights[kParameters];  // the tensor from prepare(), or the parameters of a layer
   int64_t weight_count;
   View states[kMostStates];  // of a stream [layers, sequences, P] and [layers, sequences, H], in
                              // float for layers in 16 bits; of a step module [sequences, H] each

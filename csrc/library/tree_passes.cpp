@@ -59,7 +59,7 @@ Scalar* tree_rows(const std::optional<Tensor>& all_rows, const PrefixTrees& tree
 
 template <class Scalar>
 void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
   const std::vector<std::optional<Tensor>> panels = panels_of_layers(stack, kernels.forward_panels);
   std::optional<Tensor> table;
   Layer<Scalar> first = layer_of<Scalar>(stack, 0, 0);
@@ -107,8 +107,8 @@ class WorkerGradients {
   // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights)),
-        per_direction_(size_t(stack.per_direction)),
-        copied_bias_(stack.bias && kernels_of(stack.cell).one_bias_gradient) {
+        parameters_(stack.parameters),
+        copied_bias_(stack.cell->one_bias_gradient) {
     if (rows <= 2 * kRowsApart) return;
     apart_ = like(grads.grad_weights);
     for (const Tensor& grad : apart_) {
@@ -156,7 +156,8 @@ class WorkerGradients {
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
-      if (copied_bias_ && i % per_direction_ == 3) continue;
+      const Parameter parameter = parameters_.roles[i % size_t(parameters_.count)];
+      if (copied_bias_ && parameter == kBiasHh) continue;
       f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
     }
   }
@@ -171,7 +172,7 @@ class WorkerGradients {
 
   std::vector<Tensor> sums_;
   std::vector<Tensor> apart_;  // gradients not in sums_ yet; empty if kernels write to sums_
-  size_t per_direction_;       // number of weights
+  ParameterList parameters_;   // of each direction
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
   bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
   int64_t rows_ = 0;           // number of rows since apart_ was last added to sums_
@@ -179,7 +180,7 @@ class WorkerGradients {
 
 template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
   const std::vector<std::optional<Tensor>> panels =
       panels_of_layers(stack, kernels.backward_panels);
   std::vector<std::optional<Tensor>> grad_last_states;
@@ -227,7 +228,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
         }
         if (grads.want_weights[size_t(k)]) {
           const std::vector<Tensor>& place = sums[size_t(w)].place();
-          set_weight_gradients(stack, &place[size_t(k * stack.per_direction)], args);
+          set_weight_gradients(stack, &place[stack.first_weight(k)], args);
           args.accumulate_weights = sums[size_t(w)].accumulate();
         }
         kernels.backward(args, Resources(one_thread()).runtime());

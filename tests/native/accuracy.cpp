@@ -158,7 +158,7 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
 
 }  // namespace
 
-void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels) {
+void check_accuracy(const TestedCell& cell, const Kernels& kernels) {
   check_budget<float>(cell, kernels);
   check_budget<double>(cell, kernels);
   check_budget<BFloat16>(cell, kernels);

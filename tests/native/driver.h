@@ -17,13 +17,14 @@
 namespace namernn_fast {
 
 // In emulated_pairs.cpp.
-extern const KernelsOnPairs<BFloat16> kernels_emulated_pairs;
-extern const KernelsOnPairs<float> kernels_emulated_float[kMostTerms];
+extern const KernelsFor<BFloat16> kernels_emulated_pairs;
+extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
 
-// A cell on one instruction set. See KernelsOfCell for the sizes.
+// A cell on one instruction set.
 struct TestedCell {
   std::string name;  // includes the instruction set
   CellKind kind;
+  const Cell* cell;
   int64_t weight_blocks;
   int64_t kept;
   bool one_bias_gradient;
@@ -34,12 +35,12 @@ struct TestedCell {
 };
 
 // Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
-void check_trees(const TestedCell& cell, const KernelsOfCell& kernels);
+void check_trees(const TestedCell& cell, const Kernels& kernels);
 
 // Compares the kernels with plain loops, and checks how much accuracy gradients lose when they
 // become subnormal. Defined in accuracy.cpp. `bits` is the number of significant bits of the
 // numbers that float kernels multiply.
-void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels);
+void check_accuracy(const TestedCell& cell, const Kernels& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
 
@@ -185,10 +186,10 @@ Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> la
   format.pack(layer, memory->data(), runtime);
   free_scratch();
   layer.panels = memory->data();
-  if (!layer.in_place.weight_ih) layer.weight_ih = nullptr;
-  if (!layer.in_place.weight_hh) layer.weight_hh = nullptr;
-  layer.weight_hr = nullptr;
-  if (!layer.table.ids.data) layer.bias_ih = layer.bias_hh = nullptr;
+  if (!layer.in_place.weight_ih) layer.parameters[kWeightIh] = nullptr;
+  if (!layer.in_place.weight_hh) layer.parameters[kWeightHh] = nullptr;
+  layer.parameters[kWeightHr] = nullptr;
+  if (!layer.table.ids.data) layer.parameters[kBiasIh] = layer.parameters[kBiasHh] = nullptr;
   return layer;
 }
 

@@ -103,9 +103,9 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-extern const KernelsOnPairs<BFloat16> kernels_emulated_pairs;
-const KernelsOnPairs<BFloat16> kernels_emulated_pairs = kernels_on_pairs<BFloat16, 1>();
-extern const KernelsOnPairs<float> kernels_emulated_float[kMostTerms];
-const KernelsOnPairs<float> kernels_emulated_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
-                                                                  kernels_on_pairs<float, 2>()};
+extern const KernelsFor<BFloat16> kernels_emulated_pairs;
+const KernelsFor<BFloat16> kernels_emulated_pairs = kernels_on_pairs<BFloat16, 1>();
+extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
+const KernelsFor<float> kernels_emulated_float[kMostTerms] = {kernels_on_pairs<float, 1>(),
+                                                              kernels_on_pairs<float, 2>()};
 }  // namespace namernn_fast

@@ -67,7 +67,7 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
 
 std::string selected;
 
-void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
+void check_cell(const TestedCell& cell, const Kernels& kernels) {
   if (cell.name.find(selected) == std::string::npos) return;
   check_accuracy(cell, kernels);
   check<float>(cell, kernels);
@@ -77,47 +77,49 @@ void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
   if (!cell.projects) check_trees(cell, kernels);
 }
 
-// Returns a cell on one instruction set. The sizes of the cell are the same on all instruction
-// sets.
-TestedCell cell_of(const std::string& instructions, int64_t number) {
-  const KernelsOfCell& sizes = kernels_baseline.cells[number];
-  return {instructions + ", " + sizes.name,
+// Returns a cell of these kernels, whose instruction set has this name.
+TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
+  const Cell& cell = kernels.cells[number];
+  return {instructions + ", " + cell.name,
           CellKind(number),
-          sizes.weight_blocks,
-          sizes.kept,
-          sizes.one_bias_gradient,
-          sizes.states > 1,
-          sizes.activations > 1,
-          sizes.has_rate,
+          &cell,
+          cell.gates,
+          cell.kept,
+          cell.one_bias_gradient,
+          cell.states > 1,
+          cell.activations > 1,
+          cell.own > 0,
           false};
 }
 
 void check_all(const Kernels& kernels) {
   for (int64_t i = 0; i < kCells; ++i) {
-    TestedCell cell = cell_of(kernels.name, i);
-    check_cell(cell, kernels.cells[i]);
+    TestedCell cell = cell_of(kernels.name, kernels, i);
+    check_cell(cell, kernels);
     if (!kernels.cells[i].can_project) continue;
     cell.name += " with projections";
     cell.projects = true;
-    check_cell(cell, kernels.cells[i]);
+    check_cell(cell, kernels);
   }
 }
 
-// Checks kernels that multiply pairs of bfloat16. `bits` is empty, or the number of significant
-// bits of the floats that the kernels multiply.
+// Checks kernels that multiply pairs of bfloat16, on the cells of the kernels `in_float`. `bits` is
+// empty, or the number of significant bits of the floats that the kernels multiply.
 template <class Storage, class... Bits>
-void check_pairs(const std::string& name, const KernelsOnPairs<Storage>& kernels, Bits... bits) {
+void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
+                 const Kernels& in_float, Bits... bits) {
   for (int64_t i = 0; i < kCells; ++i) {
-    const TestedCell cell = cell_of(name, i);
+    const TestedCell cell = cell_of(name, in_float, i);
     if (cell.name.find(selected) == std::string::npos) continue;
-    check_accuracy(cell, kernels.cells[i], bits...);
-    check(cell, kernels.cells[i]);
+    check_accuracy(cell, kernels, bits...);
+    check(cell, kernels);
   }
 }
 
-void check_terms(const std::string& name, const KernelsOnPairs<float> (&kernels)[kMostTerms]) {
-  check_pairs(name + ", one term", kernels[0], 8);
-  check_pairs(name + ", two terms", kernels[1], 16);
+void check_terms(const std::string& name, const KernelsFor<float> (&kernels)[kMostTerms],
+                 const Kernels& in_float) {
+  check_pairs(name + ", one term", kernels[0], in_float, 8);
+  check_pairs(name + ", two terms", kernels[1], in_float, 16);
 }
 
 }  // namespace
@@ -128,8 +130,8 @@ int main(int argc, char** argv) {
   using namespace namernn_fast;
   if (argc > 1) selected = argv[1];
   check_all(kernels_baseline);
-  check_pairs("emulated pairs", kernels_emulated_pairs);
-  check_terms("emulated pairs", kernels_emulated_float);
+  check_pairs("emulated pairs", kernels_emulated_pairs, kernels_baseline);
+  check_terms("emulated pairs", kernels_emulated_float, kernels_baseline);
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) check_all(kernels_avx2);
@@ -137,14 +139,14 @@ int main(int argc, char** argv) {
     check_all(kernels_avx512);
   }
   if (__builtin_cpu_supports("avx512bf16")) {
-    check_pairs("avx512_bf16", kernels_avx512_bf16);
+    check_pairs("avx512_bf16", kernels_avx512_bf16, kernels_avx512);
   }
 #if defined(__linux__)
   constexpr long request_permission = 0x1023, tile_data = 18;
   if (__builtin_cpu_supports("amx-bf16") &&
       syscall(SYS_arch_prctl, request_permission, tile_data) == 0) {
-    check_pairs("amx", kernels_amx);
-    check_terms("amx", kernels_amx_float);
+    check_pairs("amx", kernels_amx, kernels_avx512);
+    check_terms("amx", kernels_amx_float, kernels_avx512);
   }
 #endif
 #endif

@@ -242,6 +242,7 @@ struct Arguments {
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
+    layer.cell = p.cell->cell;
     layer.layout = shape.layout;
     layer.D = p.D;
     layer.H = p.H;
@@ -257,18 +258,18 @@ struct Arguments {
       layer.table = {rows_of<const int64_t>(p, ids.data(), 1), table.data(), p.V};
     } else {
       layer.input = rows_of<const Storage>(p, input.data(), p.D);
-      layer.weight_ih = weight_ih.data();
+      layer.parameters[kWeightIh] = weight_ih.data();
     }
     if (p.hx) layer.initial[0] = {hx.data(), p.P()};
     if (p.hx && p.cell->has_cell_state) {
       layer.initial[1] = {cx.data(), p.H + 1};  // differs from the stride of hx, to catch mix-ups
     }
-    layer.weight_hh = weight_hh.data();
-    if (p.P() < p.H) layer.weight_hr = weight_hr.data();
-    layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
-    layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
-    if (p.cell->has_rate) layer.rate = rate.data();
-    if (p.noise) layer.noise = rows_of<const Storage>(p, noise.data(), p.H);
+    layer.parameters[kWeightHh] = weight_hh.data();
+    if (p.P() < p.H) layer.parameters[kWeightHr] = weight_hr.data();
+    layer.parameters[kBiasIh] = p.bias ? bias_ih.data() : nullptr;
+    layer.parameters[kBiasHh] = p.bias ? bias_hh.data() : nullptr;
+    if (p.cell->has_rate) layer.parameters[kOwn] = rate.data();
+    if (p.noise) layer.inputs[0] = rows_of<const Storage>(p, noise.data(), p.H);
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
     layer.chains = {kChain, kChain};
@@ -400,15 +401,15 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   }
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
-  if (p.want_noise) backward.grad_noise = rows_of(p, results.data(kGradNoise), p.H);
-  backward.grad_rate = results.data(kGradRate);
+  if (p.want_noise) backward.grad_inputs[0] = rows_of(p, results.data(kGradNoise), p.H);
+  backward.grads[kOwn] = results.data(kGradRate);
   backward.grad_initial[0] = results.data(kGradHx);
   backward.grad_initial[1] = results.data(kGradCx);
-  backward.grad_weight_ih = results.data(kGradWeightIh);
-  backward.grad_weight_hh = results.data(kGradWeightHh);
-  backward.grad_weight_hr = results.data(kGradWeightHr);
-  backward.grad_bias_ih = results.data(kGradBiasIh);
-  backward.grad_bias_hh = results.data(kGradBiasHh);
+  backward.grads[kWeightIh] = results.data(kGradWeightIh);
+  backward.grads[kWeightHh] = results.data(kGradWeightHh);
+  backward.grads[kWeightHr] = results.data(kGradWeightHr);
+  backward.grads[kBiasIh] = results.data(kGradBiasIh);
+  backward.grads[kBiasHh] = results.data(kGradBiasHh);
   backward.accumulate_weights = p.accumulate_weights;
   kernels.backward(backward, runtime);
   free_scratch();

@@ -157,6 +157,7 @@ class Stack {
   Layer<Scalar> layer_of(int k) const {
     Layer<Scalar> layer{};
     layer.layout = rows_.layout;
+    layer.cell = p_.cell->cell;
     layer.H = layer.P = p_.H;
     layer.activation = p_.relu ? Activation::relu : Activation::tanh;
     if (k == 0) {
@@ -164,13 +165,13 @@ class Stack {
     } else {
       layer.D = p_.H;
       layer.input = {outputs_[0].data(), 0, p_.H};
-      layer.weight_ih = weights_[2].data();
+      layer.parameters[kWeightIh] = weights_[2].data();
     }
-    layer.weight_hh = weights_[k].data();
-    if (p_.cell->has_rate) layer.rate = biases_[2 * k].data();
+    layer.parameters[kWeightHh] = weights_[k].data();
+    if (p_.cell->has_rate) layer.parameters[kOwn] = biases_[2 * k].data();
     if (p_.bias) {
-      layer.bias_ih = biases_[2 * k].data();
-      layer.bias_hh = biases_[2 * k + 1].data();
+      layer.parameters[kBiasIh] = biases_[2 * k].data();
+      layer.parameters[kBiasHh] = biases_[2 * k + 1].data();
     }
     // Without batch_invariant, one sequence in plain rows would run through forward_short(), whose
     // results differ from a tree's in the last bits.
@@ -211,13 +212,13 @@ class Stack {
     if (k == 1 || p_.grad_h_n) args.grad_last[0] = {grad_h_n_.data() + first, p_.H, 1};
     if (p_.grad_c_n) args.grad_last[1] = {grad_c_n_.data() + first, p_.H, 1};
     args.accumulate_weights = p_.accumulate;
-    args.grad_weight_ih = results.gradients[5 * k].data();
-    args.grad_weight_hh = results.gradients[5 * k + 1].data();
-    if (p_.bias) args.grad_bias_ih = results.gradients[5 * k + 2].data();
+    args.grads[kWeightIh] = results.gradients[5 * k].data();
+    args.grads[kWeightHh] = results.gradients[5 * k + 1].data();
+    if (p_.bias) args.grads[kBiasIh] = results.gradients[5 * k + 2].data();
     if (p_.bias && !p_.cell->one_bias_gradient) {
-      args.grad_bias_hh = results.gradients[5 * k + 3].data();
+      args.grads[kBiasHh] = results.gradients[5 * k + 3].data();
     }
-    if (p_.cell->has_rate) args.grad_rate = results.gradients[5 * k + 4].data();
+    if (p_.cell->has_rate) args.grads[kOwn] = results.gradients[5 * k + 4].data();
     kernels_.backward(args, runtime_);
     free_scratch();
   }
@@ -291,7 +292,7 @@ void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
 
 }  // namespace
 
-void check_trees(const TestedCell& cell, const KernelsOfCell& kernels) {
+void check_trees(const TestedCell& cell, const Kernels& kernels) {
   check<float>(cell, kernels);
   check<double>(cell, kernels);
 }

@@ -17,12 +17,13 @@ struct CellList {
     size_t index = 0;
     return ((size_t(Cells::kind) == index++) && ...) && index == size_t(kCells);
   }
-  static constexpr bool have_known_states() {
-    return ((Cells::states == 1 || Cells::states == kMostStates) && ...);
+  static constexpr void add_to(Kernels& kernels) {
+    size_t index = 0;
+    ((kernels.cells[index++] = cell_with_code<Cells>()), ...);
   }
 };
 using AllCells = CellList<Vanilla, Gru, Lstm, Leaky>;
-static_assert(AllCells::is_in_order() && AllCells::have_known_states());
+static_assert(AllCells::is_in_order());
 
 }  // namespace
 }  // namespace namernn_fast

@@ -1,30 +1,11 @@
-// Defines the interface of a cell, a type that the forward and backward passes take as a template
-// parameter. The passes use only the members below; register tiles and products do not depend on
-// the cell. Each pass asserts what it assumes about the constants, so a cell with other values does
-// not compile until that pass supports such a cell. A cell has these members:
-// - kind, name: its CellKind, and its name in messages;
-// - weight_blocks: number of blocks of H rows in weight_ih and in weight_hh, one per gate;
-// - sums: number of blocks of H sums (values before the activation) in each row. The input
-//   contributes to the first weight_blocks blocks, and the previous state to the weight_blocks
-//   blocks from first_state_sum on;
-// - input_block(sum): returns which block of weight_ih contributes to a sum. The blocks of
-//   weight_hh are in the order of the sums that they contribute to;
-// - sums_in_output: whether a row's sums are stored in its row of the output until the states
-//   replace them;
-// - kept: number of blocks of H values that a row keeps for the backward pass besides its output;
-// - states: number of states of a row: 1, or 2 if there is a cell state, which the next step reads
-//   without a product. The cell state is the last block of the kept values;
-// - only_through_sums: whether the previous h affects the states only through sums. If not,
-//   sum_gradients() also writes the part of the gradient of the previous h that bypasses the sums;
-// - one_bias_gradient: whether bias_ih and bias_hh have the same gradient, the sum of all dz;
-// - activations: number of nonlinearities among which `Layer::activation` may choose, in the order
-//   of Activation;
-// - can_project: whether a layer may project h. Such a cell is only_through_sums, and its
-//   sum_gradients() also writes h before its projection;
-// - has_rate: whether each hidden unit has a rate, and rows may have noise;
-// - Cell(layer): reads what the cell needs from a Layer;
-// - states_of(row): computes the states of a StateRow;
-// - sum_gradients(row): computes the gradients of the sums of a GradientRow.
+// What the file of a cell defines, and how it becomes a `Cell` of this instruction set. The passes
+// see only the Cell. The file defines a struct with:
+// - kind: its CellKind;
+// - lists(): returns a Cell without functions, which says what the cell has;
+// - states_of(rows, at): computes the states of the units `at` a place in StateRows;
+// - sum_gradients(rows, at): computes the gradients of the sums of the units `at` a place in
+//   GradientRows;
+// - prepare_own(i, values): returns what these two functions read instead of an own parameter.
 #pragma once
 
 #include "contract.h"
@@ -34,77 +15,122 @@
 namespace namernn_fast {
 namespace {
 
-// Returns the number of elements that the layer projects h to, or 0 if it does not project h.
-template <class Cell, class Storage>
-inline int64_t projected_size(const Layer<Storage>& layer) {
-  return Cell::can_project && layer.P < layer.H ? layer.P : 0;
+// What most cells have in common.
+constexpr Cell usual_cell() {
+  Cell cell{};
+  for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
+  cell.states = 1;
+  cell.activations = 1;
+  cell.only_through_sums = true;
+  cell.one_bias_gradient = true;
+  return cell;
 }
 
-// What most cells have in common. A cell with other values hides these.
-struct CellDefaults {
-  static constexpr bool sums_in_output = false;
-  static constexpr bool one_bias_gradient = true;
-  static constexpr int64_t activations = 1;
-  static constexpr bool can_project = false;
-  static constexpr bool has_rate = false;
+// A cell without own parameters.
+struct NothingOwned {
+  template <class Scalar>
+  static Vec<Scalar> prepare_own(int64_t, Vec<Scalar> values) {
+    return values;
+  }
 };
 
-// What states_of() reads and writes for a range of hidden units of one row. Each pointer points to
-// the first of these units, or is null if the cell lacks the value.
-template <class Scalar, class Storage>
-struct StateRow {
-  const Scalar* sums;  // the blocks are `stride` apart
-  int64_t stride;
-  const Scalar* previous[kMostStates];  // states of the previous step; null means zeros.
-                                        // previous[0] is null if the cell is only_through_sums
-  Scalar* states[kMostStates];          // written; may alias `previous`, and states[0] may alias
-                                        // `sums`
-  Storage* kept;                        // written unless null; the blocks are H apart
-  int64_t H;
-  int64_t width;         // number of hidden units in the range
-  const Scalar* rate;    // of each unit
-  const Storage* noise;  // null means zeros
+// One vector of hidden units of one row.
+struct At {
+  int64_t row;
+  int64_t unit;
+  int64_t lanes;
+  int64_t sum;  // where the sums of these units are in the sums of the range
 };
 
-// What sum_gradients() reads and writes for a range of hidden units of one row. Each pointer points
-// to the first of these units, or is null if the cell lacks the value. Elements is the type that
-// points to elements of dz.
-template <class Storage, class Scalar, class Elements>
-struct GradientRow {
-  const Storage* output;
-  const Storage* kept;                   // the blocks are H apart
-  const Storage* previous[kMostStates];  // states of the previous step; null means zeros.
-                                         // previous[0] is null if the cell is only_through_sums and
-                                         // so does not read it
-  const Scalar* grad[kMostStates];       // gradients of the states, without the contribution of
-                                         // grad_output
-  const Storage* grad_output;            // null means zeros
-  Elements dz;                           // written; the blocks are `stride` apart
-  int64_t stride;
-  Scalar* grad_previous[kMostStates];  // written: the part of a previous state's gradient that
-                                       // bypasses the sums; may alias `grad`
-  Scalar* unprojected;  // written unless null: h before its projection; may alias grad[0]
-  const Scalar* rate;   // of each unit
-  Scalar* grad_rate;    // added to: the gradients of the logits of the rates
-  Storage* grad_noise;  // written unless null
-  int64_t H;
-  int64_t width;
-};
-
-// Returns `lanes` units of a state, starting at unit j. A null state counts as zeros.
-template <class Scalar, class Storage>
-inline Vec<Scalar> load_state(const Storage* state, int64_t j, int64_t lanes) {
-  return state ? load_upto(state + j, lanes) : Vec<Scalar>{};
+template <class Element>
+inline Element* element(const EvenRows<Element>& rows, At at) {
+  return rows.data + at.row * rows.stride + at.unit;
 }
 
-// Returns the total gradient of `lanes` units of h, starting at unit j: the contributions of later
-// steps plus the gradient of the output.
-template <class Storage, class Scalar, class Elements>
-inline Vec<Scalar> load_gradient(const GradientRow<Storage, Scalar, Elements>& row, int64_t j,
-                                 int64_t lanes) {
-  Vec<Scalar> grad = load_upto(row.grad[0] + j, lanes);
-  if (row.grad_output) grad += load_upto(row.grad_output + j, lanes);
+template <class Element>
+using VecOf = Vec<Compute<std::remove_const_t<Element>>>;
+
+// Loads and stores the units at a place. Null rows load as zeros.
+template <class Element>
+inline VecOf<Element> load_at(const EvenRows<Element>& rows, At at) {
+  return rows.data ? load_upto(element(rows, at), at.lanes) : VecOf<Element>{};
+}
+template <class Element>
+inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values) {
+  store_upto(element(rows, at), values, at.lanes);
+}
+
+// Loads sum i, loads and stores block i of what a row keeps, and stores the gradient of sum i.
+template <class Storage>
+inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
+  return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);
+}
+template <class Storage>
+inline VecOf<Storage> load_kept(const GradientRows<Storage>& rows, int64_t i, At at) {
+  return load_upto(element(rows.kept, at) + i * rows.H, at.lanes);
+}
+template <class Storage>
+inline void keep(const StateRows<Storage>& rows, int64_t i, At at, VecOf<Storage> values) {
+  store_upto(element(rows.kept, at) + i * rows.H, values, at.lanes);
+}
+template <class Storage>
+inline void store_dz(const GradientRows<Storage>& rows, int64_t i, At at, VecOf<Storage> values) {
+  store_upto(rows.dz.data + at.sum + i * rows.sum_stride, values, at.lanes);
+}
+
+// Returns the total gradient of h: the contributions of later steps plus the gradient of the
+// output.
+template <class Storage>
+inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
+  VecOf<Storage> grad = load_at(rows.grad[0], at);
+  if (rows.grad_output.data) grad += load_at(rows.grad_output, at);
   return grad;
+}
+
+// Calls f(at) for all units of a range, whose sums have rows that are `stride` apart.
+template <class Scalar, class F>
+inline void for_each_place(const Range& range, int64_t stride, F&& f) {
+  for (int64_t r = 0; r < range.rows; ++r) {
+    for_each_vector<Scalar>(range.units, [&](int64_t j, int64_t lanes) {
+      f(At{range.row + r, range.unit + j, lanes, r * stride + j});
+    });
+  }
+}
+
+// No value is stored where `rows` itself is, which lets the compiler keep its members in registers.
+template <class TheCell, class Storage>
+void states_of(const StateRows<Storage>& __restrict rows) {
+  for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,
+                                   [&](At at) { TheCell::states_of(rows, at); });
+}
+template <class TheCell, class Storage>
+void sum_gradients(const GradientRows<Storage>& __restrict rows) {
+  for_each_place<Compute<Storage>>(rows.range, rows.dz.stride,
+                                   [&](At at) { TheCell::sum_gradients(rows, at); });
+}
+
+template <class TheCell, class Scalar>
+void prepare_own(int64_t i, Scalar* own, int64_t n) {
+  for_each_vector<Scalar>(n, [=](int64_t j, int64_t lanes) {
+    store_upto(own + j, TheCell::template prepare_own<Scalar>(i, load_upto(own + j, lanes)), lanes);
+  });
+}
+
+template <class TheCell, class Storage>
+constexpr CellCode<Storage> code_of() {
+  return {&states_of<TheCell, Storage>, &sum_gradients<TheCell, Storage>,
+          &prepare_own<TheCell, Compute<Storage>>};
+}
+
+// Returns a cell with its functions for this instruction set.
+template <class TheCell>
+constexpr Cell cell_with_code() {
+  Cell cell = TheCell::lists();
+  static_cast<CellCode<float>&>(cell) = code_of<TheCell, float>();
+  static_cast<CellCode<double>&>(cell) = code_of<TheCell, double>();
+  static_cast<CellCode<BFloat16>&>(cell) = code_of<TheCell, BFloat16>();
+  static_cast<CellCode<Half>&>(cell) = code_of<TheCell, Half>();
+  return cell;
 }
 
 }  // namespace

@@ -10,62 +10,63 @@
 namespace namernn_fast {
 namespace {
 
-struct Leaky : CellDefaults {
+struct Leaky {
   static constexpr CellKind kind = CellKind::leaky;
-  static constexpr const char* name = "leaky";
-  static constexpr int64_t weight_blocks = 1;
-  static constexpr int64_t sums = 1;
-  static constexpr int64_t first_state_sum = 0;
-  static constexpr int64_t input_block(int64_t sum) { return sum; }
-  static constexpr bool sums_in_output = true;
-  static constexpr int64_t kept = 2;  // z - v_{t-1} and v_t
-  static constexpr int states = 2;
-  static constexpr bool only_through_sums = true;
-  static constexpr int64_t activations = 4;
-  static constexpr bool has_rate = true;
 
-  Activation activation;
-
-  template <class Storage>
-  explicit Leaky(const Layer<Storage>& layer) : activation(layer.activation) {}
-
-  template <class Scalar, class Storage>
-  void states_of(const StateRow<Scalar, Storage>& row) const {
-    for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
-      const Vec<Scalar> z = load_upto(row.sums + j, lanes);
-      const Vec<Scalar> a = load_upto(row.rate + j, lanes);
-      const Vec<Scalar> v_previous = load_state<Scalar>(row.previous[1], j, lanes);
-      Vec<Scalar> v = (Scalar(1) - a) * v_previous + a * z;
-      if (row.noise) v += load_upto(row.noise + j, lanes);
-      store_upto(row.states[1] + j, v, lanes);
-      store_upto(row.states[0] + j, act<Scalar>(v), lanes);
-      if (!row.kept) return;
-      store_upto(row.kept + j, z - v_previous, lanes);
-      store_upto(row.kept + row.H + j, v, lanes);
-    });
+  static constexpr Cell lists() {
+    Cell cell = usual_cell();
+    cell.name = "leaky";
+    cell.gates = 1;
+    cell.sums = 1;
+    cell.states = 2;
+    cell.kept = 2;    // z - v_{t-1} and v_t
+    cell.inputs = 1;  // the noise
+    cell.own = 1;     // the logits of the rates
+    cell.own_names[0] = "rate";
+    cell.activations = 4;
+    return cell;
   }
 
-  template <class Storage, class Scalar, class Elements>
-  void sum_gradients(const GradientRow<Storage, Scalar, Elements>& row) const {
-    for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
-      constexpr Scalar one = Scalar(1);
-      const Vec<Scalar> difference = load_upto(row.kept + j, lanes);
-      const Vec<Scalar> v = load_upto(row.kept + row.H + j, lanes);
-      const Vec<Scalar> r = load_upto(row.output + j, lanes);
-      const Vec<Scalar> a = load_upto(row.rate + j, lanes);
-      const Vec<Scalar> dv = load_upto(row.grad[1] + j, lanes) +
-                             act_gradient<Scalar>(load_gradient(row, j, lanes), r, v);
-      store_upto(row.dz + j, dv * a, lanes);
-      const Vec<Scalar> grad_rate = dv * difference * (a * (one - a));
-      store_upto(row.grad_rate + j, load_upto(row.grad_rate + j, lanes) + grad_rate, lanes);
-      store_upto(row.grad_previous[1] + j, dv * (one - a), lanes);
-      if (row.grad_noise) store_upto(row.grad_noise + j, dv, lanes);
-    });
+  template <class Scalar>
+  static Vec<Scalar> prepare_own(int64_t, Vec<Scalar> rate) {
+    return sigmoid<Scalar>(rate);
+  }
+
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void states_of(const StateRows<Storage>& rows, At at) {
+    const Vec<Scalar> z = load_sum(rows, 0, at);
+    const Vec<Scalar> a = load_upto(rows.own[0] + at.unit, at.lanes);
+    const Vec<Scalar> v_previous = load_at(rows.previous[1], at);
+    Vec<Scalar> v = (Scalar(1) - a) * v_previous + a * z;
+    if (rows.inputs[0].data) v += load_at(rows.inputs[0], at);
+    store_at(rows.states[1], at, v);
+    store_at(rows.states[0], at, act<Scalar>(rows.activation, v));
+    if (!rows.kept.data) return;
+    keep(rows, 0, at, z - v_previous);
+    keep(rows, 1, at, v);
+  }
+
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void sum_gradients(const GradientRows<Storage>& rows, At at) {
+    constexpr Scalar one = Scalar(1);
+    const Vec<Scalar> difference = load_kept(rows, 0, at);
+    const Vec<Scalar> v = load_kept(rows, 1, at);
+    const Vec<Scalar> r = load_at(rows.output, at);
+    const Vec<Scalar> a = load_upto(rows.own[0] + at.unit, at.lanes);
+    const Vec<Scalar> grad = load_gradient(rows, at);
+    const Vec<Scalar> dv =
+        load_at(rows.grad[1], at) + act_gradient<Scalar>(rows.activation, grad, r, v);
+    store_dz(rows, 0, at, dv * a);
+    const Vec<Scalar> grad_rate = dv * difference * (a * (one - a));
+    Scalar* total = rows.grad_own[0] + at.unit;
+    store_upto(total, load_upto(total, at.lanes) + grad_rate, at.lanes);
+    store_at(rows.grad_previous[1], at, dv * (one - a));
+    if (rows.grad_inputs[0].data) store_at(rows.grad_inputs[0], at, dv);
   }
 
  private:
   template <class Scalar>
-  Vec<Scalar> act(Vec<Scalar> v) const {
+  static Vec<Scalar> act(Activation activation, Vec<Scalar> v) {
     switch (activation) {
       case Activation::tanh:
         return tanh<Scalar>(v);
@@ -81,7 +82,8 @@ struct Leaky : CellDefaults {
 
   // Returns the gradient of v, given the gradient of r = act(v).
   template <class Scalar>
-  Vec<Scalar> act_gradient(Vec<Scalar> grad, Vec<Scalar> r, Vec<Scalar> v) const {
+  static Vec<Scalar> act_gradient(Activation activation, Vec<Scalar> grad, Vec<Scalar> r,
+                                  Vec<Scalar> v) {
     switch (activation) {
       case Activation::tanh:
         return grad * (Scalar(1) - r * r);

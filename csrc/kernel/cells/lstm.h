@@ -14,64 +14,57 @@
 namespace namernn_fast {
 namespace {
 
-struct Lstm : CellDefaults {
+struct Lstm : NothingOwned {
   static constexpr CellKind kind = CellKind::lstm;
-  static constexpr const char* name = "LSTM";
-  static constexpr int64_t weight_blocks = 4;
-  static constexpr int64_t sums = 4;  // i, f, g and o; input and state contribute to every sum
-  static constexpr int64_t first_state_sum = 0;
-  static constexpr int64_t input_block(int64_t sum) { return sum; }
-  static constexpr int64_t kept = 5;  // i, f, g, o and c
-  static constexpr int states = 2;
-  static constexpr bool only_through_sums = true;
-  static constexpr bool can_project = true;
 
-  template <class Storage>
-  explicit Lstm(const Layer<Storage>&) {}
-
-  template <class Scalar, class Storage>
-  void states_of(const StateRow<Scalar, Storage>& row) const {
-    const int64_t stride = row.stride, H = row.H;
-    for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
-      using V = Vec<Scalar>;
-      const V i = sigmoid<Scalar>(load_upto(row.sums + j, lanes));
-      const V f = sigmoid<Scalar>(load_upto(row.sums + stride + j, lanes));
-      const V g = tanh<Scalar>(load_upto(row.sums + 2 * stride + j, lanes));
-      const V o = sigmoid<Scalar>(load_upto(row.sums + 3 * stride + j, lanes));
-      const V c_previous = load_state<Scalar>(row.previous[1], j, lanes);
-      const V c = f * c_previous + i * g;
-      store_upto(row.states[1] + j, c, lanes);
-      store_upto(row.states[0] + j, o * tanh<Scalar>(c), lanes);
-      if (!row.kept) return;
-      store_upto(row.kept + j, i, lanes);
-      store_upto(row.kept + H + j, f, lanes);
-      store_upto(row.kept + 2 * H + j, g, lanes);
-      store_upto(row.kept + 3 * H + j, o, lanes);
-      store_upto(row.kept + 4 * H + j, c, lanes);
-    });
+  static constexpr Cell lists() {
+    Cell cell = usual_cell();
+    cell.name = "LSTM";
+    cell.gates = 4;
+    cell.sums = 4;  // i, f, g and o; input and state contribute to every sum
+    cell.states = 2;
+    cell.kept = 5;  // i, f, g, o and c
+    cell.can_project = true;
+    return cell;
   }
 
-  template <class Storage, class Scalar, class Elements>
-  void sum_gradients(const GradientRow<Storage, Scalar, Elements>& row) const {
-    const int64_t stride = row.stride, H = row.H;
-    for_each_vector<Scalar>(row.width, [=](int64_t j, int64_t lanes) {
-      using V = Vec<Scalar>;
-      constexpr Scalar one = Scalar(1);
-      const V grad = load_gradient(row, j, lanes);
-      const V i = load_upto(row.kept + j, lanes);
-      const V f = load_upto(row.kept + H + j, lanes);
-      const V g = load_upto(row.kept + 2 * H + j, lanes);
-      const V o = load_upto(row.kept + 3 * H + j, lanes);
-      const V t = tanh<Scalar>(load_upto(row.kept + 4 * H + j, lanes));
-      const V c_previous = load_state<Scalar>(row.previous[1], j, lanes);
-      const V dc = load_upto(row.grad[1] + j, lanes) + grad * o * (one - t * t);
-      store_upto(row.dz + j, dc * g * (i * (one - i)), lanes);
-      store_upto(row.dz + (stride + j), dc * c_previous * (f * (one - f)), lanes);
-      store_upto(row.dz + (2 * stride + j), dc * i * (one - g * g), lanes);
-      store_upto(row.dz + (3 * stride + j), grad * t * (o * (one - o)), lanes);
-      store_upto(row.grad_previous[1] + j, dc * f, lanes);
-      if (row.unprojected) store_upto(row.unprojected + j, o * t, lanes);
-    });
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void states_of(const StateRows<Storage>& rows, At at) {
+    using V = Vec<Scalar>;
+    const V i = sigmoid<Scalar>(load_sum(rows, 0, at));
+    const V f = sigmoid<Scalar>(load_sum(rows, 1, at));
+    const V g = tanh<Scalar>(load_sum(rows, 2, at));
+    const V o = sigmoid<Scalar>(load_sum(rows, 3, at));
+    const V c_previous = load_at(rows.previous[1], at);
+    const V c = f * c_previous + i * g;
+    store_at(rows.states[1], at, c);
+    store_at(rows.states[0], at, o * tanh<Scalar>(c));
+    if (!rows.kept.data) return;
+    keep(rows, 0, at, i);
+    keep(rows, 1, at, f);
+    keep(rows, 2, at, g);
+    keep(rows, 3, at, o);
+    keep(rows, 4, at, c);
+  }
+
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void sum_gradients(const GradientRows<Storage>& rows, At at) {
+    using V = Vec<Scalar>;
+    constexpr Scalar one = Scalar(1);
+    const V grad = load_gradient(rows, at);
+    const V i = load_kept(rows, 0, at);
+    const V f = load_kept(rows, 1, at);
+    const V g = load_kept(rows, 2, at);
+    const V o = load_kept(rows, 3, at);
+    const V t = tanh<Scalar>(load_kept(rows, 4, at));
+    const V c_previous = load_at(rows.previous[1], at);
+    const V dc = load_at(rows.grad[1], at) + grad * o * (one - t * t);
+    store_dz(rows, 0, at, dc * g * (i * (one - i)));
+    store_dz(rows, 1, at, dc * c_previous * (f * (one - f)));
+    store_dz(rows, 2, at, dc * i * (one - g * g));
+    store_dz(rows, 3, at, grad * t * (o * (one - o)));
+    store_at(rows.grad_previous[1], at, dc * f);
+    if (rows.unprojected.data) store_at(rows.unprojected, at, o * t);
   }
 };
 

@@ -1,0 +1,149 @@
+// What a cell is: its lists of parameters, inputs and states as numbers, and its arithmetic as two
+// functions that the passes call. Like contract.h, which explains the letters, this header is
+// compiled once for each instruction set, and so its structs have no member functions.
+#pragma once
+
+#include <cstdint>
+
+namespace namernn_fast {
+
+enum class Activation { tanh, relu, sigmoid, softplus };
+
+// The values equal `Cell.number` in namernn_fast/cells/, and index Kernels::cells.
+enum class CellKind { vanilla, gru, lstm, leaky };
+constexpr int64_t kCells = 4;
+
+// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state (v of a
+// leaky cell), if the cell has one. Arrays of this length hold null for states that the cell lacks,
+// and so do the arrays of inputs and parameters.
+constexpr int kMostStates = 2;
+constexpr int kMostInputs = 1;  // beside x
+constexpr int kMostOwn = 1;     // parameters that only the cell's arithmetic reads
+constexpr int kMostGates = 8;
+constexpr int kMostSums = 16;
+
+// The parameters of one direction of a layer, in the order in which operators take them. They index
+// the arrays of parameters and of their gradients.
+enum Parameter { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kOwn };
+constexpr int kParameters = kOwn + kMostOwn;
+
+// torch's 16-bit types, as tensors store them. Kernels for these types compute in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class Storage>
+struct ComputeType {
+  using Type = Storage;
+};
+template <>
+struct ComputeType<BFloat16> {
+  using Type = float;
+};
+template <>
+struct ComputeType<Half> {
+  using Type = float;
+};
+// The type in which kernels compute if tensors have elements of type Storage.
+template <class Storage>
+using Compute = typename ComputeType<Storage>::Type;
+
+// Evenly spaced rows.
+template <class Element>
+struct EvenRows {
+  Element* data;  // null if there are none
+  int64_t stride;
+};
+
+// A range of hidden units of a range of rows.
+struct Range {
+  int64_t row;
+  int64_t rows;
+  int64_t unit;
+  int64_t units;
+};
+
+// What `states_of` reads and writes. The EvenRows hold whole rows, of which the cell computes
+// `range`, and are null if the cell lacks the value.
+template <class Storage>
+struct StateRows {
+  using Scalar = Compute<Storage>;
+  Range range;
+  int64_t H;
+  Activation activation;
+  int64_t sum_stride;                            // distance between two sums of a unit in a row
+  EvenRows<const Scalar> sums;                   // of the range alone
+  EvenRows<const Scalar> previous[kMostStates];  // states of the previous step; null means zeros.
+                                                 // Without h if the cell is only_through_sums
+  EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
+  EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
+  EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
+  const Scalar* own[kMostOwn];  // parameters as `prepare_own` left them, the same for all rows
+};
+
+// What `sum_gradients` reads and writes, like StateRows.
+template <class Storage>
+struct GradientRows {
+  using Scalar = Compute<Storage>;
+  Range range;
+  int64_t H;
+  Activation activation;
+  int64_t sum_stride;  // distance between the gradients of two sums of a unit in a row
+  EvenRows<const Storage> output;
+  EvenRows<const Storage> kept;
+  EvenRows<const Storage> previous[kMostStates];
+  EvenRows<const Storage> grad_output;  // null means zeros
+  EvenRows<const Scalar>
+      grad[kMostStates];  // of the states, without the contribution of grad_output
+  EvenRows<Scalar> dz;    // written: the gradients of the sums
+  EvenRows<Scalar> grad_previous[kMostStates];  // written: the part of a previous state's gradient
+                                                // that bypasses the sums; may alias `grad`
+  EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
+  EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
+  const Scalar* own[kMostOwn];
+  Scalar* grad_own[kMostOwn];  // added to: the gradients of own parameters, over all rows
+};
+
+// The arithmetic of a cell, compiled for one instruction set. The passes call it for a tile or for
+// a chunk of rows at a time, and do everything else themselves.
+template <class Storage>
+struct CellCode {
+  void (*states_of)(const StateRows<Storage>&);         // computes states from sums
+  void (*sum_gradients)(const GradientRows<Storage>&);  // computes the gradients of the sums
+  // Turns n elements of own parameter i into what the functions above read instead.
+  void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
+};
+
+// What a cell has, and its arithmetic. A file in kernel/cells/ defines each cell.
+struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Half> {
+  const char* name;  // in messages
+  int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
+  // Number of blocks of H sums (values before the activation) in each row. The input contributes to
+  // the first `gates` sums, and the previous h to the `gates` sums from first_state_sum on.
+  int64_t sums;
+  int64_t first_state_sum;
+  // The block of weight_ih that contributes to each sum. The blocks of weight_hh are in the order
+  // of the sums that they contribute to.
+  int64_t input_block[kMostGates];
+  int64_t states;  // 2 if there is a cell state, which the next step reads without a product
+  // Number of blocks of H values that a row keeps for the backward pass besides its output. The
+  // cell state is the last of them.
+  int64_t kept;
+  int64_t inputs;  // number of inputs beside x, each with H features
+  int64_t own;     // number of own parameters, each with H elements
+  const char* own_names[kMostOwn];
+  int64_t activations;  // number of nonlinearities among which a layer may choose, in the order of
+                        // Activation
+  // Whether the previous h affects the states only through sums. If not, sum_gradients() also
+  // writes the part of the gradient of the previous h that bypasses the sums.
+  bool only_through_sums;
+  bool one_bias_gradient;  // whether bias_ih and bias_hh have the same gradient, the sum of all dz
+  // Whether a layer may project h. Such a cell is only_through_sums, and its sum_gradients() also
+  // writes h before its projection.
+  bool can_project;
+};
+
+}  // namespace namernn_fast

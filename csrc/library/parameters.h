@@ -1,0 +1,34 @@
+// The list of the parameters that one direction of a layer has.
+#pragma once
+
+#include "contract.h"
+
+namespace namernn_fast {
+
+// Parameters in the order in which operators take them. weight_ih and weight_hh always come first.
+struct ParameterList {
+  Parameter roles[kParameters];
+  int64_t count;
+
+  const Parameter* begin() const { return roles; }
+  const Parameter* end() const { return roles + count; }
+};
+
+inline ParameterList parameters_of(const Cell& cell, bool bias, bool projections) {
+  ParameterList list{};
+  for (int p = 0; p < kParameters; ++p) {
+    const bool is_bias = p == kBiasIh || p == kBiasHh;
+    const bool absent =
+        (is_bias && !bias) || (p == kWeightHr && !projections) || p >= kOwn + cell.own;
+    if (!absent) list.roles[list.count++] = Parameter(p);
+  }
+  return list;
+}
+
+// Returns the name of a parameter in messages.
+inline const char* name_of(const Cell& cell, Parameter parameter) {
+  constexpr const char* names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+  return parameter < kOwn ? names[parameter] : cell.own_names[parameter - kOwn];
+}
+
+}  // namespace namernn_fast
