@@ -30,8 +30,9 @@ ROOMS = (
 )
 # Functions that may have more parameters: those that users call, Triton's kernels, and the operator
 # with the schema in namernn_fast/ops.py.
+CELL_FILES = "|".join(path.stem for path in sorted((ROOT / CELLS).glob("*.py")))
 PUBLIC = re.compile(
-    rf"{PACKAGE}/(functional\.py:[a-z]\w*|gpu/kernels/\w+\.py:\w+|[\w/]+\.py:__init__)"
+    rf"{PACKAGE}/((functional|nn/({CELL_FILES}))\.py:[a-z]\w*|gpu/kernels/\w+\.py:\w+|[\w/]+\.py:__init__)"
     r"|csrc/library/operators\.cpp:backward"
 )
 # Functions that only make error messages may compare cells, because torch's messages differ.

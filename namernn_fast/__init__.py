@@ -7,9 +7,13 @@ from .machine import requirements  # noqa: F401 - first, to reject a torch that 
 # isort: split
 from . import nn
 from .call.options import batch_invariant
-from .functional import gru, last_state, leaky, lstm, rnn
+from .functional import last_state
 from .machine.scratch_memory import empty_cache, memory_reserved
 from .nn import *  # noqa: F403
+from .nn.gru import gru
+from .nn.leaky import leaky
+from .nn.lstm import lstm
+from .nn.vanilla import rnn
 
 try:
     __version__ = version("namernn_fast")

@@ -194,21 +194,19 @@ def _needs_of(
         needed: for input, each state and each weight, whether it needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
-    weight_count, per_layer = len(want_weights), ops.weights_per_layer(options)
-    per_direction = ops.weights_per_direction(options)
-    has_last = options & (ops.PROJECTIONS | ops.RATE)
-    always = (1, per_direction - 1) if has_last else (1,)  # weight_hh, and weight_hr or rate
+    roles = [parameter.role for parameter in ops.parameters_of(NUMBERED[cell], options)]
+    per_layer = len(roles) * ops.directions_of(options)
     reads = tuple(
-        k % per_direction in always or (k % per_direction == 0 and (wanted[0] or k >= per_layer))
-        for k in range(weight_count)
+        (wanted[0] or k >= per_layer) if role == "weight_ih" else not role.startswith("bias_")
+        for k, role in zip(range(len(want_weights)), itertools.cycle(roles))
     )
-    layers = weight_count // per_layer
+    layers = len(want_weights) // per_layer
     want_layers = [
         k for k in range(layers) if any(want_weights[k * per_layer : (k + 1) * per_layer])
     ]
-    returned = [*wanted, *(k // per_layer in want_layers for k in range(weight_count))]
+    returned = [*wanted, *(k // per_layer in want_layers for k in range(len(want_weights)))]
     positions = itertools.count()
-    saved = layers - 1 + (layers if NUMBERED[cell].kept_blocks else 0)
+    saved = layers - 1 + (layers if NUMBERED[cell].kept else 0)
     return _Needs(
         cell,
         initial,

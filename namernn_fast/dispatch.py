@@ -39,8 +39,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     tracing = torch.compiler.is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
-    if call.noise is not None:
-        path = functools.partial(_run_with_noise, path)
+    if call.inputs is not None:
+        path = functools.partial(_run_with_inputs, path)
     if why_not_kernel is not None and call.prepared is not None:
         raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
     if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
@@ -107,7 +107,7 @@ def choose(call: Call, tracing: bool) -> Choice:
             return _COMPILED if tracing else _MAPPED if transformed else _FUSED
     why_not_torch = torch_operators.why_not(call, tracing)
     path = torch_operators.run_stack if why_not_torch is None else _reference_path
-    has_torch_operator = call.cell.torch_operator is not None
+    has_torch_operator = torch_operators.has_operator(call.cell)
     why_not_ids = "torch's own operator takes rows of features" if has_torch_operator else None
     return Choice(path, why_not_kernel, why_not_torch, why_not_ids)
 
@@ -118,18 +118,17 @@ def _run_layers(path: Path, call: Call) -> Results:
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
     """
-    data, weights, reset, noise = call.data, call.weights, call.reset, call.noise
+    data, weights, reset, inputs = call.data, call.weights, call.reset, call.inputs or {}
     options = call.options & ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
-        noise = None if noise is None else noise.transpose(0, 1)
-    number = ops.layer_count(weights, options)
-    noises = [None] * number if noise is None else noise.chunk(number, -1)
-    per_layer = ops.weights_per_layer(options)
+        inputs = {name: rows.transpose(0, 1) for name, rows in inputs.items()}
+    per_layer = ops.weights_per_layer(call.cell, options)
+    number = len(weights) // per_layer
     last_states = []
-    for k, states in enumerate(ops.states_of_layers(call.states, weights, options)):
+    for k, states in enumerate(call.states_of_layers(number)):
         if k:
             data = torch.nn.functional.dropout(data, call.dropout, training=True)
         layer = replace(
@@ -141,7 +140,7 @@ def _run_layers(path: Path, call: Call) -> Results:
             restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
-            noise=noises[k],
+            inputs={name: rows.chunk(number, -1)[k] for name, rows in inputs.items()} or None,
         )
         data, *last = path(layer)
         last_states.append(last)
@@ -150,10 +149,13 @@ def _run_layers(path: Path, call: Call) -> Results:
     return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
-def _run_with_noise(path: Path, call: Call) -> Results:
-    """Runs a call on a path after moving its noise to where the operators take it."""
-    data = forks.beside(call.data, call.noise.to(call.data.dtype))
-    return path(replace(call, data=data, noise=None, options=call.options | ops.NOISE))
+def _run_with_inputs(path: Path, call: Call) -> Results:
+    """Runs a call on a path after moving `call.inputs` to where the operators take them."""
+    data = call.data
+    assert call.inputs is not None
+    for input in call.cell.inputs:
+        data = forks.beside(data, call.inputs[input.name].to(data.dtype))
+    return path(replace(call, data=data, inputs=None, options=call.options | ops.NOISE))
 
 
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:

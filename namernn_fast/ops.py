@@ -10,11 +10,9 @@ sequences. The names of their arguments and results mean the same throughout thi
 - states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
   hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has
   proj_size features. Never an empty list, which AOTInductor cannot pass.
-- weights: for each layer and direction weight_ih, weight_hh, with BIAS bias_ih and bias_hh, with
-  PROJECTIONS weight_hr (proj_size, hidden_size), where proj_size is less than hidden_size, and with
-  RATE rate (hidden_size); `layers_of` groups the weights. Each other weight and bias has
-  `Cell.weight_blocks` blocks of hidden_size rows, in torch's order of gates. With token ids each
-  weight_ih of the first layer is replaced by a table (vocabulary, blocks * hidden_size) of the
+- weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order of
+  gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids each
+  weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of the
   products of all embedding rows with weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
@@ -37,7 +35,7 @@ sequences. The names of their arguments and results mean the same throughout thi
   an LSTM.
 - saved: with WANT_SAVED, a list of the tensors that the backward pass reads besides output;
   otherwise an empty list. First come the outputs of all layers except the last. If the cell keeps
-  anything, one tensor for each layer follows, shaped like output, with `Cell.kept_blocks` *
+  anything, one tensor for each layer follows, shaped like output, with `Cell.kept` *
   directions * hidden_size features.
 
 `backward` takes the arguments of `forward`, output, saved, and:
@@ -54,7 +52,7 @@ sequences. The names of their arguments and results mean the same throughout thi
 import functools
 import importlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,7 +60,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS, NUMBERED, Cell, CellName
-from .cells.cell import LayerWeights
+from .cells.cell import LayerWeights, Parameter, Sizes
 from .machine import availability
 from .machine.torch_private import without_python
 
@@ -101,13 +99,14 @@ INT8 = 4096
 """Prepared weights are 8-bit integers with a scale for each row, for layers in float32. Products
 round inputs and states to such integers; other precisions are ignored."""
 PROJECTIONS = 8192
-"""`weights` holds weight_hr. Not allowed with SHARE_PREFIXES or INT8. Products are of float32."""
+"""The layers project h to fewer features than hidden_size. Not allowed with SHARE_PREFIXES or INT8.
+Products are of float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """Other nonlinearities. Not allowed with each other or with RELU."""
 RATE = 65536
-"""`weights` holds rates. Set for the leaky cell and no other."""
+"""The cell has parameters of its own: set for `Cell.own` and not otherwise."""
 NOISE = 131072
-"""num_layers * directions * hidden_size features of noise follow those of input. Only with RATE."""
+"""`Cell.inputs` follow the features of input: num_layers * directions * hidden_size more."""
 
 
 @dataclass(slots=True)
@@ -187,9 +186,14 @@ def size_of_h(weights: Sequence[Tensor]) -> int:
     return weights[1].shape[-1]
 
 
+def hidden_size(cell: Cell, weights: Sequence[Tensor]) -> int:
+    """Returns the number of units."""
+    return weights[1].shape[0] // cell.gates
+
+
 def state_sizes(cell: Cell, weights: Sequence[Tensor]) -> list[int]:
     """Returns the number of features of each state."""
-    return cell.state_sizes(size_of_h(weights), weights[1].shape[0] // cell.weight_blocks)
+    return cell.state_sizes(size_of_h(weights), hidden_size(cell, weights))
 
 
 def output_shape(input: Tensor, size: int, options: int) -> tuple[int, ...]:
@@ -207,60 +211,54 @@ def directions_of(options: int) -> int:
     return 2 if options & BIDIRECTIONAL else 1
 
 
-def weights_per_direction(options: int) -> int:
-    """Returns how many weights each direction of a layer has."""
-    return weights_per_layer(options & ~BIDIRECTIONAL)
+def parameters_of(cell: Cell, options: int) -> tuple[Parameter, ...]:
+    """Returns the parameters that each direction of a layer has, in the order of its weights."""
+    return cell.present[options & BIAS > 0, options & PROJECTIONS > 0]
 
 
-def weights_per_layer(options: int) -> int:
+def weights_per_layer(cell: Cell, options: int) -> int:
     """Returns the number of weights of a layer, including all its directions."""
-    size = (4 if options & BIAS else 2) + (1 if options & (PROJECTIONS | RATE) else 0)
-    return 2 * size if options & BIDIRECTIONAL else size
+    return len(parameters_of(cell, options)) * directions_of(options)
 
 
-def layer_count(weights: Sequence[Tensor], options: int) -> int:
+def layer_count(cell: Cell, weights: Sequence[Tensor], options: int) -> int:
     """Returns the number of layers."""
-    return len(weights) // weights_per_layer(options)
+    return len(weights) // weights_per_layer(cell, options)
 
 
-def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
+def layers_of(cell: Cell, weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
     """Groups the flat list of weights by layer and direction."""
-    size, directions = weights_per_direction(options), directions_of(options)
-    first = 4 if options & BIAS else 2
-    missing = (None,) * (4 - first + bool(options & RATE))  # a cell with rates has no weight_hr
+    names = [parameter.name for parameter in parameters_of(cell, options)]
+    size, directions = len(names), directions_of(options)
     groups = [weights[i : i + size] for i in range(0, len(weights), size)]
-    each = [LayerWeights(*group[:first], *missing, *group[first:]) for group in groups]
-    return [each[k : k + directions] for k in range(0, len(each), directions)]
+    each = [dict(zip(names, group, strict=True)) for group in groups]
+    return [[*each[k : k + directions]] for k in range(0, len(each), directions)]
 
 
-def zero_states(cell: Cell, weights: Sequence[Tensor], options: int, batch: int) -> list[Tensor]:
-    """Returns initial states of zeros, each (num_layers * directions, batch, features)."""
-    rows = layer_count(weights, options) * directions_of(options), batch
-    return [weights[1].new_zeros(*rows, size) for size in state_sizes(cell, weights)]
-
-
-def states_of_layers(
-    states: Sequence[Tensor], weights: Sequence[Tensor], options: int
-) -> Sequence[Sequence[Tensor]]:
-    """Returns for each layer a sequence of its initial states, (directions, batch, features)."""
-    layers = layer_count(weights, options)
-    if not states:
-        return [()] * layers
-    return [*zip(*(state.chunk(layers) for state in states), strict=True)]
+def parameters_and_shapes(
+    cell: Cell, options: int, layers: int, sizes: Sizes
+) -> Iterator[tuple[Parameter, tuple[int, ...]]]:
+    """Yields the parameter and the shape of each weight; `sizes` are those of the first layer."""
+    for _ in range(layers):
+        for _ in range(directions_of(options)):
+            for parameter in parameters_of(cell, options):
+                yield parameter, parameter.shape_for(sizes)
+        sizes = sizes._replace(features=sizes.projected * directions_of(options))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::forward")
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = ForwardArguments(*arguments)
     options, weights = call.options, call.weights
-    num_layers, cell = layer_count(weights, options), NUMBERED[call.cell]
+    cell = NUMBERED[call.cell]
+    num_layers = layer_count(cell, weights, options)
     like, sizes = weights[0], state_sizes(cell, weights)  # not input: token ids are integers
     shape = output_shape(call.input, sizes[0], options)
     saved = []
     if options & WANT_SAVED:
         saved += [shape] * (num_layers - 1)
-        if cell.kept_blocks:
-            kept = output_shape(call.input, cell.kept_blocks * sizes[-1], options)
+        if cell.kept:
+            kept = output_shape(call.input, cell.kept * sizes[-1], options)
             saved += [kept] * num_layers
     rows = num_layers * directions_of(options), batch_size(call)
     return (
@@ -284,7 +282,7 @@ def batch_size(call: Any) -> Any:
 @torch.library.register_fake(f"{NAMESPACE}::backward")
 def _(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments(*arguments)
-    per_layer, weights = weights_per_layer(call.options), call.weights
+    per_layer, weights = weights_per_layer(NUMBERED[call.cell], call.options), call.weights
     states = *(call.states or ()), *(call.reset_to or ())
     tensors = [*itertools.compress((call.input, *states), call.wanted)]
     for k in sorted(set(call.want_layers)):
@@ -356,7 +354,7 @@ def cpu_plan(
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
             *(batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes),
-            CELLS[cell].weight_blocks,
+            CELLS[cell].gates,
         )
     )
 

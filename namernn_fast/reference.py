@@ -34,7 +34,7 @@ def run_stack(call: Call) -> Results:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
     recorded = is_transformed() or torch.compiler.is_compiling()
     batch = batch_sizes[0] if batch_sizes else input.shape[1]
-    states = call.states or ops.zero_states(cell, weights, options, batch)
+    states = call.initial_states(batch)
     in_place = (
         cell.sums_become_states
         and not (recorded or torch.is_grad_enabled())
@@ -45,19 +45,18 @@ def run_stack(call: Call) -> Results:
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
     sizes = ops.state_sizes(cell, weights)
 
-    noise: Sequence[Tensor] = ()
+    more_inputs: Sequence[Tensor] = ()
     if options & ops.NOISE:
-        features = weights[0].shape[1]
-        input, noise = input[..., :features], input[..., features:].split(sizes[0], -1)
+        features, size = weights[0].shape[1], ops.hidden_size(cell, weights)
+        input, more_inputs = input[..., :features], input[..., features:].split(size, -1)
     last_states: list[Tensor] = []
-    for layer in ops.layers_of(weights, options):
+    for layer in ops.layers_of(cell, weights, options):
         outputs = []
         for direction, layer_weights in enumerate(layer):
-            sums = _project(
-                input, layer_weights.weight_ih, cell.bias_of_input(layer_weights), in_place
-            )
-            if noise:
-                sums = torch.cat([sums, noise[len(last_states)]], -1)
+            bias = cell.bias_of_input(layer_weights)
+            sums = _project(input, layer_weights["weight_ih"], bias, in_place)
+            if more_inputs:
+                sums = torch.cat([sums, more_inputs[len(last_states)]], -1)
             hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
@@ -135,7 +134,7 @@ def _direction(
 
     Args:
         sums: for each time step, its rows of the result of `_project`, (sequences, gates *
-            hidden_size), followed by the noise if there is any.
+            hidden_size), followed by `Cell.inputs` if there are any.
         batch_sizes: the number of sequences at each time step, or None if it is constant.
         hx: the initial states of each sequence side by side, (batch, features).
         step: the function that computes one step of the cell.

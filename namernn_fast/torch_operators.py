@@ -23,7 +23,7 @@ from .integrations.deferred import when_imported
 from .integrations.vmap import is_transformed
 from .machine.torch_private import DYNAMO
 
-_OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
+_OPERATORS = tuple(cell.torch and cell.torch.operator for cell in NUMBERED)
 """torch's operator for each cell, by cell number; None for a cell without such an operator."""
 _outside_of_graphs = _OPERATORS
 
@@ -50,6 +50,11 @@ def _operator(cell: Cell, *arguments: Any) -> Results:
     return operators[cell.number](*arguments)  # type: ignore[no-any-return]
 
 
+def has_operator(cell: Cell) -> bool:
+    """Returns whether `run_stack` computes calls of a cell on devices without a kernel."""
+    return cell.torch is not None and cell.torch.operator is not None
+
+
 def why_not(call: Call, tracing: bool) -> str | None:
     """Returns why torch's operators cannot compute a call, or None if they can.
 
@@ -57,7 +62,7 @@ def why_not(call: Call, tracing: bool) -> str | None:
         call: a call that no fused kernel can compute.
         tracing: whether a compiler is tracing the call.
     """
-    if call.cell.torch_operator is None:
+    if not has_operator(call.cell):
         return "this cell runs step by step"
     if call.reset is not None:
         return "torch's operator has no reset"
@@ -110,10 +115,10 @@ def _run_whole(call: Call) -> Results:
     batch_first = options & ops.BATCH_FIRST and layout is None
     data = call.data.transpose(0, 1) if batch_first else call.data
     batch = int(layout[0]) if layout is not None else data.shape[1]
-    states = call.states or ops.zero_states(call.cell, call.weights, options, batch)
+    states = call.initial_states(batch)
     hx = tuple(states) if len(states) > 1 else states[0]
     trains = _trains(call) or call.dropout > 0
-    layers = ops.layer_count(call.weights, options)
+    layers = ops.layer_count(call.cell, call.weights, options)
     settings = bool(options & ops.BIAS), layers, call.dropout, trains
     bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
@@ -143,7 +148,7 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
     lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()
     padded, _, alive, places = to_time_major(call.data, layout, options)
     assert alive is not None  # the layout holds lengths or offsets
-    states = call.states or ops.zero_states(call.cell, call.weights, options, padded.shape[1])
+    states = call.initial_states(padded.shape[1])
     time_first = options & ~(ops.BATCH_FIRST | ops.JAGGED)
     time_major = replace(call, data=padded, states=states, sequence_layout=None, options=time_first)
     # An empty batch cannot be packed, but torch's operator takes it unpacked.
@@ -191,15 +196,15 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
     steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
     # Maps each step of a reversed sequence to its original step. Padding stays in place.
     mirror = torch.where(alive, lengths[:, None] - 1 - steps, steps)
-    (states,) = call.states or ops.zero_states(call.cell, call.weights, options, input.shape[1])
+    (states,) = call.initial_states(input.shape[1])
     arguments = bool(options & ops.BIAS), 1, 0.0, _trains(call), False, False
     last_states: list[Tensor] = []
-    for layer in ops.layers_of(call.weights, options):
+    for layer in ops.layers_of(call.cell, call.weights, options):
         outputs = []
         for direction, layer_weights in enumerate(layer):
             hx = states[len(last_states)]
             output = input if direction == 0 else _along_time(input, mirror)
-            weights = [weight for weight in layer_weights if weight is not None]
+            weights = [*layer_weights.values()]
             output, _ = _operator(call.cell, output, hx.unsqueeze(0), weights, *arguments)
             last = _along_time(output, (lengths - 1).clamp(min=0)[None, :, None]).squeeze(0)
             last_states.append(torch.where(lengths[:, None] > 0, last, hx))

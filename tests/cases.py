@@ -153,7 +153,7 @@ class Case:
         self.grad_output = randn(self.T, self.B, width)
         self.grad_h_n = randn(states, self.B, self.P)
         self.grad_c_n = randn(states, self.B, self.H) if self.has_cell_state else None
-        has_noise = VARIANTS[self.cell].cell.has_rate and seed % 2
+        has_noise = VARIANTS[self.cell].cell.inputs and seed % 2
         self.noise = randn(self.T, self.B, states * self.H) / 4 if has_noise else None
 
     @property

@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc):
     named, drop_in = map(test.get_closest_marker, ("kinds", "drop_in"))
     kinds = {name: VARIANTS[name] for name in (named.args if named else KINDS)}
     if drop_in:
-        kinds = {name: kind for name, kind in kinds.items() if kind.cell.torch_layer is not None}
+        kinds = {name: kind for name, kind in kinds.items() if kind.cell.torch is not None}
     metafunc.parametrize("kind", kinds.values(), ids=kinds)
 
 
@@ -105,7 +105,7 @@ def path(request, monkeypatch):
 
 
 def _run_steps_fused(monkeypatch, are_fused=True):
-    monkeypatch.setattr(step_modules._FusedGatedCell, "_is_faster", lambda self, input: are_fused)
+    monkeypatch.setattr(step_modules.FusedCell, "_is_faster", lambda self, input: are_fused)
 
 
 @pytest.fixture

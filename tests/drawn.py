@@ -104,7 +104,7 @@ class Drawn(Case):
             # A cell with gates can keep a large state for many steps, and the gradients of its
             # gates grow with the state until they overflow in float16. So scale the input and the
             # biases, which saturates the gates, but not the initial states.
-            keeps_state = CELLS[self.cell].kept_blocks > 0 and self.values == "saturating"
+            keeps_state = CELLS[self.cell].kept > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps_state else inputs),
                 *(w for w in self.weights if w.dim() == 1),
@@ -282,7 +282,7 @@ def check_results(case):
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
     # The maximum number of terms in a sum.
-    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)
+    longest = max(case.D, 2 * CELLS[case.cell].gates * case.H)
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)

@@ -9,7 +9,7 @@ import torch
 from plain_leaky import PlainLeaky, PlainLeakyCell
 
 import namernn_fast
-from namernn_fast import cells, ops
+from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
 
 
@@ -23,8 +23,9 @@ class Kind:
         self.step_module = getattr(namernn_fast, f"{cell.layer}Cell")
         self.tokens = getattr(namernn_fast, cell.layer.replace("Fused", "Token"))
         self.run = getattr(namernn_fast, cell.name)
-        self.nn_layer, self.nn_step_module = cell.torch_layer, cell.torch_step_module
-        self.gates = cell.weight_blocks
+        if cell.torch is not None:
+            self.nn_layer, self.nn_step_module = cell.torch.layer, cell.torch.step_module
+        self.gates = cell.gates
         self.has_cell_state = len(cell.states) > 1
         self.bits = 0  # option bits of the operators for layers of this kind
 
@@ -36,7 +37,13 @@ class Kind:
     @property
     def without_kernel(self) -> str:
         """The path that `explain` reports for a layer on a device without a kernel."""
-        return "torch" if self.cell.torch_operator else "reference"
+        return "torch" if torch_operators.has_operator(self.cell) else "reference"
+
+    @property
+    def autocasts_only_products(self) -> bool:
+        """Whether autocast on a CPU keeps the states of padded calls in float32."""
+        torch_has = self.cell.torch
+        return torch_has is not None and "padded" in torch_has.autocasts_only_products
 
     @property
     def has_nonlinearity(self) -> bool:
@@ -89,8 +96,10 @@ class LeakyKind(Kind):
         self.bits = ops.RATE
 
 
-KINDS = {name: (LeakyKind if cell.has_rate else Kind)(cell) for name, cell in cells.CELLS.items()}
-DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch_layer is not None}
+KINDS = {
+    name: (LeakyKind if cell.torch is None else Kind)(cell) for name, cell in cells.CELLS.items()
+}
+DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not None}
 """The kinds whose modules replace modules of torch."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which takes separate code in the kernels."""
@@ -143,7 +152,7 @@ def states_of(kind: Kind, hx: Any) -> Any:
 def said_of(kind: Kind, text: str) -> str:
     """Adapts a pattern for nn.RNN's error about hx to the wording of this kind's torch layer."""
     if kind.has_cell_state:
-        second = kind.cell.states[1]
+        second = kind.cell.states[1].name
         text = text.replace("hx should", f"hx and {second}x should").replace(
             "got 2-D", r"got \(2-D, 2-D\)"
         )

@@ -86,13 +86,13 @@ class Stack:
             (ops.BATCH_FIRST, self.layout in ("padded", "lengths")),
             (ops.BATCH_INVARIANT, True),
             (ops.PROJECTIONS, cell is CELLS["lstm"] and self.H > 1 and not one_layer),
-            (ops.NOISE, cell.has_rate and not self.has_ids),
+            (ops.NOISE, bool(cell.inputs) and not self.has_ids),
         ):
             options |= bit if allowed and draw.random() < 0.5 else 0
         options |= draw.choice(
             [0, *(getattr(ops, name.upper()) for name in cell.nonlinearities if name != "tanh")]
         )
-        options |= ops.RATE if cell.has_rate else 0
+        options |= ops.RATE if cell.own else 0
         options |= ops.BIDIRECTIONAL if self.directions == 2 else 0
         options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(self.layout, 0)
         if inference and not one_layer and not options & ops.PROJECTIONS and draw.random() < 0.3:
@@ -117,7 +117,7 @@ class Stack:
         return torch.randn(shape).to(self.dtype)
 
     def _weights(self):
-        weights, rows = [], self.cell.weight_blocks * self.H
+        weights, rows = [], self.cell.gates * self.H
         for layer in range(self.layers):
             for _ in range(self.directions):
                 if layer == 0 and self.has_ids:

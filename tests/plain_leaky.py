@@ -36,7 +36,7 @@ class PlainLeakyCell(FusedLeakyRNNCell):
         """Returns r and v."""
         size = *input.shape[:-1], self.hidden_size
         hx = (input.new_zeros(size), input.new_zeros(size)) if hx is None else hx
-        weights = (getattr(self, name) for name in self._names)
+        weights = (getattr(self, name) for name in self._weight_names())
         return step(self.nonlinearity, input, noise, hx, [*weights])
 
 

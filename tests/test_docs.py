@@ -25,7 +25,7 @@ WITH_CODE = [
 ]
 MODULES = [
     "testing",
-    *(f"nn.{name}" for name in ("layers", "step_modules", "streams", "token_layers", "explaining")),
+    *(f"nn.{name}" for name in ("vanilla", "gru", "lstm", "leaky", "streams", "explaining")),
 ]
 MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")]
 

@@ -139,7 +139,7 @@ def errors_of(calls: Calls) -> dict[str, float]:
 
 def bytes_read(workload: Workload) -> int:
     """Returns the least bytes of 8-bit weights that a call reads: weight_hh in every step."""
-    rows = CELLS[workload.cell].weight_blocks * workload.hidden_size
+    rows = CELLS[workload.cell].gates * workload.hidden_size
     input, state = workload.input_size + ROW_BYTES, workload.hidden_size + ROW_BYTES
     return rows * (input + (workload.seq_len or 0) * state)
 

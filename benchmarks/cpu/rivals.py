@@ -272,7 +272,7 @@ def onnx_model(problem: Problem) -> bytes:
     """Returns a model of one node that turns X and the initial states into Y and Y_h."""
     from onnx import TensorProto, helper, numpy_helper
 
-    node, hidden = CELLS[problem.workload.cell].onnx, problem.workload.hidden_size
+    node, hidden = CELLS[problem.workload.cell].torch.onnx, problem.workload.hidden_size
     steps, batch, size = problem.input.shape
     inputs = {"X": [steps, batch, size]}
     for name, state in zip(STATES, problem.states, strict=False):

@@ -19,13 +19,14 @@ from benchmarks.harness.grid import FORWARD, TRAINING, Workload
 from benchmarks.harness.study import Calls, Study, grid
 from namernn_fast import explain
 from namernn_fast.cells import CELLS
-from namernn_fast.nn.step_modules import STEP_MODULES, states_in
+from namernn_fast.nn.states import states_in
+from namernn_fast.nn.weights import CLASSES
 from namernn_fast.testing import assert_within_budget
 
 MODULES: dict[str, tuple[type, type]] = {
-    name: (cell.torch_step_module, STEP_MODULES[name])
+    name: (cell.torch.step_module, CLASSES[f"{cell.layer}Cell"])
     for name, cell in CELLS.items()
-    if cell.torch_step_module
+    if cell.torch is not None
 }
 """Torch's module and the step module of each cell."""
 SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size

@@ -58,7 +58,7 @@ def calls(workload: Workload) -> CheckedCalls:
     input, hx, size = problem.input, problem.hx, workload.hidden_size
     stream, frame = prepare_rnn(ours).stream(workload.batch), input[0].clone()
     out, cell = torch.empty(workload.batch, size), CELLS[workload.cell]
-    module = cell.torch_step_module(workload.input_size, size)
+    module = cell.torch.step_module(workload.input_size, size)
     row_hx = tuple(state[0] for state in hx) if isinstance(hx, tuple) else hx[0]
     stream.states = hx
     wanted = theirs(input, hx)[0][0]

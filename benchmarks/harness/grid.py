@@ -26,7 +26,7 @@ DENSE_WORKLOADS = tuple(
 PACKED_WORKLOADS = tuple(
     Workload(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
 )
-GATED_CELLS = tuple(name for name, cell in CELLS.items() if cell.weight_blocks > 1)
+GATED_CELLS = tuple(name for name, cell in CELLS.items() if cell.gates > 1)
 """The names of the cells with gates."""
 # By shape: the batch sizes that every run times, for the vanilla layer and for layers with gates.
 BATCHES_OF_EVERY_RUN = {

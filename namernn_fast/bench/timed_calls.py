@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..cells import cell_of
-from ..nn.layers import LAYERS as FUSED_LAYERS
+from ..cells import CELLS, cell_of
 from ..nn.states import states_in
+from ..nn.weights import CLASSES as FUSED_CLASSES
 from ..ops import state_sizes
 from ..testing import assert_within_budget
 from .race import TimedCall
@@ -29,9 +29,9 @@ ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
 CLASSES: dict[str, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
-    name: (layer._cell.torch_layer, layer)
-    for name, layer in FUSED_LAYERS.items()
-    if layer._cell.torch_layer is not None
+    name: (cell.torch.layer, FUSED_CLASSES[cell.layer])
+    for name, cell in CELLS.items()
+    if cell.torch is not None
 }
 """The classes of torch's layer and the fused layer, in this order, by the name of their cell."""
 

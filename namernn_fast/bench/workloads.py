@@ -24,7 +24,7 @@ class Layers(NamedTuple):
 LAYERS_OF = {
     name: Layers(f"nn.{cell.torch_name}", cell.layer)
     for name, cell in CELLS.items()
-    if cell.torch_layer is not None
+    if cell.torch is not None
 }
 """The names of torch's layer and the fused layer, by the name of their cell."""
 LAYERS = BASELINE, FUSED = LAYERS_OF[VANILLA.name]
@@ -73,7 +73,7 @@ class Workload:
     @property
     def row_work(self) -> int:
         """The maximum number of multiply-adds in the forward pass of one sequence."""
-        columns = CELLS[self.cell].weight_blocks * self.hidden_size
+        columns = CELLS[self.cell].gates * self.hidden_size
         return (self.seq_len or LONGEST_NAME) * columns * (self.input_size + self.hidden_size)
 
     @property

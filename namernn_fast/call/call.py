@@ -1,11 +1,12 @@
 """`Call`: everything a path needs to compute one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from .. import ops
 from ..cells import NUMBERED, Cell
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class Call:
     restart_states: Sequence[Tensor] = ()
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
-    noise: Any = None
-    """The argument noise as the caller passed it. `layouts.normalise` gives it the form of `data`,
-    with num_layers * directions * hidden_size features. The operators take it beside the features
-    of their input, see `ops.NOISE`, where `dispatch` puts it."""
+    inputs: Mapping[str, Any] | None = None
+    """Arguments for `cell.inputs`, as the caller passed them, or None without any.
+    `layouts.normalise` gives each the form of `data`. The operators take them beside the features
+    of their input, see `ops.NOISE`, where `dispatch` puts them."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
@@ -58,6 +59,20 @@ class Call:
         """Applies `convert` to each initial state and to each state after resets."""
         self.states = [convert(state) for state in self.states]
         self.restart_states = [convert(state) for state in self.restart_states]
+
+    def initial_states(self, batch: int) -> Sequence[Tensor]:
+        """Returns `states`, or zeros for this number of sequences if there are none."""
+        if self.states:
+            return self.states
+        weights, directions = self.weights, ops.directions_of(self.options)
+        rows = ops.layer_count(self.cell, weights, self.options) * directions, batch
+        return [weights[1].new_zeros(*rows, size) for size in ops.state_sizes(self.cell, weights)]
+
+    def states_of_layers(self, layers: int) -> Sequence[Sequence[Tensor]]:
+        """Returns the initial states of each layer, (directions, batch, features) each."""
+        if not self.states:
+            return [()] * layers
+        return [*zip(*(state.chunk(layers) for state in self.states), strict=True)]
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..cells import Cell
+from ..cells.cell import Sizes
 from ..machine.torch_private import get_unwrapped, is_functorch_wrapped_tensor
 from .call import Call
 
@@ -78,7 +80,7 @@ def check_like_nn_rnn(call: Call) -> None:
     # For packed input take the batch size from hx, because batch_sizes[0] is unknown while tracing.
     # The operator compares hx with batch_sizes.
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
-    number = ops.layer_count(weights, options) * ops.directions_of(options)
+    number = ops.layer_count(call.cell, weights, options) * ops.directions_of(options)
     for index, state in enumerate(call.states):
         wanted = (number, batch, ops.state_sizes(call.cell, weights)[index])
         hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
@@ -89,7 +91,7 @@ def check_like_nn_rnn(call: Call) -> None:
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{data.device} and hidden tensor at {state.device}"
             )
-        _check_dtype(call, f"{call.cell.states[index]}x", state, like)
+        _check_dtype(call, f"{call.cell.states[index].name}x", state, like)
 
 
 def _check_dtype(call: Call, name: str, state: Tensor, like: str) -> None:
@@ -114,9 +116,9 @@ def check_reference_arguments(call: Call) -> None:
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
-    blocks = call.cell.weight_blocks
     features = weights[0].shape[1] if options & ops.NOISE else data.shape[-1]
-    for name, weight, shape in weights_and_shapes(weights, features, options, vocabulary, blocks):
+    shapes = weights_and_shapes(call.cell, weights, features, options, vocabulary)
+    for name, weight, shape in shapes:
         check_shape(name, weight, shape)
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
@@ -133,43 +135,36 @@ def check_reference_arguments(call: Call) -> None:
 
 
 def weights_and_shapes(
+    cell: Cell,
     weights: Sequence[Tensor],
     features: int,
     options: int,
     vocabulary: int | None = None,
-    blocks: int = 1,
 ) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Yields the name of each weight, the weight, and the shape that it must have.
 
     Args:
+        cell: the cell.
         weights: the flat list of weights.
         features: the number of input features; ignored with token ids.
         options: the option bits.
         vocabulary: the number of rows of each table if input holds token ids, else None.
-        blocks: the number of weight blocks of the cell.
     """
     # Derive hidden_size from the rows of weight_hh, as the C++ operators do, so that these checks
     # and the operators expect the same shapes.
-    hidden_size = weights[1].shape[0] // blocks
-    rows = blocks * hidden_size
+    hidden_size = ops.hidden_size(cell, weights)
     size = ops.size_of_h(weights) if options & ops.PROJECTIONS else hidden_size
     if options & ops.PROJECTIONS and not 0 < size < hidden_size:
         raise RuntimeError(f"the size of h must be from 1 to {hidden_size - 1}, got {size}")
-    name, shape_ih = "weight_ih", (rows, features)
-    if vocabulary is not None:
-        name, shape_ih = "table", (vocabulary, rows)
-    for layer in ops.layers_of(weights, options):
-        for layer_weights in layer:
-            yield name, layer_weights.weight_ih, shape_ih
-            yield "weight_hh", layer_weights.weight_hh, (rows, size)
-            if layer_weights.bias_ih is not None and layer_weights.bias_hh is not None:
-                yield "bias_ih", layer_weights.bias_ih, (rows,)
-                yield "bias_hh", layer_weights.bias_hh, (rows,)
-            if layer_weights.weight_hr is not None:
-                yield "weight_hr", layer_weights.weight_hr, (size, hidden_size)
-            if layer_weights.rate is not None:
-                yield "rate", layer_weights.rate, (hidden_size,)
-        name, shape_ih = "weight_ih", (rows, size * len(layer))
+    sizes = Sizes(features, hidden_size, size, cell.gates)
+    layers, tables = ops.layer_count(cell, weights, options), ops.directions_of(options)
+    shapes = ops.parameters_and_shapes(cell, options, layers, sizes)
+    for weight, (parameter, shape) in zip(weights, shapes, strict=True):
+        if parameter.role == "weight_ih" and vocabulary is not None and tables:
+            tables -= 1
+            yield "table", weight, (vocabulary, sizes.rows)
+        else:
+            yield parameter.name, weight, shape
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:

@@ -31,7 +31,7 @@ def autocast_dtype(
     if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
         return None
     dtype = torch.get_autocast_dtype(device)
-    if device == "cpu" and kind in cell.autocasts_only_products:
+    if device == "cpu" and cell.torch and kind in cell.torch.autocasts_only_products:
         carried = input if state is None or state.dtype == torch.float64 else state
         return torch.promote_types(dtype, carried.dtype)
     return dtype

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
-from ..cells import Cell
+from ..cells import Cell, called_with
 from ..machine import transfers
 from ..machine.torch_private import _assert_async, _get_tracing_state
 from .call import Call, Results
@@ -39,8 +39,8 @@ def normalise(call: Call, has_ids: bool) -> None:
     `has_ids` says whether data holds token ids, which lack the feature dimension.
     """
     input: object = call.data
-    if call.noise is not None and isinstance(input, Tensor | PackedSequence):
-        call.noise = _noise_of(call, has_ids)
+    if call.inputs is not None and isinstance(input, Tensor | PackedSequence):
+        call.inputs = {name: _rows_of(call, name, has_ids) for name in call.inputs}
     if call.hx is not None:
         call.states = _states_of(call.hx, call.cell)
     reset = call.reset
@@ -72,39 +72,43 @@ def normalise(call: Call, has_ids: bool) -> None:
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
-    if call.noise is not None:
-        call.noise = call.noise.unsqueeze(batch_dim)
+    if call.inputs is not None:
+        call.inputs = {name: rows.unsqueeze(batch_dim) for name, rows in call.inputs.items()}
 
 
-def _noise_of(call: Call, has_ids: bool) -> Tensor:
-    """Returns the noise as rows like those of input; like these, it may lack the batch.
+def _rows_of(call: Call, name: str, has_ids: bool) -> Tensor:
+    """Returns one of `call.inputs` as rows like those of input; like these, it may lack the batch.
 
     Raises:
-        ValueError: the cell takes no noise.
-        TypeError: noise is not laid out like input.
+        ValueError: the cell has no such input.
+        TypeError: it is not laid out like input.
         RuntimeError: the lengths of its sequences, its shape or its device are wrong.
     """
-    if not call.cell.has_rate:
-        raise ValueError(f"noise must be None for a {call.cell.layer}, which is not leaky")
-    noise: Any = call.noise
+    cell, options = call.cell, call.options
+    assert call.inputs is not None
+    if name not in cell.input_names:
+        raise ValueError(
+            f"{name} must be None for a {cell.layer}, which is not {called_with(name)}"
+        )
+    more: Any = call.inputs[name]
     input: Any = call.data
-    if (wanted := _kind_of(input)) != (kind := _kind_of(noise)):
-        raise TypeError(f"noise must be laid out like input, a {wanted}, got a {kind}")
+    if (wanted := _kind_of(input)) != (kind := _kind_of(more)):
+        raise TypeError(f"{name} must be laid out like input, a {wanted}, got a {kind}")
     borders: tuple[Any, Any] | None = None
     if isinstance(input, PackedSequence):
-        borders = noise.batch_sizes, input.batch_sizes
-        noise, input = noise.data, input.data
+        borders = more.batch_sizes, input.batch_sizes
+        more, input = more.data, input.data
     elif wanted == "jagged tensor":
-        borders = noise.offsets(), input.offsets()
-        noise, input = noise.values(), input.values()
+        borders = more.offsets(), input.offsets()
+        more, input = more.values(), input.values()
     if borders is not None:
-        _check_lengths_of_noise(*borders)
-    states = ops.layer_count(call.weights, call.options) * ops.directions_of(call.options)
+        _check_lengths_of(name, *borders)
+    states = ops.layer_count(cell, call.weights, options) * ops.directions_of(options)
     rows = input.shape[: input.dim() - 1 + has_ids]
-    check_shape("noise", noise, (*rows, states * ops.size_of_h(call.weights)))
-    if noise.device != input.device:
-        raise RuntimeError(f"noise must be at {input.device}, like input, got {noise.device}")
-    return noise  # type: ignore[no-any-return]
+    check_shape(name, more, (*rows, states * ops.hidden_size(cell, call.weights)))
+    if more.device != input.device:
+        raise RuntimeError(f"{name} must be at {input.device}, like input, got {more.device}")
+    return more  # type: ignore[no-any-return]
 
 
 def _kind_of(value: Any) -> str:
@@ -113,9 +117,9 @@ def _kind_of(value: Any) -> str:
     return type(value).__name__
 
 
-def _check_lengths_of_noise(borders: Tensor, of_input: Tensor) -> None:
-    """Checks that the batch_sizes or offsets of noise are those of input."""
-    error = "noise must have the sequence lengths of input"
+def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
+    """Checks that the batch_sizes or offsets of another input are those of input."""
+    error = f"{name} must have the sequence lengths of input"
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
     if torch.compiler.is_compiling():  # the values are known when the compiled program runs
@@ -135,9 +139,9 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
         raise TypeError(f"hx must be a pair of tensors or None, got {type(hx).__name__}")
     if len(hx) > len(cell.states):
         raise RuntimeError(f"{cell.name} expects two hidden states")
-    for name, state in zip(cell.states, states, strict=True):
+    for described, state in zip(cell.states, states, strict=True):
         if not isinstance(state, Tensor):
-            raise TypeError(f"{name}x must be a Tensor, got {type(state).__name__}")
+            raise TypeError(f"{described.name}x must be a Tensor, got {type(state).__name__}")
     return states
 
 
@@ -167,7 +171,7 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
     if _get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
-        layers = ops.layer_count(call.weights, options)
+        layers = ops.layer_count(call.cell, call.weights, options)
         # The layers come before the batch, as in hx, unless the batch comes first.
         at = len(rows) if first else 1
         assert call.reset is not None
@@ -180,7 +184,7 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
 
 def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:
     """Raises the error for states of a padded input that do not have `wanted` dimensions."""
-    names = " and ".join(f"{name}x" for name in call.cell.states)
+    names = " and ".join(f"{state.name}x" for state in call.cell.states)
     got = ", ".join(f"{state.dim()}-D" for state in call.states)
     raise RuntimeError(
         f"For {'batched' if wanted == 3 else 'unbatched'} {input_dim}-D input, "
@@ -223,8 +227,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
         if not call.states and torch.compiler.is_compiling():
             # A tracer needs the batch size as part of a shape, which states provide. Reading the
             # batch size from the values of batch_sizes would break the graph.
-            batch = sorted_indices.shape[0]
-            call.states = ops.zero_states(call.cell, call.weights, call.options, batch)
+            call.states = call.initial_states(sorted_indices.shape[0])
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)
@@ -249,9 +252,9 @@ def _savable(tensor: Tensor) -> Tensor:
 
 def _check_states(call: Call) -> None:
     """Checks that the states of a packed or jagged input have a batch dimension."""
-    for name, state in zip(call.cell.states, call.states, strict=True):
+    for described, state in zip(call.cell.states, call.states, strict=True):
         if state.dim() != 3:
-            raise RuntimeError(f"{name}x must have 3 dimensions, got {state.dim()}")
+            raise RuntimeError(f"{described.name}x must have 3 dimensions, got {state.dim()}")
 
 
 def _check_jagged(input: Any, has_ids: bool) -> None:

@@ -71,12 +71,14 @@ def option_bits(
     projections: bool = False,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
-    options = (ops.BIAS if bias else 0) | (ops.RATE if cell.has_rate else 0)
-    if bidirectional:
-        options |= ops.BIDIRECTIONAL
+    options = (ops.BIAS if bias else 0) | (ops.RATE if cell.own else 0)
     if projections:
         options |= ops.PROJECTIONS
-    per_layer = ops.weights_per_layer(options)
+    # `ops.parameters_of`, inline because small calls would notice it
+    per_layer = len(cell.present[options & ops.BIAS > 0, options & ops.PROJECTIONS > 0])
+    if bidirectional:
+        options |= ops.BIDIRECTIONAL
+        per_layer *= 2
     if not weights or len(weights) % per_layer:
         raise ValueError(
             f"weights must hold {per_layer} tensors for each layer (bias={bias}, "

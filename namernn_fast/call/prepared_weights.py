@@ -52,9 +52,8 @@ class PreparedWeights:
             options: the option bits of the layers.
             has_table: whether the first layer has tables instead of weight_ih.
         """
-        first, layers = weights[0].shape, ops.layer_count(weights, options)
-        hidden_size = weights[1].shape[0] // cell.weight_blocks
-        sizes = [layers, first[1], hidden_size, 0, ops.size_of_h(weights)]
+        first, layers = weights[0].shape, ops.layer_count(cell, weights, options)
+        sizes = [layers, first[1], ops.hidden_size(cell, weights), 0, ops.size_of_h(weights)]
         if has_table:
             sizes[1], sizes[3] = 0, first[0]
         tensor = prepared_ops.prepare(cell.number, weights, sizes, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
+from ..cells import Cell
 from ..machine import fp32_precision
 from ..machine.torch_private import (
     _are_functorch_transforms_active,
@@ -105,7 +106,7 @@ def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
     if ids.dtype != torch.int64:
         call.data = ids.long()
     if call.prepared is None:
-        call.weights = with_tables(embedding, padding_idx, call.weights, options)
+        call.weights = with_tables(embedding, padding_idx, call.weights, call.cell, options)
     else:
         call.weights = call.prepared.shapes
 
@@ -120,8 +121,8 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     """
     if choice.why_not_ids is not None:
         return choice.why_not_ids
-    if call.noise is not None:
-        return "noise comes with rows of features"
+    if call.inputs is not None:
+        return f"{' and '.join(call.inputs)} comes with rows of features"
     if call.prepared is not None:
         return None if call.prepared.has_table else "the layer was prepared without a table"
     ids, options = call.data, call.options
@@ -168,8 +169,8 @@ def why_not_shared(
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
         return "reset restarts sequences"
-    if call.noise is not None:
-        return "each sequence has its own noise"
+    if call.inputs is not None:
+        return f"each sequence has its own {' and '.join(call.inputs)}"
     if options & ops.PROJECTIONS:
         return "shared prefixes do not support proj_size"
     if call.dropout:
@@ -240,13 +241,14 @@ def gather_any(
     return F.embedding(input, embedding, padding_idx)
 
 
-def places_of_inputs(options: int) -> range:
+def places_of_inputs(cell: Cell, options: int) -> list[int]:
     """Returns the indices of each weight_ih of the first layer in the list of weights."""
-    return range(0, ops.weights_per_layer(options), ops.weights_per_direction(options))
+    parameters = ops.parameters_of(cell, options) * ops.directions_of(options)
+    return [k for k, parameter in enumerate(parameters) if parameter.role == "weight_ih"]
 
 
 def with_tables(
-    embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], options: int
+    embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], cell: Cell, options: int
 ) -> list[Tensor]:
     """Returns the weights with each weight_ih of the first layer replaced by a table."""
     if torch.is_grad_enabled():
@@ -258,7 +260,7 @@ def with_tables(
             every_row = torch.arange(embedding.shape[0], device=embedding.device)
             embedding = F.embedding(every_row, embedding, padding_idx)
     replaced = [*weights]
-    for place in places_of_inputs(options):
+    for place in places_of_inputs(cell, options):
         replaced[place] = _product(embedding, weights[place])
     return replaced
 

@@ -4,34 +4,45 @@
 names of cells, except where an error repeats torch's wording.
 """
 
-import importlib
-from typing import Any
+from typing import Literal, TypeAlias
 
 import torch
 
-from .cell import Cell, CellName
+from .cell import Cell
 from .gru import GRU
 from .leaky import LEAKY
 from .lstm import LSTM
 from .vanilla import VANILLA
 
-__all__ = ["CELLS", "GRU", "LEAKY", "LSTM", "NUMBERED", "VANILLA", "Cell", "CellName", "cell_of"]
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LEAKY",
+    "LSTM",
+    "NUMBERED",
+    "VANILLA",
+    "Cell",
+    "CellName",
+    "called_with",
+    "cell_of",
+]
 
 NUMBERED = (VANILLA, GRU, LSTM, LEAKY)
 """The cells by their number in the operators."""
 CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 """The cells by name."""
+WithOneState: TypeAlias = Literal["rnn", "gru"]
+WithTwoStates: TypeAlias = Literal["lstm", "leaky"]
+CellName: TypeAlias = Literal[WithOneState, WithTwoStates]
+"""The name of a cell, as users pass it."""
 
 
 def cell_of(layer: torch.nn.Module) -> Cell:
     """Returns the cell of a layer, torch's or fused."""
-    classes = ((cell, cell.torch_layer) for cell in NUMBERED)
-    found = (cell for cell, cls in classes if cls is not None and isinstance(layer, cls))
+    found = (cell for cell in NUMBERED if cell.torch and isinstance(layer, cell.torch.layer))
     return getattr(layer, "_cell", None) or next(found)
 
 
-def __getattr__(name: str) -> Any:
-    """Finds the step modules, which older pickles look up in this module."""
-    if name in {f"{cell.layer}Cell" for cell in NUMBERED}:
-        return getattr(importlib.import_module("..nn", __package__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def called_with(name: str) -> str:
+    """Returns the names of the cells that have an input with this name, for errors."""
+    return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)

@@ -1,44 +1,97 @@
 """`Cell`: everything that the rest of the package knows about a recurrent cell."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-CellName: TypeAlias = Literal["rnn", "gru", "lstm", "leaky"]
-"""The name of a cell, as users pass it."""
 
+class Sizes(NamedTuple):
+    """The sizes that shapes of parameters and states depend on."""
 
-class LayerWeights(NamedTuple):
-    """The weights of one layer in one direction."""
-
-    weight_ih: Tensor
-    """(gates * hidden_size, features)"""
-    weight_hh: Tensor
-    """(gates * hidden_size, hidden_size), with projections (gates * hidden_size, proj_size)"""
-    bias_ih: Tensor | None = None
-    """(gates * hidden_size), or None without biases"""
-    bias_hh: Tensor | None = None
-    """(gates * hidden_size), or None without biases"""
-    weight_hr: Tensor | None = None
-    """(proj_size, hidden_size), or None without projections"""
-    rate: Tensor | None = None
-    """(hidden_size), the logits of the rates, or None if the cell has none"""
+    features: int
+    """The number of input features of a layer."""
+    hidden: int
+    projected: int
+    """The number of features of h: hidden, or proj_size with projections."""
+    gates: int
 
     @property
-    def bias(self) -> Tensor | None:
-        """The sum of both biases, or None without biases."""
-        if self.bias_ih is None or self.bias_hh is None:
-            return None
-        return self.bias_ih + self.bias_hh
+    def rows(self) -> int:
+        """The number of rows of weights: a block of hidden rows for each gate."""
+        return self.gates * self.hidden
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of each layer and direction."""
+
+    name: str
+    """The key in the state_dict of a step module; layers append `_l0`, `_l0_reverse` and so on."""
+    shape: tuple[str, ...]
+    """The fields of `Sizes` that are its dimensions."""
+    role: Literal["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "own"] = "own"
+    """What the parameter is for, in torch's words; `own` if only the cell's arithmetic reads it."""
+    option: Literal["bias", "projections"] | None = None
+    """The option without which layers lack the parameter; None if all have it."""
+    init: Callable[[Any, int], Tensor] | None = None
+    """None for uniform draws, as in torch's layers. Otherwise a function that makes the initial
+    values from the constructor's argument and hidden_size; `reset_parameters` keeps the values."""
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether rows of input or states are multiplied by the parameter."""
+        return self.role.startswith("weight_")
+
+    def shape_for(self, sizes: Sizes) -> tuple[int, ...]:
+        """Returns the shape of the parameter."""
+        return tuple(getattr(sizes, dimension) for dimension in self.shape)
+
+
+def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter, ...]:
+    """Returns the parameters of torch's layers, in their order, followed by `own`.
+
+    Args:
+        own: the parameters that only this cell has.
+        projects: whether weight_hr may project h to fewer features than hidden_size.
+    """
+    weight_hr = Parameter("weight_hr", ("projected", "hidden"), "weight_hr", "projections")
+    return (
+        Parameter("weight_ih", ("rows", "features"), "weight_ih"),
+        Parameter("weight_hh", ("rows", "projected"), "weight_hh"),
+        Parameter("bias_ih", ("rows",), "bias_ih", "bias"),
+        Parameter("bias_hh", ("rows",), "bias_hh", "bias"),
+        *([weight_hr] if projects else []),
+        *own,
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """What steps read besides x: (..., num_layers * directions * hidden_size), laid out like x."""
+
+    name: str
+    """The keyword of the calls."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A state that each row has."""
+
+    name: str
+    size: Literal["projected", "hidden"] = "hidden"
+    """The field of `Sizes` that is the number of its features."""
+
+
+LayerWeights: TypeAlias = Mapping[str, Tensor]
+"""The weights of one layer in one direction, by `Parameter.name`, without those it lacks."""
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A function of the input's sums and the previous states that returns the next states.
 
-The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. Noise follows in more
-columns, if there is any. The states of a row are side by side, the output first.
+The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. `Cell.inputs` follow
+in more columns, if there are any. The states of a row are side by side, the output first.
 """
 
 
@@ -67,63 +120,100 @@ class OnnxNode(NamedTuple):
     """ONNX Runtime's operator for 8-bit weights, or None if it has none."""
 
 
+@dataclass(frozen=True)
+class TorchCounterpart:
+    """What torch has for a cell."""
+
+    layer: type[nn.RNNBase]
+    step_module: type[nn.RNNCellBase]
+    steps: Mapping[str, Callable[..., Any]]
+    """The operator for a single step, by nonlinearity."""
+    onnx: OnnxNode
+    operator: Callable[..., Any] | None = None
+    """The operator for whole sequences, which runs on devices without a fused kernel. If None, the
+    reference path runs on these devices, as fast as torch's own layer."""
+    autocasts_only_products: frozenset[str] = frozenset()
+    """The kinds of call (see `call.dtypes`) for which torch's autocast on a CPU casts the operands
+    of products, but keeps the states in their dtype."""
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A recurrent cell."""
 
-    name: CellName
+    name: str
     """The value that users pass as `cell`, and the name of the function that runs the cell."""
     number: int
     """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
     layer: str
     """The class name of the cell's layer. The cell's step module has this name plus `Cell`."""
-    weight_blocks: int
-    """The number of blocks of hidden_size rows in weights and biases, one per gate."""
-    kept_blocks: int
+    gates: int
+    """The number of blocks of hidden_size rows in weights and biases."""
+    kept: int
     """The number of blocks of hidden_size values that each row keeps for the backward pass besides
     its output."""
     make_step: MakeStep
-    torch_layer: type[nn.RNNBase] | None = None
-    """torch's layer, or None if torch has none with this cell."""
-    torch_step_module: type[nn.RNNCellBase] | None = None
-    torch_steps: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """torch's operator for a single step, by nonlinearity."""
-    onnx: OnnxNode | None = None
-    states: tuple[str, ...] = ("h",)
-    """The names of a row's states, the output first. For h, torch's names are hx and h_n."""
-    fp32_precision: Literal["matmul", "rnn"] = "matmul"
-    """The setting of `torch.backends.mkldnn` that allows torch's layer on a CPU to multiply float32
-    numbers in lower precision."""
+    parameters: tuple[Parameter, ...] = usual_parameters()
+    """The parameters of each layer and direction, in the order of state_dict and operators, which
+    begins with weight_ih and weight_hh."""
+    inputs: tuple[Input, ...] = ()
+    states: tuple[State, ...] = (State("h", "projected"),)
+    """The states of a row, the output first. For h, torch's names are hx and h_n."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities that users can choose."""
     separate_bias_hh: bool = False
     """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
-    torch_operator: Callable[..., Any] | None = None
-    """torch's operator for whole sequences, which runs on devices without a fused kernel. If None,
-    the reference path runs on these devices, as fast as torch's own layer."""
     has_gpu_kernel: bool = False
-    can_project: bool = False
-    """Whether weight_hr may project h, to fewer features than hidden_size."""
-    has_rate: bool = False
-    """Whether the last weight of a layer is its rate, and steps may have noise."""
-    autocasts_only_products: frozenset[str] = frozenset()
-    """The kinds of call (see `call.dtypes`) for which torch's autocast on a CPU casts the operands
-    of products, but keeps the states in their dtype."""
+    fp32_precision: Literal["matmul", "rnn"] = "matmul"
+    """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
+    precision: that of torch's layer, if torch has one."""
+    torch: TorchCounterpart | None = None
+    """torch's modules and operators, or None if torch has none with this cell."""
+    present: Mapping[tuple[bool, bool], tuple[Parameter, ...]] = field(init=False, repr=False)
+    """The parameters that layers have, in order, by whether these have biases and projections."""
+    own: tuple[Parameter, ...] = field(init=False, repr=False)
+    """The parameters that only this cell has."""
+
+    def __post_init__(self) -> None:
+        present = {
+            (bias, projections): tuple(
+                parameter
+                for parameter in self.parameters
+                if {"bias": bias, "projections": projections}.get(str(parameter.option), True)
+            )
+            for bias, projections in itertools.product((False, True), repeat=2)
+        }
+        own = tuple(parameter for parameter in self.parameters if parameter.role == "own")
+        vars(self).update(present=present, own=own)
+
+    @property
+    def can_project(self) -> bool:
+        """Whether layers may have projections."""
+        return self.present[True, True] != self.present[True, False]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of `inputs`."""
+        return tuple(input.name for input in self.inputs)
 
     @property
     def torch_name(self) -> str:
         """The name of torch's layer, or of this package's if torch has none with this cell."""
-        return self.layer if self.torch_layer is None else self.torch_layer.__name__
+        return self.layer if self.torch is None else self.torch.layer.__name__
 
     def state_sizes(self, size_of_h: int, hidden_size: int) -> list[int]:
         """Returns the number of features of each state."""
-        return [size_of_h, hidden_size][: len(self.states)]
+        sizes = {"projected": size_of_h, "hidden": hidden_size}
+        return [sizes[state.size] for state in self.states]
 
     @property
     def sums_become_states(self) -> bool:
         """Whether a row's sums have the shape of its states, so that a step may overwrite them."""
-        return self.weight_blocks == len(self.states) == 1
+        return self.gates == len(self.states) == 1
 
     def bias_of_input(self, weights: LayerWeights) -> Tensor | None:
         """Returns what the biases add to the sums of the input, or None without biases."""
-        return weights.bias_ih if self.separate_bias_hh else weights.bias
+        bias_ih, bias_hh = weights.get("bias_ih"), weights.get("bias_hh")
+        if bias_ih is None or bias_hh is None or self.separate_bias_hh:
+            return bias_ih
+        return bias_ih + bias_hh

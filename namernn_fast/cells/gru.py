@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .cell import Cell, LayerWeights, OnnxNode, Step
+from .cell import Cell, LayerWeights, OnnxNode, Step, TorchCounterpart
 
 
 def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes h_t from x = W_ih x_t + b_ih and h = h_{t-1}."""
 
+    weight_hh, bias_hh = weights["weight_hh"], weights.get("bias_hh")
+
     def step(x: Tensor, h: Tensor) -> Tensor:
         x_r, x_z, x_n = x.chunk(3, 1)
-        h_r, h_z, h_n = linear(h, weights.weight_hh, weights.bias_hh).chunk(3, 1)
+        h_r, h_z, h_n = linear(h, weight_hh, bias_hh).chunk(3, 1)
         r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
         n = torch.tanh(x_n + r * h_n)
         return n + z * (h - n)
@@ -32,15 +34,17 @@ GRU = Cell(
     name="gru",
     number=1,
     layer="FusedGRU",
-    weight_blocks=3,
-    kept_blocks=4,
+    gates=3,
+    kept=4,
     make_step=make_step,
     separate_bias_hh=True,
-    torch_layer=nn.GRU,
-    torch_step_module=nn.GRUCell,
-    torch_steps={"tanh": torch.gru_cell},
-    torch_operator=torch.gru,
-    # linear_before_reset: the reset gate scales W_hn h + b_hn, as in torch.
-    onnx=OnnxNode("GRU", gates=(1, 0, 2), attributes={"linear_before_reset": 1}),
-    autocasts_only_products=frozenset({"padded", "packed"}),
+    torch=TorchCounterpart(
+        nn.GRU,
+        nn.GRUCell,
+        steps={"tanh": torch.gru_cell},
+        # linear_before_reset: the reset gate scales W_hn h + b_hn, as in torch.
+        onnx=OnnxNode("GRU", gates=(1, 0, 2), attributes={"linear_before_reset": 1}),
+        operator=torch.gru,
+        autocasts_only_products=frozenset({"padded", "packed"}),
+    ),
 )

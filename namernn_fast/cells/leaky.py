@@ -10,11 +10,12 @@ Neural Networks for Cognitive Tasks, PLoS Computational Biology 12(2), 2016.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cell import Cell, LayerWeights, Step
+from .cell import Cell, Input, LayerWeights, Parameter, State, Step, usual_parameters
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -30,8 +31,8 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     The step's inputs are W_ih x_t + b_ih + b_hh, followed by the noise if there is any, and the
     previous states, r_{t-1} and v_{t-1}.
     """
-    assert weights.rate is not None
-    weight_hh, a, act = weights.weight_hh.t(), weights.rate.sigmoid(), ACTIVATIONS[nonlinearity]
+    weight_hh, a = weights["weight_hh"].t(), weights["rate"].sigmoid()
+    act = ACTIVATIONS[nonlinearity]
 
     def step(x: Tensor, states: Tensor) -> Tensor:
         r, v = states.chunk(2, 1)
@@ -44,14 +45,33 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     return step
 
 
+def logits_of(rate: Any, hidden_size: int) -> Tensor:
+    """Returns the logits of the rates, (hidden_size), in float64.
+
+    Args:
+        rate: a number, or (hidden_size) numbers, above 0 and at most 1.
+        hidden_size: the number of units.
+
+    Raises:
+        ValueError: rate is of another shape, or out of range.
+    """
+    given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
+    if given.shape not in ((), (hidden_size,)) or not bool(((given > 0) & (given <= 1)).all()):
+        raise ValueError(
+            f"rate must be 1 or {hidden_size} numbers above 0 and at most 1, got {rate}"
+        )
+    return given.logit().expand(hidden_size)
+
+
 LEAKY = Cell(
     name="leaky",
     number=3,
     layer="FusedLeakyRNN",
-    weight_blocks=1,
-    kept_blocks=2,
+    gates=1,
+    kept=2,
     make_step=make_step,
-    states=("h", "v"),
+    parameters=usual_parameters(Parameter("rate", ("hidden",), init=logits_of)),
+    inputs=(Input("noise"),),
+    states=(State("h", "projected"), State("v")),
     nonlinearities=(*ACTIVATIONS,),
-    has_rate=True,
 )

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .cell import Cell, LayerWeights, OnnxNode, Step
+from .cell import (
+    Cell,
+    LayerWeights,
+    OnnxNode,
+    State,
+    Step,
+    TorchCounterpart,
+    usual_parameters,
+)
 
 
 def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
@@ -24,7 +32,7 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
 
     The step's inputs are x = W_ih x_t + b_ih + b_hh and the previous states, h_{t-1} and c_{t-1}.
     """
-    weight_hh, weight_hr = weights.weight_hh.t(), weights.weight_hr
+    weight_hh, weight_hr = weights["weight_hh"].t(), weights.get("weight_hr")
 
     def step(x: Tensor, states: Tensor) -> Tensor:
         h, c = states.tensor_split([weight_hh.shape[0]], 1)
@@ -40,20 +48,22 @@ LSTM = Cell(
     name="lstm",
     number=2,
     layer="FusedLSTM",
-    weight_blocks=4,
-    kept_blocks=5,
+    gates=4,
+    kept=5,
     make_step=make_step,
-    states=("h", "c"),
-    can_project=True,
+    parameters=usual_parameters(projects=True),
+    states=(State("h", "projected"), State("c")),
     fp32_precision="rnn",
-    torch_layer=nn.LSTM,
-    torch_step_module=nn.LSTMCell,
-    torch_steps={"tanh": torch.lstm_cell},
-    torch_operator=torch.lstm,
-    onnx=OnnxNode(
-        "LSTM",
-        gates=(0, 3, 1, 2),  # i, o, f, g
-        int8_operator="com.microsoft::DynamicQuantizeLSTM",
+    torch=TorchCounterpart(
+        nn.LSTM,
+        nn.LSTMCell,
+        steps={"tanh": torch.lstm_cell},
+        onnx=OnnxNode(
+            "LSTM",
+            gates=(0, 3, 1, 2),  # i, o, f, g
+            int8_operator="com.microsoft::DynamicQuantizeLSTM",
+        ),
+        operator=torch.lstm,
+        autocasts_only_products=frozenset({"packed", "projected"}),
     ),
-    autocasts_only_products=frozenset({"packed", "projected"}),
 )

@@ -8,12 +8,12 @@ As in `torch.nn.RNN`, each step computes::
 import torch
 from torch import Tensor, nn
 
-from .cell import Cell, LayerWeights, OnnxNode, Step
+from .cell import Cell, LayerWeights, OnnxNode, Step, TorchCounterpart
 
 
 def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes h_t from x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
-    weight_hh = weights.weight_hh.t()
+    weight_hh = weights["weight_hh"].t()
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
     # In place: the sum is new or may be overwritten.
     act = torch.relu_ if nonlinearity == "relu" else torch.tanh_
@@ -24,13 +24,15 @@ VANILLA = Cell(
     name="rnn",
     number=0,
     layer="FusedRNN",
-    weight_blocks=1,
-    kept_blocks=0,
+    gates=1,
+    kept=0,
     make_step=make_step,
     nonlinearities=("tanh", "relu"),
-    torch_layer=nn.RNN,
-    torch_step_module=nn.RNNCell,
-    torch_steps={"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell},
     has_gpu_kernel=True,
-    onnx=OnnxNode("RNN", gates=(0,)),
+    torch=TorchCounterpart(
+        nn.RNN,
+        nn.RNNCell,
+        steps={"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell},
+        onnx=OnnxNode("RNN", gates=(0,)),
+    ),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..cells import VANILLA
 from ..cells.cell import LayerWeights
 from . import launching, stepwise
 from .device import Device, device_of, let_no_programs_meet
@@ -230,21 +231,21 @@ def forward_layer(
         h_n: receives the last states, (directions, B, H).
         ring: whether only h_n is needed; output is then a ring buffer for the states of two steps.
     """
-    weights_ih = [direction.weight_ih for direction in weights]
-    weights_hh = [direction.weight_hh for direction in weights]
-    biases_hh = [direction.bias_hh for direction in weights]
+    weights_ih = [direction["weight_ih"] for direction in weights]
+    weights_hh = [direction["weight_hh"] for direction in weights]
+    biases_hh = [direction.get("bias_hh") for direction in weights]
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
-        bias = _join_biases([direction.bias for direction in weights])
+        bias = _join_biases([VANILLA.bias_of_input(direction) for direction in weights])
         states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
         stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
         return
     if ops.has_ids(x):
         # The kernel reads table rows instead of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
-        biases_hh = [direction.bias for direction in weights]
+        biases_hh = [VANILLA.bias_of_input(direction) for direction in weights]
     else:
         # Do not project into output: a program may read one row ahead of the row that it writes.
-        bias_ih = _join_biases([direction.bias_ih for direction in weights])
+        bias_ih = _join_biases([direction.get("bias_ih") for direction in weights])
         projected, ids = product(x, _join(weights_ih).t(), bias_ih), None
     weight_hh, weight_hh_reverse = _pair(weights_hh)
     bias, bias_reverse = _pair(biases_hh)
@@ -283,7 +284,9 @@ def backward_layer(
     else:
         _backward_in_one_kernel(stack, tensors)
     if grad_input is not None:
-        product(tensors.dz, _join([direction.weight_ih for direction in weights]), out=grad_input)
+        product(
+            tensors.dz, _join([direction["weight_ih"] for direction in weights]), out=grad_input
+        )
 
 
 def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
@@ -322,7 +325,7 @@ def weight_gradients(
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
     if ops.has_ids(x):
-        tables = _of_directions(sums_by_token(dz, x, len(weights[0].weight_ih)), stack)
+        tables = _of_directions(sums_by_token(dz, x, len(weights[0]["weight_ih"])), stack)
     rows_of_directions = _of_directions(dz, stack)
     for k, (direction_dz, table, direction) in enumerate(
         zip(rows_of_directions, tables, weights, strict=True)
@@ -335,7 +338,7 @@ def weight_gradients(
             gradients.append(_grad_weight_hh(direction_dz, states, initial, stack.layout.B, k == 1))
         else:
             gradients.append(product(transposed, _of_directions(previous_states, stack)[k]))
-        if direction.bias_ih is not None:
+        if direction.get("bias_ih") is not None:
             grad_bias = direction_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..call import checks
+from ..cells import VANILLA
 from ..machine import availability, transfers
 from . import launching
 from .layer import on_device_of
@@ -121,7 +122,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the GPU kernels do not support it",
     )
-    directions, per_layer = ops.directions_of(options), ops.weights_per_layer(options)
+    directions, per_layer = ops.directions_of(options), ops.weights_per_layer(VANILLA, options)
     _require(
         len(weights) > 0 and len(weights) % per_layer == 0,
         "weights must hold {} tensors for each layer, got {}",
@@ -146,7 +147,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
     hidden_size = ops.size_of_h(weights)
     tables = directions if with_ids else 0
     features = 0 if with_ids else input.shape[-1]
-    for name, weight, shape in checks.weights_and_shapes(weights, features, options):
+    for name, weight, shape in checks.weights_and_shapes(VANILLA, weights, features, options):
         if tables and name == "weight_ih":
             name, tables = "the table of weight_ih", tables - 1
             shape = (len(weights[0]), hidden_size)
@@ -157,7 +158,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
         len(states),
     )
     hx = states[0] if states else None
-    shape = ops.layer_count(weights, options) * directions, layout.B, hidden_size
+    shape = ops.layer_count(VANILLA, weights, options) * directions, layout.B, hidden_size
     _check_tensor("hx", hx, input, dtype, shape)
     stack = Stack(
         layout,
@@ -187,7 +188,7 @@ def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
         "grad_last_states must hold 1 gradient, got {}",
         len(call.grad_last_states),
     )
-    num_layers = ops.layer_count(stack.weights, stack.options)
+    num_layers = ops.layer_count(VANILLA, stack.weights, stack.options)
     _require(
         len(call.saved) == num_layers - 1,
         "saved must hold {} tensor(s), got {}",

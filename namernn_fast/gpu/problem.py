@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import ops
+from ..cells import VANILLA
 from ..cells.cell import LayerWeights
 
 
@@ -69,7 +70,7 @@ class Stack(NamedTuple):
 
     def layers(self) -> list[tuple[Tensor | None, list[LayerWeights]]]:
         """Returns for each layer its initial states and the weights of its directions."""
-        layers = ops.layers_of(self.weights, self.options)
+        layers = ops.layers_of(VANILLA, self.weights, self.options)
         states = [None] * len(layers) if self.hx is None else self.hx.chunk(len(layers))
         return list(zip(states, layers, strict=True))
 

@@ -245,7 +245,7 @@ def backward_stack(
                 dz, previous_states = work[k]
                 tensors = BackwardTensors(
                     hx=hx,
-                    weights_hh=[direction.weight_hh for direction in weights],
+                    weights_hh=[direction["weight_hh"] for direction in weights],
                     output=stretch.of(outputs[k]),
                     grad_output=stretch.of(grads[k + 1]),
                     grad_h_n=grads_h_n[k] if is_last else out_of[k],

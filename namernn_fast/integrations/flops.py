@@ -4,7 +4,8 @@ The counts follow torch's rule for `nn.RNN`: two operations per multiply-add of 
 and nothing else.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .. import ops, prepared_ops
 from ..cells import NUMBERED
+from ..cells.cell import Sizes
 from .deferred import when_imported
 
 
@@ -40,40 +42,39 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     return input.numel() if ops.has_ids(input) else input.shape[:-1].numel()
 
 
-def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
+def _products(call: ops.Arguments) -> list[tuple[int, int]]:
     """Returns each layer's multiply-adds per row for its input and for its states."""
-    products = []
-    for layer in ops.layers_of(weights, options):
-        matrices = [w for direction in layer for w in direction if w is not None and w.dim() == 2]
-        of_input = sum(direction.weight_ih.numel() for direction in layer)
-        products.append((of_input, sum(weight.numel() for weight in matrices) - of_input))
-    if ops.has_ids(input):  # rows of the table are read, not multiplied
-        products[0] = (0, products[0][1])
-    return products
+    parameters = ops.parameters_of(NUMBERED[call.cell], call.options)
+    per_layer = len(parameters) * ops.directions_of(call.options)
+    products = [[0, 0] for _ in range(len(call.weights) // per_layer)]
+    for k, (weight, parameter) in enumerate(zip(call.weights, itertools.cycle(parameters))):
+        if parameter.is_matrix:
+            products[k // per_layer][parameter.role != "weight_ih"] += weight.numel()
+    if ops.has_ids(call.input):  # rows of the table are read, not multiplied
+        products[0][0] = 0
+    return [(of_input, of_states) for of_input, of_states in products]
 
 
 def _forward(*arguments: Any, **kwargs: Any) -> int:
     call = ops.ForwardArguments(*arguments)
-    products = _products(call.input, call.weights, call.options)
     rows = _rows(call.input, call.sequence_layout, call.options)
-    return 2 * rows * sum(ih + hh for ih, hh in products)
+    return 2 * rows * sum(ih + hh for ih, hh in _products(call))
 
 
 def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
     layers, input_size, hidden_size, _, size = call.sizes
-    directions = ops.directions_of(call.options)
-    features = input_size + (layers - 1) * directions * size + layers * size
-    products = directions * NUMBERED[call.cell].weight_blocks * hidden_size * features
-    if call.options & ops.PROJECTIONS:
-        products += directions * layers * size * hidden_size
+    cell = NUMBERED[call.cell]
+    sizes = Sizes(input_size, hidden_size, size, cell.gates)
+    shapes = ops.parameters_and_shapes(cell, call.options, layers, sizes)
+    products = sum(math.prod(shape) for parameter, shape in shapes if parameter.is_matrix)
     return 2 * products * _rows(call.input, call.sequence_layout, call.options)
 
 
 def _backward(*arguments: Any, **kwargs: Any) -> int:
     call = ops.BackwardArguments(*arguments)
     total = 0
-    for number, (ih, hh) in enumerate(_products(call.input, call.weights, call.options)):
+    for number, (ih, hh) in enumerate(_products(call)):
         total += hh  # the gradients of the states
         total += ih if number or call.wanted[0] else 0
         total += ih + hh if number in call.want_layers else 0

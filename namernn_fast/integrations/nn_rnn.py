@@ -37,7 +37,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
     Args:
         input, hx: the arguments of the call, of any type.
         weights: the weights of the layer.
-        is_plain: whether torch has this layer, and the call neither lengths, resets nor noise.
+        is_plain: whether torch has this layer, and the call only arguments that torch knows.
 
     Raises:
         RuntimeError: the call must run on torch's operators, but has lengths or resets.

@@ -6,6 +6,7 @@ needs no package except torch.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .. import ops
 from ..call import Call, Results, int8
-from ..cells.cell import LayerWeights
+from ..cells.cell import LayerWeights, OnnxNode
 from ..machine.torch_private import _disable_current_modes, called_by_dynamo
 
 
@@ -42,11 +43,12 @@ def rnn_stack(call: Call) -> Results:
             or 8-bit weights.
     """
     input, weights, options = call.data, call.weights, call.options
-    if call.cell.onnx is None:
+    if call.cell.torch is None:
         raise ValueError(f"ONNX has no {call.cell.name} layer")
-    if options & ops.INT8 and call.cell.onnx.int8_operator is None:
+    node = call.cell.torch.onnx
+    if options & ops.INT8 and node.int8_operator is None:
         raise ValueError(
-            f"ONNX Runtime has no {call.cell.onnx.operator} with 8-bit weights: export the layer "
+            f"ONNX Runtime has no {node.operator} with 8-bit weights: export the layer "
             "that was prepared"
         )
     if options & (ops.PACKED | ops.JAGGED):
@@ -65,9 +67,9 @@ def rnn_stack(call: Call) -> Results:
         # The node computes one scale from all elements of its input, padding included.
         input = _zero_padding(input, call.sequence_layout)
     last_states = []
-    states_of_layers = ops.states_of_layers(call.states, weights, options)
-    for states, layer in zip(states_of_layers, ops.layers_of(weights, options), strict=True):
-        input, *last = _layer(call, input, states, layer)
+    layers = ops.layers_of(call.cell, weights, options)
+    for states, layer in zip(call.states_of_layers(len(layers)), layers, strict=True):
+        input, *last = _layer(call, node, input, states, layer)
         last_states.append(last)
     output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
     if len(last_states) == 1:
@@ -77,44 +79,45 @@ def rnn_stack(call: Call) -> Results:
 
 def _layer(
     call: Call,
+    node: OnnxNode,
     input: Tensor,
     states: Sequence[Tensor],
     layer: list[LayerWeights],
 ) -> Results:
     """Emits the ONNX node of one layer of a call and returns its results."""
     cell, lengths, options = call.cell, call.sequence_layout, call.options
-    assert cell.onnx is not None
     directions, hidden_size = len(layer), ops.size_of_h(call.weights)
-    weights_ih, weights_hh, biases_ih, biases_hh = (
-        [getattr(direction, name) for direction in layer]
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
         "hidden_size": hidden_size,
-        **cell.onnx.attributes,
+        **node.attributes,
     }
     if len(cell.nonlinearities) > 1:
         attributes["activations"] = ["Relu" if options & ops.RELU else "Tanh"] * directions
     seq_len, batch, _ = input.shape
-    stacked = functools.partial(_stacked, gates=cell.onnx.gates, size=hidden_size)
+    parameters = ops.parameters_of(cell, options)
+    stacked = functools.partial(_stacked, gates=node.gates, size=hidden_size)
     initial: Sequence[Tensor | None] = states or [None for _ in cell.states]
-    operator, scales = cell.onnx.operator, []
+    # The node takes the matrices and then the biases, both in torch's order.
+    matrices, biases = (
+        [[direction[p.name] for direction in layer] for p in parameters if p.is_matrix == wanted]
+        for wanted in (True, False)
+    )
+    operator, scales = node.operator, []
     if options & ops.INT8:
-        operator = str(cell.onnx.int8_operator)
-        (weight_ih, *scale_ih), (weight_hh, *scale_hh) = (
-            _integers(weights, stacked) for weights in (weights_ih, weights_hh)
-        )
-        scales = [None, *scale_ih, *scale_hh]  # LSTMs may have another input, for peepholes
+        operator = str(node.int8_operator)
+        quantized = [_integers(weights, stacked) for weights in matrices]
+        operands = [integers for integers, _, _ in quantized]
+        # LSTMs may have another input, for peepholes.
+        scales = [None, *itertools.chain(*((scale, zeros) for _, scale, zeros in quantized))]
     else:
-        weight_ih, weight_hh = stacked(weights_ih), stacked(weights_hh)
+        operands = [*map(stacked, matrices)]
     output, *last = torch.onnx.ops.symbolic_multi_out(
         operator,
         (
             input,
-            weight_ih,
-            weight_hh,
-            torch.cat([stacked(biases_ih), stacked(biases_hh)], 1) if options & ops.BIAS else None,
+            *operands,
+            torch.cat([*map(stacked, biases)], 1) if biases else None,
             None if lengths is None else lengths.clamp(min=1).to(torch.int32),
             *initial,
             *scales,

@@ -103,7 +103,7 @@ def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
     """Returns why there is no GPU kernel for a call of a cell, or None if there is one."""
     if cell.has_gpu_kernel:
         return "the GPU kernels have no reset_to" if has_reset_to else None
-    if cell.torch_operator is None:
+    if cell.torch is None:
         return f"the {cell.name} cell has no GPU kernel"
     return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
 

@@ -2,14 +2,20 @@
 
 import sys
 
-from . import step_modules, token_layers
+from .. import cells
+from ..integrations.compile import allow_tracing
+from ..integrations.flops import count_flops
+from ..integrations.fx import make_leaves
+from . import layers, step_modules, token_layers
 from .explaining import explain
-from .layers import FusedGRU, FusedLeakyRNN, FusedLSTM, FusedRNN
+from .gru import FusedGRU, FusedGRUCell, TokenGRU
+from .leaky import FusedLeakyRNN, FusedLeakyRNNCell, TokenLeakyRNN
+from .lstm import FusedLSTM, FusedLSTMCell, TokenLSTM
 from .prepared import PreparedCell, PreparedLayer
 from .replacing import prepare_rnn, replace_rnn, restore_rnn
-from .step_modules import FusedGRUCell, FusedLeakyRNNCell, FusedLSTMCell, FusedRNNCell
 from .streams import Stream
-from .token_layers import TokenGRU, TokenLeakyRNN, TokenLSTM, TokenRNN
+from .vanilla import FusedRNN, FusedRNNCell, TokenRNN
+from .weights import CLASSES
 
 __all__ = [
     "FusedGRU",
@@ -33,7 +39,12 @@ __all__ = [
     "restore_rnn",
 ]
 
-# A pickle names the module that defines a class. Older pickles name the modules step_modules and
-# token_layers by earlier paths.
+allow_tracing(layers.FusedLayer)
+make_leaves(*CLASSES.values())
+count_flops()
+
+# A pickle names the module that defines a class. Older pickles name these modules.
 sys.modules["namernn_fast.step_modules"] = step_modules
 sys.modules["namernn_fast.token_rnn"] = token_layers
+for older in (cells, layers, step_modules, token_layers):
+    vars(older).update(CLASSES)

@@ -43,7 +43,7 @@ def step(
         cell: the cell.
         input: (batch, input_size).
         hx: the states as the module takes them, (batch, hidden_size) each, or None.
-        weights: weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh; or the prepared tensor.
+        weights: the weights of the module, or the prepared tensor.
         hidden_size: the number of features of a state.
         options: the option bits of the module.
 

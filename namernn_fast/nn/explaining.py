@@ -12,7 +12,7 @@ from ..call.checks import check_like_nn_rnn
 from ..call.dtypes import convert_dtypes
 from ..call.options import precision_bits
 from ..machine import fp32_precision
-from .fused_layer import FusedLayer
+from .layers import FusedLayer
 from .prepared import Prepared, PreparedCell
 from .replacing import PLAIN
 from .states import map_states, states_in
@@ -160,7 +160,7 @@ def _of_step(
     reason = cell.why_not_fused(input, hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
-    call = cell._call(input, hx, current_weights(cell, cell._names))
+    call = cell._call(input, hx, cell._weights())
     layouts.normalise(call, False)
     convert_dtypes(call, None)
     path, why_not = _named(call, _choice(call))
@@ -272,7 +272,7 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
         why_not = {device: choice.why_not_kernel}
         if choice.path is torch_operators.run_stack:
             return "torch", why_not
-        if call.cell.torch_operator is not None:
+        if torch_operators.has_operator(call.cell):
             why_not["torch"] = str(choice.why_not_torch)
         return "reference", why_not
     if like.is_cuda:

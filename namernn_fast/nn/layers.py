@@ -1,95 +1,245 @@
-"""`FusedRNN`, `FusedGRU`, `FusedLSTM`: torch's recurrent layers on the fused operators.
-
-`FusedLeakyRNN` is a layer that torch lacks.
-"""
+"""`FusedLayer`, the base class of the fused layers, and the constructors that several have."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from ..cells import GRU, LEAKY, LSTM, VANILLA
-from ..integrations.compile import allow_tracing
-from ..integrations.flops import count_flops
-from ..integrations.fx import make_leaves
-from .fused_layer import FusedLayer
-from .states import States
-from .weights import reset_all_but_rates, set_rate
+from .. import ops
+from ..call import Call, tokens
+from ..call.layouts import Input, Lengths
+from ..call.options import batch_invariant_is_on, option_bits
+from ..cells import Cell
+from ..functional import run, run_last_state
+from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
+from ..machine.torch_private import _get_tracing_state
+from .prepared import PreparedLayer
+from .states import States, given
+from .weights import (
+    Preparable,
+    arguments_of,
+    current_weights,
+    draw_parameters,
+    make_parameters,
+    pop_own,
+    what_else_runs,
+)
 
 
-class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
-    """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
+class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
+    """The base class of the fused layers.
 
-    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
-    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
-
-    Args:
-        input_size: number of input features at each step.
-        hidden_size: number of features of the state.
-        num_layers: number of stacked layers.
-        nonlinearity: "tanh" or "relu".
-        bias: whether the layers have bias_ih and bias_hh.
-        batch_first: whether input and output are (batch, seq_len, features).
-        dropout: probability of zeroing an element between layers, in training mode.
-        bidirectional: whether every layer also runs backward, from the end of each sequence.
-        proj_size: must be 0. This argument keeps `device` in its position in `torch.nn.RNN`.
-        device, dtype: the device and dtype of the parameters. The fused kernel takes 16- to 64-bit
-            floating-point types on a CPU, and 16- and 32-bit types on a GPU; everything else runs
-            as ATen operators. `namernn_fast.explain` says which path an input takes.
-        batch_invariant: whether the results of a sequence must be bit-identical however it is
-            batched, as within `namernn_fast.batch_invariant()`.
-
-    Example:
-        >>> layer = FusedRNN(8, 16, batch_first=True)
-        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
-        >>> output.shape, h_n.shape
-        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
+    A subclass inherits from this class first and then from torch's layer.
     """
 
-    _cell = VANILLA
+    _cell: Cell
+    batch_invariant: bool = False
 
-    # Arguments are spelled out instead of **kwargs for `help`, and because `skip_init` looks for
-    # `device`.
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: Literal[0] = 0,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        batch_invariant: bool = False,
-        **refused: NoReturn,  # nn.RNN rejects unknown arguments with its own message
-    ) -> None:
+    # Subclasses spell out the arguments for `help`, and because `skip_init` looks for `device`.
+    def __init__(self, *, batch_invariant: bool, proj_size: int = 0, **more: Any) -> None:
         if proj_size:
-            refused["proj_size"] = proj_size
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            **refused,
-        )
+            more["proj_size"] = proj_size
+        super().__init__(**more)
         self.batch_invariant = batch_invariant
 
+    # No argument is keyword-only, because torch's older ONNX exporter passes every argument by
+    # position.
+    def forward(
+        self,
+        input: Input,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        reset_to: States | None = None,
+        noise: Input | None = None,
+    ) -> tuple[Input, States]:
+        """Runs the layer over whole sequences.
 
-class _GatedLayer(FusedLayer[States]):
-    """The base class of the layers of cells with gates, which defines their constructor."""
+        Args:
+            input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
+                (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
+                nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
+                token ids in any of these shapes without the last dimension.
+            hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
+                sequence; None for zeros. For an LSTM, a pair of such tensors, h_0 and c_0.
+            lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
+                seq_len in any order. Padding is neither read nor computed; output is zero there.
+            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
+                episode begins, which starts from a state of zeros.
+            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
+                layer that owns its embedding.
+            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
+            reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
+                num_layers, hidden_size): the states that episodes start from where reset is True,
+                instead of zeros. For an LSTM, a pair of such tensors.
+            noise: for a leaky layer, what is added to v: laid out like input, with num_layers *
+                num_directions * hidden_size features.
+
+        Returns:
+            output: laid out like input, with num_directions * hidden_size features; and the last
+            states, shaped like hx: h_n, or the pair of h_n and c_n. With proj_size, h and output
+            have proj_size features instead of hidden_size.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`, which
+                documents all arguments in more detail.
+
+        Note:
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`. So
+            split a sequence that takes minutes, and pass h_n of each piece to the next piece as hx.
+            In a fork of a multithreaded process, the CPU kernel runs on one thread. TorchScript
+            records the operators of torch's layer, which accept sequences of any length.
+        """
+        weights = current_weights(self, self._flat_weights_names)
+        unusual = (  # Tested inline: together these tests cost no more than one function call.
+            type(input) is not Tensor
+            or type(weights[0]) is not torch.nn.Parameter
+            or (hx is not None and type(hx) is not Tensor)
+            or _get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+        )
+        if unusual and must_serve(
+            input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)
+        ):
+            return self._as_torch(input, hx, embedding, padding_idx)
+        call = self._call(input, hx, reset, reset_to, weights)
+        if noise is not None:
+            call.inputs = {"noise": noise}
+        return run(call, input, lengths, embedding, padding_idx)
+
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
+        __call__ = forward
+
+    def last_state(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        reset_to: States | None = None,
+        noise: Input | None = None,
+        share_prefixes: bool | None = None,
+    ) -> States:
+        """Returns only the last states of `forward`; in inference the output is never written.
+
+        If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
+
+        Args:
+            input, hx, lengths, reset, embedding, padding_idx, reset_to, noise: as in `forward`.
+            share_prefixes: whether to compute common prefixes of token ids once; see
+                `namernn_fast.last_state`. None shares prefixes if that should be faster.
+
+        Returns:
+            h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
+            sequence. For an LSTM, the pair of h_n and c_n.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
+        """
+        what_else = what_else_runs(self)
+        if what_else is not None:
+            if share_prefixes:
+                tokens.refuse_to_share(f"the layer has {what_else}")
+            more = given(reset_to=reset_to, noise=noise)
+            return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
+        weights = current_weights(self, self._flat_weights_names)
+        if must_serve(input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)):
+            if share_prefixes:
+                tokens.refuse_to_share(
+                    f"this call runs on the operators of nn.{self._cell.torch_name}"
+                )
+            return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
+        call = self._call(input, hx, reset, reset_to, weights)
+        if noise is not None:
+            call.inputs = {"noise": noise}
+        return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
+
+    def _call(
+        self, input: Any, hx: Any, reset: Tensor | None, reset_to: Any, weights: Sequence[Tensor]
+    ) -> Call:
+        """Returns a `Call` of this layer with these weights, for `functional.run`."""
+        options = self._options(weights)
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        return Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
+
+    def _is_plain(self, *arguments: object) -> bool:
+        """Returns whether torch has this layer, and takes a call with these arguments.
+
+        Args:
+            arguments: those of the call's arguments that torch's layers lack.
+        """
+        return self._cell.torch is not None and all(value is None for value in arguments)
+
+    def _options(self, weights: Sequence[Tensor]) -> int:
+        """Returns the option bits of calls with these weights."""
+        more = self.batch_first, self.batch_invariant, self.proj_size > 0
+        cell, act = self._cell, self._nonlinearity()
+        bits = option_bits(cell, weights, self.bias, self.bidirectional, act, *more)
+        return bits | self._more_options
+
+    def _nonlinearity(self) -> str:
+        return "relu" if self.mode == "RNN_RELU" else "tanh"  # torch's layer also reads `mode`
+
+    def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
+        """Returns a copy of this layer for inference, whose weights are packed once.
+
+        A call of the copy takes less time, because it packs no weights, above all if it has few
+        steps. Its results are bit-identical to the results of this layer, except where this layer
+        reads the weights of a few rows in place. Later changes of this layer do not change the
+        copy: `refresh` copies the weights again.
+
+        Args:
+            dtype: None for the dtype of this layer, or torch.int8 for 8-bit weights, which a layer
+                in float32 can have. Weights are then rounded to 127 integers of either sign, with a
+                scale for each row; calls round inputs and states to such integers, and compute
+                everything else in float32.
+
+        Raises:
+            RuntimeError: this layer has hooks or another `forward`, which the copy would not run.
+            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this layer.
+        """
+        return PreparedLayer(self, dtype)
+
+    def _weight_names(self) -> Sequence[str]:
+        return self._flat_weights_names
+
+    def _as_torch(
+        self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None
+    ) -> tuple[Any, Any]:
+        """Computes a call with the operators of torch's own layer."""
+        self._refuse_if_invariant()
+        if embedding is not None:
+            input = tokens.gather_any(input, embedding, padding_idx)
+        return super().forward(input, hx)  # type: ignore[no-any-return]
+
+    def __prepare_scriptable__(self) -> torch.nn.RNNBase:
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
+        self._refuse_if_invariant()
+        if not is_exact(self):
+            return self
+        if self._cell.torch is None:
+            raise RuntimeError(f"TorchScript cannot compile a {self._cell.layer}")
+        return plain_twin(self, self._cell.torch.layer)
+
+    def _refuse_if_invariant(self) -> None:
+        """Raises an error if batch_invariant is on, which torch's own operators do not support."""
+        if self.batch_invariant or batch_invariant_is_on():
+            raise RuntimeError(
+                "batch_invariant needs the fused kernel, but TorchScript, expanded weights "
+                "and tensor-like objects run on the operators of "
+                f"nn.{self._cell.torch_name}"
+            )
+
+
+class GatedLayer(FusedLayer[States]):
+    """The base class of the layers whose cells have no nonlinearity to choose."""
 
     def __init__(
         self,
@@ -107,133 +257,38 @@ class _GatedLayer(FusedLayer[States]):
         batch_invariant: bool = False,
         **refused: NoReturn,  # torch's layers reject unknown arguments with their own message
     ) -> None:
-        if proj_size:
-            refused["proj_size"] = proj_size  # type: ignore[assignment]
-        init: Any = super().__init__  # of torch's layer
-        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout
-        init(*sizes, bidirectional, device=device, dtype=dtype, **refused)
-        self.batch_invariant = batch_invariant
+        super().__init__(**arguments_of(locals()))
 
 
-class FusedGRU(_GatedLayer[Tensor], torch.nn.GRU):
-    """A drop-in for `torch.nn.GRU` that runs whole sequences in one operator on a CPU.
+class CustomLayer(FusedLayer[States]):
+    """The base class of the layers that torch lacks.
 
-    As in `torch.nn.GRU`, each step computes::
-
-        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
-        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
-        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
-        h_t = (1 - z) * n + z * h_{t-1}
-
-    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
-
-    Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
-        bidirectional, proj_size, batch_invariant: as in `FusedRNN`.
-        device, dtype: the device and dtype of the parameters. The fused kernel takes 16- to 64-bit
-            floating-point types on a CPU. On every other device torch's own operator runs, which
-            uses cuDNN on NVIDIA GPUs. `namernn_fast.explain` says which path an input takes.
-
-    Example:
-        >>> layer = FusedGRU(8, 16, batch_first=True)
-        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
-        >>> output.shape, h_n.shape
-        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
+    Its constructor takes the arguments of `FusedRNN` without proj_size. For each of `Cell.own`,
+    there is an argument of the same name, and train_<name>: whether it requires gradients.
     """
-
-    _cell = GRU
-
-
-class FusedLSTM(_GatedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
-    """A drop-in for `torch.nn.LSTM` that runs whole sequences in one operator on a CPU.
-
-    As in `torch.nn.LSTM`, each step computes::
-
-        i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
-        f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
-        g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
-        o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
-        c_t = f * c_{t-1} + i * g
-        h_t = o * tanh(c_t)
-
-    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.LSTM`. Every call reads the parameters: nothing is cached that could go stale.
-
-    Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
-        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
-        proj_size: number of features of h, less than hidden_size: h_t = W_hr (o * tanh(c_t)), and
-            output and h in hx, h_n and reset_to have proj_size features. 0 for no projection.
-
-    Example:
-        >>> layer = FusedLSTM(8, 16, batch_first=True)
-        >>> output, (h_n, c_n) = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
-        >>> output.shape, h_n.shape, c_n.shape
-        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
-    """
-
-    _cell = LSTM
-
-
-class FusedLeakyRNN(FusedLayer[tuple[Tensor, Tensor]]):
-    """A leaky RNN, which computational neuroscience trains, in one operator on a CPU.
-
-    Each step computes::
-
-        v_t = (1 - a) * v_{t-1} + a * (W_ih x_t + b_ih + W_hh r_{t-1} + b_hh) + noise_t
-        r_t = act(v_t)
-
-    The output is r. The states, in `hx` and returned, are the pair of r and v. Both are zeros by
-    default, even if act(0) is not 0. Calls, other parameters and their initialisation are as in
-    `FusedLSTM`. The parameters `rate_l0` and so on, (hidden_size), hold the logits of a, so that a
-    stays between 0 and 1 in training.
-
-    Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
-        nonlinearity: act: "tanh", "relu", "sigmoid" or "softplus".
-        bidirectional, device, batch_invariant: as in `FusedRNN`.
-        dtype: the dtype of the parameters.
-        rate: the initial a, above 0 and at most 1: a number, or (hidden_size) numbers. It is the
-            time of a step divided by the time constant of the neurons.
-        train_rate: whether the rates require gradients.
-
-    Example:
-        >>> layer = FusedLeakyRNN(8, 16, rate=0.2)
-        >>> x, noise = torch.randn(5, 3, 8), 0.1 * torch.randn(5, 3, 16)
-        >>> output, (r_n, v_n) = layer(x, noise=noise)
-        >>> output.shape, r_n.shape, v_n.shape
-        (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
-    """
-
-    _cell = LEAKY
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
+        *,
         nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
-        *,
-        rate: float | Sequence[float] | Tensor = 0.1,
-        train_rate: bool = False,
-        batch_invariant: bool = False,
+        **more: Any,
     ) -> None:
-        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout
-        super().__init__("RNN_TANH", *sizes, bidirectional, device=device, dtype=dtype)
-        self.nonlinearity, self.batch_invariant = nonlinearity, batch_invariant
-        for names in self._all_weights:
-            names.append(names[0].replace("weight_ih", "rate"))
-            set_rate(self, names[-1], rate, train_rate)
+        own = pop_own(self._cell, more)
+        # Torch checks the options. Its parameters, which have no memory, are those of another cell.
+        super().__init__(mode="RNN_TANH", device="meta", dtype=dtype, **more)
+        self._parameters.clear()
+        self.mode, self.nonlinearity = self._cell.name.upper(), nonlinearity
+        options = ops.BIAS * self.bias | ops.BIDIRECTIONAL * self.bidirectional
+        names = [parameter.name for parameter in ops.parameters_of(self._cell, options)]
+        self._all_weights = [
+            [f"{name}_l{layer}{suffix}" for name in names]
+            for layer in range(self.num_layers)
+            for suffix in ("", "_reverse")[: ops.directions_of(options)]
+        ]
         self._flat_weights_names = [name for names in self._all_weights for name in names]
-        for name in self._flat_weights_names:  # parameters() has the order that leaky() takes
-            self._parameters[name] = self._parameters.pop(name)
+        make_parameters(self, options, own, device, dtype)
         self._init_flat_weights()
         self._options(self._weights())  # refuses an unknown nonlinearity
 
@@ -241,18 +296,8 @@ class FusedLeakyRNN(FusedLayer[tuple[Tensor, Tensor]]):
         return self.nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws all parameters except the rates anew, as the constructor does."""
-        reset_all_but_rates(self)
+        """Draws the parameters anew, except those that the constructor has arguments for."""
+        draw_parameters(self)
 
     def flatten_parameters(self) -> None:
         """No-op: cuDNN has no such layer."""
-
-
-LAYERS: dict[str, type[Any]] = {
-    cls._cell.name: cls for cls in (FusedRNN, FusedGRU, FusedLSTM, FusedLeakyRNN)
-}
-"""The layer of each cell, by the name of the cell."""
-
-allow_tracing(*LAYERS.values())
-make_leaves(*LAYERS.values())
-count_flops()

@@ -94,23 +94,23 @@ class Prepared(Saved, Generic[States]):
 
     def __getattr__(self, name: str) -> Any:
         if name in self._option_names():
-            return getattr(_recurrent(self._layer), name)
+            return getattr(self._layer._recurrent, name)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._option_names():
             return super().__setattr__(name, value)
-        if name != "batch_invariant" or not hasattr(_recurrent(self._layer), name):
+        if name != "batch_invariant" or not hasattr(self._layer._recurrent, name):
             can = "only batch_invariant of a prepared layer can be set"
             raise AttributeError(f"{can}, got {name}: prepare another {type(self._layer).__name__}")
         layer = self._frozen()
-        _recurrent(layer).batch_invariant = value
+        layer._recurrent.batch_invariant = value
         self._hold(layer)
 
     def _option_names(self) -> tuple[str, ...]:
         """Returns the names of the attributes that belong to the layer."""
         layer = self.__dict__.get("_layer")
-        return () if layer is None else (*_recurrent(layer).__constants__, "batch_invariant")
+        return () if layer is None else (*layer._recurrent.__constants__, "batch_invariant")
 
     def flatten_parameters(self) -> None:
         """No-op, as in the fused layers on a CPU."""
@@ -123,7 +123,7 @@ class Prepared(Saved, Generic[States]):
         if self.dtype is not None:
             int8.check_weights(layer._weights())
         weights = [weight.detach() for weight in layer._weights()]
-        rnn = _recurrent(layer)
+        rnn = layer._recurrent
         held: dict[str, Any] = {"_described": _description(layer)}
         has_kernel = self.dtype is None or not getattr(rnn, "proj_size", None)
         if availability.why_not_cpu_kernel(weights[0]) or not has_kernel:
@@ -144,11 +144,11 @@ class Prepared(Saved, Generic[States]):
         options = _options_of(rnn, weights) | (ops.INT8 if self.dtype is not None else 0)
         shapes, weights_ih = [without_memory(weight) for weight in weights], []
         if embedding is not None:
-            embedding, inputs = embedding.clone(), tokens.places_of_inputs(options)
+            embedding, inputs = embedding.clone(), tokens.places_of_inputs(rnn._cell, options)
             table = len(embedding) * len(weights[0]) * len(inputs) * embedding.element_size()
             if 0 < table <= MOST_TABLE_BYTES and not options & ops.BATCH_INVARIANT:
                 weights_ih = [weights[place].clone() for place in inputs]
-                weights = tokens.with_tables(embedding, None, weights, options)
+                weights = tokens.with_tables(embedding, None, weights, rnn._cell, options)
         with torch.inference_mode(False):  # so that any thread can refresh the tensor
             panels = self.__dict__.get("_panels")
             if panels is not None and panels.fits(weights, options):
@@ -162,7 +162,7 @@ class Prepared(Saved, Generic[States]):
         if self._panels is None:
             return [weight.clone() for weight in self._layer._weights()]
         weights = self._panels.unpack()
-        places = tokens.places_of_inputs(self._panels.options)
+        places = tokens.places_of_inputs(self._panels.cell, self._panels.options)
         for place, weight in zip(places, self._weights_ih, strict=False):
             weights[place] = weight.clone()
         return weights if self._embedding is None else [self._embedding.clone(), *weights]
@@ -193,18 +193,20 @@ class Prepared(Saved, Generic[States]):
         with _disable_current_modes(), untraced():
             layer = self._frozen()
         if self.dtype is not None and onnx.exporting():
-            _recurrent(layer)._more_options = ops.INT8
+            layer._recurrent._more_options = ops.INT8
         return layer
 
     def _call(
-        self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None, noise: Any = None
+        self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None, **inputs: Any
     ) -> Call:
         panels = self._panels
         assert panels is not None
-        if noise is not None and panels.has_table:
-            _refuse("whose weight_ih was multiplied by its embedding takes no noise")
+        inputs = given(**inputs)
+        if inputs and panels.has_table:
+            names = " and ".join(inputs)
+            _refuse(f"whose weight_ih was multiplied by its embedding takes no {names}")
         rows = None, reset, panels.call_options()
-        more = {"prepared": panels, "reset_to": reset_to, "noise": noise}
+        more: Any = {"prepared": panels, "reset_to": reset_to, "inputs": inputs or None}
         return Call(panels.cell, input, hx, self._shapes, *rows, **more)
 
 
@@ -245,7 +247,8 @@ class PreparedLayer(Prepared[States]):
         plain = self._plain(input, hx, reset_to, noise)
         if plain is not None:
             return plain(input, hx, lengths, reset, reset_to=reset_to, noise=noise)  # type: ignore[no-any-return]
-        return run(self._call(input, hx, reset, reset_to, noise), input, lengths, self._embedding)
+        call = self._call(input, hx, reset, reset_to, noise=noise)
+        return run(call, input, lengths, self._embedding)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -280,7 +283,7 @@ class PreparedLayer(Prepared[States]):
         if plain is not None:
             more = {"reset_to": reset_to, "noise": noise, "share_prefixes": share_prefixes}
             return plain.last_state(input, hx, lengths, reset, **more)  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to, noise)
+        call = self._call(input, hx, reset, reset_to, noise=noise)
         return run_last_state(call, input, lengths, self._embedding, None, share_prefixes)  # type: ignore[no-any-return]
 
 
@@ -314,17 +317,12 @@ class PreparedCell(Prepared[States]):
         if plain is not None:
             return plain(input, hx, **given(noise=noise))  # type: ignore[no-any-return]
         states = map_states(hx, lambda state: state.unsqueeze(0))
-        call = self._call(input.unsqueeze(0), states)
-        call.noise = None if noise is None else noise.unsqueeze(0)
+        more = {} if noise is None else {"noise": noise.unsqueeze(0)}
+        call = self._call(input.unsqueeze(0), states, **more)
         return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
-
-
-def _recurrent(layer: Any) -> Any:
-    """Returns the recurrent part of a token layer, or the layer itself."""
-    return getattr(layer, "rnn", layer)
 
 
 def _options_of(layer: Any, weights: list[Tensor]) -> int:
@@ -335,7 +333,7 @@ def _options_of(layer: Any, weights: list[Tensor]) -> int:
 
 def _description(layer: Any) -> list[Any]:
     """Returns what must be equal in two layers for one to refresh the other."""
-    rnn, weights = _recurrent(layer), layer._weights()
+    rnn, weights = layer._recurrent, layer._weights()
     like = [(weight.shape, weight.dtype, weight.device) for weight in weights]
     return [exact_class(layer), rnn.extra_repr(), _options_of(rnn, rnn._weights()), *like]
 

@@ -16,18 +16,22 @@ from ..call import int8
 from ..cells import CELLS, CellName
 from ..integrations.nn_rnn import plain_twin
 from ..machine import availability
-from .layers import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from .gru import FusedGRU, FusedGRUCell
+from .lstm import FusedLSTM, FusedLSTMCell
 from .prepared import Prepared
-from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .token_layers import TokenLayer
-from .weights import names_in_state_dict, why_not_int8
+from .vanilla import FusedRNN, FusedRNNCell
+from .weights import CLASSES, why_not_int8
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 FUSED: dict[str, dict[type, type]] = {
-    name: {cell.torch_layer: LAYERS[name], cell.torch_step_module: STEP_MODULES[name]}
+    name: {
+        cell.torch.layer: CLASSES[cell.layer],
+        cell.torch.step_module: CLASSES[f"{cell.layer}Cell"],
+    }
     for name, cell in CELLS.items()
-    if cell.torch_layer is not None and cell.torch_step_module is not None
+    if cell.torch is not None
 }
 """For each cell, by name, a map from torch's classes to the fused classes that replace them."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
@@ -224,7 +228,7 @@ def prepare_rnn(
             and why_not_int8(fused, min_hidden) is None
         )
         other = fused.prepare(dtype if rounds else None)
-        names = names_in_state_dict(fused)
+        names = fused._names_in_state_dict()
         sources.extend((other, *each) for each in zip(names, fused._weights(), strict=True))
         return other
 

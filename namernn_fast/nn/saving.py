@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..call import int8
-from .weights import from_saved, matrices, names_in_state_dict
+from .weights import from_saved, matrices
 
 
 class Temporary:
@@ -89,7 +89,7 @@ class Saved(torch.nn.Module):
         self, layer: Any, weights: list[Tensor], weights_ih: list[Tensor]
     ) -> dict[str, Tensor]:
         """Returns the weights of a layer by name, those of 8 bits as integers and scales."""
-        named = dict(zip(names_in_state_dict(layer), weights, strict=True))
+        named = dict(zip(layer._names_in_state_dict(), weights, strict=True))
         int8.to_integers(named, self._integer_names(layer, weights_ih))
         return named
 

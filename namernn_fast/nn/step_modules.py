@@ -1,6 +1,6 @@
-"""The modules for a single step, which replace `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
+"""`FusedCell`, the base class of the modules for a single step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -10,9 +10,8 @@ from torch.types import Device
 from .. import ops
 from ..call import Call
 from ..call.options import batch_invariant_is_on, option_bits
-from ..cells import GRU, LEAKY, LSTM, VANILLA, Cell
+from ..cells import Cell
 from ..functional import run
-from ..integrations.fx import make_leaves
 from ..integrations.nn_rnn import is_exact, plain_twin
 from ..machine import availability
 from ..machine.torch_private import (
@@ -22,9 +21,8 @@ from ..machine.torch_private import (
 from .direct import is_unobserved, step
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
-from .weights import Preparable, current_weights, reset_all_but_rates, set_rate
+from .weights import Preparable, current_weights, draw_parameters, make_parameters, pop_own
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
 KERNEL, BFLOAT16_KERNEL = (
     map(ops.cpu_kernel, (torch.float32, torch.bfloat16))
@@ -40,12 +38,15 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     """
 
     _cell: Cell
-    _names: Sequence[str] = WEIGHTS
+    _names: tuple[Sequence[str], Sequence[str]]
+    """The names of the parameters with biases and without."""
     nonlinearity: str = "tanh"
 
-    def _step(self) -> Callable[..., Any] | None:
-        """Returns torch's operator for a step, or None if the nonlinearity is unknown."""
-        return self._cell.torch_steps.get(self.nonlinearity)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_cell" in cls.__dict__:
+            with_biases, without = (cls._cell.present[bias, False] for bias in (True, False))
+            cls._names = [p.name for p in with_biases], [p.name for p in without]
 
     def forward(
         self, input: Tensor, hx: States | None = None, noise: Tensor | None = None
@@ -62,17 +63,18 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
-        weights = current_weights(self, self._names)
+        weights = current_weights(self, self._names[not self.bias])
         if noise is None and self._runs_directly(input):
-            used = weights if self.bias else without_biases(weights)
-            last = step(self._cell, input, hx, used, self.hidden_size, self._options(used))
+            last = step(self._cell, input, hx, weights, self.hidden_size, self._options(weights))
             if last is not None:
                 return last  # type: ignore[no-any-return]
         if noise is not None or self.why_not_fused(input, hx, weights) is None:
             call = self._call(input, hx, weights)
-            call.noise = None if noise is None else noise.unsqueeze(0)
+            if noise is not None:
+                call.inputs = {"noise": noise.unsqueeze(0)}
             return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
-        torch_step = self._step()
+        assert self._cell.torch is not None
+        torch_step = self._cell.torch.steps.get(self.nonlinearity)
         if torch_step is None or input.dim() != 2:
             return super().forward(input, hx)  # type: ignore[no-any-return]
         for state in states_in(hx):
@@ -89,7 +91,6 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
         """Returns the `Call` of a layer with one time step, for `functional.run`."""
-        weights = weights if self.bias else without_biases(weights)
         options = self._options(weights)
         row, states = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
         return Call(self._cell, row, states, weights, None, None, options)
@@ -115,7 +116,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return PreparedCell(self, dtype)
 
     def _weight_names(self) -> Sequence[str]:
-        return self._names if self.bias else without_biases(self._names)
+        return self._names[not self.bias]
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
@@ -126,13 +127,13 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             input, hx: the arguments of the call.
             weights: the current weights of this module; None to read them.
         """
-        if self._cell.torch_step_module is None:
+        if self._cell.torch is None:
             return None
         if self.why_not_torch() is None and not self._runs_directly(input):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
-        weights = current_weights(self, self._names) if weights is None else weights
+        weights = self._weights() if weights is None else weights
         if not self._fits(input, hx, weights[0]):
             name = f"{self._cell.torch_name}Cell"
             return f"the arguments do not match, and nn.{name} raises its own errors"
@@ -140,7 +141,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def why_not_torch(self) -> str | None:
         """Returns why torch's own cell cannot run a call under the current settings, or None."""
-        if self._cell.torch_step_module is None:
+        if self._cell.torch is None:
             return "torch has no such cell"
         if batch_invariant_is_on():
             return "torch's own cell is not batch-invariant"
@@ -171,7 +172,28 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def _why_slower(self, input: Tensor) -> str | None:
         """Returns why the fused operator would not be faster than torch's cell, or None."""
-        return "torch's own cell is as fast for a single step"
+        if self._cell.gates == 1:
+            return "torch's own cell is as fast for a single step"
+        if not self._is_faster(input):  # first, because it is the most frequent reason
+            return "torch's own cell is as fast for a single step of this size on this processor"
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return "a compiler fuses the operators of torch's own cell"
+        if input.dtype not in (torch.float32, torch.float64):
+            return "in 16 bits torch's own cell is faster for some sizes"
+        return availability.why_not_kernel(input, self._cell)
+
+    def _is_faster(self, input: Tensor) -> bool:
+        """Returns whether the fused operator is faster than torch's cell on this processor.
+
+        The limits are from `benchmarks.cpu.steps`, with one thread and with two. The limits are
+        the same for any number of threads, because results must not depend on that number.
+        """
+        rows = input.shape[0] if input.dim() == 2 else 1
+        if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
+            columns = self._cell.gates * self.hidden_size
+            work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
+            return rows > 1 and work >= 2**19
+        return KERNEL not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
 
     def _fits(self, input: Tensor, hx: Any, weight_ih: Tensor) -> bool:
         """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
@@ -195,108 +217,16 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCellBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
-        return plain_twin(self, self._cell.torch_step_module) if is_exact(self) else self  # type: ignore[arg-type]
+        if self._cell.torch is None or not is_exact(self):
+            return self
+        return plain_twin(self, self._cell.torch.step_module)
 
 
-class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
-    """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
+class CustomStepModule(FusedCell[States]):
+    """The base class of the step modules that torch lacks.
 
-    The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.RNNCell`. The fused kernel runs in inference, on a CPU in float32 and float64, for
-    sizes where it is faster than torch's own cell, and for batch invariance and `vmap`, which
-    torch's cell does not support. `namernn_fast.explain` says which path an input takes.
-
-    Example:
-        >>> cell = FusedRNNCell(8, 16)
-        >>> cell(torch.randn(3, 8), torch.zeros(3, 16)).shape
-        torch.Size([3, 16])
+    Its constructor takes the arguments of `FusedRNNCell` and, as in `CustomLayer`, of `Cell.own`.
     """
-
-    _cell = VANILLA
-
-
-class _FusedGatedCell(FusedCell[States]):
-    """The base class of step modules with gates, whose fused operator may be faster."""
-
-    def _why_slower(self, input: Tensor) -> str | None:
-        if not self._is_faster(input):  # first, because it is the most frequent reason
-            return "torch's own cell is as fast for a single step of this size on this processor"
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return "a compiler fuses the operators of torch's own cell"
-        if input.dtype not in (torch.float32, torch.float64):
-            return "in 16 bits torch's own cell is faster for some sizes"
-        return availability.why_not_kernel(input, self._cell)
-
-    def _is_faster(self, input: Tensor) -> bool:
-        """Returns whether the fused operator is faster than torch's cell on this processor.
-
-        The limits are from `benchmarks.cpu.steps`, with one thread and with two. The limits are
-        the same for any number of threads, because results must not depend on that number.
-        """
-        rows = input.shape[0] if input.dim() == 2 else 1
-        if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
-            columns = self._cell.weight_blocks * self.hidden_size
-            work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
-            return rows > 1 and work >= 2**19
-        return KERNEL not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
-
-
-class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
-    """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
-
-    The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.GRUCell`. The fused kernel runs for sizes where it is faster than torch's own cell, on
-    a CPU in float32 and float64, in inference for most sizes, and for batch invariance and `vmap`,
-    which torch's cell does not support. `namernn_fast.explain` says which path an input takes.
-
-    Example:
-        >>> cell = FusedGRUCell(8, 16)
-        >>> cell(torch.randn(3, 8), torch.zeros(3, 16)).shape
-        torch.Size([3, 16])
-    """
-
-    _cell = GRU
-
-
-class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
-    """A drop-in for `torch.nn.LSTMCell`: one step of `torch.nn.LSTM`.
-
-    The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.LSTMCell`. The fused kernel runs in the same cases as for `FusedGRUCell`, except
-    under autocast.
-
-    Example:
-        >>> cell = FusedLSTMCell(8, 16)
-        >>> h, c = cell(torch.randn(3, 8), (torch.zeros(3, 16), torch.zeros(3, 16)))
-        >>> h.shape, c.shape
-        (torch.Size([3, 16]), torch.Size([3, 16]))
-    """
-
-    _cell = LSTM
-
-    def _why_slower(self, input: Tensor) -> str | None:
-        if _is_any_autocast_enabled():  # autocast treats cells and layers differently
-            return "autocast is on"
-        return super()._why_slower(input)
-
-
-class FusedLeakyRNNCell(FusedCell[tuple[Tensor, Tensor]]):
-    """One step of a `FusedLeakyRNN`, on the fused operator or, where there is none, in PyTorch.
-
-    Args:
-        input_size, hidden_size, bias, nonlinearity, device, dtype: as in `FusedRNNCell`, with the
-            nonlinearities of `FusedLeakyRNN`.
-        rate, train_rate: as in `FusedLeakyRNN`. The parameter `rate` holds the logits.
-
-    Example:
-        >>> cell = FusedLeakyRNNCell(8, 16)
-        >>> r, v = cell(torch.randn(3, 8), noise=torch.randn(3, 16))
-        >>> r.shape, v.shape
-        (torch.Size([3, 16]), torch.Size([3, 16]))
-    """
-
-    _cell = LEAKY
-    _names = (*WEIGHTS, "rate")
 
     def __init__(
         self,
@@ -306,29 +236,17 @@ class FusedLeakyRNNCell(FusedCell[tuple[Tensor, Tensor]]):
         nonlinearity: str = "tanh",
         device: Device = None,
         dtype: torch.dtype | None = None,
-        *,
-        rate: float | Sequence[float] | Tensor = 0.1,
-        train_rate: bool = False,
+        **own: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
+        torch.nn.Module.__init__(self)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.nonlinearity = nonlinearity
-        set_rate(self, "rate", rate, train_rate)
+        for parameter in self._cell.present[True, False]:
+            self.register_parameter(parameter.name, None)
+        options = ops.BIAS if bias else 0
+        make_parameters(self, options, pop_own(self._cell, own), device, dtype)
         self._options(self._weights())  # refuses an unknown nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws all parameters except the rates anew, as the constructor does."""
-        reset_all_but_rates(self)
-
-
-def without_biases(weights: Sequence[Any]) -> list[Any]:
-    """Returns the weights of a step module, or their names, without the biases."""
-    return [*weights[:2], *weights[4:]]
-
-
-STEP_MODULES: dict[str, type[Any]] = {
-    module._cell.name: module
-    for module in (FusedRNNCell, FusedGRUCell, FusedLSTMCell, FusedLeakyRNNCell)
-}
-"""The step module of each cell, by the name of the cell."""
-
-make_leaves(*STEP_MODULES.values())
+        """Draws the parameters anew, except those that the constructor has arguments for."""
+        draw_parameters(self)

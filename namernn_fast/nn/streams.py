@@ -12,6 +12,7 @@ from torch.compiler import is_compiling, is_exporting
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
 from ..call.states import is_wrapper, resolved
+from ..cells import called_with
 from ..machine import forks
 from ..machine.torch_private import (
     _are_functorch_transforms_active,
@@ -29,7 +30,7 @@ from ..prepared_ops import (
 )
 from .direct import is_unobserved
 from .saving import Temporary
-from .states import given, states_in
+from .states import states_in
 
 Rows = Sequence[int] | Tensor
 """Distinct indices of sequences, in any order."""
@@ -63,7 +64,7 @@ class Stream:
     def __init__(self, prepared: Any, batch: int) -> None:
         if type(batch) is not int or batch < 0:
             raise ValueError(f"batch must be an integer from 0 on, got {batch!r}")
-        rnn = getattr(prepared._layer, "rnn", prepared._layer)
+        rnn = prepared._layer._recurrent
         if getattr(rnn, "bidirectional", False):
             raise ValueError("a stream needs one direction: the other one starts at the last frame")
         self._prepared, self._batch, self._panels = prepared, batch, prepared._panels
@@ -116,7 +117,7 @@ class Stream:
         """
         panels, options = self._panels, self._options
         if noise is not None:
-            frame, options = self._with_noise(frame, noise), options | NOISE
+            frame, options = self._with_inputs(frame, noise=noise), options | NOISE
         if (
             self._is_direct
             and is_unobserved()
@@ -144,16 +145,19 @@ class Stream:
                 return output
         return self._run(frame, rows, out, options)
 
-    def _with_noise(self, frame: Tensor, noise: Tensor) -> Tensor:
-        """Returns a frame with noise, as the operator takes it."""
+    def _with_inputs(self, frame: Tensor, **inputs: Tensor) -> Tensor:
+        """Returns a frame with `Cell.inputs`, as the operator takes it."""
         rnn = self._prepared._layer
-        if self._takes_ids or not rnn._cell.has_rate:
-            raise ValueError("noise needs a leaky layer that reads features")
-        size = len(self._states[0]) * rnn.hidden_size
-        if not isinstance(noise, Tensor) or noise.shape != (*frame.shape[:-1], size):
-            got = getattr(noise, "shape", type(noise).__name__)
-            raise RuntimeError(f"noise must have shape {(*frame.shape[:-1], size)}, got {got}")
-        return forks.beside(frame, noise.to(frame))
+        rows = frame
+        for name, more in inputs.items():
+            if self._takes_ids or name not in rnn._cell.input_names:
+                raise ValueError(f"{name} needs a {called_with(name)} layer that reads features")
+            shape = (*frame.shape[:-1], len(self._states[0]) * rnn.hidden_size)
+            if not isinstance(more, Tensor) or more.shape != shape:
+                got = getattr(more, "shape", type(more).__name__)
+                raise RuntimeError(f"{name} must have shape {shape}, got {got}")
+            rows = forks.beside(rows, more.to(frame))
+        return rows
 
     def reset(self, rows: Rows | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
@@ -290,23 +294,26 @@ class Stream:
         layer, held = self._prepared._layer, self._states
         hx: Any
         states = [state if places is None else state.index_select(1, places) for state in held]
-        is_step, noise = frame.dim() == (1 if self._takes_ids else 2), None
+        is_step = frame.dim() == (1 if self._takes_ids else 2)
+        inputs: dict[str, Tensor] = {}
         if options & NOISE:
-            frame, noise = frame.tensor_split([layer.input_size], -1)
+            frame, more = frame.tensor_split([layer.input_size], -1)
+            names = layer._cell.input_names
+            inputs = dict(zip(names, more.chunk(len(names), -1), strict=True))
         if self._is_step_module:
             rows, outputs = [state[0] for state in states], []
             frames = [frame] if is_step else frame.unbind()
-            noises = [noise] * len(frames) if noise is None or is_step else noise.unbind()
-            for row, of_row in zip(frames, noises, strict=True):
+            for k, row in enumerate(frames):
                 hx = rows[0] if len(rows) == 1 else tuple(rows)
-                rows = [*states_in(layer(row, hx, **given(noise=of_row)))]
+                of_row = {name: more if is_step else more[k] for name, more in inputs.items()}
+                rows = [*states_in(layer(row, hx, **of_row))]
                 outputs.append(rows[0])
             output = outputs[0] if is_step else torch.stack(outputs)
             states = [state.unsqueeze(0) for state in rows]
         else:
             hx = states[0] if len(states) == 1 else tuple(states)
-            more = {} if noise is None else {"noise": self._as_sequence(noise)}
-            output, hx = layer(self._as_sequence(frame), hx, **more)
+            inputs = {name: self._as_sequence(more) for name, more in inputs.items()}
+            output, hx = layer(self._as_sequence(frame), hx, **inputs)
             shape = frame.shape if self._takes_ids else frame.shape[:-1]
             output, states = output.reshape(*shape, self._rows.shape[1]), [*states_in(hx)]
         if places is not None:

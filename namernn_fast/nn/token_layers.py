@@ -1,4 +1,4 @@
-"""`TokenRNN` and its like for other cells: an embedding with a layer that reads token ids."""
+"""`TokenLayer`, the base class of `TokenRNN` and its like: an embedding, and a layer on its ids."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
@@ -10,14 +10,12 @@ from torch.types import Device
 
 from ..call.layouts import Input, Lengths
 from ..call.tokens import refuse_to_share
-from ..cells import GRU, LEAKY, LSTM, VANILLA, Cell
-from ..integrations.fx import make_leaves
+from ..cells import Cell
 from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
-from .fused_layer import FusedLayer
-from .layers import FusedGRU, FusedLeakyRNN, FusedLSTM, FusedRNN
+from .layers import FusedLayer
 from .prepared import PreparedLayer
 from .states import States, given
-from .weights import what_else_runs, why_not_preparable, with_weights
+from .weights import Preparable, arguments_of, what_else_runs, why_not_preparable, with_weights
 
 
 class _Scriptable(torch.nn.Module):
@@ -28,18 +26,18 @@ class _Scriptable(torch.nn.Module):
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
-class _ScriptableLSTM(torch.nn.Module):
-    """Like `_Scriptable`, but with the type of an LSTM's states, which TorchScript needs."""
+class _ScriptablePair(torch.nn.Module):
+    """Like `_Scriptable`, but with the type of a pair of states, which TorchScript needs."""
 
     def forward(self, ids: Tensor, hx: tuple[Tensor, Tensor] | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
-class TokenLayer(torch.nn.Module, Generic[States]):
-    """The base class of the token layers: everything except the layer `rnn`."""
+class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
+    """The base class of the token layers: an `nn.Embedding`, and a layer on its rows."""
 
-    _scriptable: type[torch.nn.Module] = _Scriptable
     _cell: Cell
+    _layer_class: Callable[..., Any]
     embedding: torch.nn.Embedding
     rnn: Any
 
@@ -47,14 +45,17 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         self,
         num_embeddings: int,
         input_size: int,
-        padding_idx: int | None,
-        device: Device,
-        dtype: torch.dtype | None,
+        *sizes: Any,
+        padding_idx: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.embedding = torch.nn.Embedding(
             num_embeddings, input_size, padding_idx, device=device, dtype=dtype
         )
+        self.rnn = self._layer_class(input_size, *sizes, device=device, dtype=dtype, **options)
 
     def forward(
         self,
@@ -153,6 +154,13 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         """
         return PreparedLayer(self, dtype)
 
+    @property
+    def _recurrent(self) -> Any:
+        return self.rnn
+
+    def _names_in_state_dict(self) -> list[str]:
+        return ["embedding.weight", *(f"rnn.{name}" for name in self.rnn._weight_names())]
+
     def _weights(self) -> list[Tensor]:
         return [self.embedding.weight, *self.rnn._weights()]
 
@@ -205,78 +213,14 @@ class TokenLayer(torch.nn.Module, Generic[States]):
         """Returns the module that `torch.jit.script` compiles instead of this one."""
         if not is_exact(self):
             return self
-        twin = plain_twin(self, self._scriptable)
+        twin = plain_twin(self, _Scriptable if len(self._cell.states) == 1 else _ScriptablePair)
         # A copy, because TorchScript replaces the modules in this dict with their scriptable twins.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 
 
-class TokenRNN(TokenLayer[Tensor]):
-    """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
-
-    If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
-    once per token. `last_state` returns only the last states, and can compute the common prefixes
-    of sequences once.
-
-    The parts are the modules `embedding` and `rnn`. They are called separately, without these
-    shortcuts, if the embedding has hooks or one of the options max_norm, scale_grad_by_freq and
-    sparse, or if a part has another class or another `forward`.
-
-    Args:
-        num_embeddings: the size of the vocabulary.
-        input_size: number of features of an embedding row.
-        hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
-        dropout, bidirectional, batch_invariant: as in `FusedRNN`.
-        padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
-        device, dtype: the device and dtype of the parameters.
-
-    Example:
-        >>> model = TokenRNN(31, 8, 16, padding_idx=0)
-        >>> ids = torch.randint(1, 31, (5, 3))
-        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
-        True
-    """
-
-    rnn: FusedRNN
-    _cell = VANILLA
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        padding_idx: int | None = None,
-        batch_invariant: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
-        self.rnn = FusedRNN(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            batch_invariant=batch_invariant,
-            device=device,
-            dtype=dtype,
-        )
-
-
-class _TokenGatedLayer(TokenLayer[States]):
-    """The base class of the token layers of cells with gates, which defines their constructor."""
-
-    _layer_class: Callable[..., FusedGRU | FusedLSTM]
+class GatedTokenLayer(TokenLayer[States]):
+    """The base class of the token layers whose cells have no nonlinearity to choose."""
 
     def __init__(
         self,
@@ -295,90 +239,4 @@ class _TokenGatedLayer(TokenLayer[States]):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
-        self.rnn = self._layer_class(
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            batch_invariant=batch_invariant,
-            device=device,
-            dtype=dtype,
-        )
-
-
-class TokenGRU(_TokenGatedLayer[Tensor]):
-    """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
-
-    See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
-    `proj_size` must be 0. The recurrent layer is the module `rnn`, as in `TokenRNN`.
-
-    Example:
-        >>> model = TokenGRU(31, 8, 16, padding_idx=0)
-        >>> ids = torch.randint(1, 31, (5, 3))
-        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
-        True
-    """
-
-    rnn: FusedGRU
-    _layer_class = FusedGRU
-    _cell = GRU
-
-
-class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
-    """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
-
-    See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
-    `proj_size` is as in `FusedLSTM`. The recurrent layer is the module `rnn`, as in `TokenRNN`.
-
-    Example:
-        >>> model = TokenLSTM(31, 8, 16, padding_idx=0)
-        >>> h_n, c_n = model.last_state(torch.randint(1, 31, (5, 3)))
-        >>> h_n.shape, c_n.shape
-        (torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
-    """
-
-    rnn: FusedLSTM
-    _layer_class = FusedLSTM
-    _cell = LSTM
-    _scriptable = _ScriptableLSTM
-
-
-class TokenLeakyRNN(TokenLayer[tuple[Tensor, Tensor]]):
-    """An `nn.Embedding` and a `FusedLeakyRNN` on top of it, as `TokenRNN` has a `FusedRNN`.
-
-    Args:
-        num_embeddings, input_size, padding_idx: as in `TokenRNN`.
-        sizes, options: hidden_size and all options, as in `FusedLeakyRNN`.
-        device, dtype: the device and dtype of the parameters.
-
-    Example:
-        >>> model = TokenLeakyRNN(31, 8, 16, padding_idx=0)
-        >>> r_n, v_n = model.last_state(torch.randint(1, 31, (5, 3)))
-        >>> r_n.shape, v_n.shape
-        (torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
-    """
-
-    rnn: FusedLeakyRNN
-    _cell = LEAKY
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        input_size: int,
-        *sizes: Any,
-        padding_idx: int | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
-        options |= {"device": device, "dtype": dtype}
-        self.rnn = FusedLeakyRNN(input_size, *sizes, **options)
-
-
-make_leaves(TokenRNN, TokenGRU, TokenLSTM, TokenLeakyRNN)
+        super().__init__(**arguments_of(locals()))

@@ -1,12 +1,17 @@
 """Reads and replaces the weights of a module, and finds what else runs when it is called."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
+from .. import ops
 from ..call import int8
+from ..cells import Cell
+from ..cells.cell import Sizes
 from ..integrations.nn_rnn import exact_class, plain_twin
 from ..machine.torch_private import _has_any_global_hook
 
@@ -25,32 +30,59 @@ def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tenso
         return [getattr(module, name) for name in names]
 
 
-def set_rate(module: Any, name: str, rate: Any, trainable: bool) -> None:
-    """Registers a parameter of a leaky module, (hidden_size), that holds the logits of its rates.
+def arguments_of(variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a constructor, given its `locals()`, with those of `**refused`."""
+    refused = variables.pop("refused", {})
+    return {
+        **{name: variables[name] for name in variables.keys() - {"self", "__class__"}},
+        **refused,
+    }
+
+
+def pop_own(cell: Cell, arguments: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
+    """Takes the arguments for `Cell.own` out of a constructor's arguments.
+
+    Returns:
+        For each parameter by name, its argument and whether it requires gradients.
+    """
+    names = [parameter.name for parameter in cell.own]
+    return {name: (arguments.pop(name), arguments.pop(f"train_{name}")) for name in names}
+
+
+def make_parameters(
+    module: Any,
+    options: int,
+    own: Mapping[str, tuple[Any, bool]],
+    device: Device,
+    dtype: torch.dtype | None,
+) -> None:
+    """Registers the parameters of a layer or step module that torch lacks, and draws them.
 
     Args:
-        module: the module, with all other parameters.
-        name: the name of the parameter.
-        rate: a number, or (hidden_size) numbers, above 0 and at most 1.
-        trainable: whether the parameter requires a gradient.
-
-    Raises:
-        ValueError: rate is of another shape, or out of range.
+        module: the module, with its sizes and the names of its parameters.
+        options: the option bits that the parameters depend on.
+        own: the result of `pop_own`.
+        device, dtype: the device and dtype of the parameters.
     """
-    like = module._parameters["weight_hh" + name.removeprefix("rate")]
-    given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
-    size = len(like)
-    if given.shape not in ((), (size,)) or not bool(((given > 0) & (given <= 1)).all()):
-        raise ValueError(f"rate must be 1 or {size} numbers above 0 and at most 1, got {rate}")
-    logits = given.logit().expand(size).to(like)
-    module.register_parameter(name, torch.nn.Parameter(logits.clone(), trainable))
+    cell, size = module._cell, module.hidden_size
+    layers = getattr(module, "num_layers", 1)
+    sizes = Sizes(module.input_size, size, size, cell.gates)
+    shapes = ops.parameters_and_shapes(cell, options, layers, sizes)
+    for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
+        values, trainable = torch.empty(shape, device=device, dtype=dtype), True
+        if parameter.init is not None:
+            argument, trainable = own[parameter.name]
+            values.copy_(parameter.init(argument, size))
+        module.register_parameter(name, torch.nn.Parameter(values, trainable))
+    module.reset_parameters()
 
 
-def reset_all_but_rates(module: Any) -> None:
-    """Draws all parameters of a leaky module anew except its rates, as torch's modules do."""
+def draw_parameters(module: Any) -> None:
+    """Draws the parameters of a module as torch's modules do, but not those with `init`."""
+    kept = tuple(parameter.name for parameter in module._cell.parameters if parameter.init)
     bound = module.hidden_size**-0.5 if module.hidden_size else 0.0
     for name, weight in module.named_parameters():
-        if not name.startswith("rate"):
+        if not name.startswith(kept):
             torch.nn.init.uniform_(weight, -bound, bound)
 
 
@@ -101,19 +133,19 @@ def with_weights(
     return copy
 
 
-def names_in_state_dict(layer: Any) -> list[str]:
-    """Returns the names of the layer's weights in its state_dict, in the order of `_weights`."""
-    if not hasattr(layer, "rnn"):
-        return [*layer._weight_names()]
-    return ["embedding.weight", *(f"rnn.{name}" for name in layer.rnn._weight_names())]
-
-
 def matrices(layer: Any, tables: int) -> list[str]:
     """Returns the names of the layer's matrices in its state_dict, without the first `tables` of
     weight_ih."""
-    names = [name for name in names_in_state_dict(layer) if ".weight_" in f".{name}"]
-    left_out = [name for name in names if "weight_ih" in name][:tables]
-    return [name for name in names if name not in left_out]
+    rnn = layer._recurrent
+    names = layer._names_in_state_dict()[-len(rnn._weight_names()) :]  # without the embedding
+    parameters = ops.parameters_of(rnn._cell, rnn._options(rnn._weights()))
+    found = []
+    for name, parameter in zip(names, itertools.cycle(parameters)):
+        if parameter.role == "weight_ih" and tables:
+            tables -= 1
+        elif parameter.is_matrix:
+            found.append(name)
+    return found
 
 
 def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
@@ -122,7 +154,7 @@ def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
     Replaces these in the dictionary by the weights that were rounded to them.
     """
     int8.to_weights(named, matrices(layer, 0))
-    return [named[name] for name in names_in_state_dict(layer)]
+    return [named[name] for name in layer._names_in_state_dict()]
 
 
 def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
@@ -132,7 +164,7 @@ def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
         layer: a fused layer, step module or token layer.
         min_hidden: as in `prepare_rnn`.
     """
-    rnn = getattr(layer, "rnn", layer)
+    rnn = layer._recurrent
     weights = [weight for weight in rnn._weights() if weight.dim() == 2]
     if weights[0].dtype != torch.float32:
         return "the layer is not in float32"
@@ -145,16 +177,35 @@ def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
     return int8.why_not_faster(rnn.hidden_size, min_hidden)
 
 
-class Preparable:
-    """What fused layers and step modules have in common, for `prepare()`."""
+CLASSES: dict[str, type[Any]] = {}
+"""The public layers, step modules and token layers, by name."""
 
+
+class Preparable:
+    """What fused layers, step modules and token layers have in common, for `prepare()`."""
+
+    _cell: Cell
     _why_not_preparable = why_not_preparable
 
     _more_options = 0
     """Option bits of calls that are not options of the module."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_cell" in cls.__dict__:
+            CLASSES[cls.__name__] = cls
+
+    @property
+    def _recurrent(self) -> Any:
+        """The recurrent part of a token layer, or the module itself."""
+        return self
+
     def _weight_names(self) -> Sequence[str]:
         raise NotImplementedError
+
+    def _names_in_state_dict(self) -> list[str]:
+        """Returns the names of the weights in the state_dict, in the order of `_weights`."""
+        return [*self._weight_names()]
 
     def _weights(self: Any) -> list[Tensor]:
         return current_weights(self, self._weight_names())

@@ -88,7 +88,7 @@ class Calls:
         last_state = functools.partial(namernn_fast.last_state, cell=kind.name)
 
         def with_noise(arguments, features, rows=(T, B)):
-            has_noise = kind.cell.has_rate
+            has_noise = bool(kind.cell.inputs)
             return arguments | ({"noise": torch.randn(*rows, features)} if has_noise else {})
 
         states = {name: torch.randn(layers, B, size) for name in self.names}

@@ -275,7 +275,7 @@ def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, wi
 def test_onnx_has_no_node_for_other_cells(cell):
     pytest.importorskip("onnxscript")
     prepared = KINDS[cell].layer(4, 5).prepare(torch.int8)
-    node = prepared._layer._cell.onnx.operator
+    node = prepared._layer._cell.torch.onnx.operator
     with pytest.raises(torch.onnx.OnnxExporterError) as raised:
         torch.onnx.export(prepared, (torch.randn(3, 2, 4),), dynamo=True, verbose=False)
     assert f"ONNX Runtime has no {node} with 8-bit weights" in str(raised.value.__cause__)

@@ -406,7 +406,7 @@ def test_the_operators_check_projections():
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS.values() if kind.cell.kept_blocks], ids=lambda kind: kind.name
+    "kind", [kind for kind in KINDS.values() if kind.cell.kept], ids=lambda kind: kind.name
 )
 @pytest.mark.parametrize(
     "change",

@@ -180,8 +180,11 @@ def test_copies_print_and_compute_the_same(base, dtype, training):
     [
         ("step_module", "namernn_fast.cells"),
         ("step_module", "namernn_fast.step_modules"),
+        ("step_module", "namernn_fast.nn.step_modules"),
         ("layer", "namernn_fast.nn"),
+        ("layer", "namernn_fast.nn.layers"),
         ("tokens", "namernn_fast.token_rnn"),
+        ("tokens", "namernn_fast.nn.token_layers"),
     ],
 )
 def test_pickles_that_name_earlier_modules_load(kind, module, formerly):

@@ -264,7 +264,7 @@ def test_work_includes_the_weights_of_every_gate(cell):
     layer = timed_calls.CLASSES[cell][0](3, 5, bias=False)
     weights = sum(p.numel() for p in layer.parameters())
     assert Workload(DENSE, FORWARD, 2, 3, 5, 4, cell).row_work == 4 * weights
-    assert CELLS[cell].weight_blocks * 5 == len(layer.weight_hh_l0)
+    assert CELLS[cell].gates * 5 == len(layer.weight_hh_l0)
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_batch_invariance_holds_in_every_precision(cell, precision, cpu_precisio
 def test_sharing_prefixes_ignores_the_settings(cell):
     """Whether prefixes are shared depends on an estimate, which must not change the precision."""
     kind = KINDS[cell]
-    table = torch.randn(30, kind.cell.weight_blocks * 64)
+    table = torch.randn(30, kind.cell.gates * 64)
     weights = [table, *[p.detach() for p in FUSED[cell](1, 64).parameters()][1:]]
     ids = torch.randint(30, (6, 200))
     options = ops.BIAS | ops.LAST_STATE | ops.SHARE_PREFIXES | kind.bits

@@ -94,7 +94,7 @@ class TokenBatch:
         self.options += KINDS[self.cell].bits
         generator = torch.Generator().manual_seed(len(self.sequences))
         hidden_size = self.hidden_size
-        rows = CELLS[self.cell].weight_blocks * hidden_size
+        rows = CELLS[self.cell].gates * hidden_size
 
         def uniform(*size):
             return ((torch.rand(*size, generator=generator) * 2 - 1) * hidden_size**-0.5).to(
@@ -312,7 +312,7 @@ def test_errors_report_the_callers_index_of_a_sequence(order, layout):
 def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
     call = {"input": ids, "states": False, "reset": None, "options": 0, "dtype": None, **changes}
-    rows = CELLS[cell].weight_blocks * 4
+    rows = CELLS[cell].gates * 4
     table, weight_hh = (torch.zeros(size, dtype=call["dtype"]) for size in ((4, rows), (rows, 4)))
     if call["input"].dim() == 3:
         table = table.t()

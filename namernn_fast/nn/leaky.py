@@ -1,0 +1,167 @@
+"""`FusedLeakyRNN`, `FusedLeakyRNNCell`, `TokenLeakyRNN` and `leaky()`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.types import Device
+
+from ..call import Call
+from ..call.layouts import Input, Lengths
+from ..call.options import option_bits
+from ..cells import LEAKY
+from ..functional import run
+from .layers import CustomLayer
+from .step_modules import CustomStepModule
+from .token_layers import TokenLayer
+from .weights import arguments_of
+
+
+class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
+    """A leaky RNN, which computational neuroscience trains, in one operator on a CPU.
+
+    Each step computes::
+
+        v_t = (1 - a) * v_{t-1} + a * (W_ih x_t + b_ih + W_hh r_{t-1} + b_hh) + noise_t
+        r_t = act(v_t)
+
+    The output is r. The states, in `hx` and returned, are the pair of r and v. Both are zeros by
+    default, even if act(0) is not 0. Calls, other parameters and their initialisation are as in
+    `FusedLSTM`. The parameters `rate_l0` and so on, (hidden_size), hold the logits of a, so that a
+    stays between 0 and 1 in training.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
+        nonlinearity: act: "tanh", "relu", "sigmoid" or "softplus".
+        bidirectional, device, batch_invariant: as in `FusedRNN`.
+        dtype: the dtype of the parameters.
+        rate: the initial a, above 0 and at most 1: a number, or (hidden_size) numbers. It is the
+            time of a step divided by the time constant of the neurons.
+        train_rate: whether the rates require gradients.
+
+    Example:
+        >>> layer = FusedLeakyRNN(8, 16, rate=0.2)
+        >>> x, noise = torch.randn(5, 3, 8), 0.1 * torch.randn(5, 3, 16)
+        >>> output, (r_n, v_n) = layer(x, noise=noise)
+        >>> output.shape, r_n.shape, v_n.shape
+        (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    _cell = LEAKY
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rate: float | Sequence[float] | Tensor = 0.1,
+        train_rate: bool = False,
+        batch_invariant: bool = False,
+    ) -> None:
+        super().__init__(**arguments_of(locals()))
+
+
+class FusedLeakyRNNCell(CustomStepModule[tuple[Tensor, Tensor]]):
+    """One step of a `FusedLeakyRNN`, on the fused operator or, where there is none, in PyTorch.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as in `FusedRNNCell`, with the
+            nonlinearities of `FusedLeakyRNN`.
+        rate, train_rate: as in `FusedLeakyRNN`. The parameter `rate` holds the logits.
+
+    Example:
+        >>> cell = FusedLeakyRNNCell(8, 16)
+        >>> r, v = cell(torch.randn(3, 8), noise=torch.randn(3, 16))
+        >>> r.shape, v.shape
+        (torch.Size([3, 16]), torch.Size([3, 16]))
+    """
+
+    _cell = LEAKY
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rate: float | Sequence[float] | Tensor = 0.1,
+        train_rate: bool = False,
+    ) -> None:
+        super().__init__(**arguments_of(locals()))
+
+
+class TokenLeakyRNN(TokenLayer[tuple[Tensor, Tensor]]):
+    """An `nn.Embedding` and a `FusedLeakyRNN` on top of it, as `TokenRNN` has a `FusedRNN`.
+
+    Args:
+        num_embeddings, input_size, padding_idx: as in `TokenRNN`.
+        sizes, options: hidden_size and all options, as in `FusedLeakyRNN`.
+        device, dtype: the device and dtype of the parameters.
+
+    Example:
+        >>> model = TokenLeakyRNN(31, 8, 16, padding_idx=0)
+        >>> r_n, v_n = model.last_state(torch.randint(1, 31, (5, 3)))
+        >>> r_n.shape, v_n.shape
+        (torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    rnn: FusedLeakyRNN
+    _cell, _layer_class = LEAKY, FusedLeakyRNN
+
+
+def leaky(
+    input: Input,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    training: bool = False,
+    lengths: Lengths | None = None,
+    reset: Tensor | None = None,
+    reset_to: tuple[Tensor, Tensor] | None = None,
+    batch_invariant: bool = False,
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+    noise: Input | None = None,
+) -> tuple[Input, tuple[Tensor, Tensor]]:
+    """Applies a leaky RNN of one or more layers to sequences; `FusedLeakyRNN` has the equation.
+
+    Args:
+        input: as in `rnn()`.
+        hx: the pair of initial r and v, each shaped like hx of `rnn()`; None for zeros in both,
+            even if act(0) is not 0.
+        weights: as in `rnn()`, with rate (hidden_size) as the last of each layer and direction.
+        nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
+        bias, .., padding_idx: as in `lstm()`, with r and v instead of h and c.
+        noise: what is added to v, laid out like input, with num_layers * num_directions *
+            hidden_size features: the noise of each layer and direction, in the order of h_n.
+            Converted to the dtype of input. It may require a gradient.
+
+    Returns:
+        output, which holds r, and the pair of the last r and v, each shaped like the tensors in hx.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise of another
+            layout. On a GPU, this function runs step by step.
+    """
+    settings = nonlinearity, batch_first, batch_invariant
+    options = option_bits(LEAKY, weights, bias, bidirectional, *settings)
+    call = Call(LEAKY, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
+    if noise is not None:
+        call.inputs = {"noise": noise}
+    return run(call, input, lengths, embedding, padding_idx)
