@@ -15,15 +15,13 @@ from ..machine import fp32_precision
 from .layers import FusedLayer
 from .prepared import Prepared, PreparedCell
 from .replacing import PLAIN
-from .states import map_states, states_in
+from .states import map_states
 from .step_modules import FusedCell
 from .streams import Stream
 from .token_layers import TokenLayer
-from .weights import current_weights, why_not_int8
+from .weights import why_not_int8
 
 Layer: TypeAlias = FusedLayer[Any]
-_Resets: TypeAlias = tuple[Tensor | None, Any]
-"""The arguments reset and reset_to of a call."""
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -111,46 +109,32 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    resets = reset, reset_to
+    resets = {"reset": reset, "reset_to": reset_to}
     if isinstance(layer, Stream):
-        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, resets, last_state)
+        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, last_state, resets)
     if isinstance(layer, Prepared):
-        return _of_prepared(layer, input, hx, resets, last_state)
+        return _of_prepared(layer, input, hx, last_state, resets)
     if isinstance(layer, FusedCell):
         return _of_step(layer, data, hx)
+    rnn = layer._recurrent
+    call = rnn._call(input, hx, reset, reset_to, rnn._weights())
     if isinstance(layer, TokenLayer):
-        rnn, rows = layer.rnn, layer.embedding.weight
-        return _of_ids(rnn, input, hx, resets, rows, last_state, layer.why_not_fused())
+        return _of_ids(rnn, call, layer.embedding.weight, last_state, layer.why_not_fused())
     if embedding is not None:
-        return _of_ids(layer, input, hx, resets, embedding, last_state)
-    return _of_features(layer, input, hx, resets, last_state)
+        return _of_ids(rnn, call, embedding, last_state)
+    return _of_features(rnn, call, last_state)
 
 
-def _of_features(
-    layer: Layer | Prepared[Any],
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    resets: _Resets,
-    last_state: bool,
-) -> Explanation:
-    """Explains a call on features. The arguments are those of `explain`."""
-    call = _call_of(layer, input, hx, resets)
+def _of_features(layer: Layer | Prepared[Any], call: Call, last_state: bool) -> Explanation:
+    """Explains a call on features, which is not normalised yet."""
     layouts.normalise(call, False)
     convert_dtypes(call, None)
     check_like_nn_rnn(call)
     path, why_not = _named(call, _choice(call))
     if not last_state:
         return Explanation(path, why_not)
-    no_ids = "input does not hold token ids"
-    data = input.data if isinstance(input, PackedSequence) else input
-    output = _why_output(layer, (data, *states_in(hx)), path)
+    no_ids, output = "input does not hold token ids", _why_output(layer, call, call.data, path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
-
-
-def _call_of(layer: Layer | Prepared[Any], input: Any, hx: Any, resets: _Resets) -> Call:
-    if isinstance(layer, Prepared):
-        return layer._call(input, hx, *resets)
-    return layer._call(input, hx, *resets, current_weights(layer, layer._flat_weights_names))
 
 
 def _of_step(
@@ -173,14 +157,12 @@ def _of_prepared(
     layer: Prepared[Any],
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None,
-    resets: _Resets,
     last_state: bool,
+    resets: dict[str, Any],
 ) -> Explanation:
     """Explains a call to a prepared module. The arguments are those of `explain`."""
     if layer._panels is None:
-        reset, reset_to = resets
-        options = {"reset": reset, "reset_to": reset_to, "last_state": last_state}
-        explained = explain(layer._layer, input, hx, **options)
+        explained = explain(layer._layer, input, hx, last_state=last_state, **resets)
         if layer.dtype is not None:
             only = "no kernel takes them, so the layer computes with the rounded weights in float32"
             explained = explained._replace(
@@ -190,10 +172,11 @@ def _of_prepared(
     if isinstance(layer, PreparedCell):
         assert isinstance(input, Tensor)
         input, hx = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
+    call = layer._call(input, hx, **resets)
     if layer._embedding is None:
-        explained = _of_features(layer, input, hx, resets, last_state)
+        explained = _of_features(layer, call, last_state)
     else:
-        explained = _of_ids(layer, input, hx, resets, layer._embedding, last_state)
+        explained = _of_ids(layer, call, layer._embedding, last_state)
     gains_nothing, why_not = why_not_int8(layer._layer), {**explained.why_not}
     names, reasons = ["prepared weights"], {}
     if layer.dtype is not None:
@@ -212,9 +195,7 @@ def _of_prepared(
 
 def _of_ids(
     layer: Layer | Prepared[Any],
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    resets: _Resets,
+    call: Call,
     embedding: Tensor,
     last_state: bool,
     why_rows: str | None = None,
@@ -223,12 +204,11 @@ def _of_ids(
 
     Args:
         layer: the layer that computes the call.
-        input, hx, embedding, last_state: as in `explain`.
-        resets: the arguments reset and reset_to of `explain`.
+        call: the call, which is not normalised yet.
+        embedding, last_state: as in `explain`.
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
-    tokens.check_types(input, embedding)
-    call = _call_of(layer, input, hx, resets)
+    tokens.check_types(call.data, embedding)
     layouts.normalise(call, True)
     lookup = convert_dtypes(call, tokens.Lookup(embedding))
     assert lookup is not None
@@ -237,7 +217,7 @@ def _of_ids(
     choice = _choice(call)
     path, why_not = _named(call, choice)
     not_asked = None if last_state else "the output is needed"
-    output = not_asked or _why_output(layer, (embedding, *states_in(hx)), path)
+    output = not_asked or _why_output(layer, call, embedding, path)
     if why_rows is not None:
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
     table = tokens.why_not_table(call, rows, choice)
@@ -330,14 +310,13 @@ def _sizes(call: Call) -> tuple[int, int, int]:
     return steps, batch, steps * batch
 
 
-def _why_output(
-    layer: Layer | Prepared[Any], read: tuple[Tensor | None, ...], path: str
-) -> str | None:
+def _why_output(layer: Layer | Prepared[Any], call: Call, rows: Tensor, path: str) -> str | None:
     """Returns why a call for the last state computes the output as well, or None if it does not.
 
     Args:
         layer: the layer that is called.
-        read: the tensors that the call reads besides the weights of the layer.
+        call: the call, normalised.
+        rows: its input or, for token ids, the embedding.
         path: the path of the call.
     """
     if isinstance(layer, Prepared):
@@ -346,15 +325,9 @@ def _why_output(
         return "the PyTorch operators in reference.py compute every state"
     if path == "torch":
         return "torch's own operator returns every state"
-    if _dropout(layer):
+    if call.dropout:
         return "dropout needs the output of each layer"
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (*read, *layer.parameters())
-    ):
+    read = rows, *call.states, *layer.parameters()
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read):
         return "the backward pass reads the output"
     return None
-
-
-def _dropout(layer: Layer) -> float:
-    """Returns the dropout probability between layers that applies to a call."""
-    return layer.dropout if layer.training and layer.num_layers > 1 else 0.0
