@@ -60,7 +60,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS, NUMBERED, Cell, CellName
-from .cells.cell import LayerWeights, Parameter, Sizes
+from .cells.cell import LayerWeights, Parameter, Size
 from .machine import availability
 from .machine.torch_private import without_python
 
@@ -236,14 +236,15 @@ def layers_of(cell: Cell, weights: Sequence[Tensor], options: int) -> list[list[
 
 
 def parameters_and_shapes(
-    cell: Cell, options: int, layers: int, sizes: Sizes
+    cell: Cell, options: int, layers: int, features: int, hidden: int, projected: int
 ) -> Iterator[tuple[Parameter, tuple[int, ...]]]:
-    """Yields the parameter and the shape of each weight; `sizes` are those of the first layer."""
+    """Yields the parameter and the shape of each weight of a stack that reads these features."""
+    sizes: dict[Size, int] = {"rows": cell.gates * hidden, "hidden": hidden, "projected": projected}
     for _ in range(layers):
-        for _ in range(directions_of(options)):
-            for parameter in parameters_of(cell, options):
-                yield parameter, parameter.shape_for(sizes)
-        sizes = sizes._replace(features=sizes.projected * directions_of(options))
+        sizes["features"] = features
+        for parameter in parameters_of(cell, options) * directions_of(options):
+            yield parameter, tuple(sizes[size] for size in parameter.shape)
+        features = projected * directions_of(options)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::forward")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import Cell
-from ..cells.cell import Sizes
 from ..machine.torch_private import get_unwrapped, is_functorch_wrapped_tensor
 from .call import Call
 
@@ -156,13 +155,12 @@ def weights_and_shapes(
     size = ops.size_of_h(weights) if options & ops.PROJECTIONS else hidden_size
     if options & ops.PROJECTIONS and not 0 < size < hidden_size:
         raise RuntimeError(f"the size of h must be from 1 to {hidden_size - 1}, got {size}")
-    sizes = Sizes(features, hidden_size, size, cell.gates)
     layers, tables = ops.layer_count(cell, weights, options), ops.directions_of(options)
-    shapes = ops.parameters_and_shapes(cell, options, layers, sizes)
+    shapes = ops.parameters_and_shapes(cell, options, layers, features, hidden_size, size)
     for weight, (parameter, shape) in zip(weights, shapes, strict=True):
         if parameter.role == "weight_ih" and vocabulary is not None and tables:
             tables -= 1
-            yield "table", weight, (vocabulary, sizes.rows)
+            yield "table", weight, (vocabulary, cell.gates * hidden_size)
         else:
             yield parameter.name, weight, shape
 

@@ -7,21 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-
-class Sizes(NamedTuple):
-    """The sizes that shapes of parameters and states depend on."""
-
-    features: int
-    """The number of input features of a layer."""
-    hidden: int
-    projected: int
-    """The number of features of h: hidden, or proj_size with projections."""
-    gates: int
-
-    @property
-    def rows(self) -> int:
-        """The number of rows of weights: a block of hidden rows for each gate."""
-        return self.gates * self.hidden
+Size: TypeAlias = Literal["features", "rows", "hidden", "projected"]
+"""A size of layers: input features, gates * hidden_size, hidden_size, or the size of h, which is
+hidden_size without projections."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +18,7 @@ class Parameter:
 
     name: str
     """The key in the state_dict of a step module; layers append `_l0`, `_l0_reverse` and so on."""
-    shape: tuple[str, ...]
-    """The fields of `Sizes` that are its dimensions."""
+    shape: tuple[Size, ...]
     role: Literal["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "own"] = "own"
     """What the parameter is for, in torch's words; `own` if only the cell's arithmetic reads it."""
     option: Literal["bias", "projections"] | None = None
@@ -44,10 +31,6 @@ class Parameter:
     def is_matrix(self) -> bool:
         """Whether rows of input or states are multiplied by the parameter."""
         return self.role.startswith("weight_")
-
-    def shape_for(self, sizes: Sizes) -> tuple[int, ...]:
-        """Returns the shape of the parameter."""
-        return tuple(getattr(sizes, dimension) for dimension in self.shape)
 
 
 def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter, ...]:
@@ -81,8 +64,7 @@ class State:
     """A state that each row has."""
 
     name: str
-    size: Literal["projected", "hidden"] = "hidden"
-    """The field of `Sizes` that is the number of its features."""
+    size: Size = "hidden"
 
 
 LayerWeights: TypeAlias = Mapping[str, Tensor]
@@ -203,8 +185,7 @@ class Cell:
 
     def state_sizes(self, size_of_h: int, hidden_size: int) -> list[int]:
         """Returns the number of features of each state."""
-        sizes = {"projected": size_of_h, "hidden": hidden_size}
-        return [sizes[state.size] for state in self.states]
+        return [size_of_h if state.size == "projected" else hidden_size for state in self.states]
 
     @property
     def sums_become_states(self) -> bool:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import ops, prepared_ops
 from ..cells import NUMBERED
-from ..cells.cell import Sizes
 from .deferred import when_imported
 
 
@@ -65,8 +64,8 @@ def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
     layers, input_size, hidden_size, _, size = call.sizes
     cell = NUMBERED[call.cell]
-    sizes = Sizes(input_size, hidden_size, size, cell.gates)
-    shapes = ops.parameters_and_shapes(cell, call.options, layers, sizes)
+    sizes = input_size, hidden_size, size
+    shapes = ops.parameters_and_shapes(cell, call.options, layers, *sizes)
     products = sum(math.prod(shape) for parameter, shape in shapes if parameter.is_matrix)
     return 2 * products * _rows(call.input, call.sequence_layout, call.options)
 

@@ -24,7 +24,6 @@ from .weights import (
     current_weights,
     draw_parameters,
     make_parameters,
-    pop_own,
     what_else_runs,
 )
 
@@ -275,7 +274,8 @@ class CustomLayer(FusedLayer[States]):
         dtype: torch.dtype | None = None,
         **more: Any,
     ) -> None:
-        own = pop_own(self._cell, more)
+        names = [name for p in self._cell.own for name in (p.name, f"train_{p.name}")]
+        own = {name: more.pop(name) for name in names}
         # Torch checks the options. Its parameters, which have no memory, are those of another cell.
         super().__init__(mode="RNN_TANH", device="meta", dtype=dtype, **more)
         self._parameters.clear()

@@ -21,7 +21,7 @@ from ..machine.torch_private import (
 from .direct import is_unobserved, step
 from .prepared import PreparedCell
 from .states import States, map_states, states_in, without_layers
-from .weights import Preparable, current_weights, draw_parameters, make_parameters, pop_own
+from .weights import Preparable, current_weights, draw_parameters, make_parameters
 
 # The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
 KERNEL, BFLOAT16_KERNEL = (
@@ -243,8 +243,7 @@ class CustomStepModule(FusedCell[States]):
         self.nonlinearity = nonlinearity
         for parameter in self._cell.present[True, False]:
             self.register_parameter(parameter.name, None)
-        options = ops.BIAS if bias else 0
-        make_parameters(self, options, pop_own(self._cell, own), device, dtype)
+        make_parameters(self, ops.BIAS if bias else 0, own, device, dtype)
         self._options(self._weights())  # refuses an unknown nonlinearity
 
     def reset_parameters(self) -> None:

@@ -89,7 +89,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
                 ids, hx, lengths, reset, embedding.weight, embedding.padding_idx, reset_to, noise
             )
         more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
-        return self._call_separately(ids, hx, more)
+        return self._call_separately(ids, hx, **more)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -117,26 +117,17 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
         """
+        more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
         what_else = what_else_runs(self)
         why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"
-        if why_not is not None:
-            if share_prefixes:
-                refuse_to_share(why_not)
-            more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
-            if what_else is not None:
-                return self(ids, hx, **more)[1]
-            return self._call_separately(ids, hx, more)[1]
-        return self.rnn.last_state(  # type: ignore[no-any-return]
-            ids,
-            hx,
-            lengths,
-            reset,
-            embedding=self.embedding.weight,
-            padding_idx=self.embedding.padding_idx,
-            reset_to=reset_to,
-            noise=noise,
-            share_prefixes=share_prefixes,
-        )
+        if why_not is None:
+            rows, more["padding_idx"] = self.embedding.weight, self.embedding.padding_idx
+            more["share_prefixes"] = share_prefixes
+            return self.rnn.last_state(ids, hx, embedding=rows, **more)  # type: ignore[no-any-return]
+        if share_prefixes:
+            refuse_to_share(why_not)
+        run = self._call_separately if what_else is None else self
+        return run(ids, hx, **more)[1]
 
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this model for inference, whose weights are packed once.
@@ -196,9 +187,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
         return None
 
-    def _call_separately(
-        self, ids: Input, hx: States | None, more: dict[str, Any]
-    ) -> tuple[Input, States]:
+    def _call_separately(self, ids: Input, hx: States | None, **more: Any) -> tuple[Input, States]:
         """Calls the embedding, and then the layer on its result, with `more` arguments."""
         rows: Any
         if isinstance(ids, PackedSequence):

@@ -11,7 +11,6 @@ from torch.types import Device
 from .. import ops
 from ..call import int8
 from ..cells import Cell
-from ..cells.cell import Sizes
 from ..integrations.nn_rnn import exact_class, plain_twin
 from ..machine.torch_private import _has_any_global_hook
 
@@ -39,40 +38,24 @@ def arguments_of(variables: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def pop_own(cell: Cell, arguments: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
-    """Takes the arguments for `Cell.own` out of a constructor's arguments.
-
-    Returns:
-        For each parameter by name, its argument and whether it requires gradients.
-    """
-    names = [parameter.name for parameter in cell.own]
-    return {name: (arguments.pop(name), arguments.pop(f"train_{name}")) for name in names}
-
-
 def make_parameters(
-    module: Any,
-    options: int,
-    own: Mapping[str, tuple[Any, bool]],
-    device: Device,
-    dtype: torch.dtype | None,
+    module: Any, options: int, own: Mapping[str, Any], device: Device, dtype: torch.dtype | None
 ) -> None:
     """Registers the parameters of a layer or step module that torch lacks, and draws them.
 
     Args:
         module: the module, with its sizes and the names of its parameters.
         options: the option bits that the parameters depend on.
-        own: the result of `pop_own`.
+        own: the arguments for `Cell.own`; see `CustomLayer`.
         device, dtype: the device and dtype of the parameters.
     """
-    cell, size = module._cell, module.hidden_size
-    layers = getattr(module, "num_layers", 1)
-    sizes = Sizes(module.input_size, size, size, cell.gates)
-    shapes = ops.parameters_and_shapes(cell, options, layers, sizes)
+    sizes = getattr(module, "num_layers", 1), module.input_size, *[module.hidden_size] * 2
+    shapes = ops.parameters_and_shapes(module._cell, options, *sizes)
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
         if parameter.init is not None:
-            argument, trainable = own[parameter.name]
-            values.copy_(parameter.init(argument, size))
+            values.copy_(parameter.init(own[parameter.name], module.hidden_size))
+            trainable = own[f"train_{parameter.name}"]
         module.register_parameter(name, torch.nn.Parameter(values, trainable))
     module.reset_parameters()
 

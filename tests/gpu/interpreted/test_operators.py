@@ -72,7 +72,7 @@ def test_the_backward_operator_passes_opcheck(call, wanted):
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = ops.forward(*forward)
-    num_layers = ops.layer_count(weights, options)
+    num_layers = ops.layer_count(VANILLA, weights, options)
     want_input = wanted == "everything" and not ops.has_ids(input)
     want_layers = [] if wanted == "hx" else list(range(num_layers))
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
