@@ -213,7 +213,7 @@ def directions_of(options: int) -> int:
 
 def parameters_of(cell: Cell, options: int) -> tuple[Parameter, ...]:
     """Returns the parameters that each direction of a layer has, in the order of its weights."""
-    return cell.present[options & BIAS > 0, options & PROJECTIONS > 0]
+    return cell.present[options & BIAS > 0][options & PROJECTIONS > 0]
 
 
 def weights_per_layer(cell: Cell, options: int) -> int:

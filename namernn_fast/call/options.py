@@ -72,13 +72,13 @@ def option_bits(
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = (ops.BIAS if bias else 0) | (ops.RATE if cell.own else 0)
-    if projections:
-        options |= ops.PROJECTIONS
-    # `ops.parameters_of`, inline because small calls would notice it
-    per_layer = len(cell.present[options & ops.BIAS > 0, options & ops.PROJECTIONS > 0])
+    # `ops.weights_per_layer`, inline because small calls would notice it
+    per_layer = len(cell.present[1 if bias else 0][1 if projections else 0])
     if bidirectional:
         options |= ops.BIDIRECTIONAL
         per_layer *= 2
+    if projections:
+        options |= ops.PROJECTIONS
     if not weights or len(weights) % per_layer:
         raise ValueError(
             f"weights must hold {per_layer} tensors for each layer (bias={bias}, "

@@ -1,6 +1,5 @@
 """`Cell`: everything that the rest of the package knows about a recurrent cell."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -151,27 +150,25 @@ class Cell:
     precision: that of torch's layer, if torch has one."""
     torch: TorchCounterpart | None = None
     """torch's modules and operators, or None if torch has none with this cell."""
-    present: Mapping[tuple[bool, bool], tuple[Parameter, ...]] = field(init=False, repr=False)
-    """The parameters that layers have, in order, by whether these have biases and projections."""
+    present: Sequence[Sequence[tuple[Parameter, ...]]] = field(init=False, repr=False)
+    """The parameters that layers have, in order: `present[with biases][with projections]`."""
     own: tuple[Parameter, ...] = field(init=False, repr=False)
     """The parameters that only this cell has."""
 
     def __post_init__(self) -> None:
-        present = {
-            (bias, projections): tuple(
-                parameter
-                for parameter in self.parameters
-                if {"bias": bias, "projections": projections}.get(str(parameter.option), True)
-            )
-            for bias, projections in itertools.product((False, True), repeat=2)
-        }
-        own = tuple(parameter for parameter in self.parameters if parameter.role == "own")
-        vars(self).update(present=present, own=own)
+        def with_options(**given: bool) -> tuple[Parameter, ...]:
+            return tuple(p for p in self.parameters if given.get(str(p.option), True))
+
+        either = False, True
+        vars(self).update(
+            present=[[with_options(bias=b, projections=p) for p in either] for b in either],
+            own=tuple(parameter for parameter in self.parameters if parameter.role == "own"),
+        )
 
     @property
     def can_project(self) -> bool:
         """Whether layers may have projections."""
-        return self.present[True, True] != self.present[True, False]
+        return self.present[True][True] != self.present[True][False]
 
     @property
     def input_names(self) -> tuple[str, ...]:

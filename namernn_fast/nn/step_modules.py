@@ -45,7 +45,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "_cell" in cls.__dict__:
-            with_biases, without = (cls._cell.present[bias, False] for bias in (True, False))
+            with_biases, without = (cls._cell.present[bias][False] for bias in (True, False))
             cls._names = [p.name for p in with_biases], [p.name for p in without]
 
     def forward(
@@ -241,7 +241,7 @@ class CustomStepModule(FusedCell[States]):
         torch.nn.Module.__init__(self)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.nonlinearity = nonlinearity
-        for parameter in self._cell.present[True, False]:
+        for parameter in self._cell.present[True][False]:
             self.register_parameter(parameter.name, None)
         make_parameters(self, ops.BIAS if bias else 0, own, device, dtype)
         self._options(self._weights())  # refuses an unknown nonlinearity
