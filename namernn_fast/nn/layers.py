@@ -38,7 +38,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     batch_invariant: bool = False
 
     # Subclasses spell out the arguments for `help`, and because `skip_init` looks for `device`.
-    def __init__(self, *, batch_invariant: bool, proj_size: int = 0, **more: Any) -> None:
+    def __init__(self, *, batch_invariant: bool = False, proj_size: int = 0, **more: Any) -> None:
         if proj_size:
             more["proj_size"] = proj_size
         super().__init__(**more)

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
 
 from namernn_fast import FusedRNN, batch_invariant, explain, last_state, ops, replace_rnn, rnn
+from namernn_fast.cells.cell import Cell, Parameter, usual_parameters
 from namernn_fast.machine import availability
-from namernn_fast.nn import step_modules
+from namernn_fast.nn import layers, step_modules
 
 
 @pytest.mark.drop_in
@@ -104,6 +105,57 @@ def test_initial_weights_match_torchs_modules(kind):
             states.append(cls(3, 4, **arguments).state_dict())
         assert list(states[0]) == list(states[1])
         assert all(map(torch.equal, states[0].values(), states[1].values()))
+
+
+@pytest.mark.drop_in
+@pytest.mark.parametrize("proj_size", [0, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_description_lists_torchs_parameters(kind, bias, proj_size):
+    if proj_size and not kind.cell.can_project:
+        pytest.skip("the cell has no projections")
+    options = {"proj_size": proj_size} if proj_size else {}
+    theirs = kind.nn_layer(3, 5, 2, bias=bias, bidirectional=True, **options)
+    bits = ops.BIDIRECTIONAL | ops.BIAS * bias | (ops.PROJECTIONS if proj_size else 0)
+    described = [*ops.parameters_and_shapes(kind.cell, bits, 2, 3, 5, proj_size or 5)]
+    assert [shape for _, shape in described] == [weight.shape for weight in theirs.parameters()]
+    for (parameter, _), (name, _) in zip(described, theirs.named_parameters(), strict=True):
+        assert name.rpartition("_l")[0] == parameter.name == parameter.role
+
+
+def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
+    """No layer of torch has two gates, or this parameter."""
+
+    def make_step(weights, *, nonlinearity, in_place):
+        def step(x, h):
+            gate, new = (x + h @ weights["weight_hh"].t()).chunk(2, 1)
+            return h + gate.sigmoid() * (weights["scale"] * new.tanh() - h)
+
+        return step
+
+    scale = Parameter("scale", ("hidden",), init=lambda value, size: torch.full((size,), value))
+    parameters = usual_parameters(scale)
+    twofold = Cell("twofold", -1, "Twofold", 2, 0, make_step, parameters)
+    layer_class = type("Twofold", (layers.CustomLayer,), {"_cell": twofold})
+    sizes = {"input_size": 3, "hidden_size": 5, "num_layers": 2}
+    own = {"scale": 2.0, "train_scale": False}
+    layer = layer_class(**sizes, **own, bias=False, dtype=torch.float16, device="meta")
+    assert {name: tuple(weight.shape) for name, weight in layer.named_parameters()} == {
+        "weight_ih_l0": (10, 3),
+        "weight_hh_l0": (10, 5),
+        "scale_l0": (5,),
+        "weight_ih_l1": (10, 5),
+        "weight_hh_l1": (10, 5),
+        "scale_l1": (5,),
+    }
+    output, h_n = layer(torch.zeros(4, 2, 3, dtype=torch.float16, device="meta"))
+    assert (output.shape, h_n.shape) == ((4, 2, 5), (2, 2, 5))
+    step_class = type("TwofoldCell", (step_modules.CustomStepModule,), {"_cell": twofold})
+    step_module = step_class(3, 5, **own)
+    assert step_module.scale.tolist() == [2.0] * 5
+    before = [weight.clone() for weight in step_module.parameters()]
+    step_module.reset_parameters()
+    kept = map(torch.equal, before, step_module.parameters())
+    assert [*kept] == [False, False, False, False, True]
 
 
 def test_the_signature_names_every_parameter(kind):
