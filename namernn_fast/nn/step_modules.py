@@ -42,8 +42,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     """The names of the parameters with biases and without."""
     nonlinearity: str = "tanh"
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         if "_cell" in cls.__dict__:
             with_biases, without = (cls._cell.present[bias][False] for bias in (True, False))
             cls._names = [p.name for p in with_biases], [p.name for p in without]

@@ -173,8 +173,8 @@ class Preparable:
     _more_options = 0
     """Option bits of calls that are not options of the module."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         if "_cell" in cls.__dict__:
             CLASSES[cls.__name__] = cls
 
