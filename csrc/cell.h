@@ -133,7 +133,8 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   // cell state is the last of them.
   int64_t kept;
   int64_t inputs;  // number of inputs beside x, each with H features
-  int64_t own;     // number of own parameters, each with H elements
+  const char* input_names[kMostInputs];
+  int64_t own;  // number of own parameters, each with H elements
   const char* own_names[kMostOwn];
   int64_t activations;  // number of nonlinearities among which a layer may choose, in the order of
                         // Activation

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from . import ops, reference
 from .call import Call, Results
-from .call.call import split_tensors
-from .call.states import are_plain, resolved
+from .call.call import Counts, split_tensors
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 from .machine.torch_private import (
@@ -41,27 +40,27 @@ class FusedStack(torch.autograd.Function):
         trees: int,
         sequence_layout: Tensor | None,
         reset: Tensor | None,
-        initial: int,
-        count: int,
+        counts: Counts,
         *tensors: Tensor,
     ) -> Results:
-        input, states, reset_to, weights = split_tensors(tensors, initial, count)
+        input, states, reset_to, beside, weights = split_tensors(tensors, counts)
+        count = len(tensors) - len(weights)
         # The backward pass reads the output of every step, which LAST_STATE would skip.
         options = options & ~ops.LAST_STATE | ops.WANT_SAVED
-        rows = sequence_layout, reset, options, trees, reset_to or None
-        arguments = cell, input, states or None, weights, *rows
+        rows = sequence_layout, reset, options, trees, reset_to, beside
+        arguments = cell, input, states, weights, *rows
         needed = ctx.needs_input_grad[-len(tensors) :]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
         if torch.compiler.is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
-            output, last, saved = ops.forward(*arguments)
-            needs = _needs_of.__wrapped__(cell, options, initial, count, needed)  # not cached
+            output, last, saved = ops.forward_in_program(*arguments)
+            needs = _needs_of.__wrapped__(cell, options, counts, needed)  # not cached
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
-            needs = _needs_of(cell, options, initial, count, needed)
+            needs = _needs_of(cell, options, counts, needed)
             # Save aliases, so that assigning `tensor.data` before the backward pass does not change
             # the saved values.
             values = [tensor.detach() for tensor in tensors]
@@ -87,7 +86,7 @@ class FusedStack(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         count, wanted, saved = needs.ends
-        input, states, reset_to, _ = split_tensors(rest[:count], needs.initial, count)
+        input, states, reset_to, beside, _ = split_tensors(rest[:count], needs.counts)
         if weights is None:
             weights = originals = rest[saved:]
         if _must_be_differentiable(grads):
@@ -108,16 +107,12 @@ class FusedStack(torch.autograd.Function):
                 grads,
             )
             return *_NOT_DIFFERENTIABLE, *gradients
-        run, of_last = ops.backward, grads[1:]
-        if not torch.compiler.is_compiling():
-            run = ops.backward_untraced
-            if not are_plain([grad for grad in of_last if grad is not None]):
-                # Dispatch does not resolve what is in a list of optional tensors.
-                of_last = tuple(None if grad is None else resolved(grad) for grad in of_last)
+        compiling = torch.compiler.is_compiling()
+        run = ops.backward_in_program if compiling else ops.backward_untraced
         rows = sequence_layout, reset, options, trees
-        results = output, rest[wanted:saved], grads[0], of_last
-        wants = needs.wanted, needs.want_layers, reset_to or None
-        returned = run(needs.cell, input, states or None, weights, *rows, *results, *wants)
+        results = output, rest[wanted:saved], grads[0], grads[1:]
+        wants = needs.wanted, needs.want_layers, reset_to, beside
+        returned = run(needs.cell, input, states, weights, *rows, *results, *wants)
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
 
@@ -155,7 +150,7 @@ def _skip_unused(result: Tensor) -> None:
 
 before_first_hook(FusedStack, _skip_unused)
 
-_NOT_DIFFERENTIABLE = (None,) * 7  # for the arguments before input
+_NOT_DIFFERENTIABLE = (None,) * 6  # for the arguments before input
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 
 
@@ -163,8 +158,7 @@ class _Needs(NamedTuple):
     """What the fused backward pass of a call reads, and which gradients it computes."""
 
     cell: int
-    initial: int
-    """The number of initial states."""
+    counts: Counts
     reads: tuple[bool, ...]
     """For each weight, whether the fused backward pass reads it. Biases are never read, and
     weight_ih of the first layer is read only for the gradient of the input."""
@@ -172,27 +166,25 @@ class _Needs(NamedTuple):
     """The end index of each of three parts of the saved tensors: the values of input and states,
     the original input and states that need a gradient, and what the operator saved."""
     wanted: list[bool]
-    """For input and each state, initial or after resets, whether it needs a gradient."""
+    """For input, each state and each tensor beside input, whether it needs a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
     pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
     """A function that takes the gradients that the operator returned, followed by None, and returns
-    a gradient or None for input, each state and each weight."""
+    a gradient or None for input, each state, each tensor beside input and each weight."""
 
 
 @functools.cache
-def _needs_of(
-    cell: int, options: int, initial: int, count: int, needed: tuple[bool, ...]
-) -> _Needs:
+def _needs_of(cell: int, options: int, counts: Counts, needed: tuple[bool, ...]) -> _Needs:
     """Returns the `_Needs` of a backward pass.
 
     Args:
         cell: the number of the cell.
         options: the option bits.
-        initial: the number of initial states.
-        count: the number of states, initial or after resets, plus one for input.
-        needed: for input, each state and each weight, whether it needs a gradient.
+        counts: as in `split_tensors`.
+        needed: for each tensor of `Call.flat`, whether it needs a gradient.
     """
+    count = 1 + sum(counts)
     wanted, want_weights = [*needed[:count]], needed[count:]
     roles = [parameter.role for parameter in ops.parameters_of(NUMBERED[cell], options)]
     per_layer = len(roles) * ops.directions_of(options)
@@ -209,7 +201,7 @@ def _needs_of(
     saved = layers - 1 + (layers if NUMBERED[cell].kept else 0)
     return _Needs(
         cell,
-        initial,
+        counts,
         reads,
         (count, count + sum(wanted), count + sum(wanted) + saved),
         wanted,
@@ -285,7 +277,6 @@ def _differentiable_backward(
         rows_and_options: sequence_layout, reset and options, as in `namernn_fast.ops`.
         grads: the gradient of each result, or None.
     """
-    count, *_ = needs.ends
 
     def run(*wanted: Tensor) -> Results:
         replacements = iter(wanted)
@@ -293,10 +284,10 @@ def _differentiable_backward(
             next(replacements) if need else value
             for value, need in zip(values, needed, strict=True)
         ]
-        input, states, restart_states, weights = split_tensors(tensors, needs.initial, count)
+        input, states, restart_states, beside, weights = split_tensors(tensors, needs.counts)
         cell = NUMBERED[needs.cell]
         call = Call(cell, input, None, weights, *rows_and_options, states=states)
-        call.restart_states = restart_states
+        call.restart_states, call.beside = restart_states, beside
         return reference.run_stack(call)
 
     with torch.enable_grad():

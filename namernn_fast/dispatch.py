@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import ops, prepared_ops, reference, torch_operators
 from .autograd import FusedStack, apply_untransformed
@@ -17,10 +16,9 @@ from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .call.options import PRECISION_BITS, precision_bits
 from .call.prepared_weights import PreparedWeights
-from .call.states import are_plain, is_wrapper, resolved
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
-from .machine import availability, forks, fp32_precision
+from .machine import availability, fp32_precision
 from .machine.torch_private import _are_functorch_transforms_active, forward_ad
 
 
@@ -39,8 +37,6 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
     tracing = torch.compiler.is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
-    if call.inputs is not None:
-        path = functools.partial(_run_with_inputs, path)
     if why_not_kernel is not None and call.prepared is not None:
         raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
     if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
@@ -66,8 +62,8 @@ def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
         or call.dropout  # each call to the operator sees only one layer
         or not (data.is_cpu and like.is_cpu)  # on a GPU, or on different devices
     )
-    for state in (*call.states, *call.restart_states):
-        checked = checked or not state.is_cpu
+    for beside in (*call.states, *call.restart_states, *call.beside):
+        checked = checked or not beside.is_cpu
     if checked:
         check_like_nn_rnn(call)
     try:
@@ -118,13 +114,13 @@ def _run_layers(path: Path, call: Call) -> Results:
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
     """
-    data, weights, reset, inputs = call.data, call.weights, call.reset, call.inputs or {}
+    data, weights, reset, beside = call.data, call.weights, call.reset, call.beside
     options = call.options & ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
-        inputs = {name: rows.transpose(0, 1) for name, rows in inputs.items()}
+        beside = [rows.transpose(0, 1) for rows in beside]
     per_layer = ops.weights_per_layer(call.cell, options)
     number = len(weights) // per_layer
     last_states = []
@@ -140,7 +136,7 @@ def _run_layers(path: Path, call: Call) -> Results:
             restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
-            inputs={name: rows.chunk(number, -1)[k] for name, rows in inputs.items()} or None,
+            beside=[rows.chunk(number, -1)[k] for rows in beside],
         )
         data, *last = path(layer)
         last_states.append(last)
@@ -149,69 +145,41 @@ def _run_layers(path: Path, call: Call) -> Results:
     return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
-def _run_with_inputs(path: Path, call: Call) -> Results:
-    """Runs a call on a path after moving `call.inputs` to where the operators take them."""
-    data = call.data
-    assert call.inputs is not None
-    for input in call.cell.inputs:
-        data = forks.beside(data, call.inputs[input.name].to(data.dtype))
-    return path(replace(call, data=data, inputs=None, options=call.options | ops.NOISE))
-
-
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
-    if call.states or call.restart_states:
-        call = _with_readable_states(call)
     if torch.is_grad_enabled() and call.requires_grad():
         return apply(*call.flat())
-    data, states, weights = call.data, call.states or None, call.weights
-    number, layout, reset = call.cell.number, call.sequence_layout, call.reset
-    rest: tuple[Any, ...] = (call.options, call.trees)
-    if call.restart_states:
-        rest = *rest, call.restart_states
-    output, last, _ = forward(number, data, states, weights, layout, reset, *rest)
-    return output, *last
-
-
-def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
-    if call.states or call.restart_states:
-        call = _with_readable_states(call)
-    if torch.is_grad_enabled() and call.requires_grad():
-        raise RuntimeError("a prepared module computes no gradients: call the layer itself")
-    data, states, layout, reset = call.data, call.states or None, call.sequence_layout, call.reset
-    weights, rest = prepared.tensor, (call.options, call.trees, call.restart_states or None)
-    output, last = forward(
-        call.cell.number, data, states, weights, prepared.sizes, layout, reset, *rest
+    output, last, _ = forward(
+        call.cell.number,
+        call.data,
+        call.states,
+        call.weights,
+        call.sequence_layout,
+        call.reset,
+        call.options,
+        call.trees,
+        call.restart_states,
+        call.beside,
     )
     return output, *last
 
 
-def _with_readable_states(call: Call) -> Call:
-    """Returns a call whose states dispatch resolves, or hands to their class.
-
-    If the copy of a state is still of a wrapper subclass, the input becomes one too, because
-    dispatch looks at the input: the class then computes the call, or raises an error.
-    """
-    # Dynamo does not trace `is_neg`.
-    if not torch.compiler.is_dynamo_compiling() and (
-        are_plain(call.states) and are_plain(call.restart_states)
-    ):
-        return call
-    data = call.data
-
-    def readable(state: Tensor) -> Tensor:
-        nonlocal data
-        if type(state) is type(data) and is_wrapper(state):
-            return state
-        state = resolved(state)
-        if is_wrapper(state):
-            # `cat` ignores an empty vector, whatever the dimensions of the other tensor are.
-            data = torch.cat([data, state.new_empty(0, dtype=data.dtype)])
-        return state
-
-    call = replace(call)
-    call.convert_states(readable)
-    call.data = data
-    return call
+def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
+    if torch.is_grad_enabled() and call.requires_grad():
+        raise RuntimeError("a prepared module computes no gradients: call the layer itself")
+    output, last = forward(
+        call.cell.number,
+        call.data,
+        call.states,
+        prepared.tensor,
+        prepared.sizes,
+        call.sequence_layout,
+        call.reset,
+        call.options,
+        call.trees,
+        call.restart_states,
+        call.beside,
+    )
+    return output, *last
 
 
 def _fused_path(call: Call) -> Results:
@@ -223,8 +191,8 @@ def _fused_path(call: Call) -> Results:
 def _compiled_path(call: Call) -> Results:
     """Runs the fused path in a graph that a compiler is tracing."""
     if call.prepared is not None:
-        return _run_prepared(call, call.prepared, prepared_ops.forward)
-    return _run_fused(call, FusedStack.apply, ops.forward)
+        return _run_prepared(call, call.prepared, prepared_ops.forward_in_program)
+    return _run_fused(call, FusedStack.apply, ops.forward_in_program)
 
 
 def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results:

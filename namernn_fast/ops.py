@@ -7,9 +7,9 @@ sequences. The names of their arguments and results mean the same throughout thi
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
   not read.
-- states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
-  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has
-  proj_size features. Never an empty list, which AOTInductor cannot pass.
+- states: the initial states, one tensor (num_layers * directions, batch, hidden_size) for each of
+  `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has proj_size features. None stands for
+  zeros, as does an empty list for zeros in all states.
 - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order of
   gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids each
   weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of the
@@ -24,9 +24,12 @@ sequences. The names of their arguments and results mean the same throughout thi
 - options: a sum of the option bits below.
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
-- reset_to: None, or the states that steps start from where `reset` is True: one tensor (seq_len,
-  num_layers, batch, hidden_size) for each of `Cell.states`. Other states are not read. Needs
-  `reset` and one direction. CPU kernel only. The last argument of `backward`, too.
+- reset_to: the states that steps start from where `reset` is True: one tensor (seq_len, num_layers,
+  batch, hidden_size) for each of `Cell.states`, with None and an empty list as in `states`. Other
+  states are not read. Needs `reset` and one direction. CPU kernel only.
+- inputs: what the cell reads beside input: for each of `Cell.inputs` None, or a tensor shaped like
+  input with num_layers * directions * hidden_size features, those of each layer and direction side
+  by side. An empty list for a cell without such inputs. Not allowed with SHARE_PREFIXES.
 
 `forward` returns:
 
@@ -38,15 +41,15 @@ sequences. The names of their arguments and results mean the same throughout thi
   anything, one tensor for each layer follows, shaped like output, with `Cell.kept` *
   directions * hidden_size features.
 
-`backward` takes the arguments of `forward`, output, saved, and:
+`backward` takes the arguments of `forward`, with reset_to and inputs last, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: for input, each of `states` and each of `reset_to`, whether its gradient is wanted. Token
-  ids have no gradient.
+- wanted: for input, and for each tensor in `states`, `reset_to` and `inputs`, whether its gradient
+  is wanted. Token ids have no gradient.
 - want_layers: the layers whose weights need a gradient.
 
-`backward` returns a list of the wanted gradients: first for input, then for `states`, for
-`reset_to`, and for the weights of the layers in want_layers, in layer order.
+`backward` returns a list of the wanted gradients: first for input, then for `states`, `reset_to`
+and `inputs`, and for the weights of the layers in want_layers, in layer order.
 """
 
 import functools
@@ -103,10 +106,6 @@ PROJECTIONS = 8192
 Products are of float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """Other nonlinearities. Not allowed with each other or with RELU."""
-RATE = 65536
-"""The cell has parameters of its own: set for `Cell.own` and not otherwise."""
-NOISE = 131072
-"""`Cell.inputs` follow the features of input: num_layers * directions * hidden_size more."""
 
 
 @dataclass(slots=True)
@@ -115,7 +114,7 @@ class Arguments:
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor] | None
+    states: Sequence[Tensor | None]
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -127,7 +126,8 @@ class Arguments:
 class ForwardArguments(Arguments):
     """The arguments of `forward`."""
 
-    reset_to: Sequence[Tensor] | None = None
+    reset_to: Sequence[Tensor | None] = ()
+    inputs: Sequence[Tensor | None] = ()
 
 
 @dataclass(slots=True)
@@ -140,23 +140,24 @@ class BackwardArguments(Arguments):
     grad_last_states: Sequence[Tensor | None]
     wanted: Sequence[bool]
     want_layers: Sequence[int]
-    reset_to: Sequence[Tensor] | None = None
+    reset_to: Sequence[Tensor | None] = ()
+    inputs: Sequence[Tensor | None] = ()
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
 _ARGUMENTS = (
-    "int cell, Tensor input, Tensor[]? states, Tensor[] weights, Tensor? sequence_layout, "
+    "int cell, Tensor input, Tensor?[] states, Tensor[] weights, Tensor? sequence_layout, "
     "Tensor? reset, int options, int trees"
 )
 library.define(
-    f"forward({_ARGUMENTS}, Tensor[]? reset_to=None) "
+    f"forward({_ARGUMENTS}, Tensor?[] reset_to, Tensor?[] inputs) "
     "-> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
-    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor[]? reset_to=None) "
-    "-> Tensor[] gradients",
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor?[] reset_to, "
+    "Tensor?[] inputs) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("cpu_kernel(str numbers) -> str")
@@ -174,6 +175,54 @@ backward: _Operator = torch.ops.namernn_fast.backward.default
 forward_untraced: _Operator = without_python(forward)
 backward_untraced: _Operator = without_python(backward)
 """The operators for calls outside compilers."""
+
+
+def in_program(operator: _Operator, *places: int) -> _Operator:
+    """Returns an operator for programs of a compiler, which AOTInductor may run.
+
+    AOTInductor cannot pass an empty list of optional tensors, so a list of None replaces an empty
+    list at these places among the arguments.
+    """
+
+    def run(*arguments: Any) -> Any:
+        padded = (a or (None,) if i in places else a for i, a in enumerate(arguments))
+        return operator(*padded)
+
+    return run
+
+
+forward_in_program = in_program(forward, 2, 8, 9)
+backward_in_program = in_program(backward, 2, 14, 15)
+
+
+def resolve_lists(name: str, operator: _Operator) -> None:
+    """Makes the dispatcher resolve negated tensors and ZeroTensors in lists of optional tensors.
+
+    Its own fallback resolves them everywhere else.
+    """
+
+    def resolved(argument: Any) -> Any:
+        if isinstance(argument, list | tuple):
+            return [resolved(element) for element in argument]
+        is_tensor = isinstance(argument, Tensor)
+        return argument.clone() if is_tensor and not is_plain(argument) else argument
+
+    for key in ("Negative", "ZeroTensor"):
+        library.impl(name, lambda *arguments: operator(*map(resolved, arguments)), key)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether the values of a tensor are in its memory, unless its class says otherwise."""
+    return not (tensor.is_neg() or tensor._is_zerotensor())
+
+
+resolve_lists("forward", forward)
+resolve_lists("backward", backward)
+
+
+def given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Returns the tensors of a list of optional tensors that are present."""
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def has_ids(input: Tensor) -> bool:
@@ -271,8 +320,8 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 
 def batch_size(call: Any) -> Any:
     """Returns the number of sequences of a call that is traced, a number or a symbol."""
-    if call.states:
-        return call.states[0].shape[1]
+    if states := given(call.states):
+        return states[0].shape[1]
     if call.options & PACKED:  # the number is a value in batch_sizes, which a tracer cannot read
         return torch.library.get_ctx().new_dynamic_size()
     if call.options & JAGGED:
@@ -284,8 +333,8 @@ def batch_size(call: Any) -> Any:
 def _(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments(*arguments)
     per_layer, weights = weights_per_layer(NUMBERED[call.cell], call.options), call.weights
-    states = *(call.states or ()), *(call.reset_to or ())
-    tensors = [*itertools.compress((call.input, *states), call.wanted)]
+    beside = given((*call.states, *call.reset_to, *call.inputs))
+    tensors = [*itertools.compress((call.input, *beside), call.wanted)]
     for k in sorted(set(call.want_layers)):
         tensors += weights[k * per_layer : (k + 1) * per_layer]
     return [weights[0].new_empty(tensor.shape) for tensor in tensors]
@@ -381,7 +430,7 @@ def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
         raise RuntimeError(
             f"{NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
         )
-    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], call.reset_to is not None)
+    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], bool(given(call.reset_to)))
     if why_not is not None:
         raise RuntimeError(f"{NAMESPACE}: {why_not}")
     return gpu_backend(call.input.device)

@@ -41,13 +41,15 @@ ops.library.define(
 )
 ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
 ops.library.define(
-    "forward_prepared(int cell, Tensor input, Tensor[]? states, Tensor prepared, int[] sizes, "
-    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor[]? reset_to=None) "
+    "forward_prepared(int cell, Tensor input, Tensor?[] states, Tensor prepared, int[] sizes, "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor?[] reset_to, "
+    "Tensor?[] inputs) "
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
-    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, int options) -> Tensor",
+    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, Tensor?[] inputs, "
+    "int options) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
@@ -65,15 +67,17 @@ step_directly: Callable[..., bool] = getattr(
     sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
 )
 """Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
-last_states, input, output, rows, options, cell). The first three are lists of tensors: the prepared
-tensor, or the weights of one layer; the states, none for zeros; what the last states are written
-to, None for the states themselves. `output` is None if it is not wanted, and `rows` a list of
-integers or None.
+last_states, input, output, rows, options, cell, inputs). The first three are lists of tensors: the
+prepared tensor, or the weights of one layer; the states, none for zeros; what the last states are
+written to, None for the states themselves. `output` is None if it is not wanted, `rows` a list of
+integers or None, and `inputs` a list of tensors or None.
 
 Returns False, without an effect, for tensors that only operators take, and raises RuntimeError for
 arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
+forward_in_program = ops.in_program(forward, 2, 9, 10)
+ops.resolve_lists("forward_prepared", forward)
 
 
 @dataclass(slots=True)
@@ -82,14 +86,15 @@ class PreparedArguments:
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor] | None
+    states: Sequence[Tensor | None]
     prepared: Tensor
     sizes: Sequence[int]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     trees: int
-    reset_to: Sequence[Tensor] | None = None
+    reset_to: Sequence[Tensor | None] = ()
+    inputs: Sequence[Tensor | None] = ()
 
 
 def _like(prepared: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 
 
 @torch.library.register_fake(f"{ops.NAMESPACE}::step")  # type: ignore[untyped-decorator]
-def _(prepared: Tensor, states: Any, input: Tensor, rows: Tensor | None, options: int) -> Tensor:
+def _(prepared: Tensor, states: Any, input: Tensor, *_: Any) -> Tensor:
     shape = input.shape if ops.has_ids(input) else input.shape[:-1]
     return _like(prepared).new_empty(*shape, states[0].shape[-1])
 

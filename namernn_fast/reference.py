@@ -14,10 +14,11 @@ from torch.nn.functional import embedding, linear
 from . import ops
 from .call import Call, Results
 from .call.options import nonlinearity_of
-from .call.states import are_plain
 from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
 from .integrations.vmap import is_transformed
+
+_PLAIN = Tensor, torch.nn.Parameter
 
 
 def run_stack(call: Call) -> Results:
@@ -39,24 +40,23 @@ def run_stack(call: Call) -> Results:
         cell.sums_become_states
         and not (recorded or torch.is_grad_enabled())
         # An operator that changes a plain tensor cannot return a wrapper subclass.
-        and are_plain((input, *weights, *states, *call.restart_states))
+        and all(type(t) in _PLAIN for t in (input, *weights, *states, *call.restart_states))
     )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
     sizes = ops.state_sizes(cell, weights)
 
-    more_inputs: Sequence[Tensor] = ()
-    if options & ops.NOISE:
-        features, size = weights[0].shape[1], ops.hidden_size(cell, weights)
-        input, more_inputs = input[..., :features], input[..., features:].split(size, -1)
+    size = ops.hidden_size(cell, weights)
+    beside = [to_time_major(rows, call.sequence_layout, options)[0] for rows in call.beside]
     last_states: list[Tensor] = []
     for layer in ops.layers_of(cell, weights, options):
         outputs = []
         for direction, layer_weights in enumerate(layer):
             bias = cell.bias_of_input(layer_weights)
             sums = _project(input, layer_weights["weight_ih"], bias, in_place)
-            if more_inputs:
-                sums = torch.cat([sums, more_inputs[len(last_states)]], -1)
+            if beside:
+                of_layer = (rows.narrow(-1, len(last_states) * size, size) for rows in beside)
+                sums = torch.cat([sums, *of_layer], -1)
             hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,

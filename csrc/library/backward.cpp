@@ -37,10 +37,11 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
     args.accumulate_input = d > 0;
   }
-  if (stack.has_noise && grads.grad_input) {
-    args.grad_inputs[0] =
-        rows_of<Scalar>(batch, *grads.grad_input, mutable_data<Scalar>(*grads.grad_input),
-                        stack.noise_column(state));
+  for (int i = 0; i < stack.cell->inputs; ++i) {
+    const std::optional<Tensor>& grad = grads.grad_inputs[i];
+    if (!grad) continue;
+    args.grad_inputs[i] =
+        rows_of<Scalar>(batch, *grad, mutable_data<Scalar>(*grad), state * stack.H);
   }
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     args.grad_initial[i] =
@@ -58,7 +59,12 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
 
 // Returns the lowest layer that must run. No gradient is wanted from the layers below.
 int64_t lowest_layer(const BackwardTensors& grads) {
-  if (grads.grad_input || !grads.grad_states.empty() || !grads.grad_reset_to.empty()) return 0;
+  const auto& beside = grads.grad_inputs;
+  const bool wants_all = grads.grad_input || !grads.grad_states.empty() ||
+                         !grads.grad_reset_to.empty() ||
+                         std::any_of(std::begin(beside), std::end(beside),
+                                     [](const auto& grad) { return grad.has_value(); });
+  if (wants_all) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
 }
@@ -158,6 +164,9 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
+  for (const auto& grad : grads.grad_inputs) {
+    if (grad) clear_padding(stack.batch, *grad);
+  }
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     const int64_t size = stack.size_of_state(i);
     for_each_idle_state(stack, [&](int64_t state, int64_t b) {
@@ -195,6 +204,9 @@ void backward_stack(const Stack& stack, const Options& options, BackwardTensors&
       };
       for (const Tensor& grad : grads.grad_weights) clear(grad);
       if (grads.grad_input) clear(*grads.grad_input);
+      for (const auto& grad : grads.grad_inputs) {
+        if (grad) clear(*grad);
+      }
     }
     finish_backward<Scalar>(stack, grads);
   });

@@ -31,6 +31,9 @@ void check_sharing(const Stack& stack, const Options& options) {
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
   check(stack.states.empty(), "states must be None when prefixes are shared");
+  for (const auto& input : stack.inputs) {
+    check(!input, "inputs must be None when prefixes are shared");
+  }
   check(!stack.has_projections(), "shared prefixes do not support projections");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(!stack.int8 && (stack.dtype == aoti_torch_dtype_float32() ||
@@ -39,14 +42,15 @@ void check_sharing(const Stack& stack, const Options& options) {
 }
 
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
-Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
+Stack check_call(int64_t cell, const Tensor& input, const OptionalTensors& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, const Options& options,
-                 const std::optional<Tensors>& reset_to) {
+                 const OptionalTensors& reset_to, const OptionalTensors& inputs) {
   check(!options.int8, "options must not set INT8 without prepared weights");
   Stack stack = check_stack(cell_of(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
-  if (reset_to) set_reset_to(stack, *reset_to, reset.has_value());
+  set_reset_to(stack, reset_to, reset.has_value());
+  set_inputs(stack, inputs);
   check_sharing(stack, options);
   return stack;
 }
@@ -69,13 +73,16 @@ std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Optio
           std::move(results.last_states), std::move(saved)};
 }
 
-std::tuple<Tensor, Tensors, Tensors> forward(
-    int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensors& weights,
-    const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits, int64_t trees,
-    const std::optional<Tensors>& reset_to) {
+std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
+                                             const OptionalTensors& states, const Tensors& weights,
+                                             const OptionalTensor& sequence_layout,
+                                             const OptionalTensor& reset, int64_t bits,
+                                             int64_t trees, const OptionalTensors& reset_to,
+                                             const OptionalTensors& inputs) {
   const Options options = read_options(bits, trees);
   return run_forward(
-      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to), options);
+      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs),
+      options);
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
@@ -86,16 +93,19 @@ Sizes sizes_of(const std::vector<int64_t>& sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
 }
 
-std::tuple<Tensor, Tensors> forward_prepared(
-    int64_t cell, const Tensor& input, const std::optional<Tensors>& states, const Tensor& prepared,
-    const std::vector<int64_t>& sizes, const OptionalTensor& sequence_layout,
-    const OptionalTensor& reset, int64_t bits, int64_t trees,
-    const std::optional<Tensors>& reset_to) {
+std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
+                                             const OptionalTensors& states, const Tensor& prepared,
+                                             const std::vector<int64_t>& sizes,
+                                             const OptionalTensor& sequence_layout,
+                                             const OptionalTensor& reset, int64_t bits,
+                                             int64_t trees, const OptionalTensors& reset_to,
+                                             const OptionalTensors& inputs) {
   const Options options = read_options(bits, trees);
   check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
   Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
                                      read_batch(input, sequence_layout, reset, options), options);
-  if (reset_to) set_reset_to(stack, *reset_to, reset.has_value());
+  set_reset_to(stack, reset_to, reset.has_value());
+  set_inputs(stack, inputs);
   check_sharing(stack, options);
   auto [output, last_states, saved] = run_forward(stack, options);
   return {std::move(output), std::move(last_states)};
@@ -135,12 +145,13 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
 }
 
 Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor& input,
-                     const OptionalTensor& rows, int64_t bits) {
+                     const OptionalTensor& rows, const OptionalTensors& inputs, int64_t bits) {
   const Options options = read_options(bits, 0);
   check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
         kMostStates, " tensors, got ", states.size());
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
   for (const Tensor& state : states) on_cpu = on_cpu && state.is_cpu();
+  for (const OptionalTensor& beside : inputs) on_cpu = on_cpu && (!beside || beside->is_cpu());
   check(on_cpu, "all tensors of a step must be on the CPU");
   check(input.dim() > 0 && states[0].dim() > 0, "frame and states must have dimensions");
   const bool ids = has_ids(input);
@@ -162,6 +173,14 @@ Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor
     step.states[i] = view_of(states[i]);
     step.states[i].data = mutable_data<char>(states[i]);
     step.last[i] = step.states[i];
+  }
+  check(inputs.size() <= size_t(kMostInputs), "inputs must hold at most ", kMostInputs,
+        " tensor(s), got ", inputs.size());
+  Tensors dense_inputs;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i]) continue;
+    dense_inputs.push_back(dense(*inputs[i]));
+    step.inputs[i] = view_of(dense_inputs.back());
   }
   const Tensor places = rows ? dense(*rows) : frame;
   if (rows) {
@@ -200,7 +219,7 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
 
 // Checks the gradients of the results and stores them in `grads`.
 void read_gradients(const Stack& stack, const Options& options, const OptionalTensor& grad_output,
-                    const std::vector<OptionalTensor>& grad_last_states, BackwardTensors& grads) {
+                    const OptionalTensors& grad_last_states, BackwardTensors& grads) {
   check(!(options.share_prefixes && grad_output),
         "grad_output must be None when prefixes are shared");
   if (grad_output) {
@@ -223,21 +242,29 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   const size_t states = stack.states.size() + stack.reset_to.size();
-  check(wanted.size() == 1 + states, "wanted must say whether input and each of ", states,
-        " state(s) need a gradient, got ", wanted.size(), " values");
+  size_t place = 1 + states;
+  for (size_t i = 0; i < size_t(kMostInputs); ++i) {
+    if (!stack.inputs[i]) continue;
+    if (place < wanted.size() && wanted[place]) {
+      grads.grad_inputs[i] = empty_rows(stack.batch, stack.features_beside(), stack.dtype);
+    }
+    ++place;
+  }
+  check(wanted.size() == place, "wanted must say whether input and each of ", place - 1,
+        " state(s) and inputs need a gradient, got ", wanted.size(), " values");
   check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
-  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.features(), stack.dtype);
+  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
   const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
+  const auto first_input = wanted.begin() + 1 + int64_t(states);
   if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {
       grads.grad_states.push_back(empty(stack.state_shape(i), stack.dtype));
     }
   }
-  if (std::find(first_reset, wanted.end(), true) != wanted.end()) {
+  if (std::find(first_reset, first_input, true) != first_input) {
     for (const Tensor& like : stack.reset_to) {
-      const Tensor grad = uninitialized_like(like);
-      std::fill_n(mutable_data<char>(grad), size_t(grad.numel()) * grad.element_size(), 0);
-      grads.grad_reset_to.push_back(grad);
+      const auto sizes = like.sizes();
+      grads.grad_reset_to.push_back(zeros({sizes.begin(), sizes.end()}, stack.dtype));
     }
   }
   grads.want_weights.resize(size_t(stack.layers), false);
@@ -254,16 +281,16 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
-Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
+Tensors backward(int64_t cell, const Tensor& input, const OptionalTensors& states,
                  const Tensors& weights, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, int64_t bits, int64_t trees, const Tensor& output,
                  const Tensors& saved, const OptionalTensor& grad_output,
-                 const std::vector<OptionalTensor>& grad_last_states,
-                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
-                 const std::optional<Tensors>& reset_to) {
+                 const OptionalTensors& grad_last_states, const std::vector<bool>& wanted,
+                 const std::vector<int64_t>& want_layers, const OptionalTensors& reset_to,
+                 const OptionalTensors& inputs) {
   const Options options = read_options(bits, trees);
   const Stack stack =
-      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to);
+      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);
@@ -271,11 +298,15 @@ Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>
   backward_stack(stack, options, grads);
   Tensors gradients;
   if (wanted[0]) gradients.push_back(*grads.grad_input);
-  const size_t states_given = stack.states.size();
-  for (size_t i = 0; i + 1 < wanted.size(); ++i) {
-    if (!wanted[i + 1]) continue;
-    gradients.push_back(i < states_given ? grads.grad_states[i]
-                                         : grads.grad_reset_to[i - states_given]);
+  auto want = wanted.begin() + 1;
+  for (size_t i = 0; i < stack.states.size(); ++i) {
+    if (*want++) gradients.push_back(grads.grad_states[i]);
+  }
+  for (size_t i = 0; i < stack.reset_to.size(); ++i) {
+    if (*want++) gradients.push_back(grads.grad_reset_to[i]);
+  }
+  for (const OptionalTensor& grad : grads.grad_inputs) {
+    if (grad) gradients.push_back(*grad);
   }
   const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {

@@ -26,8 +26,9 @@ struct BackwardTensors {
   std::optional<Tensor> grad_input;
   std::vector<Tensor> grad_states;    // none, or one per state of the cell
   std::vector<Tensor> grad_reset_to;  // none, or one per state of the cell, zeroed
-  std::vector<Tensor> grad_weights;   // indexed like Stack::weights; empty if not wanted
-  std::vector<bool> want_weights;     // one per layer
+  std::optional<Tensor> grad_inputs[kMostInputs];
+  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not wanted
+  std::vector<bool> want_weights;    // one per layer
 };
 
 // Runs all layers backward and fills the gradient tensors that are present.

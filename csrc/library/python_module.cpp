@@ -108,14 +108,15 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
   return count;
 }
 
-// step(weights, states, last, frame, output, rows, options, cell): runs a step, and returns whether
-// it did; see Step. The first three are lists of tensors. `last` is None to update the states in
-// place, and `output` is None for a step module. `rows` is a list of integers, or None for all
-// sequences. Returns False without an effect if a tensor is of a kind that only operators take, or
-// if a row is not a plain integer.
+// step(weights, states, last, frame, output, rows, options, cell, inputs): runs a step, and returns
+// whether it did; see Step. The first three are lists of tensors. `last` is None to update the
+// states in place, and `output` is None for a step module. `rows` is a list of integers, or None
+// for all sequences, and `inputs` a list of tensors, or None for no inputs beside x. Returns False
+// without an effect if a tensor is of a kind that only operators take, or if a row is not a plain
+// integer.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 8 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
-    PyErr_SetString(PyExc_TypeError, "step() takes 8 arguments, the first of them a list");
+  if (count != 9 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
+    PyErr_SetString(PyExc_TypeError, "step() takes 9 arguments, the first of them a list");
     return nullptr;
   }
   static const DLPackExchangeAPI* const exchange = find_exchange();
@@ -129,7 +130,9 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
     PyObject* const last = args[2] == Py_None ? args[1] : args[2];
     step.last_count = read_tensors(exchange, last, step.last, kMostStates);
-    return step.weight_count >= 0 && step.state_count >= 0 && step.last_count >= 0;
+    const int64_t inputs =
+        args[8] == Py_None ? 0 : read_tensors(exchange, args[8], step.inputs, kMostInputs);
+    return inputs >= 0 && step.weight_count >= 0 && step.state_count >= 0 && step.last_count >= 0;
   };
   if (!read_all() || !is_simple(step)) {
     PyErr_Clear();

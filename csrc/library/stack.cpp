@@ -24,7 +24,7 @@ void check_sizes(const Stack& stack) {
 void check_rows(const Stack& stack) {
   const int64_t rows = std::max(count_tensor_rows(stack.batch), stack.batch.layout.N);
   const int64_t gates = stack.directions * stack.gate_rows();
-  product_of("a tensor", {rows, std::max(stack.features(), gates)});
+  product_of("a tensor", {rows, std::max({stack.D, gates, stack.features_beside()})});
 }
 
 // Sets everything that depends neither on the batch nor on the weights.
@@ -41,15 +41,12 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   stack.parameters = parameters_of(cell, options.bias, options.projections);
   stack.int8 = options.int8;
   stack.activation = options.activation;
-  stack.has_noise = options.noise;
   stack.cell = &cell;
   check_sizes(stack);
   check(int64_t(options.activation) < cell.activations,
         "options must not set this nonlinearity for the ", cell.name, " cell");
   check(cell.can_project || !options.projections, "options must not set PROJECTIONS for the ",
         cell.name, " cell");
-  check(!(stack.has_ids && options.noise), "options must not set NOISE for token ids");
-  check(cell.inputs || !options.noise, "options must not set NOISE for the ", cell.name, " cell");
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
   check(first <= sizes.P && sizes.P <= last, "the size of h must be from ", first, " to ", last,
         ", got ", sizes.P);
@@ -77,26 +74,56 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   return stack;
 }
 
-void check_states(Stack& stack, const std::vector<Tensor>& states) {
-  check(states.size() == stack.state_count(), "states must hold ", stack.state_count(),
-        " tensor(s), one for each state of the cell, got ", states.size());
-  for (size_t i = 0; i < states.size(); ++i) {
-    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
-    stack.states.push_back(with_adjacent_features(states[i]));
+// Returns the tensors of a list that has one for each state of the cell; or none if all are absent,
+// which means zeros. If only some are absent, replaces them with zeros of the shape `shape_of(i)`.
+template <class Shape>
+std::vector<Tensor> given_states(const Stack& stack, const char* name, const OptionalTensors& list,
+                                 Shape&& shape_of) {
+  std::vector<Tensor> states;
+  if (std::none_of(list.begin(), list.end(), [](const auto& state) { return state.has_value(); })) {
+    return states;
+  }
+  check(list.size() == stack.state_count(), name, " must hold ", stack.state_count(),
+        " tensor(s), one for each state of the cell, got ", list.size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    states.push_back(list[i] ? *list[i] : zeros(shape_of(i), stack.dtype));
+  }
+  return states;
+}
+
+void check_states(Stack& stack, const OptionalTensors& states) {
+  const auto shape = [&](size_t i) { return stack.state_shape(i); };
+  for (const Tensor& state : given_states(stack, "states", states, shape)) {
+    const size_t i = stack.states.size();
+    check_tensor(i == 0 ? "hx" : "cx", state, stack.dtype, shape(i));
+    stack.states.push_back(with_adjacent_features(state));
   }
 }
 
 }  // namespace
 
-void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_reset) {
-  check(has_reset, "reset_to needs reset, got none");
-  check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
-  check(reset_to.size() == stack.state_count(), "reset_to must hold ", stack.state_count(),
-        " tensor(s), one for each state of the cell, got ", reset_to.size());
-  for (size_t i = 0; i < reset_to.size(); ++i) {
-    check_tensor("reset_to", reset_to[i], stack.dtype,
-                 {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)});
-    stack.reset_to.push_back(with_adjacent_features(reset_to[i]));
+void set_reset_to(Stack& stack, const OptionalTensors& reset_to, bool has_reset) {
+  const auto shape = [&](size_t i) -> std::vector<int64_t> {
+    return {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)};
+  };
+  for (const Tensor& state : given_states(stack, "reset_to", reset_to, shape)) {
+    check(has_reset, "reset_to needs reset, got none");
+    check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
+    check_tensor("reset_to", state, stack.dtype, shape(stack.reset_to.size()));
+    stack.reset_to.push_back(with_adjacent_features(state));
+  }
+}
+
+void set_inputs(Stack& stack, const OptionalTensors& inputs) {
+  std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
+  if (stack.has_ids) shape.push_back(0);
+  shape.back() = stack.features_beside();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i]) continue;
+    check(i < size_t(stack.cell->inputs), "inputs must hold ", stack.cell->inputs,
+          " tensor(s) for the ", stack.cell->name, " cell, got ", inputs.size());
+    check_tensor(stack.cell->input_names[i], *inputs[i], stack.dtype, shape);
+    stack.inputs[i] = with_adjacent_features(*inputs[i]);
   }
 }
 
@@ -135,8 +162,7 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
 }
 
-Stack check_stack(const Cell& cell, const Tensor& input,
-                  const std::optional<std::vector<Tensor>>& states,
+Stack check_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
   const int64_t directions = options.bidirectional ? 2 : 1;
   const int64_t per_layer =
@@ -153,30 +179,26 @@ Stack check_stack(const Cell& cell, const Tensor& input,
           weights[kWeightIh].dim());
     sizes.V = weights[kWeightIh].size(0);
   } else {
-    const int64_t noise = product_of("noise", {options.noise, directions, sizes.layers, H});
-    sizes.D = input.size(input.dim() - 1) - noise;
-    check(sizes.D >= 0, "input must have at least the ", noise, " features of its noise, got ",
-          sizes.D + noise);
+    sizes.D = input.size(input.dim() - 1);
   }
   Stack stack =
       check_input(cell, input, sizes, dtype_of(weights[kWeightHh]), std::move(batch), options);
-  if (states) check_states(stack, *states);
+  check_states(stack, states);
   set_weights(stack, weights);
   return stack;
 }
 
-Stack check_prepared_stack(const Cell& cell, const Tensor& input,
-                           const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
-                           const Sizes& sizes, Batch batch, const Options& options) {
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
+                           const Tensor& prepared, const Sizes& sizes, Batch batch,
+                           const Options& options) {
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
   check(has_ids(input) == (sizes.V > 0), "input must be ",
         sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
   check(stack.dtype == dtype, "input must have the dtype of the prepared layer");
   const int64_t D = input.size(input.dim() - 1);
-  check(stack.has_ids || D == stack.features(), "input must have ", stack.features(),
-        " features, got ", D);
-  if (states) check_states(stack, *states);
+  check(stack.has_ids || D == stack.D, "input must have ", stack.D, " features, got ", D);
+  check_states(stack, states);
   check_prepared(stack, prepared);
   stack.prepared = const_data<char>(prepared);
   return stack;

@@ -32,8 +32,10 @@ struct Stack {
   Tensor input;
   std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
   std::vector<Tensor> reset_to = {};  // [T, layers, B, P or H], states after resets; none for zeros
-  std::vector<Tensor> weights = {};   // none in a prepared stack, or in a step
-  const char* prepared = nullptr;     // the weights as packed by prepare(), or null; see prepared.h
+  std::optional<Tensor> inputs[kMostInputs];  // beside x, shaped like `input` with H features for
+                                              // each layer and direction
+  std::vector<Tensor> weights = {};           // none in a prepared stack, or in a step
+  const char* prepared = nullptr;  // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   ParameterList parameters = {};  // of each direction
@@ -44,7 +46,6 @@ struct Stack {
   int32_t dtype = 0;  // of inputs, states and outputs
   const Cell* cell = nullptr;
   Activation activation = Activation::tanh;
-  bool has_noise = false;  // whether the noise of all layers follows the features in `input`
   bool batch_invariant = false;
   bool int8 = false;  // whether the prepared weights are 8-bit integers
   int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
@@ -78,10 +79,8 @@ struct Stack {
     if (layer == 0 && has_ids) return {V, gate_rows()};
     return {gate_rows(), input_size(layer)};
   }
-  // Returns the column of `input` where the noise of a direction begins.
-  int64_t noise_column(int64_t state) const { return D + state * H; }
-  // Returns the number of columns of `input`.
-  int64_t features() const { return has_noise ? noise_column(layers * directions) : D; }
+  // Returns the number of features of an input beside x.
+  int64_t features_beside() const { return layers * directions * H; }
   // Returns whether there is nothing for kernels to compute: no rows, or rows without hidden units.
   // Kernels must not be called then.
   bool is_empty() const { return batch.layout.N == 0 || H == 0; }
@@ -92,19 +91,24 @@ struct Stack {
   bool keeps() const { return cell->kept > 0; }
 };
 
+// Tensors of which some may be absent.
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
 // argument, the expected value and the actual value.
-Stack check_stack(const Cell& cell, const Tensor& input,
-                  const std::optional<std::vector<Tensor>>& states,
+Stack check_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // Does the same for weights that prepare() has packed.
-Stack check_prepared_stack(const Cell& cell, const Tensor& input,
-                           const std::optional<std::vector<Tensor>>& states, const Tensor& prepared,
-                           const Sizes& sizes, Batch batch, const Options& options);
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
+                           const Tensor& prepared, const Sizes& sizes, Batch batch,
+                           const Options& options);
 
 // Checks the states from which sequences restart at resets, and sets them.
-void set_reset_to(Stack& stack, const std::vector<Tensor>& reset_to, bool has_reset);
+void set_reset_to(Stack& stack, const OptionalTensors& reset_to, bool has_reset);
+
+// Checks the inputs beside x, and sets them.
+void set_inputs(Stack& stack, const OptionalTensors& inputs);
 
 // Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
@@ -236,10 +240,11 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   } else {
     layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   }
-  if (stack.has_noise) {
-    layer.inputs[0] =
-        rows_of<const Scalar>(stack.batch, stack.input, const_data<Scalar>(stack.input),
-                              stack.noise_column(stack.state_of(k, d)));
+  for (int i = 0; i < stack.cell->inputs; ++i) {
+    const std::optional<Tensor>& rows = stack.inputs[i];
+    if (!rows) continue;
+    layer.inputs[i] = rows_of<const Scalar>(stack.batch, *rows, const_data<Scalar>(*rows),
+                                            stack.state_of(k, d) * stack.H);
   }
   return layer;
 }

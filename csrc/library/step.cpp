@@ -76,6 +76,13 @@ struct Frame {
   bool batch_first;
 };
 
+// Returns the distances between the steps and between the sequences of rows, of which there are
+// several steps unless `one_step`.
+std::pair<int64_t, int64_t> strides_of(const View& rows, bool one_step, bool batch_first) {
+  if (one_step) return {0, rows.strides[0]};
+  return {rows.strides[batch_first], rows.strides[!batch_first]};
+}
+
 // Checks a frame and the output, except the values of token ids.
 Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const Options& options) {
   const View& frame = step.frame;
@@ -85,16 +92,24 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   const bool one_step = dims == 1;
   const int64_t batch_dim = !one_step && !options.batch_first;
   const int64_t time_dim = 1 - batch_dim;
-  Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim],
-             one_step ? 0 : frame.strides[time_dim], frame.strides[batch_dim],
-             !one_step && options.batch_first};
+  const bool batch_first = !one_step && options.batch_first;
+  const auto [time_stride, row_stride] = strides_of(frame, one_step, batch_first);
+  Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim], time_stride, row_stride,
+             batch_first};
   if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // as in rows_of()
   std::vector<int64_t> shape = shape_of(frame);
   shape[size_t(batch_dim)] = sequences;
-  if (!stack.has_ids) shape.back() = stack.features();
+  if (!stack.has_ids) shape.back() = stack.D;
   check_shape("frame", frame, stack.has_ids ? aoti_torch_dtype_int64() : stack.dtype, shape);
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
+  shape.back() = stack.features_beside();
+  for (int i = 0; i < kMostInputs; ++i) {
+    if (!step.inputs[i].data) continue;
+    check(i < stack.cell->inputs, "inputs must hold ", stack.cell->inputs, " tensor(s) for the ",
+          stack.cell->name, " cell");
+    check_shape(stack.cell->input_names[i], step.inputs[i], stack.dtype, shape);
+  }
   shape.back() = stack.P;
   if (step.is_of_stream) check_shape("out", step.output, stack.dtype, shape);
   return rows;
@@ -177,9 +192,11 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     } else {
       layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
     }
-    if (stack.has_noise) {
-      const Scalar* noise = rows_at(step.frame.data) + stack.noise_column(k);
-      layer.inputs[0] = {noise, frame.time_stride, frame.row_stride};
+    for (int i = 0; i < stack.cell->inputs; ++i) {
+      const View& beside = step.inputs[i];
+      if (!beside.data) continue;
+      const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
+      layer.inputs[i] = {rows_at(beside.data) + k * stack.H, time_stride, row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, P};
     if (k + 1 == stack.layers && step.is_of_stream) {
@@ -228,8 +245,15 @@ bool is_simple(const Step& step) {
   const View &frame = step.frame, &output = step.output;
   const bool ids = frame.dtype == aoti_torch_dtype_int64();
   if (frame.dim == 0 || !(ids || has_adjacent_features(frame))) return false;
+  for (const View& beside : step.inputs) {
+    if (beside.data && (beside.dim == 0 || !has_adjacent_features(beside))) return false;
+  }
   if (!step.is_of_stream) return frame.dim == 2;
-  const bool overlap = frame.data < end_of(output) && output.data < end_of(frame);
+  const auto overlaps = [&](const View& view) {
+    return view.data && view.data < end_of(output) && output.data < end_of(view);
+  };
+  bool overlap = overlaps(frame);
+  for (const View& beside : step.inputs) overlap = overlap || overlaps(beside);
   return !overlap && frame.dim + ids == output.dim && is_dense(output);
 }
 

@@ -20,6 +20,8 @@ struct Step {
   int64_t last_count;
   View frame;  // [n, D]; of a stream also several steps, [T, n, D], with BATCH_FIRST [n, T, D], and
                // token ids without the last dimension
+  View inputs[kMostInputs];  // beside x, shaped like `frame` with H features for each layer;
+                             // without data if absent
   View output;  // of a stream: shaped like `frame`, with P features, contiguous, written
   bool is_of_stream;
   const int64_t* rows;  // [row_count]: the sequences that the frame is for

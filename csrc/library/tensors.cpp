@@ -66,6 +66,12 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   return tensor;
 }
 
+Tensor zeros(const std::vector<int64_t>& sizes, int32_t dtype) {
+  const Tensor tensor = empty(sizes, dtype);
+  std::fill_n(mutable_data<char>(tensor), size_t(tensor.numel()) * tensor.element_size(), 0);
+  return tensor;
+}
+
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
   size_t bytes = count_elements(sizes);
   with_storage(dtype, [&](auto storage) { bytes *= sizeof(storage); });

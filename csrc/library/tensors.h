@@ -30,6 +30,9 @@ inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torc
 // Returns a new, uninitialized contiguous tensor.
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype);
 
+// Returns a new contiguous tensor of zeros.
+Tensor zeros(const std::vector<int64_t>& sizes, int32_t dtype);
+
 // Returns a new, uninitialized contiguous tensor of the same shape and dtype.
 inline Tensor uninitialized_like(const Tensor& tensor) {
   const auto sizes = tensor.sizes();

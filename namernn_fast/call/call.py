@@ -1,5 +1,6 @@
 """`Call`: everything a path needs to compute one call."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -47,12 +48,14 @@ class Call:
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
     inputs: Mapping[str, Any] | None = None
     """Arguments for `cell.inputs`, as the caller passed them, or None without any.
-    `layouts.normalise` gives each the form of `data`. The operators take them beside the features
-    of their input, see `ops.NOISE`, where `dispatch` puts them."""
+    `layouts.normalise` converts them to `beside`."""
+    beside: Sequence[Tensor] = ()
+    """What the cell reads beside data: nothing, or one tensor for each of `cell.inputs`, laid out
+    like data, with num_layers * directions * hidden_size features."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
-        tensors = self.data, *self.states, *self.restart_states, *self.weights
+        tensors = self.data, *self.states, *self.restart_states, *self.beside, *self.weights
         return any(tensor.requires_grad for tensor in tensors)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
@@ -77,36 +80,38 @@ class Call:
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` ignores tensors inside nested tuples. So input, states and weights
-        are separate arguments at the end. The two arguments before input are the number of initial
-        states, and the number of tensors before the weights: see `split_tensors`.
+        An `autograd.Function` ignores tensors inside nested tuples. So all tensors that may need a
+        gradient are separate arguments at the end. The argument before them says how many there
+        are: see `split_tensors`.
         """
+        groups = self.states, self.restart_states, self.beside
+        rows = self.sequence_layout, self.reset, (*map(len, groups),)
         numbers = self.cell.number, self.options, self.trees
-        rows = self.sequence_layout, self.reset
-        states = *self.states, *self.restart_states
-        counts = len(self.states), 1 + len(states)
-        return *numbers, *rows, *counts, self.data, *states, *self.weights
+        return *numbers, *rows, self.data, *itertools.chain(*groups), *self.weights
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
         """Returns the call that `flat` flattened to these arguments."""
-        number, options, trees, layout, reset, initial, count, *tensors = arguments
-        data, states, restart_states, weights = split_tensors(tensors, initial, count)
-        rows = layout, reset, options, 0.0, None, trees, states, None, restart_states
-        return cls(NUMBERED[number], data, None, weights, *rows)
+        number, options, trees, layout, reset, counts, *tensors = arguments
+        data, states, restart_states, beside, weights = split_tensors(tensors, counts)
+        call = cls(NUMBERED[number], data, None, weights, layout, reset, options)
+        call.trees, call.states = trees, states
+        call.restart_states, call.beside = restart_states, beside
+        return call
 
 
-def split_tensors(
-    tensors: Sequence[Any], initial: int, count: int
-) -> tuple[Any, Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Splits the tensors at the end of `Call.flat`: input, states, restart_states and weights.
+Counts: TypeAlias = tuple[int, int, int]
+"""The numbers of initial states, of states after resets, and of tensors beside data."""
 
-    Args:
-        tensors: the tensors; the weights may be missing.
-        initial: the number of initial states.
-        count: the number of tensors before the weights.
+
+def split_tensors(tensors: Sequence[Any], counts: Counts) -> tuple[Any, ...]:
+    """Splits the tensors at the end of `Call.flat`; the weights may be missing.
+
+    Returns:
+        data, and the sequences states, restart_states, beside and weights.
     """
-    return tensors[0], tensors[1 : 1 + initial], tensors[1 + initial : count], tensors[count:]
+    ends = [*itertools.accumulate(counts, initial=1), None]
+    return tensors[0], *(tensors[slice(*part)] for part in itertools.pairwise(ends))
 
 
 Results: TypeAlias = tuple[Tensor, ...]

@@ -115,8 +115,7 @@ def check_reference_arguments(call: Call) -> None:
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
-    features = weights[0].shape[1] if options & ops.NOISE else data.shape[-1]
-    shapes = weights_and_shapes(call.cell, weights, features, options, vocabulary)
+    shapes = weights_and_shapes(call.cell, weights, data.shape[-1], options, vocabulary)
     for name, weight, shape in shapes:
         check_shape(name, weight, shape)
     if options & ops.PACKED:

@@ -69,6 +69,8 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
         else:
             lookup = lookup._replace(embedding=features)
     features_dtype = features.dtype
+    if call.beside:
+        call.beside = [rows.to(features_dtype) for rows in call.beside]
     for state in (*call.states, *call.restart_states):
         if state.dtype != features_dtype and features_dtype in _CONVERTIBLE:
             call.convert_states(

@@ -40,7 +40,7 @@ def normalise(call: Call, has_ids: bool) -> None:
     """
     input: object = call.data
     if call.inputs is not None and isinstance(input, Tensor | PackedSequence):
-        call.inputs = {name: _rows_of(call, name, has_ids) for name in call.inputs}
+        call.beside = [_rows_of(call, name, has_ids) for name in call.inputs]
     if call.hx is not None:
         call.states = _states_of(call.hx, call.cell)
     reset = call.reset
@@ -72,8 +72,7 @@ def normalise(call: Call, has_ids: bool) -> None:
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
-    if call.inputs is not None:
-        call.inputs = {name: rows.unsqueeze(batch_dim) for name, rows in call.inputs.items()}
+    call.beside = [rows.unsqueeze(batch_dim) for rows in call.beside]
 
 
 def _rows_of(call: Call, name: str, has_ids: bool) -> Tensor:

@@ -71,7 +71,7 @@ def option_bits(
     projections: bool = False,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
-    options = (ops.BIAS if bias else 0) | (ops.RATE if cell.own else 0)
+    options = ops.BIAS if bias else 0
     # `ops.weights_per_layer`, inline because small calls would notice it
     per_layer = len(cell.present[1 if bias else 0][1 if projections else 0])
     if bidirectional:

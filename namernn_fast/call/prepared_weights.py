@@ -18,7 +18,6 @@ from ..machine.torch_private import (
     forward_ad,
 )
 from .options import PRECISION_BITS, batch_invariant_is_on
-from .states import are_plain
 
 
 @dataclass(slots=True)
@@ -82,17 +81,21 @@ class PreparedWeights:
             or forward_ad._current_level >= 0
         ):
             return None
-        cell, states = self.cell, hx
+        cell = self.cell
+        states: tuple[Any, ...] = ()
         if hx is not None:
             if len(cell.states) == 1:
                 states = (hx,)
-            elif type(hx) is not tuple:
+            elif type(hx) is tuple:
+                states = hx
+            else:
                 return None
-            if not (are_plain(states) and all(state.is_cpu for state in states)):
-                return None
-        if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *(states or ()))):
+            for state in states:
+                if not (isinstance(state, Tensor) and state.is_cpu):
+                    return None
+        if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *states)):
             return None
-        arguments = self.tensor, self.sizes, None, None, self.current_options(), 0
+        arguments = self.tensor, self.sizes, None, None, self.current_options(), 0, (), ()
         try:
             output, last = prepared_ops.forward_untraced(cell.number, input, states, *arguments)
         except (RuntimeError, TypeError):

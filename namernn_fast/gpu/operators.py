@@ -117,7 +117,8 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
     Returns:
         The stack, and the input's rows (N, features) or token ids (N).
     """
-    input, states, weights, options = call.input, call.states or [], call.weights, call.options
+    input, weights, options = call.input, call.weights, call.options
+    states = ops.given(call.states)
     _require(
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the GPU kernels do not support it",
@@ -153,7 +154,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
             shape = (len(weights[0]), hidden_size)
         _check_tensor(name, weight, input, dtype, shape)
     _require(
-        call.states is None or len(states) == 1,
+        len(states) <= 1,
         "states must hold 1 tensor(s), one for each state of the cell, got {}",
         len(states),
     )
@@ -173,7 +174,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
 
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     """Checks the arguments of `backward` that `forward` does not take."""
-    input, count = call.input, len(call.states or [])
+    input, count = call.input, len(ops.given(call.states))
     _require(
         len(call.wanted) == 1 + count,
         "wanted must say whether input and each of {} states need a gradient, got {} values",

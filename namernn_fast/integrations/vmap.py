@@ -79,9 +79,11 @@ class Mapped(torch.autograd.Function):
         """
         call, size = Call.of_flat(arguments), info.batch_size
         options, layout = call.options, call.sequence_layout
-        layout_dim, reset_dim, _, _, *dims = in_dims[4:]
-        counts = len(call.states), 1 + len(call.states) + len(call.restart_states)
-        input_dim, state_dims, restart_dims, weight_dims = split_tensors(dims, *counts)
+        layout_dim, reset_dim, _, *dims = in_dims[4:]
+        groups = call.states, call.restart_states, call.beside
+        input_dim, state_dims, restart_dims, beside_dims, weight_dims = split_tensors(
+            dims, (len(groups[0]), len(groups[1]), len(groups[2]))
+        )
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
@@ -112,6 +114,9 @@ class Mapped(torch.autograd.Function):
             states=[_fold(*of, 1, size) for of in zip(call.states, state_dims, strict=True)],
             restart_states=[
                 _fold(*of, 2, size) for of in zip(call.restart_states, restart_dims, strict=True)
+            ],
+            beside=[
+                _fold(*of, batch_dim, size) for of in zip(call.beside, beside_dims, strict=True)
             ],
         )
         output, *last = path(folded)

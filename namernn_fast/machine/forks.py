@@ -7,7 +7,6 @@ In a process that was not forked, they are torch's own operators.
 """
 
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,26 +52,3 @@ def zero_(target: Tensor) -> Tensor:
 def clone(tensor: Tensor) -> Tensor:
     """Returns `tensor.clone()`."""
     return copy_(torch.empty_like(tensor), tensor) if is_forked() else tensor.clone()
-
-
-def beside(left: Tensor, right: Tensor) -> Tensor:
-    """Returns `torch.cat([left, right], -1)`."""
-    if not is_forked() or left.numel() + right.numel() <= MOST_ELEMENTS:
-        return torch.cat([left, right], -1)
-    return _Beside.apply(left, right)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _Beside(torch.autograd.Function):
-    """`beside` in a forked process, where the gradient of copies into a tensor would hang too."""
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
-        ctx.columns = left.shape[-1]
-        both = left.new_empty(*left.shape[:-1], left.shape[-1] + right.shape[-1])
-        copy_(both[..., : ctx.columns], left)
-        copy_(both[..., ctx.columns :], right)
-        return both
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad[..., : ctx.columns], grad[..., ctx.columns :]

@@ -165,6 +165,11 @@ version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
 """Returns the number of changes in place of a tensor."""
 
 
+def is_wrapper(tensor: Tensor) -> bool:
+    """Returns whether the class of a tensor handles operators by `__torch_dispatch__`."""
+    return _dispatch_keys(tensor).has(DispatchKey.Python)  # type: ignore[no-any-return]
+
+
 def without_python(overload: Any) -> Callable[..., Any]:
     """Returns an operator without its Python function, which takes 0.4 us and serves compilers."""
     return getattr(overload, "_op", overload)  # type: ignore[no-any-return]

@@ -66,7 +66,8 @@ def step(
         size = input.shape[0], hidden_size
         last = [torch.empty(size, dtype=input.dtype) for _ in cell.states]
     try:
-        if not step_directly(weights, states, last, input, None, None, options, cell.number):
+        arguments = weights, states, last, input, None, None, options, cell.number, None
+        if not step_directly(*arguments):
             return None
     except RuntimeError:  # the caller raises its own
         return None

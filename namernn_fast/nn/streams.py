@@ -11,15 +11,15 @@ from torch.compiler import is_compiling, is_exporting
 
 from ..call import tokens
 from ..call.options import batch_invariant_is_on, precision_bits
-from ..call.states import is_wrapper, resolved
 from ..cells import called_with
 from ..machine import forks
 from ..machine.torch_private import (
     _are_functorch_transforms_active,
     _get_tracing_state,
     forward_ad,
+    is_wrapper,
 )
-from ..ops import BATCH_INVARIANT, NOISE, state_sizes
+from ..ops import BATCH_INVARIANT, is_plain, state_sizes
 from ..prepared_ops import (
     check_integers,
     check_rows,
@@ -116,10 +116,10 @@ class Stream:
                 integers.
         """
         panels, options = self._panels, self._options
-        if noise is not None:
-            frame, options = self._with_inputs(frame, noise=noise), options | NOISE
+        beside = None if noise is None else self._beside(frame, noise=noise)
         if (
             self._is_direct
+            and (beside is None or (type(noise) is Tensor and not noise.requires_grad))
             and is_unobserved()
             and type(frame) is Tensor
             and not frame.is_neg()
@@ -139,16 +139,17 @@ class Stream:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             weights, number = [panels.tensor], panels.cell.number
-            if step_directly(weights, self._states, None, frame, output, rows, options, number):
+            tensors = weights, self._states, None, frame, output
+            if step_directly(*tensors, rows, options, number, beside):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
-        return self._run(frame, rows, out, options)
+        return self._run(frame, rows, out, options, beside or [])
 
-    def _with_inputs(self, frame: Tensor, **inputs: Tensor) -> Tensor:
-        """Returns a frame with `Cell.inputs`, as the operator takes it."""
+    def _beside(self, frame: Tensor, **inputs: Any) -> list[Tensor]:
+        """Returns `Cell.inputs` as the operator takes them."""
         rnn = self._prepared._layer
-        rows = frame
+        beside = []
         for name, more in inputs.items():
             if self._takes_ids or name not in rnn._cell.input_names:
                 raise ValueError(f"{name} needs a {called_with(name)} layer that reads features")
@@ -156,8 +157,9 @@ class Stream:
             if not isinstance(more, Tensor) or more.shape != shape:
                 got = getattr(more, "shape", type(more).__name__)
                 raise RuntimeError(f"{name} must have shape {shape}, got {got}")
-            rows = forks.beside(rows, more.to(frame))
-        return rows
+            more = more.to(frame)
+            beside.append(more if is_plain(more) else more.clone())
+        return beside
 
     def reset(self, rows: Rows | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
@@ -213,13 +215,20 @@ class Stream:
     def __reduce__(self) -> Any:
         return _stream, (self._prepared, self._batch, Temporary(self.states))
 
-    def _run(self, frame: Tensor, rows: Rows | None, out: Tensor | None, options: int) -> Tensor:
+    def _run(
+        self,
+        frame: Tensor,
+        rows: Rows | None,
+        out: Tensor | None,
+        options: int,
+        beside: list[Tensor],
+    ) -> Tensor:
         """Runs a call that the fast path does not take."""
         panels = self._panels
-        self._check(frame, out)
+        self._check(frame, out, beside)
         places = None if rows is None else self._places(rows)
         if panels is None:
-            output, states = self._run_layer(frame, places, options)
+            output, states = self._run_layer(frame, places, beside)
         else:
             embedding = self._prepared._embedding
             if embedding is not None:
@@ -227,21 +236,22 @@ class Stream:
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so the states change after that.
             states = self._states if out is None else [*map(forks.clone, self._states)]
-            output = step(panels.tensor, states, frame, places, options)
+            output = step(panels.tensor, states, frame, places, beside or [None], options)
         if out is not None:
             output = forks.copy_(out, output)
         if states is not self._states:
             self._update(states)
         return output
 
-    def _check(self, frame: Tensor, out: Tensor | None) -> None:
+    def _check(self, frame: Tensor, out: Tensor | None, beside: list[Tensor]) -> None:
         """Checks what the operator cannot check, before any state changes."""
         if not isinstance(frame, Tensor) or not isinstance(out, Tensor | None):
             got = type(frame).__name__, type(out).__name__
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
-        read = [frame] if self._panels is None else [frame, self._panels.tensor]
+        read = [frame, *beside, *([] if self._panels is None else [self._panels.tensor])]
         for tensor in read if not is_compiling() else ():
-            if is_wrapper(resolved(tensor)):
+            # The copy of some wrappers is plain, such as that of a collective's result.
+            if is_wrapper(tensor) and is_wrapper(tensor.clone()):
                 # Its class may run an operator twice, but a step changes the states in place.
                 raise TypeError(
                     "a stream keeps plain states, so its frames and weights must be plain tensors, "
@@ -252,7 +262,11 @@ class Stream:
         if _are_functorch_transforms_active():
             _refuse("keeps its states, which torch.func transforms cannot: call the layer")
         if forward_ad._current_level >= 0 or (
-            is_grad_enabled() and (frame.requires_grad or (out is not None and out.requires_grad))
+            is_grad_enabled()
+            and any(
+                tensor.requires_grad
+                for tensor in (frame, *beside, *([out] if out is not None else []))
+            )
         ):
             _refuse("computes no gradients: call the layer")
         device, dtype = self._rows.device, self._rows.dtype
@@ -288,18 +302,14 @@ class Stream:
         return frame.unsqueeze(1 if self._prepared.batch_first else 0)
 
     def _run_layer(
-        self, frame: Tensor, places: Tensor | None, options: int
+        self, frame: Tensor, places: Tensor | None, beside: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the output and the new states, computed by the layer, because no kernel can."""
         layer, held = self._prepared._layer, self._states
         hx: Any
         states = [state if places is None else state.index_select(1, places) for state in held]
         is_step = frame.dim() == (1 if self._takes_ids else 2)
-        inputs: dict[str, Tensor] = {}
-        if options & NOISE:
-            frame, more = frame.tensor_split([layer.input_size], -1)
-            names = layer._cell.input_names
-            inputs = dict(zip(names, more.chunk(len(names), -1), strict=True))
+        inputs = dict(zip(layer._cell.input_names, beside, strict=False))
         if self._is_step_module:
             rows, outputs = [state[0] for state in states], []
             frames = [frame] if is_step else frame.unbind()

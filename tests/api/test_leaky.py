@@ -199,10 +199,10 @@ def test_other_cells_take_no_noise(kind, path):
     name, noise = kind.cell.layer, torch.zeros(T, B, H)
     with pytest.raises(ValueError, match=f"noise must be None for a {name}, which is not leaky"):
         kind.layer(D, H)(torch.zeros(T, B, D), noise=noise)
-    arguments = kind.cell.number, torch.zeros(T, B, D), None, [torch.zeros(1, 1)] * 5
-    for bits in (ops.RATE, ops.NOISE, ops.RATE | ops.NOISE):
-        with pytest.raises(RuntimeError, match=r"options must (not )?set|weights must hold"):
-            ops.forward(*arguments, None, None, ops.BIAS | bits, 0)
+    weights = [*kind.layer(D, H).parameters()]
+    arguments = kind.cell.number, torch.zeros(T, B, D), (), weights, None, None, ops.BIAS, 0, ()
+    with pytest.raises(RuntimeError, match=r"inputs must hold 0 tensor\(s\) for the .* cell, got 1"):
+        ops.forward(*arguments, [noise])
 
 
 def test_noise_needs_rows_of_features_in_the_operators():

@@ -19,9 +19,10 @@ struct Leaky {
     cell.gates = 1;
     cell.sums = 1;
     cell.states = 2;
-    cell.kept = 2;    // z - v_{t-1} and v_t
-    cell.inputs = 1;  // the noise
-    cell.own = 1;     // the logits of the rates
+    cell.kept = 2;  // z - v_{t-1} and v_t
+    cell.inputs = 1;
+    cell.input_names[0] = "noise";
+    cell.own = 1;  // the logits of the rates
     cell.own_names[0] = "rate";
     cell.activations = 4;
     return cell;
