@@ -1,30 +1,50 @@
 """Defines a `Kind` for each cell, for tests that every cell must pass."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from plain_leaky import PlainLeaky, PlainLeakyCell
+from plain import plain
 
 import namernn_fast
 from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
 
+TRAINED = {"rate": 0.7, "train_rate": True}
+"""Options with which tests make modules that accept them. Shared tests check the gradients of all
+parameters, and states fade about as fast as in the other cells."""
+
 
 class Kind:
-    """A cell with its fused modules and functions, and torch's counterparts."""
+    """A cell with its fused modules and functions, and torch's counterparts.
+
+    `layer`, `step_module` and `tokens` make modules of the `classes`. Modules in plain loops stand
+    in for counterparts that torch lacks.
+    """
 
     def __init__(self, cell: cells.Cell):
         self.cell = cell
         self.name = cell.name
-        self.layer = getattr(namernn_fast, cell.layer)
-        self.step_module = getattr(namernn_fast, f"{cell.layer}Cell")
-        self.tokens = getattr(namernn_fast, cell.layer.replace("Fused", "Token"))
-        self.run = getattr(namernn_fast, cell.name)
-        if cell.torch is not None:
+        token_layer = cell.layer.replace("Fused", "Token")
+        self.classes = [
+            getattr(namernn_fast, name) for name in (cell.layer, f"{cell.layer}Cell", token_layer)
+        ]
+        layer, step_module, _ = self.classes
+        accepted = inspect.signature(layer).parameters
+        options = {name: value for name, value in TRAINED.items() if name in accepted}
+        self.layer, self.step_module, self.tokens = (
+            functools.partial(cls, **options) if options else cls for cls in self.classes
+        )
+        if cell.torch is None:
+            self.nn_layer, self.nn_step_module = (
+                plain(cls, **options) for cls in (layer, step_module)
+            )
+        else:
             self.nn_layer, self.nn_step_module = cell.torch.layer, cell.torch.step_module
+        self.run = getattr(namernn_fast, cell.name)
         self.gates = cell.gates
         self.has_cell_state = len(cell.states) > 1
         self.bits = 0  # option bits of the operators for layers of this kind
@@ -87,18 +107,7 @@ class ProjectedLstm(Kind):
         return make(*h_size, **options), make(*size, **options)
 
 
-class LeakyKind(Kind):
-    """Leaky modules, and others in plain loops, as torch has none."""
-
-    def __init__(self, cell: cells.Cell):
-        super().__init__(cell)
-        self.nn_layer, self.nn_step_module = PlainLeaky, PlainLeakyCell
-        self.bits = ops.RATE
-
-
-KINDS = {
-    name: (LeakyKind if cell.torch is None else Kind)(cell) for name, cell in cells.CELLS.items()
-}
+KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not None}
 """The kinds whose modules replace modules of torch."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}

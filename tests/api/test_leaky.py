@@ -4,13 +4,11 @@ The suites that are parametrized by cell test everything else.
 """
 
 import copy
-import inspect
 import pickle
 
 import pytest
 import torch
-from kinds import flat
-from plain_leaky import PlainLeaky
+from kinds import KINDS, flat
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
@@ -26,6 +24,8 @@ from namernn_fast import (
     prepare_rnn,
     restore_rnn,
 )
+from namernn_fast.cells import LEAKY
+from namernn_fast.cells.cell import LayerWeights
 from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
@@ -45,7 +45,7 @@ def twins(**options):
         for name, parameter in ours.named_parameters():
             if name.startswith("rate"):
                 parameter.normal_()
-    theirs = PlainLeaky(D, H, dtype=torch.float64, **options)
+    theirs = KINDS["leaky"].nn_layer(D, H, dtype=torch.float64, **options)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
@@ -245,13 +245,6 @@ def test_a_fixed_rate_is_not_trained(trains):
     assert module.weight_hh_l0.grad is not None
 
 
-def test_defaults_outside_of_tests():
-    """tests/plain_leaky.py changes these defaults."""
-    for cls in (FusedLeakyRNN, FusedLeakyRNNCell):
-        source = inspect.getsource(cls.__init__)
-        assert "| Tensor = 0.1,\n        train_rate: bool = False,\n" in source
-
-
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_states_begin_as_zeros_whatever_the_nonlinearity_of_zero(nonlinearity, path):
     ours, _ = twins(nonlinearity=nonlinearity)
@@ -339,6 +332,29 @@ def test_names_of_parameters():
     names = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "rate"
     found = [name for name, _ in FusedLeakyRNN(D, H, 2).named_parameters()]
     assert found == [f"{name}_l{k}" for k in range(2) for name in names]
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_step_computes_the_equation(nonlinearity, with_noise):
+    """The stand-in for torch's layer runs `make_step`, so that this formula must not."""
+    weight_ih, weight_hh, bias_ih, bias_hh, rate = (
+        drawn(*size) for size in ((H, D), (H, H), (H,), (H,), (H,))
+    )
+    x, r, v, noise = drawn(B, D), drawn(B, H), drawn(B, H), drawn(B, H) * with_noise
+    a = 1 / (1 + torch.exp(-rate))
+    wanted_v = (1 - a) * v + a * (x @ weight_ih.T + bias_ih + r @ weight_hh.T + bias_hh) + noise
+    wanted_r = {
+        "tanh": 1 - 2 / (torch.exp(2 * wanted_v) + 1),
+        "relu": wanted_v.clamp(min=0),
+        "sigmoid": 1 / (1 + torch.exp(-wanted_v)),
+        "softplus": torch.log(1 + torch.exp(wanted_v)),
+    }[nonlinearity]
+    weights = LayerWeights(weight_ih, weight_hh, bias_ih, bias_hh, rate=rate)
+    step = LEAKY.make_step(weights, nonlinearity=nonlinearity, in_place=False)
+    sums = x @ weight_ih.T + LEAKY.bias_of_input(weights)
+    states = step(torch.cat([sums, noise], 1) if with_noise else sums, torch.cat([r, v], 1))
+    torch.testing.assert_close(states, torch.cat([wanted_r, wanted_v], 1), **EXACT)
 
 
 def test_the_equation_of_psychrnn_in_plain_tensors():

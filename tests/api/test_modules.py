@@ -160,7 +160,7 @@ def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
 
 def test_the_signature_names_every_parameter(kind):
     """`help(FusedRNN)` names every parameter, whereas `help(nn.RNN)` shows (*args, **kwargs)."""
-    parameters = inspect.signature(kind.layer).parameters.values()
+    parameters = inspect.signature(kind.classes[0]).parameters.values()
     names = {found.name for found in parameters}
     assert {"num_layers", "bidirectional", "device"} <= names
     assert ("nonlinearity" in names) == kind.has_nonlinearity
@@ -169,7 +169,7 @@ def test_the_signature_names_every_parameter(kind):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["layer", "cell"])
 def test_modules_can_be_made_without_initialization(kind, whole):
-    cls = kind.layer if whole else kind.step_module
+    cls = kind.classes[0 if whole else 1]
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
     wanted, x = cls(3, 4), torch.randn(5, 3)

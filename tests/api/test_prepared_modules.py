@@ -410,7 +410,7 @@ def test_parametrized_layers_are_prepared(kind):
         layer.parametrizations.weight_hh_l0.original0.mul_(2)
         prepared.refresh(layer)
         assert equal(prepared(x), layer(x))
-    assert type(prepared.restore()) is kind.layer
+    assert type(prepared.restore()) is kind.classes[0]
     assert type(prepare_rnn(torch.nn.Sequential(layer))[0]) is PreparedLayer
 
 
@@ -429,9 +429,9 @@ def test_fx_treats_prepared_modules_as_leaves(made):
 def test_prepare_refuses_what_it_would_not_run(kind):
     hooked = kind.layer(6, 20)
     hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(RuntimeError, match=f"cannot take this {kind.layer.__name__}: it has hooks"):
+    with pytest.raises(RuntimeError, match=f"cannot take this {kind.cell.layer}: it has hooks"):
         hooked.prepare()
-    other = type("Other", (kind.layer,), {"forward": lambda self, x: x})(6, 20)
+    other = type("Other", (kind.classes[0],), {"forward": lambda self, x: x})(6, 20)
     with pytest.raises(RuntimeError, match="the class Other has a different forward"):
         other.prepare()
     model = kind.tokens(9, 6, 20)
@@ -639,7 +639,7 @@ with open(sys.argv[1], "wb") as file:
 def test_files_move_between_instruction_sets(kind, dtype, tmp_path, run_program):
     """In 8 bits a state may round to another integer, and exported programs do not round states."""
     path, options = tmp_path / "prepared", {"cwd": tmp_path, "ATEN_CPU_CAPABILITY": "default"}
-    run_program("-c", PICKLE, path, kind.layer.__name__, dtype, **options)
+    run_program("-c", PICKLE, path, kind.cell.layer, dtype, **options)
     prepared, x, wanted = pickle.loads(path.read_bytes())
     assert prepared.dtype == dtype
     tolerance = {} if dtype is None else {"atol": 0.01, "rtol": 0}

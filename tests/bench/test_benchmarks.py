@@ -15,8 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from kinds import flat
-from plain_leaky import PlainLeaky
+from kinds import KINDS, flat
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import (
@@ -319,12 +318,7 @@ def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, rows_of):
 def test_leaky_layers_that_are_wrong_are_not_timed(monkeypatch, rows_of):
     def layers(nonlinearity):  # nn4n is not installed in tests
         sizes = leaky.INPUT_SIZE, leaky.HIDDEN_SIZE
-        pair = [
-            cls(*sizes, nonlinearity=nonlinearity, train_rate=False)
-            for cls in (PlainLeaky, FusedLeakyRNN)
-        ]
-        pair[1].load_state_dict(pair[0].state_dict())
-        return pair
+        return KINDS["leaky"].twins(*sizes, nonlinearity=nonlinearity)[::-1]
 
     monkeypatch.setattr(leaky, "layers", layers)
     forward = FusedLeakyRNN.forward

@@ -37,8 +37,6 @@ def run(threads, monkeypatch, tmp_path, capsys):
     """Runs an example in this process, to avoid importing torch again, and returns the output."""
     threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
-    # tests/plain_leaky.py changes this default.
-    monkeypatch.setitem(FusedLeakyRNN.__init__.__kwdefaults__, "train_rate", False)
 
     def run(name):
         for package in NEEDS[name]:

@@ -7,8 +7,8 @@ import os
 import sys
 
 import pytest
-from cases import CELLS, FUSED
-from kinds import needs_extension
+from cases import CELLS
+from kinds import KINDS, needs_extension
 
 pytestmark = needs_extension
 measures_pages = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def run(run_program, tmp_path):
 def test_only_the_first_call_faults_on_scratch_memory(run, cell):
     """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights, twice."""
     run(f"""
-layer, x = {FUSED[cell].__name__}(1024, 1024, num_layers=2), torch.randn(2, 128, 1024)
+layer, x = {KINDS[cell].cell.layer}(1024, 1024, num_layers=2), torch.randn(2, 128, 1024)
 for _ in range(2): infer(layer, x)
 reserved, before = memory_reserved(), page_faults()
 for _ in range(4): infer(layer, x)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CELLS, FUSED, LAYERS
-from kinds import flat
+from kinds import KINDS, flat
 from layouts import trained
 
 from namernn_fast import FusedRNN
@@ -113,7 +113,7 @@ def results():
 )
 def test_a_forked_child_computes_the_same_results(cell, used, run):
     """A forked child has none of the parent's pool threads, but computes the same results."""
-    program = FORK.replace("FusedRNN", FUSED[cell].__name__) + (
+    program = FORK.replace("FusedRNN", KINDS[cell].cell.layer) + (
         f"wanted = results() if {used} else None\n"
         "pid = os.fork()\n"
         "got = results()\n"  # in the child and in the parent
@@ -306,7 +306,7 @@ def test_a_tensor_too_big_for_memory_raises_an_error(cell, shape):
 @pytest.mark.parametrize(("cell", "both_at_once"), [("rnn", True), ("rnn", False), ("gru", False)])
 def test_failed_scratch_allocations_raise_an_error(cell, both_at_once, run):
     """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
-    layer = FUSED[cell].__name__
+    layer = KINDS[cell].cell.layer
     program = FORK.replace("FusedRNN", layer) + (
         "import resource\n"
         "def limit(extra):\n"
