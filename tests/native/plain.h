@@ -1,7 +1,9 @@
 // A layer computed one row at a time, straight from the equations: the reference for accuracy.cpp.
 #pragma once
 
+#include <array>
 #include <cmath>
+#include <complex>
 
 #include "problem.h"
 
@@ -27,6 +29,82 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
   std::vector<Number> found = numbers<Number>(array);
   for (Number& value : found) value = rounded(value, bits);
   return found;
+}
+
+// What a hidden unit's step depends on: for each gate what the input and what the previous state
+// add to its sum, then the unit's previous states, its rate and its noise.
+enum Dependency { kFromInput, kFromState = 4, kPrevious = 8, kPreviousCell, kRate, kNoise, kAll };
+
+// A number and kSmall times its derivative by one thing that a step depends on. The square of
+// kSmall is too small to change a number.
+template <class Number>
+using Dual = std::complex<Number>;
+constexpr float kSmall = 0x1p-50f;
+
+// What a hidden unit keeps of a step: rounded numbers, `stride` apart, and its rounded output. A
+// step in plain numbers writes what it keeps, and goes on with the numbers as they are. A step in
+// Duals replaces its numbers with those kept, because that is what a backward pass computes from.
+template <class Number>
+struct Keeper {
+  using D = Dual<Number>;
+  Number* kept;
+  int64_t stride;
+  Number output;  // read by a step in Duals
+  int bits;
+  bool relu;
+
+  Number number(int block, Number x) const { return kept[block * stride] = rounded(x, bits), x; }
+  Number sigmoid(int block, Number x) const { return number(block, sigmoid(x)); }
+  Number tanh(int block, Number x) const { return number(block, tanh(x)); }
+  Number act(Number x) const { return relu ? std::max(x, Number(0)) : tanh(x); }
+
+  D number(int block, D x) const { return {kept[block * stride], x.imag()}; }
+  D sigmoid(int block, D x) const { return sigmoid_of(x, kept[block * stride]); }
+  D tanh(int block, D x) const { return tanh_of(x, kept[block * stride]); }
+  D act(D x) const { return relu ? D(output, output > 0 ? x.imag() : 0) : tanh_of(x, output); }
+
+  // Numbers that are not kept.
+  static Number sigmoid(Number x) { return 1 / (1 + std::exp(-x)); }
+  static Number tanh(Number x) { return std::tanh(x); }
+  static D sigmoid(D x) { return sigmoid_of(x, sigmoid(x.real())); }
+  static D tanh(D x) { return tanh_of(x, tanh(x.real())); }
+
+  static D sigmoid_of(D x, Number y) { return {y, y * (1 - y) * x.imag()}; }
+  static D tanh_of(D x, Number y) { return {y, (1 - y * y) * x.imag()}; }
+};
+
+// The states of a hidden unit after a step, before any projection.
+template <class Value>
+struct States {
+  Value h{}, cell{};
+};
+
+// Computes a hidden unit's step from `of`, which Dependency indexes.
+template <class Value, class Number>
+States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Number>& keep) {
+  const auto sum = [&](int gate) { return of[kFromInput + gate] + of[kFromState + gate]; };
+  switch (kind) {
+    case CellKind::gru: {
+      const Value r = keep.sigmoid(1, sum(0)), z = keep.sigmoid(2, sum(1));
+      const Value n_h = keep.number(3, of[kFromState + 2]);
+      const Value n = keep.tanh(0, of[kFromInput + 2] + r * n_h);
+      return {n + z * (of[kPrevious] - n), {}};
+    }
+    case CellKind::lstm: {
+      const Value i = keep.sigmoid(0, sum(0)), f = keep.sigmoid(1, sum(1));
+      const Value g = keep.tanh(2, sum(2)), o = keep.sigmoid(3, sum(3));
+      const Value c = keep.number(4, f * of[kPreviousCell] + i * g);
+      return {o * keep.tanh(c), c};
+    }
+    case CellKind::leaky: {
+      const Value difference = keep.number(0, sum(0) - of[kPreviousCell]);
+      const Value moved = of[kPreviousCell] + keep.sigmoid(of[kRate]) * difference;
+      const Value v = keep.number(1, moved + of[kNoise]);
+      return {keep.act(v), v};
+    }
+    default:
+      return {keep.act(sum(0)), {}};
+  }
 }
 
 // A layer in plain loops that round everything they multiply or store: inputs, weights, states,
@@ -103,7 +181,6 @@ class Plain {
     p.want_input = p.want_hx = p.want_weights = p.bias = true;
     return p;
   }
-  static Number sigmoid(Number x) { return 1 / (1 + std::exp(-x)); }
 
   void mark_padding() {
     for (int64_t t = 0; p_.kind == Kind::any_order && t < p_.T; ++t) {
@@ -173,167 +250,52 @@ class Plain {
     const Number* previous = previous_state(b, s);
     const Numbers from_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
     const Numbers from_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, P_);
-    Number* h = &results_[kOutput][row(b, s) * P_];
-    Number* kept = results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
-    switch (p_.cell->kind) {
-      case CellKind::vanilla:
-        return vanilla(from_input, from_state, h);
-      case CellKind::gru:
-        return gru(from_input, from_state, previous, h, kept);
-      case CellKind::lstm:
-        if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
-        return lstm(from_input, from_state, c, h, kept);
-      case CellKind::leaky:
-        if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
-        return leaky(from_input, from_state, p_.noise ? &noise_[row(b, s) * p_.H] : nullptr, c, h,
-                     kept);
+    if (p_.cell->has_cell_state && (s == 0 || is_cut(b, s))) {
+      std::copy_n(previous_cell_state(b, s), p_.H, c.data());
     }
-  }
-
-  Number act(Number z) const {
-    return rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
-  }
-  // Returns the gradient of z, given the gradient of y = act(z).
-  Number act_gradient(Number grad, Number y) const {
-    return p_.relu ? (y > 0 ? grad : Number(0)) : grad * (1 - y * y);
-  }
-
-  void vanilla(const Numbers& from_input, const Numbers& from_state, Number* h) const {
-    for (int64_t j = 0; j < p_.H; ++j) h[j] = act(from_input[j] + from_state[j]);
-  }
-
-  void leaky(const Numbers& from_input, const Numbers& from_state, const Number* noise, Numbers& v,
-             Number* h, Number* kept) const {
+    Numbers y(p_.H);
     for (int64_t j = 0; j < p_.H; ++j) {
-      const Number a = sigmoid(rate_[j]), z = from_input[j] + from_state[j];
-      kept[j] = rounded(z - v[j], bits_);
-      v[j] = (1 - a) * v[j] + a * z + (noise ? noise[j] : Number(0));
-      kept[p_.H + j] = rounded(v[j], bits_);
-      h[j] = act(v[j]);
+      Number of[kAll]{};
+      for (int64_t gate = 0; gate < p_.cell->weight_blocks; ++gate) {
+        of[kFromInput + gate] = from_input[gate * p_.H + j];
+        of[kFromState + gate] = from_state[gate * p_.H + j];
+      }
+      if (P_ == p_.H) of[kPrevious] = previous[j];
+      if (p_.cell->has_cell_state) of[kPreviousCell] = c[j];
+      if (p_.cell->has_rate) of[kRate] = rate_[j];
+      if (p_.noise) of[kNoise] = noise_[row(b, s) * p_.H + j];
+      const States<Number> states = step_of(p_.cell->kind, of, keeper(b, s, j, 0));
+      y[j] = states.h;
+      if (p_.cell->has_cell_state) c[j] = states.cell;
     }
-  }
-
-  void gru(const Numbers& from_input, const Numbers& from_state, const Number* previous, Number* h,
-           Number* kept) const {
-    const int64_t H = p_.H;
-    for (int64_t j = 0; j < H; ++j) {
-      const Number r = sigmoid(from_input[j] + from_state[j]);
-      const Number z = sigmoid(from_input[H + j] + from_state[H + j]);
-      const Number n = std::tanh(from_input[2 * H + j] + r * from_state[2 * H + j]);
-      h[j] = rounded((1 - z) * n + z * previous[j], bits_);
-      kept[j] = rounded(n, bits_);
-      kept[H + j] = rounded(r, bits_);
-      kept[2 * H + j] = rounded(z, bits_);
-      kept[3 * H + j] = rounded(from_state[2 * H + j], bits_);
-    }
-  }
-
-  void lstm(const Numbers& from_input, const Numbers& from_state, Numbers& c, Number* h,
-            Number* kept) const {
-    const int64_t H = p_.H;
-    Numbers y(H);
-    for (int64_t j = 0; j < H; ++j) {
-      const Number i = sigmoid(from_input[j] + from_state[j]);
-      const Number f = sigmoid(from_input[H + j] + from_state[H + j]);
-      const Number g = std::tanh(from_input[2 * H + j] + from_state[2 * H + j]);
-      const Number o = sigmoid(from_input[3 * H + j] + from_state[3 * H + j]);
-      c[j] = f * c[j] + i * g;
-      y[j] = o * std::tanh(c[j]);
-      kept[j] = rounded(i, bits_);
-      kept[H + j] = rounded(f, bits_);
-      kept[2 * H + j] = rounded(g, bits_);
-      kept[3 * H + j] = rounded(o, bits_);
-      kept[4 * H + j] = rounded(c[j], bits_);
-    }
+    Number* h = &results_[kOutput][row(b, s) * P_];
     for (int64_t i = 0; i < P_; ++i) {
       Number sum = 0;
-      for (int64_t j = 0; P_ < H && j < H; ++j) sum += weight_hr_[i * H + j] * y[j];
-      h[i] = rounded(P_ < H ? sum : y[i], bits_);
+      for (int64_t j = 0; P_ < p_.H && j < p_.H; ++j) sum += weight_hr_[i * p_.H + j] * y[j];
+      h[i] = rounded(P_ < p_.H ? sum : y[i], bits_);
     }
   }
 
-  // `from_input` and `from_state` are the gradients of what the input and the previous state add to
-  // the sums. `previous` is the part of the previous state's gradient that bypasses the sums.
-  struct Gradients {
-    Numbers from_input, from_state, previous;
-  };
-
-  Gradients vanilla_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
-    Numbers dz(p_.H);
-    for (int64_t j = 0; j < p_.H; ++j) {
-      dz[j] = rounded(act_gradient(grad_h[j], state_after(b, s)[j]), bits_);
-    }
-    return {dz, dz, Numbers(p_.H)};
+  Keeper<Number> keeper(int64_t b, int64_t s, int64_t j, Number output) {
+    Number* kept = results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H + j;
+    return {kept, p_.H, output, bits_, p_.relu};
   }
 
-  // Returns the gradients of the sums at step s, writes the gradient of the noise, and adds to the
-  // gradient of the rate. Replaces grad_v, the gradient of v after step s, with the gradient of the
-  // previous v.
-  Gradients leaky_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_v) {
-    Numbers dz(p_.H);
-    for (int64_t j = 0; j < p_.H; ++j) {
-      const Number a = sigmoid(rate_[j]);
-      const Number dv = grad_v[j] + act_gradient(grad_h[j], state_after(b, s)[j]);
-      dz[j] = rounded(a * dv, bits_);
-      if (p_.want_weights) {
-        results_[kGradRate][j] += rounded(dv * kept_at(b, s)[j] * a * (1 - a), bits_);
-      }
-      results_[kGradNoise][row(b, s) * p_.H + j] = dv;
-      grad_v[j] = (1 - a) * dv;
+  // Returns the states of hidden unit j after step s of sequence b, with their derivatives by each
+  // Dependency.
+  std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
+    Dual<Number> of[kAll];  // sums are not kept, and their values not used
+    if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];
+    if (p_.cell->has_cell_state) of[kPreviousCell] = previous_cell_state(b, s)[j];
+    if (p_.cell->has_rate) of[kRate] = rate_[j];
+    const Number output = P_ == p_.H ? state_after(b, s)[j] : Number(0);
+    std::array<States<Dual<Number>>, kAll> found;
+    for (int i = 0; i < kAll; ++i) {
+      of[i].imag(kSmall);
+      found[i] = step_of(p_.cell->kind, of, keeper(b, s, j, output));
+      of[i].imag(0);
     }
-    return {dz, dz, Numbers(p_.H)};
-  }
-
-  Gradients gru_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
-    const int64_t H = p_.H;
-    const Number* kept = kept_at(b, s);
-    const Number* previous = previous_state(b, s);
-    Gradients grad{Numbers(3 * H), Numbers(3 * H), Numbers(H)};
-    for (int64_t j = 0; j < H; ++j) {
-      const Number n = kept[j], r = kept[H + j], z = kept[2 * H + j], n_h = kept[3 * H + j];
-      const Number dn = grad_h[j] * (1 - z) * (1 - n * n);
-      const Number dr = dn * n_h * r * (1 - r);
-      const Number dz = grad_h[j] * (previous[j] - n) * z * (1 - z);
-      grad.from_input[j] = grad.from_state[j] = rounded(dr, bits_);
-      grad.from_input[H + j] = grad.from_state[H + j] = rounded(dz, bits_);
-      grad.from_input[2 * H + j] = rounded(dn, bits_);
-      grad.from_state[2 * H + j] = rounded(dn * r, bits_);
-      grad.previous[j] = grad_h[j] * z;
-    }
-    return grad;
-  }
-
-  // Returns the gradients of the sums at step s. Replaces grad_c, the gradient of the cell state
-  // after step s, with the gradient of the previous cell state.
-  Gradients lstm_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
-    const int64_t H = p_.H;
-    const Number* kept = kept_at(b, s);
-    const Number* previous = previous_cell_state(b, s);
-    Numbers dz(4 * H);
-    for (int64_t j = 0; j < H; ++j) {
-      const Number i = kept[j], f = kept[H + j], g = kept[2 * H + j], o = kept[3 * H + j];
-      const Number t = std::tanh(kept[4 * H + j]);
-      const Number dc = grad_c[j] + grad_h[j] * o * (1 - t * t);
-      dz[j] = rounded(dc * g * i * (1 - i), bits_);
-      dz[H + j] = rounded(dc * previous[j] * f * (1 - f), bits_);
-      dz[2 * H + j] = rounded(dc * i * (1 - g * g), bits_);
-      dz[3 * H + j] = rounded(grad_h[j] * t * o * (1 - o), bits_);
-      grad_c[j] = dc * f;
-    }
-    return {dz, dz, Numbers(H)};
-  }
-
-  Gradients gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) {
-    switch (p_.cell->kind) {
-      case CellKind::leaky:
-        return leaky_gradients(b, s, grad_h, grad_c);
-      case CellKind::gru:
-        return gru_gradients(b, s, grad_h);
-      case CellKind::lstm:
-        return lstm_gradients(b, s, grad_h, grad_c);
-      default:
-        return vanilla_gradients(b, s, grad_h);
-    }
+    return found;
   }
 
   // Runs the backward pass of step s of sequence b. Replaces grad_h and grad_c, the gradients of
@@ -342,34 +304,53 @@ class Plain {
     for (int64_t j = 0; p_.grad_output && j < P_; ++j) {
       grad_h[j] += grad_output_[row(b, s) * P_ + j];
     }
-    if (P_ < p_.H) grad_h = projected_back(b, s, grad_h);
-    const Gradients grad = gradients(b, s, grad_h, grad_c);
+    const int64_t H = p_.H, gates = p_.cell->weight_blocks;
+    std::vector<std::array<States<Dual<Number>>, kAll>> states;
+    for (int64_t j = 0; j < H; ++j) states.push_back(derivatives(b, s, j));
+    if (P_ < H) {
+      Numbers y;
+      for (const auto& of_unit : states) y.push_back(of_unit[0].h.real());
+      grad_h = projected_back(y, grad_h);
+    }
+    Numbers from_input(gates * H), from_state(gates * H), around(H);
+    for (int64_t j = 0; j < H; ++j) {
+      Number grad[kAll];
+      for (int i = 0; i < kAll; ++i) {
+        const auto& [h, cell] = states[j][i];
+        grad[i] = (grad_h[j] * h.imag() + grad_c[j] * cell.imag()) / kSmall;
+      }
+      for (int64_t gate = 0; gate < gates; ++gate) {
+        from_input[gate * H + j] = rounded(grad[kFromInput + gate], bits_);
+        from_state[gate * H + j] = rounded(grad[kFromState + gate], bits_);
+      }
+      around[j] = grad[kPrevious];
+      grad_c[j] = grad[kPreviousCell];
+      results_[kGradNoise][row(b, s) * H + j] = grad[kNoise];
+      if (p_.wants(kGradRate)) results_[kGradRate][j] += rounded(grad[kRate], bits_);
+    }
     const Number* x = input_.data() + row(b, s) * p_.D;
-    grad_h.assign(grad.previous.begin(), grad.previous.begin() + P_);
-    add_gradients(grad.from_state, weight_hh_, previous_state(b, s), P_, grad_h.data(),
+    grad_h.assign(around.begin(), around.begin() + P_);
+    add_gradients(from_state, weight_hh_, previous_state(b, s), P_, grad_h.data(),
                   results_[kGradWeightHh].data(), results_[kGradBiasHh].data());
-    add_gradients(grad.from_input, weight_ih_, x, p_.D,
-                  results_[kGradInput].data() + row(b, s) * p_.D, results_[kGradWeightIh].data(),
-                  results_[kGradBiasIh].data());
+    add_gradients(from_input, weight_ih_, x, p_.D, results_[kGradInput].data() + row(b, s) * p_.D,
+                  results_[kGradWeightIh].data(), results_[kGradBiasIh].data());
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
-      results_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.from_input[i];
+      results_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += from_input[i];
     }
     if (!is_cut(b, s)) return;
     grad_h.assign(P_, 0);
     grad_c.assign(p_.H, 0);
   }
 
-  // Returns the gradient of h before its projection, given the gradient of h after step s, and adds
-  // to the gradient of weight_hr.
-  Numbers projected_back(int64_t b, int64_t s, const Numbers& grad_h) {
+  // Returns the gradient of y, h before its projection, given the gradient of h, and adds to the
+  // gradient of weight_hr.
+  Numbers projected_back(const Numbers& y, const Numbers& grad_h) {
     const int64_t H = p_.H;
-    const Number* kept = kept_at(b, s);
     Numbers grad(H);
     for (int64_t i = 0; i < P_; ++i) {
       for (int64_t j = 0; j < H; ++j) {
         grad[j] += grad_h[i] * weight_hr_[i * H + j];
-        results_[kGradWeightHr][i * H + j] +=
-            grad_h[i] * kept[3 * H + j] * std::tanh(kept[4 * H + j]);
+        results_[kGradWeightHr][i * H + j] += grad_h[i] * y[j];
       }
     }
     return grad;
