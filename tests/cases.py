@@ -1,5 +1,6 @@
 """Runs a case, forward and backward, on a fused layer, torch's layer or the oracle."""
 
+import contextlib
 import copy
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -7,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import oracle
 import torch
-from kinds import KINDS, VARIANTS, kind_of, map_states, tensors_in
+from kinds import KINDS, VARIANTS, map_states, tensors_in
 from layouts import NO_IDS, Pieces, Place
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
@@ -38,12 +39,6 @@ def draws(hidden_size):
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
-def exact(tensor, dtype):
-    """Rounds a tensor to `dtype`, and returns the values as an array in higher precision."""
-    precise = np.float64 if dtype.itemsize < 8 else np.longdouble
-    return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
-
-
 def named_states(name, states):
     """Returns the states by name. The pattern `{}_n`, for example, names them h_n and c_n.
 
@@ -58,12 +53,6 @@ def layer_of(equation):
         return "rnn", {"nonlinearity": equation}
     cell, *nonlinearity = equation.split()
     return cell, {"nonlinearity": nonlinearity[0]} if nonlinearity else {}
-
-
-def equation_of(module):
-    """Returns the key in `oracle.EQUATIONS` of the equation that a layer computes."""
-    cell, chosen = kind_of(module).name, getattr(module, "nonlinearity", None)
-    return cell if chosen is None else chosen if cell == "rnn" else f"{cell} {chosen}"
 
 
 @dataclass
@@ -98,7 +87,6 @@ class Case:
     def __post_init__(self):
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
-        self.equation = equation_of(self.module)
         self._draw(self.seed)
         # If a relu's argument is zero up to rounding, two gradients are correct. So draw again.
         attempt = 0
@@ -115,9 +103,14 @@ class Case:
     def _on_a_kink(self):
         if not self.B:
             return False
-        *_, tape = self._oracle_forward(torch.float32)
-        precision = torch.finfo(torch.float32)
-        return oracle.near_a_kink(tape, 8 * precision.eps, precision.tiny, self.equation)
+        weights = [oracle.precise(weight, torch.float32) for weight in self.weights]
+        layer = oracle.layer_like(self.module, weights, oracle.NotesKinks)
+        case = copy.copy(self)
+        case.wanted = frozenset()
+        case._results(
+            layer, self._call_on_pieces, lambda tensor: oracle.precise(tensor, torch.float32)
+        )
+        return layer.near_a_kink
 
     def _draw(self, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -165,10 +158,6 @@ class Case:
         """The number of features of h."""
         return self.module.proj_size or self.H
 
-    def split_states(self, states):
-        """Splits states that are side by side, (..., features)."""
-        return np.split(states, [self.P] if self.has_cell_state else [], -1)
-
     @property
     def states(self):
         """The initial states in the form that a layer takes: hx, the pair (hx, cx), or None."""
@@ -193,31 +182,38 @@ class Case:
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
                 p.copy_(value)
+        is_fused = layer_class is FUSED[self.cell]
+        call = self._call_fused if is_fused else self._call_torchs
+        return self._results(module, call, lambda tensor: tensor.to(dtype, copy=True), True)
+
+    def _results(self, module, call, convert, is_placed=False):
+        """Returns a layer's results and the wanted gradients for the case's converted numbers."""
         module.requires_grad_("weights" in self.wanted)
-        leaf = self.rows[..., ::2].to(dtype)
-        leaf = self.input_place(leaf if self.vocabulary else self._with_layout(leaf))
+        leaf = convert(self.rows[..., ::2])
+        leaf = leaf if self.vocabulary else self._with_layout(leaf)
+        leaf = self.input_place(leaf) if is_placed else leaf
         leaf.requires_grad_("input" in self.wanted)
 
         def placed(state):
-            state = self.hx_place(state[:, 0].to(dtype) if self._unbatched else state.to(dtype))
+            state = convert(state[:, 0] if self._unbatched else state)
+            state = self.hx_place(state) if is_placed else state
             return state.requires_grad_("hx" in self.wanted)
 
         hx = None if self.states is None else map_states(self.states, placed)
         step = 1 + self.seed % 2  # with 2, the features are not adjacent
         reset_to = [
-            states.to(dtype).repeat_interleave(step, -1)[..., ::step] for states in self.reset_to
+            convert(states.repeat_interleave(step, -1))[..., ::step] for states in self.reset_to
         ]
         for states in reset_to:
             states.requires_grad_("hx" in self.wanted)
         noise = None
         if self.noise is not None:
-            noise = self.noise.to(dtype, copy=True).requires_grad_("input" in self.wanted)
-        call = self._call_fused if layer_class is FUSED[self.cell] else self._call_torchs
+            noise = convert(self.noise).requires_grad_("input" in self.wanted)
         output, last = call(module, leaf, hx, reset_to, noise)
         results = {"output": output, **named_states("{}_n", last)}
         if self.wanted and output.requires_grad:
             names = sorted(self.given & results.keys())
-            grads = [getattr(self, f"grad_{name}").to(dtype) for name in names]
+            grads = [convert(getattr(self, f"grad_{name}")) for name in names]
             torch.autograd.backward([results[name] for name in names], grads)
         if "input" in self.wanted and self.vocabulary:
             results["grad_embedding"] = leaf.grad
@@ -230,7 +226,7 @@ class Case:
             results |= named_states("grad_{}x", grads)
             results |= named_states("grad_reset_to_{}", [h.grad for h in reset_to])
         if "weights" in self.wanted:
-            results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
+            results.update((f"grad_{name}", p.grad) for name, p in module._parameters.items())
         return {name: value.detach() for name, value in results.items()}
 
     @property
@@ -265,12 +261,19 @@ class Case:
 
     def _call_torchs(self, module, leaf, hx, reset_to, noise):
         """Returns the output (T, B, ...) of torch's layer, and the list of last states."""
-        x = embedding(self._layer_ids, leaf, self.padding_idx) if self.vocabulary else leaf
-        if self.reset is None and self.layout not in FUSED_LAYOUTS:
-            return self._call(module, x, hx, noise, {})
-        states = tensors_in(hx) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
+        if self.reset is not None or self.layout in FUSED_LAYOUTS:
+            return self._call_on_pieces(module, leaf, hx, reset_to, noise)
+        return self._call(module, self._rows_of(leaf), hx, noise, {})
+
+    def _call_on_pieces(self, module, leaf, hx, reset_to, noise):
+        """Returns the same, running every piece of a sequence between resets by itself."""
+        x = self._rows_of(leaf)
+        states = tensors_in(hx) or [x.new_zeros(g.shape) for g in self.grads_of_last]
         states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]
         return self.pieces.run(module, self._with_layout(x), states, reset_to, noise)
+
+    def _rows_of(self, leaf):
+        return embedding(self._layer_ids, leaf, self.padding_idx) if self.vocabulary else leaf
 
     def _call(self, module, x, hx, noise, more):
         if noise is not None:
@@ -324,79 +327,20 @@ class Case:
         directions = 2 if self.module.bidirectional else 1
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
-    def _oracle_forward(self, dtype, rounding=oracle.EXACT):
-        def rounded(tensor):
-            return rounding.numbers(exact(tensor, dtype))
-
-        x = rounded(self.rows[..., ::2])
-        x = x[self.ids.numpy()] if self.vocabulary else x
-        weights = [rounded(w) for w in self.weights]
-        states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
-        hx = np.concatenate([rounded(h) for h in states], -1)  # h and c side by side
-        options = (self.equation, self.module.bidirectional)
-        pieces = self.pieces
-        initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
-        if self.reset_to:
-            times, b, restarted = pieces.restarts
-            reset_to = np.concatenate([rounded(states) for states in self.reset_to], -1)
-            initial[:, restarted] = reset_to[times, :, b].swapaxes(0, 1)
-        noise = None if self.noise is None else pieces.of(rounded(self.noise))
-        results = oracle.rnn(pieces.of(x), initial, weights, *options, rounding, noise)
-        return hx, initial, weights, options, *results
-
-    def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
+    def run_oracle(self, dtype, rounding=None) -> dict[str, np.ndarray]:
         """Rounds a case's numbers to `dtype`; returns the oracle's results and gradients by name.
 
         `rounding` applies to the inputs and weights, and to what the oracle computes from them.
         """
-        hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, rounding)
-        pieces = self.pieces
-        grad_output = exact(self.grad_output, dtype)
-        grad_h_n = np.concatenate([exact(grad, dtype) for grad in self.grads_of_last], -1)
-        grad_sequences, grad_initial, grad_weights, grad_noise = oracle.rnn_backward(
-            tape,
-            initial,
-            weights,
-            *options,
-            pieces.of(grad_output),
-            np.where(pieces.end[..., None], grad_h_n[:, pieces.sequence], 0),
-            rounding,
-        )
-        # An empty sequence returns its initial state, so the gradient of h_n is the gradient of hx.
-        h_n, grad_hx = hx.copy(), grad_h_n.copy()
-        states, b, ended = pieces.places(pieces.end)
-        h_n[states, b] = last[states, ended]
-        grad_hx[states, b] = 0
-        states, b, begun = pieces.places(pieces.begin)
-        grad_hx[states, b] += grad_initial[states, begun]
 
-        last = named_states("{}_n", self.split_states(h_n))
-        results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), **last}
-        grad_input = pieces.put(
-            grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
-        )
-        if self.vocabulary:
-            grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
-            np.add.at(grad, self.ids.numpy(), grad_input)
-            if self.padding_idx is not None:
-                grad[self.padding_idx] = 0
-            results["grad_embedding"] = grad
-        else:
-            results["grad_input"] = grad_input
-        if self.hx is not None:
-            results |= named_states("grad_{}x", self.split_states(grad_hx))
-        if self.reset_to:
-            times, b, restarted = pieces.restarts
-            grad = np.zeros((self.T, *grad_hx.shape), grad_hx.dtype)
-            grad[times, :, b] = grad_initial[:, restarted].swapaxes(0, 1)
-            results |= named_states("grad_reset_to_{}", self.split_states(grad))
-        if self.noise is not None:
-            zeros = np.zeros(self.noise.shape, grad_output.dtype)
-            results["grad_noise"] = pieces.put(grad_noise, zeros)
-        names = [name for name, _ in self.module.named_parameters()]
-        for name, grad in zip(names, grad_weights, strict=True):
-            results[f"grad_{name}"] = grad
-        return results
+        def precise(tensor):
+            return oracle.precise(tensor, dtype, rounding)
+
+        mixins = () if rounding is None else (oracle.Stores,)
+        layer = oracle.layer_like(self.module, map(precise, self.weights), *mixins)
+        with contextlib.nullcontext() if rounding is None else oracle.stored_for_backward():
+            results = self._results(layer, self._call_on_pieces, precise)
+        return {name: oracle.numbers_of(value) for name, value in results.items()}
 
     def in_layout(self, layout):
         """Returns a copy in another layout of the same rows. The copy shares cached references."""

@@ -30,8 +30,10 @@ class Recorder(oracle.Rounding):
     largest = 1.0
 
     def numbers(self, values):
-        finite = values[np.isfinite(values)]
-        self.largest = max(self.largest, float(np.abs(finite).max(initial=0)))
+        largest = float(np.abs(values).max(initial=0))
+        if not np.isfinite(largest):
+            largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
+        self.largest = max(self.largest, largest)
         return values
 
     computed = numbers

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from kinds import flat, map_states, tensors_in
+from plain import Plain
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
-    pack_sequence,
     pad_packed_sequence,
 )
 from torch.utils._pytree import tree_leaves
@@ -62,14 +62,6 @@ class Pieces:
         """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
-    def of(self, rows):
-        return [rows[first:last, b] for b, first, last in self.rows]
-
-    def put(self, pieces, rows):
-        for (b, first, last), piece in zip(self.rows, pieces, strict=True):
-            rows[first:last, b] = piece[: last - first]
-        return rows
-
     def places(self, which):
         """Returns the state, sequence and piece indices of the true elements of `which`."""
         states, pieces = np.nonzero(which)
@@ -107,18 +99,30 @@ class Pieces:
                 for h, after in zip(initial, reset_to, strict=True)
             ]
 
-        def packed(rows):
-            return pack_sequence(self.of(rows), enforce_sorted=False)
+        lengths = torch.tensor([last - first for _, first, last in self.rows], dtype=torch.int64)
+        first = torch.tensor([first for _, first, _ in self.rows], dtype=torch.int64)
+        times = torch.arange(max(lengths, default=1)).unsqueeze(1)
+        exist, sequence = times < lengths, torch.from_numpy(self.sequence)
 
-        more = {} if noise is None else {"noise": packed(noise)}
+        def padded(rows):
+            return rows[(first + times).clamp(max=len(rows) - 1), sequence]
+
         hx = tuple(initial) if len(initial) > 1 else initial[0]
-        outputs, last = module(packed(x), hx, **more)
-        outputs, _ = pad_packed_sequence(outputs)
+        rows = [padded(x)] if noise is None else [padded(x), padded(noise)]
+        if isinstance(module, Plain):
+            outputs, last = module._time_major(rows[0], hx, *rows[1:], lengths=lengths)
+        else:
+            x_rows, *more = (pack_padded_sequence(r, lengths, enforce_sorted=False) for r in rows)
+            outputs, last = module(x_rows, hx, **dict(zip(["noise"], more, strict=False)))
+            outputs, _ = pad_packed_sequence(outputs)
         at, b, ended = self.places(self.end)
         final = [h.clone() for h in states]
         for state, piece_states in zip(final, tensors_in(last), strict=True):
             state[at, b] = piece_states[at, ended]
-        return self.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
+        at, pieces = exist.nonzero(as_tuple=True)
+        places = first[pieces] + at, sequence[pieces]
+        zeros = x.new_zeros(*x.shape[:2], outputs.shape[-1])
+        return zeros.index_put(places, outputs[at, pieces]), final
 
 
 def tensors_of(results):

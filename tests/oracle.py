@@ -1,10 +1,22 @@
-"""The oracle: RNNs, GRUs, LSTMs and leaky RNNs in NumPy, with handwritten backpropagation.
+"""The oracle: any layer in higher precision, in plain loops over its cell's step.
 
-The oracle shares no code with the library. It computes one sequence at a time, in the precision of
-its arrays: float64 or longdouble.
+torch.autograd differentiates the loops. They compute in float64, or in long double for layers in
+float64.
 """
 
+import copy
+
 import numpy as np
+import torch
+from kinds import VARIANTS, kind_of
+from plain import plain
+
+EQUATIONS = tuple(
+    name if len(kind.cell.nonlinearities) == 1 else f"{name} {act}".removeprefix("rnn ")
+    for name, kind in VARIANTS.items()
+    for act in kind.cell.nonlinearities
+)
+"""The cells and variants with each of their nonlinearities. See `cases.layer_of`."""
 
 
 class Rounding:
@@ -18,20 +30,9 @@ class Rounding:
         """Rounds intermediate results, which stay in the precision of sums."""
         return values
 
-    def operands(self, x, h):
-        """Rounds an input and a state for their products with weights."""
-        return x, h
-
-    def sums(self, values, *products):
-        """Rounds `values`, the sum of `matrix @ vector` over the pairs in `products`."""
+    def sums(self, values, squares, count):
+        """Rounds sums of `count` terms each. The squares of the terms have the sums `squares()`."""
         return values
-
-    def terms(self, values, count):
-        """Rounds terms so that a sum of `count` such terms has the error of a rounded sum."""
-        return values
-
-
-EXACT = Rounding()
 
 
 class Nudges(Rounding):
@@ -69,63 +70,10 @@ class Nudges(Rounding):
     def computed(self, values):
         return self._moved(values, self.sum_eps)
 
-    def sums(self, values, *products):
-        squares = sum(matrix**2 @ vector**2 for matrix, vector in products)
+    def sums(self, values, squares, count):
+        squares = squares()
         squares = np.where(np.isfinite(squares), squares, 0)
-        count = sum(len(vector) for _, vector in products)
         return values + self.sum_eps / 2 * np.sqrt(count / 2 * squares) * self._signs(values)
-
-    def terms(self, values, count):
-        return values * (1 + self.sum_eps / 2 * np.sqrt(count / 2) * self._signs(values))
-
-
-class Equation:
-    """One step of a cell. The output is the first part of a state."""
-
-    parts = 1  # the number of parts in a state
-    has_rate = False  # whether the last weight is the rate, and noise follows the input
-
-    def arguments(self, x, hx, states, kept, weights):
-        """Returns the arguments of the activation, and for each the sum of squares of its terms."""
-        (weight_ih, weight_hh, *biases), size = weights, weights[1].shape[1]
-        previous = np.concatenate([hx[None], states[:-1]])[:, :size]
-        z = x @ weight_ih.T + previous @ weight_hh.T + sum(biases)
-        squares = x**2 @ weight_ih.T**2 + previous**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
-        return z, squares
-
-
-class Vanilla(Equation):
-    """h_t = act(z_t), z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
-
-    Args:
-        activation: The function act.
-        derivative: The derivative of act, as a function of h = act(z).
-    """
-
-    def __init__(self, activation, derivative):
-        self.activation, self.derivative = activation, derivative
-
-    def step(self, x, h, weights, rounding):
-        """Returns the next state, and the values of this step that `gradients` needs."""
-        weight_ih, weight_hh, *biases = weights
-        x, h = rounding.operands(x, h)
-        z = weight_ih @ x + weight_hh @ h + sum(biases)
-        z = rounding.sums(z, (weight_ih, x), (weight_hh, h))
-        state = rounding.numbers(self.activation(z))
-        return state, state
-
-    def gradients(self, grad, previous, kept, rounding):
-        """Returns the gradients of a step, given the gradient of its state.
-
-        Sums depend only on the first part of the previous state.
-
-        Returns:
-            The gradient of the input's sums, the gradient of the previous state's sums, and the
-            part of the previous state's gradient that bypasses the sums, or None.
-        """
-        # Some kernels round dz to 16 bits before multiplying it.
-        dz = rounding.numbers(grad * self.derivative(kept))
-        return dz, dz, None
 
 
 def sigmoid(x):
@@ -134,298 +82,235 @@ def sigmoid(x):
     return np.where(x < 0, small, 1) / (1 + small)
 
 
-class Gru(Equation):
-    """r, z = sigmoid(x_rz + h_rz), n = tanh(x_n + r h_n), h_t = n + z (h_{t-1} - n).
+class Precise(torch.Tensor):
+    """A tensor for numbers in long double: the sum of two tensors in float64.
 
-    x_r, x_z and x_n are the blocks of W_ih x_t + b_ih, and h_r, h_z and h_n are the blocks of
-    W_hh h_{t-1} + b_hh.
-    """
-
-    def step(self, x, h, weights, rounding):
-        weight_ih, weight_hh, *biases = weights
-        size = len(h)
-        gates, new = slice(2 * size), slice(2 * size, None)
-        x, operand = rounding.operands(x, h)
-        x_sums, h_sums = weight_ih @ x, weight_hh @ operand
-        if biases:
-            x_sums, h_sums = x_sums + biases[0], h_sums + biases[1]
-        sums = rounding.sums(
-            x_sums[gates] + h_sums[gates], (weight_ih[gates], x), (weight_hh[gates], operand)
-        )
-        r, z = np.split(rounding.computed(sigmoid(sums)), 2)
-        x_n = rounding.sums(x_sums[new], (weight_ih[new], x))
-        h_n = rounding.sums(h_sums[new], (weight_hh[new], operand))
-        n = rounding.computed(np.tanh(rounding.computed(x_n + r * h_n)))
-        kept = [rounding.numbers(values) for values in (r, z, n, h_n)]
-        return rounding.numbers(n + z * (h - n)), kept
-
-    def gradients(self, grad, previous, kept, rounding):
-        r, z, n, h_n = kept
-        d_n = grad * (1 - z) * (1 - n * n)
-        d_r = d_n * h_n * (r * (1 - r))
-        d_z = grad * (previous - n) * (z * (1 - z))
-        dz_x = rounding.computed(np.concatenate([d_r, d_z, d_n]))
-        dz_h = rounding.computed(np.concatenate([d_r, d_z, d_n * r]))
-        return dz_x, dz_h, rounding.computed(grad * z)
-
-
-class Lstm(Equation):
-    """i, f, o = sigmoid(z_ifo), g = tanh(z_g), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
-
-    z = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh has the blocks i, f, g and o. A state is h_t and c_t.
-    With projections, h_t = W_hr (o tanh(c_t)).
-    """
-
-    parts = 2
-
-    def step(self, x, state, weights, rounding):
-        weight_ih, weight_hh, *rest = weights
-        biases, projection = split_rest(rest)
-        h, c_previous = np.split(state, [weight_hh.shape[1]])
-        x, h = rounding.operands(x, h)
-        z = weight_ih @ x + weight_hh @ h + sum(biases)
-        z_i, z_f, z_g, z_o = np.split(rounding.sums(z, (weight_ih, x), (weight_hh, h)), 4)
-        i, f, o = (rounding.computed(sigmoid(gate)) for gate in (z_i, z_f, z_o))
-        g = rounding.computed(np.tanh(z_g))
-        c = rounding.computed(f * c_previous + i * g)
-        h = o * rounding.computed(np.tanh(c))
-        for weight_hr in projection:
-            h = rounding.sums(weight_hr @ h, (weight_hr, h))
-        h = rounding.numbers(h)
-        kept = [rounding.numbers(values) for values in (i, f, g, o, c)]
-        return np.concatenate([h, c]), kept
-
-    def gradients(self, grad, previous, kept, rounding):
-        i, f, g, o, c = kept
-        grad_h, grad_c = np.split(grad, 2)
-        tanh_c = rounding.computed(np.tanh(c))
-        d_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
-        c_previous = rounding.numbers(previous[-len(c) :])
-        d_z = [
-            d_c * g * (i * (1 - i)),
-            d_c * c_previous * (f * (1 - f)),
-            d_c * i * (1 - g * g),
-            grad_h * tanh_c * (o * (1 - o)),
-        ]
-        d_z = rounding.numbers(np.concatenate(d_z))
-        no_grad_h = np.zeros(len(previous) - len(c), grad.dtype)
-        return d_z, d_z, np.concatenate([no_grad_h, rounding.computed(d_c * f)])
-
-    def unprojected(self, kept, rounding):
-        """Returns h before its projection."""
-        _, _, _, o, c = kept
-        return rounding.computed(o * rounding.computed(np.tanh(c)))
-
-
-class Leaky(Equation):
-    """v_t = (1 - a) v_{t-1} + a z + noise, r_t = act(v_t), with a = sigmoid(rate).
-
-    z = W_ih x_t + b_ih + W_hh r_{t-1} + b_hh. A state is r_t and v_t. The noise follows the input.
+    Operators in `COMPUTES` run in NumPy. All others move numbers, which torch does in both tensors.
 
     Args:
-        activation: The function act.
-        derivative: The derivative of act, as a function of r = act(v) and v.
+        high: The numbers in float64.
+        low: The rest of the numbers, or None without a rest.
+        rounding: How to round what is computed from the numbers.
+        is_computed: Whether the numbers stay in the precision of sums until they are stored.
     """
 
-    parts, has_rate = 2, True
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
-    def __init__(self, activation, derivative):
-        self.activation, self.derivative = activation, derivative
+    @staticmethod
+    def __new__(cls, high, low, rounding, is_computed=False):
+        tensor = torch.Tensor._make_wrapper_subclass(cls, high.shape, dtype=high.dtype)
+        tensor.high, tensor.low = high, low
+        tensor.rounding, tensor.is_computed = rounding, is_computed
+        return tensor
 
-    def step(self, x, state, weights, rounding):
-        weight_ih, weight_hh, *biases, rate = weights
-        (r, v_previous), (x, noise) = np.split(state, 2), np.split(x, [weight_ih.shape[1]])
-        x, r = rounding.operands(x, r)
-        z = weight_ih @ x + weight_hh @ r + sum(biases)
-        z = rounding.sums(z, (weight_ih, x), (weight_hh, r))
-        a = rounding.computed(sigmoid(rate))
-        difference = rounding.computed(z - v_previous)
-        v = rounding.computed((1 - a) * v_previous + a * z)
-        v = rounding.computed(v + noise) if len(noise) else v
-        r = rounding.numbers(self.activation(v))
-        return np.concatenate([r, v]), (a, rounding.numbers(difference), r, rounding.numbers(v))
+    @classmethod
+    def of(cls, array, rounding, is_computed=False):
+        """Returns the numbers of an array as a tensor."""
+        high, low = array.astype(np.float64), None
+        if array.dtype != np.float64:
+            low = np.where(np.isfinite(high), array - high, 0).astype(np.float64)
+            low = torch.from_numpy(low)
+        return cls(torch.from_numpy(high), low, rounding, is_computed)
 
-    def gradients(self, grad, previous, kept, rounding):
-        a, difference, r, v = kept
-        grad_r, grad_v = np.split(grad, 2)
-        d_v = rounding.computed(grad_v + grad_r * self.derivative(r, v))
-        d_z = rounding.numbers(a * d_v)
-        d_rate = rounding.numbers(d_v * difference * (a * (1 - a)))
-        rest = np.concatenate([np.zeros_like(grad_r), rounding.computed((1 - a) * d_v)])
-        return d_z, d_z, rest, d_rate, d_v
+    @property
+    def array(self):
+        """The numbers in NumPy."""
+        high = self.high.numpy()
+        return high if self.low is None else high.astype(np.longdouble) + self.low.numpy()
 
-    def arguments(self, x, hx, states, kept, weights):
-        weight_ih, weight_hh = weights[:2]
-        features, size = weight_ih.shape[1], len(weight_hh)
-        before, v = np.concatenate([hx[None], states[:-1]])[:, size:], states[:, size:]
-        _, squares = super().arguments(x[:, :features], hx, states, kept, weights[:-1])
-        a, noise = sigmoid(weights[-1]), x[:, features:]
-        squares = a**2 * squares + ((1 - a) * before) ** 2
-        return v, squares + (noise**2 if noise.size else 0)
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        name, kwargs = operator._opname, kwargs or {}
+        listed = args[0] if isinstance(args[0], list | tuple) else args
+        tensors = [a for a in listed if isinstance(a, cls)]
+        rounding = tensors[0].rounding
+        if name in COMPUTES:
+            if name == "mm" and not torch.is_grad_enabled():
+                # Some kernels round the gradients of sums before they multiply them.
+                args = [a.stored() if a.is_computed else a for a in args]
+            arrays = [as_array(a) for a in args]
+            array = COMPUTES[name](rounding, *arrays, **kwargs)
+            result = cls.of(np.asarray(array), rounding, is_computed=True)
+            return args[0].copy_(result) if name.endswith("_") else result
+        high = operator(*[part_of(a, "high") for a in args], **kwargs)
+        low = None
+        if tensors[0].low is not None:
+            low = operator(*[part_of(a, "low") for a in args], **kwargs)
+        if name.endswith("_"):
+            return args[0]
+        is_computed = any(a.is_computed for a in tensors)
+        if isinstance(high, torch.Tensor):
+            return cls(high, low, rounding, is_computed)
+        lows = [None] * len(high) if low is None else low
+        return [cls(*both, rounding, is_computed) for both in zip(high, lows, strict=True)]
+
+    def stored(self):
+        """Returns the numbers as they are stored in the layer's dtype."""
+        return Precise.of(self.rounding.numbers(self.array), self.rounding)
 
 
-EQUATIONS = {
-    "tanh": Vanilla(np.tanh, lambda h: 1 - h * h),
+def part_of(argument, name):
+    """Returns the tensors `high` or `low` instead of the tensors in an operator's argument."""
+    if isinstance(argument, list | tuple):
+        return [part_of(item, name) for item in argument]
+    if isinstance(argument, Precise):
+        return getattr(argument, name)
+    is_zero = name == "low" and isinstance(argument, torch.Tensor) and argument.is_floating_point()
+    return torch.zeros_like(argument) if is_zero else argument
+
+
+def as_array(argument):
+    """Returns the numbers of a tensor, and any other argument as it is."""
+    if isinstance(argument, Precise):
+        return argument.array
+    return argument.numpy() if isinstance(argument, torch.Tensor) else argument
+
+
+def _addmm(rounding, bias, a, b):
+    return rounding.sums(bias + a @ b, lambda: a**2 @ b**2, a.shape[1])
+
+
+def _sum(rounding, a, dims=None, keepdim=False, dtype=None):
+    dims = None if dims is None else tuple(dims)
+    total = np.asarray(a.sum(dims, keepdims=keepdim))
+    count = a.size // max(1, total.size)
+    return rounding.sums(total, lambda: (a * a).sum(dims, keepdims=keepdim), count)
+
+
+def _add(rounding, a, b, alpha=1):
+    return rounding.computed(a + b if alpha == 1 else a + alpha * b)
+
+
+def _tanh(rounding, a):
+    return rounding.computed(np.tanh(a))
+
+
+def _relu(rounding, a):
+    return np.maximum(a, 0)
+
+
+def _embedding_gradient(rounding, grad, ids, count, padding_idx, scale_grad_by_freq):
+    table = np.zeros((count, grad.shape[-1]), grad.dtype)
+    np.add.at(table, ids[ids != padding_idx], grad[ids != padding_idx])
+    return table
+
+
+COMPUTES = {
+    "add": _add,
+    "add_": _add,
+    "addmm": _addmm,
+    "div": lambda rounding, a, b: a / b,
+    "embedding_dense_backward": _embedding_gradient,
+    "exp": lambda rounding, a: np.exp(a),
+    "logaddexp": lambda rounding, a, b: rounding.computed(np.logaddexp(a, b)),
+    "mm": lambda rounding, a, b: _addmm(rounding, 0, a, b),
+    "mul": lambda rounding, a, b: a * b,
+    "neg": lambda rounding, a: -a,
+    "ones_like": lambda rounding, a, **options: np.ones_like(a),
+    "relu": _relu,
+    "relu_": _relu,
+    "rsub": lambda rounding, a, b: b - a,
+    "sigmoid": lambda rounding, a: rounding.computed(sigmoid(a)),
+    "sigmoid_backward": lambda rounding, grad, y: rounding.computed(grad * (y * (1 - y))),
+    "sub": lambda rounding, a, b: a - b,
+    "sum": _sum,
+    "tanh": _tanh,
+    "tanh_": _tanh,
+    "tanh_backward": lambda rounding, grad, y: rounding.computed(grad * (1 - y * y)),
     # The derivative of relu at NaN is 1, as in torch.
-    "relu": Vanilla(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
-    "gru": Gru(),
-    "lstm": Lstm(),
-    "projected": Lstm(),
-    "leaky tanh": Leaky(np.tanh, lambda r, v: 1 - r * r),
-    "leaky relu": Leaky(lambda v: np.maximum(v, 0), lambda r, v: 1 - (r <= 0).astype(r.dtype)),
-    "leaky sigmoid": Leaky(sigmoid, lambda r, v: r * (1 - r)),
-    "leaky softplus": Leaky(lambda v: np.logaddexp(v, 0), lambda r, v: sigmoid(v)),
+    "threshold_backward": lambda rounding, grad, y, _: np.where(y <= 0, 0, grad),
 }
 
 
-def split_rest(weights):
-    """Returns the biases and weight_hr among the weights after weight_hh, each perhaps none."""
-    return [w for w in weights if w.ndim == 1], [w for w in weights if w.ndim == 2]
+def precise(tensor, dtype, rounding=None):
+    """Rounds a tensor to `dtype`, and returns its numbers in higher precision."""
+    if rounding is None and dtype.itemsize < 8:
+        return tensor.to(dtype, copy=True).double()
+    array = tensor.to(dtype).double().numpy()
+    array = array.astype(np.longdouble if dtype.itemsize == 8 else np.float64)
+    rounding = Rounding() if rounding is None else rounding
+    return Precise.of(rounding.numbers(array), rounding)
 
 
-def direction(x, h, weights, equation, rounding):
-    """Returns the states (L, features) of one direction, and what the cell keeps from each step.
+def numbers_of(tensor):
+    """Returns the numbers of a tensor as an array."""
+    return tensor.array if isinstance(tensor, Precise) else tensor.detach().numpy()
 
-    `x` is the input (L, D), and `h` the initial state (features,).
+
+class Stores:
+    """A mixin that rounds the output of every step to the layer's dtype."""
+
+    def _make_step(self, weights):
+        step, size = super()._make_step(weights), weights.weight_hh.shape[1]
+
+        def stored(sums, states):
+            states = step(sums, states)
+            return torch.cat([Store.apply(states[:, :size]), states[:, size:]], 1)
+
+        return stored
+
+
+class Store(torch.autograd.Function):
+    """Rounds numbers to the layer's dtype. Their gradient is not rounded."""
+
+    @staticmethod
+    def forward(_, values):
+        return values.stored()
+
+    @staticmethod
+    def backward(_, grad):
+        return grad
+
+
+def layer_like(module, weights, *mixins):
+    """Returns a layer like `module`, torch's or fused, with these weights, in plain loops."""
+    plain_class = plain(kind_of(module).classes[0])
+    layer = copy.copy(module)
+    layer.__class__ = type("Oracle", (*mixins, plain_class), {})
+    layer._parameters = dict(zip(module._parameters, weights, strict=True))
+    return layer
+
+
+def stored_for_backward():
+    """Returns a context in which what autograd saves is rounded to the layer's dtype."""
+
+    def pack(tensor):
+        is_computed = isinstance(tensor, Precise) and tensor.is_computed
+        return tensor.stored() if is_computed else tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+class NotesKinks:
+    """A mixin that notes whether rounding in float32 may move an argument of relu across its kink.
+
+    Rounding may do so if the argument is at most 8 units in the last place of the root sum of
+    squares of its terms. This root counts as at least the smallest normal number, because states
+    and their rounding errors fade if the input is zero. An argument of exactly zero counts as a sum
+    of zeros, which rounding does not change.
     """
-    states, kept = [], []
-    for x_t in x:
-        h, kept_t = equation.step(x_t, h, weights, rounding)
-        states.append(h)
-        kept.append(kept_t)
-    return np.array(states), kept
 
+    near_a_kink = False
 
-def direction_backward(record, equation, grad_states, grad_last, rounding, rows):
-    """Returns the gradients of x, hx and the weights of one direction.
+    def _sums(self, x, weights):
+        biases = [b for b in (weights.bias_ih, weights.bias_hh) if b is not None]
+        squares = x**2 @ weights.weight_ih.T**2 + sum(b**2 for b in biases)
+        return torch.cat([super()._sums(x, weights), squares], -1)
 
-    `grad_states` (L, P) holds the gradients of the outputs, and `grad_last` (features,) is the
-    gradient of the last state. `rows` is the number of rows in all sequences. Each row adds a term
-    to each weight's gradient.
-    """
-    x, hx, states, kept, (weight_ih, weight_hh, *rest) = record
-    biases, projection = split_rest(rest[:-1] if equation.has_rate else rest)
-    features = weight_ih.shape[1]
-    grad_x = np.zeros_like(x)
-    grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *rest)]
-    grad_h = grad_last
-    size = weight_hh.shape[1]
-    for t in reversed(range(len(x))):
-        previous = states[t - 1] if t else hx
-        grad_h = grad_h.copy()
-        grad_h[:size] += grad_states[t]
-        of_weight_hr = []
-        for weight_hr in projection:
-            grad_projected, grad_c = np.split(grad_h, [size])
-            of_weight_hr = [np.outer(grad_projected, equation.unprojected(kept[t], rounding))]
-            grad_y = rounding.sums(grad_projected @ weight_hr, (weight_hr.T, grad_projected))
-            grad_h = np.concatenate([grad_y, grad_c])
-        gradients = equation.gradients(grad_h, previous, kept[t], rounding)
-        dz_x, dz_h, rest, *of_rate_and_noise = gradients
-        terms = [np.outer(dz_x, x[t, :features]), np.outer(dz_h, previous[:size])]
-        terms += [dz_x, dz_h][: len(biases)] + of_weight_hr + of_rate_and_noise[:1]
-        for grad, term in zip(grads, terms, strict=True):
-            grad += rounding.terms(term, rows)
-        grad_x[t, :features] = rounding.sums(dz_x @ weight_ih, (weight_ih.T, dz_x))
-        if features < x.shape[1]:
-            grad_x[t, features:] = of_rate_and_noise[1]
-        if rest is None:
-            grad_h = rounding.sums(dz_h @ weight_hh, (weight_hh.T, dz_h))
-        else:
-            ones = np.ones(1, rest.dtype)
-            through_sums, around_sums = dz_h @ weight_hh, rest[:size]
-            products = (weight_hh.T, dz_h), (around_sums[:, None], ones)
-            grad_h = np.concatenate(
-                [rounding.sums(around_sums + through_sums, *products), rest[size:]]
-            )
-    return grad_x, grad_h, grads
+    def _make_step(self, weights):
+        step, precision = super()._make_step(weights), torch.finfo(torch.float32)
+        with_tanh = self._cell.make_step(weights, nonlinearity="tanh", in_place=False)
 
+        def noting(sums, states):
+            sums, squares, *noise = sums.split(self.hidden_size, -1)
+            h, *others = states.split(self.hidden_size, -1)
+            squares = squares + h**2 @ weights.weight_hh.T**2
+            squares = squares + sum(term**2 for term in (*others, *noise))
+            sums = torch.cat([sums, *noise], -1)
+            z = with_tanh(sums, states)[:, : self.hidden_size].atanh()
+            smallest = 8 * precision.eps * squares.sqrt().clamp(min=precision.tiny)
+            near = (z.abs() <= smallest) & z.isfinite() & (z != 0)
+            self.near_a_kink |= bool(near.any())
+            return step(sums, states)
 
-def rnn(sequences, hx, weights, equation, bidirectional, rounding=EXACT, noise=None):
-    """Returns a list of outputs (L_b, directions * H), h_n, and the tape for `rnn_backward`.
-
-    `sequences` is a list of inputs (L_b, D). `hx` and h_n are (layers * directions, B, features).
-    `weights` is a flat list in the order of torch's parameters, and `equation` is a key of
-    `EQUATIONS`. `noise` is None, or a list of arrays (L_b, layers * directions * H).
-    """
-    size = weights[1].shape[1]
-    directions = 2 if bidirectional else 1
-    per_direction = len(weights) // len(hx)
-    h_n = np.zeros_like(hx)
-    outputs, tape = [], []
-    for b, layer_input in enumerate(sequences):
-        records = []
-        for k in range(0, len(hx), directions):
-            states = []
-            for d in range(directions):
-                direction_weights = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
-                x = layer_input
-                if noise is not None:
-                    x = np.concatenate([x, np.split(noise[b], len(hx), -1)[k + d]], -1)
-                x = x[::-1] if d else x
-                h, kept = direction(
-                    x, hx[k + d, b], direction_weights, EQUATIONS[equation], rounding
-                )
-                records.append((x, hx[k + d, b], h, kept, direction_weights))
-                h_n[k + d, b] = h[-1]
-                states.append(h[::-1, :size] if d else h[:, :size])
-            layer_input = np.concatenate(states, -1)
-        outputs.append(layer_input)
-        tape.append(records)
-    return outputs, h_n, tape
-
-
-def rnn_backward(
-    tape, hx, weights, equation, bidirectional, grad_outputs, grad_h_n, rounding=EXACT
-):
-    """Returns the gradients of the sequences, of hx, of the weights and of the noise.
-
-    All except the gradient of hx are lists; there are no gradients of noise if there is none.
-    """
-    directions = 2 if bidirectional else 1
-    per_direction = len(weights) // len(hx)
-    grad_hx = np.zeros_like(hx)
-    grad_weights = [np.zeros_like(w) for w in weights]
-    grad_sequences, grad_noise = [], []
-    size = weights[1].shape[1]
-    rows = sum(map(len, grad_outputs))
-    for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
-        grads_of_noise = []
-        for k in reversed(range(0, len(hx), directions)):
-            grad_input = 0
-            for d in range(directions):
-                grad_states = grad[:, d * size : (d + 1) * size]
-                grad_x, grad_hx[k + d, b], direction_grads = direction_backward(
-                    records[k + d],
-                    EQUATIONS[equation],
-                    grad_states[::-1] if d else grad_states,
-                    grad_h_n[k + d, b],
-                    rounding,
-                    rows,
-                )
-                grad_x = grad_x[::-1] if d else grad_x
-                features = weights[(k + d) * per_direction].shape[1]
-                grad_input = grad_input + grad_x[:, :features]
-                grads_of_noise.append((k + d, grad_x[:, features:]))
-                for i, grad_weight in enumerate(direction_grads):
-                    grad_weights[(k + d) * per_direction + i] += grad_weight
-            grad = grad_input
-        grad_sequences.append(grad)
-        grad_noise.append(np.concatenate([g for _, g in sorted(grads_of_noise)], -1))
-    return grad_sequences, grad_hx, grad_weights, grad_noise
-
-
-def near_a_kink(tape, unit, tiny, equation="relu"):
-    """Returns whether rounding may move any sum z across the kink of relu at zero.
-
-    Rounding may do so if |z| is at most `unit` times the root sum of squares of the terms of z.
-    This root counts as at least `tiny`, because states and their rounding errors fade if the input
-    is zero. A z of exactly zero counts as a sum of zeros, which rounding does not change.
-    """
-    for records in tape:
-        for record in records:
-            z, squares = EQUATIONS[equation].arguments(*record)
-            near = np.abs(z) <= unit * np.maximum(np.sqrt(squares), tiny)
-            if (near & np.isfinite(z) & (z != 0)).any():
-                return True
-    return False
+        return noting

@@ -34,7 +34,7 @@ class Plain:
         nonlinearity = getattr(self, "nonlinearity", "tanh")
         return self._cell.make_step(weights, nonlinearity=nonlinearity, in_place=False)
 
-    def _time_major(self, x, hx, noise, lengths=None):
+    def _time_major(self, x, hx, noise=None, lengths=None):
         """Returns the output (T, B, features) and the last states for an input (T, B, features)."""
         (steps, batch, _), each = x.shape, weights_of(self)
         directions = 2 if getattr(self, "bidirectional", False) else 1
@@ -47,14 +47,14 @@ class Plain:
             if k % directions == 0:
                 inputs, outputs = dropout(x, self.dropout, self.training) if k else x, []
             sums = self._sums(inputs, weights)
-            sums = sums if noise is None else torch.cat([sums, noise[k]], -1)
+            sums = (sums if noise is None else torch.cat([sums, noise[k]], -1)).unbind()
             step, rows = self._make_step(weights), [None] * steps
             for t in reversed(range(steps)) if k % directions else range(steps):
                 (alive,) = torch.nonzero(lengths > t, as_tuple=True)
                 if len(alive) == batch:
                     states = rows[t] = step(sums[t], states)
                     continue
-                after = step(sums[t, alive], states[alive])
+                after = step(sums[t][alive], states[alive])
                 rows[t] = torch.zeros_like(states).index_put((alive,), after)
                 states = states.index_put((alive,), after)
             outputs.append(torch.stack(rows)[..., : sizes[0]])

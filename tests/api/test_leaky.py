@@ -50,33 +50,6 @@ def twins(**options):
     return ours, theirs
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_noise_of_every_layout_is_added_to_v(nonlinearity, options):
-    ours, theirs = twins(nonlinearity=nonlinearity, **options)
-    x, noise = drawn(T, B, D), drawn(T, B, H * len(ours._all_weights))
-    lengths = torch.tensor([6, 2, 4, 1])
-    packed, packed_noise = (pack_padded_sequence(t, lengths, False, False) for t in (x, noise))
-    wanted, last = theirs(packed, noise=packed_noise)
-    output, states = ours(packed, noise=packed_noise)
-    torch.testing.assert_close((output.data, states), (wanted.data, last), **EXACT)
-    past = torch.arange(T)[:, None, None] >= lengths[:, None]
-    padded, padded_noise = (rows.masked_fill(past, torch.nan) for rows in (x, noise))
-    states = ours(padded, lengths=lengths, noise=padded_noise)[1]
-    torch.testing.assert_close(states, last, **EXACT)
-    cut = [[row[:n] for row, n in zip(t.unbind(1), lengths, strict=True)] for t in (x, noise)]
-    jagged, jagged_noise = (torch.nested.nested_tensor(rows, layout=torch.jagged) for rows in cut)
-    torch.testing.assert_close(ours(jagged, noise=jagged_noise)[1], last, **EXACT)
-    first = copy.deepcopy(ours)
-    first.batch_first = True
-    swapped = first(x.transpose(0, 1), noise=noise.transpose(0, 1))
-    dense = ours(x, noise=noise)
-    torch.testing.assert_close((swapped[0].transpose(0, 1), swapped[1]), dense, **EXACT)
-    alone = ours(x[:, 0], noise=noise[:, 0])
-    torch.testing.assert_close(alone[0], dense[0][:, 0], **EXACT)
-    assert ours.last_state(x, noise=noise)[1].equal(dense[1][1])
-
-
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_derivatives_reach_the_noise_and_the_rates(nonlinearity):

@@ -3,11 +3,9 @@
 import copy
 import itertools
 
-import numpy as np
 import oracle
 import pytest
 import torch
-from cases import equation_of, exact
 from kinds import KINDS, flat, map_states
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -227,11 +225,9 @@ def test_graphs_are_valid_in_other_dtypes(kind, dtype):
         results = with_onnxruntime(proto)(x)
     with torch.no_grad():
         theirs = flat(as_nn(layer, dtype)(x))
-    weights = [exact(w.detach(), dtype) for w in layer.parameters()]
-    hx = exact(torch.zeros(1, 4, H * (1 + kind.has_cell_state)), dtype)
-    sequences = [*exact(x, dtype).swapaxes(0, 1)]
-    outputs, last, _ = oracle.rnn(sequences, hx, weights, equation_of(layer), False)
-    precise = np.stack(outputs, 1), *np.split(last, 1 + kind.has_cell_state, -1)
+    weights = [oracle.precise(weight.detach(), dtype) for weight in layer.parameters()]
+    precise = flat(oracle.layer_like(layer, weights)(oracle.precise(x, dtype)))
+    precise = map(oracle.numbers_of, precise)
     budget = ErrorBudget(dtype)
     for name, values in enumerate(zip(results, theirs, precise, strict=True)):
         budget.add(name, *values)

@@ -9,6 +9,7 @@ import torch
 from cases import CELLS, FUSED, layer_of
 from kinds import KINDS, flat, map_states, needs_extension, tensors_in
 from layouts import calls_of, tensors_of
+from torch.overrides import TorchFunctionMode
 
 from namernn_fast import ops, prepared_ops
 from namernn_fast.call import int8
@@ -42,34 +43,62 @@ def integers(row, scale):
     return np.rint(row * inverse)
 
 
-class EightBits(oracle.Rounding):
-    """Rounds rows to integers times a scale; inputs to the sum of two such rows."""
-
-    def operands(self, x, h):
-        row = x.astype(np.float32)
-        scale = scale_of(row)
-        first = integers(row, scale)
-        fine = np.float32(scale / np.float32(254))
-        second = integers((row - first.astype(np.float32) * scale).astype(np.float32), fine)
-        state = h.astype(np.float32)
-        of_state = scale_of(state, 1)
-        rows = first * np.float64(scale) + second * np.float64(fine)
-        return rows, integers(state, of_state) * np.float64(of_state)
+def rounded_input(row):
+    """Returns an input as the sum of two rows of integers times a scale."""
+    row = row.astype(np.float32)
+    scale = scale_of(row)
+    first = integers(row, scale)
+    fine = np.float32(scale / np.float32(254))
+    second = integers((row - first.astype(np.float32) * scale).astype(np.float32), fine)
+    return first * np.float64(scale) + second * np.float64(fine)
 
 
-def rounded_weights(layer):
-    """Returns the weights of a layer in float64, as they are rounded."""
+def rounded_state(row):
+    """Returns a state as a row of integers times a scale."""
+    row = row.astype(np.float32)
+    scale = scale_of(row, 1)
+    return integers(row, scale) * np.float64(scale)
+
+
+def by_rows(rounded, rows):
+    return torch.from_numpy(np.apply_along_axis(rounded, -1, rows.numpy()))
+
+
+class RoundedStates(TorchFunctionMode):
+    """Rounds the states that are multiplied by weights."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        place = {"addmm": 1, "linear": 0}.get(function.__name__)
+        if place is not None:
+            args = [*args]
+            args[place] = by_rows(rounded_state, args[place])
+        return function(*args, **kwargs or {})
+
+
+class EightBits:
+    """A mixin for layers in plain loops, which multiply rounded inputs and states."""
+
+    def _sums(self, x, weights):
+        return super()._sums(by_rows(rounded_input, x), weights)
+
+    def _make_step(self, weights):
+        step = super()._make_step(weights)
+
+        def of_rounded(sums, states):
+            with RoundedStates():
+                return step(sums, states)
+
+        return of_rounded
+
+
+def oracle_of(layer):
+    """Returns a layer in float64 with the rounded weights of another layer, which rounds rows."""
     weights = [weight.numpy().copy() for weight in layer.parameters()]
     for weight in weights:
         for row in weight if weight.ndim == 2 else ():
             scale = scale_of(row)
             row[:] = integers(row, scale) * scale
-    return [weight.astype(np.float64) for weight in weights]
-
-
-def joined(states):
-    """Returns states as the oracle takes them: (layers * directions, B, parts * H)."""
-    return np.concatenate([state.double().numpy() for state in tensors_in(states)], -1)
+    return oracle.layer_like(layer, [torch.from_numpy(w).double() for w in weights], EightBits)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -87,11 +116,9 @@ def test_a_step_from_given_states_equals_the_oracle(equation, sizes, batch, bias
     hx = KINDS[cell].states(*states, generator=generator)
     hx = map_states(hx, lambda state: (2 * state - 1) * torch.tensor([[1.0], [3]])[[batch % 2]])
     _, last = layer.prepare(torch.int8)(x, hx)
-    rows, weights = x[0].double().numpy(), rounded_weights(layer)
-    before, got = joined(hx)[0], joined(last)[0]
-    for b in range(batch):
-        want, _ = oracle.EQUATIONS[equation].step(rows[b], before[b], weights, EightBits())
-        np.testing.assert_allclose(got[b], want, rtol=3e-6, atol=3e-6)
+    _, wanted = oracle_of(layer)(x.double(), map_states(hx, torch.Tensor.double))
+    last = map_states(last, torch.Tensor.double)
+    torch.testing.assert_close(last, wanted, rtol=3e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20, 40])
@@ -127,8 +154,7 @@ def test_whole_sequences_equal_the_oracle(equation, options, features, threads):
     """A last bit of a state may round to the next integer, so they are equal up to that."""
     cell, more = layer_of(equation)
     layer = FUSED[cell](*features, batch_first=True, **options, **more).eval()
-    prepared, weights = layer.prepare(torch.int8), rounded_weights(layer)
-    bidirectional, rounding = layer.bidirectional, EightBits()
+    prepared, exact = layer.prepare(torch.int8), oracle_of(layer)
     for count in (1, 2):
         threads(count)
         for name, arguments, more in calls_of(layer, torch.float32):
@@ -136,16 +162,11 @@ def test_whole_sequences_equal_the_oracle(equation, options, features, threads):
                 continue
             (x, hx), lengths = arguments, more.get("lengths")
             results = prepared(x, hx, lengths)
-            used = [len(x[0]) if lengths is None else int(lengths[b]) for b in range(len(x))]
-            rows = [row[:n].double().numpy() for row, n in zip(x, used, strict=True) if n]
-            kept = [b for b, n in enumerate(used) if n]
-            outputs, h_n, _ = oracle.rnn(
-                rows, joined(hx)[:, kept], weights, equation, bidirectional, rounding
-            )
-            for output, b in zip(outputs, kept, strict=True):
-                got = results[0][b, : used[b]]
-                np.testing.assert_allclose(got, output, atol=0.02, rtol=0)
-            np.testing.assert_allclose(joined(results[1])[:, kept], h_n, atol=0.02, rtol=0)
+            x, hx = x.transpose(0, 1).double(), map_states(hx, torch.Tensor.double)
+            output, last = exact._time_major(x, hx, lengths=lengths)
+            wanted = output.transpose(0, 1), *tensors_in(last)
+            for got, want in zip(flat(results), wanted, strict=True):
+                torch.testing.assert_close(got.double(), want, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
