@@ -8,8 +8,8 @@ sequences. The names of their arguments and results mean the same throughout thi
   ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
   not read.
 - states: the initial states, one tensor (num_layers * directions, batch, hidden_size) for each of
-  `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has proj_size features. None stands for
-  zeros, as does an empty list for zeros in all states.
+  `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has proj_size features. An empty list
+  stands for zeros; in this and other lists, so does a list of an empty vector, see `in_program`.
 - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order of
   gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids each
   weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of the
@@ -25,11 +25,11 @@ sequences. The names of their arguments and results mean the same throughout thi
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
 - reset_to: the states that steps start from where `reset` is True: one tensor (seq_len, num_layers,
-  batch, hidden_size) for each of `Cell.states`, with None and an empty list as in `states`. Other
-  states are not read. Needs `reset` and one direction. CPU kernel only.
-- inputs: what the cell reads beside input: for each of `Cell.inputs` None, or a tensor shaped like
-  input with num_layers * directions * hidden_size features, those of each layer and direction side
-  by side. An empty list for a cell without such inputs. Not allowed with SHARE_PREFIXES.
+  batch, hidden_size) for each of `Cell.states`, or an empty list for zeros. Other states are not
+  read. Needs `reset` and one direction. CPU kernel only.
+- inputs: what the cell reads beside input: for each of `Cell.inputs` a tensor shaped like input
+  with num_layers * directions * hidden_size features, those of each layer and direction side by
+  side; or an empty list. Not allowed with SHARE_PREFIXES.
 
 `forward` returns:
 
@@ -114,7 +114,7 @@ class Arguments:
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor | None]
+    states: Sequence[Tensor]
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -126,8 +126,8 @@ class Arguments:
 class ForwardArguments(Arguments):
     """The arguments of `forward`."""
 
-    reset_to: Sequence[Tensor | None] = ()
-    inputs: Sequence[Tensor | None] = ()
+    reset_to: Sequence[Tensor] = ()
+    inputs: Sequence[Tensor] = ()
 
 
 @dataclass(slots=True)
@@ -140,24 +140,24 @@ class BackwardArguments(Arguments):
     grad_last_states: Sequence[Tensor | None]
     wanted: Sequence[bool]
     want_layers: Sequence[int]
-    reset_to: Sequence[Tensor | None] = ()
-    inputs: Sequence[Tensor | None] = ()
+    reset_to: Sequence[Tensor] = ()
+    inputs: Sequence[Tensor] = ()
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
 _ARGUMENTS = (
-    "int cell, Tensor input, Tensor?[] states, Tensor[] weights, Tensor? sequence_layout, "
+    "int cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? sequence_layout, "
     "Tensor? reset, int options, int trees"
 )
 library.define(
-    f"forward({_ARGUMENTS}, Tensor?[] reset_to, Tensor?[] inputs) "
+    f"forward({_ARGUMENTS}, Tensor[] reset_to, Tensor[] inputs) "
     "-> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
-    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor?[] reset_to, "
-    "Tensor?[] inputs) -> Tensor[] gradients",
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor[] reset_to, "
+    "Tensor[] inputs) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("cpu_kernel(str numbers) -> str")
@@ -180,13 +180,13 @@ backward_untraced: _Operator = without_python(backward)
 def in_program(operator: _Operator, *places: int) -> _Operator:
     """Returns an operator for programs of a compiler, which AOTInductor may run.
 
-    AOTInductor cannot pass an empty list of optional tensors, so a list of None replaces an empty
-    list at these places among the arguments.
+    AOTInductor cannot pass an empty list, so a list of an empty vector replaces it at these places
+    among the arguments.
     """
 
     def run(*arguments: Any) -> Any:
-        padded = (a or (None,) if i in places else a for i, a in enumerate(arguments))
-        return operator(*padded)
+        nothing = [arguments[1].new_empty(0)]
+        return operator(*(a or nothing if i in places else a for i, a in enumerate(arguments)))
 
     return run
 
@@ -195,20 +195,9 @@ forward_in_program = in_program(forward, 2, 8, 9)
 backward_in_program = in_program(backward, 2, 14, 15)
 
 
-def resolve_lists(name: str, operator: _Operator) -> None:
-    """Makes the dispatcher resolve negated tensors and ZeroTensors in lists of optional tensors.
-
-    Its own fallback resolves them everywhere else.
-    """
-
-    def resolved(argument: Any) -> Any:
-        if isinstance(argument, list | tuple):
-            return [resolved(element) for element in argument]
-        is_tensor = isinstance(argument, Tensor)
-        return argument.clone() if is_tensor and not is_plain(argument) else argument
-
-    for key in ("Negative", "ZeroTensor"):
-        library.impl(name, lambda *arguments: operator(*map(resolved, arguments)), key)
+def given(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns a list of states or inputs without the empty vector that stands for an empty list."""
+    return [tensor for tensor in tensors if tensor.dim() > 1]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -216,13 +205,24 @@ def is_plain(tensor: Tensor) -> bool:
     return not (tensor.is_neg() or tensor._is_zerotensor())
 
 
-resolve_lists("forward", forward)
-resolve_lists("backward", backward)
+def _backward_of_plain(*arguments: Any) -> Any:
+    """Runs `backward` with a copy of each gradient whose values are not in its memory.
+
+    The dispatcher itself resolves negated tensors and ZeroTensors elsewhere, but not in lists of
+    optional tensors.
+    """
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [resolved(element) for element in value]
+        is_tensor = isinstance(value, Tensor)
+        return value.clone() if is_tensor and not is_plain(value) else value
+
+    return backward(*map(resolved, arguments))
 
 
-def given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Returns the tensors of a list of optional tensors that are present."""
-    return [tensor for tensor in tensors if tensor is not None]
+for _key in ("Negative", "ZeroTensor"):
+    library.impl("backward", _backward_of_plain, _key)
 
 
 def has_ids(input: Tensor) -> bool:

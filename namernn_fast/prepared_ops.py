@@ -41,14 +41,14 @@ ops.library.define(
 )
 ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
 ops.library.define(
-    "forward_prepared(int cell, Tensor input, Tensor?[] states, Tensor prepared, int[] sizes, "
-    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor?[] reset_to, "
-    "Tensor?[] inputs) "
+    "forward_prepared(int cell, Tensor input, Tensor[] states, Tensor prepared, int[] sizes, "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor[] reset_to, "
+    "Tensor[] inputs) "
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
-    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, Tensor?[] inputs, "
+    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, Tensor[] inputs, "
     "int options) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -77,7 +77,6 @@ arguments that do not match. Autograd, compilers, modes and profilers do not see
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
 forward_in_program = ops.in_program(forward, 2, 9, 10)
-ops.resolve_lists("forward_prepared", forward)
 
 
 @dataclass(slots=True)
@@ -86,15 +85,15 @@ class PreparedArguments:
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor | None]
+    states: Sequence[Tensor]
     prepared: Tensor
     sizes: Sequence[int]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     trees: int
-    reset_to: Sequence[Tensor | None] = ()
-    inputs: Sequence[Tensor | None] = ()
+    reset_to: Sequence[Tensor] = ()
+    inputs: Sequence[Tensor] = ()
 
 
 def _like(prepared: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Drawn(Case):
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
-            or (KINDS[self.cell].bits and self.values in NON_FINITE and self.given == {"c_n"})
+            or (KINDS[self.cell].cell.own and self.values in NON_FINITE and self.given == {"c_n"})
         )
         self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
             self.values, 1

@@ -86,13 +86,11 @@ class Stack:
             (ops.BATCH_FIRST, self.layout in ("padded", "lengths")),
             (ops.BATCH_INVARIANT, True),
             (ops.PROJECTIONS, cell is CELLS["lstm"] and self.H > 1 and not one_layer),
-            (ops.NOISE, bool(cell.inputs) and not self.has_ids),
         ):
             options |= bit if allowed and draw.random() < 0.5 else 0
         options |= draw.choice(
             [0, *(getattr(ops, name.upper()) for name in cell.nonlinearities if name != "tanh")]
         )
-        options |= ops.RATE if cell.own else 0
         options |= ops.BIDIRECTIONAL if self.directions == 2 else 0
         options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(self.layout, 0)
         if inference and not one_layer and not options & ops.PROJECTIONS and draw.random() < 0.3:
@@ -130,8 +128,7 @@ class Stack:
                     weights += [self._randn(rows), self._randn(rows)]
                 if self.options & ops.PROJECTIONS:
                     weights.append(self._randn(self.P, self.H))
-                if self.options & ops.RATE:
-                    weights.append(self._randn(rows))
+                weights += [self._randn(self.H) for _ in self.cell.own]
         return weights
 
     def _draw_rows(self, draw):
@@ -153,9 +150,10 @@ class Stack:
             self.sequence_layout = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
             rows = [int(lengths.sum())]
         self.input = self.frame(rows)
-        self.states = self.reset = self.reset_to = None
+        self.states, self.reset, self.reset_to, self.inputs = [], None, [], []
         if self.shares:
             return
+        self.inputs = self.beside(rows) if draw.random() < 0.5 else []
         if draw.random() < 0.5:
             shape = self.layers * self.directions, B
             self.states = [self._randn(*shape, size) for size in self.state_sizes]
@@ -171,8 +169,13 @@ class Stack:
         """Returns random input with these rows."""
         if self.has_ids:
             return torch.randint(self.vocabulary, rows)
-        noise = self.layers * self.directions * self.H if self.options & ops.NOISE else 0
-        return self._randn(*rows, self.D + noise)
+        return self._randn(*rows, self.D)
+
+    def beside(self, rows):
+        """Returns random inputs beside these rows."""
+        return [
+            self._randn(*rows, self.layers * self.directions * self.H) for _ in self.cell.inputs
+        ]
 
     def prepare(self):
         """Returns the prepared weights."""
@@ -194,21 +197,21 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
     call = cell | {"input": stack.input, "states": stack.states, "weights": stack.weights}
     rows = {"sequence_layout": stack.sequence_layout, "reset": stack.reset}
     rows |= {"options": stack.options, "trees": stack.trees}
-    reset_to = {"reset_to": stack.reset_to}
+    more = {"reset_to": stack.reset_to, "inputs": stack.inputs}
     match operator:
         case "forward":
-            return call | rows | reset_to
+            return call | rows | more
         case "backward":
-            output, last, saved = ops.forward(**call, **rows, **reset_to)
+            output, last, saved = ops.forward(**call, **rows, **more)
             grads = [None if draw.random() < 0.2 else torch.randn_like(state) for state in last]
             wanted = [draw.random() < 0.7 and not stack.has_ids]
-            for _ in (*(stack.states or ()), *(stack.reset_to or ())):
+            for _ in (*stack.states, *stack.reset_to, *stack.inputs):
                 wanted.append(draw.random() < 0.7)
             results = {"output": output, "saved": saved}
             results["grad_output"] = None if stack.shares else torch.randn_like(output)
             results |= {"grad_last_states": grads, "wanted": wanted}
             layers = [k for k in range(stack.layers) if draw.random() < 0.7]
-            return call | rows | results | {"want_layers": layers} | reset_to
+            return call | rows | results | {"want_layers": layers} | more
         case "prepare":
             return cell | {"weights": stack.weights} | rest
         case "refresh":
@@ -218,7 +221,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
         case "forward_prepared":
             del call["weights"]
             prepared = {"prepared": stack.prepare(), "sizes": stack.sizes}
-            return call | prepared | rows | reset_to
+            return call | prepared | rows | more
     return step_arguments(draw, operator, stack)
 
 
@@ -240,15 +243,17 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
     if is_stream and draw.random() < 0.5:
         rows = [count, stack.T] if stack.options & ops.BATCH_FIRST else [stack.T, count]
     frame = stack.frame(rows)
+    inputs = stack.beside(rows) if draw.random() < 0.5 else []
     if operator == "step":
         places = None if places is None else torch.tensor(places)
         call = {"prepared": stack.prepare(), "states": states, "input": frame, "rows": places}
-        return call | {"options": stack.options}
+        return call | {"inputs": inputs, "options": stack.options}
     last = None if is_stream else [torch.empty_like(state) for state in states]
     output = torch.empty(*rows, stack.P, dtype=stack.dtype) if is_stream else None
     weights = [stack.prepare()] if prepared else stack.weights
     call = {"weights": weights, "states": states, "last": last, "frame": frame, "output": output}
-    return call | {"rows": places, "options": stack.options, "cell": stack.cell.number}
+    call |= {"rows": places, "options": stack.options, "cell": stack.cell.number}
+    return call | {"inputs": inputs or None}
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:

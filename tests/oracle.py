@@ -241,7 +241,7 @@ class Stores:
     """A mixin that rounds the output of every step to the layer's dtype."""
 
     def _make_step(self, weights):
-        step, size = super()._make_step(weights), weights.weight_hh.shape[1]
+        step, size = super()._make_step(weights), weights["weight_hh"].shape[1]
 
         def stored(sums, states):
             states = step(sums, states)
@@ -293,8 +293,8 @@ class NotesKinks:
     near_a_kink = False
 
     def _sums(self, x, weights):
-        biases = [b for b in (weights.bias_ih, weights.bias_hh) if b is not None]
-        squares = x**2 @ weights.weight_ih.T**2 + sum(b**2 for b in biases)
+        biases = [weights[name] for name in ("bias_ih", "bias_hh") if name in weights]
+        squares = x**2 @ weights["weight_ih"].T ** 2 + sum(b**2 for b in biases)
         return torch.cat([super()._sums(x, weights), squares], -1)
 
     def _make_step(self, weights):
@@ -304,7 +304,7 @@ class NotesKinks:
         def noting(sums, states):
             sums, squares, *noise = sums.split(self.hidden_size, -1)
             h, *others = states.split(self.hidden_size, -1)
-            squares = squares + h**2 @ weights.weight_hh.T**2
+            squares = squares + h**2 @ weights["weight_hh"].T ** 2
             squares = squares + sum(term**2 for term in (*others, *noise))
             sums = torch.cat([sums, *noise], -1)
             z = with_tanh(sums, states)[:, : self.hidden_size].atanh()

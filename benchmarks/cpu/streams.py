@@ -46,7 +46,7 @@ def empty_operator() -> dict[str, float]:
     """Returns the seconds that the operator of a step takes for no sequences."""
     stream = prepare_rnn(torch.nn.LSTM(1, 1)).stream(0)
     panels, frame = stream._prepared._panels, torch.zeros(0, 1)
-    arguments = panels.tensor, stream._states, frame, None, panels.options
+    arguments = panels.tensor, stream._states, frame, None, (), panels.options
     seconds = min(timed(lambda: prepared_ops.step(*arguments), 10_000) for _ in range(7))
     return {"empty_operator": seconds}
 

@@ -37,7 +37,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
     args.accumulate_input = d > 0;
   }
-  for (int i = 0; i < stack.cell->inputs; ++i) {
+  for (size_t i = 0; i < grads.grad_inputs.size(); ++i) {
     const std::optional<Tensor>& grad = grads.grad_inputs[i];
     if (!grad) continue;
     args.grad_inputs[i] =

@@ -22,7 +22,6 @@
 namespace namernn_fast {
 namespace {
 
-using Tensors = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 
 // Checks that a call with share_prefixes meets its preconditions.
@@ -30,10 +29,8 @@ void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
-  check(stack.states.empty(), "states must be None when prefixes are shared");
-  for (const auto& input : stack.inputs) {
-    check(!input, "inputs must be None when prefixes are shared");
-  }
+  check(stack.states.empty(), "states must be empty when prefixes are shared");
+  check(stack.inputs.empty(), "inputs must be empty when prefixes are shared");
   check(!stack.has_projections(), "shared prefixes do not support projections");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(!stack.int8 && (stack.dtype == aoti_torch_dtype_float32() ||
@@ -42,10 +39,9 @@ void check_sharing(const Stack& stack, const Options& options) {
 }
 
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
-Stack check_call(int64_t cell, const Tensor& input, const OptionalTensors& states,
-                 const Tensors& weights, const OptionalTensor& sequence_layout,
-                 const OptionalTensor& reset, const Options& options,
-                 const OptionalTensors& reset_to, const OptionalTensors& inputs) {
+Stack check_call(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+                 const OptionalTensor& sequence_layout, const OptionalTensor& reset,
+                 const Options& options, const Tensors& reset_to, const Tensors& inputs) {
   check(!options.int8, "options must not set INT8 without prepared weights");
   Stack stack = check_stack(cell_of(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
@@ -74,11 +70,11 @@ std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Optio
 }
 
 std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
-                                             const OptionalTensors& states, const Tensors& weights,
+                                             const Tensors& states, const Tensors& weights,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const OptionalTensors& reset_to,
-                                             const OptionalTensors& inputs) {
+                                             int64_t trees, const Tensors& reset_to,
+                                             const Tensors& inputs) {
   const Options options = read_options(bits, trees);
   return run_forward(
       check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs),
@@ -94,12 +90,12 @@ Sizes sizes_of(const std::vector<int64_t>& sizes) {
 }
 
 std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
-                                             const OptionalTensors& states, const Tensor& prepared,
+                                             const Tensors& states, const Tensor& prepared,
                                              const std::vector<int64_t>& sizes,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const OptionalTensors& reset_to,
-                                             const OptionalTensors& inputs) {
+                                             int64_t trees, const Tensors& reset_to,
+                                             const Tensors& inputs) {
   const Options options = read_options(bits, trees);
   check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
   Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
@@ -145,13 +141,13 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
 }
 
 Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor& input,
-                     const OptionalTensor& rows, const OptionalTensors& inputs, int64_t bits) {
+                     const OptionalTensor& rows, const Tensors& inputs, int64_t bits) {
   const Options options = read_options(bits, 0);
   check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
         kMostStates, " tensors, got ", states.size());
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
   for (const Tensor& state : states) on_cpu = on_cpu && state.is_cpu();
-  for (const OptionalTensor& beside : inputs) on_cpu = on_cpu && (!beside || beside->is_cpu());
+  for (const Tensor& beside : inputs) on_cpu = on_cpu && beside.is_cpu();
   check(on_cpu, "all tensors of a step must be on the CPU");
   check(input.dim() > 0 && states[0].dim() > 0, "frame and states must have dimensions");
   const bool ids = has_ids(input);
@@ -176,11 +172,10 @@ Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor
   }
   check(inputs.size() <= size_t(kMostInputs), "inputs must hold at most ", kMostInputs,
         " tensor(s), got ", inputs.size());
-  Tensors dense_inputs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i]) continue;
-    dense_inputs.push_back(dense(*inputs[i]));
-    step.inputs[i] = view_of(dense_inputs.back());
+  Tensors beside;
+  for (size_t i = 0; i < inputs.size() && are_given(inputs); ++i) {
+    beside.push_back(dense(inputs[i]));
+    step.inputs[i] = view_of(beside.back());
   }
   const Tensor places = rows ? dense(*rows) : frame;
   if (rows) {
@@ -219,7 +214,7 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
 
 // Checks the gradients of the results and stores them in `grads`.
 void read_gradients(const Stack& stack, const Options& options, const OptionalTensor& grad_output,
-                    const OptionalTensors& grad_last_states, BackwardTensors& grads) {
+                    const std::vector<OptionalTensor>& grad_last_states, BackwardTensors& grads) {
   check(!(options.share_prefixes && grad_output),
         "grad_output must be None when prefixes are shared");
   if (grad_output) {
@@ -242,20 +237,19 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   const size_t states = stack.states.size() + stack.reset_to.size();
-  size_t place = 1 + states;
-  for (size_t i = 0; i < size_t(kMostInputs); ++i) {
-    if (!stack.inputs[i]) continue;
-    if (place < wanted.size() && wanted[place]) {
-      grads.grad_inputs[i] = empty_rows(stack.batch, stack.features_beside(), stack.dtype);
-    }
-    ++place;
-  }
-  check(wanted.size() == place, "wanted must say whether input and each of ", place - 1,
+  const size_t tensors = 1 + states + stack.inputs.size();
+  check(wanted.size() == tensors, "wanted must say whether input and each of ", tensors - 1,
         " state(s) and inputs need a gradient, got ", wanted.size(), " values");
   check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
   if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
   const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
   const auto first_input = wanted.begin() + 1 + int64_t(states);
+  for (auto want = first_input; want != wanted.end(); ++want) {
+    grads.grad_inputs.emplace_back();
+    if (*want) {
+      grads.grad_inputs.back() = empty_rows(stack.batch, stack.features_beside(), stack.dtype);
+    }
+  }
   if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {
       grads.grad_states.push_back(empty(stack.state_shape(i), stack.dtype));
@@ -281,13 +275,13 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
-Tensors backward(int64_t cell, const Tensor& input, const OptionalTensors& states,
-                 const Tensors& weights, const OptionalTensor& sequence_layout,
-                 const OptionalTensor& reset, int64_t bits, int64_t trees, const Tensor& output,
-                 const Tensors& saved, const OptionalTensor& grad_output,
-                 const OptionalTensors& grad_last_states, const std::vector<bool>& wanted,
-                 const std::vector<int64_t>& want_layers, const OptionalTensors& reset_to,
-                 const OptionalTensors& inputs) {
+Tensors backward(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+                 const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits,
+                 int64_t trees, const Tensor& output, const Tensors& saved,
+                 const OptionalTensor& grad_output,
+                 const std::vector<OptionalTensor>& grad_last_states,
+                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
+                 const Tensors& reset_to, const Tensors& inputs) {
   const Options options = read_options(bits, trees);
   const Stack stack =
       check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs);

@@ -24,9 +24,9 @@ struct BackwardTensors {
   std::optional<Tensor> grad_output;
   std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
   std::optional<Tensor> grad_input;
-  std::vector<Tensor> grad_states;    // none, or one per state of the cell
-  std::vector<Tensor> grad_reset_to;  // none, or one per state of the cell, zeroed
-  std::optional<Tensor> grad_inputs[kMostInputs];
+  std::vector<Tensor> grad_states;                 // none, or one per state of the cell
+  std::vector<Tensor> grad_reset_to;               // none, or one per state of the cell, zeroed
+  std::vector<std::optional<Tensor>> grad_inputs;  // one for each of Stack::inputs
   std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not wanted
   std::vector<bool> want_weights;    // one per layer
 };

@@ -74,60 +74,52 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   return stack;
 }
 
-// Returns the tensors of a list that has one for each state of the cell; or none if all are absent,
-// which means zeros. If only some are absent, replaces them with zeros of the shape `shape_of(i)`.
-template <class Shape>
-std::vector<Tensor> given_states(const Stack& stack, const char* name, const OptionalTensors& list,
-                                 Shape&& shape_of) {
-  std::vector<Tensor> states;
-  if (std::none_of(list.begin(), list.end(), [](const auto& state) { return state.has_value(); })) {
-    return states;
-  }
-  check(list.size() == stack.state_count(), name, " must hold ", stack.state_count(),
-        " tensor(s), one for each state of the cell, got ", list.size());
-  for (size_t i = 0; i < list.size(); ++i) {
-    states.push_back(list[i] ? *list[i] : zeros(shape_of(i), stack.dtype));
-  }
-  return states;
+void check_count(const Stack& stack, const char* name, const Tensors& states) {
+  check(states.size() == stack.state_count(), name, " must hold ", stack.state_count(),
+        " tensor(s), one for each state of the cell, got ", states.size());
 }
 
-void check_states(Stack& stack, const OptionalTensors& states) {
-  const auto shape = [&](size_t i) { return stack.state_shape(i); };
-  for (const Tensor& state : given_states(stack, "states", states, shape)) {
-    const size_t i = stack.states.size();
-    check_tensor(i == 0 ? "hx" : "cx", state, stack.dtype, shape(i));
-    stack.states.push_back(with_adjacent_features(state));
+void check_states(Stack& stack, const Tensors& states) {
+  if (!are_given(states)) return;
+  check_count(stack, "states", states);
+  for (size_t i = 0; i < states.size(); ++i) {
+    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
+    stack.states.push_back(with_adjacent_features(states[i]));
   }
 }
 
 }  // namespace
 
-void set_reset_to(Stack& stack, const OptionalTensors& reset_to, bool has_reset) {
-  const auto shape = [&](size_t i) -> std::vector<int64_t> {
-    return {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)};
-  };
-  for (const Tensor& state : given_states(stack, "reset_to", reset_to, shape)) {
-    check(has_reset, "reset_to needs reset, got none");
-    check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
-    check_tensor("reset_to", state, stack.dtype, shape(stack.reset_to.size()));
-    stack.reset_to.push_back(with_adjacent_features(state));
+bool are_given(const Tensors& list) {
+  return !list.empty() && !(list.size() == 1 && list[0].dim() == 1 && list[0].numel() == 0);
+}
+
+void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset) {
+  if (!are_given(reset_to)) return;
+  check(has_reset, "reset_to needs reset, got none");
+  check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
+  check_count(stack, "reset_to", reset_to);
+  for (size_t i = 0; i < reset_to.size(); ++i) {
+    check_tensor("reset_to", reset_to[i], stack.dtype,
+                 {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)});
+    stack.reset_to.push_back(with_adjacent_features(reset_to[i]));
   }
 }
 
-void set_inputs(Stack& stack, const OptionalTensors& inputs) {
+void set_inputs(Stack& stack, const Tensors& inputs) {
+  if (!are_given(inputs)) return;
+  check(int64_t(inputs.size()) == stack.cell->inputs, "inputs must hold ", stack.cell->inputs,
+        " tensor(s) for the ", stack.cell->name, " cell, got ", inputs.size());
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
   if (stack.has_ids) shape.push_back(0);
   shape.back() = stack.features_beside();
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i]) continue;
-    check(i < size_t(stack.cell->inputs), "inputs must hold ", stack.cell->inputs,
-          " tensor(s) for the ", stack.cell->name, " cell, got ", inputs.size());
-    check_tensor(stack.cell->input_names[i], *inputs[i], stack.dtype, shape);
-    stack.inputs[i] = with_adjacent_features(*inputs[i]);
+  for (const Tensor& rows : inputs) {
+    check_tensor(stack.cell->input_names[stack.inputs.size()], rows, stack.dtype, shape);
+    stack.inputs.push_back(with_adjacent_features(rows));
   }
 }
 
-void set_weights(Stack& stack, const std::vector<Tensor>& weights) {
+void set_weights(Stack& stack, const Tensors& weights) {
   const int64_t directions = stack.layers * stack.directions;
   const int64_t count = directions * stack.parameters.count;
   check(int64_t(weights.size()) == count, "weights must hold ", count, " tensors, got ",
@@ -162,8 +154,8 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
 }
 
-Stack check_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
-                  const std::vector<Tensor>& weights, Batch batch, const Options& options) {
+Stack check_stack(const Cell& cell, const Tensor& input, const Tensors& states,
+                  const Tensors& weights, Batch batch, const Options& options) {
   const int64_t directions = options.bidirectional ? 2 : 1;
   const int64_t per_layer =
       directions * parameters_of(cell, options.bias, options.projections).count;
@@ -188,7 +180,7 @@ Stack check_stack(const Cell& cell, const Tensor& input, const OptionalTensors& 
   return stack;
 }
 
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, const Tensors& states,
                            const Tensor& prepared, const Sizes& sizes, Batch batch,
                            const Options& options) {
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);

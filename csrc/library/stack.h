@@ -32,10 +32,10 @@ struct Stack {
   Tensor input;
   std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
   std::vector<Tensor> reset_to = {};  // [T, layers, B, P or H], states after resets; none for zeros
-  std::optional<Tensor> inputs[kMostInputs];  // beside x, shaped like `input` with H features for
-                                              // each layer and direction
-  std::vector<Tensor> weights = {};           // none in a prepared stack, or in a step
-  const char* prepared = nullptr;  // the weights as packed by prepare(), or null; see prepared.h
+  std::vector<Tensor> inputs =
+      {};  // beside x, shaped like `input`, with features_beside() features
+  std::vector<Tensor> weights = {};  // none in a prepared stack, or in a step
+  const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   ParameterList parameters = {};  // of each direction
@@ -91,24 +91,27 @@ struct Stack {
   bool keeps() const { return cell->kept > 0; }
 };
 
-// Tensors of which some may be absent.
-using OptionalTensors = std::vector<std::optional<Tensor>>;
+using Tensors = std::vector<Tensor>;
+
+// Returns whether a list of states or inputs holds tensors. In programs of compilers, an empty
+// vector stands for an empty list: see in_program() in namernn_fast/ops.py.
+bool are_given(const Tensors& list);
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
 // argument, the expected value and the actual value.
-Stack check_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
+Stack check_stack(const Cell& cell, const Tensor& input, const Tensors& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // Does the same for weights that prepare() has packed.
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, const OptionalTensors& states,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, const Tensors& states,
                            const Tensor& prepared, const Sizes& sizes, Batch batch,
                            const Options& options);
 
 // Checks the states from which sequences restart at resets, and sets them.
-void set_reset_to(Stack& stack, const OptionalTensors& reset_to, bool has_reset);
+void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset);
 
 // Checks the inputs beside x, and sets them.
-void set_inputs(Stack& stack, const OptionalTensors& inputs);
+void set_inputs(Stack& stack, const Tensors& inputs);
 
 // Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
@@ -240,10 +243,9 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   } else {
     layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   }
-  for (int i = 0; i < stack.cell->inputs; ++i) {
-    const std::optional<Tensor>& rows = stack.inputs[i];
-    if (!rows) continue;
-    layer.inputs[i] = rows_of<const Scalar>(stack.batch, *rows, const_data<Scalar>(*rows),
+  for (size_t i = 0; i < stack.inputs.size(); ++i) {
+    const Tensor& rows = stack.inputs[i];
+    layer.inputs[i] = rows_of<const Scalar>(stack.batch, rows, const_data<Scalar>(rows),
                                             stack.state_of(k, d) * stack.H);
   }
   return layer;

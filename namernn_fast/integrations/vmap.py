@@ -134,7 +134,7 @@ def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
     """Returns one value per call: slices of `tensor` along `dim`, or `tensor` if dim is None."""
-    return [tensor] * size if dim is None else tensor.unbind(dim)
+    return tensor.unbind(dim) if isinstance(dim, int) else [tensor] * size
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:

@@ -119,7 +119,10 @@ class Stream:
         beside = None if noise is None else self._beside(frame, noise=noise)
         if (
             self._is_direct
-            and (beside is None or (type(noise) is Tensor and not noise.requires_grad))
+            and (
+                noise is None
+                or (type(noise) is Tensor and is_plain(noise) and not noise.requires_grad)
+            )
             and is_unobserved()
             and type(frame) is Tensor
             and not frame.is_neg()
@@ -157,8 +160,7 @@ class Stream:
             if not isinstance(more, Tensor) or more.shape != shape:
                 got = getattr(more, "shape", type(more).__name__)
                 raise RuntimeError(f"{name} must have shape {shape}, got {got}")
-            more = more.to(frame)
-            beside.append(more if is_plain(more) else more.clone())
+            beside.append(more.to(frame))
         return beside
 
     def reset(self, rows: Rows | None = None) -> None:
@@ -236,7 +238,9 @@ class Stream:
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so the states change after that.
             states = self._states if out is None else [*map(forks.clone, self._states)]
-            output = step(panels.tensor, states, frame, places, beside or [None], options)
+            output = step(
+                panels.tensor, states, frame, places, beside or [frame.new_empty(0)], options
+            )
         if out is not None:
             output = forks.copy_(out, output)
         if states is not self._states:

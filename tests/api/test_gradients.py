@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import ops, torch_operators
+from namernn_fast import torch_operators
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 RESET = torch.tensor([[False, True]] * 6).T
@@ -175,7 +175,7 @@ def test_tensor_that_outlived_a_transform_is_accepted(kind):
 @for_variants
 def test_needed_weights_must_not_change_before_backward(kind):
     ours = kind.layer(3, 4, 2)
-    last = {ops.PROJECTIONS: ["weight_hr_l0"], ops.RATE: ["rate_l0"]}.get(kind.bits, [])
+    last = ["weight_hr_l0"] if kind.bits else [f"{own.name}_l0" for own in kind.cell.own]
     for name in ("weight_hh_l0", "weight_ih_l1", *last):
         output, _ = ours(XS[0])
         with torch.no_grad():

@@ -25,7 +25,6 @@ from namernn_fast import (
     restore_rnn,
 )
 from namernn_fast.cells import LEAKY
-from namernn_fast.cells.cell import LayerWeights
 from namernn_fast.machine import availability
 from namernn_fast.testing import ErrorBudget
 
@@ -174,20 +173,23 @@ def test_other_cells_take_no_noise(kind, path):
         kind.layer(D, H)(torch.zeros(T, B, D), noise=noise)
     weights = [*kind.layer(D, H).parameters()]
     arguments = kind.cell.number, torch.zeros(T, B, D), (), weights, None, None, ops.BIAS, 0, ()
-    with pytest.raises(RuntimeError, match=r"inputs must hold 0 tensor\(s\) for the .* cell, got 1"):
+    with pytest.raises(
+        RuntimeError, match=r"inputs must hold 0 tensor\(s\) for the .* cell, got 1"
+    ):
         ops.forward(*arguments, [noise])
 
 
-def test_noise_needs_rows_of_features_in_the_operators():
-    weights = [torch.zeros(9, H), torch.zeros(H, H), torch.zeros(H)]
-    options = ops.RATE | ops.NOISE
-    with pytest.raises(RuntimeError, match="options must not set NOISE for token ids"):
-        ops.forward(3, torch.zeros(T, B).long(), None, weights, None, None, options, 0)
-    with pytest.raises(RuntimeError, match="weight_ih must have shape"):
-        ops.forward(3, torch.zeros(T, B, 9), None, weights, None, None, options, 0)
-    bits = ops.SIGMOID | ops.SOFTPLUS | ops.RATE
+def test_the_operators_check_noise():
+    weights = [torch.zeros(D, H).T, torch.zeros(H, H), torch.zeros(H)]
+    call = 3, torch.zeros(T, B, D), (), weights, None, None
+    for noise, error in (
+        (torch.zeros(T, B, 2 * H), r"noise must have shape \(.*\), got"),
+        (torch.zeros(T, B, H).double(), "noise must have the dtype of input"),
+    ):
+        with pytest.raises(RuntimeError, match=error):
+            ops.forward(*call, 0, 0, (), [noise])
     with pytest.raises(RuntimeError, match="options must not set two nonlinearities"):
-        ops.forward(3, torch.zeros(T, B, H), None, weights, None, None, bits, 0)
+        ops.forward(*call, ops.SIGMOID | ops.SOFTPLUS, 0, (), ())
 
 
 def test_rates_are_numbers_between_0_and_1(path):
@@ -323,7 +325,7 @@ def test_a_step_computes_the_equation(nonlinearity, with_noise):
         "sigmoid": 1 / (1 + torch.exp(-wanted_v)),
         "softplus": torch.log(1 + torch.exp(wanted_v)),
     }[nonlinearity]
-    weights = LayerWeights(weight_ih, weight_hh, bias_ih, bias_hh, rate=rate)
+    weights = {"weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh, "rate": rate}
     step = LEAKY.make_step(weights, nonlinearity=nonlinearity, in_place=False)
     sums = x @ weight_ih.T + LEAKY.bias_of_input(weights)
     states = step(torch.cat([sums, noise], 1) if with_noise else sums, torch.cat([r, v], 1))

@@ -33,7 +33,7 @@ def stack_arguments(
     batch = 5 if batch_first and padded else 3
     shape = num_layers * directions, batch, 6
     states = [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))]
-    states = states if with_hx else None
+    states = states if with_hx else []
     sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
@@ -69,9 +69,10 @@ def test_operators_pass_opcheck(
 ):
     options = num_layers, bidirectional, batch_first, with_hx, tokens
     arguments = (*stack_arguments(kind, layout, *options), 0)
+    more = (), ()  # reset_to and inputs
     tests = forward_checks(layout, with_hx)
-    torch.library.opcheck(ops.forward, arguments, test_utils=tests)
-    output, last, saved = ops.forward(*arguments)
+    torch.library.opcheck(ops.forward, (*arguments, *more), test_utils=tests)
+    output, last, saved = ops.forward(*arguments, *more)
     want_input, layers = not tokens, list(range(num_layers))
     states = [with_hx] * len(last) if with_hx else []
     # Three pairs are enough: the fake kernel handles incoming and wanted gradients separately.
@@ -80,7 +81,7 @@ def test_operators_pass_opcheck(
         ((None, last), ([False] * (1 + len(states)), layers[1:])),
         ((output, last), ([want_input, *[False] * len(states)], [])),
     ):
-        torch.library.opcheck(ops.backward, (*arguments, output, saved, *grads, *wanted))
+        torch.library.opcheck(ops.backward, (*arguments, output, saved, *grads, *wanted, *more))
 
 
 @pytest.mark.covering(1)
@@ -96,21 +97,22 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
         options |= ops.SHARE_PREFIXES
     tests = forward_checks(layout, not shared)
     alone = options & ~ops.WANT_SAVED | ops.LAST_STATE
-    torch.library.opcheck(ops.forward, (*arguments, alone, 0), test_utils=tests)
-    output, last, saved = ops.forward(*arguments, alone, 0)
+    more = (), ()  # reset_to and inputs
+    torch.library.opcheck(ops.forward, (*arguments, alone, 0, *more), test_utils=tests)
+    output, last, saved = ops.forward(*arguments, alone, 0, *more)
     assert output.shape == (0,)
     assert not saved
     if not shared:
-        assert all(map(torch.equal, last, ops.forward(*arguments, options, 0)[1]))
+        assert all(map(torch.equal, last, ops.forward(*arguments, options, 0, *more)[1]))
         return
-    wanted = ops.forward(*arguments, alone - ops.SHARE_PREFIXES, 0)[1]
+    wanted = ops.forward(*arguments, alone - ops.SHARE_PREFIXES, 0, *more)[1]
     torch.testing.assert_close(last, wanted)
     # Rows that sharing skips are never written, so runs differ and the aot test would fail.
     tests = [test for test in tests if "aot" not in test]
-    torch.library.opcheck(ops.forward, (*arguments, options, 2), test_utils=tests)
-    output, last, saved = ops.forward(*arguments, options, 2)
+    torch.library.opcheck(ops.forward, (*arguments, options, 2, *more), test_utils=tests)
+    output, last, saved = ops.forward(*arguments, options, 2, *more)
     rest = output, saved, None, last, [False], [0, 1]
-    torch.library.opcheck(ops.backward, (*arguments, options, 2, *rest))
+    torch.library.opcheck(ops.backward, (*arguments, options, 2, *rest, *more))
 
 
 @pytest.mark.covering(1)
@@ -185,15 +187,16 @@ X, OUTPUT, H_N = torch.zeros(5, 2, 4), torch.zeros(5, 2, 5), torch.zeros(1, 2, 5
 def weights_of(kind):
     """Returns valid weights of one layer."""
     rows = kind.gates * 5
-    last = [torch.zeros(rows)] if kind.bits else []
+    last = [torch.zeros(5) for _ in kind.cell.own]
     return [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows), *last]
 
 
 def good(kind):
     """Returns valid arguments of the forward operator."""
-    call = {"cell": kind.cell.number, "input": X, "states": None, "weights": weights_of(kind)}
+    call = {"cell": kind.cell.number, "input": X, "states": [], "weights": weights_of(kind)}
     rows = {"sequence_layout": None, "reset": None}
-    return call | rows | {"options": ops.BIAS | ops.WANT_SAVED | kind.bits, "trees": 0}
+    rows |= {"options": ops.BIAS | ops.WANT_SAVED | kind.bits, "trees": 0}
+    return call | rows | {"reset_to": [], "inputs": []}
 
 
 def changed(kind, arguments, changes):
@@ -243,7 +246,6 @@ def layout_of(*values, dtype=torch.int64):
             {"states": lambda kind: [torch.zeros(1, 3, 5), *[H_N] * kind.has_cell_state]},
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
         ),
-        ({"states": []}, r"states must hold . tensor\(s\), one for each state of the cell, got 0"),
         ({"states": [H_N] * 3}, "states must hold . tensor.*, got 3"),
         ({"cell": -1}, "cell must be from 0 to ., got -1"),
         ({"cell": len(NUMBERED)}, f"cell must be from 0 to ., got {len(NUMBERED)}"),
@@ -307,8 +309,10 @@ def test_the_operators_check_cell_states(states, text):
     arguments["states"] = states
     with pytest.raises(RuntimeError, match=text):
         ops.forward(**arguments)
+    results = {"output": output, "saved": saved, "grad_output": output}
+    results |= {"grad_last_states": last, "wanted": [True, False, False], "want_layers": [0]}
     with pytest.raises(RuntimeError, match=text):
-        ops.backward(*arguments.values(), output, saved, output, last, [True, False, False], [0])
+        ops.backward(**arguments | results)
 
 
 def test_the_forward_operator_rejects_weights_of_another_cell(kind):
@@ -365,8 +369,9 @@ def test_the_backward_operator_returns_only_wanted_gradients(kind):
     weights = [p.detach() for p in layer.parameters()]
     arguments |= {"input": torch.randn_like(X), "states": states, "weights": weights}
     arguments |= {"reset": torch.rand(5, 2) < 0.5}
-    output, last, saved = ops.forward(*[*arguments.values()][:8], after)
-    states, arguments["reset_to"] = states + after, after
+    arguments["reset_to"] = after
+    output, last, saved = ops.forward(*[*arguments.values()][:8], after, ())
+    states = states + after
     arguments |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
     arguments["grad_last_states"] = [torch.randn_like(state) for state in last]
     everything = [True] * (1 + len(states))
@@ -400,9 +405,9 @@ def test_the_operators_check_projections():
         ),
     ):
         with pytest.raises(RuntimeError, match=text):
-            ops.forward(*call, None, None, options, 0)
+            ops.forward(*call, None, None, options, 0, (), ())
     with pytest.raises(RuntimeError, match="must not set INT8 without prepared"):
-        ops.forward(number, x, states, weights, None, None, options | ops.INT8, 0)
+        ops.forward(number, x, states, weights, None, None, options | ops.INT8, 0, (), ())
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,7 @@ def test_the_schema_says_what_a_step_changes():
     assert all(result.alias_info is None for result in schema.returns)
     panels = KINDS["lstm"].layer(5, 20, proj_size=3).prepare()._panels
     states = [torch.zeros(1, 4, 3), torch.zeros(1, 4, 20)]
-    arguments = panels.tensor, states, torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), panels.options
+    arguments = panels.tensor, states, torch.randn(4, 5), torch.arange(4), (), panels.options
     torch.library.opcheck(torch.ops.namernn_fast.step.default, arguments)
     rows = torch.tensor([3, 1], dtype=torch.int32)
     torch.library.opcheck(torch.ops.namernn_fast.checked_rows.default, (rows, 4))
@@ -440,11 +440,11 @@ def test_the_operator_refuses_other_tensors():
     others = torch.zeros(10**5), torch.zeros(2), panels.tensor[:-8], panels.tensor.double()
     for prepared in others:
         with pytest.raises(RuntimeError, match="prepared must come from"):
-            run(prepared, [states], x, None, options)
+            run(prepared, [states], x, None, (), options)
     transposed = torch.zeros(1, 20, 4).mT
     for wrong in ([], [states[0]], [states.double()], [states] * 2, [states] * 3, [transposed]):
         with pytest.raises(RuntimeError, match=r"states? must"):
-            run(panels.tensor, wrong, x, None, options)
+            run(panels.tensor, wrong, x, None, (), options)
 
 
 @for_variants

@@ -57,15 +57,18 @@ def test_sizes_of_prepared_weights_are_checked(sizes, text):
         lambda: prepared_ops.prepare(number, WEIGHTS, sizes, ops.BIAS),
         lambda: prepared_ops.refresh(prepared, number, WEIGHTS, sizes, ops.BIAS),
         lambda: prepared_ops.unpack(prepared, number, sizes, ops.BIAS),
-        lambda: prepared_ops.forward(number, frame, None, prepared, sizes, None, None, ops.BIAS, 0),
+        lambda: prepared_ops.forward(
+            *(number, frame, (), prepared, sizes, None, None, ops.BIAS, 0, (), ())
+        ),
     ):
         with pytest.raises(RuntimeError, match=f"{text}|prepared must come from"):
             call()
     output = torch.empty(2, 3, 5)
     with pytest.raises(RuntimeError, match="prepared must come from"):
-        prepared_ops.step(prepared, states, frame, None, ops.BIAS)
+        prepared_ops.step(prepared, states, frame, None, (), ops.BIAS)
+    step = [prepared], states, None, frame, output, None, ops.BIAS, number, None
     with pytest.raises(RuntimeError, match="prepared must come from"):
-        prepared_ops.step_directly([prepared], states, None, frame, output, None, ops.BIAS, number)
+        prepared_ops.step_directly(*step)
 
 
 def direct_step(**changes):
@@ -73,7 +76,7 @@ def direct_step(**changes):
     state = torch.zeros(2, 5)
     call = {"weights": WEIGHTS, "states": [state], "last": [state.clone()]}
     call |= {"frame": torch.zeros(2, 4), "output": None, "rows": None}
-    call |= {"options": ops.BIAS, "cell": CELL.number} | changes
+    call |= {"options": ops.BIAS, "cell": CELL.number, "inputs": None} | changes
     return prepared_ops.step_directly(*call.values())
 
 
@@ -86,14 +89,15 @@ def test_direct_steps_check_their_options():
             direct_step(cell=cell)
 
 
-def test_steps_on_token_ids_take_no_noise():
-    kind = KINDS["leaky"]
-    panels = kind.tokens(7, 4, 5).requires_grad_(False).prepare()._panels
-    states, ids = [torch.zeros(1, 2, 5) for _ in "hc"], torch.zeros(2, dtype=torch.int64)
-    options = ops.BIAS | kind.bits
-    assert prepared_ops.step(panels.tensor, states, ids, None, options).shape == (2, 5)
-    with pytest.raises(RuntimeError, match="options must not set NOISE for token ids"):
-        prepared_ops.step(panels.tensor, states, ids, None, options | ops.NOISE)
+def test_steps_check_inputs_beside_frames():
+    for kind in KINDS.values():
+        panels = kind.layer(4, 5).requires_grad_(False).prepare()._panels
+        states, frame = [torch.zeros(1, 2, 5) for _ in kind.cell.states], torch.zeros(2, 4)
+        for inputs in ([torch.zeros(2, 4)], [torch.zeros(2, 5).double()], [torch.zeros(2, 5)] * 2):
+            with pytest.raises(
+                RuntimeError, match=r"must have (shape|the dtype)|must hold"
+            ):
+                prepared_ops.step(panels.tensor, states, frame, None, inputs, panels.options)
 
 
 def test_direct_steps_take_lists_of_plain_integers_as_rows():
@@ -108,7 +112,7 @@ def test_direct_steps_take_lists_of_plain_integers_as_rows():
 
 def weights_without_units(kind, features, num_layers, directions):
     """Returns weights of layers with hidden_size 0, which require gradients."""
-    biases = [(0,)] * (3 if kind.bits else 2)
+    biases = [(0,)] * (2 + len(kind.cell.own))
     sizes = itertools.chain([features], [0] * (num_layers - 1))
     shapes = [((0, size), (0, 0), *biases) for size in sizes for _ in range(directions)]
     return [torch.empty(shape, requires_grad=True) for shape in itertools.chain(*shapes)]

@@ -138,9 +138,9 @@ def test_sharing_prefixes_ignores_the_settings(cell):
     weights = [table, *[p.detach() for p in FUSED[cell](1, 64).parameters()][1:]]
     ids = torch.randint(30, (6, 200))
     options = ops.BIAS | ops.LAST_STATE | ops.SHARE_PREFIXES | kind.bits
-    _, usual, _ = ops.forward(kind.cell.number, ids, None, weights, None, None, options, 1)
+    _, usual, _ = ops.forward(kind.cell.number, ids, (), weights, None, None, options, 1, (), ())
     for bit in BITS.values():
-        call = (kind.cell.number, ids, None, weights, None, None, options | bit, 1)
+        call = (kind.cell.number, ids, (), weights, None, None, options | bit, 1, (), ())
         assert all_equal(ops.forward(*call)[1], usual)
 
 

@@ -108,7 +108,7 @@ class TokenBatch:
                 uniform(rows, hidden_size),
             ]
             self.weights += [uniform(rows), uniform(rows)] if self.bias else []
-            self.weights += [uniform(rows)] if self.options & ops.RATE else []
+            self.weights += [uniform(hidden_size) for _ in CELLS[self.cell].own]
         self.grads_of_last = [
             uniform(self.num_layers, len(self.sequences), hidden_size)
             for _ in CELLS[self.cell].states
@@ -117,19 +117,19 @@ class TokenBatch:
     def arguments(self, share, bits):
         """Returns the arguments that `ops.forward` and `ops.backward` share."""
         options = self.options + bits + (ops.SHARE_PREFIXES if share else 0)
-        call = CELLS[self.cell].number, self.ids, None, self.weights
+        call = CELLS[self.cell].number, self.ids, (), self.weights
         return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
         """Runs the batch in inference, and returns the last states (h, or h and c side by side)."""
-        output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE))
+        output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE), (), ())
         assert output.shape == (0,)
         assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
         """Runs the batch in training; returns output, last states side by side, and `saved`."""
-        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED))
+        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED), (), ())
         return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
@@ -137,7 +137,8 @@ class TokenBatch:
         output, _, saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
         arguments = *self.arguments(share, 0), output, saved
-        return ops.backward(*arguments, None, self.grads_of_last, [False], list(want))
+        wants = [False], list(want), (), ()
+        return ops.backward(*arguments, None, self.grads_of_last, *wants)
 
     def shares(self):
         """Returns whether the operators build trees, which changes the order of output rows."""
@@ -302,7 +303,7 @@ def test_errors_report_the_callers_index_of_a_sequence(order, layout):
     ("changes", "message"),
     [
         ({"options": ops.BIDIRECTIONAL}, "sharing prefixes takes one direction, got 2"),
-        ({"states": True}, "states must be None when prefixes are shared"),
+        ({"states": True}, "states must be empty when prefixes are shared"),
         ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be None when prefixes"),
         ({"dtype": torch.bfloat16}, "weights must be float32 or float64 when prefixes"),
         ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
@@ -316,11 +317,11 @@ def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
     table, weight_hh = (torch.zeros(size, dtype=call["dtype"]) for size in ((4, rows), (rows, 4)))
     if call["input"].dim() == 3:
         table = table.t()
-    rate = [weight_hh[0]] if KINDS[cell].bits else []
+    rate = [weight_hh[0, :4] for _ in CELLS[cell].own]
     weights = [table, weight_hh, *rate] * (2 if call["options"] else 1)
-    states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else None
+    states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else []
     options = call["options"] + ops.SHARE_PREFIXES + KINDS[cell].bits
-    rows = None, call["reset"], options, 0
+    rows = None, call["reset"], options, 0, (), ()
     with pytest.raises(RuntimeError, match=message):
         ops.forward(CELLS[cell].number, call["input"], states, weights, *rows)
 
@@ -331,4 +332,4 @@ def test_a_gradient_of_the_output_is_rejected(cell):
     output, _, saved = call.forward(share=True)
     grads = torch.zeros_like(output), [None for _ in call.grads_of_last]
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
-        ops.backward(*call.arguments(True, 0), output, saved, *grads, [False], [0])
+        ops.backward(*call.arguments(True, 0), output, saved, *grads, [False], [0], (), ())

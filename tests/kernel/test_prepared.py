@@ -174,7 +174,7 @@ def arguments(prepared, x):
     """Returns the arguments of `prepared_ops.forward`."""
     panels = prepared._panels
     number, tensor = panels.cell.number, panels.tensor
-    return number, x, None, tensor, panels.sizes, None, None, panels.options, 0
+    return number, x, (), tensor, panels.sizes, None, None, panels.options, 0, (), ()
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -205,8 +205,9 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         if message == wrong:
             with pytest.raises(RuntimeError, match=message):
                 prepared_ops.unpack(tensor, number, sizes, prepared._panels.options)
+    *first, options, trees, _, _ = arguments(prepared, x)
     with pytest.raises(RuntimeError, match="WANT_SAVED"):
-        prepared_ops.forward(*arguments(prepared, x)[:-2], rest[-2] | ops.WANT_SAVED, 0)
+        prepared_ops.forward(*first, options | ops.WANT_SAVED, trees, (), ())
 
 
 @pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
