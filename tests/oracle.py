@@ -299,13 +299,16 @@ class NotesKinks:
 
     def _make_step(self, weights):
         step, precision = super()._make_step(weights), torch.finfo(torch.float32)
+        # A rate is the share of the sums in the argument; the rest is the previous state.
+        share = weights["rate"].sigmoid() if "rate" in weights else 1
         with_tanh = self._cell.make_step(weights, nonlinearity="tanh", in_place=False)
 
         def noting(sums, states):
             sums, squares, *noise = sums.split(self.hidden_size, -1)
             h, *others = states.split(self.hidden_size, -1)
-            squares = squares + h**2 @ weights["weight_hh"].T ** 2
-            squares = squares + sum(term**2 for term in (*others, *noise))
+            terms = [*((1 - share) * state for state in others), *noise]
+            squares = share**2 * (squares + h**2 @ weights["weight_hh"].T ** 2)
+            squares = squares + sum(term**2 for term in terms)
             sums = torch.cat([sums, *noise], -1)
             z = with_tanh(sums, states)[:, : self.hidden_size].atanh()
             smallest = 8 * precision.eps * squares.sqrt().clamp(min=precision.tiny)
