@@ -105,7 +105,8 @@ class Pieces:
         exist, sequence = times < lengths, torch.from_numpy(self.sequence)
 
         def padded(rows):
-            return rows[(first + times).clamp(max=len(rows) - 1), sequence]
+            rows = rows[(first + times).clamp(max=len(rows) - 1), sequence]
+            return torch.where(exist.unsqueeze(-1), rows, 0.0)
 
         hx = tuple(initial) if len(initial) > 1 else initial[0]
         rows = [padded(x)] if noise is None else [padded(x), padded(noise)]
