@@ -428,3 +428,29 @@ def test_the_backward_operator_checks_saved_tensors(kind, change):
     arguments["saved"] = change(arguments["saved"][0])
     with pytest.raises(RuntimeError, match=r"saved must hold|what a layer keeps in saved must"):
         ops.backward(**arguments)
+
+
+@for_variants
+def test_the_dispatcher_resolves_tensors_in_lists(kind):
+    """The values of a lazily negated tensor and of a ZeroTensor are not those in its memory."""
+    number, x, states, weights, layout, reset, options = stack_arguments(kind, "padded")
+    after = [torch.randn(5, 1, *state.shape[1:], dtype=state.dtype) for state in states]
+    beside = [torch.randn(*x.shape[:2], 6, dtype=x.dtype) for _ in kind.cell.inputs]
+
+    def run(disguise):
+        lists = [[*map(disguise, tensors)] for tensors in (states, after, beside)]
+        call = number, x, lists[0], weights, layout, reset, options, 0
+        output, last, saved = ops.forward(*call, *lists[1:])
+        grads = None, [disguise(torch.ones_like(state)) for state in last]
+        wants = [True] * (1 + sum(map(len, lists))), [0]
+        found = ops.backward(*call, output, saved, *grads, *wants, *lists[1:])
+        return [output, *last, *found]
+
+    for disguise, same in (
+        (lambda tensor: torch._neg_view(-tensor), lambda tensor: tensor),
+        (
+            lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
+            torch.zeros_like,
+        ),
+    ):
+        assert all(map(torch.equal, run(disguise), run(same)))

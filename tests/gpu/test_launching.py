@@ -110,7 +110,7 @@ def train(calls=1):
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
         for _ in range(calls):
-            call = (VANILLA.number, x, None, weights, None, None, 0, 0)
+            call = (VANILLA.number, x, (), weights, None, None, 0, 0)
             output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
             results = output, saved, output, last_states
             gpu.backward(ops.BackwardArguments(*call, *results, [True], [0]))

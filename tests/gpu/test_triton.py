@@ -319,7 +319,7 @@ def test_invalid_forward_calls_are_rejected(changes, message):
     ],
 )
 def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, message):
-    changes = {"input": input, "states": None, "weights": weights, "options": options}
+    changes = {"input": input, "states": (), "weights": weights, "options": options}
     with pytest.raises(RuntimeError, match=message):
         gpu.forward(ops.ForwardArguments(**CALL | changes))
 
@@ -330,7 +330,7 @@ def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, mess
         ({"options": ops.BIAS | ops.LAST_STATE}, "backward does not support LAST_STATE"),
         ({"options": ops.BIAS | ops.SHARE_PREFIXES}, "share_prefixes needs a CPU"),
         (
-            {"input": IDS, "states": None, "weights": OF_TABLE, "options": 0, "wanted": [True]},
+            {"input": IDS, "states": (), "weights": OF_TABLE, "options": 0, "wanted": [True]},
             "wanted must not ask for the gradient of token ids",
         ),
         (
@@ -338,8 +338,7 @@ def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, mess
             "wanted must say whether input and each of 1 states need a gradient, got 1 values",
         ),
         ({"wanted": [True] * 3}, "wanted must say .* each of 1 states .*, got 3 values"),
-        ({"states": None}, "wanted must say .* each of 0 states .*, got 2 values"),
-        ({"states": []}, r"states must hold 1 tensor\(s\), one for each .*, got 0"),
+        ({"states": ()}, "wanted must say .* each of 0 states .*, got 2 values"),
         ({"grad_last_states": []}, "grad_last_states must hold 1 gradient, got 0"),
         ({"grad_last_states": [HX, HX]}, "grad_last_states must hold 1 gradient, got 2"),
         ({"grad_last_states": [HX[0]]}, r"grad_h_n must have shape \(1, 2, 6\), got \(2, 6\)"),
@@ -366,7 +365,7 @@ def test_operators_reject_unknown_cells_and_cells_without_a_kernel(number, text)
     call = CALL | {"cell": number}
     for name, arguments in (("forward", call), ("backward", call | RESULTS)):
         with pytest.raises(RuntimeError, match=f"^namernn_fast: {re.escape(text)}$"):
-            on_cuda(name)(*arguments.values())
+            on_cuda(name)(*arguments.values(), (), ())
 
 
 @pytest.mark.usefixtures("h100")

@@ -94,9 +94,7 @@ def test_steps_check_inputs_beside_frames():
         panels = kind.layer(4, 5).requires_grad_(False).prepare()._panels
         states, frame = [torch.zeros(1, 2, 5) for _ in kind.cell.states], torch.zeros(2, 4)
         for inputs in ([torch.zeros(2, 4)], [torch.zeros(2, 5).double()], [torch.zeros(2, 5)] * 2):
-            with pytest.raises(
-                RuntimeError, match=r"must have (shape|the dtype)|must hold"
-            ):
+            with pytest.raises(RuntimeError, match=r"must have (shape|the dtype)|must hold"):
                 prepared_ops.step(panels.tensor, states, frame, None, inputs, panels.options)
 
 

@@ -126,12 +126,12 @@ def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
-    call = (VANILLA.number, ids, None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
+    call = (VANILLA.number, ids, (), weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
     ids[2, 1] = id  # past the end of its sequence
-    ops.forward(*call)
+    ops.forward(*call, (), ())
     ids[1, 1] = id
     with pytest.raises(InterpreterError, match="input must hold ids of rows of the table"):
-        ops.forward(*call)
+        ops.forward(*call, (), ())
 
 
 def test_sums_by_token_are_accurate():
