@@ -350,7 +350,7 @@ def test_a_trace_holds_the_weights_of_the_layer(kind, made, form):
         traced = torch.jit.trace(prepared, (x,), check_trace=False)
         wanted = prepared._frozen()(x)
         torch.testing.assert_close(traced(x), wanted)
-        fused = {"namernn_fast::forward"} if kind.name == "leaky" else set()
+        fused = {"namernn_fast::forward"} if kind.cell.torch is None else set()
         names = operators_in(traced.inlined_graph)
         assert {name for name in names if name.startswith("namernn_fast")} <= fused
         if form != "step module":

@@ -195,7 +195,7 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (number, tensor, [2, 0, 16, 5, 16], "input must be token ids for this prepared layer"),
         (number, tensor, [2, 8, 16, 0, 7], "size of h must be from 16 to 16, got 7"),
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
-        (7, tensor, sizes, "cell must be from 0 to 3, got 7"),
+        (77, tensor, sizes, f"cell must be from 0 to {len(CELLS) - 1}, got 77"),
     ]
     with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
         prepared_ops.forward(number, x[..., 0].long(), states, tensor, sizes, *rest)
