@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import ops, reference
 from .call import Call, Results
-from .call.call import Counts, split_tensors
 from .cells import NUMBERED
 from .integrations.vmap import is_transformed
 from .machine.torch_private import (
@@ -40,27 +39,26 @@ class FusedStack(torch.autograd.Function):
         trees: int,
         sequence_layout: Tensor | None,
         reset: Tensor | None,
-        counts: Counts,
         *tensors: Tensor,
     ) -> Results:
-        input, states, reset_to, beside, weights = split_tensors(tensors, counts)
-        count = len(tensors) - len(weights)
+        input, *others = tensors
         # The backward pass reads the output of every step, which LAST_STATE would skip.
         options = options & ~ops.LAST_STATE | ops.WANT_SAVED
-        rows = sequence_layout, reset, options, trees, reset_to, beside
-        arguments = cell, input, states, weights, *rows
-        needed = ctx.needs_input_grad[-len(tensors) :]
+        count = 1 + ops.before_weights(NUMBERED[cell], options)
+        weights = tensors[count:]
+        arguments = cell, input, others, sequence_layout, reset, options, trees
+        needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
         if torch.compiler.is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
-            output, last, saved = ops.forward_in_program(*arguments)
-            needs = _needs_of.__wrapped__(cell, options, counts, needed)  # not cached
+            output, last, saved = ops.forward(*arguments)
+            needs = _needs_of.__wrapped__(cell, options, count, needed)  # not cached
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
-            needs = _needs_of(cell, options, counts, needed)
+            needs = _needs_of(cell, options, count, needed)
             # Save aliases, so that assigning `tensor.data` before the backward pass does not change
             # the saved values.
             values = [tensor.detach() for tensor in tensors]
@@ -86,7 +84,6 @@ class FusedStack(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         count, wanted, saved = needs.ends
-        input, states, reset_to, beside, _ = split_tensors(rest[:count], needs.counts)
         if weights is None:
             weights = originals = rest[saved:]
         if _must_be_differentiable(grads):
@@ -107,12 +104,12 @@ class FusedStack(torch.autograd.Function):
                 grads,
             )
             return *_NOT_DIFFERENTIABLE, *gradients
-        compiling = torch.compiler.is_compiling()
-        run = ops.backward_in_program if compiling else ops.backward_untraced
+        run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
+        others = [*rest[1:count], *weights]
         rows = sequence_layout, reset, options, trees
         results = output, rest[wanted:saved], grads[0], grads[1:]
-        wants = needs.wanted, needs.want_layers, reset_to, beside
-        returned = run(needs.cell, input, states, weights, *rows, *results, *wants)
+        wants = needs.wanted, needs.want_layers
+        returned = run(needs.cell, rest[0], others, *rows, *results, *wants)
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
 
@@ -150,7 +147,7 @@ def _skip_unused(result: Tensor) -> None:
 
 before_first_hook(FusedStack, _skip_unused)
 
-_NOT_DIFFERENTIABLE = (None,) * 6  # for the arguments before input
+_NOT_DIFFERENTIABLE = (None,) * 5  # for the arguments before input
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 
 
@@ -158,7 +155,6 @@ class _Needs(NamedTuple):
     """What the fused backward pass of a call reads, and which gradients it computes."""
 
     cell: int
-    counts: Counts
     reads: tuple[bool, ...]
     """For each weight, whether the fused backward pass reads it. Biases are never read, and
     weight_ih of the first layer is read only for the gradient of the input."""
@@ -175,16 +171,15 @@ class _Needs(NamedTuple):
 
 
 @functools.cache
-def _needs_of(cell: int, options: int, counts: Counts, needed: tuple[bool, ...]) -> _Needs:
+def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Needs:
     """Returns the `_Needs` of a backward pass.
 
     Args:
         cell: the number of the cell.
         options: the option bits.
-        counts: as in `split_tensors`.
+        count: the number of tensors before the weights, input included.
         needed: for each tensor of `Call.flat`, whether it needs a gradient.
     """
-    count = 1 + sum(counts)
     wanted, want_weights = [*needed[:count]], needed[count:]
     roles = [parameter.role for parameter in ops.parameters_of(NUMBERED[cell], options)]
     per_layer = len(roles) * ops.directions_of(options)
@@ -201,7 +196,6 @@ def _needs_of(cell: int, options: int, counts: Counts, needed: tuple[bool, ...])
     saved = layers - 1 + (layers if NUMBERED[cell].kept else 0)
     return _Needs(
         cell,
-        counts,
         reads,
         (count, count + sum(wanted), count + sum(wanted) + saved),
         wanted,
@@ -284,11 +278,9 @@ def _differentiable_backward(
             next(replacements) if need else value
             for value, need in zip(values, needed, strict=True)
         ]
-        input, states, restart_states, beside, weights = split_tensors(tensors, needs.counts)
-        cell = NUMBERED[needs.cell]
-        call = Call(cell, input, None, weights, *rows_and_options, states=states)
-        call.restart_states, call.beside = restart_states, beside
-        return reference.run_stack(call)
+        layout, reset, options = rows_and_options
+        flat = needs.cell, options, 0, layout, reset, *tensors
+        return reference.run_stack(Call.of_flat(flat))
 
     with torch.enable_grad():
         wanted = [

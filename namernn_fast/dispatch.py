@@ -148,37 +148,18 @@ def _run_layers(path: Path, call: Call) -> Results:
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         return apply(*call.flat())
-    output, last, _ = forward(
-        call.cell.number,
-        call.data,
-        call.states,
-        call.weights,
-        call.sequence_layout,
-        call.reset,
-        call.options,
-        call.trees,
-        call.restart_states,
-        call.beside,
-    )
+    number, (tensors, options) = call.cell.number, call.joined(call.weights)
+    layout, reset, trees = call.sequence_layout, call.reset, call.trees
+    output, last, _ = forward(number, call.data, tensors, layout, reset, options, trees)
     return output, *last
 
 
 def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         raise RuntimeError("a prepared module computes no gradients: call the layer itself")
-    output, last = forward(
-        call.cell.number,
-        call.data,
-        call.states,
-        prepared.tensor,
-        prepared.sizes,
-        call.sequence_layout,
-        call.reset,
-        call.options,
-        call.trees,
-        call.restart_states,
-        call.beside,
-    )
+    number, (tensors, options) = call.cell.number, call.joined([prepared.tensor])
+    rows = call.sequence_layout, call.reset, options, call.trees
+    output, last = forward(number, call.data, tensors, prepared.sizes, *rows)
     return output, *last
 
 
@@ -191,8 +172,8 @@ def _fused_path(call: Call) -> Results:
 def _compiled_path(call: Call) -> Results:
     """Runs the fused path in a graph that a compiler is tracing."""
     if call.prepared is not None:
-        return _run_prepared(call, call.prepared, prepared_ops.forward_in_program)
-    return _run_fused(call, FusedStack.apply, ops.forward_in_program)
+        return _run_prepared(call, call.prepared, prepared_ops.forward)
+    return _run_fused(call, FusedStack.apply, ops.forward)
 
 
 def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results:

@@ -7,29 +7,32 @@ sequences. The names of their arguments and results mean the same throughout thi
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
   not read.
-- states: the initial states, one tensor (num_layers * directions, batch, hidden_size) for each of
-  `Cell.states`: hx, and cx of an LSTM. With PROJECTIONS, h has proj_size features. An empty list
-  stands for zeros; in this and other lists, so does a list of an empty vector, see `in_program`.
-- weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order of
-  gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids each
-  weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of the
-  products of all embedding rows with weight_ih.
+- tensors: with STATES the initial states, with RESET_TO the states after resets, with INPUTS the
+  inputs beside input, and then the weights, which `Lists` names. One list, because it is never
+  empty, which AOTInductor could not pass, and because each list takes 0.35 us:
+
+  - states: one tensor (num_layers * directions, batch, hidden_size) for each of `Cell.states`: hx,
+    and cx of an LSTM. With PROJECTIONS, h has proj_size features. Zeros without STATES.
+  - reset_to: the states that steps start from where `reset` is True: one tensor (seq_len,
+    num_layers, batch, hidden_size) for each of `Cell.states`. Other states are not read. Needs
+    `reset` and one direction. CPU kernel only. Zeros without RESET_TO.
+  - inputs: for each of `Cell.inputs` a tensor shaped like input with num_layers * directions *
+    hidden_size features, those of each layer and direction side by side. Zeros without INPUTS. Not
+    allowed with SHARE_PREFIXES.
+  - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order
+    of gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids
+    each weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of
+    the products of all embedding rows with weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
   PackedSequence, and input is its data (rows, features). JAGGED: offsets (batch + 1), and input
   is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
 - reset: None, or bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: True for the steps that
-  start from zeros or, if it is given, from `reset_to`.
+  start from zeros or, with RESET_TO, from `reset_to`.
 - options: a sum of the option bits below.
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
-- reset_to: the states that steps start from where `reset` is True: one tensor (seq_len, num_layers,
-  batch, hidden_size) for each of `Cell.states`, or an empty list for zeros. Other states are not
-  read. Needs `reset` and one direction. CPU kernel only.
-- inputs: what the cell reads beside input: for each of `Cell.inputs` a tensor shaped like input
-  with num_layers * directions * hidden_size features, those of each layer and direction side by
-  side; or an empty list. Not allowed with SHARE_PREFIXES.
 
 `forward` returns:
 
@@ -41,15 +44,15 @@ sequences. The names of their arguments and results mean the same throughout thi
   anything, one tensor for each layer follows, shaped like output, with `Cell.kept` *
   directions * hidden_size features.
 
-`backward` takes the arguments of `forward`, with reset_to and inputs last, output, saved, and:
+`backward` takes the arguments of `forward`, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: for input, and for each tensor in `states`, `reset_to` and `inputs`, whether its gradient
-  is wanted. Token ids have no gradient.
+- wanted: for input, and for each of `tensors` before the weights, whether its gradient is wanted.
+  Token ids have no gradient.
 - want_layers: the layers whose weights need a gradient.
 
-`backward` returns a list of the wanted gradients: first for input, then for `states`, `reset_to`
-and `inputs`, and for the weights of the layers in want_layers, in layer order.
+`backward` returns a list of the wanted gradients: for input, for `tensors` before the weights, and
+for the weights of the layers in want_layers, in layer order.
 """
 
 import functools
@@ -106,32 +109,64 @@ PROJECTIONS = 8192
 Products are of float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """Other nonlinearities. Not allowed with each other or with RELU."""
+STATES, RESET_TO, INPUTS = 65536, 131072, 262144
+"""What `tensors` holds before the weights."""
+
+
+class Lists(NamedTuple):
+    """The parts of `tensors`, of which all but the last may be empty."""
+
+    states: Sequence[Tensor]
+    reset_to: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    """The weights, or the prepared tensor."""
+
+    def joined(self, options: int) -> tuple[Sequence[Tensor], int]:
+        """Returns `tensors`, and the option bits with those that say what the list holds."""
+        states, reset_to, inputs, weights = self
+        if not (states or reset_to or inputs):
+            return weights, options
+        options |= STATES * bool(states) | RESET_TO * bool(reset_to) | INPUTS * bool(inputs)
+        return (*states, *reset_to, *inputs, *weights), options
+
+
+def before_weights(cell: Cell, options: int) -> int:
+    """Returns how many of `tensors` come before the weights."""
+    if not options & (STATES | RESET_TO | INPUTS):
+        return 0
+    of_states = (options & STATES > 0) + (options & RESET_TO > 0)
+    return len(cell.states) * of_states + (len(cell.inputs) if options & INPUTS else 0)
+
+
+def split(cell: Cell, tensors: Sequence[Any], options: int) -> Lists:
+    """Returns the parts of `tensors`."""
+    states = len(cell.states) if options & STATES else 0
+    restart = states + (len(cell.states) if options & RESET_TO else 0)
+    count = before_weights(cell, options)
+    return Lists(tensors[:states], tensors[states:restart], tensors[restart:count], tensors[count:])
 
 
 @dataclass(slots=True)
-class Arguments:
-    """The arguments that `forward` and `backward` begin with."""
+class ForwardArguments:
+    """The arguments of `forward`."""
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor]
-    weights: Sequence[Tensor]
+    tensors: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     trees: int
 
-
-@dataclass(slots=True)
-class ForwardArguments(Arguments):
-    """The arguments of `forward`."""
-
-    reset_to: Sequence[Tensor] = ()
-    inputs: Sequence[Tensor] = ()
+    @property
+    def lists(self) -> Lists:
+        """The parts of `tensors`."""
+        return split(NUMBERED[self.cell], self.tensors, self.options)
 
 
 @dataclass(slots=True)
-class BackwardArguments(Arguments):
+class BackwardArguments(ForwardArguments):
     """The arguments of `backward`."""
 
     output: Tensor
@@ -140,24 +175,20 @@ class BackwardArguments(Arguments):
     grad_last_states: Sequence[Tensor | None]
     wanted: Sequence[bool]
     want_layers: Sequence[int]
-    reset_to: Sequence[Tensor] = ()
-    inputs: Sequence[Tensor] = ()
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
 _ARGUMENTS = (
-    "int cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? sequence_layout, "
-    "Tensor? reset, int options, int trees"
+    "int cell, Tensor input, Tensor[] tensors, Tensor? sequence_layout, Tensor? reset, "
+    "int options, int trees"
 )
 library.define(
-    f"forward({_ARGUMENTS}, Tensor[] reset_to, Tensor[] inputs) "
-    "-> (Tensor output, Tensor[] last_states, Tensor[] saved)",
+    f"forward({_ARGUMENTS}) -> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
-    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, Tensor[] reset_to, "
-    "Tensor[] inputs) -> Tensor[] gradients",
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("cpu_kernel(str numbers) -> str")
@@ -175,29 +206,6 @@ backward: _Operator = torch.ops.namernn_fast.backward.default
 forward_untraced: _Operator = without_python(forward)
 backward_untraced: _Operator = without_python(backward)
 """The operators for calls outside compilers."""
-
-
-def in_program(operator: _Operator, *places: int) -> _Operator:
-    """Returns an operator for programs of a compiler, which AOTInductor may run.
-
-    AOTInductor cannot pass an empty list, so a list of an empty vector replaces it at these places
-    among the arguments.
-    """
-
-    def run(*arguments: Any) -> Any:
-        nothing = [arguments[1].new_empty(0)]
-        return operator(*(a or nothing if i in places else a for i, a in enumerate(arguments)))
-
-    return run
-
-
-forward_in_program = in_program(forward, 2, 8, 9)
-backward_in_program = in_program(backward, 2, 14, 15)
-
-
-def given(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Returns a list of states or inputs without the empty vector that stands for an empty list."""
-    return [tensor for tensor in tensors if tensor.dim() > 1]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -299,7 +307,7 @@ def parameters_and_shapes(
 @torch.library.register_fake(f"{NAMESPACE}::forward")
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = ForwardArguments(*arguments)
-    options, weights = call.options, call.weights
+    options, weights = call.options, call.lists.weights
     cell = NUMBERED[call.cell]
     num_layers = layer_count(cell, weights, options)
     like, sizes = weights[0], state_sizes(cell, weights)  # not input: token ids are integers
@@ -320,8 +328,8 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 
 def batch_size(call: Any) -> Any:
     """Returns the number of sequences of a call that is traced, a number or a symbol."""
-    if states := given(call.states):
-        return states[0].shape[1]
+    if call.options & STATES:
+        return call.tensors[0].shape[1]
     if call.options & PACKED:  # the number is a value in batch_sizes, which a tracer cannot read
         return torch.library.get_ctx().new_dynamic_size()
     if call.options & JAGGED:
@@ -332,12 +340,12 @@ def batch_size(call: Any) -> Any:
 @torch.library.register_fake(f"{NAMESPACE}::backward")
 def _(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments(*arguments)
-    per_layer, weights = weights_per_layer(NUMBERED[call.cell], call.options), call.weights
-    beside = given((*call.states, *call.reset_to, *call.inputs))
-    tensors = [*itertools.compress((call.input, *beside), call.wanted)]
+    cell, tensors = NUMBERED[call.cell], call.tensors
+    first, per_layer = before_weights(cell, call.options), weights_per_layer(cell, call.options)
+    wanted = [*itertools.compress((call.input, *tensors[:first]), call.wanted)]
     for k in sorted(set(call.want_layers)):
-        tensors += weights[k * per_layer : (k + 1) * per_layer]
-    return [weights[0].new_empty(tensor.shape) for tensor in tensors]
+        wanted += tensors[first + k * per_layer : first + (k + 1) * per_layer]
+    return [tensors[-1].new_empty(tensor.shape) for tensor in wanted]
 
 
 def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
@@ -420,7 +428,7 @@ def gpu_backend(device: torch.device) -> Any:
     return importlib.import_module(f"{__package__}.gpu")
 
 
-def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
+def _on_gpu(call: ForwardArguments) -> Any:
     """Returns the GPU implementation for a call.
 
     Raises:
@@ -430,7 +438,8 @@ def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
         raise RuntimeError(
             f"{NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
         )
-    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], bool(given(call.reset_to)))
+    restarts = call.options & RESET_TO > 0
+    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], restarts)
     if why_not is not None:
         raise RuntimeError(f"{NAMESPACE}: {why_not}")
     return gpu_backend(call.input.device)

@@ -1,6 +1,7 @@
 """The operators of prepared layers, whose weights are packed once for many calls.
 
-Their arguments and results mean the same as in `ops`, and:
+Their arguments and results mean the same as in `ops`, except that the prepared tensor takes the
+place of the weights in `tensors`, and:
 
 - prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
   INT8. Its contents depend on the processor that packed them.
@@ -41,9 +42,8 @@ ops.library.define(
 )
 ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
 ops.library.define(
-    "forward_prepared(int cell, Tensor input, Tensor[] states, Tensor prepared, int[] sizes, "
-    "Tensor? sequence_layout, Tensor? reset, int options, int trees, Tensor[] reset_to, "
-    "Tensor[] inputs) "
+    "forward_prepared(int cell, Tensor input, Tensor[] tensors, int[] sizes, "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees) "
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -76,7 +76,6 @@ Returns False, without an effect, for tensors that only operators take, and rais
 arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
-forward_in_program = ops.in_program(forward, 2, 9, 10)
 
 
 @dataclass(slots=True)
@@ -85,15 +84,12 @@ class PreparedArguments:
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor]
-    prepared: Tensor
+    tensors: Sequence[Tensor]
     sizes: Sequence[int]
     sequence_layout: Tensor | None
     reset: Tensor | None
     options: int
     trees: int
-    reset_to: Sequence[Tensor] = ()
-    inputs: Sequence[Tensor] = ()
 
 
 def _like(prepared: Tensor) -> Tensor:
@@ -107,7 +103,7 @@ def _like(prepared: Tensor) -> Tensor:
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = PreparedArguments(*arguments)
     layers, _, hidden_size, _, size_of_h = call.sizes
-    like = _like(call.prepared)
+    like = _like(call.tensors[-1])
     rows = layers * ops.directions_of(call.options), ops.batch_size(call)
     output = ops.output_shape(call.input, size_of_h, call.options)
     sizes = NUMBERED[call.cell].state_sizes(size_of_h, hidden_size)

@@ -194,15 +194,19 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
     stack = Stack(draw, operator)
     cell = {"cell": stack.cell.number}
     rest = {"sizes": stack.sizes, "options": stack.options}
-    call = cell | {"input": stack.input, "states": stack.states, "weights": stack.weights}
+    call = cell | {"input": stack.input}
     rows = {"sequence_layout": stack.sequence_layout, "reset": stack.reset}
-    rows |= {"options": stack.options, "trees": stack.trees}
-    more = {"reset_to": stack.reset_to, "inputs": stack.inputs}
+    lists = ops.Lists(stack.states, stack.reset_to, stack.inputs, stack.weights)
+    if operator == "forward_prepared":
+        lists = lists._replace(weights=[stack.prepare()])
+    tensors, options = lists.joined(stack.options)
+    rows |= {"options": options, "trees": stack.trees}
+    call |= {"tensors": [*tensors]}
     match operator:
         case "forward":
-            return call | rows | more
+            return call | rows
         case "backward":
-            output, last, saved = ops.forward(**call, **rows, **more)
+            output, last, saved = ops.forward(**call, **rows)
             grads = [None if draw.random() < 0.2 else torch.randn_like(state) for state in last]
             wanted = [draw.random() < 0.7 and not stack.has_ids]
             for _ in (*stack.states, *stack.reset_to, *stack.inputs):
@@ -211,7 +215,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
             results["grad_output"] = None if stack.shares else torch.randn_like(output)
             results |= {"grad_last_states": grads, "wanted": wanted}
             layers = [k for k in range(stack.layers) if draw.random() < 0.7]
-            return call | rows | results | {"want_layers": layers} | more
+            return call | rows | results | {"want_layers": layers}
         case "prepare":
             return cell | {"weights": stack.weights} | rest
         case "refresh":
@@ -219,9 +223,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
         case "unpack":
             return {"prepared": stack.prepare()} | cell | rest
         case "forward_prepared":
-            del call["weights"]
-            prepared = {"prepared": stack.prepare(), "sizes": stack.sizes}
-            return call | prepared | rows | more
+            return call | {"sizes": stack.sizes} | rows
     return step_arguments(draw, operator, stack)
 
 
@@ -374,7 +376,8 @@ def described(value: Any) -> Any:
 
 def check_shapes(operator: str, arguments: dict[str, Any], results: Any) -> None:
     """Checks that results have the shapes and dtypes that the fake kernel returns."""
-    if arguments["options"] & ops.PACKED and not arguments["states"]:
+    has_states = arguments["options"] & ops.STATES or "states" in arguments
+    if arguments["options"] & ops.PACKED and not has_states:
         return  # the fake kernel does not know the number of sequences
     # A FakeTensorMode would import the compiler, which takes seconds.
     meta = tree_map_only(

@@ -39,14 +39,15 @@ void check_sharing(const Stack& stack, const Options& options) {
 }
 
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
-Stack check_call(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+Stack check_call(int64_t cell, const Tensor& input, const Tensors& tensors,
                  const OptionalTensor& sequence_layout, const OptionalTensor& reset,
-                 const Options& options, const Tensors& reset_to, const Tensors& inputs) {
+                 const Options& options) {
   check(!options.int8, "options must not set INT8 without prepared weights");
-  Stack stack = check_stack(cell_of(cell), input, states, weights,
+  const Lists lists = split(cell_of(cell), tensors, options);
+  Stack stack = check_stack(cell_of(cell), input, lists.states, lists.weights,
                             read_batch(input, sequence_layout, reset, options), options);
-  set_reset_to(stack, reset_to, reset.has_value());
-  set_inputs(stack, inputs);
+  set_reset_to(stack, lists.reset_to, reset.has_value());
+  set_inputs(stack, lists.inputs);
   check_sharing(stack, options);
   return stack;
 }
@@ -70,15 +71,12 @@ std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Optio
 }
 
 std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
-                                             const Tensors& states, const Tensors& weights,
+                                             const Tensors& tensors,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const Tensors& reset_to,
-                                             const Tensors& inputs) {
+                                             int64_t trees) {
   const Options options = read_options(bits, trees);
-  return run_forward(
-      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs),
-      options);
+  return run_forward(check_call(cell, input, tensors, sequence_layout, reset, options), options);
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
@@ -90,18 +88,21 @@ Sizes sizes_of(const std::vector<int64_t>& sizes) {
 }
 
 std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
-                                             const Tensors& states, const Tensor& prepared,
+                                             const Tensors& tensors,
                                              const std::vector<int64_t>& sizes,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const Tensors& reset_to,
-                                             const Tensors& inputs) {
+                                             int64_t trees) {
   const Options options = read_options(bits, trees);
   check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
-  Stack stack = check_prepared_stack(cell_of(cell), input, states, prepared, sizes_of(sizes),
-                                     read_batch(input, sequence_layout, reset, options), options);
-  set_reset_to(stack, reset_to, reset.has_value());
-  set_inputs(stack, inputs);
+  const Lists lists = split(cell_of(cell), tensors, options);
+  check(lists.weights.size() == 1, "tensors must end with one prepared tensor, got ",
+        lists.weights.size());
+  Stack stack =
+      check_prepared_stack(cell_of(cell), input, lists.states, lists.weights[0], sizes_of(sizes),
+                           read_batch(input, sequence_layout, reset, options), options);
+  set_reset_to(stack, lists.reset_to, reset.has_value());
+  set_inputs(stack, lists.inputs);
   check_sharing(stack, options);
   auto [output, last_states, saved] = run_forward(stack, options);
   return {std::move(output), std::move(last_states)};
@@ -173,7 +174,7 @@ Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor
   check(inputs.size() <= size_t(kMostInputs), "inputs must hold at most ", kMostInputs,
         " tensor(s), got ", inputs.size());
   Tensors beside;
-  for (size_t i = 0; i < inputs.size() && are_given(inputs); ++i) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
     beside.push_back(dense(inputs[i]));
     step.inputs[i] = view_of(beside.back());
   }
@@ -275,16 +276,14 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
-Tensors backward(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
                  const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits,
                  int64_t trees, const Tensor& output, const Tensors& saved,
                  const OptionalTensor& grad_output,
                  const std::vector<OptionalTensor>& grad_last_states,
-                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
-                 const Tensors& reset_to, const Tensors& inputs) {
+                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers) {
   const Options options = read_options(bits, trees);
-  const Stack stack =
-      check_call(cell, input, states, weights, sequence_layout, reset, options, reset_to, inputs);
+  const Stack stack = check_call(cell, input, tensors, sequence_layout, reset, options);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);

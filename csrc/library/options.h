@@ -19,6 +19,9 @@ struct Options {
   bool share_prefixes;
   bool int8;         // prepared weights are 8-bit integers, with a scale for each row
   bool projections;  // the layers project h
+  bool states;       // which tensors come before the weights
+  bool reset_to;
+  bool inputs;
   Activation activation;
   int64_t terms;  // number of bfloat16 terms per float in products; 0 for products of floats
   int64_t trees;  // minimum number of prefix trees if prefixes are shared
@@ -31,7 +34,7 @@ inline const Cell& cell_of(int64_t cell) {
 }
 
 inline Options read_options(int64_t bits, int64_t trees) {
-  check(bits >= 0 && bits >> 16 == 0, "options must be bits of namernn_fast.ops, got ", bits);
+  check(bits >= 0 && bits >> 19 == 0, "options must be bits of namernn_fast.ops, got ", bits);
   check(trees >= 0, "trees must not be negative, got ", trees);
   const auto has = [&](int place) { return (bits >> place & 1) != 0; };
   check(!(has(10) && has(11)), "options must not set both MEDIUM_PRECISION and HIGH_PRECISION");
@@ -53,6 +56,9 @@ inline Options read_options(int64_t bits, int64_t trees) {
   options.share_prefixes = has(9);
   options.int8 = has(12);
   options.projections = has(13);
+  options.states = has(16);
+  options.reset_to = has(17);
+  options.inputs = has(18);
   options.activation = activation;
   options.terms = terms;
   options.trees = trees;

@@ -74,14 +74,7 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   return stack;
 }
 
-void check_count(const Stack& stack, const char* name, const Tensors& states) {
-  check(states.size() == stack.state_count(), name, " must hold ", stack.state_count(),
-        " tensor(s), one for each state of the cell, got ", states.size());
-}
-
 void check_states(Stack& stack, const Tensors& states) {
-  if (!are_given(states)) return;
-  check_count(stack, "states", states);
   for (size_t i = 0; i < states.size(); ++i) {
     check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
     stack.states.push_back(with_adjacent_features(states[i]));
@@ -90,15 +83,27 @@ void check_states(Stack& stack, const Tensors& states) {
 
 }  // namespace
 
-bool are_given(const Tensors& list) {
-  return !list.empty() && !(list.size() == 1 && list[0].dim() == 1 && list[0].numel() == 0);
+Lists split(const Cell& cell, const Tensors& tensors, const Options& options) {
+  check(cell.inputs || !options.inputs, "options must not set INPUTS for the ", cell.name, " cell");
+  Lists lists;
+  auto next = tensors.begin();
+  const auto take = [&](int64_t count) {
+    check(tensors.end() - next > count, "tensors must hold states and inputs, as options say, and ",
+          "then weights, got ", tensors.size(), " tensor(s)");
+    next += count;
+    return Tensors(next - count, next);
+  };
+  if (options.states) lists.states = take(cell.states);
+  if (options.reset_to) lists.reset_to = take(cell.states);
+  if (options.inputs) lists.inputs = take(cell.inputs);
+  lists.weights.assign(next, tensors.end());
+  return lists;
 }
 
 void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset) {
-  if (!are_given(reset_to)) return;
+  if (reset_to.empty()) return;
   check(has_reset, "reset_to needs reset, got none");
   check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
-  check_count(stack, "reset_to", reset_to);
   for (size_t i = 0; i < reset_to.size(); ++i) {
     check_tensor("reset_to", reset_to[i], stack.dtype,
                  {stack.batch.T, stack.layers, stack.batch.B, stack.size_of_state(i)});
@@ -107,9 +112,6 @@ void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset) {
 }
 
 void set_inputs(Stack& stack, const Tensors& inputs) {
-  if (!are_given(inputs)) return;
-  check(int64_t(inputs.size()) == stack.cell->inputs, "inputs must hold ", stack.cell->inputs,
-        " tensor(s) for the ", stack.cell->name, " cell, got ", inputs.size());
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
   if (stack.has_ids) shape.push_back(0);
   shape.back() = stack.features_beside();

@@ -93,9 +93,16 @@ struct Stack {
 
 using Tensors = std::vector<Tensor>;
 
-// Returns whether a list of states or inputs holds tensors. In programs of compilers, an empty
-// vector stands for an empty list: see in_program() in namernn_fast/ops.py.
-bool are_given(const Tensors& list);
+// The tensors that an operator takes in one list, see namernn_fast/ops.py.
+struct Lists {
+  Tensors states;
+  Tensors reset_to;
+  Tensors inputs;
+  Tensors weights;  // or the prepared tensor
+};
+
+// Splits a list of tensors as the options say.
+Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
 // argument, the expected value and the actual value.

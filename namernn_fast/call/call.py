@@ -1,6 +1,5 @@
 """`Call`: everything a path needs to compute one call."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -77,41 +76,31 @@ class Call:
             return [()] * layers
         return [*zip(*(state.chunk(layers) for state in self.states), strict=True)]
 
+    def joined(self, weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], int]:
+        """Returns `tensors` and `options` of the operators for these weights."""
+        lists = ops.Lists(self.states, self.restart_states, self.beside, weights)
+        return lists.joined(self.options)
+
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` ignores tensors inside nested tuples. So all tensors that may need a
-        gradient are separate arguments at the end. The argument before them says how many there
-        are: see `split_tensors`.
+        An `autograd.Function` ignores tensors inside nested tuples. So data and `tensors` of the
+        operators are separate arguments at the end.
         """
-        groups = self.states, self.restart_states, self.beside
-        rows = self.sequence_layout, self.reset, (*map(len, groups),)
-        numbers = self.cell.number, self.options, self.trees
-        return *numbers, *rows, self.data, *itertools.chain(*groups), *self.weights
+        tensors, options = self.joined(self.weights)
+        numbers = self.cell.number, options, self.trees
+        return *numbers, self.sequence_layout, self.reset, self.data, *tensors
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
         """Returns the call that `flat` flattened to these arguments."""
-        number, options, trees, layout, reset, counts, *tensors = arguments
-        data, states, restart_states, beside, weights = split_tensors(tensors, counts)
-        call = cls(NUMBERED[number], data, None, weights, layout, reset, options)
-        call.trees, call.states = trees, states
+        number, options, trees, layout, reset, data, *tensors = arguments
+        cell = NUMBERED[number]
+        states, restart_states, beside, weights = ops.split(cell, tensors, options)
+        options &= ~(ops.STATES | ops.RESET_TO | ops.INPUTS)
+        call = cls(cell, data, None, weights, layout, reset, options, trees=trees, states=states)
         call.restart_states, call.beside = restart_states, beside
         return call
-
-
-Counts: TypeAlias = tuple[int, int, int]
-"""The numbers of initial states, of states after resets, and of tensors beside data."""
-
-
-def split_tensors(tensors: Sequence[Any], counts: Counts) -> tuple[Any, ...]:
-    """Splits the tensors at the end of `Call.flat`; the weights may be missing.
-
-    Returns:
-        data, and the sequences states, restart_states, beside and weights.
-    """
-    ends = [*itertools.accumulate(counts, initial=1), None]
-    return tensors[0], *(tensors[slice(*part)] for part in itertools.pairwise(ends))
 
 
 Results: TypeAlias = tuple[Tensor, ...]

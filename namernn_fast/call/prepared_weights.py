@@ -95,9 +95,11 @@ class PreparedWeights:
                     return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *states)):
             return None
-        arguments = self.tensor, self.sizes, None, None, self.current_options(), 0, (), ()
+        tensors, options = [*states, self.tensor], self.current_options()
+        options |= ops.STATES if states else 0
+        rows = self.sizes, None, None, options, 0
         try:
-            output, last = prepared_ops.forward_untraced(cell.number, input, states, *arguments)
+            output, last = prepared_ops.forward_untraced(cell.number, input, tensors, *rows)
         except (RuntimeError, TypeError):
             return None
         return output, last[0] if len(last) == 1 else tuple(last)

@@ -111,14 +111,14 @@ class _Shape:
         return str(tuple(self.tensor.shape))
 
 
-def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
+def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator.
 
     Returns:
         The stack, and the input's rows (N, features) or token ids (N).
     """
-    input, weights, options = call.input, call.weights, call.options
-    states = ops.given(call.states)
+    input, options = call.input, call.options
+    states, _, _, weights = call.lists
     _require(
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the GPU kernels do not support it",
@@ -153,11 +153,6 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
             name, tables = "the table of weight_ih", tables - 1
             shape = (len(weights[0]), hidden_size)
         _check_tensor(name, weight, input, dtype, shape)
-    _require(
-        len(states) <= 1,
-        "states must hold 1 tensor(s), one for each state of the cell, got {}",
-        len(states),
-    )
     hx = states[0] if states else None
     shape = ops.layer_count(VANILLA, weights, options) * directions, layout.B, hidden_size
     _check_tensor("hx", hx, input, dtype, shape)
@@ -174,7 +169,7 @@ def _checked_stack(call: ops.Arguments) -> tuple[Stack, Tensor]:
 
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     """Checks the arguments of `backward` that `forward` does not take."""
-    input, count = call.input, len(ops.given(call.states))
+    input, count = call.input, len(call.lists.states)
     _require(
         len(call.wanted) == 1 + count,
         "wanted must say whether input and each of {} states need a gradient, got {} values",

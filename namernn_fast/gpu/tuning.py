@@ -46,7 +46,7 @@ def autotune(
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_SAVED | (ops.BIDIRECTIONAL if bidirectional else 0)
     # No initial states, no sequence_layout (all rows exist), no reset, no trees.
-    arguments = VANILLA.number, input, (), weights, None, None, options, 0
+    arguments = VANILLA.number, input, weights, None, None, options, 0
 
     def call() -> None:
         output, last_states, saved = forward(ops.ForwardArguments(*arguments))

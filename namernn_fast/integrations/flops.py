@@ -41,12 +41,12 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     return input.numel() if ops.has_ids(input) else input.shape[:-1].numel()
 
 
-def _products(call: ops.Arguments) -> list[tuple[int, int]]:
+def _products(call: ops.ForwardArguments) -> list[tuple[int, int]]:
     """Returns each layer's multiply-adds per row for its input and for its states."""
     parameters = ops.parameters_of(NUMBERED[call.cell], call.options)
     per_layer = len(parameters) * ops.directions_of(call.options)
-    products = [[0, 0] for _ in range(len(call.weights) // per_layer)]
-    for k, (weight, parameter) in enumerate(zip(call.weights, itertools.cycle(parameters))):
+    products = [[0, 0] for _ in range(len(call.lists.weights) // per_layer)]
+    for k, (weight, parameter) in enumerate(zip(call.lists.weights, itertools.cycle(parameters))):
         if parameter.is_matrix:
             products[k // per_layer][parameter.role != "weight_ih"] += weight.numel()
     if ops.has_ids(call.input):  # rows of the table are read, not multiplied

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import ops
 from ..call import Call, Path, Results
-from ..call.call import split_tensors
 from ..machine.torch_private import (
     TransformType,
     _are_functorch_transforms_active,
@@ -79,11 +78,9 @@ class Mapped(torch.autograd.Function):
         """
         call, size = Call.of_flat(arguments), info.batch_size
         options, layout = call.options, call.sequence_layout
-        layout_dim, reset_dim, _, *dims = in_dims[4:]
-        groups = call.states, call.restart_states, call.beside
-        input_dim, state_dims, restart_dims, beside_dims, weight_dims = split_tensors(
-            dims, (len(groups[0]), len(groups[1]), len(groups[2]))
-        )
+        layout_dim, reset_dim, input_dim, *dims = in_dims[4:]
+        lists: Any = ops.split(call.cell, dims, arguments[1])
+        state_dims, restart_dims, beside_dims, weight_dims = lists
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
@@ -134,7 +131,7 @@ def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
     """Returns one value per call: slices of `tensor` along `dim`, or `tensor` if dim is None."""
-    return tensor.unbind(dim) if isinstance(dim, int) else [tensor] * size
+    return [tensor] * size if dim is None else tensor.unbind(dim)
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:

@@ -66,8 +66,8 @@ def step(
         size = input.shape[0], hidden_size
         last = [torch.empty(size, dtype=input.dtype) for _ in cell.states]
     try:
-        arguments = weights, states, last, input, None, None, options, cell.number, None
-        if not step_directly(*arguments):
+        number = cell.number
+        if not step_directly(weights, states, last, input, None, None, options, number, None):
             return None
     except RuntimeError:  # the caller raises its own
         return None

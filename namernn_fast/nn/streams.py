@@ -141,9 +141,8 @@ class Stream:
             else:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
-            weights, number = [panels.tensor], panels.cell.number
-            tensors = weights, self._states, None, frame, output
-            if step_directly(*tensors, rows, options, number, beside):
+            weights, states, number = [panels.tensor], self._states, panels.cell.number
+            if step_directly(weights, states, None, frame, output, rows, options, number, beside):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
@@ -238,9 +237,7 @@ class Stream:
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so the states change after that.
             states = self._states if out is None else [*map(forks.clone, self._states)]
-            output = step(
-                panels.tensor, states, frame, places, beside or [frame.new_empty(0)], options
-            )
+            output = step(panels.tensor, states, frame, places, beside, options)
         if out is not None:
             output = forks.copy_(out, output)
         if states is not self._states:

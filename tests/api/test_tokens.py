@@ -30,7 +30,7 @@ def calls(monkeypatch):
     """A list that records the options of every operator call."""
     found = []
     original = ops.forward_untraced
-    monkeypatch.setattr(ops, "forward_untraced", lambda *a: found.append(a[6]) or original(*a))
+    monkeypatch.setattr(ops, "forward_untraced", lambda *a: found.append(a[5]) or original(*a))
     return found
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import re
 
+import operators
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -111,9 +112,13 @@ def train(calls=1):
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
         for _ in range(calls):
             call = (VANILLA.number, x, (), weights, None, None, 0, 0)
-            output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
+            output, last_states, saved = gpu.forward(
+                ops.ForwardArguments(*operators.arguments(*call))
+            )
             results = output, saved, output, last_states
-            gpu.backward(ops.BackwardArguments(*call, *results, [True], [0]))
+            gpu.backward(
+                ops.BackwardArguments(*operators.backward_arguments(*call, *results, [True], [0]))
+            )
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])

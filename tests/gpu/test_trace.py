@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import textwrap
 
+import operators
 import pytest
 import torch
 from expecttest import assert_expected_inline
@@ -197,11 +198,15 @@ def test_training_launches_are_as_listed(trace):
         rows = (layout, reset, options | ops.BIAS | ops.WANT_SAVED, 0)
         with trace:
             call = (VANILLA.number, input, [hx], weights, *rows)
-            output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
+            output, last_states, saved = gpu.forward(
+                ops.ForwardArguments(*operators.arguments(*call))
+            )
             forward_launches = trace.take()
             results = (output, saved, output, last_states)
             wanted = ([not with_ids, True], list(range(num_layers)))
-            gpu.backward(ops.BackwardArguments(*call, *results, *wanted))
+            gpu.backward(
+                ops.BackwardArguments(*operators.backward_arguments(*call, *results, *wanted))
+            )
         found += paragraph(title, forward_launches, trace.take())
     assert_expected_inline(
         found,

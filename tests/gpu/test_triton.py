@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 
+import operators
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -295,13 +296,12 @@ ON_META = [WEIGHTS[0], WEIGHTS[1].to("meta"), *WEIGHTS[2:]]
             {"reset": torch.zeros(5, 2, dtype=torch.bool, device="meta")},
             "reset must be .*on the device of input",
         ),
-        ({"states": [HX, HX]}, r"states must hold 1 tensor\(s\), .*, got 2"),
         ({"options": ops.BIAS | ops.BATCH_INVARIANT}, "batch_invariant is not supported on a GPU"),
     ],
 )
 def test_invalid_forward_calls_are_rejected(changes, message):
     with pytest.raises(RuntimeError, match=message):
-        gpu.forward(ops.ForwardArguments(**CALL | changes))
+        gpu.forward(ops.ForwardArguments(*operators.arguments(**CALL | changes)))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_invalid_forward_calls_are_rejected(changes, message):
 def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, message):
     changes = {"input": input, "states": (), "weights": weights, "options": options}
     with pytest.raises(RuntimeError, match=message):
-        gpu.forward(ops.ForwardArguments(**CALL | changes))
+        gpu.forward(ops.ForwardArguments(*operators.arguments(**CALL | changes)))
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,9 @@ def test_invalid_token_ids_and_tables_are_rejected(input, weights, options, mess
     ],
 )
 def test_invalid_backward_calls_are_rejected(changes, message):
+    call = operators.backward_arguments(**CALL | RESULTS | changes)
     with pytest.raises(RuntimeError, match=message):
-        gpu.backward(ops.BackwardArguments(**CALL | RESULTS | changes))
+        gpu.backward(ops.BackwardArguments(*call))
 
 
 @pytest.mark.parametrize(
@@ -363,9 +364,10 @@ def test_invalid_backward_calls_are_rejected(changes, message):
 )
 def test_operators_reject_unknown_cells_and_cells_without_a_kernel(number, text):
     call = CALL | {"cell": number}
+    of = {"forward": operators.arguments, "backward": operators.backward_arguments}
     for name, arguments in (("forward", call), ("backward", call | RESULTS)):
         with pytest.raises(RuntimeError, match=f"^namernn_fast: {re.escape(text)}$"):
-            on_cuda(name)(*arguments.values(), (), ())
+            on_cuda(name)(*of[name](*arguments.values()))
 
 
 @pytest.mark.usefixtures("h100")

@@ -4,6 +4,7 @@ import itertools
 import sys
 
 import mutated
+import operators
 import pytest
 import torch
 from kinds import KINDS, flat, needs_extension, tensors_in
@@ -57,8 +58,8 @@ def test_sizes_of_prepared_weights_are_checked(sizes, text):
         lambda: prepared_ops.prepare(number, WEIGHTS, sizes, ops.BIAS),
         lambda: prepared_ops.refresh(prepared, number, WEIGHTS, sizes, ops.BIAS),
         lambda: prepared_ops.unpack(prepared, number, sizes, ops.BIAS),
-        lambda: prepared_ops.forward(
-            *(number, frame, (), prepared, sizes, None, None, ops.BIAS, 0, (), ())
+        lambda: operators.forward_prepared(
+            *(number, frame, (), prepared, sizes, None, None, ops.BIAS, 0)
         ),
     ):
         with pytest.raises(RuntimeError, match=f"{text}|prepared must come from"):
@@ -85,7 +86,9 @@ def test_direct_steps_check_their_options():
     with pytest.raises(RuntimeError, match="must not set INT8 without prepared weights"):
         direct_step(options=ops.BIAS | ops.INT8)
     for cell in (-1, len(KINDS), 2**32 + CELL.number):
-        with pytest.raises(RuntimeError, match=f"cell must be from 0 to {len(KINDS) - 1}, got {cell}"):
+        with pytest.raises(
+            RuntimeError, match=f"cell must be from 0 to {len(KINDS) - 1}, got {cell}"
+        ):
             direct_step(cell=cell)
 
 

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import operators
 import oracle
 import pytest
 import torch
@@ -311,10 +312,10 @@ def test_the_operators_refuse_what_does_not_match(cell):
     for tensor, options in ((floats.tensor, panels.options), (panels.tensor[:-64], panels.options)):
         call = number, x, (), tensor, panels.sizes, None, None, options, 0
         with pytest.raises(RuntimeError, match=wrong):
-            prepared_ops.forward(*call, (), ())
+            operators.forward_prepared(*call)
     weights = [*layer.parameters()]
     with pytest.raises(RuntimeError, match="options must not set INT8 without prepared weights"):
-        ops.forward(number, x, (), weights, None, None, panels.options, 0, (), ())
+        operators.forward(number, x, (), weights, None, None, panels.options, 0)
     double = [weight.double() for weight in weights]
     with pytest.raises(RuntimeError, match="8-bit weights need inputs in float32"):
         prepared_ops.prepare(number, double, panels.sizes, panels.options)

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import operators
 import oracle
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
     x, states = torch.randn(6, 20, 9, dtype=dtype), states_of(cell, 2, 20, 70, dtype)
     options = options_of(equation) | ops.BIDIRECTIONAL | ops.WANT_SAVED | VARIANTS[cell].bits
     number, rest = VARIANTS[cell].cell.number, (None, None, options, 0)
-    output, last, kept = ops.forward(number, x, states, weights, *rest, (), ())
+    output, last, kept = operators.forward(number, x, states, weights, *rest)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
     arguments = (x, states, weights, *rest, output, kept, *grads)
 
@@ -200,9 +201,9 @@ def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
             return value.float()
         return [tensor.float() for tensor in value] if isinstance(value, list) else value
 
-    requested = [True] * (1 + len(states)), [0], (), ()
-    got = ops.backward(number, *arguments, *requested)
-    of_float = ops.backward(number, *map(in_float, arguments), *requested)
+    requested = [True] * (1 + len(states)), [0]
+    got = operators.backward(number, *arguments, *requested)
+    of_float = operators.backward(number, *map(in_float, arguments), *requested)
     for mine, exact in zip(got, of_float, strict=True):
         assert mine.dtype == dtype
         # Each direction rounds its part of grad_input before the two parts are added.
@@ -238,10 +239,10 @@ def test_the_16_bit_backward_pass_keeps_the_error_budget(nonlinearity, dtype, sh
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(T, B, D, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
     call = (VANILLA.number, x, [hx], weights, None, None, options_of(nonlinearity), 0)
-    output, (h_n,), _ = ops.forward(*call, (), ())
+    output, (h_n,), _ = operators.forward(*call)
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
-    grad_x, grad_hx, *grad_weights = ops.backward(
-        *call, output, [], *grads, [True, True], [0], (), ()
+    grad_x, grad_hx, *grad_weights = operators.backward(
+        *call, output, [], *grads, [True, True], [0]
     )
     tensors = (grads[0], grads[1][0][0], x, hx[0])
     theirs = backward_in_steps(*tensors, weights, output, nonlinearity)
@@ -269,15 +270,15 @@ def test_bits_of_a_gradient_do_not_depend_on_other_requests(threads, cell, bidir
     states = states_of(cell, 1 + bidirectional, 20, 70, dtype)
     options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional | VARIANTS[cell].bits
     call = (VARIANTS[cell].cell.number, x, states, weights, None, None, options, 0)
-    output, last, kept = ops.forward(*call, (), ())
+    output, last, kept = operators.forward(*call)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
     arguments = (*call, output, kept, *grads)
     every = [True] * (1 + len(states))
-    everything = ops.backward(*arguments, every, [0], (), ())
+    everything = operators.backward(*arguments, every, [0])
     for wanted, layers in itertools.product(
         itertools.product((True, False), repeat=len(every)), ([0], [])
     ):
-        some = ops.backward(*arguments, list(wanted), layers, (), ())
+        some = operators.backward(*arguments, list(wanted), layers)
         returned = [*wanted, *[bool(layers)] * len(weights)]
         full = itertools.compress(everything, returned)
         assert all(map(torch.equal, some, full))

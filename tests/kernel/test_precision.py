@@ -2,6 +2,7 @@
 
 import math
 
+import operators
 import pytest
 import torch
 from cases import CELLS, FUSED, Case
@@ -138,10 +139,10 @@ def test_sharing_prefixes_ignores_the_settings(cell):
     weights = [table, *[p.detach() for p in FUSED[cell](1, 64).parameters()][1:]]
     ids = torch.randint(30, (6, 200))
     options = ops.BIAS | ops.LAST_STATE | ops.SHARE_PREFIXES | kind.bits
-    _, usual, _ = ops.forward(kind.cell.number, ids, (), weights, None, None, options, 1, (), ())
+    _, usual, _ = operators.forward(kind.cell.number, ids, (), weights, None, None, options, 1)
     for bit in BITS.values():
-        call = (kind.cell.number, ids, (), weights, None, None, options | bit, 1, (), ())
-        assert all_equal(ops.forward(*call)[1], usual)
+        call = (kind.cell.number, ids, (), weights, None, None, options | bit, 1)
+        assert all_equal(operators.forward(*call)[1], usual)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.4e38], ids=str)

@@ -7,6 +7,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
+import operators
 import pytest
 import torch
 from drawn import threads
@@ -122,14 +123,14 @@ class TokenBatch:
 
     def last_state(self, share):
         """Runs the batch in inference, and returns the last states (h, or h and c side by side)."""
-        output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE), (), ())
+        output, last, saved = operators.forward(*self.arguments(share, ops.LAST_STATE))
         assert output.shape == (0,)
         assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
         """Runs the batch in training; returns output, last states side by side, and `saved`."""
-        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED), (), ())
+        output, last, saved = operators.forward(*self.arguments(share, ops.WANT_SAVED))
         return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
@@ -137,8 +138,8 @@ class TokenBatch:
         output, _, saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
         arguments = *self.arguments(share, 0), output, saved
-        wants = [False], list(want), (), ()
-        return ops.backward(*arguments, None, self.grads_of_last, *wants)
+        wants = [False], list(want)
+        return operators.backward(*arguments, None, self.grads_of_last, *wants)
 
     def shares(self):
         """Returns whether the operators build trees, which changes the order of output rows."""
@@ -321,9 +322,9 @@ def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
     weights = [table, weight_hh, *rate] * (2 if call["options"] else 1)
     states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else []
     options = call["options"] + ops.SHARE_PREFIXES + KINDS[cell].bits
-    rows = None, call["reset"], options, 0, (), ()
+    rows = None, call["reset"], options, 0
     with pytest.raises(RuntimeError, match=message):
-        ops.forward(CELLS[cell].number, call["input"], states, weights, *rows)
+        operators.forward(CELLS[cell].number, call["input"], states, weights, *rows)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -332,4 +333,4 @@ def test_a_gradient_of_the_output_is_rejected(cell):
     output, _, saved = call.forward(share=True)
     grads = torch.zeros_like(output), [None for _ in call.grads_of_last]
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
-        ops.backward(*call.arguments(True, 0), output, saved, *grads, [False], [0], (), ())
+        operators.backward(*call.arguments(True, 0), output, saved, *grads, [False], [0])

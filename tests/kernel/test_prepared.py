@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import operators
 import pytest
 import torch
 from cases import CELLS, DTYPES, FUSED, LAYERS
@@ -174,7 +175,7 @@ def arguments(prepared, x):
     """Returns the arguments of `prepared_ops.forward`."""
     panels = prepared._panels
     number, tensor = panels.cell.number, panels.tensor
-    return number, x, (), tensor, panels.sizes, None, None, panels.options, 0, (), ()
+    return number, x, (), tensor, panels.sizes, None, None, panels.options, 0
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -182,7 +183,7 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
     """A tensor that was packed for other sizes would be read out of bounds."""
     prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(3, 2, 8)
     number, _, states, tensor, sizes, *rest = arguments(prepared, x)
-    prepared_ops.forward(number, x, states, tensor, sizes, *rest)
+    operators.forward_prepared(number, x, states, tensor, sizes, *rest)
     wrong = r"prepared must come from namernn_fast::prepare on a processor with the kernels"
     others = [
         (number, tensor, [1, *sizes[1:]], wrong),
@@ -198,16 +199,16 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (77, tensor, sizes, f"cell must be from 0 to {len(CELLS) - 1}, got 77"),
     ]
     with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
-        prepared_ops.forward(number, x[..., 0].long(), states, tensor, sizes, *rest)
+        operators.forward_prepared(number, x[..., 0].long(), states, tensor, sizes, *rest)
     for number, tensor, sizes, message in others:
         with pytest.raises(RuntimeError, match=message):
-            prepared_ops.forward(number, x, states, tensor, sizes, *rest)
+            operators.forward_prepared(number, x, states, tensor, sizes, *rest)
         if message == wrong:
             with pytest.raises(RuntimeError, match=message):
                 prepared_ops.unpack(tensor, number, sizes, prepared._panels.options)
-    *first, options, trees, _, _ = arguments(prepared, x)
+    *first, options, trees = arguments(prepared, x)
     with pytest.raises(RuntimeError, match="WANT_SAVED"):
-        prepared_ops.forward(*first, options | ops.WANT_SAVED, trees, (), ())
+        operators.forward_prepared(*first, options | ops.WANT_SAVED, trees)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
@@ -215,7 +216,8 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
 def test_the_operators_pass_opcheck(cell, dtype):
     layer = FUSED[cell](8, 16, 2, bidirectional=True)
     torch.library.opcheck(
-        prepared_ops.forward, arguments(layer.prepare(dtype), torch.randn(3, 2, 8))
+        prepared_ops.forward,
+        operators.prepared_arguments(*arguments(layer.prepare(dtype), torch.randn(3, 2, 8))),
     )
 
 

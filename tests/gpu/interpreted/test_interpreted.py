@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 
 import hypothesis
+import operators
 import pytest
 import torch
 from drawn import LUCKY, check_results, drawn_cases
@@ -128,10 +129,10 @@ def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
     call = (VANILLA.number, ids, (), weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
     ids[2, 1] = id  # past the end of its sequence
-    ops.forward(*call, (), ())
+    operators.forward(*call)
     ids[1, 1] = id
     with pytest.raises(InterpreterError, match="input must hold ids of rows of the table"):
-        ops.forward(*call, (), ())
+        operators.forward(*call)
 
 
 def test_sums_by_token_are_accurate():

@@ -1,5 +1,6 @@
 """Tests the interpreted GPU operators: `opcheck`, graph capture, refused launches."""
 
+import operators
 import pytest
 import torch
 from cases import Case
@@ -62,7 +63,7 @@ def opcheck(operator, arguments):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_the_forward_operator_passes_opcheck(call, more):
     *arguments, options = call_of(**call)
-    opcheck(ops.forward, (*arguments, options | more, 0, (), ()))
+    opcheck(ops.forward, operators.arguments(*arguments, options | more, 0))
 
 
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
@@ -71,13 +72,13 @@ def test_the_backward_operator_passes_opcheck(call, wanted):
     """The case `weights` is ordinary training, which needs no gradient of input or hx."""
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
-    output, (h_n,), saved = ops.forward(*forward, (), ())
+    output, (h_n,), saved = operators.forward(*forward)
     num_layers = ops.layer_count(VANILLA, weights, options)
     want_input = wanted == "everything" and not ops.has_ids(input)
     want_layers = [] if wanted == "hx" else list(range(num_layers))
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
     want = ([want_input, wanted != "weights"], want_layers)
-    opcheck(ops.backward, (*forward, output, saved, *grads, *want, (), ()))
+    opcheck(ops.backward, operators.backward_arguments(*forward, output, saved, *grads, *want))
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
@@ -91,13 +92,13 @@ def test_numbers_uploaded_as_arguments_are_unchanged(count):
 def test_packed_calls_have_the_same_bits_during_capture(with_ids, monkeypatch):
     """During capture, kernels receive batch_sizes only as arguments."""
     call = (*call_of(ops.BIAS | ops.PACKED, with_ids=with_ids), 0)
-    eager, (eager_h_n,), _ = ops.forward(*call, (), ())
+    eager, (eager_h_n,), _ = operators.forward(*call)
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
     uploaded, upload = [], launching.upload
     monkeypatch.setattr(
         launching, "upload", lambda *args: uploaded.append(args[0]) or upload(*args)
     )
-    captured, (captured_h_n,), _ = ops.forward(*call, (), ())
+    captured, (captured_h_n,), _ = operators.forward(*call)
     assert uploaded == [[2, 2, 1]]
     assert torch.equal(captured, eager)
     assert torch.equal(captured_h_n, eager_h_n)

@@ -1,5 +1,6 @@
 """Tests matrix products in the precision of the recurrence, in Triton's interpreter."""
 
+import operators
 import pytest
 import torch
 from tf32 import nearest
@@ -119,9 +120,9 @@ WEIGHTS = [p.detach() for p in torch.nn.RNN(4, 20).parameters()]
 def train():
     x, hx = torch.randn(3, 2, 4), torch.randn(1, 2, 20)
     call = (VANILLA.number, x, [hx], WEIGHTS, None, None, ops.BIAS | ops.WANT_SAVED, 0)
-    output, (h_n,), saved = ops.forward(*call, (), ())
+    output, (h_n,), saved = operators.forward(*call)
     grads = (torch.randn_like(output), [torch.randn_like(h_n)])
-    return output, h_n, ops.backward(*call, output, saved, *grads, [True, True], [0], (), ())
+    return output, h_n, operators.backward(*call, output, saved, *grads, [True, True], [0])
 
 
 @pytest.mark.parametrize("rnn", ["ieee", "tf32", "none"])

@@ -1,0 +1,56 @@
+"""The operators with an argument for each list of tensors, which they take as one list."""
+
+from namernn_fast import ops, prepared_ops
+
+
+def arguments(
+    cell, input, states, weights, sequence_layout, reset, options, trees, reset_to=(), inputs=()
+):
+    """Returns the arguments of `ops.forward`."""
+    tensors, options = ops.Lists(states, reset_to, inputs, weights).joined(options)
+    return cell, input, [*tensors], sequence_layout, reset, options, trees
+
+
+def backward_arguments(
+    cell,
+    input,
+    states,
+    weights,
+    sequence_layout,
+    reset,
+    options,
+    trees,
+    output,
+    saved,
+    grad_output,
+    grad_last_states,
+    wanted,
+    want_layers,
+    reset_to=(),
+    inputs=(),
+):
+    """Returns the arguments of `ops.backward`."""
+    rows = sequence_layout, reset, options, trees
+    results = output, saved, grad_output, grad_last_states, wanted, want_layers
+    return *arguments(cell, input, states, weights, *rows, reset_to, inputs), *results
+
+
+def forward(*call, **more):
+    """Runs `ops.forward`."""
+    return ops.forward(*arguments(*call, **more))
+
+
+def backward(*call, **more):
+    """Runs `ops.backward`."""
+    return ops.backward(*backward_arguments(*call, **more))
+
+
+def prepared_arguments(cell, input, states, prepared, sizes, layout, reset, options, trees):
+    """Returns the arguments of `prepared_ops.forward`."""
+    tensors, options = ops.Lists(states, (), (), [prepared]).joined(options)
+    return cell, input, [*tensors], sizes, layout, reset, options, trees
+
+
+def forward_prepared(*call):
+    """Runs `prepared_ops.forward`."""
+    return prepared_ops.forward(*prepared_arguments(*call))
