@@ -125,8 +125,6 @@ class Lists(NamedTuple):
     def joined(self, options: int) -> tuple[Sequence[Tensor], int]:
         """Returns `tensors`, and the option bits with those that say what the list holds."""
         states, reset_to, inputs, weights = self
-        if not (states or reset_to or inputs):
-            return weights, options
         options |= STATES * bool(states) | RESET_TO * bool(reset_to) | INPUTS * bool(inputs)
         return (*states, *reset_to, *inputs, *weights), options
 

@@ -74,7 +74,7 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   return stack;
 }
 
-void check_states(Stack& stack, const Tensors& states) {
+void check_states(Stack& stack, TensorRange states) {
   for (size_t i = 0; i < states.size(); ++i) {
     check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
     stack.states.push_back(with_adjacent_features(states[i]));
@@ -86,21 +86,21 @@ void check_states(Stack& stack, const Tensors& states) {
 Lists split(const Cell& cell, const Tensors& tensors, const Options& options) {
   check(cell.inputs || !options.inputs, "options must not set INPUTS for the ", cell.name, " cell");
   Lists lists;
-  auto next = tensors.begin();
+  const Tensor *next = tensors.data(), *const end = next + tensors.size();
   const auto take = [&](int64_t count) {
-    check(tensors.end() - next > count, "tensors must hold states and inputs, as options say, and ",
+    check(end - next > count, "tensors must hold states and inputs, as options say, and ",
           "then weights, got ", tensors.size(), " tensor(s)");
     next += count;
-    return Tensors(next - count, next);
+    return TensorRange(next - count, next);
   };
   if (options.states) lists.states = take(cell.states);
   if (options.reset_to) lists.reset_to = take(cell.states);
   if (options.inputs) lists.inputs = take(cell.inputs);
-  lists.weights.assign(next, tensors.end());
+  lists.weights = TensorRange(next, end);
   return lists;
 }
 
-void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset) {
+void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset) {
   if (reset_to.empty()) return;
   check(has_reset, "reset_to needs reset, got none");
   check(stack.directions == 1, "reset_to takes one direction, got ", stack.directions);
@@ -111,7 +111,7 @@ void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset) {
   }
 }
 
-void set_inputs(Stack& stack, const Tensors& inputs) {
+void set_inputs(Stack& stack, TensorRange inputs) {
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
   if (stack.has_ids) shape.push_back(0);
   shape.back() = stack.features_beside();
@@ -121,7 +121,7 @@ void set_inputs(Stack& stack, const Tensors& inputs) {
   }
 }
 
-void set_weights(Stack& stack, const Tensors& weights) {
+void set_weights(Stack& stack, TensorRange weights) {
   const int64_t directions = stack.layers * stack.directions;
   const int64_t count = directions * stack.parameters.count;
   check(int64_t(weights.size()) == count, "weights must hold ", count, " tensors, got ",
@@ -156,8 +156,8 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
 }
 
-Stack check_stack(const Cell& cell, const Tensor& input, const Tensors& states,
-                  const Tensors& weights, Batch batch, const Options& options) {
+Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
+                  Batch batch, const Options& options) {
   const int64_t directions = options.bidirectional ? 2 : 1;
   const int64_t per_layer =
       directions * parameters_of(cell, options.bias, options.projections).count;
@@ -182,7 +182,7 @@ Stack check_stack(const Cell& cell, const Tensor& input, const Tensors& states,
   return stack;
 }
 
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, const Tensors& states,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states,
                            const Tensor& prepared, const Sizes& sizes, Batch batch,
                            const Options& options) {
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);

@@ -92,13 +92,14 @@ struct Stack {
 };
 
 using Tensors = std::vector<Tensor>;
+using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // some of a vector
 
 // The tensors that an operator takes in one list, see namernn_fast/ops.py.
 struct Lists {
-  Tensors states;
-  Tensors reset_to;
-  Tensors inputs;
-  Tensors weights;  // or the prepared tensor
+  TensorRange states;
+  TensorRange reset_to;
+  TensorRange inputs;
+  TensorRange weights;  // or the prepared tensor
 };
 
 // Splits a list of tensors as the options say.
@@ -106,25 +107,25 @@ Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
 // argument, the expected value and the actual value.
-Stack check_stack(const Cell& cell, const Tensor& input, const Tensors& states,
-                  const std::vector<Tensor>& weights, Batch batch, const Options& options);
+Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
+                  Batch batch, const Options& options);
 
 // Does the same for weights that prepare() has packed.
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, const Tensors& states,
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states,
                            const Tensor& prepared, const Sizes& sizes, Batch batch,
                            const Options& options);
 
 // Checks the states from which sequences restart at resets, and sets them.
-void set_reset_to(Stack& stack, const Tensors& reset_to, bool has_reset);
+void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
 
 // Checks the inputs beside x, and sets them.
-void set_inputs(Stack& stack, const Tensors& inputs);
+void set_inputs(Stack& stack, TensorRange inputs);
 
 // Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
 
 // Checks the weights of a stack, and sets them.
-void set_weights(Stack& stack, const std::vector<Tensor>& weights);
+void set_weights(Stack& stack, TensorRange weights);
 
 // Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
 // as they are.

@@ -78,6 +78,8 @@ class Call:
 
     def joined(self, weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], int]:
         """Returns `tensors` and `options` of the operators for these weights."""
+        if not (self.states or self.restart_states or self.beside):
+            return weights, self.options
         lists = ops.Lists(self.states, self.restart_states, self.beside, weights)
         return lists.joined(self.options)
 

@@ -95,11 +95,13 @@ class PreparedWeights:
                     return None
         if is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *states)):
             return None
-        tensors, options = [*states, self.tensor], self.current_options()
-        options |= ops.STATES if states else 0
-        rows = self.sizes, None, None, options, 0
+        tensors, sizes, options = [*states, self.tensor], self.sizes, self.current_options()
+        if states:
+            options |= ops.STATES
         try:
-            output, last = prepared_ops.forward_untraced(cell.number, input, tensors, *rows)
+            output, last = prepared_ops.forward_untraced(
+                cell.number, input, tensors, sizes, None, None, options, 0
+            )
         except (RuntimeError, TypeError):
             return None
         return output, last[0] if len(last) == 1 else tuple(last)
