@@ -253,7 +253,7 @@ struct PairProducts {
   }
 
  private:
-  // Multiplies rows row .. row + count of dz by a weight in panels. Uses weight_blocks blocks of
+  // Multiplies rows row .. row + count of dz by a weight in panels. Uses `gates` blocks of
   // each row, starting at block `first_sum`. Computes only `columns` of the product. Calls
   // finish(i, j, height, width, sums) for every tile [height, panel_width].
   template <class Finish>
