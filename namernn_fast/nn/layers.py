@@ -105,9 +105,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)
         ):
             return self._as_torch(input, hx, embedding, padding_idx)
-        call = self._call(input, hx, reset, reset_to, weights)
-        if noise is not None:
-            call.inputs = {"noise": noise}
+        call = self._call(input, hx, reset, reset_to, weights, noise)
         return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -155,18 +153,25 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
                     f"this call runs on the operators of nn.{self._cell.torch_name}"
                 )
             return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to, weights)
-        if noise is not None:
-            call.inputs = {"noise": noise}
+        call = self._call(input, hx, reset, reset_to, weights, noise)
         return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
 
     def _call(
-        self, input: Any, hx: Any, reset: Tensor | None, reset_to: Any, weights: Sequence[Tensor]
+        self,
+        input: Any,
+        hx: Any,
+        reset: Tensor | None,
+        reset_to: Any,
+        weights: Sequence[Tensor],
+        noise: Any = None,
     ) -> Call:
         """Returns a `Call` of this layer with these weights, for `functional.run`."""
         options = self._options(weights)
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        return Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
+        call = Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
+        if noise is not None:
+            call.inputs = {"noise": noise}
+        return call
 
     def _is_plain(self, *arguments: object) -> bool:
         """Returns whether torch has this layer, and takes a call with these arguments.
