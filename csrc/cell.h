@@ -58,7 +58,7 @@ struct EvenRows {
   int64_t stride;
 };
 
-// A range of hidden units of a range of rows.
+// Some hidden units, and the rows in which a cell computes them.
 struct Range {
   int64_t row;
   int64_t rows;
@@ -66,8 +66,8 @@ struct Range {
   int64_t units;
 };
 
-// What `states_of` reads and writes. The EvenRows hold whole rows, of which the cell computes
-// `range`, and are null if the cell lacks the value.
+// What `states_of` reads and writes. The cell computes only `range`, although the EvenRows hold
+// whole rows. They are null if the cell lacks the value.
 template <class Storage>
 struct StateRows {
   using Scalar = Compute<Storage>;

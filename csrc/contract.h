@@ -256,7 +256,8 @@ struct KernelsFor {
 };
 
 // The forward kernels for float layers whose weights are 8-bit integers with a scale for each row.
-// They need the layer's panels, whose `unpack` returns each scale times its integers.
+// These kernels need the layer's panels. `unpack` of such panels returns each integer times the
+// scale of its row.
 struct Int8Kernels {
   KernelsFor<float> kernels;
   const char* name;  // of the instructions that multiply the integers

@@ -114,7 +114,7 @@ STATES, RESET_TO, INPUTS = 65536, 131072, 262144
 
 
 class Lists(NamedTuple):
-    """The parts of `tensors`, of which all but the last may be empty."""
+    """The argument `tensors`, taken apart. Only `weights` must not be empty."""
 
     states: Sequence[Tensor]
     reset_to: Sequence[Tensor]

@@ -266,7 +266,7 @@ class Case:
         return self._call(module, self._rows_of(leaf), hx, noise, {})
 
     def _call_on_pieces(self, module, leaf, hx, reset_to, noise):
-        """Returns the same, running every piece of a sequence between resets by itself."""
+        """Returns what `_call_torchs` does, from one call for each piece between resets."""
         x = self._rows_of(leaf)
         states = tensors_in(hx) or [x.new_zeros(g.shape) for g in self.grads_of_last]
         states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]

@@ -71,7 +71,7 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// What a cell reads instead of its own parameters, each padded to whole unit blocks.
+// A layer's own parameters as `prepare_own` leaves them, each padded to whole unit blocks.
 template <class Scalar>
 struct Own {
   Scalar* memory;  // [own parameters, stride]

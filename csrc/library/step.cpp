@@ -76,8 +76,8 @@ struct Frame {
   bool batch_first;
 };
 
-// Returns the distances between the steps and between the sequences of rows, of which there are
-// several steps unless `one_step`.
+// Returns how far apart consecutive steps are in `rows`, and how far apart consecutive sequences
+// are. With `one_step`, `rows` has no dimension for steps.
 std::pair<int64_t, int64_t> strides_of(const View& rows, bool one_step, bool batch_first) {
   if (one_step) return {0, rows.strides[0]};
   return {rows.strides[batch_first], rows.strides[!batch_first]};

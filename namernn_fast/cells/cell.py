@@ -125,7 +125,7 @@ class Cell:
     name: str
     """The value that users pass as `cell`, and the name of the function that runs the cell."""
     number: int
-    """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
+    """The argument `cell` of the operators: the value of `CellKind` in csrc/cell.h."""
     layer: str
     """The class name of the cell's layer. The cell's step module has this name plus `Cell`."""
     gates: int

@@ -19,8 +19,8 @@ struct Gru : NothingOwned {
     Cell cell = usual_cell();
     cell.name = "GRU";
     cell.gates = 3;
-    // The sums are n_x, r, z and n_h, in this order, so that the sums of the input are adjacent,
-    // and the sums of the state are adjacent and in the order of the blocks of weight_hh.
+    // The order of the sums is n_x, r, z, n_h. The input contributes to the first three. The state
+    // contributes to the last three, which are in the order of the blocks of weight_hh.
     cell.sums = 4;
     cell.first_state_sum = 1;
     cell.input_block[0] = 2, cell.input_block[1] = 0, cell.input_block[2] = 1;
