@@ -52,11 +52,11 @@ class Net(torch.nn.Module):
         self.head = torch.nn.Linear(6, 2)
 
     def forward(self, x, hx=None, lengths=None, reset=None, reset_to=None):
-        rows = lengths, reset
+        resets = {"reset": reset, "reset_to": reset_to}
         if not self.with_output:
-            last = tensors_in(self.model.last_state(x, hx, *rows, reset_to=reset_to))
+            last = tensors_in(self.model.last_state(x, hx, lengths, **resets))
             return sum(self.score(state).square().sum() for state in last)
-        output, *last = tensors_of(self.model(x, hx, *rows, reset_to=reset_to))
+        output, *last = tensors_of(self.model(x, hx, lengths, **resets))
         return output.square().sum() + sum(self.score(state).sum() for state in last)
 
     def score(self, state):  # h may have fewer features than c

@@ -253,15 +253,15 @@ class Head(torch.nn.Linear):
 
 @pytest.mark.covering(0)
 def test_packed_input_and_resets_are_rejected(kind):
-    def rejected(model, arguments, text):
+    def rejected(model, arguments, text, **more):
         with pytest.raises(torch.onnx.OnnxExporterError, match=text):
-            export(model, arguments)
+            export(model, arguments, kwargs=more)
 
     text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="
     rejected(OnRows(kind.layer(D, H)), (torch.randn(6, D), torch.tensor([3, 2, 1])), text)
     x, reset = torch.randn(5, 3, D), torch.ones(5, 3, dtype=torch.bool)
     text = r"ONNX has no reset: .* padded sequences, with lengths="
-    rejected(kind.layer(D, H), (x, None, None, reset), text)
+    rejected(kind.layer(D, H), (x,), text, reset=reset)
     if kind.cell.can_project:
         rejected(kind.layer(D, H, proj_size=1), (x,), "ONNX has no LSTM with projections")
 

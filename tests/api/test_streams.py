@@ -607,9 +607,9 @@ def run_random_operations(kind, generator):
                     each.refresh(layer)
             case 3:
                 x = torch.randn(1 + pick(4), len(rows), size)
-                check(stream(x, rows), x, rows)
+                check(stream(x, rows=rows), x, rows)
             case 4:
                 x = torch.randn(len(rows), size)
-                y = stream(x, rows, None if pick(2) else torch.empty(len(rows), hidden))
+                y = stream(x, rows=rows, out=None if pick(2) else torch.empty(len(rows), hidden))
                 check(y[None], x[None], rows)
     check_budget(tensors_in(each.states) for each in (stream, *others))

@@ -179,7 +179,7 @@ def test_bits_do_not_depend_on_layout_batch_and_threads(cell, options, threads):
     (x, hx), more = calls["lengths"]
     lengths, reset = more["lengths"], more["reset"]
     threads(2)
-    output, last = prepared(x, hx, lengths, reset)
+    output, last = prepared(x, hx, lengths, reset=reset)
     threads(1)
     for b, length in enumerate(lengths.tolist()):
         if length:
