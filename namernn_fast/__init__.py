@@ -5,7 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from .machine import requirements  # noqa: F401 - first, to reject a torch that is too old
 
 # isort: split
-from . import nn
+from . import (
+    gpu_backend,  # noqa: F401 - registers the operators on GPUs
+    nn,
+)
 from .call.options import batch_invariant
 from .functional import last_state
 from .machine.scratch_memory import empty_cache, memory_reserved
@@ -32,3 +35,7 @@ __all__ = [
     "rnn",
 ]
 __all__ += nn.__all__
+
+for _name in nn.__all__:
+    # Pickles name this module, so that they can be read wherever the classes are.
+    globals()[_name].__module__ = __name__

@@ -13,9 +13,8 @@ from torch import Tensor
 from . import ops, reference
 from .call import Call, Results
 from .cells import NUMBERED
-from .integrations.vmap import is_transformed
+from .machine.context import functorch_is_active, is_compiling, is_transformed
 from .machine.torch_private import (
-    _are_functorch_transforms_active,
     before_first_hook,
     is_legacy_batchedtensor,
     version_of,
@@ -50,7 +49,7 @@ class FusedStack(torch.autograd.Function):
         needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
             output, last, saved = ops.forward(*arguments)
             needs = _needs_of.__wrapped__(cell, options, count, needed)  # not cached
@@ -104,12 +103,22 @@ class FusedStack(torch.autograd.Function):
                 grads,
             )
             return *_NOT_DIFFERENTIABLE, *gradients
-        run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
-        others = [*rest[1:count], *weights]
-        rows = sequence_layout, reset, options, trees
-        results = output, rest[wanted:saved], grads[0], grads[1:]
-        wants = needs.wanted, needs.want_layers
-        returned = run(needs.cell, rest[0], others, *rows, *results, *wants)
+        run = ops.backward if is_compiling() else ops.backward_untraced
+        returned = run(
+            needs.cell,
+            rest[0],
+            [*rest[1:count], *weights],
+            sequence_layout,
+            reset,
+            options,
+            trees,
+            output,
+            rest[wanted:saved],
+            grads[0],
+            grads[1:],
+            needs.wanted,
+            needs.want_layers,
+        )
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
 
@@ -243,7 +252,7 @@ def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """
     if torch.is_grad_enabled():
         return True
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return False
     return is_transformed() or any(
         grad is not None and is_legacy_batchedtensor(grad) for grad in grads
@@ -288,7 +297,7 @@ def _differentiable_backward(
             for original, value, need in zip(originals, values, needed, strict=True)
             if need
         ]
-    pull_back = _vjp if _are_functorch_transforms_active() else _autograd_vjp
+    pull_back = _vjp if functorch_is_active() else _autograd_vjp
     gradients = iter(pull_back(run, wanted, grads))
     return [next(gradients) if need else None for need in needed]
 

@@ -19,30 +19,32 @@ from .call.prepared_weights import PreparedWeights
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, fp32_precision
-from .machine.torch_private import _are_functorch_transforms_active, forward_ad
+from .machine.context import (
+    functorch_is_active,
+    is_compiling,
+    is_jit_tracing,
+    is_transformed,
+    only_vmap_is_active,
+)
 
 
-def run(call: Call, lookup: tokens.Lookup | None = None) -> Results:
+def run(call: Call) -> Results:
     """Chooses one path for a whole stack of layers, and runs the stack on that path.
-
-    Args:
-        call: the call, already converted by `layouts` and `dtypes`.
-        lookup: the embedding to look token ids up in, or None if the call holds features.
 
     Raises:
         RuntimeError, ValueError: shapes, dtypes or devices do not match; batch_invariant is set,
             but the path does not support it.
         IndexError: a token id is out of range.
     """
-    tracing = torch.compiler.is_compiling()
+    tracing = is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
     if why_not_kernel is not None and call.prepared is not None:
         raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
     if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
         raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
-    if lookup is not None:
-        tokens.look_up(call, lookup, choice)
+    if call.lookup is not None:
+        tokens.look_up(call, choice)
     like = call.weights[0]  # not data, which may be token ids
     by_layers = call.dropout and not (
         path is torch_operators.run_stack and torch_operators.is_whole(call)
@@ -84,17 +86,15 @@ def choose(call: Call, tracing: bool) -> Choice:
     The choice is the same before and after `tokens.look_up`.
 
     Args:
-        call: the call, already converted by `layouts` and `dtypes`.
+        call: the call.
         tracing: whether a compiler is tracing the call.
     """
     if tracing and onnx.exporting():
         node = f"the {call.cell.name.upper()} node of ONNX"
         return Choice(onnx.rnn_stack, why_not_ids=f"{node} takes rows of features")
-    transformed = not tracing and _are_functorch_transforms_active()
+    transformed = not tracing and is_transformed()
     why_not_kernel: str | None
-    if (transformed and not vmap.only_vmap_is_active()) or (
-        not tracing and forward_ad._current_level >= 0
-    ):
+    if transformed and not only_vmap_is_active():
         why_not_kernel = "a torch.func transform other than vmap, or forward-mode AD, is active"
     else:
         weight = call.weights[0]
@@ -148,18 +148,33 @@ def _run_layers(path: Path, call: Call) -> Results:
 def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         return apply(*call.flat())
-    number, (tensors, options) = call.cell.number, call.joined(call.weights)
-    layout, reset, trees = call.sequence_layout, call.reset, call.trees
-    output, last, _ = forward(number, call.data, tensors, layout, reset, options, trees)
+    tensors, options = call.joined(call.weights)
+    output, last, _ = forward(
+        call.cell.number,
+        call.data,
+        tensors,
+        call.sequence_layout,
+        call.reset,
+        options,
+        call.trees,
+    )
     return output, *last
 
 
 def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         raise RuntimeError("a prepared module computes no gradients: call the layer itself")
-    number, (tensors, options) = call.cell.number, call.joined([prepared.tensor])
-    rows = call.sequence_layout, call.reset, options, call.trees
-    output, last = forward(number, call.data, tensors, prepared.sizes, *rows)
+    tensors, options = call.joined([prepared.tensor])
+    output, last = forward(
+        call.cell.number,
+        call.data,
+        tensors,
+        prepared.sizes,
+        call.sequence_layout,
+        call.reset,
+        options,
+        call.trees,
+    )
     return output, *last
 
 
@@ -183,7 +198,7 @@ def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results
     """
     if prepared is not None:
         call.prepared = prepared
-    if not _are_functorch_transforms_active():
+    if not functorch_is_active():
         return _fused_path(call)
     if not vmap.is_mapped(call):
         with vmap.one_level_below():
@@ -193,7 +208,7 @@ def _mapped_path(call: Call, prepared: PreparedWeights | None = None) -> Results
 
 
 def _reference_path(call: Call) -> Results:
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+    if is_jit_tracing():
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators with a fixed number of "
             f"steps: use a {call.cell.layer} without lengths= and reset=, whose trace works for "

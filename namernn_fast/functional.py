@@ -7,33 +7,37 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
-from .call import Call, Results, tokens
-from .call.dtypes import cast_h, convert_dtypes
-from .call.layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
+from .call import Arguments, Call, Input, Lengths, Results, normalise
+from .call.dtypes import cast_h
+from .call.layouts import restore, restore_states
 from .call.options import option_bits
 from .cells import CELLS, CellName, WithOneState, WithTwoStates
-from .machine.torch_private import _is_any_autocast_enabled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def run(
-    call: Call,
-    input: Input,
-    lengths: Lengths | None = None,
-    embedding: Tensor | None = None,
-    padding_idx: int | None = None,
-) -> tuple[Input, Any]:
-    """Runs a call and returns its output and last states in the layout of `input`.
+def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
+    """Runs a call and returns its output and last states in the layout of the input.
 
     The last states are h_n, or a pair of states. All modules and functions call this function.
+
+    Args:
+        arguments: the caller's arguments.
+        call: what `normalise` made of them.
     """
-    lookup = None
-    if embedding is not None or padding_idx is not None:
-        lookup = tokens.lookup_of(input, embedding, padding_idx)
-    results = _run(call, lengths, lookup)
-    return restore(input, results, call.options, lookup is not None)
+    return restore(arguments, _run(call), call.options)
+
+
+def run_last_state(arguments: Arguments, call: Call) -> Any:
+    """Runs a call like `run`, but returns only the last states, and need not write the output."""
+    call.options |= ops.LAST_STATE
+    return restore_states(arguments, _run(call), call.options)
+
+
+def _run(call: Call) -> Results:
+    results = dispatch.run(call)
+    return cast_h(call, results) if call.options & ops.PROJECTIONS else results
 
 
 class _Options(TypedDict, total=False):
@@ -44,13 +48,13 @@ class _Options(TypedDict, total=False):
     dropout: float
     bidirectional: bool
     training: bool
+    projections: bool
+    batch_invariant: bool
     lengths: Lengths | None
     reset: Tensor | None
     reset_to: Any
-    batch_invariant: bool
     embedding: Tensor | None
     padding_idx: int | None
-    projections: bool
     noise: Tensor | PackedSequence | None
 
 
@@ -89,14 +93,14 @@ def last_state(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    projections: bool = False,
+    batch_invariant: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
     reset_to: Any = None,
-    batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-    projections: bool = False,
-    noise: Input | None = None,
+    **inputs: Input | None,
 ) -> Any:
     """Returns only the last states of `rnn()`, `gru()`, `lstm()` or `leaky()`.
 
@@ -129,60 +133,21 @@ def last_state(
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
     if projections and not chosen.can_project:
         raise ValueError(f"projections must be False for cell={cell!r}, got {projections}")
-    settings = batch_first, batch_invariant, projections
     if nonlinearity not in chosen.nonlinearities:
         wanted = " or ".join(chosen.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
-    options = option_bits(chosen, weights, bias, bidirectional, nonlinearity, *settings)
-    call = Call(chosen, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
-    if noise is not None:
-        call.inputs = {"noise": noise}
-    return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)
-
-
-def run_last_state(
-    call: Call,
-    input: Tensor | PackedSequence,
-    lengths: Lengths | None,
-    embedding: Tensor | None,
-    padding_idx: int | None,
-    share_prefixes: bool | None,
-) -> Any:
-    """Runs a call and returns only its last states, for `last_state()` and the modules."""
-    if share_prefixes and embedding is None:
-        tokens.refuse_to_share("embedding is None, so input does not hold token ids")
-    call.options |= ops.LAST_STATE
-    lookup = tokens.lookup_of(input, embedding, padding_idx, share_prefixes)
-    results = _run(call, lengths, lookup)
-    return restore_states(input, results, call.options, lookup is not None)
-
-
-def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> Results:
-    """Normalises a call and runs it.
-
-    Args:
-        call: the arguments as the caller passed them; this function modifies the call.
-        lengths: as in `rnn()`.
-        lookup: the embedding of token ids, or None if input holds features.
-    """
-    data, has_ids = call.data, lookup is not None
-    # Fast path: a padded 3-D tensor without hx, resets and `inputs` needs no normalisation.
-    if (
-        not isinstance(data, Tensor)
-        or data.dim() + has_ids != 3
-        or data.is_nested
-        or call.hx is not None
-        or call.reset is not None
-        or call.reset_to is not None
-        or call.inputs is not None
-    ):
-        normalise(call, has_ids)
-    if lengths is not None:
-        call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
-    if call.dropout and len(call.weights) == ops.weights_per_layer(call.cell, call.options):
-        call.dropout = 0.0
-    if call.states or call.restart_states or _is_any_autocast_enabled():
-        lookup = convert_dtypes(call, lookup)
-        if call.options & ops.PROJECTIONS:
-            return cast_h(call, dispatch.run(call, lookup))
-    return dispatch.run(call, lookup)
+    options = option_bits(
+        chosen,
+        weights,
+        nonlinearity=nonlinearity,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        projections=projections,
+        batch_invariant=batch_invariant,
+    )
+    arguments = Arguments(
+        input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
+    )
+    call = normalise(arguments, chosen, weights, options, dropout * training)
+    return run_last_state(arguments, call)

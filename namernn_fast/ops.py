@@ -55,8 +55,6 @@ sequences. The names of their arguments and results mean the same throughout thi
 for the weights of the layers in want_layers, in layer order.
 """
 
-import functools
-import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +65,6 @@ from torch import Tensor
 
 from .cells import CELLS, NUMBERED, Cell, CellName
 from .cells.cell import LayerWeights, Parameter, Size
-from .machine import availability
 from .machine.torch_private import without_python
 
 NAMESPACE = "namernn_fast"
@@ -372,8 +369,8 @@ def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: 
     Returns:
         0 for products of the numbers as they are, or how many bfloat16 numbers stand for each.
     """
-    sizes = steps, sequences, rows, hidden_size
-    return torch.ops.namernn_fast.cpu_terms(options, *sizes)  # type: ignore[no-any-return]
+    cpu_terms: _Operator = torch.ops.namernn_fast.cpu_terms
+    return cpu_terms(options, steps, sequences, rows, hidden_size)  # type: ignore[no-any-return]
 
 
 class Plan(NamedTuple):
@@ -407,49 +404,8 @@ def cpu_plan(
         l2_bytes: size of a core's private cache, in bytes.
         num_layers, cell: the number of layers, all of this size and in one direction; their cell.
     """
+    cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan
+    gates = CELLS[cell].gates
     return Plan(
-        *torch.ops.namernn_fast.cpu_plan(
-            *(batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes),
-            CELLS[cell].gates,
-        )
+        *cpu_plan(batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes, gates)
     )
-
-
-@functools.cache
-def gpu_backend(device: torch.device) -> Any:
-    """Returns the module that implements the operators on a GPU, which the first call imports.
-
-    Raises:
-        RuntimeError: Triton is missing or too old, or the GPU is too old.
-    """
-    availability.require_triton(device)
-    return importlib.import_module(f"{__package__}.gpu")
-
-
-def _on_gpu(call: ForwardArguments) -> Any:
-    """Returns the GPU implementation for a call.
-
-    Raises:
-        RuntimeError: there is no GPU implementation for the cell, device or `reset_to` of the call.
-    """
-    if not 0 <= call.cell < len(NUMBERED):
-        raise RuntimeError(
-            f"{NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
-        )
-    restarts = call.options & RESET_TO > 0
-    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], restarts)
-    if why_not is not None:
-        raise RuntimeError(f"{NAMESPACE}: {why_not}")
-    return gpu_backend(call.input.device)
-
-
-@torch.library.impl(library, "forward", "CUDA")
-def _(*arguments: Any) -> Any:
-    call = ForwardArguments(*arguments)
-    return _on_gpu(call).forward(call)
-
-
-@torch.library.impl(library, "backward", "CUDA")
-def _(*arguments: Any) -> Any:
-    call = BackwardArguments(*arguments)
-    return _on_gpu(call).backward(call)

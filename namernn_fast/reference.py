@@ -16,7 +16,7 @@ from .call import Call, Results
 from .call.options import nonlinearity_of
 from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
-from .integrations.vmap import is_transformed
+from .machine.context import is_compiling, is_transformed
 
 _PLAIN = Tensor, torch.nn.Parameter
 
@@ -33,7 +33,7 @@ def run_stack(call: Call) -> Results:
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
-    recorded = is_transformed() or torch.compiler.is_compiling()
+    recorded = is_transformed() or is_compiling()
     batch = batch_sizes[0] if batch_sizes else input.shape[1]
     states = call.initial_states(batch)
     in_place = (

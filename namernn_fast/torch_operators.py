@@ -20,7 +20,7 @@ from .call.checks import check_reference_arguments
 from .call.time_major import from_time_major, to_time_major
 from .cells import NUMBERED, Cell
 from .integrations.deferred import when_imported
-from .integrations.vmap import is_transformed
+from .machine.context import is_exporting, is_transformed
 from .machine.torch_private import DYNAMO
 
 _OPERATORS = tuple(cell.torch and cell.torch.operator for cell in NUMBERED)
@@ -46,7 +46,7 @@ def _operator(cell: Cell, *arguments: Any) -> Results:
     A compiled graph would unroll the operator into the operators of every step. Dynamo also breaks
     the graph at torch's own layers. An exported program contains the operator itself.
     """
-    operators: Any = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
+    operators: Any = _OPERATORS if is_exporting() else _outside_of_graphs
     return operators[cell.number](*arguments)  # type: ignore[no-any-return]
 
 

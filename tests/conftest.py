@@ -13,7 +13,7 @@ from kinds import KINDS, VARIANTS
 
 from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
-from namernn_fast.nn import step_modules
+from namernn_fast.nn.base.step_module import FusedCell
 
 # A socket's path is limited to 107 characters. In a temporary folder with a long path, worker
 # processes cannot create their sockets, and a DataLoader then waits forever.
@@ -105,7 +105,12 @@ def path(request, monkeypatch):
 
 
 def _run_steps_fused(monkeypatch, are_fused=True):
-    monkeypatch.setattr(step_modules.FusedCell, "_is_faster", lambda self, input: are_fused)
+    is_faster = FusedCell._is_faster
+
+    def patched(self, input, *, skips_dispatcher):
+        return is_faster(self, input, skips_dispatcher=True) if skips_dispatcher else are_fused
+
+    monkeypatch.setattr(FusedCell, "_is_faster", patched)
 
 
 @pytest.fixture

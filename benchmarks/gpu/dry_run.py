@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness.grid import TRAINING
-from namernn_fast import gpu, ops
+from namernn_fast import gpu, gpu_backend, ops
 from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.gpu.device import Device
@@ -46,7 +46,7 @@ def serve_cpu_tensors(
     for name in OPERATORS:
         library.impl(name, operator(name), "CPU", allow_override=True)
     gpu_device.find_device = lambda index: device()
-    ops.gpu_backend = lambda device: gpu  # without looking for a GPU
+    gpu_backend.implementation = lambda device: gpu  # without looking for a GPU
     availability.why_not_cpu_kernel = lambda input: None
     return library
 

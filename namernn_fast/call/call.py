@@ -1,10 +1,11 @@
-"""`Call`: everything a path needs to compute one call."""
+"""`Arguments`, what a caller passes, and `Call`, what the operators take."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..cells import NUMBERED, Cell
@@ -13,44 +14,107 @@ if TYPE_CHECKING:
     from .prepared_weights import PreparedWeights
 
 
+Input = TypeVar("Input", bound=Tensor | PackedSequence)
+"""The type of a layer's input, which is also the type of its output."""
+
+
+class SupportsArray(Protocol):
+    """A NumPy array, or another object that `torch.tensor` reads through `__array__`."""
+
+    def __array__(self) -> Any:
+        """Returns the values as a NumPy array."""
+
+
+Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
+"""The number of steps of each padded sequence: (batch), of any integer dtype."""
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The arguments of a call, as the caller passed them; `FusedLayer.forward` documents them.
+
+    `normalise` makes a `Call` of them.
+    """
+
+    input: Any
+    hx: Any = None
+    lengths: Lengths | None = None
+    reset: Tensor | None = None
+    reset_to: Any = None
+    embedding: Tensor | None = None
+    padding_idx: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments for `cell.inputs`, by name."""
+    share_prefixes: bool | None = False
+    """As in `last_state()`."""
+
+    def keywords(self) -> dict[str, Any]:
+        """Returns the arguments after hx that are not None, for a callee that may lack the rest."""
+        return given(
+            lengths=self.lengths,
+            reset=self.reset,
+            reset_to=self.reset_to,
+            embedding=self.embedding,
+            padding_idx=self.padding_idx,
+            **self.inputs,
+        )
+
+    def are_known_to_torch(self) -> bool:
+        """Returns whether torch's own layer takes a call with these arguments, embedding aside."""
+        return (
+            self.lengths is None
+            and self.reset is None
+            and self.reset_to is None
+            and not given(**self.inputs)
+        )
+
+
+def given(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+class Lookup(NamedTuple):
+    """The embedding of token ids, and whether sequences may share common prefixes."""
+
+    embedding: Tensor
+    """(vocabulary, input_size)"""
+    padding_idx: int | None = None
+    """The row of `embedding` that gets no gradient."""
+    share_prefixes: bool | None = False
+    """As in `last_state()`."""
+
+
 @dataclass(slots=True)
 class Call:
-    """The arguments of one call, passed from `rnn()`, `gru()` or `lstm()` down to its path.
+    """A call as the operators take it (see `namernn_fast.ops`), which `normalise` makes.
 
-    These functions, `last_state()` and the modules create a `Call` from their caller's arguments.
-    `layouts.normalise` and `tokens.look_up` convert its fields to what the operators take (see
-    `namernn_fast.ops`). Paths do not modify it.
+    `dispatch.run` still converts its token ids, which depends on the path. Paths do not modify it.
     """
 
     cell: Cell
-    data: Tensor
-    """`input` of the operators. Before `layouts.normalise`, whatever the caller passed."""
-    hx: Any
-    """The argument hx as the caller passed it. `layouts.normalise` converts hx to `states`."""
     weights: Sequence[Tensor]
-    sequence_layout: Tensor | None
-    reset: Tensor | None
     options: int
-    dropout: float = 0.0
-    """The probability of zeroing an element of a layer's output, except the last layer's. The fused
-    operators have no dropout, so `dispatch.run` splits the stack into layers."""
-    reset_to: Any = None
-    """The argument reset_to as the caller passed it. `layouts.normalise` converts it to
-    `restart_states`."""
-    trees: int = 0
+    data: Tensor
+    """`input` of the operators."""
+    sequence_layout: Tensor | None = None
+    reset: Tensor | None = None
     states: Sequence[Tensor] = ()
     """The initial states: empty for zeros, otherwise one tensor for each of `cell.states`."""
-    prepared: "PreparedWeights | None" = None
-    """The weights of a prepared layer. `weights` then has only shapes, without values."""
     restart_states: Sequence[Tensor] = ()
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
-    inputs: Mapping[str, Any] | None = None
-    """Arguments for `cell.inputs`, as the caller passed them, or None without any.
-    `layouts.normalise` converts them to `beside`."""
     beside: Sequence[Tensor] = ()
     """What the cell reads beside data: nothing, or one tensor for each of `cell.inputs`, laid out
     like data, with num_layers * directions * hidden_size features."""
+    trees: int = 0
+    dropout: float = 0.0
+    """The probability of zeroing an element of a layer's output, except the last layer's. The fused
+    operators have no dropout, so `dispatch.run` splits the stack into layers."""
+    prepared: "PreparedWeights | None" = None
+    """The weights of a prepared layer. `weights` then has only shapes, without values."""
+    lookup: Lookup | None = None
+    """The embedding to look data up in, if data holds token ids."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
@@ -100,9 +164,18 @@ class Call:
         cell = NUMBERED[number]
         states, restart_states, beside, weights = ops.split(cell, tensors, options)
         options &= ~(ops.STATES | ops.RESET_TO | ops.INPUTS)
-        call = cls(cell, data, None, weights, layout, reset, options, trees=trees, states=states)
-        call.restart_states, call.beside = restart_states, beside
-        return call
+        return cls(
+            cell,
+            weights,
+            options,
+            data,
+            sequence_layout=layout,
+            reset=reset,
+            states=states,
+            restart_states=restart_states,
+            beside=beside,
+            trees=trees,
+        )
 
 
 Results: TypeAlias = tuple[Tensor, ...]

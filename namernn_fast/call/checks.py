@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import Cell
+from ..machine.context import is_compiling
 from ..machine.torch_private import get_unwrapped, is_functorch_wrapped_tensor
 from .call import Call
 
@@ -197,7 +198,7 @@ def _check_offsets(offsets: Tensor, rows: int) -> None:
     This check may wait for an accelerator, but the reference path reads the offsets on the CPU
     anyway.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     values = offsets.tolist()
     if values[0] != 0 or values[-1] != rows:
@@ -235,7 +236,7 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
             f"lengths must have one length for each of the {batch} sequences, got "
             f"{tuple(lengths.shape)}"
         )
-    if not lengths.is_cpu or torch.compiler.is_compiling():
+    if not lengths.is_cpu or is_compiling():
         return
     mapped = is_functorch_wrapped_tensor(lengths)
     while is_functorch_wrapped_tensor(lengths):  # values cannot be read under vmap

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from .. import ops
 from ..cells import Cell
-from ..machine.torch_private import _is_any_autocast_enabled
+from ..machine.context import autocast_is_on
 from .call import Call, Results
-from .tokens import Lookup
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -45,16 +44,13 @@ def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
-    """Casts the tensors of a normalised call as autocast does, then the states to input's dtype.
+def convert_dtypes(call: Call) -> None:
+    """Casts the tensors of a call as autocast does, then the states to the dtype of input.
 
-    Modifies the call.
-
-    Returns:
-        `lookup` with a cast embedding, or None.
+    Of a call on token ids, the embedding counts as input.
     """
-    features = call.data if lookup is None else lookup.embedding
-    if _is_any_autocast_enabled():
+    features = call.data if call.lookup is None else call.lookup.embedding
+    if autocast_is_on():
         state = call.states[-1] if call.states else None
         kind = "packed" if call.options & ops.PACKED else "padded"
         kind = "projected" if call.options & ops.PROJECTIONS else kind
@@ -64,10 +60,10 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
         call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
         call.convert_states(lambda state: cast_like_autocast(state, dtype))
         features = cast_like_autocast(features, dtype)
-        if lookup is None:
+        if call.lookup is None:
             call.data = features
         else:
-            lookup = lookup._replace(embedding=features)
+            call.lookup = call.lookup._replace(embedding=features)
     features_dtype = features.dtype
     if call.beside:
         call.beside = [rows.to(features_dtype) for rows in call.beside]
@@ -77,13 +73,12 @@ def convert_dtypes(call: Call, lookup: Lookup | None) -> Lookup | None:
                 lambda state: state.to(features_dtype) if state.dtype in _CONVERTIBLE else state
             )
             break
-    return lookup
 
 
 def cast_h(call: Call, results: Results) -> Results:
     """Casts the products with weight_hr, output and h_n, as autocast does; not if prepared."""
     output, h_n, c_n = results
-    device, is_any_on = output.device.type, _is_any_autocast_enabled()
+    device, is_any_on = output.device.type, autocast_is_on()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):
         return results
     dtype = torch.get_autocast_dtype(device)

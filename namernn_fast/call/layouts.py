@@ -5,7 +5,7 @@ jagged. Each holds features or token ids.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,54 +14,44 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import ops
 from ..cells import Cell, called_with
 from ..machine import transfers
-from ..machine.torch_private import _assert_async, _get_tracing_state
-from .call import Call, Results
+from ..machine.context import is_compiling, is_jit_tracing
+from ..machine.torch_private import _assert_async
+from .call import Arguments, Call, Lengths, Results, given
 from .checks import check_reset, check_shape, hint_at_embedding
 
-Input = TypeVar("Input", bound=Tensor | PackedSequence)
-"""The type of a layer's input, which is also the type of its output."""
 
+def convert(arguments: Arguments, call: Call) -> None:
+    """Fills a call with arguments of any layout, as the operators take them.
 
-class SupportsArray(Protocol):
-    """A NumPy array, or another object that `torch.tensor` reads through `__array__`."""
-
-    def __array__(self) -> Any:
-        """Returns the values as a NumPy array."""
-
-
-Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
-"""The number of steps of each padded sequence: (batch), of any integer dtype."""
-
-
-def normalise(call: Call, has_ids: bool) -> None:
-    """Converts a call with data of any layout, in place, to what the operators take.
-
-    `has_ids` says whether data holds token ids, which lack the feature dimension.
+    Args:
+        arguments: the caller's arguments, without lengths.
+        call: the call, whose data are the caller's input.
     """
-    input: object = call.data
-    if call.inputs is not None and isinstance(input, Tensor | PackedSequence):
-        call.beside = [_rows_of(call, name, has_ids) for name in call.inputs]
-    if call.hx is not None:
-        call.states = _states_of(call.hx, call.cell)
-    reset = call.reset
+    input: object = arguments.input
+    has_ids, reset = call.lookup is not None, arguments.reset
+    if isinstance(input, Tensor | PackedSequence):
+        names = given(**arguments.inputs)
+        call.beside = [_rows_of(name, names[name], call) for name in names]
+    if arguments.hx is not None:
+        call.states = _states_of(arguments.hx, call.cell)
     if reset is not None:
         check_reset(reset, is_jagged=isinstance(input, Tensor) and input.is_nested)
         call.reset = reset = _savable(reset)
-    if call.reset_to is not None and reset is None:
+    elif arguments.reset_to is not None:
         raise ValueError("reset_to needs reset, which says where its states begin, got None")
     if isinstance(input, PackedSequence):
-        _normalise_packed(call, input, has_ids)
+        _convert_packed(call, input, arguments.reset_to)
         return
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.is_nested:
-        _normalise_jagged(call, input, has_ids)
+        _convert_jagged(call, input)
         return
     dim = input.dim() + has_ids
     if dim not in (2, 3):
         _refuse_dimensions(input, has_ids, call.cell)
-    if call.reset_to is not None:
-        call.restart_states = _restart_states_of(call, input.shape[: dim - 1])
+    if arguments.reset_to is not None:
+        call.restart_states = _restart_states_of(arguments.reset_to, call, input.shape[: dim - 1])
     for state in call.states:
         if state.dim() != dim:
             _refuse_dimensions_of_states(call, input.dim(), dim)
@@ -75,35 +65,37 @@ def normalise(call: Call, has_ids: bool) -> None:
     call.beside = [rows.unsqueeze(batch_dim) for rows in call.beside]
 
 
-def _rows_of(call: Call, name: str, has_ids: bool) -> Tensor:
-    """Returns one of `call.inputs` as rows like those of input; like these, it may lack the batch.
+def _rows_of(name: str, more: Any, call: Call) -> Tensor:
+    """Returns one of `Arguments.inputs` as rows like those of input, perhaps without the batch.
+
+    Args:
+        name: its name.
+        more: the argument.
+        call: the call, whose data are the caller's input.
 
     Raises:
-        ValueError: the cell has no such input.
-        TypeError: it is not laid out like input.
+        TypeError: no cell has such an input, or it is not laid out like input.
+        ValueError: the call's cell has no such input.
         RuntimeError: the lengths of its sequences, its shape or its device are wrong.
     """
     cell, options = call.cell, call.options
-    assert call.inputs is not None
+    input: Any = call.data
     if name not in cell.input_names:
+        if not called_with(name):
+            raise TypeError(f"a call of a {cell.layer} takes no argument {name!r}")
         raise ValueError(
             f"{name} must be None for a {cell.layer}, which is not {called_with(name)}"
         )
-    more: Any = call.inputs[name]
-    input: Any = call.data
     if (wanted := _kind_of(input)) != (kind := _kind_of(more)):
         raise TypeError(f"{name} must be laid out like input, a {wanted}, got a {kind}")
-    borders: tuple[Any, Any] | None = None
     if isinstance(input, PackedSequence):
-        borders = more.batch_sizes, input.batch_sizes
+        _check_lengths_of(name, more.batch_sizes, input.batch_sizes)
         more, input = more.data, input.data
     elif wanted == "jagged tensor":
-        borders = more.offsets(), input.offsets()
+        _check_lengths_of(name, more.offsets(), input.offsets())
         more, input = more.values(), input.values()
-    if borders is not None:
-        _check_lengths_of(name, *borders)
     states = ops.layer_count(cell, call.weights, options) * ops.directions_of(options)
-    rows = input.shape[: input.dim() - 1 + has_ids]
+    rows = input.shape[: input.dim() - (call.lookup is None)]
     check_shape(name, more, (*rows, states * ops.hidden_size(cell, call.weights)))
     if more.device != input.device:
         raise RuntimeError(f"{name} must be at {input.device}, like input, got {more.device}")
@@ -121,7 +113,7 @@ def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
     error = f"{name} must have the sequence lengths of input"
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
-    if torch.compiler.is_compiling():  # the values are known when the compiled program runs
+    if is_compiling():  # the values are known when the compiled program runs
         _assert_async((borders == of_input).all(), error)
     elif not torch.equal(borders, of_input):
         raise RuntimeError(error)
@@ -144,10 +136,11 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
     return states
 
 
-def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
+def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[Tensor]:
     """Returns reset_to as the operators take it, except that it may lack the batch.
 
     Args:
+        reset_to: the argument.
         call: the call, with reset.
         rows: the shape that reset must have.
 
@@ -156,7 +149,7 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
         ValueError: there are two directions.
         RuntimeError: the shape of reset or reset_to is wrong.
     """
-    reset_to, options, first = call.reset_to, call.options, call.options & ops.BATCH_FIRST
+    options, first = call.options, call.options & ops.BATCH_FIRST
     if options & ops.BIDIRECTIONAL:
         raise ValueError(
             "reset_to takes one direction: the second direction would begin from its states at the "
@@ -169,7 +162,7 @@ def _restart_states_of(call: Call, rows: Sequence[int]) -> list[Tensor]:
         wanted = "a Tensor" if number == 1 else "a pair of tensors"
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
-    if _get_tracing_state() is None:  # torch.jit.trace would warn of every comparison
+    if not is_jit_tracing():  # torch.jit.trace would warn of every comparison
         layers = ops.layer_count(call.cell, call.weights, options)
         # The layers come before the batch, as in hx, unless the batch comes first.
         at = len(rows) if first else 1
@@ -206,45 +199,47 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
     )
 
 
-def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
-    """Normalises a call on a PackedSequence; sorts hx and reset into the order of its data."""
+def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
+    """Converts a call on a PackedSequence; sorts hx and reset into the order of its data."""
     if call.states:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
     reset = call.reset
-    if reset is not None and call.reset_to is not None:
+    if reset is not None and reset_to is not None:
         steps, first = batch_sizes.shape[0], call.options & ops.BATCH_FIRST
         # A tracer cannot read the number of sequences in batch_sizes, so the operator checks it.
         batch = reset.shape[0 if first else -1] if reset.dim() else 0
-        call.restart_states = _restart_states_of(call, (batch, steps) if first else (steps, batch))
+        rows = (batch, steps) if first else (steps, batch)
+        call.restart_states = _restart_states_of(reset_to, call, rows)
     if sorted_indices is not None:
         if call.reset is not None:
             batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
             call.reset = call.reset.index_select(batch_dim, sorted_indices)
         order = _savable(sorted_indices)
         call.convert_states(lambda state: state.index_select(-2, order))
-        if not call.states and torch.compiler.is_compiling():
+        if not call.states and is_compiling():
             # A tracer needs the batch size as part of a shape, which states provide. Reading the
             # batch size from the values of batch_sizes would break the graph.
             call.states = call.initial_states(sorted_indices.shape[0])
-    if data.dim() + has_ids != 2:
-        raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
+    wanted = 2 if call.lookup is None else 1
+    if data.dim() != wanted:
+        raise RuntimeError(f"input must have {wanted} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)
     call.options |= ops.PACKED
 
 
-def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
-    """Normalises a call on a nested tensor."""
+def _convert_jagged(call: Call, input: Any) -> None:
+    """Converts a call on a nested tensor."""
     if call.states:
         _check_states(call)
-    _check_jagged(input, has_ids)
+    _check_jagged(input, has_ids=call.lookup is not None)
     call.data, call.sequence_layout = input.values(), _savable(input.offsets().long())
     call.options |= ops.JAGGED
 
 
 def _savable(tensor: Tensor) -> Tensor:
     """Returns the tensor, or a copy if it is an inference tensor, which autograd cannot save."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if is_compiling() or not torch.is_grad_enabled():
         return tensor  # Dynamo cannot trace is_inference
     return tensor.clone() if tensor.is_inference() else tensor
 
@@ -288,38 +283,43 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.is_cpu and data.is_cuda and not torch.compiler.is_compiling():
+    if lengths.is_cpu and data.is_cuda and not is_compiling():
         return transfers.to_gpu(lengths.long(), data.device, "lengths")
     return _savable(lengths.to(data.device, torch.int64, non_blocking=True))
 
 
-def restore(input: Any, results: Results, options: int, has_ids: bool) -> tuple[Any, Any]:
-    """Returns the output and the last states, h_n or (h_n, c_n), in the layout of `input`.
+def restore(arguments: Arguments, results: Results, options: int) -> tuple[Any, Any]:
+    """Returns the output and the last states, h_n or (h_n, c_n), in the layout of the input.
 
     Args:
-        input: the caller's input, a Tensor or a PackedSequence.
+        arguments: the caller's arguments.
         results: the results of the call.
         options: the option bits of the call.
-        has_ids: whether input holds token ids.
     """
     output: Any = results[0]
+    input = arguments.input
     if options & ops.PACKED:
         output = PackedSequence(output, *input[1:])
     elif options & ops.JAGGED:
         output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
-    elif input.dim() + has_ids == 2:
+    elif _is_single(arguments):
         output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
-    return output, restore_states(input, results, options, has_ids)
+    return output, restore_states(arguments, results, options)
 
 
-def restore_states(input: Any, results: Results, options: int, has_ids: bool) -> Any:
-    """Returns h_n, or (h_n, c_n), in the layout of `input`; the arguments are as in `restore`."""
+def restore_states(arguments: Arguments, results: Results, options: int) -> Any:
+    """Returns h_n, or (h_n, c_n), in the layout of the input; see `restore`."""
     states = results[1:]
     if options & ops.PACKED:
-        order = input.unsorted_indices
+        order = arguments.input.unsorted_indices
         if order is not None:
             order = _savable(order)
             states = tuple(state.index_select(1, order) for state in states)
-    elif input.dim() + has_ids == 2 and not options & ops.JAGGED:
+    elif not options & ops.JAGGED and _is_single(arguments):
         states = tuple(state.squeeze(1) for state in states)
     return states if len(states) > 1 else states[0]
+
+
+def _is_single(arguments: Arguments) -> bool:
+    """Returns whether a padded input is a single sequence, without a batch."""
+    return arguments.input.dim() == (2 if arguments.embedding is None else 1)  # type: ignore[no-any-return]

@@ -63,12 +63,13 @@ def precision_bits(cell: Cell) -> int:
 def option_bits(
     cell: Cell,
     weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
     bias: bool,
-    bidirectional: bool,
-    nonlinearity: str,
-    batch_first: bool,
-    batch_invariant: bool,
+    batch_first: bool = False,
+    bidirectional: bool = False,
     projections: bool = False,
+    batch_invariant: bool = False,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = ops.BIAS if bias else 0

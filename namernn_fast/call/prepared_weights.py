@@ -6,17 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch.compiler import is_compiling
 
 from .. import ops, prepared_ops
 from ..cells import Cell
 from ..machine import fp32_precision
-from ..machine.torch_private import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-    forward_ad,
-)
+from ..machine.context import autocast_is_on, is_eager
 from .options import PRECISION_BITS, batch_invariant_is_on
 
 
@@ -71,14 +65,11 @@ class PreparedWeights:
         """
         # Tested inline and in this order, because these tests take as long as a small kernel.
         if (
-            is_compiling()
+            not is_eager()
+            or autocast_is_on()
             or type(input) is not Tensor
             or input.dim() != 3
             or not input.is_cpu
-            or _get_tracing_state() is not None
-            or _is_any_autocast_enabled()
-            or _are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
         ):
             return None
         cell = self.cell

@@ -7,7 +7,7 @@ from which the operators read the row of each id. If there are fewer ids than ro
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import ops
 from ..cells import Cell
 from ..machine import fp32_precision
-from ..machine.torch_private import (
-    _are_functorch_transforms_active,
-    _is_any_autocast_enabled,
-)
-from .call import Call, Choice
+from ..machine.context import autocast_is_on, functorch_is_active, is_compiling
+from .call import Arguments, Call, Choice, Lookup
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 
 TRACED_VOCABULARY = 1024
@@ -50,38 +47,29 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
         )
 
 
-class Lookup(NamedTuple):
-    """The embedding of token ids, and whether sequences may share common prefixes."""
+def lookup_of(arguments: Arguments) -> Lookup | None:
+    """Returns the `Lookup` of a call on token ids, or None if input holds features.
 
-    embedding: Tensor
-    """(vocabulary, input_size)"""
-    padding_idx: int | None = None
-    """The row of `embedding` that gets no gradient."""
-    share_prefixes: bool | None = False
-    """As in `namernn_fast.last_state`."""
-
-
-def lookup_of(
-    input: Tensor | PackedSequence,
-    embedding: Tensor | None,
-    padding_idx: int | None,
-    share_prefixes: bool | None = False,
-) -> Lookup | None:
-    """Returns the `Lookup` of a call on token ids, or None if input holds features."""
+    Raises:
+        TypeError: as in `check_types`.
+        ValueError: padding_idx or share_prefixes is given without embedding.
+    """
+    embedding, padding_idx = arguments.embedding, arguments.padding_idx
     if embedding is not None:
-        check_types(input, embedding)
-        return Lookup(embedding, padding_idx, share_prefixes)
+        check_types(arguments.input, embedding)
+        return Lookup(embedding, padding_idx, arguments.share_prefixes)
+    if arguments.share_prefixes:
+        refuse_to_share("embedding is None, so input does not hold token ids")
     if padding_idx is not None:
         raise ValueError(f"padding_idx={padding_idx} needs embedding, which is None")
     return None
 
 
-def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
+def look_up(call: Call, choice: Choice) -> None:
     """Converts a call on token ids, in place, to a call that reads tables or to a call on features.
 
     Args:
-        call: a call whose data are int32 or int64 ids.
-        lookup: the embedding.
+        call: a call with `lookup`, whose data are int32 or int64 ids.
         choice: the path of the call.
 
     Raises:
@@ -89,7 +77,8 @@ def look_up(call: Call, lookup: Lookup, choice: Choice) -> None:
             impossible.
         IndexError: an id is out of range.
     """
-    embedding, padding_idx, share_prefixes = lookup
+    assert call.lookup is not None
+    embedding, padding_idx, share_prefixes = call.lookup
     ids = call.data
     check_embedding(embedding, padding_idx, ids, call.weights)
     if share_prefixes is not False:
@@ -121,15 +110,15 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     """
     if choice.why_not_ids is not None:
         return choice.why_not_ids
-    if call.inputs is not None:
-        return f"{' and '.join(call.inputs)} comes with rows of features"
+    if call.beside:
+        return f"{' and '.join(call.cell.input_names)} comes with rows of features"
     if call.prepared is not None:
         return None if call.prepared.has_table else "the layer was prepared without a table"
     ids, options = call.data, call.options
     if options & ops.BATCH_INVARIANT:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # A plain comparison would guard on a dynamic size and force recompiles;
         # statically_known_true adds no guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -169,17 +158,17 @@ def why_not_shared(
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
         return "reset restarts sequences"
-    if call.inputs is not None:
-        return f"each sequence has its own {' and '.join(call.inputs)}"
+    if call.beside:
+        return f"each sequence has its own {' and '.join(call.cell.input_names)}"
     if options & ops.PROJECTIONS:
         return "shared prefixes do not support proj_size"
     if call.dropout:
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
         return "batch_invariant rules out a table"
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return "a compiler is tracing the call"
-    if _are_functorch_transforms_active():
+    if functorch_is_active():
         return "a torch.func transform is active"
     if not ids.is_cpu:
         return f"kernels on {ids.device.type} do not share prefixes"
@@ -223,7 +212,7 @@ def gather(
     # Lengths of the wrong shape are reported later, by the operator.
     if lengths is not None and are_lengths_of(lengths, ids, options):
         ids = torch.where(steps_of_sequences(ids, lengths, options), ids, 0)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return F.embedding(ids, embedding, padding_idx)
     try:
         return F.embedding(ids, embedding, padding_idx)
@@ -272,7 +261,7 @@ def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
         # In 16 bits, oneDNN may read past the end of a row (uxlfoundation/oneDNN#5717). In a slice
         # of a wider matrix, that would spread a NaN from the column after the slice.
         embedding, weight_ih = embedding.contiguous(), weight_ih.contiguous()
-    if not (_is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
+    if not (autocast_is_on() and torch.is_autocast_enabled(device)):
         return F.linear(embedding, weight_ih)
     with torch.autocast(device, enabled=False):
         return F.linear(embedding, weight_ih)

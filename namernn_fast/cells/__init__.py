@@ -44,5 +44,5 @@ def cell_of(layer: torch.nn.Module) -> Cell:
 
 
 def called_with(name: str) -> str:
-    """Returns the names of the cells that have an input with this name, for errors."""
+    """Returns the names of the cells that have an input with this name, for errors; "" if none."""
     return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)

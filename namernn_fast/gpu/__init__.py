@@ -1,4 +1,4 @@
-"""The operators on GPUs, in Triton. `ops` imports this package when a GPU tensor first arrives.
+"""The operators on GPUs, in Triton. `gpu_backend` imports this package for the first GPU tensor.
 
 One matrix product projects a layer's input for all rows; then one kernel runs the recurrence, with
 the loop over time inside the kernel. Token ids need no product, because the kernel reads each

@@ -9,12 +9,15 @@ objects, which are not tensors but define `__torch_function__`, support only the
 import contextlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import is_tensor_like
 
+from ..call import Arguments
+from ..cells import Cell
+from ..machine.context import is_jit_tracing
 from ..machine.torch_private import EXPANDED_WEIGHTS, _get_tracing_state, _set_tracing_state
 from .deferred import when_imported
 
@@ -31,17 +34,18 @@ def _remember(module: ModuleType) -> None:
 when_imported(EXPANDED_WEIGHTS, _remember, "run layers with torch's expanded weights")
 
 
-def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: bool) -> bool:
+def must_serve(arguments: Arguments, weights: Sequence[Tensor], cell: Cell) -> bool:
     """Returns whether the operators of torch's layer must compute a call.
 
     Args:
-        input, hx: the arguments of the call, of any type.
+        arguments: the caller's arguments.
         weights: the weights of the layer.
-        is_plain: whether torch has this layer, and the call only arguments that torch knows.
+        cell: the layer's cell.
 
     Raises:
         RuntimeError: the call must run on torch's operators, but has lengths or resets.
     """
+    is_plain = cell.torch is not None and arguments.are_known_to_torch()
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
             raise RuntimeError(
@@ -49,17 +53,31 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
                 "torch.func.vmap(torch.func.grad(...)) for per-sample gradients"
             )
         return True
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+    if is_jit_tracing():
         if not is_plain:
             _refuse_untraceable()
         return is_plain
-    return is_plain and (_stands_for_tensor(input) or _stands_for_tensor(hx))
+    return is_plain and any(map(_stands_for_tensor, (arguments.input, arguments.hx)))
 
 
 def _stands_for_tensor(value: object) -> bool:
     if isinstance(value, tuple) and not is_tensor_like(value):  # the states of an LSTM
         return any(map(_stands_for_tensor, value))
     return is_tensor_like(value) and not isinstance(value, Tensor)
+
+
+class FromExporter:
+    """A module that torch's older ONNX exporter may call with keyword-only arguments by position.
+
+    That exporter appends the default of each parameter of `forward` to the arguments.
+    """
+
+    def _slow_forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """Runs instead of `forward` while `torch.jit.trace` records the call."""
+        by_position, appended = arguments[:3], arguments[3:]
+        if any(argument is not None for argument in appended):
+            by_position = arguments  # too many, which `forward` reports
+        return super()._slow_forward(*by_position, **keywords)  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -10,24 +10,10 @@ from torch import Tensor
 from .. import ops
 from ..call import Call, Path, Results
 from ..machine.torch_private import (
-    TransformType,
-    _are_functorch_transforms_active,
-    forward_ad,
     is_batchedtensor,
     maybe_get_level,
-    retrieve_all_functorch_interpreters,
     retrieve_current_functorch_interpreter,
 )
-
-
-def is_transformed() -> bool:
-    """Returns whether forward-mode AD or a torch.func transform is active."""
-    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
-
-
-def only_vmap_is_active() -> bool:
-    """Returns whether every active torch.func transform is `vmap`."""
-    return all(i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters())
 
 
 def is_mapped(call: Call) -> bool:

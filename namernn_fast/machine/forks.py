@@ -10,7 +10,8 @@ import os
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+
+from .context import is_compiling
 
 MOST_ELEMENTS = 2**15 - 1
 """The most elements of a piece: one less than `at::internal::GRAIN_SIZE`."""

@@ -149,7 +149,8 @@ EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights.expanded_weights_impl"
 
 ATTRIBUTES = {
     "Module": (
-        *("_apply", "_load_from_state_dict", "_save_to_state_dict", "_modules", "_parameters"),
+        *("_apply", "_load_from_state_dict", "_save_to_state_dict", "_slow_forward"),
+        *("_modules", "_parameters"),
         *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
     ),
     "RNNBase": ("_all_weights", "_flat_weights_names", "_init_flat_weights"),

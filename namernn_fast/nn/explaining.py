@@ -1,27 +1,29 @@
 """`explain`: which path and shortcuts a layer takes for an input, and why not the others."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import dispatch, ops, torch_operators
-from ..call import Call, Choice, layouts, tokens
+from .. import dispatch, gpu_backend, ops, torch_operators
+from ..call import Arguments, Call, Choice, Lengths, given, tokens
 from ..call.checks import check_like_nn_rnn
-from ..call.dtypes import convert_dtypes
 from ..call.options import precision_bits
 from ..machine import fp32_precision
-from .layers import FusedLayer
-from .prepared import Prepared, PreparedCell
+from ..machine.context import is_compiling
+from .base.layer import FusedLayer
+from .base.step_module import FusedCell
+from .base.token_layer import TokenLayer
+from .inference.prepared import Prepared, PreparedCell
+from .inference.stream import Stream
 from .replacing import PLAIN
-from .states import map_states
-from .step_modules import FusedCell
-from .streams import Stream
-from .token_layers import TokenLayer
+from .states import with_steps
 from .weights import why_not_int8
 
 Layer: TypeAlias = FusedLayer[Any]
+TOKEN_ARGUMENTS = ("lengths", "reset", "reset_to")
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -56,11 +58,14 @@ def explain(
     layer: torch.nn.Module | Stream,
     input: Tensor | PackedSequence,
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
+    lengths: Lengths | None = None,
     *,
     reset: Tensor | None = None,
     reset_to: Tensor | tuple[Tensor, Tensor] | None = None,
     embedding: Tensor | None = None,
+    padding_idx: int | None = None,
     last_state: bool = False,
+    **inputs: Tensor | PackedSequence | None,
 ) -> Explanation:
     """Returns which path and shortcuts `layer(input)` takes, and the reasons against the others.
 
@@ -85,8 +90,8 @@ def explain(
     Args:
         layer: a fused or prepared layer, step module or token layer of this package, or a stream.
         input: the input of the call; token ids for a token layer, or with `embedding`.
-        hx, reset, reset_to: the arguments of the call.
-        embedding: the argument `embedding` of a FusedRNN call on token ids.
+        hx, lengths, reset, reset_to, embedding, padding_idx, inputs: the other arguments of the
+            call.
         last_state: whether to explain `layer.last_state(input)` instead.
 
     Raises:
@@ -109,60 +114,85 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    resets = {"reset": reset, "reset_to": reset_to}
+    arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs)
     if isinstance(layer, Stream):
-        return _of_prepared(layer._prepared, layer._as_sequence(data), hx, last_state, resets)
+        _refuse_all_but(layer, arguments, layer._prepared._layer._cell.input_names)
+        arguments.input = layer._as_sequence(data)
+        arguments.inputs = {
+            name: layer._as_sequence(value) for name, value in given(**inputs).items()
+        }
+        return _of_prepared(layer._prepared, arguments, last_state)
     if isinstance(layer, Prepared):
-        return _of_prepared(layer, input, hx, last_state, resets)
+        return _of_prepared(layer, arguments, last_state)
     if isinstance(layer, FusedCell):
-        return _of_step(layer, data, hx)
-    rnn = layer._recurrent
-    call = rnn._call(input, hx, reset, reset_to, rnn._weights())
+        return _of_step(layer, arguments)
+    why_rows = None
     if isinstance(layer, TokenLayer):
-        return _of_ids(rnn, call, layer.embedding.weight, last_state, layer.why_not_fused())
-    if embedding is not None:
-        return _of_ids(rnn, call, embedding, last_state)
-    return _of_features(rnn, call, last_state)
+        _refuse_all_but(layer, arguments, TOKEN_ARGUMENTS)
+        why_rows, arguments.embedding = layer.why_not_fused(), layer.embedding.weight
+        arguments.padding_idx = layer.embedding.padding_idx
+    rnn = layer._recurrent
+    return _of_layer(rnn, rnn._call(arguments, rnn._weights()), last_state, why_rows)
 
 
-def _of_features(layer: Layer | Prepared[Any], call: Call, last_state: bool) -> Explanation:
-    """Explains a call on features, which is not normalised yet."""
-    layouts.normalise(call, False)
-    convert_dtypes(call, None)
-    check_like_nn_rnn(call)
-    path, why_not = _named(call, _choice(call))
-    if not last_state:
-        return Explanation(path, why_not)
-    no_ids, output = "input does not hold token ids", _why_output(layer, call, call.data, path)
-    return _with_shortcuts(path, why_not, no_ids, output, no_ids)
+def _refuse_all_but(layer: Any, arguments: Arguments, known: Sequence[str]) -> None:
+    """Raises TypeError for an argument that calls of a layer do not take."""
+    for name in arguments.keywords():
+        if name not in known:
+            raise TypeError(f"a {type(layer).__name__} takes no {name}")
 
 
-def _of_step(
-    cell: FusedCell[Any], input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
+def _of_layer(
+    layer: Layer | Prepared[Any], call: Call, last_state: bool, why_rows: str | None = None
 ) -> Explanation:
+    """Explains a call on features or token ids.
+
+    Args:
+        layer: the layer that computes the call.
+        call: the call.
+        last_state: as in `explain`.
+        why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
+    """
+    choice, not_asked = _choice(call), None if last_state else "the output is needed"
+    if call.lookup is None:
+        check_like_nn_rnn(call)
+        path, why_not = _named(call, choice)
+        if not last_state:
+            return Explanation(path, why_not)
+        no_ids = "input does not hold token ids"
+        return _with_shortcuts(
+            path, why_not, no_ids, _why_output(layer, call, call.data, path), no_ids
+        )
+    rows, padding_idx, _ = call.lookup
+    tokens.check_embedding(rows, padding_idx, call.data, call.weights)
+    path, why_not = _named(call, choice)
+    output = not_asked or _why_output(layer, call, rows, path)
+    if why_rows is not None:
+        return _with_shortcuts(path, why_not, why_rows, output, why_rows)
+    table = tokens.why_not_table(call, rows, choice)
+    shared = not_asked or tokens.why_not_shared(call, rows, choice)
+    return _with_shortcuts(path, why_not, table, output, shared)
+
+
+def _of_step(cell: FusedCell[Any], arguments: Arguments) -> Explanation:
     """Explains a call to a step module, whose alternative is torch's own cell."""
-    reason = cell.why_not_fused(input, hx)
+    _refuse_all_but(cell, arguments, cell._cell.input_names)
+    input = arguments.input
+    reason = cell.why_not_fused(input, arguments.hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
-    call = cell._call(input, hx, cell._weights())
-    layouts.normalise(call, False)
-    convert_dtypes(call, None)
+    call = cell._call(with_steps(arguments), cell._weights())
     path, why_not = _named(call, _choice(call))
     slower = "torch's own cell is slower for a single step of this size on this processor"
     why_not_torch = {"torch": cell.why_not_torch() or slower}
     return Explanation(path, why_not | why_not_torch if path == "reference" else why_not_torch)
 
 
-def _of_prepared(
-    layer: Prepared[Any],
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    last_state: bool,
-    resets: dict[str, Any],
-) -> Explanation:
+def _of_prepared(layer: Prepared[Any], arguments: Arguments, last_state: bool) -> Explanation:
     """Explains a call to a prepared module. The arguments are those of `explain`."""
     if layer._panels is None:
-        explained = explain(layer._layer, input, hx, last_state=last_state, **resets)
+        input, hx, keywords = arguments.input, arguments.hx, arguments.keywords()
+        explained = explain(layer._layer, input, hx, last_state=last_state, **keywords)
         if layer.dtype is not None:
             only = "no kernel takes them, so the layer computes with the rounded weights in float32"
             explained = explained._replace(
@@ -170,13 +200,11 @@ def _of_prepared(
             )
         return explained
     if isinstance(layer, PreparedCell):
-        assert isinstance(input, Tensor)
-        input, hx = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
-    call = layer._call(input, hx, **resets)
-    if layer._embedding is None:
-        explained = _of_features(layer, call, last_state)
+        _refuse_all_but(layer, arguments, layer._layer._cell.input_names)
+        arguments = with_steps(arguments)
     else:
-        explained = _of_ids(layer, call, layer._embedding, last_state)
+        layer._add_embedding(arguments)
+    explained = _of_layer(layer, layer._call(arguments), last_state)
     gains_nothing, why_not = why_not_int8(layer._layer), {**explained.why_not}
     names, reasons = ["prepared weights"], {}
     if layer.dtype is not None:
@@ -191,38 +219,6 @@ def _of_prepared(
         (*names, *explained.shortcuts),
         reasons | explained.why_no_shortcut,
     )
-
-
-def _of_ids(
-    layer: Layer | Prepared[Any],
-    call: Call,
-    embedding: Tensor,
-    last_state: bool,
-    why_rows: str | None = None,
-) -> Explanation:
-    """Explains a call on token ids.
-
-    Args:
-        layer: the layer that computes the call.
-        call: the call, which is not normalised yet.
-        embedding, last_state: as in `explain`.
-        why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
-    """
-    tokens.check_types(call.data, embedding)
-    layouts.normalise(call, True)
-    lookup = convert_dtypes(call, tokens.Lookup(embedding))
-    assert lookup is not None
-    rows = lookup.embedding
-    tokens.check_embedding(rows, None, call.data, call.weights)
-    choice = _choice(call)
-    path, why_not = _named(call, choice)
-    not_asked = None if last_state else "the output is needed"
-    output = not_asked or _why_output(layer, call, embedding, path)
-    if why_rows is not None:
-        return _with_shortcuts(path, why_not, why_rows, output, why_rows)
-    table = tokens.why_not_table(call, rows, choice)
-    shared = not_asked or tokens.why_not_shared(call, rows, choice)
-    return _with_shortcuts(path, why_not, table, output, shared)
 
 
 def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:
@@ -241,7 +237,7 @@ def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) ->
 
 
 def _choice(call: Call) -> Choice:
-    return dispatch.choose(call, torch.compiler.is_compiling())
+    return dispatch.choose(call, is_compiling())
 
 
 def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
@@ -256,7 +252,8 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
             why_not["torch"] = str(choice.why_not_torch)
         return "reference", why_not
     if like.is_cuda:
-        kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
+        gpu = gpu_backend.implementation(like.device)
+        kernel, better = gpu.device_of(like).arch, "runs here instead of"
     else:
         dtype = torch.int8 if call.options & ops.INT8 else like.dtype
         if call.options & ops.PROJECTIONS:  # not with bfloat16 instructions

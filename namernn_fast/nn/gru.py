@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..call import Call
-from ..call.layouts import Input, Lengths
+from ..call import Arguments, Input, Lengths, normalise
 from ..call.options import option_bits
 from ..cells import GRU
 from ..functional import run
-from .layers import GatedLayer
-from .step_modules import FusedCell
-from .token_layers import GatedTokenLayer
+from .base.layer import GatedLayer
+from .base.step_module import FusedCell
+from .base.token_layer import GatedTokenLayer
 
 
 class FusedGRU(GatedLayer[Tensor], torch.nn.GRU):
@@ -89,10 +88,10 @@ def gru(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    batch_invariant: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
     reset_to: Tensor | None = None,
-    batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Tensor]:
@@ -113,7 +112,13 @@ def gru(
         TypeError, ValueError, IndexError, RuntimeError: as in `rnn()`. On a GPU, torch's own
             operator computes the call, so Triton is not needed.
     """
-    settings = "tanh", batch_first, batch_invariant
-    options = option_bits(GRU, weights, bias, bidirectional, *settings)
-    call = Call(GRU, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
-    return run(call, input, lengths, embedding, padding_idx)
+    options = option_bits(
+        GRU,
+        weights,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        batch_invariant=batch_invariant,
+    )
+    arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx)
+    return run(arguments, normalise(arguments, GRU, weights, options, dropout * training))

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from ..call import Call
-from ..call.layouts import Input, Lengths
+from ..call import Arguments, Input, Lengths, normalise
 from ..call.options import option_bits
 from ..cells import LEAKY
 from ..functional import run
-from .layers import CustomLayer
-from .step_modules import CustomStepModule
-from .token_layers import TokenLayer
+from .base.layer import CustomLayer
+from .base.step_module import CustomStepModule
+from .base.token_layer import TokenLayer
 from .weights import arguments_of
 
 
@@ -131,10 +130,10 @@ def leaky(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    batch_invariant: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
     reset_to: tuple[Tensor, Tensor] | None = None,
-    batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
     noise: Input | None = None,
@@ -159,9 +158,16 @@ def leaky(
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise of another
             layout. On a GPU, this function runs step by step.
     """
-    settings = nonlinearity, batch_first, batch_invariant
-    options = option_bits(LEAKY, weights, bias, bidirectional, *settings)
-    call = Call(LEAKY, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
-    if noise is not None:
-        call.inputs = {"noise": noise}
-    return run(call, input, lengths, embedding, padding_idx)
+    options = option_bits(
+        LEAKY,
+        weights,
+        nonlinearity=nonlinearity,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        batch_invariant=batch_invariant,
+    )
+    arguments = Arguments(
+        input, hx, lengths, reset, reset_to, embedding, padding_idx, {"noise": noise}
+    )
+    return run(arguments, normalise(arguments, LEAKY, weights, options, dropout * training))

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..call import Call
-from ..call.layouts import Input, Lengths
+from ..call import Arguments, Input, Lengths, normalise
 from ..call.options import option_bits
 from ..cells import LSTM
 from ..functional import run
-from ..machine.torch_private import _is_any_autocast_enabled
-from .layers import GatedLayer
-from .step_modules import FusedCell
-from .token_layers import GatedTokenLayer
+from ..machine.context import autocast_is_on
+from .base.layer import GatedLayer
+from .base.step_module import FusedCell
+from .base.token_layer import GatedTokenLayer
 
 
 class FusedLSTM(GatedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
@@ -64,7 +63,7 @@ class FusedLSTMCell(FusedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     _cell = LSTM
 
     def _why_slower(self, input: Tensor) -> str | None:
-        if _is_any_autocast_enabled():  # autocast treats cells and layers differently
+        if autocast_is_on():  # autocast treats cells and layers differently
             return "autocast is on"
         return super()._why_slower(input)
 
@@ -96,13 +95,13 @@ def lstm(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    projections: bool = False,
+    batch_invariant: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
     reset_to: tuple[Tensor, Tensor] | None = None,
-    batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-    projections: bool = False,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
     """Applies an LSTM of one or more layers to whole sequences; `FusedLSTM` has the equation.
 
@@ -125,7 +124,14 @@ def lstm(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
     """
-    settings = batch_first, batch_invariant, projections
-    options = option_bits(LSTM, weights, bias, bidirectional, "tanh", *settings)
-    call = Call(LSTM, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
-    return run(call, input, lengths, embedding, padding_idx)
+    options = option_bits(
+        LSTM,
+        weights,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        projections=projections,
+        batch_invariant=batch_invariant,
+    )
+    arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx)
+    return run(arguments, normalise(arguments, LSTM, weights, options, dropout * training))

@@ -16,10 +16,10 @@ from ..call import int8
 from ..cells import CELLS, CellName
 from ..integrations.nn_rnn import plain_twin
 from ..machine import availability
+from .base.token_layer import TokenLayer
 from .gru import FusedGRU, FusedGRUCell
+from .inference.prepared import Prepared
 from .lstm import FusedLSTM, FusedLSTMCell
-from .prepared import Prepared
-from .token_layers import TokenLayer
 from .vanilla import FusedRNN, FusedRNNCell
 from .weights import CLASSES, why_not_int8
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
+
+from ..call import Arguments, given
+from ..machine.context import is_compiling
 
 States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
 """The type of a layer's states: a tensor h or, for an LSTM, the pair of h and c."""
@@ -24,9 +26,13 @@ def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     return None if hx is None else convert(hx)
 
 
-def given(**arguments: Any) -> dict[str, Any]:
-    """Returns the arguments that are not None, for a callee that may not accept the others."""
-    return {name: value for name, value in arguments.items() if value is not None}
+def with_steps(arguments: Arguments) -> Arguments:
+    """Returns the arguments of a call of a step module as those of a layer with one time step."""
+    return Arguments(
+        arguments.input.unsqueeze(0),
+        map_states(arguments.hx, lambda state: state.unsqueeze(0)),
+        inputs={name: value.unsqueeze(0) for name, value in given(**arguments.inputs).items()},
+    )
 
 
 def without_layers(state: Tensor) -> Tensor:
@@ -35,6 +41,6 @@ def without_layers(state: Tensor) -> Tensor:
     Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
     a view does not allow. A state from the reference path may already be a view, and stays a view.
     """
-    if torch.compiler.is_compiling() or state._is_view():
+    if is_compiling() or state._is_view():
         return state.squeeze(0)
     return state.squeeze_(0)

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from ..call import Call
-from ..call.layouts import Input, Lengths
+from ..call import Arguments, Input, Lengths, normalise
 from ..call.options import option_bits
 from ..cells import VANILLA
 from ..functional import run
-from .layers import FusedLayer
-from .step_modules import FusedCell
-from .token_layers import TokenLayer
+from .base.layer import FusedLayer
+from .base.step_module import FusedCell
+from .base.token_layer import TokenLayer
 from .weights import arguments_of
 
 
@@ -149,10 +148,10 @@ def rnn(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    batch_invariant: bool = False,
     lengths: Lengths | None = None,
     reset: Tensor | None = None,
     reset_to: Tensor | None = None,
-    batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Tensor]:
@@ -163,20 +162,16 @@ def rnn(
     Args:
         input: (seq_len, batch, input_size), with batch_first (batch, seq_len, input_size), without
             a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
-            tensor (batch, any length, input_size). seq_len must be at least 1, except in a jagged
-            tensor; the batch may be empty. Strides may be arbitrary. With `embedding`, int32 or
-            int64 token ids, in any of these shapes without the last dimension.
+            tensor (batch, any length, input_size). seq_len must be at least 1 except in a jagged
+            tensor. With `embedding`, int32 or int64 token ids, without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
             zeros. Float32 and 16-bit types are converted to input's dtype, which h_n has, too.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of weights determines the number of layers.
-        nonlinearity: "tanh" or "relu".
+        nonlinearity, batch_first, dropout, bidirectional, batch_invariant: as in `FusedRNN`.
         bias: whether `weights` holds biases.
-        batch_first: whether batch comes before seq_len in input and output (not in hx and h_n).
-        dropout: probability of zeroing an element of a layer's output, except the last layer's.
-        bidirectional: whether every layer also runs backward, from the end of each sequence.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
             seq_len in any order, as a tensor of any integer dtype on any device, an array or a
@@ -185,14 +180,11 @@ def rnn(
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode begins, from a state of zeros, as if
             the sequence had been split there; the second direction runs each episode from its end.
-            For a PackedSequence, pass it padded, with the sequences in their original order. Jagged
-            tensors do not support it.
+            For a PackedSequence, pass it padded, with the sequences in their original order.
         reset_to: the states that episodes start from instead of zeros, laid out like reset:
             (seq_len, num_layers, batch, hidden_size), (batch, seq_len, num_layers, hidden_size)
             with batch_first. Read only where reset is True; at the first step it replaces hx.
             Float32 and 16-bit types are converted to the dtype of h_n. Takes one direction.
-        batch_invariant: whether the results of a sequence must be bit-identical however it is
-            batched, as within `namernn_fast.batch_invariant()`.
         embedding: (vocabulary, input_size), the rows that the token ids in input index, as in
             `rnn(F.embedding(input, embedding), ...)`. Ids past a sequence's length are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.
@@ -205,16 +197,23 @@ def rnn(
         TypeError: input, hx, reset_to or embedding is not a tensor; lengths are not integers; reset
             is not a bool tensor; embedding is given but input does not hold token ids.
         ValueError: input or embedding does not have the dtype of the weights (outside
-            autocast); the dimensions of input or embedding, padding_idx, or the number of weights
-            is wrong; nonlinearity is unknown; the layout of input does not support lengths or
-            reset; reset_to has no reset, or two directions.
+            autocast); the dimensions of input or embedding, padding_idx, nonlinearity or the number
+            of weights is wrong; input of this layout has no lengths or reset; reset_to has no
+            reset, or two directions.
         IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
         RuntimeError: a size, a device or the dtype of hx or reset_to does not match; seq_len is 0;
             batch_sizes increase or do not sum to the rows of data; a length is not from 0 to
             seq_len (not checked on an accelerator, where this would wait); batch_invariant is set,
             but the call runs on a GPU or as ATen operators; Triton or the GPU is too old.
     """
-    settings = nonlinearity, batch_first, batch_invariant
-    options = option_bits(VANILLA, weights, bias, bidirectional, *settings)
-    call = Call(VANILLA, input, hx, weights, None, reset, options, dropout * training, reset_to)  # type: ignore[arg-type]
-    return run(call, input, lengths, embedding, padding_idx)
+    options = option_bits(
+        VANILLA,
+        weights,
+        nonlinearity=nonlinearity,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        batch_invariant=batch_invariant,
+    )
+    arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx)
+    return run(arguments, normalise(arguments, VANILLA, weights, options, dropout * training))

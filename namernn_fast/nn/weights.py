@@ -11,7 +11,7 @@ from torch.types import Device
 from .. import ops
 from ..call import int8
 from ..cells import Cell
-from ..integrations.nn_rnn import exact_class, plain_twin
+from ..integrations.nn_rnn import FromExporter, exact_class, plain_twin
 from ..machine.torch_private import _has_any_global_hook
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -49,8 +49,14 @@ def make_parameters(
         own: the arguments for `Cell.own`; see `CustomLayer`.
         device, dtype: the device and dtype of the parameters.
     """
-    sizes = getattr(module, "num_layers", 1), module.input_size, *[module.hidden_size] * 2
-    shapes = ops.parameters_and_shapes(module._cell, options, *sizes)
+    shapes = ops.parameters_and_shapes(
+        module._cell,
+        options,
+        layers=getattr(module, "num_layers", 1),
+        features=module.input_size,
+        hidden=module.hidden_size,
+        projected=module.hidden_size,
+    )
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
         if parameter.init is not None:
@@ -164,7 +170,7 @@ CLASSES: dict[str, type[Any]] = {}
 """The public layers, step modules and token layers, by name."""
 
 
-class Preparable:
+class Preparable(FromExporter):
     """What fused layers, step modules and token layers have in common, for `prepare()`."""
 
     _cell: Cell

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_map_only
 from namernn_fast import FusedRNN, batch_invariant, explain, last_state, ops, replace_rnn, rnn
 from namernn_fast.cells.cell import Cell, Parameter, usual_parameters
 from namernn_fast.machine import availability
-from namernn_fast.nn import layers, step_modules
+from namernn_fast.nn.base.layer import CustomLayer
+from namernn_fast.nn.base.step_module import CustomStepModule
+from namernn_fast.nn.inference import direct
 
 
 @pytest.mark.drop_in
@@ -133,7 +135,7 @@ def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
     scale = Parameter("scale", ("hidden",), init=lambda value, size: torch.full((size,), value))
     parameters = usual_parameters(scale)
     twofold = Cell("twofold", -1, "Twofold", 2, 0, make_step, parameters)
-    layer_class = type("Twofold", (layers.CustomLayer,), {"_cell": twofold})
+    layer_class = type("Twofold", (CustomLayer,), {"_cell": twofold})
     sizes = {"input_size": 3, "hidden_size": 5, "num_layers": 2}
     own = {"scale": 2.0, "train_scale": False}
     layer = layer_class(**sizes, **own, bias=False, dtype=torch.float16, device="meta")
@@ -147,7 +149,7 @@ def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
     }
     output, h_n = layer(torch.zeros(4, 2, 3, dtype=torch.float16, device="meta"))
     assert (output.shape, h_n.shape) == ((4, 2, 5), (2, 2, 5))
-    step_class = type("TwofoldCell", (step_modules.CustomStepModule,), {"_cell": twofold})
+    step_class = type("TwofoldCell", (CustomStepModule,), {"_cell": twofold})
     step_module = step_class(3, 5, **own)
     assert step_module.scale.tolist() == [2.0] * 5
     before = [weight.clone() for weight in step_module.parameters()]
@@ -272,7 +274,7 @@ def test_a_step_takes_the_path_measured_to_be_faster(
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     for name, value in zip(("KERNEL", "BFLOAT16_KERNEL"), kernels, strict=True):
-        monkeypatch.setattr(step_modules, name, value)
+        monkeypatch.setattr(direct, name, value)
     cell, x = kind.step_module(features, features), torch.randn(rows, features)
     fused_kernel = f"cpu {ops.cpu_kernel()}"
     explained = explain(cell, x)

@@ -24,7 +24,7 @@ from namernn_fast import (
     restore_rnn,
 )
 from namernn_fast.machine import availability
-from namernn_fast.nn import prepared as prepared_module
+from namernn_fast.nn.inference import prepared as prepared_module
 
 pytestmark = [needs_extension, pytest.mark.covering(1)]
 

@@ -19,7 +19,8 @@ from kinds import (
 
 from namernn_fast import batch_invariant, explain, prepared_ops
 from namernn_fast.machine import availability
-from namernn_fast.nn import direct, step_modules, streams
+from namernn_fast.nn.inference import direct
+from namernn_fast.nn.inference import stream as stream_module
 from namernn_fast.testing import assert_within_budget
 
 pytestmark = [needs_extension, pytest.mark.covering(1)]
@@ -31,7 +32,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def way(request, monkeypatch):
     """Runs a test twice: without torch's dispatcher where possible, and with the operator."""
     if request.param == "operator":
-        monkeypatch.setattr(streams, "step_directly", lambda *_: False)
+        monkeypatch.setattr(direct, "step_directly", lambda *_: False)
     return request.param
 
 
@@ -163,7 +164,7 @@ def test_batch_first(kind, way):
 def test_token_ids(kind, way, large, monkeypatch):
     """With a table, and with an embedding whose table would be too large."""
     if large:
-        monkeypatch.setattr("namernn_fast.nn.prepared.MOST_TABLE_BYTES", 1)
+        monkeypatch.setattr("namernn_fast.nn.inference.prepared.MOST_TABLE_BYTES", 1)
     torch.manual_seed(1)
     layer = kind.tokens(9, 5, 20)
     stream = layer.prepare().stream(4)
@@ -365,8 +366,8 @@ def test_a_plain_call_needs_no_operator(kind, monkeypatch):
     cell = kind.step_module(5, 20).prepare()
     for name in ("step", "forward", "forward_untraced"):
         monkeypatch.setattr(prepared_ops, name, None)
-    monkeypatch.setattr(streams, "step", None)
-    monkeypatch.setattr(step_modules, "KERNEL", "avx2")
+    monkeypatch.setattr(stream_module, "step", None)
+    monkeypatch.setattr(direct, "KERNEL", "avx2")
     calls = []
     run = direct.step_directly
     monkeypatch.setattr(
@@ -378,7 +379,7 @@ def test_a_plain_call_needs_no_operator(kind, monkeypatch):
     tokens(torch.randint(9, (4,)))
     for module in (cell, kind.step_module(5, 20, bias=False), kind.step_module(5, 20)):
         module(x, module(x))
-    assert calls == [True] * 6
+    assert calls == [True] * 9
 
 
 def test_modes_see_the_operator(kind):

@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from namernn_fast import cells
 from namernn_fast.nn.replacing import PLAIN
 from namernn_fast.testing import assert_within_budget
 
@@ -173,35 +172,6 @@ def test_copies_print_and_compute_the_same(base, dtype, training):
             assert twin.training is training
             assert described(twin) == described(ours)
             assert_close(twin(*args), ours(*args), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("module", "formerly"),
-    [
-        ("step_module", "namernn_fast.cells"),
-        ("step_module", "namernn_fast.step_modules"),
-        ("step_module", "namernn_fast.nn.step_modules"),
-        ("layer", "namernn_fast.nn"),
-        ("layer", "namernn_fast.nn.layers"),
-        ("tokens", "namernn_fast.token_rnn"),
-        ("tokens", "namernn_fast.nn.token_layers"),
-    ],
-)
-def test_pickles_that_name_earlier_modules_load(kind, module, formerly):
-    """A pickle made before a class moved names its earlier module, and still loads."""
-    sizes = (5, 3, 4) if module == "tokens" else (3, 4)
-    made = getattr(kind, module)(*sizes)
-    pickled = pickle.dumps(made, protocol=2)  # writes module names as lines
-    now = f"c{type(made).__module__}\n".encode()
-    assert now in pickled
-    twin = pickle.loads(pickled.replace(now, f"c{formerly}\n".encode()))
-    assert type(twin) is type(made)
-    torch.testing.assert_close(twin.state_dict(), made.state_dict(), rtol=0, atol=0)
-
-
-def test_an_unknown_attribute_of_cells_raises_an_error():
-    with pytest.raises(AttributeError, match=r"'namernn_fast\.cells' has no attribute 'Cells'"):
-        _ = cells.Cells
 
 
 @cases()

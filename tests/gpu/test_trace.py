@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.gpu.dry_run import on_cuda
-from namernn_fast import gpu, last_state, ops, rnn
+from namernn_fast import gpu, gpu_backend, last_state, ops, rnn
 from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import device, launching
 from tools.gpu.resources import H100
@@ -86,7 +86,7 @@ def trace(monkeypatch, h100):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
-    monkeypatch.setattr(ops, "gpu_backend", lambda device: gpu)
+    monkeypatch.setattr(gpu_backend, "implementation", lambda device: gpu)
     monkeypatch.setattr(ops, "forward_untraced", on_cuda("forward"))
     monkeypatch.setattr(ops, "backward_untraced", on_cuda("backward"))
     return found

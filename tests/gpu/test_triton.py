@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton")
 
 from benchmarks.gpu.dry_run import on_cuda  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
-from namernn_fast import gpu  # noqa: E402
+from namernn_fast import gpu, gpu_backend  # noqa: E402
 from namernn_fast.gpu import kernels, sums  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
 from tools.gpu import resources as gpu_report  # noqa: E402
@@ -32,9 +32,9 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def _forget_gpus():
-    ops.gpu_backend.cache_clear()
+    gpu_backend.implementation.cache_clear()
     yield
-    ops.gpu_backend.cache_clear()
+    gpu_backend.implementation.cache_clear()
 
 
 @pytest.mark.long
@@ -256,15 +256,15 @@ def test_the_recorded_table_matches_the_plans():
 def test_missing_or_old_triton_is_an_error(found, text, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", found)
     with pytest.raises(RuntimeError, match=text):
-        ops.gpu_backend(GPU)
+        gpu_backend.implementation(GPU)
 
 
 def test_a_gpu_that_is_too_old_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match=r"capability 8.0 .*, cuda:0 has 7.5: use"):
-        ops.gpu_backend(GPU)
+        gpu_backend.implementation(GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert ops.gpu_backend(GPU) is gpu
+    assert gpu_backend.implementation(GPU) is gpu
 
 
 X, WEIGHTS = torch.zeros(5, 2, 4), [torch.zeros(size) for size in ((6, 4), (6, 6), (6,), (6,))]

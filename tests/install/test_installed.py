@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 import namernn_fast
 from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell, TokenRNN, explain, replace_rnn
 from namernn_fast.machine import availability, torch_private
-from namernn_fast.nn import direct, step_modules, streams
+from namernn_fast.nn.inference import direct
 from namernn_fast.testing import ErrorBudget
 
 pytestmark = pytest.mark.slow
@@ -227,11 +227,10 @@ def test_steps_skip_the_dispatcher(monkeypatch):
     """Streams and step modules read tensors through DLPack's table of C functions."""
     taken = []
     run = direct.step_directly
-    for module in (direct, streams):
-        monkeypatch.setattr(
-            module, "step_directly", lambda *each: taken.append(run(*each)) or taken[-1]
-        )
-    monkeypatch.setattr(step_modules, "KERNEL", "avx2")
+    monkeypatch.setattr(
+        direct, "step_directly", lambda *each: taken.append(run(*each)) or taken[-1]
+    )
+    monkeypatch.setattr(direct, "KERNEL", "avx2")
     FusedRNN(D, H).prepare().stream(B)(X[0])
     for cell in (FusedRNNCell(D, H), FusedRNNCell(D, H).prepare()):
         with torch.no_grad():

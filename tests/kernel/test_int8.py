@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from namernn_fast import ops, prepared_ops
 from namernn_fast.call import int8
-from namernn_fast.nn import prepared as prepared_module
+from namernn_fast.nn.inference import prepared as prepared_module
 
 pytestmark = [needs_extension, pytest.mark.covering(1)]
 

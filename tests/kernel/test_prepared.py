@@ -11,7 +11,7 @@ from layouts import calls_of, tensors_of
 from torch.testing import assert_close
 
 from namernn_fast import explain, ops, prepared_ops
-from namernn_fast.nn import prepared as prepared_module
+from namernn_fast.nn.inference import prepared as prepared_module
 from namernn_fast.testing import ErrorBudget
 
 EXACT = {"rtol": 0, "atol": 0}

@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.dry_run import Interpreted
 from benchmarks.gpu.race import DRY, MEASURED, run
-from namernn_fast import ops
+from namernn_fast import gpu_backend
 from namernn_fast.gpu import device, plan, tuning
 from namernn_fast.machine import availability
 from tools.ptx.driver import DEVICES
@@ -101,7 +101,11 @@ def test_a_plan_of_autotune_meets_the_error_budget(
 def test_all_workloads_of_the_benchmark_are_measured(machine, monkeypatch):
     """Runs the code of `make bench-gpu` except timing; all workloads must pass the gate."""
     machine.device = DEVICES[90]
-    replaced = (device, "find_device"), (availability, "why_not_cpu_kernel"), (ops, "gpu_backend")
+    replaced = (
+        (device, "find_device"),
+        (availability, "why_not_cpu_kernel"),
+        (gpu_backend, "implementation"),
+    )
     for module, name in replaced:
         monkeypatch.setattr(module, name, getattr(module, name))  # restored after the test
     platform = dataclasses.replace(DRY, path=Interpreted().path)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import int8
-from .weights import from_saved, matrices
+from ...call import int8
+from ..weights import from_saved, matrices
 
 
 class Temporary:

@@ -7,30 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, empty, empty_like, is_grad_enabled
 from torch.autograd.graph import increment_version
-from torch.compiler import is_compiling, is_exporting
 
-from ..call import tokens
-from ..call.options import batch_invariant_is_on, precision_bits
-from ..cells import called_with
-from ..machine import forks
-from ..machine.torch_private import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    forward_ad,
-    is_wrapper,
+from ...call import given, tokens
+from ...call.options import batch_invariant_is_on, precision_bits
+from ...cells import called_with
+from ...machine import forks
+from ...machine.context import (
+    functorch_is_active,
+    is_compiling,
+    is_exporting,
+    is_jit_tracing,
+    is_transformed,
+    is_unobserved,
 )
-from ..ops import BATCH_INVARIANT, is_plain, state_sizes
-from ..prepared_ops import (
+from ...machine.torch_private import is_wrapper
+from ...ops import BATCH_INVARIANT, state_sizes
+from ...prepared_ops import (
     check_integers,
     check_rows,
     checked_rows,
     list_of_rows,
     step,
-    step_directly,
 )
-from .direct import is_unobserved
+from ..states import states_in
+from .direct import try_step
 from .saving import Temporary
-from .states import states_in
 
 Rows = Sequence[int] | Tensor
 """Distinct indices of sequences, in any order."""
@@ -90,7 +91,7 @@ class Stream:
         frame: Tensor,
         rows: Rows | None = None,
         out: Tensor | None = None,
-        noise: Tensor | None = None,
+        **inputs: Tensor | None,
     ) -> Tensor:
         """Advances the sequences by one step, or by several.
 
@@ -101,7 +102,8 @@ class Stream:
             rows: the sequences that the frame is for, which are then the batch of its shape; None
                 for all. The others keep their states.
             out: the tensor to write the output to.
-            noise: of a leaky layer, shaped like frame, with num_layers * hidden_size features.
+            inputs: what the cell reads besides frame: `noise` of a leaky layer, shaped like frame,
+                with num_layers * hidden_size features.
 
         Returns:
             The output of the last layer, shaped like frame, with the features of h: a new tensor,
@@ -116,21 +118,15 @@ class Stream:
                 integers.
         """
         panels, options = self._panels, self._options
-        beside = None if noise is None else self._beside(frame, noise=noise)
+        beside = self._beside(frame, given(**inputs)) if inputs else []
         if (
             self._is_direct
-            and (
-                noise is None
-                or (type(noise) is Tensor and is_plain(noise) and not noise.requires_grad)
-            )
+            and panels is self._prepared._panels
             and is_unobserved()
-            and type(frame) is Tensor
-            and not frame.is_neg()
-            and not (frame.requires_grad and is_grad_enabled())
+            and isinstance(frame, Tensor)
             and (
                 out is None or (type(out) is Tensor and not out.requires_grad and not out.is_neg())
             )
-            and panels is self._prepared._panels
         ):
             if rows is not None:
                 rows = list_of_rows(rows)
@@ -140,19 +136,30 @@ class Stream:
                 output = empty_like(self._rows)
             else:
                 output = empty(len(rows), self._rows.shape[1], dtype=self._rows.dtype)
-            options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
-            weights, states, number = [panels.tensor], self._states, panels.cell.number
-            if step_directly(weights, states, None, frame, output, rows, options, number, beside):
+            if try_step(
+                panels.cell,
+                [panels.tensor],
+                frame,
+                options | BATCH_INVARIANT if batch_invariant_is_on() else options,
+                self._states,
+                0,
+                in_place=True,
+                output=output,
+                rows=rows,
+                inputs=beside,
+            ):
                 if out is not None and not out.is_inference():
                     increment_version(out)
                 return output
-        return self._run(frame, rows, out, options, beside or [])
+        return self._run(frame, rows, out, options, beside)
 
-    def _beside(self, frame: Tensor, **inputs: Any) -> list[Tensor]:
+    def _beside(self, frame: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
         """Returns `Cell.inputs` as the operator takes them."""
         rnn = self._prepared._layer
         beside = []
         for name, more in inputs.items():
+            if not called_with(name):
+                raise TypeError(f"a stream takes no argument {name!r}")
             if self._takes_ids or name not in rnn._cell.input_names:
                 raise ValueError(f"{name} needs a {called_with(name)} layer that reads features")
             shape = (*frame.shape[:-1], len(self._states[0]) * rnn.hidden_size)
@@ -258,11 +265,11 @@ class Stream:
                     "a stream keeps plain states, so its frames and weights must be plain tensors, "
                     f"got a {type(tensor).__name__}"
                 )
-        if is_exporting() or _get_tracing_state() is not None:
+        if is_exporting() or is_jit_tracing():
             _refuse("cannot be exported: export the layer, which takes and returns its states")
-        if _are_functorch_transforms_active():
+        if functorch_is_active():
             _refuse("keeps its states, which torch.func transforms cannot: call the layer")
-        if forward_ad._current_level >= 0 or (
+        if is_transformed() or (
             is_grad_enabled()
             and any(
                 tensor.requires_grad

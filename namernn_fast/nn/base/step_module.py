@@ -7,28 +7,24 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.types import Device
 
-from .. import ops
-from ..call import Call
-from ..call.options import batch_invariant_is_on, option_bits
-from ..cells import Cell
-from ..functional import run
-from ..integrations.nn_rnn import is_exact, plain_twin
-from ..machine import availability
-from ..machine.torch_private import (
-    _are_functorch_transforms_active,
-    _is_any_autocast_enabled,
+from ... import ops
+from ...call import Arguments, Call, normalise
+from ...call.options import batch_invariant_is_on, option_bits
+from ...cells import Cell
+from ...functional import run
+from ...integrations.nn_rnn import is_exact, plain_twin
+from ...machine import availability
+from ...machine.context import (
+    autocast_is_on,
+    functorch_is_active,
+    is_compiling,
+    is_jit_tracing,
+    is_unobserved,
 )
-from .direct import is_unobserved, step
-from .prepared import PreparedCell
-from .states import States, map_states, states_in, without_layers
-from .weights import Preparable, current_weights, draw_parameters, make_parameters
-
-# The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
-KERNEL, BFLOAT16_KERNEL = (
-    map(ops.cpu_kernel, (torch.float32, torch.bfloat16))
-    if availability.HAS_EXTENSION
-    else ("none", "none")
-)
+from ..inference.direct import is_faster, step_of_module
+from ..inference.prepared import PreparedCell
+from ..states import States, map_states, states_in, with_steps, without_layers
+from ..weights import Preparable, current_weights, draw_parameters, make_parameters
 
 
 class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
@@ -48,31 +44,31 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             with_biases, without = (cls._cell.present[bias][False] for bias in (True, False))
             cls._names = [p.name for p in with_biases], [p.name for p in without]
 
-    def forward(
-        self, input: Tensor, hx: States | None = None, noise: Tensor | None = None
-    ) -> States:
+    def forward(self, input: Tensor, hx: States | None = None, **inputs: Tensor | None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
 
         Args:
             input: (batch, input_size), or (input_size).
             hx: (batch, hidden_size), or (hidden_size); None for zeros. An LSTM takes and returns a
                 pair of states, h and c, and a leaky cell r and v.
-            noise: for a leaky cell, what is added to v, (batch, hidden_size), or (hidden_size).
+            inputs: what the cell reads besides input. A leaky cell takes `noise`, which is added to
+                v: (batch, hidden_size), or (hidden_size).
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
         weights = current_weights(self, self._names[not self.bias])
-        if noise is None and self._runs_directly(input):
-            last = step(self._cell, input, hx, weights, self.hidden_size, self._options(weights))
+        has_inputs = inputs and any(value is not None for value in inputs.values())
+        if not has_inputs and self._skips_dispatcher(input):
+            options = self._options(weights)
+            last = step_of_module(self._cell, input, hx, weights, self.hidden_size, options)
             if last is not None:
                 return last  # type: ignore[no-any-return]
-        if noise is not None or self.why_not_fused(input, hx, weights) is None:
-            call = self._call(input, hx, weights)
-            if noise is not None:
-                call.inputs = {"noise": noise.unsqueeze(0)}
-            return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
+        if has_inputs or self.why_not_fused(input, hx, weights) is None:
+            arguments = with_steps(Arguments(input, hx, inputs=inputs))
+            last = run(arguments, self._call(arguments, weights))[1]
+            return map_states(last, without_layers)  # type: ignore[no-any-return]
         assert self._cell.torch is not None
         torch_step = self._cell.torch.steps.get(self.nonlinearity)
         if torch_step is None or input.dim() != 2:
@@ -89,16 +85,16 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
-    def _call(self, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Call:
-        """Returns the `Call` of a layer with one time step, for `functional.run`."""
-        options = self._options(weights)
-        row, states = input.unsqueeze(0), map_states(hx, lambda state: state.unsqueeze(0))
-        return Call(self._cell, row, states, weights, None, None, options)
+    def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
+        """Returns the call of a layer with one time step, for `functional.run`.
+
+        `arguments` are the result of `with_steps`.
+        """
+        return normalise(arguments, self._cell, weights, self._options(weights))
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
-        cell, act = self._cell, self.nonlinearity
-        bits = option_bits(cell, weights, self.bias, False, act, False, False)
+        bits = option_bits(self._cell, weights, nonlinearity=self.nonlinearity, bias=self.bias)
         return bits | self._more_options
 
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedCell[States]:
@@ -129,7 +125,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """
         if self._cell.torch is None:
             return None
-        if self.why_not_torch() is None and not self._runs_directly(input):
+        if self.why_not_torch() is None and not self._skips_dispatcher(input):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
@@ -145,55 +141,48 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             return "torch has no such cell"
         if batch_invariant_is_on():
             return "torch's own cell is not batch-invariant"
-        if _are_functorch_transforms_active():
+        if functorch_is_active():
             return "torch's own cell has no rule for vmap"
         return None
 
-    def _runs_directly(self, input: Tensor) -> bool:
-        """Returns whether a call skips torch's dispatcher, if its arguments match.
-
-        The limits are from `benchmarks.cpu.steps`, with one thread and with two. They are the same
-        for any number of threads, because results must not depend on that number.
-        """
+    def _skips_dispatcher(self, input: Tensor) -> bool:
+        """Returns whether a call skips torch's dispatcher, if its arguments match."""
         return (
             not is_grad_enabled()
             and type(input) is Tensor
             and input.dim() == 2
-            and (input.shape[0] <= 16 or self.input_size + self.hidden_size <= 256)
             and input.is_cpu
             and input.dtype in (torch.float32, torch.float64)
-            and availability.HAS_EXTENSION
-            and KERNEL not in ("none", "baseline")
-            and not _is_any_autocast_enabled()
+            and self._is_faster(input, skips_dispatcher=True)
+            and not autocast_is_on()
             and not batch_invariant_is_on()
             and is_unobserved()
             and self.nonlinearity in self._cell.nonlinearities
+        )
+
+    def _is_faster(self, input: Tensor, *, skips_dispatcher: bool) -> bool:
+        """Returns whether the kernel takes less time than torch's cell, by `direct.is_faster`."""
+        batch = input.shape[0] if input.dim() == 2 else 1
+        return is_faster(
+            self._cell,
+            batch,
+            self.input_size,
+            self.hidden_size,
+            skips_dispatcher=skips_dispatcher,
         )
 
     def _why_slower(self, input: Tensor) -> str | None:
         """Returns why the fused operator would not be faster than torch's cell, or None."""
         if self._cell.gates == 1:
             return "torch's own cell is as fast for a single step"
-        if not self._is_faster(input):  # first, because it is the most frequent reason
+        # First, because it is the most frequent reason
+        if not self._is_faster(input, skips_dispatcher=False):
             return "torch's own cell is as fast for a single step of this size on this processor"
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if is_compiling() or is_jit_tracing():
             return "a compiler fuses the operators of torch's own cell"
         if input.dtype not in (torch.float32, torch.float64):
             return "in 16 bits torch's own cell is faster for some sizes"
         return availability.why_not_kernel(input, self._cell)
-
-    def _is_faster(self, input: Tensor) -> bool:
-        """Returns whether the fused operator is faster than torch's cell on this processor.
-
-        The limits are from `benchmarks.cpu.steps`, with one thread and with two. The limits are
-        the same for any number of threads, because results must not depend on that number.
-        """
-        rows = input.shape[0] if input.dim() == 2 else 1
-        if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
-            columns = self._cell.gates * self.hidden_size
-            work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
-            return rows > 1 and work >= 2**19
-        return KERNEL not in ("none", "baseline") and 8 <= rows <= 16 and self.hidden_size >= 512
 
     def _fits(self, input: Tensor, hx: Any, weight_ih: Tensor) -> bool:
         """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
@@ -204,7 +193,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and input.dim() > 0
             and input.shape[-1] == self.input_size
             and input.layout == torch.strided
-            and (dtype == weight_ih.dtype or _is_any_autocast_enabled())
+            and (dtype == weight_ih.dtype or autocast_is_on())
             and (
                 hx is None
                 or (isinstance(hx, tuple | list) and 1 < len(hx) == len(self._cell.states))

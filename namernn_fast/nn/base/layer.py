@@ -8,17 +8,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from .. import ops
-from ..call import Call, tokens
-from ..call.layouts import Input, Lengths
-from ..call.options import batch_invariant_is_on, option_bits
-from ..cells import Cell
-from ..functional import run, run_last_state
-from ..integrations.nn_rnn import is_exact, must_serve, plain_twin
-from ..machine.torch_private import _get_tracing_state
-from .prepared import PreparedLayer
-from .states import States, given
-from .weights import (
+from ... import ops
+from ...call import Arguments, Call, Input, Lengths, normalise, tokens
+from ...call.options import batch_invariant_is_on, option_bits
+from ...cells import Cell
+from ...functional import run, run_last_state
+from ...integrations.nn_rnn import is_exact, must_serve, plain_twin
+from ...machine.context import is_jit_tracing
+from ..inference.prepared import PreparedLayer
+from ..states import States
+from ..weights import (
     Preparable,
     arguments_of,
     current_weights,
@@ -44,18 +43,17 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         super().__init__(**more)
         self.batch_invariant = batch_invariant
 
-    # No argument is keyword-only, because torch's older ONNX exporter passes every argument by
-    # position.
     def forward(
         self,
         input: Input,
         hx: States | None = None,
         lengths: Lengths | None = None,
+        *,
         reset: Tensor | None = None,
+        reset_to: States | None = None,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
-        reset_to: States | None = None,
-        noise: Input | None = None,
+        **inputs: Input | None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences.
 
@@ -70,14 +68,15 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
             reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
                 episode begins, which starts from a state of zeros.
-            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
-                layer that owns its embedding.
-            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
             reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
                 num_layers, hidden_size): the states that episodes start from where reset is True,
                 instead of zeros. For an LSTM, a pair of such tensors.
-            noise: for a leaky layer, what is added to v: laid out like input, with num_layers *
-                num_directions * hidden_size features.
+            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
+                layer that owns its embedding.
+            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
+            inputs: what the layer's cell reads besides input. A leaky layer takes `noise`, which is
+                added to v: laid out like input, with num_layers * num_directions * hidden_size
+                features.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
@@ -94,19 +93,17 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             In a fork of a multithreaded process, the CPU kernel runs on one thread. TorchScript
             records the operators of torch's layer, which accept sequences of any length.
         """
+        arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs)
         weights = current_weights(self, self._flat_weights_names)
         unusual = (  # Tested inline: together these tests cost no more than one function call.
             type(input) is not Tensor
             or type(weights[0]) is not torch.nn.Parameter
             or (hx is not None and type(hx) is not Tensor)
-            or _get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+            or is_jit_tracing()
         )
-        if unusual and must_serve(
-            input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)
-        ):
-            return self._as_torch(input, hx, embedding, padding_idx)
-        call = self._call(input, hx, reset, reset_to, weights, noise)
-        return run(call, input, lengths, embedding, padding_idx)
+        if unusual and must_serve(arguments, weights, self._cell):
+            return self._as_torch(arguments)
+        return run(arguments, self._call(arguments, weights))
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -116,20 +113,20 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         input: Tensor | PackedSequence,
         hx: States | None = None,
         lengths: Lengths | None = None,
-        reset: Tensor | None = None,
         *,
+        reset: Tensor | None = None,
+        reset_to: States | None = None,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
-        reset_to: States | None = None,
-        noise: Input | None = None,
         share_prefixes: bool | None = None,
+        **inputs: Tensor | PackedSequence | None,
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
         If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
 
         Args:
-            input, hx, lengths, reset, embedding, padding_idx, reset_to, noise: as in `forward`.
+            input, .., padding_idx, inputs: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
                 `namernn_fast.last_state`. None shares prefixes if that should be faster.
 
@@ -140,52 +137,40 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
         """
+        arguments = Arguments(
+            input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
+        )
         what_else = what_else_runs(self)
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
-            more = given(reset_to=reset_to, noise=noise)
-            return self(input, hx, lengths, reset, embedding, padding_idx, **more)[1]
+            return self(input, hx, **arguments.keywords())[1]
         weights = current_weights(self, self._flat_weights_names)
-        if must_serve(input, hx, weights, self._is_plain(lengths, reset, reset_to, noise)):
+        if must_serve(arguments, weights, self._cell):
             if share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._cell.torch_name}"
                 )
-            return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to, weights, noise)
-        return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
+            return self._as_torch(arguments)[1]  # type: ignore[no-any-return]
+        return run_last_state(arguments, self._call(arguments, weights))  # type: ignore[no-any-return]
 
-    def _call(
-        self,
-        input: Any,
-        hx: Any,
-        reset: Tensor | None,
-        reset_to: Any,
-        weights: Sequence[Tensor],
-        noise: Any = None,
-    ) -> Call:
-        """Returns a `Call` of this layer with these weights, for `functional.run`."""
-        options = self._options(weights)
-        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        call = Call(self._cell, input, hx, weights, None, reset, options, dropout, reset_to)
-        if noise is not None:
-            call.inputs = {"noise": noise}
-        return call
-
-    def _is_plain(self, *arguments: object) -> bool:
-        """Returns whether torch has this layer, and takes a call with these arguments.
-
-        Args:
-            arguments: those of the call's arguments that torch's layers lack.
-        """
-        return self._cell.torch is not None and all(value is None for value in arguments)
+    def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
+        """Returns the call of this layer with these weights, for `functional.run`."""
+        dropout = self.dropout if self.training else 0.0
+        return normalise(arguments, self._cell, weights, self._options(weights), dropout)
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
-        more = self.batch_first, self.batch_invariant, self.proj_size > 0
-        cell, act = self._cell, self._nonlinearity()
-        bits = option_bits(cell, weights, self.bias, self.bidirectional, act, *more)
+        bits = option_bits(
+            self._cell,
+            weights,
+            nonlinearity=self._nonlinearity(),
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            projections=self.proj_size > 0,
+            batch_invariant=self.batch_invariant,
+        )
         return bits | self._more_options
 
     def _nonlinearity(self) -> str:
@@ -214,14 +199,13 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     def _weight_names(self) -> Sequence[str]:
         return self._flat_weights_names
 
-    def _as_torch(
-        self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None
-    ) -> tuple[Any, Any]:
+    def _as_torch(self, arguments: Arguments) -> tuple[Any, Any]:
         """Computes a call with the operators of torch's own layer."""
         self._refuse_if_invariant()
-        if embedding is not None:
-            input = tokens.gather_any(input, embedding, padding_idx)
-        return super().forward(input, hx)  # type: ignore[no-any-return]
+        input = arguments.input
+        if arguments.embedding is not None:
+            input = tokens.gather_any(input, arguments.embedding, arguments.padding_idx)
+        return super().forward(input, arguments.hx)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""

@@ -7,33 +7,34 @@ again. With 8-bit weights, that layer has the rounded weights, which round to th
 again. Where no CPU kernel can run, the module holds a copy of the layer instead, and calls it.
 """
 
+import itertools
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import ops
-from ..call import Call, int8, tokens
-from ..call.layouts import Input, Lengths
-from ..call.prepared_weights import PreparedWeights, without_memory
-from ..functional import run, run_last_state
-from ..integrations import onnx
-from ..integrations.fx import make_leaves
-from ..integrations.nn_rnn import exact_class, untraced
-from ..machine import availability
-from ..machine.torch_private import _disable_current_modes, _get_tracing_state
-from .direct import is_unobserved, step
+from ... import ops
+from ...call import Arguments, Call, Input, Lengths, given, int8, normalise, tokens
+from ...call.prepared_weights import PreparedWeights, without_memory
+from ...functional import run, run_last_state
+from ...integrations import onnx
+from ...integrations.fx import make_leaves
+from ...integrations.nn_rnn import FromExporter, exact_class, untraced
+from ...machine import availability
+from ...machine.context import is_dynamo_compiling, is_exporting, is_jit_tracing, is_unobserved
+from ...machine.torch_private import _disable_current_modes
+from ..states import States, map_states, states_in, with_steps, without_layers
+from ..weights import from_saved, what_else_runs
+from .direct import step_of_module
 from .saving import Saved
-from .states import States, given, map_states, states_in, without_layers
-from .streams import Stream
-from .weights import from_saved, what_else_runs
+from .stream import Stream
 
 MOST_TABLE_BYTES = 64 * 2**20
 """The largest table of a token layer's input products that is prepared, for all directions."""
 
 
-class Prepared(Saved, Generic[States]):
+class Prepared(FromExporter, Saved, Generic[States]):
     """The base class of the prepared modules.
 
     Its options are those of the layer. `batch_invariant` can be set, which packs the weights again
@@ -167,7 +168,7 @@ class Prepared(Saved, Generic[States]):
             weights[place] = weight.clone()
         return weights if self._embedding is None else [self._embedding.clone(), *weights]
 
-    def _plain(self, *arguments: Any) -> Any:
+    def _plain(self, arguments: Arguments) -> Any:
         """Returns the layer that runs a call with these arguments, or None if this module does.
 
         Raises:
@@ -180,14 +181,14 @@ class Prepared(Saved, Generic[States]):
                 "eval(), or call the layer itself"
             )
         # A recorded program must not depend on this processor.
-        recorded = torch.compiler.is_exporting() or _get_tracing_state() is not None
+        recorded = is_exporting() or is_jit_tracing()
         if self._panels is not None and not recorded:
             return None
-        if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):
+        if torch.is_grad_enabled() and _requires_grad(arguments):
             _refuse("computes no gradients")
         if self._panels is None:
             return self._layer
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             _refuse("needs torch.export(strict=False)")
         # So that the program gets the weights as constants
         with _disable_current_modes(), untraced():
@@ -196,18 +197,15 @@ class Prepared(Saved, Generic[States]):
             layer._recurrent._more_options = ops.INT8
         return layer
 
-    def _call(
-        self, input: Any, hx: Any, reset: Any = None, reset_to: Any = None, **inputs: Any
-    ) -> Call:
+    def _call(self, arguments: Arguments) -> Call:
+        """Returns the call of this module, for `functional.run`."""
         panels = self._panels
         assert panels is not None
-        inputs = given(**inputs)
-        if inputs and panels.has_table:
+        if panels.has_table and (inputs := given(**arguments.inputs)):
             names = " and ".join(inputs)
             _refuse(f"whose weight_ih was multiplied by its embedding takes no {names}")
-        rows = None, reset, panels.call_options()
-        more: Any = {"prepared": panels, "reset_to": reset_to, "inputs": inputs or None}
-        return Call(panels.cell, input, hx, self._shapes, *rows, **more)
+        options = panels.call_options()
+        return normalise(arguments, panels.cell, self._shapes, options, prepared=panels)
 
 
 class PreparedLayer(Prepared[States]):
@@ -218,14 +216,17 @@ class PreparedLayer(Prepared[States]):
         input: Input,
         hx: States | None = None,
         lengths: Lengths | None = None,
+        *,
         reset: Tensor | None = None,
         reset_to: States | None = None,
-        noise: Input | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        **inputs: Input | None,
     ) -> tuple[Input, States]:
         """Runs the layer over whole sequences, of features or, for a token layer, of token ids.
 
         Args:
-            input, .., noise: as in `FusedRNN.forward` or `TokenRNN.forward`.
+            input, .., inputs: as in `FusedRNN.forward` or `TokenRNN.forward`.
 
         Raises:
             RuntimeError: the module is in training mode, or gradients or a torch.func transform
@@ -233,22 +234,27 @@ class PreparedLayer(Prepared[States]):
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.forward`.
         """
         panels = self._panels
-        plain_rows = lengths is None and reset is None and reset_to is None and noise is None
         if (
             panels is not None
             and not self.training
             and self._embedding is None
-            and plain_rows
+            and lengths is None
+            and reset is None
+            and reset_to is None
+            and embedding is None
+            and padding_idx is None
+            and not inputs
             and type(input) is Tensor
         ):
             results = panels.run_simple(input, hx)  # type: ignore[arg-type]
             if results is not None:
                 return results  # type: ignore[no-any-return]
-        plain = self._plain(input, hx, reset_to, noise)
+        arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs)
+        plain = self._plain(arguments)
         if plain is not None:
-            return plain(input, hx, lengths, reset, reset_to=reset_to, noise=noise)  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to, noise=noise)
-        return run(call, input, lengths, self._embedding)
+            return plain(input, hx, **arguments.keywords())  # type: ignore[no-any-return]
+        self._add_embedding(arguments)
+        return run(arguments, self._call(arguments))
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -258,11 +264,13 @@ class PreparedLayer(Prepared[States]):
         input: Tensor | PackedSequence,
         hx: States | None = None,
         lengths: Lengths | None = None,
+        *,
         reset: Tensor | None = None,
         reset_to: States | None = None,
-        noise: Input | None = None,
-        *,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
         share_prefixes: bool | None = None,
+        **inputs: Tensor | PackedSequence | None,
     ) -> States:
         """Returns only the last states of `forward`; the output is never written.
 
@@ -274,52 +282,57 @@ class PreparedLayer(Prepared[States]):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.last_state`.
         """
-        what_else = what_else_runs(self)
+        arguments = Arguments(
+            input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
+        )
+        keywords, what_else = arguments.keywords(), what_else_runs(self)
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the module has {what_else}")
-            return self(input, hx, lengths, reset, reset_to, noise)[1]
-        plain = self._plain(input, hx, reset_to, noise)
+            return self(input, hx, **keywords)[1]
+        plain = self._plain(arguments)
         if plain is not None:
-            more = {"reset_to": reset_to, "noise": noise, "share_prefixes": share_prefixes}
-            return plain.last_state(input, hx, lengths, reset, **more)  # type: ignore[no-any-return]
-        call = self._call(input, hx, reset, reset_to, noise=noise)
-        return run_last_state(call, input, lengths, self._embedding, None, share_prefixes)  # type: ignore[no-any-return]
+            return plain.last_state(input, hx, **keywords, share_prefixes=share_prefixes)  # type: ignore[no-any-return]
+        self._add_embedding(arguments)
+        return run_last_state(arguments, self._call(arguments))  # type: ignore[no-any-return]
+
+    def _add_embedding(self, arguments: Arguments) -> None:
+        """Adds the embedding of a token layer to the arguments of its call."""
+        if self._embedding is not None:
+            for name in ("embedding", "padding_idx"):
+                if getattr(arguments, name) is not None:
+                    raise TypeError(f"a prepared {type(self._layer).__name__} takes no {name}")
+            arguments.embedding = self._embedding
 
 
 class PreparedCell(Prepared[States]):
     """A step module whose weights are packed once; see `FusedRNN.prepare`."""
 
-    def forward(self, input: Tensor, hx: States | None = None, noise: Any = None) -> States:
+    def forward(self, input: Tensor, hx: States | None = None, **inputs: Tensor | None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
 
         Args:
-            input, hx, noise: as in `FusedRNNCell.forward` or `FusedLeakyRNNCell.forward`.
+            input, hx, inputs: as in `FusedRNNCell.forward`.
 
         Raises:
             ValueError, RuntimeError: as in the step module, or as in `PreparedLayer.forward`.
         """
         panels = self._panels
-        if (
-            panels is not None
-            and not self.training
-            and noise is None
-            and is_unobserved()
-            and not (is_grad_enabled() and any(map(_requires_grad, (input, hx))))
-        ):
+        if panels is not None and not (self.training or inputs) and is_unobserved():
             options, hidden_size = panels.current_options(), panels.sizes[2]
-            last = step(panels.cell, input, hx, [panels.tensor], hidden_size, options)
+            weights = [panels.tensor]
+            last = step_of_module(panels.cell, input, hx, weights, hidden_size, options)
             if last is not None:
                 return last  # type: ignore[no-any-return]
-        plain = self._plain(input, hx, noise)
+        arguments = Arguments(input, hx, inputs=inputs)
+        plain = self._plain(arguments)
         if plain is None and not self._layer._fits(input, hx, self._shapes[0]):
             plain = self._frozen()  # raises torch's own error
         if plain is not None:
-            return plain(input, hx, **given(noise=noise))  # type: ignore[no-any-return]
-        states = map_states(hx, lambda state: state.unsqueeze(0))
-        more = {} if noise is None else {"noise": noise.unsqueeze(0)}
-        call = self._call(input.unsqueeze(0), states, **more)
-        return map_states(run(call, call.data)[1], without_layers)  # type: ignore[no-any-return]
+            return plain(input, hx, **arguments.keywords())  # type: ignore[no-any-return]
+        arguments = with_steps(arguments)
+        last = run(arguments, self._call(arguments))[1]
+        return map_states(last, without_layers)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -338,11 +351,13 @@ def _description(layer: Any) -> list[Any]:
     return [exact_class(layer), rnn.extra_repr(), _options_of(rnn, rnn._weights()), *like]
 
 
-def _requires_grad(argument: Any) -> bool:
-    """Returns whether an input or states require a gradient."""
-    if isinstance(argument, PackedSequence):
-        argument = argument.data
-    return any(getattr(tensor, "requires_grad", False) for tensor in states_in(argument))
+def _requires_grad(arguments: Arguments) -> bool:
+    """Returns whether an argument of a call requires a gradient."""
+
+    values = [arguments.input, arguments.hx, *arguments.keywords().values()]
+    data = [value.data if isinstance(value, PackedSequence) else value for value in values]
+    tensors = itertools.chain.from_iterable(map(states_in, data))
+    return any(getattr(tensor, "requires_grad", False) for tensor in tensors)
 
 
 def _refuse(why: str) -> NoReturn:

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from ..call.layouts import Input, Lengths
-from ..call.tokens import refuse_to_share
-from ..cells import Cell
-from ..integrations.nn_rnn import exact_class, is_exact, plain_twin
-from .layers import FusedLayer
-from .prepared import PreparedLayer
-from .states import States, given
-from .weights import Preparable, arguments_of, what_else_runs, why_not_preparable, with_weights
+from ...call import Input, Lengths, given
+from ...call.tokens import refuse_to_share
+from ...cells import Cell
+from ...integrations.nn_rnn import exact_class, is_exact, plain_twin
+from ..inference.prepared import PreparedLayer
+from ..states import States
+from ..weights import Preparable, arguments_of, what_else_runs, why_not_preparable, with_weights
+from .layer import FusedLayer
 
 
 class _Scriptable(torch.nn.Module):
@@ -62,9 +62,10 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         ids: Input,
         hx: States | None = None,
         lengths: Lengths | None = None,
+        *,
         reset: Tensor | None = None,
         reset_to: States | None = None,
-        noise: Input | None = None,
+        **inputs: Input | None,
     ) -> tuple[Input, States]:
         """Runs the layer over sequences of token ids.
 
@@ -72,7 +73,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
                 one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
                 (batch, any length).
-            hx, lengths, reset, reset_to, noise: as in `FusedRNN.forward`. Ids past a sequence's
+            hx, lengths, reset, reset_to, inputs: as in `FusedRNN.forward`. Ids past a sequence's
                 length are ignored.
 
         Returns:
@@ -84,11 +85,17 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`.
         """
         if self.why_not_fused() is None:
-            embedding = self.embedding
             return self.rnn(  # type: ignore[no-any-return]
-                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx, reset_to, noise
+                ids,
+                hx,
+                lengths,
+                reset=reset,
+                reset_to=reset_to,
+                embedding=self.embedding.weight,
+                padding_idx=self.embedding.padding_idx,
+                **inputs,
             )
-        more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
+        more = given(lengths=lengths, reset=reset, reset_to=reset_to, **inputs)
         return self._call_separately(ids, hx, **more)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -99,25 +106,25 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         ids: Tensor | PackedSequence,
         hx: States | None = None,
         lengths: Lengths | None = None,
+        *,
         reset: Tensor | None = None,
         reset_to: States | None = None,
-        noise: Input | None = None,
-        *,
         share_prefixes: bool | None = None,
+        **inputs: Tensor | PackedSequence | None,
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
         If the model has hooks or a `forward` set on the object, calls the model so that these run.
 
         Args:
-            ids, hx, lengths, reset, reset_to, noise: as in `forward`.
+            ids, hx, lengths, reset, reset_to, inputs: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
                 None shares prefixes if that is expected to be faster.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
         """
-        more = given(lengths=lengths, reset=reset, reset_to=reset_to, noise=noise)
+        more = given(lengths=lengths, reset=reset, reset_to=reset_to, **inputs)
         what_else = what_else_runs(self)
         why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"
         if why_not is None:

@@ -1,0 +1,1 @@
+"""Prepared modules and streams, whose weights are packed once, and steps without the dispatcher."""

@@ -1,0 +1,134 @@
+"""Single steps: when a step runs the kernel, and how it does so without torch's dispatcher.
+
+For modules on a CPU, the dispatcher would take longer than a small step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, empty_like, is_grad_enabled
+
+from ... import ops
+from ...cells import Cell
+from ...machine import availability
+from ...prepared_ops import step_directly
+from ..states import states_in
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+# The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
+KERNEL, BFLOAT16_KERNEL = (
+    map(ops.cpu_kernel, (torch.float32, torch.bfloat16))
+    if availability.HAS_EXTENSION
+    else ("none", "none")
+)
+
+
+def is_faster(
+    cell: Cell, batch: int, input_size: int, hidden_size: int, *, skips_dispatcher: bool
+) -> bool:
+    """Returns whether a step takes less time on the kernel than on the operators of torch's cell.
+
+    The limits are from `benchmarks.cpu.steps`, with one thread and with two. They are the same for
+    any number of threads, because results must not depend on that number.
+
+    Args:
+        cell: the cell.
+        batch, input_size, hidden_size: the sizes of the step.
+        skips_dispatcher: whether the step skips torch's dispatcher, as in inference, which calls of
+            torch's operators cannot.
+    """
+    if KERNEL in ("none", "baseline"):
+        return False
+    if skips_dispatcher:
+        return batch <= 16 or input_size + hidden_size <= 256
+    if cell.gates == 1:
+        return False
+    if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
+        multiply_adds = batch * cell.gates * hidden_size * (input_size + hidden_size)
+        return batch > 1 and multiply_adds >= 2**19
+    return 8 <= batch <= 16 and hidden_size >= 512
+
+
+def try_step(
+    cell: Cell,
+    weights: Sequence[Tensor],
+    input: Tensor,
+    options: int,
+    states: Sequence[Tensor],
+    hidden_size: int,
+    *,
+    in_place: bool = False,
+    output: Tensor | None = None,
+    rows: Sequence[int] | None = None,
+    inputs: Sequence[Tensor] = (),
+) -> Sequence[Tensor] | None:
+    """Runs a step without torch's dispatcher if all tensors are plain.
+
+    Call it only if `is_unobserved()`.
+
+    Args:
+        cell, options: as in `namernn_fast.ops`.
+        weights: the weights of one layer, or the prepared tensor.
+        input: (batch, input_size), or as in the operator `step`.
+        states: (batch, hidden_size) each, or as in the operator `step`; none for zeros.
+        hidden_size: the number of features of a state.
+        in_place: whether to update `states`, which are then not the caller's, and not checked.
+        output: what to write the output to, if it is wanted.
+        rows, inputs: as in the operator `step`.
+
+    Returns:
+        The last states, or None if the step did not run. Then nothing has changed.
+
+    Raises:
+        RuntimeError: the arguments do not match.
+    """
+    has_gradients = is_grad_enabled()
+    for tensor in (input, *weights, *inputs, *(() if in_place else states)):
+        # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
+        if (
+            type(tensor) not in _PLAIN
+            or tensor.is_neg()
+            or (has_gradients and tensor.requires_grad)
+        ):
+            return None
+    last: Sequence[Tensor] | None
+    if in_place:
+        last = None
+    elif states:
+        last = [empty_like(state) for state in states]
+    else:
+        last = [torch.empty(len(input), hidden_size, dtype=input.dtype) for _ in cell.states]
+    number, beside = cell.number, inputs or None
+    if step_directly(weights, states, last, input, output, rows, options, number, beside):
+        return states if last is None else last
+    return None
+
+
+def step_of_module(
+    cell: Cell, input: Tensor, hx: Any, weights: list[Tensor], hidden_size: int, options: int
+) -> Any:
+    """Runs a step of a step module by `try_step`, if `is_unobserved()`.
+
+    Args:
+        cell: the cell.
+        input: (batch, input_size).
+        hx: the states as the module takes them, (batch, hidden_size) each, or None.
+        weights: the weights of the module, or the prepared tensor.
+        hidden_size: the number of features of a state.
+        options: the option bits of the module.
+
+    Returns:
+        The new states as the module returns them, or None if the step did not run.
+    """
+    states = [hx] if len(cell.states) == 1 and hx is not None else [*states_in(hx)]
+    if (hx is not None and len(states) != len(cell.states)) or input.dim() != 2:
+        return None
+    try:
+        last = try_step(cell, weights, input, options, states, hidden_size)
+    except RuntimeError:  # the caller raises its own
+        return None
+    if last is None:
+        return None
+    return last[0] if len(last) == 1 else tuple(last)
