@@ -166,7 +166,6 @@ bench/names: $(VENV)/with-evaluate
 # The wheels are unpacked in build/cases.
 cases: $(VENV)/with-cases ## pretrained models of seven packages, with torch's layers and with fused ones
 	$(BIN)/python -m benchmarks.cases $(RECORDING)
-	$(if $(RECORD),$(BIN)/python -m benchmarks.report.sections)
 
 # Results of the names application and of the GPU stay.
 record: RECORD = 1

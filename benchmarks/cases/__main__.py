@@ -18,7 +18,7 @@ from benchmarks.cases.packages import unpack
 from benchmarks.harness import columns
 from benchmarks.harness import pages as harness
 from benchmarks.harness.columns import Column, Row, Rows, label
-from benchmarks.harness.paths import REAL_MODELS
+from benchmarks.harness.paths import PERFORMANCE, REAL_MODELS, Section
 from benchmarks.harness.study import Document, Study, machine, statistics_of
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
@@ -158,6 +158,7 @@ STUDY = Models(
     seconds=1.0,
     max_rounds=30,
     page=REAL_MODELS,
+    more=(Section(PERFORMANCE, "models", summary),),
 )
 
 

@@ -11,6 +11,7 @@ import time
 from importlib import import_module
 from typing import Any
 
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.harness.processes import in_new_process
 
 # A new process imports this module first, so it must not import torch or the layer.
@@ -67,6 +68,9 @@ def report(document: dict[str, Any]) -> str:
     )
 
 
+SECTION = Section(PERFORMANCE_TABLES, "first_call", report)
+
+
 def main() -> None:
     from benchmarks.harness import pages
     from namernn_fast.bench.machine import cpu_name
@@ -77,7 +81,7 @@ def main() -> None:
         for name, rounds in found.items():
             rounds.append(in_new_process(measure, name, options.threads))
     document = {"cpu": cpu_name(), "threads": options.threads, "rounds": found}
-    pages.publish("first_call", document, report(document), options.record)
+    pages.publish("first_call", document, [SECTION], options.record)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import ctypes
 import gc
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import torch
 
-from benchmarks.harness.grid import ROLES, TRAINING, Workload
+from benchmarks.harness.grid import TRAINING, Workload
 from benchmarks.harness.peak import peak_above
 from benchmarks.harness.study import draw_input
 from namernn_fast.bench.timed_calls import call_of, draw_gradients, equal_layers
@@ -24,7 +24,7 @@ def return_freed_memory() -> None:
 
 
 def peak_of_training(
-    workload: Workload, role: str, threads: int, lengths: Sequence[int] = ()
+    workload: Workload, layer_name: str, threads: int, lengths: Sequence[int] = ()
 ) -> int:
     """Returns the bytes by which a training step raises the peak of this process.
 
@@ -32,7 +32,7 @@ def peak_of_training(
     sequence first starts the threads and loads the code, which would count otherwise.
     """
     torch.set_num_threads(threads)
-    layer = equal_layers(workload)[getattr(workload.layers, role)]
+    layer = equal_layers(workload)[layer_name]
     small, input = torch.randn(2, 1, workload.input_size), draw_input(workload, lengths)
     warm_up, step = (call_of(layer, x, TRAINING, draw_gradients(layer, x)) for x in (small, input))
     warm_up()
@@ -41,22 +41,16 @@ def peak_of_training(
     return peak_above(step)
 
 
-@contextmanager
-def processes() -> Iterator[dict[str, Executor]]:
-    """Yields an executor for each role: a new process that runs only the steps of that layer."""
-    context = multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        yield {
-            role: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for role in ROLES
-        }
+@cache
+def process_of(layer: str) -> Executor:
+    """Returns a new process that runs only the steps of one layer, until this process ends."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def peaks_of_training(
-    workload: Workload, threads: int, lengths: Sequence[int], executors: Mapping[str, Executor]
-) -> dict[str, int]:
-    """Returns the peak bytes of both layers by role, each measured by the executor of its role."""
+def peaks_of_training(workload: Workload, threads: int, lengths: Sequence[int]) -> dict[str, int]:
+    """Returns the peak bytes of both layers by name, each measured in the process of the layer."""
     tasks = {
-        role: executor.submit(peak_of_training, workload, role, threads, lengths)
-        for role, executor in executors.items()
+        layer: process_of(layer).submit(peak_of_training, workload, layer, threads, lengths)
+        for layer in workload.layers
     }
-    return {role: task.result() for role, task in tasks.items()}
+    return {layer: task.result() for layer, task in tasks.items()}

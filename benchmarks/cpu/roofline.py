@@ -22,7 +22,8 @@ from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, SHAPE, Rows
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
-from benchmarks.harness.study import draw_input, grid
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
+from benchmarks.harness.study import Document, draw_input, grid
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name
@@ -146,8 +147,10 @@ COLUMNS = (
 )
 
 
-def draw(rows: Rows, machine: Machine, path: Path) -> None:
+def draw(document: Document, folder: Path) -> list[Path]:
     """Draws the rate against the batch size, the number of sequences that use a weight per read."""
+    pyplot.switch_backend("Agg")
+    rows, machine = document["rows"], Machine(**document["machine"])
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     batches = [2**power for power in range(11)]
     l2_rate = machine.l2_rate * machine.threads
@@ -179,7 +182,9 @@ def draw(rows: Rows, machine: Machine, path: Path) -> None:
         fontsize="small",
         title_fontsize="small",
     )
+    path = folder / "roofline.png"
     save(figure, path)
+    return [path]
 
 
 def report(document: dict[str, Any]) -> str:
@@ -202,11 +207,12 @@ def report(document: dict[str, Any]) -> str:
     )
 
 
+SECTION = Section(PERFORMANCE_TABLES, "roofline", report)
+
+
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=0.5))
     pages.settle(options.threads)
-    pyplot.switch_backend("Agg")
-
     machine = measure(options.threads)
     workloads = [case for case in grid(SHAPES, ["rnn"]) if case.is_small or not options.quick]
     # Rounds are longer than in other programs.
@@ -214,10 +220,7 @@ def main() -> None:
     rows = run(machine, workloads, budget)
     document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
     document["activations"] = race_activations(options.threads, workloads, budget)
-    pages.publish("roofline", document, report(document), options.record)
-    plot = pages.folder_of(options.record) / "roofline.png"
-    draw(rows, machine, plot)
-    pages.announce(plot)
+    pages.publish("roofline", document, [SECTION], options.record, draw=draw)
 
 
 if __name__ == "__main__":

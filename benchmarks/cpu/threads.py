@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import pages
 from benchmarks.harness.grid import SIZES
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
@@ -41,10 +42,13 @@ def report(document: dict[str, Any]) -> str:
     return f"{SIZES}\n\n{markdown(lines)}"
 
 
+SECTION = Section(PERFORMANCE_TABLES, "threads", report)
+
+
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
     document = {"threads": THREADS, "rows": run()}
-    pages.publish("threads", document, report(document), options.record)
+    pages.publish("threads", document, [SECTION], options.record)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.harness.grid import BASELINE, FUSED, LAYERS
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.harness.processes import in_new_process
 
 POLICIES = {"not set": None, "`passive`": "passive"}
@@ -97,6 +98,9 @@ def report(document: dict[str, Any]) -> str:
     )
 
 
+SECTION = Section(PERFORMANCE_TABLES, "waiting", report)
+
+
 def main() -> None:
     from benchmarks.harness import pages
     from namernn_fast.bench.machine import cpu_name
@@ -112,7 +116,7 @@ def main() -> None:
                 found.setdefault(f"{state}, {name}, {policy}", []).append(taken)
     document = {"cpu": cpu_name(), "processors": os.cpu_count(), "threads": options.threads}
     document["rounds"] = found
-    pages.publish("waiting", document, report(document), options.record)
+    pages.publish("waiting", document, [SECTION], options.record)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.paths import RESULTS, ROOT, SCRATCH, Section
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
+
+FAILED = "Checks that failed (their workloads were not timed):"
 
 
 def parser(description: str, seconds: float | None = None) -> argparse.ArgumentParser:
@@ -94,22 +96,22 @@ def folder_of(record: bool) -> Path:
 def publish(
     name: str,
     document: dict[str, Any],
-    text: str,
+    sections: Iterable[Section],
     record: bool,
-    page: Path = PERFORMANCE_TABLES,
     wrong: Sequence[str] = (),
+    draw: Callable[[dict[str, Any], Path], list[Path]] = lambda document, folder: [],
 ) -> None:
-    """Writes the raw rows and the text of a run, prints the text, and says where both are.
+    """Writes the raw rows, the texts and the plots of a run, prints the texts, and says where.
 
     A run with wrong results is not recorded.
 
     Args:
-        name: The name of the files, and of the section of `page`.
-        document: The content of the JSON file.
-        text: The tables, in Markdown.
-        record: Whether the text replaces the section of `page`; otherwise it is written to a file.
-        page: The document that contains the section.
+        name: The name of the JSON file.
+        document: Its content.
+        sections: The texts. If the run is recorded, each replaces its section of a page.
+        record: Whether the run is recorded.
         wrong: The workloads that were not timed because a check failed.
+        draw: Draws the plots in a folder, and returns their files.
 
     Raises:
         SystemExit: Results were wrong; the message lists them.
@@ -120,15 +122,14 @@ def publish(
     folder = folder_of(record)
     raw = folder / f"{name}.json"
     raw.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    print(text)
-    announce(raw, write_text(folder, name, text, record, page))
+    written = [raw]
+    for section in sections:
+        text = section.report(document)
+        print(text, end="\n\n")
+        written.append(write_text(folder, section.name, text, record, section.page))
+    announce(*written, *draw(document, folder))
     if wrong:
-        raise SystemExit(failures(wrong))
-
-
-def failures(wrong: Iterable[str]) -> str:
-    """Returns a line for each check that failed."""
-    return "\n".join(("Checks that failed (their workloads were not timed):", *wrong))
+        raise SystemExit("\n".join((FAILED, *wrong)))
 
 
 def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:
@@ -136,7 +137,7 @@ def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> 
     if record:
         write_section(page, name, text)
         return page
-    path = folder / f"{name.replace(' ', '_')}.md"
+    path = folder / f"{name}.md"
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
@@ -144,7 +145,7 @@ def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> 
 def announce(*paths: Path) -> None:
     """Prints which files a run has written."""
     shown = (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths)
-    print(f"\nWritten: {', '.join(map(str, shown))}")
+    print(f"Written: {', '.join(map(str, shown))}")
 
 
 def write_section(page: Path, name: str, text: str) -> None:

@@ -1,6 +1,8 @@
 """Paths of the results, the documents and the repository itself, defined only here."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -15,3 +17,12 @@ PERFORMANCE_TABLES = DOCS / "performance_tables.md"
 REAL_MODELS = DOCS / "real_models.md"
 CAPABILITIES = DOCS / "capabilities.md"
 GPU_REPORT = DOCS / "gpu_report.md"
+
+
+class Section(NamedTuple):
+    """A generated text between two markers on a page."""
+
+    page: Path
+    name: str
+    report: Callable[[dict[str, Any]], str]
+    """Returns the text, from the results of a run."""

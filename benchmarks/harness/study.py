@@ -5,6 +5,7 @@ checks their results, races them round by round, and publishes a row for each ca
 """
 
 import argparse
+import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from benchmarks.harness import pages
 from benchmarks.harness.columns import Row, Rows, label
 from benchmarks.harness.grid import FORWARD, MODES, Workload
-from benchmarks.harness.paths import PERFORMANCE_TABLES
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.harness.spread import paired_speed_up, speed_up_interval
 from namernn_fast import ops
 from namernn_fast.bench.machine import cpu_name
@@ -103,7 +104,7 @@ class Study:
     by: Sequence[str] = ("mode",)
     """Fields; there is a table for each combination of their values."""
     ours: str = ""
-    """The call that the others are compared with."""
+    """The call that the others are compared with; default: the fused layer."""
     also: Callable[[Any, Calls], Row] = lambda case, calls: {}
     """Returns further fields of a row. Raises `BudgetError` if a result is wrong."""
     facts: Callable[[], Document] = dict
@@ -118,6 +119,10 @@ class Study:
     pause: float = 0.0
     """Seconds before each round; see `race`."""
     page: Path = PERFORMANCE_TABLES
+    more: Sequence[Section] = ()
+    """Further texts about the results."""
+    draw: Callable[[Document, Path], list[Path]] = lambda document, folder: []
+    """Draws the plots of the results in a folder, and returns their files."""
 
     def measure(self, case: Any, budget: TimeBudget) -> Row:
         """Returns what a row contains, besides the fields of the case."""
@@ -125,7 +130,8 @@ class Study:
         wrong = {name: str(call) for name, call in checked.items() if isinstance(call, BudgetError)}
         calls = {name: call for name, call in checked.items() if name not in wrong}
         also = self.also(case, calls) | ({"wrong": wrong} if wrong else {})
-        return statistics_of(race(calls, budget, self.pause), self.ours) | also
+        ours = self.ours or case.layers.fused
+        return statistics_of(race(calls, budget, self.pause), ours) | also
 
     def chosen(self, options: argparse.Namespace) -> list[Any]:
         """Returns the cases of a run: with `--quick`, the smallest of each kind."""
@@ -156,8 +162,6 @@ class Study:
 
     def report(self, document: Document) -> str:
         """Returns the caption and the tables of a run."""
-        if not document["rows"]:
-            return "No case was timed."
         parts = [f"{machine(document)}; {self.caption(document)}"]
         groups: dict[tuple[Any, ...], Rows] = {}
         for row in document["rows"]:
@@ -172,14 +176,24 @@ class Study:
         """Runs the program; `options` are those of the command line unless given."""
         options = options or pages.parse(pages.parser(self.description, self.seconds))
         wrong: list[str] = []
+        # The garbage collector stays on, as in a user's program, but must not traverse all of torch
+        # during a timed round.
+        gc.collect()
+        gc.freeze()
         rows = self.run(options, wrong)
+        gc.unfreeze()
         document: Document = {"cpu": cpu_name(), "torch": torch.__version__, **self.facts()}
         document["threads"] = [*dict.fromkeys(row["threads"] for row in rows)]
         counts = [len(times) for row in rows for times in row["seconds"].values()]
         document["rounds"] = [min(counts, default=0), max(counts, default=0)]
         document["rows"] = rows
-        text = self.report(document)
-        pages.publish(self.name, document, text, options.record, self.page, wrong)
+        sections = self.sections if rows else ()
+        pages.publish(self.name, document, sections, options.record, wrong, self.draw)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The texts about the results."""
+        return Section(self.page, self.name, self.report), *self.more
 
 
 def machine(document: Document) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness import pages
 from benchmarks.harness.machine import momentary_rate
+from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.names import data, gate, memory
 from benchmarks.names.classifier_report import report
 from benchmarks.names.data import Corpus
@@ -217,6 +218,9 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
     return document
 
 
+SECTION = Section(PERFORMANCE_TABLES, "classifier", report)
+
+
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=2.0))
     effort = TRIAL if options.quick else RECORDED if options.record else USUAL
@@ -226,7 +230,7 @@ def main() -> None:
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
     wrong: list[str] = []
     document = {"machine": machine, **run(options, effort, wrong)}
-    pages.publish("classifier", document, report(document), options.record, wrong=wrong)
+    pages.publish("classifier", document, [SECTION], options.record, wrong)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import pages
-from benchmarks.harness.paths import DOCS, ROOT
+from benchmarks.harness.paths import DOCS, ROOT, Section
 from benchmarks.names import study_report as page
 from benchmarks.names.data import names
 from benchmarks.names.well_known import WELL_KNOWN
@@ -50,7 +50,7 @@ from namernn_fast.names.prediction import logits
 from namernn_fast.names.significance import LabelledPredictions, corrected_t_test, paired_bootstrap
 
 SPLITS = 5
-PAGE = DOCS / "names.md"
+SECTION = Section(DOCS / "names.md", "names", page.report)
 CARD = pretrained_checkpoint().with_name("MODEL_CARD.md")
 SHIPPED = ROOT / "build" / "names.safetensors"
 """The distilled network of the first split, before it is recorded."""
@@ -228,7 +228,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         runs = [*pool.map(run_split, range(SPLITS))]
     found = {**summary(runs), "well_known": well_known_names(load(SHIPPED))}
-    pages.publish("names", json.loads(json.dumps(found)), page.report(found), options.record, PAGE)
+    pages.publish("names", json.loads(json.dumps(found)), [SECTION], options.record)
     if options.record:
         record(found)
 

@@ -4,9 +4,7 @@ Run `python -m benchmarks.report.sections` after a change in the layout of a tab
 """
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.cases import __main__ as cases
 from benchmarks.cpu import (
@@ -14,6 +12,7 @@ from benchmarks.cpu import (
     eight_bits,
     fading,
     first_call,
+    grid,
     layers,
     leaky,
     peers,
@@ -30,23 +29,8 @@ from benchmarks.cpu import (
     wide,
 )
 from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, REAL_MODELS, RESULTS
-from benchmarks.names import classifier_report, study, study_report
-from benchmarks.report import speed
-
-
-class Section(NamedTuple):
-    """The text between two markers on a page."""
-
-    page: Path
-    name: str
-    results: str
-    """The name of the recorded file, without its extension."""
-    report: Callable[[dict[str, Any]], str]
-
-    def text(self) -> str:
-        """Returns the section, generated from the recorded results."""
-        return self.report(recorded(self.results))
+from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, Section
+from benchmarks.names import classifier, study
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -55,7 +39,9 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 STUDIES = (
+    grid,
     applications,
+    cases,
     wide,
     layers,
     prepared,
@@ -69,38 +55,26 @@ STUDIES = (
     fading,
     torch_operators,
 )
+OTHERS = first_call, waiting, roofline, threads, classifier, study
 SECTIONS = (
-    Section(README, "speed", "latest", speed.summary_and_plot),
-    Section(PERFORMANCE, "classes", "latest", speed.classes),
-    Section(PERFORMANCE_TABLES, "benchmark table", "latest", speed.table_and_plots),
     *(
-        Section(PERFORMANCE_TABLES, name, name, peers.STUDY.report)
+        (each.name, section)
+        for each in (module.STUDY for module in STUDIES)
+        for section in each.sections
+    ),
+    *(
+        (name, Section(PERFORMANCE_TABLES, name, peers.STUDY.report))
         for name in ("peers_2", "peers_1", "odd_2", "odd_1")
     ),
-    *(
-        Section(each.page, each.name, each.name, each.report)
-        for each in (module.STUDY for module in STUDIES)
-    ),
-    *(
-        Section(PERFORMANCE_TABLES, name, name, report)
-        for name, report in (
-            ("avx2", speed.section),
-            ("first_call", first_call.report),
-            ("waiting", waiting.report),
-            ("roofline", roofline.report),
-            ("threads", threads.report),
-            ("classifier", classifier_report.report),
-        )
-    ),
-    Section(REAL_MODELS, "cases", "cases", cases.STUDY.report),
-    Section(PERFORMANCE, "models", "cases", cases.summary),
-    Section(study.PAGE, "names", "names", study_report.report),
+    ("avx2", Section(PERFORMANCE_TABLES, "avx2", grid.STUDY.report)),
+    *((module.SECTION.name, module.SECTION) for module in OTHERS),
 )
+"""The name of the recorded file, without its extension, and each section that shows it."""
 
 
 def main() -> None:
-    for section in SECTIONS:
-        write_section(section.page, section.name, section.text())
+    for results, section in SECTIONS:
+        write_section(section.page, section.name, section.report(recorded(results)))
     study.write_card(recorded("names"))
 
 

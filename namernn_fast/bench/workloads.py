@@ -52,12 +52,8 @@ class Workload:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Workload":
-        """Returns the workload of a row of raw results, which contains the workload's fields.
-
-        Rows that an earlier version wrote lack `cell`; their layer is `nn.RNN`.
-        """
-        named = {field.name: row[field.name] for field in fields(cls) if field.name != "cell"}
-        return cls(**named, cell=row.get("cell", VANILLA.name))
+        """Returns the workload of a row of raw results, which has a field for each of its own."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
         sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}

@@ -5,12 +5,11 @@ import dataclasses
 import functools
 import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import sys
-import textwrap
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -35,22 +34,18 @@ from benchmarks.cpu import (
     waiting,
     wide,
 )
+from benchmarks.cpu import grid as cpu_grid
 from benchmarks.cpu import run as cpu_run
 from benchmarks.harness import pages, processes
 from benchmarks.harness.grid import (
     BASELINE,
     DENSE,
-    DENSE_WORKLOADS,
-    EPOCH_WORKLOADS,
     FORWARD,
     FUSED,
     GATED_CELLS,
-    GATED_WORKLOADS,
     LAYERS,
     MODES,
     PACKED,
-    PACKED_WORKLOADS,
-    ROLES,
     TRAINING,
     WORKLOADS_OF_EVERY_RUN,
     Workload,
@@ -59,7 +54,7 @@ from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.harness.study import grid
-from benchmarks.report import classes, speed
+from benchmarks.report import speed
 from namernn_fast import FusedLeakyRNN, FusedLSTM, Stream, explain
 from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
@@ -429,160 +424,140 @@ def test_writing_a_section_keeps_the_rest_of_the_page(tmp_path):
     assert "new" in page.read_text(encoding="utf-8")
 
 
-def raw_run(workloads):
-    """Imitates the used parts of a file from pytest-benchmark; every speed-up is 2."""
-    machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
-    machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
-    benchmarks = [
-        {
-            "extra_info": dataclasses.asdict(workload) | {"layer": layer},
-            "stats": {"median": median, "rounds": 7, "data": [median * (1 + i) for i in range(7)]},
-        }
-        for workload in workloads
-        for layer, median in zip(workload.layers, (2e-3, 1e-3), strict=True)
-    ]
-    return {"machine_info": machine, "names": "names", "benchmarks": benchmarks}
-
-
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """Redirects the folders and pages that a run writes to `tmp_path`, and returns that path."""
-    for module, name in ((pages, "RESULTS"), (pages, "SCRATCH"), (speed, "RESULTS")):
-        monkeypatch.setattr(module, name, tmp_path / name.lower())
-    names = {"README": "speed", "PERFORMANCE": "classes", "PERFORMANCE_TABLES": "benchmark table"}
-    for name, section in names.items():
-        page = tmp_path / f"{name}.md"
-        page.write_text(f"<!-- {section}: begin -->\n<!-- {section}: end -->\n")
-        monkeypatch.setattr(speed, name, page)
-    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    """Redirects the folders that a run writes to `tmp_path`, and returns that path."""
+    for name in ("RESULTS", "SCRATCH"):
+        monkeypatch.setattr(pages, name, tmp_path / name.lower())
     return tmp_path
 
 
-VANILLA_WORKLOADS = [*DENSE_WORKLOADS, *PACKED_WORKLOADS, *EPOCH_WORKLOADS]
+def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
+    """A run writes each of its texts and plots to a folder or, if it is recorded, to a page."""
+    workloads = [
+        Workload(*sizes) for sizes in ((DENSE, FORWARD, 1, 4, 3, 2), (DENSE, FORWARD, 2, 4, 3, 2))
+    ]
+    study = small_grid(repository, workloads)
+    monkeypatch.setattr(pages, "time_budget", lambda *_: QUICK)
+    before = [section.page.read_text() for section in study.sections]
+    plots = {"speedup_overview.png", "speedup_dense.png"}
 
-
-def test_a_run_is_recorded_only_on_request(repository):
-    workloads = [*VANILLA_WORKLOADS, *GATED_WORKLOADS]
-    documents = (speed.README, speed.PERFORMANCE, speed.PERFORMANCE_TABLES)
-    before = [page.read_text(encoding="utf-8") for page in documents]
-    speed.publish(raw_run(workloads), record=False)
-    names = {"latest.json", "speed.md", "classes.md", "benchmark_table.md"}
-    names |= {"speedup_overview.png", "speedup_dense.png", "speedup_packed.png"}
-    assert {path.name for path in (repository / "scratch").iterdir()} == names
+    study.main(options(quick=False))
+    written = {path.name for path in (repository / "scratch").iterdir()}
+    assert written == {"grid.json", "grid.md", "classes.md", "speed.md", *plots}
     assert not (repository / "results").exists()
-    assert before == [page.read_text(encoding="utf-8") for page in documents]
+    assert before == [section.page.read_text() for section in study.sections]
 
-    speed.publish(raw_run(workloads), record=True)
-    assert (repository / "results" / "latest.json").exists()
-    text = speed.README.read_text(encoding="utf-8")
-    assert f", over the {len(workloads)} workloads" in text
-    assert "(results/speedup_overview.png)" in text
-    assert "a CPU" in text
-    assert "| all of these sizes" in speed.PERFORMANCE.read_text(encoding="utf-8")
-    assert "| (64, 64, 8)" in speed.PERFORMANCE_TABLES.read_text(encoding="utf-8")
+    study.main(options(record=True, quick=False))
+    assert {path.name for path in (repository / "results").iterdir()} == {"grid.json", *plots}
+    table, by_class, summary = (section.page.read_text() for section in study.sections)
+    assert "| (4, 3, 2)" in table
+    assert "| all of these sizes" in by_class
+    assert ", over the 2 workloads" in summary
+    assert "(benchmarks/results/speedup_overview.png)" in summary
 
 
-def test_a_wrong_workload_does_not_stop_the_others(repository, monkeypatch, capfd):
-    """`make bench` reports a wrong workload and a wrong program, and times everything else."""
-    plugin = """
-        import dataclasses
-        from benchmarks.harness import grid
-        from namernn_fast.bench import timed_calls
+def small_grid(folder, workloads):
+    """Returns the study of the grid with other workloads, and with pages in a folder."""
+    study = dataclasses.replace(cpu_grid.STUDY, cases=workloads, few=lambda case: True)
+    moved = [section._replace(page=folder / section.page.name) for section in study.sections]
+    for page, name, _ in moved:
+        page.write_text(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n")
+    return dataclasses.replace(study, page=moved[0].page, more=moved[1:])
 
-        gate = timed_calls.assert_within_budget
-        for name in ("DENSE_WORKLOADS", "GATED_WORKLOADS"):
-            workloads = [c for c in getattr(grid, name) if c.hidden_size == 64 or c.batch == 16]
-            setattr(grid, name, [c for c in workloads if c.seq_len == 8 and c.batch < 64])
 
-        def planted(ours, theirs, oracle):
-            if ours["h_n"].shape[1] == 16 and "grad weight_ih_l0" not in ours:
-                ours = ours | {"h_n": ours["h_n"] + 1e-3}
-            gate(ours, theirs, oracle)
+def test_a_wrong_workload_of_the_grid_does_not_stop_the_others(repository, monkeypatch, capsys):
+    gate = timed_calls.assert_within_budget
+    by_batch = [
+        Workload(DENSE, mode, batch, 3, 4, 5, cell)
+        for cell in LAYERS_OF
+        for mode in MODES
+        for batch in (1, 16)
+    ]
+    monkeypatch.setattr(memory, "process_of", lambda layer: ThreadPoolExecutor(1))
 
-        timed_calls.assert_within_budget = planted
-    """
-    (repository / "planted.py").write_text(textwrap.dedent(plugin))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
-    for variable in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
-        monkeypatch.delenv(variable)  # pytest-benchmark writes nothing in an xdist worker
-    scratch, python = repository / "scratch", cpu_run.python
-    monkeypatch.setattr(cpu_run, "SCRATCH", scratch)
-    monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))
-    monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1"])
+    def planted(ours, theirs, oracle):
+        if ours["h_n"].shape[1] == 16 and "grad weight_ih_l0" not in ours:
+            ours = ours | {"h_n": ours["h_n"] + 1e-3}
+        gate(ours, theirs, oracle)
 
-    def run(module, *arguments):
-        if module == "benchmarks.a.b":
-            (scratch / "b.json").write_text('{"wrong": ["one", "two"]}')
-            return 1
-        if module == "benchmarks.report.speed":
-            raw = json.loads((scratch / "latest.json").read_text(encoding="utf-8"))
-            speed.publish(raw, record=False)
-            return 0
-        return python(module, *arguments)
-
-    monkeypatch.setattr(cpu_run, "python", run)
-    assert cpu_run.main() == 1
-    text = (scratch / "benchmark_table.md").read_text(encoding="utf-8")
-    summary = capfd.readouterr().err.partition("Checks that failed")[2]
-    for cell, (baseline, fused) in LAYERS_OF.items():
-        part = text.partition(f"**{fused} over {baseline}**")[2].partition("\n**")[0]
-        failed = f"{Workload(DENSE, FORWARD, 16, 64, 256, 8, cell)}: h_n: error"
+    monkeypatch.setattr(timed_calls, "assert_within_budget", planted)
+    with pytest.raises(SystemExit) as left:
+        small_grid(repository, by_batch).main(options())
+    text = (repository / "scratch" / "grid.md").read_text(encoding="utf-8")
+    for cell, (_, fused) in LAYERS_OF.items():
+        part = text.partition(f"**{fused}**")[2].partition("\n**")[0]
         rows = [[entry.strip() for entry in line.split("|")[1:-1]] for line in part.splitlines()]
-        by_batch = {(row[0], row[1]): row[2:] for row in rows if len(row) > 5}
-        assert by_batch["(64, 256, 8)", "16"][:4] == [""] * 4
-        assert all(by_batch["(64, 256, 8)", "16"][4:])  # the other mode, and memory
-        assert all(by_batch["(64, 64, 8)", "1"])
-        assert failed in text
-        assert f"benchmarks.cpu: {failed}" in summary
-    assert "benchmarks.a.b: one\nbenchmarks.a.b: two" in summary
+        entries = {row[1]: row[2:] for row in rows if len(row) > 5}
+        assert entries["16"][:4] == [""] * 4
+        assert all(entries["16"][4:])  # the other mode, and memory
+        assert all(entries["1"])
+        assert f"{Workload(DENSE, FORWARD, 16, 3, 4, 5, cell)}, 2 thread(s): h_n: error" in str(
+            left.value
+        )
 
 
-@pytest.mark.parametrize(
-    "workloads",
-    [DENSE_WORKLOADS, VANILLA_WORKLOADS, WORKLOADS_OF_EVERY_RUN],
-    ids=["dense", "vanilla", "every run"],
-)
-def test_a_run_that_lacks_workloads_is_not_recorded(workloads, repository):
-    forward = [workload for workload in workloads if workload.mode == FORWARD]
-    speed.publish(raw_run(forward), record=False)
-    with pytest.raises(SystemExit, match="lacks workloads of the grid"):
-        speed.publish(raw_run(workloads), record=True)
-    assert not (repository / "results").exists()
+def test_the_programs_of_a_run_go_on_after_a_failure(tmp_path, monkeypatch):
+    """The run ends with an error that names the failed checks of each program."""
+    monkeypatch.setattr(cpu_run, "SCRATCH", tmp_path)
+    monkeypatch.setattr(cpu_run, "PROGRAMS", ("a.wrong", "a.broken", "a.right"))
+    monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1", "--seconds", "2"])
+    commands = []
+
+    def run(command, cwd):
+        commands.append(command[2:])
+        if command[2] == "benchmarks.a.wrong":
+            (tmp_path / "wrong.json").write_text('{"wrong": ["one", "two"]}')
+        return Mock(returncode=int(command[2] != "benchmarks.a.right"))
+
+    monkeypatch.setattr(cpu_run.subprocess, "run", run)
+    with pytest.raises(SystemExit) as left:
+        cpu_run.main()
+    failed = ["wrong: one", "wrong: two", "broken: exited with status 1"]
+    assert str(left.value).splitlines()[1:] == [f"benchmarks.a.{failure}" for failure in failed]
+    also = ["--threads=1", "--quick"]
+    assert commands == [
+        ["benchmarks.a.wrong", "--seconds=2.0", *also],
+        ["benchmarks.a.broken", *also],
+        ["benchmarks.a.right", *also],
+    ]
+
+
+def test_pytest_benchmark_times_layers(run_program, tmp_path):
+    program = ("-m", "pytest", "benchmarks", "-k", "gru and forward- and H64 and B1 and D64")
+    limits = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1")
+    run_program(*program, *limits, f"--benchmark-json={tmp_path / 'times.json'}", cwd=ROOT)
+    timed = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
+    assert {row["group"] for row in timed} == {"gru-dense-forward-D64-H64-T8-B1"}
+    assert {row["params"]["role"] for row in timed} == {"baseline", "fused"}
 
 
 def test_every_run_times_a_third_of_the_workloads():
-    assert len(WORKLOADS_OF_EVERY_RUN) == pytest.approx(len(speed.WHOLE_GRID) / 3, abs=1)
+    assert len(WORKLOADS_OF_EVERY_RUN) == pytest.approx(len(cpu_grid.STUDY.cases) / 3, abs=1)
 
 
 @EVERY_CELL
 def test_every_run_times_every_class_in_both_modes(cell):
     workloads = [workload for workload in WORKLOADS_OF_EVERY_RUN if workload.cell == cell]
     assert {workload.family for workload in workloads} == {DENSE, PACKED}
-    for name, belongs in classes.CLASSES.items():
+    for name, belongs in speed.CLASSES.items():
         assert {workload.mode for workload in workloads if belongs(workload)} == {*MODES}, name
-
-
-@pytest.fixture(scope="module")
-def new_process():
-    """Provides a separate process, where steps cannot reuse memory that other code has freed."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        yield executor
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("lengths", [(), (200,) * 10 + (40,) * 20], ids=["dense", "packed"])
 @pytest.mark.parametrize("cell", GATED_CELLS)
-def test_the_memory_of_a_training_step_includes_what_it_saves(new_process, cell, lengths):
+def test_the_memory_of_a_training_step_includes_what_it_saves(cell, lengths):
     """A fused step stores at least its output; torch's layer stores several times as much."""
     rows = sum(lengths) if lengths else 30 * 200
     workload = Workload(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, cell)
-    peaks = memory.peaks_of_training(workload, 1, lengths, dict.fromkeys(ROLES, new_process))
-    assert [*peaks] == [*ROLES]
+    peaks = memory.peaks_of_training(workload, 1, lengths)
+    assert [*peaks] == [*workload.layers]
+    baseline, fused = peaks.values()
     output = 4 * 128 * rows
-    assert peaks["baseline"] > 4 * output
-    assert output < peaks["fused"] < peaks["baseline"]
+    assert baseline > 4 * output
+    assert output < fused < baseline
 
 
 def test_a_run_that_is_not_a_measurement_is_not_recorded(monkeypatch, capsys):

@@ -9,11 +9,13 @@ from namernn_fast.names import load
 from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
-def test_a_section_matches_the_recorded_results(section):
+@pytest.mark.parametrize(
+    ("results", "section"), [pytest.param(*found, id=found[1].name) for found in SECTIONS]
+)
+def test_a_section_matches_the_recorded_results(results, section):
     begin, end = f"<!-- {section.name}: begin -->\n", f"\n<!-- {section.name}: end -->"
     page = section.page.read_text(encoding="utf-8")
-    assert page.partition(begin)[2].partition(end)[0] == section.text()
+    assert page.partition(begin)[2].partition(end)[0] == section.report(recorded(results))
 
 
 def test_the_model_card_matches_the_recorded_results():

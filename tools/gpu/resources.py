@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.harness import pages
-from benchmarks.harness.paths import GPU_REPORT, RESULTS
+from benchmarks.harness.paths import GPU_REPORT, RESULTS, Section
 from namernn_fast.bench.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
@@ -298,7 +298,7 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         rows = list(pool.map(measure, list(builds())[:: 40 if options.quick else 1]))
     document = {"triton": triton.__version__, "rows": rows}
-    pages.publish("resources", document, text(document), options.record, GPU_REPORT)
+    pages.publish("resources", document, [Section(GPU_REPORT, "resources", text)], options.record)
 
 
 if __name__ == "__main__":

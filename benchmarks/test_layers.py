@@ -1,0 +1,39 @@
+"""Times the layers of the grid with pytest-benchmark: `pytest benchmarks`.
+
+For whoever changes a kernel: `-k "gru and B16"` selects workloads, `-m ""` adds two thirds of them,
+`--benchmark-autosave` keeps the times, and `--benchmark-compare` shows them beside those of an
+earlier run. Layers are timed one after the other, so compare a layer with its own history;
+`make bench` races one layer against the other. The threads are torch's: `OMP_NUM_THREADS` sets
+their number.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.cpu import grid
+from benchmarks.harness.grid import FORWARD, LAYER_WORKLOADS, WORKLOADS_OF_EVERY_RUN, Workload
+from namernn_fast.bench.race import TimedCall, keep_freed_memory
+
+CASES = [
+    pytest.param(
+        case, id=str(case), marks=() if case in WORKLOADS_OF_EVERY_RUN else pytest.mark.slow
+    )
+    for case in LAYER_WORKLOADS
+]
+
+
+@pytest.fixture(scope="module")
+def calls(workload: Workload) -> dict[str, TimedCall]:
+    """The calls of both layers, once their results have passed the gate."""
+    keep_freed_memory()
+    return grid.calls(workload)
+
+
+@pytest.mark.parametrize("workload", CASES, scope="module")
+@pytest.mark.parametrize("role", ["baseline", "fused"])
+def test_layer(benchmark: Any, workload: Workload, role: str, calls: dict[str, TimedCall]) -> None:
+    benchmark.group = str(workload)
+    with torch.inference_mode(workload.mode == FORWARD):
+        benchmark(calls[getattr(workload.layers, role)])
