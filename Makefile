@@ -132,9 +132,7 @@ bench/grid: $(VENV)/installed
 # Races other implementations that pip can install.
 bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --threads 1
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd
-	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd --threads 1
 	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.eight_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.projections $(RECORDING)

@@ -168,30 +168,23 @@ def error(name: str, head: str) -> columns.Column:
 
 
 def kibibytes(name: str) -> columns.Column:
-    return columns.text(
+    return columns.key(
         f"{name}, KiB",
         lambda row: f"{row[f'{name} bytes'] / 2**10:,.0f}" if f"{name} bytes" in row else "",
     )
-
-
-def share_of_bytes(row: Row) -> str:
-    """Returns the size of 8-bit weights as a share of float32 weights, if they were measured."""
-    return f"{row['int8 bytes'] / row['float32 bytes']:.0%}" if "int8 bytes" in row else ""
 
 
 COLUMNS = (
     LAYER,
     SHAPE,
     BATCH,
+    columns.key("MB read", lambda row: f"{bytes_read(Workload.of(row)) / 1e6:.3g}"),
+    *map(kibibytes, DTYPES),
     *map(columns.time, DTYPES),
     *(columns.paired(name, f"over {name}") for name in ("float32", *RIVALS)),
-    columns.text("MB read", lambda row: f"{bytes_read(Workload.of(row)) / 1e6:.3g}"),
-    columns.text("GB/s", lambda row: f"{rate(row) / 1e9:.1f}"),
     columns.text("of the read rate", lambda row: f"{rate(row) / row['read_rate']:.0%}"),
     error("int8", "error"),
     *(error(name, f"error of {name}") for name in RIVALS),
-    *map(kibibytes, DTYPES),
-    columns.text("int8 of float32", share_of_bytes),
 )
 STUDY = Study(
     name="eight_bits",
@@ -202,7 +195,7 @@ STUDY = Study(
     ],
     calls=calls,
     also=also,
-    table=lambda rows: columns.table(rows, COLUMNS),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["threads"]),
     caption=lambda document: (
         f"8-bit products on `{document['int8']}`, float32 on `{document['float32']}`. `float32` "
         "and `int8` are prepared layers with these weights. The speed-ups of int8 over float32, "
@@ -212,11 +205,12 @@ STUDY = Study(
         "each step. The read rate is that of threads that reread a block as large as the weights; "
         "a layer can exceed it, because every other step reads weight_hh backwards, beginning with "
         "what is still in the cache. An error is the largest difference of the output from "
-        "float32. Every call of a layer gets initial states. The last columns are the memory of "
-        f"the packed weights. {SIZES}"
+        "float32. Every call of a layer gets initial states. `KiB` is the memory of packed "
+        f"weights. {SIZES}"
     ),
     facts=kernels,
-    by=("calls", "threads"),
+    by=("calls",),
+    is_folded=True,
     ours="int8",
     one_thread_too=True,
     seconds=1.5,

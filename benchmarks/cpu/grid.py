@@ -94,7 +94,7 @@ def table(rows: Rows) -> str:
     text = f"{fused} is faster in all {len(rows)} workloads."
     if losses:
         text = f"{fused} is slower in {len(losses)} of {len(rows)} workloads: {'; '.join(losses)}."
-    return f"{columns.table(rows, shown, beside='mode')}\n\n{text}"
+    return f"{columns.table(rows, shown, beside=['mode'])}\n\n{text}"
 
 
 def caption(document: Document) -> str:

@@ -83,7 +83,7 @@ COLUMNS = (
     columns.key("layers", "num_layers"),
     SHAPE,
     BATCH,
-    columns.text("at once", "at_once"),
+    columns.key("at once", "at_once"),
     *map(columns.time, (BASELINE, ONE_BY_ONE, FUSED)),
     *(columns.over(name, FUSED, f"over {name}") for name in (BASELINE, ONE_BY_ONE)),
 )
@@ -95,11 +95,12 @@ STUDY = Study(
     ],
     calls=calls,
     also=at_once,
-    table=lambda rows: columns.table(rows, COLUMNS),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["mode"]),
     caption=lambda _: (
         "float32. `at once` is the number of layers that the plan runs at the same time; "
         f"`one by one` calls a layer at a time. {SIZES}"
     ),
+    by=(),
     seconds=0.4,
 )
 

@@ -145,12 +145,12 @@ STUDY = AtBest(
         for case in grid(SHAPES, ["leaky"], [TRAINING], Leaky, nonlinearity=nonlinearity)
     ],
     calls=calls,
-    table=lambda rows: columns.table(rows, COLUMNS),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["threads"]),
     caption=lambda _: (
         f"float32, forward and backward, D = {INPUT_SIZE}, H = {HIDDEN_SIZE}. Speed-ups are over "
         "nn4n on the number of threads that is faster for it, except in the last column."
     ),
-    by=("threads",),
+    by=(),
     ours=FUSED,
     one_thread_too=True,
     max_rounds=30,

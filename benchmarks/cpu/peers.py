@@ -5,13 +5,14 @@ oracle, and then takes turns with the others, round by round, in one process.
 `benchmarks/cpu/streams.py` times single steps, and `benchmarks/cpu/eight_bits.py` 8-bit weights.
 """
 
+import argparse
 import copy
 import importlib.util
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from benchmarks.harness.columns import BATCH, Row, Rows
 from benchmarks.harness.gate import rival_error
 from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, SIZES, TRAINING, Workload, shape
 from benchmarks.harness.machine import hop
+from benchmarks.harness.processes import in_new_process
 from benchmarks.harness.study import CheckedCalls, Document, Study, grid
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.tables import SLOWER, duration
@@ -49,6 +51,7 @@ ODD_SHAPES = (
     (57, 100, 3, 7),
     (1, 300, 1000, 3),
 )
+BESIDE = ("threads", "mode")
 PACKED_BATCHES = (16, 64, 256, 1024)
 LENGTHS = (2, 12)
 WORKLOADS = [
@@ -117,26 +120,10 @@ def calls(workload: Workload, rivals: Sequence[str] = ()) -> CheckedCalls:
     return found
 
 
-def confine(threads: int) -> None:
-    """Restarts this program with as many CPUs as threads, if it may use more.
-
-    Rivals choose their number of threads from the CPUs that the process may use, some of them at
-    import; without this, JAX and NumPy would use all CPUs in a benchmark of one thread.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) > threads:
-        os.sched_setaffinity(0, cpus[:threads])
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
+@cache
 def installed() -> list[str]:
-    """Returns the installed rivals, and prints the missing ones."""
-    found = [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
-    if missing := [name for name in RIVALS if name not in found]:
-        print(f"Not raced because not installed: {', '.join(missing)}.")
-    return found
+    """Returns the installed rivals."""
+    return [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
 
 
 def others(row: Row) -> dict[str, float]:
@@ -156,11 +143,12 @@ def is_faster(row: Row) -> bool:
     return row["medians"][Workload.of(row).layers.fused] < others(row)[best(row)]
 
 
-def time_of_best(row: Row) -> str:
-    """Returns the time of the fastest other implementation, marked if it is not slower."""
+def best_and_time(row: Row) -> str:
+    """Returns the fastest other implementation and its time, marked if it is not slower."""
     if not best(row):
         return ""
-    return duration(others(row)[best(row)]) + ("" if is_faster(row) else f" {SLOWER}")
+    mark = "" if is_faster(row) else f" {SLOWER}"
+    return f"{best(row)} {duration(others(row)[best(row)])}{mark}"
 
 
 def label(row: Row) -> str:
@@ -177,54 +165,97 @@ def table(rows: Rows) -> str:
         BATCH,
         *map(columns.time, (baseline, fused)),
         columns.over(baseline, fused),
-        columns.text("best other", best),
-        columns.text("its time", time_of_best),
+        columns.text("best other", best_and_time),
     )
-    text = columns.table(rows, shown)
-    if beaten := [is_faster(row) for row in rows if best(row)]:
-        text += f"\n\nFaster than the best other at {sum(beaten)} of {len(beaten)} sizes."
+    text = columns.table(rows, shown, BESIDE)
+    beaten: dict[str, list[bool]] = {}
+    for row in rows:
+        if best(row):
+            kind = columns.labels(BESIDE, [row[field] for field in BESIDE])
+            beaten.setdefault(kind, []).append(is_faster(row))
+    if beaten:
+        counts = (f"{sum(found)} of {len(found)} sizes ({kind})" for kind, found in beaten.items())
+        text += f"\n\nFaster than the best other at {', '.join(counts)}."
     return text
 
 
+def hops() -> Document:
+    """Returns how long a word takes from core to core, which explains times on several threads."""
+    return dict(zip(("hop", "hop_median"), hop(), strict=True))
+
+
 def caption(document: Document) -> str:
-    text = "confined to as many CPUs as threads; float32. "
-    text += f"Others: {', '.join(document['others']) or 'none'}."
-    if "hop" in document:
-        text += (
-            f" A word went from core to core in {1e9 * document['hop']:.0f} ns at best, "
-            f"{1e9 * document['hop_median']:.0f} ns in the median."
-        )
-    return f"{text} {SIZES}"
+    return (
+        "confined to as many CPUs as threads; float32. Others: "
+        f"{', '.join(document['others']) or 'none'}. A word went from core to core in "
+        f"{1e9 * document['hop']:.0f} ns at best, {1e9 * document['hop_median']:.0f} ns in the "
+        f"median. {SIZES}"
+    )
 
 
-STUDY = Study(
+@contextmanager
+def confined(threads: int) -> Iterator[None]:
+    """Lets processes that start within a block use as many CPUs as threads.
+
+    Rivals choose their number of threads from the CPUs that the process may use, some of them at
+    import; without this, JAX and NumPy would use all CPUs in a benchmark of one thread.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cpus)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+class Confined(Study):
+    """A study that times each number of threads in a new process with as many CPUs."""
+
+    def run_on(self, threads: int, options: argparse.Namespace, wrong: list[str]) -> Rows:
+        with confined(threads):
+            rows, found = in_new_process(run_here, self.name, threads, options)
+        wrong += found
+        return rows
+
+
+def run_here(name: str, threads: int, options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    """Returns the rows of a study, and what is wrong, measured in this process."""
+    wrong: list[str] = []
+    return Study.run_on(STUDIES[name], threads, options, wrong), wrong
+
+
+STUDY = Confined(
     name="peers",
     description=__doc__,
     cases=WORKLOADS,
-    calls=calls,
+    calls=lambda workload: calls(workload, installed()),
     table=table,
     caption=caption,
-    by=("mode", "cell"),
+    facts=lambda: {"others": installed(), **hops()},
+    by=("cell",),
+    one_thread_too=True,
     seconds=1.0,
     max_rounds=30,
 )
+ODD = replace(
+    STUDY,
+    name="odd",
+    cases=grid(ODD_SHAPES, ["rnn"]),
+    calls=calls,
+    facts=lambda: {"others": [], **hops()},
+    is_folded=True,
+)
+STUDIES = {study.name: study for study in (STUDY, ODD)}
 
 
 def main() -> None:
     parser = pages.parser(__doc__, STUDY.seconds)
     parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
     options = pages.parse(parser)
-    confine(options.threads)
-    rivals = [] if options.odd else installed()
-    hops = dict(zip(("hop", "hop_median"), hop(), strict=True)) if options.threads > 1 else {}
-    name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
-    replace(
-        STUDY,
-        name=name,
-        cases=grid(ODD_SHAPES, ["rnn"]) if options.odd else WORKLOADS,
-        calls=partial(calls, rivals=rivals),
-        facts=lambda: {"others": rivals, **hops},
-    ).main(options)
+    (ODD if options.odd else STUDY).main(options)
 
 
 if __name__ == "__main__":

@@ -63,13 +63,14 @@ STUDY = Study(
     description=__doc__,
     cases=grid(SHAPES, [*LAYERS_OF]),
     calls=calls,
-    table=lambda rows: columns.table(rows, COLUMNS),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["mode"]),
     caption=lambda document: (
         f"bfloat16 products on `{document['bfloat16']}`. `baseline` is torch's layer, `fused` "
         "ours. torch's layers ignore `high` on a CPU, so `high` is compared with torch's layer at "
         f"`highest`. {SIZES}"
     ),
     facts=kernels,
+    by=(),
 )
 
 if __name__ == "__main__":

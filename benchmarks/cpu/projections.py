@@ -89,13 +89,12 @@ STUDY = Study(
         for batch in batches
     ],
     calls=calls,
-    table=lambda rows: columns.table(rows, COLUMNS, beside="threads"),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["threads", "mode"]),
     caption=lambda _: (
         "float32. P is proj_size; `nn.LSTM` runs ATen operators. The lengths of packed sequences "
         "are spread from 1 to T."
     ),
-    by=("family", "mode"),
-    ours=FUSED,
+    by=("family",),
     one_thread_too=True,
     max_rounds=30,
 )

@@ -190,7 +190,7 @@ def draw(document: Document, folder: Path) -> list[Path]:
 def report(document: dict[str, Any]) -> str:
     machine = Machine(**document["machine"])
     activations = activation_table(document["activations"], machine.threads)
-    times = columns.table(document["rows"], COLUMNS, beside="mode")
+    times = columns.table(document["rows"], COLUMNS, beside=["mode"])
     peaks = [row["peak"] / 1e9 for row in document["rows"]]
     return (
         f"{document['cpu']}, {machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s of "

@@ -43,11 +43,12 @@ STUDY = Study(
     description=__doc__,
     cases=grid(SHAPES, ["rnn"]),
     calls=calls,
-    table=lambda rows: columns.table(rows, COLUMNS),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["mode"]),
     caption=lambda document: (
         f"bfloat16 on `{document['bfloat16']}`. Speed-ups are over {FUSED} in float32. {SIZES}"
     ),
     facts=kernels,
+    by=(),
 )
 
 if __name__ == "__main__":

@@ -108,12 +108,13 @@ STUDY = Study(
     cases=grid([(size, size, 1, batch) for size in SIZES for batch in BATCHES], [*MODULES]),
     calls=calls,
     also=path,
-    table=lambda rows: columns.table(rows, COLUMNS, beside="mode"),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["threads", "mode"]),
     caption=lambda _: (
         "float32. H is the input size and the hidden size, B the batch size; `path` is what runs a "
         "step. A speed-up is the median of the ratios of neighbouring rounds."
     ),
-    by=("threads",),
+    by=(),
+    is_folded=True,
     ours="fused",
     few=lambda workload: workload.hidden_size in FEW_SIZES and workload.batch in FEW_BATCHES,
     one_thread_too=True,

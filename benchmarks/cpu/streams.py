@@ -108,6 +108,7 @@ STUDY = Study(
         "a stream has with `out=`, which the last column compares with the floor."
     ),
     by=("threads",),
+    is_folded=True,
     one_thread_too=True,
     pause=PAUSE,
 )

@@ -48,12 +48,12 @@ STUDY = Study(
     description=__doc__,
     cases=[case for case in WORKLOADS if case.batch * case.row_work <= LARGEST_WORK],
     calls=calls,
-    table=lambda rows: columns.table(rows, COLUMNS, beside="mode"),
+    table=lambda rows: columns.table(rows, COLUMNS, beside=["mode"]),
     caption=lambda _: (
         f"float32. A speed-up is the median of the ratios of neighbouring rounds. {SIZES}"
     ),
     by=("family",),
-    ours=FUSED,
+    is_folded=True,
     few=lambda workload: workload.batch in FEW_BATCHES,
     seconds=0.4,
     max_rounds=100,

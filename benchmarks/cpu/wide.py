@@ -48,7 +48,7 @@ SHAPES = {
     },
 }
 WORST = 10
-"""The sizes with a line in a table."""
+"""The sizes with a line in a table, one for all modes and numbers of threads."""
 PROBE_SECONDS = 0.05
 
 
@@ -110,9 +110,13 @@ COLUMNS = (
 
 def table(rows: Rows) -> str:
     """Returns the worst sizes, with the mean of all."""
-    worst = sorted(rows, key=lambda row: row["medians"][BASELINE] / row["medians"][FUSED])[:WORST]
-    head = f"The worst {len(worst)} of {len(rows)} sizes, and the geometric mean of all:"
-    return f"{head}\n\n{columns.table(rows, COLUMNS, shown=worst)}"
+    sizes: dict[tuple[str, str], Rows] = {}
+    for row in sorted(rows, key=lambda row: row["medians"][BASELINE] / row["medians"][FUSED]):
+        sizes.setdefault((SHAPE.text(row), BATCH.text(row)), []).append(row)
+    worst = [*sizes.values()][:WORST]
+    head = f"The worst {len(worst)} of {len(sizes)} sizes, and the geometric mean of all:"
+    shown = [row for found in worst for row in found]
+    return f"{head}\n\n{columns.table(rows, COLUMNS, ['threads', 'mode'], shown)}"
 
 
 STUDY = Study(
@@ -133,8 +137,7 @@ STUDY = Study(
         "read floor is the time to read the weights, the recurrent ones once per step and pass; "
         f"the column gives it as a share of {FUSED}'s time. {SIZES}"
     ),
-    by=("threads", "mode", "dtype"),
-    ours=FUSED,
+    by=("dtype",),
     one_thread_too=True,
     seconds=1.5,
     max_rounds=30,

@@ -99,8 +99,13 @@ def label(field: str, value: Any) -> str:
     return {"threads": f"{value} thread(s)", "family": f"{value} input"}.get(field, str(value))
 
 
+def labels(fields: Iterable[str], values: Iterable[Any]) -> str:
+    """Returns the values of several fields as they stand in titles and heads."""
+    return ", ".join(map(label, fields, values))
+
+
 def table(
-    rows: Rows, columns: Sequence[Column], beside: str = "", shown: Rows | None = None
+    rows: Rows, columns: Sequence[Column], beside: Sequence[str] = (), shown: Rows | None = None
 ) -> str:
     """Returns a line for each row and, for several, the geometric mean and the worst ratio.
 
@@ -109,21 +114,28 @@ def table(
     Args:
         rows: The rows.
         columns: The columns; those that identify a line come first.
-        beside: A field. Rows that only differ in it share a line, which repeats the other columns
-            for each of its values.
+        beside: Fields. Rows that only differ in these share a line, which repeats the other columns
+            for each combination of their values.
         shown: The rows with a line; default: all.
     """
-    keys = [column for column in columns if column.is_key]
+
+    def kind(row: Row) -> tuple[Any, ...]:
+        return tuple(row[field] for field in beside)
+
+    keys = [column for column in columns if column.is_key and any(map(column.text, rows))]
     lines: dict[tuple[str, ...], dict[Any, Row]] = {}
     for row in rows if shown is None else shown:
-        lines.setdefault(tuple(c.text(row) for c in keys), {})[row.get(beside)] = row
+        lines.setdefault(tuple(c.text(row) for c in keys), {})[kind(row)] = row
     parts = []
-    for value in dict.fromkeys(row.get(beside) for row in rows):
-        begins = f"{label(beside, value)}: " if beside else ""
-        for column in columns[len(keys) :]:
-            entries = [column.text(line[value]) if value in line else "" for line in lines.values()]
+    for values in dict.fromkeys(map(kind, rows)):
+        begins = f"{labels(beside, values)}: " if beside else ""
+        here = [row for row in rows if kind(row) == values]
+        for column in columns:
+            if column.is_key:
+                continue
+            found = (line.get(values) for line in lines.values())
+            entries = ["" if row is None else column.text(row) for row in found]
             if any(entries):
-                here = [row for row in rows if row.get(beside) == value]
                 parts.append([begins + column.head, *entries, *_foot(column, here)])
                 begins = ""
     first = [[column.head for column in keys], *map(list, lines)]

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import pages
-from benchmarks.harness.columns import Row, Rows, label
+from benchmarks.harness.columns import Row, Rows, labels
 from benchmarks.harness.grid import FORWARD, MODES, Workload
 from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.harness.spread import paired_speed_up, speed_up_interval
@@ -103,6 +103,8 @@ class Study:
     """Returns the checked calls of a case. Raises `BudgetError` if a result of ours is wrong."""
     by: Sequence[str] = ("mode",)
     """Fields; there is a table for each combination of their values."""
+    is_folded: bool = False
+    """Whether a reader of the page unfolds the tables."""
     ours: str = ""
     """The call that the others are compared with; default: the fused layer."""
     also: Callable[[Any, Calls], Row] = lambda case, calls: {}
@@ -146,18 +148,27 @@ class Study:
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
         """Times the cases; returns a row for each, and adds those that are wrong to `wrong`."""
+        one = [1] if self.one_thread_too and options.record else []
+        counts = sorted({*one, options.threads})
+        return [row for threads in counts for row in self.run_on(threads, options, wrong)]
+
+    def run_on(self, threads: int, options: argparse.Namespace, wrong: list[str]) -> Rows:
+        """Times the cases on a number of threads; see `run`."""
         rows: Rows = []
         budget = pages.time_budget(options, self.max_rounds, self.round_seconds)
-        one = [1] if self.one_thread_too and options.record else []
-        for threads in sorted({*one, options.threads}):
-            pages.settle(threads)
-            for case in self.chosen(options):
-                name = f"{described(case)}, {threads} thread(s)"
-                with pages.gated(name, wrong), torch.inference_mode(case.mode == FORWARD):
-                    found = self.measure(case, budget)
-                    rows.append({**asdict(case), "threads": threads, **found})
-                    times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
-                    print(name, *times, *wrong_rivals([found]), sep="  ", flush=True)
+        pages.settle(threads)
+        # The garbage collector stays on, as in a user's program, but must not traverse all of torch
+        # during a timed round.
+        gc.collect()
+        gc.freeze()
+        for case in self.chosen(options):
+            name = f"{described(case)}, {threads} thread(s)"
+            with pages.gated(name, wrong), torch.inference_mode(case.mode == FORWARD):
+                found = self.measure(case, budget)
+                rows.append({**asdict(case), "threads": threads, **found})
+                times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
+                print(name, *times, *wrong_rivals([found]), sep="  ", flush=True)
+        gc.unfreeze()
         return rows
 
     def report(self, document: Document) -> str:
@@ -167,21 +178,24 @@ class Study:
         for row in document["rows"]:
             groups.setdefault(tuple(row[field] for field in self.by), []).append(row)
         for values, rows in groups.items():
-            if values:
-                parts.append(f"**{', '.join(map(label, self.by, values))}**")
-            parts += [self.table(rows), *wrong_rivals(rows)]
+            title = labels(self.by, values)
+            tables = [self.table(rows), *wrong_rivals(rows)]
+            if self.is_folded:
+                tables = [
+                    f"<details>\n<summary>{title or 'The table'}</summary>",
+                    *tables,
+                    "</details>",
+                ]
+            elif title:
+                parts.append(f"**{title}**")
+            parts += tables
         return "\n\n".join(parts)
 
     def main(self, options: argparse.Namespace | None = None) -> None:
         """Runs the program; `options` are those of the command line unless given."""
         options = options or pages.parse(pages.parser(self.description, self.seconds))
         wrong: list[str] = []
-        # The garbage collector stays on, as in a user's program, but must not traverse all of torch
-        # during a timed round.
-        gc.collect()
-        gc.freeze()
         rows = self.run(options, wrong)
-        gc.unfreeze()
         document: Document = {"cpu": cpu_name(), "torch": torch.__version__, **self.facts()}
         document["threads"] = [*dict.fromkeys(row["threads"] for row in rows)]
         counts = [len(times) for row in rows for times in row["seconds"].values()]

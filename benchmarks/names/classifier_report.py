@@ -1,34 +1,53 @@
 """The section of docs/performance_tables.md: tables of the races of the names classifier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.harness import columns
+from benchmarks.harness.columns import Column, Row, Rows
 from benchmarks.names.memory import LABELS, TRAINING
 from benchmarks.names.programs import EMBEDDING, HIDDEN, PROGRAMS
 from benchmarks.names.stopwatch import PARTS, REST, TOTAL
-from namernn_fast.bench.tables import duration, markdown, ratio
-
-Row = dict[str, Any]
+from namernn_fast.bench.tables import duration, markdown
 
 TORCH, OURS = (program.name for program in PROGRAMS)
 
 
-def speed_up(program: str, seconds: Mapping[str, float]) -> str:
-    """Returns the application's speed-up over the user's program, or a blank for other programs."""
-    return ratio(seconds[TORCH] / seconds[program]) if program == OURS else ""
+PROGRAM = columns.key("program", "program")
+SPEED_UP = columns.speed_up("speed-up", lambda row: row.get("speed-up"))
+FLOOR = columns.text("floor", lambda row: duration(row["floor"]))
 
 
-def training_table(rows: Sequence[Row]) -> str:
-    """Returns a line for each batch size and program, from rows for one number of threads."""
-    lines = [["program", "B", "epoch", *PARTS, REST, "floor", "speed-up"]]
-    for row in rows:
-        others = [other for other in rows if other["batch"] == row["batch"]]
-        totals = {other["program"]: other["seconds"][TOTAL] for other in others}
-        times = [*(row["seconds"][part] for part in (TOTAL, *PARTS, REST)), row["floor"]]
-        line = [row["program"], str(row["batch"]), *map(duration, times)]
-        lines.append([*line, speed_up(row["program"], totals)])
-    return markdown(lines)
+def table(rows: Rows, size: str, seconds: Callable[[Row], float], *shown: Column) -> str:
+    """Returns a line for each program and size, with the speed-up of the application.
+
+    Args:
+        rows: The rows of both programs.
+        size: The field that tells the rows of a program apart, besides the number of threads.
+        seconds: Returns the seconds of a row that the speed-up compares.
+        shown: The columns between the program and the speed-up.
+    """
+    theirs = {(row["threads"], row[size]): seconds(row) for row in rows if row["program"] == TORCH}
+    compared = [
+        row | {"speed-up": theirs[row["threads"], row[size]] / seconds(row)}
+        if row["program"] == OURS
+        else row
+        for row in rows
+    ]
+    return columns.table(compared, (PROGRAM, *shown, SPEED_UP), beside=["threads"])
+
+
+def part(name: str, head: str = "") -> Column:
+    """Returns the column of a part of an epoch."""
+    return columns.text(head or name, lambda row: duration(row["seconds"][name]))
+
+
+def training_table(rows: Rows) -> str:
+    """Returns a line for each batch size and program."""
+    batch = columns.key("B", "batch")
+    parts = (part(TOTAL, "epoch"), *map(part, (*PARTS, REST)), FLOOR)
+    return table(rows, "batch", lambda row: row["seconds"][TOTAL], batch, *parts)
 
 
 def settings(rows: Sequence[Row]) -> str:
@@ -36,8 +55,9 @@ def settings(rows: Sequence[Row]) -> str:
     found: dict[str, list[str]] = {}
     for row in rows:
         if "settings" in row:
-            found.setdefault(row["settings"], []).append(str(row["batch"]))
-    parts = (f"{choice} at B = {', '.join(batches)}" for choice, batches in found.items())
+            place = f"{row['batch']} ({row['threads']} thread(s))"
+            found.setdefault(row["settings"], []).append(place)
+    parts = (f"{choice} at B = {', '.join(places)}" for choice, places in found.items())
     return f"`{TORCH}` ran with {'; '.join(parts)}."
 
 
@@ -46,15 +66,17 @@ def rate(count: int, seconds: float) -> str:
     return f"{float(f'{count / seconds:.3g}'):,.0f}"
 
 
-def labels_table(rows: Sequence[Row]) -> str:
-    """Returns a line for each list of names and program, from rows for one number of threads."""
-    lines = [["program", "names", "time", "names / s", "floor", "speed-up"]]
-    for row in rows:
-        count, name = row["names"], row["program"]
-        seconds = {other["program"]: other["seconds"] for other in rows if other["names"] == count}
-        line = [name, f"{count:,}", duration(row["seconds"]), rate(count, row["seconds"])]
-        lines.append([*line, duration(row["floor"]), speed_up(name, seconds)])
-    return markdown(lines)
+def labels_table(rows: Rows) -> str:
+    """Returns a line for each list of names and program."""
+    return table(
+        rows,
+        "names",
+        lambda row: row["seconds"],
+        columns.key("names", lambda row: f"{row['names']:,}"),
+        columns.text("time", lambda row: duration(row["seconds"])),
+        columns.text("names / s", lambda row: rate(row["names"], row["seconds"])),
+        FLOOR,
+    )
 
 
 def beginnings(rows: Sequence[Row]) -> str:
@@ -106,18 +128,10 @@ def introduction(document: Mapping[str, Any]) -> str:
 
 def report(document: Mapping[str, Any]) -> str:
     parts = [introduction(document)]
-    timed = [*document["training"], *document["labels"]]
-    for threads in dict.fromkeys(row["threads"] for row in timed):
-        trained, labelled = (
-            [row for row in document[key] if row["threads"] == threads]
-            for key in ("training", "labels")
-        )
-        if trained:
-            parts += [f"**An epoch of training, {threads} thread(s)**", training_table(trained)]
-            parts += [settings(trained)]
-        if labelled:
-            parts += [f"**From strings to labels, {threads} thread(s)**", labels_table(labelled)]
-            parts += [beginnings(labelled)]
+    if trained := document["training"]:
+        parts += ["**An epoch of training**", training_table(trained), settings(trained)]
+    if labelled := document["labels"]:
+        parts += ["**From strings to labels**", labels_table(labelled), beginnings(labelled)]
     if document["memory"]:
         parts += ["**Memory**", memory_table(document["memory"])]
         parts.append(

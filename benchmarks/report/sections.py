@@ -4,6 +4,7 @@ Run `python -m benchmarks.report.sections` after a change in the layout of a tab
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.cases import __main__ as cases
@@ -62,11 +63,8 @@ SECTIONS = (
         for each in (module.STUDY for module in STUDIES)
         for section in each.sections
     ),
-    *(
-        (name, Section(PERFORMANCE_TABLES, name, peers.STUDY.report))
-        for name in ("peers_2", "peers_1", "odd_2", "odd_1")
-    ),
-    ("avx2", Section(PERFORMANCE_TABLES, "avx2", grid.STUDY.report)),
+    *((name, section) for name, each in peers.STUDIES.items() for section in each.sections),
+    ("avx2", Section(PERFORMANCE_TABLES, "avx2", replace(grid.STUDY, is_folded=True).report)),
     *((module.SECTION.name, module.SECTION) for module in OTHERS),
 )
 """The name of the recorded file, without its extension, and each section that shows it."""

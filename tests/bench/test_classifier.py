@@ -233,8 +233,10 @@ def test_a_run_times_and_reports_every_program(run):
     text = report(document)
     for program in PROGRAMS:
         assert text.count(f"| {program.name} ") >= 4
-    for title in ("An epoch of training, 2", "From strings to labels, 1", "Memory"):
-        assert f"**{title}" in text
+    for title in ("An epoch of training", "From strings to labels", "Memory"):
+        assert f"**{title}**" in text
+    assert "1 thread(s): epoch" in text
+    assert "2 thread(s): time" in text
     assert "the small embedded sample of names" in text
 
 
