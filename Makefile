@@ -149,7 +149,6 @@ bench/applications: $(VENV)/with-bench-applications
 bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.threads $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)
 

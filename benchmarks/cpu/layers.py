@@ -14,9 +14,9 @@ from torch import nn
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, SHAPE
 from benchmarks.harness.grid import BASELINE, FUSED, SIZES, Workload
-from benchmarks.harness.study import Calls, Study, grid
+from benchmarks.harness.study import Calls, Study, draw_input, grid
 from namernn_fast import FusedRNN, ops
-from namernn_fast.bench.timed_calls import call_of, draw_gradients
+from namernn_fast.bench.timed_calls import call_of, draw_gradients, gated_calls
 
 STEPS_AND_BATCHES = {
     64: ((8, 1), (128, 1), (128, 16)),
@@ -34,6 +34,10 @@ class Stack(Workload):
     """Several layers of the same size."""
 
     num_layers: int = 2
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_layers": self.num_layers}
 
 
 class Chain(nn.Module):
@@ -56,21 +60,13 @@ def calls(stack: Stack) -> Calls:
 
     Gradients start at the output and at the last state of every layer.
     """
-    torch.manual_seed(0)
     size, num_layers = stack.hidden_size, stack.num_layers
-    input = torch.randn(stack.seq_len or 0, stack.batch, size)
-    baseline = nn.RNN(size, size, num_layers)
-    grad_output, grad_h_n = draw_gradients(baseline, input)
-    whole, parts = (grad_output, grad_h_n), (grad_output, *grad_h_n.split(1))
-    modules = {
-        BASELINE: (baseline, whole),
-        ONE_BY_ONE: (Chain(size, num_layers), parts),
-        FUSED: (FusedRNN(size, size, num_layers), whole),
-    }
-    return {
-        name: call_of(module, input, stack.mode, gradients)
-        for name, (module, gradients) in modules.items()
-    }
+    input = draw_input(stack)
+    found = gated_calls(stack, input)
+    chain = Chain(size, num_layers)
+    grad_output, grad_h_n = draw_gradients(nn.RNN(size, size, num_layers), input)
+    gradients = grad_output, *grad_h_n.split(1)
+    return found | {ONE_BY_ONE: call_of(chain, input, stack.mode, gradients)}
 
 
 def at_once(stack: Stack, calls: Calls) -> dict[str, Any]:

@@ -4,24 +4,21 @@ The rival is `nn.LSTM(proj_size=...)`, which runs step by step in ATen operators
 not use oneDNN for LSTMs with projections.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, Row
-from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, Workload
-from benchmarks.harness.study import Calls, Study
-from namernn_fast import FusedLSTM
-from namernn_fast.bench.timed_calls import call_of, draw_gradients, results
+from benchmarks.harness.grid import DENSE, MODES, PACKED, Workload
+from benchmarks.harness.study import Calls, Study, draw_input
+from namernn_fast.bench.timed_calls import gated_calls
+from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import LSTM
-from namernn_fast.testing import assert_within_budget
 
-BASELINE, FUSED = "nn.LSTM", "FusedLSTM"
+BASELINE, FUSED = LAYERS_OF[LSTM.name]
 SHAPES = (  # input_size, hidden_size, proj_size, num_layers, seq_len
     (64, 64, 32, 1, 8),
     (80, 256, 64, 2, 50),
@@ -39,31 +36,21 @@ class Projection(Workload):
     proj_size: int = 1
     num_layers: int = 1
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"proj_size": self.proj_size, "num_layers": self.num_layers}
+
 
 def calls(case: Projection) -> Calls:
     """Returns the calls of both layers, whose results meet the error budget.
 
     The lengths of packed sequences are spread evenly from one step to seq_len.
     """
-    mode, steps = case.mode, case.seq_len or 0
-    sizes = case.input_size, case.hidden_size, case.num_layers
-    torch.manual_seed(0)
-    baseline, fused = (cls(*sizes, proj_size=case.proj_size) for cls in (nn.LSTM, FusedLSTM))
-    fused.load_state_dict(baseline.state_dict())
-    input: Any = torch.randn(steps, case.batch, case.input_size)
+    input: Any = draw_input(case)
     if case.family == PACKED:
-        lengths = torch.linspace(steps, 1, case.batch).round().long()
+        lengths = torch.linspace(case.seq_len or 0, 1, case.batch).round().long()
         input = pack_padded_sequence(input, lengths)
-    gradients = draw_gradients(baseline, input)
-    with torch.inference_mode(mode == FORWARD):
-        precise = copy.deepcopy(baseline).double()
-        exact_call = call_of(precise, input.double(), mode, tuple(g.double() for g in gradients))
-        exact = results(precise, exact_call, mode)
-        layers = baseline, fused
-        found = [call_of(layer, input, mode, gradients) for layer in layers]
-        theirs, ours = (results(*each, mode) for each in zip(layers, found, strict=True))
-    assert_within_budget(ours, theirs, exact)
-    return dict(zip((BASELINE, FUSED), found, strict=True))
+    return gated_calls(case, input)
 
 
 def shape(row: Row) -> str:

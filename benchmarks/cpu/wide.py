@@ -5,9 +5,8 @@ floor of a workload is the time to read the weights as often as needed, at the r
 threads read a block of the same size from the nearest memory that can hold it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,21 +61,14 @@ class Wide(Workload):
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Creates layers in a dtype within a block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"dtype": self.torch_dtype}
 
 
 def calls(workload: Wide) -> Calls:
-    with default_dtype(workload.torch_dtype):
-        return gated_calls(workload, draw_input(workload), rows_of_oracle(workload))
+    input = draw_input(workload).to(workload.torch_dtype)
+    return gated_calls(workload, input, rows_of_oracle(workload))
 
 
 def weights_read(workload: Workload) -> int:

@@ -20,20 +20,10 @@ from benchmarks.gpu.race import (
     Row,
     known_names,
 )
-from benchmarks.harness import pages
-from benchmarks.harness.grid import (
-    BASELINE,
-    FORWARD,
-    FUSED,
-    MODES,
-    SIZES,
-    TRAINING,
-    Workload,
-    shape,
-)
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import BATCH, SHAPE, Column
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, SIZES, TRAINING, Workload, shape
 from namernn_fast.bench.tables import SLOWER, markdown, ratio
-
-NOTHING = ("", "", "")
 
 
 def speed_up(row: Row) -> float:
@@ -46,29 +36,26 @@ def title(row: Row) -> str:
     return f"{Workload.of(row)} {row['precision']} {row['launch']}"
 
 
-def entries(row: Row) -> list[str]:
-    """Returns the microseconds of both layers and their ratio, or why there is no ratio."""
-    medians = row.get("medians", {})
-    times = [
-        f"{1e6 * medians[layer]:.1f}" if layer in medians else "" for layer in (row["rival"], FUSED)
-    ]
-    return [*times, ratio(speed_up(row)) if row["status"] == MEASURED else row["status"]]
+def microseconds(layer: str) -> Column:
+    """Returns the column of a layer's times."""
+
+    def entry(row: Row) -> str:
+        medians = row.get("medians", {})
+        return f"{1e6 * medians[layer]:.1f}" if layer in medians else ""
+
+    return columns.text(layer, entry)
+
+
+def outcome(row: Row) -> str:
+    """Returns the speed-up, or why there is none."""
+    return ratio(speed_up(row)) if row["status"] == MEASURED else row["status"]
 
 
 def table(rows: list[Row], rival: str) -> str:
     """Returns a line for each shape, batch size, precision and launch, modes side by side."""
-    head = ["(D, H, T)", "B", "precision", "launch"]
-    for mode in MODES:
-        head += [f"{mode}: {rival}", FUSED, "speed-up"]
-    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for row in rows:
-        place = (shape(Workload.of(row)), str(row["batch"]), row["precision"], row["launch"])
-        lines.setdefault(place, {})[row["mode"]] = entries(row)
-    body = (
-        [*place, *(entry for mode in MODES for entry in found.get(mode, NOTHING))]
-        for place, found in lines.items()
-    )
-    return markdown([head, *body])
+    keys = SHAPE, BATCH, columns.key("precision", "precision"), columns.key("launch", "launch")
+    shown = map(microseconds, (rival, FUSED))
+    return columns.table(rows, (*keys, *shown, columns.text("speed-up", outcome)), beside=["mode"])
 
 
 def summary(rows: list[Row]) -> str:

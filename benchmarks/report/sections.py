@@ -24,7 +24,6 @@ from benchmarks.cpu import (
     sixteen_bits,
     steps,
     streams,
-    threads,
     torch_operators,
     waiting,
     wide,
@@ -56,7 +55,7 @@ STUDIES = (
     fading,
     torch_operators,
 )
-OTHERS = first_call, waiting, roofline, threads, classifier, study
+OTHERS = first_call, waiting, roofline, classifier, study
 SECTIONS = (
     *(
         (each.name, section)

@@ -136,8 +136,8 @@ def rows_of_oracle(workload: Workload) -> Tensor | None:
 def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
     """Returns torch's layer and the fused layer of a workload, by name, with equal parameters."""
     torch.manual_seed(0)
-    classes = CLASSES[workload.cell]
-    baseline, fused = (make(workload.input_size, workload.hidden_size) for make in classes)
+    sizes = workload.input_size, workload.hidden_size
+    baseline, fused = (make(*sizes, **workload.options) for make in CLASSES[workload.cell])
     fused.load_state_dict(baseline.state_dict())
     return dict(zip(workload.layers, (baseline, fused), strict=True))
 

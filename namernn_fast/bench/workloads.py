@@ -62,6 +62,11 @@ class Workload:
         return name if self.cell == VANILLA.name else f"{self.cell}-{name}"
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of both layers besides their sizes."""
+        return {}
+
+    @property
     def layers(self) -> Layers:
         """The names of torch's layer and the fused layer."""
         return LAYERS_OF[self.cell]

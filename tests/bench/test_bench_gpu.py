@@ -175,7 +175,7 @@ def test_workloads_past_the_deadline_are_listed_in_the_table():
     assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     assert {row["status"] for row in rows} == {race.LATE}
     text = report(rows)
-    assert text.count(f"| {race.LATE} |") == len(rows)
+    assert text.count(f" {race.LATE} |") == len(rows)
     assert f"{race.LATE}: {len(rows)}\n- {page.title(rows[0])}" in text
 
 
