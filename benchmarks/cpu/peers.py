@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -126,29 +127,24 @@ def installed() -> list[str]:
     return [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
 
 
-def others(row: Row) -> dict[str, float]:
-    """Returns the medians of the other implementations."""
+def best_other(row: Row) -> tuple[str, float] | None:
+    """Returns the name and the time of the fastest other implementation, if there is any."""
     layers = Workload.of(row).layers
-    return {name: median for name, median in row["medians"].items() if name not in layers}
+    others = ((name, time) for name, time in row["medians"].items() if name not in layers)
+    return min(others, key=itemgetter(1), default=None)
 
 
-def best(row: Row) -> str:
-    """Returns the name of the fastest other implementation, if there is any."""
-    found = others(row)
-    return min(found, key=found.__getitem__, default="")
-
-
-def is_faster(row: Row) -> bool:
-    """Returns whether the fused layer is faster than all other implementations."""
-    return row["medians"][Workload.of(row).layers.fused] < others(row)[best(row)]
+def is_faster(row: Row, time: float) -> bool:
+    """Returns whether the fused layer takes less than this time."""
+    return row["medians"][Workload.of(row).layers.fused] < time
 
 
 def best_and_time(row: Row) -> str:
     """Returns the fastest other implementation and its time, marked if it is not slower."""
-    if not best(row):
+    if (best := best_other(row)) is None:
         return ""
-    mark = "" if is_faster(row) else f" {SLOWER}"
-    return f"{best(row)} {duration(others(row)[best(row)])}{mark}"
+    name, time = best
+    return f"{name} {duration(time)}{'' if is_faster(row, time) else f' {SLOWER}'}"
 
 
 def label(row: Row) -> str:
@@ -170,9 +166,9 @@ def table(rows: Rows) -> str:
     text = columns.table(rows, shown, BESIDE)
     beaten: dict[str, list[bool]] = {}
     for row in rows:
-        if best(row):
+        if best := best_other(row):
             kind = columns.labels(BESIDE, [row[field] for field in BESIDE])
-            beaten.setdefault(kind, []).append(is_faster(row))
+            beaten.setdefault(kind, []).append(is_faster(row, best[1]))
     if beaten:
         counts = (f"{sum(found)} of {len(found)} sizes ({kind})" for kind, found in beaten.items())
         text += f"\n\nFaster than the best other at {', '.join(counts)}."
