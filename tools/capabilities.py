@@ -2,8 +2,8 @@
 
     python -m tools.capabilities [--record]
 
-Each row says yes or no according to an actual attempt. The reason for a no is written by hand next
-to the attempt, because an exception's message rarely explains it.
+Each verdict is the result of an actual attempt. The reason for a no is written by hand next to the
+attempt, because an exception's message rarely explains it.
 """
 
 import inspect
@@ -33,14 +33,15 @@ from namernn_fast.bench.timed_calls import CLASSES, tensors_in
 from namernn_fast.bench.workloads import LAYERS_OF
 
 LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
-    name: layer_class
-    for cell, classes in CLASSES.items()
-    for name, layer_class in zip(LAYERS_OF[cell], classes, strict=True)
-} | {"FusedLeakyRNN": FusedLeakyRNN}
-"""The layer classes by name: for each cell, torch's, if torch has one, and the fused one."""
+    **{LAYERS_OF[cell].baseline: theirs for cell, (theirs, _) in CLASSES.items()},
+    **{LAYERS_OF[cell].fused: ours for cell, (_, ours) in CLASSES.items()},
+    "FusedLeakyRNN": FusedLeakyRNN,
+}
+"""The layer classes by name: torch's, and then the fused ones."""
 SECONDS = 1200
 """Time limit of an attempt; this long because one attempt compiles C++."""
-YES, NO = "yes", "no"
+YES, STEPS, NO = "yes", "ATen", "no"
+"""The verdicts. STEPS: a fused layer can do it, but runs ATen operators step by step."""
 
 
 class Row(NamedTuple):
@@ -108,7 +109,7 @@ def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None
 
 @row(
     "`torch.compile(fullgraph=True)`, forward and backward",
-    "by default, `torch.compile` does not trace it",
+    "by default, `torch.compile` does not trace torch's layers",
     slow=True,
 )
 def _(layer, x):
@@ -119,7 +120,7 @@ def _(layer, x):
 
 @row(
     "one compilation for all lengths and batches, packed too",
-    "by default, `torch.compile` does not trace it",
+    "by default, `torch.compile` does not trace torch's layers",
     slow=True,
 )
 def _(layer):
@@ -136,14 +137,14 @@ def _(layer):
 ANY_LENGTH_AND_BATCH = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
 
 
-@row("`torch.export` with any length and batch", "the program has one fixed length")
+@row("`torch.export` with any length and batch", "the exported program has one fixed length")
 def _(layer, x):
     program = torch.export.export(layer, (x,), dynamic_shapes=ANY_LENGTH_AND_BATCH)
     longer = torch.randn(9, 7, 4)
     same(program.module()(longer), layer(longer))
 
 
-@row("AOTInductor package of that program", "the program has one fixed length", slow=True)
+@row("AOTInductor package of that program", "the exported program has one fixed length", slow=True)
 def _(layer, x):
     layer.requires_grad_(False)
     program = torch.export.export(layer, (x,), dynamic_shapes=ANY_LENGTH_AND_BATCH)
@@ -202,7 +203,7 @@ def _(layer_class, x):
     same(output[3:], layer(x[3:], layer(x[:3])[1])[0])
 
 
-@row("jagged nested tensors", "its operator does not take nested tensors")
+@row("jagged nested tensors", "torch's operator does not take nested tensors")
 def _(layer_class):
     layer = layer_class(4, 5, batch_first=True)
     parts = [torch.randn(n, 4) for n in (3, 6, 2)]
@@ -277,13 +278,13 @@ def _(layer_class):
     same(*found)
 
 
-@row("`vmap` over inputs", "its operator has no batching rule")
+@row("`vmap` over inputs", "torch's operator has no batching rule")
 def _(layer):
     inputs = torch.randn(2, 6, 3, 4)
     same(vmap(lambda x: layer(x)[0])(inputs), torch.stack([layer(x)[0] for x in inputs]))
 
 
-@row("`vmap` over models (`stack_module_state`)", "its operator has no batching rule")
+@row("`vmap` over models (`stack_module_state`)", "torch's operator has no batching rule")
 def _(layer_class, x):
     layers = [layer_class(4, 5) for _ in range(3)]
     weights, _ = stack_module_state(layers)
@@ -291,7 +292,10 @@ def _(layer_class, x):
     same(got, torch.stack([layer(x)[0] for layer in layers]))
 
 
-@row("per-sample gradients, `vmap(grad(...))`", "its operator writes in place where `vmap` cannot")
+@row(
+    "per-sample gradients, `vmap(grad(...))`",
+    "torch's operator writes in place where `vmap` cannot",
+)
 def _(layer):
     weights = {name: p.detach() for name, p in layer.named_parameters()}
 
@@ -312,7 +316,7 @@ def _(layer, x):
 
 @row(
     "forward mode of packed sequences",
-    "its operator for packed sequences needs the memory of its input, which transforms hide",
+    "torch's operator for packed sequences reads the memory of its input, which transforms hide",
 )
 def _(layer):
     data, *rest = packed(3, 6, 2)
@@ -402,7 +406,7 @@ def _(layer_class, x):
     layer(x)
 
 
-@row("construction by `skip_init`", "its signature does not show the argument `device`")
+@row("construction by `skip_init`", "the signature of torch's classes does not show `device`")
 def _(layer_class):
     torch.nn.utils.skip_init(layer_class, 4, 5)
 
@@ -480,7 +484,7 @@ def _(layer, x):
 
 
 def child(label: str, name: str, answers: Connection) -> None:
-    """Makes an attempt, and sends whether it succeeded and its note or error message."""
+    """Makes an attempt, and sends the verdict and its note or error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -494,14 +498,14 @@ def child(label: str, name: str, answers: Connection) -> None:
     except Exception as error:
         answers.send((NO, f"{type(error).__name__}: {error}"))
     else:
-        answers.send((YES, "ATen operators, step by step" if calls else note or ""))
+        answers.send((STEPS if calls else YES, note or ""))
 
 
 def attempt(label: str, name: str) -> tuple[str, str]:
     """Makes the attempt of a row for one layer class, in a separate process.
 
     Returns:
-        `yes` and a note, or `no` and the error message.
+        The verdict, and a note or, for a no, the error message.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
@@ -520,23 +524,47 @@ def attempt(label: str, name: str) -> tuple[str, str]:
         process.kill()
 
 
-def entry(label: str, name: str) -> str:
-    """Returns the table's entry for one row and layer class."""
+def entry(label: str, name: str) -> tuple[str, str]:
+    """Returns the verdict for one row and layer class, and a note or the reason for a no."""
     verdict, text = attempt(label, name)
     if verdict == NO:
         why_not = ROWS[label].why_not[name]
         if not why_not:
             raise SystemExit(f"{label}: no reason is written for {name}, which failed with: {text}")
         text = why_not
-    return f"{verdict} ({text})" if text else verdict
+    return verdict, text
+
+
+def note_of(entries: dict[str, tuple[str, str]]) -> str:
+    """Returns the last column of a row, which says each note once.
+
+    A note names its layers, unless it is the only one of the row.
+
+    Args:
+        entries: the verdict and the note of each layer class.
+    """
+    names: dict[str, list[str]] = {}
+    for name, (_, text) in entries.items():
+        if text:
+            names.setdefault(text, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{', '.join(layers)}: {text}" for text, layers in names.items())
+
+
+def table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
+    header = ("on a CPU", *LAYERS, "note")
     lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
-    lines += [" | ".join(("| on a CPU", *LAYERS)) + " |", "| --- " * (1 + len(LAYERS)) + "|"]
+    lines += [table_row(*header), table_row(*["---"] * len(header))]
     for label in ROWS:
-        lines.append("| " + " | ".join((label, *(entry(label, name) for name in LAYERS))) + " |")
+        entries = {name: entry(label, name) for name in LAYERS}
+        verdicts = [verdict for verdict, _ in entries.values()]
+        lines.append(table_row(label, *verdicts, note_of(entries)))
         print(lines[-1], flush=True)
     folder, text = pages.folder_of(record=False), "\n".join(lines)
     pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))

@@ -3,24 +3,43 @@
 import pytest
 
 from benchmarks.harness.paths import CAPABILITIES
-from tools.capabilities import LAYERS, NO, ROWS, attempt
+from tools.capabilities import LAYERS, NO, ROWS, STEPS, YES, attempt, note_of
 
 
 def published():
-    """Returns {row label: {layer class: entry}} as the page shows them."""
+    """Returns {row label: {layer class: verdict}} and {row label: note} as the page shows them."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line][2:]
-    return {label: dict(zip(LAYERS, entries, strict=True)) for label, *entries in rows}
+    rows = [line[2:-2].split(" | ") for line in section.splitlines() if "|" in line][2:]
+    verdicts = {label: dict(zip(LAYERS, cells, strict=True)) for label, *cells, _ in rows}
+    return verdicts, {label: note for label, *_, note in rows}
 
 
 def test_every_row_is_published_and_every_no_has_its_reason():
-    assert [*published()] == [*ROWS]
-    for label, entries in published().items():
-        for name, entry in entries.items():
-            if entry.startswith(NO):
-                assert entry == f"{NO} ({ROWS[label].why_not[name]})"
+    verdicts, notes = published()
+    assert [*verdicts] == [*ROWS]
+    for label, of_layers in verdicts.items():
+        for name, verdict in of_layers.items():
+            if verdict == NO:
+                reason = ROWS[label].why_not[name]
+                assert reason
+                assert reason in notes[label]
+
+
+@pytest.mark.parametrize(
+    ("entries", "note"),
+    [
+        ({"nn.GRU": (YES, ""), "FusedGRU": (STEPS, "")}, ""),
+        ({"nn.RNN": (NO, "why"), "nn.GRU": (NO, "why"), "FusedRNN": (YES, "")}, "why"),
+        (
+            {"nn.RNN": (NO, "why"), "nn.GRU": (NO, "why"), "FusedRNN": (YES, "slower")},
+            "nn.RNN, nn.GRU: why; FusedRNN: slower",
+        ),
+    ],
+)
+def test_a_note_names_its_layers_unless_it_is_the_only_one(entries, note):
+    assert note_of(entries) == note
 
 
 @pytest.mark.covering(0)
@@ -29,6 +48,7 @@ def test_every_row_is_published_and_every_no_has_its_reason():
     "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
 def test_layers_do_what_the_page_says(name, label):
-    """Compares only yes or no, because the text of an error depends on torch's version."""
+    """Compares only the verdict, because the text of an error depends on torch's version."""
     verdict, text = attempt(label, name)
-    assert verdict == published()[label][name].split()[0], text
+    verdicts, _ = published()
+    assert verdict == verdicts[label][name], text
