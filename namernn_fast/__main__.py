@@ -83,7 +83,7 @@ def _show(options: argparse.Namespace) -> None:
         "fused kernel": _cpu() if facts.has_extension else "none (built without a compiler)",
         "scratch memory reserved": _scratch(),
         "fused kernel on GPUs": _triton(),
-        "other devices and dtypes": "RNN: step by step in PyTorch operators; GRU and LSTM: torch's",
+        "other devices and dtypes": "GRU and LSTM: torch's; others: step by step in ATen operators",
     }
     width = max(map(len, lines))
     for name, value in lines.items():
@@ -116,7 +116,7 @@ def _triton() -> str:
         import triton
     except ImportError:
         return "none (Triton is not installed)"
-    return f"triton {triton.__version__}, for RNNs; GRUs and LSTMs run on torch's own operators"
+    return f"triton {triton.__version__}, for vanilla RNNs; other cells have no fused kernel there"
 
 
 def _escape_what_cannot_be_shown() -> None:

@@ -65,7 +65,7 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
 
 
 def tensors_in(returned: Any) -> tuple[Tensor, ...]:
-    """Returns the results of a module in one tuple: output, h_n and, for an LSTM, c_n.
+    """Returns the results of a module in one tuple: output, h_n and, if there are two states, c_n.
 
     A packed output is replaced by its data.
     """
