@@ -39,10 +39,12 @@ def run(call: Call) -> Results:
     tracing = is_compiling()
     choice = choose(call, tracing)
     path, why_not_kernel, _, _ = choice
-    if why_not_kernel is not None and call.prepared is not None:
-        raise RuntimeError(f"a prepared module cannot run: {why_not_kernel}: call the layer itself")
-    if why_not_kernel is not None and call.options & ops.BATCH_INVARIANT:
-        raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
+    if why_not_kernel is not None:
+        if call.prepared is not None:
+            reason = f"{why_not_kernel}: call the layer itself"
+            raise RuntimeError(f"a prepared module cannot run: {reason}")
+        if call.options & ops.BATCH_INVARIANT:
+            raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
     if call.lookup is not None:
         tokens.look_up(call, choice)
     like = call.weights[0]  # not data, which may be token ids

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
-from .call import Arguments, Call, Input, Lengths, Results, normalise
+from .call import Arguments, Call, Input, Lengths, normalise
 from .call.dtypes import cast_h
-from .call.layouts import restore, restore_states
+from .call.layouts import restore
 from .call.options import option_bits
 from .cells import CELLS, CellName, WithOneState, WithTwoStates
 
@@ -26,18 +26,16 @@ def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
         arguments: the caller's arguments.
         call: what `normalise` made of them.
     """
-    return restore(arguments, _run(call), call.options)
+    results = dispatch.run(call)
+    if call.options & ops.PROJECTIONS:
+        results = cast_h(call, results)
+    return restore(arguments, results, call.options)
 
 
 def run_last_state(arguments: Arguments, call: Call) -> Any:
     """Runs a call like `run`, but returns only the last states, and need not write the output."""
     call.options |= ops.LAST_STATE
-    return restore_states(arguments, _run(call), call.options)
-
-
-def _run(call: Call) -> Results:
-    results = dispatch.run(call)
-    return cast_h(call, results) if call.options & ops.PROJECTIONS else results
+    return run(arguments, call)[1]
 
 
 class _Options(TypedDict, total=False):
@@ -121,7 +119,7 @@ def last_state(
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
-        num_directions, hidden_size). For an LSTM, the pair of h_n and c_n, as `lstm()` returns it.
+        num_directions, hidden_size). If the cell has two states, the pair of them.
 
     Raises:
         ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity

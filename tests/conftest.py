@@ -105,12 +105,7 @@ def path(request, monkeypatch):
 
 
 def _run_steps_fused(monkeypatch, are_fused=True):
-    is_faster = FusedCell._is_faster
-
-    def patched(self, input, *, skips_dispatcher):
-        return is_faster(self, input, skips_dispatcher=True) if skips_dispatcher else are_fused
-
-    monkeypatch.setattr(FusedCell, "_is_faster", patched)
+    monkeypatch.setattr(FusedCell, "_is_faster", lambda self, input: are_fused)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def autocast_dtype(
         input: features of any layout, or an embedding.
         cell: the layer's cell.
         kind: the kind of call: `projected` if the layer has projections, else `padded` or `packed`.
-        state: the initial state, for an LSTM the cell state; None for zeros.
+        state: the initial state, the last of two; None for zeros.
     """
     device = input.device.type
     if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:

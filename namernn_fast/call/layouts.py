@@ -29,9 +29,9 @@ def convert(arguments: Arguments, call: Call) -> None:
     """
     input: object = arguments.input
     has_ids, reset = call.lookup is not None, arguments.reset
-    if isinstance(input, Tensor | PackedSequence):
-        names = given(**arguments.inputs)
-        call.beside = [_rows_of(name, names[name], call) for name in names]
+    if arguments.inputs and isinstance(input, Tensor | PackedSequence):
+        inputs = given(**arguments.inputs)
+        call.beside = [_rows_of(name, inputs[name], call) for name in inputs]
     if arguments.hx is not None:
         call.states = _states_of(arguments.hx, call.cell)
     if reset is not None:
@@ -120,7 +120,7 @@ def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
-    """Returns the initial states in hx, which is a tensor or, for an LSTM, a pair."""
+    """Returns the initial states in hx, a tensor, or a pair if the cell has two."""
     if len(cell.states) == 1:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
@@ -145,7 +145,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
         rows: the shape that reset must have.
 
     Raises:
-        TypeError: reset_to is neither a tensor nor, for an LSTM, a pair of tensors.
+        TypeError: reset_to is neither a tensor nor a pair of tensors, whichever the cell takes.
         ValueError: there are two directions.
         RuntimeError: the shape of reset or reset_to is wrong.
     """
@@ -291,35 +291,28 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
 def restore(arguments: Arguments, results: Results, options: int) -> tuple[Any, Any]:
     """Returns the output and the last states, h_n or (h_n, c_n), in the layout of the input.
 
+    With LAST_STATE, returns the output as it is.
+
     Args:
         arguments: the caller's arguments.
         results: the results of the call.
         options: the option bits of the call.
     """
-    output: Any = results[0]
     input = arguments.input
-    if options & ops.PACKED:
-        output = PackedSequence(output, *input[1:])
-    elif options & ops.JAGGED:
-        output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
-    elif _is_single(arguments):
-        output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
-    return output, restore_states(arguments, results, options)
-
-
-def restore_states(arguments: Arguments, results: Results, options: int) -> Any:
-    """Returns h_n, or (h_n, c_n), in the layout of the input; see `restore`."""
+    output: Any = results[0]
     states = results[1:]
+    has_output = not options & ops.LAST_STATE
     if options & ops.PACKED:
-        order = arguments.input.unsorted_indices
-        if order is not None:
-            order = _savable(order)
+        if has_output:
+            output = PackedSequence(output, *input[1:])
+        if input.unsorted_indices is not None:
+            order = _savable(input.unsorted_indices)
             states = tuple(state.index_select(1, order) for state in states)
-    elif not options & ops.JAGGED and _is_single(arguments):
+    elif options & ops.JAGGED:
+        if has_output:
+            output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
+    elif input.dim() == (2 if arguments.embedding is None else 1):  # a single sequence
+        if has_output:
+            output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
         states = tuple(state.squeeze(1) for state in states)
-    return states if len(states) > 1 else states[0]
-
-
-def _is_single(arguments: Arguments) -> bool:
-    """Returns whether a padded input is a single sequence, without a batch."""
-    return arguments.input.dim() == (2 if arguments.embedding is None else 1)  # type: ignore[no-any-return]
+    return output, states if len(states) > 1 else states[0]

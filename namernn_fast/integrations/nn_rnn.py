@@ -17,8 +17,8 @@ from torch.overrides import is_tensor_like
 
 from ..call import Arguments
 from ..cells import Cell
-from ..machine.context import is_jit_tracing
-from ..machine.torch_private import EXPANDED_WEIGHTS, _get_tracing_state, _set_tracing_state
+from ..machine.context import is_jit_tracing, jit_tracer
+from ..machine.torch_private import EXPANDED_WEIGHTS, _set_tracing_state
 from .deferred import when_imported
 
 Plain = TypeVar("Plain", bound=torch.nn.Module)
@@ -83,7 +83,7 @@ class FromExporter:
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
     """Context manager in which `torch.jit.trace` records nothing, so that results are constants."""
-    state = _get_tracing_state()
+    state = jit_tracer()
     _set_tracing_state(None)
     try:
         yield

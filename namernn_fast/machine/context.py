@@ -28,6 +28,7 @@ __all__ = [
     "is_jit_tracing",
     "is_transformed",
     "is_unobserved",
+    "jit_tracer",
     "only_vmap_is_active",
 ]
 
@@ -35,16 +36,18 @@ autocast_is_on = _is_any_autocast_enabled
 """Returns whether autocast is on for any device."""
 functorch_is_active = _are_functorch_transforms_active
 """Returns whether a torch.func transform is active."""
+jit_tracer = _get_tracing_state
+"""Returns the state of `torch.jit.trace`, or of torch's older ONNX exporter, or None."""
 
 
 def is_jit_tracing() -> bool:
-    """Returns whether `torch.jit.trace`, or torch's older ONNX exporter, records the call."""
-    return _get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+    """Returns whether `jit_tracer()` is not None. Quicker than `torch.jit.is_tracing`."""
+    return jit_tracer() is not None
 
 
 def is_transformed() -> bool:
     """Returns whether forward-mode AD or a torch.func transform is active."""
-    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or functorch_is_active()
 
 
 def only_vmap_is_active() -> bool:
@@ -58,8 +61,8 @@ def is_eager() -> bool:
     """Returns whether no compiler or tracer records the call, and no transform is active."""
     return (
         not is_compiling()
-        and _get_tracing_state() is None
-        and not _are_functorch_transforms_active()
+        and jit_tracer() is None
+        and not functorch_is_active()
         and forward_ad._current_level < 0
     )
 
@@ -71,8 +74,8 @@ def is_unobserved() -> bool:
     """
     return (
         not is_dynamo_compiling()
-        and _get_tracing_state() is None
-        and not _are_functorch_transforms_active()
+        and jit_tracer() is None
+        and not functorch_is_active()
         and forward_ad._current_level < 0
         and _len_torch_dispatch_stack() == 0
         and _len_torch_function_stack() == 0

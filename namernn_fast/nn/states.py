@@ -1,4 +1,4 @@
-"""The states of a layer or step module, as users pass them: one tensor or, for an LSTM, a pair."""
+"""The states of a layer or step module, as users pass them: one tensor, or a pair of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ from ..call import Arguments, given
 from ..machine.context import is_compiling
 
 States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
-"""The type of a layer's states: a tensor h or, for an LSTM, the pair of h and c."""
+"""The type of a layer's states: a tensor, or a pair if the cell has two."""
 
 
 def states_in(hx: Any) -> Sequence[Tensor]:
-    """Returns the states in hx: an empty sequence, one state, or the pair of states of an LSTM."""
+    """Returns the states in hx: an empty sequence, one state, or a pair of states."""
     if hx is None:
         return ()
     return hx if isinstance(hx, tuple | list) else (hx,)

@@ -14,7 +14,7 @@ from ...call.options import batch_invariant_is_on, option_bits
 from ...cells import Cell
 from ...functional import run, run_last_state
 from ...integrations.nn_rnn import is_exact, must_serve, plain_twin
-from ...machine.context import is_jit_tracing
+from ...machine.context import jit_tracer
 from ..inference.prepared import PreparedLayer
 from ..states import States
 from ..weights import (
@@ -63,14 +63,15 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
                 nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
                 token ids in any of these shapes without the last dimension.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
-                sequence; None for zeros. For an LSTM, a pair of such tensors, h_0 and c_0.
+                sequence; None for zeros. A pair if the cell has two states: h_0 and c_0
+                of an LSTM, r_0 and v_0 of a leaky layer.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
             reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
                 episode begins, which starts from a state of zeros.
             reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
                 num_layers, hidden_size): the states that episodes start from where reset is True,
-                instead of zeros. For an LSTM, a pair of such tensors.
+                instead of zeros. A pair if the cell has two states.
             embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
@@ -99,7 +100,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
             type(input) is not Tensor
             or type(weights[0]) is not torch.nn.Parameter
             or (hx is not None and type(hx) is not Tensor)
-            or is_jit_tracing()
+            or jit_tracer() is not None
         )
         if unusual and must_serve(arguments, weights, self._cell):
             return self._as_torch(arguments)
@@ -132,7 +133,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
 
         Returns:
             h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
-            sequence. For an LSTM, the pair of h_n and c_n.
+            sequence; a pair if the cell has two states.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.

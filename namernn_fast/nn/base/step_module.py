@@ -8,7 +8,7 @@ from torch import Tensor, is_grad_enabled
 from torch.types import Device
 
 from ... import ops
-from ...call import Arguments, Call, normalise
+from ...call import Arguments, Call, given, normalise
 from ...call.options import batch_invariant_is_on, option_bits
 from ...cells import Cell
 from ...functional import run
@@ -49,8 +49,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
         Args:
             input: (batch, input_size), or (input_size).
-            hx: (batch, hidden_size), or (hidden_size); None for zeros. An LSTM takes and returns a
-                pair of states, h and c, and a leaky cell r and v.
+            hx: (batch, hidden_size), or (hidden_size); None for zeros. A cell with two states
+                takes and returns a pair: an LSTM h and c, a leaky cell r and v.
             inputs: what the cell reads besides input. A leaky cell takes `noise`, which is added to
                 v: (batch, hidden_size), or (hidden_size).
 
@@ -59,7 +59,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
         weights = current_weights(self, self._names[not self.bias])
-        has_inputs = inputs and any(value is not None for value in inputs.values())
+        has_inputs = inputs and given(**inputs)
         if not has_inputs and self._skips_dispatcher(input):
             options = self._options(weights)
             last = step_of_module(self._cell, input, hx, weights, self.hidden_size, options)
@@ -153,22 +153,27 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             and input.dim() == 2
             and input.is_cpu
             and input.dtype in (torch.float32, torch.float64)
-            and self._is_faster(input, skips_dispatcher=True)
+            and is_faster(
+                self._cell,
+                input.shape[0],
+                self.input_size,
+                self.hidden_size,
+                skips_dispatcher=True,
+            )
             and not autocast_is_on()
             and not batch_invariant_is_on()
             and is_unobserved()
             and self.nonlinearity in self._cell.nonlinearities
         )
 
-    def _is_faster(self, input: Tensor, *, skips_dispatcher: bool) -> bool:
-        """Returns whether the kernel takes less time than torch's cell, by `direct.is_faster`."""
-        batch = input.shape[0] if input.dim() == 2 else 1
+    def _is_faster(self, input: Tensor) -> bool:
+        """Returns whether the fused operator takes less time than torch's cell."""
         return is_faster(
             self._cell,
-            batch,
+            input.shape[0] if input.dim() == 2 else 1,
             self.input_size,
             self.hidden_size,
-            skips_dispatcher=skips_dispatcher,
+            skips_dispatcher=False,
         )
 
     def _why_slower(self, input: Tensor) -> str | None:
@@ -176,7 +181,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         if self._cell.gates == 1:
             return "torch's own cell is as fast for a single step"
         # First, because it is the most frequent reason
-        if not self._is_faster(input, skips_dispatcher=False):
+        if not self._is_faster(input):
             return "torch's own cell is as fast for a single step of this size on this processor"
         if is_compiling() or is_jit_tracing():
             return "a compiler fuses the operators of torch's own cell"

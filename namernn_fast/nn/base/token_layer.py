@@ -79,7 +79,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         Returns:
             output: laid out like ids, with num_directions * hidden_size features; and h_n
             (num_layers * num_directions, batch, hidden_size), without the batch for one sequence.
-            For an LSTM, the pair of h_n and c_n instead of h_n.
+            If the cell has two states, a pair instead of h_n.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.rnn`.

@@ -74,7 +74,7 @@ def try_step(
         input: (batch, input_size), or as in the operator `step`.
         states: (batch, hidden_size) each, or as in the operator `step`; none for zeros.
         hidden_size: the number of features of a state.
-        in_place: whether to update `states`, which are then not the caller's, and not checked.
+        in_place: whether to update `states`. These and `weights` are then a stream's, and plain.
         output: what to write the output to, if it is wanted.
         rows, inputs: as in the operator `step`.
 
@@ -84,13 +84,12 @@ def try_step(
     Raises:
         RuntimeError: the arguments do not match.
     """
-    has_gradients = is_grad_enabled()
-    for tensor in (input, *weights, *inputs, *(() if in_place else states)):
+    for tensor in (input, *inputs) if in_place else (input, *states, *weights):
         # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
         if (
             type(tensor) not in _PLAIN
             or tensor.is_neg()
-            or (has_gradients and tensor.requires_grad)
+            or (tensor.requires_grad and is_grad_enabled())
         ):
             return None
     last: Sequence[Tensor] | None
@@ -99,9 +98,10 @@ def try_step(
     elif states:
         last = [empty_like(state) for state in states]
     else:
-        last = [torch.empty(len(input), hidden_size, dtype=input.dtype) for _ in cell.states]
-    number, beside = cell.number, inputs or None
-    if step_directly(weights, states, last, input, output, rows, options, number, beside):
+        last = [torch.empty(input.shape[0], hidden_size, dtype=input.dtype) for _ in cell.states]
+    if step_directly(
+        weights, states, last, input, output, rows, options, cell.number, inputs or None
+    ):
         return states if last is None else last
     return None
 
@@ -122,8 +122,15 @@ def step_of_module(
     Returns:
         The new states as the module returns them, or None if the step did not run.
     """
-    states = [hx] if len(cell.states) == 1 and hx is not None else [*states_in(hx)]
-    if (hx is not None and len(states) != len(cell.states)) or input.dim() != 2:
+    if hx is None:
+        states = []
+    elif len(cell.states) == 1:
+        states = [hx]
+    else:
+        states = [*states_in(hx)]
+        if len(states) != len(cell.states):
+            return None
+    if input.dim() != 2:
         return None
     try:
         last = try_step(cell, weights, input, options, states, hidden_size)

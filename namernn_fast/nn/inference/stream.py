@@ -123,7 +123,6 @@ class Stream:
             self._is_direct
             and panels is self._prepared._panels
             and is_unobserved()
-            and isinstance(frame, Tensor)
             and (
                 out is None or (type(out) is Tensor and not out.requires_grad and not out.is_neg())
             )
