@@ -40,8 +40,7 @@ class Answers:
     millionths: Tensor
     """int64 (rows, top), the probabilities of the languages in `best`, in millionths."""
     unusual: Tensor
-    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if unknown, because an
-    earlier version wrote the checkpoint or the row has an error"""
+    """bool (rows), true if the name is unusual; false if the row has an error"""
     dropped: dict[int, str]
     """Maps a row to the characters of its name that were not read (see `Folding.dropped`). Rows
     whose names were read completely are absent."""
@@ -102,12 +101,10 @@ def _folded(rows: Rows, folding: Folding) -> list[str]:
     if rows.errors:
         names = ["" if place in rows.errors else name for place, name in enumerate(names)]
     if not "".join(names).isascii():
-        names = ["" if _has_lone_surrogate(name) else name for name in names]
+        names = [
+            name if name.isascii() or not _LONE_SURROGATE.search(name) else "" for name in names
+        ]
     return folding.fold_usable(names)
-
-
-def _has_lone_surrogate(text: str) -> bool:
-    return not text.isascii() and _LONE_SURROGATE.search(text) is not None
 
 
 def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> dict[int, str]:
@@ -132,14 +129,13 @@ def _predict(
     """
     languages = len(predictor.languages)
     best, millionths = torch.full((len(texts) + 1, top), languages), torch.zeros(1, top)
-    unusual = torch.full((len(texts) + 1,), 2)
+    unusual = torch.zeros(len(texts) + 1, dtype=torch.bool)
     if texts:
         names = encode_folded(texts, predictor.folding)
         values, places = probabilities(predictor.checkpoint.model, names).topk(top)
         best[:-1] = places.masked_fill(values < min_probability, languages)
         millionths = torch.cat([values.double().mul(MILLION).round(), millionths])
-        if (table := predictor.checkpoint.unusualness) is not None:
-            unusual[:-1] = table.of(names, predictor.folding) > 1
+        unusual[:-1] = predictor.checkpoint.unusualness.of(names, predictor.folding) > 1
     return best, millionths.long(), unusual
 
 

@@ -2,7 +2,6 @@
 
 A checkpoint is one safetensors file. Besides the weights it contains plain values: the folding's
 alphabet and version, the languages, the options of the model, and the entries of `Checkpoint.info`.
-Checkpoints that earlier versions wrote lack the table of trigrams that detects unusual names.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +45,8 @@ _TABLE = "unusual"  # the key of `Unusualness` among the tensors and among the p
 
 WEAK_RECALL = 0.2
 """A language is called weak if its recall on the test part is below this value."""
+
+Value = TypeVar("Value")
 
 
 def _is_size(value: Any) -> bool:
@@ -84,24 +85,41 @@ class Checkpoint:
     test part), "history" (results of the epochs), "versions"."""
     folding: Folding = ASCII
     """The folding that the model was trained with."""
-    unusualness: Unusualness | None = None
-    """Measures how unusual a name is; None if an earlier version wrote the checkpoint."""
+    unusualness: Unusualness = field(default_factory=Unusualness)
+    """Measures how unusual a name is; by default, no name is unusual."""
 
     def is_sample(self) -> bool:
         """Returns whether the model was trained on the small embedded sample."""
-        return _is_sample(self.info)
+        return bool(recorded(self.info, bool, "split", "data", "is_sample"))
 
     def weak_languages(self) -> frozenset[str]:
-        """Returns the languages whose recall on the test part is below `WEAK_RECALL`.
+        """Returns the languages whose recall on the test part is below `WEAK_RECALL`."""
+        recalls = {
+            language: recorded(self.info, float, "metrics", "test_recall", language)
+            for language in self.languages
+        }
+        return frozenset(
+            language
+            for language, recall in recalls.items()
+            if recall is not None and recall < WEAK_RECALL
+        )
 
-        The set is empty for checkpoints without recalls, such as files that earlier versions wrote.
-        """
-        metrics = self.info.get("metrics")
-        recalls = metrics.get("test_recall") if isinstance(metrics, dict) else None
-        if not isinstance(recalls, dict):
-            return frozenset()
-        known = {name: value for name, value in recalls.items() if type(value) in (int, float)}
-        return frozenset(name for name in self.languages if known.get(name, 1) < WEAK_RECALL)
+
+def recorded(info: object, kind: type[Value], *keys: str) -> Value | None:
+    """Returns a value of `Checkpoint.info`, or None if it is missing or not of type `kind`.
+
+    Checkpoint files are untrusted, so an entry may have any type.
+
+    Args:
+        info: the plain values of a checkpoint.
+        kind: the type of the value.
+        keys: the keys of the nested tables, such as "split", "data", "rows".
+    """
+    for key in keys:
+        info = info.get(key) if isinstance(info, dict) else None
+    # JSON does not distinguish 1 from 1.0.
+    kinds = (int, float) if kind is float else (kind,)
+    return info if type(info) in kinds else None  # type: ignore[return-value]
 
 
 def pretrained_checkpoint() -> Path:
@@ -140,12 +158,11 @@ def save_checkpoint(
         "folding": checkpoint.folding.version,
         "languages": list(checkpoint.languages),
         "model": model.config,
+        _TABLE: {"share": SHARE, "longest": checkpoint.unusualness.longest},
         **checkpoint.info,
     }
-    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
-    if checkpoint.unusualness is not None:
-        values[_TABLE] = {"share": SHARE, "longest": checkpoint.unusualness.longest}
-        weights[_TABLE] = checkpoint.unusualness.table.to(dtype)
+    weights = {**model.state_dict(), _TABLE: checkpoint.unusualness.table}
+    weights = {name: value.to(dtype) for name, value in weights.items()}
     _check_weights(path, weights)
     write_tensors(path, KIND, weights, values)
 
@@ -201,7 +218,7 @@ def check_worth_replacing(path: Path, is_sample: bool) -> None:
         replaced = describe_checkpoint(path)
     except InputError as error:
         raise InputError(f"{error}; --force replaces it") from error
-    if is_sample and not _is_sample(replaced):
+    if is_sample and not recorded(replaced, bool, "split", "data", "is_sample"):
         raise InputError(
             f"{path}: a model of real data, which a model of the embedded sample would replace; "
             "--force replaces it, --checkpoint saves the new model elsewhere"
@@ -239,14 +256,11 @@ def load_checkpoint(
             f"{path}: not a checkpoint that this version can read ({error})"
         ) from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if longest is not None:
-        shapes[_TABLE] = (SYMBOLS,) * 3
-    weights, _ = read_tensors(path, KIND, shapes)
+    weights, _ = read_tensors(path, KIND, {**shapes, _TABLE: (SYMBOLS,) * 3})
     _check_weights(path, weights)
-    unusualness = None
-    if longest is not None:
-        unusualness = Unusualness(weights.pop(_TABLE).float(), longest)
-    model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    weights = {name: value.float() for name, value in weights.items()}
+    unusualness = Unusualness(weights.pop(_TABLE), longest)
+    model.load_state_dict(weights, assign=True)
     info = {
         name: value
         for name, value in values.items()
@@ -269,13 +283,6 @@ class _NoNormal(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_sample(values: dict[str, Any]) -> bool:
-    try:
-        return bool(values["split"]["data"]["is_sample"])
-    except (KeyError, TypeError):
-        return False
-
-
 def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     languages = values["languages"]
     if not isinstance(languages, list) or not all(map(is_language, languages)):
@@ -294,10 +301,7 @@ def _checked_folding(values: dict[str, Any]) -> Folding:
     return Folding(alphabet.removeprefix(plain), values["folding"])
 
 
-def _checked_longest(values: dict[str, Any]) -> int | None:
-    """Returns the longest training name's length, or None if an earlier version wrote the file."""
-    if _TABLE not in values:
-        return None
+def _checked_longest(values: dict[str, Any]) -> int:
     longest = values[_TABLE]["longest"]
     if type(longest) is not int or not 0 < longest <= MAX_NAME_LENGTH:
         raise ValueError(f"the longest training name has {longest!r:.50} characters")

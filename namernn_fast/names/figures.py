@@ -10,6 +10,7 @@ from typing import Any
 from .evaluation import Evaluation
 from .files import replacing, require
 from .text import escaped
+from .training import Epoch
 
 # With more languages, the numbers in the confusion matrix would be too small to read.
 _MOST_WITH_NUMBERS = 40
@@ -62,12 +63,12 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     _save(figure, path)
 
 
-def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
+def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
     """Draws the loss and the accuracy of each epoch.
 
     Args:
         path: the PNG file to write, replaced only once the new file is complete.
-        history: the epochs, as `usable_history` returns them.
+        history: the epochs of all networks.
         title: the title of the figure.
 
     Raises:
@@ -75,14 +76,14 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
         ModuleNotFoundError: matplotlib is not installed.
     """
     figure, (losses, accuracies) = _figure(10, 4.2, columns=2)
-    members = sorted({epoch["member"] for epoch in history})
+    members = sorted({epoch.member for epoch in history})
     for axes, figure_of in ((losses, "loss"), (accuracies, "accuracy")):
         for (part, words), colour in zip(_PARTS.items(), _COLOURS, strict=False):
             for member in members:
-                epochs = [epoch for epoch in history if epoch["member"] == member]
+                epochs = [epoch for epoch in history if epoch.member == member]
                 axes.plot(
-                    [epoch["number"] for epoch in epochs],
-                    [epoch[f"{part}_{figure_of}"] for epoch in epochs],
+                    [epoch.number for epoch in epochs],
+                    [getattr(epoch, f"{part}_{figure_of}") for epoch in epochs],
                     color=colour,
                     marker="o" if len(epochs) <= 30 else None,
                     markersize=3,
@@ -147,28 +148,6 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
     counts.set_ylabel("names")
     counts.grid(alpha=0.3)
     _save(figure, path)
-
-
-def usable_history(history: Any) -> list[dict[str, Any]] | None:
-    """Returns the epochs that a checkpoint records, or None if they cannot be drawn.
-
-    Args:
-        history: the value of "history" in `Checkpoint.info`. It may be any plain value, because
-            checkpoint files are untrusted.
-    """
-    figures = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    if not isinstance(history, list) or not history:
-        return None
-    for epoch in history:
-        if not isinstance(epoch, dict):
-            return None
-        numbers = [epoch.get("member"), epoch.get("number")]
-        values: list[Any] = [epoch.get(figure) for figure in figures]
-        if not all(type(number) is int and 0 < number < 10**6 for number in numbers):
-            return None
-        if not all(type(value) in (int, float) and abs(value) < 1e9 for value in values):
-            return None
-    return history
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,22 +111,19 @@ class Predictor:
             return torch.empty(0, len(self.languages))
         return probabilities(self.checkpoint.model, encode_names(names, self.folding))
 
-    def unusualness(self, names: Iterable[str]) -> Tensor | None:
+    def unusualness(self, names: Iterable[str]) -> Tensor:
         """Returns how unusual names are, given the training names: float32 (number of names).
 
         A name with a value above 1 is unusual: its characters are less probable than in all but 2 %
         of the validation names. Predictions for an unusual name mean little.
 
-        Returns:
-            The values, or None if an earlier version wrote the checkpoint.
-
         Raises:
             TypeError, InputError: as in `predict`.
         """
-        table, names = self.checkpoint.unusualness, check_names(names)
-        if table is None or not names:
-            return None if table is None else torch.empty(0)
-        return table.of(encode_names(names, self.folding), self.folding)
+        names = check_names(names)
+        if not names:
+            return torch.empty(0)
+        return self.checkpoint.unusualness.of(encode_names(names, self.folding), self.folding)
 
     def states(self, name: str) -> tuple[str, Tensor]:
         """Returns the folded name, and the states after each of its characters.
@@ -213,10 +210,11 @@ def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
     Raises:
         InputError: as in `probabilities`.
     """
-    order, found = zip(*_in_batches(model, names, lambda scores: scores.max(1)), strict=True)
+    found = ((indices, *scores.max(1)) for indices, scores in _scored(model, names))
+    order, values, labels = map(torch.cat, zip(*found, strict=True))
     # The probabilities of a name are finite if its largest logit is finite.
-    _finite(torch.cat([values for values, _ in found]), "probabilities")
-    return _restored(torch.cat(order), torch.cat([labels for _, labels in found]))
+    _finite(values, "probabilities")
+    return _restored(order, labels)
 
 
 def _finite(results: Tensor, what: str) -> Tensor:
@@ -233,8 +231,8 @@ def logits(model: nn.Module, names: EncodedNames) -> Tensor:
         model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
         names: the names, at least one.
     """
-    order, found = zip(*_in_batches(model, names, lambda scores: scores), strict=True)
-    return _restored(torch.cat(order), torch.cat(found))
+    order, scores = map(torch.cat, zip(*_scored(model, names), strict=True))
+    return _restored(order, scores)
 
 
 def _restored(order: Tensor, results: Tensor) -> Tensor:
@@ -242,28 +240,14 @@ def _restored(order: Tensor, results: Tensor) -> Tensor:
     return torch.empty_like(results).index_copy_(0, order, results)
 
 
-Result = TypeVar("Result")
-
-
-def _in_batches(
-    model: nn.Module, names: EncodedNames, use: Callable[[Tensor], Result]
-) -> Iterator[tuple[Tensor, Result]]:
-    """Yields, for batches of bounded size, the indices of the batch's names and `use(logits)`.
-
-    Args:
-        model, names: as in `logits`.
-        use: a function of the batch's logits (batch, num_classes), float32 on the CPU.
-    """
+def _scored(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the indices of each batch's names, and their logits: float32, on the CPU."""
     for indices, packed in _batches(model, names):
-        yield indices, use(model(packed).float().cpu())
+        yield indices, model(packed).float().cpu()
 
 
 def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, PackedSequence]]:
-    """Yields, for batches of bounded size, the indices of the batch's names and the packed names.
-
-    Args:
-        model, names: as in `logits`.
-    """
+    """Yields the indices and the packed names of batches of bounded size."""
     device = next(model.parameters()).device
     indices, longest = torch.arange(len(names)), int(names.lengths.max())
     if len(names) * longest <= _BATCH_CHARACTERS:

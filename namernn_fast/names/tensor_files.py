@@ -25,10 +25,6 @@ MAX_HEADER_BYTES = 2 * 2**20
 """The limit on the size of a header, which lists the tensors and holds the plain values. With the
 library's limit of 100 MB, reading a header could take half a minute and gigabytes of memory."""
 
-# First bytes of the zip that torch.save writes, of the pickle that older versions of torch.save
-# wrote, and of other pickles.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF", b"\x80\x04\x95", b"\x80\x05\x95")
-
 _MAX_DEPTH = 32  # maximum nesting of lists and tables
 _MAX_BRACKETS = 50_000  # garbage collection makes reading a million lists slow
 
@@ -129,11 +125,6 @@ def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator
         raise InputError(f"{path}: too large: {size:,} bytes, and at most {max_bytes:,} are read")
     with path.open("rb") as content:
         start = content.read(8)
-    if start.startswith(_PICKLES):
-        raise InputError(
-            f"{path}: a pickle, as earlier versions wrote with torch.save; it could run code, so "
-            "it is no longer read: train the model again"
-        )
     if _header_bytes(start) > MAX_HEADER_BYTES:
         raise InputError(f"{path}: not a readable safetensors file (its header is too large)")
     try:

@@ -68,6 +68,24 @@ class Fit:
     history: tuple[Epoch, ...]
 
 
+def read_epochs(history: Any) -> list[Epoch]:
+    """Returns the epochs that a file records: at least one, as results of `asdict`.
+
+    Raises:
+        TypeError, ValueError: the file is damaged; it holds something else.
+    """
+    epochs = [Epoch(**values) for values in history]
+    kinds = [*typing.get_type_hints(Epoch).values()]
+    for epoch in epochs:
+        values = [*asdict(epoch).values()]
+        # The limit is far above what training gives, and figures can show numbers below it.
+        if [*map(type, values)] != kinds or not all(0 <= value < 1e9 for value in values):
+            raise ValueError("the results of an epoch have other types, or are out of range")
+    if not epochs:
+        raise ValueError("no epochs")
+    return epochs
+
+
 class _Member:
     """One network in training, from its first epoch to its last."""
 
@@ -173,8 +191,12 @@ class _Member:
         Raises:
             KeyError, TypeError, ValueError: the arguments are not a state of this network.
         """
-        self.history = [Epoch(**epoch) for epoch in values["history"]]
-        self._check_history()
+        self.history = read_epochs(values["history"])
+        places = [(epoch.member, epoch.number) for epoch in self.history]
+        if places != [(self.number, number) for number in range(1, len(places) + 1)]:
+            raise ValueError("the epochs are out of order, or of another network")
+        if len(places) > self.recipe.epochs:
+            raise ValueError(f"{len(places)} epochs")
         self._check_tensors(tensors)
         self.best = {name: value.to(self.device) for name, value in below("best.", tensors).items()}
         if self.is_finished():
@@ -187,20 +209,6 @@ class _Member:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scheduler = self._scheduler(len(self.history) * self.steps)
-
-    def _check_history(self) -> None:
-        """Raises an error if the history does not belong to this network."""
-        if not 0 < len(self.history) <= self.recipe.epochs:
-            raise ValueError(f"{len(self.history)} epochs")
-        kinds = typing.get_type_hints(Epoch)
-        for number, epoch in enumerate(self.history, 1):
-            values = asdict(epoch)
-            if [type(value) for value in values.values()] != list(kinds.values()):
-                raise TypeError("the results of an epoch have other types")
-            if (epoch.member, epoch.number) != (self.number, number):
-                raise ValueError("the epochs are out of order, or of another network")
-            if not all(map(math.isfinite, values.values())):
-                raise ValueError("the results of an epoch are not finite")
 
     def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Raises an error if `tensors` do not belong to a state of this network."""

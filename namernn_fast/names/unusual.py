@@ -7,14 +7,14 @@ at all like the names that the network has seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .encoding import EncodedNames
-from .folding import ASCII, Folding
+from .folding import ASCII, MAX_NAME_LENGTH, Folding
 from .splitting import LabelledNames, Split
 
 SHARE = 0.02
@@ -39,13 +39,13 @@ class Unusualness:
     sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
     log-probability given the previous two characters; mean and deviation are taken over the
     surprises in the validation names. The score is divided by the value that `SHARE` of the
-    validation names exceed.
+    validation names exceed. By default, no name is unusual.
     """
 
-    table: Tensor
+    table: Tensor = field(default_factory=lambda: torch.zeros(SYMBOLS, SYMBOLS, SYMBOLS))
     """float32 (SYMBOLS, SYMBOLS, SYMBOLS), the scaled terms of the score's sum, indexed by the
     previous two symbols and the next symbol."""
-    longest: int
+    longest: int = MAX_NAME_LENGTH
     """The number of characters of the longest training name."""
 
     def of(self, names: EncodedNames, folding: Folding) -> Tensor:

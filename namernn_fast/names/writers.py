@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class TableWriter(Writer):
             ]
             if not found:
                 lines.append(f"  {UNKNOWN}")
-            if unusual[row] == 1:
+            if unusual[row]:
                 lines.append("  unusual: unlike the names that the model has learned from")
             if row in answers.dropped:
                 lines.append(f"  not read: {escaped(answers.dropped[row])}")
@@ -134,14 +134,11 @@ class CsvWriter(Writer):
         for places, millionths in zip(best.T, answers.millionths.T, strict=True):
             columns.append(map(cells.__getitem__, places.tolist()))
             columns += _digits(millionths, places >= absent, sign)
-        flags = [f"{sign}{value}{sign}" for value in ("false", "true", "")]
-        unusual = answers.unusual.tolist()
-        ends = list(map([f"{flag}{sign}\n" for flag in flags].__getitem__, unusual))
-        for row, lost in answers.dropped.items():
-            ends[row] = f"{flags[unusual[row]]}{self._cell(lost)}{sign}\n"
-        for row, error in answers.errors.items():
-            ends[row] = f"{flags[unusual[row]]}{sign}{self._cell(error)}\n"
-        return _rows_of(*columns, ends)
+
+        def end(unusual: str, dropped: str = "", error: str = "") -> str:
+            return f"{sign}{unusual}{sign}{self._cell(dropped)}{sign}{self._cell(error)}\n"
+
+        return _rows_of(*columns, _ends(answers, end))
 
     def _lines(self, rows: Iterable[Sequence[str]]) -> Iterator[str]:
         """Yields rows of cells as text, without line ends."""
@@ -194,8 +191,8 @@ class CsvWriter(Writer):
 class JsonWriter(Writer):
     """Writes JSON lines: the keys of the input, then languages, unusual, dropped and error.
 
-    The value of languages is a list of objects with the keys language and probability; unusual is
-    null if it is unknown, and error is null if there is no error.
+    The value of languages is a list of objects with the keys language and probability. In a
+    row with an error, unusual is null; in other rows, error is null.
     """
 
     _KEYS = ("languages", "unusual", "dropped", "error")
@@ -226,14 +223,12 @@ class JsonWriter(Writer):
             columns.append(map(keys.__getitem__, places.tolist()))
             columns += _digits(millionths, places >= absent, end="}")
             begin = ", "
-        flags = [f'], "unusual": {value}, "dropped": ' for value in ("false", "true", "null")]
-        unusual = answers.unusual.tolist()
-        ends = list(map([f'{flag}"", "error": null}}\n' for flag in flags].__getitem__, unusual))
-        for row, lost in answers.dropped.items():
-            ends[row] = f'{flags[unusual[row]]}{quoted(lost)}, "error": null}}\n'
-        for row, error in answers.errors.items():
-            ends[row] = f'{flags[unusual[row]]}"", "error": {quoted(error)}}}\n'
-        return _rows_of(*columns, ends)
+
+        def end(unusual: str, dropped: str = "", error: str = "") -> str:
+            members = f'"unusual": {unusual or "null"}, "dropped": {quoted(dropped)}'
+            return f'], {members}, "error": {quoted(error) if error else "null"}}}\n'
+
+        return _rows_of(*columns, _ends(answers, end))
 
 
 def _digits(
@@ -256,6 +251,18 @@ def _digits(
         map(table.__getitem__, places.masked_fill(absent, len(table) - 1).tolist())
         for table, places in ((upper, thousandths), (lower, rest))
     ]
+
+
+def _ends(answers: Answers, end: Callable[..., str]) -> list[str]:
+    """Returns `end(unusual, dropped, error)` for each row."""
+    words = ["true" if unusual else "false" for unusual in answers.unusual.tolist()]
+    usual_ends = {word: end(word) for word in ("false", "true")}
+    ends = [usual_ends[word] for word in words]
+    for row, lost in answers.dropped.items():
+        ends[row] = end(words[row], lost)
+    for row, error in answers.errors.items():
+        ends[row] = end("", error=error)
+    return ends
 
 
 def _rows_of(*columns: Iterable[str]) -> str:

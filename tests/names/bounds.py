@@ -3,7 +3,13 @@
 import signal
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import pytest
+
+from namernn_fast.names import InputError
+
+LEFT_OUT = mock.sentinel.left_out
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -33,3 +39,17 @@ def bounded(mebibytes=64):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
     assert _memory("VmHWM") - before < mebibytes
+
+
+def refusal(load, path, *arguments):
+    """Return why `load` rejects the file at `path`, with little memory and time."""
+    with bounded(), pytest.raises(InputError) as error:
+        load(path, *arguments)
+    start, _, reason = str(error.value).partition(": ")
+    assert start == str(path)
+    return reason
+
+
+def changed(table, changes):
+    """Return a copy of `table` with other values, and without the keys whose value is LEFT_OUT."""
+    return {key: value for key, value in {**table, **changes}.items() if value is not LEFT_OUT}

@@ -77,7 +77,11 @@ NO_DATE, NO_ACCURACY = "training date not recorded", "test accuracy not recorded
     [
         ({}, NO_DATE, NO_ACCURACY),
         ({"trained": "2026-02-03", "metrics": []}, "trained on 2026-02-03", NO_ACCURACY),
-        ({"trained": "\x1b", "metrics": {"test_accuracy": 0.1234}}, NO_DATE, "test accuracy 12.3%"),
+        (
+            {"trained": "\x1b" * 99, "metrics": {"test_accuracy": 0.1234}},
+            r"trained on " + r"\x1b" * 10,
+            "test accuracy 12.3%",
+        ),
         ({"trained": 5, "metrics": {"test_accuracy": 7.0}}, NO_DATE, NO_ACCURACY),
     ],
 )

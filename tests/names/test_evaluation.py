@@ -21,7 +21,7 @@ from namernn_fast.names.model import NameClassifier, NameEnsemble
 from namernn_fast.names.prediction import logits
 from namernn_fast.names.significance import LabelledPredictions
 from namernn_fast.names.splitting import split
-from namernn_fast.names.training import Epoch
+from namernn_fast.names.training import Epoch, read_epochs
 
 PROGRAM = "python -m namernn_fast.names: error:"
 PARTS = split(embedded_sample(), seed=3, folding=ASCII)
@@ -266,7 +266,7 @@ def test_language_names_are_drawn_as_plain_text(tmp_path):
     found = evaluation.evaluate([0, 1, 2], torch.eye(3), languages, resamples=10)
     figures.draw_confusion_matrix(folder / "matrix.png", found, "Title")
     figures.draw_calibration(folder / "calibration.png", {"a": found, "b": found}, "Title")
-    epochs = [EPOCH, {**EPOCH, "number": 2}, {**EPOCH, "member": 2}]
+    epochs = read_epochs([EPOCH, {**EPOCH, "number": 2}, {**EPOCH, "member": 2}])
     figures.draw_learning_curves(folder / "curves.png", epochs, "Title")
     sizes = [image.imread(picture).shape[:2] for picture in folder.iterdir()]
     assert len(sizes) == 3
@@ -287,15 +287,16 @@ def test_the_size_of_the_confusion_matrix_is_limited(monkeypatch):
 
 
 ODD_EPOCHS = [
-    *(1, {}, EPOCH | {"member": "1"}, EPOCH | {"number": True}, EPOCH | {"number": 0}),
-    *(EPOCH | {"train_loss": odd} for odd in (math.nan, 10**400, None)),
+    *(1, {}, EPOCH | {"member": "1"}, EPOCH | {"number": True}, EPOCH | {"odd": 1}),
+    *(EPOCH | {"train_loss": odd} for odd in (math.nan, 1e10, 10**400, None)),
 ]
 
 
 @pytest.mark.parametrize("history", [None, {}, [], *([EPOCH, odd] for odd in ODD_EPOCHS)])
-def test_an_invalid_history_is_not_drawn(history):
-    assert figures.usable_history(history) is None
-    assert figures.usable_history([EPOCH]) == [EPOCH]
+def test_an_invalid_history_is_rejected(history):
+    assert read_epochs([EPOCH]) == [Epoch(**EPOCH)]
+    with pytest.raises((TypeError, ValueError)):
+        read_epochs(history)
 
 
 def small_model(classes, seed=0):
@@ -410,7 +411,7 @@ SAMPLE = PARTS.info["data"]
             ({"split": record}, "the checkpoint does not say on which split of which data it was")
             for record in (
                 "none",
-                PARTS.info | {"method": "psychic"},
+                PARTS.info | {"method": None},
                 PARTS.info | {"seed": "0"},
                 PARTS.info | {"seed": True},
                 PARTS.info | {"validation": None},

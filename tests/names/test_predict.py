@@ -286,7 +286,7 @@ def test_improbable_languages_are_left_out(predictor):
 def test_every_format_writes_the_expected_text(format, text):
     rows = Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"})
     best, millionths = [[1, 0], [2, 2], [2, 2]], [[750_000, 200_001], [0, 0], [0, 0]]
-    numbers = map(torch.tensor, (best, millionths, [0, 1, 2]))
+    numbers = map(torch.tensor, (best, millionths, [False, True, False]))
     answers = Answers(rows, ("Irish", "Thai"), *numbers, {0: "\x1b-"})
     writer = writer_of(format, 2, weak={"Thai"})
     assert writer.head() + writer.body(answers) == text
@@ -307,7 +307,7 @@ def test_every_format_writes_the_expected_text(format, text):
 )
 def test_csv_cells_are_never_formulas(name, cell):
     rows = Rows([name, ""], {1: name})
-    numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [0, 2]))
+    numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [False, False]))
     answers = Answers(rows, ("Thai",), *numbers, {0: name})
     rows = csv.reader(io.StringIO(writer_of("csv", 1).body(answers)))
     assert [*rows] == [[cell, "Thai", "0.500000", "false", cell, ""], ["", "", "", "", "", cell]]
@@ -521,7 +521,7 @@ def parsed(out, format):
         head, *rows = csv.reader(io.StringIO(out))
         assert {len(row) for row in rows} <= {len(head)}
         name, first = head.index("name"), head.index("language_1")
-        return [(row[name], [x for x in row[first:-2:2] if x], row[-1] or None) for row in rows]
+        return [(row[name], [x for x in row[first:-3:2] if x], row[-1] or None) for row in rows]
     rows = [json.loads(line) for line in out.splitlines()]
     return [(r["name"], [x["language"] for x in r["languages"]], r["error"]) for r in rows]
 

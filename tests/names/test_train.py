@@ -42,7 +42,6 @@ def test_training_on_the_sample_does_not_replace_a_real_model(
     [
         ("model", b""),
         ("model", b"my thesis"),
-        ("model", b"PK\x03\x04 a model of torch.save"),
         ("model.state", b"my thesis"),
     ],
 )

@@ -95,14 +95,6 @@ def test_unusualness_does_not_depend_on_the_batch_size(monkeypatch):
     torch.testing.assert_close(measure.of(single, PARTS.folding), whole[:1])
 
 
-@pytest.mark.parametrize("longest", [0, -1, 1001, 2.0, True, None, "9"])
-def test_an_invalid_length_in_a_checkpoint_is_rejected(checkpoint, tmp_path, longest):
-    odd = dataclasses.replace(checkpoint.unusualness, longest=longest)
-    save_checkpoint(tmp_path / "odd", dataclasses.replace(checkpoint, unusualness=odd))
-    with pytest.raises(InputError, match="not a checkpoint that this version can read"):
-        load(tmp_path / "odd")
-
-
 def test_made_up_names_and_soft_labels_do_not_affect_unusualness(checkpoint):
     labels = torch.nn.functional.one_hot(PARTS.train.labels).float()
     soft = dataclasses.replace(PARTS, train=dataclasses.replace(PARTS.train, labels=labels))
@@ -199,18 +191,3 @@ def test_the_server_marks_unusual_names_and_weak_languages(checkpoint):
         described = asking.get("/health").json()
     assert [result.get("unusual") for result in answer["results"]] == [False, True, None]
     assert described["weak_languages"] == ["Polish"]
-
-
-def test_an_older_checkpoint_reproduces_its_recorded_answers(root, run):
-    """Older models fold names to ASCII, drop hyphens, and mark nothing as unusual or weak."""
-    older = root / "tests" / "names" / "data" / "ascii_folding.safetensors"
-    expected = json.loads(older.with_suffix(".json").read_text(encoding="utf-8"))
-    predictor = load(older)
-    found = predictor.probabilities(expected)
-    torch.testing.assert_close(found, torch.tensor([*expected.values()]), rtol=0, atol=1e-6)
-    assert predictor.folding == names.ASCII
-    assert predictor.unusualness(["Kim"]) is None
-    assert predictor.checkpoint.weak_languages() == set()
-    code, out, _ = run("predict", "Al-Farsi", "--checkpoint", older, "--format", "jsonl")
-    answer = json.loads(out)
-    assert (code, answer["unusual"], answer["dropped"]) == (0, None, "-")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import os
 import sys
@@ -16,7 +15,7 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 
-from ..checkpoint import PRETRAINED, pretrained_checkpoint
+from ..checkpoint import PRETRAINED, pretrained_checkpoint, recorded
 from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
 from ..folding import Folding
 from ..prediction import Predictor, load
@@ -140,19 +139,13 @@ def load_predictor(arguments: argparse.Namespace) -> Predictor:
 
 
 def _record(info: dict[str, Any]) -> str:
-    """Returns a description of when a model was trained and how accurate it is.
-
-    Validates the values in `info`, because checkpoint files are untrusted.
-    """
-    try:
-        trained = f"trained on {datetime.date.fromisoformat(info['trained'])}"
-    except (KeyError, TypeError, ValueError):
-        trained = "training date not recorded"
-    metrics = info.get("metrics")
-    accuracy = metrics.get("test_accuracy") if isinstance(metrics, dict) else None
-    if type(accuracy) is float and 0 <= accuracy <= 1:
-        return f"{trained}, test accuracy {accuracy:.1%}"
-    return f"{trained}, test accuracy not recorded"
+    """Returns a description of when a model was trained and how accurate it is."""
+    date = recorded(info, str, "trained")
+    accuracy = recorded(info, float, "metrics", "test_accuracy")
+    trained = "training date not recorded" if date is None else f"trained on {date:.10}"
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return f"{trained}, test accuracy not recorded"
+    return f"{trained}, test accuracy {accuracy:.1%}"
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -13,22 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from ..baselines import NGRAMS, majority_baseline, ngram_baseline
-from ..checkpoint import WEAK_RECALL, Checkpoint, versions
+from ..checkpoint import WEAK_RECALL, Checkpoint, recorded, versions
 from ..dataset import NamesData, embedded_sample, load_names
 from ..evaluation import Comparison, Evaluation, LanguageScores, best_hits, compare, evaluate
-from ..figures import (
-    draw_calibration,
-    draw_confusion_matrix,
-    draw_learning_curves,
-    usable_history,
-)
+from ..figures import draw_calibration, draw_confusion_matrix, draw_learning_curves
 from ..files import check_no_overwrite, check_replaceable, replacing, require
 from ..formatting import Entry, aligned, with_mark
 from ..prediction import logits
 from ..report import leak
 from ..significance import Difference, Interval
-from ..splitting import METHODS, LabelledNames, Split, split
+from ..splitting import LabelledNames, Split, split
 from ..text import InputError, escaped
+from ..training import read_epochs
 from .arguments import add_data, add_model, data_files, load_predictor, path, say
 from .arguments import add_parser as add_command
 
@@ -142,22 +138,17 @@ def _data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> NamesData:
 
 
 def _split_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the split recorded in the checkpoint.
-
-    Validates the record first, because checkpoint files are untrusted.
-    """
-    record = checkpoint.info.get("split")
+    """Returns the split that the checkpoint records, after a check of its values' types."""
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
+    of_data = {"source": str, "sha256": str, "rows": int}
+    record = recorded(checkpoint.info, dict, "split")
     if (
-        isinstance(record, dict)
-        and all(type(record.get(name)) is kind for name, kind in kinds.items())
-        and record["method"] in METHODS
-        and isinstance(data := record.get("data"), dict)
-        and all(type(data.get(name)) is str for name in ("source", "sha256"))
-        and type(data.get("rows")) is int
+        record is None
+        or any(recorded(record, kind, name) is None for name, kind in kinds.items())
+        or any(recorded(record, kind, "data", name) is None for name, kind in of_data.items())
     ):
-        return record
-    raise InputError("the checkpoint does not say on which split of which data it was trained")
+        raise InputError("the checkpoint does not say on which split of which data it was trained")
+    return record
 
 
 def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace) -> _Results:
@@ -288,11 +279,13 @@ def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
     title = f"{results.evaluations['model'].names:,} names of the {results.part} part"
     draw_confusion_matrix(matrix, results.evaluations["model"], f"The model on {title}")
     drawn = [matrix, calibration]
-    if (history := usable_history(checkpoint.info.get("history"))) is not None:
-        draw_learning_curves(curves, history, "Training of the model")
-        drawn.append(curves)
-    else:
+    try:
+        epochs = read_epochs(checkpoint.info.get("history"))
+    except (TypeError, ValueError):
         say("the checkpoint records no epochs, so there are no learning curves")
+    else:
+        draw_learning_curves(curves, epochs, "Training of the model")
+        drawn.append(curves)
     draw_calibration(calibration, shown, f"Calibration on {title}")
     for figure in drawn:
         print(f"wrote {escaped(str(figure))}")

@@ -25,6 +25,7 @@ from ..checkpoint import (
     check_worth_replacing,
     load_checkpoint,
     pretrained_checkpoint,
+    recorded,
     save_checkpoint,
 )
 from ..dataset import NamesData, load_names
@@ -56,8 +57,8 @@ from .arguments import (
 )
 from .arguments import add_parser as add_command
 
-# Options that replace a value of the recipe: (option, field, type, help).
-_RECIPE = (
+# Options that replace a value of the recipe or of its model: (option, name, type, help).
+_NUMBERS = (
     ("--epochs", "epochs", COUNT, "number of passes over the training names"),
     ("--batch-size", "batch_size", COUNT, "names per step, in all processes together"),
     ("--lr", "lr", POSITIVE, "learning rate of AdamW; with one-cycle, its maximum"),
@@ -65,15 +66,7 @@ _RECIPE = (
     ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread evenly"),
     ("--clip", "clip_norm", POSITIVE, "maximum norm of the gradient"),
     ("--members", "members", COUNT, "number of networks whose logits are averaged"),
-    (
-        "--prior-correction",
-        "prior_correction",
-        NOT_NEGATIVE,
-        "how strongly to favour rare languages",
-    ),
-)
-# Options that replace an option of the recipe's model.
-_MODEL = (
+    ("--prior-correction", "prior_correction", NOT_NEGATIVE, "how much to favour rare languages"),
     ("--embedding-size", "embedding_size", COUNT, "features of an embedded character"),
     ("--hidden-size", "hidden_size", COUNT, "units of the RNN"),
     ("--layers", "num_layers", COUNT, "layers of the RNN"),
@@ -124,7 +117,7 @@ def add_parser(commands: Any) -> None:
     group = parser.add_argument_group("recipe", "how to train; options replace values of --recipe")
     recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
     group.add_argument("--recipe", choices=[*DESCRIPTIONS], default="plain", help=recipes)
-    for option, name, kind, text in (*_RECIPE, *_MODEL):
+    for option, name, kind, text in _NUMBERS:
         group.add_argument(option, dest=name, type=kind, help=_with_default(text, name))
     for name, choices, text in _CHOICES:
         group.add_argument(f"--{name}", choices=choices, help=_with_default(text, name))
@@ -235,17 +228,15 @@ def _data(arguments: argparse.Namespace) -> NamesData:
 
 def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) -> Split:
     """Returns the split with a training part that the teacher has labelled."""
-    record = teacher.info.get("split")
-    if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
+    if recorded(teacher.info, str, "split", "sha256") != parts.info["sha256"]:
         raise InputError(
             f"{arguments.teacher}: the teacher was trained on another split, so it may have seen "
             "names of the test part"
         )
     if teacher.languages != parts.languages:
         raise InputError(f"{arguments.teacher}: the teacher has other languages")
-    recipe = teacher.info.get("recipe")
-    correction: Any = recipe.get("prior_correction") if isinstance(recipe, dict) else None
-    if type(correction) not in (int, float) or not math.isfinite(correction):
+    correction = recorded(teacher.info, float, "recipe", "prior_correction")
+    if correction is None or not math.isfinite(correction):
         raise InputError(f"{arguments.teacher}: the teacher's recipe is not recorded")
     taught = distilled(
         parts,
@@ -279,14 +270,12 @@ def _reporter(recipe: Recipe) -> Callable[[Epoch], None]:
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """Returns the recipe that the options ask for."""
-    values = {name: getattr(arguments, name) for _, name, *_ in _RECIPE}
-    values["schedule"] = arguments.schedule
-    model = {name: getattr(arguments, name) for _, name, *_ in _MODEL}
-    chosen = ("bidirectional", "nonlinearity", "pooling", "ngrams")
-    model |= {name: getattr(arguments, name) for name in chosen}
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    of_recipe = [field.name for field in dataclasses.fields(Recipe) if field.name in given]
+    of_model = [name for name in inspect.signature(NameClassifier).parameters if name in given]
     recipe = RECIPES[arguments.recipe].changed(
-        model={name: value for name, value in model.items() if value is not None},
-        **{name: value for name, value in values.items() if value is not None},
+        **{name: given[name] for name in of_recipe},
+        model={name: given[name] for name in of_model},
     )
     if arguments.teacher is None and (arguments.made_up or arguments.recipe == "distilled"):
         option = "--made-up" if arguments.made_up else "--recipe distilled"

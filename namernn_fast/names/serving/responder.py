@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import recorded
 from ..folding import why_unusable
 from ..model import NameClassifier
 from ..prediction import Predictor
@@ -93,20 +94,13 @@ class Responder:
         return isinstance(self._predictor.checkpoint.model, NameClassifier)
 
     def _data(self) -> JsonObject:
-        """Returns a description of the training data that the checkpoint records.
-
-        Validates the values first, because checkpoint files are untrusted.
-        """
-        split = self._predictor.info.get("split")
-        data = split.get("data") if isinstance(split, dict) else None
-        found = data if isinstance(data, dict) else {}
-        source, rows = found.get("source"), found.get("rows")
-        parts = split.get("names") if isinstance(split, dict) else None
-        trained = parts.get("train") if isinstance(parts, dict) else None
+        """Returns a description of the training data that the checkpoint records."""
+        info = self._predictor.info
+        source = recorded(info, str, "split", "data", "source")
         return {
-            "source": escaped(source)[:300] if isinstance(source, str) else None,
-            "rows": rows if type(rows) is int else None,
-            "training_names": trained if type(trained) is int else None,
+            "source": None if source is None else escaped(source)[:300],
+            "rows": recorded(info, int, "split", "data", "rows"),
+            "training_names": recorded(info, int, "split", "names", "train"),
             "is_sample": self._predictor.checkpoint.is_sample(),
         }
 
@@ -123,8 +117,7 @@ class Responder:
             half = len(names) // 2
             return self._of_usable(names[:half], top) + self._of_usable(names[half:], top)
         languages = self._predictor.languages
-        unusualness = self._predictor.unusualness(names)
-        unusual = [None] * len(names) if unusualness is None else (unusualness > 1).tolist()
+        unusual = (self._predictor.unusualness(names) > 1).tolist()
         best, probabilities = places[:, :top].tolist(), values[:, :top].tolist()
         return [
             {
