@@ -88,11 +88,17 @@ def answer_rows(
     top = min(top, len(predictor.languages))
     best, millionths, unusual = _predict(predictor, [*distinct], top, min_probability)
     places = torch.tensor([*map(number.__getitem__, texts)], dtype=torch.int64)
-    lost = _dropped(rows.names, texts, predictor.folding)
+    dropped = _dropped(rows.names, texts, predictor.folding)
     if has_errors:
         _report_errors(rows, texts)
-    languages = predictor.languages
-    return Answers(rows, languages, best[places], millionths[places], unusual[places], lost)
+    return Answers(
+        rows=rows,
+        languages=predictor.languages,
+        best=best[places],
+        millionths=millionths[places],
+        unusual=unusual[places],
+        dropped=dropped,
+    )
 
 
 def _folded(rows: Rows, folding: Folding) -> list[str]:

@@ -64,9 +64,6 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
     Args:
         split: the parts of the data; the regression is fitted to the training part.
         settings: the settings of the n-grams and the regression.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
     """
     numpy, text = require("numpy"), require("sklearn.feature_extraction.text")
     linear = require("sklearn.linear_model")

@@ -21,13 +21,7 @@ from namernn_fast import FusedRNN, __version__
 
 from .folding import ASCII, MAX_NAME_LENGTH, Folding
 from .model import POOLINGS, NameClassifier, NameEnsemble
-from .tensor_files import (
-    MAX_BYTES,
-    MAX_HEADER_BYTES,
-    read_tensors,
-    read_values,
-    write_tensors,
-)
+from .tensor_files import MAX_BYTES, MAX_HEADER_BYTES, read_tensors, read_values, write_tensors
 from .text import MAX_LANGUAGES, InputError, is_language
 from .unusual import SHARE, SYMBOLS, Unusualness
 
@@ -167,30 +161,15 @@ def save_checkpoint(
     write_tensors(path, KIND, weights, values)
 
 
-def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the plain values of the checkpoint at `path`, without its weights.
-
-    Raises:
-        InputError, OSError, ModuleNotFoundError: as in `load_checkpoint`.
-    """
-    values = read_values(path, KIND)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a checkpoint")
-    return values
-
-
 def check_loadable(
     options: Sequence[Mapping[str, Any]], num_languages: int, folding: Folding
 ) -> None:
-    """Raises an error if a model could be trained and saved but not loaded again.
+    """Raises an InputError if a model could be trained and saved but not loaded again.
 
     Args:
         options: the options of `NameClassifier` for each member.
         num_languages: the number of languages of the model.
         folding: the folding of the model.
-
-    Raises:
-        InputError: an option is out of the bounds of `load_checkpoint`, or the model is too large.
     """
     try:
         model = _on_meta([dict(member) for member in options], num_languages, folding, FusedRNN)
@@ -202,20 +181,15 @@ def check_loadable(
 
 
 def check_worth_replacing(path: Path, is_sample: bool) -> None:
-    """Raises an error if saving a new model at `path` would destroy something of value.
+    """Raises an InputError if saving a new model at `path` would destroy something of value.
 
-    Args:
-        path: where the new model will be saved.
-        is_sample: whether the new model is trained on the embedded sample.
-
-    Raises:
-        InputError: the file at `path` is not a checkpoint, or its model was trained on real data
-            and the new model is trained on the sample.
+    That is a file that is not a checkpoint or, if the new model is trained on the embedded sample
+    (`is_sample`), a model trained on real data.
     """
     if not path.exists():
         return
     try:
-        replaced = describe_checkpoint(path)
+        replaced = read_values(path, KIND)
     except InputError as error:
         raise InputError(f"{error}; --force replaces it") from error
     if is_sample and not recorded(replaced, bool, "split", "data", "is_sample"):
@@ -246,7 +220,7 @@ def load_checkpoint(
         OSError: the file could not be read.
         ModuleNotFoundError: safetensors is not installed.
     """
-    values = describe_checkpoint(path)
+    values = read_values(path, KIND)
     try:
         languages, folding = _checked_languages(values), _checked_folding(values)
         model = _on_meta(values["model"], len(languages), folding, rnn_class)
@@ -287,10 +261,8 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     languages = values["languages"]
     if not isinstance(languages, list) or not all(map(is_language, languages)):
         raise ValueError("its languages are not a list of valid names")
-    if len(set(languages)) != len(languages):
-        raise ValueError("a language occurs twice")
-    if not 0 < len(languages) <= MAX_LANGUAGES:
-        raise ValueError(f"{len(languages)} languages: 1 to {MAX_LANGUAGES} are allowed")
+    if not 0 < len(set(languages)) == len(languages) <= MAX_LANGUAGES:
+        raise ValueError(f"its languages are not 1 to {MAX_LANGUAGES} different ones")
     return tuple(languages)
 
 

@@ -261,18 +261,11 @@ def download_names(
 ) -> NamesData:
     """Downloads the zip at `url`, returns its names, and saves the zip at `path` if it is valid.
 
-    Logs a warning if the checksum is not `DATA_SHA256`.
-
-    Args:
-        url: the URL to download from.
-        path: where to save the zip, replaced only by a complete zip that holds names.
-        timeout: seconds to wait for a connection, and for each part of the response.
-        retries: the maximum number of retries after a failed connection or a server error.
+    Logs a warning if the checksum is not `DATA_SHA256`. See `stream` for the other arguments.
 
     Raises:
         DownloadError: the network failed, or the download is not a zip of names.
         OSError: the file could not be written.
-        ModuleNotFoundError: requests or tqdm is not installed.
     """
     with replacing(path) as file:
         digest = hashlib.sha256()

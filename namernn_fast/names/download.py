@@ -25,7 +25,6 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
 
     Raises:
         DownloadError: the network failed, or the response is an error, too large or incomplete.
-        ModuleNotFoundError: requests or tqdm is not installed.
     """
     requests, urllib3, tqdm = require("requests"), require("urllib3"), require("tqdm")
     retry = urllib3.Retry(
@@ -46,15 +45,13 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
                 stated = response.headers.get("Content-Length", "")
                 expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
                 received = 0
-                with tqdm.tqdm(
-                    total=expected, unit="B", unit_scale=True, desc="names", disable=None
-                ) as bar:
+                shown = {"unit": "B", "unit_scale": True, "desc": "names", "disable": None}
+                with tqdm.tqdm(total=expected, **shown) as bar:
                     for chunk in response.iter_content(_CHUNK_BYTES):
                         received += len(chunk)
                         if max(received, expected or 0) > limit:
-                            raise DownloadError(
-                                f"{url}: too large, more than {limit / 2**20:g} MiB"
-                            )
+                            size = f"{limit / 2**20:g} MiB"
+                            raise DownloadError(f"{url}: too large, more than {size}")
                         bar.update(len(chunk))
                         yield chunk
                 if expected is not None and received != expected:

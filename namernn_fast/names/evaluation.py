@@ -113,7 +113,6 @@ def evaluate(
 
     Raises:
         ValueError: the shapes do not agree, there is no name, or a score is not finite.
-        ModuleNotFoundError: scikit-learn is not installed.
     """
     labels = torch.as_tensor(labels)
     log_probabilities = torch.as_tensor(scores).double().log_softmax(-1)
@@ -165,9 +164,6 @@ def compare(
         first, second: the scores of each classifier, as in `evaluate`.
         units: as in `LabelledPredictions`, for the bootstrap.
         resamples: the number of resamples of the bootstrap.
-
-    Raises:
-        ModuleNotFoundError: scipy is not installed.
     """
     labels = torch.as_tensor(labels)
     left, right = torch.as_tensor(first).argmax(1), torch.as_tensor(second).argmax(1)
@@ -184,10 +180,6 @@ def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
 
     A function predicts one language per string, so for each string it gets at most the names of the
     most frequent language right.
-
-    Args:
-        texts: the strings.
-        labels: the index of each string's language.
     """
     languages: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
     for text, label in zip(texts, labels, strict=True):
@@ -206,12 +198,12 @@ def _of_languages(confusion: Any, languages: Sequence[str]) -> tuple[LanguageSco
     counts = zip(languages, *(each.tolist() for each in numbers), strict=True)
     return tuple(
         LanguageScores(
-            language,
-            names,
-            predicted,
-            proportion(right, predicted),
-            proportion(right, names),
-            2 * right / max(names + predicted, 1),
+            language=language,
+            names=names,
+            predicted=predicted,
+            precision=proportion(right, predicted),
+            recall=proportion(right, names),
+            f1=2 * right / max(names + predicted, 1),
         )
         for language, names, predicted, right in counts
     )
@@ -226,6 +218,13 @@ def _calibration(labels: Tensor, probabilities: Tensor) -> tuple[Bin, ...]:
         inside = places == place
         hits = predictions[inside] == labels[inside]
         confidence = confidences[inside].mean().item() if len(hits) else None
-        share = proportion(int(hits.sum()), len(hits))
-        bins.append(Bin(place / BINS, (place + 1) / BINS, len(hits), confidence, share))
+        bins.append(
+            Bin(
+                low=place / BINS,
+                high=(place + 1) / BINS,
+                names=len(hits),
+                confidence=confidence,
+                accuracy=proportion(int(hits.sum()), len(hits)),
+            )
+        )
     return tuple(bins)

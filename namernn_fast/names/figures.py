@@ -1,4 +1,7 @@
-"""Draws figures as PNG files: the confusion matrix, learning curves and calibration."""
+"""Draws figures as PNG files: the confusion matrix, learning curves and calibration.
+
+A file is replaced only once the new file is complete; the errors are those of `replacing`.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,6 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
 
     Colours show the share of the language's names, so that rare languages are as visible as
     frequent languages; the numbers count names.
-
-    Args:
-        path: the PNG file to write, replaced only once the new file is complete.
-        evaluation: the evaluation to draw.
-        title: the title of the figure.
-
-    Raises:
-        InputError, OSError: as in `replacing`.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     names = [escaped(scores.language) for scores in evaluation.languages]
     count = len(names)
@@ -64,17 +58,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
 
 
 def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
-    """Draws the loss and the accuracy of each epoch.
-
-    Args:
-        path: the PNG file to write, replaced only once the new file is complete.
-        history: the epochs of all networks.
-        title: the title of the figure.
-
-    Raises:
-        InputError, OSError: as in `replacing`.
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Draws the loss and the accuracy of each epoch of each network."""
     figure, (losses, accuracies) = _figure(10, 4.2, columns=2)
     members = sorted({epoch.member for epoch in history})
     for axes, figure_of in ((losses, "loss"), (accuracies, "accuracy")):
@@ -101,17 +85,7 @@ def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> No
 
 
 def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
-    """Draws the accuracy of classifiers against the probability of the predicted language.
-
-    Args:
-        path: the PNG file to write, replaced only once the new file is complete.
-        evaluations: the evaluation of each classifier, by name.
-        title: the title of the figure.
-
-    Raises:
-        InputError, OSError: as in `replacing`.
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Draws the accuracy of named classifiers against the probability of the predicted language."""
     figure, (axes, counts) = _figure(6, 7, rows=2, height_ratios=[3, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
     for place, (name, evaluation) in enumerate(evaluations.items()):

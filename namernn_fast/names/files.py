@@ -47,12 +47,9 @@ Used = tuple[str, Path | int]
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
-    """Raises an error if an output is also an input, however the paths are spelled.
+    """Raises an InputError if an output is also an input, however the paths are spelled.
 
     Only plain files count, because a terminal or a pipe can be both an input and an output.
-
-    Raises:
-        InputError: an output is also an input; the message names the output and the input.
     """
     inputs = list(inputs)
     for written, output in outputs:

@@ -216,9 +216,9 @@ class Folding:
         Combining marks on a kept letter and blanks at either end are not returned. A letter with
         its marks is returned as one character if Unicode has such a character (NFC).
         """
-        if name.isascii():  # fast path
-            return name.strip().translate(_KEEP_DROPPED[self.version])
         kept_characters = _KEPT_BY_VERSION[self.version]
+        if name.isascii():  # fast path
+            return "".join(c for c in name.strip() if c not in kept_characters and c != "`")
         lost = []
         on_kept_letter = False
         for character in unicodedata.normalize("NFC", name.strip()):
@@ -282,12 +282,6 @@ def _tables(folding: Folding) -> _Tables:
         characters=characters,
         codes=codecs.charmap_build(characters.ljust(256, "\ufffe")),
     )
-
-
-_KEEP_DROPPED = {
-    version: dict.fromkeys([*map(ord, kept), ord("`")])
-    for version, kept in _KEPT_BY_VERSION.items()
-}
 
 
 def letters_of(names: Iterable[str], least: int = 1) -> str:

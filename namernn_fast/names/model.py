@@ -13,9 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from namernn_fast import FusedRNN
 
 from .folding import ASCII
-from .ngrams import NgramEmbedding
 
 POOLINGS = ("last", "last+mean+max")
+
+# Rows in the table of trigrams; trigram n uses row n modulo this number.
+_TRIGRAM_ROWS = 8192
 
 
 class NameClassifier(nn.Module):
@@ -161,12 +163,15 @@ class NameClassifier(nn.Module):
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
         """Returns the input of the linear layer, computed from embedded characters."""
-        if isinstance(names, PackedSequence):
+        if lengths is None:
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
             return self._pool(output, h_n, None)
-        assert lengths is not None  # checked in `forward`
         embedded = self._embed(names, lengths).transpose(0, 1)
-        output, h_n = self._run_padded(embedded, lengths)
+        if isinstance(self.rnn, FusedRNN):
+            output, h_n = self.rnn(embedded, lengths=lengths)
+        else:
+            packed = pack_padded_sequence(embedded, lengths.cpu(), enforce_sorted=False)
+            output, h_n = self.rnn(packed)
         return self._pool(output, h_n, lengths)
 
     def _unknown(self, ids: Tensor) -> Tensor | None:
@@ -185,14 +190,6 @@ class NameClassifier(nn.Module):
         if self.ngrams is not None:
             embedded = embedded + self.ngrams(ids, lengths, unknown)
         return embedded
-
-    def _run_padded(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns output (longest, batch, features), zero past each name's end, and h_n."""
-        if isinstance(self.rnn, FusedRNN):
-            return self.rnn(embedded, lengths=lengths)
-        packed = pack_padded_sequence(embedded, lengths.cpu(), enforce_sorted=False)
-        output, h_n = self.rnn(packed)
-        return pad_packed_sequence(output, total_length=len(embedded))[0], h_n
 
     def _last(self, h_n: Tensor) -> Tensor:
         """Returns the last states of the last layer: (batch, num_directions * hidden_size).
@@ -245,3 +242,47 @@ class NameEnsemble(nn.Module):
     def forward(self, names: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the mean logits (batch, num_classes); see `NameClassifier.forward`."""
         return torch.stack([member(names, lengths) for member in self.members]).mean(0)
+
+
+class NgramEmbedding(nn.Module):
+    """Sums the embeddings of the n-grams that contain a character.
+
+    The n-grams are the bigram that ends at the character, the bigram that begins at the character,
+    and the trigram around it. A mark before the start of a name and a mark past its end count as
+    characters.
+
+    Args:
+        embedding_size: the number of features of each embedding.
+        alphabet_size: the number of different character ids.
+    """
+
+    def __init__(self, embedding_size: int, alphabet_size: int) -> None:
+        super().__init__()
+        self.mark = alphabet_size  # before the start of a name and past its end
+        self.unknown = alphabet_size + 1
+        self.symbols = alphabet_size + 2
+        self.before = nn.Embedding(self.symbols**2, embedding_size)
+        self.after = nn.Embedding(self.symbols**2, embedding_size)
+        self.around = nn.Embedding(_TRIGRAM_ROWS, embedding_size)
+        for table in (self.before, self.after, self.around):
+            nn.init.normal_(table.weight, std=0.3)
+
+    def forward(self, ids: Tensor, lengths: Tensor, unknown: Tensor | None = None) -> Tensor:
+        """Returns the summed embeddings (batch, longest, embedding_size).
+
+        Args:
+            ids: int64 (batch, longest), padded character ids.
+            lengths: int64 (batch), the number of characters of each name.
+            unknown: bool (batch, longest), true for characters to hide; None to hide none.
+        """
+        if unknown is not None:
+            ids = torch.where(unknown, self.unknown, ids)
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        ids = torch.where(steps < lengths.unsqueeze(1), ids, self.mark)
+        previous = F.pad(ids[:, :-1], (1, 0), value=self.mark)
+        following = F.pad(ids[:, 1:], (0, 1), value=self.mark)
+        before = previous * self.symbols + ids
+        after = ids * self.symbols + following
+        around = (before * self.symbols + following) % _TRIGRAM_ROWS
+        embedded: Tensor = self.before(before) + self.after(after) + self.around(around)
+        return embedded

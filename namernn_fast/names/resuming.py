@@ -24,11 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def check_is_state(path: Path) -> None:
-    """Raises an error if the file at `path` is not a training state.
+    """Raises an InputError if the file at `path` is not a training state.
 
-    Raises:
-        InputError: the file is something else, which a new training run would replace and remove.
-        OSError: the file could not be read.
+    A new training run would replace the file and finally remove it.
     """
     try:
         read_values(path, KIND, max_bytes=MAX_STATE_BYTES)

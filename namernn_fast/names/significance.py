@@ -75,11 +75,7 @@ class LabelledPredictions:
 
 
 def proportion(hits: int, count: int) -> Proportion | None:
-    """Returns the share `hits / count` with its Wilson interval, or None if `count` is 0.
-
-    Raises:
-        ModuleNotFoundError: scipy is not installed.
-    """
+    """Returns the share `hits / count` with its Wilson interval, or None if `count` is 0."""
     if count == 0:
         return None
     test = require("scipy.stats").binomtest(int(hits), int(count))
@@ -93,9 +89,6 @@ def mcnemar(labels: Any, first: Any, second: Any) -> McNemar:
     Args:
         labels: int64 (number of names), the index of each name's language.
         first, second: int64 (number of names), the predictions of each classifier.
-
-    Raises:
-        ModuleNotFoundError: scipy is not installed.
     """
     labels = torch.as_tensor(labels)
     first_hits, second_hits = torch.as_tensor(first) == labels, torch.as_tensor(second) == labels
@@ -110,13 +103,7 @@ def mcnemar(labels: Any, first: Any, second: Any) -> McNemar:
 def bootstrap(
     predictions: LabelledPredictions, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Interval, Interval]:
-    """Returns the accuracy and the macro-F1 of a classifier with their percentile intervals.
-
-    Args:
-        predictions: the labels and the classifier's predictions.
-        resamples: the number of resamples.
-        seed: the seed of the random draws.
-    """
+    """Returns the accuracy and the macro-F1 of a classifier with their percentile intervals."""
     values, drawn = _resampled([predictions], resamples, seed)
     accuracy, macro_f1 = (
         Interval(value, *_percentiles(column))
@@ -143,7 +130,7 @@ def paired_bootstrap(
         first, second: the predictions of each classifier for each split, in the same order and for
             the same names.
         resamples: the number of resamples.
-        seed: the seed of the random draws.
+        seed: the seed of the draws.
 
     Returns:
         The differences in accuracy and in macro-F1, second classifier minus first, with percentile
@@ -178,7 +165,6 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
 
     Raises:
         ValueError: there are fewer than two differences.
-        ModuleNotFoundError: scipy is not installed.
     """
     if len(differences) < 2:
         raise ValueError("a t test needs the differences of at least two splits")

@@ -33,24 +33,18 @@ def write_tensors(
     path: str | os.PathLike[str],
     kind: str,
     tensors: Mapping[str, Tensor],
-    values: Any,
+    values: Mapping[str, Any],
     *,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Writes tensors and plain values to a file.
+    """Writes tensors and plain values, which JSON can represent, to a file of the given kind.
 
-    Args:
-        path: the file to write, replaced only once the new file is complete.
-        kind: the kind of the file, with a version.
-        tensors: the tensors by name.
-        values: any value that JSON can represent.
-        max_bytes: the `max_bytes` with which `read_tensors` will read the file.
+    The file is replaced only once the new file is complete.
 
     Raises:
         InputError: `path` exists and is not a plain file, or the content is too large for
-            `read_tensors`.
+            `read_tensors` with the same `max_bytes`.
         OSError: the file could not be written.
-        ModuleNotFoundError: safetensors is not installed.
     """
     library = require("safetensors.torch")
     # Copied, because safetensors refuses tensors that share memory.
@@ -64,12 +58,10 @@ def write_tensors(
         file.write(content)
 
 
-def read_values(path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Returns the plain values of a file of tensors, without reading the tensors.
-
-    Raises:
-        InputError, OSError, ModuleNotFoundError: as in `read_tensors`.
-    """
+def read_values(
+    path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
+    """Returns the plain values of a file of tensors; see `read_tensors` for errors."""
     with _opened(path, kind, max_bytes) as (_, values):
         return values
 
@@ -80,7 +72,7 @@ def read_tensors(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     max_bytes: int = MAX_BYTES,
-) -> tuple[dict[str, Tensor], Any]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the tensors and the plain values of a file.
 
     Args:
@@ -90,14 +82,10 @@ def read_tensors(
             before a tensor is read; or None to accept any tensors.
         max_bytes: the maximum size of the file.
 
-    Returns:
-        The tensors by name, on the CPU, and the plain values.
-
     Raises:
         InputError: there is no plain file at `path`, or the file is too large, is of another kind
             or contains other tensors.
         OSError: the file could not be read.
-        ModuleNotFoundError: safetensors is not installed.
     """
     with _opened(path, kind, max_bytes) as (file, values):
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -113,7 +101,9 @@ def read_tensors(
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator[tuple[Any, Any]]:
+def _opened(
+    path: str | os.PathLike[str], kind: str, max_bytes: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Opens a safetensors file and yields it with its plain values."""
     path = Path(path)
     library = require("safetensors")
@@ -139,11 +129,13 @@ def _header_bytes(content: bytes) -> int:
     return int.from_bytes(content[:8], "little")
 
 
-def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> Any:
+def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         if _brackets(metadata[kind]) > _MAX_BRACKETS:
             raise ValueError("too many lists and tables")
         values = json.loads(metadata[kind])
+        if not isinstance(values, dict):
+            raise ValueError("not a table")
     # JSON that is nested too deeply raises a RecursionError.
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a file of the kind '{kind}'") from error

@@ -149,17 +149,26 @@ class _Member:
             self.trained, self.optimizer, steps, self.recipe, self.scheduler
         )
         seconds = time.perf_counter() - started
-        validated = validate(self.model, self.split.validation)
+        validation_loss, validation_accuracy = validate(self.model, self.split.validation)
         # If the last step of the epoch made the model diverge, only the validation loss shows it.
-        for value in (loss, validated[0]):
+        for value in (loss, validation_loss):
             if not math.isfinite(value):
                 raise RuntimeError(
                     f"the loss became {value} in epoch {number}: try a smaller learning rate"
                 )
-        if all(validated[1] > epoch.validation_accuracy for epoch in self.history):
+        if all(validation_accuracy > epoch.validation_accuracy for epoch in self.history):
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.history.append(Epoch(self.number, number, loss, accuracy, *validated, seconds))
-        return self.history[-1]
+        epoch = Epoch(
+            member=self.number,
+            number=number,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            seconds=seconds,
+        )
+        self.history.append(epoch)
+        return epoch
 
     def is_finished(self) -> bool:
         """Returns whether the network has been trained for all epochs of its recipe."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 
@@ -29,17 +31,18 @@ _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 _BLOCK = 256  # rows of CSV that are checked together
 
 
+@dataclass
 class Writer(ABC):
-    """Turns answers into text.
+    """Turns answers into text."""
 
-    Args:
-        top: the number of predicted languages per row.
-        titles: the titles of the input's columns.
-    """
-
-    def __init__(self, top: int, titles: Sequence[str]) -> None:
-        self._top = top
-        self._titles = titles
+    top: int
+    """The number of predicted languages per row."""
+    titles: Sequence[str] = ("name",)
+    """The titles of the input's columns."""
+    delimiter: str = ","
+    """The character between cells of CSV."""
+    weak: Set[str] = frozenset()
+    """The languages that a table marks as weak."""
 
     def head(self) -> str:
         """Returns the text before the first answer."""
@@ -62,15 +65,7 @@ class Writer(ABC):
 
 
 class TableWriter(Writer):
-    """Writes a few lines for each name, for people to read.
-
-    Args:
-        weak: the languages to mark as weak.
-    """
-
-    def __init__(self, top: int, titles: Sequence[str], weak: Set[str] = frozenset()) -> None:
-        super().__init__(top, titles)
-        self._weak = weak
+    """Writes a few lines for each name, for people to read."""
 
     def body(self, answers: Answers) -> str:
         lines: list[str] = []
@@ -82,7 +77,7 @@ class TableWriter(Writer):
                 continue
             found = answers.of_row(row)
             lines += [
-                f"  {value:.3f}  {with_mark(language, weak=language in self._weak)}"
+                f"  {value:.3f}  {with_mark(language, weak=language in self.weak)}"
                 for language, value in found
             ]
             if not found:
@@ -99,34 +94,31 @@ class CsvWriter(Writer):
 
     If a spreadsheet would treat a cell as a formula, and the cell is not a number, its first
     character is escaped. If the input is JSON lines, keys that the first object lacks are left out.
-
-    Args:
-        delimiter: the character between cells.
     """
 
-    def __init__(self, top: int, titles: Sequence[str], delimiter: str = ",") -> None:
-        super().__init__(top, titles)
-        self._delimiter = delimiter
-        self._special = re.compile(
-            rf'"|(?:^|{re.escape(delimiter)})[{re.escape("".join(_FORMULA))}]', re.MULTILINE
-        )
-        self.left_out = 0
-        """The number of rows with keys that are left out, because the header lacks them."""
+    left_out = 0
+    """The number of rows with keys that are left out, because the header lacks them."""
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Matches what a line may hold only in cells that `_cell` changes."""
+        sign = re.escape(self.delimiter)
+        return re.compile(rf'"|(?:^|{sign})[{re.escape("".join(_FORMULA))}]', re.MULTILINE)
 
     def head(self) -> str:
-        places = range(1, self._top + 1)
+        places = range(1, self.top + 1)
         columns = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
         columns += ["unusual", "dropped", "error"]
-        self._check_titles(self._titles, columns)
-        return self._line([*self._titles, *columns]) + "\n"
+        self._check_titles(self.titles, columns)
+        return self._line([*self.titles, *columns]) + "\n"
 
     def body(self, answers: Answers) -> str:
-        titles = {*self._titles}
+        titles = {*self.titles}
         self.left_out += sum(not keys <= titles for keys in answers.rows.keys_of_objects())
-        sign, absent = self._delimiter, len(answers.languages)
+        sign, absent = self.delimiter, len(answers.languages)
         cells = [sign + self._cell(language) for language in answers.languages]
         cells += [sign, sign + UNKNOWN]
-        columns: list[Iterable[str]] = [self._lines(answers.rows.cells(self._titles))]
+        columns: list[Iterable[str]] = [self._lines(answers.rows.cells(self.titles))]
         best = answers.best.clone()
         unknown = best[:, 0] == absent
         unknown[[*answers.errors]] = False
@@ -144,7 +136,7 @@ class CsvWriter(Writer):
         """Yields rows of cells as text, without line ends."""
         rest = iter(rows)
         while block := list(islice(rest, _BLOCK)):
-            lines = [*map(self._delimiter.join, block)]
+            lines = [*map(self.delimiter.join, block)]
             # Most blocks need neither quotes nor escapes, so a single check of all rows is faster.
             text = "\n".join(lines)
             signs = sum(map(len, block)) - len(block)
@@ -157,10 +149,10 @@ class CsvWriter(Writer):
 
     def _line(self, cells: Sequence[str]) -> str:
         """Returns a row of cells as text, without a line end."""
-        line = self._delimiter.join(cells)
+        line = self.delimiter.join(cells)
         if self._is_plain(line, line, len(cells) - 1):
             return line
-        return self._delimiter.join(map(self._cell, cells))
+        return self.delimiter.join(map(self._cell, cells))
 
     def _is_plain(self, printed: str, text: str, signs: int) -> bool:
         """Returns whether lines of text need neither quotes nor escapes.
@@ -172,7 +164,7 @@ class CsvWriter(Writer):
         """
         return (
             printed.isprintable()
-            and text.count(self._delimiter) == signs
+            and text.count(self.delimiter) == signs
             and not self._special.search(text)
         )
 
@@ -182,7 +174,7 @@ class CsvWriter(Writer):
         text = escaped(text)
         if text.startswith(_FORMULA) and not _NOT_FORMULA.fullmatch(text):
             text = _escape(text[0]) + text[1:]
-        if self._delimiter in text or '"' in text:
+        if self.delimiter in text or '"' in text:
             text = text.replace('"', '""')
             return f'"{text}"'
         return text
@@ -198,8 +190,8 @@ class JsonWriter(Writer):
     _KEYS = ("languages", "unusual", "dropped", "error")
 
     def head(self) -> str:
-        self._check_titles(self._titles, self._KEYS)
-        repeated = [title for title in self._titles if self._titles.count(title) > 1]
+        self._check_titles(self.titles, self._KEYS)
+        repeated = [title for title in self.titles if self.titles.count(title) > 1]
         if repeated:
             raise InputError(
                 f"several columns are called {repeated[0]!r}, and a JSON object has one: write CSV"
@@ -210,7 +202,7 @@ class JsonWriter(Writer):
         for titles in answers.rows.keys_of_objects():
             self._check_titles(titles, self._KEYS)
         absent = len(answers.languages)
-        members = answers.rows.members(self._titles)
+        members = answers.rows.members(self.titles)
         columns: list[Iterable[str]] = [["{"] * len(answers), members]
         begin = ', "languages": ['
         for places, millionths in zip(answers.best.T, answers.millionths.T, strict=True):
@@ -270,13 +262,14 @@ def _rows_of(*columns: Iterable[str]) -> str:
     return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
-FORMATS = ("table", "csv", "jsonl")
+WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "csv": CsvWriter, "jsonl": JsonWriter}
+"""The writer of each format."""
 
 _SUFFIXES = {".txt": "table", **SUFFIXES}
 
 
 def format_of(path: Path) -> str:
-    """Returns the format, one of `FORMATS`, that the suffix of `path` stands for.
+    """Returns the format, a key of `WRITERS`, that the suffix of `path` stands for.
 
     Raises:
         InputError: the suffix does not stand for a format.
@@ -286,19 +279,6 @@ def format_of(path: Path) -> str:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"{path}: --output takes {known}, or any other name with --format")
     return _SUFFIXES[suffix]
-
-
-def writer_of(
-    format: str,
-    top: int,
-    titles: Sequence[str] = ("name",),
-    delimiter: str = ",",
-    weak: Set[str] = frozenset(),
-) -> Writer:
-    """Returns a writer of `format`, one of `FORMATS`; the writers document the other arguments."""
-    if format == "csv":
-        return CsvWriter(top, titles, delimiter)
-    return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles, weak)
 
 
 def _escape(character: str) -> str:

@@ -168,13 +168,13 @@ def test_a_large_header_is_not_parsed(path, header):
 
 
 def test_the_largest_header_that_is_parsed_is_harmless(path):
-    for item, kind in (("[],", False), ("{},", False), ("1,", True), ('"a",', True)):
+    for item in ("[],", "{},", "1,", '"a",'):
         count = (tensor_files.MAX_HEADER_BYTES - 99) // len(json.dumps(item)[1:-1])
         path.write_bytes(with_header({"__metadata__": {KIND: "[" + item * count + "0]"}}))
-        expected = "not a checkpoint" if kind else f"not a file of the kind '{KIND}'"
-        assert refusal(path) == expected
-    path.write_bytes(with_header({"__metadata__": {KIND: "[" + "[]," * 49_998 + "0]"}}))
-    assert refusal(path) == "not a checkpoint"
+        assert refusal(path) == f"not a file of the kind '{KIND}'"
+    values = '{"languages": [' + "[]," * 49_000 + "0]}"
+    path.write_bytes(with_header({"__metadata__": {KIND: values}}))
+    assert refusal(path).startswith("not a checkpoint that this version can read (")
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     for count in (0, 2**13):
         path.write_bytes(with_header({f"t{i}": entry for i in range(count)}))

@@ -17,7 +17,7 @@ from namernn_fast.names import (
     encode,
     encode_names,
 )
-from namernn_fast.names.ngrams import NgramEmbedding
+from namernn_fast.names.model import NgramEmbedding
 from namernn_fast.names.sample import SAMPLE
 from namernn_fast.testing import assert_within_budget
 

@@ -22,7 +22,7 @@ from namernn_fast.names.answers import Answers, answer_rows
 from namernn_fast.names.commands import predict
 from namernn_fast.names.folding import ASCII, why_unusable
 from namernn_fast.names.tables import Rows, read_table
-from namernn_fast.names.writers import writer_of
+from namernn_fast.names.writers import WRITERS
 
 LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
 
@@ -288,7 +288,7 @@ def test_every_format_writes_the_expected_text(format, text):
     best, millionths = [[1, 0], [2, 2], [2, 2]], [[750_000, 200_001], [0, 0], [0, 0]]
     numbers = map(torch.tensor, (best, millionths, [False, True, False]))
     answers = Answers(rows, ("Irish", "Thai"), *numbers, {0: "\x1b-"})
-    writer = writer_of(format, 2, weak={"Thai"})
+    writer = WRITERS[format](2, weak={"Thai"})
     assert writer.head() + writer.body(answers) == text
 
 
@@ -309,7 +309,7 @@ def test_csv_cells_are_never_formulas(name, cell):
     rows = Rows([name, ""], {1: name})
     numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [False, False]))
     answers = Answers(rows, ("Thai",), *numbers, {0: name})
-    rows = csv.reader(io.StringIO(writer_of("csv", 1).body(answers)))
+    rows = csv.reader(io.StringIO(WRITERS["csv"](1).body(answers)))
     assert [*rows] == [[cell, "Thai", "0.500000", "false", cell, ""], ["", "", "", "", "", cell]]
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from namernn_fast import FusedRNN, names
-from namernn_fast.names.checkpoint import describe_checkpoint
-from namernn_fast.names.tensor_files import MAX_BYTES
+from namernn_fast.names.checkpoint import KIND
+from namernn_fast.names.tensor_files import MAX_BYTES, read_values
 
 PATH = names.pretrained_checkpoint()
 CARD = PATH.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def test_the_pretrained_model_is_small_and_has_default_options():
     checkpoint = names.load_checkpoint(PATH)
     assert checkpoint.model.config == names.NameClassifier(18).config
     assert not checkpoint.is_sample()
-    assert "/" not in describe_checkpoint(PATH)["split"]["data"]["source"]
+    assert "/" not in read_values(PATH, KIND)["split"]["data"]["source"]
 
 
 def test_the_pretrained_model_works_without_a_home_folder(homeless):

@@ -10,10 +10,11 @@ import torch
 
 from namernn_fast import names
 from namernn_fast.names import Folding, InputError, Predictor, Recipe, fit, load, save_checkpoint
-from namernn_fast.names.checkpoint import describe_checkpoint
+from namernn_fast.names.checkpoint import KIND
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.names.distillation import distilled
 from namernn_fast.names.encoding import encode_names
+from namernn_fast.names.tensor_files import read_values
 from namernn_fast.names.unusual import SHARE, fit_unusualness
 
 PARTS = names.split(embedded_sample())
@@ -126,7 +127,7 @@ def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
         torch.testing.assert_close(loaded.unusualness(asked), expected, rtol=precision, atol=0)
         assert "unusual" not in loaded.info
     longest = max(map(len, PARTS.train.texts))
-    kept = describe_checkpoint(tmp_path / "new")["unusual"]
+    kept = read_values(tmp_path / "new", KIND)["unusual"]
     assert kept == {"share": SHARE, "longest": longest}
     assert loaded.unusualness([]).shape == (0,)
     with pytest.raises(InputError, match="has no character that the model reads"):

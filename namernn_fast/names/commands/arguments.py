@@ -17,6 +17,7 @@ from namernn_fast import FusedRNN
 
 from ..checkpoint import PRETRAINED, pretrained_checkpoint, recorded
 from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
+from ..files import replacing
 from ..folding import Folding
 from ..prediction import Predictor, load
 from ..splitting import METHODS, Split, split
@@ -200,6 +201,13 @@ def split_data(
         test=arguments.test,
         seed=arguments.split_seed,
     )
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a file that an option names, and says so."""
+    with replacing(target) as file:
+        file.write(f"{text}\n".encode())
+    print(f"wrote {escaped(str(target))}")
 
 
 def say(text: str) -> None:

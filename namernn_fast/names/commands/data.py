@@ -7,16 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, astuple
-from pathlib import Path
 from typing import Any
 
 from ..dataset import load_names
-from ..files import check_no_overwrite, check_replaceable, replacing
+from ..files import check_no_overwrite, check_replaceable
 from ..folding import ASCII
 from ..formatting import Entry, aligned, literal, markdown
 from ..report import JUNK, DataReport, describe
 from ..text import escaped
-from .arguments import add_data, add_split, data_files, path, split_data
+from .arguments import add_data, add_split, data_files, path, split_data, write_text
 from .arguments import add_parser as add_command
 
 # Columns of the table of languages.
@@ -57,8 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     for title, text in _facts(report):
         print(escaped(f"{title}: {text}"))
     if arguments.report is not None:
-        _write(arguments.report, report)
-        print(f"wrote {escaped(str(arguments.report))}")
+        is_json = arguments.report.suffix.lower() == ".json"
+        text = json.dumps(asdict(report), indent=1) if is_json else page(report)
+        write_text(arguments.report, text)
 
 
 def _languages(report: DataReport) -> list[list[Entry]]:
@@ -98,16 +98,6 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
             )
         )
     return facts
-
-
-def _write(target: Path, report: DataReport) -> None:
-    """Writes the whole report to `target`, as JSON or Markdown."""
-    if target.suffix.lower() == ".json":
-        text = json.dumps(asdict(report), indent=1)
-    else:
-        text = page(report)
-    with replacing(target) as file:
-        file.write(f"{text}\n".encode())
 
 
 def page(report: DataReport) -> str:

@@ -17,7 +17,7 @@ from ..checkpoint import WEAK_RECALL, Checkpoint, recorded, versions
 from ..dataset import NamesData, embedded_sample, load_names
 from ..evaluation import Comparison, Evaluation, LanguageScores, best_hits, compare, evaluate
 from ..figures import draw_calibration, draw_confusion_matrix, draw_learning_curves
-from ..files import check_no_overwrite, check_replaceable, replacing, require
+from ..files import check_no_overwrite, check_replaceable, require
 from ..formatting import Entry, aligned, with_mark
 from ..prediction import logits
 from ..report import leak
@@ -25,7 +25,7 @@ from ..significance import Difference, Interval
 from ..splitting import LabelledNames, Split, split
 from ..text import InputError, escaped
 from ..training import read_epochs
-from .arguments import add_data, add_model, data_files, load_predictor, path, say
+from .arguments import add_data, add_model, data_files, load_predictor, path, say, write_text
 from .arguments import add_parser as add_command
 
 _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
@@ -170,8 +170,14 @@ def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace
     comparison = None
     if "n-grams" in scores:
         comparison = compare(part.labels, scores["n-grams"], scores["model"], units=part.texts)
-    ceiling = best_hits(part.texts, part.labels.tolist()) / len(part)
-    return _Results(arguments.part, parts.info, ceiling, evaluations, comparison, seconds)
+    return _Results(
+        part=arguments.part,
+        split=parts.info,
+        ceiling=best_hits(part.texts, part.labels.tolist()) / len(part),
+        evaluations=evaluations,
+        comparison=comparison,
+        ngram_seconds=seconds,
+    )
 
 
 def _print(results: _Results) -> None:
@@ -265,9 +271,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
     }
     # NaN and infinity, which a checkpoint may record, become null, because JSON lacks both.
     content = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    with replacing(target) as file:
-        file.write(f"{json.dumps(content, indent=1)}\n".encode())
-    print(f"wrote {escaped(str(target))}")
+    write_text(target, json.dumps(content, indent=1))
 
 
 def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:

@@ -19,8 +19,7 @@ from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, r
 from ..lines import Recoded, Source
 from ..tables import FORMATS, Rows, Table, delimiter_of, format_of, read_table
 from ..text import InputError, escaped
-from ..writers import FORMATS as OUTPUT_FORMATS
-from ..writers import CsvWriter, Writer, writer_of
+from ..writers import WRITERS, CsvWriter, Writer
 from ..writers import format_of as output_format_of
 from .arguments import COUNT, PROBABILITY, add_model, load_predictor, path, say
 from .arguments import add_parser as add_command
@@ -89,7 +88,7 @@ def add_parser(commands: Any) -> None:
     )
     group.add_argument(
         "--format",
-        choices=OUTPUT_FORMATS,
+        choices=[*WRITERS],
         help="the format to write (default: what the suffix of --output stands for, else table)",
     )
 
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         top = min(arguments.top, len(predictor.languages))
         delimiter = "," if output is None else delimiter_of(output)
         weak = predictor.checkpoint.weak_languages()
-        writer = writer_of(format, top, table.titles, delimiter, weak)
+        writer = WRITERS[format](top, table.titles, delimiter, weak)
         count = failed = 0
         head = writer.head()
         with _target(output, format) as write, _bar(source, output) as show, _frozen():

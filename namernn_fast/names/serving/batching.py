@@ -107,14 +107,12 @@ class Batcher:
         begin = 0
         for asked in batch:
             end = begin + len(asked.names)
-            _set(asked, [_cut(result, asked.top) for result in results[begin:end]])
+            _set(asked, [_with_fewer(result, asked.top) for result in results[begin:end]])
             begin = end
 
 
-def _cut(result: JsonObject, top: int) -> JsonObject:
-    if "languages" not in result:
-        return result
-    return {**result, "languages": result["languages"][:top]}
+def _with_fewer(result: JsonObject, top: int) -> JsonObject:
+    return {key: each[:top] if key == "languages" else each for key, each in result.items()}
 
 
 def _set(asked: _Asked, outcome: list[JsonObject] | Exception) -> None:

@@ -1,11 +1,14 @@
-"""Reads the bodies of requests within limits, and checks every field of their JSON."""
+"""Reads the bodies of requests within limits, and checks every field of their JSON.
+
+The functions that return a field raise a `FieldError` if the field is missing or invalid.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +22,7 @@ BODY_SECONDS = 10.0
 """How long the body of a request may take to arrive."""
 
 _JSON = "application/json"
+Value = TypeVar("Value")
 
 
 class FieldError(HTTPException):
@@ -69,15 +73,9 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
 
 
 def names_of(values: Mapping[str, Any]) -> list[str]:
-    """Returns the field "names": a list of strings.
-
-    Raises:
-        FieldError: the field is missing, is too long, or is not a list of strings.
-    """
+    """Returns the field "names": a list of at most `MAX_NAMES` strings."""
     takes = f"a list of at most {MAX_NAMES} strings"
-    names = _required(values, "names", takes)
-    if not isinstance(names, list):
-        raise FieldError("names", described(names), takes)
+    names = _required(values, "names", list, takes)
     if len(names) > MAX_NAMES:
         raise FieldError("names", described(names), takes)
     for place, name in enumerate(names):
@@ -87,23 +85,12 @@ def names_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def name_of(values: Mapping[str, Any]) -> str:
-    """Returns the field "name": a string.
-
-    Raises:
-        FieldError: the field is missing or is not a string.
-    """
-    name = _required(values, "name", "a string")
-    if not isinstance(name, str):
-        raise FieldError("name", described(name), "a string")
-    return name
+    """Returns the field "name": a string."""
+    return _required(values, "name", str, "a string")
 
 
 def top_of(values: Mapping[str, Any]) -> int:
-    """Returns the field "top": a whole number, 3 if it is missing.
-
-    Raises:
-        FieldError: the field is not a whole number, or is out of range.
-    """
+    """Returns the field "top": a whole number from 1 to `MAX_TOP`, 3 if it is missing."""
     top = values.get("top", 3)
     # True is an int in Python, but not a number in JSON.
     if type(top) is not int or not 1 <= top <= MAX_TOP:
@@ -129,10 +116,11 @@ def shortened(text: str) -> str:
     return escaped(text if len(text) <= 40 else f"{text[:39]}…")
 
 
-def _required(values: Mapping[str, Any], field: str, takes: str) -> Any:
-    if field not in values:
-        raise FieldError(field, "nothing", takes)
-    return values[field]
+def _required(values: Mapping[str, Any], field: str, kind: type[Value], takes: str) -> Value:
+    value = values.get(field)
+    if not isinstance(value, kind):
+        raise FieldError(field, described(value) if field in values else "nothing", takes)
+    return value
 
 
 def _check_headers(request: Request) -> None:

@@ -34,6 +34,9 @@ class Responder:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
+        model = predictor.checkpoint.model
+        # An ensemble has no single state.
+        self._network = model if isinstance(model, NameClassifier) else None
         # The first call is slower than later calls, and shows whether the model works.
         predictor.probabilities(["a"])
 
@@ -63,7 +66,7 @@ class Responder:
             )
         # Raises an InputError if a probability is not finite.
         probabilities = self._predictor.prefix_probabilities(name)
-        states = self._predictor.states(name)[1] if self._has_states() else None
+        states = self._predictor.states(name)[1] if self._network else None
         return {
             "name": name,
             "characters": list(self._predictor.folding.fold(name)),
@@ -76,22 +79,17 @@ class Responder:
     def description(self) -> JsonObject:
         """Returns a description of the model and of the training data that its file records."""
         model = self._predictor.checkpoint.model
-        network = model if isinstance(model, NameClassifier) else None
         return {
             "model": {
-                "networks": 1 if network else len(model.config),
+                "networks": 1 if self._network else len(model.config),
                 "parameters": sum(value.numel() for value in model.parameters()),
-                "options": model.config if network else None,
-                "has_states": self._has_states(),
+                "options": model.config if self._network else None,
+                "has_states": self._network is not None,
             },
             "languages": list(self._predictor.languages),
             "weak_languages": sorted(self._predictor.checkpoint.weak_languages()),
             "data": self._data(),
         }
-
-    def _has_states(self) -> bool:
-        """Returns whether the model is a single network; an ensemble has no single state."""
-        return isinstance(self._predictor.checkpoint.model, NameClassifier)
 
     def _data(self) -> JsonObject:
         """Returns a description of the training data that the checkpoint records."""
