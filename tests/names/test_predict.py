@@ -467,28 +467,6 @@ def test_nothing_is_written_if_the_column_is_missing(fails, tmp_path):
     assert target.read_text() == "old"
 
 
-@pytest.mark.parametrize(
-    ("argv", "out_is_terminal", "shown"),
-    [
-        (["--input", "names.txt", "--output", "out.csv"], True, True),
-        (["--input", "names.txt"], False, True),
-        (["--input", "names.txt"], True, False),  # the bar would mix with the answers
-        (["Kim", "--output", "out.csv"], True, False),
-    ],
-)
-def test_the_progress_bar_is_shown_only_on_a_terminal(
-    run, tmp_path, monkeypatch, argv, out_is_terminal, shown
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "names.txt").write_text("Kim\n" * 20)
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: out_is_terminal, raising=False)
-    assert run(*argv)[0] == 0
-    assert bool(re.search("80.0/80.0.*20 names", terminal.getvalue())) == shown
-
-
 def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatch):
     source = tmp_path / "names.txt"
     monkeypatch.setattr("namernn_fast.names.tables._CHUNK_ROWS", 512)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..answers import answer_rows
-from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, replacing, require
-from ..lines import Recoded, Source
+from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, replacing
+from ..lines import Recoded
 from ..tables import FORMATS, Rows, Table, delimiter_of, format_of, read_table
 from ..text import InputError, escaped
 from ..writers import WRITERS, CsvWriter, Writer
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not output.resolve().parent.is_dir():
             raise InputError(f"{output}: there is no folder {output.parent}")
         check_replaceable(output)
-    with _table(arguments) as (table, source):
+    with _table(arguments) as table:
         predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
         delimiter = "," if output is None else delimiter_of(output)
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         writer = WRITERS[format](top, table.titles, delimiter, weak)
         count = failed = 0
         head = writer.head()
-        with _target(output, format) as write, _bar(source, output) as show, _frozen():
+        with _target(output, format) as write, _frozen():
             for rows in table.rows:
                 answers = answer_rows(predictor, rows, top, arguments.min_probability)
                 # The head is written after the first chunk is read, because reading can fail.
@@ -119,7 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
                 head = ""
                 count += len(answers)
                 failed += len(answers.errors)
-                show(count)
             write(head)
     _report(writer, count, failed, output)
 
@@ -196,51 +195,15 @@ def _is_stream(path: Path) -> bool:
     return path.is_char_device() or path.is_fifo()
 
 
-class _Source:
-    """A file or a pipe that counts the bytes read."""
-
-    def __init__(self, file: BinaryIO, size: int | None) -> None:
-        self._file = file
-        self.bytes = 0
-        self.size = size
-
-    def read1(self, size: int) -> bytes:
-        block: bytes = self._file.read1(size)  # type: ignore[attr-defined]  # `file` is buffered
-        self.bytes += len(block)
-        return block
-
-    def read(self, size: int = -1) -> bytes:
-        """Returns up to `size` bytes.
-
-        Called only by gzip, which always requests at least one byte, so a short read is enough.
-        """
-        return self.read1(size)
-
-
-class _Unzipped:
-    """Decompresses a gzip file; reading raises an InputError if the file is damaged."""
-
-    def __init__(self, source: _Source, path: Path) -> None:
-        self._file = gzip.GzipFile(fileobj=source, mode="rb")  # type: ignore[call-overload]
-        self._path = path
-
-    def read1(self, size: int) -> bytes:
-        try:
-            block: bytes = self._file.read1(size)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{self._path}: damaged, or not a gzip file ({error})") from error
-        return block
-
-
 @contextmanager
-def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | None]]:
-    """Yields the input table, and the file it comes from, or None if the names are arguments."""
+def _table(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Yields the input table, which is read as the caller goes through its rows."""
     path = _input(arguments)
     if path is None:
         for name in arguments.names:
             if format_of(_named(name)) != "text" and Path(name).is_file():
                 say(f"{name} is read as a name; --input {shlex.quote(name)} reads the file")
-        yield Table(["name"], [Rows(arguments.names)]), None
+        yield Table(["name"], [Rows(arguments.names)])
         return
     if path == Path("-"):
         if sys.stdin is None:
@@ -254,21 +217,20 @@ def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | Non
         except IsADirectoryError as error:
             raise InputError(f"{path}: a folder, and --input takes a file") from error
     with file as opened:
-        # A pipe or a device has no size.
-        source = _Source(opened, path.stat().st_size if path.is_file() else None)
-        reader: Source = source
-        if path.suffix.lower() == ".gz":
-            reader = _Unzipped(source, path)
+        is_packed = path.suffix.lower() == ".gz"
+        source: Any = gzip.GzipFile(fileobj=opened) if is_packed else opened
         if codecs.lookup(arguments.encoding).name != "utf-8":
-            reader = Recoded(reader, arguments.encoding)
-        table = read_table(
-            reader,
-            arguments.input_format or format_of(_named(path)),
-            arguments.column,
-            delimiter=arguments.delimiter or delimiter_of(_named(path)),
-            header=not arguments.no_header,
-        )
-        yield table, source
+            source = Recoded(source, arguments.encoding)
+        try:
+            yield read_table(
+                source,
+                arguments.input_format or format_of(_named(path)),
+                arguments.column,
+                delimiter=arguments.delimiter or delimiter_of(_named(path)),
+                header=not arguments.no_header,
+            )
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: damaged, or not a gzip file ({error})") from error
 
 
 def _named(path: str | Path) -> Path:
@@ -303,23 +265,3 @@ def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object
         return
     with output.open("wb") if _is_stream(output) else replacing(output) as file:
         yield lambda text: file.write(text.encode())
-
-
-@contextmanager
-def _bar(source: _Source | None, output: Path | None) -> Iterator[Callable[[int], None]]:
-    """Yields a function that updates the progress bar, given the number of names so far.
-
-    The bar is shown only on a terminal, and only if the answers are not also written to a terminal.
-    """
-    hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
-    if source is None or hidden:
-        yield lambda count: None
-        return
-    options = {"total": source.size, "unit": "B", "unit_scale": True, "leave": False}
-    with require("tqdm").tqdm(**options) as bar:
-
-        def show(count: int) -> None:
-            bar.update(source.bytes - bar.n)
-            bar.set_postfix_str(f"{count:,} names")
-
-        yield show
