@@ -134,29 +134,42 @@ def folder(make_data):
 
 
 @pytest.fixture
-def run(capsys):
-    def run(*argv):
+def call(capsys):
+    """Return a function that runs a command and returns the exit code, the output and errors."""
+
+    def call(*argv):
         code = cli.main(list(map(str, argv)))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run(call):
+    """Return a function that runs a command, checks the exit code, and returns (output, errors)."""
+
+    def run(*argv, code=0, **options):
+        found, out, err = call(*argv, **options)
+        assert found == code, err
+        return out, err
 
     return run
 
 
 @pytest.fixture
 def fails(run):
-    """Return a function that runs a failing command and returns the exit code and the message.
+    """Return a function that runs a failing command and returns the message.
 
     The function asserts that the message is one line and the only output.
     """
 
-    def fails(*argv, **options):
-        code, out, err = run(*argv, **options)
+    def fails(*argv, code=2, **options):
+        out, err = run(*argv, code=code, **options)
         assert out == ""
         start, _, message = err.partition(": error: ")
         assert start == PROGRAM
         assert message.count("\n") == 1
-        return code, message.removesuffix("\n")
+        return message.removesuffix("\n")
 
     return fails
 

@@ -24,7 +24,7 @@ from namernn_fast.names import (
     split,
     tensor_files,
 )
-from namernn_fast.names.checkpoint import check_loadable
+from namernn_fast.names.checkpoint import check_loadable, recorded
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.names.recipes import MAX_EPOCHS
 from namernn_fast.names.text import MAX_LANGUAGES
@@ -135,3 +135,21 @@ def test_the_limits_allow_large_valid_checkpoints(tmp_path):
     largest = Checkpoint(NameClassifier(MAX_LANGUAGES, 1, 1), languages, info)
     save_checkpoint(tmp_path / "largest", largest)
     assert load_checkpoint(tmp_path / "largest").info == info
+
+
+@pytest.mark.parametrize(
+    ("info", "kind", "value"),
+    [
+        ({"a": {"b": 1}}, int, 1),
+        ({"a": {"b": 1}}, float, 1),
+        ({"a": {"b": True}}, bool, True),
+        ({"a": {"b": True}}, int, None),
+        ({"a": {"b": None}}, float, None),
+        ({"a": {"b": "1"}}, int, None),
+        ({"a": {}}, int, None),
+        ({"a": [1]}, int, None),
+        (None, int, None),
+    ],
+)
+def test_a_recorded_value_is_missing_unless_its_type_is_right(info, kind, value):
+    assert recorded(info, kind, "a", "b") is value

@@ -12,13 +12,15 @@ from namernn_fast.names.lines import Recoded, lines_of
 
 
 @pytest.fixture
-def predict(run, tmp_path, monkeypatch):
+def predict(call, tmp_path, monkeypatch):
     """Return a function that runs `predict`, and returns its output, exit code and messages."""
     monkeypatch.chdir(tmp_path)
 
     def predicted(content, *options, source="in.csv", target="out.csv"):
         (tmp_path / source).write_bytes(content if isinstance(content, bytes) else content.encode())
-        code, out, err = run("predict", "--input", source, "--output", target, "--top", 1, *options)
+        code, out, err = call(
+            "predict", "--input", source, "--output", target, "--top", 1, *options
+        )
         assert out == ""
         path = tmp_path / target
         return path.read_text().splitlines() if path.exists() else None, code, err.splitlines()
@@ -199,8 +201,7 @@ def test_the_output_path_is_checked_before_the_model_is_loaded(fails, tmp_path, 
         ("out", "out: --output takes .txt, "),
         ("folder.csv", "folder.csv: not a plain file"),
     ):
-        code, message = fails("predict", "Kim", "--output", target)
-        assert (code, message[: len(said)]) == (2, said)
+        assert fails("predict", "Kim", "--output", target).startswith(said)
     assert [*tmp_path.rglob("*")] == [tmp_path / "folder.csv"]
 
 
@@ -208,11 +209,11 @@ def test_a_file_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ("predict", "people.csv", "Kim")
     advice = "people.csv is read as a name; --input people.csv reads the file"
-    assert advice not in run(*argv)[2]
+    assert advice not in run(*argv)[1]
     (tmp_path / "people.csv").write_text("name\nKim\n")
     (tmp_path / "Kim").write_text("")
-    code, _, err = run(*argv)
-    assert (code, advice in err.splitlines(), "Kim is read" in err) == (0, True, False)
+    err = run(*argv)[1]
+    assert (advice in err.splitlines(), "Kim is read" in err) == (True, False)
 
 
 def test_json_output_is_utf_8_on_any_terminal(root, run_program):

@@ -21,7 +21,7 @@ def test_two_processes_match_the_losses_of_one_process(folder, run, run_program,
     # Processes draw different dropout masks, so character dropout is off.
     options += ["--schedule", "one-cycle", "--members", "2", "--character-dropout", "0"]
     options += ["--checkpoint"]
-    assert run(*options, tmp_path / "one")[0] == 0
+    run(*options, tmp_path / "one")
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = ["-m", "namernn_fast.names", *options, tmp_path / "two"]

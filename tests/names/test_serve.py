@@ -142,13 +142,10 @@ def test_health_describes_the_model_and_the_limits(client):
     ("split", "data"),
     [
         (3, (None, None, None, False)),
-        ({"data": [], "names": 3}, (None, None, None, False)),
-        ({"data": {"source": 1, "rows": True}}, (None, None, None, False)),
-        ({"names": {"train": "5"}}, (None, None, None, False)),
         ({"data": {"source": "x" * 999, "is_sample": True}}, ("x" * 300, None, None, True)),
     ],
 )
-def test_invalid_records_of_the_data_are_not_shown(split, data):
+def test_missing_records_of_the_data_are_null(split, data):
     described = Responder(predictor_of(network(), split)).description()["data"]
     assert tuple(described.values()) == data
 
@@ -604,8 +601,7 @@ def test_a_signal_ends_the_server_and_restores_the_handlers(predictor, monkeypat
     ],
 )
 def test_invalid_host_names_are_rejected(fails, option, value):
-    code, message = fails("serve", "--port", 0, option, value)
-    assert code == 2
+    message = fails("serve", "--port", 0, option, value)
     assert message.startswith(option)
     assert message.isprintable()
 
@@ -613,8 +609,7 @@ def test_invalid_host_names_are_rejected(fails, option, value):
 def test_a_port_in_use_is_an_error(fails):
     with running.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        code, message = fails("serve", "--port", port)
-    assert code == 1
+        message = fails("serve", "--port", port, code=1)
     assert message.startswith(f"127.0.0.1 port {port}: Address already in use")
 
 
@@ -636,9 +631,9 @@ def test_clients_must_use_an_allowed_host_name(run, monkeypatch, options, addres
             pytest.skip("this machine has no IPv6")
     found = []
     monkeypatch.setattr(running, "run", lambda app, listener: found.append(app))
-    code, out, err = run("serve", "--port", 0, *options)
+    out, err = run("serve", "--port", 0, *options)
     advised = options == ["--host", "0.0.0.0"]
-    assert (code, "--allowed-host NAME adds" in err, bool(err)) == (0, advised, advised)
+    assert ("--allowed-host NAME adds" in err, bool(err)) == (advised, advised)
     assert out.startswith(f"serving at http://{address}:")
     response = TestClient(found[0], LOCAL).get("/health", headers={"Host": asked})
     assert response.status_code == status

@@ -134,20 +134,10 @@ def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
         loaded.unusualness(["Kim", "李"])
 
 
-@pytest.mark.parametrize(
-    ("metrics", "weak"),
-    [
-        ({"test_recall": {"Polish": 0.19, "Greek": 0.2, "Thai": 0.0}}, {"Polish"}),
-        ({"test_recall": {"Polish": None, "Greek": "0", "Irish": True}}, set()),
-        ({"test_recall": [0.0]}, set()),
-        ({}, set()),
-        (None, set()),
-    ],
-)
-def test_weak_languages_have_a_low_recorded_recall(checkpoint, metrics, weak):
-    """Invalid records are ignored, because checkpoint files are untrusted."""
-    recorded = dataclasses.replace(checkpoint, info={"metrics": metrics})
-    assert recorded.weak_languages() == weak
+def test_weak_languages_have_a_low_recorded_recall(checkpoint):
+    recalls = {"Polish": 0.19, "Greek": 0.2, "Irish": None, "Thai": 0.0}
+    info = {"metrics": {"test_recall": recalls}}
+    assert dataclasses.replace(checkpoint, info=info).weak_languages() == {"Polish"}
 
 
 def test_training_records_the_recall_of_each_language():
@@ -161,22 +151,20 @@ def test_training_records_the_recall_of_each_language():
 def test_predict_marks_unusual_names_and_weak_languages(checkpoint, tmp_path, run):
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, checkpoint)
-    code, out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--top", 18)
-    assert code == 0
+    out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--top", 18)
     kim, strange = out.split("Qwrtpq\n")
     assert "unusual" not in kim
     assert strange.endswith("  unusual: unlike the names that the model has learned from\n")
     for text in (kim, strange):
         assert [line.split()[1] for line in text.splitlines() if "(weak)" in line] == ["Polish"]
-    code, out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--format", "jsonl")
+    out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--format", "jsonl")
     assert [json.loads(line)["unusual"] for line in out.splitlines()] == [False, True]
 
 
 def test_evaluate_marks_weak_languages(checkpoint, tmp_path, run):
     pytest.importorskip("sklearn")
     save_checkpoint(tmp_path / "model", checkpoint)
-    code, out, _ = run("evaluate", "--checkpoint", tmp_path / "model", "--no-ngrams")
-    assert code == 0
+    out, _ = run("evaluate", "--checkpoint", tmp_path / "model", "--no-ngrams")
     right = Predictor(checkpoint).probabilities(PARTS.test.texts).argmax(1) == PARTS.test.labels
     for label, language in enumerate(PARTS.languages):
         weak = right[PARTS.test.labels == label].double().mean() < 0.2
