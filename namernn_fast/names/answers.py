@@ -22,6 +22,7 @@ MILLION = 1_000_000
 """Probabilities are rounded to millionths, which is about the precision of float32."""
 
 _SHOWN_CHARACTERS = 100
+_NOT_TEXT = "not valid in the encoding of the input; --encoding names another"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -152,14 +153,8 @@ def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
             continue
         name = rows.names[place]
         if place not in rows.errors:
-            rows.errors[place] = _why(name)
+            is_text = not _LONE_SURROGATE.search(name)
+            rows.errors[place] = (why_unusable(name) or "") if is_text else _NOT_TEXT
         shown = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
         # Strict JSON parsers reject a lone surrogate even if it is escaped.
         rows.names[place] = escaped(shown) if _LONE_SURROGATE.search(shown) else shown
-
-
-def _why(name: str) -> str:
-    """Returns why a name is unusable."""
-    if _LONE_SURROGATE.search(name):
-        return "not valid in the encoding of the input; --encoding names another"
-    return why_unusable(name) or ""

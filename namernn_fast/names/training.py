@@ -174,11 +174,6 @@ class _Member:
         """Returns whether the network has been trained for all epochs of its recipe."""
         return len(self.history) == self.recipe.epochs
 
-    def best_model(self) -> NameClassifier:
-        """Returns the network with the weights of its best epoch."""
-        self.model.load_state_dict(self.best)
-        return self.model
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the tensors and the plain values from which training can resume."""
         tensors = {f"best.{name}": value for name, value in self.best.items()}
@@ -308,7 +303,8 @@ def fit(
                 if report is not None:
                     report(epoch)
             history += member.history
-            members.append(member.best_model())
+            member.model.load_state_dict(member.best)
+            members.append(member.model)
     model = members[0] if recipe.members == 1 else NameEnsemble(members)
     model.eval()
     temperature = _adjust(model, members, split, recipe)

@@ -59,11 +59,13 @@ class Unusualness:
             folding: the folding of the names.
         """
         plain = torch.tensor(folding.plain_ids)
-        places = torch.arange(len(names)).split(_NAMES_AT_ONCE)
-        parts = (_part(names, int(each[0]), int(each[-1]) + 1) for each in places)
-        found = [_sums(self.table.flatten(), part, plain) for part in parts]
-        values, lengths = torch.cat(found).float(), names.lengths / self.longest
-        return torch.where(lengths > 1, values.maximum(lengths), values)
+        lengths = names.lengths.split(_NAMES_AT_ONCE)
+        characters = names.characters.split([int(each.sum()) for each in lengths])
+        starts = (each.cumsum(0) - each for each in lengths)
+        parts = map(EncodedNames, characters, starts, lengths)
+        values = torch.cat([_sums(self.table.flatten(), part, plain) for part in parts]).float()
+        excess = names.lengths / self.longest
+        return torch.where(excess > 1, values.maximum(excess), values)
 
 
 def fit_unusualness(split: Split) -> Unusualness:
@@ -104,14 +106,6 @@ def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
     for count in (two, three):
         found = (count + _PRIOR * found) / (count.sum(-1, keepdim=True) + _PRIOR)
     return found.log()
-
-
-def _part(names: EncodedNames, begin: int, end: int) -> EncodedNames:
-    """Returns the names from `begin` up to but not including `end`."""
-    starts, lengths = names.starts[begin:end], names.lengths[begin:end]
-    first = int(starts[0])
-    characters = names.characters[first : int(starts[-1] + lengths[-1])]
-    return EncodedNames(characters, starts - first, lengths)
 
 
 def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:

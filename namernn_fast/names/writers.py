@@ -173,7 +173,8 @@ class CsvWriter(Writer):
             return text
         text = escaped(text)
         if text.startswith(_FORMULA) and not _NOT_FORMULA.fullmatch(text):
-            text = _escape(text[0]) + text[1:]
+            code = ord(text[0])
+            text = (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}") + text[1:]
         if self.delimiter in text or '"' in text:
             text = text.replace('"', '""')
             return f'"{text}"'
@@ -279,9 +280,3 @@ def format_of(path: Path) -> str:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"{path}: --output takes {known}, or any other name with --format")
     return _SUFFIXES[suffix]
-
-
-def _escape(character: str) -> str:
-    """Returns the backslash escape of a character, printable or not."""
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -247,7 +247,7 @@ def test_predict_does_not_warn_about_a_missing_numpy(root):
     ],
 )
 def test_the_end_of_a_run_is_reported_in_one_line(run, cache, monkeypatch, failure, code, message):
-    monkeypatch.setattr(train, "load_names", mock.Mock(side_effect=failure))
+    monkeypatch.setattr(train.options, "load_data", mock.Mock(side_effect=failure))
     assert run("train", code=code) == ("", f"{PROGRAM}: {message}\n")
     assert not cache.exists()
 

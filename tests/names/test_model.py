@@ -10,10 +10,8 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
     ASCII,
-    Checkpoint,
     NameClassifier,
     NameEnsemble,
-    Predictor,
     encode,
     encode_names,
 )
@@ -134,6 +132,8 @@ def test_an_ensemble_averages_logits():
     expected = (members[0](names) + members[1](names)) / 2
     torch.testing.assert_close(NameEnsemble(members)(names), expected)
     assert NameEnsemble(members).config == [member.config for member in members]
+    with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
+        NameEnsemble([])
 
 
 def test_character_dropout_zeroes_whole_characters():
@@ -239,20 +239,3 @@ def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
         [found] = session.run(None, {"names": ids.numpy(), "lengths": lengths.numpy()})
         expected = model(ids, lengths).detach()
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=2e-6)
-
-
-def test_a_predictor_returns_the_best_languages_first():
-    languages = tuple(f"language {i}" for i in range(18))
-    model = classifier(FusedRNN, num_layers=2, dropout=0.5)
-    asked = Predictor(Checkpoint(model, languages, {}))
-    names = ["Li", "Papadopoulos", "Kim"]
-    probabilities = asked.probabilities(names)
-    assert not probabilities.requires_grad
-    assert torch.equal(probabilities, model(packed(names)).softmax(1))
-    for top in (1, 3, 99):
-        for answer, row in zip(asked.predict(names, top), probabilities, strict=True):
-            values, places = (each.tolist() for each in row.topk(min(top, 18)))
-            expected = [(languages[i], value) for i, value in zip(places, values, strict=True)]
-            assert answer == expected
-    with pytest.raises(ValueError, match=r"^top must be at least 1, not 0$"):
-        asked.predict(["Frank"], 0)

@@ -82,19 +82,25 @@ def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
     monkeypatch.setattr(prediction, "_SHARED_CHARACTERS", characters)
     monkeypatch.setattr(prediction, "_BATCH_CHARACTERS", characters)
     together = asked.probabilities(names)
-    assert together.dtype == torch.float32
+    assert (together.dtype, together.requires_grad) == (torch.float32, False)
     assert (together - alone).abs().max() <= 1e-6
-    values, places = together.max(1)
-    best = zip(places.tolist(), values.tolist(), strict=True)
-    assert asked.predict(names, 1) == [[(LANGUAGES[place], value)] for place, value in best]
+    values = together.amax(1)
+    for top in (1, 2, 99):
+        best = together.topk(min(top, 3))
+        assert asked.predict(names, top) == [
+            [(LANGUAGES[place], value) for place, value in zip(*row, strict=True)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
     # Two languages may be equally probable except for rounding.
     labels = torch.tensor([LANGUAGES.index(language) for language in asked.languages_of(names)])
     assert (values - together.gather(1, labels.unsqueeze(1))[:, 0]).max() <= 1e-6
 
 
-def test_an_empty_list_of_names_is_allowed(asked):
+def test_an_empty_list_of_names_is_allowed_and_top_0_is_not(asked):
     assert asked.predict([]) == asked.languages_of([]) == []
     assert asked.probabilities([]).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"^top must be at least 1, not 0$"):
+        asked.predict(["Frank"], 0)
 
 
 @pytest.mark.parametrize("ask", [prediction.probabilities, prediction.most_probable])

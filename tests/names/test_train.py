@@ -1,4 +1,4 @@
-"""The command `train`: what it may replace, and how it survives Ctrl-C and a full disk."""
+"""The command `train`: what it may replace, Ctrl-C, a full disk, and several processes."""
 
 import errno
 import hashlib
@@ -9,7 +9,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from namernn_fast.names import load_checkpoint, pretrained_checkpoint, tensor_files
+from namernn_fast.names import (
+    load_checkpoint,
+    pretrained_checkpoint,
+    read_names,
+    split,
+    tensor_files,
+)
 from namernn_fast.names.commands import train
 
 SMALL = ("--embedding-size", 5, "--hidden-size", 7)
@@ -83,7 +89,7 @@ def test_training_does_not_overwrite_its_inputs(
     monkeypatch.setenv("NAMERNN_FAST_DATA", "names")
     for name in ("names.zip", "model", "model.state"):
         (tmp_path / name).write_text(name)
-    monkeypatch.setattr(train, "load_names", None)  # the data must not be read
+    monkeypatch.setattr(train.options, "load_data", None)  # the data must not be read
     before = contents(tmp_path)
     message = fails("train", "--force", *options)
     assert re.match(rf"{written}.* would overwrite what {read} reads, ", message)
@@ -142,8 +148,8 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
     assert [line.split(":")[0] for line in out.splitlines()[1:-3]] == ["network 2 of 2, epoch 2"]
     assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
     resumed = load_checkpoint(path)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value)
+    states = (resumed.model.state_dict(), whole.model.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
     said = f"{path}.state: there is no unfinished training to resume"
     assert fails(*options, "--resume") == said
 
@@ -253,3 +259,36 @@ def test_an_incomplete_torchrun_environment_is_an_error(fails, folder, monkeypat
         monkeypatch.delenv(variable, raising=False)
     message = fails("train", "--data", folder)
     assert message.startswith("these are not the variables of torchrun (")
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo",
+)
+@pytest.mark.slow
+def test_two_processes_match_the_losses_of_one_process(folder, run, run_program, root, tmp_path):
+    count = len(split(read_names(folder)).train)
+    # The last batch has a single name, so the second process gets no name.
+    batch_size = next(size for size in range(40, count) if count % size == 1)
+    options = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", str(batch_size)]
+    options += ["--embedding-size", "5", "--hidden-size", "7", "--lr", "0.01", "--clip", "1"]
+    # Processes draw different dropout masks, so character dropout is off.
+    options += ["--schedule", "one-cycle", "--members", "2", "--character-dropout", "0"]
+    options += ["--checkpoint"]
+    run(*options, tmp_path / "one")
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = ["-m", "namernn_fast.names", *options, tmp_path / "two"]
+    out = run_program(*torchrun, *program, cwd=root)
+    # Only one process reports and saves.
+    assert len(out.splitlines()) == 1 + 4 + 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["names", "one", "two"]
+
+    one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one.info["split"] == two.info["split"]
+    for ours, theirs in zip(two.info["history"], one.info["history"], strict=True):
+        for name in ("train_loss", "validation_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+        assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=1 / count)
+    states = (two.model.state_dict(), one.model.state_dict())
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)

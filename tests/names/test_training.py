@@ -291,9 +291,6 @@ def test_a_loss_that_is_not_finite_stops_training(where, monkeypatch):
 def test_invalid_recipes_are_rejected(option, value):
     with pytest.raises(InputError, match=f"^the recipe's {option} cannot be {value!r}$"):
         Recipe(**{option: value})
-
-
-def test_a_recipe_with_too_many_epochs_is_rejected():
     with pytest.raises(InputError, match=r"^3,000 epochs in total: at most 2,500 are allowed$"):
         Recipe(epochs=1000, members=3)
 

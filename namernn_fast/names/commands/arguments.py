@@ -16,7 +16,7 @@ from torch import nn
 from namernn_fast import FusedRNN
 
 from ..checkpoint import PRETRAINED, pretrained_checkpoint, recorded
-from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
+from ..dataset import DATA_URL, DATA_VARIABLE, NamesData, load_names
 from ..files import replacing
 from ..folding import Folding
 from ..prediction import Predictor, load
@@ -160,6 +160,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-sample", action="store_true", help="fail when the data cannot be downloaded"
     )
+
+
+def load_data(arguments: argparse.Namespace) -> NamesData:
+    """Loads the data that the options of `add_data` choose."""
+    return load_names(arguments.data, allow_sample=not arguments.no_sample)
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:

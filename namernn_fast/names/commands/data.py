@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple
 from typing import Any
 
-from ..dataset import load_names
 from ..files import check_no_overwrite, check_replaceable
 from ..folding import ASCII
 from ..formatting import Entry, aligned, literal, markdown
 from ..report import JUNK, DataReport, describe
 from ..text import escaped
-from .arguments import add_data, add_split, data_files, path, split_data, write_text
+from .arguments import add_data, add_split, data_files, load_data, path, split_data, write_text
 from .arguments import add_parser as add_command
 
 # Columns of the table of languages.
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         check_no_overwrite([("--report", arguments.report)], data_files(arguments))
         check_replaceable(arguments.report)
-    data = load_names(arguments.data, allow_sample=not arguments.no_sample)
+    data = load_data(arguments)
     parts = split_data(data, arguments, ASCII)
     report = describe(data, parts)
     print(escaped(f"{len(data.rows):,} names in {len(data.languages)} languages: {data.source}"))
@@ -114,7 +113,7 @@ def page(report: DataReport) -> str:
         [
             row.row,
             row.language,
-            _quoted(row.name),
+            f'"{row.name}"' if row.name != row.name.strip() else row.name,
             row.folded,
             row.spelled,
             row.dropped,
@@ -147,8 +146,3 @@ def page(report: DataReport) -> str:
 def _listed(texts: Mapping[str, str]) -> str:
     """Returns titles and their texts as a list in Markdown."""
     return "\n".join(f"- {literal(title)}: {literal(text)}" for title, text in texts.items())
-
-
-def _quoted(name: str) -> str:
-    """Returns a name, in quotes if the name begins or ends with a blank."""
-    return f'"{name}"' if name != name.strip() else name

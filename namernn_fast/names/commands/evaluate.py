@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..baselines import NGRAMS, majority_baseline, ngram_baseline
 from ..checkpoint import WEAK_RECALL, Checkpoint, recorded, versions
-from ..dataset import NamesData, embedded_sample, load_names
+from ..dataset import embedded_sample
 from ..evaluation import Comparison, Evaluation, LanguageScores, best_hits, compare, evaluate
 from ..figures import draw_calibration, draw_confusion_matrix, draw_learning_curves
 from ..files import check_no_overwrite, check_replaceable, require
@@ -25,7 +25,16 @@ from ..significance import Difference, Interval
 from ..splitting import LabelledNames, Split, split
 from ..text import InputError, escaped
 from ..training import read_epochs
-from .arguments import add_data, add_model, data_files, load_predictor, path, say, write_text
+from .arguments import (
+    add_data,
+    add_model,
+    data_files,
+    load_data,
+    load_predictor,
+    path,
+    say,
+    write_text,
+)
 from .arguments import add_parser as add_command
 
 _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
@@ -110,8 +119,17 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
         InputError: the model was trained on other data or another split, so it may have seen
             names of the test part.
     """
-    record = _split_record(checkpoint)
-    data = _data(checkpoint, arguments)
+    kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
+    of_data = {"source": str, "sha256": str, "rows": int}
+    record = recorded(checkpoint.info, dict, "split")
+    if (
+        record is None
+        or any(recorded(record, kind, name) is None for name, kind in kinds.items())
+        or any(recorded(record, kind, "data", name) is None for name, kind in of_data.items())
+    ):
+        raise InputError("the checkpoint does not say on which split of which data it was trained")
+    is_embedded = arguments.data is None and checkpoint.is_sample()
+    data = embedded_sample() if is_embedded else load_data(arguments)
     wanted = record["data"]
     if data.sha256 != wanted["sha256"]:
         raise InputError(
@@ -129,26 +147,6 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
             "the model again"
         )
     return parts
-
-
-def _data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> NamesData:
-    if arguments.data is None and checkpoint.is_sample():
-        return embedded_sample()
-    return load_names(arguments.data, allow_sample=not arguments.no_sample)
-
-
-def _split_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the split that the checkpoint records, after a check of its values' types."""
-    kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
-    of_data = {"source": str, "sha256": str, "rows": int}
-    record = recorded(checkpoint.info, dict, "split")
-    if (
-        record is None
-        or any(recorded(record, kind, name) is None for name, kind in kinds.items())
-        or any(recorded(record, kind, "data", name) is None for name, kind in of_data.items())
-    ):
-        raise InputError("the checkpoint does not say on which split of which data it was trained")
-    return record
 
 
 def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace) -> _Results:

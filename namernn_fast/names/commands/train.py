@@ -28,7 +28,7 @@ from ..checkpoint import (
     recorded,
     save_checkpoint,
 )
-from ..dataset import NamesData, load_names
+from ..dataset import NamesData
 from ..distillation import MADE_UP, distilled
 from ..files import Used, cache_folder, check_no_overwrite, check_replaceable, require
 from ..model import POOLINGS, NameClassifier
@@ -38,24 +38,8 @@ from ..splitting import Split
 from ..steps import process
 from ..text import InputError, escaped
 from ..training import Epoch, Fit, fit
-from .arguments import (
-    COUNT,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PROGRAM,
-    RNN_CLASSES,
-    SEED,
-    add_data,
-    add_device,
-    add_split,
-    data_files,
-    model,
-    path,
-    say,
-    split_data,
-)
-from .arguments import add_parser as add_command
+from . import arguments as options
+from .arguments import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SEED
 
 # Options that replace a value of the recipe or of its model: (option, name, type, help).
 _NUMBERS = (
@@ -87,16 +71,16 @@ _SWITCHES = (
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(commands, "train", run, "train a model and save it")
+    parser = options.add_parser(commands, "train", run, "train a model and save it")
     parser.add_argument(
         *("--checkpoint", "--output"),
         type=_target,
         metavar="PATH",
         help="where the model is saved (default: names.safetensors in the user's cache folder)",
     )
-    add_device(parser)
-    add_data(parser)
-    add_split(parser)
+    options.add_device(parser)
+    options.add_data(parser)
+    options.add_split(parser)
     parser.add_argument(
         "--seed",
         type=SEED,
@@ -126,7 +110,7 @@ def add_parser(commands: Any) -> None:
         group.add_argument(f"--{name}", action="store_true", default=None, help=text)
     group.add_argument(
         "--teacher",
-        type=model,
+        type=options.model,
         metavar="PATH",
         help="a trained model whose answers are learned, for the training names and for made-up "
         "names; use it with --recipe distilled",
@@ -169,7 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
         teacher = None
         if arguments.teacher is not None:
             teacher = load_checkpoint(arguments.teacher, device=arguments.device)
-        parts = split_data(data, arguments, None if teacher is None else teacher.folding)
+        parts = options.split_data(data, arguments, None if teacher is None else teacher.folding)
         _check_processes_agree(parts)
         if teacher is not None:
             parts = _taught(parts, teacher, arguments)
@@ -182,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
                 recipe,
                 seed=arguments.seed,
                 device=arguments.device,
-                rnn_class=RNN_CLASSES[arguments.rnn],
+                rnn_class=options.RNN_CLASSES[arguments.rnn],
                 progress=True,
                 report=_reporter(recipe) if first else None,
                 state=state,
@@ -202,7 +186,7 @@ def _target(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"'{PRETRAINED}' is the model that comes with the package; ./{PRETRAINED} is a file"
         )
-    return path(text)
+    return options.path(text)
 
 
 def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Namespace) -> None:
@@ -212,7 +196,7 @@ def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Names
         inputs.append(("--teacher", arguments.teacher))
     state_title = "the state of the training beside --checkpoint"
     outputs = [("--checkpoint", target), (state_title, state_path)]
-    check_no_overwrite(outputs, [*inputs, *data_files(arguments)])
+    check_no_overwrite(outputs, [*inputs, *options.data_files(arguments)])
 
 
 def _data(arguments: argparse.Namespace) -> NamesData:
@@ -220,7 +204,7 @@ def _data(arguments: argparse.Namespace) -> NamesData:
     rank, processes = process()
     if rank > 0:
         dist.barrier()
-    data = load_names(arguments.data, allow_sample=not arguments.no_sample)
+    data = options.load_data(arguments)
     if rank == 0 and processes > 1:
         dist.barrier()
     return data
@@ -315,7 +299,7 @@ def _state(
         if not arguments.force:
             check_is_state(state_path)
         if process()[0] == 0:
-            say(
+            options.say(
                 f"{state_path}: replacing an interrupted training; --resume would have continued it"
             )
     return state
@@ -332,7 +316,7 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
     print(f"saved {escaped(str(target))}")
     path = escaped(shlex.quote(str(target.absolute())))
     print("predict uses the pretrained model unless this one is named:")
-    print(f"  {PROGRAM} predict --checkpoint {path} Frank")
+    print(f"  {options.PROGRAM} predict --checkpoint {path} Frank")
 
 
 @contextmanager
