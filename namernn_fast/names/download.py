@@ -45,8 +45,9 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
                 stated = response.headers.get("Content-Length", "")
                 expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
                 received = 0
-                shown = {"unit": "B", "unit_scale": True, "desc": "names", "disable": None}
-                with tqdm.tqdm(total=expected, **shown) as bar:
+                with tqdm.tqdm(
+                    total=expected, unit="B", unit_scale=True, desc="names", disable=None
+                ) as bar:
                     for chunk in response.iter_content(_CHUNK_BYTES):
                         received += len(chunk)
                         if max(received, expected or 0) > limit:

@@ -1,4 +1,4 @@
-"""Bounds on the memory and the run time of a block of test code."""
+"""Helpers for tests of untrusted files: bounds on memory and run time, changed content, errors."""
 
 import signal
 from contextlib import contextmanager

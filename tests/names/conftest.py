@@ -37,6 +37,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "namernn_fast"
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Return a path whose file the tests of a module overwrite."""
+    return tmp_path_factory.mktemp("overwritten") / "file"
+
+
 @pytest.fixture
 def root():
     return ROOT

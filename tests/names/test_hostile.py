@@ -30,12 +30,6 @@ def tiny_bytes(tiny, tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """Returns a path whose file the tests overwrite."""
-    return tmp_path_factory.mktemp("hostile") / "names.safetensors"
-
-
 @pytest.fixture
 def write(tiny, tiny_bytes, path):
     """Returns a function that writes the tiny checkpoint with changed weights and values."""

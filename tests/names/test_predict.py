@@ -284,10 +284,14 @@ def test_improbable_languages_are_left_out(predictor):
     ],
 )
 def test_every_format_writes_the_expected_text(format, text):
-    rows = Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"})
-    best, millionths = [[1, 0], [2, 2], [2, 2]], [[750_000, 200_001], [0, 0], [0, 0]]
-    numbers = map(torch.tensor, (best, millionths, [False, True, False]))
-    answers = Answers(rows, ("Irish", "Thai"), *numbers, {0: "\x1b-"})
+    answers = Answers(
+        rows=Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"}),
+        languages=("Irish", "Thai"),
+        best=torch.tensor([[1, 0], [2, 2], [2, 2]]),
+        millionths=torch.tensor([[750_000, 200_001], [0, 0], [0, 0]]),
+        unusual=torch.tensor([False, True, False]),
+        dropped={0: "\x1b-"},
+    )
     writer = WRITERS[format](2, weak={"Thai"})
     assert writer.head() + writer.body(answers) == text
 
@@ -306,9 +310,14 @@ def test_every_format_writes_the_expected_text(format, text):
     ],
 )
 def test_csv_cells_are_never_formulas(name, cell):
-    rows = Rows([name, ""], {1: name})
-    numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [False, False]))
-    answers = Answers(rows, ("Thai",), *numbers, {0: name})
+    answers = Answers(
+        rows=Rows([name, ""], {1: name}),
+        languages=("Thai",),
+        best=torch.tensor([[0], [1]]),
+        millionths=torch.tensor([[500_000], [0]]),
+        unusual=torch.tensor([False, False]),
+        dropped={0: name},
+    )
     rows = csv.reader(io.StringIO(WRITERS["csv"](1).body(answers)))
     assert [*rows] == [[cell, "Thai", "0.500000", "false", cell, ""], ["", "", "", "", "", cell]]
 

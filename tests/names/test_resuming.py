@@ -101,12 +101,6 @@ def kept(tmp_path_factory):
     return *tensor_files.read_tensors(path, KIND), path.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """Returns a path whose file the tests overwrite."""
-    return tmp_path_factory.mktemp("hostile") / "state"
-
-
 def changed(values, where, value):
     """Returns a copy of `values` with `value` at the path of keys `where`."""
     key, *inner = where

@@ -95,8 +95,8 @@ def test_a_seed_determines_every_bit(recipe, rnn_class):
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert figures(first.history) == figures(second.history) != figures(other.history)
-    for name, value in first.checkpoint.model.state_dict().items():
-        assert torch.equal(second.checkpoint.model.state_dict()[name], value)
+    expected = first.checkpoint.model.state_dict()
+    torch.testing.assert_close(second.checkpoint.model.state_dict(), expected, rtol=0, atol=0)
 
 
 def test_the_loss_falls_and_the_history_is_complete():

@@ -25,28 +25,19 @@ from ..significance import Difference, Interval
 from ..splitting import LabelledNames, Split, split
 from ..text import InputError, escaped
 from ..training import read_epochs
-from .arguments import (
-    add_data,
-    add_model,
-    data_files,
-    load_data,
-    load_predictor,
-    path,
-    say,
-    write_text,
-)
-from .arguments import add_parser as add_command
+from . import arguments as options
+from .arguments import path
 
 _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(
+    parser = options.add_parser(
         commands, "evaluate", run, "measure how good a model is on names that it has not seen"
     )
-    add_model(parser)
-    add_data(parser)
+    options.add_model(parser)
+    options.add_data(parser)
     parser.add_argument(
         "--part",
         choices=("test", "validation"),
@@ -85,13 +76,15 @@ def run(arguments: argparse.Namespace) -> None:
         require("matplotlib")
     # Paths are checked here, so that a bad path fails before the work, not after it.
     targets = _targets(arguments)
-    check_no_overwrite(targets, [("--checkpoint", arguments.checkpoint), *data_files(arguments)])
+    check_no_overwrite(
+        targets, [("--checkpoint", arguments.checkpoint), *options.data_files(arguments)]
+    )
     for _, target in targets:
         check_replaceable(target)
-    checkpoint = load_predictor(arguments).checkpoint
+    checkpoint = options.load_predictor(arguments).checkpoint
     parts = _recorded_split(checkpoint, arguments)
     if parts.info["method"] == "random" and arguments.part == "test":
-        say(
+        options.say(
             f"the split is random: {leak(parts)['strings']:.1%} of the test part are names that "
             "the training or the validation part has too"
         )
@@ -129,7 +122,7 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
     ):
         raise InputError("the checkpoint does not say on which split of which data it was trained")
     is_embedded = arguments.data is None and checkpoint.is_sample()
-    data = embedded_sample() if is_embedded else load_data(arguments)
+    data = embedded_sample() if is_embedded else options.load_data(arguments)
     wanted = record["data"]
     if data.sha256 != wanted["sha256"]:
         raise InputError(
@@ -154,7 +147,7 @@ def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace
     scores: dict[str, Tensor] = {"majority": getattr(majority_baseline(parts), arguments.part)}
     seconds = None
     if not arguments.no_ngrams:
-        say("fitting the baseline of character n-grams; --no-ngrams skips it")
+        options.say("fitting the baseline of character n-grams; --no-ngrams skips it")
         started = time.perf_counter()
         scores["n-grams"] = getattr(ngram_baseline(parts), arguments.part)
         seconds = time.perf_counter() - started
@@ -269,7 +262,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
     }
     # NaN and infinity, which a checkpoint may record, become null, because JSON lacks both.
     content = json.loads(json.dumps(content), parse_constant=lambda name: None)
-    write_text(target, json.dumps(content, indent=1))
+    options.write_text(target, json.dumps(content, indent=1))
 
 
 def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
@@ -284,7 +277,7 @@ def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
     try:
         epochs = read_epochs(checkpoint.info.get("history"))
     except (TypeError, ValueError):
-        say("the checkpoint records no epochs, so there are no learning curves")
+        options.say("the checkpoint records no epochs, so there are no learning curves")
     else:
         draw_learning_curves(curves, epochs, "Training of the model")
         drawn.append(curves)
