@@ -152,8 +152,8 @@ def save_checkpoint(
         "folding": checkpoint.folding.version,
         "languages": list(checkpoint.languages),
         "model": model.config,
-        _TABLE: {"share": SHARE, "longest": checkpoint.unusualness.longest},
         **checkpoint.info,
+        _TABLE: {"share": SHARE, "longest": checkpoint.unusualness.longest},
     }
     weights = {**model.state_dict(), _TABLE: checkpoint.unusualness.table}
     weights = {name: value.to(dtype) for name, value in weights.items()}
