@@ -144,6 +144,7 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
         (["train", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
+        (["data", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
         (["train", "--dropout=0.5"], 2, "--dropout applies between layers, so it needs --layers 2"),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
         # An unusable --checkpoint path is reported before training starts.

@@ -407,10 +407,13 @@ SAMPLE = PARTS.info["data"]
         *(
             ({"split": record}, "the checkpoint does not say on which split of which data it was")
             for record in (
-                "none",
-                PARTS.info | {"method": None},
-                PARTS.info | {"seed": "0"},
-                PARTS.info | {"data": SAMPLE | {"rows": "1"}},
+                None,
+                *(PARTS.info | {name: None} for name in ("method", "seed", "validation", "test")),
+                *(PARTS.info | {name: None} for name in ("sha256", "data")),
+                *(
+                    PARTS.info | {"data": SAMPLE | {name: None}}
+                    for name in ("sha256", "rows", "source")
+                ),
             )
         ),
         ({"split": PARTS.info | {"seed": 4}}, "this version splits the data differently"),

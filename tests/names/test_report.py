@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -193,6 +194,15 @@ def test_an_invalid_report_path_is_an_error(fails, tmp_path, make_folder):
     said = f"--report would overwrite what --data reads, {path}: choose another file"
     assert fails(*options, path) == said
     assert path.read_text() == "Kim\nLee\nLu\n"
+
+
+def test_a_failed_write_keeps_the_old_report(run, tmp_path, folder, monkeypatch):
+    path = tmp_path / "report.md"
+    path.write_text("old")
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("namernn_fast.names.files.Path.replace", full)
+    run("data", "--data", folder, "--report", path, code=1)
+    assert path.read_text() == "old"
 
 
 def test_tables_align_and_escape_cells():
