@@ -84,12 +84,13 @@ def try_step(
     Raises:
         RuntimeError: the arguments do not match.
     """
+    has_gradients = is_grad_enabled()
     for tensor in (input, *inputs) if in_place else (input, *states, *weights):
         # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
         if (
             type(tensor) not in _PLAIN
             or tensor.is_neg()
-            or (tensor.requires_grad and is_grad_enabled())
+            or (has_gradients and tensor.requires_grad)
         ):
             return None
     last: Sequence[Tensor] | None
