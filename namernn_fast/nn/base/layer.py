@@ -1,11 +1,10 @@
 """`FusedLayer`, the base class of the fused layers, and the constructors that several have."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from ... import ops
@@ -16,6 +15,7 @@ from ...functional import run, run_last_state
 from ...integrations.nn_rnn import is_exact, must_serve, plain_twin
 from ...machine.context import jit_tracer
 from ..inference.prepared import PreparedLayer
+from ..last_state import HasLastState
 from ..states import States
 from ..weights import (
     Preparable,
@@ -23,11 +23,10 @@ from ..weights import (
     current_weights,
     draw_parameters,
     make_parameters,
-    what_else_runs,
 )
 
 
-class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
+class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     """The base class of the fused layers.
 
     A subclass inherits from this class first and then from torch's layer.
@@ -109,51 +108,15 @@ class FusedLayer(Preparable, torch.nn.RNNBase, Generic[States]):
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
-    def last_state(
-        self,
-        input: Tensor | PackedSequence,
-        hx: States | None = None,
-        lengths: Lengths | None = None,
-        *,
-        reset: Tensor | None = None,
-        reset_to: States | None = None,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-        share_prefixes: bool | None = None,
-        **inputs: Tensor | PackedSequence | None,
-    ) -> States:
-        """Returns only the last states of `forward`; in inference the output is never written.
-
-        If the layer has hooks or a `forward` set on the object, calls the layer so that these run.
-
-        Args:
-            input, .., padding_idx, inputs: as in `forward`.
-            share_prefixes: whether to compute common prefixes of token ids once; see
-                `namernn_fast.last_state`. None shares prefixes if that should be faster.
-
-        Returns:
-            h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
-            sequence; a pair if the cell has two states.
-
-        Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
-        """
-        arguments = Arguments(
-            input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
-        )
-        what_else = what_else_runs(self)
-        if what_else is not None:
-            if share_prefixes:
-                tokens.refuse_to_share(f"the layer has {what_else}")
-            return self(input, hx, **arguments.keywords())[1]
+    def _last_state(self, arguments: Arguments) -> Any:
         weights = current_weights(self, self._flat_weights_names)
         if must_serve(arguments, weights, self._cell):
-            if share_prefixes:
+            if arguments.share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._cell.torch_name}"
                 )
-            return self._as_torch(arguments)[1]  # type: ignore[no-any-return]
-        return run_last_state(arguments, self._call(arguments, weights))  # type: ignore[no-any-return]
+            return self._as_torch(arguments)[1]
+        return run_last_state(arguments, self._call(arguments, weights))
 
     def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
         """Returns the call of this layer with these weights, for `functional.run`."""

@@ -24,8 +24,9 @@ from ...integrations.nn_rnn import FromExporter, exact_class, untraced
 from ...machine import availability
 from ...machine.context import is_dynamo_compiling, is_exporting, is_jit_tracing, is_unobserved
 from ...machine.torch_private import _disable_current_modes
+from ..last_state import HasLastState
 from ..states import States, map_states, states_in, with_steps, without_layers
-from ..weights import from_saved, what_else_runs
+from ..weights import from_saved
 from .direct import step_of_module
 from .saving import Saved
 from .stream import Stream
@@ -208,7 +209,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         return normalise(arguments, panels.cell, self._shapes, options, prepared=panels)
 
 
-class PreparedLayer(Prepared[States]):
+class PreparedLayer(Prepared[States], HasLastState[States]):
     """A layer or token layer whose weights are packed once; see `FusedRNN.prepare`."""
 
     def forward(
@@ -259,42 +260,13 @@ class PreparedLayer(Prepared[States]):
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
-    def last_state(
-        self,
-        input: Tensor | PackedSequence,
-        hx: States | None = None,
-        lengths: Lengths | None = None,
-        *,
-        reset: Tensor | None = None,
-        reset_to: States | None = None,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-        share_prefixes: bool | None = None,
-        **inputs: Tensor | PackedSequence | None,
-    ) -> States:
-        """Returns only the last states of `forward`; the output is never written.
-
-        If the module has hooks, calls the module so that these run.
-
-        Args:
-            input, .., share_prefixes: as in `FusedRNN.last_state`.
-
-        Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.last_state`.
-        """
-        arguments = Arguments(
-            input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
-        )
-        keywords, what_else = arguments.keywords(), what_else_runs(self)
-        if what_else is not None:
-            if share_prefixes:
-                tokens.refuse_to_share(f"the module has {what_else}")
-            return self(input, hx, **keywords)[1]
+    def _last_state(self, arguments: Arguments) -> Any:
         plain = self._plain(arguments)
         if plain is not None:
-            return plain.last_state(input, hx, **keywords, share_prefixes=share_prefixes)  # type: ignore[no-any-return]
+            keywords = {**arguments.keywords(), "share_prefixes": arguments.share_prefixes}
+            return plain.last_state(arguments.input, arguments.hx, **keywords)
         self._add_embedding(arguments)
-        return run_last_state(arguments, self._call(arguments))  # type: ignore[no-any-return]
+        return run_last_state(arguments, self._call(arguments))
 
     def _add_embedding(self, arguments: Arguments) -> None:
         """Adds the embedding of a token layer to the arguments of its call."""
@@ -353,7 +325,6 @@ def _description(layer: Any) -> list[Any]:
 
 def _requires_grad(arguments: Arguments) -> bool:
     """Returns whether an argument of a call requires a gradient."""
-
     values = [arguments.input, arguments.hx, *arguments.keywords().values()]
     data = [value.data if isinstance(value, PackedSequence) else value for value in values]
     tensors = itertools.chain.from_iterable(map(states_in, data))
