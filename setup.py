@@ -56,7 +56,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["baseline"] = ["-O1"]
 else:
     ISA_FLAGS["baseline"] = []
-SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
+SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/**/*.cpp", recursive=True))
 # Folders that building and testing need, but that setuptools would leave out of an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
 SDIST_FILES = (".clang-format", ".gitignore", ".pre-commit-config.yaml")

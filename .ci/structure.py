@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "namernn_fast"
-CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/kernel/cells/"
+CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/cells/"
 # The only module that names what is private in torch.
 TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10

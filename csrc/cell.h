@@ -117,7 +117,7 @@ struct CellCode {
   void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
 };
 
-// What a cell has, and its arithmetic. A file in kernel/cells/ defines each cell.
+// What a cell has, and its arithmetic. A file in cells/ defines each cell.
 struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Half> {
   const char* name;  // in messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh

@@ -69,7 +69,7 @@ from .machine.torch_private import without_python
 
 NAMESPACE = "namernn_fast"
 
-# Option bits. csrc/library/options.h repeats these numbers; the operators reject any other bit.
+# Option bits. csrc/library/arguments/options.h repeats them; the operators reject any other bit.
 RELU = 1
 """The nonlinearity is relu. Without a bit for another one, it is tanh."""
 BIAS = 2

@@ -1,8 +1,8 @@
 // float on AMX, as one or two bfloat16 terms per number.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
-#include "kernel/amx_tile.h"
-#include "kernel/bfloat16_table.h"
+#include "kernel/products/amx_tile.h"
+#include "kernel/tables/pair_table.h"
 
 namespace namernn_fast {
 const KernelsFor<float> kernels_amx_float[kMostTerms] = {kernels_on_pairs<float, 1>(),

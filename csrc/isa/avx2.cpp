@@ -1,7 +1,7 @@
 #define NAMERNN_VECTOR_BYTES 32
 #define NAMERNN_REGISTERS 16
-#include "kernel/int8_table.h"
-#include "kernel/table.h"
+#include "kernel/tables/int8_table.h"
+#include "kernel/tables/table.h"
 
 namespace namernn_fast {
 const Int8Kernels int8_kernels_avx2 = int8_kernels<VectorTile>("avx2");

@@ -3,14 +3,14 @@
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "contract.h"
-#include "kernel/dot_pairs.h"
+#include "kernel/products/dot_pairs.h"
 
 namespace namernn_fast {
 namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
-// kernel/pair_panels.h describes the interface of PairTile.
+// pair_panels.h describes the interface of PairTile.
 struct PairTile {
   static constexpr int64_t rows = 6;
 
@@ -32,7 +32,7 @@ struct PairTile {
 }  // namespace
 }  // namespace namernn_fast
 
-#include "kernel/bfloat16_table.h"
+#include "kernel/tables/pair_table.h"
 
 namespace namernn_fast {
 const KernelsFor<BFloat16> kernels_avx512_bf16 = kernels_on_pairs<BFloat16, 1>();

@@ -5,8 +5,8 @@
 #else
 #define NAMERNN_REGISTERS 16
 #endif
-#include "kernel/int8_table.h"
-#include "kernel/table.h"
+#include "kernel/tables/int8_table.h"
+#include "kernel/tables/table.h"
 
 namespace namernn_fast {
 const Int8Kernels int8_kernels_baseline = int8_kernels<VectorTile>("baseline");

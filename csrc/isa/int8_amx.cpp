@@ -2,8 +2,8 @@
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "contract.h"
-#include "kernel/amx_registers.h"
-#include "kernel/int8_table.h"
+#include "kernel/products/amx_registers.h"
+#include "kernel/tables/int8_table.h"
 
 namespace namernn_fast {
 namespace {

@@ -9,13 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include "library/batch.h"
-#include "library/memory.h"
-#include "library/options.h"
-#include "library/passes.h"
-#include "library/prepared.h"
-#include "library/stack.h"
-#include "library/step.h"
+#include "library/arguments/batch.h"
+#include "library/arguments/options.h"
+#include "library/arguments/stack.h"
+#include "library/inference/prepared.h"
+#include "library/inference/step.h"
+#include "library/passes/passes.h"
+#include "library/resources/memory.h"
 #include "plan.h"
 #include "processor.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "library/step.h"
+#include "library/inference/step.h"
 
 // DLPack has a stable ABI, but torch hides its header from extensions that use torch's stable ABI.
 #pragma push_macro("TORCH_TARGET_VERSION")

@@ -2,7 +2,7 @@
 
 The scale of a row is its largest magnitude divided by 127 and cut to 17 significant bits, so that
 each product is exact in float32, and quantizing the products gives the same integers and scales.
-csrc/kernel/int8_rows.h computes the same bits.
+csrc/kernel/products/int8_rows.h computes the same bits.
 """
 
 from collections.abc import Iterable

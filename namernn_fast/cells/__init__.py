@@ -1,6 +1,6 @@
 """The recurrent cells. One module per cell holds everything that the package knows about the cell.
 
-`csrc/kernel/cells/` defines the same cells for the CPU kernels. Other code does not compare the
+`csrc/cells/` defines the same cells for the CPU kernels. Other code does not compare the
 names of cells, except where an error repeats torch's wording.
 """
 

@@ -61,7 +61,7 @@ def test_comparisons_with_the_name_of_a_cell_are_found(structure):
         "namernn_fast/b.py": "x = kind == 'rnn'\ny = kind in ('gru', 'rnn')\nz = {'rnn': 1}\n",
         "namernn_fast/c.py": "def _refuse_it(kind):\n    return kind == 'rnn'\n",
         "namernn_fast/d.py": "x = kind == 'gru'\ny = f('rnn')\nz = {1: 'rnn'}\n",
-        "csrc/kernel/cells/gru.h": "CellKind kind = CellKind::gru;\n",
+        "csrc/cells/gru.h": "CellKind kind = CellKind::gru;\n",
         "csrc/plan.cpp": "\nif (cell == CellKind::gru) return;\n",
     }
     found = [(path, line) for path, line, _ in structure.questions_about_cells(files)]

@@ -1,5 +1,5 @@
 // The kernels on pairs of bfloat16 with a tile in plain C++ instead of AMX instructions, so that
-// csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
+// their code runs on any machine and under every sanitizer.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include <algorithm>
@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "contract.h"
-#include "kernel/terms.h"
+#include "kernel/products/terms.h"
 
 namespace namernn_fast {
 namespace {
@@ -100,7 +100,7 @@ struct PairTile {
 }  // namespace
 }  // namespace namernn_fast
 
-#include "kernel/bfloat16_table.h"
+#include "kernel/tables/pair_table.h"
 
 namespace namernn_fast {
 extern const KernelsFor<BFloat16> kernels_emulated_pairs;

@@ -31,8 +31,8 @@ def tanh(x, IMPROVE: tl.constexpr):
     """Returns tanh x, within 2.5 ulp if IMPROVE is set. Keeps the sign of -0.
 
     Computes tanh |x| as e / (e + 1), where a polynomial gives e = expm1(2 |x|) / 2. The CPU kernel
-    uses the same formula, in csrc/kernel/tanh.h. The only approximate instruction is the division,
-    with an error of up to 2 ulp; powers of two are built from their exponents.
+    uses the same formula, in csrc/kernel/math/nonlinearities.h. The only approximate instruction is
+    the division, with an error of up to 2 ulp; powers of two are built from their exponents.
 
     Args:
         IMPROVE: whether to correct the error of the division, which 16-bit results do not show.

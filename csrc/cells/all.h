@@ -1,0 +1,29 @@
+// Lists all cells in the order of CellKind.
+#pragma once
+
+#include <cstddef>
+
+#include "cells/gru.h"
+#include "cells/leaky.h"
+#include "cells/lstm.h"
+#include "cells/vanilla.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class... Cells>
+struct CellList {
+  static constexpr bool is_in_order() {
+    size_t index = 0;
+    return ((size_t(Cells::kind) == index++) && ...) && index == size_t(kCells);
+  }
+  static constexpr void add_to(Kernels& kernels) {
+    size_t index = 0;
+    ((kernels.cells[index++] = cell_with_code<Cells>()), ...);
+  }
+};
+using AllCells = CellList<Vanilla, Gru, Lstm, Leaky>;
+static_assert(AllCells::is_in_order());
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,137 @@
+// What the file of a cell defines, and how it becomes a `Cell` of this instruction set. The passes
+// see only the Cell. The file defines a struct with:
+// - kind: its CellKind;
+// - lists(): returns a Cell without functions, which says what the cell has;
+// - states_of(rows, at): computes the states of the units `at` a place in StateRows;
+// - sum_gradients(rows, at): computes the gradients of the sums of the units `at` a place in
+//   GradientRows;
+// - prepare_own(i, values): returns what these two functions read instead of an own parameter.
+#pragma once
+
+#include "contract.h"
+#include "kernel/math/half.h"
+#include "kernel/math/nonlinearities.h"
+
+namespace namernn_fast {
+namespace {
+
+// What most cells have in common.
+constexpr Cell usual_cell() {
+  Cell cell{};
+  for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
+  cell.states = 1;
+  cell.activations = 1;
+  cell.only_through_sums = true;
+  cell.one_bias_gradient = true;
+  return cell;
+}
+
+// A cell without own parameters.
+struct NothingOwned {
+  template <class Scalar>
+  static Vec<Scalar> prepare_own(int64_t, Vec<Scalar> values) {
+    return values;
+  }
+};
+
+// One vector of hidden units of one row.
+struct At {
+  int64_t row;
+  int64_t unit;
+  int64_t lanes;
+  int64_t sum;  // where the sums of these units are in the sums of the range
+};
+
+template <class Element>
+inline Element* element(const EvenRows<Element>& rows, At at) {
+  return rows.data + at.row * rows.stride + at.unit;
+}
+
+template <class Element>
+using VecOf = Vec<Compute<std::remove_const_t<Element>>>;
+
+// Loads and stores the units at a place. Null rows load as zeros.
+template <class Element>
+inline VecOf<Element> load_at(const EvenRows<Element>& rows, At at) {
+  return rows.data ? load_upto(element(rows, at), at.lanes) : VecOf<Element>{};
+}
+template <class Element>
+inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values) {
+  store_upto(element(rows, at), values, at.lanes);
+}
+
+// Loads sum i, loads and stores block i of what a row keeps, and stores the gradient of sum i.
+template <class Storage>
+inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
+  return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);
+}
+template <class Storage>
+inline VecOf<Storage> load_kept(const GradientRows<Storage>& rows, int64_t i, At at) {
+  return load_upto(element(rows.kept, at) + i * rows.H, at.lanes);
+}
+template <class Storage>
+inline void keep(const StateRows<Storage>& rows, int64_t i, At at, VecOf<Storage> values) {
+  store_upto(element(rows.kept, at) + i * rows.H, values, at.lanes);
+}
+template <class Storage>
+inline void store_dz(const GradientRows<Storage>& rows, int64_t i, At at, VecOf<Storage> values) {
+  store_upto(rows.dz.data + at.sum + i * rows.sum_stride, values, at.lanes);
+}
+
+// Returns the total gradient of h: the contributions of later steps plus the gradient of the
+// output.
+template <class Storage>
+inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
+  VecOf<Storage> grad = load_at(rows.grad[0], at);
+  if (rows.grad_output.data) grad += load_at(rows.grad_output, at);
+  return grad;
+}
+
+// Calls f(at) for all units of a range, whose sums have rows that are `stride` apart.
+template <class Scalar, class F>
+inline void for_each_place(const Range& range, int64_t stride, F&& f) {
+  for (int64_t r = 0; r < range.rows; ++r) {
+    for_each_vector<Scalar>(range.units, [&](int64_t j, int64_t lanes) {
+      f(At{range.row + r, range.unit + j, lanes, r * stride + j});
+    });
+  }
+}
+
+// No value is stored where `rows` itself is, which lets the compiler keep its members in registers.
+template <class TheCell, class Storage>
+void states_of(const StateRows<Storage>& __restrict rows) {
+  for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,
+                                   [&](At at) { TheCell::states_of(rows, at); });
+}
+template <class TheCell, class Storage>
+void sum_gradients(const GradientRows<Storage>& __restrict rows) {
+  for_each_place<Compute<Storage>>(rows.range, rows.dz.stride,
+                                   [&](At at) { TheCell::sum_gradients(rows, at); });
+}
+
+template <class TheCell, class Scalar>
+void prepare_own(int64_t i, Scalar* own, int64_t n) {
+  for_each_vector<Scalar>(n, [=](int64_t j, int64_t lanes) {
+    store_upto(own + j, TheCell::template prepare_own<Scalar>(i, load_upto(own + j, lanes)), lanes);
+  });
+}
+
+template <class TheCell, class Storage>
+constexpr CellCode<Storage> code_of() {
+  return {&states_of<TheCell, Storage>, &sum_gradients<TheCell, Storage>,
+          &prepare_own<TheCell, Compute<Storage>>};
+}
+
+// Returns a cell with its functions for this instruction set.
+template <class TheCell>
+constexpr Cell cell_with_code() {
+  Cell cell = TheCell::lists();
+  static_cast<CellCode<float>&>(cell) = code_of<TheCell, float>();
+  static_cast<CellCode<double>&>(cell) = code_of<TheCell, double>();
+  static_cast<CellCode<BFloat16>&>(cell) = code_of<TheCell, BFloat16>();
+  static_cast<CellCode<Half>&>(cell) = code_of<TheCell, Half>();
+  return cell;
+}
+
+}  // namespace
+}  // namespace namernn_fast

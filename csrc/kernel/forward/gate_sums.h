@@ -1,0 +1,201 @@
+// Computes the states of a part of the forward pass, for cells with several sums per hidden unit.
+// Works on one unit block and a few rows at a time, in a buffer that stays in the nearest cache.
+#pragma once
+
+#include "kernel/forward/forward_part.h"
+
+namespace namernn_fast {
+namespace {
+
+// Maximum number of sums of one unit in the buffer, over all its rows. Every chunk of rows reads
+// the panels of the unit block again.
+constexpr int64_t kBufferSums = 64 * kTileRows;
+static_assert(kBufferSums / kMostSums >= 2 * kTileRows);
+
+template <class Scalar, class Storage, class Element>
+struct GateSums : ForwardContext<Scalar, Storage, Element> {
+  using Context = ForwardContext<Scalar, Storage, Element>;
+  using Context::args, Context::weights, Context::part, Context::memory;
+  using Context::projected_steps, Context::w;
+
+  // Returns the number of elements in a row of the buffer, [rows, sums, w].
+  int64_t buffer_row() const { return args.layer.cell->sums * w; }
+  // Returns the number of elements in a row of the projection, which holds the sums that the input
+  // contributes to, in order.
+  int64_t projected_row() const { return args.layer.cell->gates * args.layer.H; }
+  // Returns a pointer to row (t, b) of a projection whose first time is `first`.
+  Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
+    const int64_t width = part.slice.end - part.slice.begin;
+    const int64_t row = (t - first) * width + b - part.slice.begin;
+    return memory.projected + (part.group * memory.projected_rows + row) * projected_row();
+  }
+
+  // Writes the projection of the inputs plus the biases to memory.projected, for projected_steps
+  // steps starting at step s.
+  void project(int64_t s) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t width = part.slice.end - part.slice.begin;
+    const int64_t first = this->projected_times(s).first;
+    const Cell& cell = *layer.cell;
+    this->for_each_projected_run(s, !layer.layout.count, [&](const Run& run) {
+      const Scalar* x = input_row(layer, run.t, run.b);
+      const int64_t stride = run_stride(layer.input, run);
+      Scalar* rows = projected_at(first, run.t, run.b);
+      const int64_t row_stride = projected_row() * (run.along_time ? width : 1);
+      for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
+        for (int64_t g = 0; g < cell.gates; ++g) {
+          const Scalar* bias = weights.bias + (j / w * cell.sums + g) * w;
+          const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
+          const bool last = g + 1 == cell.gates;
+          const Element* after = last ? panel_at(unit_block_after(j), 0, 0) : panel_at(j, g + 1, 0);
+          multiply_input(x, stride, target, run.rows, g, j, after);
+        }
+      }
+    });
+  }
+
+  // Computes the states of sequences begin .. end at time t. `h` points to the previous h of the
+  // first sequence; if `h` is null, all previous states are zeros.
+  void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
+    const Layer<Scalar>& layer = args.layer;
+    const CellCode<Scalar>& code = *layer.cell;
+    StateRows<Scalar> states = this->state_rows(t, begin, !h);
+    states.sum_stride = w;
+    if (h && !layer.cell->only_through_sums) states.previous[0] = {h, h_stride};
+    // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
+    const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
+    const int64_t rows = end - begin;
+    const int64_t most_rows = kBufferSums / layer.cell->sums;
+    const int64_t chunks = (rows + most_rows - 1) / most_rows;
+    for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
+      for (int64_t c = 0, i = 0; c < chunks; ++c) {
+        const int64_t height = rows * (c + 1) / chunks - i;
+        // The unit block that is read after this chunk.
+        const int64_t next = c + 1 < chunks ? j : unit_block_after(j);
+        alignas(64) Scalar sums[kBufferSums * w];
+        start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
+        if (!projected_steps && !looked_up) {
+          const auto operand =
+              this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
+          multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
+        }
+        const Element* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
+        if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
+        states.range = {i, height, j, columns_from(j)};
+        states.sums = {sums, buffer_row()};
+        code.states_of(states);
+        i += height;
+      }
+    }
+  }
+
+ private:
+  int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
+
+  // Returns the first unit of the unit block that is read after the one that starts at unit j. The
+  // part's first unit block follows its last.
+  int64_t unit_block_after(int64_t j) const {
+    return j + w < part.columns.last ? j + w : part.columns.first;
+  }
+
+  // Returns a pointer to a row of the panel of weight block g, in the unit block that starts at
+  // unit j. The rows of weight_hh begin at row D.
+  const Element* panel_at(int64_t j, int64_t g, int64_t row) const {
+    const int64_t panel = j / w * args.layer.cell->gates + g;
+    return weights.weights + (panel * (args.layer.D + args.layer.P) + row) * w;
+  }
+
+  // Fills the buffer with the values that the sums start from, for `height` rows starting at row
+  // (t, b) and for the unit block that starts at unit j.
+  void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
+                  Scalar* sums) const {
+    const Cell& cell = *args.layer.cell;
+    const int64_t H = args.layer.H;
+    const Scalar* bias = weights.bias + j / w * buffer_row();
+    const int64_t width = columns_from(j);
+    const int64_t first = projected_steps ? first_projected(t) : 0;
+    for (int64_t r = 0; r < height; ++r, sums += buffer_row()) {
+      const Scalar* projected = projected_steps ? projected_at(first, t, b + r) + j : nullptr;
+      for (int64_t s = 0; s < cell.sums; ++s) {
+        const Scalar* start = bias + s * w;
+        if (s < cell.gates && projected) start = projected + s * H;
+        if (s < cell.gates && looked_up) start = looked_up[r] + cell.input_block[s] * H + j;
+        width == w ? copy_panel_row(start, sums + s * w)
+                   : void(std::memcpy(sums + s * w, start, width * sizeof(Scalar)));
+      }
+    }
+  }
+
+  static void copy_panel_row(const Scalar* from, Scalar* to) {
+    for (int64_t v = 0; v < w; v += Simd<Scalar>::lanes) store(to + v, load(from + v));
+  }
+
+  // Returns the first time of the projection that includes time t.
+  int64_t first_projected(int64_t t) const {
+    const int64_t s = time_of(args.layer, t);  // time_of() also turns times into steps
+    return this->projected_times(s / projected_steps * projected_steps).first;
+  }
+
+  // Multiplies inputs by the block of weight_ih that contributes to sum g, for the unit block that
+  // starts at unit j. The next product reads the panel `after`.
+  void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
+                      int64_t g, int64_t j, const Element* after) const {
+    const int64_t D = args.layer.D;
+    if (weights.weight_ih) {
+      const Storage* block =
+          weights.weight_ih + (args.layer.cell->input_block[g] * args.layer.H + j) * D;
+      const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
+      return product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
+    }
+    const Operand<Scalar, Element> operand = operand_of(this->projection(x, stride), g, j, after);
+    product<Scalar>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
+  }
+
+  // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
+  // unit block that starts at unit j. The next product reads the panel `after`.
+  void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
+                      const Element* after) const {
+    const int64_t H = args.layer.H, P = args.layer.P;
+    Scalar* state_sums = sums + args.layer.cell->first_state_sum * w;
+    if (!weights.weight_hh) {
+      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
+    }
+    for (int64_t g = 0; g < args.layer.cell->gates; ++g, state_sums += w) {
+      const Target<Scalar> target{state_sums, buffer_row(), state_sums, buffer_row(), false};
+      const Storage* block = weights.weight_hh + (g * H + j) * P;
+      const OperandInPlace<Scalar, Storage> operand{h, stride, block, P};
+      product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
+    }
+  }
+
+  // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
+  // the unit block that starts at unit j. If the unit block fills its panels, computes the products
+  // of all weight blocks as a single product. The next product reads the panel `after`.
+  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, Scalar* sums, int64_t rows,
+                       int64_t j, const Element* after) const {
+    const bool whole = columns_from(j) == w;
+    const int64_t gates = args.layer.cell->gates;
+    const int64_t width = whole ? gates * w : columns_from(j);
+    for (int64_t g = 0; g < (whole ? 1 : gates); ++g, sums += w) {
+      const Operand<Scalar, Element> operand = operand_of(rows_of_a, g, j, after);
+      const Target<Scalar> target{sums, buffer_row(), sums, buffer_row(), false};
+      product<Scalar>(&operand, 1, target, rows, 0, width, NoFinish());
+    }
+  }
+
+  // Returns a copy of `operand` whose panels start at weight block g of the unit block that starts
+  // at unit j. The next panel belongs to weight block g + 1. The next product reads the panel
+  // `after`.
+  Operand<Scalar, Element> operand_of(Operand<Scalar, Element> operand, int64_t g, int64_t j,
+                                      const Element* after) const {
+    const int64_t panel = (args.layer.D + args.layer.P) * w;
+    operand.panels += (j / w * args.layer.cell->gates + g) * panel;
+    operand.panel_size = panel;
+    if (operand.after) operand.after = after;
+    return operand;
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,183 @@
+// The nonlinearities of cells. Computes the hyperbolic tangent of a vector to within two units in
+// the last place, and the logistic sigmoid and softplus to within three.
+#pragma once
+
+#include "kernel/math/simd.h"
+
+// No vector register survives a call on x86, so with the 16 registers of AVX2 the callers of these
+// functions would spill. With the 32 registers of AVX-512, inlining them gained nothing.
+#if defined(__AVX2__) && NAMERNN_REGISTERS == 16
+#define NAMERNN_INLINE [[gnu::always_inline]] inline
+#else
+#define NAMERNN_INLINE inline
+#endif
+
+namespace namernn_fast {
+namespace {
+
+// Returns min(limit, x), or NaN if x is NaN.
+template <class Scalar>
+inline Vec<Scalar> at_most(Vec<Scalar> limit, Vec<Scalar> x) {
+  return x > limit ? limit : x;
+}
+
+// Returns p / q for a normal q that is far from overflow and underflow.
+template <class Scalar>
+inline Vec<Scalar> divide(Vec<Scalar> p, Vec<Scalar> q) {
+  return p / q;
+}
+
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
+  return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
+}
+
+// A division would stall the multiply-add units; an estimate with two corrections does not.
+template <>
+inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
+  const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);
+  const Vec<float> r = estimate + estimate * (1.0f - q * estimate);
+  const Vec<float> y = p * r;
+  return y + r * (p - q * y);
+}
+#endif
+
+// tanh|x| = e / (e + 1) with e = expm1(2|x|) / 2. Range reduction |x| = n ln 2 / 2 + s gives
+// e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimizes the largest relative error of
+// s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4. The coefficients come from
+// a least-squares fit that was reweighted until the error was level: 2^-26.2 in float and 2^-55.6
+// in double. Beyond `limit`, tanh rounds to 1. Signed zeros and subnormals are returned unchanged,
+// and NaN stays NaN.
+template <class Scalar>
+struct Tanh;
+template <>
+struct Tanh<float> {
+  static constexpr float limit = 10.0f;
+  static constexpr float two_log2e = 0x1.715476p+1f;
+  static constexpr float half_ln2 = 0x1.62e430p-2f;
+  static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits of half_ln2
+  static constexpr float half_ln2_low = 0x1.7f7d1cp-21f;
+  static constexpr float round = 0x1.8p23f;  // the low bits of x + round hold the nearest integer
+  static constexpr int mantissa_bits = 23;
+  static constexpr float exponent_bias = 127.0f;
+  static constexpr float c[] = {1.00000001239f, 0.666661717641f, 0.333330255182f, 0.133865452122f,
+                                0.0446286706709f};
+};
+template <>
+struct Tanh<double> {
+  static constexpr double limit = 20.0;
+  static constexpr double two_log2e = 0x1.71547652b82fep+1;
+  static constexpr double half_ln2 = 0x1.62e42fefa39efp-2;
+  static constexpr double half_ln2_high = 0x1.62e42feep-2;  // the first 32 bits of half_ln2
+  static constexpr double half_ln2_low = 0x1.a39ef35793c76p-34;
+  static constexpr double round = 0x1.8p52;
+  static constexpr int mantissa_bits = 52;
+  static constexpr double exponent_bias = 1023.0;
+  static constexpr double c[] = {1.0000000000000011185,     0.66666666666666734884,
+                                 0.33333333333258616458,    0.13333333333305734889,
+                                 0.044444444583911969484,   0.012698412735840759582,
+                                 0.0031745925564830169786,  0.0007054651113022484576,
+                                 0.00014144697467484233669, 0.00002571625655054236154};
+};
+
+// exp(2a) = power * (2 rest + 1), where power = 2^n and rest = expm1(2s) / 2.
+template <class Scalar>
+struct Exponential {
+  Vec<Scalar> power;
+  Vec<Scalar> rest;
+};
+
+// Computes exp(2a). The rounding error of n ln 2 / 2 matters if |n| is large. If `far`, the
+// relative error stays small even then, because ln 2 / 2 is split so that n times half_ln2_high is
+// exact.
+template <class Scalar, bool far>
+inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
+  using C = Tanh<Scalar>;
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr int terms = sizeof(C::c) / sizeof(Scalar);
+  const V shifted = a * C::two_log2e + (C::round + C::exponent_bias);
+  const V n = shifted - (C::round + C::exponent_bias);
+  V s;
+  if constexpr (far) {
+    s = a - n * C::half_ln2_high;
+    s -= n * C::half_ln2_low;
+  } else {
+    s = a - n * C::half_ln2;
+  }
+  V c = V{} + C::c[terms - 1];
+#pragma GCC unroll 16
+  for (int i = terms - 2; i >= 0; --i) c = c * s + C::c[i];
+  const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: n moves to the exponent field
+  return {power, c * (s * s) + s};
+}
+
+template <class Scalar>
+inline typename Simd<Scalar>::I sign_bit() {
+  return typename Simd<Scalar>::I{} + (typename Simd<Scalar>::Int(1) << (sizeof(Scalar) * 8 - 1));
+}
+
+template <class Scalar>
+NAMERNN_INLINE Vec<Scalar> tanh(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr Scalar half = Scalar(0.5);
+  const I sign = sign_bit<Scalar>();
+  const auto [power, rest] =
+      exp_twice<Scalar, false>(at_most<Scalar>(V{} + Tanh<Scalar>::limit, (V)((I)x & ~sign)));
+  const V e = power * rest + (power * half - half);
+  return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign));
+}
+
+// Returns exp(-|x|), or zero if it would be subnormal.
+template <class Scalar>
+NAMERNN_INLINE Vec<Scalar> exp_of_negative(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr Scalar one = Scalar(1);
+  constexpr Scalar most = sizeof(Scalar) == 4 ? Scalar(87) : Scalar(708);  // exp(-most) is normal
+  const V negative = (V)((I)x | sign_bit<Scalar>());
+  const V clamped = negative < V{} - most ? V{} - most : negative;
+  const auto [power, rest] = exp_twice<Scalar, true>(clamped * Scalar(0.5));
+  return negative < V{} - most ? V{} : power * (rest * Scalar(2) + one);
+}
+
+// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1. Unlike
+// (1 + tanh(x / 2)) / 2, this formula keeps the relative error small for very negative x.
+template <class Scalar>
+NAMERNN_INLINE Vec<Scalar> sigmoid(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  constexpr Scalar one = Scalar(1);
+  const V t = exp_of_negative<Scalar>(x);
+  return divide<Scalar>(x < V{} ? t : V{} + one, t + one);
+}
+
+template <class Scalar>
+inline Vec<Scalar> relu(Vec<Scalar> x) {
+  return x < Vec<Scalar>{} ? Vec<Scalar>{} : x;
+}
+
+// Returns the gradient of x, given the gradient of h = relu(x).
+template <class Scalar>
+inline Vec<Scalar> relu_gradient(Vec<Scalar> grad, Vec<Scalar> h) {
+  // Compares bits, because under FlushSubnormals h == 0 is true for a subnormal h, too.
+  const auto is_zero = ((typename Simd<Scalar>::I)h << 1) == 0;
+  return is_zero ? Vec<Scalar>{} : grad;
+}
+
+// softplus(x) = log(1 + exp(x)) = relu(x) + log(1 + t), with t = exp(-|x|) <= 1. The second term is
+// 2 artanh(s) = 2 (s + s^3 / 3 + s^5 / 5 + ..), with s = t / (2 + t) <= 1 / 3.
+template <class Scalar>
+inline Vec<Scalar> softplus(Vec<Scalar> x) {
+  constexpr int terms = sizeof(Scalar) == 4 ? 7 : 16;  // after the first
+  const Vec<Scalar> t = exp_of_negative<Scalar>(x);
+  const Vec<Scalar> s = divide<Scalar>(t, t + Scalar(2));
+  Vec<Scalar> sum = {};
+#pragma GCC unroll 16
+  for (int k = terms; k > 0; --k) sum = sum * (s * s) + Scalar(1) / Scalar(2 * k + 1);
+  return relu<Scalar>(x) + (s + s + (s + s) * (s * s * sum));
+}
+
+}  // namespace
+}  // namespace namernn_fast

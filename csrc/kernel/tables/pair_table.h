@@ -1,0 +1,56 @@
+// Defines the kernel tables of an instruction set that multiplies pairs of bfloat16. The files in
+// csrc/isa/ that define a PairTile include this header.
+#pragma once
+
+#include "kernel/backward/pair_products.h"
+#include "kernel/forward/forward_encoded.h"
+#include "kernel/weights/pair_panels.h"
+
+namespace namernn_fast {
+namespace {
+
+// Rates that were measured on AMX. A product in place converts each bfloat16 weight for every tile
+// of at most six rows, which takes three times as long as the product if few sequences share it.
+template <class Storage>
+constexpr PanelRate kPairRate = {24, 8};
+template <>
+constexpr PanelRate kPairRate<float> = {8, 24};
+
+// The format in which layers of this type hold their panels. Rounding floats to terms loses bits,
+// so float layers hold floats, in the format of the kernels that multiply floats.
+template <class Storage>
+constexpr PanelFormat<Storage> kPanelFormat = {};
+template <>
+constexpr PanelFormat<BFloat16> kPanelFormat<BFloat16> = {
+    &PairPanels<BFloat16, 1>::bytes, &pack_all<PairPanels<BFloat16, 1>, BFloat16>,
+    &unpack_all<PairPanels<BFloat16, 1>, BFloat16>};
+
+template <class Storage, int kTerms>
+void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
+  // Floats are prepared in the format of the kernels that multiply floats.
+  const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
+  if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
+    // The instructions for pairs need weights in panels, so the float kernels run this call.
+    const KernelsFor<Storage>& in_float = kKernelsInFloat;
+    Forward<Storage> floats = args;
+    if (layer.panels) floats.layer.in_place = {};
+    return in_float.forward(floats, runtime);
+  }
+  forward_encoded<AsTerms<kTerms>>(args, prepared, runtime);
+}
+
+// Returns the kernels for tensors of type Storage, whose numbers are multiplied as kTerms terms.
+// Waves and trees never use pair kernels, so the entries for these are null.
+template <class Storage, int kTerms>
+constexpr KernelsFor<Storage> kernels_on_pairs() {
+  return {kPanelFormat<Storage>,
+          &forward_pairs<Storage, kTerms>,
+          {nullptr, nullptr, nullptr},
+          &backward<PairProducts<Storage, kTerms>>,
+          nullptr,
+          kPairRate<Storage>};
+}
+
+}  // namespace
+}  // namespace namernn_fast

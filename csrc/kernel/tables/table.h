@@ -1,0 +1,38 @@
+// Defines the kernel table of one instruction set. The files in csrc/isa/ include this header.
+#pragma once
+
+#include "cells/all.h"
+#include "kernel/backward/backward.h"
+#include "kernel/forward/forward.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class Storage>
+constexpr KernelsFor<Storage> kernels_for() {
+  using Panels = typename ForwardPanels<Storage>::Prepared;
+  return {{&Panels::bytes, &pack_all<Panels, Storage>, &unpack_all<Panels, Storage>},
+          &forward<Storage>,
+          {&backward_bytes<Storage>, &pack_backward<Storage>, nullptr},
+          &backward<FloatProducts<Storage>>,
+          &add_biases<Storage>,
+          {1, 1}};
+}
+
+// Returns the kernels of the instruction set `name`, whose kernels for 8-bit weights are `int8`
+// unless the processor has faster ones.
+constexpr Kernels kernels_named(const char* name, const Int8Kernels& int8) {
+  Kernels kernels{};
+  static_cast<KernelsFor<float>&>(kernels) = kernels_for<float>();
+  static_cast<KernelsFor<double>&>(kernels) = kernels_for<double>();
+  static_cast<KernelsFor<BFloat16>&>(kernels) = kernels_for<BFloat16>();
+  static_cast<KernelsFor<Half>&>(kernels) = kernels_for<Half>();
+  AllCells::add_to(kernels);
+  kernels.name = kernels.bfloat16_name = name;
+  kernels.panel_width = Shape<float>::panel_width;
+  kernels.int8 = &int8;
+  return kernels;
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,74 @@
+// The batch of a call: which rows exist, according to batch_sizes, lengths or offsets, where states
+// are reset, and where a tensor stores its rows.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "contract.h"
+#include "library/arguments/options.h"
+#include "library/resources/tensors.h"
+
+namespace namernn_fast {
+
+// The batch of one call. The pointers in `layout` point into the vectors of this struct.
+struct Batch {
+  enum class Kind { padded, packed, jagged };
+
+  int64_t T;  // number of steps, including padding
+  int64_t B;  // number of sequences, including sequences without rows
+  Kind kind;
+  bool batch_first;
+  std::vector<int64_t> count;
+  std::vector<int64_t> start;
+  std::vector<int64_t> order;  // [B]; sequences without rows come last
+  std::vector<int64_t> origin;
+  std::unique_ptr<bool[]> resets_in_order;
+  Resets resets;
+  SequenceLayout layout;  // covers only the sequences that have rows
+};
+
+// Returns the batch of a call: finds the rows of `input`, and checks the arguments that define the
+// rows. `sequence_layout` holds batch_sizes, offsets or lengths, depending on the options. Without
+// `sequence_layout`, every row of a padded input exists.
+Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layout,
+                 const std::optional<Tensor>& reset, const Options& options);
+
+// Returns the location of the rows of a (.., features) tensor in the caller's layout. Each row
+// starts at feature `offset`.
+template <class Scalar, class Pointer>
+RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer data, int64_t offset) {
+  if (batch.kind == Batch::Kind::packed) return {data + offset, 0, tensor.stride(0)};
+  if (batch.kind == Batch::Kind::jagged) {
+    return {data + offset, tensor.stride(0), tensor.stride(0)};
+  }
+  const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
+  const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
+  // The batch stride of a single sequence is arbitrary. Using the time stride instead makes the
+  // tensor flat: see is_flat().
+  return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
+}
+
+// Checks that the token id of every row is between 0 and V - 1.
+void check_ids(const Batch& batch, const Tensor& ids, int64_t V);
+
+// Returns the number of rows in a tensor of the batch, including padding.
+inline int64_t count_tensor_rows(const Batch& batch) {
+  return batch.kind == Batch::Kind::padded ? batch.T * batch.B : batch.layout.N;
+}
+
+// Returns a view of a contiguous (rows, features) tensor, in the shape of the batch's input.
+Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
+
+// Returns a new contiguous tensor for the batch's rows, in the shape of the batch's input.
+Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
+
+// Returns such a tensor for one call, in the memory of `segment` if the tensor is large: see
+// empty_in().
+Tensor empty_rows_in(Segment& segment, const Batch& batch, int64_t features, int32_t dtype);
+
+// Zeroes the rows past the end of each sequence in a tensor from empty_rows().
+void clear_padding(const Batch& batch, const Tensor& tensor);
+
+}  // namespace namernn_fast

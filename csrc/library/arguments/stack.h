@@ -1,0 +1,293 @@
+// The stack of a call: its checked arguments, and the kernel arguments of each layer and direction.
+#pragma once
+
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "contract.h"
+#include "library/arguments/batch.h"
+#include "library/arguments/parameters.h"
+#include "library/resources/tensors.h"
+#include "plan.h"
+#include "processor.h"
+#include "rows.h"
+
+namespace namernn_fast {
+
+// The sizes of a stack of layers.
+struct Sizes {
+  int64_t layers;
+  int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
+  int64_t H;
+  int64_t V;  // number of token ids: rows in a table of input products; 0 without a table
+  int64_t P;  // elements of h: fewer than H with projections, otherwise H
+};
+
+// The checked arguments of a call: layers and directions over one batch.
+struct Stack {
+  Batch batch;
+  bool has_ids;  // whether the input is token ids
+  Tensor input;
+  std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
+  std::vector<Tensor> reset_to = {};  // [T, layers, B, P or H], states after resets; none for zeros
+  std::vector<Tensor> inputs =
+      {};  // beside x, shaped like `input`, with features_beside() features
+  std::vector<Tensor> weights = {};  // none in a prepared stack, or in a step
+  const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
+  int64_t layers = 0;
+  int64_t directions = 0;
+  ParameterList parameters = {};  // of each direction
+  int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
+  int64_t V = 0;  // number of token ids: rows in a table of input products
+  int64_t H = 0;
+  int64_t P = 0;
+  int32_t dtype = 0;  // of inputs, states and outputs
+  const Cell* cell = nullptr;
+  Activation activation = Activation::tanh;
+  bool batch_invariant = false;
+  bool int8 = false;  // whether the prepared weights are 8-bit integers
+  int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
+
+  // Returns the index of a layer's direction in the state tensors, and among the directions in
+  // `weights`.
+  int64_t state_of(int64_t layer, int64_t direction) const {
+    return layer * directions + direction;
+  }
+  // Returns the index of a direction's first weight in `weights`.
+  size_t first_weight(int64_t state) const { return size_t(state * parameters.count); }
+  int64_t input_size(int64_t layer) const { return layer ? directions * P : D; }
+  // Returns the number of rows in weight_ih and weight_hh, and of elements in each bias.
+  int64_t gate_rows() const { return cell->gates * H; }
+  // Returns the number of states per row.
+  size_t state_count() const { return size_t(cell->states); }
+  // Returns how many elements the i-th state has.
+  int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
+  // Returns the shape of the i-th initial and last states.
+  std::vector<int64_t> state_shape(size_t i) const {
+    return {layers * directions, batch.B, size_of_state(i)};
+  }
+  bool has_projections() const { return P < H; }
+  // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
+  // table.
+  std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
+    if (parameter == kWeightHh) return {gate_rows(), P};
+    if (parameter == kWeightHr) return {P, H};
+    if (parameter >= kOwn) return {H};
+    if (parameter != kWeightIh) return {gate_rows()};
+    if (layer == 0 && has_ids) return {V, gate_rows()};
+    return {gate_rows(), input_size(layer)};
+  }
+  // Returns the number of features of an input beside x.
+  int64_t features_beside() const { return layers * directions * H; }
+  // Returns whether there is nothing for kernels to compute: no rows, or rows without hidden units.
+  // Kernels must not be called then.
+  bool is_empty() const { return batch.layout.N == 0 || H == 0; }
+  // Returns the number of values per row that a direction keeps for the backward pass besides its
+  // output.
+  int64_t kept_size() const { return cell->kept * H; }
+  // Returns whether a layer keeps such values.
+  bool keeps() const { return cell->kept > 0; }
+};
+
+using Tensors = std::vector<Tensor>;
+using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // some of a vector
+
+// The tensors that an operator takes in one list, see namernn_fast/ops.py.
+struct Lists {
+  TensorRange states;
+  TensorRange reset_to;
+  TensorRange inputs;
+  TensorRange weights;  // or the prepared tensor
+};
+
+// Splits a list of tensors as the options say.
+Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
+
+// Checks the arguments of an operator and returns them as a Stack. Error messages name the
+// argument, the expected value and the actual value.
+Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
+                  Batch batch, const Options& options);
+
+// Does the same for weights that prepare() has packed.
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states,
+                           const Tensor& prepared, const Sizes& sizes, Batch batch,
+                           const Options& options);
+
+// Checks the states from which sequences restart at resets, and sets them.
+void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
+
+// Checks the inputs beside x, and sets them.
+void set_inputs(Stack& stack, TensorRange inputs);
+
+// Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
+Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
+
+// Checks the weights of a stack, and sets them.
+void set_weights(Stack& stack, TensorRange weights);
+
+// Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
+// as they are.
+int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
+
+// Sets the batch of a stack from check_layers() to T steps of B sequences, and what follows from
+// these.
+void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
+
+// Returns the kernels for one type, of this processor's instruction set.
+template <class Scalar>
+const KernelsFor<Scalar>& kernels_in() {
+  return kernels();
+}
+
+// Returns the kernels whose format of panels the weights of a prepared stack have.
+template <class Scalar>
+const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (stack.int8) return kernels().int8->kernels;
+  }
+  if constexpr (std::is_same_v<Scalar, BFloat16>) {
+    const KernelsFor<BFloat16>* pairs = kernels().bfloat16_on_pairs;
+    if (pairs && !stack.has_projections()) return *pairs;
+  }
+  return kernels_in<Scalar>();
+}
+
+// Returns the kernels that compute the layers of a stack one after the other.
+template <class Scalar>
+const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    if (stack.terms > 0) return kernels().float_on_pairs[stack.terms - 1];
+  }
+  return prepared_kernels<Scalar>(stack);
+}
+
+// Where a prepared tensor holds the weights of one direction, in bytes from the beginning.
+struct PreparedParts {
+  int64_t panels;
+  int64_t vectors[kParameters];  // biases and own parameters
+  int64_t table;
+  int64_t end;
+};
+
+PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
+
+// Sets the weights of direction d of layer k to those in `stack.prepared`.
+template <class Scalar>
+void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
+  const PreparedParts parts = parts_of(stack, k, d);
+  const char* data = stack.prepared;
+  layer.panels = data + parts.panels;
+  for (const Parameter p : stack.parameters) {
+    if (is_vector(p))
+      layer.parameters[p] = reinterpret_cast<const Scalar*>(data + parts.vectors[p]);
+  }
+  if (k == 0 && stack.has_ids) {
+    const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
+    layer.table.V = stack.V;
+    layer.table.rows = reinterpret_cast<const Scalar*>(data + parts.table);
+    if (kernels.add_biases) layer.table.biased = layer.table.rows;
+  }
+}
+
+// Returns the restart states of a layer, whose index in the state tensors is `state`, in a tensor
+// [T, layers, B, P or H] with these data.
+template <class Scalar>
+RestartStates<Scalar> restart_states(const Tensor& tensor, Scalar* data, int64_t state) {
+  return {data + state * tensor.stride(1), tensor.stride(0), tensor.stride(2)};
+}
+
+// Returns a kernel's arguments for direction d of layer k, except the input.
+template <class Scalar>
+Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
+  const int64_t state = stack.state_of(k, d);
+  Layer<Scalar> layer{};
+  layer.cell = stack.cell;
+  layer.layout = stack.batch.layout;
+  layer.D = stack.input_size(k);
+  layer.H = stack.H;
+  layer.P = stack.P;
+  layer.reverse = d == 1;
+  layer.activation = stack.activation;
+  layer.resets = stack.batch.resets;
+  layer.batch_invariant = stack.batch_invariant;
+  layer.chains =
+      stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
+  // Prepared weights are in panels, but products of terms are not worth converting the panels for
+  // as few rows as would be multiplied in place.
+  if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
+                                     kernels_for<Scalar>(stack).panel_rate);
+  }
+  for (size_t i = 0; i < stack.states.size(); ++i) {
+    const Tensor& initial = stack.states[i];
+    layer.initial[i] = {const_data<Scalar>(initial) + state * initial.stride(0), initial.stride(1)};
+  }
+  for (size_t i = 0; i < stack.reset_to.size(); ++i) {
+    layer.reset_to[i] = restart_states<const Scalar>(stack.reset_to[i],
+                                                     const_data<Scalar>(stack.reset_to[i]), state);
+  }
+  if (stack.prepared) {
+    set_prepared_weights(stack, k, d, layer);
+    return layer;
+  }
+  if (stack.weights.empty()) return layer;  // the caller sets them
+  const Tensor* weight = &stack.weights[stack.first_weight(state)];
+  for (const Parameter p : stack.parameters) layer.parameters[p] = const_data<Scalar>(*weight++);
+  if (k == 0 && stack.has_ids) {
+    layer.table.rows = std::exchange(layer.parameters[kWeightIh], nullptr);
+    layer.table.V = stack.V;
+  }
+  return layer;
+}
+
+// Returns a kernel's arguments for direction d of layer k, which reads `input`.
+template <class Scalar>
+Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
+  Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
+  if (k == 0 && stack.has_ids) {
+    layer.table.ids = rows_of<const int64_t>(stack.batch, input, const_data<int64_t>(input), 0);
+  } else {
+    layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+  }
+  for (size_t i = 0; i < stack.inputs.size(); ++i) {
+    const Tensor& rows = stack.inputs[i];
+    layer.inputs[i] = rows_of<const Scalar>(stack.batch, rows, const_data<Scalar>(rows),
+                                            stack.state_of(k, d) * stack.H);
+  }
+  return layer;
+}
+
+// Sets where a kernel writes the gradients of the weights. `grad_weights` points to the gradients
+// of one direction's weights. If bias_ih and bias_hh have the same gradient, the kernel writes only
+// the gradient of bias_ih, and finish_backward() copies it.
+template <class Scalar>
+void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
+  for (const Parameter p : stack.parameters) {
+    const bool is_copied = p == kBiasHh && stack.cell->one_bias_gradient;
+    args.grads[p] = is_copied ? nullptr : mutable_data<Scalar>(*grad_weights);
+    ++grad_weights;
+  }
+}
+
+// Returns the gradients for one direction of one layer from `grad`, the gradients of the last h or
+// last cell states. If `grad` is absent, the gradients are zeros.
+template <class Scalar>
+StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
+  if (!grad) return {nullptr, 0, 1};
+  return {const_data<Scalar>(*grad) + state * grad->stride(0), grad->stride(1), grad->stride(2)};
+}
+
+// Calls f(state, b) for every sequence without rows, in every layer and direction. `state` is the
+// index from Stack::state_of(), `b` the caller's index of the sequence.
+template <class F>
+void for_each_idle_state(const Stack& stack, F&& f) {
+  const Batch& batch = stack.batch;
+  for (int64_t i = batch.layout.B; i < batch.B; ++i) {
+    const int64_t b = place_of(batch.layout, i);
+    for (int64_t state = 0; state < stack.layers * stack.directions; ++state) f(state, b);
+  }
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,34 @@
+// Prepared layers: the weights of all layers and directions of a stack, packed once for many calls
+// into a single tensor, in the order in which this processor's kernels read them.
+//
+// The tensor has the dtype of the layers, or int8. It begins with a header that says what its
+// contents depend on. For each direction of each layer follow the panels of the forward pass, the
+// biases and, in the first layer of a stack that reads token ids, the table.
+#pragma once
+
+#include <vector>
+
+#include "library/arguments/stack.h"
+
+namespace namernn_fast {
+
+// Packs the weights of a stack from check_layers() into a new tensor.
+Tensor prepare(const Stack& stack);
+
+// Packs the weights of a stack into a tensor from prepare(). No call may read the tensor meanwhile.
+void refresh(const Stack& stack, const Tensor& prepared);
+
+// Returns the weights that `stack.prepared` was made from, with an empty tensor for each table.
+std::vector<Tensor> unpack(const Stack& stack);
+
+// Returns the dtype of the weights that a tensor of this dtype was prepared from.
+int32_t dtype_of_weights(int32_t prepared, const Options& options);
+
+// Checks that a tensor is from prepare(), for the layers of the stack and for this processor.
+void check_prepared(const Stack& stack, const Tensor& prepared);
+
+// Returns a Stack of the layers in a tensor from prepare(), which the caller keeps alive, without a
+// batch.
+Stack stack_of_prepared(const View& prepared, const Options& options);
+
+}  // namespace namernn_fast

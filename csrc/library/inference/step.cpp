@@ -1,0 +1,274 @@
+#include "library/inference/step.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "library/arguments/stack.h"
+#include "library/inference/prepared.h"
+#include "library/resources/runtime.h"
+
+namespace namernn_fast {
+namespace {
+
+std::vector<int64_t> shape_of(const View& view) { return {view.sizes, view.sizes + view.dim}; }
+
+void check_shape(const char* name, const View& view, int32_t dtype,
+                 const std::vector<int64_t>& shape) {
+  check(view.dtype == dtype, name, " must have ",
+        dtype == aoti_torch_dtype_int64() ? "token ids (int64)" : "the dtype of the layer");
+  if (view.dim != int64_t(shape.size()) || !std::equal(shape.begin(), shape.end(), view.sizes)) {
+    fail(name, " must have shape ", shape_text(shape), ", got ", shape_text(shape_of(view)));
+  }
+}
+
+// Returns the stack of a step without a batch.
+Stack stack_of(const Step& step, const Options& options) {
+  const View* weights = step.weights;
+  if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
+  const View &ih = weights[kWeightIh], &hh = weights[kWeightHh];
+  check(step.weight_count >= 2 && ih.dim == 2 && hh.dim == 2,
+        "weights must be prepared, or the weights of one layer");
+  check(!options.int8, "options must not set INT8 without prepared weights");
+  const Sizes sizes{1, ih.sizes[1], hh.sizes[1], 0, hh.sizes[1]};
+  Stack stack = check_layers(*step.cell, sizes, ih.dtype, options);
+  check(step.weight_count == stack.parameters.count, "weights must hold ", stack.parameters.count,
+        " tensors, got ", step.weight_count);
+  for (const Parameter p : stack.parameters) {
+    check_shape(name_of(*stack.cell, p), *weights, stack.dtype, stack.shape_of(p, 0));
+    check(is_dense(*weights++), "weights must be contiguous");
+  }
+  return stack;
+}
+
+// Returns the number of sequences that have states.
+int64_t check_states(const Step& step, const Stack& stack) {
+  check(step.last_count == int64_t(stack.state_count()) &&
+            (step.state_count == 0 || step.state_count == step.last_count),
+        "states must hold ", stack.state_count(), " tensor(s), one for each state of the cell");
+  const View& first = step.last[0];
+  const bool of_stream = step.is_of_stream;
+  check(first.dim == 2 + of_stream && (of_stream || stack.layers == 1), "states must have ",
+        2 + of_stream, " dimensions, got ", first.dim);
+  const int64_t sequences = first.sizes[of_stream];
+  std::vector<int64_t> shape{stack.layers, sequences, 0};
+  if (!of_stream) shape.erase(shape.begin());
+  const bool floats = of_stream && stack.dtype != aoti_torch_dtype_float64();
+  const int32_t dtype = floats ? aoti_torch_dtype_float32() : stack.dtype;
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    shape.back() = stack.size_of_state(size_t(i));
+    check_shape("a state", step.last[i], dtype, shape);
+    check(is_dense(step.last[i]), "last states must be contiguous");
+    if (step.state_count == 0) continue;
+    check_shape("a state", step.states[i], dtype, shape);
+    check(of_stream ? is_dense(step.states[i]) : has_adjacent_features(step.states[i]),
+          "states must be contiguous");
+  }
+  return sequences;
+}
+
+// Where the rows of a frame are.
+struct Frame {
+  int64_t T;
+  int64_t B;
+  int64_t time_stride;
+  int64_t row_stride;
+  bool batch_first;
+};
+
+// Returns how far apart consecutive steps are in `rows`, and how far apart consecutive sequences
+// are. With `one_step`, `rows` has no dimension for steps.
+std::pair<int64_t, int64_t> strides_of(const View& rows, bool one_step, bool batch_first) {
+  if (one_step) return {0, rows.strides[0]};
+  return {rows.strides[batch_first], rows.strides[!batch_first]};
+}
+
+// Checks a frame and the output, except the values of token ids.
+Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const Options& options) {
+  const View& frame = step.frame;
+  const int64_t dims = frame.dim - !stack.has_ids;  // without features
+  check(dims == 1 || dims == 2, "frame must have ", 1 + !stack.has_ids, " dimensions, or ",
+        2 + !stack.has_ids, " for several steps, got ", frame.dim);
+  const bool one_step = dims == 1;
+  const int64_t batch_dim = !one_step && !options.batch_first;
+  const int64_t time_dim = 1 - batch_dim;
+  const bool batch_first = !one_step && options.batch_first;
+  const auto [time_stride, row_stride] = strides_of(frame, one_step, batch_first);
+  Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim], time_stride, row_stride,
+             batch_first};
+  if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // as in rows_of()
+  std::vector<int64_t> shape = shape_of(frame);
+  shape[size_t(batch_dim)] = sequences;
+  if (!stack.has_ids) shape.back() = stack.D;
+  check_shape("frame", frame, stack.has_ids ? aoti_torch_dtype_int64() : stack.dtype, shape);
+  check(rows.T > 0, "frame must have at least one step");
+  if (stack.has_ids) shape.push_back(0);
+  shape.back() = stack.features_beside();
+  for (int i = 0; i < kMostInputs; ++i) {
+    if (!step.inputs[i].data) continue;
+    check(i < stack.cell->inputs, "inputs must hold ", stack.cell->inputs, " tensor(s) for the ",
+          stack.cell->name, " cell");
+    check_shape(stack.cell->input_names[i], step.inputs[i], stack.dtype, shape);
+  }
+  shape.back() = stack.P;
+  if (step.is_of_stream) check_shape("out", step.output, stack.dtype, shape);
+  return rows;
+}
+
+void check_rows(const Step& step, int64_t sequences) {
+  std::vector<bool> seen(size_t(step.row_count < 0 ? 0 : sequences));
+  for (int64_t i = 0; i < step.row_count; ++i) {
+    const int64_t row = step.rows[i];
+    check(row >= 0 && row < sequences, "rows must be from 0 to ", sequences - 1, ", got ", row);
+    check(!seen[size_t(row)], "rows must be distinct, got ", row, " twice");
+    seen[size_t(row)] = true;
+  }
+}
+
+void check_ids(const View& ids, const Frame& frame, int64_t V) {
+  for (int64_t t = 0; t < frame.T; ++t) {
+    for (int64_t b = 0; b < frame.B; ++b) {
+      const auto* data = reinterpret_cast<const int64_t*>(ids.data);
+      const int64_t id = data[t * frame.time_stride + b * frame.row_stride];
+      check(id >= 0 && id < V, "frame must hold token ids from 0 to ", V - 1, ", got ", id);
+    }
+  }
+}
+
+// Calls f(row, packed, bytes) for every row of a state that takes part, where `packed` points to
+// the row's place among these rows; or once for all rows if all take part.
+template <class F>
+void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
+  const size_t bytes = size_t(state.sizes[state.dim - 1] * state.element);
+  const int64_t sequences = state.sizes[state.dim - 2];
+  const int64_t layers = step.is_of_stream ? state.sizes[0] : 1;
+  if (step.row_count < 0) return f(state.data, packed, bytes * size_t(layers * sequences));
+  for (int64_t k = 0; k < layers; ++k) {
+    for (int64_t b = 0; b < step.row_count; ++b, packed += bytes) {
+      f(state.data + size_t(k * sequences + step.rows[b]) * bytes, packed, bytes);
+    }
+  }
+}
+
+template <class Scalar>
+void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
+  const Machine machine = this_machine();
+  const Resources resources(machine);
+  const Runtime runtime = resources.runtime();
+  const int64_t P = stack.P, each = frame.B * P;
+  const auto take = [&](int64_t elements, int64_t element) {
+    return static_cast<char*>(runtime.scratch(size_t(elements * element)));
+  };
+  const auto rows_at = [](auto* data) { return reinterpret_cast<Scalar*>(data); };
+  char* next[kMostStates] = {};      // [layers, B, P] and [layers, B, H], the last states
+  char* previous[kMostStates] = {};  // the same for the states, if only some sequences take part
+  const int64_t element = step.last[0].element;
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    const int64_t size = stack.layers * frame.B * stack.size_of_state(size_t(i));
+    next[i] = take(size, element);
+    if (step.row_count < 0 || !step.state_count) continue;
+    previous[i] = take(size, element);
+    for_each_row(step, step.states[i], previous[i],
+                 [](const char* row, char* packed, size_t n) { std::memcpy(packed, row, n); });
+  }
+  char* outputs[2] = {};  // of the layers; consecutive layers alternate between the two
+  const int64_t unwritten = stack.layers - step.is_of_stream;  // layers with no output to write
+  for (int64_t k = 0; k < std::min<int64_t>(unwritten, 2); ++k) {
+    outputs[k] = take(frame.T * each, sizeof(Scalar));
+  }
+  for (int64_t k = 0; k < stack.layers; ++k) {
+    Forward<Scalar> args{};
+    Layer<Scalar>& layer = args.layer;
+    layer = layer_of<Scalar>(stack, k, 0);
+    if (!stack.prepared) {
+      const View* weight = step.weights;
+      for (const Parameter p : stack.parameters) layer.parameters[p] = rows_at(weight++->data);
+    }
+    if (k > 0) {
+      layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
+    } else if (stack.has_ids) {
+      const auto* ids = reinterpret_cast<const int64_t*>(step.frame.data);
+      layer.table.ids = {ids, frame.time_stride, frame.row_stride};
+    } else {
+      layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
+    }
+    for (int i = 0; i < stack.cell->inputs; ++i) {
+      const View& beside = step.inputs[i];
+      if (!beside.data) continue;
+      const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
+      layer.inputs[i] = {rows_at(beside.data) + k * stack.H, time_stride, row_stride};
+    }
+    args.output = {rows_at(outputs[k % 2]), each, P};
+    if (k + 1 == stack.layers && step.is_of_stream) {
+      const bool batch_first = frame.batch_first;
+      args.output = {rows_at(step.output.data), batch_first ? P : each,
+                     batch_first ? frame.T * P : P};
+    }
+    for (int64_t i = 0; i < step.last_count; ++i) {
+      const View& state = step.states[i];
+      const int64_t size = stack.size_of_state(size_t(i));
+      const bool all = step.row_count < 0;
+      const bool strided = step.state_count && !step.is_of_stream;
+      const int64_t stride = strided ? state.strides[0] : size;
+      char* from = step.state_count ? (all ? state.data : previous[i]) : nullptr;
+      if (from) from += k * frame.B * stride * element;
+      char* const to = next[i] + k * frame.B * size * element;
+      if (step.last[0].dtype == stack.dtype) {
+        layer.initial[i] = {rows_at(from), stride};
+        args.last[i] = rows_at(to);
+      } else {
+        args.float_states.initial[i] = reinterpret_cast<float*>(from);
+        args.float_states.last[i] = reinterpret_cast<float*>(to);
+      }
+    }
+    kernels_for<Scalar>(stack).forward(args, Resources(machine).runtime());
+  }
+  for (int64_t i = 0; i < step.last_count; ++i) {
+    for_each_row(step, step.last[i], next[i],
+                 [](char* row, const char* packed, size_t n) { std::memcpy(row, packed, n); });
+  }
+}
+
+// Returns the end of a tensor's memory.
+const char* end_of(const View& view) {
+  uint64_t size = 1;  // unsigned, because it may overflow if a size is 0
+  for (int64_t i = 0; i < view.dim; ++i) {
+    if (view.sizes[i] == 0) return view.data;
+    size += uint64_t(view.sizes[i] - 1) * uint64_t(view.strides[i]);
+  }
+  return view.data + size * uint64_t(view.element);
+}
+
+}  // namespace
+
+bool is_simple(const Step& step) {
+  const View &frame = step.frame, &output = step.output;
+  const bool ids = frame.dtype == aoti_torch_dtype_int64();
+  if (frame.dim == 0 || !(ids || has_adjacent_features(frame))) return false;
+  for (const View& beside : step.inputs) {
+    if (beside.data && (beside.dim == 0 || !has_adjacent_features(beside))) return false;
+  }
+  if (!step.is_of_stream) return frame.dim == 2;
+  const auto overlaps = [&](const View& view) {
+    return view.data && view.data < end_of(output) && output.data < end_of(view);
+  };
+  bool overlap = overlaps(frame);
+  for (const View& beside : step.inputs) overlap = overlap || overlaps(beside);
+  return !overlap && frame.dim + ids == output.dim && is_dense(output);
+}
+
+void run_step(const Step& step, const Options& options) {
+  check(!options.bidirectional, "a step must have one direction");
+  Stack stack = stack_of(step, options);
+  const int64_t sequences = check_states(step, stack);
+  const int64_t taking_part = step.row_count < 0 ? sequences : step.row_count;
+  const Frame frame = check_frame(step, stack, taking_part, options);
+  check_rows(step, sequences);
+  if (stack.has_ids) check_ids(step.frame, frame, stack.V);
+  set_rows(stack, frame.T, frame.B, options);
+  if (stack.is_empty()) return;
+  with_storage(stack.dtype,
+               [&](auto storage) { run_layers<decltype(storage)>(step, stack, frame); });
+}
+
+}  // namespace namernn_fast

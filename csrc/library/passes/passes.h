@@ -1,0 +1,37 @@
+// The forward and backward passes of a checked stack, run by this processor's kernels.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "library/arguments/stack.h"
+
+namespace namernn_fast {
+
+struct ForwardTensors {
+  std::vector<Tensor> last_states;             // one per state of the cell
+  std::vector<std::optional<Tensor>> outputs;  // one per layer; absent if not needed
+  std::vector<Tensor> kept;  // one per layer if `want_saved` is set and the cell keeps anything
+};
+
+// Runs all layers forward. Returns at least the outputs of the lower layers if `want_saved` is set,
+// and the output of the last layer unless `last_state` is set.
+ForwardTensors forward_stack(const Stack& stack, const Options& options);
+
+struct BackwardTensors {
+  std::vector<Tensor> outputs;  // one per layer, from the forward pass
+  std::vector<Tensor> kept;     // one per layer, or none if the cell keeps nothing
+  std::optional<Tensor> grad_output;
+  std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
+  std::optional<Tensor> grad_input;
+  std::vector<Tensor> grad_states;                 // none, or one per state of the cell
+  std::vector<Tensor> grad_reset_to;               // none, or one per state of the cell, zeroed
+  std::vector<std::optional<Tensor>> grad_inputs;  // one for each of Stack::inputs
+  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not wanted
+  std::vector<bool> want_weights;    // one per layer
+};
+
+// Runs all layers backward and fills the gradient tensors that are present.
+void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads);
+
+}  // namespace namernn_fast

@@ -1,0 +1,187 @@
+// How layers and directions are scheduled: one after the other on all threads, or several at once
+// on one thread each.
+#pragma once
+
+#include <atomic>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "library/arguments/stack.h"
+#include "library/resources/runtime.h"
+#include "plan.h"
+#include "processor.h"
+#include "wait.h"
+
+namespace namernn_fast {
+
+// Returns the sizes that the plan of a layer with D input features depends on.
+inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
+  const bool is_double = stack.dtype == aoti_torch_dtype_float64();
+  return {stack.batch.layout,
+          machine,
+          D,
+          stack.H,
+          panels_of(stack.H),
+          is_double ? sizeof(double) : sizeof(float),
+          stack.cell->gates};
+}
+
+// Calls run(direction, resources) for each direction: one direction after the other on all threads,
+// or both directions at once on one thread each if they are `independent` and one direction has too
+// little work for all threads.
+template <class Run>
+void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
+  const Machine machine = this_machine();
+  if (independent && stack.directions == 2 &&
+      choose_both_at_once(plan_arguments_of(stack, machine, D))) {
+    torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t d = begin; d < end; ++d) run(d, Resources(one_thread()));
+    });
+    return;
+  }
+  for (int64_t d = 0; d < stack.directions; ++d) run(d, Resources(machine));
+}
+
+// The steps of a batch, split into stretches that run one after the other.
+class Stretches {
+ public:
+  Stretches(const SequenceLayout& layout, int64_t length) : layout_(layout), length_(length) {
+    if (!layout.start) return;
+    start_.resize(size_t(layout.T));
+    for (int64_t t = 0; t < layout.T; ++t) {
+      start_[size_t(t)] = layout.start[t] - layout.start[t / length * length];
+    }
+  }
+
+  int64_t count() const { return (layout_.T + length_ - 1) / length_; }
+
+  // Narrows `layer` to stretch i. The initial states h of the stretch are the rows of `output` at
+  // the time before the stretch. The layer must not be reversed.
+  template <class Scalar>
+  void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
+    const int64_t first = i * length_;
+    if (first > 0) {
+      layer.initial[0] = {row(output, first - 1).data, output.row_stride};
+    }
+    layer.input = row(layer.input, first);
+    layer.table.ids = row(layer.table.ids, first);
+    for (auto& rows : layer.inputs) rows = row(rows, first);
+    if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
+    for (auto& states : layer.reset_to) states = from(i, states);
+    SequenceLayout& stretch = layer.layout;
+    stretch.T = std::min(length_, layout_.T - first);
+    if (layout_.count) {
+      stretch.B = layout_.count[first];
+      stretch.count = layout_.count + first;
+      stretch.N = std::accumulate(stretch.count, stretch.count + stretch.T, int64_t(0));
+    } else {
+      stretch.N = stretch.T * stretch.B;
+    }
+    if (layout_.start) stretch.start = start_.data() + first;
+  }
+
+  // Returns `rows`, moved to begin at time t.
+  template <class Scalar>
+  RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
+    if (rows.data) {
+      rows.data += layout_.start ? layout_.start[t] * rows.row_stride : t * rows.time_stride;
+    }
+    return rows;
+  }
+  // Returns `rows`, moved to begin at stretch i.
+  template <class Scalar>
+  RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
+    return row(rows, i * length_);
+  }
+  // Returns `states`, moved to begin at stretch i.
+  template <class Scalar>
+  RestartStates<Scalar> from(int64_t i, RestartStates<Scalar> states) const {
+    if (states.data) states.data += i * length_ * states.time_stride;
+    return states;
+  }
+
+ private:
+  SequenceLayout layout_;
+  int64_t length_;
+  std::vector<int64_t> start_;  // number of rows from the start of each time's stretch to that time
+};
+
+// Calls body(n, i) for every stretch i of every layer n. A stretch runs after the previous stretch
+// of its layer and after the same stretch of the previous layer. Threads take layers in order, so
+// the layer that a thread waits for is done or is running on another thread, and threads never
+// deadlock.
+template <class Body>
+void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
+  std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has run
+  std::atomic<int64_t> next{0};
+  const Runtime runtime = Resources(one_thread()).runtime();
+  torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
+    for (int64_t n; (n = next++) < layers;) {
+      Signal& done = progress[size_t(n)];
+      try {
+        for (int64_t i = 0; i < stretches; ++i) {
+          if (n > 0) {
+            wait_until(progress[size_t(n - 1)], runtime, kForEver,
+                       [&](uint32_t finished) { return int64_t(finished) > i; });
+          }
+          body(n, i);
+          announce(done, uint32_t(i + 1), runtime);
+        }
+      } catch (...) {
+        announce(done, uint32_t(stretches), runtime);
+        throw;
+      }
+    }
+  });
+}
+
+inline Wave wave_of(const Stack& stack, Pass pass) {
+  const bool one_way = stack.directions == 1;
+  // A stretch reads its initial states as evenly spaced rows of `output`, but in a jagged tensor
+  // the rows at one time are not evenly spaced.
+  const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
+  // In 16 bits, the states that one stretch passes to the next would be rounded.
+  const bool exact =
+      stack.terms == 0 && !stack.int8 &&
+      (stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64());
+  if (!one_way || !evenly_spaced || !exact || stack.layers == 1 || stack.is_empty()) {
+    return {1, stack.batch.layout.T};
+  }
+  return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
+}
+
+// Returns a layer's weights packed into panels, which several kernel calls can share.
+template <class Scalar>
+Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
+  const Tensor panels = empty({int64_t(format.bytes(layer))}, aoti_torch_dtype_uint8());
+  format.pack(layer, mutable_data<char>(panels), Resources(one_thread()).runtime());
+  return panels;
+}
+
+// Makes the layer use panels, unless it is prepared and has panels already. The first call packs
+// the weights into `panels`.
+template <class Scalar>
+void use_panels(const PanelFormat<Scalar>& format, Layer<Scalar>& layer,
+                std::optional<Tensor>& panels) {
+  if (layer.panels) return;
+  if (!panels) panels = panels_for(format, layer);
+  layer.panels = mutable_data<char>(*panels);
+}
+
+// Replaces the layer's table with a copy in `biased` that includes the layer's biases. The first
+// call makes the copy, which all stretches of a wave, or all trees, share; otherwise every kernel
+// call would add the biases again.
+template <class Scalar>
+void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
+  if (!layer.table.rows || layer.table.biased || !layer.parameters[kBiasIh]) return;
+  if (!biased) {
+    const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
+    biased = empty({layer.table.V, stack.gate_rows()}, stack.dtype);
+    kernels.add_biases(layer, mutable_data<Scalar>(*biased), Resources(one_thread()).runtime());
+  }
+  layer.table.rows = const_data<Scalar>(*biased);
+  layer.parameters[kBiasIh] = layer.parameters[kBiasHh] = nullptr;
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,99 @@
+#include "library/resources/tensors.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "library/resources/memory.h"
+#include "library/resources/runtime.h"
+
+namespace namernn_fast {
+namespace {
+
+// glibc maps memory of this size and more separately, and unmaps it when it is freed. Then no other
+// memory is on the same pages, and advice about the pages ends with the tensor.
+constexpr size_t kMappedAlone = size_t(32) << 20;
+
+// Minimum size in bytes of a tensor in a segment. Sanitizer builds test even small ones.
+#if defined(NAMERNN_FAST_SANITIZE)
+constexpr size_t kLarge = 0;
+#else
+constexpr size_t kLarge = kHugePage / 2;
+#endif
+
+// The strides of a contiguous tensor, which has at most four dimensions.
+struct Strides {
+  explicit Strides(const std::vector<int64_t>& sizes) {
+    check(sizes.size() <= 4, "a tensor must have at most 4 dimensions, got ", sizes.size());
+    for (size_t i = sizes.size(); i-- > 1;) {
+      values[i - 1] = values[i] * std::max<int64_t>(1, sizes[i]);
+    }
+  }
+  int64_t values[4] = {1, 1, 1, 1};
+};
+
+size_t count_elements(const std::vector<int64_t>& sizes) {
+  return size_t(product_of("a tensor", sizes));
+}
+
+// Copies the elements of a strided array to contiguous memory, and returns the end of the copy.
+char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strides, int64_t dims,
+                    size_t element, char* to) {
+  if (dims == 0) {
+    std::memcpy(to, from, element);
+    return to + element;
+  }
+  for (int64_t i = 0; i < sizes[0]; ++i) {
+    const char* slice = from + i * strides[0] * int64_t(element);
+    to = copy_elements(slice, sizes + 1, strides + 1, dims - 1, element, to);
+  }
+  return to;
+}
+
+}  // namespace
+
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  const size_t count = count_elements(sizes);
+  const Strides strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.values, dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle);
+  if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
+  const Tensor tensor(handle);
+  if (count < kMappedAlone / sizeof(double)) return tensor;  // asking torch for sizes takes longer
+  const size_t bytes = count * tensor.element_size();
+  if (bytes >= kMappedAlone) advise_huge_pages(tensor.mutable_data_ptr(), bytes);
+  return tensor;
+}
+
+Tensor zeros(const std::vector<int64_t>& sizes, int32_t dtype) {
+  const Tensor tensor = empty(sizes, dtype);
+  std::fill_n(mutable_data<char>(tensor), size_t(tensor.numel()) * tensor.element_size(), 0);
+  return tensor;
+}
+
+Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
+  size_t bytes = count_elements(sizes);
+  with_storage(dtype, [&](auto storage) { bytes *= sizeof(storage); });
+  if (bytes < kLarge) return empty(sizes, dtype);
+  segment = Segment();  // so that the new segment may be the old one
+  segment = Segment(bytes);
+  const Strides strides(sizes);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob_v2(
+      segment.data(), int64_t(sizes.size()), sizes.data(), strides.values, 0, dtype,
+      aoti_torch_device_type_cpu(), 0, &handle, aoti_torch_layout_strided(), nullptr, 0));
+  return Tensor(handle);
+}
+
+Tensor contiguous_copy(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  // Avoids torch's contiguous(), because the stable ABI does not report why contiguous() fails.
+  Tensor copy = uninitialized_like(tensor);
+  if (!is_pool_lost()) return torch::stable::copy_(copy, tensor);
+  copy_elements(const_data<char>(tensor), sizes.data(), tensor.strides().data(), tensor.dim(),
+                tensor.element_size(), mutable_data<char>(copy));
+  return copy;
+}
+
+}  // namespace namernn_fast
