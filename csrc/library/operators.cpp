@@ -12,10 +12,10 @@
 #include "library/arguments/batch.h"
 #include "library/arguments/options.h"
 #include "library/arguments/stack.h"
+#include "library/base/memory.h"
 #include "library/inference/prepared.h"
 #include "library/inference/step.h"
 #include "library/passes/passes.h"
-#include "library/resources/memory.h"
 #include "plan.h"
 #include "processor.h"
 
@@ -98,9 +98,11 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
   const Lists lists = split(cell_of(cell), tensors, options);
   check(lists.weights.size() == 1, "tensors must end with one prepared tensor, got ",
         lists.weights.size());
-  Stack stack =
-      check_prepared_stack(cell_of(cell), input, lists.states, lists.weights[0], sizes_of(sizes),
-                           read_batch(input, sequence_layout, reset, options), options);
+  const Tensor& prepared = lists.weights[0];
+  Stack stack = check_prepared_stack(cell_of(cell), input, lists.states,
+                                     dtype_of_weights(dtype_of(prepared), options), sizes_of(sizes),
+                                     read_batch(input, sequence_layout, reset, options), options);
+  set_prepared(stack, prepared);
   set_reset_to(stack, lists.reset_to, reset.has_value());
   set_inputs(stack, lists.inputs);
   check_sharing(stack, options);
@@ -136,8 +138,7 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
   const Options options = read_options(bits, 0);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
   Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, options);
-  check_prepared(stack, prepared);
-  stack.prepared = const_data<char>(prepared);
+  set_prepared(stack, prepared);
   return unpack(stack);
 }
 

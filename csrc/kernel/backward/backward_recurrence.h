@@ -71,7 +71,7 @@ inline void read_last_gradients(const Layer<Storage>& layer, int i,
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
     Scalar* grad_row = grad + b * size_of_state(layer, i) + first;
     if (!grad_last.data) {
-      std::memset(grad_row, 0, width * sizeof(Scalar));
+      fill_zeros(grad_row, width);
       continue;
     }
     const Storage* from =
@@ -84,7 +84,7 @@ inline void read_last_gradients(const Layer<Storage>& layer, int i,
 // Zeroes columns of a row.
 template <class Scalar>
 inline void clear(Scalar* row, Columns columns) {
-  std::memset(row + columns.first, 0, (columns.last - columns.first) * sizeof(Scalar));
+  fill_zeros(row + columns.first, columns.last - columns.first);
 }
 
 // Adds columns of a row to `sum`.
@@ -106,7 +106,7 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
                                   const Scalar* grad_previous, Scalar* grad) {
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  std::memset(grad, 0, layout.count[t] * H * sizeof(Scalar));
+  fill_zeros(grad, layout.count[t] * H);
   if (grad_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
       add(grad_last.data + sequence * grad_last.stride, {0, H}, grad + b * H);
@@ -176,7 +176,7 @@ inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& ar
         auto* grad = group.grad[i] + b * size_of_state(layer, i) + column;
         auto* of_start = restart_state(args.grad_reset_to[i], layer.layout, t, b);
         if (of_start) convert(grad, of_start + column, last_column - column);
-        std::memset(grad, 0, (last_column - column) * sizeof(typename Products::Scalar));
+        fill_zeros(grad, last_column - column);
       }
     }
   });

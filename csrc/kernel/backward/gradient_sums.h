@@ -123,9 +123,7 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
     gradients.sums[p] = accumulator<Scalar>(runtime, in_result ? args.grads[p] : nullptr, sizes[p]);
     // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
     // group without rows.
-    if (rows == 0 && !gradients.accumulate) {
-      std::memset(gradients.sums[p], 0, sizes[p] * sizeof(Scalar));
-    }
+    if (rows == 0 && !gradients.accumulate) fill_zeros(gradients.sums[p], sizes[p]);
     if (rows > 2 * kRowsApart) gradients.apart[p] = zeros<Scalar>(runtime, sizes[p]);
   }
   return gradients;

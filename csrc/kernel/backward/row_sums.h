@@ -110,7 +110,7 @@ inline void add_table_gradient(const Products& products, const TokenRows& tokens
     const int64_t width = min64(w, H - j);
     Scalar* sums = grad + (blocks.block + i / panels) * H + j;
     for (int64_t v = 0; initial && v < V; ++v) {
-      std::memset(sums + v * stride, 0, width * sizeof(Scalar));
+      fill_zeros(sums + v * stride, width);
     }
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = tokens.token[row];

@@ -157,7 +157,7 @@ struct CopiedPart {
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
       for (int i = 0; i < layer.cell->states && is_cut(layer, t_begin, b); ++i) {
-        std::memset(copies.states[i] + state_at(i, b), 0, width(i) * sizeof(Scalar));
+        fill_zeros(copies.states[i] + state_at(i, b), width(i));
       }
     }
   }

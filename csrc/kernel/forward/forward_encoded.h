@@ -17,7 +17,6 @@
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
 //   a product of rows of n numbers with a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if a State is no Row: encode a row;
-// - fill_zeros(state, n): zeroes n numbers of a state;
 // - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, whose padding
 //   is ready for products.
 #pragma once
@@ -121,13 +120,9 @@ struct EncodedPart {
     for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
       if (b < first) continue;
       const State state = written_state(s, b);
-      if (args.float_states.initial[0]) {
-        convert(args.float_states.initial[0] + b * layer.H, state, layer.H);
-      } else if (const Storage* start = starting_state(layer, 0, t, b)) {
-        convert(start, state, layer.H);
-      } else {
-        Encoding::fill_zeros(state, layer.H);
-      }
+      const float* floats = args.float_states.initial[0];
+      floats ? convert(floats + b * layer.H, state, layer.H)
+             : read_start(starting_state(layer, 0, t, b), 0, layer.H, state);
     }
   }
 
@@ -264,13 +259,9 @@ struct EncodedPart {
     const int i = carried_state(*layer.cell);
     if (i < 0 || (b < step.continued_end && !is_cut(layer, step.t, b))) return;
     float* state = carried + b * carried_size(layer.H) + j;
-    if (const float* floats = args.float_states.initial[i]) {
-      convert(floats + b * layer.H + j, state, width);
-    } else if (const Storage* start = starting_state(layer, i, step.t, b)) {
-      convert(start + j, state, width);
-    } else {
-      std::memset(state, 0, width * sizeof(float));
-    }
+    const float* floats = args.float_states.initial[i];
+    floats ? convert(floats + b * layer.H + j, state, width)
+           : read_start(starting_state(layer, i, step.t, b), j, width, state);
   }
 
   // Writes row n of the states from unit j on to where sequence b needs them: h to the output and,
@@ -300,8 +291,7 @@ struct EncodedPart {
       float* floats = args.float_states.last[0];
       floats ? write(floats + last_at) : write(args.last[0] + last_at);
     } else if (const int64_t after = time_after(layer, t); is_cut(layer, after, b)) {
-      const Storage* start = restart_state(layer.reset_to[0], layout, after, b);
-      start ? convert(start + j, next, width) : Encoding::fill_zeros(next, width);
+      read_start(restart_state(layer.reset_to[0], layout, after, b), j, width, next);
     } else {
       write(next);
     }

@@ -8,13 +8,6 @@
 namespace namernn_fast {
 namespace {
 
-// Copies `width` units of the state that a sequence starts from to `to`, starting at unit `first`
-// of the state. If `start` is null, writes zeros.
-template <class Storage, class Scalar>
-inline void read_start(const Storage* start, int64_t first, int64_t width, Scalar* to) {
-  start ? convert(start + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
-}
-
 // Runs the forward pass of one part. Sums, OutputSums or GateSums, computes its projections and
 // states. The panels store the weights as elements of type Element.
 template <class Sums, class Scalar, class Element>

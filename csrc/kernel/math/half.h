@@ -106,5 +106,10 @@ inline void convert(const From* from, To* to, int64_t n) {
       n, [&](int64_t i, int64_t m) { store_upto(to + i, load_upto(from + i, m), m); });
 }
 
+template <class Scalar>
+inline void fill_zeros(Scalar* to, int64_t n) {
+  std::memset(to, 0, n * sizeof(Scalar));
+}
+
 }  // namespace
 }  // namespace namernn_fast

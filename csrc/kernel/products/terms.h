@@ -108,7 +108,7 @@ struct PairOperands {
 
 template <int kTerms>
 inline void fill_zeros(const Terms<kTerms>& to, int64_t n) {
-  for (int t = 0; t < kTerms; ++t) std::memset(to.term(t), 0, n * sizeof(BFloat16));
+  for (int t = 0; t < kTerms; ++t) fill_zeros(to.term(t), n);
 }
 
 template <int kTerms>

@@ -145,7 +145,7 @@ inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
 template <class Scalar>
 inline Scalar* zeros(const Runtime& runtime, int64_t elements) {
   Scalar* memory = scratch<Scalar>(runtime, elements);
-  std::memset(memory, 0, elements * sizeof(Scalar));
+  fill_zeros(memory, elements);
   return memory;
 }
 

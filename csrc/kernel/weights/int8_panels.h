@@ -86,7 +86,7 @@ struct Int8Panels {
   // Packs the panel of W^T that starts at column `first`, from a row-major W [width, K].
   static void pack_panel(const float* weight, int64_t K, int64_t width, int64_t first,
                          int8_t* panel) {
-    std::memset(panel, 0, size_t(panel_bytes(K)));
+    fill_zeros(panel, panel_bytes(K));
     int8_t* const tail = panel + padded_bytes(K) * w;
     for (int64_t j = 0; j < min64(w, width - first); ++j) {
       const float* row = weight + (first + j) * K;
@@ -142,7 +142,6 @@ struct AsInt8 {
   static void encode_state(const float* from, uint8_t* to, int64_t n) {
     quantize_row(from, n, 1, to);
   }
-  static void fill_zeros(float* to, int64_t n) { std::memset(to, 0, size_t(n) * sizeof(float)); }
   // The padding may have any value, because it is multiplied by zeros.
   static uint8_t* scratch_rows(const Runtime& runtime, int64_t rows, int64_t, int64_t size) {
     return scratch<uint8_t>(runtime, rows * size);

@@ -264,7 +264,6 @@ struct AsTerms {
   static void encode(const Storage* from, const Terms<kTerms>& to, int64_t n) {
     convert(from, to, n);
   }
-  static void fill_zeros(const Terms<kTerms>& to, int64_t n) { namernn_fast::fill_zeros(to, n); }
   static Operands operands_of_inputs(const Row& row, int64_t n, const Row& panel) {
     return {row, padded(n), padded(n), panel};
   }

@@ -27,6 +27,13 @@ inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H,
   return weights ? weights + block * H * row : nullptr;
 }
 
+// Copies `width` units of the state that a sequence starts from to `to`, starting at unit `first`
+// of the state. If `start` is null, writes zeros.
+template <class Storage, class State>
+inline void read_start(const Storage* start, int64_t first, int64_t width, State to) {
+  start ? convert(start + first, to, width) : fill_zeros(to, width);
+}
+
 // A range of `count` blocks of a weight, starting at `block`, and the range of sums to which these
 // blocks contribute, starting at `sum`.
 struct Blocks {

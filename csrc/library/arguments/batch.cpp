@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "library/resources/runtime.h"
+#include "library/base/runtime.h"
 #include "rows.h"
 
 namespace namernn_fast {
@@ -156,6 +156,13 @@ void read_resets(const Tensor& reset, Batch& batch) {
   if (any) batch.resets = {batch.resets_in_order.get(), layout.B};
 }
 
+// Returns the shape of a tensor with `features` features for each of the batch's rows.
+std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
+  if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
+  return batch.batch_first ? std::vector{batch.B, batch.T, features}
+                           : std::vector{batch.T, batch.B, features};
+}
+
 }  // namespace
 
 Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layout,
@@ -205,13 +212,6 @@ void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
   }
 }
 
-// Returns the shape of a tensor with `features` features for each of the batch's rows.
-std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
-  if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
-  return batch.batch_first ? std::vector{batch.B, batch.T, features}
-                           : std::vector{batch.T, batch.B, features};
-}
-
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype) {
   return empty(shape_of_rows(batch, features), dtype);
 }
@@ -226,19 +226,18 @@ Tensor with_rows_of(const Batch& batch, const Tensor& tensor) {
 
 void clear_padding(const Batch& batch, const Tensor& tensor) {
   if (batch.kind != Batch::Kind::padded || batch.layout.N == batch.T * batch.B) return;
-  size_t element = sizeof(float);
-  with_storage(dtype_of(tensor), [&](auto storage) { element = sizeof(storage); });
+  const int64_t element = element_size(dtype_of(tensor));
   const RowStrides<char> rows = rows_of<char>(batch, tensor, mutable_data<char>(tensor), 0);
-  const size_t bytes = size_t(tensor.size(2)) * element;
+  const int64_t bytes = tensor.size(2) * element;
   if (bytes == 0) return;
   const SequenceLayout& layout = batch.layout;
   constexpr int64_t worth_a_thread = int64_t(1) << 19;  // minimum bytes per thread
-  const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));
+  const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * bytes + 1));
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t b = count_at(layout, t); b < batch.B; ++b) {
         const int64_t row = t * rows.time_stride + place_of(layout, b) * rows.row_stride;
-        std::memset(rows.data + row * int64_t(element), 0, bytes);
+        std::memset(rows.data + row * element, 0, size_t(bytes));
       }
     }
   };

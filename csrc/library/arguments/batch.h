@@ -8,7 +8,7 @@
 
 #include "contract.h"
 #include "library/arguments/options.h"
-#include "library/resources/tensors.h"
+#include "library/base/tensors.h"
 
 namespace namernn_fast {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "contract.h"
-#include "library/check.h"
+#include "library/base/check.h"
 #include "processor.h"
 
 namespace namernn_fast {

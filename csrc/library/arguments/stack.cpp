@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "library/inference/prepared.h"
-
 namespace namernn_fast {
 namespace {
 
@@ -182,10 +180,8 @@ Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, Ten
   return stack;
 }
 
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states,
-                           const Tensor& prepared, const Sizes& sizes, Batch batch,
-                           const Options& options) {
-  const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states, int32_t dtype,
+                           const Sizes& sizes, Batch batch, const Options& options) {
   check(has_ids(input) == (sizes.V > 0), "input must be ",
         sizes.V > 0 ? "token ids" : "features, not token ids,", " for this prepared layer");
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
@@ -193,8 +189,6 @@ Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange st
   const int64_t D = input.size(input.dim() - 1);
   check(stack.has_ids || D == stack.D, "input must have ", stack.D, " features, got ", D);
   check_states(stack, states);
-  check_prepared(stack, prepared);
-  stack.prepared = const_data<char>(prepared);
   return stack;
 }
 

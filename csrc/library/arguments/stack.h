@@ -9,7 +9,7 @@
 #include "contract.h"
 #include "library/arguments/batch.h"
 #include "library/arguments/parameters.h"
-#include "library/resources/tensors.h"
+#include "library/base/tensors.h"
 #include "plan.h"
 #include "processor.h"
 #include "rows.h"
@@ -110,10 +110,10 @@ Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
                   Batch batch, const Options& options);
 
-// Does the same for weights that prepare() has packed.
-Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states,
-                           const Tensor& prepared, const Sizes& sizes, Batch batch,
-                           const Options& options);
+// Does the same for layers with prepared weights of this dtype and these sizes, which
+// set_prepared() sets.
+Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states, int32_t dtype,
+                           const Sizes& sizes, Batch batch, const Options& options);
 
 // Checks the states from which sequences restart at resets, and sets them.
 void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
@@ -171,6 +171,7 @@ struct PreparedParts {
   int64_t end;
 };
 
+// Defined in prepared.cpp, which writes such tensors.
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 
 // Sets the weights of direction d of layer k to those in `stack.prepared`.

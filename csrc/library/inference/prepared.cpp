@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "library/resources/runtime.h"
+#include "library/base/runtime.h"
 
 namespace namernn_fast {
 namespace {
@@ -154,6 +154,11 @@ void check_header(const Stack& stack, const View& prepared) {
         header.kernels, ", for the same cell, sizes, options and dtype");
 }
 
+void check_prepared(const Stack& stack, const Tensor& prepared) {
+  check(prepared.is_cpu(), "prepared must be on the CPU");
+  check_header(stack, view_of(prepared));
+}
+
 template <class F>
 void for_each_direction(const Stack& stack, F&& f) {
   for (int64_t k = 0; k < stack.layers; ++k) {
@@ -177,10 +182,7 @@ int32_t dtype_of_weights(int32_t prepared, const Options& options) {
 }
 
 Tensor prepare(const Stack& stack) {
-  int64_t element = 1;
-  if (!stack.int8) {
-    with_storage(stack.dtype, [&](auto storage) { element = int64_t(sizeof(storage)); });
-  }
+  const int64_t element = stack.int8 ? 1 : element_size(stack.dtype);
   const int64_t bytes = prepared_bytes(stack);
   const Tensor prepared = empty({bytes / element}, prepared_dtype(stack));
   advise_inner_pages(mutable_data<char>(prepared), size_t(bytes));
@@ -209,9 +211,9 @@ std::vector<Tensor> unpack(const Stack& stack) {
   return weights;
 }
 
-void check_prepared(const Stack& stack, const Tensor& prepared) {
-  check(prepared.is_cpu(), "prepared must be on the CPU");
-  check_header(stack, view_of(prepared));
+void set_prepared(Stack& stack, const Tensor& prepared) {
+  check_prepared(stack, prepared);
+  stack.prepared = const_data<char>(prepared);
 }
 
 Stack stack_of_prepared(const View& prepared, const Options& options) {

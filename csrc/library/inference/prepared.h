@@ -24,8 +24,9 @@ std::vector<Tensor> unpack(const Stack& stack);
 // Returns the dtype of the weights that a tensor of this dtype was prepared from.
 int32_t dtype_of_weights(int32_t prepared, const Options& options);
 
-// Checks that a tensor is from prepare(), for the layers of the stack and for this processor.
-void check_prepared(const Stack& stack, const Tensor& prepared);
+// Sets the weights of a stack to a tensor from prepare(). Checks that the tensor is for the layers
+// of the stack and for this processor.
+void set_prepared(Stack& stack, const Tensor& prepared);
 
 // Returns a Stack of the layers in a tensor from prepare(), which the caller keeps alive, without a
 // batch.

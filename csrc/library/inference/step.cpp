@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "library/arguments/stack.h"
+#include "library/base/runtime.h"
 #include "library/inference/prepared.h"
-#include "library/resources/runtime.h"
 
 namespace namernn_fast {
 namespace {

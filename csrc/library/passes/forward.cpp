@@ -15,11 +15,8 @@ constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 // Returns whether the kernels of the last layer write their output.
 bool writes_last_output(const Stack& stack, const Options& options) {
   if (!options.last_state) return true;
-  int64_t bytes = 0;
-  with_storage(stack.dtype, [&](auto storage) {
-    bytes = count_tensor_rows(stack.batch) * stack.directions * stack.P * int64_t(sizeof(storage));
-  });
-  return bytes <= kDroppedOutput;
+  const int64_t elements = count_tensor_rows(stack.batch) * stack.directions * stack.P;
+  return elements * element_size(stack.dtype) <= kDroppedOutput;
 }
 
 // Returns a kernel's arguments for direction d of layer k.

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "library/arguments/stack.h"
-#include "library/resources/runtime.h"
+#include "library/base/runtime.h"
 #include "plan.h"
 #include "processor.h"
 #include "wait.h"

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "contract.h"
-#include "library/resources/memory.h"
+#include "library/base/memory.h"
 
 namespace namernn_fast {
 

@@ -1,10 +1,10 @@
-#include "library/resources/tensors.h"
+#include "library/base/tensors.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "library/resources/memory.h"
-#include "library/resources/runtime.h"
+#include "library/base/memory.h"
+#include "library/base/runtime.h"
 
 namespace namernn_fast {
 namespace {
@@ -73,8 +73,7 @@ Tensor zeros(const std::vector<int64_t>& sizes, int32_t dtype) {
 }
 
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
-  size_t bytes = count_elements(sizes);
-  with_storage(dtype, [&](auto storage) { bytes *= sizeof(storage); });
+  const size_t bytes = count_elements(sizes) * size_t(element_size(dtype));
   if (bytes < kLarge) return empty(sizes, dtype);
   segment = Segment();  // so that the new segment may be the old one
   segment = Segment(bytes);

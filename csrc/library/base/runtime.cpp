@@ -1,4 +1,4 @@
-#include "library/resources/runtime.h"
+#include "library/base/runtime.h"
 
 #include <pthread.h>
 #include <sys/stat.h>

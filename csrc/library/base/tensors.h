@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "contract.h"
-#include "library/check.h"
-#include "library/resources/memory.h"
+#include "library/base/check.h"
+#include "library/base/memory.h"
 
 namespace namernn_fast {
 
@@ -104,6 +104,13 @@ void with_storage(int32_t dtype, F&& f) {
   if (dtype == aoti_torch_dtype_bfloat16()) return f(BFloat16());
   if (dtype == aoti_torch_dtype_float16()) return f(Half());
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
+}
+
+// Returns the size in bytes of an element of such a dtype.
+inline int64_t element_size(int32_t dtype) {
+  int64_t size = 0;
+  with_storage(dtype, [&](auto storage) { size = int64_t(sizeof(storage)); });
+  return size;
 }
 
 // Returns a contiguous copy, made without torch's thread pool if a fork has lost the pool.

@@ -1,4 +1,4 @@
-#include "library/resources/memory.h"
+#include "library/base/memory.h"
 
 #include <pthread.h>
 #include <sys/mman.h>
