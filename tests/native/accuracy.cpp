@@ -61,7 +61,7 @@ void check_budget(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   for (const auto& shape : shapes) {
     for (const bool relu : {false, true}) {
       // Skips relu in low precision: rounding may move a state across the kink.
-      if (relu && (bits < 24 || !cell.has_nonlinearity)) continue;
+      if (relu && (bits < 24 || cell.activations == 1)) continue;
       Share shares[kNames];
       for (unsigned options = 0; options < kOptions; ++options) {
         Problem p = problem_of<Storage>(cell, shape, options, bits_of(round++));
@@ -75,14 +75,14 @@ void check_budget(const TestedCell& cell, const KernelsFor<Storage>& kernels,
         if (share <= 1) continue;
         std::fprintf(stderr,
                      "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), %s uses %.2f of its budget: ",
-                     cell.name.c_str(), sizeof(Storage), int(shape[0]), int(shape[1]),
+                     cell.title.c_str(), sizeof(Storage), int(shape[0]), int(shape[1]),
                      int(shape[2]), int(shape[3]), names[i], share);
         fail("its error is too large");
       }
     }
   }
   std::printf("%s, %d significant bits: %u problems take %.2f of the error budget at most\n",
-              cell.name.c_str(), bits, round, most);
+              cell.title.c_str(), bits, round, most);
   std::fflush(stdout);
 }
 
@@ -110,7 +110,8 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   const Shape shape(p);
   Arguments<Storage> arguments(p, shape, random);
   // Makes the states of a leaky cell fade as fast as those of other cells.
-  std::fill_n(arguments.rate.data(), arguments.rate.size(), power_of_two<Storage>(1));
+  const Array<Storage>& rate = arguments.parameters[kOwn];
+  std::fill_n(rate.data(), rate.size(), power_of_two<Storage>(1));
   const Results<Storage> results(p, shape, random);
   const Runtime runtime = runtime_of(1, p.l2_bytes);
   forced_plan = {1, 1, 0};
@@ -142,17 +143,17 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
       const double lost = std::fabs(exact[row + i] - found[row + i]);
       most = std::fmax(most, lost / tiny);
       if (!(lost <= terms * tiny + 2 * std::ldexp(largest, distance))) {
-        fail((cell.name + ": a gradient lost more than subnormal numbers explain").c_str());
+        fail((cell.title + ": a gradient lost more than subnormal numbers explain").c_str());
       }
       if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
-        fail((cell.name + ": a gradient far above subnormal numbers is not exact").c_str());
+        fail((cell.title + ": a gradient far above subnormal numbers is not exact").c_str());
       }
     }
   }
-  if (most < 1) fail((cell.name + ": no gradient became subnormal").c_str());
+  if (most < 1) fail((cell.title + ": no gradient became subnormal").c_str());
   std::printf(
       "%s, %zu bytes: fading gradients lose at most %.3g times the smallest normal number\n",
-      cell.name.c_str(), sizeof(Storage), most);
+      cell.title.c_str(), sizeof(Storage), most);
   std::fflush(stdout);
 }
 

@@ -20,18 +20,13 @@ namespace namernn_fast {
 extern const KernelsFor<BFloat16> kernels_emulated_pairs;
 extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
 
-// A cell on one instruction set.
-struct TestedCell {
-  std::string name;  // includes the instruction set
+// A cell of one instruction set.
+struct TestedCell : Cell {
+  std::string title;  // names the instruction set and the cell
   CellKind kind;
-  const Cell* cell;
-  int64_t weight_blocks;
-  int64_t kept;
-  bool one_bias_gradient;
-  bool has_cell_state;
-  bool has_nonlinearity;
-  bool has_rate;
   bool projects;  // whether its layers project h if they have several hidden units
+
+  bool has_cell_state() const { return states > 1; }
 };
 
 // Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
@@ -147,6 +142,7 @@ class Array {
   }
   int64_t size() const { return size_; }
   Element* data() const { return reinterpret_cast<Element*>(memory_->data()); }
+  Element* data_or_null() const { return size_ ? data() : nullptr; }
   bool operator==(const Array& other) const {
     return std::memcmp(data(), other.data(), size_ * sizeof(Element)) == 0;
   }

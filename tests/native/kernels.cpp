@@ -56,19 +56,19 @@ void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
       if (!error) continue;
       std::fprintf(stderr,
                    "%s, %zu bytes, (D, V, H, T, B) = (%d, %d, %d, %d, %d), options %u, %d x %d: ",
-                   cell.name.c_str(), sizeof(Storage), int(p.D), int(p.V), int(p.H), int(p.T),
+                   cell.title.c_str(), sizeof(Storage), int(p.D), int(p.V), int(p.H), int(p.T),
                    int(p.B), options, int(forced_plan.groups), int(forced_plan.members));
       fail(error);
     }
   }
-  std::printf("%s, %zu bytes: %u runs\n", cell.name.c_str(), sizeof(Storage), round);
+  std::printf("%s, %zu bytes: %u runs\n", cell.title.c_str(), sizeof(Storage), round);
   std::fflush(stdout);
 }
 
 std::string selected;
 
 void check_cell(const TestedCell& cell, const Kernels& kernels) {
-  if (cell.name.find(selected) == std::string::npos) return;
+  if (cell.title.find(selected) == std::string::npos) return;
   check_accuracy(cell, kernels);
   check<float>(cell, kernels);
   check<double>(cell, kernels);
@@ -80,24 +80,15 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
 // Returns a cell of these kernels, whose instruction set has this name.
 TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
   const Cell& cell = kernels.cells[number];
-  return {instructions + ", " + cell.name,
-          CellKind(number),
-          &cell,
-          cell.gates,
-          cell.kept,
-          cell.one_bias_gradient,
-          cell.states > 1,
-          cell.activations > 1,
-          cell.own > 0,
-          false};
+  return {cell, instructions + ", " + cell.name, CellKind(number), false};
 }
 
 void check_all(const Kernels& kernels) {
   for (int64_t i = 0; i < kCells; ++i) {
     TestedCell cell = cell_of(kernels.name, kernels, i);
     check_cell(cell, kernels);
-    if (!kernels.cells[i].can_project) continue;
-    cell.name += " with projections";
+    if (!cell.can_project) continue;
+    cell.title += " with projections";
     cell.projects = true;
     check_cell(cell, kernels);
   }
@@ -110,7 +101,7 @@ void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
   for (int64_t i = 0; i < kCells; ++i) {
     const TestedCell cell = cell_of(name, in_float, i);
-    if (cell.name.find(selected) == std::string::npos) continue;
+    if (cell.title.find(selected) == std::string::npos) continue;
     check_accuracy(cell, kernels, bits...);
     check(cell, kernels);
   }

@@ -126,19 +126,17 @@ class Plain {
         input_(rounded_numbers<Number>(arguments.input, bits)),
         hx_(rounded_numbers<Number>(arguments.hx, bits)),
         cx_(numbers<Number>(arguments.cx)),
-        table_(numbers<Number>(arguments.table)),
-        weight_ih_(rounded_numbers<Number>(arguments.weight_ih, bits)),
-        weight_hh_(rounded_numbers<Number>(arguments.weight_hh, bits)),
-        weight_hr_(rounded_numbers<Number>(arguments.weight_hr, bits)),
-        bias_ih_(numbers<Number>(arguments.bias_ih)),
-        bias_hh_(numbers<Number>(arguments.bias_hh)),
-        rate_(numbers<Number>(arguments.rate)),
         noise_(numbers<Number>(arguments.noise)),
         grad_output_(numbers<Number>(arguments.grad_output)),
         grad_h_n_(numbers<Number>(arguments.grad_h_n)),
         grad_c_n_(numbers<Number>(arguments.grad_c_n)),
         zero_state_(p.H),
         cx_stride_(arguments.layer.initial[1].stride) {
+    for (int i = 0; i < kParameters; ++i) {
+      const bool is_weight = i == kWeightHh || i == kWeightHr || (i == kWeightIh && !p.V);
+      parameters_.push_back(is_weight ? rounded_numbers<Number>(arguments.parameters[i], bits)
+                                      : numbers<Number>(arguments.parameters[i]));
+    }
     for (int i = 0; i < kNames; ++i) {
       results_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
                                                 : Numbers(p.size_of(Name(i), shape.rows)));
@@ -148,7 +146,7 @@ class Plain {
     for (int i = 0; i < kNames; ++i) {
       if (!p.wants(Name(i))) results_[i].resize(all.size_of(Name(i), shape.rows));
     }
-    results_[kGradBiasHh].resize(p.gate_rows());
+    gradient(kBiasHh).resize(p.gate_rows());
     results_[kGradNoise].resize(shape.rows * p.H);
   }
 
@@ -158,7 +156,7 @@ class Plain {
       Numbers c(p_.H);
       for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, c);
       std::copy_n(state_after(b, shape_.length[b] - 1), P_, &results_[kLast][place(b) * P_]);
-      if (p_.cell->has_cell_state)
+      if (p_.cell->has_cell_state())
         std::copy_n(c.data(), p_.H, &results_[kLastCell][place(b) * p_.H]);
     }
     for (int64_t b = 0; b < p_.B; ++b) {
@@ -166,7 +164,7 @@ class Plain {
       Numbers grad_c = last_gradient(b, grad_c_n_, p_.H, p_.grad_c_n, p_.expanded_grad_c);
       for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h, grad_c);
       std::copy_n(grad_h.data(), P_, &results_[kGradHx][place(b) * P_]);
-      if (p_.cell->has_cell_state)
+      if (p_.cell->has_cell_state())
         std::copy_n(grad_c.data(), p_.H, &results_[kGradCx][place(b) * p_.H]);
     }
     for (Numbers& values : results_) {
@@ -231,11 +229,11 @@ class Plain {
   }
 
   // Returns sums + bias + weight x, where x is a row's input or previous state.
-  Numbers add_product(Numbers sums, const Numbers& bias, const Numbers& weight, const Number* x,
+  Numbers add_product(Numbers sums, Parameter bias, Parameter weight, const Number* x,
                       int64_t K) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
-      if (p_.bias) sums[i] += bias[i];
-      for (int64_t k = 0; k < K; ++k) sums[i] += weight[i * K + k] * x[k];
+      if (p_.bias) sums[i] += parameters_[bias][i];
+      for (int64_t k = 0; k < K; ++k) sums[i] += parameters_[weight][i * K + k] * x[k];
     }
     return sums;
   }
@@ -245,33 +243,34 @@ class Plain {
   void forward(int64_t b, int64_t s, Numbers& c) {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
-    if (p_.V) std::copy_n(&table_[ids_[row(b, s)] * G], G, start.data());
+    if (p_.V) std::copy_n(&parameters_[kWeightIh][ids_[row(b, s)] * G], G, start.data());
     const Number* x = input_.data() + row(b, s) * p_.D;
     const Number* previous = previous_state(b, s);
-    const Numbers from_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
-    const Numbers from_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, P_);
-    if (p_.cell->has_cell_state && (s == 0 || is_cut(b, s))) {
+    const Numbers from_input = add_product(start, kBiasIh, kWeightIh, x, p_.D);
+    const Numbers from_state = add_product(Numbers(G), kBiasHh, kWeightHh, previous, P_);
+    if (p_.cell->has_cell_state() && (s == 0 || is_cut(b, s))) {
       std::copy_n(previous_cell_state(b, s), p_.H, c.data());
     }
     Numbers y(p_.H);
     for (int64_t j = 0; j < p_.H; ++j) {
       Number of[kAll]{};
-      for (int64_t gate = 0; gate < p_.cell->weight_blocks; ++gate) {
+      for (int64_t gate = 0; gate < p_.cell->gates; ++gate) {
         of[kFromInput + gate] = from_input[gate * p_.H + j];
         of[kFromState + gate] = from_state[gate * p_.H + j];
       }
       if (P_ == p_.H) of[kPrevious] = previous[j];
-      if (p_.cell->has_cell_state) of[kPreviousCell] = c[j];
-      if (p_.cell->has_rate) of[kRate] = rate_[j];
+      if (p_.cell->has_cell_state()) of[kPreviousCell] = c[j];
+      if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
       if (p_.noise) of[kNoise] = noise_[row(b, s) * p_.H + j];
       const States<Number> states = step_of(p_.cell->kind, of, keeper(b, s, j, 0));
       y[j] = states.h;
-      if (p_.cell->has_cell_state) c[j] = states.cell;
+      if (p_.cell->has_cell_state()) c[j] = states.cell;
     }
     Number* h = &results_[kOutput][row(b, s) * P_];
     for (int64_t i = 0; i < P_; ++i) {
       Number sum = 0;
-      for (int64_t j = 0; P_ < p_.H && j < p_.H; ++j) sum += weight_hr_[i * p_.H + j] * y[j];
+      for (int64_t j = 0; P_ < p_.H && j < p_.H; ++j)
+        sum += parameters_[kWeightHr][i * p_.H + j] * y[j];
       h[i] = rounded(P_ < p_.H ? sum : y[i], bits_);
     }
   }
@@ -286,8 +285,8 @@ class Plain {
   std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
     Dual<Number> of[kAll];  // sums are not kept, and their values not used
     if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];
-    if (p_.cell->has_cell_state) of[kPreviousCell] = previous_cell_state(b, s)[j];
-    if (p_.cell->has_rate) of[kRate] = rate_[j];
+    if (p_.cell->has_cell_state()) of[kPreviousCell] = previous_cell_state(b, s)[j];
+    if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
     const Number output = P_ == p_.H ? state_after(b, s)[j] : Number(0);
     std::array<States<Dual<Number>>, kAll> found;
     for (int i = 0; i < kAll; ++i) {
@@ -304,7 +303,7 @@ class Plain {
     for (int64_t j = 0; p_.grad_output && j < P_; ++j) {
       grad_h[j] += grad_output_[row(b, s) * P_ + j];
     }
-    const int64_t H = p_.H, gates = p_.cell->weight_blocks;
+    const int64_t H = p_.H, gates = p_.cell->gates;
     std::vector<std::array<States<Dual<Number>>, kAll>> states;
     for (int64_t j = 0; j < H; ++j) states.push_back(derivatives(b, s, j));
     if (P_ < H) {
@@ -326,16 +325,15 @@ class Plain {
       around[j] = grad[kPrevious];
       grad_c[j] = grad[kPreviousCell];
       results_[kGradNoise][row(b, s) * H + j] = grad[kNoise];
-      if (p_.wants(kGradRate)) results_[kGradRate][j] += rounded(grad[kRate], bits_);
+      if (p_.has(kOwn)) gradient(kOwn)[j] += rounded(grad[kRate], bits_);
     }
     const Number* x = input_.data() + row(b, s) * p_.D;
     grad_h.assign(around.begin(), around.begin() + P_);
-    add_gradients(from_state, weight_hh_, previous_state(b, s), P_, grad_h.data(),
-                  results_[kGradWeightHh].data(), results_[kGradBiasHh].data());
-    add_gradients(from_input, weight_ih_, x, p_.D, results_[kGradInput].data() + row(b, s) * p_.D,
-                  results_[kGradWeightIh].data(), results_[kGradBiasIh].data());
+    add_gradients(from_state, kBiasHh, kWeightHh, previous_state(b, s), P_, grad_h.data());
+    add_gradients(from_input, kBiasIh, kWeightIh, x, p_.D,
+                  results_[kGradInput].data() + row(b, s) * p_.D);
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
-      results_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += from_input[i];
+      gradient(kWeightIh)[ids_[row(b, s)] * p_.gate_rows() + i] += from_input[i];
     }
     if (!is_cut(b, s)) return;
     grad_h.assign(P_, 0);
@@ -349,24 +347,26 @@ class Plain {
     Numbers grad(H);
     for (int64_t i = 0; i < P_; ++i) {
       for (int64_t j = 0; j < H; ++j) {
-        grad[j] += grad_h[i] * weight_hr_[i * H + j];
-        results_[kGradWeightHr][i * H + j] += grad_h[i] * y[j];
+        grad[j] += grad_h[i] * parameters_[kWeightHr][i * H + j];
+        gradient(kWeightHr)[i * H + j] += grad_h[i] * y[j];
       }
     }
     return grad;
   }
 
-  // Adds to the gradients of x, weight and bias, given `grad`, the gradient of bias + weight x.
-  void add_gradients(const Numbers& grad, const Numbers& weight, const Number* x, int64_t K,
-                     Number* grad_x, Number* grad_weight, Number* grad_bias) const {
+  // Adds to the gradients of bias, weight and x, given `grad`, the gradient of bias + weight x.
+  void add_gradients(const Numbers& grad, Parameter bias, Parameter weight, const Number* x,
+                     int64_t K, Number* grad_x) {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
-      grad_bias[i] += grad[i];
+      gradient(bias)[i] += grad[i];
       for (int64_t k = 0; k < K; ++k) {
-        grad_x[k] += grad[i] * weight[i * K + k];
-        grad_weight[i * K + k] += grad[i] * x[k];
+        grad_x[k] += grad[i] * parameters_[weight][i * K + k];
+        gradient(weight)[i * K + k] += grad[i] * x[k];
       }
     }
   }
+
+  Numbers& gradient(int parameter) { return results_[gradient_of(parameter)]; }
 
   const Problem& p_;
   const int64_t P_ = p_.P();
@@ -374,8 +374,8 @@ class Plain {
   const int bits_;
   const int64_t* ids_;
   const char* cuts_;
-  const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, weight_hr_, bias_ih_, bias_hh_;
-  const Numbers rate_, noise_;
+  const Numbers input_, hx_, cx_, noise_;
+  std::vector<Numbers> parameters_;  // indexed by Parameter; weight_ih may be the table
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
   std::vector<Numbers> results_;  // indexed by Name

@@ -22,18 +22,15 @@ enum Name {
   kGradNoise,
   kGradHx,
   kGradCx,
-  kGradWeightIh,
-  kGradWeightHh,
-  kGradWeightHr,
-  kGradBiasIh,
-  kGradBiasHh,
-  kGradRate,
-  kNames
+  kGradParameters,  // the gradients of parameters, in the order of Parameter
+  kNames = kGradParameters + kParameters
 };
-constexpr const char* names[] = {
-    "output",         "h_n",          "c_n",          "kept",           "grad_input",
-    "grad_noise",     "grad_hx",      "grad_cx",      "grad_weight_ih", "grad_weight_hh",
-    "grad_weight_hr", "grad_bias_ih", "grad_bias_hh", "grad_rate"};
+inline Name gradient_of(int parameter) { return Name(kGradParameters + parameter); }
+constexpr const char* names[] = {"output",         "h_n",          "c_n",
+                                 "kept",           "grad_input",   "grad_noise",
+                                 "grad_hx",        "grad_cx",      "grad_weight_ih",
+                                 "grad_weight_hh", "grad_bias_ih", "grad_bias_hh",
+                                 "grad_weight_hr", "grad_rate"};
 
 struct Problem {
   const TestedCell* cell;
@@ -48,7 +45,7 @@ struct Problem {
   bool noise, want_noise;
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
-  int64_t gate_rows() const { return cell->weight_blocks * H; }
+  int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements of h.
   int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
 
@@ -56,33 +53,44 @@ struct Problem {
   // and without writing the output unless want_output is set.
   bool infers() const { return cell->kept || !want_output; }
 
+  // Returns whether the layer has a parameter.
+  bool has(int parameter) const {
+    if (parameter == kBiasIh || parameter == kBiasHh) return bias;
+    return parameter == kWeightHr ? P() < H : parameter < kOwn + cell->own;
+  }
+  // Returns the number of elements of a parameter, or of the table that replaces weight_ih.
+  int64_t size_of_parameter(int parameter) const {
+    switch (parameter) {
+      case kWeightIh:
+        return gate_rows() * (D + V);
+      case kWeightHh:
+        return gate_rows() * P();
+      case kWeightHr:
+        return P() * H;
+      default:
+        return parameter >= kOwn ? H : gate_rows();
+    }
+  }
+
   // Returns whether the passes write the result `name`.
   bool wants(Name name) const {
     switch (name) {
       case kLastCell:
-        return cell->has_cell_state;
+        return cell->has_cell_state();
       case kGradInput:
         return want_input;
       case kGradNoise:
         return want_noise;
-      case kGradRate:
-        return want_weights && cell->has_rate;
       case kGradHx:
         return want_hx;
       case kGradCx:
-        return want_hx && cell->has_cell_state;
-      case kGradWeightIh:
-      case kGradWeightHh:
-        return want_weights;
-      case kGradWeightHr:
-        return want_weights && P() < H;
-      case kGradBiasIh:
-        return want_weights && bias;
-      case kGradBiasHh:
-        return want_weights && bias && !cell->one_bias_gradient;
+        return want_hx && cell->has_cell_state();
       default:
-        return true;
+        break;
     }
+    if (name < kGradParameters) return true;
+    const bool is_copied = name == gradient_of(kBiasHh) && cell->one_bias_gradient;
+    return want_weights && has(name - kGradParameters) && !is_copied;
   }
   bool accumulates(Name name) const {
     return name == kGradInput ? accumulate_input : name > kGradCx && accumulate_weights;
@@ -90,21 +98,25 @@ struct Problem {
 
   // Returns the number of elements in the result `name` if tensors have `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
-    const int64_t sizes[] = {rows * P(),
-                             B * P(),
-                             B * H,
-                             rows * cell->kept * H,
-                             rows * D,
-                             rows * H,
-                             B * P(),
-                             B * H,
-                             gate_rows() * (D + V),
-                             gate_rows() * P(),
-                             P() * H,
-                             gate_rows(),
-                             gate_rows(),
-                             H};
-    return wants(name) ? sizes[name] : 0;
+    if (!wants(name)) return 0;
+    switch (name) {
+      case kOutput:
+        return rows * P();
+      case kLast:
+      case kGradHx:
+        return B * P();
+      case kLastCell:
+      case kGradCx:
+        return B * H;
+      case kKept:
+        return rows * cell->kept * H;
+      case kGradInput:
+        return rows * D;
+      case kGradNoise:
+        return rows * H;
+      default:
+        return size_of_parameter(name - kGradParameters);
+    }
   }
 };
 
@@ -140,9 +152,9 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.want_output = bit(13);
   p.in_place = {!table && bit(14), bit(15)};
   p.grad_output = bit(16);
-  p.grad_c_n = cell.has_cell_state && bit(18), p.expanded_grad_c = bit(19);
+  p.grad_c_n = cell.has_cell_state() && bit(18), p.expanded_grad_c = bit(19);
   p.grad_h_n = !(p.grad_output || p.grad_c_n) || bit(17);
-  p.noise = cell.has_rate && bit(20), p.want_noise = p.noise && bit(21);
+  p.noise = cell.inputs && bit(20), p.want_noise = p.noise && bit(21);
   return p;
 }
 
@@ -216,10 +228,11 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
 // passes share.
 template <class Storage>
 struct Arguments {
-  Array<Storage> input, hx, table, weight_ih, weight_hh, weight_hr, bias_ih, bias_hh;
+  Array<Storage> input, hx;
+  std::vector<Array<Storage>> parameters;  // indexed by Parameter; weight_ih may be the table
   Array<Storage> grad_output, grad_h_n;
   Array<Storage> cx, grad_c_n;  // empty if the cell has no cell state
-  Array<Storage> rate, noise;   // empty if the cell has no rate, or there is no noise
+  Array<Storage> noise;         // empty without noise
   Array<int64_t> ids;           // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
@@ -227,22 +240,21 @@ struct Arguments {
   Arguments(const Problem& p, const Shape& shape, Random& random)
       : input(shape.rows * p.D, random, 0),
         hx(p.B * p.P(), random, 0),
-        table(p.V * p.gate_rows(), random, 0),
-        weight_ih(p.gate_rows() * p.D, random, 3),
-        weight_hh(p.gate_rows() * p.P(), random, 3),
-        weight_hr(p.P() * p.H, random, 3),
-        bias_ih(p.gate_rows(), random, 3),
-        bias_hh(p.gate_rows(), random, 3),
         grad_output(shape.rows * p.P(), random, 0),
         grad_h_n(p.expanded_grad ? 1 : p.B * p.P(), random, 0),
-        cx(p.cell->has_cell_state * p.B * (p.H + 1), random, 0),
-        grad_c_n(p.cell->has_cell_state * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
-        rate(p.cell->has_rate * p.H, random, 0),
+        cx(p.cell->has_cell_state() * p.B * (p.H + 1), random, 0),
+        grad_c_n(p.cell->has_cell_state() * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
         noise(p.noise * shape.rows * p.H, random, 2),
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
-    layer.cell = p.cell->cell;
+    for (int i = 0; i < kParameters; ++i) {
+      // Rates, and the sums in a table, are larger than weights.
+      const int exponent = i == kOwn || (i == kWeightIh && p.V) ? 0 : 3;
+      parameters.emplace_back(p.has(i) ? p.size_of_parameter(i) : 0, random, exponent);
+      layer.parameters[i] = parameters[i].data_or_null();
+    }
+    layer.cell = p.cell;
     layer.layout = shape.layout;
     layer.D = p.D;
     layer.H = p.H;
@@ -255,20 +267,15 @@ struct Arguments {
           ids.data()[shape.row(t, b)] = random.below(p.V);
         }
       }
-      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), table.data(), p.V};
+      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), layer.parameters[kWeightIh], p.V};
+      layer.parameters[kWeightIh] = nullptr;
     } else {
       layer.input = rows_of<const Storage>(p, input.data(), p.D);
-      layer.parameters[kWeightIh] = weight_ih.data();
     }
     if (p.hx) layer.initial[0] = {hx.data(), p.P()};
-    if (p.hx && p.cell->has_cell_state) {
+    if (p.hx && p.cell->has_cell_state()) {
       layer.initial[1] = {cx.data(), p.H + 1};  // differs from the stride of hx, to catch mix-ups
     }
-    layer.parameters[kWeightHh] = weight_hh.data();
-    if (p.P() < p.H) layer.parameters[kWeightHr] = weight_hr.data();
-    layer.parameters[kBiasIh] = p.bias ? bias_ih.data() : nullptr;
-    layer.parameters[kBiasHh] = p.bias ? bias_hh.data() : nullptr;
-    if (p.cell->has_rate) layer.parameters[kOwn] = rate.data();
     if (p.noise) layer.inputs[0] = rows_of<const Storage>(p, noise.data(), p.H);
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
@@ -327,7 +334,7 @@ struct Results {
   const char* difference(const Results& alone, int64_t groups) const {
     const bool parts = p.B > 64 && p.l2_bytes < 1 << 20;
     for (int i = 0; i < kNames; ++i) {
-      const bool equal = (groups == 1 && !parts) || i < kGradWeightIh
+      const bool equal = (groups == 1 && !parts) || i < kGradParameters
                              ? arrays[i] == alone.arrays[i]
                              : agree(arrays[i], alone.arrays[i]);
       if (!equal) return "results differ from a run on one thread";
@@ -356,7 +363,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.P());
   forward.kept = {};
   forward.last[0] = results.inferred_h_n.data();
-  if (p.cell->has_cell_state) forward.last[1] = results.inferred_c_n.data();
+  if (p.cell->has_cell_state()) forward.last[1] = results.inferred_c_n.data();
   // The second run, as in inference, updates the cell states in place.
   if (const auto [cx, stride] = layer.initial[1]; cx) {
     for (int64_t b = 0; b < p.B; ++b) {
@@ -402,14 +409,9 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
   if (p.want_noise) backward.grad_inputs[0] = rows_of(p, results.data(kGradNoise), p.H);
-  backward.grads[kOwn] = results.data(kGradRate);
   backward.grad_initial[0] = results.data(kGradHx);
   backward.grad_initial[1] = results.data(kGradCx);
-  backward.grads[kWeightIh] = results.data(kGradWeightIh);
-  backward.grads[kWeightHh] = results.data(kGradWeightHh);
-  backward.grads[kWeightHr] = results.data(kGradWeightHr);
-  backward.grads[kBiasIh] = results.data(kGradBiasIh);
-  backward.grads[kBiasHh] = results.data(kGradBiasHh);
+  for (int i = 0; i < kParameters; ++i) backward.grads[i] = results.data(gradient_of(i));
   backward.accumulate_weights = p.accumulate_weights;
   kernels.backward(backward, runtime);
   free_scratch();

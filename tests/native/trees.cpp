@@ -20,9 +20,24 @@ struct Problem {
   size_t l2_bytes;
   bool grad_c_n;  // c_n of both layers has a gradient
 
-  int64_t gate_rows() const { return cell->weight_blocks * H; }
+  int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements in the last cell states of both layers.
-  int64_t cell_states() const { return cell->has_cell_state ? 2 * B * H : 0; }
+  int64_t cell_states() const { return cell->has_cell_state() ? 2 * B * H : 0; }
+  // Returns the number of elements of a parameter of a layer, or of the table that replaces
+  // weight_ih in the first layer; 0 if the layer lacks the parameter.
+  int64_t size_of(int parameter, int layer) const {
+    switch (parameter) {
+      case kWeightIh:
+        return (layer == 0 ? V : H) * gate_rows();
+      case kWeightHh:
+        return H * gate_rows();
+      case kBiasIh:
+      case kBiasHh:
+        return bias * gate_rows();
+      default:
+        return parameter >= kOwn ? cell->own * H : 0;
+    }
+  }
 };
 
 // Draws sequences of ids, longest first. Some sequences share a prefix, and some are equal.
@@ -88,16 +103,13 @@ template <class Scalar>
 struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
   Array<Scalar> c_n;                     // [2, B, H], or empty
-  std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias_ih,
-                                         // bias_hh, rate
+  std::vector<Array<Scalar>> gradients;  // [layers, kParameters]; empty without a gradient
 
   explicit Results(const Problem& p) : h_n(2 * p.B * p.H), c_n(p.cell_states()) {
-    for (const int64_t inputs : {p.V, p.H}) {
-      gradients.emplace_back(inputs * p.gate_rows());
-      gradients.emplace_back(p.H * p.gate_rows());
-      gradients.emplace_back(p.bias ? p.gate_rows() : 0);
-      gradients.emplace_back(p.bias && !p.cell->one_bias_gradient ? p.gate_rows() : 0);
-      gradients.emplace_back(p.cell->has_rate ? p.H : 0);
+    for (int i = 0; i < 2 * kParameters; ++i) {
+      const int parameter = i % kParameters;
+      const bool is_copied = parameter == kBiasHh && p.cell->one_bias_gradient;
+      gradients.emplace_back(is_copied ? 0 : p.size_of(parameter, i / kParameters));
     }
   }
   bool is_finite() const {
@@ -129,15 +141,16 @@ class Stack {
         packed_before_(packed_before),
         runtime_(runtime_of(threads, p.l2_bytes)),
         ids_(rows.ids),
-        table_(p.V * p.gate_rows(), random_, 0),
         grad_h_n_(2 * p.B * p.H, random_, 0),
         grad_c_n_(p.cell_states(), random_, 0),
         outputs_{Array<Scalar>(rows.layout.N * p.H), Array<Scalar>(rows.layout.N * p.H)},
         kept_{Array<Scalar>(rows.layout.N * kept_size()),
               Array<Scalar>(rows.layout.N * kept_size())},
         grad_rows_(rows.layout.N * p.H) {
-    for (int i = 0; i < 3; ++i) weights_.emplace_back(p.gate_rows() * p.H, random_, 2);
-    for (int i = 0; i < 4; ++i) biases_.emplace_back(p.gate_rows(), random_, 2);
+    for (int i = 0; i < 2 * kParameters; ++i) {
+      const int exponent = i == kWeightIh ? 0 : 2;  // of the table, and of other parameters
+      parameters_.emplace_back(p.size_of(i % kParameters, i / kParameters), random_, exponent);
+    }
   }
 
   Results<Scalar> run() {
@@ -157,21 +170,18 @@ class Stack {
   Layer<Scalar> layer_of(int k) const {
     Layer<Scalar> layer{};
     layer.layout = rows_.layout;
-    layer.cell = p_.cell->cell;
+    layer.cell = p_.cell;
     layer.H = layer.P = p_.H;
     layer.activation = p_.relu ? Activation::relu : Activation::tanh;
+    for (int p = 0; p < kParameters; ++p) {
+      layer.parameters[p] = parameters_[k * kParameters + p].data_or_null();
+    }
     if (k == 0) {
-      layer.table = {{ids_.data(), 0, 1}, table_.data(), p_.V};
+      layer.table = {{ids_.data(), 0, 1}, layer.parameters[kWeightIh], p_.V};
+      layer.parameters[kWeightIh] = nullptr;
     } else {
       layer.D = p_.H;
       layer.input = {outputs_[0].data(), 0, p_.H};
-      layer.parameters[kWeightIh] = weights_[2].data();
-    }
-    layer.parameters[kWeightHh] = weights_[k].data();
-    if (p_.cell->has_rate) layer.parameters[kOwn] = biases_[2 * k].data();
-    if (p_.bias) {
-      layer.parameters[kBiasIh] = biases_[2 * k].data();
-      layer.parameters[kBiasHh] = biases_[2 * k + 1].data();
     }
     // Without batch_invariant, one sequence in plain rows would run through forward_short(), whose
     // results differ from a tree's in the last bits.
@@ -192,7 +202,7 @@ class Stack {
     args.output = {outputs_[k].data(), 0, p_.H};
     if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
     args.last[0] = results.h_n.data() + k * p_.B * p_.H;
-    if (p_.cell->has_cell_state) args.last[1] = results.c_n.data() + k * p_.B * p_.H;
+    if (p_.cell->has_cell_state()) args.last[1] = results.c_n.data() + k * p_.B * p_.H;
     kernels_.forward(args, runtime_);
     free_scratch();
   }
@@ -212,13 +222,9 @@ class Stack {
     if (k == 1 || p_.grad_h_n) args.grad_last[0] = {grad_h_n_.data() + first, p_.H, 1};
     if (p_.grad_c_n) args.grad_last[1] = {grad_c_n_.data() + first, p_.H, 1};
     args.accumulate_weights = p_.accumulate;
-    args.grads[kWeightIh] = results.gradients[5 * k].data();
-    args.grads[kWeightHh] = results.gradients[5 * k + 1].data();
-    if (p_.bias) args.grads[kBiasIh] = results.gradients[5 * k + 2].data();
-    if (p_.bias && !p_.cell->one_bias_gradient) {
-      args.grads[kBiasHh] = results.gradients[5 * k + 3].data();
+    for (int p = 0; p < kParameters; ++p) {
+      args.grads[p] = results.gradients[k * kParameters + p].data_or_null();
     }
-    if (p_.cell->has_rate) args.grads[kOwn] = results.gradients[5 * k + 4].data();
     kernels_.backward(args, runtime_);
     free_scratch();
   }
@@ -230,9 +236,9 @@ class Stack {
   Runtime runtime_;
   Random random_;
   Array<int64_t> ids_;
-  Array<Scalar> table_, grad_h_n_, grad_c_n_;
+  Array<Scalar> grad_h_n_, grad_c_n_;
   Array<Scalar> outputs_[2], kept_[2], grad_rows_;
-  std::vector<Array<Scalar>> weights_, biases_;
+  std::vector<Array<Scalar>> parameters_;  // [layers, kParameters]; the first is the table
 };
 
 template <class Scalar>
@@ -277,16 +283,16 @@ void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
                       options / 2 != 0,
                       random.below(2) != 0,
                       size_t(random.below(2) ? 1 << 14 : 1 << 22),
-                      cell.has_cell_state && random.below(2) != 0};
+                      cell.has_cell_state() && random.below(2) != 0};
       ++runs;
       const char* error = error_of(kernels, p, random);
       if (!error) continue;
       std::fprintf(stderr, "%s, trees, %zu bytes, (H, T, B, V) = (%d, %d, %d, %d), options %u: ",
-                   cell.name.c_str(), sizeof(Scalar), int(H), int(T), int(B), int(V), options);
+                   cell.title.c_str(), sizeof(Scalar), int(H), int(T), int(B), int(V), options);
       fail(error);
     }
   }
-  std::printf("%s, trees, %zu bytes: %d problems\n", cell.name.c_str(), sizeof(Scalar), runs);
+  std::printf("%s, trees, %zu bytes: %d problems\n", cell.title.c_str(), sizeof(Scalar), runs);
   std::fflush(stdout);
 }
 
