@@ -157,6 +157,21 @@ def gradients(results, leaves):
     return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
 
 
+def check_derivatives(run, leaves, fast_mode=False):
+    """Checks first and second derivatives in float64, also batched and in forward mode.
+
+    `fast_mode` checks only random directions of the first derivatives.
+    """
+    batched = {"check_batched_grad": True}
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=fast_mode, **batched)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True, **batched)
+    every = tuple(range(len(leaves)))
+    gradient = torch.func.grad(lambda *leaves: loss_of(*run(*leaves)), every)
+    for function in (run, gradient):
+        modes = (torch.func.jacfwd(function, every), torch.func.jacrev(function, every))
+        torch.testing.assert_close(*(jacobian(*leaves) for jacobian in modes))
+
+
 def calls_of(layer, dtype):
     """Yields a name, the arguments and the keyword arguments of a call for each layout."""
     generator = torch.Generator().manual_seed(1)

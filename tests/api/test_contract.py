@@ -16,7 +16,7 @@ from kinds import (
 )
 from layouts import tensors_of
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from namernn_fast import FusedRNN, explain, ops
 from namernn_fast.testing import ErrorBudget
@@ -30,49 +30,6 @@ def run(module, x, packed):
     """Runs a module on a dense or packed batch, and returns the output and each last state."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     return tensors_of(module(input))
-
-
-def test_jacobians_and_hessians_match_torchs_layer(kind):
-    """Derivatives with respect to input and weights match torch's in forward and mixed mode."""
-    modules = kind.twins(3, 4, dtype=torch.float64, **STACK)
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
-    results = []
-    for module in modules:
-        weights = {name: p.detach() for name, p in module.named_parameters()}
-
-        def states(x, weights, module=module):
-            return flat(torch.func.functional_call(module, weights, (x,)))
-
-        def loss(x, weights, states=states):
-            return sum(t.square().sum() for t in states(x, weights))
-
-        results.append(
-            (
-                torch.func.jacfwd(states, (0, 1))(x, weights),
-                torch.func.hessian(loss, (0, 1))(x, weights),
-                torch.func.jvp(states, (x, weights), (torch.ones_like(x), weights)),
-            )
-        )
-    torch.testing.assert_close(*results)
-
-
-def test_packed_forward_mode_agrees_with_backward_mode(kind):
-    """Compares forward with backward mode: torch's layers lack forward mode for packed input."""
-    module = kind.layer(3, 4, dtype=torch.float64, **STACK)
-    packed = pack_padded_sequence(
-        torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
-    )
-
-    def states(data):
-        return tensors_of(module(PackedSequence(data, *packed[1:])))
-
-    def loss(data):
-        return sum(t.square().sum() for t in states(data))
-
-    forward = torch.func.jacfwd(states)(packed.data)
-    torch.testing.assert_close(forward, torch.func.jacrev(states)(packed.data))
-    wanted = torch.autograd.functional.hessian(loss, packed.data)
-    torch.testing.assert_close(torch.func.hessian(loss)(packed.data), wanted)
 
 
 def tie(module):

@@ -2,12 +2,9 @@
 
 import itertools
 
-import oracle
 import pytest
 import torch
-from cases import layer_of
-from kinds import VARIANTS, flat, for_variants, tensors_in
-from layouts import tensors_of
+from kinds import flat, for_variants, tensors_in
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -187,35 +184,6 @@ def test_needed_weights_must_not_change_before_backward(kind):
         ours.weight_ih_l0.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
-
-
-@pytest.mark.covering(1)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", oracle.EQUATIONS)
-def test_batched_gradients_match_separate_gradients(packed, bidirectional, cell):
-    """Autograd and `torch.vmap` compute correct gradients for several vectors at once."""
-    name, options = layer_of(cell)
-    options |= {"bidirectional": bidirectional, "dtype": torch.float64}
-    module = VARIANTS[name].layer(2, 3, 2, **options)
-    sizes = torch.tensor([3, 2, 1])
-    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
-
-    def run(x):
-        return tensors_of(module(PackedSequence(x, sizes) if packed else x))
-
-    assert torch.autograd.gradcheck(run, x, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(run, x, check_batched_grad=True)
-    output, *_ = run(x)
-    vectors = torch.randn(4, *output.shape, dtype=torch.float64)
-
-    def pull_back(vector):
-        return torch.autograd.grad(output, [x, *module.parameters()], vector, retain_graph=True)
-
-    wanted = tuple(map(torch.stack, zip(*map(pull_back, vectors), strict=True)))
-    torch.testing.assert_close(torch.vmap(pull_back)(vectors), wanted)
-    batched = torch.autograd.grad(output, [x, *module.parameters()], vectors, is_grads_batched=True)
-    torch.testing.assert_close(batched, wanted)
 
 
 @for_variants

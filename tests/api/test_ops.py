@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import layer_of
 from kinds import KINDS, VARIANTS, flat, for_variants, tensors_in
+from layouts import check_derivatives
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -141,45 +142,26 @@ def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, r
         output, *last = flat(torch.func.functional_call(module, parameters, call, more))
         return output.data if packed else output, *last
 
-    # By default gradcheck runs all its checks, including undefined gradients and determinism.
-    assert torch.autograd.gradcheck(run, leaves)
-    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
+    check_derivatives(run, leaves)
 
 
-def test_tied_weights_have_correct_derivatives(kind):
-    """First and second derivatives are correct if one tensor is both weight_ih and weight_hh."""
-    square = torch.randn(kind.gates * 3, 3, dtype=torch.float64, requires_grad=True)
-    module = kind.layer(3, 3, bias=False, dtype=torch.float64)
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
-
-    def run(w):
-        tied = {"weight_ih_l0": w, "weight_hh_l0": w}
-        return torch.func.functional_call(module, tied, (x,))[0]
-
-    assert torch.autograd.gradcheck(run, square)
-    assert torch.autograd.gradgradcheck(run, square)
-
-
-def test_hx_or_a_bias_alone_may_require_gradients(kind):
-    module, x = kind.layer(4, 6).requires_grad_(False), torch.randn(5, 3, 4)
-    assert not module(x)[0].requires_grad
-    hx = kind.states(torch.randn, 1, 3, 6, requires_grad=True)
-    module(x, hx)[0].sum().backward()
-    assert all(state.grad is not None for state in tensors_in(hx))
-    module.bias_hh_l0.requires_grad_()
-    flat(module(x))[1].sum().backward()
-    assert module.bias_hh_l0.grad is not None
-
-
-def test_transforms_of_a_cell_match_torchs_cell(kind):
-    """Inside transforms a cell calls its layer's operator, and matches torch's cell."""
+@pytest.mark.usefixtures("fused_steps")
+def test_derivatives_of_a_step_are_correct(kind):
+    """Inside transforms a step module calls its layer's operator, and matches torch's cell."""
     ours = kind.step_module(3, 4, dtype=torch.float64)
     theirs = kind.nn_step_module(3, 4, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
     x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
     jvps = (torch.func.jvp(cell, (x,), (tangent,)) for cell in (ours, theirs))
     torch.testing.assert_close(*jvps)
-    torch.testing.assert_close(torch.func.jacrev(ours)(x), torch.func.jacrev(theirs)(x))
+    hx = kind.states(torch.randn, 5, 4, dtype=torch.float64)
+    leaves, spec = tree_flatten((x, hx, dict(ours.named_parameters())))
+
+    def run(*leaves):
+        x, hx, parameters = tree_unflatten(leaves, spec)
+        return tensors_in(torch.func.functional_call(ours, parameters, (x, hx)))
+
+    check_derivatives(run, [leaf.detach().requires_grad_() for leaf in leaves])
 
 
 X, OUTPUT, H_N = torch.zeros(5, 2, 4), torch.zeros(5, 2, 5), torch.zeros(1, 2, 5)

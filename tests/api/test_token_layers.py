@@ -323,23 +323,6 @@ def test_per_sample_gradients_match_a_loop(kind, method, padding_idx):
             torch.testing.assert_close(got[name][k], p.grad, **EXACT)
 
 
-def test_jacobians_and_hessians_match_embedded_rows(kind):
-    ours = model(kind)
-    parameters = {name: p.detach() for name, p in ours.named_parameters()}
-
-    def states(parameters):
-        return functional_call(ours, parameters, (IDS,))[1]
-
-    def states_from_rows(parameters):
-        rows = parameters["embedding.weight"][IDS]
-        layer = {k.removeprefix("rnn."): v for k, v in parameters.items() if k[0] == "r"}
-        return functional_call(ours.rnn, layer, (rows,))[1]
-
-    for transform in (torch.func.jacfwd, torch.func.jacrev, torch.func.hessian):
-        got, wanted = transform(states)(parameters), transform(states_from_rows)(parameters)
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-
-
 def test_explain_lists_shortcuts(kind):
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else kind.without_kernel
     ours, ids = kind.tokens(9, D, 64), torch.randint(9, (5, 200))

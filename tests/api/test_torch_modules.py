@@ -1,4 +1,4 @@
-"""Runs the checks of PyTorch's test_modules.py on fused modules, with PyTorch's own inputs."""
+"""Runs checks of PyTorch's test_modules.py on fused modules, with PyTorch's own inputs."""
 
 import copy
 import functools
@@ -235,40 +235,6 @@ def test_non_contiguous_tensors_match_torch(base, dtype, training):
                 assert_within_budget(*(dict(enumerate(r)) for r in (got, wanted, precise)))
             for result, expected in zip(got, wanted, strict=True) if pair[0] is args else ():
                 assert result.is_contiguous() or not expected.is_contiguous()
-
-
-def check_gradients(check, samples, every):
-    """Checks one gradient on every sample, and all gradients on each `every`-th sample."""
-    for k, (ours, _, args) in enumerate(samples):
-        leaves, parameters = tensors(args), list(ours.parameters())
-
-        def outputs(*values, ours=ours, args=args, leaves=leaves):
-            replaced = dict(zip(map(id, leaves), values, strict=False))
-            return tensors(ours(*tree_map_only(Tensor, lambda t: replaced.get(id(t), t), args)))
-
-        for alone in (False, True) if k % every == 0 else (True,):
-            for number, parameter in enumerate(parameters):
-                parameter.requires_grad_(not alone or number == k % len(parameters))
-            inputs = [*changed(leaves, Tensor.detach), *parameters]
-            for leaf in inputs[: len(leaves)]:
-                leaf.requires_grad_(not alone)
-            assert check(outputs, inputs, check_batched_grad=True, fast_mode=True)
-
-
-@pytest.mark.covering(0)
-@cases(torch.float64)
-def test_gradients_pass_gradcheck(base, dtype, training):
-    samples = pairs(base, dtype, training, requires_grad=True)
-    check_gradients(torch.autograd.gradcheck, samples, every=1)
-
-
-@pytest.mark.covering(0)
-@cases(torch.float64)
-def test_second_derivatives_pass_gradgradcheck(base, dtype, training):
-    samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)
-    if base in (torch.nn.GRU, torch.nn.LSTM):
-        samples = itertools.islice(samples, 0, None, 3)
-    check_gradients(torch.autograd.gradgradcheck, samples, every=7)
 
 
 @cases(torch.float32)
