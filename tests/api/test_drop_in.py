@@ -23,21 +23,40 @@ from namernn_fast.machine import availability
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 
 
-@pytest.mark.drop_in
-@pytest.mark.parametrize("reset", [False, True])
+@for_variants
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("how", ["dense", "lengths", "reset", "evaluation"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_match_torchs_layer(kind, batch_first, bidirectional, reset):
+def test_dropout_masks_match_torchs_layer(kind, path, batch_first, bidirectional, how):
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": 0.5}
     x, never = XS[0], torch.zeros(2, 6, dtype=torch.bool)
     if not batch_first:
         x, never = x.transpose(0, 1), never.t()
+    ours, theirs = kind.twins(3, 16, 3, **options)
+    more = {"lengths": {"lengths": [6, 6]}, "reset": {"reset": never}}.get(how, {})
     results = []
-    for module in kind.twins(3, 16, 3, **options):
+    for module, arguments in ((ours, more), (theirs, {})):
+        module.train(how != "evaluation")
         torch.manual_seed(1)
-        more = {"reset": never} if reset and isinstance(module, kind.layer) else {}
-        results.append(module(x, **more))
+        results.append(module(x, **arguments))
     torch.testing.assert_close(*results)
+
+
+@for_variants
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("lengths", [None, (), [], np.array([]), torch.tensor([]).long()], ids=repr)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}], ids=str)
+def test_an_empty_batch_matches_torch(kind, path, options, batch_first, lengths):
+    ours, theirs = kind.twins(3, 5, batch_first=batch_first, **options)
+    found = []
+    for module, more in ((ours, {"lengths": lengths}), (theirs, {})):
+        x = torch.zeros((0, 4, 3) if batch_first else (4, 0, 3), requires_grad=True)
+        results = flat(module(x, **more))
+        sum(result.sum() for result in results).backward()
+        found.append([*results, x.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 def test_lengths_are_copied(kind):
@@ -60,13 +79,6 @@ def test_states_of_an_lstm_may_be_a_list():
     ):
         got, wanted = (flat(module(input, of(hx))) for of in (list, tuple))
         assert all(map(torch.equal, got, wanted))
-
-
-@pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
-def test_empty_batch_accepts_empty_lengths(kind, path, lengths):
-    output, *last = flat(kind.layer(3, 4)(torch.randn(6, 0, 3), lengths=lengths))
-    assert output.shape == (6, 0, 4)
-    assert all(state.shape == (1, 0, 4) for state in last)
 
 
 def test_offsets_may_be_int32_but_must_be_valid(kind, path):

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kinds import VARIANTS, flat, map_states, tensors_in
+from kinds import VARIANTS, flat, tensors_in
 from layouts import gradients
 from torch._dynamo.testing import AotEagerAndRecordGraphs
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
-from torch.utils._pytree import tree_map
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import batch_invariant, reference, torch_operators
+from namernn_fast import reference, torch_operators
 from namernn_fast.machine import availability
 
 D, H, T, B = 3, 4, 6, 5
@@ -74,19 +73,6 @@ def inputs(kind, layer, with_hx=True):
     return x, hx if with_hx else None
 
 
-def one_by_one(layer, x, hx):
-    """Runs torch's layer on each sequence; an empty sequence outputs zeros and keeps its hx."""
-    x = x.transpose(0, 1) if layer.batch_first else x
-    outputs, states = [], []
-    for b, length in enumerate(LENGTHS):
-        initial = map_states(hx, lambda state, b=b: state[:, b])
-        output, last = layer(x[: max(length, 1), b], initial)
-        outputs.append(output[:length])
-        states.append(last if length else initial)
-    states = tree_map(lambda *each: torch.stack(each, 1), *states)
-    return pad_sequence(outputs, batch_first=layer.batch_first), states
-
-
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", [*OPTIONS, DROPOUT], ids=str)
@@ -113,50 +99,6 @@ def test_dense_and_packed_calls_are_bit_identical_to_torch(
         results.append((output, *last, *first, *second))
     assert paths == ["torch"]
     assert all(map(torch.equal, *results))
-
-
-@pytest.mark.covering(2)
-@pytest.mark.parametrize("kind", [VARIANTS[name] for name in WITH_GATES], ids=WITH_GATES)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("layout", ["list", "tensor", "jagged"])
-def test_lengths_and_jagged_match_separate_sequences(kind, paths, options, batch_first, layout):
-    """Results and gradients match calls on one sequence at a time, whatever the padding holds."""
-    ours, theirs = twins(kind, batch_first=batch_first, **options)
-    x, hx = inputs(kind, ours)
-    past = torch.arange(T)[:, None] >= torch.tensor(LENGTHS)
-    past = (past.T if batch_first else past).unsqueeze(-1)
-    wanted = one_by_one(theirs, x, hx)
-    if layout == "jagged":
-        sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
-        ends = zip(sequences, LENGTHS, strict=True)
-        jagged = torch.nested.as_nested_tensor([s[:n] for s, n in ends], layout=torch.jagged)
-        output, last = ours(jagged, hx)
-        rows = [
-            wanted[0][b, :n] if batch_first else wanted[0][:n, b] for b, n in enumerate(LENGTHS)
-        ]
-        got, wanted = (output.values(), last), (torch.cat(rows), wanted[1])
-    else:
-        lengths = torch.tensor(LENGTHS, dtype=torch.int32) if layout == "tensor" else LENGTHS
-        got = ours(x.masked_fill(past, torch.nan), hx, lengths=lengths)
-        assert not got[0][past.expand_as(got[0])].any()
-    assert paths == ["torch"]
-    torch.testing.assert_close(got, wanted, **EXACT)
-    leaves = [x, *tensors_in(hx)]
-    found = gradients(got, [*leaves, *ours.parameters()])
-    assert not found[0][past.expand_as(x)].any()
-    expected = gradients(wanted, [*leaves, *theirs.parameters()])
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_with_lengths_match_torchs_layer(kind, batch_first):
-    ours, theirs = twins(kind, batch_first=batch_first, **DROPOUT)
-    x, hx = inputs(kind, ours)
-    torch.manual_seed(1)
-    wanted = theirs(x, hx)
-    torch.manual_seed(1)
-    torch.testing.assert_close(ours(x, hx, lengths=[T] * B), wanted, **EXACT)
 
 
 @pytest.mark.parametrize("layout", ["dense", "packed"])
@@ -275,21 +217,8 @@ def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
     assert why_not == "the GPU kernels have no reset_to"
 
 
-def test_batch_invariance_is_rejected(kind):
-    module = kind.layer(D, H)
-    with batch_invariant(), pytest.raises(RuntimeError, match="needs the fused kernel: the C"):
-        module(torch.randn(T, B, D))
-
-
-def test_empty_batches_are_accepted(kind):
+def test_all_sequences_of_a_jagged_batch_may_be_empty(kind):
     module = kind.layer(D, H, num_layers=2, bidirectional=True)
-    x = torch.randn(T, 0, D, requires_grad=True)
-    for lengths in (None, []):
-        output, *last = flat(module(x, lengths=lengths))
-        assert output.shape == (T, 0, 2 * last[0].shape[-1])
-        sizes = tensors_in(kind.states(torch.ones, 4, 0, H))
-        assert [state.shape for state in last] == [size.shape for size in sizes]
-        output.sum().backward()
     nobody = torch.nested.nested_tensor([torch.zeros(0, D)] * 2, layout=torch.jagged)
     output, *last = flat(module(nobody, kind.states(torch.ones, 4, 2, H)))
     assert output.values().shape == (0, 2 * last[0].shape[-1])
@@ -366,16 +295,3 @@ def test_exported_program_calls_torchs_operator(kind, strict):
     for batch in (2, 7):
         x = torch.randn(T, batch, D, dtype=torch.float64)
         torch.testing.assert_close(program.module()(x), module(x), **EXACT)
-
-
-def test_step_by_step_matches_torchs_operator(kind):
-    """Results and gradients of reference.py, which runs calls with `reset`, match torch's layer."""
-    module, theirs = twins(kind, num_layers=2, bidirectional=True)
-    x, hx = inputs(kind, module)
-    never = torch.zeros(T, B, dtype=torch.bool)
-    got, wanted = module(x, hx, reset=never), theirs(x, hx)
-    torch.testing.assert_close(got, wanted, **EXACT)
-    leaves = [x, *tensors_in(hx)]
-    found = gradients(got, [*leaves, *module.parameters()])
-    expected = gradients(wanted, [*leaves, *theirs.parameters()])
-    torch.testing.assert_close(found, expected, **EXACT)

@@ -7,6 +7,7 @@ from kinds import flat, needs_extension
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
+from namernn_fast.machine import availability
 
 T, MANY = 9, 257
 SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
@@ -67,9 +68,11 @@ def test_batch_invariance_is_set_by_module_or_context(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_batch_invariance_is_rejected_without_the_fused_kernel(cell):
-    module = FUSED[cell](3, 4, batch_invariant=True)
-    with pytest.raises(
-        RuntimeError, match=r"batch_invariant needs the fused kernel: a torch.func tr"
-    ):
-        torch.func.grad(lambda x: module(x)[0].sum())(torch.zeros(2, 1, 3))
+def test_batch_invariance_is_rejected_without_the_fused_kernel(cell, monkeypatch):
+    module, x = FUSED[cell](3, 4, batch_invariant=True), torch.zeros(2, 1, 3)
+    text = "batch_invariant needs the fused kernel"
+    with pytest.raises(RuntimeError, match=f"{text}: a torch.func transform"):
+        torch.func.grad(lambda x: module(x)[0].sum())(x)
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    with pytest.raises(RuntimeError, match=rf"{text}: the C\+\+ extension"):
+        module(x)
