@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from kinds import DROP_INS, VARIANTS, for_variants, kind_of, tensors_in
 from layouts import tensors_of
-from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -171,20 +170,6 @@ def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, voc
 
 def our_nodes(graph):
     return [node for node in graph.nodes if str(node.target).startswith("namernn_fast.")]
-
-
-@pytest.mark.covering(0)
-def test_the_graph_does_not_grow_with_the_sequence_length(kind):
-    sizes = []
-    for seq_len in (5, 500):
-        torch._dynamo.reset()
-        backend = AotEagerAndRecordGraphs()
-        net = Net(kind.layer(4, 6, **STACK))
-        torch.compile(net, fullgraph=True, backend=backend)(torch.randn(seq_len, 3, 4)).backward()
-        graphs = [backend.fw_graphs[0].graph, backend.bw_graphs[0].graph]
-        assert all(0 < len(our_nodes(graph)) <= 2 for graph in graphs)
-        sizes.append([len(graph.nodes) for graph in graphs])
-    assert sizes[0] == sizes[1]
 
 
 def exported(module, with_hx):

@@ -148,6 +148,7 @@ STEPS = [
     (torch.randn(1, 3, 4), None, ValueError, "Expected input to be 1D or 2D, got 3D instead"),
     (torch.randn(3, 4), torch.zeros(3, 6), RuntimeError, "hidden_size: got 6, expected 5"),
     (torch.randn(3, 4), torch.zeros(2, 5), RuntimeError, "3 doesn't match hidden0 batch size 2"),
+    (torch.randn(3, 4), torch.zeros(1, 3, 5), ValueError, "to be 1D or 2D, got 3D instead"),
     (torch.randn(3, 4).double(), None, RuntimeError, "same dtype"),
     (torch.randn(3, 4), torch.zeros(3, 5).double(), RuntimeError, "same dtype"),
     (torch.tensor(1.0), None, ValueError, "Expected input to be 1D or 2D, got 0D instead"),
@@ -162,12 +163,25 @@ STEPS_OF_PAIRS = [
 
 @pytest.mark.parametrize(COLUMNS, [*rows(DROP_INS, STEPS), *of_lstm(STEPS_OF_PAIRS)])
 def test_cell_errors_match_torchs_cell(kind, input, states, error, text):
-    found, wanted = (
-        message(cls(4, 5), input, states) for cls in (kind.step_module, kind.nn_step_module)
-    )
-    assert found == wanted
-    assert found[0] is error
-    assert text in found[1]
+    ours, theirs = kind.step_module(4, 5), kind.nn_step_module(4, 5)
+    wanted = message(theirs, input, states)
+    assert wanted[0] is error
+    assert text in wanted[1]
+    assert message(ours, input, states) == wanted
+    with torch.no_grad():
+        assert message(ours, input, states) == wanted
+        assert message(ours.prepare(), input, states)[0] is error
+
+
+@pytest.mark.drop_in
+def test_16_bit_steps_reject_states_in_float32(kind):
+    """As torch's cells do, although streams in 16 bits have such states."""
+    options, states = {"dtype": torch.bfloat16}, states_of(kind, torch.zeros(3, 5))
+    x, ours = torch.zeros(3, 4, **options), kind.step_module(4, 5, **options)
+    error, _ = message(kind.nn_step_module(4, 5, **options), x, states)
+    with torch.no_grad():
+        for module in (ours, ours.prepare()):
+            assert message(module, x, states)[0] is error
 
 
 def test_step_module_rejects_an_unknown_nonlinearity():

@@ -21,7 +21,6 @@ from namernn_fast import (
     TokenLeakyRNN,
     explain,
     last_state,
-    leaky,
     ops,
     prepare_rnn,
     restore_rnn,
@@ -236,17 +235,6 @@ def test_unknown_nonlinearities_are_rejected(path):
         last_state(torch.zeros(T, B, D), None, [], cell="leaky", nonlinearity="gelu")
 
 
-def test_functions_compute_what_the_layer_computes(path):
-    layer = FusedLeakyRNN(D, H, 2, "softplus", bias=False, bidirectional=True)
-    x, noise = torch.randn(T, B, D), torch.randn(T, B, 4 * H)
-    options = {"nonlinearity": "softplus", "bias": False, "bidirectional": True, "noise": noise}
-    output, states = layer(x, noise=noise)
-    found = leaky(x, None, [*layer.parameters()], **options)
-    assert all(map(torch.equal, flat(found), (output, *states)))
-    found = last_state(x, None, [*layer.parameters()], cell="leaky", **options)
-    torch.testing.assert_close(found, states)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
     """Autocast treats a leaky layer like a dense LSTM: all results are in 16 bits."""
@@ -302,12 +290,6 @@ def test_copies_keep_rates_and_nonlinearity():
     layer.flatten_parameters()
 
 
-def test_names_of_parameters():
-    names = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "rate"
-    found = [name for name, _ in FusedLeakyRNN(D, H, 2).named_parameters()]
-    assert found == [f"{name}_l{k}" for k in range(2) for name in names]
-
-
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_a_step_computes_the_equation(nonlinearity, with_noise):
@@ -329,20 +311,3 @@ def test_a_step_computes_the_equation(nonlinearity, with_noise):
     sums = x @ weight_ih.T + LEAKY.bias_of_input(weights)
     states = step(torch.cat([sums, noise], 1) if with_noise else sums, torch.cat([r, v], 1))
     torch.testing.assert_close(states, torch.cat([wanted_r, wanted_v], 1), **EXACT)
-
-
-def test_the_equation_of_psychrnn_in_plain_tensors():
-    """PsychRNN's network, whose output is read from v after each step, with its noise drawn here.
-
-    Its state is v alone: r is relu(v), also of the initial state.
-    """
-    layer = FusedLeakyRNN(D, H, nonlinearity="relu", bias=False, rate=0.2, dtype=torch.float64)
-    x, v, alpha, rec_noise = drawn(T, B, D), drawn(B, H), 0.2, 0.3
-    noise = (2 * alpha * rec_noise**2) ** 0.5 * drawn(T, B, H)
-    hx, states = (torch.relu(v)[None], v[None]), []
-    for x_t, noise_t in zip(x, noise, strict=True):
-        recurrent, inputs = torch.relu(v) @ layer.weight_hh_l0.T, x_t @ layer.weight_ih_l0.T
-        v = (1 - alpha) * v + alpha * (recurrent + inputs) + noise_t
-        states.append(torch.relu(v))
-    output, (_, v_n) = layer(x, hx, noise=noise)
-    torch.testing.assert_close((output, v_n[0]), (torch.stack(states), v), **EXACT)

@@ -6,12 +6,21 @@ import warnings
 
 import pytest
 import torch
-from kinds import DROP_INS, KINDS, flat, map_states, states_of, tensors_in
+from kinds import DROP_INS, KINDS, flat, for_variants, map_states, states_of, tensors_in
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
 
-from namernn_fast import FusedRNN, batch_invariant, explain, last_state, ops, replace_rnn, rnn
+from namernn_fast import (
+    FusedRNN,
+    batch_invariant,
+    explain,
+    last_state,
+    ops,
+    replace_rnn,
+    restore_rnn,
+    rnn,
+)
 from namernn_fast.cells.cell import Cell, Parameter, usual_parameters
 from namernn_fast.machine import availability
 from namernn_fast.nn.base.layer import CustomLayer
@@ -57,30 +66,37 @@ def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
 
 
 @pytest.mark.drop_in
-def test_replace_rnn_changes_only_the_class(kind):
+def test_only_classes_change_and_change_back(kind):
     model = torch.nn.ModuleDict(
         {
             "encoder": torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True)),
             "cell": kind.nn_step_module(4, 4),
             "custom": type("Custom", (kind.nn_layer,), {})(4, 4),
+            "head": torch.nn.Linear(2, 2),
         }
     ).eval()
-    calls = []
-    model.encoder[0].register_forward_hook(lambda *_: calls.append("hook"))
-    model.encoder[0].weight_hh_l0.requires_grad_(False)
-    before = dict(model.named_parameters())
-    wanted = model.encoder(torch.ones(2, 5, 3))
-    assert replace_rnn(model) is model
-    assert type(model.encoder[0]) is kind.layer
-    assert type(model.cell) is kind.step_module
-    assert type(model.custom) is not kind.layer
-    after = dict(model.named_parameters())
-    assert before.keys() == after.keys()
-    assert all(before[name] is after[name] for name in before)
-    assert not model.encoder[0].training
-    torch.testing.assert_close(model.encoder(torch.ones(2, 5, 3)), wanted)
-    assert calls == ["hook", "hook"]
+    calls, x = [], torch.ones(2, 5, 3)
+    layer = model.encoder[0]
+    layer.register_forward_hook(lambda *_: calls.append("hook"))
+    layer.weight_hh_l0.requires_grad_(False)
+    parameters, wanted = dict(model.named_parameters()), model.encoder(x)
+    plain = {name: type(module) for name, module in model.named_modules()}
+    attributes = set(vars(layer))
+    fused = plain | {"encoder.0": kind.layer, "cell": kind.step_module}
+    for change, classes in ((replace_rnn, fused), (restore_rnn, plain)):
+        assert change(model) is model
+        assert {name: type(module) for name, module in model.named_modules()} == classes
+        after = dict(model.named_parameters())
+        assert after.keys() == parameters.keys()
+        assert all(after[name] is parameters[name] for name in after)
+        assert not model.encoder[0].training
+        torch.testing.assert_close(model.encoder(x), wanted)
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
+            change([model])
+    assert calls == ["hook"] * 3
     assert type(replace_rnn(kind.nn_layer(2, 3))) is kind.layer
+    restored = restore_rnn(kind.layer(3, 4, batch_invariant=True))
+    assert set(vars(restored)) == attributes
 
 
 @pytest.mark.drop_in
@@ -167,42 +183,27 @@ def test_the_signature_names_every_parameter(kind):
     assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["layer", "cell"])
-def test_modules_can_be_made_without_initialization(kind, whole):
-    cls = kind.classes[0 if whole else 1]
-    made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
-    assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
-    wanted, x = cls(3, 4), torch.randn(5, 3)
-    for assign in (False, True):
-        with torch.device("meta"):
-            module = cls(3, 4)
-        if not assign:
-            module.to_empty(device="cpu")
-        module.load_state_dict(wanted.state_dict(), assign=assign)
-        torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
-
-
-def test_functional_form_matches_the_module(kind):
-    module = kind.layer(3, 4, num_layers=2, bidirectional=True)
-    x, hx = torch.randn(5, 2, 3), kind.states(torch.randn, 4, 2, 4)
-    weights = list(module.parameters())
-    got = kind.run(x, hx, weights, bidirectional=True)
-    assert all(map(torch.equal, flat(got), flat(module(x, hx))))
-    state = last_state(x, hx, weights, cell=kind.name, bidirectional=True)
-    assert all(map(torch.equal, tensors_in(state), tensors_in(got[1])))
-    with pytest.raises(ValueError, match=r"weights must hold . tensors for each layer .* got 3"):
-        kind.run(x, None, weights[:3])
-
-
-def test_functional_dropout_matches_the_module(kind):
-    module = kind.layer(3, 4, num_layers=2, dropout=0.5)
-    x, weights = torch.randn(5, 2, 3), list(module.parameters())
+@for_variants
+def test_functions_compute_what_the_layer_computes(kind, path):
+    options = {"bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
+    options |= kind.known({"nonlinearity": kind.cell.nonlinearities[-1]})
+    layer = kind.layer(3, 4, 2, **options)
+    x, hx, weights = torch.randn(2, 5, 3), kind.states(torch.randn, 4, 2, 4), [*layer.parameters()]
+    more = {"noise": torch.randn(2, 5, 16)} if kind.cell.inputs else {}
+    of_last = {"cell": kind.name} | ({"projections": True} if kind.bits else {})
     for training in (True, False):
+        layer.train(training)
+        options["training"] = training
         torch.manual_seed(1)
-        wanted = module.train(training)(x)
+        wanted = flat(layer(x, hx, **more))
         torch.manual_seed(1)
-        got = kind.run(x, None, weights, dropout=0.5, training=training)
-        assert all(map(torch.equal, flat(got), flat(wanted)))
+        got = flat(kind.run(x, hx, weights, **options, **more))
+        assert all(map(torch.equal, got, wanted))
+        torch.manual_seed(1)
+        last = last_state(x, hx, weights, **of_last, **options, **more)
+        torch.testing.assert_close(tensors_in(last), wanted[1:])
+    with pytest.raises(ValueError, match=r"weights must hold . tensors for each layer .* got"):
+        kind.run(x, None, weights[:-1], **options)
 
 
 def test_functional_form_rejects_an_unknown_nonlinearity():

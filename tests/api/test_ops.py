@@ -345,35 +345,6 @@ def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
     assert len(operators.backward(**arguments | {"wanted": [False]})) == len(arguments["weights"])
 
 
-def test_the_backward_operator_returns_only_wanted_gradients(kind):
-    """Gradients come in a fixed order, and do not depend on which other gradients are wanted."""
-    arguments = backward_arguments(kind)
-    states = [*tensors_in(kind.states(torch.randn, 2, 2, 5))]
-    after = [*tensors_in(kind.states(torch.randn, 5, 2, 2, 5))]
-    layer = kind.nn_layer(4, 5, 2)
-    weights = [p.detach() for p in layer.parameters()]
-    arguments |= {"input": torch.randn_like(X), "states": states, "weights": weights}
-    arguments |= {"reset": torch.rand(5, 2) < 0.5}
-    arguments["reset_to"] = after
-    output, last, saved = operators.forward(*[*arguments.values()][:8], after)
-    states = states + after
-    arguments |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
-    arguments["grad_last_states"] = [torch.randn_like(state) for state in last]
-    everything = [True] * (1 + len(states))
-    whole = operators.backward(**arguments | {"wanted": everything, "want_layers": [1, 0]})
-    shapes = [value.shape for value in (X, *states, *weights)]
-    assert [gradient.shape for gradient in whole] == shapes
-    for number in range(len(everything)):
-        wanted = [place == number for place in range(len(everything))]
-        found = operators.backward(**arguments | {"wanted": wanted, "want_layers": [1]})
-        right = [whole[number], *whole[-len(weights) // 2 :]]
-        assert len(found) == len(right)
-        for gradient, expected in zip(found, right, strict=True):
-            torch.testing.assert_close(gradient, expected)
-    nothing = {"wanted": [False] * len(everything), "want_layers": []}
-    assert operators.backward(**arguments | nothing) == []
-
-
 def test_the_operators_check_projections():
     number, x, states, weights, _, _, options = stack_arguments(VARIANTS["projected"], "padded")
     weight_ih, weight_hh, *biases, weight_hr = weights

@@ -13,7 +13,6 @@ from kinds import (
     for_variants,
     map_states,
     needs_extension,
-    states_of,
     tensors_in,
 )
 
@@ -300,31 +299,6 @@ def test_what_a_stream_cannot_do(kind):
         other._prepared.double()
         with pytest.raises(RuntimeError, match="converted"):
             other(x.double())
-
-
-@pytest.mark.drop_in
-@pytest.mark.parametrize(
-    ("dtype", "state_size"),
-    [
-        (torch.float32, (1, 4, 20)),
-        (torch.float32, (3, 20)),
-        (torch.float32, (4, 21)),
-        (torch.bfloat16, (4, 20)),  # states of a module in 16 bits must not be float32
-    ],
-    ids=str,
-)
-def test_step_modules_raise_torchs_errors(kind, dtype, state_size):
-    module, x = kind.step_module(5, 20).to(dtype), torch.randn(4, 5).to(dtype)
-    theirs = kind.nn_step_module(5, 20).to(dtype)
-    hx = states_of(kind, torch.zeros(state_size))
-    with pytest.raises((RuntimeError, ValueError)) as wanted:
-        theirs(x, hx)
-    for each in (module, module.prepare()):
-        with pytest.raises(type(wanted.value)):
-            each(x, hx)
-    for frame in (torch.tensor(1.0), torch.zeros(1, 4, 5)):
-        with pytest.raises(ValueError, match="1D or 2D"):
-            module.prepare()(frame.to(dtype))
 
 
 @pytest.mark.drop_in

@@ -261,28 +261,30 @@ def test_the_16_bit_backward_pass_keeps_the_error_budget(nonlinearity, dtype, sh
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_bits_of_a_gradient_do_not_depend_on_other_requests(threads, cell, bidirectional, dtype):
-    """The bits of a gradient do not depend on which other gradients are requested."""
+def test_gradients_do_not_depend_on_other_requests(threads, cell, bidirectional, dtype):
+    """Gradients come in a fixed order. Their bits do not depend on which others are requested."""
     threads(1)  # with more threads, directions may run at once if the input needs no gradient
-    module = FUSED[cell](9, 70, bidirectional=bidirectional, dtype=dtype)
+    module = FUSED[cell](9, 70, 2, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
-    x = torch.randn(6, 20, 9, dtype=dtype)
-    states = states_of(cell, 1 + bidirectional, 20, 70, dtype)
+    x, reset = torch.randn(6, 20, 9, dtype=dtype), torch.rand(6, 20) < 0.3
+    states = states_of(cell, 2 * (1 + bidirectional), 20, 70, dtype)
+    after = [] if bidirectional else states_of(cell, 6, 2, 20, 70, dtype)
     options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional | VARIANTS[cell].bits
-    call = (VARIANTS[cell].cell.number, x, states, weights, None, None, options, 0)
-    output, last, kept = operators.forward(*call)
+    call = (VARIANTS[cell].cell.number, x, states, weights, None, reset, options, 0)
+    output, last, kept = operators.forward(*call, reset_to=after)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
-    arguments = (*call, output, kept, *grads)
-    every = [True] * (1 + len(states))
-    everything = operators.backward(*arguments, every, [0])
+    backward = functools.partial(operators.backward, *call, output, kept, *grads, reset_to=after)
+    inputs = [x, *states, *after]
+    everything = backward([True] * len(inputs), [0, 1])
+    assert [grad.shape for grad in everything] == [value.shape for value in (*inputs, *weights)]
     for wanted, layers in itertools.product(
-        itertools.product((True, False), repeat=len(every)), ([0], [])
+        itertools.product((True, False), repeat=len(inputs)), ([1, 0], [1], [])
     ):
-        some = operators.backward(*arguments, list(wanted), layers)
-        returned = [*wanted, *[bool(layers)] * len(weights)]
-        full = itertools.compress(everything, returned)
-        assert all(map(torch.equal, some, full))
-        assert len(some) == sum(returned)
+        of_weights = [k in layers for k in (0, 1) for _ in weights[::2]]
+        expected = [*itertools.compress(everything, (*wanted, *of_weights))]
+        some = backward(list(wanted), layers)
+        assert len(some) == len(expected)
+        assert all(map(torch.equal, some, expected))
 
 
 @pytest.mark.parametrize("cell", LAYERS)
