@@ -199,26 +199,6 @@ def test_an_action_that_fails_does_not_end_the_import(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "namernn_fast_other")
 
 
-def test_a_search_for_torchs_modules_keeps_what_they_change():
-    program = """
-import importlib.util, torch, namernn_fast
-names = "torch._dynamo", "torch._dynamo.variables.builder", "torch.utils.flop_counter"
-assert not any(name in __import__("sys").modules for name in names)
-for name in names[::2]:
-    assert importlib.util.find_spec(name)
-from torch.utils.flop_counter import FlopCounterMode
-with FlopCounterMode(display=False) as counter:
-    namernn_fast.FusedRNN(8, 16)(torch.randn(4, 2, 8))
-print(counter.get_total_flops())
-from torch._dynamo.variables.builder import VariableBuilder
-print(hasattr(VariableBuilder.wrap_module, "__wrapped__"))
-print(namernn_fast.torch_operators._outside_of_graphs is namernn_fast.torch_operators._OPERATORS)
-"""
-    ran = run("-W", "error::RuntimeWarning", "-c", program, folder=PACKAGE.parent)
-    flops = 2 * 4 * 2 * 16 * (8 + 16)
-    assert ran.stdout.split() == [str(flops), "True", "False"], ran
-
-
 def test_private_names_that_torch_lacks_are_replaced(monkeypatch):
     """What has no substitute raises an error when it is used, and not at import."""
     owners = {

@@ -231,7 +231,8 @@ import sys, torch
 {"import torch._dynamo" if dynamo_first else ""}
 before = set(sys.modules)
 import namernn_fast
-assert not (sys.modules.keys() - before) & {{"torch._dynamo", "onnx", "onnxscript"}}
+slow = {{"torch._dynamo", "onnx", "onnxscript", "torchao"}}
+assert not (sys.modules.keys() - before) & slow
 x = torch.randn(3, 2, 4)
 for name in {[kind.nn_layer.__name__ for kind in DROP_INS.values()]}:
     layer = getattr(namernn_fast, "Fused" + name)(4, 5)

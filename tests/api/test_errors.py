@@ -220,12 +220,11 @@ def test_positional_arguments_match_torchs_layer(kind):
         for layer in layers
     )
     assert ours == theirs
-    wrong = (*arguments[:-3], 2)
     if kind.name == "lstm":
-        assert kind.layer(*wrong).proj_size == 2
+        assert kind.layer(*arguments[:-3], 2).proj_size == 2
     else:  # torch accepts proj_size and makes a layer that cannot be called
         with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
-            kind.layer(*wrong)
+            kind.layer(*arguments[:-3], 2)
 
 
 def test_unknown_cells_are_rejected():

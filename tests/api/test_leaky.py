@@ -137,14 +137,6 @@ def test_compiled_calls_check_the_lengths_of_noise(layout):
         compiled(input, noise=of(noise, [6, 3, 3, 1]))
 
 
-@pytest.mark.parametrize("names", [("input",), ("noise",), ("input", "noise")])
-def test_input_or_noise_may_be_a_parameter(names, path):
-    layer = FusedLeakyRNN(D, H, dtype=torch.float64)
-    arguments = {"input": drawn(T, B, D), "noise": drawn(T, B, H)}
-    changed = {name: torch.nn.Parameter(arguments[name]) for name in names}
-    torch.testing.assert_close(layer(**arguments | changed), layer(**arguments))
-
-
 PACKED = pack_padded_sequence(torch.zeros(T, B, D), [T] * B)
 ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
 

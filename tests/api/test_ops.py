@@ -33,8 +33,8 @@ def stack_arguments(
         for place in range(0, per_direction * directions, per_direction):
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
-    shape = num_layers * directions, batch, 6
-    states = [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))]
+    layers = num_layers * directions
+    states = [*tensors_in(kind.states(torch.randn, layers, batch, 6, dtype=torch.float64))]
     states = states if with_hx else []
     sequence_layout = {
         "packed": BATCH_SIZES,
@@ -69,8 +69,16 @@ def forward_checks(layout, with_hx):
 def test_operators_pass_opcheck(
     kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens
 ):
-    options = num_layers, bidirectional, batch_first, with_hx, tokens
-    arguments = (*stack_arguments(kind, layout, *options), 0)
+    arguments = stack_arguments(
+        kind,
+        layout,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        with_hx=with_hx,
+        tokens=tokens,
+    )
+    arguments = (*arguments, 0)
     tests = forward_checks(layout, with_hx)
     torch.library.opcheck(ops.forward, operators.arguments(*arguments), test_utils=tests)
     output, last, saved = operators.forward(*arguments)
@@ -384,29 +392,3 @@ def test_the_backward_operator_checks_saved_tensors(kind, change):
     arguments["saved"] = change(arguments["saved"][0])
     with pytest.raises(RuntimeError, match=r"saved must hold|what a layer keeps in saved must"):
         operators.backward(**arguments)
-
-
-@for_variants
-def test_the_dispatcher_resolves_tensors_in_lists(kind):
-    """The values of a lazily negated tensor and of a ZeroTensor are not those in its memory."""
-    number, x, states, weights, layout, reset, options = stack_arguments(kind, "padded")
-    after = [torch.randn(5, 1, *state.shape[1:], dtype=state.dtype) for state in states]
-    beside = [torch.randn(*x.shape[:2], 6, dtype=x.dtype) for _ in kind.cell.inputs]
-
-    def run(disguise):
-        lists = [[*map(disguise, tensors)] for tensors in (states, after, beside)]
-        call = number, x, lists[0], weights, layout, reset, options, 0
-        output, last, saved = operators.forward(*call, *lists[1:])
-        grads = None, [disguise(torch.ones_like(state)) for state in last]
-        wants = [True] * (1 + sum(map(len, lists))), [0]
-        found = operators.backward(*call, output, saved, *grads, *wants, *lists[1:])
-        return [output, *last, *found]
-
-    for disguise, same in (
-        (lambda tensor: torch._neg_view(-tensor), lambda tensor: tensor),
-        (
-            lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
-            torch.zeros_like,
-        ),
-    ):
-        assert all(map(torch.equal, run(disguise), run(same)))

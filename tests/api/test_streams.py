@@ -523,11 +523,14 @@ class PlainStream:
     """Torch's layer, with the states of each sequence."""
 
     def __init__(self, kind, layer, batch, dtype):
-        sizes, self.dtype = (layer.input_size, layer.hidden_size, layer.num_layers), dtype
-        self.layer = kind.nn_layer(*sizes, bias=layer.bias, dtype=dtype)
+        self.dtype = dtype
+        self.layer = kind.nn_layer(
+            layer.input_size, layer.hidden_size, layer.num_layers, bias=layer.bias, dtype=dtype
+        )
         self.refresh(layer)
-        size = layer.num_layers, batch, layer.hidden_size
-        self.states = kind.states(torch.zeros, *size, dtype=dtype)
+        self.states = kind.states(
+            torch.zeros, layer.num_layers, batch, layer.hidden_size, dtype=dtype
+        )
 
     def refresh(self, layer):
         self.layer.load_state_dict(layer.state_dict())

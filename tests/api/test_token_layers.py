@@ -99,19 +99,6 @@ def test_options_reach_both_parts(kind):
         assert kind.tokens(V, D, H)(torch.zeros(T, B, dtype=torch.int64))[0].shape == (T, B, H)
 
 
-def test_training_matches_the_separate_parts(kind):
-    ours = model(kind, num_layers=2, padding_idx=2)
-    twin = copy.deepcopy(ours)
-    for module, run in ((ours, ours.last_state), (twin, lambda ids: run_parts(twin, ids)[1])):
-        optimizer = torch.optim.Adam(module.parameters())
-        for _ in range(5):
-            optimizer.zero_grad()
-            sum(state.square().sum() for state in tensors_in(run(IDS))).backward()
-            optimizer.step()
-    for mine, other in zip(ours.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
 def test_embedding_options_are_not_ignored(kind, option):
     """If an option is set that a table would ignore, the module calls the embedding."""

@@ -85,8 +85,7 @@ def test_ids_match_embedding_rows_in_every_layout(kind, path, layout, options, b
     input, more = arranged(layout, ids, LENGTHS, batch_first)
     states = layer.num_layers * (2 if layer.bidirectional else 1)
     batch = {"unbatched": (), "packed": (5,), "packed unsorted": (5,)}.get(layout, (B,))
-    shape = states, *batch, H
-    some = kind.states(torch.randn, *shape, dtype=torch.float64, requires_grad=True)
+    some = kind.states(torch.randn, states, *batch, H, dtype=torch.float64, requires_grad=True)
     of_ids = {"embedding": embedding, "padding_idx": padding_idx, **more}
     for hx in (None, some):
         leaves = [embedding, *layer.parameters(), *tensors_in(hx)]

@@ -95,8 +95,8 @@ def test_tracing_with_lengths_requires_torch_no_grad(kind):
         torch.onnx.export(module, (x, lengths), io.BytesIO(), dynamo=False)
     with torch.no_grad():
         program = torch.jit.trace(module, (x, lengths))
-        other = torch.randn(8, 3, 3), torch.tensor([8, 0, 1])
-        torch.testing.assert_close(program(*other), module(*other))
+        x, lengths = torch.randn(8, 3, 3), torch.tensor([8, 0, 1])
+        torch.testing.assert_close(program(x, lengths), module(x, lengths))
 
 
 class WithResets(OnRows):

@@ -270,19 +270,21 @@ def test_gradients_do_not_depend_on_other_requests(threads, cell, bidirectional,
     states = states_of(cell, 2 * (1 + bidirectional), 20, 70, dtype)
     after = [] if bidirectional else states_of(cell, 6, 2, 20, 70, dtype)
     options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional | VARIANTS[cell].bits
-    call = (VARIANTS[cell].cell.number, x, states, weights, None, reset, options, 0)
-    output, last, kept = operators.forward(*call, reset_to=after)
-    grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
-    backward = functools.partial(operators.backward, *call, output, kept, *grads, reset_to=after)
+    call = {"cell": VARIANTS[cell].cell.number, "input": x, "states": states, "weights": weights}
+    call |= {"sequence_layout": None, "reset": reset, "options": options, "trees": 0}
+    output, last, saved = operators.forward(**call, reset_to=after)
+    call |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
+    call |= {"grad_last_states": [torch.randn_like(state) for state in last], "reset_to": after}
+    backward = functools.partial(operators.backward, **call)
     inputs = [x, *states, *after]
-    everything = backward([True] * len(inputs), [0, 1])
+    everything = backward(wanted=[True] * len(inputs), want_layers=[0, 1])
     assert [grad.shape for grad in everything] == [value.shape for value in (*inputs, *weights)]
     for wanted, layers in itertools.product(
         itertools.product((True, False), repeat=len(inputs)), ([1, 0], [1], [])
     ):
         of_weights = [k in layers for k in (0, 1) for _ in weights[::2]]
         expected = [*itertools.compress(everything, (*wanted, *of_weights))]
-        some = backward(list(wanted), layers)
+        some = backward(wanted=list(wanted), want_layers=layers)
         assert len(some) == len(expected)
         assert all(map(torch.equal, some, expected))
 
