@@ -153,6 +153,19 @@ def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, r
     check_derivatives(run, leaves)
 
 
+def test_tied_weights_have_correct_derivatives(kind):
+    """First and second derivatives are correct if one tensor is both weight_ih and weight_hh."""
+    square = torch.randn(kind.gates * 3, 3, dtype=torch.float64, requires_grad=True)
+    module = kind.layer(3, 3, bias=False, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def run(w):
+        tied = {"weight_ih_l0": w, "weight_hh_l0": w}
+        return torch.func.functional_call(module, tied, (x,))[:1]
+
+    check_derivatives(run, [square])
+
+
 @pytest.mark.usefixtures("fused_steps")
 def test_derivatives_of_a_step_are_correct(kind):
     """Inside transforms a step module calls its layer's operator, and matches torch's cell."""
