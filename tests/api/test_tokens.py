@@ -159,6 +159,19 @@ def test_second_derivatives_match_with_a_padding_row(kind, path):
     torch.testing.assert_close(got, wanted, **EXACT)
 
 
+def test_the_table_gets_a_gradient_only_if_needed(kind, path):
+    layer, embedding = layer_and_embedding(kind)
+    ids = torch.randint(V, (T, B))
+    layer.requires_grad_(False)
+    output, _ = layer(ids, embedding=embedding)
+    output.sum().backward()
+    assert embedding.grad is not None
+    assert not layer(ids, embedding=embedding.detach())[0].requires_grad
+    layer.weight_ih_l0.requires_grad_()
+    flat(layer(ids, embedding=embedding.detach()))[1].sum().backward()
+    assert layer.weight_ih_l0.grad is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
