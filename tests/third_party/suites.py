@@ -58,10 +58,10 @@ class Suite:
         return (f"{self.library}{self.extras}=={self.version}", *self.needs)
 
 
-def written_here(library: str, version: str, *needs: str) -> Suite:
+def written_here(library: str, version: str) -> Suite:
     """Returns a suite from this folder, for uses that a library's own tests do not cover."""
     file = HERE / f"{library}_with_rnn.py"
-    return Suite(library, version, (str(file),), origin="written here", needs=needs)
+    return Suite(library, version, (str(file),), origin="written here")
 
 
 FORECASTING = "darts.tests.models.forecasting"
@@ -189,6 +189,4 @@ SUITES = (
         needs=("gitpython", "polars", "s3fs"),
         checkout=Checkout("Nixtla/neuralforecast", "v3.2.0", ("tests",)),
     ),
-    written_here("captum", "0.9.0", "scikit-learn"),
-    written_here("skorch", "1.4.0", "safetensors"),
 )
