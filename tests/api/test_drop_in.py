@@ -165,7 +165,7 @@ def test_what_projections_rule_out(path):
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_match_torchs_cell(name, options, bias, steps):
-    """Bit by bit where torch's own cell runs, which is not batch-invariant and has no vmap rule."""
+    """Results are bit-identical if torch's own cell runs, but batch invariance needs the kernel."""
     kind = KINDS[name]
     ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.step_module, kind.nn_step_module))
     ours.load_state_dict(theirs.state_dict())

@@ -175,7 +175,7 @@ def test_cell_errors_match_torchs_cell(kind, input, states, error, text):
 
 @pytest.mark.drop_in
 def test_16_bit_steps_reject_states_in_float32(kind):
-    """As torch's cells do, although streams in 16 bits have such states."""
+    """Streams in 16 bits keep states in float32, but step modules and torch's cells reject them."""
     options, states = {"dtype": torch.bfloat16}, states_of(kind, torch.zeros(3, 5))
     x, ours = torch.zeros(3, 4, **options), kind.step_module(4, 5, **options)
     error, _ = message(kind.nn_step_module(4, 5, **options), x, states)

@@ -66,7 +66,7 @@ def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
 
 
 @pytest.mark.drop_in
-def test_only_classes_change_and_change_back(kind):
+def test_replace_rnn_changes_only_classes_which_restore_rnn_restores(kind):
     model = torch.nn.ModuleDict(
         {
             "encoder": torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True)),
