@@ -10,7 +10,9 @@ It needs only Python.
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,13 +40,11 @@ ROOMS = (
     *("torch_operators", "autograd", "dispatch", "functional", "nn", "__init__", "testing"),
     *("torchao", "names", "bench", "__main__"),
 )
-# Functions that may have more parameters: those that users call, Triton's kernels, and the operator
-# with the schema in namernn_fast/ops.py.
-CELL_FILES = "|".join(path.stem for path in sorted((ROOT / CELLS).glob("*.py")))
-PUBLIC = re.compile(
-    rf"{PACKAGE}/((functional|nn/({CELL_FILES}))\.py:[a-z]\w*|gpu/kernels/\w+\.py:\w+|[\w/]+\.py:__init__)"
-    r"|csrc/library/operators\.cpp:backward"
-)
+# Functions that may have more parameters, besides the public ones: constructors, Triton's kernels,
+# and the operator whose schema is in namernn_fast/ops.py.
+MANY_PARAMETERS = re.compile(r".*\.py:(__init__|\w+_kernel)|csrc/library/operators\.cpp:backward")
+# The modules whose `__all__` lists the public functions.
+EXPORTING = (f"{PACKAGE}/__init__.py", f"{PACKAGE}/nn/__init__.py")
 # Functions that only make error messages may compare cells, because torch's messages differ.
 WORDING = re.compile(r"_refuse_\w+")
 
@@ -139,9 +139,84 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
         header = at + 1
 
 
+def exported_names(files: dict[str, str]) -> set[str]:
+    """Returns the strings in the `__all__` of the modules in EXPORTING."""
+    return {
+        node.value
+        for path in EXPORTING
+        for statement in ast.parse(files[path]).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+        for node in ast.walk(statement.value)
+        if isinstance(node, ast.Constant)
+    }
+
+
+def computed(node: ast.expr, values: dict[str, ast.expr]) -> str | None:
+    """Returns the string that an expression computes, or None if that needs more than `values`.
+
+    Args:
+        node: the expression.
+        values: what each variable is assigned.
+    """
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    others = {name: value for name, value in values.items() if name not in names}
+    try:
+        known = {name: computed(values[name], others) for name in names}
+        found = eval(ast.unparse(node), {"__builtins__": {}}, known)
+    except Exception:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def imports_by_name(
+    module: str, is_package: bool, tree: ast.Module
+) -> Iterator[tuple[int, str | None]]:
+    """Yields (line, imported module) for each call of `import_module` or `__import__`.
+
+    The module is None if the file computes the name in a way that cannot be followed. Names that
+    the caller of a function passes are left out: `imports` finds them where they are written.
+    """
+    nodes = [*ast.walk(tree)]
+    stored = Counter(
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    values: dict[str, ast.expr] = {
+        node.targets[0].id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and stored[node.targets[0].id] == 1
+    }
+    package = module if is_package else module.rpartition(".")[0]
+    values |= {"__name__": ast.Constant(module), "__package__": ast.Constant(package)}
+    for node in nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        if ast.unparse(node.func).rpartition(".")[2] not in ("import_module", "__import__"):
+            continue
+        given = dict(zip(("name", "package"), node.args, strict=False))
+        given |= {keyword.arg: keyword.value for keyword in node.keywords}
+        name = computed(given["name"], values)
+        if name is not None and name.startswith("."):
+            relative_to = computed(given["package"], values)
+            name = resolve_name(name, relative_to) if relative_to else None
+        source = given["name"]
+        if isinstance(source, ast.Name):
+            source = values.get(source.id, source)
+        if name is not None or not isinstance(source, ast.Name):
+            yield node.lineno, name
+
+
 def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
-    """Yields (line, imported module) for each import from the package, also inside functions."""
+    """Yields (line, imported module) for each import from the package, also inside functions.
+
+    A string that is a module's name counts, because a function may get it and import the module.
+    The module is None if its name is computed in a way that cannot be followed.
+    """
     parts = module.split(".")
+    for line, name in imports_by_name(module, is_package, tree):
+        if name is None or (name in modules and name != module):
+            yield line, name
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -152,6 +227,8 @@ def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
             source = ".".join(base)
             within = [f"{source}.{alias.name}" for alias in node.names]
             names = [name if name in modules else source for name in within]
+        elif isinstance(node, ast.Constant) and node.value in modules - {PACKAGE}:
+            names = [node.value]
         else:
             continue
         for name in dict.fromkeys(names):
@@ -159,8 +236,10 @@ def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
                 yield node.lineno, name
 
 
-def modules_of(files: dict[str, str]) -> tuple[dict[str, str], dict[str, list[tuple[int, str]]]]:
-    """Returns the path of each module, and the (line, imported module) pairs of each module."""
+def modules_of(
+    files: dict[str, str],
+) -> tuple[dict[str, str], dict[str, list[tuple[int, str | None]]]]:
+    """Returns the path of each module, and what `imports` yields for it."""
     paths = {}
     for path in files:
         parts = path.removesuffix(".py").split("/")
@@ -168,7 +247,8 @@ def modules_of(files: dict[str, str]) -> tuple[dict[str, str], dict[str, list[tu
     edges = {}
     for module, path in paths.items():
         tree = ast.parse(files[path])
-        edges[module] = list(imports(module, path.endswith("__init__.py"), tree, set(paths)))
+        found = imports(module, path.endswith("__init__.py"), tree, set(paths))
+        edges[module] = list(dict.fromkeys(found))
     return paths, edges
 
 
@@ -184,7 +264,9 @@ def upward_imports(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
             yield paths[module], 1, f"{room(module)} has no place in ROOMS (.ci/structure.py)"
             continue
         for line, target in targets:
-            if room(target) in ROOMS[ROOMS.index(room(module)) + 1 :]:
+            if target is None:
+                yield paths[module], line, "imports a module by a computed name: write the name out"
+            elif room(target) in ROOMS[ROOMS.index(room(module)) + 1 :]:
                 yield paths[module], line, f"{room(module)} must not import {room(target)} above it"
 
 
@@ -197,13 +279,13 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
             return [end]
         seen.add(start)
         for _, target in edges[start]:
-            if target not in seen and (rest := route(target, end, seen)):
+            if target and target not in seen and (rest := route(target, end, seen)):
                 return [start, *rest]
         return []
 
     for module, targets in edges.items():
         for line, target in targets:
-            if way_back := route(target, module, set()):
+            if target and (way_back := route(target, module, set())):
                 yield paths[module], line, "import cycle: " + " -> ".join([module, *way_back])
 
 
@@ -326,12 +408,16 @@ def banned_words(path: str, text: str) -> Iterator[tuple[int, str]]:
 def findings() -> Iterator[str]:
     """Yields every finding as `file:line: message`."""
     used = set()
-    for path, text in source_files("csrc", PACKAGE, suffixes={".h", ".cpp", ".py"}):
+    python = dict(source_files(PACKAGE, suffixes={".py"}))
+    files = python | dict(source_files("csrc", suffixes={".h", ".cpp"}))
+    public = exported_names(python)
+    for path, text in files.items():
         functions = [*(python_functions if path.endswith(".py") else cpp_functions)(text)]
         sizes = [("", 1, len(text.splitlines()), FILE_LINES)]
         sizes += [(f":{name}", *size, FUNCTION_LINES) for name, *size, _ in functions]
         for name, line, _, parameters in functions:
-            if parameters > PARAMETERS and not PUBLIC.fullmatch(f"{path}:{name}"):
+            is_limited = name not in public and not MANY_PARAMETERS.fullmatch(f"{path}:{name}")
+            if parameters > PARAMETERS and is_limited:
                 message = f"function {name} has {parameters} parameters, more than {PARAMETERS}"
                 yield f"{path}:{line}: {message}"
         for name, line, lines, most in sizes:
@@ -344,8 +430,6 @@ def findings() -> Iterator[str]:
         yield f".ci/structure.py:1: the exception {name} is not needed"
     if len(EXCEPTIONS) > 3:
         yield f".ci/structure.py:1: {len(EXCEPTIONS)} exceptions, more than 3"
-    python = dict(source_files(PACKAGE, suffixes={".py"}))
-    files = python | dict(source_files("csrc", suffixes={".h", ".cpp"}))
     imported = (*import_cycles(python), *upward_imports(python))
     named = *questions_about_cells(files), *private_names_of_torch(python)
     for path, line, message in (*imported, *named):

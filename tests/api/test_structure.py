@@ -101,6 +101,42 @@ def test_upward_imports_are_found(structure):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import_module('namernn_fast.nn.gru')", "namernn_fast.nn.gru"),
+        ("importlib.import_module('.nn.gru', 'namernn_fast')", "namernn_fast.nn.gru"),
+        ("importlib.import_module(name='..nn', package=__name__)", "namernn_fast.nn"),
+        ("importlib.import_module(f'{__package__}.nn')", "namernn_fast.nn"),
+        ("NN = '.nn'\nimport_module(__name__.partition('.')[0] + NN)", "namernn_fast.nn"),
+        ("__import__('namernn_fast.nn')", "namernn_fast.nn"),
+        ("require('namernn_fast.nn')", "namernn_fast.nn"),
+        ("def f(x):\n    return import_module(f'{__package__}.{x}')", None),
+        ("def f(x):\n    name = '.'.join(x)\n    return import_module(name)", None),
+    ],
+)
+def test_imports_by_name_are_found(structure, text, found):
+    files = {
+        "namernn_fast/ops.py": text,
+        "namernn_fast/nn/__init__.py": "",
+        "namernn_fast/nn/gru.py": "from ..ops import f\n",
+    }
+    message = "imports a module by a computed name: write the name out"
+    if found is not None:
+        message = "ops must not import nn above it"
+    ((path, _, said),) = structure.upward_imports(files)
+    assert (path, said) == ("namernn_fast/ops.py", message)
+    assert bool([*structure.import_cycles(files)]) == (found == "namernn_fast.nn.gru")
+
+
+@pytest.mark.parametrize(
+    "text", ["import_module('torch.nn')", "def f(x):\n    return importlib.import_module(x)"]
+)
+def test_imports_of_other_packages_are_allowed(structure, text):
+    files = {"namernn_fast/ops.py": text, "namernn_fast/nn/__init__.py": ""}
+    assert not [*structure.upward_imports(files)]
+
+
 def test_import_cycles_are_found(structure):
     """The check follows imports inside functions, and names every import in a cycle."""
     files = {
