@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from .problem import BackwardTensors, Stack
 from .products import product
 from .sums import sums_by_token
 
-_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-
 
 @functools.cache
 def form_of(
@@ -33,17 +31,7 @@ def form_of(
     ring: bool = False,
     transposed: bool = False,
 ) -> Form:
-    """Returns the compile-time `Form` of a kernel.
-
-    Args:
-        plan: the layer's plan.
-        hidden_size: number of hidden units.
-        directions: number of directions.
-        tanh: whether the nonlinearity is tanh.
-        padded: whether to zero rows past the end of sequences.
-        ring: whether the forward kernel computes only h_n.
-        transposed: whether the forward kernel reads the transpose of weight_hh.
-    """
+    """Returns the compile-time `Form` of a kernel, which describes the keyword arguments."""
     has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
     return Form(
         H=hidden_size,
@@ -73,10 +61,7 @@ def form_of(
 def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
     """Returns Triton's compile and launch options for a kernel of the recurrence.
 
-    Args:
-        plan: the layer's plan.
-        device: the GPU.
-        with_ids: whether the input is token ids, which an assertion in the kernel checks.
+    With token ids, the kernel contains an assertion.
     """
     settings = {
         "num_warps": plan.warps,
@@ -125,34 +110,25 @@ def _launch(
     if layout.B == 0:
         return
     plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
-    groups = -(-layout.B // plan.block_b) * stack.directions
-    arrivals = None
-    if plan.members > 1:
-        arrivals = like.new_zeros(groups, dtype=torch.int32)
-    tanh = not stack.options & ops.RELU
+    members, groups = plan.members, -(-layout.B // plan.block_b) * stack.directions
     transposed = kernel is forward_kernel and takes_transpose(plan, like.dtype)
+    sizes = layout._asdict()
     all_arguments: dict[str, Any] = arguments | (_transposes(arguments) if transposed else {})
-    all_arguments |= {
-        "layout": LayoutTensors(layout.lengths, layout.offsets, layout.starts, layout.reset),
-        "T": layout.T,
-        "B": layout.B,
-        "N": layout.N,
-        "time_stride": layout.time_stride,
-        "batch_stride": layout.batch_stride,
-        "reset_time_stride": layout.reset_time_stride,
-        "reset_batch_stride": layout.reset_batch_stride,
-        "arrivals": arrivals,
-        "FORM": form_of(
-            *(plan, stack.hidden_size, stack.directions),
-            tanh=tanh,
-            padded=padded,
-            ring=ring,
-            transposed=transposed,
-        ),
-    }
-    grid = (plan.members * groups,)
+    all_arguments["layout"] = LayoutTensors(**{k: sizes.pop(k) for k in LayoutTensors._fields})
+    all_arguments |= sizes
+    all_arguments["arrivals"] = like.new_zeros(groups, dtype=torch.int32) if members > 1 else None
+    all_arguments["FORM"] = form_of(
+        plan,
+        stack.hidden_size,
+        stack.directions,
+        tanh=not stack.options & ops.RELU,
+        padded=padded,
+        ring=ring,
+        transposed=transposed,
+    )
+    grid = (members * groups,)
     settings = launch_settings_of(plan, device_of(like), arguments.get("ids") is not None)
-    if plan.members == 1:
+    if members == 1:
         launching.run(kernel, grid, all_arguments, settings)
         return
     try:
@@ -195,20 +171,17 @@ def _pair(of_each_direction: Sequence[Any]) -> tuple[Any, Any]:
     return of_each_direction[0], of_each_direction[1] if len(of_each_direction) == 2 else None
 
 
-def _join(of_each_direction: _Tensors) -> Tensor:
-    """Concatenates the rows of all directions, or returns the tensor of a single direction."""
-    return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
+def _join(of_each_direction: list[Tensor], dim: int = 0) -> Tensor:
+    """Concatenates the tensors of both directions, or returns the tensor of a single direction."""
+    return (
+        torch.cat(of_each_direction, dim) if len(of_each_direction) == 2 else of_each_direction[0]
+    )
 
 
-def _join_biases(of_each_direction: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenates the biases of all directions; returns None if they have none."""
+def _join_biases(of_each_direction: list[Tensor | None]) -> Tensor | None:
+    """Concatenates the biases of both directions; returns None if they have none."""
     biases = [bias for bias in of_each_direction if bias is not None]
     return _join(biases) if biases else None
-
-
-def _beside(of_each_direction: _Tensors) -> Tensor:
-    """Concatenates the columns of all directions, or returns the tensor of a single direction."""
-    return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
 def forward_layer(
@@ -241,7 +214,7 @@ def forward_layer(
         return
     if ops.has_ids(x):
         # The kernel reads table rows instead of projected rows, and adds both biases.
-        projected, ids = _beside(weights_ih), x
+        projected, ids = _join(weights_ih, dim=1), x
         biases_hh = [VANILLA.bias_of_input(direction) for direction in weights]
     else:
         # Do not project into output: a program may read one row ahead of the row that it writes.
@@ -284,9 +257,8 @@ def backward_layer(
     else:
         _backward_in_one_kernel(stack, tensors)
     if grad_input is not None:
-        product(
-            tensors.dz, _join([direction["weight_ih"] for direction in weights]), out=grad_input
-        )
+        weight_ih = _join([direction["weight_ih"] for direction in weights])
+        product(tensors.dz, weight_ih, out=grad_input)
 
 
 def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
@@ -323,22 +295,18 @@ def weight_gradients(
             layout is `consecutive`.
     """
     gradients = []
-    tables: Sequence[Tensor | None] = [None] * len(weights)
+    tables = None
     if ops.has_ids(x):
         tables = _of_directions(sums_by_token(dz, x, len(weights[0]["weight_ih"])), stack)
-    rows_of_directions = _of_directions(dz, stack)
-    for k, (direction_dz, table, direction) in enumerate(
-        zip(rows_of_directions, tables, weights, strict=True)
-    ):
+    for k, direction_dz in enumerate(_of_directions(dz, stack)):
         transposed = direction_dz.t()
-        gradients.append(product(transposed, x) if table is None else table.contiguous())
+        gradients.append(product(transposed, x) if tables is None else tables[k].contiguous())
         if previous_states is None:
-            initial = None if hx is None else hx[k]
-            states = _of_directions(output, stack)[k]
+            states, initial = _of_directions(output, stack)[k], None if hx is None else hx[k]
             gradients.append(_grad_weight_hh(direction_dz, states, initial, stack.layout.B, k == 1))
         else:
             gradients.append(product(transposed, _of_directions(previous_states, stack)[k]))
-        if direction.get("bias_ih") is not None:
+        if weights[k].get("bias_ih") is not None:
             grad_bias = direction_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients

@@ -1,7 +1,5 @@
 """The operators of `namernn_fast.ops` on a GPU, and the checks of their arguments."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,11 +22,10 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
         RuntimeError: an argument is invalid, or BATCH_INVARIANT is set.
     """
     options = call.options
-    _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not supported on a GPU")
-    _require(
-        not (options & ops.LAST_STATE and options & ops.WANT_SAVED),
-        "options must not set both LAST_STATE and WANT_SAVED",
-    )
+    if options & ops.BATCH_INVARIANT:
+        raise _error("batch_invariant is not supported on a GPU")
+    if options & ops.LAST_STATE and options & ops.WANT_SAVED:
+        raise _error("options must not set both LAST_STATE and WANT_SAVED")
     stack, x = _checked_stack(call)
     with on_device_of(call.input):
         outputs, h_n = forward_stack(stack, x)
@@ -45,7 +42,8 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
     Raises:
         RuntimeError: an argument is invalid.
     """
-    _require(not call.options & ops.LAST_STATE, "backward does not support LAST_STATE in options")
+    if call.options & ops.LAST_STATE:
+        raise _error("backward does not support LAST_STATE in options")
     stack, x = _checked_stack(call)
     _check_results(call, stack)
     input, want_layers = call.input, call.want_layers
@@ -73,13 +71,8 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
     return gradients + [grad for k in sorted(set(want_layers)) for grad in grad_weights[k]]
 
 
-def _require(condition: bool, message: str, *values: Any) -> None:
-    """Raises a RuntimeError unless `condition` holds.
-
-    Formats the message only on failure, because formatting takes longer than all checks.
-    """
-    if not condition:
-        raise RuntimeError("namernn_fast: " + message.format(*values))
+def _error(message: str) -> RuntimeError:
+    return RuntimeError(f"namernn_fast: {message}")
 
 
 def _check_tensor(
@@ -88,27 +81,16 @@ def _check_tensor(
     """Checks the device, dtype and shape of an optional tensor."""
     if tensor is None:
         return
-    _require(
-        tensor.device == input.device,
-        "{} must be on the device of input, {}, got {}: move one of them with .to()",
-        *(name, input.device, tensor.device),
-    )
+    if tensor.device != input.device:
+        raise _error(
+            f"{name} must be on the device of input, {input.device}, got {tensor.device}: move one "
+            "of them with .to()"
+        )
     if tensor.dtype != dtype:
         owner = "weight_hh of the first layer" if ops.has_ids(input) else "input"
-        _require(
-            False, "{} must have the dtype of {}, {}, got {}", name, owner, dtype, tensor.dtype
-        )
-    _require(tensor.shape == shape, "{} must have shape {}, got {}", name, shape, _Shape(tensor))
-
-
-class _Shape:
-    """The shape of a tensor, converted to text only if an error is raised."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-    def __str__(self) -> str:
-        return str(tuple(self.tensor.shape))
+        raise _error(f"{name} must have the dtype of {owner}, {dtype}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise _error(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
@@ -119,31 +101,24 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
     """
     input, options = call.input, call.options
     states, _, _, weights = call.lists
-    _require(
-        not options & ops.SHARE_PREFIXES,
-        "share_prefixes needs a CPU: the GPU kernels do not support it",
-    )
+    if options & ops.SHARE_PREFIXES:
+        raise _error("share_prefixes needs a CPU: the GPU kernels do not support it")
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(VANILLA, options)
-    _require(
-        len(weights) > 0 and len(weights) % per_layer == 0,
-        "weights must hold {} tensors for each layer, got {}",
-        *(per_layer, len(weights)),
-    )
-    _require(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got {}", weights[1].dim())
+    if not weights or len(weights) % per_layer:
+        raise _error(f"weights must hold {per_layer} tensors for each layer, got {len(weights)}")
+    if weights[1].dim() != 2:
+        raise _error(f"weight_hh must have 2 dimensions, got {weights[1].dim()}")
     with_ids = ops.has_ids(input)
     dtype = weights[1].dtype if with_ids else input.dtype
-    _require(
-        dtype in availability.TRITON_DTYPES,
-        "{} must have one of the dtypes {}, got {}",
-        "weights" if with_ids else "input",
-        (*availability.TRITON_DTYPES, *([] if with_ids else [torch.int64])),
-        dtype,
-    )
-    _require(
-        not with_ids or (weights[0].dim() == 2 and len(weights[0]) > 0),
-        "the table of weight_ih must have 2 dimensions and at least one row, got shape {}",
-        _Shape(weights[0]),
-    )
+    if dtype not in availability.TRITON_DTYPES:
+        name, others = ("weights", ()) if with_ids else ("input", (torch.int64,))
+        dtypes = (*availability.TRITON_DTYPES, *others)
+        raise _error(f"{name} must have one of the dtypes {dtypes}, got {dtype}")
+    if with_ids and (weights[0].dim() != 2 or len(weights[0]) == 0):
+        raise _error(
+            "the table of weight_ih must have 2 dimensions and at least one row, got shape "
+            f"{tuple(weights[0].shape)}"
+        )
     layout = _read_layout(input, call.sequence_layout, call.reset, options)
     hidden_size = ops.size_of_h(weights)
     tables = directions if with_ids else 0
@@ -157,12 +132,12 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
     shape = ops.layer_count(VANILLA, weights, options) * directions, layout.B, hidden_size
     _check_tensor("hx", hx, input, dtype, shape)
     stack = Stack(
-        layout,
-        None if hx is None else hx.contiguous(),
-        [weight.contiguous() for weight in weights],
-        options,
-        directions,
-        hidden_size,
+        layout=layout,
+        hx=None if hx is None else hx.contiguous(),
+        weights=[weight.contiguous() for weight in weights],
+        options=options,
+        directions=directions,
+        hidden_size=hidden_size,
     )
     return stack, input.flatten().contiguous() if with_ids else input.flatten(0, -2)
 
@@ -170,26 +145,18 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     """Checks the arguments of `backward` that `forward` does not take."""
     input, count = call.input, len(call.lists.states)
-    _require(
-        len(call.wanted) == 1 + count,
-        "wanted must say whether input and each of {} states need a gradient, got {} values",
-        *(count, len(call.wanted)),
-    )
-    _require(
-        not (ops.has_ids(input) and call.wanted[0]),
-        "wanted must not ask for the gradient of token ids",
-    )
-    _require(
-        len(call.grad_last_states) == 1,
-        "grad_last_states must hold 1 gradient, got {}",
-        len(call.grad_last_states),
-    )
+    if len(call.wanted) != 1 + count:
+        raise _error(
+            f"wanted must say whether input and each of {count} states need a gradient, got "
+            f"{len(call.wanted)} values"
+        )
+    if ops.has_ids(input) and call.wanted[0]:
+        raise _error("wanted must not ask for the gradient of token ids")
+    if len(call.grad_last_states) != 1:
+        raise _error(f"grad_last_states must hold 1 gradient, got {len(call.grad_last_states)}")
     num_layers = ops.layer_count(VANILLA, stack.weights, stack.options)
-    _require(
-        len(call.saved) == num_layers - 1,
-        "saved must hold {} tensor(s), got {}",
-        *(num_layers - 1, len(call.saved)),
-    )
+    if len(call.saved) != num_layers - 1:
+        raise _error(f"saved must hold {num_layers - 1} tensor(s), got {len(call.saved)}")
     dtype = stack.weights[0].dtype
     shape = ops.output_shape(input, stack.hidden_size, stack.options)
     _check_tensor("output", call.output, input, dtype, shape)
@@ -199,7 +166,8 @@ def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     states = (num_layers * stack.directions, stack.layout.B, stack.hidden_size)
     _check_tensor("grad_h_n", call.grad_last_states[0], input, dtype, states)
     for k in call.want_layers:
-        _require(0 <= k < num_layers, "want_layers must be from 0 to {}, got {}", num_layers - 1, k)
+        if not 0 <= k < num_layers:
+            raise _error(f"want_layers must be from 0 to {num_layers - 1}, got {k}")
 
 
 def _read_layout(
@@ -211,27 +179,24 @@ def _read_layout(
     """
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
-    _require(not (packed and jagged), "options must not say both packed and jagged")
+    if packed and jagged:
+        raise _error("options must not say both packed and jagged")
     padded = not (packed or jagged)
     dimensions = 1 + padded + (not ops.has_ids(input))
-    _require(
-        input.dim() == dimensions,
-        "input must have {} dimension(s), got {}",
-        *(dimensions, input.dim()),
-    )
+    if input.dim() != dimensions:
+        raise _error(f"input must have {dimensions} dimension(s), got {input.dim()}")
     name = "batch_sizes" if packed else "offsets" if jagged else "lengths"
-    _require(rows is not None or padded, "sequence_layout must be the {} of input, got none", name)
-    _require(
-        rows is None
-        or bool(packed)
-        or (rows.device == input.device and rows.dtype == torch.int64 and rows.dim() == 1),
-        "{} must be a 1-D int64 tensor on the device of input",
-        name,
-    )
+    if rows is None and not padded:
+        raise _error(f"sequence_layout must be the {name} of input, got none")
+    device = torch.device("cpu") if packed else input.device
+    if rows is not None and (rows.device, rows.dtype, rows.dim()) != (device, torch.int64, 1):
+        where = "CPU" if packed else "device of input"
+        raise _error(f"{name} must be a 1-D int64 tensor on the {where}")
     if packed and rows is not None:
         layout = _read_batch_sizes(rows, input)
     elif jagged and rows is not None:
-        _require(len(rows) > 0, "offsets must have at least one element")
+        if len(rows) == 0:
+            raise _error("offsets must have at least one element")
         N = input.shape[0]
         layout = SequenceLayout(
             T=N, B=len(rows) - 1, N=N, time_stride=1, batch_stride=0, offsets=rows.contiguous()
@@ -240,10 +205,8 @@ def _read_layout(
         layout = _read_lengths(rows, input, bool(batch_first))
     if reset is None:
         return layout
-    _require(
-        reset.device == input.device and reset.dtype == torch.bool,
-        "reset must be a bool tensor on the device of input",
-    )
+    if reset.device != input.device or reset.dtype != torch.bool:
+        raise _error("reset must be a bool tensor on the device of input")
     checks.check_reset_shape(reset, layout.T, layout.B, options)
     strides = reset.stride()
     return layout._replace(
@@ -256,12 +219,12 @@ def _read_layout(
 def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> SequenceLayout:
     """Checks the sizes of padded input and its lengths, if any; returns the layout."""
     T, B = input.shape[1::-1] if batch_first else input.shape[:2]
-    _require(T > 0, "Expected sequence length to be larger than 0 in RNN")
-    _require(
-        lengths is None or len(lengths) == B,
-        "lengths must have one length for each of the {} sequences, got {}",
-        *(B, None if lengths is None else len(lengths)),
-    )
+    if T == 0:
+        raise _error("Expected sequence length to be larger than 0 in RNN")
+    if lengths is not None and len(lengths) != B:
+        raise _error(
+            f"lengths must have one length for each of the {B} sequences, got {len(lengths)}"
+        )
     return SequenceLayout(
         T=T,
         B=B,
@@ -273,11 +236,7 @@ def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> S
 
 
 def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
-    """Checks batch_sizes and returns the layout, without waiting for its copy to the device."""
-    _require(
-        batch_sizes.is_cpu and batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1,
-        "batch_sizes must be a 1-D int64 tensor on the CPU",
-    )
+    """Checks the sizes and returns the layout, without waiting for its copy to the device."""
     N = input.shape[0]
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]

@@ -19,17 +19,17 @@ class Plan(NamedTuple):
     """Hidden units that a program computes at once."""
     block_k: int
     """Hidden units that a program sums over at once."""
-    members: int
-    """Programs that split the hidden units of a block of sequences."""
-    tiles: int
-    """Blocks of hidden units per member."""
-    parts: int
-    """Parts that the sum over hidden units is split into, for different warps."""
     warps: int
     """Warps per program."""
-    stages: int
+    members: int = 1
+    """Programs that split the hidden units of a block of sequences."""
+    tiles: int = 1
+    """Blocks of hidden units per member."""
+    parts: int = 1
+    """Parts that the sum over hidden units is split into, for different warps."""
+    stages: int = 1
     """Tiles of weight_hh in flight at once, if weight_hh is streamed."""
-    precision: str
+    precision: str = "ieee"
     """The `input_precision` of `tl.dot` for float32 products: `ieee` or `tf32`."""
     stepwise: bool | None = None
     """Whether torch, if possible, computes the product of each step instead of a streamed kernel.
@@ -84,16 +84,28 @@ _LARGE_STATES = 8 * 1024
 _KEPT_WITH_STATES = 128 * 1024
 
 
-def choose(
-    hidden_size: int,
-    batch: int,
-    dtype: torch.dtype,
-    device: Device,
-    *,
-    directions: int = 1,
-    tf32: bool = False,
-) -> Plan:
-    """Returns the default plan for a layer of this size on this device.
+class Size(NamedTuple):
+    """The sizes of a layer and the properties of its tensors that determine a plan."""
+
+    hidden_size: int
+    batch: int
+    """Number of sequences."""
+    dtype: torch.dtype
+    """The dtype of all tensors: float32, bfloat16 or float16."""
+    device: Device
+    directions: int = 1
+    tf32: bool = False
+    """Whether float32 operands of products may be rounded to TF32."""
+
+    def blocks(self, sequences: int) -> int:
+        """Returns the number of blocks in all directions, with `sequences` sequences per block."""
+        blocks: int = triton.cdiv(self.batch, sequences)
+        return blocks * self.directions
+
+
+@functools.cache
+def choose(size: Size) -> Plan:
+    """Returns the default plan for a layer of this size on its device.
 
     - `resident` if one program can keep weight_hh on chip: in shared memory for tensor cores, or,
       in float32 without TF32, in the registers of a program with one sequence.
@@ -101,41 +113,34 @@ def choose(
       of the grid can run at once, because programs meet at a barrier in every step.
     - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh, in
       tiles of the size that is estimated to need the fewest cycles for reads and multiply-adds.
-
-    Args:
-        hidden_size: number of hidden units of the layer.
-        batch: number of sequences.
-        dtype: the dtype of all tensors of the layer: float32, bfloat16 or float16.
-        device: the GPU.
-        directions: number of directions, 1 or 2.
-        tf32: whether float32 operands of products may be rounded to TF32.
     """
-    whole = max(16, triton.next_power_of_2(hidden_size))
-    if dtype.itemsize == 4 and not tf32:
-        plan = _choose_without_tensor_cores(hidden_size, batch * directions, whole, device)
-        return plan or _choose_streamed(hidden_size, batch, directions, "ieee", 4, device)
-    precision = "tf32" if dtype.itemsize == 4 else "ieee"
+    device, itemsize = size.device, size.dtype.itemsize
+    whole = max(16, triton.next_power_of_2(size.hidden_size))
+    if itemsize == 4 and not size.tf32:
+        return _choose_without_tensor_cores(size, whole) or _choose_streamed(size)
+    precision = "tf32" if itemsize == 4 else "ieee"
 
-    size = dtype.itemsize
     # Use the smallest blocks of sequences that tensor cores support, unless there would be more
     # blocks than SMs.
-    kept = whole * whole * size
+    kept = whole * whole * itemsize
     for block_b in (64, 32, 16):
-        states = block_b * whole * size
-        few = triton.cdiv(batch, block_b // 2) * directions <= device.processors
+        states = block_b * whole * itemsize
+        few = size.blocks(block_b // 2) <= device.processors
         large = few or states > _LARGE_STATES
         if (block_b == 16 or not large) and kept + states + block_b * whole * 4 <= device.shared:
             warps = _warps(max(kept // 128, states // 32), device)
-            return Plan(block_b, whole, whole, 1, 1, 1, warps, 1, precision)
+            return Plan(block_b, whole, whole, warps, precision=precision)
     for block_b, block_n in ((16, 16), (16, 32), (16, 64), (32, 16), (32, 32)):
-        kept, states = whole * block_n * size, block_b * whole * size
-        members, blocks = triton.cdiv(hidden_size, block_n), triton.cdiv(batch, block_b)
+        kept, states = whole * block_n * itemsize, block_b * whole * itemsize
+        members = triton.cdiv(size.hidden_size, block_n)
         if kept + states > min(_KEPT_WITH_STATES, device.shared):
             continue
-        if members * blocks * directions <= device.meeting:
+        if members * size.blocks(block_b) <= device.meeting:
             warps = min(8, whole // 32)
-            return Plan(block_b, block_n, whole, members, 1, warps, warps, 1, precision)
-    return _choose_streamed(hidden_size, batch, directions, precision, size, device)
+            return Plan(
+                block_b, block_n, whole, warps, members=members, parts=warps, precision=precision
+            )
+    return _choose_streamed(size)
 
 
 def _warps(threads: int, device: Device) -> int:
@@ -144,40 +149,30 @@ def _warps(threads: int, device: Device) -> int:
     return min(16, max(4, warps))
 
 
-def _choose_without_tensor_cores(
-    hidden_size: int, sequences: int, whole: int, device: Device
-) -> Plan | None:
+def _choose_without_tensor_cores(size: Size, whole: int) -> Plan | None:
     """Returns a plan with weight_hh in registers, or None if weight_hh does not fit."""
+    device = size.device
     for threads in (128, 256, 512):
         kept = threads * _KEPT_IN_REGISTERS
         block_n = min(whole, kept // whole)
         if block_n == 0 or (block_n < whole and threads == 128):
             continue
-        members = triton.cdiv(hidden_size, block_n)
-        if members == 1 or members * sequences <= device.meeting:
-            return Plan(1, block_n, whole, members, 1, 1, threads // device.lanes, 1, "ieee")
+        members = triton.cdiv(size.hidden_size, block_n)
+        if members == 1 or members * size.batch * size.directions <= device.meeting:
+            return Plan(1, block_n, whole, warps=threads // device.lanes, members=members)
     return None
 
 
-class _Tile(NamedTuple):
-    """A tile of weight_hh and how it is streamed; its fields are also fields of `Plan`."""
-
-    block_b: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-
-
+# Tiles of streamed weights: block_b, block_n, block_k, warps, stages.
 _TILES = {
-    "CUDA cores": (_Tile(16, 32, 16, 4, 3), _Tile(32, 32, 16, 4, 3), _Tile(32, 64, 16, 8, 3)),
-    "tf32": (
-        *(_Tile(16, 32, 32, 4, 3), _Tile(16, 64, 32, 4, 3), _Tile(32, 64, 32, 4, 3)),
-        _Tile(64, 64, 32, 8, 2),
-    ),
+    "CUDA cores": ((16, 32, 16, 4, 3), (32, 32, 16, 4, 3), (32, 64, 16, 8, 3)),
+    "tf32": ((16, 32, 32, 4, 3), (16, 64, 32, 4, 3), (32, 64, 32, 4, 3), (64, 64, 32, 8, 2)),
     "16 bits": (
-        *(_Tile(16, 32, 64, 4, 3), _Tile(16, 64, 64, 4, 3), _Tile(32, 64, 64, 4, 3)),
-        *(_Tile(64, 64, 64, 8, 2), _Tile(64, 128, 64, 8, 2)),
+        (16, 32, 64, 4, 3),
+        (16, 64, 64, 4, 3),
+        (32, 64, 64, 4, 3),
+        (64, 64, 64, 8, 2),
+        (64, 128, 64, 8, 2),
     ),
 }
 # Properties of an H100.
@@ -186,51 +181,38 @@ _READING = 0.6  # fraction of all SMs that can read at the rate _PORT at the sam
 _BARRIER = 2600  # cycles that a barrier among programs takes
 
 
-def _choose_streamed(
-    hidden_size: int, batch: int, directions: int, precision: str, itemsize: int, device: Device
-) -> Plan:
+def _choose_streamed(size: Size) -> Plan:
     """Returns the plan with the tiles for which a step is estimated to take the fewest cycles."""
-    without_cores = itemsize == 4 and precision == "ieee"
-    kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"
+    device, itemsize = size.device, size.dtype.itemsize
+    kind = "16 bits" if itemsize == 2 else "tf32" if size.tf32 else "CUDA cores"
     found: dict[Plan, float] = {}
     for block_b, block_n, block_k, warps, stages in _TILES[kind]:
         read = (block_b + block_n) * itemsize  # bytes per hidden unit that is summed over
         if stages * read * block_k > device.shared:
             continue
-        blocks = triton.cdiv(batch, block_b) * directions
-        tiles = triton.cdiv(hidden_size, block_n)
+        blocks = size.blocks(block_b)
+        tiles = triton.cdiv(size.hidden_size, block_n)
         members = min(tiles, max(1, device.meeting // blocks))
         members = triton.next_power_of_2(members + 1) // 2  # so tiles divide evenly among members
         tiles = triton.cdiv(tiles, members)
         programs = members * blocks
         busy = min(1, programs / device.processors)
         cycles = read / _PORT * max(1, busy / _READING)
-        if without_cores:  # cycles of the compiled loops, at four instructions per cycle
+        if kind == "CUDA cores":  # cycles of the compiled loops, at four instructions per cycle
             cycles = max(cycles, (block_b * block_n + 180) / 90)
-        cycles *= hidden_size * tiles * triton.cdiv(programs, device.processors)
-        plan = Plan(block_b, block_n, block_k, members, tiles, 1, warps, stages, precision)
+        cycles *= size.hidden_size * tiles * triton.cdiv(programs, device.processors)
+        plan = Plan(
+            block_b,
+            block_n,
+            block_k,
+            warps,
+            members=members,
+            tiles=tiles,
+            stages=stages,
+            precision="tf32" if kind == "tf32" else "ieee",
+        )
         found[plan] = cycles + (_BARRIER if members > 1 else 0)
     return min(found, key=lambda plan: found[plan])
-
-
-class Size(NamedTuple):
-    """The sizes and properties that determine a plan."""
-
-    hidden_size: int
-    batch: int
-    dtype: torch.dtype
-    device: Device
-    directions: int
-    tf32: bool
-
-    @functools.cache  # noqa: B019 - only a few numbers are kept for each size
-    def choose(self) -> Plan:
-        """Returns the default plan for this size; see the function `choose`."""
-        return choose(
-            *(self.hidden_size, self.batch, self.dtype, self.device),
-            directions=self.directions,
-            tf32=self.tf32,
-        )
 
 
 tuned: dict[Size, Plan] = {}
@@ -247,4 +229,4 @@ def size_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Size
 def plan_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Plan:
     """Returns the plan that `autotune` found for a layer of this size, or the default plan."""
     size = size_of(hidden_size, batch, like, directions)
-    return tuned.get(size) or size.choose()
+    return tuned.get(size) or choose(size)

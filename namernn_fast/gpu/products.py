@@ -28,12 +28,12 @@ class Tiles(NamedTuple):
     block_n: int
     block_k: int
     warps: int
-    stages: int
+    stages: int = 3
 
 
 # These tiles do not spill registers on any device, whatever the strides are.
-_SMALL = {"ieee": Tiles(64, 64, 16, 8, 3), "tf32": Tiles(64, 64, 32, 4, 3)}
-_LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, 8, 3)}
+_SMALL = {"ieee": Tiles(64, 64, 16, warps=8), "tf32": Tiles(64, 64, 32, warps=4)}
+_LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, warps=8)}
 
 
 class ProductPlan(NamedTuple):
@@ -49,8 +49,8 @@ class ProductPlan(NamedTuple):
 
     def constants(self) -> dict[str, Any]:
         """Returns the compile-time arguments of the kernel."""
-        m, n, k, _, stages = self.tiles
-        sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": stages}
+        names = ("block_m", "block_n", "block_k", "stages")
+        sizes = {name.upper(): getattr(self.tiles, name) for name in names}
         return sizes | {"PRECISION": self.precision}
 
     def settings(self, device: Device) -> dict[str, Any]:
@@ -110,45 +110,34 @@ def product(
             new tensor is allocated.
     """
     if (precision := precision_of_its_own(left)) is not None:
-        return _product(left, right, plus, out, precision, device_of(left))
+        return _product(left, right, plus, out, precision)
     if plus is None:
         return torch.mm(left, right, out=out)
     return torch.addmm(plus, left, right, out=out)
 
 
 def _product(
-    left: Tensor,
-    right: Tensor,
-    plus: Tensor | None,
-    out: Tensor | None,
-    precision: str,
-    device: Device,
+    left: Tensor, right: Tensor, plus: Tensor | None, out: Tensor | None, precision: str
 ) -> Tensor:
     """Implements `product` with `product_kernel`."""
-    (M, K), N = left.shape, right.shape[1]
+    (M, K), N, device = left.shape, right.shape[1], device_of(left)
     if out is None:
         out = left.new_empty(M, N)
     if M == 0 or N == 0:
         return out
     plan = choose(M, N, K, precision, device.processors)
     split = plan.parts > 1
-    arguments = {
-        **{"left": left, "right": right, "plus": None, "out": out},
-        **{"M": M, "N": N, "K": K, "K_OF_A_PART": plan.terms},
-        **dict(zip(("left_stride_m", "left_stride_k"), left.stride(), strict=True)),
-        **dict(zip(("right_stride_k", "right_stride_n"), right.stride(), strict=True)),
-        **{"plus_stride_m": 0, "plus_stride_n": 0},
-        **plan.constants(),
-    }
-    if split:
-        arguments["out"] = sums = left.new_empty(plan.parts, M, N)
-    elif plus is not None:
-        plus = plus.expand(M, N)
-        strides = dict(zip(("plus_stride_m", "plus_stride_n"), plus.stride(), strict=True))
-        arguments |= {"plus": plus, **strides}
-    blocks = triton.cdiv(M, plan.tiles.block_m) * triton.cdiv(N, plan.tiles.block_n)
+    sums = left.new_empty(plan.parts, M, N) if split else out
+    added = None if split or plus is None else plus.expand(M, N)
+    arguments: dict[str, Any] = {"left": left, "right": right, "plus": added, "out": sums}
+    arguments |= {"M": M, "N": N, "K": K, "K_OF_A_PART": plan.terms}
+    for matrix, dimensions in (("left", "mk"), ("right", "kn"), ("plus", "mn")):
+        strides = (0, 0) if arguments[matrix] is None else arguments[matrix].stride()
+        for dimension, stride in zip(dimensions, strides, strict=True):
+            arguments[f"{matrix}_stride_{dimension}"] = stride
     farthest = max(plan.tiles[:3]) * 2 * max(*left.stride(), *right.stride())
-    arguments["WIDE"] = farthest >= 2**31
+    arguments |= {**plan.constants(), "WIDE": farthest >= 2**31}
+    blocks = triton.cdiv(M, plan.tiles.block_m) * triton.cdiv(N, plan.tiles.block_n)
     launching.run(product_kernel, (blocks, plan.parts), arguments, plan.settings(device))
     if split:
         torch.sum(sums, 0, out=out) if plus is None else torch.add(sums.sum(0), plus, out=out)

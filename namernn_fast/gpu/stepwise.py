@@ -66,16 +66,15 @@ def forward_steps(
 
 def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
     """Runs the backward recurrence of a layer."""
-    hx, weights_hh, output, grad_output, grad_h_n, dz, previous_states, grad_hx = tensors
     aten = torch.ops.aten
-    if grad_output is None:
-        dz.zero_()
+    if tensors.grad_output is None:
+        tensors.dz.zero_()
     else:
-        dz.copy_(grad_output)
-    for k, weight_hh in enumerate(weights_hh):
-        states, grads = _steps(output, stack, k), _steps(dz, stack, k)
-        if grad_h_n is not None:
-            grads[-1].add_(grad_h_n[k])
+        tensors.dz.copy_(tensors.grad_output)
+    for k, weight_hh in enumerate(tensors.weights_hh):
+        states, grads = _steps(tensors.output, stack, k), _steps(tensors.dz, stack, k)
+        if tensors.grad_h_n is not None:
+            grads[-1].add_(tensors.grad_h_n[k])
         later_dz = None
         for h, grad in zip(reversed(states), reversed(grads), strict=True):
             if later_dz is not None:
@@ -85,11 +84,11 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
             else:
                 aten.tanh_backward.grad_input(grad, h, grad_input=grad)
             later_dz = grad
-        if grad_hx is not None:
-            torch.mm(grads[0], weight_hh, out=grad_hx[k])
-        if previous_states is not None:
-            first, *others = _steps(previous_states, stack, k)
-            first.zero_() if hx is None else first.copy_(hx[k])
+        if tensors.grad_hx is not None:
+            torch.mm(grads[0], weight_hh, out=tensors.grad_hx[k])
+        if tensors.previous_states is not None:
+            first, *others = _steps(tensors.previous_states, stack, k)
+            first.zero_() if tensors.hx is None else first.copy_(tensors.hx[k])
             if others:
                 _foreach_copy_(others, states[:-1])
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from .. import ops
 from ..cells import VANILLA
 from .layer import on_device_of
 from .operators import backward, forward
-from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, size_of, tuned
+from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, choose, size_of, tuned
 
 _Measure: TypeAlias = Callable[[Callable[[], None]], float]
 
@@ -45,13 +45,29 @@ def autotune(
     )
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_SAVED | (ops.BIDIRECTIONAL if bidirectional else 0)
-    # No initial states, no sequence_layout (all rows exist), no reset, no trees.
-    arguments = VANILLA.number, input, weights, None, None, options, 0
+    arguments: dict[str, Any] = {
+        "cell": VANILLA.number,
+        "input": input,
+        "tensors": weights,
+        "sequence_layout": None,
+        "reset": None,
+        "options": options,
+        "trees": 0,
+    }
 
     def call() -> None:
-        output, last_states, saved = forward(ops.ForwardArguments(*arguments))
-        results = output, saved, output, last_states
-        backward(ops.BackwardArguments(*arguments, *results, [True], [0]))
+        output, last_states, saved = forward(ops.ForwardArguments(**arguments))
+        backward(
+            ops.BackwardArguments(
+                **arguments,
+                output=output,
+                saved=saved,
+                grad_output=output,
+                grad_last_states=last_states,
+                wanted=[True],
+                want_layers=[0],
+            )
+        )
 
     size = size_of(hidden_size, input.shape[1], input, directions)
     if measure is not None:
@@ -101,12 +117,11 @@ def _candidates(size: Size) -> list[Plan]:
     If a large float32 layer streams weight_hh, one candidate uses torch for the product of each
     step.
     """
-    chosen = [size.choose()]
-    chosen += [size._replace(batch=batch).choose() for batch in (1, 16, 64, 256, 1024, 4096)]
+    chosen = [choose(size)]
+    chosen += [choose(size._replace(batch=batch)) for batch in (1, 16, 64, 256, 1024, 4096)]
     found, by_products = [], []
     for plan in chosen:
-        blocks = triton.cdiv(size.batch, plan.block_b) * size.directions
-        if plan.members > 1 and plan.members * blocks > size.device.meeting:
+        if plan.members > 1 and plan.members * size.blocks(plan.block_b) > size.device.meeting:
             continue
         if plan.kind == "streamed":
             by_products.append(plan._replace(stepwise=True))

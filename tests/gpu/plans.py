@@ -10,7 +10,7 @@ from namernn_fast.gpu.plan import Plan
 
 def resident(hidden_size):
     whole = max(16, triton.next_power_of_2(hidden_size))
-    return Plan(16, whole, whole, 1, 1, 1, 4, 1, "ieee")
+    return Plan(16, whole, whole, warps=4)
 
 
 def resident_one_sequence(hidden_size):
@@ -18,7 +18,7 @@ def resident_one_sequence(hidden_size):
 
 
 def streamed(hidden_size):
-    return Plan(16, 16, 16, 1, triton.cdiv(hidden_size, 16), 1, 4, 2, "ieee")
+    return Plan(16, 16, 16, warps=4, tiles=triton.cdiv(hidden_size, 16), stages=2)
 
 
 PLANS = (resident, resident_one_sequence, streamed)

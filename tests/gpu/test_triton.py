@@ -22,7 +22,7 @@ from benchmarks.gpu.dry_run import on_cuda  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu, gpu_backend  # noqa: E402
 from namernn_fast.gpu import kernels, sums  # noqa: E402
-from namernn_fast.gpu.plan import choose  # noqa: E402
+from namernn_fast.gpu.plan import Size, choose  # noqa: E402
 from tools.gpu import resources as gpu_report  # noqa: E402
 from tools.ptx.driver import KNOWN_TRITON  # noqa: E402
 
@@ -65,7 +65,7 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
     device = DEVICES[arch]
     for hidden_size in (*range(1, 600), 1000, 1024, 1500, 2048, 3333, 4096, 5000, 8192):
         for batch, directions in ((1, 1), (1, 2), (7, 2), (64, 1), (300, 1), (5000, 2)):
-            config = choose(hidden_size, batch, dtype, device, directions=directions, tf32=tf32)
+            config = choose(Size(hidden_size, batch, dtype, device, directions, tf32))
             assert config.members * config.tiles * config.block_n >= hidden_size
             blocks = -(-batch // config.block_b) * directions
             if config.members > 1:  # members wait for each other, so all must run at once
@@ -81,7 +81,7 @@ def test_the_kind_of_plan_depends_on_the_size():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
     def kind(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
-        return choose(hidden_size, batch, dtype, device, **more).kind
+        return choose(Size(hidden_size, batch, dtype, device, **more)).kind
 
     assert kind(256, 1) == "resident"
     assert kind(256, 5000) == "resident"
@@ -99,7 +99,7 @@ def test_streamed_tiles_grow_with_the_work():
     h100 = DEVICES["sm_90"]
 
     def tile(hidden_size, batch, dtype, **more):
-        config = choose(hidden_size, batch, dtype, h100, **more)
+        config = choose(Size(hidden_size, batch, dtype, h100, **more))
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
@@ -152,7 +152,8 @@ def test_products_of_one_sequence_are_summed_within_threads(kernel, size):
 
 def build_of(arch, hidden_size, batch, dtype):
     device = DEVICES[arch]
-    return gpu_report.Build(device, hidden_size, dtype, choose(hidden_size, batch, dtype, device))
+    plan = choose(Size(hidden_size, batch, dtype, device))
+    return gpu_report.Build(device, hidden_size, dtype, plan)
 
 
 def compiled_text(name, hidden_size, batch, dtype, stage):

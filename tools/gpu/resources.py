@@ -23,7 +23,7 @@ from namernn_fast.bench.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import form_of, launch_settings_of, takes_transpose
-from namernn_fast.gpu.plan import Plan, choose
+from namernn_fast.gpu.plan import Plan, Size, choose
 from tools.gpu.machine_code import Counts, code_of, run_tool
 
 RAW = RESULTS / "resources.json"
@@ -91,7 +91,7 @@ def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[in
         hidden_size, batch = size
         if tf32 and device.backend != "cuda":
             continue
-        plan = choose(hidden_size, batch, dtype, device, tf32=tf32)
+        plan = choose(Size(hidden_size, batch, dtype, device, tf32=tf32))
         found.setdefault(Build(device, hidden_size, dtype, plan), []).append(batch)
     yield from found.items()
 

@@ -7,7 +7,7 @@ from drawn import LUCKY, Drawn
 from tf32 import Rounded, check_results
 
 from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.plan import Plan, choose
+from namernn_fast.gpu.plan import Plan, Size, choose
 from namernn_fast.testing import ErrorBudget
 from tools.ptx.driver import DEVICES
 
@@ -44,11 +44,9 @@ class Layer:
     @property
     def plan(self) -> Plan:
         """The plan that the package chooses."""
-        return choose(
-            *(self.H, self.B, self.case.dtype, self.device),
-            directions=1 + self.options.get("bidirectional", False),
-            tf32=self.dtype == "TF32",
-        )
+        directions = 1 + self.options.get("bidirectional", False)
+        tf32 = self.dtype == "TF32"
+        return choose(Size(self.H, self.B, self.case.dtype, self.device, directions, tf32))
 
     @property
     def case(self) -> Drawn:

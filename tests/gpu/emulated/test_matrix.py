@@ -74,9 +74,8 @@ def candidates(arch):
     for H, B, directions in itertools.product((5, 33, 100, 256, 384), (1, 3, 40), (1, 2)):
         for precision in PRECISIONS:
             layer = Layer(arch, "", precision, H, B, 3, options={"bidirectional": directions == 2})
-            size = plan.Size(
-                *(H, B, layer.case.dtype, DEVICES[arch], directions, precision == "TF32")
-            )
+            dtype, tf32 = layer.case.dtype, precision == "TF32"
+            size = plan.Size(H, B, dtype, DEVICES[arch], directions, tf32)
             plans = tuning._candidates(size)
             found += [(layer, size, chosen) for chosen in plans if not chosen.stepwise]
     return random.Random(arch).sample(found, CANDIDATES)

@@ -135,7 +135,7 @@ def test_other_calls_do_not_run_as_torch_products(is_captured, fp32_precision):
 def test_a_tuned_plan_overrides_the_estimate(is_captured, monkeypatch):
     size = plan.size_of(1024, 1024, torch.empty(0), 1)
     for stepwise_or_not in (False, True):
-        chosen = size.choose()._replace(stepwise=stepwise_or_not)
+        chosen = plan.choose(size)._replace(stepwise=stepwise_or_not)
         monkeypatch.setitem(plan.tuned, size, chosen)
         assert suits(1024, 1024) == stepwise_or_not
     monkeypatch.setitem(plan.tuned, size, resident(1024))
