@@ -167,7 +167,6 @@ cases: $(VENV)/with-cases ## pretrained models of seven packages, with torch's l
 # Results of the names application and of the GPU stay.
 record: RECORD = 1
 record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## measures what README.md and the pages on performance show
-	$(BIN)/python -m tools.picture
 
 # Uses the machine's own GPU, torch, Triton and NumPy.
 bench-gpu: ## races cuDNN on this machine's GPU; DRY_RUN=1 needs none and measures nothing

@@ -169,12 +169,12 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
                 task = functools.partial(
                     forward_layer,
                     stack._replace(layout=stretch.layout),
-                    stretch.of(outputs[k - 1] if k else x),
-                    out_of[k] if i else hx,
-                    weights,
-                    outputs[k] if k == ring else stretch.of(outputs[k]),
-                    into[k],
-                    k == ring,
+                    x=stretch.of(outputs[k - 1] if k else x),
+                    hx=out_of[k] if i else hx,
+                    weights=weights,
+                    output=outputs[k] if k == ring else stretch.of(outputs[k]),
+                    h_n=into[k],
+                    ring=k == ring,
                 )
                 schedule.run(k, k - 1 if k else None, task)
             into, out_of = out_of, into
@@ -223,11 +223,13 @@ def backward_stack(
     grad_weights: dict[int, list[Tensor]] = {}
 
     def finish(k: int) -> None:
-        dz_and_states = work.pop(k)
+        (hx, weights), (dz, previous_states) = layers[k], work.pop(k)
         grads[k + 1] = None
         if k in want_layers:
             below = outputs[k - 1] if k else x
-            grad_weights[k] = weight_gradients(stack, below, *layers[k], outputs[k], *dz_and_states)
+            grad_weights[k] = weight_gradients(
+                stack, below, hx, weights, output=outputs[k], dz=dz, previous_states=previous_states
+            )
 
     with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):

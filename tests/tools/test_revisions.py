@@ -1,6 +1,5 @@
 """Tests what the comparison of two revisions concludes, and that it notices a planted change."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -25,7 +24,6 @@ WORKLOADS = [
     }.values()
 ]
 CELLS = tuple(LAYERS)
-OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), CELLS)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +34,9 @@ OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), CELLS)
         ({**SAME, "a": {"output": "1"}}, ["a: differs in h_n"]),
         ({"a": SAME["a"]}, ["b: differs in output"]),
         ({**SAME, "c": {"raised": "Error"}}, ["c: differs in raised"]),
+        ({**SAME, "b": {"raised": "Error"}}, ["b: differs in output, raised"]),
     ],
-    ids=["same", "digest", "missing result", "missing probe", "more probes"],
+    ids=["same", "digest", "missing result", "missing probe", "more probes", "new error"],
 )
 def test_every_kind_of_difference_is_found(other, expected):
     assert bits.findings(SAME, other) == expected
@@ -48,66 +47,25 @@ def test_a_probe_that_raises_in_both_revisions_is_reported():
     assert bits.findings(raises, raises) == ["a: raises in both revisions, Error"]
 
 
+def test_a_call_that_only_the_older_revision_rejects_is_not_compared(monkeypatch):
+    assert bits.findings({**SAME, "a": {"raised": "Error"}}, SAME) == []
+    monkeypatch.delattr(namernn_fast, LAYERS["leaky"])
+    assert "raised" in digest.digests_of(all_probes(["leaky"])[0])
+
+
 @pytest.mark.parametrize(
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
 def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
     """An instruction set that only one revision runs is a difference; one that none runs is not."""
-    digests = {("base", "avx2", CELLS): SAME, ("new", "avx2", CELLS): new}
+    digests = {("base", "avx2"): SAME, ("new", "avx2"): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
-    monkeypatch.setattr(builds, "common_cells", lambda base, new: CELLS)
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
     monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
     assert bits.main() == same
     assert "Instruction sets compared: avx2.\n" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["bits", "base", "new", "--levels", "amx"])
     assert not bits.main()
-
-
-@pytest.mark.parametrize(
-    ("base", "new", "cells", "missing"),
-    [(NEW, NEW, [*CELLS], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
-    ids=["both", "base lacks them", "revision lacks them"],
-)
-def test_a_cell_is_compared_if_both_revisions_have_it(
-    base, new, cells, missing, monkeypatch, capsys
-):
-    assert builds.common_cells(base, new) == tuple(cells)
-    said = [
-        f"The cell {cell!r} is not compared: {missing} does not have it."
-        for cell in CELLS
-        if cell not in cells
-    ]
-    assert capsys.readouterr().out.splitlines() == said
-
-    timed = []
-    monkeypatch.setattr(builds, "build", {"base": base, "new": new}.get)
-    monkeypatch.setattr(
-        speed,
-        "time_rounds",
-        lambda *arguments: timed.extend(arguments[3]) or [((1.0, 1.0),) * len(arguments[3])],
-    )
-    monkeypatch.setattr("sys.argv", ["speed", "base", "new", "--laps", "2"])
-    assert speed.main()
-    assert [*dict.fromkeys(workload.cell for workload in timed)] == cells
-
-    asked = []
-    monkeypatch.setattr(bits, "digests_of", lambda *which: asked.append(which[2]) or SAME)
-    monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
-    assert bits.main()
-    assert {*asked} == {tuple(cells)}
-
-
-@pytest.mark.parametrize("cell", CELLS[1:])
-def test_a_revision_without_a_cell_can_still_be_digested(cell, monkeypatch):
-    for name in (LAYERS[cell], f"{LAYERS[cell]}Cell", cell):
-        monkeypatch.delattr(namernn_fast, name)
-    monkeypatch.delitem(sys.modules, "tools.revisions.digest", raising=False)
-    digest = importlib.import_module("tools.revisions.digest")
-    monkeypatch.delitem(sys.modules, "tools.revisions.digest")
-    rnn_probe, probe = (all_probes([known])[0] for known in ("rnn", cell))
-    assert "raised" not in digest.digests_of(rnn_probe)
-    assert "raised" in digest.digests_of(probe)
 
 
 @pytest.mark.parametrize("call", ["module", "function", "cell"])
@@ -152,7 +110,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
 def test_the_verdict_follows_from_the_times(pairs, message, monkeypatch, capsys):
-    monkeypatch.setattr(builds, "build", lambda revision: NEW)
+    monkeypatch.setattr(builds, "build", lambda revision: builds.Build("new", Path()))
     laps = iter(pairs)
     monkeypatch.setattr(speed, "time_rounds", lambda *given: [(next(laps),) * len(given[3])])
     options = ["--laps", str(len(pairs)), "--workloads", "^packed-.*-B16$"]

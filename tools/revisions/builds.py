@@ -13,17 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.revisions.probes import LAYERS
-
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
-# Prints where the library is, and the cells that it has.
-DESCRIBE = f"""
-import namernn_fast
-print(namernn_fast.__file__)
-print(*(cell for cell, layer in {LAYERS}.items() if hasattr(namernn_fast, layer)))
-"""
 # What the library is built from. Nothing else is extracted, so that its folder shadows no package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
@@ -34,8 +26,6 @@ class Build(NamedTuple):
     name: str
     library: Path
     """The folder that contains `namernn_fast`."""
-    cells: tuple[str, ...] = ("rnn",)
-    """The cells that it has; older revisions have no GRU or LSTM."""
 
     def __str__(self) -> str:
         return self.name
@@ -98,20 +88,11 @@ def build(revision: str) -> Build:
         compile_tree(tree, library)
     built = Build(f"{revision} (tree {tree[:10]})", library)
     # The comparison must not import another installed copy of the library.
-    check = built.start("-c", DESCRIBE)
-    found, _, cells = check.communicate()[0].partition("\n")
+    check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
+    found = check.communicate()[0].strip()
     if found != f"{library}/namernn_fast/__init__.py":
         raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
-    return built._replace(cells=tuple(cells.split()))
-
-
-def common_cells(base: Build, new: Build) -> tuple[str, ...]:
-    """Returns the cells that both builds have, and prints which ones only one build has."""
-    for cell in dict.fromkeys([*base.cells, *new.cells]):
-        for build in (base, new):
-            if cell not in build.cells:
-                print(f"The cell {cell!r} is not compared: {build} does not have it.", flush=True)
-    return tuple(cell for cell in base.cells if cell in new.cells)
+    return built
 
 
 def compile_tree(tree: str, library: Path) -> None:

@@ -1,10 +1,9 @@
 """The program that `bits` runs for each revision.
 
-    python -m tools.revisions.digest KERNEL KERNEL CELLS DTYPE...
+    python -m tools.revisions.digest KERNEL KERNEL DTYPE...
 
-It calls the given cells (separated by commas) in the given dtypes, on one thread and on two, and
-prints a digest of each result as JSON. It calls nothing unless the library uses the given kernels
-for float32 and bfloat16.
+It calls the cells in the given dtypes, on one thread and on two, and prints a digest of each result
+as JSON. It calls nothing unless the library uses the given kernels for float32 and bfloat16.
 """
 
 import contextlib
@@ -24,11 +23,6 @@ from tools.revisions.probes import LAYERS, SECOND_ORDER, Probe, all_probes
 NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
 CHOOSES_NONLINEARITY, HAS_TWO_STATES = ("rnn", "leaky"), ("lstm", "leaky")
 OPTIONS = ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
-# By cell: the layer, the step module and the function. Older revisions lack some cells.
-CALLABLES = {
-    cell: tuple(getattr(namernn_fast, name, None) for name in (layer, f"{layer}Cell", cell))
-    for cell, layer in LAYERS.items()
-}
 
 
 def digest(tensor: Tensor) -> str:
@@ -90,12 +84,13 @@ def options_of(probe: Probe) -> dict:
 
 def prepare_layer(probe: Probe, draws: Draws) -> torch.nn.Module:
     """Returns the layer of a probe, with drawn parameters."""
-    sizes = probe.sizes[:2]
-    module, step_module, _ = CALLABLES[probe.cell]
+    sizes, name = probe.sizes[:2], LAYERS[probe.cell]
     if probe.call == "cell":
         nonlinearity = (probe.nonlinearity,) if probe.cell in CHOOSES_NONLINEARITY else ()
+        step_module = getattr(namernn_fast, f"{name}Cell")
         layer = step_module(*sizes, probe.bias, *nonlinearity, dtype=draws.dtype)
     else:
+        module = getattr(namernn_fast, name)
         layer = module(*sizes, probe.num_layers, dtype=draws.dtype, **options_of(probe))
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -171,7 +166,7 @@ def results(probe: Probe) -> dict[str, Tensor]:
     torch.manual_seed(0)  # for dropout
     with autocast:
         if probe.call == "function":
-            _, _, function = CALLABLES[probe.cell]
+            function = getattr(namernn_fast, probe.cell)
             options |= options_of(probe)
             returned = function(input, hx, [*layer.parameters()], training=True, **options)
         else:
@@ -211,7 +206,7 @@ def digests_of(probe: Probe) -> dict[str, str]:
 
 
 def main() -> None:
-    *kernels, cells, dtypes = *sys.argv[1:4], sys.argv[4:]
+    kernels, dtypes = sys.argv[1:3], sys.argv[3:]
     digests = {}
     # Check this before any ATen operator runs, because it might use unsupported instructions.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
@@ -220,7 +215,7 @@ def main() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = True
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for probe in all_probes(cells.split(",")):
+            for probe in all_probes():
                 if (probe.autocast or probe.dtype) in dtypes:
                     digests[f"{probe.name}, threads={threads}"] = digests_of(probe)
     print(json.dumps(digests))

@@ -16,7 +16,7 @@ LEAKY_NONLINEARITIES = (*NONLINEARITIES, "sigmoid", "softplus")
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", "lengths", "jagged")
 EITHER = (False, True)
 LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM", "leaky": "FusedLeakyRNN"}
-"""The fused layer of each cell; a revision is asked only for the layers that it has."""
+"""The fused layer of each cell."""
 
 ALL = "all"
 WANTED = (ALL, "weights", "input", "hx", "nothing")
