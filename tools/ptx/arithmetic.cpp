@@ -36,8 +36,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// `one`, `two` and `three` add an instruction with one, two and three sources: a row NAME.TYPE for
-// each type.
+// `one` and `two` add an instruction with one and two sources: a row NAME.TYPE for each type.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -53,11 +52,6 @@ void two_of_bits(Table& table, const std::string& name, Work work) {
   ((table[name + bits_name<Values>()] = lanewise<Values, Values, Values>(work)), ...);
 }
 
-template <class... Values, class Work>
-void three(Table& table, const std::string& name, Work work) {
-  ((table[name + name_of<Values>()] = lanewise<Values, Values, Values, Values>(work)), ...);
-}
-
 template <class Number, class Work>
 void floating(Table& table, const std::string& name, Work work) {
   const std::string type = name_of<Number>();
@@ -67,14 +61,9 @@ void floating(Table& table, const std::string& name, Work work) {
 
 template <class Number>
 void add_floating(Table& table) {
-  const auto plus = [](float a, float b) { return Number(a + b); };
-  const auto minus = [](float a, float b) { return Number(a - b); };
-  const auto times = [](float a, float b) { return Number(a * b); };
-  for (const char* rounding : {"", "rn."}) {
-    floating<Number>(table, std::string("add.") + rounding, plus);
-    floating<Number>(table, std::string("sub.") + rounding, minus);
-    floating<Number>(table, std::string("mul.") + rounding, times);
-  }
+  floating<Number>(table, "add.", [](float a, float b) { return Number(a + b); });
+  floating<Number>(table, "sub.", [](float a, float b) { return Number(a - b); });
+  floating<Number>(table, "mul.", [](float a, float b) { return Number(a * b); });
   const auto fused = [](float a, float b, float c) { return Number(std::fma(a, b, c)); };
   const std::string name = "fma.rn." + name_of<Number>();
   table[name] = lanewise<Number, Number, Number, Number>(fused);
@@ -158,22 +147,21 @@ u32 permute(u32 a, u32 b, u32 choice) {
 }
 
 void add_integers(Table& table) {
-  two<s16, u16, s32, u32, s64, u64>(table, "add.", [](auto a, auto b) { return a + b; });
-  two<s16, u16, s32, u32, s64, u64>(table, "sub.", [](auto a, auto b) { return a - b; });
-  two<s16, u16, s32, u32, s64, u64>(
-      table, "mul.lo.", [](auto a, auto b) { return static_cast<u64>(a) * static_cast<u64>(b); });
-  two<s16, u16, s32, u32, s64, u64>(table, "min.", [](auto a, auto b) { return std::min(a, b); });
-  two<s16, u16, s32, u32, s64, u64>(table, "max.", [](auto a, auto b) { return std::max(a, b); });
-  three<s32, u32, s64, u64>(table, "mad.lo.", [](u64 a, u64 b, u64 c) { return a * b + c; });
-  one<s16, s32, s64>(table, "neg.", [](auto a) { return -a; });
-  wide<s16, s32>(table);
+  two<s32, u32, s64, u64>(table, "add.", [](auto a, auto b) { return a + b; });
+  two<s32, u32, s64, u64>(table, "sub.", [](auto a, auto b) { return a - b; });
+  two<s32, u32, s64, u64>(table, "mul.lo.", [](u64 a, u64 b) { return a * b; });
+  two<s32, u32, s64, u64>(table, "min.", [](auto a, auto b) { return std::min(a, b); });
+  two<s32, u32, s64, u64>(table, "max.", [](auto a, auto b) { return std::max(a, b); });
+  const auto fused = [](u64 a, u64 b, u64 c) { return a * b + c; };
+  table["mad.lo.s32"] = lanewise<s32, s32, s32, s32>(fused);
+  table["mad.lo.s64"] = lanewise<s64, s64, s64, s64>(fused);
+  one<s32, s64>(table, "neg.", [](auto a) { return -a; });
   wide<u16, u32>(table);
   wide<s32, s64>(table);
   wide<u32, u64>(table);
   divide<s32>(table);
   divide<u32>(table);
   divide<s64>(table);
-  divide<u64>(table);
 }
 
 void add_bits(Table& table) {
@@ -235,16 +223,7 @@ void compare(Table& table, const std::string& type) {
   add("le", [](Compared a, Compared b) { return a <= b; });
   add("gt", [](Compared a, Compared b) { return a > b; });
   add("ge", [](Compared a, Compared b) { return a >= b; });
-  if constexpr (std::is_same_v<Compared, float>) {  // true if a or b is NaN, except num
-    add("equ", [](Compared a, Compared b) { return !(a < b || a > b); });
-    add("neu", [](Compared a, Compared b) { return a != b; });
-    add("ltu", [](Compared a, Compared b) { return !(a >= b); });
-    add("leu", [](Compared a, Compared b) { return !(a > b); });
-    add("gtu", [](Compared a, Compared b) { return !(a <= b); });
-    add("geu", [](Compared a, Compared b) { return !(a < b); });
-    add("num", [](Compared a, Compared b) { return a == a && b == b; });
-    add("nan", [](Compared a, Compared b) { return a != a || b != b; });
-  }
+  add("gtu", [](Compared a, Compared b) { return !(a <= b); });  // true if a or b is NaN
 }
 
 template <class Bits>
@@ -266,8 +245,6 @@ void add_predicates(Table& table) {
   table["xor.pred"] = of_predicates([](Mask a, Mask b) { return a ^ b; }, {1, 1});
   table["mov.pred"] = of_predicates([](Mask a, Mask) { return a; }, {1});
   compare<u16, u16>(table, "b16");
-  compare<u16, u16>(table, "u16");
-  compare<s16, s16>(table, "s16");
   compare<u32, u32>(table, "b32");
   compare<u32, u32>(table, "u32");
   compare<s32, s32>(table, "s32");
@@ -279,9 +256,9 @@ void add_predicates(Table& table) {
   compare<BFloat16, float>(table, "bf16");
   compare<Half, float, 2>(table, "f16x2");
   compare<BFloat16, float, 2>(table, "bf16x2");
-  select<u16>(table, {"b16", "u16", "s16", "f16", "bf16"});
-  select<u32>(table, {"b32", "u32", "s32", "f32"});
-  select<u64>(table, {"b64", "u64", "s64"});
+  select<u16>(table, {"b16"});
+  select<u32>(table, {"b32", "f32"});
+  select<u64>(table, {"b64"});
 }
 
 template <class To, class... From>
@@ -325,12 +302,10 @@ void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
 }
 
 void add_conversions(Table& table) {
-  convert_integers<u16, u32, s32, u64, s64>(table);
-  convert_integers<s16, u32, s32, u64, s64>(table);
-  convert_integers<u32, u16, s16, u64, s64>(table);
-  convert_integers<s32, u16, s16, u64, s64>(table);
-  convert_integers<u64, u16, u32, s32>(table);
-  convert_integers<s64, s16, u32, s32>(table);
+  convert_integers<u16, u32>(table);
+  convert_integers<u32, u16, u64>(table);
+  convert_integers<u64, u32>(table);
+  convert_integers<s64, s32>(table);
   convert_16_bits<Half>(table);
   convert_16_bits<BFloat16>(table);
   move<u16>(table, {"b16", "u16"});
