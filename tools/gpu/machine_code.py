@@ -3,11 +3,11 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import networkx
 import triton
 
 
@@ -101,22 +101,15 @@ class Code:
 
     @cached_property
     def loops(self) -> list[frozenset[int]]:
-        """The positions of the instructions of each loop, longest loop first."""
-        after = self._edges()
-        before: dict[int, list[int]] = {place: [] for place in after}
-        for place, following in after.items():
-            for other in following:
-                before[other].append(place)
-        found: dict[int, set[int]] = {}
-        for last, header in _back_edges(after):
-            body = found.setdefault(header, {header})
-            waiting = [last]
-            while waiting:
-                place = waiting.pop()
-                if place not in body:
-                    body.add(place)
-                    waiting += before[place]
-        return sorted(map(frozenset, found.values()), key=lambda body: -len(body))
+        """The positions of the instructions of the longest loop, then of the loops within it."""
+        graph = networkx.DiGraph(self._edges())
+        longest = max(_loops(graph), key=len, default=None)
+        if longest is None:
+            return []
+        entry = next(
+            place for place in longest if not longest.issuperset(graph.predecessors(place))
+        )
+        return [longest, *_loops(graph.subgraph(longest - {entry}))]
 
     def _edges(self) -> dict[int, list[int]]:
         """Returns the possible successors of each reachable instruction, as positions."""
@@ -156,16 +149,15 @@ class Code:
 
     @cached_property
     def step(self) -> list[Instruction]:
-        """The instructions of the loop over time, which is the longest loop."""
+        """The instructions of the loop over time."""
         return [self.instructions[place] for place in sorted(self.loops[0])]
 
     def count(self) -> Counts:
         """Returns the instruction counts of a step."""
-        inner = {place for loop in self.loops if loop < self.loops[0] for place in loop}
         opcodes = [instruction.opcode for instruction in self.step]
         return Counts(
             instructions=len(opcodes),
-            in_loops=len(inner),
+            in_loops=sum(map(len, self.loops[1:])),
             shuffles=opcodes.count("SHFL"),
             barriers=sum(instruction.name.startswith("BAR.SYNC") for instruction in self.step),
             global_accesses=sum(opcode in _GLOBAL for opcode in opcodes),
@@ -173,19 +165,10 @@ class Code:
         )
 
 
-def _back_edges(after: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-    """Yields each edge from a position to one of its ancestors in a depth-first search."""
-    path, seen = {0: iter(after[0])}, {0}
-    while path:
-        place = next(reversed(path))
-        other = next(path[place], None)
-        if other is None:
-            del path[place]
-        elif other in path:
-            yield place, other
-        elif other not in seen:
-            seen.add(other)
-            path[other] = iter(after[other])
+def _loops(graph: networkx.DiGraph) -> list[frozenset[int]]:
+    """Returns the outermost loops of a flow graph."""
+    components = map(frozenset, networkx.strongly_connected_components(graph))
+    return [loop for loop in components if graph.subgraph(loop).size() > 0]
 
 
 def code_of(cubin: bytes) -> Code:

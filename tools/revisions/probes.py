@@ -101,18 +101,14 @@ class Probe:
 
     @property
     def name(self) -> str:
-        """The fields that differ from their defaults, in words; unique for each probe.
-
-        The name seeds the generators. So that the values never change, `cell` is written as "kind".
-        """
+        """The fields that differ from their defaults, in words; seeds the probe's generators."""
         sizes = (f"{letter}{size}" for letter, size in zip("DHTB", self.sizes, strict=True))
         words = [self.call, self.layout, self.dtype, *sizes]
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("call", "layout", "dtype", "sizes") or value == field.default:
                 continue
-            label = "kind" if field.name == "cell" else field.name
-            words.append(label if value is True else f"{label}={value}")
+            words.append(field.name if value is True else f"{field.name}={value}")
         return " ".join(words)
 
 
