@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,10 +92,15 @@ def _library() -> ctypes.CDLL:
         subprocess.run([compiler, *flags, *sources, "-o", partial_file], check=True)
         partial_file.replace(built)
     library = ctypes.CDLL(str(built))
-    library.ptx_signature.restype = ctypes.c_int64
-    library.ptx_new.restype = ctypes.c_void_p
-    library.ptx_delete.argtypes = [ctypes.c_void_p]
-    library.ptx_run.restype = ctypes.c_char_p
+    number, text, kernel = ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
+    numbers = np.ctypeslib.ndpointer(np.int64)
+    library.ptx_signature.argtypes, library.ptx_signature.restype = [text, numbers], number
+    library.ptx_new.argtypes = [text, numbers, number, text, number, number, numbers, number]
+    library.ptx_new.restype = kernel
+    library.ptx_delete.argtypes = [kernel]
+    library.ptx_run.argtypes = [kernel, text, number, numbers, number, number, numbers, number]
+    library.ptx_run.argtypes += [numbers]
+    library.ptx_run.restype = text
     return library
 
 
@@ -106,10 +111,6 @@ def _processor() -> str:
         return platform.processor()
     lines = described.read_text(encoding="utf-8").splitlines()
     return "".join(line for line in lines if line.startswith(("flags", "Features", "model name")))
-
-
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 class Kernel:
@@ -136,13 +137,15 @@ class Kernel:
         specials = [
             n for special in decoded.specials for n in (places[special.number], special.size)
         ]
-        count = [ctypes.c_int64(n) for n in (len(decoded.instructions), len(constants))]
-        self._kernel = ctypes.c_void_p(
-            library.ptx_new(
-                *(bytes(names), _pointer(np.array(code, np.int64)), count[0]),
-                *(bytes(constants), count[1], ctypes.c_int64(size)),
-                *(_pointer(np.array(specials, np.int64)), ctypes.c_int64(len(decoded.specials))),
-            )
+        self._kernel = library.ptx_new(
+            bytes(names),
+            np.array(code, np.int64),
+            len(decoded.instructions),
+            constants,
+            len(constants),
+            size,
+            np.array(specials, np.int64),
+            len(decoded.specials),
         )
 
     def __del__(self) -> None:
@@ -151,7 +154,7 @@ class Kernel:
 
     def _signature(self, name: str) -> Signature | None:
         out = np.zeros(64, np.int64)
-        count = self._library.ptx_signature(name.encode(), _pointer(out))
+        count = self._library.ptx_signature(name.encode(), out)
         if count < 0:
             return None
         sizes = out[:count].tolist()
@@ -160,12 +163,16 @@ class Kernel:
 
     def run(self, parameters, grid, warps, shared, storages, options: Options) -> list[list[str]]:
         """Runs the kernel; returns the fields of each fault."""
-        values = np.array([getattr(options, field.name) for field in fields(options)], np.int64)
-        tensors = np.array(sorted(storages.items()), np.int64).reshape(-1, 2)
         found = self._library.ptx_run(
-            *(self._kernel, bytes(parameters), ctypes.c_int64(len(parameters))),
-            *(_pointer(np.array(grid, np.int64)), ctypes.c_int64(warps), ctypes.c_int64(shared)),
-            *(_pointer(tensors), ctypes.c_int64(len(tensors)), _pointer(values)),
+            self._kernel,
+            bytes(parameters),
+            len(parameters),
+            np.array(grid, np.int64),
+            warps,
+            shared,
+            np.array(sorted(storages.items()), np.int64),
+            len(storages),
+            np.array(astuple(options), np.int64),
         )
         return [line.split("\t") for line in found.decode().splitlines()]
 
@@ -233,9 +240,8 @@ class Machine:
         programs = grid[0] * grid[1] * grid[2]
         if self.options.cooperative and programs > self.device.meeting:
             self._add(kernel, "launch", 0, f"{programs} programs cannot run at once")
-        found = kernel.run(
-            *(parameters, grid, metadata.num_warps, metadata.shared, storages, self.options)
-        )
+        warps, shared = metadata.num_warps, metadata.shared
+        found = kernel.run(parameters, grid, warps, shared, storages, self.options)
         self.options.seed += 1
         for kind, line, count, text in found:
             if kind == "assertion":
