@@ -44,17 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     # PyTorch raises RuntimeError when memory runs out.
     except (BudgetError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        return _failed(error, 1)
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _failed(reason: Exception, code: int) -> int:
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    print(f"{PROGRAM}: error: {text}", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

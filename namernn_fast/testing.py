@@ -16,18 +16,7 @@ counts as at least `c` units in the last place of the largest value: 16 in float
 is exact, unless the terms of its sums nearly cancel in all elements. If they do, compare several
 draws of the result under one name.
 
-For a single comparison, `assert_within_budget` takes named results of the fused layer, of `nn.RNN`
-and of the oracle:
-
-    precise = copy.deepcopy(baseline).double()
-    names = ("output", "h_n")
-    assert_within_budget(
-        dict(zip(names, fused(input))),
-        dict(zip(names, baseline(input))),
-        dict(zip(names, precise(input.double()))),
-    )
-
-To check many comparisons together, collect their errors in an `ErrorBudget`.
+`assert_within_budget` makes a single comparison; an `ErrorBudget` collects the errors of many.
 """
 
 from __future__ import annotations
@@ -151,10 +140,6 @@ class ErrorBudget:
             raise BudgetError("no results were compared")
         if exceeded := self.exceeded():
             raise BudgetError("; ".join(exceeded))
-
-    def shares(self) -> dict[Hashable, float]:
-        """Returns each name's error divided by its budget; above 1, it exceeds the budget."""
-        return {name: seen.ours / self.allowed(name) for name, seen in self.results.items()}
 
     def allowed(self, name: Hashable) -> float:
         """Returns the largest error that the budget of `name` allows."""

@@ -40,14 +40,14 @@ def _break_graphs(dynamo: ModuleType) -> None:
 when_imported(DYNAMO, _break_graphs, "keep torch's operators out of compiled graphs")
 
 
-def _operator(cell: Cell, *arguments: Any) -> Results:
+def _operator(cell: Cell, *tensors: Any, **settings: Any) -> Results:
     """Calls torch's operator for a cell, outside of any compiled graph.
 
     A compiled graph would unroll the operator into the operators of every step. Dynamo also breaks
     the graph at torch's own layers. An exported program contains the operator itself.
     """
     operators: Any = _OPERATORS if is_exporting() else _outside_of_graphs
-    return operators[cell.number](*arguments)  # type: ignore[no-any-return]
+    return operators[cell.number](*tensors, **settings)  # type: ignore[no-any-return]
 
 
 def has_operator(cell: Cell) -> bool:
@@ -117,14 +117,17 @@ def _run_whole(call: Call) -> Results:
     batch = int(layout[0]) if layout is not None else data.shape[1]
     states = call.initial_states(batch)
     hx = tuple(states) if len(states) > 1 else states[0]
-    trains = _trains(call) or call.dropout > 0
-    layers = ops.layer_count(call.cell, call.weights, options)
-    settings = bool(options & ops.BIAS), layers, call.dropout, trains
-    bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
+    settings = {
+        "has_biases": bool(options & ops.BIAS),
+        "num_layers": ops.layer_count(call.cell, weights, options),
+        "dropout": call.dropout,
+        "train": _trains(call) or call.dropout > 0,
+        "bidirectional": bool(options & ops.BIDIRECTIONAL),
+    }
     if layout is not None:
-        return _operator(call.cell, data, layout, hx, weights, *settings, bidirectional)
-    output, *last = _operator(call.cell, data, hx, weights, *settings, bidirectional, False)
+        return _operator(call.cell, data, layout, hx, weights, **settings)
+    output, *last = _operator(call.cell, data, hx, weights, **settings, batch_first=False)
     return from_time_major(output, options, None), *last
 
 
@@ -197,7 +200,14 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
     # Maps each step of a reversed sequence to its original step. Padding stays in place.
     mirror = torch.where(alive, lengths[:, None] - 1 - steps, steps)
     (states,) = call.initial_states(input.shape[1])
-    arguments = bool(options & ops.BIAS), 1, 0.0, _trains(call), False, False
+    settings = {
+        "has_biases": bool(options & ops.BIAS),
+        "num_layers": 1,
+        "dropout": 0.0,
+        "train": _trains(call),
+        "bidirectional": False,
+        "batch_first": False,
+    }
     last_states: list[Tensor] = []
     for layer in ops.layers_of(call.cell, call.weights, options):
         outputs = []
@@ -205,7 +215,7 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
             hx = states[len(last_states)]
             output = input if direction == 0 else _along_time(input, mirror)
             weights = [*layer_weights.values()]
-            output, _ = _operator(call.cell, output, hx.unsqueeze(0), weights, *arguments)
+            output, _ = _operator(call.cell, output, hx.unsqueeze(0), weights, **settings)
             last = _along_time(output, (lengths - 1).clamp(min=0)[None, :, None]).squeeze(0)
             last_states.append(torch.where(lengths[:, None] > 0, last, hx))
             output = output if direction == 0 else _along_time(output, mirror)
