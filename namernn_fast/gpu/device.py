@@ -35,12 +35,7 @@ class Device(NamedTuple):
         return self.processors if self.backend == "cuda" and self.cooperative else 1
 
     def most_registers(self, warps: int, programs: int = 1) -> int:
-        """Returns the maximum number of registers per thread on an NVIDIA GPU.
-
-        Args:
-            warps: warps per program.
-            programs: programs that share an SM.
-        """
+        """Returns the register limit per thread for `programs` programs on an SM of NVIDIA."""
         return min(255, 65536 // (programs * warps * self.lanes))
 
     @property

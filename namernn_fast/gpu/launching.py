@@ -19,13 +19,9 @@ UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
 def run(
     kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """Launches a kernel.
+    """Launches a Triton kernel with arguments and with compile and launch options by name.
 
-    Args:
-        kernel: a Triton kernel.
-        grid: the number of programs in each of up to three dimensions.
-        arguments: the kernel's arguments by name, including compile-time ones.
-        settings: Triton's compile and launch options by name.
+    `grid` is the number of programs in each of up to three dimensions.
     """
     kernel[grid](**arguments, **settings)
 
@@ -84,14 +80,10 @@ def turn(device: torch.device) -> Iterator[None]:
 def share_turn(
     device: torch.device, stream: torch.cuda.Stream, others: Iterable[torch.cuda.Stream]
 ) -> None:
-    """Lets cooperative kernels on several streams run at once.
+    """Lets cooperative kernels on the current `stream` of a GPU and on `others` run at once.
 
-    The programs of all these kernels must fit on the device together.
-
-    Args:
-        device: the GPU of all these streams.
-        stream: the GPU's current stream. The caller makes `others` wait for this stream.
-        others: the other streams.
+    The programs of all these kernels must fit on the device together, and the caller makes `others`
+    wait for `stream`.
     """
     if is_capturing(device):
         return
@@ -106,8 +98,7 @@ def _wait_for_others(
 ) -> dict[torch.cuda.Stream, torch.cuda.Event | None]:
     """Makes a stream wait for cooperative kernels of streams that do not share its turn.
 
-    Returns:
-        The entry of `_last` for the device.
+    Returns the entry of `_last` for the device.
     """
     last = _last.setdefault(device, {})
     if stream not in last:

@@ -98,13 +98,8 @@ def _launch(
 ) -> None:
     """Launches a kernel of the recurrence over all rows of a layer.
 
-    Args:
-        kernel: `forward_kernel` or `backward_kernel`.
-        stack: the stack that contains the layer.
-        like: a tensor with the layer's device and dtype.
-        arguments: the arguments that the two kernels do not share.
-        padded: whether to zero rows past the end of sequences.
-        ring: whether the forward kernel computes only h_n.
+    `like` has the layer's device and dtype; `arguments` are those that the two kernels do not
+    share; `padded` and `ring` are fields of `Form`.
     """
     layout = stack.layout
     if layout.B == 0:
@@ -246,11 +241,8 @@ def backward_layer(
 ) -> None:
     """Runs the backward recurrence of a layer, and computes the gradients of hx and input.
 
-    Args:
-        stack: the stack that contains the layer.
-        weights: the weights of each direction.
-        tensors: the tensors that the recurrence reads and writes.
-        grad_input: receives the gradient of the input, (N, features), or None if not needed.
+    `weights` are those of each direction; `grad_input` (N, features) receives the gradient of the
+    input, or is None.
     """
     if stepwise.suits(stack, tensors.output):
         stepwise.backward_steps(stack, tensors)
@@ -285,11 +277,7 @@ def weight_gradients(
     """Returns the gradients of a layer's weights, in the order of the flat list of weights.
 
     Args:
-        stack: the stack that contains the layer.
-        x: the input's rows (N, features), or token ids (N).
-        hx: initial states (directions, B, H), or None for zeros.
-        weights: the weights of each direction.
-        output: the output of the forward pass, (N, directions * H).
+        stack, x, hx, weights, output: as in `forward_layer`.
         dz: the gradient of the sums, shaped like output.
         previous_states: the previous state of each row, shaped like output, or None if the
             layout is `consecutive`.

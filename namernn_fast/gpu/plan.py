@@ -49,11 +49,7 @@ class Plan(NamedTuple):
     def runs_stepwise(self, hidden_size: int, batch: int, is_captured: bool) -> bool:
         """Returns whether torch, instead of a streamed kernel, computes the product of each step.
 
-        Args:
-            hidden_size: number of hidden units of the layer.
-            batch: number of sequences.
-            is_captured: whether the call is captured in a CUDA graph, whose replays have no launch
-                overhead.
+        `is_captured` says that a CUDA graph captures the call: replays have no launch overhead.
         """
         if self.kind != "streamed":
             return False

@@ -65,12 +65,7 @@ class ProductPlan(NamedTuple):
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
     """Returns the plan for the product of an (M, K) and a (K, N) matrix, whatever the strides are.
 
-    Args:
-        M: number of rows of the left matrix.
-        N: number of columns of the right matrix.
-        K: number of terms in each sum.
-        precision: `ieee` or `tf32`.
-        processors: number of streaming multiprocessors of the GPU.
+    `precision` is `ieee` or `tf32`; `processors` is the number of the GPU's SMs.
     """
 
     def blocks(tiles: Tiles) -> int:

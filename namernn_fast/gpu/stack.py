@@ -194,8 +194,7 @@ def backward_stack(
     """Runs the backward pass of a stack.
 
     Args:
-        stack: the stack to run.
-        x: the input's rows (N, features), or token ids (N).
+        stack, x: as in `forward_stack`.
         outputs: the outputs of all layers, each (N, directions * H).
         grad_output: the gradient of the last layer's output, or None for zeros.
         grad_h_n: the gradient of h_n, or None for zeros.

@@ -20,12 +20,7 @@ from .products import precision_of_its_own
 
 
 def suits(stack: Stack, like: Tensor) -> bool:
-    """Returns whether this module runs the recurrence of a layer.
-
-    Args:
-        stack: the stack that contains the layer.
-        like: a tensor with the layer's device and dtype.
-    """
+    """Returns whether this module runs the layers of a stack on the device and dtype of `like`."""
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
         return False  # a product in 16 bits would round its sums before the activation
@@ -45,11 +40,9 @@ def forward_steps(
     """Computes the states of a layer.
 
     Args:
-        stack: the stack that contains the layer.
-        hx: initial states (directions, B, H), or None for zeros.
+        stack, hx, h_n: as in `layer.forward_layer`.
         weights_hh: the recurrent weights of each direction, (H, H).
         states: the projected input with both biases, (N, directions * H); overwritten by states.
-        h_n: receives the last states, (directions, B, H).
     """
     activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
     if hx is None:  # Multiply zeros too, because zero times a non-finite weight is NaN.
@@ -94,13 +87,7 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
 
 
 def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
-    """Returns a view (B, H) of the rows of each step, in recurrence order.
-
-    Args:
-        rows: the rows of all steps, (N, directions * H).
-        stack: the stack that contains the layer.
-        k: the index of the direction; direction 1 goes back in time.
-    """
+    """Returns a view (B, H) of the rows of each step, in the order of direction k's recurrence."""
     layout, H = stack.layout, stack.hidden_size
     width = rows.shape[1]
     strides = (layout.time_stride * width, layout.batch_stride * width, 1)

@@ -114,8 +114,7 @@ def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan,
 def _candidates(size: Size) -> list[Plan]:
     """Returns the default plans for this and other batch sizes, with several numbers of warps.
 
-    If a large float32 layer streams weight_hh, one candidate uses torch for the product of each
-    step.
+    For a large float32 layer that streams weight_hh, torch multiplies each step in one of them.
     """
     chosen = [choose(size)]
     chosen += [choose(size._replace(batch=batch)) for batch in (1, 16, 64, 256, 1024, 4096)]

@@ -63,9 +63,14 @@ def _forward(*arguments: Any, **kwargs: Any) -> int:
 def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
     layers, input_size, hidden_size, _, size = call.sizes
-    cell = NUMBERED[call.cell]
-    sizes = input_size, hidden_size, size
-    shapes = ops.parameters_and_shapes(cell, call.options, layers, *sizes)
+    shapes = ops.parameters_and_shapes(
+        NUMBERED[call.cell],
+        call.options,
+        layers=layers,
+        features=input_size,
+        hidden=hidden_size,
+        projected=size,
+    )
     products = sum(math.prod(shape) for parameter, shape in shapes if parameter.is_matrix)
     return 2 * products * _rows(call.input, call.sequence_layout, call.options)
 

@@ -150,15 +150,10 @@ def _zero_padding(rows: Tensor, lengths: Tensor) -> Tensor:
 def _integers(
     weights: Sequence[Tensor], stacked: Callable[[Sequence[Tensor]], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the weights of all directions as the node for 8-bit weights takes them.
+    """Returns the rounded weights of all directions as the node for 8-bit weights takes them.
 
-    Args:
-        weights: one weight for each direction, as it was rounded.
-        stacked: `_stacked` for the layer.
-
-    Returns:
-        integers (directions, columns, rows), int8; scales (directions, rows); zero points like
-        the scales, which are all 0.
+    These are integers (directions, columns, rows) in int8, scales (directions, rows), and zero
+    points like the scales, which are all 0.
     """
     with _disable_current_modes():  # so that the program gets constants
         pairs = [int8.quantize(weight) for weight in weights]
@@ -168,13 +163,7 @@ def _integers(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks the same weight or bias of all directions, with the gates in ONNX order.
-
-    Args:
-        weights: one weight or bias for each direction.
-        gates: as in `OnnxNode`.
-        size: hidden_size, the number of rows per gate.
-    """
+    """Stacks a weight or bias of all directions, whose gates have `size` rows, in ONNX order."""
     if len(gates) == 1:
         return torch.stack([*weights])
     # Slices instead of chunks: the exporter cannot evaluate a Split in advance, and would warn.

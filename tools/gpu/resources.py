@@ -128,9 +128,7 @@ def specialise(
     Args:
         kernel: One of `KERNELS`.
         build: The plan, the device and the hidden size.
-        directions: The number of directions of the layer.
-        tanh: Whether the nonlinearity is tanh.
-        ring: Whether the forward kernel computes only h_n.
+        directions, tanh, ring: As in `form_of`.
         rows: Which of ids, lengths, offsets, starts and reset the call has.
         absent: The other optional arguments that the call omits.
     """
@@ -161,13 +159,7 @@ def specialise(
 
 
 def compile_kernel(kernel, build: Build, **call: Any) -> Any:
-    """Compiles a kernel for a call, and returns Triton's compiled kernel.
-
-    Args:
-        kernel: One of `KERNELS`.
-        build: The plan, the device and the hidden size.
-        call: The description of the call, as arguments of `specialise`.
-    """
+    """Compiles a kernel for a call that arguments of `specialise` describe."""
     to = specialise(kernel, build, **call)
     return compiled(build.device, source_of(kernel, to), to.settings)
 
@@ -175,10 +167,7 @@ def compile_kernel(kernel, build: Build, **call: Any) -> Any:
 def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
     """Returns the source object that Triton compiles.
 
-    Args:
-        kernel: Any kernel.
-        to: What it is compiled for.
-        aligned: Whether to assume that pointers are divisible by 16, which Triton checks at launch.
+    If `aligned`, pointers are divisible by 16, which Triton checks at launch.
     """
     paths = {}  # to arguments and members of tuples, as Triton names them
     for i, name in enumerate(kernel.arg_names):
@@ -208,20 +197,19 @@ def resources_of(device: Device, compiled: Any) -> Resources:
     shared = compiled.metadata.shared
     if device.backend == "hip":
         text = compiled.asm["amdgcn"]
-        names = ("vgpr_count", "private_segment_fixed_size")
-        return Resources(*(_number(rf"\.{name}:\s+(\d+)", text) for name in names), shared)
+        registers, spilled = (
+            _number(".vgpr_count:", text),
+            _number(".private_segment_fixed_size:", text),
+        )
+        return Resources(registers, spilled, shared)
     text = run_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
-    registers, stack, local = (
-        _number(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")
-    )
+    registers, stack, local = (_number(f"{name}:", text) for name in ("REG", "STACK", "LOCAL"))
     return Resources(registers, stack + local, shared)
 
 
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise ValueError(f"{pattern} is not in {text}")
-    return int(found[1])
+def _number(label: str, text: str) -> int:
+    """Returns the number after a label."""
+    return int(re.search(rf"{re.escape(label)}\s*(\d+)", text)[1])  # type: ignore[index]
 
 
 def occupancy(device: Device, plan: Plan, taken: Resources) -> float:

@@ -20,12 +20,7 @@ _SAME = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans",
 
 
 def overflows(code: str, programs: int) -> Iterator[str]:
-    """Yields every 32-bit operation in an address that may overflow.
-
-    Args:
-        code: The TTIR of a kernel, from `compiled.asm["ttir"]`.
-        programs: The maximum number of programs in a launch.
-    """
+    """Yields every 32-bit operation in an address that may overflow in a launch of `programs`."""
     ranges: dict[str, Range] = {}
     in_addresses = _in_addresses(code)
     for line in code.splitlines():

@@ -44,13 +44,7 @@ class Built(NamedTuple):
 
 
 def build(variant: Variant, kernel=None, **settings: Any) -> Built:
-    """Compiles a variant.
-
-    Args:
-        variant: The variant.
-        kernel: A kernel to compile instead of the variant's.
-        settings: Triton's compile settings that override the variant's.
-    """
+    """Compiles a variant, perhaps with another `kernel` or with other compile `settings`."""
     kernel = kernel or resources.KERNELS[variant.kernel]
     specialisation, device = variant.specialisation, variant.build.device
     source = resources.source_of(kernel, specialisation, aligned=variant.rows != UNALIGNED)

@@ -223,13 +223,7 @@ class Machine:
         return self.kernels[text]
 
     def launch(self, text: str, metadata, grid, values: list[Any]) -> None:
-        """Runs a kernel.
-
-        Args:
-            text: The kernel's PTX.
-            metadata: Triton's metadata of the compiled kernel.
-            grid: The number of programs in each dimension.
-            values: The arguments, tensors or integers.
+        """Runs a kernel, given as PTX with Triton's metadata.
 
         Raises:
             FaultError: If an assertion of the kernel failed.
