@@ -77,12 +77,12 @@ class Options:
 
 
 def _library() -> ctypes.CDLL:
-    """Builds and loads the machine. The build is cached by sources, flags and processor."""
+    """Builds and loads the machine. The build is cached by sources and flags."""
     sources = sorted(HERE.glob("*.cpp"))
     compiler = os.environ.get("CXX", "c++")
-    flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fwrapv"]
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fwrapv"]
     flags += ["-fno-strict-aliasing", "-shared", "-fPIC"]
-    state = hashlib.sha256(" ".join([compiler, *flags, _processor()]).encode())
+    state = hashlib.sha256(" ".join([compiler, *flags, platform.machine()]).encode())
     for path in (*sources, *sorted(HERE.glob("*.h"))):
         state.update(path.read_bytes())
     built = ROOT / "build" / "ptx" / f"{state.hexdigest()[:16]}.so"
@@ -102,15 +102,6 @@ def _library() -> ctypes.CDLL:
     library.ptx_run.argtypes += [numbers]
     library.ptx_run.restype = text
     return library
-
-
-def _processor() -> str:
-    """Returns a text that differs between processors with different instructions."""
-    described = Path("/proc/cpuinfo")
-    if not described.exists():
-        return platform.processor()
-    lines = described.read_text(encoding="utf-8").splitlines()
-    return "".join(line for line in lines if line.startswith(("flags", "Features", "model name")))
 
 
 class Kernel:
