@@ -250,28 +250,29 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each plan."""
-    heads = ["", "dtype", "H", "B", "plan", "members x tiles", "B x N x K", "warps"]
-    heads += ["registers", "spilled", "KiB shared", "occupancy"]
-    heads += [name.replace("_", " ") for name in Counts._fields]
-    lines = [heads]
+    lines = []
     for row in rows:
         plan = Plan(**row["plan"])
-        taken = [row[name] for name in KERNELS]
-        lines.append(
-            [
-                *(row["arch"], row["dtype"], str(row["hidden_size"])),
-                ", ".join(map(str, row["batches"])),
-                plan.kind,
-                f"{plan.members} x {plan.tiles}",
-                f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
-                str(plan.warps),
-                *(", ".join(str(t[name]) for t in taken) for name in ("registers", "spilled")),
-                ", ".join(f"{t['shared'] / 1024:.1f}" for t in taken),
-                ", ".join(f"{t['occupancy']:.0%}" for t in taken),
-                *(", ".join(str(t.get(name, "-")) for t in taken) for name in Counts._fields),
-            ]
-        )
-    return markdown(lines)
+        columns = {
+            "": row["arch"],
+            "dtype": row["dtype"],
+            "H": str(row["hidden_size"]),
+            "B": ", ".join(map(str, row["batches"])),
+            "plan": plan.kind,
+            "members x tiles": f"{plan.members} x {plan.tiles}",
+            "B x N x K": f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
+            "warps": str(plan.warps),
+        }
+        taken = [
+            row[name]
+            | {"KiB shared": f"{row[name]['shared'] / 1024:.1f}"}
+            | {"occupancy": f"{row[name]['occupancy']:.0%}"}
+            for name in KERNELS
+        ]
+        for name in ("registers", "spilled", "KiB shared", "occupancy", *Counts._fields):
+            columns[name.replace("_", " ")] = ", ".join(str(of.get(name, "-")) for of in taken)
+        lines.append(columns)
+    return markdown([[*lines[0]], *([*columns.values()] for columns in lines)])
 
 
 def text(document: dict[str, Any]) -> str:

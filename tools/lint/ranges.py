@@ -35,7 +35,7 @@ def overflows(code: str, programs: int) -> Iterator[str]:
             name, operation, rest = found.groups()
             result = _result(operation, rest, ranges, programs)
             if not -_LIMIT <= result[0] <= result[1] < _LIMIT:
-                if name in in_addresses and _has_32_bits(line):
+                if name in in_addresses and re.search(r"(: |x)i32>?$", line.strip()):
                     yield line.strip()
                 result = _ANY
             ranges[name] = result
@@ -59,10 +59,6 @@ def _in_addresses(code: str) -> set[str]:
             found.add(name)
             waiting += made_from.get(name, [])
     return found
-
-
-def _has_32_bits(line: str) -> bool:
-    return bool(re.search(r"(: |x)i32>?$", line.strip()))
 
 
 def _result(operation: str, rest: str, ranges: dict[str, Range], programs: int) -> Range:
