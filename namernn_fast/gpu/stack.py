@@ -222,13 +222,11 @@ def backward_stack(
     grad_weights: dict[int, list[Tensor]] = {}
 
     def finish(k: int) -> None:
-        (hx, weights), (dz, previous_states) = layers[k], work.pop(k)
+        (hx, weights), (dz, previous) = layers[k], work.pop(k)
         grads[k + 1] = None
         if k in want_layers:
             below = outputs[k - 1] if k else x
-            grad_weights[k] = weight_gradients(
-                stack, below, hx, weights, output=outputs[k], dz=dz, previous_states=previous_states
-            )
+            grad_weights[k] = weight_gradients(stack, below, hx, weights, outputs[k], dz, previous)
 
     with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
