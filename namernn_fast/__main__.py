@@ -91,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the name of the CPU kernel, and of the kernels for other numbers that differ."""
+    """Returns the name of the CPU kernel, and the names for bfloat16 and int8 if they differ."""
     usual = ops.cpu_kernel()
     text = f"cpu {usual}"
     for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):
@@ -115,7 +115,7 @@ def _triton() -> str:
     return f"triton {triton.__version__}, for vanilla RNNs; other cells have no fused kernel there"
 
 
-def _escape_what_cannot_be_shown() -> None:
+def _escape_unsupported_characters() -> None:
     """Makes stdout and stderr escape characters that they cannot encode, such as the × sign."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the parent process closed the stream
@@ -123,5 +123,5 @@ def _escape_what_cannot_be_shown() -> None:
 
 
 if __name__ == "__main__":
-    _escape_what_cannot_be_shown()
+    _escape_unsupported_characters()
     sys.exit(main())

@@ -1,7 +1,7 @@
 """8-bit weights for recurrent layers through `torchao.quantization.quantize_`.
 
 torchao converts linear layers and convolutions; this module adds a config for the layers of this
-package and of torch, which become prepared modules, as `prepare_rnn` makes them:
+package and of torch, which replaces them by prepared modules, as `prepare_rnn` does:
 
     from namernn_fast.torchao import RecurrentConfig, is_recurrent
     from torchao.quantization import quantize_
@@ -38,17 +38,17 @@ def is_recurrent(module: torch.nn.Module, name: str = "") -> bool:
 
     Args:
         module: a part of the model.
-        name: its name, which is not read.
+        name: ignored.
     """
     return is_replaceable(module)
 
 
 @register_quantize_module_handler(RecurrentConfig)  # type: ignore[untyped-decorator]
 def _prepare(module: torch.nn.Module, config: RecurrentConfig) -> torch.nn.Module:
-    """Turns a module into what `prepare_rnn` replaces it by.
+    """Turns a module into the prepared module, in place.
 
-    The object stays the same, because torchao would leave another object out if the model itself is
-    the layer, and where a layer has several names.
+    torchao would drop a new object if the model itself is the layer or if the layer has several
+    names.
     """
     prepared = prepare_rnn(module, config.dtype, config.min_hidden)
     module.__class__, module.__dict__ = type(prepared), prepared.__dict__

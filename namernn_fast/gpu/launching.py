@@ -46,7 +46,7 @@ _REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
 
 
 def is_refusal(error: RuntimeError) -> bool:
-    """Returns whether an error means that the device refused a cooperative launch."""
+    """Returns whether an error means that the device rejected a cooperative launch."""
     return any(text in str(error) for text in _REFUSALS)
 
 

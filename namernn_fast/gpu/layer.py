@@ -98,8 +98,8 @@ def _launch(
 ) -> None:
     """Launches a kernel of the recurrence over all rows of a layer.
 
-    `like` has the layer's device and dtype; `arguments` are those that the two kernels do not
-    share; `padded` and `ring` are fields of `Form`.
+    `like` has the layer's device and dtype, `arguments` holds the arguments that only this kernel
+    takes, and `padded` and `ring` are fields of `Form`.
     """
     layout = stack.layout
     if layout.B == 0:
@@ -241,8 +241,8 @@ def backward_layer(
 ) -> None:
     """Runs the backward recurrence of a layer, and computes the gradients of hx and input.
 
-    `weights` are those of each direction; `grad_input` (N, features) receives the gradient of the
-    input, or is None.
+    `weights` holds the weights of each direction. `grad_input` (N, features) receives the gradient
+    of the input, unless it is None.
     """
     if stepwise.suits(stack, tensors.output):
         stepwise.backward_steps(stack, tensors)

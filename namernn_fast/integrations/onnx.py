@@ -163,7 +163,7 @@ def _integers(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks a weight or bias of all directions, whose gates have `size` rows, in ONNX order."""
+    """Stacks a weight or bias of all directions, with gates of `size` rows in ONNX order."""
     if len(gates) == 1:
         return torch.stack([*weights])
     # Slices instead of chunks: the exporter cannot evaluate a Split in advance, and would warn.

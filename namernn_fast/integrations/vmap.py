@@ -31,7 +31,7 @@ def one_level_below() -> AbstractContextManager[object]:
 
 
 class Mapped(torch.autograd.Function):
-    """A function of `path` and `call.flat()`, whose vmap rule runs `path(call)` one level below.
+    """Runs `path(call)` one level below vmap. Its arguments are `path` and `call.flat()`.
 
     `path` records gradients one level below, so this function has no backward pass.
     """

@@ -22,8 +22,8 @@ def empty_cache() -> None:
     """Returns the scratch memory that is reserved for later calls on a CPU to the system.
 
     The next large call takes longer, because it gets its memory from the system again. Results do
-    not change. Any thread may call this function at any time. Reserved memory that the calls of a
-    program no longer need is returned after some calls without this function, too.
+    not change. Any thread may call this function at any time. Memory that calls no longer need also
+    returns to the system after some calls, without this function.
     """
     if availability.HAS_EXTENSION:
         torch.ops.namernn_fast.empty_cache()

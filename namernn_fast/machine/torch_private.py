@@ -1,7 +1,7 @@
 """The private names of torch that this package uses. No other module names any of them.
 
-A later torch may lack one of them. What has a public substitute, or can be done without, then takes
-it; anything else raises an error when it is used, not when this package is imported.
+A later torch may lack one of them. If there is a substitute, the package then uses it. Otherwise
+using the name raises an error; importing this package does not.
 `tests/install/test_installed.py` checks with every torch that all of them are there.
 """
 
@@ -42,11 +42,9 @@ class _Absent:
 
 
 def _find(path: str, instead: Any = None) -> Any:
-    """Returns what torch has under a dotted name.
+    """Returns the object with a dotted name in torch.
 
-    Args:
-        path: the name.
-        instead: the substitute if torch lacks the name; None to raise an error once it is used.
+    If torch lacks it, returns `instead`, or an object that raises an error when it is used.
     """
     module, _, name = path.rpartition(".")
     try:

@@ -82,7 +82,7 @@ void add_to_global(Machine& machine, Warp& warp, const Instruction& at, Mask mas
   });
 }
 
-// Begins a cp.async. The instruction's sources are the address to write, the address to read and
+// Starts a cp.async. The instruction's sources are the address to write, the address to read and
 // optionally the number of bytes to read. The instruction's `numbers` hold the offsets of these two
 // addresses and the number of bytes to write.
 void copy(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {

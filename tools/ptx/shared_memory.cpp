@@ -53,7 +53,7 @@ void Machine::read_copy(const Thread& by, Copy& copy) {
   copy.is_done = true;
 }
 
-// Begins an asynchronous copy. The bytes arrive now or, at random, only when the warp waits for the
+// Starts an asynchronous copy. The bytes arrive now or, at random, only when the warp waits for the
 // copy.
 void Machine::begin_copy(const Thread& by, Copy copy) {
   shared_at(by, copy.to, copy.size);

@@ -1,4 +1,4 @@
-"""A float32 matrix product whose precision does not depend on torch's setting for products.
+"""A float32 matrix product that ignores torch's setting for the precision of products.
 
 Shapes are in brackets: M and N are blocks of the rows and the columns of the product, K a block of
 the summed dimension.
