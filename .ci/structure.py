@@ -2,7 +2,8 @@
 
 Prints every finding as `file:line: message` and exits with status 1 if there is any. It limits the
 length of files and functions and the number of parameters, forbids import cycles, comparisons with
-the name of a cell and private names of torch, and bans names that are ambiguous by the glossary of
+the name of a cell, private names of torch and questions about compilers and transforms outside one
+module each, and bans names that are ambiguous by the glossary of
 docs/architecture.md.
 It needs only Python.
 """
@@ -20,25 +21,22 @@ PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/cells/"
 # The only module that names what is private in torch.
 TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
+# The only module that asks what surrounds a call, and how it may ask.
+CONTEXT = f"{PACKAGE}/machine/context.py"
+QUESTIONS = re.compile(
+    r"torch\.(compiler|jit)\.is_\w+|_are_functorch_transforms_active|_get_tracing_state|forward_ad\b"
+    r"|_is_any_autocast_enabled|_len_torch_\w+_stack|_profiler_enabled"
+    r"|from torch\.(compiler|jit) import .*is_\w+"
+)
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10
 
 # Files, or file:function, that may be longer, with the reason. At most three.
 EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top: each imports only earlier ones.
 ROOMS = (
-    *(
-        "cells",
-        "machine",
-        "ops",
-        "prepared_ops",
-        "call",
-        "gpu",
-        "gpu_backend",
-        "integrations",
-        "reference",
-    ),
-    *("torch_operators", "autograd", "dispatch", "functional", "nn", "__init__", "testing"),
-    *("torchao", "names", "bench", "__main__"),
+    *("cells", "machine", "ops", "prepared_ops", "call", "gpu", "gpu_backend", "integrations"),
+    *("reference", "torch_operators", "autograd", "dispatch", "functional", "nn", "__init__"),
+    *("testing", "torchao", "names", "bench", "__main__"),
 )
 # Functions that may have more parameters, besides the public ones: constructors, Triton's kernels,
 # and the operator whose schema is in namernn_fast/ops.py.
@@ -393,6 +391,14 @@ def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, st
                 yield path, line, f"private name {name.lstrip('?.')}: put it into {TORCH_PRIVATE}"
 
 
+def questions_about_context(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Yields the path, line and message for each question that only CONTEXT may ask."""
+    for path, text in files.items():
+        for found in QUESTIONS.finditer(text) if path not in (CONTEXT, TORCH_PRIVATE) else ():
+            line = text.count("\n", 0, found.start()) + 1
+            yield path, line, f"asks {found[0]}: let {CONTEXT} answer"
+
+
 def banned_words(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields the line and a message for each banned name."""
     for pattern, instead, places in BANNED:
@@ -431,7 +437,11 @@ def findings() -> Iterator[str]:
     if len(EXCEPTIONS) > 3:
         yield f".ci/structure.py:1: {len(EXCEPTIONS)} exceptions, more than 3"
     imported = (*import_cycles(python), *upward_imports(python))
-    named = *questions_about_cells(files), *private_names_of_torch(python)
+    named = (
+        *questions_about_cells(files),
+        *questions_about_context(python),
+        *private_names_of_torch(python),
+    )
     for path, line, message in (*imported, *named):
         yield f"{path}:{line}: {message}"
     tops = [top for top in EVERYWHERE if top.endswith("/")] + ["README.md", "CONTRIBUTING.md"]

@@ -137,6 +137,20 @@ def test_imports_of_other_packages_are_allowed(structure, text):
     assert not [*structure.upward_imports(files)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.compiler.is_compiling()",
+        "from torch.compiler import is_exporting",
+        "from .torch_private import _get_tracing_state",
+    ],
+)
+def test_questions_about_the_context_of_a_call_are_found(structure, text):
+    files = dict.fromkeys(("namernn_fast/ops.py", structure.CONTEXT), text)
+    ((path, line, _),) = structure.questions_about_context(files)
+    assert (path, line) == ("namernn_fast/ops.py", 1)
+
+
 def test_import_cycles_are_found(structure):
     """The check follows imports inside functions, and names every import in a cycle."""
     files = {
