@@ -8,8 +8,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 import namernn_fast
+from namernn_fast.nn.weights import CLASSES
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -25,9 +27,8 @@ WITH_CODE = [
 ]
 MODULES = [
     "testing",
-    *(f"nn.{name}" for name in ("vanilla", "gru", "lstm", "leaky", "streams", "explaining")),
+    *(f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")),
 ]
-MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
@@ -47,6 +48,18 @@ def test_examples_in_docstrings_run(module):
     ran = doctest.testmod(importlib.import_module(f"namernn_fast.{module}"), optionflags=FLAGS)
     assert ran.attempted
     assert not ran.failed
+
+
+@pytest.mark.parametrize("name", ["explain", "Stream", *CLASSES])
+def test_examples_of_public_names_run(name):
+    """doctest.testmod would miss them, because their module is `namernn_fast`."""
+    public = getattr(namernn_fast, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, name)
+    test.globs = {**vars(namernn_fast), "torch": torch}
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    runner.run(test)
+    assert runner.tries
+    assert not runner.failures
 
 
 VANILLA = r"h_t = \operatorname{act}(x_t W_{ih}^T + b_{ih} + h_{t-1} W_{hh}^T + b_{hh})"

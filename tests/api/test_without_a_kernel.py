@@ -210,7 +210,7 @@ def test_the_operator_runs_in_training_mode_only_if_needed(kind, operator_calls)
 
 def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
     """For other cells, torch's own operator runs on a GPU, with cuDNN or MIOpen."""
-    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
     assert availability.why_not_kernel(on_gpu, kind.cell) == text

@@ -508,7 +508,9 @@ def test_the_programs_of_a_run_go_on_after_a_failure(tmp_path, monkeypatch):
 def test_pytest_benchmark_times_layers(run_program, tmp_path):
     program = ("-m", "pytest", "benchmarks", "-k", "gru and forward- and H64 and B1 and D64")
     limits = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1")
-    run_program(*program, *limits, f"--benchmark-json={tmp_path / 'times.json'}", cwd=ROOT)
+    limits += (f"--benchmark-json={tmp_path / 'times.json'}",)
+    # pytest-benchmark would not time in a worker of pytest-xdist.
+    run_program(*program, *limits, cwd=ROOT, PYTEST_XDIST_WORKER="")
     timed = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
     assert {row["group"] for row in timed} == {"gru-dense-forward-D64-H64-T8-B1"}
     assert {row["params"]["role"] for row in timed} == {"baseline", "fused"}
