@@ -128,7 +128,7 @@ def explain(
         return _of_step(layer, arguments)
     why_rows = None
     if isinstance(layer, TokenLayer):
-        _refuse_all_but(layer, arguments, TOKEN_ARGUMENTS)
+        _refuse_all_but(layer, arguments, (*TOKEN_ARGUMENTS, *layer._cell.input_names))
         why_rows, arguments.embedding = layer.why_not_fused(), layer.embedding.weight
         arguments.padding_idx = layer.embedding.padding_idx
     rnn = layer._recurrent

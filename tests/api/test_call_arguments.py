@@ -133,11 +133,15 @@ def test_an_unknown_argument_raises_an_error(kind):
                 layer(x, **{name: x})
 
 
-def test_explain_refuses_what_a_call_does_not_take(kind):
+def test_explain_takes_what_a_call_takes_and_nothing_else(kind):
     x, reset = torch.randn(STEPS, BATCH, FEATURES), torch.zeros(STEPS, BATCH, dtype=torch.bool)
     step_module = kind.step_module(FEATURES, HIDDEN)
     tokens = kind.tokens(VOCABULARY, FEATURES, HIDDEN)
     ids = torch.randint(VOCABULARY, (STEPS, BATCH))
+    noise = {name: torch.randn(STEPS, BATCH, HIDDEN) for name in kind.cell.input_names}
+    lengths = [STEPS] * BATCH
+    explained = explain(tokens, ids, lengths=lengths, reset=reset, **noise)
+    assert explained.path == explain(tokens.rnn, x, lengths=lengths, reset=reset, **noise).path
     with pytest.raises(TypeError, match="Cell takes no reset"):
         explain(step_module, x[0], reset=reset)
     with pytest.raises(TypeError, match="Stream takes no lengths"):
