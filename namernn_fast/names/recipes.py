@@ -46,9 +46,6 @@ class Recipe:
     """How strongly to favour rare languages: after training, this many times the logarithm of a
     language's share of the training names is subtracted from its logit (Menon et al., "Long-tail
     learning via logit adjustment", arXiv:2007.07314)."""
-    calibrated: bool = False
-    """Whether the logits are divided by the temperature that fits the validation part best (Guo et
-    al., "On calibration of modern neural networks", arXiv:1706.04599)."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of `NameClassifier`."""
 

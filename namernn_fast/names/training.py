@@ -12,7 +12,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -307,7 +306,7 @@ def fit(
             members.append(member.model)
     model = members[0] if recipe.members == 1 else NameEnsemble(members)
     model.eval()
-    temperature = _adjust(model, members, split, recipe)
+    _favour_rare_languages(members, split, recipe)
     loss, accuracy = validate(model, split.validation)
     info = {
         "trained": datetime.now(timezone.utc).date().isoformat(),
@@ -319,7 +318,6 @@ def fit(
             "validation_accuracy": accuracy,
             "test_accuracy": validate(model, split.test)[1],
             "test_recall": _recalls(model, split),
-            "temperature": temperature,
         },
         "history": [asdict(epoch) for epoch in history],
         "versions": versions(),
@@ -351,42 +349,12 @@ def _resume(member: _Member, state: StateFile) -> None:
         raise InputError(f"{state.path}: not a state of this training ({error})") from error
 
 
-def _adjust(
-    model: NameClassifier | NameEnsemble,
-    members: list[NameClassifier],
-    split: Split,
-    recipe: Recipe,
-) -> float:
-    """Adjusts the linear layers in place, to calibrate the model and to favour rare languages.
+def _favour_rare_languages(members: list[NameClassifier], split: Split, recipe: Recipe) -> None:
+    """Subtracts the prior correction from the biases of the linear layers, in place.
 
-    Logits are divided by a temperature, and a vector is subtracted. The weights and biases of the
-    linear layers absorb both operations, even in an ensemble, because its logits are a mean.
-
-    Returns:
-        The temperature.
+    The logits of an ensemble are a mean, so this subtracts the correction from its logits as well.
     """
-    temperature = 1.0
-    if recipe.calibrated:
-        temperature = _temperature(logits(model, split.validation.names), split.validation.labels)
     correction = recipe.prior_correction * split.log_priors()
     with torch.no_grad():
         for member in members:
-            layer = member.classifier
-            layer.weight.div_(temperature)
-            layer.bias.div_(temperature).sub_(correction.to(layer.bias))
-    return temperature
-
-
-def _temperature(scores: Tensor, labels: Tensor) -> float:
-    """Returns the temperature that minimises the cross-entropy of `scores / temperature`."""
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(scores.double() / log_temperature.exp(), labels)
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return log_temperature.exp().item()
+            member.classifier.bias.sub_(correction.to(member.classifier.bias))

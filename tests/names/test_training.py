@@ -42,7 +42,6 @@ ELABORATE = SHORT.changed(
     weight_decay=0.01,
     members=2,
     prior_correction=0.1,
-    calibrated=True,
     model={
         "bidirectional": True,
         "num_layers": 2,
@@ -235,24 +234,14 @@ def test_the_weights_of_the_best_epoch_are_kept():
     assert metrics["test_accuracy"] == validate(fitted.checkpoint.model, PARTS.test)[1]
 
 
-def test_the_last_layer_includes_priors_and_temperature():
-    recipe = SHORT.changed(prior_correction=0.3, calibrated=True, members=2)
-    fitted = fit(PARTS, recipe)
-    temperature = fitted.checkpoint.info["metrics"]["temperature"]
-    assert 0 < temperature != 1
-    untouched = fit(PARTS, recipe.changed(prior_correction=0.0, calibrated=False))
+def test_the_last_layer_includes_the_priors():
+    recipe = SHORT.changed(prior_correction=0.3, members=2)
     ours, plain = (
-        logits(each.checkpoint.model, PARTS.validation.names).double()
-        for each in (fitted, untouched)
+        logits(fit(PARTS, each).checkpoint.model, PARTS.validation.names).double()
+        for each in (recipe, recipe.changed(prior_correction=0.0))
     )
-    expected = plain / temperature - 0.3 * PARTS.priors().log()
+    expected = plain - 0.3 * PARTS.priors().log()
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    # The temperature minimises the loss.
-    losses = [
-        F.cross_entropy(plain / t, PARTS.validation.labels)
-        for t in (temperature, 0.98 * temperature, 1.02 * temperature)
-    ]
-    assert losses[0] == min(losses)
 
 
 def test_a_language_may_have_no_training_names():
