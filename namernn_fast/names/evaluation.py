@@ -17,14 +17,10 @@ from torch import Tensor
 from .files import require
 from .significance import (
     RESAMPLES,
-    Difference,
     Interval,
     LabelledPredictions,
-    McNemar,
     Proportion,
     bootstrap,
-    mcnemar,
-    paired_bootstrap,
     proportion,
 )
 
@@ -82,18 +78,6 @@ class Evaluation:
     """How many names of each language (row) are predicted as each language (column)."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Paired tests of two classifiers on the same names; differences are second minus first."""
-
-    mcnemar: McNemar
-    """The exact McNemar test of whether both classifiers are right equally often."""
-    accuracy: Difference
-    """The difference in accuracy, tested by the bootstrap."""
-    macro_f1: Difference
-    """The difference in macro-F1, tested by the bootstrap."""
-
-
 def evaluate(
     labels: Any,
     scores: Any,
@@ -147,32 +131,6 @@ def evaluate(
         languages=_of_languages(confusion, languages),
         confusion=tuple(map(tuple, confusion.tolist())),
     )
-
-
-def compare(
-    labels: Any,
-    first: Any,
-    second: Any,
-    *,
-    units: Sequence[Hashable] | None = None,
-    resamples: int = RESAMPLES,
-) -> Comparison:
-    """Tests whether two classifiers differ on the same names.
-
-    Args:
-        labels: int64 (number of names), the index of each name's language.
-        first, second: the scores of each classifier, as in `evaluate`.
-        units: as in `LabelledPredictions`, for the bootstrap.
-        resamples: the number of resamples of the bootstrap.
-    """
-    labels = torch.as_tensor(labels)
-    left, right = torch.as_tensor(first).argmax(1), torch.as_tensor(second).argmax(1)
-    accuracy, macro_f1 = paired_bootstrap(
-        [LabelledPredictions(labels, left, units)],
-        [LabelledPredictions(labels, right, units)],
-        resamples=resamples,
-    )
-    return Comparison(mcnemar(labels, left, right), accuracy, macro_f1)
 
 
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:

@@ -94,7 +94,10 @@ class Predictor:
         names = check_names(names)
         if not names:
             return []
-        labels = most_probable(self.checkpoint.model, encode_names(names, self.folding))
+        scores = logits(self.checkpoint.model, encode_names(names, self.folding))
+        values, labels = scores.max(1)
+        # The probabilities of a name are finite if its largest logit is finite.
+        _finite(values, "probabilities")
         return [*map(self.languages.__getitem__, labels.tolist())]
 
     def probabilities(self, names: Iterable[str]) -> Tensor:
@@ -200,23 +203,6 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
     return _finite(logits(model, names).softmax(1), "probabilities")
 
 
-@torch.no_grad()
-def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
-    """Returns the index of each name's most probable language: int64 (number of names), on the CPU.
-
-    Args:
-        model, names: as in `probabilities`.
-
-    Raises:
-        InputError: as in `probabilities`.
-    """
-    found = ((indices, *scores.max(1)) for indices, scores in _scored(model, names))
-    order, values, labels = map(torch.cat, zip(*found, strict=True))
-    # The probabilities of a name are finite if its largest logit is finite.
-    _finite(values, "probabilities")
-    return _restored(order, labels)
-
-
 def _finite(results: Tensor, what: str) -> Tensor:
     if not results.isfinite().all():
         raise InputError(f"the model gives {what} that are not finite: it is damaged")
@@ -231,19 +217,9 @@ def logits(model: nn.Module, names: EncodedNames) -> Tensor:
         model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
         names: the names, at least one.
     """
-    order, scores = map(torch.cat, zip(*_scored(model, names), strict=True))
-    return _restored(order, scores)
-
-
-def _restored(order: Tensor, results: Tensor) -> Tensor:
-    """Returns `results` in the order of the names, if `results[k]` belongs to name `order[k]`."""
-    return torch.empty_like(results).index_copy_(0, order, results)
-
-
-def _scored(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the indices of each batch's names, and their logits: float32, on the CPU."""
-    for indices, packed in _batches(model, names):
-        yield indices, model(packed).float().cpu()
+    scored = ((indices, model(packed).float().cpu()) for indices, packed in _batches(model, names))
+    order, scores = map(torch.cat, zip(*scored, strict=True))
+    return torch.empty_like(scores).index_copy_(0, order, scores)
 
 
 def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, PackedSequence]]:

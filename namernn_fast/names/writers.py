@@ -101,16 +101,16 @@ class CsvWriter(Writer):
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Matches what a line may hold only in cells that `_cell` changes."""
-        sign = re.escape(self.delimiter)
-        return re.compile(rf'"|(?:^|{sign})[{re.escape("".join(_FORMULA))}]', re.MULTILINE)
+        """Matches what `_cell` changes in printable cells, one cell per line."""
+        sign, formula = re.escape(self.delimiter), re.escape("".join(_FORMULA))
+        return re.compile(rf'["{sign}]|^[{formula}]', re.MULTILINE)
 
     def head(self) -> str:
         places = range(1, self.top + 1)
         columns = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
         columns += ["unusual", "dropped", "error"]
         self._check_titles(self.titles, columns)
-        return self._line([*self.titles, *columns]) + "\n"
+        return self.delimiter.join(map(self._cell, [*self.titles, *columns])) + "\n"
 
     def body(self, answers: Answers) -> str:
         titles = {*self.titles}
@@ -136,37 +136,12 @@ class CsvWriter(Writer):
         """Yields rows of cells as text, without line ends."""
         rest = iter(rows)
         while block := list(islice(rest, _BLOCK)):
-            lines = [*map(self.delimiter.join, block)]
-            # Most blocks need neither quotes nor escapes, so a single check of all rows is faster.
-            text = "\n".join(lines)
-            signs = sum(map(len, block)) - len(block)
-            if text.count("\n") == len(block) - 1 and self._is_plain(
-                text.replace("\n", ""), text, signs
-            ):
-                yield from lines
+            cells = list(chain.from_iterable(block))
+            # Most blocks need neither quotes nor escapes, so one check of all cells is faster.
+            if "".join(cells).isprintable() and not self._special.search("\n".join(cells)):
+                yield from map(self.delimiter.join, block)
             else:
-                yield from map(self._line, block)
-
-    def _line(self, cells: Sequence[str]) -> str:
-        """Returns a row of cells as text, without a line end."""
-        line = self.delimiter.join(cells)
-        if self._is_plain(line, line, len(cells) - 1):
-            return line
-        return self.delimiter.join(map(self._cell, cells))
-
-    def _is_plain(self, printed: str, text: str, signs: int) -> bool:
-        """Returns whether lines of text need neither quotes nor escapes.
-
-        Args:
-            printed: the text without its line ends.
-            text: the lines.
-            signs: the number of delimiters between the cells.
-        """
-        return (
-            printed.isprintable()
-            and text.count(self.delimiter) == signs
-            and not self._special.search(text)
-        )
+                yield from (self.delimiter.join(map(self._cell, row)) for row in block)
 
     def _cell(self, text: str) -> str:
         if text.isalpha():

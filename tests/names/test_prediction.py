@@ -103,11 +103,10 @@ def test_an_empty_list_of_names_is_allowed_and_top_0_is_not(asked):
         asked.predict(["Frank"], 0)
 
 
-@pytest.mark.parametrize("ask", [prediction.probabilities, prediction.most_probable])
-def test_many_names_need_memory_only_for_their_results(asked, ask):
+def test_many_names_need_memory_only_for_their_results(asked):
     encoded = encode_names(["Papadopoulos"] * 40_000)
     with bounded(mebibytes=16):
-        ask(asked.checkpoint.model, encoded)
+        prediction.probabilities(asked.checkpoint.model, encoded)
 
 
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])

@@ -15,13 +15,20 @@ from torch import Tensor
 from ..baselines import NGRAMS, majority_baseline, ngram_baseline
 from ..checkpoint import WEAK_RECALL, Checkpoint, recorded, versions
 from ..dataset import embedded_sample
-from ..evaluation import Comparison, Evaluation, LanguageScores, best_hits, compare, evaluate
+from ..evaluation import Evaluation, LanguageScores, best_hits, evaluate
 from ..figures import draw_calibration, draw_confusion_matrix, draw_learning_curves
 from ..files import check_no_overwrite, check_replaceable, require
 from ..formatting import Entry, aligned, with_mark
 from ..prediction import logits
 from ..report import leak
-from ..significance import Difference, Interval
+from ..significance import (
+    Difference,
+    Interval,
+    LabelledPredictions,
+    McNemar,
+    mcnemar,
+    paired_bootstrap,
+)
 from ..splitting import LabelledNames, Split, split
 from ..text import InputError, escaped
 from ..training import read_epochs
@@ -56,6 +63,15 @@ def add_parser(commands: Any) -> None:
 
 
 @dataclass(frozen=True)
+class _Comparison:
+    """Paired tests of the n-grams (first) and the model (second)."""
+
+    mcnemar: McNemar
+    accuracy: Difference
+    macro_f1: Difference
+
+
+@dataclass(frozen=True)
 class _Results:
     """The results of all classifiers on one part of the split."""
 
@@ -64,8 +80,7 @@ class _Results:
     ceiling: float
     """The best accuracy that any function of the string can reach."""
     evaluations: dict[str, Evaluation]
-    comparison: Comparison | None
-    """The comparison of the n-gram baseline (first) with the model (second)."""
+    comparison: _Comparison | None
     ngram_seconds: float | None
 
 
@@ -113,13 +128,9 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
             names of the test part.
     """
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
-    of_data = {"source": str, "sha256": str, "rows": int}
-    record = recorded(checkpoint.info, dict, "split")
-    if (
-        record is None
-        or any(recorded(record, kind, name) is None for name, kind in kinds.items())
-        or any(recorded(record, kind, "data", name) is None for name, kind in of_data.items())
-    ):
+    kinds |= {"data source": str, "data sha256": str, "data rows": int}
+    record: Any = checkpoint.info.get("split")
+    if any(recorded(record, kind, *keys.split()) is None for keys, kind in kinds.items()):
         raise InputError("the checkpoint does not say on which split of which data it was trained")
     is_embedded = arguments.data is None and checkpoint.is_sample()
     data = embedded_sample() if is_embedded else options.load_data(arguments)
@@ -160,7 +171,13 @@ def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace
     }
     comparison = None
     if "n-grams" in scores:
-        comparison = compare(part.labels, scores["n-grams"], scores["model"], units=part.texts)
+        ngrams, model = (
+            LabelledPredictions(part.labels, scores[name].argmax(1), part.texts)
+            for name in ("n-grams", "model")
+        )
+        accuracy, macro_f1 = paired_bootstrap([ngrams], [model])
+        test = mcnemar(part.labels, ngrams.predictions, model.predictions)
+        comparison = _Comparison(test, accuracy, macro_f1)
     return _Results(
         part=arguments.part,
         split=parts.info,
