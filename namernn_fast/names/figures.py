@@ -43,9 +43,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         # A dollar sign in the name of a language must not start a formula.
         label.set_parse_math(False)
-    axes.set_xlabel("predicted language")
-    axes.set_ylabel("language (names)")
-    axes.set_title(title)
+    axes.set(xlabel="predicted language", ylabel="language (names)", title=title)
     if count <= _MOST_WITH_NUMBERS:
         for row, numbers in enumerate(evaluation.confusion):
             for column, number in enumerate(numbers):
@@ -74,8 +72,7 @@ def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> No
                     alpha=1 if len(members) == 1 else 0.5,
                     label=words if member == members[0] else None,
                 )
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(figure_of)
+        axes.set(xlabel="epoch", ylabel=figure_of)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -90,18 +87,16 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
     for place, (name, evaluation) in enumerate(evaluations.items()):
         colour = _COLOURS[place % len(_COLOURS)]
-        bins = [bin for bin in evaluation.calibration if bin.accuracy is not None]
-        shares = [bin.accuracy for bin in bins if bin.accuracy is not None]
-        values = [share.value for share in shares]
-        ends = [
-            [share.value - share.low for share in shares],
-            [share.high - share.value for share in shares],
-        ]
+        bins = [(bin.confidence, bin.accuracy) for bin in evaluation.calibration if bin.accuracy]
+        shares = [share for _, share in bins]
         error = evaluation.calibration_error
         axes.errorbar(
-            [bin.confidence for bin in bins],
-            values,
-            yerr=[[max(end, 0) for end in row] for row in ends],
+            [confidence for confidence, _ in bins],
+            [share.value for share in shares],
+            yerr=[
+                [max(share.value - share.low, 0) for share in shares],
+                [max(share.high - share.value, 0) for share in shares],
+            ],
             color=colour,
             marker="o",
             markersize=4,
@@ -112,14 +107,10 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
         edges = [bin.low for bin in evaluation.calibration] + [1.0]
         numbers = [bin.names for bin in evaluation.calibration]
         counts.stairs(numbers, edges, color=colour, linewidth=1.5)
-    axes.set_ylabel("share that is right")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
+    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    axes.set_title(title)
-    counts.set_xlabel("probability of the most probable language")
-    counts.set_ylabel("names")
+    counts.set(xlabel="probability of the most probable language", ylabel="names")
     counts.grid(alpha=0.3)
     _save(figure, path)
 

@@ -95,6 +95,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts the languages of the names, and writes the answers."""
+    if arguments.names == ["-"]:
+        arguments.input = Path("-")
     output = _output(arguments)
     format = arguments.format or "table"
     # The path is checked here, so that a bad path fails before the work, not after it.
@@ -176,18 +178,13 @@ def _output(arguments: argparse.Namespace) -> Path | None:
     if output == Path("-") or (output is not None and is_same_file(output, _STDOUT)):
         output = None
     inputs: list[Used] = [("--checkpoint", arguments.checkpoint)]
-    if (source := _input(arguments)) == Path("-"):
+    if arguments.input == Path("-"):
         inputs.append(("standard input", _STDIN))
-    elif source is not None:
-        inputs.append(("--input", source))
+    elif arguments.input is not None:
+        inputs.append(("--input", arguments.input))
     written: Used = ("standard output", _STDOUT) if output is None else ("--output", output)
     check_no_overwrite([written], inputs)
     return output
-
-
-def _input(arguments: argparse.Namespace) -> Path | None:
-    """Returns the file to read, - for standard input, or None if the names are arguments."""
-    return Path("-") if arguments.names == ["-"] else arguments.input
 
 
 def _is_stream(path: Path) -> bool:
@@ -198,7 +195,7 @@ def _is_stream(path: Path) -> bool:
 @contextmanager
 def _table(arguments: argparse.Namespace) -> Iterator[Table]:
     """Yields the input table, which is read as the caller goes through its rows."""
-    path = _input(arguments)
+    path: Path | None = arguments.input
     if path is None:
         for name in arguments.names:
             if format_of(_named(name)) != "text" and Path(name).is_file():

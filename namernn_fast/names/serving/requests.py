@@ -75,18 +75,13 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
 def names_of(values: Mapping[str, Any]) -> list[str]:
     """Returns the field "names": a list of at most `MAX_NAMES` strings."""
     takes = f"a list of at most {MAX_NAMES} strings"
-    names = _required(values, "names", list, takes)
+    names = required(values, "names", list, takes)
     if len(names) > MAX_NAMES:
         raise FieldError("names", described(names), takes)
     for place, name in enumerate(names):
         if not isinstance(name, str):
             raise FieldError(f"names[{place}]", described(name), "a string")
     return names
-
-
-def name_of(values: Mapping[str, Any]) -> str:
-    """Returns the field "name": a string."""
-    return _required(values, "name", str, "a string")
 
 
 def top_of(values: Mapping[str, Any]) -> int:
@@ -116,7 +111,8 @@ def shortened(text: str) -> str:
     return escaped(text if len(text) <= 40 else f"{text[:39]}…")
 
 
-def _required(values: Mapping[str, Any], field: str, kind: type[Value], takes: str) -> Value:
+def required(values: Mapping[str, Any], field: str, kind: type[Value], takes: str) -> Value:
+    """Returns a field of the type `kind`; errors say that it takes `takes`."""
     value = values.get(field)
     if not isinstance(value, kind):
         raise FieldError(field, described(value) if field in values else "nothing", takes)

@@ -103,7 +103,7 @@ class _Endpoints:
     async def states(self, request: Request) -> Response:
         """Responds to `POST /states` with the states and probabilities for one name."""
         values = await requests.read_object(request, ("name",))
-        name = requests.name_of(values)
+        name = requests.required(values, "name", str, "a string")
         try:
             return _json(await self._batcher.call(self._responder.states, name))
         except InputError as error:

@@ -47,7 +47,7 @@ function drawBars(list, languages, weak) {
       item = html("li");
       const track = html("span", "track");
       track.setAttribute("aria-hidden", "true");
-      track.append(html("span", `fill fill-${place}`));
+      track.append(html("span", `fill rank-${place}`));
       item.append(html("span", "language"), track, html("span", "percent"));
       list.append(item);
     }
@@ -90,9 +90,9 @@ function drawLines(picture, { characters, languages, probabilities }) {
   // The leader is drawn last, on top of the others.
   leaders.map((language, rank) => [language, rank]).reverse().forEach(([language, rank]) => {
     const points = probabilities.map((row, place) => [x(place), y(row[language])]);
-    picture.append(svg("polyline", { class: `line-${rank}`, points: points.join(" ") }));
+    picture.append(svg("polyline", { class: `rank-${rank}`, points: points.join(" ") }));
     if (column < 8) return;
-    for (const [cx, cy] of points) picture.append(svg("circle", { class: `dot-${rank}`, cx, cy, r: 3.5 }));
+    for (const [cx, cy] of points) picture.append(svg("circle", { class: `rank-${rank}`, cx, cy, r: 3.5 }));
   });
   labelLines(picture, leaders, languages, probabilities, y, x(characters.length - 1) + 22);
 }
@@ -115,7 +115,7 @@ function labelLines(picture, leaders, languages, probabilities, y, left) {
       // A label that had to make room points to the end of its line.
       picture.append(svg("line", { class: "pointer", x1: left - 16, y1: end, x2: left - 2, y2: places[rank] }));
     }
-    picture.append(svg("text", { class: `name-${rank}`, x: left, y: places[rank] + 4 }, short));
+    picture.append(svg("text", { class: `rank-${rank}`, x: left, y: places[rank] + 4 }, short));
   });
 }
 
