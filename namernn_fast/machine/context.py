@@ -4,7 +4,9 @@ Every question about them is answered here. Names that only rename a function of
 call of their own.
 """
 
-from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.compiler import is_compiling as is_compiling
+from torch.compiler import is_dynamo_compiling as is_dynamo_compiling
+from torch.compiler import is_exporting as is_exporting
 
 from .torch_private import (
     TransformType,
@@ -17,20 +19,6 @@ from .torch_private import (
     forward_ad,
     retrieve_all_functorch_interpreters,
 )
-
-__all__ = [
-    "autocast_is_on",
-    "functorch_is_active",
-    "is_compiling",
-    "is_dynamo_compiling",
-    "is_eager",
-    "is_exporting",
-    "is_jit_tracing",
-    "is_transformed",
-    "is_unobserved",
-    "jit_tracer",
-    "only_vmap_is_active",
-]
 
 autocast_is_on = _is_any_autocast_enabled
 """Returns whether autocast is on for any device."""
