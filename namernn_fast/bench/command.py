@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -300,29 +300,21 @@ def report(results: Results) -> str:
     for mode in MODES:
         rows[0] += [f"{mode}: {layers.baseline}", layers.fused, "speed-up"]
     for workload in times:
-        in_training = dataclasses.replace(workload, mode=TRAINING)
         if workload.mode == FORWARD:
             row = [_label(workload), str(workload.batch)]
-            for shown in (workload, in_training):
-                timed = times.get(shown)
-                if timed is None:
-                    row += [""] * 3
-                else:
-                    row += [duration(timed[layer]) for layer in layers]
-                    row.append(ratio(speed_up(shown, timed)))
+            for mode in MODES:
+                timed = times[dataclasses.replace(workload, mode=mode)]
+                row += [duration(timed[layer]) for layer in layers]
+                row.append(ratio(speed_up(workload, timed)))
             rows.append(row)
-    summaries: Sequence[tuple[str, Callable[[list[float]], float]]] = (
-        ("geometric mean", statistics.geometric_mean),
-        ("worst", min),
-    )
-    for name, summary in summaries:
-        row = [name, ""]
-        for mode in MODES:
-            in_mode = {
-                workload: timed for workload, timed in times.items() if workload.mode == mode
-            }
-            row += ["", "", ratio(summary(speed_ups(in_mode)))]
-        rows.append(row)
+    ratios = [
+        speed_ups({workload: timed for workload, timed in times.items() if workload.mode == mode})
+        for mode in MODES
+    ]
+    for name, summary in (("geometric mean", statistics.geometric_mean), ("worst", min)):
+        rows.append([name, ""])
+        for in_mode in ratios:
+            rows[-1] += ["", "", ratio(summary(in_mode))]
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
     which = "The best" if disagree(results) else "Medians"
     return (
