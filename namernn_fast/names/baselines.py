@@ -59,12 +59,7 @@ def majority_baseline(split: Split) -> Scores:
 
 
 def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
-    """Scores names by logistic regression on their character n-grams.
-
-    Args:
-        split: the parts of the data; the regression is fitted to the training part.
-        settings: the settings of the n-grams and the regression.
-    """
+    """Scores names by a logistic regression on character n-grams, fitted to the training part."""
     numpy, text = require("numpy"), require("sklearn.feature_extraction.text")
     linear = require("sklearn.linear_model")
     labels = split.train.labels

@@ -71,13 +71,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
     For each language, a Markov chain draws the next character from all characters that follow the
     previous two or three in the language's training names. A language is drawn with a probability
     proportional to the square root of its number of names, so that rare languages are not
-    neglected.
-
-    Args:
-        split: the parts of the data. The made-up names imitate the training part, which must have
-            languages as labels.
-        count: the number of names to make up.
-        seed: the seed of the made-up names.
+    neglected. The labels of the training part must be languages.
     """
     draw = random.Random(seed)
     names_of: defaultdict[int, list[str]] = defaultdict(list)

@@ -211,12 +211,7 @@ def _finite(results: Tensor, what: str) -> Tensor:
 
 @torch.no_grad()
 def logits(model: nn.Module, names: EncodedNames) -> Tensor:
-    """Returns the logits (number of names, num_classes), on the CPU.
-
-    Args:
-        model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
-        names: the names, at least one.
-    """
+    """Returns the logits (number of names, num_classes), on the CPU; see `probabilities`."""
     scored = ((indices, model(packed).float().cpu()) for indices, packed in _batches(model, names))
     order, scores = map(torch.cat, zip(*scored, strict=True))
     return torch.empty_like(scores).index_copy_(0, order, scores)

@@ -293,8 +293,13 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number in range(1, recipe.members + 1):
             member = _Member(split, recipe, seed, number, device, rnn_class)
-            if state is not None:
-                _resume(member, state)
+            if state is not None and (kept := state.of_member(number)) is not None:
+                try:
+                    member.restore(*kept)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise InputError(
+                        f"{state.path}: not a state of this training ({error})"
+                    ) from error
             while not member.is_finished():
                 epoch = member.run_epoch(progress)
                 if state is not None and member.rank == 0:
@@ -337,16 +342,6 @@ def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
             split.languages, found.tolist(), counts.tolist(), strict=True
         )
     }
-
-
-def _resume(member: _Member, state: StateFile) -> None:
-    """Restores a network from `state`, if `state` contains the network."""
-    if (kept := state.of_member(member.number)) is None:
-        return
-    try:
-        member.restore(*kept)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{state.path}: not a state of this training ({error})") from error
 
 
 def _favour_rare_languages(members: list[NameClassifier], split: Split, recipe: Recipe) -> None:

@@ -109,11 +109,7 @@ def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
 
 
 def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the indices of the names' trigrams in the flat table.
-
-    Args:
-        names: the names, stored one after another.
-        plain: `Folding.plain_ids` as a tensor.
+    """Returns indices of trigrams in the flat table, given `Folding.plain_ids` as a tensor.
 
     Returns:
         int64 (characters), the trigram that ends at each character; int64 (number of names), the
