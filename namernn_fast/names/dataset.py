@@ -92,10 +92,17 @@ def load_names(
         OSError: a file could not be read or written.
         ModuleNotFoundError: a download needs a package that is not installed.
     """
-    if path is not None:
-        return _read_named(os.fspath(path), "")
-    if named := os.environ.get(DATA_VARIABLE):
-        return _read_named(named, f"{DATA_VARIABLE}: ")
+    named, where = path, ""
+    if named is None:
+        named, where = os.environ.get(DATA_VARIABLE) or None, f"{DATA_VARIABLE}: "
+    if named is not None:
+        try:
+            if not os.fspath(named):
+                raise InputError("the path of the data is empty")
+            return read_names(Path(named).expanduser())
+        # expanduser raises a RuntimeError for `~` if there is no home folder.
+        except (InputError, RuntimeError) as error:
+            raise InputError(f"{where}{error}") from error
     cached = cache_folder() / "data.zip"
     if cached.is_file():
         try:
@@ -144,17 +151,6 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
     with path.open("rb") as file:
         archive = _limited(file, MAX_ARCHIVE_BYTES, str(path))
     return _parse(_zip_files(archive, str(path)), source or f"the zip {path}")
-
-
-def _read_named(path: str, prefix: str) -> NamesData:
-    """Reads a source that the user named. Error messages begin with `prefix`."""
-    try:
-        if not path:
-            raise InputError("the path of the data is empty")
-        return read_names(Path(path).expanduser())
-    # expanduser raises a RuntimeError for `~` if there is no home folder.
-    except (InputError, RuntimeError) as error:
-        raise InputError(f"{prefix}{error}") from error
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -73,9 +73,6 @@ class Predictor:
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
-        names = check_names(names)
-        if not names:
-            return []
         top = min(top, len(self.languages))
         values, places = self.probabilities(names).topk(top)
         languages = map(self.languages.__getitem__, places.flatten().tolist())

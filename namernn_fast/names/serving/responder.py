@@ -78,7 +78,8 @@ class Responder:
 
     def description(self) -> JsonObject:
         """Returns a description of the model and of the training data that its file records."""
-        model = self._predictor.checkpoint.model
+        model, info = self._predictor.checkpoint.model, self._predictor.info
+        source = recorded(info, str, "split", "data", "source")
         return {
             "model": {
                 "networks": 1 if self._network else len(model.config),
@@ -88,18 +89,12 @@ class Responder:
             },
             "languages": list(self._predictor.languages),
             "weak_languages": sorted(self._predictor.checkpoint.weak_languages()),
-            "data": self._data(),
-        }
-
-    def _data(self) -> JsonObject:
-        """Returns a description of the training data that the checkpoint records."""
-        info = self._predictor.info
-        source = recorded(info, str, "split", "data", "source")
-        return {
-            "source": None if source is None else escaped(source)[:300],
-            "rows": recorded(info, int, "split", "data", "rows"),
-            "training_names": recorded(info, int, "split", "names", "train"),
-            "is_sample": self._predictor.checkpoint.is_sample(),
+            "data": {
+                "source": None if source is None else escaped(source)[:300],
+                "rows": recorded(info, int, "split", "data", "rows"),
+                "training_names": recorded(info, int, "split", "names", "train"),
+                "is_sample": self._predictor.checkpoint.is_sample(),
+            },
         }
 
     def _of_usable(self, names: Sequence[str], top: int) -> list[JsonObject]:
