@@ -88,14 +88,11 @@ class Checkpoint:
 
     def weak_languages(self) -> frozenset[str]:
         """Returns the languages whose recall on the test part is below `WEAK_RECALL`."""
-        recalls = {
-            language: recorded(self.info, float, "metrics", "test_recall", language)
-            for language in self.languages
-        }
+        recalls = recorded(self.info, dict, "metrics", "test_recall") or {}
         return frozenset(
             language
-            for language, recall in recalls.items()
-            if recall is not None and recall < WEAK_RECALL
+            for language in self.languages
+            if (recall := recorded(recalls, float, language)) is not None and recall < WEAK_RECALL
         )
 
 

@@ -172,6 +172,7 @@ def test_unprintable_characters_are_escaped(text, shown):
 def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
     assert ASCII.alphabet == Folding().alphabet == "abcdefghijklmnopqrstuvwxyz .,;'"
     assert ACCENTED.alphabet == ASCII.alphabet + ACCENTED.letters
+    assert (ACCENTED.plain, ASCII.plain) == (Folding(), ASCII)
     for folding in FOLDINGS:
         texts = [*map(folding.fold, names)]
         for encoded in (encode_names(names, folding), encode_folded(texts, folding)):
@@ -181,13 +182,6 @@ def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
             assert encoded.lengths.tolist() == [*map(len, texts)]
             assert torch.equal(encoded.starts, encoded.lengths.cumsum(0) - encoded.lengths)
         assert torch.equal(encode(names[0], folding), encoded.characters[: len(texts[0])])
-
-
-def test_accented_letters_have_plain_counterparts():
-    plain = [ACCENTED.alphabet[place] for place in ACCENTED.plain_ids]
-    assert "".join(plain) == ASCII.alphabet + "saelns"
-    assert ACCENTED.plain == Folding()
-    assert ASCII.plain == ASCII
 
 
 @pytest.mark.parametrize(

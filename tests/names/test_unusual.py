@@ -134,12 +134,6 @@ def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
         loaded.unusualness(["Kim", "李"])
 
 
-def test_weak_languages_have_a_low_recorded_recall(checkpoint):
-    recalls = {"Polish": 0.19, "Greek": 0.2, "Irish": None, "Thai": 0.0}
-    info = {"metrics": {"test_recall": recalls}}
-    assert dataclasses.replace(checkpoint, info=info).weak_languages() == {"Polish"}
-
-
 def test_training_records_the_recall_of_each_language():
     trained = fit(PARTS, SMALL).checkpoint
     right = Predictor(trained).probabilities(PARTS.test.texts).argmax(1) == PARTS.test.labels
