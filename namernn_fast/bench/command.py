@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def add_parser(commands: Any) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--seconds",
-        type=_positive,
+        type=_number(float, "a number above 0", math.inf),
         default=SECONDS,
         metavar="S",
         help="total time for all rounds, without the checks (default: %(default)g)",
@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=_threads,
+        type=_number(int, "a whole number from 1 to 4096", 4097),
         default=None,
         metavar="N",
         help=f"number of torch threads (default: torch's own, here {torch.get_num_threads()})",
@@ -95,24 +95,18 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, parser=parser)
 
 
-def _threads(text: str) -> int:
-    """The argparse type of `--threads`."""
-    try:
-        if 0 < (threads := int(text)) <= 4096:
-            return threads
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 4096")
+def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[str], float]:
+    """Returns an argparse type for numbers above 0 and below `end`; errors call them `words`."""
 
+    def parse(text: str) -> float:
+        try:
+            if 0 < (value := kind(text)) < end:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
 
-def _positive(text: str) -> float:
-    """The argparse type of `--seconds`."""
-    try:
-        if 0 < (seconds := float(text)) < math.inf:
-            return seconds
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return parse
 
 
 def run(options: argparse.Namespace) -> None:

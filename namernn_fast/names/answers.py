@@ -46,11 +46,6 @@ class Answers:
     """Maps a row to the characters of its name that were not read (see `Folding.dropped`). Rows
     whose names were read completely are absent."""
 
-    @property
-    def errors(self) -> dict[int, str]:
-        """Maps a row to the reason why no language can be predicted for its name."""
-        return self.rows.errors
-
     def __len__(self) -> int:
         return len(self.rows.names)
 

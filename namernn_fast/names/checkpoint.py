@@ -161,13 +161,7 @@ def save_checkpoint(
 def check_loadable(
     options: Sequence[Mapping[str, Any]], num_languages: int, folding: Folding
 ) -> None:
-    """Raises an InputError if a model could be trained and saved but not loaded again.
-
-    Args:
-        options: the options of `NameClassifier` for each member.
-        num_languages: the number of languages of the model.
-        folding: the folding of the model.
-    """
+    """Raises an InputError if a model with these members' options could not be loaded again."""
     try:
         model = _on_meta([dict(member) for member in options], num_languages, folding, FusedRNN)
     except (TypeError, ValueError) as error:
@@ -221,7 +215,9 @@ def load_checkpoint(
     try:
         languages, folding = _checked_languages(values), _checked_folding(values)
         model = _on_meta(values["model"], len(languages), folding, rnn_class)
-        longest = _checked_longest(values)
+        longest = values[_TABLE]["longest"]
+        if type(longest) is not int or not 0 < longest <= MAX_NAME_LENGTH:
+            raise ValueError(f"the longest training name has {longest!r:.50} characters")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint that this version can read ({error})"
@@ -270,13 +266,6 @@ def _checked_folding(values: dict[str, Any]) -> Folding:
     return Folding(alphabet.removeprefix(plain), values["folding"])
 
 
-def _checked_longest(values: dict[str, Any]) -> int:
-    longest = values[_TABLE]["longest"]
-    if type(longest) is not int or not 0 < longest <= MAX_NAME_LENGTH:
-        raise ValueError(f"the longest training name has {longest!r:.50} characters")
-    return longest
-
-
 def _on_meta(
     config: Any, num_classes: int, folding: Folding, rnn_class: type[nn.RNN]
 ) -> NameClassifier | NameEnsemble:
@@ -287,7 +276,13 @@ def _on_meta(
     """
     members = config if isinstance(config, list) else [config]
     for member in members:
-        _check_options(member)
+        if not isinstance(member, dict):
+            raise TypeError(f"the options of a model must be a table, not {member!r:.50}")
+        for option, value in member.items():
+            if option not in _OPTIONS:
+                raise ValueError(f"there is no option {option!r:.50}")
+            if not _OPTIONS[option](value):
+                raise ValueError(f"the option {option} cannot be {value!r:.50}")
     layers = sum(member.get("num_layers", 1) for member in members)
     if not 0 < layers <= _MAX_LAYERS:
         raise ValueError(f"{layers} layers in all: 1 to {_MAX_LAYERS} are allowed")
@@ -302,16 +297,6 @@ def _on_meta(
             for member in members
         ]
         return NameEnsemble(models) if isinstance(config, list) else models[0]
-
-
-def _check_options(options: Any) -> None:
-    if not isinstance(options, dict):
-        raise TypeError(f"the options of a model must be a table, not {options!r:.50}")
-    for option, value in options.items():
-        if option not in _OPTIONS:
-            raise ValueError(f"there is no option {option!r:.50}")
-        if not _OPTIONS[option](value):
-            raise ValueError(f"the option {option} cannot be {value!r:.50}")
 
 
 def _check_weights(path: object, weights: dict[str, Tensor]) -> None:

@@ -5,7 +5,6 @@ A file is replaced only once the new file is complete; the errors are those of `
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +121,5 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def _save(figure: Any, path: Path) -> None:
-    # Draw before opening the file, so that a failure leaves an existing file alone.
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
     with replacing(path) as file:
-        file.write(content.getvalue())
+        figure.savefig(file, format="png")

@@ -72,8 +72,8 @@ class TableWriter(Writer):
         unusual = answers.unusual.tolist()
         for row, name in enumerate(answers.rows.names):
             lines.append(escaped(name))
-            if row in answers.errors:
-                lines.append(f"  error: {escaped(answers.errors[row])}")
+            if row in answers.rows.errors:
+                lines.append(f"  error: {escaped(answers.rows.errors[row])}")
                 continue
             found = answers.of_row(row)
             lines += [
@@ -121,7 +121,7 @@ class CsvWriter(Writer):
         columns: list[Iterable[str]] = [self._lines(answers.rows.cells(self.titles))]
         best = answers.best.clone()
         unknown = best[:, 0] == absent
-        unknown[[*answers.errors]] = False
+        unknown[[*answers.rows.errors]] = False
         best[unknown, 0] = absent + 1
         for places, millionths in zip(best.T, answers.millionths.T, strict=True):
             columns.append(map(cells.__getitem__, places.tolist()))
@@ -228,7 +228,7 @@ def _ends(answers: Answers, end: Callable[..., str]) -> list[str]:
     ends = [usual_ends[word] for word in words]
     for row, lost in answers.dropped.items():
         ends[row] = end(words[row], lost)
-    for row, error in answers.errors.items():
+    for row, error in answers.rows.errors.items():
         ends[row] = end("", error=error)
     return ends
 

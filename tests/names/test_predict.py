@@ -223,7 +223,7 @@ def answer(predictor, names, *arguments, errors=(), **options):
 def test_answers_match_the_predictor(predictor):
     names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
     answers = answer(predictor, names, top=2)
-    assert (answers.rows.names, answers.errors) == (names, {})
+    assert (answers.rows.names, answers.rows.errors) == (names, {})
     for row, (name, expected) in enumerate(zip(names, predictor.predict(names, 2), strict=True)):
         languages, values = zip(*answers.of_row(row), strict=True)
         assert list(languages) == [language for language, _ in expected]
@@ -248,7 +248,7 @@ def test_answers_match_the_predictor(predictor):
 def test_an_unusable_name_has_an_error(predictor, name, given, shown, error):
     answers = answer(predictor, ["Kim", name, "Kim"], errors={1: given} if given else {})
     assert answers.rows.names == ["Kim", shown, "Kim"]
-    assert answers.errors == {1: error}
+    assert answers.rows.errors == {1: error}
     assert answers.of_row(0) == answers.of_row(2) != answers.of_row(1) == []
 
 

@@ -109,18 +109,11 @@ def page(report: DataReport) -> str:
     }
     rules = {rule: words for rule, (words, _) in JUNK.items()}
     header = ("row", "language", "name", "folded", "spelled", "dropped", "junk")
-    odd_rows: list[list[Entry]] = [
-        [
-            row.row,
-            row.language,
-            f'"{row.name}"' if row.name != row.name.strip() else row.name,
-            row.folded,
-            row.spelled,
-            row.dropped,
-            ", ".join(row.junk),
-        ]
-        for row in report.odd_rows
-    ]
+    odd_rows: list[list[Entry]] = []
+    for row in report.odd_rows:
+        name = f'"{row.name}"' if row.name != row.name.strip() else row.name
+        shown = asdict(row) | {"name": name, "junk": ", ".join(row.junk)}
+        odd_rows.append([shown[title] for title in header])
     shared: list[list[Entry]] = [
         [text, ", ".join(languages)] for text, languages in report.shared_strings.items()
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -285,9 +284,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
 def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
     """Draws the figures for which there is data."""
     matrix, curves, calibration = (folder / name for name in _FIGURES)
-    shown: Mapping[str, Evaluation] = {
-        name: evaluation for name, evaluation in results.evaluations.items() if name != "majority"
-    }
+    shown = {name: found for name, found in results.evaluations.items() if name != "majority"}
     title = f"{results.evaluations['model'].names:,} names of the {results.part} part"
     draw_confusion_matrix(matrix, results.evaluations["model"], f"The model on {title}")
     drawn = [matrix, calibration]

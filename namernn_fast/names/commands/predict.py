@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
                 write(head + writer.body(answers))
                 head = ""
                 count += len(answers)
-                failed += len(answers.errors)
+                failed += len(answers.rows.errors)
             write(head)
     _report(writer, count, failed, output)
 

@@ -43,15 +43,12 @@ class Responder:
     def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
         """Returns, for each name, its `top` most probable languages, or an error."""
         texts = self._predictor.folding.fold_usable(names)
-        results: list[JsonObject] = [
-            {} if text else {"name": name, "error": why_unusable(name)}
+        usable = [name for name, text in zip(names, texts, strict=True) if text]
+        found = iter(self._of_usable(usable, top))
+        return [
+            next(found) if text else {"name": name, "error": why_unusable(name)}
             for name, text in zip(names, texts, strict=True)
         ]
-        usable = [place for place, text in enumerate(texts) if text]
-        found = self._of_usable([names[place] for place in usable], top)
-        for place, result in zip(usable, found, strict=True):
-            results[place] = result
-        return results
 
     def states(self, name: str) -> JsonObject:
         """Returns the states and the probabilities after each character of `name`.
