@@ -31,7 +31,8 @@ class Answers:
     """Answers for rows, stored in columns: one object per row would cost more than the model."""
 
     rows: Rows
-    """The rows. In a row with an error, a long name is shortened and invalid bytes are escaped."""
+    """The rows and their errors. In a row with an error, a long name is shortened and invalid bytes
+    are escaped."""
     languages: tuple[str, ...]
     """The languages of the model."""
     best: Tensor
