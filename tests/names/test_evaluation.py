@@ -104,6 +104,11 @@ def test_invalid_scores_are_rejected(labels, scores):
         evaluation.evaluate(labels, scores, "AB")
 
 
+def test_best_hits_counts_the_most_common_label_per_text():
+    texts, labels = ["a", "a", "a", "b", "b", "c"], [0, 0, 1, 1, 2, 2]
+    assert evaluation.best_hits(texts, labels) == 2 + 1 + 1
+
+
 def drawn_predictions(count=400, classes=4, right=0.8, seed=0):
     """Return random labels, and predictions that are correct with probability `right`."""
     generator = torch.Generator().manual_seed(seed)
