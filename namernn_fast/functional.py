@@ -1,7 +1,7 @@
 """`last_state()`, and what the functions of all cells, `rnn()` and so on, have in common."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import Any, overload
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -12,9 +12,6 @@ from .call.dtypes import cast_h
 from .call.layouts import restore
 from .call.options import option_bits
 from .cells import CELLS, CellName, WithOneState, WithTwoStates
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
@@ -38,24 +35,6 @@ def run_last_state(arguments: Arguments, call: Call) -> Any:
     return run(arguments, call)[1]
 
 
-class _Options(TypedDict, total=False):
-    share_prefixes: bool | None
-    nonlinearity: str
-    bias: bool
-    batch_first: bool
-    dropout: float
-    bidirectional: bool
-    training: bool
-    projections: bool
-    batch_invariant: bool
-    lengths: Lengths | None
-    reset: Tensor | None
-    reset_to: Any
-    embedding: Tensor | None
-    padding_idx: int | None
-    noise: Tensor | PackedSequence | None
-
-
 @overload
 def last_state(
     input: Tensor | PackedSequence,
@@ -63,7 +42,7 @@ def last_state(
     weights: Sequence[Tensor],
     *,
     cell: WithOneState = "rnn",
-    **options: "Unpack[_Options]",
+    **options: Any,
 ) -> Tensor: ...
 
 
@@ -74,7 +53,7 @@ def last_state(
     weights: Sequence[Tensor],
     *,
     cell: WithTwoStates,
-    **options: "Unpack[_Options]",
+    **options: Any,
 ) -> tuple[Tensor, Tensor]: ...
 
 
