@@ -26,8 +26,8 @@ _Run: TypeAlias = Callable[..., Results]
 class FusedStack(torch.autograd.Function):
     """The operator `forward`, differentiated by the operator `backward`.
 
-    The arguments are `call.flat()`. The only intermediate results that the forward pass saves are
-    the outputs of the layers and what the cell keeps.
+    The arguments are `call.flat()`. The forward pass saves only the outputs of the layers and what
+    the cell keeps.
     """
 
     @staticmethod
@@ -89,8 +89,8 @@ class FusedStack(torch.autograd.Function):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
                     f"{NUMBERED[needs.cell].layer}: a bias or weight_ih was changed in place since "
-                    "the forward pass, which a backward pass with create_graph, is_grads_batched "
-                    "or a transform does not allow: change it after the backward pass"
+                    "the forward pass. With create_graph, is_grads_batched or a transform, change "
+                    "it only after the backward pass"
                 )
             saved_originals = iter(rest[count:wanted])
             inputs = [next(saved_originals) if want else None for want in needs.wanted]
@@ -136,7 +136,7 @@ class _ResultHooks(OrderedDict[int, Callable[..., Any]]):
     """
 
     def __setitem__(self, key: int, hook: Callable[..., Any]) -> None:
-        # Torch's own hooks, as of `register_multi_grad_hook`, take None, and count their calls.
+        # Torch's own hooks, for example of `register_multi_grad_hook`, accept None and count calls.
         if not str(getattr(hook, "__module__", None)).startswith("torch."):
             hook = _skipping_none(hook)
         super().__setitem__(key, hook)
@@ -165,18 +165,18 @@ class _Needs(NamedTuple):
 
     cell: int
     reads: tuple[bool, ...]
-    """For each weight, whether the fused backward pass reads it. Biases are never read, and
-    weight_ih of the first layer is read only for the gradient of the input."""
+    """For each weight, whether the fused backward pass reads it. It never reads biases, and reads
+    weight_ih of the first layer only for the gradient of the input."""
     ends: tuple[int, int, int]
-    """The end index of each of three parts of the saved tensors: the values of input and states,
-    the original input and states that need a gradient, and what the operator saved."""
+    """The end indices of three parts of the saved tensors: the values of input and states, the
+    original input and states that need a gradient, and what the operator saved."""
     wanted: list[bool]
-    """For input, each state and each tensor beside input, whether it needs a gradient."""
+    """Whether input, each state and each of `Cell.inputs` need a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
     pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
     """A function that takes the gradients that the operator returned, followed by None, and returns
-    a gradient or None for input, each state, each tensor beside input and each weight."""
+    a gradient or None for input, each state, each of `Cell.inputs` and each weight."""
 
 
 @functools.cache
@@ -186,7 +186,7 @@ def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> 
     Args:
         cell: the number of the cell.
         options: the option bits.
-        count: the number of tensors before the weights, input included.
+        count: the number of tensors before the weights, including input.
         needed: for each tensor of `Call.flat`, whether it needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
@@ -273,8 +273,8 @@ def _differentiable_backward(
 
     Args:
         needs: the `_Needs` of the backward pass.
-        originals: input, states and weights of the forward pass, which higher-order gradients flow
-            to. A tensor that needs no gradient is not read, and may be None.
+        originals: input, states and weights of the forward pass, which receive higher-order
+            gradients. A tensor that needs no gradient is not read, and may be None.
         values: the values of input, states and weights in the forward pass.
         needed: for input, each state and each weight, whether it needs a gradient.
         rows_and_options: sequence_layout, reset and options, as in `namernn_fast.ops`.

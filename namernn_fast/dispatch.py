@@ -32,8 +32,8 @@ def run(call: Call) -> Results:
     """Chooses one path for a whole stack of layers, and runs the stack on that path.
 
     Raises:
-        RuntimeError, ValueError: shapes, dtypes or devices do not match; batch_invariant is set,
-            but the path does not support it.
+        RuntimeError, ValueError: shapes, dtypes or devices do not match; or batch_invariant is
+            set, but the path does not support it.
         IndexError: a token id is out of range.
     """
     tracing = is_compiling()

@@ -1,4 +1,4 @@
-"""`last_state()`, and what the functions of all cells, `rnn()` and so on, have in common."""
+"""`last_state()`, and the code that `rnn()` and the functions of other cells share."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -30,7 +30,7 @@ def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
 
 
 def run_last_state(arguments: Arguments, call: Call) -> Any:
-    """Runs a call like `run`, but returns only the last states, and need not write the output."""
+    """Runs a call like `run`, but returns only the last states, so output may not be written."""
     call.options |= ops.LAST_STATE
     return run(arguments, call)[1]
 
@@ -88,11 +88,11 @@ def last_state(
     Args:
         cell: "rnn", "gru", "lstm" or "leaky".
         share_prefixes: None looks for common prefixes if that is expected to be faster. True always
-            looks for them, and raises an error if sharing is impossible. False never looks. The
-            kernel shares the prefixes it finds if there are enough to make the call faster. The
-            result may differ in its last bits. Sharing needs a CPU, token ids, one direction, and
-            float32 or float64; it does not support hx, reset, projections, batch_invariant, dropout
-            between layers, compilers or torch.func transforms.
+            looks, and raises an error if sharing is impossible. False never looks. The kernel
+            shares the prefixes it finds if there are enough to make the call faster. Results may
+            differ in their last bits. Sharing needs a CPU, token ids, one direction, and float32 or
+            float64; it does not support hx, reset, projections, batch_invariant, dropout between
+            layers, compilers or torch.func transforms.
         input, hx, weights: as in the function of the cell, and so are all other arguments. An
             argument that this function lacks must have its default.
 

@@ -1,4 +1,4 @@
-"""Registers the operators on GPUs, whose implementation the first call imports."""
+"""Registers the operators on GPUs. The first call imports their implementation."""
 
 import functools
 from types import ModuleType
@@ -32,7 +32,7 @@ def _implementation_of(call: ops.ForwardArguments) -> Any:
     """
     if not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(
-            f"{ops.NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
+            f"{ops.NAMESPACE}: cell must be between 0 and {len(NUMBERED) - 1}, got {call.cell}"
         )
     restarts = call.options & ops.RESET_TO > 0
     why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], restarts)

@@ -1,15 +1,15 @@
 """The operators: schemas, option bits, and access to the flat list of weights.
 
 `forward` and `backward` run a stack of layers of any cell, in one or two directions, over whole
-sequences. The names of their arguments and results mean the same throughout this package:
+sequences. Their arguments and results have the same names and meaning throughout this package:
 
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
   not read.
 - tensors: with STATES the initial states, with RESET_TO the states after resets, with INPUTS the
-  inputs beside input, and then the weights, which `Lists` names. One list, because it is never
-  empty, which AOTInductor could not pass, and because each list takes 0.35 us:
+  other inputs, and then the weights; `Lists` takes them apart. They are one list because each list
+  takes 0.35 us, and because AOTInductor cannot pass an empty list:
 
   - states: one tensor (num_layers * directions, batch, hidden_size) for each of `Cell.states`: hx,
     and cx of an LSTM. With PROJECTIONS, h has proj_size features. Zeros without STATES.
@@ -17,8 +17,8 @@ sequences. The names of their arguments and results mean the same throughout thi
     num_layers, batch, hidden_size) for each of `Cell.states`. Other states are not read. Needs
     `reset` and one direction. CPU kernel only. Zeros without RESET_TO.
   - inputs: for each of `Cell.inputs` a tensor shaped like input with num_layers * directions *
-    hidden_size features, those of each layer and direction side by side. Zeros without INPUTS. Not
-    allowed with SHARE_PREFIXES.
+    hidden_size features, one layer and direction after the other. Zeros without INPUTS. Not allowed
+    with SHARE_PREFIXES.
   - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order
     of gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids
     each weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of
@@ -39,10 +39,10 @@ sequences. The names of their arguments and results mean the same throughout thi
 - output: shaped like input, with the h of each direction as features; empty with LAST_STATE.
 - last_states: one tensor for each of `Cell.states`, shaped like the initial states: h_n, and c_n of
   an LSTM.
-- saved: with WANT_SAVED, a list of the tensors that the backward pass reads besides output;
+- saved: with WANT_SAVED, a list of the tensors that the backward pass reads in addition to output;
   otherwise an empty list. First come the outputs of all layers except the last. If the cell keeps
-  anything, one tensor for each layer follows, shaped like output, with `Cell.kept` *
-  directions * hidden_size features.
+  values, one tensor for each layer follows, shaped like output, with `Cell.kept` * directions *
+  hidden_size features.
 
 `backward` takes the arguments of `forward`, output, saved, and:
 
@@ -71,7 +71,7 @@ NAMESPACE = "namernn_fast"
 
 # Option bits. csrc/library/arguments/options.h repeats them; the operators reject any other bit.
 RELU = 1
-"""The nonlinearity is relu. Without a bit for another one, it is tanh."""
+"""The nonlinearity is relu. Without a bit for a nonlinearity, it is tanh."""
 BIAS = 2
 """`weights` holds biases."""
 BIDIRECTIONAL = 4
@@ -85,7 +85,7 @@ JAGGED = 32
 BATCH_INVARIANT = 64
 """The results of a sequence are bit-identical however it is batched. CPU kernel only."""
 WANT_SAVED = 128
-"""`forward` returns what the backward pass reads besides output."""
+"""`forward` returns `saved` for the backward pass."""
 LAST_STATE = 256
 """`forward` returns the last states and an empty output. Not allowed with WANT_SAVED."""
 SHARE_PREFIXES = 512
@@ -94,16 +94,16 @@ Only for one direction, without states, reset and PROJECTIONS, in float32 or flo
 Without LAST_STATE, output and the tensors in saved have one row for each id, in an order that only
 `backward` knows, and grad_output must be None."""
 MEDIUM_PRECISION = 1024
-"""Products may round float32 numbers to bfloat16, and sum in float32. Ignored where this would not
-be faster, and with SHARE_PREFIXES."""
+"""Products may round float32 numbers to bfloat16, and sum in float32. Ignored if this would not be
+faster, and with SHARE_PREFIXES."""
 HIGH_PRECISION = 2048
 """Like MEDIUM_PRECISION, with sums of two bfloat16 numbers. Not allowed with MEDIUM_PRECISION."""
 INT8 = 4096
-"""Prepared weights are 8-bit integers with a scale for each row, for layers in float32. Products
-round inputs and states to such integers; other precisions are ignored."""
+"""Prepared weights of float32 layers are 8-bit integers with a scale for each row. Products round
+inputs and states to such integers, too. Bits for other precisions are ignored."""
 PROJECTIONS = 8192
 """The layers project h to fewer features than hidden_size. Not allowed with SHARE_PREFIXES or INT8.
-Products are of float32."""
+Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """Other nonlinearities. Not allowed with each other or with RELU."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
@@ -120,7 +120,7 @@ class Lists(NamedTuple):
     """The weights, or the prepared tensor."""
 
     def joined(self, options: int) -> tuple[Sequence[Tensor], int]:
-        """Returns `tensors`, and the option bits with those that say what the list holds."""
+        """Returns `tensors`, and the option bits with bits added that say what the list holds."""
         states, reset_to, inputs, weights = self
         options |= STATES * bool(states) | RESET_TO * bool(reset_to) | INPUTS * bool(inputs)
         return (*states, *reset_to, *inputs, *weights), options
@@ -204,15 +204,14 @@ backward_untraced: _Operator = without_python(backward)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Returns whether the values of a tensor are in its memory, unless its class says otherwise."""
+    """Returns whether a tensor's memory holds its values, unless its class says otherwise."""
     return not (tensor.is_neg() or tensor._is_zerotensor())
 
 
 def _backward_of_plain(*arguments: Any) -> Any:
-    """Runs `backward` with a copy of each gradient whose values are not in its memory.
+    """Runs `backward` with copies of lazily negated gradients and ZeroTensors.
 
-    The dispatcher itself resolves negated tensors and ZeroTensors elsewhere, but not in lists of
-    optional tensors.
+    The dispatcher resolves such tensors, except in lists of optional tensors.
     """
 
     def resolved(value: Any) -> Any:
@@ -322,7 +321,7 @@ def _(*arguments: Any) -> tuple[Any, ...]:
 
 
 def batch_size(call: Any) -> Any:
-    """Returns the number of sequences of a call that is traced, a number or a symbol."""
+    """Returns the number of sequences of a traced call: a number or a symbol."""
     if call.options & STATES:
         return call.tensors[0].shape[1]
     if call.options & PACKED:  # the number is a value in batch_sizes, which a tracer cannot read
@@ -351,7 +350,7 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
             except bfloat16 use the same instruction set.
 
     Returns:
-        `avx512`, `avx2` or `baseline`; where the kernel uses these faster instructions,
+        `avx512`, `avx2` or `baseline`. If the processor has faster instructions for the dtype,
         `avx512_bf16` or `amx` for bfloat16, and `avx_vnni`, `avx512_vnni` or `amx_int8` for int8.
     """
     numbers = {torch.bfloat16: "bfloat16", torch.int8: "int8"}.get(dtype, "float")
@@ -363,11 +362,11 @@ def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: 
 
     Args:
         options: the option bits of the call.
-        steps, sequences: the number of steps of the longest sequence, and of sequences with steps.
-        rows, hidden_size: the number of steps of all sequences together, and of units.
+        steps, sequences: the steps of the longest sequence, and the number of nonempty sequences.
+        rows, hidden_size: the steps of all sequences together, and the number of units.
 
     Returns:
-        0 for products of the numbers as they are, or how many bfloat16 numbers stand for each.
+        0 for float32 products, otherwise how many bfloat16 numbers replace each float32 number.
     """
     cpu_terms: _Operator = torch.ops.namernn_fast.cpu_terms
     return cpu_terms(options, steps, sequences, rows, hidden_size)  # type: ignore[no-any-return]
@@ -400,9 +399,8 @@ def cpu_plan(
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size, hidden_size, threads: the sizes of the layer, and the number of threads.
-        l2_bytes: size of a core's private cache, in bytes.
-        num_layers, cell: the number of layers, all of this size and in one direction; their cell.
+        input_size, hidden_size, num_layers, cell: equal layers, each with one direction.
+        threads, l2_bytes: the number of threads, and the bytes of a core's private cache.
     """
     cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan
     gates = CELLS[cell].gates

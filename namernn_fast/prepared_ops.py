@@ -1,7 +1,7 @@
 """The operators of prepared layers, whose weights are packed once for many calls.
 
-Their arguments and results mean the same as in `ops`, except that the prepared tensor takes the
-place of the weights in `tensors`, and:
+Their arguments and results are as in `ops`, except that the prepared tensor replaces the weights in
+`tensors`. These are new:
 
 - prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
   INT8. Its contents depend on the processor that packed them.
@@ -20,8 +20,8 @@ states in place: one tensor (num_layers, sequences, features) for each of `Cell.
 for layers in 16 bits. Its input may lack the time dimension. `rows`, int64, are the sequences that
 the input is for, or None for all.
 
-`checked_rows` returns rows in int64, and raises an error unless they are distinct integers, which
-index the sequences of a stream. Only compiled programs run it; others need no operator for that.
+`checked_rows` returns rows in int64, and raises an error unless they are distinct indices of the
+sequences of a stream. Only compiled programs need an operator for that.
 """
 
 import sys
@@ -67,12 +67,12 @@ step_directly: Callable[..., bool] = getattr(
     sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
 )
 """Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
-last_states, input, output, rows, options, cell, inputs). The first three are lists of tensors: the
-prepared tensor, or the weights of one layer; the states, none for zeros; what the last states are
-written to, None for the states themselves. `output` is None if it is not wanted, `rows` a list of
-integers or None, and `inputs` a list of tensors or None.
+last_states, input, output, rows, options, cell, inputs). `weights` lists the prepared tensor or the
+weights of one layer. `states` is empty for zeros. The last states are written to `last_states`, or
+to `states` if that is None. Pass None for an unwanted `output`. `rows` and `inputs` are lists of
+integers and of tensors, or None.
 
-Returns False, without an effect, for tensors that only operators take, and raises RuntimeError for
+Returns False and does nothing if only an operator can take the tensors. Raises RuntimeError for
 arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
@@ -93,7 +93,7 @@ class PreparedArguments:
 
 
 def _like(prepared: Tensor) -> Tensor:
-    """Returns a tensor with the dtype of what is computed with prepared weights."""
+    """Returns a tensor with the dtype of results computed with prepared weights."""
     if prepared.dtype != torch.int8:
         return prepared
     return prepared.new_empty(0, dtype=torch.float32)
@@ -120,7 +120,7 @@ _INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
 def list_of_rows(rows: Any) -> list[int]:
-    """Returns rows of a stream as a list, whose elements are not checked."""
+    """Returns rows of a stream as a list; does not check its elements."""
     if type(rows) is list:
         return rows
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
@@ -131,7 +131,7 @@ def list_of_rows(rows: Any) -> list[int]:
 
 
 def check_integers(rows: Sequence[Any]) -> None:
-    """Raises TypeError unless rows are integers, or tensors of an integer each."""
+    """Raises TypeError unless each row is an integer, or a tensor with one integer."""
     for row in rows:
         if isinstance(row, Tensor):
             is_integer = row.dim() == 0 and row.dtype in _INTEGERS
@@ -146,7 +146,7 @@ def check_rows(rows: Sequence[Any], sequences: int) -> None:
     check_integers(rows)
     numbers = [int(row) for row in rows]
     if len({*numbers}) < len(numbers) or not all(0 <= row < sequences for row in numbers):
-        raise RuntimeError(f"rows must be distinct, from 0 to {sequences - 1}, got {numbers}")
+        raise RuntimeError(f"rows must be distinct, between 0 and {sequences - 1}, got {numbers}")
 
 
 @torch.library.impl(ops.library, "checked_rows", "CompositeExplicitAutograd")

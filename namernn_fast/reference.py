@@ -1,6 +1,6 @@
 """The recurrence in ATen operators, step by step.
 
-This path runs on devices and in dtypes that have no fused kernel, and in the double backward of the
+This path runs on devices and in dtypes without a fused kernel, and in the double backward of the
 fused operators. Its results can be differentiated any number of times.
 """
 
@@ -87,7 +87,7 @@ def run_stack(call: Call) -> Results:
 
 
 def _own(result: Tensor) -> Tensor:
-    """Returns a result that may be modified in place, which a view made under no_grad may not."""
+    """Returns a result that may be modified in place, unlike a view made under no_grad."""
     return result if torch.is_grad_enabled() else result.clone()
 
 

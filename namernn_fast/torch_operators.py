@@ -99,7 +99,7 @@ def run_stack(call: Call) -> Results:
 
 
 def is_whole(call: Call) -> bool:
-    """Returns whether torch's operator can take the whole stack: input must be dense or packed.
+    """Returns whether torch's operator can take the whole stack: only dense or packed input.
 
     On CUDA, such a call uses the weights in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
     their weights. If only part of a stack runs, cuDNN copies the weights of that part on every
@@ -166,8 +166,8 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
 def _run_sorted(call: Call, lengths: Tensor) -> Results:
     """Runs an LSTM over padded sequences (seq_len, batch, features) by packing them, longest first.
 
-    A packed sequence has at least one step. So a sequence of length 0 also runs one step, and the
-    caller must discard the results of that step.
+    A packed sequence has at least one step. So a sequence of length 0 also runs one step, whose
+    results the caller must discard.
     """
     packed = pack_padded_sequence(call.data, lengths.clamp(min=1), enforce_sorted=False)
     order, inverse = packed.sorted_indices, packed.unsorted_indices

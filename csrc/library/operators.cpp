@@ -265,8 +265,8 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
   grads.want_weights.resize(size_t(stack.layers), false);
   for (const int64_t k : want_layers) {
-    check(k >= 0 && k < stack.layers, "want_layers must be from 0 to ", stack.layers - 1, ", got ",
-          k);
+    check(k >= 0 && k < stack.layers, "want_layers must be between 0 and ", stack.layers - 1,
+          ", got ", k);
     grads.want_weights[size_t(k)] = true;
   }
   const size_t per_layer = stack.first_weight(stack.directions);
@@ -320,7 +320,7 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   for (const int64_t size : {input_size, hidden_size, num_layers, l2_bytes}) {
     product_of("a layer", {size});
   }
-  check(threads >= 1 && threads <= kMostThreads, "threads must be from 1 to ", kMostThreads,
+  check(threads >= 1 && threads <= kMostThreads, "threads must be between 1 and ", kMostThreads,
         ", got ", threads);
   check(num_layers >= 1 && weight_blocks >= 1 && weight_blocks <= 4,
         "num_layers and weight_blocks must be at least 1, and weight_blocks at most 4, got ",
@@ -329,7 +329,7 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   layout.T = int64_t(batch_sizes.size());
   layout.count = batch_sizes.data();
   for (const int64_t size : batch_sizes) {
-    check(size >= 0 && size <= kMostElements, "batch_sizes must be from 0 to ", kMostElements,
+    check(size >= 0 && size <= kMostElements, "batch_sizes must be between 0 and ", kMostElements,
           ", got ", size);
     layout.B = std::max(layout.B, size);
     layout.N += size;

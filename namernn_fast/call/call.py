@@ -49,7 +49,7 @@ class Arguments:
     """As in `last_state()`."""
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the arguments after hx that are not None, for a callee that may lack the rest."""
+        """Returns the arguments after hx that are not None; the callee may lack the others."""
         return given(
             lengths=self.lengths,
             reset=self.reset,
@@ -60,7 +60,7 @@ class Arguments:
         )
 
     def are_known_to_torch(self) -> bool:
-        """Returns whether torch's own layer takes a call with these arguments, embedding aside."""
+        """Returns whether torch's own layer accepts these arguments, ignoring embedding."""
         return (
             self.lengths is None
             and self.reset is None
@@ -105,8 +105,8 @@ class Call:
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
     beside: Sequence[Tensor] = ()
-    """What the cell reads beside data: nothing, or one tensor for each of `cell.inputs`, laid out
-    like data, with num_layers * directions * hidden_size features."""
+    """Empty, or one tensor for each of `cell.inputs`, laid out like data, with num_layers *
+    directions * hidden_size features."""
     trees: int = 0
     dropout: float = 0.0
     """The probability of zeroing an element of a layer's output, except the last layer's. The fused
@@ -141,7 +141,7 @@ class Call:
         return [*zip(*(state.chunk(layers) for state in self.states), strict=True)]
 
     def joined(self, weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], int]:
-        """Returns `tensors` and `options` of the operators for these weights."""
+        """Returns the operators' arguments `tensors` and `options` for these weights."""
         if not (self.states or self.restart_states or self.beside):
             return weights, self.options
         lists = ops.Lists(self.states, self.restart_states, self.beside, weights)
@@ -150,8 +150,8 @@ class Call:
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` ignores tensors inside nested tuples. So data and `tensors` of the
-        operators are separate arguments at the end.
+        An `autograd.Function` ignores tensors inside nested tuples. So data and the operators'
+        `tensors` are separate arguments at the end.
         """
         tensors, options = self.joined(self.weights)
         numbers = self.cell.number, options, self.trees
@@ -159,7 +159,7 @@ class Call:
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
-        """Returns the call that `flat` flattened to these arguments."""
+        """Restores a call from the result of `flat`."""
         number, options, trees, layout, reset, data, *tensors = arguments
         cell = NUMBERED[number]
         states, restart_states, beside, weights = ops.split(cell, tensors, options)
@@ -181,7 +181,7 @@ class Call:
 Results: TypeAlias = tuple[Tensor, ...]
 """What a call computes: output and the last states, one for each of `cell.states`."""
 Path: TypeAlias = Callable[[Call], Results]
-"""A function that computes a call and, with LAST_STATE, may return any tensor as output."""
+"""A function that computes a call. With LAST_STATE, it may return any tensor as output."""
 
 
 class Choice(NamedTuple):
@@ -191,6 +191,6 @@ class Choice(NamedTuple):
     why_not_kernel: str | None = None
     """Why no fused kernel can take the call; None if one can."""
     why_not_torch: str | None = None
-    """Why torch's own operator cannot take the call either; None if it can, or if a kernel does."""
+    """Why torch's own operator cannot take the call either; None if it or a kernel can."""
     why_not_ids: str | None = None
-    """Why the path takes rows of features instead of token ids; None if it takes both."""
+    """Why the path cannot take token ids, only rows of features; None if it takes both."""

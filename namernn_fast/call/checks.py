@@ -38,7 +38,7 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
 def check_like_nn_rnn(call: Call) -> None:
     """Raises the errors of `nn.RNN` for input and hx that do not match the weights.
 
-    The values of batch_sizes are not checked.
+    Does not check the values of batch_sizes.
 
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
@@ -95,13 +95,13 @@ def check_like_nn_rnn(call: Call) -> None:
 
 
 def _check_dtype(call: Call, name: str, state: Tensor, like: str) -> None:
-    """Checks the dtype of the states called `name`; `like` says what dtype they must have."""
+    """Checks that a state has the dtype of the weights; `like` is what the error compares with."""
     if state.dtype != call.weights[0].dtype:
         raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
 
 
 def hint_at_embedding(data: Tensor) -> str:
-    """Returns, for integer input, a hint that token ids need embedding=; else an empty string."""
+    """Returns a hint that token ids need embedding= if input holds integers, else ""."""
     if data.dtype not in ID_DTYPES:
         return ""
     return ". Token ids need embedding="
@@ -154,7 +154,7 @@ def weights_and_shapes(
     hidden_size = ops.hidden_size(cell, weights)
     size = ops.size_of_h(weights) if options & ops.PROJECTIONS else hidden_size
     if options & ops.PROJECTIONS and not 0 < size < hidden_size:
-        raise RuntimeError(f"the size of h must be from 1 to {hidden_size - 1}, got {size}")
+        raise RuntimeError(f"the size of h must be between 1 and {hidden_size - 1}, got {size}")
     layers, tables = ops.layer_count(cell, weights, options), ops.directions_of(options)
     shapes = ops.parameters_and_shapes(cell, options, layers, features, hidden_size, size)
     for weight, (parameter, shape) in zip(weights, shapes, strict=True):
@@ -187,7 +187,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
             )
     if sum(sizes) != rows:
         raise RuntimeError(
-            f"batch_sizes must sum to the rows of data, {rows}, got a sum of {sum(sizes)}"
+            f"batch_sizes must sum to {rows} (the rows of data), got a sum of {sum(sizes)}"
         )
     return sizes
 
@@ -195,20 +195,20 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
 def _check_offsets(offsets: Tensor, rows: int) -> None:
     """Checks the offsets of a jagged tensor; `rows` is the number of rows of its values.
 
-    This check may wait for an accelerator, but the reference path reads the offsets on the CPU
-    anyway.
+    The check may wait for an accelerator, but the reference path has to read the offsets anyway.
     """
     if is_compiling():
         return
     values = offsets.tolist()
     if values[0] != 0 or values[-1] != rows:
         raise RuntimeError(
-            f"offsets must begin with 0 and end with {rows}, the rows of data, got {values[0]} and "
-            f"{values[-1]}"
+            f"offsets must start with 0 and end with {rows} (the rows of data), "
+            f"got {values[0]} and {values[-1]}"
         )
-    for b, (begin, end) in enumerate(itertools.pairwise(values)):
-        if end < begin:
-            raise RuntimeError(f"offsets must not decrease, got {end} after {begin} at {b + 1}")
+    for b, (start, end) in enumerate(itertools.pairwise(values)):
+        if end < start:
+            text = f"got {end} after {start} at index {b + 1}"
+            raise RuntimeError(f"offsets must not decrease, {text}")
 
 
 def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> None:
@@ -228,7 +228,7 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 
 def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
-    """Checks the shape of `lengths` and, on the CPU and outside compilers, the values too."""
+    """Checks the shape of `lengths`, and the values if they are on the CPU and not traced."""
     batch_first = options & ops.BATCH_FIRST
     steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
     if lengths.shape != (batch,):
@@ -244,21 +244,21 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
     for place, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
             raise RuntimeError(
-                f"lengths must be from 0 to {steps}, the steps of input, got {length}"
+                f"lengths must be between 0 and {steps} (the steps in input), got {length}"
                 + ("" if mapped else f" for sequence {place}")
             )
 
 
 def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, options: int) -> None:
-    """Raises an error that names the first token id out of range. Called only after a failure.
+    """Raises an error that names the first token id out of range; called only after a failure.
 
     Args:
         ids, sequence_layout, options: as in `namernn_fast.ops`.
         vocabulary: the number of rows of the embedding.
 
     Raises:
-        IndexError: an id outside the padding is not from 0 to vocabulary - 1. Ids on an accelerator
-            are not checked, because reading them would wait for the device.
+        IndexError: an id outside the padding is not between 0 and vocabulary - 1. Ids on an
+            accelerator are not checked, because reading them would wait for the device.
     """
     batch_first, padded = options & ops.BATCH_FIRST, not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
@@ -273,8 +273,8 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
     if not wrong.any():
         return
     allowed = f"input must hold ids from 0 to {vocabulary - 1}"
-    if mapped:  # a position under vmap means nothing to the caller
-        raise IndexError(f"{allowed}, the rows of embedding, got others") from None
+    if mapped:  # under vmap, the caller does not know the folded positions
+        raise IndexError(f"{allowed} (the rows of embedding), got others") from None
     place = wrong.nonzero()[0].tolist()
     got = int(ids[tuple(place)])
     if padded:

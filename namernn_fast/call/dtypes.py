@@ -16,9 +16,9 @@ def autocast_dtype(
 ) -> torch.dtype | None:
     """Returns the dtype in which autocast computes a layer, or None if autocast does not apply.
 
-    On a CPU torch casts only the operands of the products in `nn.GRU`, and in `nn.LSTM` with packed
+    On a CPU torch casts only the operands of products in `nn.GRU`, and in `nn.LSTM` with packed
     sequences or projections. A new state combines these products with the previous state, so its
-    dtype is promoted from the dtypes of both.
+    dtype is promoted from both dtypes.
 
     Args:
         input: features of any layout, or an embedding.
@@ -47,7 +47,7 @@ def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def convert_dtypes(call: Call) -> None:
     """Casts the tensors of a call as autocast does, then the states to the dtype of input.
 
-    Of a call on token ids, the embedding counts as input.
+    If input holds token ids, the embedding counts as input.
     """
     features = call.data if call.lookup is None else call.lookup.embedding
     if autocast_is_on():
@@ -76,7 +76,7 @@ def convert_dtypes(call: Call) -> None:
 
 
 def cast_h(call: Call, results: Results) -> Results:
-    """Casts the products with weight_hr, output and h_n, as autocast does; not if prepared."""
+    """Casts output and h_n, the products with weight_hr, as autocast does, unless prepared."""
     output, h_n, c_n = results
     device, is_any_on = output.device.type, autocast_is_on()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):

@@ -1,7 +1,7 @@
-"""Weights as 8-bit integers: `weight` is about `integers * scale[:, None]`.
+"""Weights as 8-bit integers: `weight` is approximated by `integers * scale[:, None]`.
 
-The scale of a row is its largest magnitude divided by 127 and cut to 17 significant bits, so that
-each product is exact in float32, and quantizing the products gives the same integers and scales.
+The scale of a row is its largest magnitude divided by 127, cut to 17 significant bits. So each
+product is exact in float32, and quantizing the products gives the same integers and scales.
 csrc/kernel/products/int8_rows.h computes the same bits.
 """
 
@@ -19,8 +19,8 @@ SMALLEST_SCALE = 2.0**-107
 MOST_INPUTS = (2**31 - 1) // (255 * 127)
 """The largest number of columns of a weight, so that sums of products stay in 32 bits."""
 MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}
-"""The hidden_size from which on layers are faster with 8-bit weights, by the instructions that
-multiply them. Other instructions take longer for batches than those that multiply floats."""
+"""The smallest hidden_size for which layers are faster with 8-bit weights, for each instruction set
+with instructions for 8-bit products. Without those, batches are slower than in floats."""
 
 
 def check_prepared_dtype(dtype: torch.dtype | None) -> None:
@@ -56,7 +56,7 @@ def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | Non
     if min_hidden is None:
         return "this processor has no instructions that would make them faster"
     if hidden_size < min_hidden:
-        return f"they pay off from hidden_size {min_hidden}, not for {hidden_size}"
+        return f"they pay off if hidden_size is at least {min_hidden}, not {hidden_size}"
     return None
 
 
@@ -67,8 +67,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: (rows, columns), float32.
 
     Returns:
-        integers (rows, columns), int8 from -127 to 127, and scale (rows), float32. The scale of a
-        row is NaN, and its integers are 0, if a number of the row is not finite.
+        integers (rows, columns), int8 from -127 to 127, and scale (rows), float32. If a row has a
+        non-finite number, its scale is NaN and its integers are 0.
     """
     rows, columns = weight.shape
     largest = weight.abs().amax(1) if columns else weight.new_zeros(rows)
@@ -86,13 +86,13 @@ def dequantize(integers: Tensor, scale: Tensor) -> Tensor:
 
 
 def to_integers(named: dict[str, Tensor], names: Iterable[str]) -> None:
-    """Replaces the weights with these names by `<name>_int8` and `<name>_scale`."""
+    """Replaces each of these weights by `<name>_int8` and `<name>_scale`."""
     for name in names:
         named[f"{name}_int8"], named[f"{name}_scale"] = quantize(named.pop(name))
 
 
 def to_weights(named: dict[str, Tensor], names: Iterable[str]) -> list[str]:
-    """Undoes `to_integers` for those of `names` that it finds.
+    """Undoes `to_integers` for the `names` that it finds.
 
     Returns:
         A message for each weight whose integers and scale do not match.

@@ -21,7 +21,7 @@ from .checks import check_reset, check_shape, hint_at_embedding
 
 
 def convert(arguments: Arguments, call: Call) -> None:
-    """Fills a call with arguments of any layout, as the operators take them.
+    """Fills a call with the arguments, converted from any layout to what the operators take.
 
     Args:
         arguments: the caller's arguments, without lengths.
@@ -38,7 +38,7 @@ def convert(arguments: Arguments, call: Call) -> None:
         check_reset(reset, is_jagged=isinstance(input, Tensor) and input.is_nested)
         call.reset = reset = _savable(reset)
     elif arguments.reset_to is not None:
-        raise ValueError("reset_to needs reset, which says where its states begin, got None")
+        raise ValueError("reset_to needs reset, which says where its states start, got None")
     if isinstance(input, PackedSequence):
         _convert_packed(call, input, arguments.reset_to)
         return
@@ -66,7 +66,7 @@ def convert(arguments: Arguments, call: Call) -> None:
 
 
 def _rows_of(name: str, more: Any, call: Call) -> Tensor:
-    """Returns one of `Arguments.inputs` as rows like those of input, perhaps without the batch.
+    """Returns one of `Arguments.inputs` as rows laid out like input, perhaps without the batch.
 
     Args:
         name: its name.
@@ -109,7 +109,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
-    """Checks that the batch_sizes or offsets of another input are those of input."""
+    """Checks that another input has the batch_sizes or offsets of input."""
     error = f"{name} must have the sequence lengths of input"
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
@@ -152,7 +152,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
     options, first = call.options, call.options & ops.BATCH_FIRST
     if options & ops.BIDIRECTIONAL:
         raise ValueError(
-            "reset_to takes one direction: the second direction would begin from its states at the "
+            "reset_to takes one direction: the second direction would start from its states at the "
             "end of each episode, which is before the step where reset is True"
         )
     number = len(call.cell.states)

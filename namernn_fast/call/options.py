@@ -9,7 +9,7 @@ from .. import ops
 from ..cells import Cell
 from ..machine import fp32_precision
 
-# Other modules must call batch_invariant_is_on(): importing this name would copy its value.
+# Other modules must call batch_invariant_is_on(), because importing this name copies its value.
 _batch_invariant = False
 
 
@@ -52,7 +52,7 @@ def nonlinearity_of(options: int) -> str:
 
 
 PRECISION_BITS = {"bf16": ops.MEDIUM_PRECISION, "tf32": ops.HIGH_PRECISION}
-"""The option bit for each lower precision that torch's settings may allow for float32 products."""
+"""The option bit for each lower precision of float32 products that torch's settings may allow."""
 
 
 def precision_bits(cell: Cell) -> int:

@@ -16,7 +16,7 @@ from .options import PRECISION_BITS, batch_invariant_is_on
 
 @dataclass(slots=True)
 class PreparedWeights:
-    """The weights of all layers, in one tensor in the order in which the kernels read them."""
+    """The weights of all layers in one tensor, in the order that the kernels read."""
 
     tensor: Tensor
     cell: Cell
@@ -25,8 +25,8 @@ class PreparedWeights:
     options: int
     """The option bits of the layers."""
     shapes: list[Tensor]
-    """Tensors with the shapes and dtypes of the weights, but without memory, for checks that read
-    nothing else. With a vocabulary, the first layer has tables instead of weight_ih."""
+    """Tensors without memory that have the shapes and dtypes of the weights, for checks. With a
+    vocabulary, the first layer has tables instead of weight_ih."""
 
     @property
     def has_table(self) -> bool:
@@ -61,7 +61,7 @@ class PreparedWeights:
 
         Returns:
             output and the last states as a layer returns them, or None if the call is of another
-            kind or is wrong. `functional.run` then runs it or raises the error.
+            kind or is invalid. `functional.run` then runs it or raises the error.
         """
         # Tested inline and in this order, because these tests take as long as a small kernel.
         if (
@@ -104,7 +104,7 @@ class PreparedWeights:
     def current_options(self) -> int:
         """Returns `call_options()` with the bit for the float32 precision of torch's settings.
 
-        It is read faster than by `precision_bits`, which Dynamo can trace.
+        This is faster than `precision_bits`, but Dynamo cannot trace it.
         """
         precision = fp32_precision.get("mkldnn", self.cell.fp32_precision)
         return self.call_options() | PRECISION_BITS.get(precision, 0)
@@ -121,7 +121,7 @@ class PreparedWeights:
     def unpack(self) -> list[Tensor]:
         """Returns copies of the weights, with an empty tensor for a table.
 
-        They are exactly as they were, but with INT8 as they were rounded.
+        The copies equal the original weights, or with INT8 the rounded weights.
         """
         weights = prepared_ops.unpack(self.tensor, self.cell.number, self.sizes, self.options)
         return weights  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Converts every layout to time-major rows, on which the paths without a kernel run, and back."""
+"""Converts every layout to time-major rows, which the paths without a kernel need, and back."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from .. import ops
 
 
 def with_batch_first(output: Tensor) -> Tensor:
-    """Transposes a time-major output, which must have no other references, to batch first.
+    """Transposes a time-major output to batch first. Nothing else may refer to the output.
 
     Without gradients, transposes in place, so that the result is not a view, as in `nn.RNN`.
     """

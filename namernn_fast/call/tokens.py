@@ -1,9 +1,9 @@
 """Token ids as input: multiplies the embedding by weight_ih once, or gathers its rows.
 
-A layer multiplies the embedding row of every token by weight_ih. With a small vocabulary it is less
-work to multiply each row of `embedding` once: `table = embedding W_ih^T` (vocabulary, hidden_size),
-from which the operators read the row of each id. If there are fewer ids than rows, the rows of
-`embedding` are gathered instead and become the input.
+A layer multiplies the embedding row of every token by weight_ih. If the vocabulary is small, it is
+cheaper to multiply each row of `embedding` once: `table = embedding W_ih^T` (vocabulary,
+hidden_size). The operators then read the table row of each id. If there are fewer ids than rows,
+the rows of `embedding` are gathered instead and become the input.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from .call import Arguments, Call, Choice, Lookup
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 
 TRACED_VOCABULARY = 1024
-"""The largest vocabulary for which a compiled call uses a table. This limit is fixed, because a
-comparison with the number of ids would become a guard."""
+"""The largest vocabulary for which a compiled call uses a table. The limit is fixed, because a
+comparison with the number of ids would add a guard."""
 SHARING_DTYPES = (torch.float32, torch.float64)
 SHARED_FROM_HIDDEN = 32
 """The smallest hidden_size for which sharing prefixes pays off."""
@@ -66,7 +66,7 @@ def lookup_of(arguments: Arguments) -> Lookup | None:
 
 
 def look_up(call: Call, choice: Choice) -> None:
-    """Converts a call on token ids, in place, to a call that reads tables or to a call on features.
+    """Converts a call on token ids, in place, to one that reads tables or to one on features.
 
     Args:
         call: a call with `lookup`, whose data are int32 or int64 ids.
@@ -147,13 +147,13 @@ def why_not_shared(
         call: a call on token ids.
         embedding: (vocabulary, input_size).
         choice: the path of the call.
-        at_any_cost: whether to ignore speed and return only reasons that make sharing impossible.
+        at_any_cost: True ignores speed and returns only reasons that make sharing impossible.
     """
     ids, options = call.data, call.options
     if call.prepared is not None and not call.prepared.has_table:
         return why_not_table(call, embedding, choice)
     if options & ops.BIDIRECTIONAL:
-        return "the second direction begins at the ends of sequences"
+        return "the second direction starts at the ends of sequences"
     if call.states:
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
@@ -180,10 +180,10 @@ def why_not_shared(
         return choice.why_not_kernel
     hidden_size = ops.size_of_h(call.weights)
     if hidden_size < SHARED_FROM_HIDDEN:
-        return f"it pays off from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
+        return f"it pays off if hidden_size is at least {SHARED_FROM_HIDDEN}, not {hidden_size}"
     sequences = _sequences(call)
     if sequences < SHARED_FROM_SEQUENCES:
-        return f"it pays off from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
+        return f"it pays off for at least {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
     return why_not_table(call, embedding, choice)
 
 
@@ -305,6 +305,6 @@ def check_embedding(
     vocabulary = embedding.shape[0]
     if padding_idx is not None and not -vocabulary <= padding_idx < vocabulary:
         raise ValueError(
-            f"padding_idx must be from {-vocabulary} to {vocabulary - 1}, because embedding has "
-            f"{vocabulary} rows, got {padding_idx}"
+            f"padding_idx must be between {-vocabulary} and {vocabulary - 1} (embedding has "
+            f"{vocabulary} rows), got {padding_idx}"
         )

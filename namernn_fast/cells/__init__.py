@@ -1,7 +1,7 @@
 """The recurrent cells. One module per cell holds everything that the package knows about the cell.
 
-`csrc/cells/` defines the same cells for the CPU kernels. Other code does not compare the
-names of cells, except where an error repeats torch's wording.
+`csrc/cells/` defines the same cells for the CPU kernels. Other code does not compare names of
+cells, except in errors that repeat torch's wording.
 """
 
 from typing import Literal, TypeAlias
@@ -44,5 +44,5 @@ def cell_of(layer: torch.nn.Module) -> Cell:
 
 
 def called_with(name: str) -> str:
-    """Returns the names of the cells that have an input with this name, for errors; "" if none."""
+    """Returns the names of the cells that have this input, for errors; "" if none has it."""
     return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)

@@ -21,10 +21,10 @@ class Parameter:
     role: Literal["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "own"] = "own"
     """What the parameter is for, in torch's words; `own` if only the cell's arithmetic reads it."""
     option: Literal["bias", "projections"] | None = None
-    """The option without which layers lack the parameter; None if all have it."""
+    """The option that gives layers this parameter; None if all layers have it."""
     init: Callable[[Any, int], Tensor] | None = None
-    """None for uniform draws, as in torch's layers. Otherwise a function that makes the initial
-    values from the constructor's argument and hidden_size; `reset_parameters` keeps the values."""
+    """None for uniform draws, as in torch's layers. Otherwise a function that computes the initial
+    values from the constructor's argument and hidden_size; `reset_parameters` keeps them."""
 
     @property
     def is_matrix(self) -> bool:
@@ -52,22 +52,22 @@ def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter
 
 @dataclass(frozen=True)
 class Input:
-    """What steps read besides x: (..., num_layers * directions * hidden_size), laid out like x."""
+    """Another input of steps, laid out like x: (..., num_layers * directions * hidden_size)."""
 
     name: str
-    """The keyword of the calls."""
+    """The keyword argument of calls."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A state that each row has."""
+    """One of the states of a row."""
 
     name: str
     size: Size = "hidden"
 
 
 LayerWeights: TypeAlias = Mapping[str, Tensor]
-"""The weights of one layer in one direction, by `Parameter.name`, without those it lacks."""
+"""The weights of one layer in one direction, by `Parameter.name`."""
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A function of the input's sums and the previous states that returns the next states.
 
@@ -103,7 +103,7 @@ class OnnxNode(NamedTuple):
 
 @dataclass(frozen=True)
 class TorchCounterpart:
-    """What torch has for a cell."""
+    """Torch's modules and operators for a cell."""
 
     layer: type[nn.RNNBase]
     step_module: type[nn.RNNCellBase]
@@ -112,7 +112,7 @@ class TorchCounterpart:
     onnx: OnnxNode
     operator: Callable[..., Any] | None = None
     """The operator for whole sequences, which runs on devices without a fused kernel. If None, the
-    reference path runs on these devices, as fast as torch's own layer."""
+    reference path runs there, and is as fast as torch's own layer."""
     autocasts_only_products: frozenset[str] = frozenset()
     """The kinds of call (see `call.dtypes`) for which torch's autocast on a CPU casts the operands
     of products, but keeps the states in their dtype."""
@@ -131,12 +131,12 @@ class Cell:
     gates: int
     """The number of blocks of hidden_size rows in weights and biases."""
     kept: int
-    """The number of blocks of hidden_size values that each row keeps for the backward pass besides
-    its output."""
+    """The number of blocks of hidden_size values that each row keeps for the backward pass, in
+    addition to its output."""
     make_step: MakeStep
     parameters: tuple[Parameter, ...] = usual_parameters()
-    """The parameters of each layer and direction, in the order of state_dict and operators, which
-    begins with weight_ih and weight_hh."""
+    """The parameters of each layer and direction, in the order of state_dict and operators. The
+    first are weight_ih and weight_hh."""
     inputs: tuple[Input, ...] = ()
     states: tuple[State, ...] = (State("h", "projected"),)
     """The states of a row, the output first. For h, torch's names are hx and h_n."""
@@ -147,7 +147,7 @@ class Cell:
     has_gpu_kernel: bool = False
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
     """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
-    precision: that of torch's layer, if torch has one."""
+    precision. If torch has the layer, it uses the same setting."""
     torch: TorchCounterpart | None = None
     """torch's modules and operators, or None if torch has none with this cell."""
     present: Sequence[Sequence[tuple[Parameter, ...]]] = field(init=False, repr=False)
@@ -177,7 +177,7 @@ class Cell:
 
     @property
     def torch_name(self) -> str:
-        """The name of torch's layer, or of this package's if torch has none with this cell."""
+        """The name of torch's layer, or of this package's layer if torch lacks the cell."""
         return self.layer if self.torch is None else self.torch.layer.__name__
 
     def state_sizes(self, size_of_h: int, hidden_size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The leaky integrator, with which computational neuroscience models networks of neurons.
+"""The leaky integrator, which computational neuroscience uses to model networks of neurons.
 
 Each step computes::
 
@@ -53,7 +53,7 @@ def logits_of(rate: Any, hidden_size: int) -> Tensor:
         hidden_size: the number of units.
 
     Raises:
-        ValueError: rate is of another shape, or out of range.
+        ValueError: rate has another shape, or is out of range.
     """
     given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
     if given.shape not in ((), (hidden_size,)) or not bool(((given > 0) & (given <= 1)).all()):

@@ -71,7 +71,7 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
-    """Records for this process that a GPU refused a cooperative launch; warns once per GPU."""
+    """Records in this process that a GPU refused a cooperative launch; warns once per GPU."""
     index = tensor.get_device()
     if index not in _refusing:
         _refusing.add(index)

@@ -27,7 +27,7 @@ def run(
 
 
 def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Returns an int64 tensor on a GPU that holds `numbers`, which must be from 0 to 2^30 - 2.
+    """Returns an int64 tensor on a GPU that holds `numbers`, each between 0 and 2^30 - 2.
 
     The numbers are passed as kernel arguments. So a CUDA graph can capture the upload, and nothing
     reads CPU memory after this function returns.

@@ -167,7 +167,7 @@ def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     _check_tensor("grad_h_n", call.grad_last_states[0], input, dtype, states)
     for k in call.want_layers:
         if not 0 <= k < num_layers:
-            raise _error(f"want_layers must be from 0 to {num_layers - 1}, got {k}")
+            raise _error(f"want_layers must be between 0 and {num_layers - 1}, got {k}")
 
 
 def _read_layout(
@@ -236,7 +236,7 @@ def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> S
 
 
 def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
-    """Checks the sizes and returns the layout, without waiting for its copy to the device."""
+    """Checks the sizes and returns the layout, without waiting for the copy to the device."""
     N = input.shape[0]
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     """The `input_precision` of `tl.dot` for float32 products: `ieee` or `tf32`."""
     stepwise: bool | None = None
     """Whether torch, if possible, computes the product of each step instead of a streamed kernel.
-    If None, this holds only if torch is estimated to be faster."""
+    None means only if torch is estimated to be faster."""
 
     @property
     def kind(self) -> str:

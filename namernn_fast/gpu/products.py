@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     stages: int = 3
 
 
-# These tiles do not spill registers on any device, whatever the strides are.
+# These tiles do not spill registers on any device, with any strides.
 _SMALL = {"ieee": Tiles(64, 64, 16, warps=8), "tf32": Tiles(64, 64, 32, warps=4)}
 _LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, warps=8)}
 
@@ -63,7 +63,7 @@ class ProductPlan(NamedTuple):
 
 
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
-    """Returns the plan for the product of an (M, K) and a (K, N) matrix, whatever the strides are.
+    """Returns the plan for the product of an (M, K) and a (K, N) matrix with any strides.
 
     `precision` is `ieee` or `tf32`; `processors` is the number of the GPU's SMs.
     """

@@ -133,7 +133,7 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 
 def _schedule(stack: Stack, stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
-    """Returns a scheduler, which runs layers concurrently if there are several stretches."""
+    """Returns a scheduler that runs layers concurrently if there are several stretches."""
     if len(stretches) == 1:
         return _InTurn()
     plan = plan_of(stack.hidden_size, stack.layout.B, like, stack.directions)
@@ -148,8 +148,8 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x: the input's rows (N, features), or token ids (N).
 
     Returns:
-        The outputs of all layers, each (N, directions * H), and h_n. With LAST_STATE the output of
-        the last layer is only scratch memory of its kernel, (2 * B, directions * H).
+        The outputs of all layers, each (N, directions * H), and h_n. With LAST_STATE the last
+        layer's output is only scratch memory of its kernel, (2 * B, directions * H).
     """
     layers, like = stack.layers(), stack.weights[0]  # not x, which may be token ids
     stretches = _stretches(stack, len(layers), like)

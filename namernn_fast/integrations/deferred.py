@@ -23,7 +23,7 @@ _waiting: dict[str, list[tuple[Action, str]]] = {}
 def when_imported(name: str, action: Action, purpose: str) -> None:
     """Calls `action(module)` once the module `name` has been executed, perhaps immediately.
 
-    An error of the action becomes a warning, so that it does not end the import of the module.
+    An error in the action becomes a warning, so that the import of the module does not fail.
 
     Args:
         name: the module.
@@ -49,7 +49,7 @@ def _attempt(action: Action, purpose: str, module: ModuleType) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds the modules that actions wait for, and runs the actions once a module is executed.
 
-    Finding a module changes nothing, because tools also search for modules that they never execute.
+    Finding a module runs nothing, because tools also search for modules that they never execute.
     """
 
     def find_spec(
@@ -73,7 +73,7 @@ _FINDER = _Finder()
 
 
 def _run_actions_after(loader: Any) -> None:
-    """Makes a loader run the actions for a module after it has executed the module."""
+    """Makes a loader run a module's actions after it has executed the module."""
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:

@@ -31,7 +31,7 @@ def _register(flop_counter: Any) -> None:
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     """Returns the number of (time, sequence) rows that are computed.
 
-    Counts padding too if reading the lengths would wait for a device. Counts a shared prefix once
+    Also counts padding if reading the lengths would wait for a device. Counts a shared prefix once
     for each sequence that starts with it.
     """
     padded = not options & (ops.PACKED | ops.JAGGED)

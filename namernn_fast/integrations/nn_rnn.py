@@ -1,9 +1,9 @@
 """Decides when a call must run on the operators of torch's layer instead of the fused operators.
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
-record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`
-computes per-sample gradients, support only the operators of torch's own layers. Tensor-like
-objects, which are not tensors but define `__torch_function__`, support only these operators too.
+record an `autograd.Function`. Only the operators of torch's own layers support torch's expanded
+weights, which Opacus' `grad_sample_mode="ew"` uses for per-sample gradients, and tensor-like
+objects, which are not tensors but define `__torch_function__`.
 """
 
 import contextlib
@@ -94,13 +94,13 @@ def untraced() -> Iterator[None]:
 def is_exact(module: torch.nn.Module) -> bool:
     """Returns whether the class of a module belongs to this package, and is not a user's subclass.
 
-    A subclass may override anything. Only classes of this package set `_cell` in their own body.
+    A subclass may override anything. Only classes of this package define `_cell` themselves.
     """
     return "_cell" in type(module).__dict__
 
 
 def exact_class(module: Plain) -> type[Plain]:
-    """Returns the class of this package that the class of a module is or derives from."""
+    """Returns a module's class, or its nearest base class, in this package."""
     return next(cls for cls in type(module).__mro__ if "_cell" in cls.__dict__)
 
 

@@ -1,8 +1,8 @@
 """Exports each layer as one ONNX node for `torch.onnx.export(..., dynamo=True)`.
 
 While that function traces a model, a layer emits torch.onnx's symbolic operator for an ONNX node
-instead of this package's operators, so that callers need no custom translation table. This module
-needs no package except torch.
+instead of this package's operators, so callers need no custom translation table. This module needs
+no package except torch.
 """
 
 import functools
@@ -19,8 +19,8 @@ from ..cells.cell import LayerWeights, OnnxNode
 from ..machine.torch_private import _disable_current_modes, called_by_dynamo
 
 
-# Dynamo would evaluate exporting() to False. The exporter falls back to Dynamo after an error. It
-# would then fail at this package's operators, and the first error would be hidden.
+# After an error, the exporter falls back to Dynamo, which would evaluate exporting() to False, fail
+# at this package's operators, and hide the first error.
 @called_by_dynamo
 def exporting() -> bool:
     """Returns whether torch.onnx.export is running. Slow: call it only while tracing."""
@@ -129,7 +129,7 @@ def _layer(
             *((directions, batch, hidden_size) for _ in initial),
         ),
     )
-    # symbolic_multi_out returns CPU tensors, whatever the device of its inputs is.
+    # symbolic_multi_out returns CPU tensors, even if its inputs are on another device.
     output, last = output.to(input.device), [state.to(input.device) for state in last]
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
     if lengths is not None:  # ONNX leaves Y past the end, and sequences of length 0, undefined
@@ -153,7 +153,7 @@ def _integers(
     """Returns the rounded weights of all directions as the node for 8-bit weights takes them.
 
     These are integers (directions, columns, rows) in int8, scales (directions, rows), and zero
-    points like the scales, which are all 0.
+    points, shaped like the scales and all 0.
     """
     with _disable_current_modes():  # so that the program gets constants
         pairs = [int8.quantize(weight) for weight in weights]

@@ -33,7 +33,7 @@ def one_level_below() -> AbstractContextManager[object]:
 class Mapped(torch.autograd.Function):
     """Runs `path(call)` one level below vmap. Its arguments are `path` and `call.flat()`.
 
-    `path` records gradients one level below, so this function has no backward pass.
+    `path` records gradients at that level, so this function has no backward pass.
     """
 
     @staticmethod

@@ -67,8 +67,8 @@ def _load_extension() -> bool:
 def _warn_importer(message: str) -> None:
     """Issues a warning at the line of the caller's code that imported this package.
 
-    A constant `stacklevel` of `warnings.warn` cannot find that line, because the number of frames
-    between this function and that line depends on the form of the import statement.
+    A constant `stacklevel` of `warnings.warn` cannot find that line, because the form of the import
+    statement decides how many frames are in between.
     """
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTING:
@@ -97,14 +97,14 @@ def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = Fal
         return why_not_cpu_kernel(input)
     why_not = why_not_gpu_kernel(cell, has_reset_to)
     if why_not is None and input.dtype not in TRITON_DTYPES:
-        return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
+        return f"the GPU kernels take 16- and 32-bit floating-point types, not {input.dtype}"
     return why_not
 
 
 def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
     """Returns why there is no GPU kernel for a call of a cell, or None if there is one."""
     if cell.has_gpu_kernel:
-        return "the GPU kernels have no reset_to" if has_reset_to else None
+        return "the GPU kernels do not support reset_to" if has_reset_to else None
     if cell.torch is None:
         return f"the {cell.name} cell has no GPU kernel"
     return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
@@ -117,7 +117,7 @@ def why_not_cpu_kernel(input: Tensor) -> str | None:
     if not HAS_EXTENSION:
         return "the C++ extension was not built"
     if input.dtype not in CPU_DTYPES:
-        return f"the CPU kernel takes floating-point types of 16 to 64 bits, not {input.dtype}"
+        return f"the CPU kernel takes 16- to 64-bit floating-point types, not {input.dtype}"
     return None
 
 

@@ -1,7 +1,7 @@
-"""What surrounds a call: compilers, tracers, transforms, autocast, modes and profilers.
+"""The context of a call: compilers, tracers, transforms, autocast, modes and profilers.
 
-Every question about them is answered here. Names that only rename a function of torch cost no
-call of their own.
+Other modules ask only this one about them. Names bound directly to a function of torch add no
+overhead.
 """
 
 from torch.compiler import is_compiling as is_compiling
@@ -29,7 +29,7 @@ jit_tracer = _get_tracing_state
 
 
 def is_jit_tracing() -> bool:
-    """Returns whether `jit_tracer()` is not None. Quicker than `torch.jit.is_tracing`."""
+    """Returns whether `jit_tracer()` is not None. Faster than `torch.jit.is_tracing`."""
     return jit_tracer() is not None
 
 
@@ -58,7 +58,7 @@ def is_eager() -> bool:
 def is_unobserved() -> bool:
     """Returns whether no compiler, transform, mode or profiler has to see what a call runs.
 
-    Autocast and gradients are not asked for.
+    Ignores autocast and gradients.
     """
     return (
         not is_dynamo_compiling()

@@ -1,7 +1,7 @@
 """Copies tensors in a forked process, where torch's own operators may hang.
 
-A fork has only the thread that called it. If the parent process had used torch's threads, any
-operator of torch that divides its work among them waits forever in the child. Operators on few
+A forked child has only the thread that called fork. If the parent used torch's thread pool, any
+torch operator that splits its work among threads waits forever in the child. Operators on few
 elements run on the calling thread alone, so these functions copy one small piece after the other.
 In a process that was not forked, they are torch's own operators.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from .context import is_compiling
 
 MOST_ELEMENTS = 2**15 - 1
-"""The most elements of a piece: one less than `at::internal::GRAIN_SIZE`."""
+"""The maximum size of a piece: one element less than `at::internal::GRAIN_SIZE`."""
 
 _forked = False
 
@@ -29,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_forked() -> bool:
-    """Returns whether this is a forked process, and not a compiler that traces a call."""
+    """Returns whether this process was forked. False while a compiler traces a call."""
     return _forked and not is_compiling()
 
 

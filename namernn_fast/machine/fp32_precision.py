@@ -7,8 +7,8 @@ import torch
 from .torch_private import _get_fp32_precision_getter, called_by_dynamo, recompile_unless
 
 get = _get_fp32_precision_getter
-"""Returns the precision of a backend and an operator, in a tenth of the time that the properties of
-`torch.backends` take. Dynamo cannot trace it."""
+"""Returns the precision of a backend and an operator, ten times faster than the properties of
+`torch.backends`. Dynamo cannot trace it."""
 
 
 @called_by_dynamo

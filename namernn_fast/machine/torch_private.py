@@ -1,8 +1,8 @@
-"""The private names of torch that this package uses. No other module names any of them.
+"""The private names of torch that this package uses. No other module uses any.
 
-A later torch may lack one of them. If there is a substitute, the package then uses it. Otherwise
-using the name raises an error; importing this package does not.
-`tests/install/test_installed.py` checks with every torch that all of them are there.
+A later torch may lack one of them. The package then uses a substitute if it has one. Otherwise
+using the name raises an error; importing this package does not. `tests/install/test_installed.py`
+checks that every tested torch has all of them.
 """
 
 import importlib
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 OLDEST, NEWEST = "2.10", "2.15"
-"""The oldest and the newest torch that this package was tried with."""
+"""The oldest and the newest torch that this package was tested with."""
 
 absent: list[str] = []
 """The names that this torch lacks."""
 
 
 def tried() -> str:
-    """Returns a sentence that compares this torch with the versions that were tried."""
-    return f"This is torch {torch.__version__}; namernn_fast was tried with {OLDEST} to {NEWEST}"
+    """Returns a sentence that compares this torch with the tested versions."""
+    return f"This is torch {torch.__version__}; namernn_fast was tested with {OLDEST} to {NEWEST}"
 
 
 class _Absent:
@@ -69,8 +69,8 @@ def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
-# Functions and classes keep torch's names. Callers import them one by one, so that a call looks up
-# one global name.
+# Functions and classes keep torch's names. Callers import them one by one, so each use looks up one
+# global name.
 _are_functorch_transforms_active: Callable[[], bool] = _find(
     "torch._C._are_functorch_transforms_active"
 )
@@ -78,7 +78,7 @@ _get_tracing_state: Callable[[], object] = _find(
     "torch._C._get_tracing_state",
     lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
 )
-"""None if TorchScript is not tracing. Quicker than `torch.jit.is_tracing`."""
+"""None if TorchScript is not tracing. Faster than `torch.jit.is_tracing`."""
 _set_tracing_state: Callable[[object], None] = _find("torch._C._set_tracing_state")
 _is_any_autocast_enabled: Callable[[], bool] = _find(
     "torch._C._is_any_autocast_enabled", _is_autocast_on
@@ -93,7 +93,7 @@ _assert_async: Callable[[Tensor, str], None] = _find("torch._assert_async")
 DispatchKey: Any = _find("torch._C.DispatchKey")
 _dispatch_keys: Callable[[Tensor], Any] = _find("torch._C._dispatch_keys")
 
-# Without one of these, no step is known to be unobserved, and every step runs through an operator.
+# If one of these is missing, every step runs through an operator, because it may be observed.
 _len_torch_dispatch_stack: Callable[[], int] = _find(
     "torch._C._len_torch_dispatch_stack", lambda: 1
 )
@@ -109,7 +109,7 @@ is_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_batchedtens
 is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_functorch_wrapped_tensor"
 )
-# Without it, there are no such tensors, which only `is_grads_batched` makes.
+# If it is missing, there are no such tensors: only `is_grads_batched` makes them.
 is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_legacy_batchedtensor", lambda _: False
 )
@@ -126,14 +126,14 @@ retrieve_current_functorch_interpreter: Callable[[], Any] = _find(
 _disable_current_modes: Callable[[], AbstractContextManager[object]] = _find(
     "torch.utils._python_dispatch._disable_current_modes"
 )
-# Without it, every call counts as one that may run hooks.
+# If it is missing, every call is assumed to run hooks.
 _has_any_global_hook: Callable[[], bool] = _find(
     "torch.nn.modules.module._has_any_global_hook", lambda: True
 )
 
 forward_ad: Any = _find("torch.autograd.forward_ad")
-"""Its `_current_level` is -1 outside of forward-mode AD. Callers read this attribute, because it
-changes and a function would take longer."""
+"""Its `_current_level` is -1 outside of forward-mode AD. Callers read this attribute, because a
+function would take longer."""
 if not hasattr(forward_ad, "_current_level"):
     forward_ad = _find("torch.autograd.forward_ad._current_level")  # raises when it is read
 
@@ -157,7 +157,7 @@ ATTRIBUTES = {
     "Node": ("_register_hook_dict",),
     "NestedTensor": ("_ragged_idx",),
 }
-"""Attributes of torch's objects, by class, that other modules read, or define to change what torch
+"""Attributes of torch's objects, by class, that other modules read or override to change what torch
 does."""
 
 version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
@@ -165,7 +165,7 @@ version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
 
 
 def is_wrapper(tensor: Tensor) -> bool:
-    """Returns whether the class of a tensor handles operators by `__torch_dispatch__`."""
+    """Returns whether a tensor's class handles operators in `__torch_dispatch__`."""
     return _dispatch_keys(tensor).has(DispatchKey.Python)  # type: ignore[no-any-return]
 
 
@@ -177,7 +177,7 @@ def without_python(overload: Any) -> Callable[..., Any]:
 def before_first_hook(function: type, prepare: Callable[[Tensor], object]) -> None:
     """Calls `prepare` with each result of an autograd.Function that gets its first tensor hook.
 
-    Does nothing if this torch lacks the private names for that.
+    No-op if this torch lacks the private names that it needs.
     """
     node: Any = getattr(function, "_backward_cls", None)
     if hasattr(node, "_register_hook_dict"):
@@ -204,10 +204,10 @@ def called_by_dynamo(function: _Function) -> _Function:
 def recompile_unless(holds: Callable[[], bool], code: str) -> None:
     """Makes `torch.compile`, if it is tracing, compile again once a condition no longer holds.
 
-    Does nothing in `torch.export`, whose programs never change.
+    No-op in `torch.export`, because its programs never change.
 
     Args:
-        holds: the condition, which holds now.
+        holds: the condition, which is true now.
         code: the condition as text, for torch's log of recompilations.
     """
     context = TracingContext.try_get()

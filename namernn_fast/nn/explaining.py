@@ -1,4 +1,4 @@
-"""`explain`: which path and shortcuts a layer takes for an input, and why not the others."""
+"""`explain`: which path and shortcuts a layer takes for an input, and why it skips the others."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -34,15 +34,14 @@ class Explanation(NamedTuple):
     """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
     step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
-    """The reason against each path that the call does not take, by the name of the path. If torch's
-    settings allow a lower precision, also the reason against `float32 products` or `bfloat16
-    products`."""
+    """The reason against each path that the call does not take, by path name. If torch's settings
+    allow a lower precision, also the reason against `float32 products` or `bfloat16 products`."""
     shortcuts: tuple[str, ...] = ()
     """The shortcuts that the call takes: `prepared weights`, `8-bit weights`, `table`, `last
     state`, `shared prefixes`."""
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
-    """The reason against each shortcut that the call does not take, by the name of the shortcut;
-    empty unless input holds token ids, the call is `last_state`, or the module is prepared."""
+    """The reason against each shortcut that the call does not take, by its name. Empty unless input
+    holds token ids, the call is `last_state`, or the module is prepared."""
 
     def __str__(self) -> str:
         path = self.path
@@ -76,16 +75,15 @@ def explain(
     instruction set of this processor; `cpu amx` and `cpu avx512_bf16` are the CPU kernel with
     bfloat16 instructions for products, which float32 layers use only if torch's settings allow it.
     With 8-bit weights, the CPU kernel may also be `cpu amx_int8`, `cpu avx512_vnni` or `cpu
-    avx_vnni`.
-    `triton sm_90`, for example, is the fused GPU kernel.
-    `reference` is the step-by-step computation in PyTorch operators, in reference.py. `torch` is
-    torch's own operator, either for a single step (in step modules, where it is not slower) or for
-    whole sequences (of a GRU or an LSTM, on devices without a fused kernel).
+    avx_vnni`. `triton sm_90`, for example, is the fused GPU kernel. `reference` computes step by
+    step in PyTorch operators, in reference.py. `torch` is torch's own operator, either for a single
+    step (in step modules, if it is not slower) or for whole sequences (of a GRU or an LSTM, on
+    devices without a fused kernel).
 
-    Shortcuts: `prepared weights` are those of a prepared module, which may be `8-bit weights`;
-    `table` multiplies each row of an
-    embedding once instead of once per token; `last state` does not write the output; `shared
-    prefixes` computes common prefixes of token ids once, if the kernel finds that this is faster.
+    Shortcuts: `prepared weights` were packed by `prepare()`, and may also be `8-bit weights`;
+    `table` multiplies each row of an embedding once instead of once per token; `last state` does
+    not write the output; `shared prefixes` computes common prefixes of token ids once, if the
+    kernel finds that this is faster.
 
     Args:
         layer: a fused or prepared layer, step module or token layer of this package, or a stream.
@@ -107,7 +105,7 @@ def explain(
     """
     if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared | Stream):
         raise TypeError(
-            "layer must be a fused layer, cell or token layer of this package, or prepared, got "
+            "layer must be a fused or prepared layer, cell or token layer of this package, got "
             f"{type(layer).__name__}"
             + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
         )
@@ -189,7 +187,7 @@ def _of_step(cell: FusedCell[Any], arguments: Arguments) -> Explanation:
 
 
 def _of_prepared(layer: Prepared[Any], arguments: Arguments, last_state: bool) -> Explanation:
-    """Explains a call to a prepared module. The arguments are those of `explain`."""
+    """Explains a call to a prepared module. The arguments are as in `explain`."""
     if layer._panels is None:
         input, hx, keywords = arguments.input, arguments.hx, arguments.keywords()
         explained = explain(layer._layer, input, hx, last_state=last_state, **keywords)
@@ -210,7 +208,7 @@ def _of_prepared(layer: Prepared[Any], arguments: Arguments, last_state: bool) -
     if layer.dtype is not None:
         names.append("8-bit weights")
         if gains_nothing is not None:
-            why_not["float32 weights"] = f"8 bits were asked for, although {gains_nothing}"
+            why_not["float32 weights"] = f"8-bit weights were requested, although {gains_nothing}"
     else:
         reasons["8-bit weights"] = gains_nothing or "the layer was prepared with its own dtype"
     return Explanation(
@@ -308,12 +306,12 @@ def _sizes(call: Call) -> tuple[int, int, int]:
 
 
 def _why_output(layer: Layer | Prepared[Any], call: Call, rows: Tensor, path: str) -> str | None:
-    """Returns why a call for the last state computes the output as well, or None if it does not.
+    """Returns why a call to `last_state` also computes the output, or None if it does not.
 
     Args:
         layer: the layer that is called.
         call: the call, normalised.
-        rows: its input or, for token ids, the embedding.
+        rows: the input of the call or, for token ids, the embedding.
         path: the path of the call.
     """
     if isinstance(layer, Prepared):

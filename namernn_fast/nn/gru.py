@@ -64,7 +64,7 @@ class FusedGRUCell(FusedCell[Tensor], torch.nn.GRUCell):
 class TokenGRU(GatedTokenLayer[Tensor]):
     """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
 
-    See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
+    Everything in the description of `TokenRNN` applies, except that GRUs have no `nonlinearity`.
     `proj_size` must be 0. The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:

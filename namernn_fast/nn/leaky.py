@@ -17,14 +17,14 @@ from .weights import arguments_of
 
 
 class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
-    """A leaky RNN, which computational neuroscience trains, in one operator on a CPU.
+    """A leaky RNN, as trained in computational neuroscience, in one operator on a CPU.
 
     Each step computes::
 
         v_t = (1 - a) * v_{t-1} + a * (W_ih x_t + b_ih + W_hh r_{t-1} + b_hh) + noise_t
         r_t = act(v_t)
 
-    The output is r. The states, in `hx` and returned, are the pair of r and v. Both are zeros by
+    The output is r. `hx` and the returned states are the pair of r and v. Both are zeros by
     default, even if act(0) is not 0. Calls, other parameters and their initialisation are as in
     `FusedLSTM`. The parameters `rate_l0` and so on, (hidden_size), hold the logits of a, so that a
     stays between 0 and 1 in training.
@@ -69,7 +69,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
 
 
 class FusedLeakyRNNCell(CustomStepModule[tuple[Tensor, Tensor]]):
-    """One step of a `FusedLeakyRNN`, on the fused operator or, where there is none, in PyTorch.
+    """One step of a `FusedLeakyRNN`, in the fused operator or, without a kernel, in PyTorch.
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in `FusedRNNCell`, with the
@@ -147,16 +147,16 @@ def leaky(
         weights: as in `rnn()`, with rate (hidden_size) as the last of each layer and direction.
         nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
         bias, .., padding_idx: as in `lstm()`, with r and v instead of h and c.
-        noise: what is added to v, laid out like input, with num_layers * num_directions *
-            hidden_size features: the noise of each layer and direction, in the order of h_n.
-            Converted to the dtype of input. It may require a gradient.
+        noise: added to v, laid out like input, with num_layers * num_directions * hidden_size
+            features: the noise of each layer and direction, in the order of h_n. Converted to the
+            dtype of input. It may require a gradient.
 
     Returns:
         output, which holds r, and the pair of the last r and v, each shaped like the tensors in hx.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise of another
-            layout. On a GPU, this function runs step by step.
+        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise that is laid
+            out differently. On a GPU, this function runs step by step.
     """
     options = option_bits(
         LEAKY,

@@ -50,7 +50,7 @@ class FusedLSTMCell(FusedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
     """A drop-in for `torch.nn.LSTMCell`: one step of `torch.nn.LSTM`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.LSTMCell`. The fused kernel runs in the same cases as for `FusedGRUCell`, except
+    `torch.nn.LSTMCell`. The fused kernel runs in the same cases as in `FusedGRUCell`, except
     under autocast.
 
     Example:
@@ -71,7 +71,7 @@ class FusedLSTMCell(FusedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
 class TokenLSTM(GatedTokenLayer[tuple[Tensor, Tensor]]):
     """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
 
-    See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
+    Everything in the description of `TokenRNN` applies, except that LSTMs have no `nonlinearity`.
     `proj_size` is as in `FusedLSTM`. The recurrent layer is the module `rnn`, as in `TokenRNN`.
 
     Example:

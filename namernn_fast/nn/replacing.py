@@ -1,6 +1,6 @@
-"""`replace_rnn` turns torch's modules into fused modules, `prepare_rnn` these into prepared ones.
+"""`replace_rnn` makes torch's modules fused, and `prepare_rnn` makes fused modules prepared.
 
-`restore_rnn` turns them back.
+`restore_rnn` undoes both.
 """
 
 import warnings
@@ -142,12 +142,11 @@ def restore_rnn(model: Model) -> Model: ...
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     """Turns every fused layer and step module in `model` back into torch's module.
 
-    Turns every prepared module back into a fused module with a copy of its weights, and not
-    further. Parameters that `prepare_rnn` found in several modules are one parameter again if their
-    values are still equal. The inverse of `replace_rnn` and of `prepare_rnn`, for tools that
-    recognise torch's modules by their class, such as `torch.ao.quantization.quantize_dynamic`.
-    Drops `batch_invariant`, which only the fused classes have. Subclasses of the fused classes are
-    left alone.
+    Turns every prepared module into a fused module with a copy of its weights, not into torch's
+    module. Parameters that `prepare_rnn` found in several modules are shared again if their values
+    are still equal. This helps tools that recognise torch's modules by their class, such as
+    `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes
+    have. Leaves subclasses of the fused classes alone.
 
     Args:
         model: any module, which may itself be a fused module.
@@ -180,29 +179,28 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
 def prepare_rnn(
     model: torch.nn.Module, dtype: torch.dtype | None = None, min_hidden: int | None = None
 ) -> Any:
-    """Replaces the recurrent layers in `model` by prepared ones, for inference on a CPU.
+    """Replaces the recurrent layers in `model` by prepared layers, for inference on a CPU.
 
-    Replaces fused layers, step modules and token layers, and torch's own layers and step modules,
-    by what `prepare()` makes of them. A module that appears in several places stays one module. A
-    parameter that appears in several modules is copied into each prepared one.
-    Subclasses, TorchScript modules and prepared modules are left alone. `restore_rnn` turns
-    prepared modules back into fused ones.
+    Prepares fused layers, step modules and token layers, and torch's own layers and step modules.
+    A module that appears in several places stays one module. A parameter that appears in several
+    modules is copied into each prepared module. Subclasses, TorchScript modules and prepared
+    modules are left alone. `restore_rnn` turns prepared modules back into fused modules.
 
     Args:
         model: any module, in eval mode or not. It must not be trained afterwards.
         dtype: None, or torch.int8 for 8-bit weights, as in `FusedRNN.prepare`.
         min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
             Smaller layers keep their dtype, and so do layers that are not in float32, have a
-            proj_size or run without a kernel. None for the size from which on 8 bits are faster:
-            128 with AMX or AVX-512 VNNI, 256 with AVX-VNNI. Then all layers keep their dtype on
-            other processors, and token layers in one direction on all, because they share prefixes.
+            proj_size or run without a kernel. None for the smallest size that gains: 128 with AMX
+            or AVX-512 VNNI, 256 with AVX-VNNI. With None, layers keep their dtype on all other
+            processors, and token layers with one direction on all, because they share prefixes.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: dtype is neither None nor torch.int8, or min_hidden is no size.
+        ValueError: dtype is neither None nor torch.int8, or min_hidden is invalid.
         RuntimeError: a module has hooks, which the prepared module would not run. The model is then
             unchanged.
     """
@@ -211,8 +209,8 @@ def prepare_rnn(
     is_size = type(min_hidden) is int and min_hidden >= 0 and dtype is not None
     if min_hidden is not None and not is_size:
         raise ValueError(
-            f"min_hidden must be an integer from 0 on, with dtype=torch.int8, got {min_hidden!r} "
-            f"with {dtype}"
+            f"min_hidden needs dtype=torch.int8 and must be an integer of at least 0, got "
+            f"{min_hidden!r} with {dtype}"
         )
 
     sources: list[tuple[Prepared[Any], str, Tensor]] = []
@@ -303,20 +301,20 @@ def _exchange(model: torch.nn.Module, other_of: Callable[[str, torch.nn.Module],
 
 
 class _Tie:
-    """A parameter that several modules had in common before they were prepared.
+    """A parameter that several modules shared before they were prepared.
 
-    Pickles and deep copies of a model keep which of its modules have the same `_Tie`.
+    Modules that shared a parameter share a `_Tie`, also in pickles and deep copies of the model.
     """
 
     def __init__(self, parameter: torch.nn.Parameter | None) -> None:
         self.parameter = parameter
-        """The parameter if a module that was not prepared has it, too, otherwise None."""
+        """The parameter if an unprepared module also has it, otherwise None."""
 
 
 def _remember_ties(
     model: torch.nn.Module, sources: Sequence[tuple[Prepared[Any], str, Tensor]]
 ) -> None:
-    """Records in prepared modules which of their weights are parameters of several modules.
+    """Records in prepared modules which of their weights several modules share.
 
     Args:
         model: the model with the prepared modules.
@@ -331,7 +329,7 @@ def _remember_ties(
 
 
 def _tie_again(pairs: Sequence[tuple[Prepared[Any], torch.nn.Module]]) -> None:
-    """Replaces equal parameters by one parameter if they were one before they were prepared.
+    """Ties equal parameters again if they were one parameter before they were prepared.
 
     Args:
         pairs: each prepared module with the module that was restored from it.

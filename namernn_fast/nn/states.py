@@ -27,7 +27,7 @@ def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def with_steps(arguments: Arguments) -> Arguments:
-    """Returns the arguments of a call of a step module as those of a layer with one time step."""
+    """Converts the arguments of a step module to arguments of a layer with one time step."""
     return Arguments(
         arguments.input.unsqueeze(0),
         map_states(arguments.hx, lambda state: state.unsqueeze(0)),
@@ -38,8 +38,8 @@ def with_steps(arguments: Arguments) -> Arguments:
 def without_layers(state: Tensor) -> Tensor:
     """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
 
-    Squeezes in place, because callers may modify a state in place, for example by `detach_`, which
-    a view does not allow. A state from the reference path may already be a view, and stays a view.
+    Squeezes in place, because callers may modify a state in place, for example by `detach_`, and a
+    view does not allow that. A state from the reference path may already be a view, and stays one.
     """
     if is_compiling() or state._is_view():
         return state.squeeze(0)

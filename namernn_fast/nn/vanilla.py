@@ -166,7 +166,7 @@ def rnn(
             tensor. With `embedding`, int32 or int64 token ids, without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros. Float32 and 16-bit types are converted to input's dtype, which h_n has, too.
+            zeros. Float32 and 16-bit types are converted to the dtype of input and h_n.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of weights determines the number of layers.
@@ -178,7 +178,7 @@ def rnn(
             list. Padding is not computed, and its values are ignored, even NaN; output is zero
             there. The last state of a sequence of length 0 is its initial state.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
-            (seq_len) without a batch. True where a new episode begins, from a state of zeros, as if
+            (seq_len) without a batch. True where a new episode starts from a state of zeros, as if
             the sequence had been split there; the second direction runs each episode from its end.
             For a PackedSequence, pass it padded, with the sequences in their original order.
         reset_to: the states that episodes start from instead of zeros, laid out like reset:
@@ -198,11 +198,11 @@ def rnn(
             is not a bool tensor; embedding is given but input does not hold token ids.
         ValueError: input or embedding does not have the dtype of the weights (outside
             autocast); the dimensions of input or embedding, padding_idx, nonlinearity or the number
-            of weights is wrong; input of this layout has no lengths or reset; reset_to has no
-            reset, or two directions.
+            of weights is wrong; input of this layout cannot have lengths or reset; reset_to is
+            given without reset, or with two directions.
         IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
         RuntimeError: a size, a device or the dtype of hx or reset_to does not match; seq_len is 0;
-            batch_sizes increase or do not sum to the rows of data; a length is not from 0 to
+            batch_sizes increase or do not sum to the rows of data; a length is not between 0 and
             seq_len (not checked on an accelerator, where this would wait); batch_invariant is set,
             but the call runs on a GPU or as ATen operators; Triton or the GPU is too old.
     """

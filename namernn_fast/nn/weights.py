@@ -30,7 +30,7 @@ def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tenso
 
 
 def arguments_of(variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a constructor, given its `locals()`, with those of `**refused`."""
+    """Returns the arguments of a constructor, including `**refused`, from its `locals()`."""
     refused = variables.pop("refused", {})
     return {
         **{name: variables[name] for name in variables.keys() - {"self", "__class__"}},
@@ -67,7 +67,7 @@ def make_parameters(
 
 
 def draw_parameters(module: Any) -> None:
-    """Draws the parameters of a module as torch's modules do, but not those with `init`."""
+    """Draws the parameters of a module as torch's modules do, except parameters with `init`."""
     kept = tuple(parameter.name for parameter in module._cell.parameters if parameter.init)
     bound = module.hidden_size**-0.5 if module.hidden_size else 0.0
     for name, weight in module.named_parameters():
@@ -76,7 +76,7 @@ def draw_parameters(module: Any) -> None:
 
 
 def what_else_runs(module: torch.nn.Module) -> str | None:
-    """Returns what calling a module runs besides the `forward` of its class, or None."""
+    """Returns what else calling a module runs than the `forward` of its class, or None."""
     if "forward" in module.__dict__:
         return "a forward set on the object"
     if (
@@ -90,7 +90,7 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
 
 
 def why_not_preparable(module: torch.nn.Module) -> str | None:
-    """Returns why `prepare()` would change what calling a module does, or None if it would not."""
+    """Returns why a prepared module would not do what the module does, or None if it would."""
     if type(module).forward is not exact_class(module).forward:
         return f"the class {type(module).__name__} has a different forward"
     what_else = what_else_runs(module)
@@ -107,7 +107,7 @@ def with_weights(
 
     Args:
         module: the module.
-        cls: the class of the copy, a class of `module` that is neither parametrized nor a user's.
+        cls: the class of the copy, which is neither parametrized nor a user's.
         weights: the weights by name. Any other parameter of the copy is None.
         requires_grad: whether the weights require gradients.
     """
@@ -138,9 +138,9 @@ def matrices(layer: Any, tables: int) -> list[str]:
 
 
 def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
-    """Returns the weights of a layer from a dictionary by name, which may hold integers and scales.
+    """Returns the weights of a layer from a dictionary by name.
 
-    Replaces these in the dictionary by the weights that were rounded to them.
+    Replaces 8-bit integers and scales in the dictionary by the weights they stand for.
     """
     int8.to_weights(named, matrices(layer, 0))
     return [named[name] for name in layer._names_in_state_dict()]
@@ -171,7 +171,7 @@ CLASSES: dict[str, type[Any]] = {}
 
 
 class Preparable(FromExporter):
-    """What fused layers, step modules and token layers have in common, for `prepare()`."""
+    """The interface of fused layers, step modules and token layers that `prepare()` needs."""
 
     _cell: Cell
     _why_not_preparable = why_not_preparable

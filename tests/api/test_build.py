@@ -139,8 +139,8 @@ def test_every_kernel_of_one_dtype_passes_parity(dtype, level, files, run_kernel
         run_kernel_tests(level, files, str(dtype).removeprefix("torch."))
 
 
-# Tests that compare results, gradients and dtypes with torch's layers: a few hundred in a minute,
-# without those in which `nn.RNN` takes most of the time.
+# Tests that compare results, gradients and dtypes with torch's layers, except those in which
+# `nn.RNN` takes most of the time.
 COMPARISONS = [f"tests/api/test_{name}.py" for name in ("contract", "drop_in", "gradients")]
 COMPARISONS += ["tests/api/test_tokens.py::test_autocast_casts_the_embedding_and_weights"]
 COMPARISONS += ["tests/kernel/test_parity.py"]
@@ -153,10 +153,10 @@ WITHOUT = ("-k", "not (gate_sums or many_steps or (test_parity and float16))")
     ("level", "onednn"), [("default", "SSE41"), ("avx2", "AVX2"), (None, None)], ids=str
 )
 def test_comparisons_with_torch_pass_on_other_processors(level, onednn, run_tests):
-    """Tests assume no more of torch than its operators do on any processor.
+    """Checks that the tests rely only on what torch's operators do on every processor.
 
-    Torch and oneDNN run as on a processor with fewer instructions, or torch without oneDNN. ONNX
-    Runtime, which ignores the settings, is in none of these tests.
+    Torch and oneDNN run as on a processor with fewer instructions, or torch runs without oneDNN.
+    None of these tests uses ONNX Runtime, which ignores the settings.
     """
     if level is None:
         environment, options = at_level(None), ["--without-onednn"]

@@ -1,4 +1,4 @@
-"""Every callable takes the arguments of a call in the same order, and by the same keywords."""
+"""Tests that every callable takes the same arguments, by the same names, in the same order."""
 
 import inspect
 
@@ -24,7 +24,7 @@ FUNCTIONS = {name: getattr(namernn_fast, name) for name in (*KINDS, "last_state"
 
 @pytest.mark.parametrize("function", (METHODS | FUNCTIONS | {"explain": explain}).values())
 def test_arguments_have_one_order(function):
-    """What follows lengths is keyword-only, except that whole functions have no order to break."""
+    """Arguments after lengths are keyword-only, except in functions of whole sequences."""
     parameters = inspect.signature(function).parameters
     keyword_only = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     names = [name for name in parameters if name in ORDER]
@@ -57,7 +57,7 @@ def input_for(arguments):
 
 
 class Model(torch.nn.Module):
-    """A user's model, which passes every argument on."""
+    """A user's model that passes on every argument."""
 
     def __init__(self, layer):
         super().__init__()
@@ -68,7 +68,7 @@ class Model(torch.nn.Module):
 
 
 def choices(arguments):
-    """Yields each argument alone with what it needs, and all together."""
+    """Yields each argument alone, with the arguments it needs, and then all together."""
     for name in arguments:
         needs = {"reset_to": "reset", "padding_idx": "embedding"}.get(name)
         yield {key: arguments[key] for key in (needs, name) if key}
@@ -76,8 +76,8 @@ def choices(arguments):
 
 
 @torch.no_grad()
-def test_swapped_and_prepared_models_take_every_argument(kind):
-    """All ways to call a layer mean the same by an argument, and `explain` takes it, too."""
+def test_replaced_and_prepared_models_take_every_argument(kind):
+    """Every way to call a layer treats an argument alike, and `explain` accepts it too."""
     layer, arguments = draw(kind)
     theirs = kind.nn_layer(FEATURES, HIDDEN, num_layers=2)
     theirs.load_state_dict(layer.state_dict())

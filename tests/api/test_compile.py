@@ -1,4 +1,4 @@
-"""Tests `torch.compile`, `torch.export` and AOTInductor, whose graphs must serve every shape."""
+"""Tests that graphs of `torch.compile`, `torch.export` and AOTInductor serve every shape."""
 
 import pytest
 import torch
@@ -143,7 +143,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
     model = kind.tokens(V, 4, 6, 2) if ids else kind.layer(4, 6, 2)
     net = Net(model, with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
-    # Dynamo would take equal sizes in the first call for one size.
+    # If sizes were equal in the first call, Dynamo would treat them as one size.
     for size in (*SIZES[2:], *SIZES[:2]):
         x = INPUTS["ids" if ids else "dense"](*size)
         after = kind.states(torch.randn, size[0], 2, size[1], 6)
@@ -206,7 +206,7 @@ def test_exported_layers_are_bit_identical_to_eager_layers(
         torch.testing.assert_close(loaded(*arguments), module(*arguments), rtol=0, atol=0)
 
 
-def test_exported_layer_takes_other_packed_lengths(kind):
+def test_exported_layer_accepts_other_packed_lengths(kind):
     module = OnRows(kind.layer(4, 6, **STACK))
     data, batch_sizes, *_ = packed([5, 3, 2])
     program = torch.export.export(
@@ -240,10 +240,10 @@ for name in {[kind.nn_layer.__name__ for kind in DROP_INS.values()]}:
     try:
         torch.compile(getattr(torch.nn, name)(4, 5), fullgraph=True, backend="eager")(x)
     except torch._dynamo.exc.Unsupported:
-        print("refused as before")
+        print("rejected as before")
 """
     out = run_program("-c", program, cwd=tmp_path)
-    assert out.splitlines() == ["(3, 2, 5)", "refused as before"] * len(DROP_INS)
+    assert out.splitlines() == ["(3, 2, 5)", "rejected as before"] * len(DROP_INS)
 
 
 @pytest.mark.covering(0)

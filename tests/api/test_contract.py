@@ -187,7 +187,7 @@ def test_autocast_result_dtypes_follow_torchs_rules(name, layout, autocast, inpu
 
 
 def test_c_decides_the_result_dtype_under_autocast():
-    """Autocast casts an LSTM's products but not c, so c decides the dtype of results."""
+    """Autocast casts an LSTM's products but not c, so c decides the dtype of the results."""
     hx = torch.randn(1, 3, 4), torch.randn(1, 3, 4, dtype=torch.bfloat16)
     x = pack_padded_sequence(torch.randn(5, 3, 3), LENGTHS, enforce_sorted=False)
     for module in KINDS["lstm"].twins(3, 4):

@@ -1,7 +1,7 @@
-"""Calls whose arguments are tensors of other classes, or whose values are not in their memory.
+"""Tests calls with tensors of other classes, or with tensors whose memory lacks their values.
 
-Torch's dispatcher resolves such tensors before an operator runs, or hands them to their class. So a
-call with them equals the call with plain tensors, or raises an error.
+Torch's dispatcher resolves such tensors before an operator runs, or passes them to their class. So
+a call gives the same results as with plain tensors, or raises an error.
 """
 
 import functools
@@ -29,7 +29,7 @@ SIZES = (
 
 
 class Subclass(Tensor):
-    """A class whose tensors hold their values in memory, as torchvision's do."""
+    """A tensor class that holds its values in memory, like torchvision's classes."""
 
 
 DISGUISES = {
@@ -72,9 +72,9 @@ def assert_equal(found, wanted):
 
 
 class Calls:
-    """The public calls of a kind with layers of one size, each a function and its tensors by name.
+    """The public calls of a kind on layers of one size: functions and their tensors by name.
 
-    The tensors of hx are h and c, and those of reset_to are reset_to_h and reset_to_c.
+    The tensors of hx are h and c, and the tensors of reset_to are reset_to_h and reset_to_c.
     """
 
     def __init__(self, kind, layers, size):
@@ -167,7 +167,7 @@ def results_of(calls, name, arguments, train, disguise=None):
 
 @st.composite
 def drawn_disguises(draw):
-    """Draws a call, whether to train, and disguises of arguments and of the results' gradients."""
+    """Draws a call, whether to train, and disguises for its arguments and incoming gradients."""
     kind, sizes = draw(st.sampled_from([*KINDS])), draw(st.sampled_from(SIZES))
     calls = calls_of(KINDS[kind], *sizes)
     name = draw(st.sampled_from([*calls.calls]))
@@ -218,7 +218,7 @@ def test_any_state_may_be_disguised(kind, sizes, disguise):
     calls = calls_of(kind, *sizes)
     for name, (_, arguments) in calls.calls.items():
         if name == "step module" and disguise in ("ZeroTensor", "TwoTensor"):
-            continue  # torch's own cells do not take all of them
+            continue  # torch's own cells reject some of them
         states = [key for key in arguments if key in calls.names or key.startswith("reset_to")]
         for key in states:
             plain = dict(arguments)
@@ -230,8 +230,8 @@ def test_any_state_may_be_disguised(kind, sizes, disguise):
 
 
 @pytest.mark.parametrize("disguise", ["negated", "TwoTensor", "LoggingTensor"])
-def test_steps_in_place_are_for_plain_tensors(disguise, monkeypatch):
-    """In inference the reference path computes states in place of the products of the input."""
+def test_the_reference_path_writes_only_to_plain_tensors_in_place(disguise, monkeypatch):
+    """In inference the reference path overwrites the input's products with the states."""
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     layer, x, hx = namernn_fast.FusedRNN(D, 3), torch.randn(T, B, D), torch.randn(1, B, 3)
     weights = [weight.data for weight in layer.parameters()]
@@ -261,7 +261,7 @@ def test_vmap_takes_lazily_negated_states():
 
 
 @needs_extension
-def test_streams_reject_what_would_advance_their_states_twice():
+def test_streams_reject_tensors_that_would_run_a_step_twice():
     layer, frame = namernn_fast.FusedRNN(D, 3), torch.randn(B, D)
     stream = layer.prepare().stream(B)
     layer.weight_hh_l0 = torch.nn.Parameter(TwoTensor(*[torch.zeros(3, 3)] * 2))

@@ -1,4 +1,4 @@
-"""Two processes train a layer to the same weights as one process with the whole batch."""
+"""Tests that two processes train the same weights as one process with the whole batch."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tests what programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` need besides equal results."""
+"""Tests what else programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` need than equal results."""
 
 import numpy as np
 import pytest
@@ -87,8 +87,8 @@ def test_offsets_may_be_int32_but_must_be_valid(kind, path):
     ]
     torch.testing.assert_close(results[0][0].values(), results[1][0].values())
     for offsets, text in (
-        ([0, 5, 3, 8], "offsets must not decrease, got 3 after 5 at 2"),
-        ([0, 5, 7], "offsets must begin with 0 and end with 8, the rows of data, got 0 and 7"),
+        ([0, 5, 3, 8], "offsets must not decrease, got 3 after 5 at index 2"),
+        ([0, 5, 7], r"offsets must start with 0 and end with 8 \(the rows of data\), got 0 and 7"),
     ):
         bad = torch.nested.nested_tensor_from_jagged(values, torch.tensor(offsets))
         with pytest.raises(RuntimeError, match=text):
@@ -143,7 +143,7 @@ def test_flops_of_token_ids_are_counted(kind):
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
-def test_what_projections_rule_out(path):
+def test_projections_reject_other_options(path):
     layer, x = KINDS["lstm"].layer(3, 4, proj_size=2), XS[0]
     assert explain(layer, x).path == (f"cpu {ops.cpu_kernel()}" if path == "kernel" else "torch")
     with pytest.raises(ValueError, match="projections must be False for cell='gru', got True"):
@@ -152,7 +152,7 @@ def test_what_projections_rule_out(path):
     with pytest.raises(ValueError, match=r"hold 5 tensors .*projections=True\), got 4"):
         lstm(x, None, weights, projections=True)
     half = KINDS["lstm"].layer(3, 4, proj_size=2, dtype=torch.bfloat16)
-    if path == "kernel":  # whatever instructions for bfloat16 the processor has
+    if path == "kernel":  # with any bfloat16 instructions of the processor
         assert explain(half, x.bfloat16()).path == f"cpu {ops.cpu_kernel()}"
     ids = torch.zeros(2, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"share_prefixes=True .* do not support proj_size"):
@@ -165,7 +165,7 @@ def test_what_projections_rule_out(path):
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_match_torchs_cell(name, options, bias, steps):
-    """Results are bit-identical if torch's own cell runs, but batch invariance needs the kernel."""
+    """Torch's own cell gives bit-identical results, but batch invariance needs the kernel."""
     kind = KINDS[name]
     ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.step_module, kind.nn_step_module))
     ours.load_state_dict(theirs.state_dict())

@@ -24,8 +24,8 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
 
 
 @for_variants
-def test_hooks_of_results_that_the_loss_does_not_use_do_not_run(kind, path):
-    """As with `nn.RNN`. Autograd would call them with None, which `clamp`, for example, rejects."""
+def test_hooks_of_unused_results_do_not_run(kind, path):
+    """As with `nn.RNN`. Autograd would call the hooks with None, which `clamp` rejects."""
     layer, called, counted = kind.layer(3, 4, 2), [], []
     for used in range(1 + len(kind.cell.states)):
         if (

@@ -1,4 +1,4 @@
-"""Prepared modules with 8-bit weights are saved, exported and streamed, or refused.
+"""Tests saving, exporting and streaming prepared modules with 8-bit weights, and their errors.
 
 test_prepared_modules.py copies, refreshes and compiles them.
 """
@@ -42,7 +42,7 @@ def equal(first, second):
     return all(map(torch.equal, tree_leaves(first), tree_leaves(second)))
 
 
-def test_a_prepared_module_is_like_its_layer(kind, form):
+def test_a_prepared_module_computes_the_results_of_its_layer(kind, form):
     module, prepared, x = make(kind, form)
     assert prepared.dtype == torch.int8
     assert type(prepared) is (PreparedCell if form == "step module" else PreparedLayer)
@@ -86,7 +86,7 @@ def test_loading_reports_errors(kind, form):
     assert equal(prepared(x), wanted)
 
 
-def test_what_does_not_fit_8_bits_is_refused(kind, form):
+def test_unsupported_uses_of_8_bit_weights_raise_errors(kind, form):
     module, prepared, x = make(kind, form)
     wanted = prepared(x)
     model = torch.nn.ModuleList([copy.deepcopy(module), prepared])
@@ -127,7 +127,7 @@ def test_export_holds_the_rounded_weights_in_floats(kind, form):
     assert equal(program(x), prepared._frozen()(x))
 
 
-def test_streams_have_the_bits_of_whole_sequences(kind):
+def test_streams_are_bit_identical_to_whole_sequences(kind):
     layer = kind.layer(7, 70, 2)
     prepared, x = layer.prepare(torch.int8), torch.randn(9, 5, 7)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_projections_compute_with_rounded_weights_in_float32():
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
+def test_prepare_rnn_keeps_small_layers_in_floats(kind, monkeypatch):
     model = torch.nn.ModuleDict(
         {
             "small": kind.nn_layer(4, 16),
@@ -190,7 +190,7 @@ def test_prepare_rnn_leaves_small_layers_in_floats(kind, monkeypatch):
     with pytest.raises(ValueError, match=r"dtype must be None or torch.int8, got torch.uint8"):
         prepare_rnn(model, torch.uint8)
     for dtype, wrong in (None, 128), (torch.int8, -1), (torch.int8, 2.5), (torch.int8, True):
-        with pytest.raises(ValueError, match="min_hidden must be an integer from 0 on"):
+        with pytest.raises(ValueError, match=r"min_hidden needs dtype=.* an integer of at least 0"):
             prepare_rnn(model, dtype, wrong)
     assert type(model["large"]) is kind.layer
 
@@ -205,8 +205,8 @@ def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
         assert explained.shortcuts == ("prepared weights", "8-bit weights")
         reason = explained.why_not.get("float32 weights")
         assert (reason is None) == (layer is large)
-    assert reason is None or "pay off from hidden_size 32, not for 31" in reason
-    for layer, why in (small, "pay off from"), (large, "prepared with its own dtype"):
+    assert reason is None or "pay off if hidden_size is at least 32, not 31" in reason
+    for layer, why in (small, "pay off if"), (large, "prepared with its own dtype"):
         assert why in explain(layer.prepare(), x).why_no_shortcut["8-bit weights"]
     monkeypatch.delitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8))
     why_not = explain(large.prepare(), x).why_no_shortcut["8-bit weights"]
@@ -242,7 +242,7 @@ STACK = {"num_layers": 2, "bidirectional": True, "bias": False}
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, with_lengths):
-    """Within 0.04: it quantizes inputs and states of all sequences with one scale.
+    """The tolerance is 0.04, because ONNX Runtime uses one scale for inputs and states.
 
     The session option makes its products exact on processors without VNNI; it takes graphs with
     separate constants for all zero points, which the exporter's optimizer would merge.

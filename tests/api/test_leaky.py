@@ -1,4 +1,4 @@
-"""Tests what only leaky modules have: rates, noise, more nonlinearities, and no twin in torch.
+"""Tests what only leaky modules have: rates, noise, more nonlinearities, and no layer in torch.
 
 The suites that are parametrized by cell test everything else.
 """
@@ -52,7 +52,7 @@ def twins(**options):
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_derivatives_reach_the_noise_and_the_rates(nonlinearity):
+def test_noise_and_rates_get_correct_derivatives(nonlinearity):
     module = FusedLeakyRNN(2, 3, 2, nonlinearity, bidirectional=True, dtype=torch.float64)
     names = [name for name, _ in module.named_parameters()]
     leaves = [drawn(4, 2, 2), drawn(4, 2, 12), *(p.detach().clone() for p in module.parameters())]
@@ -65,7 +65,7 @@ def test_derivatives_reach_the_noise_and_the_rates(nonlinearity):
     check_derivatives(run, leaves)
 
 
-def test_noise_goes_through_every_way_to_run_a_layer(path):
+def test_noise_works_in_step_modules_prepared_layers_and_streams(path):
     """A step module, a prepared layer and streams compute what the layer computes."""
     ours, theirs = twins(num_layers=1)
     x, noise = drawn(T, B, D), drawn(T, B, H)
@@ -94,7 +94,7 @@ def test_noise_goes_through_every_way_to_run_a_layer(path):
         FusedGRU(D, H).prepare().stream(B)(torch.zeros(B, D), noise=torch.zeros(B, H))
 
 
-def test_noise_goes_with_token_ids_and_dropout(path):
+def test_noise_works_with_token_ids_and_dropout(path):
     model = TokenLeakyRNN(9, D, H, 2, dtype=torch.float64, dropout=0.5)
     ids, noise = torch.randint(9, (T, B)), drawn(T, B, 2 * H)
     for module in (model.train(), model.eval()):
@@ -211,7 +211,7 @@ def test_a_fixed_rate_is_not_trained(trains):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_states_begin_as_zeros_whatever_the_nonlinearity_of_zero(nonlinearity, path):
+def test_states_start_as_zeros_even_if_act_of_zero_is_not_zero(nonlinearity, path):
     ours, _ = twins(nonlinearity=nonlinearity)
     x, zeros = drawn(T, B, D), torch.zeros(1, B, H, dtype=torch.float64)
     assert torch.equal(ours(x)[0], ours(x, (zeros, zeros))[0])
@@ -244,7 +244,7 @@ def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
     budget.check()
 
 
-def test_torchscript_and_onnx_are_refused_with_a_reason(tmp_path):
+def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
     layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
     for module in (layer, layer.prepare(), TokenLeakyRNN(9, D, H)):
         with pytest.raises(RuntimeError, match="TorchScript cannot compile a FusedLeakyRNN"):
@@ -258,7 +258,7 @@ def test_torchscript_and_onnx_are_refused_with_a_reason(tmp_path):
         torch.onnx.export(layer, (x,), tmp_path / "leaky.onnx", dynamo=True)
 
 
-def test_explain_and_the_replacement_of_modules():
+def test_explain_and_replace_rnn():
     layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
     meta = FusedLeakyRNN(D, H, device="meta")
     explained = explain(meta, x.to("meta"))
@@ -285,7 +285,7 @@ def test_copies_keep_rates_and_nonlinearity():
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_a_step_computes_the_equation(nonlinearity, with_noise):
-    """The stand-in for torch's layer runs `make_step`, so that this formula must not."""
+    """Checks `make_step`, which the other tests use, against an independent formula."""
     weight_ih, weight_hh, bias_ih, bias_hh, rate = (
         drawn(*size) for size in ((H, D), (H, H), (H,), (H,), (H,))
     )

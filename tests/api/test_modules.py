@@ -1,4 +1,4 @@
-"""Tests replacing, constructing and explaining modules, and their functional form."""
+"""Tests replacing, constructing and explaining modules, and the functions of the cells."""
 
 import inspect
 import re
@@ -66,7 +66,7 @@ def test_replace_rnn_warns_about_torchscript_modules(kind, beside):
 
 
 @pytest.mark.drop_in
-def test_replace_rnn_changes_only_classes_which_restore_rnn_restores(kind):
+def test_replace_rnn_changes_only_classes_and_restore_rnn_undoes_it(kind):
     model = torch.nn.ModuleDict(
         {
             "encoder": torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True)),
@@ -138,8 +138,8 @@ def test_the_description_lists_torchs_parameters(kind, bias):
             assert name.rpartition("_l")[0] == parameter.name == parameter.role
 
 
-def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
-    """No layer of torch has two gates, or this parameter."""
+def test_cells_that_torch_lacks_get_the_described_parameters():
+    """The cell in this test has two gates and a parameter that no layer of torch has."""
 
     def make_step(weights, *, nonlinearity, in_place):
         def step(x, h):
@@ -175,7 +175,7 @@ def test_parameters_of_a_cell_that_torch_lacks_come_from_its_description():
 
 
 def test_the_signature_names_every_parameter(kind):
-    """`help(FusedRNN)` names every parameter, whereas `help(nn.RNN)` shows (*args, **kwargs)."""
+    """`help(FusedRNN)` names every parameter; `help(nn.RNN)` shows (*args, **kwargs)."""
     parameters = inspect.signature(kind.classes[0]).parameters.values()
     names = {found.name for found in parameters}
     assert {"num_layers", "bidirectional", "device"} <= names
@@ -227,7 +227,7 @@ def test_explain_names_the_path_and_the_reasons(kind):
     )
     assert explained.path == kind.without_kernel
     assert explained.why_not == {
-        "cpu": f"the CPU kernel takes floating-point types of 16 to 64 bits, not {exotic}"
+        "cpu": f"the CPU kernel takes 16- to 64-bit floating-point types, not {exotic}"
     }
 
 
@@ -303,7 +303,7 @@ def test_explain_suggests_replace_rnn_for_torchs_modules(kind):
     for module in (kind.nn_layer(3, 4), kind.nn_step_module(3, 4)):
         with pytest.raises(TypeError, match=r"got \w+: replace_rnn makes it one$"):
             explain(module, torch.randn(5, 3))
-    with pytest.raises(TypeError, match=r"a fused layer, cell or token layer .*, got Linear$"):
+    with pytest.raises(TypeError, match=r"a fused or prepared layer, cell or .*, got Linear$"):
         explain(torch.nn.Linear(3, 4), torch.randn(5, 3))
 
 

@@ -131,7 +131,7 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("resets", [False, True])
 def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, resets):
-    """Derivatives are checked in float64, with respect to all inputs at once."""
+    """Checks derivatives in float64, with respect to all inputs at once."""
     name, options = layer_of(cell)
     kind, options = VARIANTS[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
@@ -255,20 +255,20 @@ def layout_of(*values, dtype=torch.int64):
             {"states": lambda kind: [torch.zeros(1, 3, 5), *states_of(kind)[1:]]},
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
         ),
-        ({"cell": -1}, "cell must be from 0 to ., got -1"),
-        ({"cell": len(NUMBERED)}, f"cell must be from 0 to ., got {len(NUMBERED)}"),
+        ({"cell": -1}, "cell must be between 0 and ., got -1"),
+        ({"cell": len(NUMBERED)}, f"cell must be between 0 and ., got {len(NUMBERED)}"),
         ({"input": X[0]}, "input must have 3 dimensions, got 2"),
         ({"input": X[:0]}, "Expected sequence length to be larger than 0 in RNN"),
         (layout_of(2, 3, dtype=torch.int32), "lengths must be a 1-D int64 tensor on the CPU"),
         (layout_of(2), "one length for each of the 2 sequences, got 1"),
-        (layout_of(2, 6), "from 0 to 5, the steps of input, got 6 for sequence 1"),
-        (layout_of(-1, 2), "from 0 to 5, .*, got -1 for sequence 0"),
+        (layout_of(2, 6), r"between 0 and 5 \(the steps in input\), got 6 for sequence 1"),
+        (layout_of(-1, 2), "between 0 and 5 .*, got -1 for sequence 0"),
         (layout_of(2) | PACKED_ROWS | {"input": X}, "input must have 2 dimensions, got 3"),
         (PACKED_ROWS, "sequence_layout must be the batch_sizes of input, got none"),
         (layout_of(2, dtype=torch.int32) | PACKED_ROWS, "batch_sizes must be a 1-D int64 tensor"),
         (JAGGED_ROWS, "sequence_layout must be the offsets of input, got none"),
-        (layout_of(0, 1) | JAGGED_ROWS, "begin with 0 and end with 2, .*, got 0 and 1"),
-        (layout_of(0, 3, 2) | JAGGED_ROWS, "offsets must not decrease, got 2 after 3 at 2"),
+        (layout_of(0, 1) | JAGGED_ROWS, "start with 0 and end with 2 .*, got 0 and 1"),
+        (layout_of(0, 3, 2) | JAGGED_ROWS, "offsets must not decrease, got 2 after 3 at index 2"),
         ({"reset": torch.zeros(5, 2)}, "reset must be a bool tensor on the CPU"),
         ({"trees": -1}, "trees must not be negative, got -1"),
         ({"reset": torch.zeros(2, 5) > 0}, r"reset must have shape \(5, 2\), got \(2, 5\)"),
@@ -348,7 +348,7 @@ def backward_arguments(kind):
         ({"saved": [X] * 3}, r"saved must hold . tensor\(s\), got 3"),
         ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
         ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
-        ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
+        ({"want_layers": [1]}, "want_layers must be between 0 and 0, got 1"),
         ({"options": ops.BIAS | ops.LAST_STATE | 2**19}, "options must be bits of"),
     ],
 )
@@ -378,7 +378,7 @@ def test_the_operators_check_projections():
         ),
         (
             (number, x, states, [weight_ih, weight_hh[:, :0], *biases, weight_hr]),
-            "the size of h must be from 1 to 5, got 0",
+            "the size of h must be between 1 and 5, got 0",
         ),
     ):
         with pytest.raises(RuntimeError, match=text):

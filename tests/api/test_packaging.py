@@ -121,7 +121,7 @@ def plant_leftovers(tree):
     (tree / "build" / "lib" / "namernn_fast" / "removed.py").touch()
 
 
-@pytest.mark.parametrize("reason", ["asked for", "no compiler"])
+@pytest.mark.parametrize("reason", ["requested", "no compiler"])
 def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
     """The wheel is for every platform, and excludes files that earlier builds left behind."""
     environment = {"NAMERNN_FAST_NO_EXT": "1"}
@@ -135,8 +135,8 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
     assert package_files(wheel) == {f"namernn_fast/{name}" for name in modules}
 
 
-def test_the_description_suits_an_index_page(tree, tmp_path):
-    """An index page shows the README without the repository, so every link must be absolute."""
+def test_links_of_the_description_are_absolute(tree, tmp_path):
+    """A package index shows the README alone, so every link must be absolute."""
     hook = "prepare_metadata_for_build_wheel"
     run_hook(hook, tree, tmp_path / "metadata", NAMERNN_FAST_NO_EXT="1")
     (file,) = (tmp_path / "metadata").glob("*.dist-info/METADATA")

@@ -43,7 +43,7 @@ def make(kind, form):
 
 
 def equal(first, second):
-    """Returns whether results are bit-identical; or, for step modules, equal up to rounding.
+    """Returns whether results are bit-identical or, for step modules, equal up to rounding.
 
     For small sizes a step module runs torch's own cell.
     """
@@ -61,7 +61,7 @@ def form(request):
 
 @pytest.fixture
 def dtype():
-    """The argument of `prepare`, unless a test is `for_dtypes`."""
+    """The dtype passed to `prepare`: None unless the test is marked `for_dtypes`."""
     return None
 
 
@@ -73,7 +73,7 @@ def made(kind, form, dtype, fused_steps):
     return module, module.prepare(dtype), x
 
 
-def test_a_prepared_module_is_like_its_layer(made):
+def test_a_prepared_module_computes_the_results_of_its_layer(made):
     module, prepared, x = made
     assert equal(prepared(x), module(x))
     assert [*prepared.parameters()] == [*prepared.buffers()] == [*prepared.children()] == []
@@ -85,8 +85,8 @@ def test_a_prepared_module_is_like_its_layer(made):
         _ = prepared.weight_hh_l0
 
 
-def test_calls_in_training_mode_are_refused(made):
-    """`train()` itself is no error, which would leave a model around the module half changed."""
+def test_calls_in_training_mode_raise_an_error(made):
+    """`train()` itself must not fail, because that would leave the model half changed."""
     _, prepared, x = made
     wanted = prepared(x)
     model = torch.nn.Sequential(torch.nn.Dropout(), prepared)
@@ -125,8 +125,8 @@ def test_loading_reports_the_errors_of_the_layer(kind, made, form):
 
 
 @for_dtypes
-def test_loading_what_cannot_be_packed_changes_nothing(kind, made, form):
-    """`assign` takes tensors of any dtype, so only packing them can fail."""
+def test_a_failed_load_changes_nothing(kind, made, form):
+    """`assign` accepts tensors of any dtype, so the error comes from packing them."""
     module, prepared, x = made
     wanted, state = prepared(x), prepared.state_dict()
     other = make(kind, form)[0].state_dict()
@@ -153,13 +153,13 @@ def test_copies_are_independent(kind, made, form):
     assert not equal(prepared(x), wanted)
     for each in (*copies, loaded):
         assert equal(each(x), wanted)
-    # Names, shapes and options come on top of the weights, the packed weights do not.
+    # The file holds names, shapes and options besides the weights, but no packed weights.
     weight_bytes = sum(weight.nbytes for weight in module.parameters())
     assert len(pickle.dumps(copies[0])) < len(pickle.dumps(module)) + weight_bytes / 2
 
 
 def test_a_conversion_to_the_same_dtype_packs_nothing(made, monkeypatch):
-    """So another thread may run a call meanwhile, as of the layer."""
+    """So another thread may call the module meanwhile, as it may call the layer."""
     _, prepared, _ = made
     monkeypatch.setattr(prepared, "_hold", None)
     prepared.to("cpu").float()
@@ -233,7 +233,7 @@ def test_inference_mode(kind, form, fused_steps):
             assert equal(each.float()(x), wanted)
 
 
-def test_autocast_leaves_the_dtype(made):
+def test_autocast_does_not_change_the_dtype(made):
     _, prepared, x = made
     wanted = prepared(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -245,7 +245,7 @@ def test_autocast_leaves_the_dtype(made):
 
 
 @for_variants
-def test_gradients_are_refused(kind, path):
+def test_arguments_that_require_gradients_raise_an_error(kind, path):
     prepared, x = kind.layer(6, 20).prepare(), torch.randn(5, 3, 6)
     leaf, reset = x.clone().requires_grad_(), torch.rand(5, 3) < 0.4
     states = kind.states(torch.zeros, 1, 3, 20, requires_grad=True)
@@ -267,7 +267,7 @@ def test_gradients_are_refused(kind, path):
 
 
 @for_dtypes
-def test_vmap_maps_over_calls(made):
+def test_vmap_over_inputs_matches_a_loop(made):
     _, prepared, x = made
     many = torch.stack([x, x.flip(0), x.roll(1, 0)])
     wanted = tree_map(lambda *each: torch.stack(each), *map(prepared, many))
@@ -281,7 +281,7 @@ def error_of(call, *arguments):
     return raised.type, str(raised.value)
 
 
-def test_arguments_are_checked_as_by_the_layer(kind, made, form):
+def test_bad_arguments_raise_the_errors_of_the_layer(kind, made, form):
     module, prepared, x = made
     other_dtype = x.double() if x.is_floating_point() else x.float()
     calls = [(other_dtype,), (x[None, None],), (x, kind.states(torch.zeros, 3, 2, 20))]
@@ -296,7 +296,7 @@ def test_arguments_are_checked_as_by_the_layer(kind, made, form):
 
 
 @for_dtypes
-def test_compile_takes_the_packed_tensor(kind, made, form):
+def test_compiled_programs_use_the_packed_tensor(kind, made, form):
     _, prepared, x = made
     torch._dynamo.reset()  # a forward is compiled for a limited number of modules
     compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
@@ -335,7 +335,7 @@ def operators_in(graph):
 
 @for_dtypes
 def test_a_trace_holds_the_weights_of_the_layer(kind, made, form):
-    """And none that are packed for this processor, also where it needs a fused operator."""
+    """The trace holds no weights packed for this processor, even if it needs a fused operator."""
     _, prepared, x = made
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the shapes and dtypes that a trace fixes
@@ -368,7 +368,7 @@ def test_refreshing_and_loading_pack_into_the_same_memory(kind, made, form, dtyp
     assert equal(prepared(x), other.prepare(dtype)(x))
 
 
-def test_refresh_refuses_another_layer(kind):
+def test_refresh_rejects_a_different_layer(kind):
     prepared, x = kind.layer(6, 20).prepare(), torch.randn(5, 3, 6)
     wanted = prepared(x)
     others = [
@@ -406,7 +406,7 @@ def test_parametrized_layers_are_prepared(kind):
     assert type(prepare_rnn(torch.nn.Sequential(layer))[0]) is PreparedLayer
 
 
-def test_global_hooks_are_no_obstacle(made):
+def test_global_hooks_do_not_prevent_preparing(made):
     module, prepared, x = made
     with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
         assert equal(module.prepare()(x), prepared(x))
@@ -418,7 +418,7 @@ def test_fx_treats_prepared_modules_as_leaves(made):
     assert equal(graph(x), prepared(x))
 
 
-def test_prepare_refuses_what_it_would_not_run(kind):
+def test_prepare_rejects_hooks_and_other_forwards(kind):
     hooked = kind.layer(6, 20)
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match=f"cannot take this {kind.cell.layer}: it has hooks"):
@@ -480,7 +480,7 @@ def test_prepare_rnn_replaces_modules(kind):
 
 
 class Tied(torch.nn.Module):
-    """A model in which modules have parameters in common."""
+    """A model in which modules share parameters."""
 
     def __init__(self, kind):
         super().__init__()
@@ -493,7 +493,7 @@ class Tied(torch.nn.Module):
         self.first.weight_ih_l1 = self.first.weight_ih_l0
 
     def ties(self):
-        """Returns which names each parameter has."""
+        """Returns the names of each parameter."""
         names = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), set()).add(name)
@@ -521,8 +521,8 @@ def test_tied_parameters_are_tied_again(kind, change):
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_takes_a_layer_itself(kind):
-    """A layer of torch, and one that `replace_rnn` made."""
+def test_prepare_rnn_accepts_a_single_layer(kind):
+    """Tests torch's layer, and a layer that `replace_rnn` made."""
     layer, x = kind.nn_layer(6, 20), torch.randn(5, 8, 6)
     wanted, prepared = layer(x)[0], prepare_rnn(layer)
     assert type(layer) is kind.nn_layer
@@ -533,7 +533,7 @@ def test_prepare_rnn_takes_a_layer_itself(kind):
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_refuses_hooks_by_name(kind):
+def test_prepare_rnn_names_the_module_with_hooks(kind):
     model = Model(kind)
     model.list[1].register_forward_pre_hook(lambda *_: None)
     name = kind.nn_layer.__name__
@@ -546,7 +546,7 @@ def test_prepare_rnn_refuses_hooks_by_name(kind):
         prepare_rnn(torch.nn.Linear(2, 2))
 
 
-def test_batch_invariance_is_taken_over_from_the_layer(kind):
+def test_prepare_copies_batch_invariance_from_the_layer(kind):
     x = torch.randn(8, 1, 64)
     many = x.expand(8, 16, 64)
     prepared = kind.layer(64, 64, batch_invariant=True).prepare()
@@ -574,7 +574,7 @@ def test_batch_invariance_can_be_set(kind, made, form, dtype):
         assert not each._panels.has_table
         with pytest.raises(AttributeError, match=r"got batch_first: prepare another (Fused|Token)"):
             each.batch_first = False
-    with torch.no_grad(), pytest.raises(RuntimeError, match="make a new one"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="make a new stream"):
         stream(torch.randn(2, 6))
     ids_or_rows = make(kind, form)[1]
     getattr(module, "rnn", module).batch_invariant = True
@@ -615,7 +615,7 @@ with open(sys.argv[1], "wb") as file:
 
 @pytest.mark.slow
 @for_dtypes
-def test_files_move_between_instruction_sets(kind, dtype, tmp_path, run_program):
+def test_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_program):
     """In 8 bits a state may round to another integer, and exported programs do not round states."""
     path, options = tmp_path / "prepared", {"cwd": tmp_path, "ATEN_CPU_CAPABILITY": "default"}
     run_program("-c", PICKLE, path, kind.cell.layer, dtype, **options)
@@ -630,7 +630,7 @@ def test_files_move_between_instruction_sets(kind, dtype, tmp_path, run_program)
 @for_variants
 @pytest.mark.parametrize("seed", range(4))
 def test_random_sequences_of_operations(kind, form, seed, fused_steps):
-    """Refreshes, copies, loads and conversions in any order leave what the layer computes."""
+    """After refreshes, copies, loads and conversions in any order, results match the layer."""
     generator = torch.Generator().manual_seed(seed)
     module, x = make(kind, form)
     module.requires_grad_(False)

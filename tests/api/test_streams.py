@@ -1,4 +1,4 @@
-"""Streams step like torch's layers in float64, whatever happens between two steps."""
+"""Tests that streams match torch's layers in float64, with any operations between two steps."""
 
 import copy
 import multiprocessing
@@ -29,7 +29,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @pytest.fixture(params=["direct", "operator"])
 def way(request, monkeypatch):
-    """Runs a test twice: without torch's dispatcher where possible, and with the operator."""
+    """Runs a test twice: without torch's dispatcher if possible, and with the operator."""
     if request.param == "operator":
         monkeypatch.setattr(direct, "step_directly", lambda *_: False)
     return request.param
@@ -49,7 +49,7 @@ def make(kind, *sizes, dtype=torch.float32, batch=4, **options):
 
 
 def draw_states(kind, stream):
-    """Gives a stream random states, and returns them."""
+    """Sets the states of a stream to random values, and returns them."""
     states = map_states(stream.states, torch.randn_like)
     stream.states = states
     return states
@@ -60,7 +60,7 @@ def draw_states(kind, stream):
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
-    """Bit by bit if batch-invariant: the states keep in float32 what 16 bits would round."""
+    """Bit-identical if batch-invariant: in 16 bits, streams keep states in float32."""
     layer, stream = make(kind, 7, 20, layers, bias=bias, dtype=dtype, batch_invariant=True)
     x = torch.randn(9, 4, 7).to(dtype)
     output, last = layer.prepare()(x)
@@ -92,7 +92,7 @@ def test_a_step_of_any_size(kind, way, sizes, batch):
 
 
 def check_budget(results):
-    """Checks the error budget of our tensors, given them, torch's and those in float64."""
+    """Checks the error budget. `results` holds our tensors, torch's, and torch's in float64."""
     assert_within_budget(*(dict(enumerate(tensors)) for tensors in results))
 
 
@@ -100,7 +100,7 @@ def check_budget(results):
 @pytest.mark.parametrize(
     "rows", [[0, 3], (3, 0), torch.tensor([2]), torch.tensor([3, 1]).numpy(), [], [1, 2, 3, 0]]
 )
-def test_rows_take_part_alone(kind, way, rows):
+def test_only_the_given_rows_advance(kind, way, rows):
     layer, stream = make(kind, 5, 20, 2, batch_invariant=True)
     before, x = draw_states(kind, stream), torch.randn(len(rows), 5)
     alone = layer.prepare().stream(len(rows))
@@ -114,8 +114,8 @@ def test_rows_take_part_alone(kind, way, rows):
 
 
 @for_variants
-def test_out_gets_the_output(kind, way):
-    """A tensor of any strides, and the frame itself."""
+def test_out_receives_the_output(kind, way):
+    """`out` may have any strides, and may be the frame itself."""
     _, stream = make(kind, 5, 20)
     x = torch.randn(4, 5)
     wanted = stream.fork()(x)
@@ -161,7 +161,7 @@ def test_batch_first(kind, way):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_token_ids(kind, way, large, monkeypatch):
-    """With a table, and with an embedding whose table would be too large."""
+    """Tests a table, and an embedding that is too large for a table."""
     if large:
         monkeypatch.setattr("namernn_fast.nn.inference.prepared.MOST_TABLE_BYTES", 1)
     torch.manual_seed(1)
@@ -192,23 +192,23 @@ def test_step_modules_have_streams(kind, way):
 
 BAD_CALLS = {
     "a repeated row": ({"rows": [1, 1, 0, 2]}, RuntimeError, "distinct"),
-    "a negative row": ({"rows": [0, 1, 2, -1]}, RuntimeError, "from 0 to 3"),
-    "an excessive row": ({"rows": [0, 1, 2, 4]}, RuntimeError, "from 0 to 3"),
+    "a negative row": ({"rows": [0, 1, 2, -1]}, RuntimeError, "between 0 and 3"),
+    "a row out of range": ({"rows": [0, 1, 2, 4]}, RuntimeError, "between 0 and 3"),
     "a mask": ({"rows": torch.tensor([True, False, True, True])}, TypeError, "integers"),
     "tensors of a bool": ({"rows": [*torch.tensor([True, False] * 2)]}, TypeError, "integers"),
     "a row": ({"rows": torch.tensor(1)}, TypeError, "a sequence of integers, got 1"),
-    "a large row": ({"rows": [0, 1, 2, 2**70]}, RuntimeError, "from 0 to 3"),
+    "a huge row": ({"rows": [0, 1, 2, 2**70]}, RuntimeError, "between 0 and 3"),
     "rows in float": ({"rows": [0.0, 1.0, 2.0, 3.0]}, TypeError, "integers"),
     "too few rows": ({"rows": [0, 1]}, RuntimeError, r"\(2, 5\), got \(4, 5\)"),
-    "out of another shape": ({"out": torch.zeros(4, 21)}, RuntimeError, r"out.*\(4, 20\).*21\)"),
-    "out of another dtype": ({"out": torch.zeros(4, 20).double()}, RuntimeError, "out.*dtype"),
+    "another shape of out": ({"out": torch.zeros(4, 21)}, RuntimeError, r"out.*\(4, 20\).*21\)"),
+    "another dtype of out": ({"out": torch.zeros(4, 20).double()}, RuntimeError, "out.*dtype"),
     "an empty out": ({"out": torch.zeros(0)}, RuntimeError, r"out.*\(4, 20\)"),
-    "out whose rows overlap": ({"out": torch.zeros(1, 20).expand(4, 20)}, RuntimeError, "memory"),
-    "out that is no tensor": ({"out": [0.0]}, TypeError, "out"),
-    "features": ({"frame": torch.zeros(4, 6)}, RuntimeError, r"\(4, 5\), got \(4, 6\)"),
-    "sequences": ({"frame": torch.zeros(3, 5)}, RuntimeError, r"\(4, 5\), got \(3, 5\)"),
+    "overlapping rows": ({"out": torch.zeros(1, 20).expand(4, 20)}, RuntimeError, "memory"),
+    "a list as out": ({"out": [0.0]}, TypeError, "out"),
+    "too many features": ({"frame": torch.zeros(4, 6)}, RuntimeError, r"\(4, 5\), got \(4, 6\)"),
+    "too few sequences": ({"frame": torch.zeros(3, 5)}, RuntimeError, r"\(4, 5\), got \(3, 5\)"),
     "no steps": ({"frame": torch.zeros(0, 4, 5)}, RuntimeError, "at least one step"),
-    "dimensions": ({"frame": torch.zeros(5)}, RuntimeError, "dimensions"),
+    "too few dimensions": ({"frame": torch.zeros(5)}, RuntimeError, "dimensions"),
     "another dtype": ({"frame": torch.zeros(4, 5).double()}, RuntimeError, "frame.*dtype"),
     "token ids": ({"frame": torch.zeros(4, 5).long()}, RuntimeError, "frame.*dtype"),
     "an array": ({"frame": torch.zeros(4, 5).numpy()}, TypeError, "frame must be a Tensor"),
@@ -257,7 +257,7 @@ def test_compiled_calls_check_rows(kind, case, backend):
 
 @pytest.mark.parametrize("rows", [[True, False], [0.0, 1.0], [1, 1], [0, -1], [0, 4]])
 def test_compiled_calls_check_lists_of_rows(kind, rows):
-    """Some while they are compiled, with an error of the compiler that repeats ours."""
+    """Some raise while they are compiled, when the compiler's error repeats ours."""
     _, stream = make(kind, 5, 20)
     before = draw_states(kind, stream)
     torch._dynamo.reset()
@@ -266,7 +266,7 @@ def test_compiled_calls_check_lists_of_rows(kind, rows):
     assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
 
 
-def test_bad_states_are_refused(kind):
+def test_bad_states_raise_an_error(kind):
     _, stream = make(kind, 5, 20, 2)
     for states in (None, torch.zeros(2, 3, 20), (torch.zeros(2, 4, 20),) * 3, 1):
         with pytest.raises(RuntimeError, match="states must have"):
@@ -275,7 +275,7 @@ def test_bad_states_are_refused(kind):
         stream.reset([0, 0])
 
 
-def test_what_a_stream_cannot_do(kind):
+def test_unsupported_uses_raise_errors(kind):
     layer, stream = make(kind, 5, 20)
     x = torch.randn(4, 5)
     with torch.enable_grad():
@@ -304,8 +304,8 @@ def test_what_a_stream_cannot_do(kind):
 @pytest.mark.drop_in
 @pytest.mark.parametrize("count", range(4))
 @pytest.mark.parametrize("group", [tuple, list])
-def test_step_modules_refuse_states_as_with_gradients(kind, group, count):
-    """The fast path of inference takes exactly the states that the other path takes."""
+def test_step_modules_reject_the_same_states_on_both_paths(kind, group, count):
+    """The fast path of inference accepts exactly the states that the other path accepts."""
     module, x = kind.step_module(5, 20), torch.randn(4, 5)
     hx = group(torch.zeros(4, 20) for _ in range(count))
     if kind.name == "lstm" and count == 2:
@@ -395,7 +395,7 @@ def test_compile(kind, backend):
     torch.testing.assert_close(stream.states, other.states)
 
 
-def test_the_schema_says_what_a_step_changes():
+def test_the_schema_marks_the_states_as_mutable():
     schema = torch.ops.namernn_fast.step.default._schema
     written = [argument.name for argument in schema.arguments if argument.alias_info is not None]
     assert written == ["states"]
@@ -408,7 +408,7 @@ def test_the_schema_says_what_a_step_changes():
     torch.library.opcheck(torch.ops.namernn_fast.checked_rows.default, (rows, 4))
 
 
-def test_the_operator_refuses_other_tensors():
+def test_the_operator_rejects_bad_tensors():
     panels = KINDS["gru"].layer(5, 20).prepare()._panels
     states, x, options = torch.zeros(1, 4, 20), torch.randn(4, 5), panels.options
     run = torch.ops.namernn_fast.step
@@ -481,7 +481,7 @@ def test_copies(kind):
     assert copies[0]._prepared is copies[1]._prepared is stream._prepared
 
 
-def test_threads_with_a_stream_each(kind):
+def test_threads_may_use_separate_streams(kind):
     _, stream = make(kind, 64, 64, 2)
     x = torch.randn(200, 4, 64)
 
@@ -495,7 +495,7 @@ def test_threads_with_a_stream_each(kind):
         assert all(torch.equal(found, wanted) for found in pool.map(run, range(4)))
 
 
-def test_a_forked_process_goes_on(kind):
+def test_a_forked_process_can_continue_a_stream(kind):
     _, stream = make(kind, 5, 20)
     x = torch.randn(4, 5)
     stream(x)
@@ -520,7 +520,7 @@ def test_batch_invariance(kind, way):
 
 
 class PlainStream:
-    """Torch's layer, with the states of each sequence."""
+    """Torch's layer and the states of each sequence."""
 
     def __init__(self, kind, layer, batch, dtype):
         self.dtype = dtype
@@ -550,7 +550,7 @@ class PlainStream:
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("part", range(20))
 def test_random_sequences_of_operations(kind, part):
-    """Steps of some rows, one or several, resets, forks and refreshes; 2,040 times in test-all."""
+    """Steps, resets, forks and refreshes in random order; 2,040 times in test-all."""
     for seed in range(34 * part, 34 * part + 34):
         run_random_operations(kind, torch.Generator().manual_seed(seed))
 

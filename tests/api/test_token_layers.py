@@ -30,7 +30,7 @@ def run_parts(model, ids, *arguments, **more):
 
 
 def check(model, ids=IDS, *arguments, twin=None, **more):
-    """Checks a model's results and gradients against its parts, or against the parts of a twin."""
+    """Checks a model's results and gradients against its own parts or the parts of a twin."""
     got = model(ids, *arguments, **more)
     wanted = run_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)
@@ -87,7 +87,7 @@ def test_parameters_match_the_separate_parts(kind):
     torch.testing.assert_close(ours.state_dict(), wanted, rtol=0, atol=0)
 
 
-def test_options_reach_both_parts(kind):
+def test_constructor_passes_options_to_both_parts(kind):
     nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     ours = kind.tokens(V, D, H, 3, *nonlinearity, False, True, 0.5, True, dtype=torch.bfloat16)
     assert (ours.rnn.num_layers, ours.rnn.bias) == (3, False)
@@ -100,8 +100,8 @@ def test_options_reach_both_parts(kind):
 
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
-def test_embedding_options_are_not_ignored(kind, option):
-    """If an option is set that a table would ignore, the module calls the embedding."""
+def test_embedding_options_bypass_the_table(kind, option):
+    """The module calls the embedding if it has an option that a table would ignore."""
     ours = model(kind)
     setattr(ours.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in ours.why_not_fused()
@@ -286,7 +286,7 @@ def test_vmap_rejects_an_id_out_of_range(kind):
     """The error does not locate the id: vmap folds ids into a batch that the caller never sees."""
     ids = IDS.repeat(2, 1, 1)
     ids[1, 2, 2] = V
-    with pytest.raises(IndexError, match="input must hold ids from 0 to 5, the rows of embedding"):
+    with pytest.raises(IndexError, match=r"ids from 0 to 5 \(the rows of embedding\)"):
         vmap(model(kind))(ids)
     ours = model(kind)
     vmap(lambda sample: ours(sample, lengths=torch.tensor([T, T, 2])))(ids)
@@ -342,7 +342,7 @@ def test_explain_lists_shortcuts(kind):
     hx = kind.states(torch.zeros, 1, 200, 64)
     for layer, input, more, name, reason in (
         (ours, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
-        (ours, ids[:, :1], {}, "shared prefixes", "it pays off from 128 sequences, not for 1"),
+        (ours, ids[:, :1], {}, "shared prefixes", "for at least 128 sequences, not for 1"),
         (ours, ids, {"hx": hx}, "shared prefixes", "its own initial state"),
         (ours, ids, {"reset": ids > 9}, "shared prefixes", "reset restarts sequences"),
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),

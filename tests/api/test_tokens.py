@@ -1,4 +1,4 @@
-"""Compares token ids with embedding rows, and tests `last_state` and shared prefixes."""
+"""Compares calls on ids and on embedding rows, and tests `last_state` and shared prefixes."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 @pytest.fixture
 def calls(monkeypatch):
-    """A list that records the options of every operator call."""
+    """Records the options of every operator call."""
     found = []
     original = ops.forward_untraced
     monkeypatch.setattr(ops, "forward_untraced", lambda *a: found.append(a[5]) or original(*a))
@@ -35,7 +35,7 @@ def calls(monkeypatch):
 
 
 def arranged(layout, ids, lengths, batch_first=False):
-    """Returns ids (seq_len, batch) arranged in a layout, and the layout's keyword arguments."""
+    """Converts ids (seq_len, batch) to a layout; returns them and the layout's keywords."""
     sequences = [ids[:length, b] for b, length in enumerate(lengths)]
     some = [sequence for sequence in sequences if len(sequence)]
     if layout == "unbatched":
@@ -175,13 +175,13 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
-    """Embedding and weights are cast if torch's layer casts rows; errors stay within the budget."""
+    """Casts embedding and weights if torch's layer casts rows; errors stay within the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = flat(ours(ids, embedding=embedding))
-        # Where oneDNN has no LSTM in 16 bits, nn.LSTM raises an error.
+        # If oneDNN has no LSTM in 16 bits, nn.LSTM raises an error.
         with torch.backends.mkldnn.flags(enabled=False):
             rival = flat(theirs(F.embedding(ids, embedding)))
         state = tensors_in(ours.last_state(ids, embedding=embedding))
@@ -224,7 +224,7 @@ def test_autocast_leaves_float64_alone(kind, path):
 
 
 def test_batch_invariant_token_calls_match_rows_bit_for_bit(kind):
-    """Results are bit-identical for ids and rows, and do not depend on the batch size."""
+    """Ids and rows give bit-identical results, which do not depend on the batch size."""
     layer, embedding = kind.layer(16, 64), torch.randn(20, 16)
     ids = torch.randint(20, (9, 70))
     with torch.no_grad(), batch_invariant():
@@ -382,7 +382,7 @@ def test_sizes_decide_whether_prefixes_are_shared(kind, calls):
 @pytest.mark.parametrize(
     ("options", "more", "text"),
     [
-        ({"bidirectional": True}, {}, "the second direction begins at the ends of sequences"),
+        ({"bidirectional": True}, {}, "the second direction starts at the ends of sequences"),
         ({}, {"hx": torch.zeros(1, 128, 32)}, "hx gives each sequence its own initial state"),
         ({}, {"reset": torch.zeros(5, 128, dtype=torch.bool)}, "reset restarts sequences"),
         ({"num_layers": 2, "dropout": 0.5}, {}, "dropout between layers is drawn for each"),
@@ -390,7 +390,7 @@ def test_sizes_decide_whether_prefixes_are_shared(kind, calls):
         ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
-def test_share_prefixes_is_an_error_if_impossible(kind, options, more, text, calls):
+def test_impossible_sharing_of_prefixes_is_an_error(kind, options, more, text, calls):
     """If prefixes cannot be shared, share_prefixes=True is an error; by default the call runs."""
     layer = kind.layer(D, 32, **options)
     more = more | {"hx": states_of(kind, more["hx"])} if "hx" in more else more
@@ -461,8 +461,8 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
         (IDS, {"embedding": ROWS[0]}, ValueError, r"\(vocabulary, 4\), got \(4,\)"),
         (IDS, {"embedding": ROWS.double()}, ValueError, "dtype of the weights, torch.float32"),
         (IDS, {"embedding": ROWS.to("meta")}, ValueError, "one device, got .* embedding on meta"),
-        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, because embedding has 6 rows, got 6"),
-        (IDS, {"padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
+        (IDS, {"padding_idx": V}, ValueError, r"between -6 and 5 \(embedding has 6 rows\), got 6"),
+        (IDS, {"padding_idx": -7}, ValueError, "between -6 and 5 .*, got -7"),
         (FEATURES, {"padding_idx": 1, "embedding": None}, ValueError, "needs embedding, which is"),
         (IDS[None], {}, ValueError, "must have 1 or 2 dimensions, got 3"),
         (IDS[0, 0], {}, ValueError, "must have 1 or 2 dimensions, got 0"),
@@ -474,7 +474,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
         (IDS, {"hx": torch.zeros(1, 3, H)}, RuntimeError, r"\(1, 6, 5\), got \[1, 3, 5\]"),
         (IDS, {"hx": torch.zeros(1, B, H).double()}, RuntimeError, "dtype of the table, .*float32"),
         (IDS, {"lengths": [T] * 5}, RuntimeError, "one length for each of the 6 sequences"),
-        (IDS, {"lengths": [T] * 5 + [T + 1]}, RuntimeError, "lengths must be from 0 to 7"),
+        (IDS, {"lengths": [T] * 5 + [T + 1]}, RuntimeError, "lengths must be between 0 and 7"),
         (IDS, {"reset": torch.zeros(B, T) > 0}, RuntimeError, r"shape \(7, 6\), got \(6, 7\)"),
         (PackedSequence(IDS, SIZES), {}, RuntimeError, "input must have 1 dimensions, got 2"),
         (JAGGED_2D, {}, ValueError, r"must be \(batch, jagged steps\), got 3 dimensions"),

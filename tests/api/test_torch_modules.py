@@ -38,7 +38,7 @@ def cases(*dtypes):
 
 
 def samples_of(base, dtype, training, requires_grad=False, errors=False):
-    """Returns torch's own samples of valid use of a module, or of misuse if `errors`."""
+    """Returns torch's own samples of valid uses of a module, or of misuses if `errors`."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base in LAYERS and not errors else {}
     make = info.module_error_inputs_func if errors else info.module_inputs_func
@@ -81,7 +81,7 @@ def tensors(*trees):
 
 
 def changed(tree, change=torch.clone):
-    """Returns the tree with `change` applied to floating-point tensors, but not to batch_sizes."""
+    """Applies `change` to the floating-point tensors of a tree, but not to batch_sizes."""
 
     def leaf(t):
         return change(t.detach()).requires_grad_(t.requires_grad) if t.is_floating_point() else t

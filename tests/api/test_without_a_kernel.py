@@ -39,7 +39,7 @@ def _no_kernel(monkeypatch):
 
 @pytest.fixture
 def paths(monkeypatch):
-    """A list that records the path of every call: `torch` (torch's own operator) or `reference`."""
+    """Records the path of every call: `torch` (torch's own operator) or `reference`."""
     taken = []
     for name, module in (("torch", torch_operators), ("reference", reference)):
 
@@ -53,7 +53,7 @@ def paths(monkeypatch):
 
 @pytest.fixture
 def operator_calls(monkeypatch):
-    """A list that records the tensors and the settings of every call to torch's operator."""
+    """Records the tensors and the settings of every call to torch's operator."""
     calls = []
     original = torch_operators._operator
 
@@ -209,13 +209,13 @@ def test_the_operator_runs_in_training_mode_only_if_needed(kind, operator_calls)
 
 
 def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
-    """For other cells, torch's own operator runs on a GPU, with cuDNN or MIOpen."""
+    """Other cells run torch's own operator on a GPU, with cuDNN or MIOpen."""
     on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
     assert availability.why_not_kernel(on_gpu, kind.cell) == text
     why_not = availability.why_not_kernel(on_gpu, has_reset_to=True)
-    assert why_not == "the GPU kernels have no reset_to"
+    assert why_not == "the GPU kernels do not support reset_to"
 
 
 def test_all_sequences_of_a_jagged_batch_may_be_empty(kind):

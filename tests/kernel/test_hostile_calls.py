@@ -87,7 +87,7 @@ def test_direct_steps_check_their_options():
         direct_step(options=ops.BIAS | ops.INT8)
     for cell in (-1, len(KINDS), 2**32 + CELL.number):
         with pytest.raises(
-            RuntimeError, match=f"cell must be from 0 to {len(KINDS) - 1}, got {cell}"
+            RuntimeError, match=f"cell must be between 0 and {len(KINDS) - 1}, got {cell}"
         ):
             direct_step(cell=cell)
 

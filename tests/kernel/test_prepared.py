@@ -194,9 +194,9 @@ def test_the_operators_refuse_tensors_of_other_layers(cell):
         (number, tensor.double(), sizes, "input must have the dtype of the prepared layer"),
         (number, tensor, [2, 9, 16, 0, 16], "input must have 9 features, got 8"),
         (number, tensor, [2, 0, 16, 5, 16], "input must be token ids for this prepared layer"),
-        (number, tensor, [2, 8, 16, 0, 7], "size of h must be from 16 to 16, got 7"),
+        (number, tensor, [2, 8, 16, 0, 7], "size of h must be between 16 and 16, got 7"),
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
-        (77, tensor, sizes, f"cell must be from 0 to {len(CELLS) - 1}, got 77"),
+        (77, tensor, sizes, f"cell must be between 0 and {len(CELLS) - 1}, got 77"),
     ]
     with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
         operators.forward_prepared(number, x[..., 0].long(), states, tensor, sizes, *rest)

@@ -207,8 +207,8 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
     )
     no_integers, no_bools = "lengths must be integers, got torch.fl", "reset must be a bool tensor"
     for input, more, error, text in (
-        (x, {"lengths": [5, 6]}, RuntimeError, "lengths must be from 0 to 5.* got 6 for"),
-        (x, {"lengths": [-1, 5]}, RuntimeError, "lengths must be from 0 to 5.*, got -1"),
+        (x, {"lengths": [5, 6]}, RuntimeError, "lengths must be between 0 and 5.* got 6 for"),
+        (x, {"lengths": [-1, 5]}, RuntimeError, "lengths must be between 0 and 5.*, got -1"),
         (x, {"lengths": [5]}, RuntimeError, "one length for each of the 2 sequences"),
         (x, {"lengths": [5.0, 2.0]}, TypeError, no_integers),
         (x, {"lengths": np.array([5.0, 2.0])}, TypeError, no_integers),

@@ -43,8 +43,8 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
     batch.start[t] = rows;
     rows = std::min(rows + batch.count[t], 2 * kMostElements);  // data_rows is smaller
   }
-  check(rows == data_rows, "batch_sizes must sum to the rows of data, ", data_rows,
-        ", got a sum of ", rows);
+  check(rows == data_rows, "batch_sizes must sum to ", data_rows,
+        " (the rows of data), got a sum of ", rows);
   batch.T = T;
   batch.B = T ? batch.count[0] : 0;
   batch.layout = layout_of(T, batch.B, rows);
@@ -97,8 +97,8 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
   const Tensor contiguous = dense(lengths);
   const int64_t* values = const_data<int64_t>(contiguous);
   for (int64_t b = 0; b < batch.B; ++b) {
-    check(values[b] >= 0 && values[b] <= batch.T, "lengths must be from 0 to ", batch.T,
-          ", the steps of input, got ", values[b], " for sequence ", b);
+    check(values[b] >= 0 && values[b] <= batch.T, "lengths must be between 0 and ", batch.T,
+          " (the steps in input), got ", values[b], " for sequence ", b);
   }
   sort_sequences(values, batch);
   batch.origin = batch.order;
@@ -112,12 +112,12 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   const Tensor contiguous = dense(offsets);
   const int64_t* values = const_data<int64_t>(contiguous);
   batch.B = contiguous.numel() - 1;
-  check(values[0] == 0 && values[batch.B] == data_rows, "offsets must begin with 0 and end with ",
-        data_rows, ", the rows of data, got ", values[0], " and ", values[batch.B]);
+  check(values[0] == 0 && values[batch.B] == data_rows, "offsets must start with 0 and end with ",
+        data_rows, " (the rows of data), got ", values[0], " and ", values[batch.B]);
   std::vector<int64_t> lengths(size_t(batch.B));
   for (int64_t b = 0; b < batch.B; ++b) {
     check(values[b + 1] >= values[b], "offsets must not decrease, got ", values[b + 1], " after ",
-          values[b], " at ", b + 1);
+          values[b], " at index ", b + 1);
     lengths[size_t(b)] = values[b + 1] - values[b];
     batch.T = std::max(batch.T, lengths[size_t(b)]);
   }

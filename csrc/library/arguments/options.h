@@ -43,7 +43,7 @@ struct Options {
 
 // Returns the cell with the number that operators take.
 inline const Cell& cell_of(int64_t cell) {
-  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
+  check(cell >= 0 && cell < kCells, "cell must be between 0 and ", kCells - 1, ", got ", cell);
   return kernels().cells[cell];
 }
 

@@ -46,7 +46,7 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   check(cell.can_project || !options.projections, "options must not set PROJECTIONS for the ",
         cell.name, " cell");
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
-  check(first <= sizes.P && sizes.P <= last, "the size of h must be from ", first, " to ", last,
+  check(first <= sizes.P && sizes.P <= last, "the size of h must be between ", first, " and ", last,
         ", got ", sizes.P);
   if (!options.int8) return;
   check(!options.projections, "8-bit weights do not support projections");

@@ -119,7 +119,7 @@ void check_rows(const Step& step, int64_t sequences) {
   std::vector<bool> seen(size_t(step.row_count < 0 ? 0 : sequences));
   for (int64_t i = 0; i < step.row_count; ++i) {
     const int64_t row = step.rows[i];
-    check(row >= 0 && row < sequences, "rows must be from 0 to ", sequences - 1, ", got ", row);
+    check(row >= 0 && row < sequences, "rows must be between 0 and ", sequences - 1, ", got ", row);
     check(!seen[size_t(row)], "rows must be distinct, got ", row, " twice");
     seen[size_t(row)] = true;
   }

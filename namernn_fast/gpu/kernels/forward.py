@@ -75,7 +75,7 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 @triton.jit
 def _load_previous_states(previous_states, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Loads the previous states, or hx for sequences that begin, shaped as in `load_states`.
+    """Loads the previous states, or hx for sequences that start, shaped as in `load_states`.
 
     For a single sequence, a branch chooses between the two addresses. With a select, Triton would
     lose track of the alignment of the addresses.
@@ -167,7 +167,7 @@ def forward_kernel(
     output,  # (N, directions * H); with RING, two steps in turn (2 * B, directions * H)
     h_n,  # (directions, B, H)
     layout,  # `LayoutTensors`
-    arrivals,  # (blocks * directions), counters that begin at 0; None if there is one member
+    arrivals,  # (blocks * directions), counters that start at 0; None if there is one member
     T,
     B,
     N,

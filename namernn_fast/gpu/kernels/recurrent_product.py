@@ -36,7 +36,7 @@ def _operand(x, FORM: tl.constexpr):
 
 # A program with one sequence multiplies without tensor cores. Each thread splits vectors of units k
 # into elements. With this layout Triton assigns whole vectors to a thread and places lanes along
-# the units n, so a thread computes most of a sum alone, whatever the alignment of rows. The
+# the units n, so a thread computes most of a sum alone for any alignment of rows. The
 # multiply-adds within a thread are explicit. If lanes exchanged single products, the compiler would
 # fuse each lane's own product with the rounded product of another lane, and the lanes' copies of
 # the same sum would differ in their last bits.

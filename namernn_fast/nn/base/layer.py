@@ -1,4 +1,4 @@
-"""`FusedLayer`, the base class of the fused layers, and the constructors that several have."""
+"""`FusedLayer`, the base class of the fused layers, and base classes with shared constructors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -66,17 +66,16 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
                 of an LSTM, r_0 and v_0 of a leaky layer.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
-            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
-                episode begins, which starts from a state of zeros.
+            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True at the first
+                step of each new episode, which starts from a state of zeros.
             reset_to: (seq_len, num_layers, batch, hidden_size), with batch_first (batch, seq_len,
                 num_layers, hidden_size): the states that episodes start from where reset is True,
                 instead of zeros. A pair if the cell has two states.
             embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
-            inputs: what the layer's cell reads besides input. A leaky layer takes `noise`, which is
-                added to v: laid out like input, with num_layers * num_directions * hidden_size
-                features.
+            inputs: other inputs of the cell. A leaky layer takes `noise`, which is added to v: laid
+                out like input, with num_layers * num_directions * hidden_size features.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
@@ -143,15 +142,15 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this layer for inference, whose weights are packed once.
 
-        A call of the copy takes less time, because it packs no weights, above all if it has few
-        steps. Its results are bit-identical to the results of this layer, except where this layer
-        reads the weights of a few rows in place. Later changes of this layer do not change the
-        copy: `refresh` copies the weights again.
+        A call of the copy is faster, because it packs no weights; short calls gain most. Its
+        results are bit-identical to the results of this layer, except if this layer reads weights
+        in place, as it does for few rows. Later changes of this layer do not change the copy:
+        `refresh` copies the weights again.
 
         Args:
-            dtype: None for the dtype of this layer, or torch.int8 for 8-bit weights, which a layer
-                in float32 can have. Weights are then rounded to 127 integers of either sign, with a
-                scale for each row; calls round inputs and states to such integers, and compute
+            dtype: None for the dtype of this layer, or torch.int8 for 8-bit weights, which need a
+                layer in float32. Weights are then rounded to integers from -127 to 127, with a
+                scale for each row. Calls round inputs and states to such integers, and compute
                 everything else in float32.
 
         Raises:
@@ -191,7 +190,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
 
 class GatedLayer(FusedLayer[States]):
-    """The base class of the layers whose cells have no nonlinearity to choose."""
+    """The base class of the layers without a choice of nonlinearity."""
 
     def __init__(
         self,
@@ -215,8 +214,8 @@ class GatedLayer(FusedLayer[States]):
 class CustomLayer(FusedLayer[States]):
     """The base class of the layers that torch lacks.
 
-    Its constructor takes the arguments of `FusedRNN` without proj_size. For each of `Cell.own`,
-    there is an argument of the same name, and train_<name>: whether it requires gradients.
+    Its constructor takes the arguments of `FusedRNN` without proj_size. For each of `Cell.own`, it
+    also takes an argument of that name, and train_<name>: whether the parameter requires gradients.
     """
 
     def __init__(
@@ -229,7 +228,7 @@ class CustomLayer(FusedLayer[States]):
     ) -> None:
         names = [name for p in self._cell.own for name in (p.name, f"train_{p.name}")]
         own = {name: more.pop(name) for name in names}
-        # Torch checks the options. Its parameters, which have no memory, are those of another cell.
+        # Torch checks the options, and makes parameters of another cell, without memory.
         super().__init__(mode="RNN_TANH", device="meta", dtype=dtype, **more)
         self._parameters.clear()
         self.mode, self.nonlinearity = self._cell.name.upper(), nonlinearity
@@ -243,13 +242,13 @@ class CustomLayer(FusedLayer[States]):
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         make_parameters(self, options, own, device, dtype)
         self._init_flat_weights()
-        self._options(self._weights())  # refuses an unknown nonlinearity
+        self._options(self._weights())  # rejects an unknown nonlinearity
 
     def _nonlinearity(self) -> str:
         return self.nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws the parameters anew, except those that the constructor has arguments for."""
+        """Draws new parameters, except for parameters that are arguments of the constructor."""
         draw_parameters(self)
 
     def flatten_parameters(self) -> None:

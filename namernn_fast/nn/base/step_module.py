@@ -51,8 +51,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             input: (batch, input_size), or (input_size).
             hx: (batch, hidden_size), or (hidden_size); None for zeros. A cell with two states
                 takes and returns a pair: an LSTM h and c, a leaky cell r and v.
-            inputs: what the cell reads besides input. A leaky cell takes `noise`, which is added to
-                v: (batch, hidden_size), or (hidden_size).
+            inputs: other inputs of the cell. A leaky cell takes `noise`, which is added to v:
+                (batch, hidden_size), or (hidden_size).
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
@@ -146,7 +146,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return None
 
     def _skips_dispatcher(self, input: Tensor) -> bool:
-        """Returns whether a call skips torch's dispatcher, if its arguments match."""
+        """Returns whether a call with valid arguments skips torch's dispatcher."""
         return (
             not is_grad_enabled()
             and type(input) is Tensor
@@ -167,7 +167,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         )
 
     def _is_faster(self, input: Tensor) -> bool:
-        """Returns whether the fused operator takes less time than torch's cell."""
+        """Returns whether the fused operator is faster than torch's cell."""
         return is_faster(
             self._cell,
             input.shape[0] if input.dim() == 2 else 1,
@@ -190,7 +190,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return availability.why_not_kernel(input, self._cell)
 
     def _fits(self, input: Tensor, hx: Any, weight_ih: Tensor) -> bool:
-        """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
+        """Returns whether shapes and dtypes match. If not, torch's cell raises its own error."""
         batch, dtype = input.shape[:-1], input.dtype
         return (
             self.nonlinearity in self._cell.nonlinearities
@@ -238,8 +238,8 @@ class CustomStepModule(FusedCell[States]):
         for parameter in self._cell.present[True][False]:
             self.register_parameter(parameter.name, None)
         make_parameters(self, ops.BIAS if bias else 0, own, device, dtype)
-        self._options(self._weights())  # refuses an unknown nonlinearity
+        self._options(self._weights())  # rejects an unknown nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws the parameters anew, except those that the constructor has arguments for."""
+        """Draws new parameters, except for parameters that are arguments of the constructor."""
         draw_parameters(self)

@@ -1,4 +1,4 @@
-"""`TokenLayer`, the base class of `TokenRNN` and its like: an embedding, and a layer on its ids."""
+"""`TokenLayer`, the base class of the token layers: an embedding, and a layer that reads ids."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
@@ -27,7 +27,7 @@ class _Scriptable(torch.nn.Module):
 
 
 class _ScriptablePair(torch.nn.Module):
-    """Like `_Scriptable`, but with the type of a pair of states, which TorchScript needs."""
+    """Like `_Scriptable` for a pair of states, whose type TorchScript needs to know."""
 
     def forward(self, ids: Tensor, hx: tuple[Tensor, Tensor] | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
@@ -114,7 +114,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
-        If the model has hooks or a `forward` set on the object, calls the model so that these run.
+        If the model has hooks, or a `forward` set on the object, calls the model so that they run.
 
         Args:
             ids, hx, lengths, reset, reset_to, inputs: as in `forward`.
@@ -182,7 +182,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         return f"the embedding has {what_else}" if what_else else self._why_not_together()
 
     def _why_not_together(self) -> str | None:
-        """Returns why the parts cannot run together, hooks aside, or None if they can."""
+        """Returns why the parts cannot run together, ignoring hooks, or None if they can."""
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
@@ -216,7 +216,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
 
 
 class GatedTokenLayer(TokenLayer[States]):
-    """The base class of the token layers whose cells have no nonlinearity to choose."""
+    """The base class of the token layers without a choice of nonlinearity."""
 
     def __init__(
         self,

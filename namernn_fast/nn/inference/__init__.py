@@ -1,1 +1,1 @@
-"""Prepared modules and streams, whose weights are packed once, and steps without the dispatcher."""
+"""Modules and streams with weights packed once, and steps that skip torch's dispatcher."""

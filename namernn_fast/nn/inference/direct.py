@@ -1,6 +1,6 @@
-"""Single steps: when a step runs the kernel, and how it does so without torch's dispatcher.
+"""Decides when a single step runs the kernel, and runs it without torch's dispatcher.
 
-For modules on a CPU, the dispatcher would take longer than a small step.
+The dispatcher would take longer than a small step.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ..states import states_in
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
-# The instruction sets of the CPU kernels, found at once, because a tracer cannot record a string.
+# Looked up at import, because a tracer cannot record an operator that returns a string.
 KERNEL, BFLOAT16_KERNEL = (
     map(ops.cpu_kernel, (torch.float32, torch.bfloat16))
     if availability.HAS_EXTENSION
@@ -28,16 +28,16 @@ KERNEL, BFLOAT16_KERNEL = (
 def is_faster(
     cell: Cell, batch: int, input_size: int, hidden_size: int, *, skips_dispatcher: bool
 ) -> bool:
-    """Returns whether a step takes less time on the kernel than on the operators of torch's cell.
+    """Returns whether a step is faster on the kernel than with the operators of torch's cell.
 
-    The limits are from `benchmarks.cpu.steps`, with one thread and with two. They are the same for
-    any number of threads, because results must not depend on that number.
+    The limits were measured with `benchmarks.cpu.steps` on one and two threads. They do not depend
+    on the number of threads, because results must not depend on it.
 
     Args:
         cell: the cell.
         batch, input_size, hidden_size: the sizes of the step.
-        skips_dispatcher: whether the step skips torch's dispatcher, as in inference, which calls of
-            torch's operators cannot.
+        skips_dispatcher: whether the step skips torch's dispatcher, as in inference. Torch's
+            operators cannot skip it.
     """
     if KERNEL in ("none", "baseline"):
         return False
@@ -72,14 +72,14 @@ def try_step(
         cell, options: as in `namernn_fast.ops`.
         weights: the weights of one layer, or the prepared tensor.
         input: (batch, input_size), or as in the operator `step`.
-        states: (batch, hidden_size) each, or as in the operator `step`; none for zeros.
+        states: (batch, hidden_size) each, or as in the operator `step`; empty for zeros.
         hidden_size: the number of features of a state.
-        in_place: whether to update `states`. These and `weights` are then a stream's, and plain.
-        output: what to write the output to, if it is wanted.
+        in_place: whether to update `states`. They and `weights` then belong to a stream.
+        output: the tensor to write the output to, or None.
         rows, inputs: as in the operator `step`.
 
     Returns:
-        The last states, or None if the step did not run. Then nothing has changed.
+        The last states, or None if the step did not run and nothing has changed.
 
     Raises:
         RuntimeError: the arguments do not match.
@@ -115,13 +115,13 @@ def step_of_module(
     Args:
         cell: the cell.
         input: (batch, input_size).
-        hx: the states as the module takes them, (batch, hidden_size) each, or None.
+        hx: the states as passed to the module, (batch, hidden_size) each, or None.
         weights: the weights of the module, or the prepared tensor.
         hidden_size: the number of features of a state.
         options: the option bits of the module.
 
     Returns:
-        The new states as the module returns them, or None if the step did not run.
+        The new states in the form that the module returns, or None if the step did not run.
     """
     if hx is None:
         states = []

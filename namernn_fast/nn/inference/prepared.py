@@ -1,10 +1,10 @@
 """`PreparedLayer` and `PreparedCell`: modules for inference whose weights are packed once.
 
 `prepare()` of a fused layer, token layer or step module makes them. A prepared module holds the
-weights in panels, and the layer that it was made from without the memory of its weights. To save,
-copy or convert a prepared module (see `saving`), the weights are unpacked to a layer, and packed
-again. With 8-bit weights, that layer has the rounded weights, which round to the same integers
-again. Where no CPU kernel can run, the module holds a copy of the layer instead, and calls it.
+weights in panels, and its layer without weight memory. To save, copy or convert a prepared module
+(see `saving`), the weights are unpacked into a layer, and packed again. With 8-bit weights, that
+layer has the rounded weights, which round to the same integers again. If no CPU kernel can run, the
+module holds a copy of the layer instead, and calls it.
 """
 
 import itertools
@@ -32,14 +32,14 @@ from .saving import Saved
 from .stream import Stream
 
 MOST_TABLE_BYTES = 64 * 2**20
-"""The largest table of a token layer's input products that is prepared, for all directions."""
+"""The largest table that `prepare()` makes for a token layer, for all directions together."""
 
 
 class Prepared(FromExporter, Saved, Generic[States]):
     """The base class of the prepared modules.
 
-    Its options are those of the layer. `batch_invariant` can be set, which packs the weights again
-    and ends all streams; the other options cannot.
+    It has the options of the layer. Setting `batch_invariant` packs the weights again and ends all
+    streams; no other option can be set.
 
     Args:
         layer: the module to prepare.
@@ -54,7 +54,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
     _embedding: Tensor | None
     """(vocabulary, input_size) of a token layer."""
     _ties: dict[str, Any]
-    """What `restore_rnn` needs to tie parameters again, by the name of the weight."""
+    """For each shared parameter, by weight name, what `restore_rnn` needs to tie it again."""
 
     def __init__(self, layer: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class Prepared(FromExporter, Saved, Generic[States]):
         """Returns a `Stream`, which keeps the states of a batch of sequences between calls.
 
         Args:
-            batch: the number of sequences. Their states begin as zeros.
+            batch: the number of sequences. Their states start as zeros.
 
         Raises:
-            ValueError: batch is negative or no integer, or the layer is bidirectional.
+            ValueError: batch is negative or not an integer, or the layer is bidirectional.
         """
         return Stream(self, batch)
 
@@ -82,7 +82,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
             layer: a layer with the class, options, dtype and device of the prepared layer.
 
         Raises:
-            ValueError: one of these differs.
+            ValueError: the class, an option, the dtype or the device differs.
             RuntimeError: the layer has hooks or another `forward`.
         """
         is_layer = hasattr(layer, "_with_weights")  # a prepared module is none
@@ -118,7 +118,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         """No-op, as in the fused layers on a CPU."""
 
     def _hold(self, layer: Any) -> None:
-        """Packs the weights of a layer or, where no CPU kernel can run, keeps a copy of them."""
+        """Packs the weights of a layer, or keeps a copy of them if no CPU kernel can run."""
         why_not = layer._why_not_preparable()
         if why_not is not None:
             raise RuntimeError(f"prepare() cannot take this {type(layer).__name__}: {why_not}")
@@ -230,8 +230,8 @@ class PreparedLayer(Prepared[States], HasLastState[States]):
             input, .., inputs: as in `FusedRNN.forward` or `TokenRNN.forward`.
 
         Raises:
-            RuntimeError: the module is in training mode, or gradients or a torch.func transform
-                other than vmap are asked for.
+            RuntimeError: the module is in training mode, an argument requires a gradient, or a
+                torch.func transform other than vmap is active.
             TypeError, ValueError, RuntimeError, IndexError: as in `FusedRNN.forward`.
         """
         panels = self._panels
@@ -311,7 +311,7 @@ class PreparedCell(Prepared[States]):
 
 
 def _options_of(layer: Any, weights: list[Tensor]) -> int:
-    """Returns the option bits of a layer or step module, whatever `batch_invariant()` is."""
+    """Returns the option bits of a layer or step module, ignoring `batch_invariant()`."""
     options: int = layer._options(weights) & ~ops.BATCH_INVARIANT
     return options | (ops.BATCH_INVARIANT if getattr(layer, "batch_invariant", False) else 0)
 

@@ -1,6 +1,6 @@
-"""`Saved`: what leaves a prepared module, in files, copies and conversions, and what comes back.
+"""`Saved`: saves, loads, copies and converts prepared modules.
 
-All of these hold the weights of the layer, because the order of packed weights depends on the
+Files and copies hold the weights of the layer, because the order of packed weights depends on the
 processor. With 8-bit weights they hold the integers and scales.
 """
 
@@ -16,10 +16,10 @@ from ..weights import from_saved, matrices
 
 
 class Temporary:
-    """Tensors in a pickle that nothing else holds.
+    """Tensors that only a pickle refers to.
 
-    To send a tensor to another process, torch shares its memory, which must then live until the
-    process has it. The values of these tensors are sent instead.
+    To send a tensor to another process, torch shares its memory, which must live until the process
+    has received it. So the values of these tensors are sent instead.
     """
 
     def __init__(self, value: Any) -> None:
@@ -34,7 +34,7 @@ ForkingPickler.register(Temporary, _by_value)
 
 
 class Saved(torch.nn.Module):
-    """The base class of `Prepared`: everything that unpacks the weights and packs them again."""
+    """The base class of `Prepared`: the methods that unpack the weights and pack them again."""
 
     dtype: torch.dtype | None
     """int8 if the weights are 8-bit integers, otherwise None."""
@@ -44,7 +44,7 @@ class Saved(torch.nn.Module):
     """weight_ih of each direction of the first layer if a table replaces it, otherwise empty."""
 
     def _hold(self, layer: Any) -> None:
-        """Takes over the weights of a layer. If that fails, this module is unchanged."""
+        """Replaces the weights by the weights of a layer. On failure, this module is unchanged."""
         raise NotImplementedError
 
     def _weights(self) -> list[Tensor]:
@@ -56,9 +56,9 @@ class Saved(torch.nn.Module):
         return self._layer._with_weights(self._weights(), False)
 
     def restore(self) -> Any:
-        """Returns a new module of the class that was prepared, with the weights of this one.
+        """Returns a new module of the class that was prepared, with the weights of this module.
 
-        It is in eval mode, and its parameters require gradients.
+        The new module is in eval mode, and its parameters require gradients.
 
         Raises:
             RuntimeError: the weights were rounded to 8 bits.
@@ -79,16 +79,16 @@ class Saved(torch.nn.Module):
         return self
 
     def _integer_names(self, layer: Any, weights_ih: list[Tensor]) -> list[str]:
-        """Returns the names of the weights that are 8-bit integers, if any are.
+        """Returns the names of the weights that are 8-bit integers.
 
-        Tables of input products are in float32, and so are the `weights_ih` that they come from.
+        Tables of input products and their `weights_ih` are in float32.
         """
         return [] if self.dtype is None else matrices(layer, len(weights_ih))
 
     def _to_save(
         self, layer: Any, weights: list[Tensor], weights_ih: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Returns the weights of a layer by name, those of 8 bits as integers and scales."""
+        """Returns the weights of a layer by name, 8-bit weights as integers and scales."""
         named = dict(zip(layer._names_in_state_dict(), weights, strict=True))
         int8.to_integers(named, self._integer_names(layer, weights_ih))
         return named

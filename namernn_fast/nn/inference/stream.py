@@ -38,13 +38,12 @@ Rows = Sequence[int] | Tensor
 
 
 class Stream:
-    """A batch of sequences that a prepared module reads frame by frame, made by its `stream`.
+    """A batch of sequences that a prepared module reads frame by frame. Its `stream` makes one.
 
-    A stream owns the states of its sequences, which begin as zeros, and updates them in place.
-    Nothing that it takes or returns shares memory with them. If a CPU kernel runs, the states of a
-    layer in 16 bits are float32. `refresh` of the prepared module changes the weights of
-    its streams, and leaves their states alone. A call that raises an error leaves all states as
-    they were.
+    A stream owns the states of its sequences, which start as zeros, and updates them in place. They
+    share no memory with arguments and results. If a CPU kernel runs, the states of a layer in 16
+    bits are float32. `refresh` of the prepared module changes the weights of its streams, but not
+    their states. A call that raises an error leaves all states unchanged.
 
     Only one thread at a time may use a stream, but several threads may each use a different stream
     of the same prepared module. A stream computes no gradients.
@@ -64,7 +63,7 @@ class Stream:
 
     def __init__(self, prepared: Any, batch: int) -> None:
         if type(batch) is not int or batch < 0:
-            raise ValueError(f"batch must be an integer from 0 on, got {batch!r}")
+            raise ValueError(f"batch must be an integer of at least 0, got {batch!r}")
         rnn = prepared._layer._recurrent
         if getattr(rnn, "bidirectional", False):
             raise ValueError("a stream needs one direction: the other one starts at the last frame")
@@ -99,21 +98,21 @@ class Stream:
             frame: (batch, input_size), or several steps, (steps, batch, input_size), with
                 batch_first (batch, steps, input_size). For a token layer, token ids in these shapes
                 without the last dimension.
-            rows: the sequences that the frame is for, which are then the batch of its shape; None
-                for all. The others keep their states.
+            rows: the sequences to advance, which are then the batch of frame; None for all. The
+                others keep their states.
             out: the tensor to write the output to.
-            inputs: what the cell reads besides frame: `noise` of a leaky layer, shaped like frame,
-                with num_layers * hidden_size features.
+            inputs: other inputs of the cell: `noise` of a leaky layer, shaped like frame, with
+                num_layers * hidden_size features.
 
         Returns:
-            The output of the last layer, shaped like frame, with the features of h: a new tensor,
-            or out.
+            The output of the last layer, shaped like frame, with the features of h: a new tensor
+            or `out`.
 
         Raises:
             RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
-                are out of range; a token id is out of range (IndexError without a table); gradients
-                or a torch.func transform are asked for, or the call is exported; the prepared
-                module was converted.
+                are out of range; a token id is out of range (IndexError without a table); an
+                argument requires a gradient; a torch.func transform is active; the call is
+                exported; the prepared module was converted.
             TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are not
                 integers.
         """
@@ -189,7 +188,7 @@ class Stream:
 
     @property
     def states(self) -> Any:
-        """A copy of all states, in the form of the last states that the prepared module returns."""
+        """A copy of all states, in the form in which the prepared module returns last states."""
         states = [*map(forks.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
@@ -215,7 +214,7 @@ class Stream:
         return other
 
     def _update(self, states: list[Tensor]) -> None:
-        """Copies states to those of this stream."""
+        """Copies `states` into the states of this stream."""
         for held, state in zip(self._states, states, strict=True):
             forks.copy_(held, state)
 
@@ -257,9 +256,9 @@ class Stream:
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
         read = [frame, *beside, *([] if self._panels is None else [self._panels.tensor])]
         for tensor in read if not is_compiling() else ():
-            # The copy of some wrappers is plain, such as that of a collective's result.
+            # A copy of some wrappers is plain, for example of a collective's result.
             if is_wrapper(tensor) and is_wrapper(tensor.clone()):
-                # Its class may run an operator twice, but a step changes the states in place.
+                # Its class may run an operator twice, and a step changes the states in place.
                 raise TypeError(
                     "a stream keeps plain states, so its frames and weights must be plain tensors, "
                     f"got a {type(tensor).__name__}"
@@ -267,7 +266,7 @@ class Stream:
         if is_exporting() or is_jit_tracing():
             _refuse("cannot be exported: export the layer, which takes and returns its states")
         if functorch_is_active():
-            _refuse("keeps its states, which torch.func transforms cannot: call the layer")
+            _refuse("keeps its states, which torch.func transforms do not support: call the layer")
         if is_transformed() or (
             is_grad_enabled()
             and any(
@@ -279,7 +278,7 @@ class Stream:
         device, dtype = self._rows.device, self._rows.dtype
         weight = self._prepared._layer._weights()[-1]
         if self._panels is not self._prepared._panels or weight.dtype != dtype:
-            _refuse("ends when its prepared module is converted: make a new one")
+            _refuse("ends when its prepared module is converted: make a new stream")
         if self._takes_ids:
             tokens.check_types(frame, weight)
         if frame.device != device:
@@ -292,7 +291,7 @@ class Stream:
             )
 
     def _places(self, rows: Rows) -> Tensor:
-        """Returns `rows` as a tensor, checked here or by the program that a compiler makes."""
+        """Returns `rows` as a tensor, checked here or in the compiled program."""
         device = self._rows.device
         if is_compiling():
             if isinstance(rows, list | tuple):
@@ -303,7 +302,7 @@ class Stream:
         return torch.as_tensor(rows, dtype=torch.int64, device=device)
 
     def _as_sequence(self, frame: Tensor) -> Tensor:
-        """Returns a frame as the prepared module takes it."""
+        """Converts a frame to the input of the prepared module."""
         if self._is_step_module or frame.dim() == (2 if self._takes_ids else 3):
             return frame
         return frame.unsqueeze(1 if self._prepared.batch_first else 0)
@@ -311,7 +310,7 @@ class Stream:
     def _run_layer(
         self, frame: Tensor, places: Tensor | None, beside: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the output and the new states, computed by the layer, because no kernel can."""
+        """Computes the output and the new states with the layer, because no kernel can run."""
         layer, held = self._prepared._layer, self._states
         hx: Any
         states = [state if places is None else state.index_select(1, places) for state in held]
