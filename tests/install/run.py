@@ -2,7 +2,7 @@
 
 `make compatibility ONLY=wheel` runs this program. Each environment holds a Python, a torch that pip
 downloads (7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before
-the next environment is made. Every program runs with only the environment's programs on its PATH.
+the next one is made. Only the environment's programs are on the PATH.
 Results are written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
 docs/install.md too.
 """
@@ -92,7 +92,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
 
 
 def audit(wheel: Path) -> list[str]:
-    """Returns what auditwheel and abi3audit report about the wheel, one line per fact."""
+    """Returns the findings of auditwheel and abi3audit about the wheel, one per line."""
     programs = Path(sys.executable).parent
 
     def report(*command):

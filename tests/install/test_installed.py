@@ -44,8 +44,8 @@ TORCHS_LAYERS = {
     "902deeba8fd7d3c92b00e3557071b3bb41cf747bd4b2b9d63757d88562688bde": "2.13 and 2.14",
     "f8da80dc0303f9f2af83c613e6eb5f30d9e22b8ceacf151324181d9c71e09e7a": "2.15",
 }
-"""The SHA-256 of the file of torch.nn.modules.rnn in each torch that the layers were compared with,
-from the oldest to the newest."""
+"""The SHA-256 of torch.nn.modules.rnn's file in each torch that the layers were compared with, with
+the oldest torch first."""
 
 
 def has(*packages):
@@ -98,7 +98,7 @@ def results(module, layout, seed):
     dtype = module.weight_hh_l0.dtype
 
     def draw(*size):
-        # Round to a precision that all dtypes have, so that all layers get equal numbers.
+        # Round the numbers so that every dtype represents them exactly.
         return torch.randn(*size, generator=generator).bfloat16().to(dtype)
 
     states = module.num_layers * (2 if module.bidirectional else 1)
@@ -149,8 +149,8 @@ def test_torch_has_every_private_name():
     assert torch_private.without_python(operator) is not operator
 
 
-def test_imports_of_torch_run_the_hooks():
-    """Hooks change torch's modules, and none of them warns that it cannot."""
+def test_importing_torchs_modules_runs_the_hooks():
+    """Hooks can change all the torch modules that they need to change, without a warning."""
     program = """
 import torch, namernn_fast
 from namernn_fast import torch_operators
@@ -171,11 +171,11 @@ assert vars(marked) == vars(torch_private.called_by_dynamo(lambda: None))
     run_python("-W", "error::RuntimeWarning", "-c", program)
 
 
-def test_torchs_layers_are_known():
-    """The layers repeat checks, errors and attributes of torch's layers, which may change."""
+def test_torchs_layers_did_not_change():
+    """The layers repeat checks, errors and attributes of torch's layers, so these must be known."""
     found = hashlib.sha256(Path(torch.nn.modules.rnn.__file__).read_bytes()).hexdigest()
     assert found in TORCHS_LAYERS, (
-        f"torch.nn.modules.rnn of torch {torch.__version__} is unknown. Compare it with that "
+        f"torch.nn.modules.rnn of torch {torch.__version__} is unknown. Compare it with the file "
         f"of torch {[*TORCHS_LAYERS.values()][-1]}: arguments and checks of the constructors, "
         "attributes of RNNBase, the checks and messages of forward and of the cells, and what "
         f"TorchScript compiles. Follow what changed, and add {found} to TORCHS_LAYERS"
@@ -210,7 +210,7 @@ def test_errors_are_torchs(kind, input, hx):
 
 
 @pytest.mark.parametrize("kind", FUSED)
-def test_errors_of_constructors_are_torchs(kind):
+def test_constructor_errors_match_torchs_layer(kind):
     wrong = {"hidden_size": 0}, {"num_layers": 0}, {"dropout": 2.0}, {"bias": 1}, {"no_option": 1}
     for options in wrong:
         errors = []
@@ -305,7 +305,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 class Net(torch.nn.Module):
-    """A layer between two operators. A tracer must capture the whole module in one graph."""
+    """A layer between two operators, which a tracer must capture in one graph."""
 
     def __init__(self, **options):
         super().__init__()

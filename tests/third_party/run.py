@@ -111,7 +111,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         command += [argument.format(sources=sources) for argument in suite.tests]
         with open(written.with_suffix(".log"), "w") as log:
             code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log)
-        # Status 1 means that tests failed. After any other error there is nothing to compare.
+        # Status 1 means that tests failed. With any other status there is nothing to compare.
         if code.returncode not in (0, 1) or not written.exists():
             return Result(suite, {}, f"pytest ended with status {code.returncode}")
         outcomes[layer] = json.loads(written.read_text())

@@ -14,8 +14,8 @@ class Checkout:
         repository: owner/name.
         tag: the release that the test files belong to.
         paths: the files and folders to fetch.
-        package: the folder within the installed library that gets a copy of the first path, if
-            the tests import each other or their data from there; empty if they do not.
+        package: the folder of the installed library to copy the first path into, if the tests
+            import each other or their data from there; otherwise empty.
     """
 
     repository: str
@@ -32,7 +32,7 @@ class Suite:
         library: the name of the library's package.
         version: the release, which is fixed so that two runs can be compared.
         tests: the arguments of pytest; `{sources}` stands for the folder of the checkout.
-        origin: who wrote the tests, as the table shows it.
+        origin: who wrote the tests, as shown in the table.
         extras: the extras of the library's package to install, such as `[torch]`.
         needs: further packages that the tests need.
         checkout: where the test files come from if the package has none.
@@ -59,7 +59,7 @@ class Suite:
 
 
 def written_here(library: str, version: str) -> Suite:
-    """Returns a suite from this folder, for uses that a library's own tests do not cover."""
+    """Returns a suite from this folder, for uses that a library's tests do not cover."""
     file = HERE / f"{library}_with_rnn.py"
     return Suite(library, version, (str(file),), origin="written here")
 
@@ -108,7 +108,7 @@ SUITES = (
             "speechbrain.decoders.seq2seq",
         ),
         checkout=Checkout(
-            # The test file of 1.1.0 fits later releases, whose layer has the same interface.
+            # The test file of 1.1.0 works for later releases: their layer has the same interface.
             "speechbrain/speechbrain",
             "v1.1.0",
             ("tests/unittests/test_RNN.py", "conftest.py"),

@@ -16,7 +16,7 @@ def published():
     return verdicts, {label: note for label, *_, note in rows}
 
 
-def test_every_row_is_published_and_every_no_has_its_reason():
+def test_every_row_is_published_with_a_reason_for_every_no():
     verdicts, notes = published()
     assert [*verdicts] == [*ROWS]
     for label, of_layers in verdicts.items():
@@ -38,7 +38,7 @@ def test_every_row_is_published_and_every_no_has_its_reason():
         ),
     ],
 )
-def test_a_note_names_its_layers_unless_it_is_the_only_one(entries, note):
+def test_a_note_names_its_layers_unless_it_is_alone(entries, note):
     assert note_of(entries) == note
 
 
@@ -48,7 +48,7 @@ def test_a_note_names_its_layers_unless_it_is_the_only_one(entries, note):
     "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
 def test_layers_do_what_the_page_says(name, label):
-    """Compares only the verdict, because the text of an error depends on torch's version."""
+    """Compares only verdicts, because the text of an error depends on torch's version."""
     verdict, text = attempt(label, name)
     verdicts, _ = published()
     assert verdict == verdicts[label][name], text

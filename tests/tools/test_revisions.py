@@ -1,4 +1,4 @@
-"""Tests what the comparison of two revisions concludes, and that it notices a planted change."""
+"""Tests the conclusions from comparing two revisions, and that a planted change is noticed."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_a_call_that_only_the_older_revision_rejects_is_not_compared(monkeypatch
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
 def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """An instruction set that only one revision runs is a difference; one that none runs is not."""
+    """It is a difference if only one revision runs an instruction set, but not if neither does."""
     digests = {("base", "avx2"): SAME, ("new", "avx2"): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
@@ -106,7 +106,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
     ],
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
-def test_the_verdict_follows_from_the_times(pairs, message, monkeypatch, capsys):
+def test_verdict_on_speed(pairs, message, monkeypatch, capsys):
     monkeypatch.setattr(builds, "build", lambda revision: builds.Build("new", Path()))
     laps = iter(pairs)
     monkeypatch.setattr(speed, "time_rounds", lambda *given: [(next(laps),) * len(given[3])])
