@@ -68,7 +68,7 @@ def restore_attribute(app: Sphinx, what: str, name: str, obj, options, lines: li
 
 # The vanilla cell's equation within a line of a docstring, with or without backticks.
 _EQUATION = re.compile(r"`?\bh(?:_t|') = (?:act|tanh)\(.*? b_hh\)`?")
-# A line of an indented block of equations, such as those of the GRU.
+# A line of an indented block of equations, as in the docstring of the GRU.
 _LINE_OF_BLOCK = re.compile(r"\s+(\w+) = (.+)")
 
 
