@@ -56,7 +56,7 @@ def findings(site: Path) -> Iterator[str]:
             yield f"{name}: has {page.titles} titles"
         for link in filter(lambda link: not is_outside(link), page.links + page.fetched):
             parts = urlsplit(link)
-            if parts.scheme:  # such as data:
+            if parts.scheme:  # for example "data:"
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():

@@ -25,7 +25,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "pages",  # of the folder _extensions
+    "pages",  # in the folder _extensions
 ]
 # A page is a Markdown file, or a program in percent cells that is executed.
 source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
@@ -61,7 +61,7 @@ _settings = Path(tempfile.mkdtemp(prefix="ipython-"))
 )
 os.environ["IPYTHONDIR"] = str(_settings)
 atexit.register(shutil.rmtree, _settings)
-logging.getLogger("traitlets").setLevel("WARNING")  # nor is it news that a kernel starts
+logging.getLogger("traitlets").setLevel("WARNING")  # hides the start of the kernel
 
 autodoc_default_options = {"member-order": "bysource"}
 autodoc_mock_imports = ["triton"]

@@ -20,7 +20,7 @@ from .nn.vanilla import rnn
 
 try:
     __version__ = version("namernn_fast")
-except PackageNotFoundError:  # not installed: `make bench-gpu` runs the checkout itself
+except PackageNotFoundError:  # `make bench-gpu` runs a checkout that is not installed
     __version__ = "0+checkout"
 
 __all__ = [

@@ -52,7 +52,7 @@ class FusedStack(torch.autograd.Function):
         if is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
             output, last, saved = ops.forward(*arguments)
-            needs = _needs_of.__wrapped__(cell, options, count, needed)  # not cached
+            needs = _needs_of.__wrapped__(cell, options, count, needed)  # bypasses the cache
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
@@ -156,7 +156,7 @@ def _skip_unused(result: Tensor) -> None:
 
 before_first_hook(FusedStack, _skip_unused)
 
-_NOT_DIFFERENTIABLE = (None,) * 5  # for the arguments before input
+_NOT_DIFFERENTIABLE = (None,) * 5  # gradients of the arguments before input
 _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 
 

@@ -47,7 +47,7 @@ def run(call: Call) -> Results:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not_kernel}")
     if call.lookup is not None:
         tokens.look_up(call, choice)
-    like = call.weights[0]  # not data, which may be token ids
+    like = call.weights[0]  # data may be integer token ids
     by_layers = call.dropout and not (
         path is torch_operators.run_stack and torch_operators.is_whole(call)
     )
@@ -58,13 +58,13 @@ def run(call: Call) -> Results:
         call.options |= precision_bits(call.cell)
         return _run_layers(path, call) if by_layers else path(call)
     precision = fp32_precision.get("mkldnn", call.cell.fp32_precision)
-    if precision in PRECISION_BITS:  # tested inline, because calling precision_bits takes as long
+    if precision in PRECISION_BITS:  # inlined, because precision_bits() is slower
         call.options |= PRECISION_BITS[precision]
     data = call.data
     checked = (
         path is not _fused_path
-        or call.dropout  # each call to the operator sees only one layer
-        or not (data.is_cpu and like.is_cpu)  # on a GPU, or on different devices
+        or call.dropout  # each operator call sees only one layer
+        or not (data.is_cpu and like.is_cpu)  # GPU, or mixed devices
     )
     for beside in (*call.states, *call.restart_states, *call.beside):
         checked = checked or not beside.is_cpu

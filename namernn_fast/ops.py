@@ -304,7 +304,7 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     options, weights = call.options, call.lists.weights
     cell = NUMBERED[call.cell]
     num_layers = layer_count(cell, weights, options)
-    like, sizes = weights[0], state_sizes(cell, weights)  # not input: token ids are integers
+    like, sizes = weights[0], state_sizes(cell, weights)  # input may be integer token ids
     shape = output_shape(call.input, sizes[0], options)
     saved = []
     if options & WANT_SAVED:
@@ -324,7 +324,7 @@ def batch_size(call: Any) -> Any:
     """Returns the number of sequences of a traced call: a number or a symbol."""
     if call.options & STATES:
         return call.tensors[0].shape[1]
-    if call.options & PACKED:  # the number is a value in batch_sizes, which a tracer cannot read
+    if call.options & PACKED:  # a tracer cannot read the values of batch_sizes
         return torch.library.get_ctx().new_dynamic_size()
     if call.options & JAGGED:
         return call.sequence_layout.shape[0] - 1

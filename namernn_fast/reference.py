@@ -150,7 +150,7 @@ def _direction(
     """
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
-    previous_sequences = sizes[-1 if reverse else 0]  # number of sequences at the previous step
+    previous_sequences = sizes[-1 if reverse else 0]  # the number of sequences at the previous step
     h = hx if previous_sequences == hx.shape[0] else hx[:previous_sequences]
     ended = []  # last states of the sequences that have ended, shortest sequences first
     hidden = []

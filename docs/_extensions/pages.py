@@ -115,6 +115,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", link_to_pages)
     app.connect("autodoc-process-docstring", typeset_equations, priority=300)
-    app.connect("autodoc-process-docstring", keep_attribute, priority=400)  # Napoleon has 500
+    app.connect("autodoc-process-docstring", keep_attribute, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

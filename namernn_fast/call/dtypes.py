@@ -55,7 +55,7 @@ def convert_dtypes(call: Call) -> None:
         kind = "packed" if call.options & ops.PACKED else "padded"
         kind = "projected" if call.options & ops.PROJECTIONS else kind
         dtype = autocast_dtype(features, call.cell, kind, state)
-        if call.prepared is not None:  # its weights cannot be cast
+        if call.prepared is not None:  # prepared weights cannot be cast
             dtype = call.prepared.shapes[0].dtype
         call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
         call.convert_states(lambda state: cast_like_autocast(state, dtype))

@@ -103,7 +103,7 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
 
 
 def _kind_of(value: Any) -> str:
-    if isinstance(value, Tensor):  # of any class, for example a Parameter
+    if isinstance(value, Tensor):  # including subclasses, such as Parameter
         return "jagged tensor" if value.is_nested else "Tensor"
     return type(value).__name__
 
@@ -113,7 +113,7 @@ def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
     error = f"{name} must have the sequence lengths of input"
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
-    if is_compiling():  # the values are known when the compiled program runs
+    if is_compiling():  # only the compiled program knows the values
         _assert_async((borders == of_input).all(), error)
     elif not torch.equal(borders, of_input):
         raise RuntimeError(error)
@@ -162,7 +162,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
         wanted = "a Tensor" if number == 1 else "a pair of tensors"
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
-    if not is_jit_tracing():  # torch.jit.trace would warn of every comparison
+    if not is_jit_tracing():  # torch.jit.trace would warn about every comparison
         layers = ops.layer_count(call.cell, call.weights, options)
         # The layers come before the batch, as in hx, unless the batch comes first.
         at = len(rows) if first else 1
@@ -192,7 +192,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
             "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
             f"{input.dim()}"
         )
-    tensor = " tensor" if cell.name == "rnn" else ""  # nn.GRU and nn.LSTM leave the word out
+    tensor = " tensor" if cell.name == "rnn" else ""  # nn.GRU and nn.LSTM omit the word
     raise ValueError(
         f"{cell.name.upper()}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead"
         + hint_at_embedding(input)
@@ -278,8 +278,8 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
             "lengths need a padded input: a PackedSequence or a jagged tensor has its own lengths"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, device="cpu")  # a copy, which the caller cannot modify
-        if not lengths.numel():  # an empty list becomes float32
+        lengths = torch.tensor(lengths, device="cpu")  # a copy that the caller cannot modify
+        if not lengths.numel():  # torch.tensor makes an empty list float32
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")

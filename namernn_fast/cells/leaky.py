@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
-    "softplus": lambda v: torch.logaddexp(v, torch.zeros_like(v)),  # F.softplus is linear from 20
+    "softplus": lambda v: torch.logaddexp(v, torch.zeros_like(v)),  # F.softplus is linear above 20
 }
 
 

@@ -174,7 +174,7 @@ _TILES = {
 # Properties of an H100.
 _PORT = 64  # bytes that an SM reads from L2 per cycle
 _READING = 0.6  # fraction of all SMs that can read at the rate _PORT at the same time
-_BARRIER = 2600  # cycles that a barrier among programs takes
+_BARRIER = 2600  # cycles of a barrier among programs
 
 
 def _choose_streamed(size: Size) -> Plan:
@@ -183,7 +183,7 @@ def _choose_streamed(size: Size) -> Plan:
     kind = "16 bits" if itemsize == 2 else "tf32" if size.tf32 else "CUDA cores"
     found: dict[Plan, float] = {}
     for block_b, block_n, block_k, warps, stages in _TILES[kind]:
-        read = (block_b + block_n) * itemsize  # bytes per hidden unit that is summed over
+        read = (block_b + block_n) * itemsize  # bytes read per hidden unit of the sum
         if stages * read * block_k > device.shared:
             continue
         blocks = size.blocks(block_b)

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import launching
 from .kernels import sums_by_token_kernel
 
-_ROWS_OF_A_PART = 256  # Target for the rows that a part adds per token, on average.
+_ROWS_OF_A_PART = 256  # Target for the average number of rows that a part adds per token.
 SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
 """Triton's compile and launch options for `sums_by_token_kernel`."""
 

@@ -49,7 +49,7 @@ def _products(call: ops.ForwardArguments) -> list[tuple[int, int]]:
     for k, (weight, parameter) in enumerate(zip(call.lists.weights, itertools.cycle(parameters))):
         if parameter.is_matrix:
             products[k // per_layer][parameter.role != "weight_ih"] += weight.numel()
-    if ops.has_ids(call.input):  # rows of the table are read, not multiplied
+    if ops.has_ids(call.input):  # table rows are read, not multiplied
         products[0][0] = 0
     return [(of_input, of_states) for of_input, of_states in products]
 
@@ -79,7 +79,7 @@ def _backward(*arguments: Any, **kwargs: Any) -> int:
     call = ops.BackwardArguments(*arguments)
     total = 0
     for number, (ih, hh) in enumerate(_products(call)):
-        total += hh  # the gradients of the states
+        total += hh  # the products for the gradients of the states
         total += ih if number or call.wanted[0] else 0
         total += ih + hh if number in call.want_layers else 0
     return 2 * _rows(call.input, call.sequence_layout, call.options) * total

@@ -76,7 +76,7 @@ class FromExporter:
         """Runs instead of `forward` while `torch.jit.trace` records the call."""
         by_position, appended = arguments[:3], arguments[3:]
         if any(argument is not None for argument in appended):
-            by_position = arguments  # too many, which `forward` reports
+            by_position = arguments  # `forward` reports that there are too many
         return super()._slow_forward(*by_position, **keywords)  # type: ignore[misc]
 
 

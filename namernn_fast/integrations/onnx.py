@@ -132,7 +132,7 @@ def _layer(
     # symbolic_multi_out returns CPU tensors, even if its inputs are on another device.
     output, last = output.to(input.device), [state.to(input.device) for state in last]
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
-    if lengths is not None:  # ONNX leaves Y past the end, and sequences of length 0, undefined
+    if lengths is not None:  # ONNX does not define Y past the end and for length 0
         output = _zero_padding(output, lengths)
         last = [
             state.where(lengths[:, None] > 0, 0 if first is None else first)
@@ -155,7 +155,7 @@ def _integers(
     These are integers (directions, columns, rows) in int8, scales (directions, rows), and zero
     points, shaped like the scales and all 0.
     """
-    with _disable_current_modes():  # so that the program gets constants
+    with _disable_current_modes():  # makes them constants of the program
         pairs = [int8.quantize(weight) for weight in weights]
         integers, scales = (stacked(tensors) for tensors in zip(*pairs, strict=True))
         zeros = torch.zeros_like(scales, dtype=torch.int8)

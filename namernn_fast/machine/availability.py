@@ -91,7 +91,7 @@ HAS_EXTENSION = _load_extension()
 
 def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = False) -> str | None:
     """Returns why the fused kernel for the device of `input` cannot take it, or None if it can."""
-    if input.is_cpu and HAS_EXTENSION and input.dtype in CPU_DTYPES:  # the usual call
+    if input.is_cpu and HAS_EXTENSION and input.dtype in CPU_DTYPES:  # fast path for the usual call
         return None
     if not input.is_cuda:
         return why_not_cpu_kernel(input)

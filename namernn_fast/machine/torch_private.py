@@ -135,7 +135,7 @@ forward_ad: Any = _find("torch.autograd.forward_ad")
 """Its `_current_level` is -1 outside of forward-mode AD. Callers read this attribute, because a
 function would take longer."""
 if not hasattr(forward_ad, "_current_level"):
-    forward_ad = _find("torch.autograd.forward_ad._current_level")  # raises when it is read
+    forward_ad = _find("torch.autograd.forward_ad._current_level")  # raises an error when read
 
 Guard: Any = _find("torch._guards.Guard")
 TracingContext: Any = _find("torch._guards.TracingContext")
@@ -219,8 +219,8 @@ def recompile_unless(holds: Callable[[], bool], code: str) -> None:
         add_guard = builder.guard_manager.root.add_lambda_guard
         try:
             add_guard(*arguments, None)
-        except TypeError:  # torch 2.10 takes no stack of the user's code
+        except TypeError:  # torch 2.10 does not take the user's stack
             add_guard(*arguments)
 
-    source = _find("torch._dynamo.source.GlobalStateSource")  # Dynamo has been imported
+    source = _find("torch._dynamo.source.GlobalStateSource")  # Dynamo is imported by now
     context.guards_context.dynamo_guards.add(Guard(source(), add))

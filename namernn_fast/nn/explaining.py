@@ -254,7 +254,7 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
         kernel, better = gpu.device_of(like).arch, "runs here instead of"
     else:
         dtype = torch.int8 if call.options & ops.INT8 else like.dtype
-        if call.options & ops.PROJECTIONS:  # not with bfloat16 instructions
+        if call.options & ops.PROJECTIONS:  # proj_size excludes bfloat16 instructions
             dtype = torch.float32
         kernel, better = ops.cpu_kernel(dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"

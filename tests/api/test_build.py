@@ -90,7 +90,7 @@ def test_extension_has_no_debug_information():
 
 
 LEVELS = ("default", "avx2", "avx512")
-DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # one for each choice of a kernel
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # each dtype may choose another kernel
 
 
 # The files of tests/kernel to run at a level. With the second files, slow tests run as well.

@@ -25,7 +25,7 @@ T, B, D, V = 3, 2, 4, 5
 SIZES = (
     (1, 1),
     (2, 6),
-)  # layers and units; one unit keeps a lazily negated state from being copied
+)  # (layers, units); with one unit, a lazily negated state is not copied
 
 
 class Subclass(Tensor):
@@ -46,7 +46,7 @@ WRAPPERS = {
 if torch.distributed.is_available():
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-    DISGUISES["AsyncCollectiveTensor"] = AsyncCollectiveTensor  # copies to a plain tensor
+    DISGUISES["AsyncCollectiveTensor"] = AsyncCollectiveTensor  # a copy of it is a plain tensor
 DISGUISES |= WRAPPERS
 
 
@@ -197,7 +197,7 @@ def test_a_disguised_argument_is_read_or_rejected(drawn):
     }
     try:
         wanted = results_of(calls, name, plain, train, lambda grad: zeroed("grads", grad))
-    except RuntimeError:  # batch_sizes of zeros, for example
+    except RuntimeError:  # for example, batch_sizes of zeros are invalid
         with pytest.raises((RuntimeError, *([AssertionError] if "FakeTensor" in used else []))):
             results_of(calls, name, changed, train)
         return

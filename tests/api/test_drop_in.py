@@ -152,7 +152,7 @@ def test_projections_reject_other_options(path):
     with pytest.raises(ValueError, match=r"hold 5 tensors .*projections=True\), got 4"):
         lstm(x, None, weights, projections=True)
     half = KINDS["lstm"].layer(3, 4, proj_size=2, dtype=torch.bfloat16)
-    if path == "kernel":  # with any bfloat16 instructions of the processor
+    if path == "kernel":  # also if the processor has bfloat16 instructions
         assert explain(half, x.bfloat16()).path == f"cpu {ops.cpu_kernel()}"
     ids = torch.zeros(2, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"share_prefixes=True .* do not support proj_size"):

@@ -34,7 +34,7 @@ def test_hooks_of_unused_results_do_not_run(kind, path):
             and torch_operators.has_operator(kind.cell)
             and kind.has_cell_state
         ):
-            continue  # as in nn.LSTM, whose output and last states come from one operator
+            continue  # nn.LSTM's output and last states come from one operator
         results = flat(layer(XS[0]))
         for number, result in enumerate(results):
             result.register_hook(lambda grad, number=number: called.append((number, grad.shape)))

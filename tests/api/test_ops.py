@@ -103,7 +103,7 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
     """opcheck passes in inference without an output, and in training with shared prefixes."""
     *arguments, options = stack_arguments(kind, layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
-        arguments[-1] = None  # reset
+        arguments[-1] = None  # removes reset
         options |= ops.SHARE_PREFIXES
     tests = forward_checks(layout, not shared)
     alone = options & ~ops.WANT_SAVED | ops.LAST_STATE

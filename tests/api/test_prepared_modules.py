@@ -298,7 +298,7 @@ def test_bad_arguments_raise_the_errors_of_the_layer(kind, made, form):
 @for_dtypes
 def test_compiled_programs_use_the_packed_tensor(kind, made, form):
     _, prepared, x = made
-    torch._dynamo.reset()  # a forward is compiled for a limited number of modules
+    torch._dynamo.reset()  # Dynamo limits how often it compiles a forward
     compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
     assert equal(compiled(x), prepared(x))
     prepared.refresh(make(kind, form)[0])
@@ -338,7 +338,7 @@ def test_a_trace_holds_the_weights_of_the_layer(kind, made, form):
     """The trace holds no weights packed for this processor, even if it needs a fused operator."""
     _, prepared, x = made
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the shapes and dtypes that a trace fixes
+        warnings.simplefilter("ignore")  # a trace warns about the shapes that it fixes
         traced = torch.jit.trace(prepared, (x,), check_trace=False)
         wanted = prepared._frozen()(x)
         torch.testing.assert_close(traced(x), wanted)

@@ -482,7 +482,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
 )
 def test_bad_token_input_is_rejected(kind, path, input, more, error, text, method):
     layer = kind.layer(D, H)
-    if kind.without_kernel == "torch" and path == "reference":  # torch gets rows, not ids
+    if kind.without_kernel == "torch" and path == "reference":  # the operator gets rows, not ids
         text = text.replace("dtype of the table", "dtype of input")
     if "hx" in more:
         text = said_of(kind, text)
@@ -514,7 +514,7 @@ def test_embedding_must_not_change_before_backward(kind, path):
     (wanted,) = torch.autograd.grad(output.sum(), embedding, retain_graph=True)
     with torch.no_grad():
         embedding.add_(1)
-    if kind.without_kernel == "torch" and path == "reference":  # torch read a copy of the rows
+    if kind.without_kernel == "torch" and path == "reference":  # it read a copy of the rows
         output.sum().backward()
         assert torch.equal(embedding.grad, wanted)
         return

@@ -64,7 +64,7 @@ def test_torchscript_programs_accept_other_shapes(kind, tokens, how):
     for input in inputs:
         same_gradients(reloaded(program), wanted, input)
     if not tokens:
-        replace_rnn(model)  # because torch.jit.script puts torch's own layers into the model
+        replace_rnn(model)  # torch.jit.script puts torch's own layers into the model
     assert [type(module) for module in model.modules()] == classes
 
 

@@ -34,7 +34,7 @@ def test_strict_checking_finds_exactly_the_marked_errors(monkeypatch, tmp_path):
         for number, line in enumerate(text.splitlines(), 1)
         if (found := marked.search(line))
     ]
-    assert len(expected) > 10  # guards against a pattern that matches too little
+    assert len(expected) > 10  # fails if the pattern stops matching
     bare = tmp_path / "bare_program.py"
     bare.write_text(marked.sub("", text), encoding="utf-8")
 

@@ -204,7 +204,7 @@ def test_errors_are_torchs(kind, input, hx):
         with pytest.raises((RuntimeError, ValueError)) as raised:
             layer(input, states)
         errors.append((raised.type, str(raised.value)))
-    if errors[1][1].startswith("input must have the type"):  # until torch 2.10
+    if errors[1][1].startswith("input must have the type"):  # up to torch 2.10
         errors = [kind for kind, _ in errors]
     assert errors[0] == errors[1]
 

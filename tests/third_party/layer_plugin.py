@@ -22,7 +22,7 @@ TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 def replace_classes() -> None:
     """Binds the names of torch's layers to the fused classes, which subclass torch's."""
-    import namernn_fast  # while the names still mean torch's classes
+    import namernn_fast  # before the names are bound to the fused classes
 
     for namespace in NAMESPACES:
         for name in TORCH_CLASSES:

@@ -38,10 +38,10 @@ def tanh(x, IMPROVE: tl.constexpr):
         IMPROVE: whether to correct the error of the division, which 16-bit results do not show.
     """
     a = tl.abs(x)
-    a = tl.where(a > 10.0, 10.0, a)  # keeps NaN
+    a = tl.where(a > 10.0, 10.0, a)  # unlike a minimum, keeps NaN
     shifted = a * 2.885390043258667 + 12582912.0  # 2 / ln 2; adding 1.5 * 2**23 rounds to integer
     n = shifted - 12582912.0
-    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, with so few bits that n times it is exact
+    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, in so few bits that the product is exact
     c = tl.fma(s, 0.0446286706909, 0.133865452122)
     c = tl.fma(s, c, 0.333330255182)
     c = tl.fma(s, c, 0.666661717641)

@@ -201,7 +201,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
+        rnn: torch.nn.Module = self.rnn  # users may have replaced it by another class
         output, states = rnn(rows, hx, **more)
         return output, states
 

@@ -45,7 +45,7 @@ def is_faster(
         return batch <= 16 or input_size + hidden_size <= 256
     if cell.gates == 1:
         return False
-    if BFLOAT16_KERNEL == "avx512_bf16":  # only on AMD, where torch's BLAS is slower
+    if BFLOAT16_KERNEL == "avx512_bf16":  # AMD, where torch's BLAS is slower
         multiply_adds = batch * cell.gates * hidden_size * (input_size + hidden_size)
         return batch > 1 and multiply_adds >= 2**19
     return 8 <= batch <= 16 and hidden_size >= 512
@@ -135,7 +135,7 @@ def step_of_module(
         return None
     try:
         last = try_step(cell, weights, input, options, states, hidden_size)
-    except RuntimeError:  # the caller raises its own
+    except RuntimeError:  # the caller raises its own error
         return None
     if last is None:
         return None

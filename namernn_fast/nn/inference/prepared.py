@@ -85,7 +85,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
             ValueError: the class, an option, the dtype or the device differs.
             RuntimeError: the layer has hooks or another `forward`.
         """
-        is_layer = hasattr(layer, "_with_weights")  # a prepared module is none
+        is_layer = hasattr(layer, "_with_weights")  # False for a prepared module
         if not is_layer or _description(layer) != self._described:
             raise ValueError(f"layer must be like the prepared {self._layer!r}, got {layer!r}")
         self._hold(layer)
@@ -139,7 +139,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
             weights = [weight.to("meta") for weight in weights]
         # Not registered as a submodule, because a prepared module has no parameters.
         held["_layer"] = layer._with_weights(weights, False)
-        self.__dict__.update(held)  # last, because anything else may fail
+        self.__dict__.update(held)  # last, because the steps before may fail
 
     def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> dict[str, Any]:
         """Packs weights, and returns the attributes that describe them."""
@@ -299,7 +299,7 @@ class PreparedCell(Prepared[States]):
         arguments = Arguments(input, hx, inputs=inputs)
         plain = self._plain(arguments)
         if plain is None and not self._layer._fits(input, hx, self._shapes[0]):
-            plain = self._frozen()  # raises torch's own error
+            plain = self._frozen()  # torch's cell raises its own error
         if plain is not None:
             return plain(input, hx, **arguments.keywords())  # type: ignore[no-any-return]
         arguments = with_steps(arguments)

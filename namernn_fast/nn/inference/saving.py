@@ -71,7 +71,7 @@ class Saved(torch.nn.Module):
         def identity(weight: Tensor) -> tuple[Any, ...]:
             return weight.data_ptr(), weight._version, weight.dtype, weight.device
 
-        with torch.inference_mode(False):  # whose tensors have no version
+        with torch.inference_mode(False):  # inference tensors have no version
             layer = self._frozen()
             before = [*map(identity, layer._weights())]
             if [*map(identity, layer._apply(fn)._weights())] != before:
