@@ -1,12 +1,12 @@
 """The operators: schemas, option bits, and access to the flat list of weights.
 
 `forward` and `backward` run a stack of layers of any cell, in one or two directions, over whole
-sequences. Their arguments and results have the same names and meaning throughout this package:
+sequences. Their arguments and results keep these names throughout the package:
 
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
-  ids in these shapes without the last dimension; see `has_ids`. Ids past the end of a sequence are
-  not read.
+  ids in these shapes without the last dimension; see `has_ids`. Ids past a sequence's length are
+  ignored.
 - tensors: with STATES the initial states, with RESET_TO the states after resets, with INPUTS the
   other inputs, and then the weights; `Lists` takes them apart. They are one list because each list
   takes 0.35 us, and because AOTInductor cannot pass an empty list:
@@ -79,9 +79,9 @@ BIDIRECTIONAL = 4
 BATCH_FIRST = 8
 """The batch is the first dimension of padded input, of output and of reset."""
 PACKED = 16
-"""input is the data of a PackedSequence, and sequence_layout its batch_sizes."""
+"""input holds the data of a PackedSequence, and sequence_layout its batch_sizes."""
 JAGGED = 32
-"""input is the values of a jagged nested tensor, and sequence_layout its offsets."""
+"""input holds the values of a jagged nested tensor, and sequence_layout its offsets."""
 BATCH_INVARIANT = 64
 """The results of a sequence are bit-identical however it is batched. CPU kernel only."""
 WANT_SAVED = 128

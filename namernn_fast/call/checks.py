@@ -1,4 +1,4 @@
-"""Argument checks, with the same errors as `torch.nn.RNN` wherever `nn.RNN` would raise an error.
+"""Argument checks, which raise the same errors as `torch.nn.RNN` if that would raise one.
 
 The fused operators check their arguments too; the reference path relies on these checks.
 """

@@ -105,7 +105,7 @@ def to_weights(named: dict[str, Tensor], names: Iterable[str]) -> list[str]:
             continue
         if integers is None or scale is None:
             missing, other = keys if integers is None else keys[::-1]
-            errors.append(f"{missing} is missing, which belongs to {other}")
+            errors.append(f"{missing} is missing, but {other} needs it")
         elif integers.dtype != torch.int8 or scale.shape != integers.shape[:1]:
             shapes = f"{list(integers.shape)} in {integers.dtype} and {list(scale.shape)}"
             errors.append(f"{keys[0]} must be int8 with a {keys[1]} for each row, got {shapes}")

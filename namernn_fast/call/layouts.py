@@ -291,7 +291,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
 def restore(arguments: Arguments, results: Results, options: int) -> tuple[Any, Any]:
     """Returns the output and the last states, h_n or (h_n, c_n), in the layout of the input.
 
-    With LAST_STATE, returns the output as it is.
+    With LAST_STATE, does not convert the output.
 
     Args:
         arguments: the caller's arguments.

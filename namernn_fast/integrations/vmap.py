@@ -26,7 +26,7 @@ def is_mapped(call: Call) -> bool:
 
 
 def one_level_below() -> AbstractContextManager[object]:
-    """Returns a context without the innermost `vmap`, for a call over which it does not map."""
+    """Returns a context that leaves the innermost `vmap`, which does not map over the call."""
     return retrieve_current_functorch_interpreter().lower()  # type: ignore[no-any-return]
 
 

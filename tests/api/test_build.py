@@ -173,7 +173,7 @@ def skip_above(level):
 
 
 def at_level(level):
-    """Returns a process environment that selects `level`, or the highest level if None."""
+    """Returns environment variables that select `level`, or the highest level if None."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
 

@@ -135,7 +135,7 @@ def can_compare_dtypes(name, layout, *dtypes):
 def test_autocast_keeps_torchs_dtypes_and_the_error_budget(name, layout, dtype):
     """Results have the dtypes of torch's rules, and are within the error budget.
 
-    If torch's layer cannot run with oneDNN on this processor, the test runs it without.
+    If torch's layer cannot run with oneDNN on this processor, the test turns oneDNN off.
     """
     kind, packed = VARIANTS[name], layout == "packed"
     wanted = result_dtypes(name, layout, dtype, torch.float32)

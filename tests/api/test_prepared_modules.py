@@ -211,7 +211,7 @@ def test_modules_and_streams_are_sent_to_a_spawned_process(kind):
         assert queue.get() == wanted
 
 
-def test_inference_mode(kind, form, fused_steps):
+def test_prepared_modules_work_in_inference_mode(kind, form, fused_steps):
     with torch.inference_mode():
         module, x = make(kind, form)
         prepared = module.prepare()

@@ -142,7 +142,7 @@ def test_nothing_shares_memory_with_the_states(kind, way):
     assert all(map(torch.equal, tensors_in(stream.states), tensors_in(kept)))
 
 
-def test_strided_frames(kind, way):
+def test_frames_may_have_any_strides(kind, way):
     _, stream = make(kind, 5, 20)
     for x in (torch.randn(5, 4).t(), torch.randn(4, 9)[:, ::2], torch.randn(8, 5)[::2]):
         assert torch.equal(stream.fork()(x), stream.fork()(x.contiguous()))
@@ -151,7 +151,7 @@ def test_strided_frames(kind, way):
     assert torch.equal(stream.fork()(negated), stream(negated.clone()))
 
 
-def test_batch_first(kind, way):
+def test_frames_may_be_batch_first(kind, way):
     _, stream = make(kind, 5, 20, 2, batch_first=True)
     x = torch.randn(4, 6, 5)
     y = stream.fork()(x)
@@ -160,7 +160,7 @@ def test_batch_first(kind, way):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_token_ids(kind, way, large, monkeypatch):
+def test_streams_accept_token_ids(kind, way, large, monkeypatch):
     """Tests a table, and an embedding that is too large for a table."""
     if large:
         monkeypatch.setattr("namernn_fast.nn.inference.prepared.MOST_TABLE_BYTES", 1)
@@ -377,7 +377,7 @@ def test_modes_see_the_operator(kind):
 
 
 @for_backends
-def test_compile(kind, backend):
+def test_streams_can_be_compiled(kind, backend):
     _, stream = make(kind, 5, 20, 2)
     x, out = torch.randn(6, 4, 5), torch.zeros(4, 20)
     other = stream.fork()
@@ -459,7 +459,7 @@ def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
             assert explain(stream, x[0]).path == kind.without_kernel
 
 
-def test_explain(kind):
+def test_explain_describes_streams(kind):
     _, stream = make(kind, 5, 20)
     assert explain(stream, torch.randn(4, 5)) == explain(stream._prepared, torch.randn(1, 4, 5))
     cells = kind.step_module(5, 20).prepare()
@@ -469,7 +469,7 @@ def test_explain(kind):
     assert explain(tokens.stream(4), ids[0]) == explain(tokens, ids)
 
 
-def test_copies(kind):
+def test_streams_can_be_copied(kind):
     _, stream = make(kind, 5, 20, 2)
     draw_states(kind, stream)
     x = torch.randn(4, 5)
@@ -510,7 +510,7 @@ def test_a_forked_process_can_continue_a_stream(kind):
     assert stream(x).tolist() == wanted
 
 
-def test_batch_invariance(kind, way):
+def test_streams_can_be_batch_invariant(kind, way):
     _, stream = make(kind, 70, 64, batch=13)
     x = torch.randn(13, 70)
     with batch_invariant():

@@ -23,7 +23,7 @@ def inputs(kind, batch_first=False, mapped=K):
 
 
 def stacked(each, dim=0):
-    """Returns the results of several calls, stacked as vmap stacks them."""
+    """Stacks the results of several calls as vmap does."""
     return tree_map(lambda *results: torch.stack(results, dim), *each)
 
 

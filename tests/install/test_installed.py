@@ -197,7 +197,7 @@ WRONG_CALLS = {
 
 @pytest.mark.parametrize(("input", "hx"), WRONG_CALLS.values(), ids=WRONG_CALLS)
 @pytest.mark.parametrize("kind", FUSED)
-def test_errors_are_torchs(kind, input, hx):
+def test_errors_match_torchs_layer(kind, input, hx):
     errors = []
     for layer in pair(kind=kind):
         states = (hx, hx) if hx is not None and kind is torch.nn.LSTM else hx
