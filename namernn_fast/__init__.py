@@ -37,5 +37,5 @@ __all__ = [
 __all__ += nn.__all__
 
 for _name in nn.__all__:
-    # Pickles name this module, so that they can be read wherever the classes are.
+    # Pickles then name this module, so that classes can move to other modules.
     globals()[_name].__module__ = __name__

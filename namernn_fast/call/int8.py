@@ -20,7 +20,7 @@ MOST_INPUTS = (2**31 - 1) // (255 * 127)
 """The largest number of columns of a weight, so that sums of products stay in 32 bits."""
 MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}
 """The smallest hidden_size for which layers are faster with 8-bit weights, for each instruction set
-with instructions for 8-bit products. Without those, batches are slower than in floats."""
+with 8-bit products. Other processors compute batches faster in floats."""
 
 
 def check_prepared_dtype(dtype: torch.dtype | None) -> None:
@@ -95,7 +95,7 @@ def to_weights(named: dict[str, Tensor], names: Iterable[str]) -> list[str]:
     """Undoes `to_integers` for the `names` that it finds.
 
     Returns:
-        A message for each weight whose integers and scale do not match.
+        A message for each weight with mismatched integers and scale.
     """
     errors = []
     for name in names:

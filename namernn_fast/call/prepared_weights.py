@@ -128,6 +128,6 @@ class PreparedWeights:
 
 
 def without_memory(tensor: Tensor) -> Tensor:
-    """Returns a tensor of this shape, dtype and device whose elements are all the same zero."""
+    """Returns a tensor of this shape, dtype and device that stores a single zero."""
     zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     return zero.expand(tensor.shape)

@@ -111,7 +111,7 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
     if choice.why_not_ids is not None:
         return choice.why_not_ids
     if call.beside:
-        return f"{' and '.join(call.cell.input_names)} comes with rows of features"
+        return f"{' and '.join(call.cell.input_names)} needs rows of features as input"
     if call.prepared is not None:
         return None if call.prepared.has_table else "the layer was prepared without a table"
     ids, options = call.data, call.options

@@ -35,8 +35,8 @@ def rnn_stack(call: Call) -> Results:
     Args:
         call: a call on padded sequences of features, with or without lengths; during an export,
             `tokens.look_up` replaces token ids by their embedding rows. BATCH_INVARIANT is ignored,
-            because another runtime will run the graph. With INT8, the weights are those that a
-            prepared module rounded to 8-bit integers, and the nodes hold the integers.
+            because another runtime will run the graph. With INT8, a prepared module has
+            rounded the weights to 8-bit integers, and the nodes hold the integers.
 
     Raises:
         ValueError: input is packed or jagged, reset is given, or there is no node for projections

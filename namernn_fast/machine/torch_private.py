@@ -31,7 +31,7 @@ class _Absent:
 
     def __init__(self, name: str) -> None:
         self._message = (
-            f"namernn_fast needs {name}, which this torch lacks. {tried()}. Install one of those"
+            f"namernn_fast needs {name}, which this torch lacks. {tried()}. Install one of these"
         )
 
     def __call__(self, *arguments: Any, **kwargs: Any) -> Any:

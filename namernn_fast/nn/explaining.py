@@ -173,7 +173,7 @@ def _of_layer(
 
 
 def _of_step(cell: FusedCell[Any], arguments: Arguments) -> Explanation:
-    """Explains a call to a step module, whose alternative is torch's own cell."""
+    """Explains a call to a step module, which may run torch's own cell instead."""
     _refuse_all_but(cell, arguments, cell._cell.input_names)
     input = arguments.input
     reason = cell.why_not_fused(input, arguments.hx)

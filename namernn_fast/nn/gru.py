@@ -48,9 +48,9 @@ class FusedGRUCell(FusedCell[Tensor], torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.GRUCell`. The fused kernel runs for sizes where it is faster than torch's own cell, on
-    a CPU in float32 and float64, in inference for most sizes, and for batch invariance and `vmap`,
-    which torch's cell does not support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.GRUCell`. On a CPU in float32 and float64, the fused kernel runs if it is faster than
+    torch's own cell, as for most sizes in inference, and for batch invariance and `vmap`, which
+    torch's cell does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)

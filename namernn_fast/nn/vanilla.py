@@ -75,9 +75,9 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.RNNCell`. The fused kernel runs in inference, on a CPU in float32 and float64, for
-    sizes where it is faster than torch's own cell, and for batch invariance and `vmap`, which
-    torch's cell does not support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.RNNCell`. The fused kernel runs in inference, on a CPU in float32 and float64, if
+    it is faster than torch's own cell, and for batch invariance and `vmap`, which torch's cell does
+    not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)

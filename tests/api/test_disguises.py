@@ -182,7 +182,7 @@ def drawn_disguises(draw):
 @needs_extension  # torch's own operators have other limits
 @given(drawn_disguises())
 def test_a_disguised_argument_is_read_or_rejected(drawn):
-    """Only torch's test utilities, and ZeroTensors, may be rejected where plain tensors are not."""
+    """Only torch's test utilities and ZeroTensors may be rejected if plain tensors are not."""
     calls, name, train, disguises = drawn
     train = train and not name.startswith(("prepared", "stream"))
     used = {*disguises.values()}

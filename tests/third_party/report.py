@@ -1,4 +1,4 @@
-"""Makes the table of `run.py`: outcomes with torch's layers beside those with fused layers."""
+"""Makes the table of `run.py`: outcomes with torch's layers and with fused layers."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -159,7 +159,7 @@ def planted_tree(folder):
     return builds.git("write-tree", **index).decode().strip()
 
 
-# Its other answer to `--version` keeps its builds apart from others.
+# Its answer to `--version` differs, so its builds are cached separately.
 SPARING_COMPILER = """#!/bin/sh
 case "$*" in
   *--version*) $COMPILER "$@"; echo "sparing" ;;

@@ -27,7 +27,7 @@ class _Scriptable(torch.nn.Module):
 
 
 class _ScriptablePair(torch.nn.Module):
-    """Like `_Scriptable` for a pair of states, whose type TorchScript needs to know."""
+    """Like `_Scriptable`, but annotated with a pair of states for TorchScript."""
 
     def forward(self, ids: Tensor, hx: tuple[Tensor, Tensor] | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
