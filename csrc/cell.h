@@ -1,6 +1,6 @@
-// What a cell is: its lists of parameters, inputs and states as numbers, and its arithmetic as two
-// functions that the passes call. Like contract.h, which explains the letters, this header is
-// compiled once for each instruction set, and so its structs have no member functions.
+// Defines a cell: its numbers of parameters, inputs and states, and the functions that compute it.
+// contract.h explains the letters. Like that header, this one is compiled once per instruction set,
+// so its structs have no member functions.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ enum class CellKind { vanilla, gru, lstm, leaky };
 constexpr int64_t kCells = 4;
 
 // Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state (v of a
-// leaky cell), if the cell has one. Arrays of this length hold null for states that the cell lacks,
-// and so do the arrays of inputs and parameters.
+// leaky cell), if there is one. In arrays of this length, entries for states that the cell lacks
+// are null; the same holds for arrays of inputs and of parameters.
 constexpr int kMostStates = 2;
 constexpr int kMostInputs = 1;  // beside x
 constexpr int kMostOwn = 1;     // parameters that only the cell's arithmetic reads
@@ -54,11 +54,11 @@ using Compute = typename ComputeType<Storage>::Type;
 // Evenly spaced rows.
 template <class Element>
 struct EvenRows {
-  Element* data;  // null if there are none
+  Element* data;  // null if absent
   int64_t stride;
 };
 
-// Some hidden units, and the rows in which a cell computes them.
+// A range of hidden units, and the range of rows for which a cell computes them.
 struct Range {
   int64_t row;
   int64_t rows;
@@ -66,8 +66,8 @@ struct Range {
   int64_t units;
 };
 
-// What `states_of` reads and writes. The cell computes only `range`, although the EvenRows hold
-// whole rows. They are null if the cell lacks the value.
+// Arguments of `states_of`. The EvenRows point to whole rows, but the cell computes only `range`.
+// EvenRows of values that the cell lacks are null.
 template <class Storage>
 struct StateRows {
   using Scalar = Compute<Storage>;
@@ -75,16 +75,16 @@ struct StateRows {
   int64_t H;
   Activation activation;
   int64_t sum_stride;                            // distance between two sums of a unit in a row
-  EvenRows<const Scalar> sums;                   // of the range alone
+  EvenRows<const Scalar> sums;                   // only for the range
   EvenRows<const Scalar> previous[kMostStates];  // states of the previous step; null means zeros.
-                                                 // Without h if the cell is only_through_sums
+                                                 // h is absent if the cell is only_through_sums.
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
   const Scalar* own[kMostOwn];  // parameters as `prepare_own` left them, the same for all rows
 };
 
-// What `sum_gradients` reads and writes, like StateRows.
+// Arguments of `sum_gradients`. EvenRows are as in StateRows.
 template <class Storage>
 struct GradientRows {
   using Scalar = Compute<Storage>;
@@ -117,7 +117,7 @@ struct CellCode {
   void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
 };
 
-// What a cell has, and its arithmetic. A file in cells/ defines each cell.
+// A cell: its sizes and its arithmetic. Each cell is defined in a file in cells/.
 struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Half> {
   const char* name;  // in messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
@@ -136,7 +136,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   const char* input_names[kMostInputs];
   int64_t own;  // number of own parameters, each with H elements
   const char* own_names[kMostOwn];
-  int64_t activations;  // number of nonlinearities among which a layer may choose, in the order of
+  int64_t activations;  // number of nonlinearities that a layer may choose from, in the order of
                         // Activation
   // Whether the previous h affects the states only through sums. If not, sum_gradients() also
   // writes the part of the gradient of the previous h that bypasses the sums.

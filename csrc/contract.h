@@ -139,11 +139,10 @@ struct Layer {
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
   TokenTable<Scalar> table;
-  // [B, P] for h and [B, H] for the cell state. Null, which means zeros, for all states or for
-  // none.
+  // [B, P] for h and [B, H] for the cell state. All are null if the states are zeros.
   EvenRows<const Scalar> initial[kMostStates];
   // weight_ih [H, D], weight_hh [H, P], bias_ih [H], bias_hh [H], weight_hr [P, H] if the layer
-  // projects h, and the cell's own parameters [H]. Null if absent; with a table, weight_ih is too.
+  // projects h, and the cell's own parameters [H]. Null if absent; a table replaces weight_ih.
   const Scalar* parameters[kParameters];
   RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
   const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
@@ -169,7 +168,7 @@ struct Forward {
   RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
                               // absent if not wanted
   Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
-  FloatStates float_states;   // in 16 bits and without `order`; otherwise null
+  FloatStates float_states;   // null unless tensors are in 16 bits and there is no `order`
 };
 
 // Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary; the gradient that
@@ -195,9 +194,9 @@ struct Backward {
   RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
                                                      // of the cell or for none
   bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
-  // Shaped like Layer::parameters; with a table, [V, H] is the gradient of the table instead of
-  // weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the same
-  // gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
+  // Shaped like Layer::parameters. With a table, the table's gradient [V, H] replaces the gradient
+  // of weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the
+  // same gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
   Scalar* grads[kParameters];
 };
 
@@ -224,9 +223,9 @@ struct Runtime {
   uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
 };
 
-// How one pass stores a layer's weights in panels: `bytes` returns the size of the panels, which
-// depends on the sizes of the layer alone, `pack` fills them, and `unpack` copies weight_ih,
-// weight_hh and weight_hr back from Layer::panels to `weights`. The backward pass has no `unpack`.
+// The functions with which one pass packs a layer's weights. `bytes` returns the size of the
+// panels, which depends only on the layer's sizes. `pack` fills the panels. `unpack` copies
+// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; the backward pass has none.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(const Layer<Storage>&);
@@ -234,7 +233,7 @@ struct PanelFormat {
   void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[kParameters]);
 };
 
-// How much faster products with panels are than products in place, relative to the same ratio for
+// Speed-up of products with panels over products in place, relative to the same speed-up for
 // floats.
 struct PanelRate {
   int64_t few;   // with fewer than 8 sequences
@@ -255,9 +254,8 @@ struct KernelsFor {
   PanelRate panel_rate;
 };
 
-// The forward kernels for float layers whose weights are 8-bit integers with a scale for each row.
-// These kernels need the layer's panels. `unpack` of such panels returns each integer times the
-// scale of its row.
+// Forward kernels for float layers with weights in 8-bit integers and one scale per row. They need
+// the layer's panels. `unpack` returns each integer times the scale of its row.
 struct Int8Kernels {
   KernelsFor<float> kernels;
   const char* name;  // of the instructions that multiply the integers
@@ -272,8 +270,8 @@ struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, Ke
   const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
   const Int8Kernels* int8;
-  // [kMostTerms], float kernels that multiply numbers as bfloat16 terms; and bfloat16 kernels,
-  // which replace those above unless h is projected. Null if no instructions make them faster.
+  // Kernels that multiply pairs of bfloat16, or null if they would not be faster: float kernels for
+  // each number of terms [kMostTerms], and bfloat16 kernels for layers that do not project h.
   const KernelsFor<float>* float_on_pairs;
   const KernelsFor<BFloat16>* bfloat16_on_pairs;
 };
@@ -282,14 +280,14 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Kernels::bfloat16_on_pairs of processors that have the instructions in the name.
+// Kernels::bfloat16_on_pairs for processors that have the instructions in the name.
 extern const KernelsFor<BFloat16> kernels_avx512_bf16;
 extern const KernelsFor<BFloat16> kernels_amx;
 
-// Maximum number of bfloat16 terms whose sum stands for a float in a product. One term is the float
-// rounded to bfloat16.
+// Maximum number of bfloat16 terms that a float is split into before it is multiplied. With one
+// term, the float is rounded to bfloat16.
 constexpr int64_t kMostTerms = 2;
-// float kernels that multiply numbers as one term, and as two.
+// Float kernels that split numbers into one term, and into two.
 extern const KernelsFor<float> kernels_amx_float[kMostTerms];
 
 extern const Int8Kernels int8_kernels_baseline;

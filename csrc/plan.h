@@ -56,9 +56,9 @@ constexpr double kPackingCost = 8;
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
                         const PanelRate& panel_rate);
 
-// Returns as how many bfloat16 terms to multiply numbers if the caller allows `allowed` terms; 0
-// means to multiply floats, because that is estimated to be faster. The choice changes results, so
-// it must not depend on the number of threads and, if `batch_invariant`, not on the batch either.
+// Returns the number of bfloat16 terms to split numbers into: `allowed`, or 0 if multiplying floats
+// is estimated to be faster. The choice changes results, so it must not depend on the number of
+// threads and, if `batch_invariant`, not on the batch either.
 int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
                      bool batch_invariant);
 

@@ -1,5 +1,4 @@
-// What this processor offers, found without torch: the kernels that it can run and the size of its
-// L2 cache.
+// Detects, without torch, which kernels this processor can run and how large its L2 cache is.
 #pragma once
 
 #include "contract.h"

@@ -28,8 +28,8 @@ inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
   return layout.count ? layout.count[t] : layout.B;
 }
 
-// Returns the end of the range of the slice's sequences that are alive at time t, or slice.begin if
-// no sequence of the slice is alive.
+// Returns the index past the slice's last sequence that is alive at time t, or slice.begin if none
+// is alive.
 inline int64_t alive_end(const SequenceLayout& layout, int64_t t, Slice slice) {
   return max64(slice.begin, min64(slice.end, count_at(layout, t)));
 }
@@ -71,8 +71,8 @@ inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// Returns the end of the range of the slice's sequences whose state at time t continues a row of
-// the output. The other sequences, up to alive_end(), start at time t from their initial states.
+// Returns the index past the slice's last sequence that continues from a row of the output at time
+// t. Later sequences, up to alive_end(), start from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -138,7 +138,7 @@ inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b)
   return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
 }
 
-// Returns the rows of a tensor from row (t, b) on, starting at unit `first`; null if the tensor is
+// Returns the rows of a tensor that start at row (t, b) and unit `first`; null if the tensor is
 // absent.
 template <class Scalar>
 inline EvenRows<Scalar> rows_from(const RowStrides<Scalar>& rows, const SequenceLayout& layout,
@@ -163,7 +163,7 @@ inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b,
   return layer.table.rows + token_of(layer, t, b) * width;
 }
 
-// Returns the b' for which row (t, b) of a tree continues row (t - 1, b'). Requires t > 0.
+// Returns the row at time t - 1 that row (t, b) of a tree continues. Requires t > 0.
 inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
   NAMERNN_EXPECT(layout.tree && t > 0);
   return layout.tree->parent[layout.start[t] + b];
@@ -189,9 +189,9 @@ inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, 
   return kept;
 }
 
-// Returns what the rows from (t, b) on, in a run of for_each_even_run(), continue: rows of
-// `states`, the i-th states of all rows, or the states from which their sequences start at time t.
-// Null means zeros. `continued` is continued_end() at t for a slice that includes b.
+// Returns the previous i-th states of a run of for_each_even_run() that starts at row (t, b): rows
+// of `states`, or the states from which the sequences start at time t. Null means zeros.
+// `continued` is continued_end() at t for a slice that includes b.
 template <class Scalar>
 inline EvenRows<const Scalar> previous_rows(const Layer<Scalar>& layer,
                                             const RowStrides<const Scalar>& states, int i,
@@ -208,8 +208,8 @@ inline EvenRows<const Scalar> previous_rows(const Layer<Scalar>& layer,
   return {row_at(states, layout, time_before(layer, t), b), states.row_stride};
 }
 
-// Splits the slice's rows at time t into runs that are evenly spaced in every tensor, and whose
-// previous states are as well. Calls f(begin, end) for each run. `continued` is continued_end().
+// Splits the slice's rows at time t into runs whose rows and previous states are evenly spaced in
+// every tensor. Calls f(begin, end) for each run. `continued` is continued_end().
 template <class Scalar, class F>
 inline void for_each_even_run(const Layer<Scalar>& layer, int64_t t, Slice slice, int64_t continued,
                               F&& f) {

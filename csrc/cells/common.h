@@ -1,9 +1,9 @@
-// What the file of a cell defines, and how it becomes a `Cell` of this instruction set. The passes
-// see only the Cell. The file defines a struct with:
+// Turns the struct in a cell's file into a `Cell` for this instruction set. The passes see only the
+// Cell. The struct has these members:
 // - kind: its CellKind;
-// - lists(): returns a Cell without functions, which says what the cell has;
+// - lists(): returns a Cell that has all numbers but no functions;
 // - states_of(rows, at): computes the states of the units `at` a place in StateRows;
-// - sum_gradients(rows, at): computes the gradients of the sums of the units `at` a place in
+// - sum_gradients(rows, at): computes the gradients of these units' sums, `at` a place in
 //   GradientRows;
 // - prepare_own(i, values): returns what these two functions read instead of an own parameter.
 #pragma once
@@ -15,7 +15,7 @@
 namespace namernn_fast {
 namespace {
 
-// What most cells have in common.
+// Returns a Cell with the values that most cells share.
 constexpr Cell usual_cell() {
   Cell cell{};
   for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
@@ -39,7 +39,7 @@ struct At {
   int64_t row;
   int64_t unit;
   int64_t lanes;
-  int64_t sum;  // where the sums of these units are in the sums of the range
+  int64_t sum;  // offset of these units' sums in the sums of the range
 };
 
 template <class Element>
@@ -60,7 +60,7 @@ inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values
   store_upto(element(rows, at), values, at.lanes);
 }
 
-// Loads sum i, loads and stores block i of what a row keeps, and stores the gradient of sum i.
+// Helpers that load sum i, load and store kept block i, and store the gradient of sum i.
 template <class Storage>
 inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
   return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);
@@ -87,7 +87,7 @@ inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
   return grad;
 }
 
-// Calls f(at) for all units of a range, whose sums have rows that are `stride` apart.
+// Calls f(at) for all units of a range. `stride` is the distance between rows of sums.
 template <class Scalar, class F>
 inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   for (int64_t r = 0; r < range.rows; ++r) {
@@ -97,7 +97,7 @@ inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   }
 }
 
-// No value is stored where `rows` itself is, which lets the compiler keep its members in registers.
+// __restrict lets the compiler keep the members of `rows` in registers: no store overwrites them.
 template <class TheCell, class Storage>
 void states_of(const StateRows<Storage>& __restrict rows) {
   for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,

@@ -37,7 +37,7 @@ struct AmxTile : AmxRegisters {
   template <int kEach>
   void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
     const bool tall = height > kRegisterRows;
-    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ for one of kEach
+    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ for each e
     for (int64_t half = 0; half < 2; ++half) {
       if (tall) {
         for (int e = 0; e < kEach; ++e) {
@@ -58,8 +58,8 @@ struct AmxTile : AmxRegisters {
     }
   }
 
-  // Multiplies 16 rows from `a` on and, if `kTwo`, 16 rows from `b` on by one half of the panel's
-  // columns.
+  // Multiplies 16 rows that start at `a` and, if `kTwo`, 16 rows that start at `b` by half of the
+  // panel's columns.
   template <bool kTwo>
   static void columns(const Int8Operands& operand, const uint8_t* a, const uint8_t* b, int64_t half,
                       int32_t* sums) {

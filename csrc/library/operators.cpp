@@ -353,8 +353,8 @@ std::string cpu_kernel(const std::string& numbers) {
                                  : kernels().name;
 }
 
-// Returns the number of bfloat16 terms as which a call with these sizes multiplies floats; 0 if it
-// multiplies floats as they are.
+// Returns how many bfloat16 terms a call of these sizes splits each float into; 0 if it multiplies
+// the floats themselves.
 int64_t cpu_terms(int64_t bits, int64_t steps, int64_t sequences, int64_t rows,
                   int64_t hidden_size) {
   SequenceLayout layout{};

@@ -16,8 +16,8 @@
 namespace namernn_fast {
 namespace {
 
-// Returns the functions that read torch's tensors from Python objects, or null if this torch has
-// none. They refuse objects of other types, unlike those of another library's tensors.
+// Returns torch's functions that read tensors from Python objects, or null if this torch has none.
+// They reject objects of other types, which the functions of other libraries may accept.
 const DLPackExchangeAPI* find_exchange() {
   PyObject* const torch = PyImport_ImportModule("torch");
   PyObject* const type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
@@ -74,9 +74,9 @@ bool run_without_lock(F&& f) {
   return error.empty();
 }
 
-// Reads a list of integers. Returns false for any other objects, even for those that have
-// `__index__`, because a bool and a tensor of a bool have it too; with an exception only if this is
-// no list or memory runs out.
+// Reads a list of integers. Returns false if an item is of another type, even if it has
+// `__index__`, because a bool and a tensor of a bool have it too. Sets a Python exception only if
+// `list` is not a list or memory runs out.
 bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   if (!PyList_Check(list)) {
     PyErr_Format(PyExc_TypeError, "rows must be a list of integers or None, got %R", list);

@@ -170,8 +170,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 }
 
 // Returns how many rows at the start of a time block have a zero previous state, and so add nothing
-// to the gradient of weight_hh. These are the rows of time 0 if no states are given from which
-// sequences start. If any dz of these rows is not finite, returns 0, because zero times infinity is
+// to the gradient of weight_hh. These are the rows of time 0 if all sequences start from
+// zeros. If any dz of these rows is not finite, returns 0, because zero times infinity is
 // NaN.
 template <class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,

@@ -24,8 +24,8 @@ struct BackwardGroup {
   Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
                         // with that h; null without projections
   Own<Scalar> own;
-  Scalar* grad_own[2];  // [own parameters, H], their gradients: the sum over the rows of a time
-                        // block, and what is not yet added to it, of at most kChain rows of a step
+  Scalar* grad_own[2];  // [own parameters, H], gradients of own parameters: the sum over a time
+                        // block, and the part from at most kChain rows that is not yet in it
   TokenRows tokens;     // used only if the table's gradient is wanted
   bool one_product;  // whether a single product computes each weight gradient, so that no sums are
                      // needed

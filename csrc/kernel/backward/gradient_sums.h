@@ -34,7 +34,7 @@ template <class Scalar>
 struct GradientSums {
   // Number of elements in the sums of each parameter's gradient; 0 for a parameter that does not
   // exist, and for bias_hh if it has the same gradient as bias_ih. If there is a table, its
-  // gradient takes the place of weight_ih's.
+  // gradient replaces weight_ih's.
   int64_t sizes[kParameters];
   Scalar* sums[kParameters];   // the elements are in the order in which the products write them
   Scalar* apart[kParameters];  // gradients not yet added to `sums`; null if only `sums` is used

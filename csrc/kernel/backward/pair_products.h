@@ -282,8 +282,8 @@ struct PairProducts {
     });
   }
 
-  // Writes columns first .. first + kGranule of dz_transposed. Treats rows of dz from row `count`
-  // on as zeros.
+  // Writes columns first .. first + kGranule of dz_transposed. Treats rows `count` and later of
+  // dz as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     for (int t = 0; t < kTerms; ++t) {
@@ -309,7 +309,7 @@ struct PairProducts {
   }
 
   // Packs rows first .. first + kGranule of the previous states and inputs into panels. Treats rows
-  // from row `count` on as zeros.
+  // `count` and later as zeros.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow<Storage> zero_row{};

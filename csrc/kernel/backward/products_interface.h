@@ -26,7 +26,7 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::w), const int64_t>);
   // The size of an operand's element, all its terms together.
   static_assert(same<decltype(Products::element_bytes), const size_t>);
-  // Whether the elements of a gradient's sums are in the same order as those of the gradient.
+  // Whether the sums of a gradient are in the same order as the gradient's elements.
   static_assert(same<decltype(Products::sums_like_gradient), const bool>);
   // Whether layers may project h. If so, Products also has grad_h(), project_back(),
   // keep_unprojected() and add_projection_gradient(): see FloatProducts.
@@ -52,9 +52,9 @@ struct ProductsInterface {
   // caller's `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, int64_t, const Runtime&)>);
-  // dz_rows(row, first): returns where the cell writes the gradients of the sums of a row from unit
-  // `first` on; and store_dz(row, columns): stores `columns` of what the cell wrote for a row. With
-  // encodes_dz, dz_rows() is a buffer of one row; otherwise the rows are those of dz.
+  // dz_rows(row, first): returns where the cell writes a row's gradients of the sums, starting at
+  // unit `first`. store_dz(row, columns): stores `columns` of them. With encodes_dz, dz_rows()
+  // returns a buffer for one row; otherwise it returns a row of dz.
   static_assert(same<decltype(Products::encodes_dz), const bool>);
   static_assert(same<decltype(&Products::dz_rows), Scalar* (Products::*)(int64_t, int64_t) const>);
   static_assert(same<decltype(&Products::store_dz), void (Products::*)(int64_t, Columns) const>);
@@ -76,7 +76,7 @@ struct ProductsInterface {
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
   // step_back(row, weight_hh, rows, columns, grad_h): computes `columns` of grad_h = dz W_hh for
-  // the `rows` rows of one time, which begin at row number `row` of the time block. Adds to grad_h
+  // the `rows` rows of one time, which start at row number `row` of the time block. Adds to grad_h
   // unless the cell is only_through_sums.
   static_assert(
       same<decltype(&Products::step_back),

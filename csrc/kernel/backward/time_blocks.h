@@ -26,7 +26,7 @@ inline int64_t first_row(const GroupRows& rows, int64_t t) {
 struct TimeBlock {
   int64_t first;
   int64_t last;
-  bool initial;  // whether the backward pass begins in this time block
+  bool initial;  // whether the backward pass starts in this time block
 };
 
 inline int64_t count_rows(const GroupRows& rows, const TimeBlock& block) {

@@ -221,13 +221,13 @@ struct CopiedPart {
   }
 };
 
-// Returns whether the panels store weights in 16 bits. Every product then converts all weights,
-// which with few rows takes less time than reading floats that do not fit in the private cache, or
+// Returns whether the panels store weights in 16 bits. Every product then converts all weights.
+// With few rows that is faster than reading floats that do not fit in the private cache, and faster
 // than converting the panels that the layer already has.
 template <class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
   constexpr int64_t few_rows = 4;   // converting is hidden behind reading the weights
-  constexpr int64_t few_tiles = 4;  // a conversion of all panels takes as long
+  constexpr int64_t few_tiles = 4;  // converting all panels takes as long
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;

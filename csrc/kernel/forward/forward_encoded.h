@@ -6,7 +6,7 @@
 // is not only_through_sums.
 //
 // The template parameter Encoding has these members:
-// - Tile: computes a tile of a product, as pair_panels.h says of PairTile;
+// - Tile: computes a tile of a product, like PairTile in pair_panels.h;
 // - Operands: the operands of a product;
 // - Row: points to an encoded row. input_size(n) and row_size(n) are the distances between rows of
 //   n inputs and of n states;
@@ -16,7 +16,7 @@
 // - weight_bytes: the size of a weight;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
 //   a product of rows of n numbers with a panel;
-// - encode(from, row, n), and encode_state(state, row, n) if a State is no Row: encode a row;
+// - encode(from, row, n), and encode_state(state, row, n) if State is not Row: encode a row;
 // - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, whose padding
 //   is ready for products.
 #pragma once
@@ -81,7 +81,7 @@ struct EncodedPart {
   Row input_at(int64_t s, int64_t b) const {
     return inputs_at(s) + row_of(s, b) * Encoding::input_size(args.layer.D);
   }
-  // Returns the states of sequence b that step s reads, as written and as multiplied.
+  // Return the states of sequence b that step s reads: as the cell wrote them, and encoded.
   State written_state(int64_t s, int64_t b) const {
     return rows.states[s % 2] + (b - part.slice.begin) * Encoding::state_size(args.layer.H);
   }
@@ -207,8 +207,8 @@ struct EncodedPart {
     State next;             // the states that the next step reads
   };
 
-  // Returns what the cell reads and writes for units j .. j + width of `rows` rows starting at row
-  // (t, b), whose sums are in `sums`.
+  // Returns the cell's arguments for units j .. j + width of `rows` rows that start at row (t, b).
+  // `sums` holds their sums.
   StateRows<Storage> state_rows(int64_t t, int64_t b, int64_t rows, int64_t j, int64_t width,
                                 float* sums) const {
     const Layer<Storage>& layer = args.layer;
@@ -252,8 +252,8 @@ struct EncodedPart {
     }
   }
 
-  // Sets units j .. j + width of the state that the step of sequence b reads without a product, if
-  // the sequence starts at this step.
+  // If sequence b starts at this step, sets units j .. j + width of the state that the step reads
+  // without a product.
   void read_carried(const Step& step, int64_t b, int64_t j, int64_t width) const {
     const Layer<Storage>& layer = args.layer;
     const int i = carried_state(*layer.cell);
@@ -264,8 +264,8 @@ struct EncodedPart {
            : read_start(starting_state(layer, i, step.t, b), j, width, state);
   }
 
-  // Writes row n of the states from unit j on to where sequence b needs them: h to the output and,
-  // if the sequence continues, to the states that the next step reads; otherwise all to `last`.
+  // Stores row n of the states of sequence b, starting at unit j: h in the output and, if the
+  // sequence continues, in the states that the next step reads; otherwise all states in `last`.
   void write_states(const Step& step, int64_t b, int64_t j, const StateRows<Storage>& states,
                     int64_t n) const {
     const Layer<Storage>& layer = args.layer;
@@ -321,7 +321,7 @@ struct EncodedPart {
       encode_states(s);
       const int64_t blocks = (columns.last - columns.first + w - 1) / w;
       for (int64_t n = 0; n < blocks; ++n) {
-        // Every other step reads the panels in the opposite order, so that it begins with those
+        // Every other step reads the panels in the opposite order, so that it starts with those
         // that are still in the cache if not all of them fit.
         const int64_t j = columns.first + (s % 2 ? blocks - 1 - n : n) * w;
         if (packs) panels.pack(layer, j / w);
@@ -384,8 +384,8 @@ inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machin
   return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
 }
 
-// Runs the forward pass. `prepared` is the layer's panels, or null if they are in another format,
-// or absent.
+// Runs the forward pass. `prepared` is the layer's panels, or null if the layer has none in this
+// format.
 template <class Encoding, class Storage>
 void forward_encoded(const Forward<Storage>& args, const void* prepared, const Runtime& runtime) {
   using Panels = typename Encoding::template Panels<Storage>;

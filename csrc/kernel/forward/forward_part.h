@@ -44,7 +44,7 @@ struct ForwardWeights {
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
   bool prefetch;             // whether products prefetch panels if every step reads all weights
-  bool prefetch_hh;          // whether they do if every step reads only weight_hh
+  bool prefetch_hh;          // the same if every step reads only weight_hh
 };
 
 // Memory shared by all parts. Each array is null if the layer does not need it.
@@ -215,8 +215,8 @@ struct ForwardContext {
                        : args.last[i] + place_of(layout, b) * args.layer.H;
   }
 
-  // Returns what the cell reads and writes for the rows from (t, b) on, except the sums and the
-  // previous h. The other states continue unless the rows start `from_zeros`.
+  // Returns the cell's arguments for rows that start at (t, b), except the sums and the previous h.
+  // The other previous states are zeros if `from_zeros`, otherwise the states in memory.
   StateRows<Scalar> state_rows(int64_t t, int64_t b, bool from_zeros) const {
     const Layer<Scalar>& layer = args.layer;
     const Cell& cell = *layer.cell;

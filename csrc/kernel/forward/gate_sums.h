@@ -100,7 +100,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
   // Returns a pointer to a row of the panel of weight block g, in the unit block that starts at
-  // unit j. The rows of weight_hh begin at row D.
+  // unit j. The rows of weight_hh start at row D.
   const Element* panel_at(int64_t j, int64_t g, int64_t row) const {
     const int64_t panel = j / w * args.layer.cell->gates + g;
     return weights.weights + (panel * (args.layer.D + args.layer.P) + row) * w;

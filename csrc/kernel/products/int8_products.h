@@ -14,7 +14,7 @@ struct Int8Operands {
   int64_t a_row;        // row stride of A, in bytes
   int64_t K;            // number of columns of A and rows of B, including padding
   const int8_t* panel;  // B, as Int8Panels describes it
-  int64_t second;       // distance between the two rows whose sum is a row of A, or 0 for one row
+  int64_t second;       // distance between the two rows that add up to a row of A; 0 for one row
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
@@ -104,8 +104,8 @@ inline Int whole_sums(const Int* sums) {
   return whole;
 }
 
-// Writes start + A B to c for row r of A, which is kEach rows of integers that add up. `sum(e, v)`
-// returns vector v of the integer sums that row e of integers has.
+// Writes start + A B to c for row r of A, which is the sum of kEach rows of integers. `sum(e, v)`
+// returns vector v of the integer sums of row e.
 template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {
@@ -172,7 +172,7 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   }
 }
 
-// Computes `height` rows of a product A B. A row of A is kEach rows of integers, which add up.
+// Computes `height` rows of a product A B. A row of A is the sum of kEach rows of integers.
 template <int kEach, int... kIndices>
 void multiply_few(Int8Operands operand, int64_t height, const float* start, float* c,
                   std::integer_sequence<int, kIndices...>) {

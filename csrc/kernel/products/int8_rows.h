@@ -1,5 +1,5 @@
-// Rows of numbers as 8-bit integers with one scale: number i of a row is about scale * q_i, where
-// q_i is from -127 to 127.
+// Rows of numbers as 8-bit integers with one scale: number i of a row is about scale * q_i, with
+// -127 <= q_i <= 127.
 //
 // The scale is the largest magnitude of the row, divided by 127 and cut to 17 significant bits, so
 // that scale * q_i is exact in float: quantizing the products again gives the same integers. All
@@ -50,8 +50,8 @@ inline Int rounded(Vec<float> v) {
 #endif
 }
 
-// Returns the scale of a row of n numbers whose largest magnitude counts as at least `least`: NaN
-// if a number is not finite.
+// Returns the scale of a row of n numbers; NaN if a number is not finite. The largest magnitude of
+// the row counts as at least `least`.
 inline float scale_of(const float* row, int64_t n, float least) {
   Int largest = {};  // the bits of magnitudes, which are ordered like magnitudes
   for_each_vector<float>(n, [&](int64_t i, int64_t m) {
@@ -81,12 +81,12 @@ inline void quantize(const float* row, int64_t n, float scale, F&& store) {
       n, [&](int64_t i, int64_t m) { store(i, m, rounded(load_upto(row + i, m) * inverse)); });
 }
 
-// A row in memory consists of padded_bytes(n) integers plus kOffset, and the scale. The next row
-// begins at a whole cache line. Rows are counted in bytes.
+// In memory, a row consists of padded_bytes(n) codes and the scale, and starts at a cache line.
+// scale_at() and row_bytes() return the offset of the scale and the distance of rows in bytes.
 inline int64_t scale_at(int64_t n) { return padded_bytes(n) * int64_t(sizeof(Code)); }
 inline int64_t row_bytes(int64_t n) { return scale_at(n) + 64; }
 
-// Stores n integers of a row from number i on.
+// Stores n integers of a row, starting at number i.
 inline void store_codes(uint8_t* row, int64_t i, Int q, int64_t n) {
   typedef Code Codes __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 4 * sizeof(Code))));
   const Codes codes = __builtin_convertvector(q + kOffset, Codes);
@@ -108,7 +108,7 @@ inline void quantize_row_twice(const float* row, int64_t n, uint8_t* to) {
   uint8_t* const low = to + row_bytes(n);
   quantize(row, n, scale, [&](int64_t i, int64_t m, Int q) {
     store_codes(to, i, q, m);
-    // The product is exact, and so is the difference of numbers that are as close.
+    // The product is exact, and so is the difference, because both numbers are close.
     const Vec<float> error = load_upto(row + i, m) - __builtin_convertvector(q, Vec<float>) * scale;
     store_codes(low, i, rounded(error * inverse), m);
   });

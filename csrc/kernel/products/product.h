@@ -47,7 +47,7 @@ constexpr int kPrefetchUnroll = NAMERNN_REGISTERS >= 32 ? kPrefetchSteps : 1;
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
 
-// Returns what tile number n of `tiles` prefetches: a share of `panel`, which has K rows.
+// Returns the share of `panel`, which has K rows, that tile number n of `tiles` prefetches.
 template <class Scalar>
 inline Ahead ahead_in(const void* panel, int64_t K, int64_t n, int64_t tiles) {
   const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
@@ -62,7 +62,7 @@ inline void prefetch(Ahead& ahead, int64_t lines) {
   }
 }
 
-// What the sums start from, and where they are stored.
+// The start values of the sums, and where the sums are stored.
 template <class Scalar>
 struct Target {
   Scalar* c;  // element (i, j) is c[i * c_row + j]
@@ -74,7 +74,7 @@ struct Target {
                                           // starts[i][j]
 };
 
-// Computes one chain for the tile that begins at (i, j): sets `acc` to the sum of the products over
+// Computes one chain for the tile that starts at (i, j): sets `acc` to the sum of the products over
 // k in first .. last. If kPrefetch, prefetches `lines` cache lines per kPrefetchSteps steps.
 template <class Scalar, class Panel, int kRows, int kVectors, bool kByColumn, bool kPrefetch>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar, Panel>& operand,
@@ -120,7 +120,7 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar, Pan
 
 // Computes the tile at row i and column j of C. Only the first `width` columns of the tile exist.
 // Between chains, the partial sums are stored in C or, if the product is added to C, in `buffer`.
-// If kPrefetch, `ahead` says for each operand what to prefetch; otherwise it is not read.
+// If kPrefetch, `ahead` holds what to prefetch for each operand; otherwise it is not read.
 template <class Scalar, class Panel, int kRows, int kVectors, bool kByColumn,
           bool kPrefetch = false>
 void tile(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,

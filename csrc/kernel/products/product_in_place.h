@@ -83,7 +83,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   constexpr int columns = InPlaceShape<Scalar>::columns(kRows);
   const int64_t K = operand.K;
   Vec<Scalar> sums[kRows][lanes] = {};
-  // All rows of W pass before the next chain, so that the rows of A stay in the nearest cache.
+  // Read all rows of W before the next chain, so that the rows of A stay in the nearest cache.
   for (int64_t k = 0; k < K; k += kChain * lanes) {
     for (int64_t c = 0; c < width; c += columns) {
       const Storage* w[columns];

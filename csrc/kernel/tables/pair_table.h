@@ -9,7 +9,7 @@
 namespace namernn_fast {
 namespace {
 
-// Rates that were measured on AMX. A product in place converts each bfloat16 weight for every tile
+// Rates measured on AMX. A product in place converts each bfloat16 weight for every tile
 // of at most six rows, which takes three times as long as the product if few sequences share it.
 template <class Storage>
 constexpr PanelRate kPairRate = {24, 8};
@@ -40,7 +40,7 @@ void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   forward_encoded<AsTerms<kTerms>>(args, prepared, runtime);
 }
 
-// Returns the kernels for tensors of type Storage, whose numbers are multiplied as kTerms terms.
+// Returns the kernels that split the numbers of Storage tensors into kTerms terms.
 // Waves and trees never use pair kernels, so the entries for these are null.
 template <class Storage, int kTerms>
 constexpr KernelsFor<Storage> kernels_on_pairs() {

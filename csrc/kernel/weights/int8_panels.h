@@ -7,8 +7,8 @@
 namespace namernn_fast {
 namespace {
 
-// Holds a layer's weights: panels of W_ih^T and panels of W_hh^T. After the integers of a panel
-// follow, for each column, kOffset times the sum of its integers, and its scale.
+// Holds a layer's weights: panels of W_ih^T and panels of W_hh^T. Each panel ends with two numbers
+// per column: kOffset times the sum of the column's integers, and the column's scale.
 template <class Storage>
 struct Int8Panels {
   static_assert(std::is_same_v<Storage, float>);

@@ -110,8 +110,8 @@ inline void pack_pairs(const Storage* w, int64_t K, int64_t width, int64_t first
   }
 }
 
-// Packs one row of a panel of pairs: the elements of rows a and b [width] from column `first` on,
-// padded with zeros. A null row counts as zeros.
+// Packs one row of a panel of pairs: the elements of rows a and b [width], starting at column
+// `first`, padded with zeros. A null row counts as zeros.
 template <int kTerms, class Storage>
 inline void pack_pair_row(const Storage* a, const Storage* b, int64_t width, int64_t first,
                           const Terms<kTerms>& panel_row) {
@@ -135,8 +135,8 @@ inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t f
   }
 }
 
-// Holds a layer's weights in the format that the forward pass on pairs reads: all unit blocks, or
-// memory for one, which is packed again for each unit block.
+// Holds a layer's weights in the format that the forward pass on pairs reads. Has memory for all
+// unit blocks, or for one, which is then packed again for each unit block.
 template <class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
@@ -167,11 +167,11 @@ struct PairPanels {
 
   // Returns the biases of unit block p.
   float* bias_of(const Cell& cell, int64_t p) const { return bias + p % blocks * cell.sums * w; }
-  // Returns where `own` has the units of unit block p.
+  // Returns the index of unit block p's first unit in `own`.
   int64_t own_unit(int64_t p) const { return p % blocks * w; }
 
-  // Calls f(s, input_panel, state_panel) for each sum s of unit block p: where the rows of W_ih and
-  // of W_hh in its panel begin, or null for a weight that does not contribute to the sum.
+  // Calls f(s, input_panel, state_panel) for each sum s of unit block p. The panels point to the
+  // first rows of W_ih and of W_hh in the sum's panel; null if the weight does not contribute.
   template <class F>
   void for_each_panel(const Layer<Storage>& layer, int64_t p, F&& f) const {
     const Cell& cell = *layer.cell;

@@ -27,8 +27,8 @@ inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H,
   return weights ? weights + block * H * row : nullptr;
 }
 
-// Copies `width` units of the state that a sequence starts from to `to`, starting at unit `first`
-// of the state. If `start` is null, writes zeros.
+// Copies `width` units of `start`, the state from which a sequence starts, to `to`, starting at
+// unit `first`. If `start` is null, writes zeros.
 template <class Storage, class State>
 inline void read_start(const Storage* start, int64_t first, int64_t width, State to) {
   start ? convert(start + first, to, width) : fill_zeros(to, width);
@@ -85,13 +85,13 @@ struct Own {
   int64_t stride;
 
   Scalar* at(int64_t i, int64_t unit) const { return memory + i * stride + unit; }
-  // Points `to` to the values of the units from `unit` on.
+  // Points `to` to the values, starting at `unit`.
   void set(const Cell& cell, int64_t unit, const Scalar* (&to)[kMostOwn]) const {
     for (int64_t i = 0; i < cell.own; ++i) to[i] = at(i, unit);
   }
 };
 
-// Writes the values of unit block p to `own`, from `unit` on.
+// Writes the values of unit block p to `own`, starting at `unit`.
 template <class Storage, class Scalar>
 inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;

@@ -11,8 +11,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Returns the layout of B sequences with N rows in T times. The rows are evenly spaced, and all
-// sequences are alive at all times, until other members say otherwise.
+// Returns the layout of B sequences with N rows over T times. Unless the caller sets other members,
+// rows are evenly spaced and all sequences are alive at every time.
 SequenceLayout layout_of(int64_t T, int64_t B, int64_t N) {
   SequenceLayout layout{};
   layout.T = T;
@@ -41,7 +41,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
             : "batch_sizes must not exceed the rows of data, got ",
           batch.count[t], t ? " after " : " instead of at most ", limit, " at step ", t);
     batch.start[t] = rows;
-    rows = std::min(rows + batch.count[t], 2 * kMostElements);  // data_rows is smaller
+    rows = std::min(rows + batch.count[t], 2 * kMostElements);  // still exceeds data_rows
   }
   check(rows == data_rows, "batch_sizes must sum to ", data_rows,
         " (the rows of data), got a sum of ", rows);

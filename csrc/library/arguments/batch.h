@@ -1,5 +1,5 @@
-// The batch of a call: which rows exist, according to batch_sizes, lengths or offsets, where states
-// are reset, and where a tensor stores its rows.
+// The batch of a call: which rows exist (from batch_sizes, lengths or offsets), when states are
+// reset, and where a tensor stores its rows.
 #pragma once
 
 #include <memory>

@@ -30,7 +30,7 @@ struct Options {
   bool states = has(65536);
   bool reset_to = has(131072);
   bool inputs = has(262144);
-  bool unknown = bits < 0 || bits >= 524288;  // whether there is any other bit
+  bool unknown = bits < 0 || bits >= 524288;  // whether an undefined bit is set
   Activation activation = relu       ? Activation::relu
                           : sigmoid  ? Activation::sigmoid
                           : softplus ? Activation::softplus

@@ -1,4 +1,4 @@
-// The list of the parameters that one direction of a layer has.
+// Lists the parameters of one direction of a layer.
 #pragma once
 
 #include "contract.h"

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kMostPadding = 256;  // no panel or row has more elements of padding
 
-// Checks that all sizes that follow from the sizes of a stack fit, and those with padding as well.
+// Checks that no size derived from the sizes of a stack overflows, even with padding.
 void check_sizes(const Stack& stack) {
   check(stack.V == 0 || stack.D == 0,
         "a stack with a vocabulary must have an input_size of 0, got ", stack.D);
@@ -18,7 +18,7 @@ void check_sizes(const Stack& stack) {
   product_of("a table", {stack.V, rows});
 }
 
-// Checks that the sizes of all tensors with a row for each row of the batch fit.
+// Checks that no tensor with one row per row of the batch is too large.
 void check_rows(const Stack& stack) {
   const int64_t rows = std::max(count_tensor_rows(stack.batch), stack.batch.layout.N);
   const int64_t gates = stack.directions * stack.gate_rows();

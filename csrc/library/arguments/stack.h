@@ -87,12 +87,12 @@ struct Stack {
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
   int64_t kept_size() const { return cell->kept * H; }
-  // Returns whether a layer keeps such values.
+  // Returns whether the cell keeps values for the backward pass besides its output.
   bool keeps() const { return cell->kept > 0; }
 };
 
 using Tensors = std::vector<Tensor>;
-using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // some of a vector
+using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // part of a vector
 
 // The tensors that an operator takes in one list, see namernn_fast/ops.py.
 struct Lists {
@@ -110,8 +110,8 @@ Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
                   Batch batch, const Options& options);
 
-// Does the same for layers with prepared weights of this dtype and these sizes, which
-// set_prepared() sets.
+// Does the same for prepared layers of this dtype and these sizes. set_prepared() then sets their
+// weights.
 Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states, int32_t dtype,
                            const Sizes& sizes, Batch batch, const Options& options);
 
@@ -121,18 +121,18 @@ void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
 // Checks the inputs beside x, and sets them.
 void set_inputs(Stack& stack, TensorRange inputs);
 
-// Returns a Stack of layers without a batch and weights, to prepare() or to unpack() the weights.
+// Returns a Stack without a batch and without weights, for prepare() and unpack().
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
 
 // Checks the weights of a stack, and sets them.
 void set_weights(Stack& stack, TensorRange weights);
 
-// Returns the number of bfloat16 terms as which a call multiplies floats; 0 if it multiplies floats
-// as they are.
+// Returns how many bfloat16 terms a call splits each float into; 0 if it multiplies the floats
+// themselves.
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
 
-// Sets the batch of a stack from check_layers() to T steps of B sequences, and what follows from
-// these.
+// Sets the batch of a stack from check_layers() to T steps of B sequences, and the fields that
+// depend on it.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
 
 // Returns the kernels for one type, of this processor's instruction set.
@@ -141,7 +141,7 @@ const KernelsFor<Scalar>& kernels_in() {
   return kernels();
 }
 
-// Returns the kernels whose format of panels the weights of a prepared stack have.
+// Returns the kernels that read the panels of a prepared stack.
 template <class Scalar>
 const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
@@ -163,7 +163,7 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
   return prepared_kernels<Scalar>(stack);
 }
 
-// Where a prepared tensor holds the weights of one direction, in bytes from the beginning.
+// Byte offsets of one direction's weights in a prepared tensor.
 struct PreparedParts {
   int64_t panels;
   int64_t vectors[kParameters];  // biases and own parameters
@@ -192,8 +192,8 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
   }
 }
 
-// Returns the restart states of a layer, whose index in the state tensors is `state`, in a tensor
-// [T, layers, B, P or H] with these data.
+// Returns a layer's restart states in a tensor [T, layers, B, P or H], given the address of its
+// data. `state` is the layer's index in the state tensors.
 template <class Scalar>
 RestartStates<Scalar> restart_states(const Tensor& tensor, Scalar* data, int64_t state) {
   return {data + state * tensor.stride(1), tensor.stride(0), tensor.stride(2)};
@@ -215,8 +215,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.batch_invariant = stack.batch_invariant;
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
-  // Prepared weights are in panels, but products of terms are not worth converting the panels for
-  // as few rows as would be multiplied in place.
+  // Prepared weights are already in panels. For products of terms they would have to be converted,
+  // which does not pay off for few rows, so these are multiplied in place.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_rate);

@@ -1,4 +1,4 @@
-// Errors of the operators. Every message begins with the name of the package.
+// Errors of the operators. Every message starts with the name of the package.
 #pragma once
 
 #include <algorithm>
@@ -37,13 +37,13 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
-// Maximum product of sizes that come from a caller. No memory holds as many numbers, and a few such
-// products, in bytes, still add up to less than 2^63.
+// Maximum product of sizes that come from a caller. No machine has memory for this many numbers,
+// and the bytes of a few such products still add up to less than 2^63.
 constexpr int64_t kMostElements = int64_t(1) << 52;
 
-// Returns the product of sizes. Fails if a size is negative or if the product is too large; to keep
-// strides small as well, zeros count as ones for that. Every product of sizes from a caller must be
-// made, or bounded, by this function.
+// Returns the product of sizes. Fails if a size is negative or the product is too large. That check
+// counts zeros as ones, so that strides stay small too. Every product of a caller's sizes must be
+// computed or bounded by this function.
 template <class Sizes = std::initializer_list<int64_t>>
 int64_t product_of(const char* what, const Sizes& sizes) {
   int64_t product = 1;

@@ -51,8 +51,8 @@ Header header_of(const Stack& stack) {
   return header;
 }
 
-// Returns the size in bytes of an element of a table: of the type that kernels compute in, if they
-// can add the biases to a table.
+// Returns the bytes per element of a table. Kernels that can add the biases to a table store it in
+// the type that they compute in.
 template <class Scalar>
 int64_t table_element(const KernelsFor<Scalar>& kernels) {
   return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
@@ -63,7 +63,7 @@ int64_t elements_of(const Stack& stack, Parameter vector) {
   return vector >= kOwn ? stack.H : stack.gate_rows();
 }
 
-// Returns the parts of the first direction of layer k if they begin at `begin`.
+// Returns the parts of the first direction of layer k if they start at `begin`.
 PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
   PreparedParts parts{begin};
   with_storage(stack.dtype, [&](auto storage) {
@@ -129,8 +129,8 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
   kernels.forward_panels.unpack(layer, to);
 }
 
-// Asks for huge pages where whole ones lie within the tensor: steps with few sequences read all
-// panels from beyond L2, and prefetching across small pages waits for the page tables.
+// Requests huge pages for the part of the tensor that whole ones cover. Steps with few sequences
+// read all panels from beyond L2, and with small pages, prefetching waits for the page tables.
 void advise_inner_pages(char* data, size_t bytes) {
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
   if (bytes < before + kHugePage) return;
@@ -226,7 +226,7 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   for (const int64_t size : {claimed.layers, claimed.D, claimed.H, claimed.V, claimed.P}) {
     known = known && size >= 0 && size <= bytes;
   }
-  // check_header() refuses a tensor that holds anything else.
+  // check_header() rejects a tensor that holds anything else.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack =
       check_layers(cell_of(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);

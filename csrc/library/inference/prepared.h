@@ -1,9 +1,9 @@
 // Prepared layers: the weights of all layers and directions of a stack, packed once for many calls
 // into a single tensor, in the order in which this processor's kernels read them.
 //
-// The tensor has the dtype of the layers, or int8. It begins with a header that says what its
-// contents depend on. For each direction of each layer follow the panels of the forward pass, the
-// biases and, in the first layer of a stack that reads token ids, the table.
+// The tensor has the dtype of the layers, or int8. It starts with a header that records what the
+// contents depend on. Then come, for each direction of each layer, the panels of the forward pass,
+// the biases and, in the first layer of a stack that reads token ids, the table.
 #pragma once
 
 #include <vector>

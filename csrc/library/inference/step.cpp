@@ -67,7 +67,7 @@ int64_t check_states(const Step& step, const Stack& stack) {
   return sequences;
 }
 
-// Where the rows of a frame are.
+// The location of a frame's rows.
 struct Frame {
   int64_t T;
   int64_t B;
@@ -76,8 +76,8 @@ struct Frame {
   bool batch_first;
 };
 
-// Returns how far apart consecutive steps are in `rows`, and how far apart consecutive sequences
-// are. With `one_step`, `rows` has no dimension for steps.
+// Returns the distance between consecutive steps in `rows`, and between consecutive sequences.
+// With `one_step`, `rows` has no dimension for steps.
 std::pair<int64_t, int64_t> strides_of(const View& rows, bool one_step, bool batch_first) {
   if (one_step) return {0, rows.strides[0]};
   return {rows.strides[batch_first], rows.strides[!batch_first]};
@@ -135,8 +135,8 @@ void check_ids(const View& ids, const Frame& frame, int64_t V) {
   }
 }
 
-// Calls f(row, packed, bytes) for every row of a state that takes part, where `packed` points to
-// the row's place among these rows; or once for all rows if all take part.
+// Calls f(row, packed, bytes) for each row of a state that belongs to a sequence in the frame.
+// `packed` points to the row's copy. If the frame is for all sequences, calls f once for all rows.
 template <class F>
 void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
   const size_t bytes = size_t(state.sizes[state.dim - 1] * state.element);

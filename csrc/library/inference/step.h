@@ -1,5 +1,5 @@
 // A step runs a stack in one direction on one frame, for streams and step modules. Its weights are
-// prepared, or are those of a single layer.
+// prepared, or belong to a single layer.
 #pragma once
 
 #include "contract.h"
@@ -15,7 +15,7 @@ struct Step {
   int64_t weight_count;
   View states[kMostStates];  // of a stream [layers, sequences, P] and [layers, sequences, H], in
                              // float for layers in 16 bits; of a step module [sequences, H] each
-  int64_t state_count;       // 0 for states of zeros
+  int64_t state_count;       // 0 if the states are zeros
   View last[kMostStates];    // like `states`, contiguous, written; may be `states`
   int64_t last_count;
   View frame;  // [n, D]; of a stream also several steps, [T, n, D], with BATCH_FIRST [n, T, D], and
@@ -28,12 +28,12 @@ struct Step {
   int64_t row_count;    // -1 if the frame is for all sequences
 };
 
-// Returns whether the rows of a step can be read and written where they are, and the output of a
-// stream has the dimensions of the frame.
+// Returns whether the rows of a step can be read and written in place and, for a stream, whether
+// the output has as many dimensions as the frame.
 bool is_simple(const Step& step);
 
-// Runs a step. Checks all arguments first, and writes the last states last, so that an error leaves
-// them as they were.
+// Runs a step. Checks all arguments first and writes the last states last, so that an error leaves
+// the states unchanged.
 void run_step(const Step& step, const Options& options);
 
 }  // namespace namernn_fast

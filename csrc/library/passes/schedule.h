@@ -56,8 +56,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Narrows `layer` to stretch i. The initial states h of the stretch are the rows of `output` at
-  // the time before the stretch. The layer must not be reversed.
+  // Narrows `layer` to stretch i. The stretch's initial states h are the rows of `output` at the
+  // time before it. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -81,7 +81,7 @@ class Stretches {
     if (layout_.start) stretch.start = start_.data() + first;
   }
 
-  // Returns `rows`, moved to begin at time t.
+  // Returns `rows`, moved to start at time t.
   template <class Scalar>
   RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
     if (rows.data) {
@@ -89,12 +89,12 @@ class Stretches {
     }
     return rows;
   }
-  // Returns `rows`, moved to begin at stretch i.
+  // Returns `rows`, moved to start at stretch i.
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
   }
-  // Returns `states`, moved to begin at stretch i.
+  // Returns `states`, moved to start at stretch i.
   template <class Scalar>
   RestartStates<Scalar> from(int64_t i, RestartStates<Scalar> states) const {
     if (states.data) states.data += i * length_ * states.time_stride;
