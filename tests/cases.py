@@ -32,9 +32,9 @@ SLICED = replace(CONTIGUOUS, stride=(2, 2, 2))
 
 
 def draws(hidden_size):
-    """Returns the number of draws to pool for a layer of this size.
+    """Returns how many random cases to pool for a layer of this size.
 
-    A single draw of a small layer returns too few numbers to sample rounding errors.
+    A single case of a small layer has too few numbers to sample rounding errors.
     """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
@@ -266,7 +266,7 @@ class Case:
         return self._call(module, self._rows_of(leaf), hx, noise, {})
 
     def _call_on_pieces(self, module, leaf, hx, reset_to, noise):
-        """Returns what `_call_torchs` does, from one call for each piece between resets."""
+        """Returns the same as `_call_torchs`, with one call for each piece between resets."""
         x = self._rows_of(leaf)
         states = tensors_in(hx) or [x.new_zeros(g.shape) for g in self.grads_of_last]
         states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]
@@ -328,7 +328,7 @@ class Case:
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
     def run_oracle(self, dtype, rounding=None) -> dict[str, np.ndarray]:
-        """Rounds a case's numbers to `dtype`; returns the oracle's results and gradients by name.
+        """Returns the oracle's results and gradients by name, for numbers rounded to `dtype`.
 
         `rounding` applies to the inputs and weights, and to what the oracle computes from them.
         """
@@ -343,7 +343,7 @@ class Case:
         return {name: oracle.numbers_of(value) for name, value in results.items()}
 
     def in_layout(self, layout):
-        """Returns a copy in another layout of the same rows. The copy shares cached references."""
+        """Returns the same case in another layout. The copy shares cached references."""
         case = copy.copy(self)
         case.layout = layout
         return case

@@ -47,9 +47,9 @@ STRENGTH_OF_ALL = 3
 
 
 def pytest_addoption(parser):
-    what = "runs covering arrays of this strength, whatever the marks of the tests say"
+    what = "use this strength for all covering arrays, and ignore the marks of tests"
     parser.addoption("--strength", type=int, help=what)
-    what = "runs torch's operators as on a processor for which oneDNN has none"
+    what = "disable oneDNN, which does not support every processor"
     parser.addoption("--without-onednn", action="store_true", help=what)
 
 
@@ -59,7 +59,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Runs a test with an argument `kind` for every kind, or for those that its marks name."""
+    """Parametrizes tests that take `kind`: with every kind, or with the kinds in their marks."""
     test = metafunc.definition
     given = any("kind" in mark.args[0] for mark in test.iter_markers("parametrize"))
     if "kind" not in metafunc.fixturenames or given:

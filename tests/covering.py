@@ -3,7 +3,7 @@
 A test marked `covering(n)` runs a covering array of strength n: a subset of the product of its
 parameters in which every combination of values of any n parameters occurs. A covering array of
 strength 0 is a single call. `make test-all` adds the calls of an array of strength 3, or of n if
-that is more.
+n is larger.
 """
 
 import heapq
@@ -28,7 +28,7 @@ def covering(calls, strength):
         strength: The number of parameters whose combinations of values must all occur.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # Counts never grow, so the first popped call whose count is up to date adds the most.
+    # Counts never grow, so the first popped call with a current count adds the most.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -48,8 +48,8 @@ def redundant(items, strength=None, least=0):
 
     Args:
         items: All collected tests.
-        strength: The strength of all arrays, unless it is None. Then only functions with a mark
-            have arrays, of the strength in the mark.
+        strength: The strength of all arrays. If None, each marked function has an array of the
+            strength in its mark, and unmarked functions have none.
         least: The minimum strength of the arrays of marked functions.
     """
     functions = {}

@@ -20,8 +20,8 @@ LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
 SATURATING = 30  # tanh of an ordinary value times 30 rounds to 1
-FEW = 24  # a result with fewer numbers is too small to sample the error of torch's layer
-SAMPLES = 16  # nudged runs of the oracle; on small results, their effects differ by a factor of ten
+FEW = 24  # a result with fewer numbers cannot sample the error of torch's layer
+SAMPLES = 16  # nudged runs of the oracle; in small results, their errors differ tenfold
 
 
 class Recorder(oracle.Rounding):
@@ -53,7 +53,7 @@ class Drawn(Case):
     resets: float = 0.0
     """The fraction of steps with a reset."""
     with_reset_to: bool = False
-    """Whether states are given for after the resets, if there are any and one direction."""
+    """Whether to pass reset_to, if there are resets and one direction."""
 
     def __post_init__(self):
         # If rounding to 16 bits may move a relu's argument across the kink, two gradients are
@@ -272,7 +272,7 @@ LUCKY = Drawn(
 
 
 def check_results(case):
-    """Checks that a case's results keep their budgets, and are finite where torch's are.
+    """Checks that a case's results meet their budgets, and are finite where torch's are.
 
     The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
     that multiply bfloat16. A product whose factor becomes zero changes by at most the smallest

@@ -14,8 +14,8 @@ from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
 
 TRAINED = {"rate": 0.7, "train_rate": True}
-"""Options with which tests make modules that accept them. Shared tests check the gradients of all
-parameters, and states fade about as fast as in the other cells."""
+"""Options that tests pass to modules that accept them. Every parameter then has a gradient, and states
+fade about as fast as in the other cells."""
 
 
 class Kind:
@@ -111,9 +111,9 @@ KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not None}
 """The kinds whose modules replace modules of torch."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}
-"""The kinds, and an LSTM with projections, which takes separate code in the kernels."""
+"""The kinds, and an LSTM with projections, which runs separate code in the kernels."""
 for_variants = pytest.mark.kinds(*VARIANTS)
-"""Runs a test with an argument `kind` for every variant, instead of every kind."""
+"""Parametrizes a test that takes `kind` with every variant, instead of every kind."""
 needs_extension = pytest.mark.skipif(
     not availability.HAS_EXTENSION, reason="the C++ extension was not built"
 )

@@ -1,4 +1,4 @@
-"""Where the rows of a batch lie, and calls of a layer in every layout."""
+"""Layouts of a batch in memory, and calls of a layer in every layout."""
 
 import itertools
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece begins with hx, the initial state of its sequence."""
+        """(states, pieces): whether a piece starts with hx, the initial state of its sequence."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
         """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
@@ -69,7 +69,7 @@ class Pieces:
 
     @property
     def restarts(self):
-        """The times, sequences and piece indices of the pieces that begin at a reset.
+        """The times, sequences and piece indices of the pieces that start at a reset.
 
         The layers must have one direction.
         """
@@ -78,7 +78,7 @@ class Pieces:
         return times[pieces], self.sequence[pieces], pieces
 
     def run(self, module, x, states, reset_to=(), noise=None):
-        """Runs a layer on the pieces of x (T, B, ...), for layers without resets and lengths.
+        """Runs a layer that supports no resets or lengths on the pieces of x (T, B, ...).
 
         Args:
             module: The layer.

@@ -1,8 +1,8 @@
 """Calls of the operators that are valid except for one argument, to find calls that crash.
 
-`python tests/mutated.py COUNT` runs this many calls and reports how many were refused; the first
-call is number 0 or `--first`. The calls run in a child process, which writes what it is about to
-call, so that a crash is reported with its call.
+`python tests/mutated.py COUNT` runs this many calls and reports how many were rejected. `--first`
+numbers the first call. A child process writes each call to a file before it runs the call, so that
+a crash is reported with its call.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NUMBERS = (*HUGE, -1, -2, -(2**31), -(2**63), 0, 1, 2, 3, 5, 64, 255)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (*DTYPES, torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64)
 HEADER = range(32, 104, 8)
-"""Where the header of a prepared tensor holds integers."""
+"""The byte offsets of the integers in the header of a prepared tensor."""
 OPERATORS = {
     "forward": ops.forward,
     "backward": ops.backward,
@@ -47,7 +47,7 @@ OPERATORS = {
 SHAPES_ARE_KNOWN = ("forward", "backward", "forward_prepared", "step")
 """The operators that have fake kernels."""
 MOST_BYTES = 8 << 30
-"""How much memory the child may take. More must raise an error, without filling this machine."""
+"""The memory limit of the child, so that a huge request fails instead of filling the machine."""
 MOST_SECONDS = 60
 
 
@@ -259,7 +259,7 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns a prepared tensor with a header that lies, and what it says."""
+    """Returns a prepared tensor with a false header, and a description of the change."""
     prepared = prepared.clone()
     place, number = draw.choice((*HEADER, 0, 16)), draw.choice(NUMBERS)
     data = prepared.view(torch.uint8)[place : place + 8]
@@ -268,7 +268,7 @@ def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.T
 
 
 def changed_values(draw: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns a tensor with another value, and what changed."""
+    """Returns a tensor with a changed value, and a description of the change."""
     tensor = tensor.clone()
     number = torch.nan if tensor.is_floating_point() else draw.choice(NUMBERS)
     place = draw.randrange(tensor.numel())
@@ -321,13 +321,13 @@ TENSOR_CHANGES = {
 
 
 def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[str, Any]:
-    """Returns what changed in a value, and the changed value."""
+    """Returns a description of the change, and the changed value."""
     if isinstance(value, torch.Tensor):
         if name == "prepared" and draw.random() < 0.6:
             return corrupted(draw, value)
         if value.numel() and draw.random() < (0.3 if value.dtype == torch.int64 else 0.05):
             return changed_values(draw, value)
-        # Steps without end would be computed without end.
+        # With a huge number of steps, these calls would run forever.
         endless = name in ("input", "frame") and (options & ops.LAST_STATE or ops.has_ids(value))
         while True:
             change = draw.choice([*TENSOR_CHANGES])
@@ -392,14 +392,14 @@ def check_shapes(operator: str, arguments: dict[str, Any], results: Any) -> None
 
 
 def run_call(number: int, announce: Any) -> str:
-    """Runs a valid call and then its mutation, and returns how the operator took the latter."""
+    """Runs a valid call and then its mutation, and returns the outcome of the mutation."""
     draw = random.Random(number)
     torch.manual_seed(number)
     operator = draw.choice(SHAPES_ARE_KNOWN if draw.random() < 0.5 else [*OPERATORS])
     arguments = arguments_of(draw, operator)
     valid = [*copy.deepcopy(arguments).values()]
-    taken = OPERATORS[operator](*valid)
-    assert taken is not False or operator != "_C.step", "a valid step was refused"
+    accepted = OPERATORS[operator](*valid)
+    assert accepted is not False or operator != "_C.step", "a valid step was rejected"
     name = draw.choice([*arguments])
     options = arguments.get("options", 0)
     change, value = mutated(draw, name, arguments[name], options)
@@ -411,17 +411,17 @@ def run_call(number: int, announce: Any) -> str:
         results = OPERATORS[operator](*arguments.values())
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as e:
         message = re.sub(r"\d+", "#", str(e).split("\n")[0])
-        return f"refused: {type(e).__name__}: {message}"
+        return f"rejected: {type(e).__name__}: {message}"
     if operator == "_C.step" and not results:
-        return "refused: left to the operator"
+        return "rejected: left to the operator"
     if operator in SHAPES_ARE_KNOWN:
         check_shapes(operator, arguments, results)
     return "accepted"
 
 
 def run_child(first: int, last: int, path: str) -> None:
-    """Runs calls; writes the current call to a file and how each ended to standard output."""
-    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which reserves terabytes
+    """Runs calls; writes the current call to a file, and each outcome to standard output."""
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # ASan reserves terabytes
         import resource  # not on Windows
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -481,8 +481,10 @@ def main() -> None:
     outcomes, faults = run(arguments.first, arguments.count)
     for outcome, times in outcomes.most_common():
         print(f"{times:6} {outcome[:150]}")
-    refused = sum(times for text, times in outcomes.items() if text.startswith("refused"))
-    print(f"{arguments.count} calls: {refused / arguments.count:.1%} refused, {len(faults)} faults")
+    rejected = sum(times for text, times in outcomes.items() if text.startswith("rejected"))
+    print(
+        f"{arguments.count} calls: {rejected / arguments.count:.1%} rejected, {len(faults)} faults"
+    )
     print("\n".join(faults))
     return None
 

@@ -1,4 +1,4 @@
-"""The operators with an argument for each list of tensors, which they take as one list."""
+"""Calls the operators with separate lists of tensors, which they take as one list."""
 
 from namernn_fast import ops, prepared_ops
 

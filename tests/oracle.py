@@ -31,7 +31,7 @@ class Rounding:
         return values
 
     def sums(self, values, squares, count):
-        """Rounds sums of `count` terms each. The squares of the terms have the sums `squares()`."""
+        """Rounds sums of `count` terms each. `squares()` returns the sums of their squares."""
         return values
 
 
@@ -89,7 +89,7 @@ class Precise(torch.Tensor):
 
     Args:
         high: The numbers in float64.
-        low: The rest of the numbers, or None without a rest.
+        low: The rounding errors of `high`, or None if `high` is exact.
         rounding: How to round what is computed from the numbers.
         is_computed: Whether the numbers stay in the precision of sums until they are stored.
     """
@@ -150,7 +150,7 @@ class Precise(torch.Tensor):
 
 
 def part_of(argument, name):
-    """Returns the tensors `high` or `low` instead of the tensors in an operator's argument."""
+    """Replaces the tensors in an operator's argument with their parts `high` or `low`."""
     if isinstance(argument, list | tuple):
         return [part_of(item, name) for item in argument]
     if isinstance(argument, Precise):
@@ -299,7 +299,7 @@ class NotesKinks:
 
     def _make_step(self, weights):
         step, precision = super()._make_step(weights), torch.finfo(torch.float32)
-        # A rate is the share of the sums in the argument; the rest is the previous state.
+        # The argument is a mean of the sums and the previous state, weighted by the rate.
         share = weights["rate"].sigmoid() if "rate" in weights else 1
         with_tanh = self._cell.make_step(weights, nonlinearity="tanh", in_place=False)
 

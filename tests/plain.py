@@ -80,7 +80,7 @@ class PlainStep(Plain):
 
 
 class PlainLayer(Plain):
-    """A mixin for fused layers. Their input is padded, unbatched or packed, as in torch's."""
+    """A mixin for fused layers. They take padded, unbatched or packed input, like torch's."""
 
     def forward(self, input, hx=None, noise=None):
         """Returns the output and the last states."""

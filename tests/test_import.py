@@ -168,7 +168,7 @@ def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
 
 
 def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
-    """Neither a search for the module nor a failed import uses an action up."""
+    """Neither finding the module's spec nor a failed import runs an action."""
     module = tmp_path / "namernn_fast_imported.py"
     module.write_text("import namernn_fast_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -179,7 +179,7 @@ def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
         assert importlib.util.find_spec(module.stem).origin == str(module)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(module.stem)
-    module.write_text("value = 1\n" * 2)  # of another size, so that no bytecode is out of date
+    module.write_text("value = 1\n" * 2)  # another size, so that Python does not use stale bytecode
     assert not calls
     imported = importlib.import_module(module.stem)
     importlib.reload(imported)
@@ -189,7 +189,7 @@ def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, module.stem)
 
 
-def test_an_action_that_fails_does_not_end_the_import(tmp_path, monkeypatch):
+def test_a_failing_action_does_not_break_the_import(tmp_path, monkeypatch):
     (tmp_path / "namernn_fast_other.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     deferred.when_imported("namernn_fast_other", lambda module: module.moved, "find what moved")
@@ -200,7 +200,7 @@ def test_an_action_that_fails_does_not_end_the_import(tmp_path, monkeypatch):
 
 
 def test_private_names_that_torch_lacks_are_replaced(monkeypatch):
-    """What has no substitute raises an error when it is used, and not at import."""
+    """A name without a substitute raises an error when it is used, not at import."""
     owners = {
         torch: ["_foreach_copy_"],
         torch._C: ["_get_tracing_state", "_is_any_autocast_enabled", "_get_fp32_precision_getter"],

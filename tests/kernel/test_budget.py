@@ -1,4 +1,4 @@
-"""Correct results keep the error budget however a rival rounds; faulty results exceed it."""
+"""Correct results meet the error budget however the rival rounds; faulty results exceed it."""
 
 import functools
 
@@ -49,7 +49,7 @@ class Faulty:
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns what the input and what the previous state contribute to the sums."""
+        """Returns the contributions of the input and of the previous state to the sums."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights[:4]
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
@@ -75,7 +75,7 @@ class Faulty:
         return function(z)
 
     def derivative(self, t, x_sums, h_sums):
-        """Returns how much the new state depends on what the previous state adds to each sum."""
+        """Returns the derivatives of the new state by the contributions of the previous state."""
         h_sums = h_sums.detach().requires_grad_()
         with torch.enable_grad():
             total = self.state(t, x_sums.detach(), h_sums, self.states[-1].detach()).sum()

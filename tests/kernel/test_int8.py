@@ -29,7 +29,7 @@ def inference():
 
 
 def scale_of(row, least=0):
-    """Returns the scale of a row of float32 numbers, computed in the same steps as the kernel."""
+    """Returns the scale of a row of float32 numbers, computed as in the kernel."""
     largest = np.maximum(np.abs(row).max(initial=0), np.float32(least))
     if not np.isfinite(largest):
         return np.float32(np.nan)
@@ -77,7 +77,7 @@ class RoundedStates(TorchFunctionMode):
 
 
 class EightBits:
-    """A mixin for layers in plain loops, which multiply rounded inputs and states."""
+    """A mixin that makes layers in plain loops multiply rounded inputs and states."""
 
     def _sums(self, x, weights):
         return super()._sums(by_rows(rounded_input, x), weights)
@@ -93,7 +93,7 @@ class EightBits:
 
 
 def oracle_of(layer):
-    """Returns a layer in float64 with the rounded weights of another layer, which rounds rows."""
+    """Returns a float64 layer with rounded weights that also rounds inputs and states."""
     weights = [weight.numpy().copy() for weight in layer.parameters()]
     for weight in weights:
         for row in weight if weight.ndim == 2 else ():
@@ -107,7 +107,7 @@ def oracle_of(layer):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_a_step_from_given_states_equals_the_oracle(equation, sizes, batch, bias):
-    """Up to the rounding of the sums and of the gates, whatever the scales of the rows."""
+    """They are equal up to rounding of the sums and the gates, for any scales of the rows."""
     cell, options = layer_of(equation)
     layer = FUSED[cell](*sizes, bias=bias, **options).eval()
     generator = torch.Generator().manual_seed(batch)
@@ -152,7 +152,7 @@ def test_sums_of_integers_are_exact(sizes, batch):
 )
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_whole_sequences_equal_the_oracle(equation, options, features, threads):
-    """A last bit of a state may round to the next integer, so they are equal up to that."""
+    """The tolerance allows states that differ in the last bit to round to different integers."""
     cell, more = layer_of(equation)
     layer = FUSED[cell](*features, batch_first=True, **options, **more).eval()
     prepared, exact = layer.prepare(torch.int8), oracle_of(layer)
@@ -229,7 +229,7 @@ def test_a_weight_that_is_not_finite_makes_its_unit_nan(cell):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_weights_are_rounded_once(cell, sizes):
-    """The weights that come back are those of `int8`, and round to the same integers again."""
+    """Loading a state_dict keeps its integers and scales, which match those from Python."""
     layer = FUSED[cell](*sizes)
     for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
         size = min(len(weight), 7)
@@ -248,8 +248,8 @@ def test_weights_are_rounded_once(cell, sizes):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_memory_is_a_quarter(cell):
-    """From hidden_size 256 on: of the prepared layer, of its state_dict and of its pickle."""
+def test_8_bit_weights_take_a_quarter_of_the_memory(cell):
+    """With 256 or more hidden units: the prepared layer, its state_dict and its pickle."""
     for size in (256, 512):
         layer = FUSED[cell](size, size)
         full, rounded = layer.prepare(), layer.prepare(torch.int8)
@@ -303,7 +303,7 @@ def test_sums_must_fit_in_32_bits():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_refuse_what_does_not_match(cell):
+def test_the_operators_reject_mismatched_arguments(cell):
     layer, x = FUSED[cell](8, 16), torch.randn(3, 2, 8)
     prepared = layer.prepare(torch.int8)
     panels, number = prepared._panels, layer._cell.number

@@ -100,7 +100,7 @@ TANH = ("tanh", "gru", "lstm")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("equation", [*TANH, "sigmoid", "leaky sigmoid", "leaky softplus"])
 def test_activations_are_accurate_everywhere(equation, dtype):
-    """Activations err by less than 3 units in the last place, also if they are tiny."""
+    """Activations err by less than 3 units in the last place, even if they are tiny."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
     x = torch.cat([tails, -tails, torch.linspace(-20, 20, 400_001, dtype=dtype)])
     compute = activation(equation, dtype)
@@ -472,7 +472,7 @@ def test_an_infinite_gradient_does_not_affect_other_units(t, cell, threads):
 @pytest.mark.parametrize("shape", [(1, 1, 4), (5, 1, 4), (1, 3, 4)], ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_inputs_and_states_may_be_expanded(cell, shape):
-    """test_fuzz.py slices and transposes inputs; here they repeat steps or sequences."""
+    """Here inputs repeat steps or sequences; test_fuzz.py slices and transposes them."""
     ours, theirs = VARIANTS[cell].twins(4, 6)
     x, states = torch.randn(shape).expand(5, 3, 4), VARIANTS[cell].states(torch.randn, 1, 1, 6)
     hx = map_states(states, lambda state: state.expand(1, 3, -1))

@@ -91,7 +91,7 @@ assert memory_reserved() == reserved
 
 
 def test_reserved_memory_is_bounded(run):
-    """Calls of many sizes need twice the bound together."""
+    """Together, the calls need more than twice the bound."""
     run("""
 sizes = range(640, 2048, 64)
 reserved = []
@@ -130,8 +130,8 @@ assert memory_reserved() <= 16 * reserved
 
 
 @measures_pages
-def test_advice_about_pages_ends_with_a_result(run):
-    """Memory of earlier results is then used sparsely, and does not take a huge page per access."""
+def test_huge_page_advice_ends_when_a_result_is_freed(run):
+    """Later, sparse use of that memory does not take a huge page for each access."""
     run("""
 import ctypes
 torch.empty(31 * MEBI, dtype=torch.uint8)  # smaller tensors are on malloc's heap from now on
@@ -150,7 +150,7 @@ assert resident() - before < 20 * MEBI, resident() - before
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_child_forked_during_a_call_can_call(run):
-    """The parent's threads take and return memory during the fork; the child has none of them."""
+    """The parent's threads take and return memory during the fork; the child has none."""
     printed = run("""
 call, small, done = lstm(512), lstm(64), threading.Event()
 wanted = small().numpy().tobytes()

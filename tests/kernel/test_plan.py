@@ -39,7 +39,7 @@ def test_more_threads_never_take_longer(cell, shape, threads):
         pytest.param([1] * 128, 1024, 4096, 8, 1, 8, id="hidden units of one long sequence"),
     ],
 )
-def test_threads_divide_what_there_is_much_of(
+def test_threads_divide_many_sequences_or_many_hidden_units(
     batch_sizes, input_size, hidden_size, threads, groups, members
 ):
     plan = cpu_plan(batch_sizes, input_size, hidden_size, threads)

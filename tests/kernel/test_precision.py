@@ -22,7 +22,7 @@ pytestmark = needs_extension
 
 
 def terms(shape, precision):
-    """Returns the number of bfloat16 terms as which a layer of this shape multiplies numbers."""
+    """Returns how many bfloat16 terms a layer of this shape splits each number into."""
     _, hidden_size, steps, batch = shape
     return ops.cpu_terms(BITS[precision], steps, batch, steps * batch, hidden_size)
 
@@ -53,9 +53,7 @@ def test_results_and_gradients_keep_the_error_budget(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_change_exactly_if_bfloat16_products_are_chosen(
-    cell, precision, shape, cpu_precision
-):
+def test_only_bfloat16_products_change_results(cell, precision, shape, cpu_precision):
     features, hidden_size, steps, batch = shape
     module, x = FUSED[cell](features, hidden_size), torch.randn(steps, batch, features)
     usual = trained(module, x)
@@ -151,8 +149,8 @@ def test_sharing_prefixes_ignores_the_settings(cell):
 def test_infinity_and_nan_spread(cell, precision, value, cpu_precision):
     """A number that is, or rounds to, infinity saturates gates as in full precision.
 
-    At `high`, it turns every sum that it contributes to into NaN: its products with the two numbers
-    that stand for a weight may be infinities of different signs.
+    At `high`, it turns every sum that it contributes to into NaN: its products with the two terms
+    of a weight may be infinities of different signs.
     """
     module, x = FUSED[cell](64, 130), torch.randn(9, 64, 64)
     x[3, 5, 7] = value

@@ -207,7 +207,7 @@ def calls(draw):
 @example(TokenBatch([[], [], []], "jagged"))
 @example(TokenBatch([[3, 1, 4, 1, 5][:n] for n in (2, 5, 0, 1, 5, 4, 2)] * 3, num_layers=3))
 @settings(deadline=None, max_examples=100)
-def test_sharing_computes_what_plain_rows_do(cell, call):
+def test_sharing_does_not_change_results(cell, call):
     with threads(torch.get_num_threads()):
         check(replace(call, cell=cell, relu=call.relu and "relu" in CELLS[cell].nonlinearities))
 
@@ -233,7 +233,7 @@ def test_sharing_works_for_long_sequences(cell, vocabulary, threads):
 
 @pytest.mark.parametrize("trees", [0, 1, 2, 7, 2**40])
 @pytest.mark.parametrize("style", ["equal", "stems"])
-def test_prefixes_are_shared_if_that_pays(style, trees, threads):
+def test_prefixes_are_shared_if_sharing_pays_off(style, trees, threads):
     sequences = draw_sequences(style, 31, 400, 12, "lengths", seed=4)
     call = TokenBatch(sequences, "lengths", trees=trees)
     assert call.shares() or trees > 400  # with one tree per sequence, sharing does not pay

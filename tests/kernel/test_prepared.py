@@ -1,4 +1,4 @@
-"""Prepared layers compute what the layers compute, from weights that are packed once."""
+"""Prepared layers return the results of the original layers, from weights packed once."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,7 +60,7 @@ def test_many_rows_have_the_bits_of_the_layer_by_default(cell, steps, dtype):
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_few_rows_meet_the_error_budget(cell, batch, dtype):
-    """The layer reads the weights of few rows in place, so these calls have other last bits."""
+    """With few rows the layer reads its weights in place, so the last bits differ."""
     ours, theirs = VARIANTS[cell].twins(512, 300, dtype=dtype)
     precise = VARIANTS[cell].nn_layer(512, 300, dtype=torch.float64)
     precise.load_state_dict(theirs.state_dict())
@@ -147,7 +147,7 @@ def test_unpacked_weights_are_exact(cell, value, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_packed_weights_take_the_memory_of_the_layer(cell, dtype):
-    """Whole panels have no padding. The sums of the biases take a row of the weights or two."""
+    """These sizes fill whole panels. Packed biases take one or two rows of a weight."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)
     elements = sum(weight.numel() for weight in layer.parameters())
     tensor = layer.prepare()._panels.tensor
@@ -179,7 +179,7 @@ def arguments(prepared, x):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_refuse_tensors_of_other_layers(cell):
+def test_the_operators_reject_tensors_of_other_layers(cell):
     """A tensor that was packed for other sizes would be read out of bounds."""
     prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(3, 2, 8)
     number, _, states, tensor, sizes, *rest = arguments(prepared, x)

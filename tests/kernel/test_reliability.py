@@ -234,7 +234,7 @@ with torch.no_grad():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_forked_child_copies_states_and_noise(run):
-    """The states of a stream and rows with noise, each of more than 32,768 numbers."""
+    """Copies of more than 32,768 numbers would run on torch's threads, which a child lacks."""
     words = run(COPIES)
     assert len(words) == 22
     assert {*words[1::2]} == {"True"}, words

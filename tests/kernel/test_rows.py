@@ -125,7 +125,7 @@ def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
 @pytest.mark.parametrize("often", [0.05, 0.6])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_reset_splits_the_sequence(cell, options, layout, often, restarts, threads):
-    """Pieces begin from zeros or, with `restarts`, from the states in reset_to."""
+    """Pieces start from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
     if VARIANTS[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}

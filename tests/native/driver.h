@@ -1,4 +1,4 @@
-// What the native tests share: memory that exposes out-of-bounds accesses and uninitialized reads,
+// Shared by the native tests: memory that exposes out-of-bounds accesses and uninitialized reads,
 // random arguments, and the Runtime that kernels need.
 #pragma once
 

@@ -31,19 +31,19 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
   return found;
 }
 
-// What a hidden unit's step depends on: for each gate what the input and what the previous state
-// add to its sum, then the unit's previous states, its rate and its noise.
+// The inputs of a hidden unit's step: for each gate, the sums over the input and over the previous
+// state; then the unit's previous states, its rate and its noise.
 enum Dependency { kFromInput, kFromState = 4, kPrevious = 8, kPreviousCell, kRate, kNoise, kAll };
 
-// A number and kSmall times its derivative by one thing that a step depends on. The square of
-// kSmall is too small to change a number.
+// A number, and kSmall times its derivative with respect to one Dependency. kSmall squared is too
+// small to change a number.
 template <class Number>
 using Dual = std::complex<Number>;
 constexpr float kSmall = 0x1p-50f;
 
-// What a hidden unit keeps of a step: rounded numbers, `stride` apart, and its rounded output. A
-// step in plain numbers writes what it keeps, and goes on with the numbers as they are. A step in
-// Duals replaces its numbers with those kept, because that is what a backward pass computes from.
+// The rounded numbers, `stride` apart, and the rounded output that a hidden unit keeps for the
+// backward pass. A step in plain numbers writes them and continues with the unrounded numbers. A
+// step in Duals continues with the kept numbers, because a backward pass computes from them.
 template <class Number>
 struct Keeper {
   using D = Dual<Number>;
@@ -79,7 +79,7 @@ struct States {
   Value h{}, cell{};
 };
 
-// Computes a hidden unit's step from `of`, which Dependency indexes.
+// Computes a hidden unit's step from its inputs `of`, indexed by Dependency.
 template <class Value, class Number>
 States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Number>& keep) {
   const auto sum = [&](int gate) { return of[kFromInput + gate] + of[kFromState + gate]; };
@@ -280,8 +280,8 @@ class Plain {
     return {kept, p_.H, output, bits_, p_.relu};
   }
 
-  // Returns the states of hidden unit j after step s of sequence b, with their derivatives by each
-  // Dependency.
+  // Returns the states of hidden unit j after step s of sequence b, with their derivatives with
+  // respect to each Dependency.
   std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
     Dual<Number> of[kAll];  // sums are not kept, and their values not used
     if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];

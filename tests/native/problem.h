@@ -308,8 +308,8 @@ struct Results {
   // Returns the pointer to pass for a result, or null if the result is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Returns what is wrong with these results, without comparing them to another run; null if
-  // nothing is wrong.
+  // Returns a fault in these results, without comparing them to another run; null if there is
+  // none.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];

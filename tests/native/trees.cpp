@@ -148,7 +148,7 @@ class Stack {
               Array<Scalar>(rows.layout.N * kept_size())},
         grad_rows_(rows.layout.N * p.H) {
     for (int i = 0; i < 2 * kParameters; ++i) {
-      const int exponent = i == kWeightIh ? 0 : 2;  // of the table, and of other parameters
+      const int exponent = i == kWeightIh ? 0 : 2;  // for the table, and for other parameters
       parameters_.emplace_back(p.size_of(i % kParameters, i / kParameters), random_, exponent);
     }
   }

@@ -32,7 +32,7 @@ def _gpu_operators_on_the_cpu():
         # Enable assertions, as the compiled kernels do.
         options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
-        yield library  # which keeps the operators registered
+        yield library  # keeps the operators registered
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
