@@ -14,8 +14,8 @@ from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
 
 TRAINED = {"rate": 0.7, "train_rate": True}
-"""Options that tests pass to modules that accept them. Every parameter then has a gradient, and states
-fade about as fast as in the other cells."""
+"""Options that tests pass to modules that accept them. Every parameter then has a gradient, and
+states fade about as fast as in the other cells."""
 
 
 class Kind:

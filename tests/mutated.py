@@ -482,9 +482,8 @@ def main() -> None:
     for outcome, times in outcomes.most_common():
         print(f"{times:6} {outcome[:150]}")
     rejected = sum(times for text, times in outcomes.items() if text.startswith("rejected"))
-    print(
-        f"{arguments.count} calls: {rejected / arguments.count:.1%} rejected, {len(faults)} faults"
-    )
+    share = rejected / arguments.count
+    print(f"{arguments.count} calls: {share:.1%} rejected, {len(faults)} faults")
     print("\n".join(faults))
     return None
 

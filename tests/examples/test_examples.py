@@ -150,7 +150,7 @@ def test_score_table_matches_a_single_call(run_program, tmp_path):
     folders = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
     program = (EXAMPLES / "score_table.py", "--rows", "20000")
     printed = run_program(*program, cwd=tmp_path, **folders)
-    assert "20,000 rows of 8 files: the languages are those of a single call\n" in printed
+    assert "20,000 rows of 8 files: the languages match a single call\n" in printed
     assert numbers(r"(\d+) workers took part", printed)[0] in (1, 2)
     counts = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
     assert len(counts) == 4

@@ -263,7 +263,7 @@ def test_8_bit_weights_take_a_quarter_of_the_memory(cell):
 
 @pytest.mark.parametrize("shape", [(32, 4, 256), (50, 16, 40)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_are_close_to_those_of_floats(cell, shape):
+def test_results_are_close_to_float_results(cell, shape):
     layer = FUSED[cell](shape[2], 256)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for got, wanted in zip(flat(layer.prepare(torch.int8)(x)), flat(layer(x)), strict=True):

@@ -33,7 +33,7 @@ def check_bits(got, wanted):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("features", SIZES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_results_have_the_bits_of_the_layer(cell, features, options, dtype, threads):
+def test_results_match_the_layer_bit_for_bit(cell, features, options, dtype, threads):
     """With batch_invariant, the layer reads no weights in place."""
     layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
     layer.requires_grad_(False)
@@ -50,7 +50,7 @@ def test_results_have_the_bits_of_the_layer(cell, features, options, dtype, thre
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 40])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_many_rows_have_the_bits_of_the_layer_by_default(cell, steps, dtype):
+def test_many_rows_match_the_layer_bit_for_bit_by_default(cell, steps, dtype):
     layer = FUSED[cell](24, 40, 2, dtype=dtype).requires_grad_(False)
     x = torch.randn(steps, 40, 24).to(dtype)
     check_bits(layer.prepare()(x), layer(x))
@@ -77,7 +77,7 @@ def test_few_rows_meet_the_error_budget(cell, batch, dtype):
 
 @pytest.mark.parametrize("precision", ["medium", "high"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_lower_precision_has_the_bits_of_the_layer(cell, precision, cpu_precision):
+def test_lower_precision_matches_the_layer_bit_for_bit(cell, precision, cpu_precision):
     layer = FUSED[cell](48, 160, 2).requires_grad_(False)
     prepared = layer.prepare()
     x = torch.randn(32, 40, 48)
@@ -95,7 +95,7 @@ def test_lower_precision_has_the_bits_of_the_layer(cell, precision, cpu_precisio
 @pytest.mark.parametrize("with_table", [True, False])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_token_ids_have_the_bits_of_the_layer(cell, options, with_table, dtype, monkeypatch):
+def test_token_ids_match_the_layer_bit_for_bit(cell, options, with_table, dtype, monkeypatch):
     """The layer computes a table in each call, unless it has fewer ids than embedding rows."""
     if not with_table:
         monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
@@ -115,7 +115,7 @@ def test_token_ids_have_the_bits_of_the_layer(cell, options, with_table, dtype, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_shared_prefixes_have_the_bits_of_the_layer(cell, dtype):
+def test_shared_prefixes_match_the_layer_bit_for_bit(cell, dtype):
     model = KINDS[cell].tokens(3, 8, 64, 2, dtype=dtype).requires_grad_(False)
     prepared, ids = model.prepare(), torch.randint(3, (12, 400))
     assert "shared prefixes" in explain(prepared, ids, last_state=True).shortcuts
@@ -156,7 +156,7 @@ def test_packed_weights_take_the_memory_of_the_layer(cell, dtype):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_calls_at_the_same_time_have_the_same_bits(cell, threads):
+def test_concurrent_calls_have_the_same_bits(cell, threads):
     threads(2)
     prepared = FUSED[cell](48, 96, 2).prepare()
     inputs = [torch.randn(steps, batch, 48) for steps in (1, 7, 30) for batch in (1, 5, 64)] * 6
@@ -224,7 +224,7 @@ def test_the_operators_pass_opcheck(cell, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 5, 64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_step_has_the_bits_of_a_prepared_layer(cell, batch, dtype):
+def test_a_step_matches_a_prepared_layer_bit_for_bit(cell, batch, dtype):
     kind = KINDS[cell]
     layer, step = kind.layer(24, 40, dtype=dtype), kind.step_module(24, 40, dtype=dtype)
     for mine, theirs in zip(step.parameters(), layer.parameters(), strict=True):

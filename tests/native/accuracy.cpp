@@ -109,7 +109,7 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   Random random;
   const Shape shape(p);
   Arguments<Storage> arguments(p, shape, random);
-  // Makes the states of a leaky cell fade as fast as those of other cells.
+  // Makes the states of a leaky cell fade as fast as in other cells.
   const Array<Storage>& rate = arguments.parameters[kOwn];
   std::fill_n(rate.data(), rate.size(), power_of_two<Storage>(1));
   const Results<Storage> results(p, shape, random);
@@ -118,7 +118,7 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   run_forward(kernels, p, arguments.layer, results, runtime);
 
   // Binary exponents of the smallest normal number, and of the distance from 1 to the next number.
-  // The exponents of bfloat16 are those of float.
+  // bfloat16 has the same exponents as float.
   constexpr int smallest = std::numeric_limits<Computed<Storage>>::min_exponent - 1;
   const int distance = 1 - bits;
   const double tiny = std::ldexp(1.0, smallest);

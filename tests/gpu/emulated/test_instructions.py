@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "mov.b32 %r7, 0; st.shared.b32 [%r7], %r2; mov.b32 %r5, 0": "lanes store different values",
     "cp.async.ca.shared.global [%r6+0], [%rd2+0], 4; cp.async.commit_group;"
-    "ld.shared.b32 %r5, [%r6]": "an asynchronous copy is on its way",
+    "ld.shared.b32 %r5, [%r6]": "an asynchronous copy has not finished",
     "setp.lt.u32 %p1, %r1, 5; @%p1 bra $L1; bar.sync 0;\n$L1:\nmov.b32 %r5, 0": "divergence",
     "setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 0; mov.b32 %r5, 0": "barrier",
     "\n$L1:\nmov.b32 %r5, 0; bra $L1": "deadlock",
