@@ -1,7 +1,7 @@
 """Times the layers of the grid with pytest-benchmark: `pytest benchmarks`.
 
 For whoever changes a kernel: `-k "gru and B16"` selects workloads, `-m ""` adds two thirds of them,
-`--benchmark-autosave` keeps the times, and `--benchmark-compare` shows them beside those of an
+`--benchmark-autosave` keeps the times, and `--benchmark-compare` compares them with an
 earlier run. Layers are timed one after the other, so compare a layer with its own history;
 `make bench` races one layer against the other. The threads are torch's: `OMP_NUM_THREADS` sets
 their number.

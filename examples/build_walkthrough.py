@@ -21,7 +21,7 @@ FOLDER = ROOT / "build" / "walkthrough"
 
 # The template of nbconvert loads RequireJS, MathJax and Mermaid from a network; the page needs none
 # of them. The code of a cell with the tag "drawing" is folded away until the reader asks for it.
-# The metadata `alt` of a cell says in words what its figure shows.
+# The metadata `alt` of a cell describes its figure in words.
 TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -52,7 +52,7 @@ summary { color: #666; cursor: pointer; font-family: var(--jp-ui-font-family); p
 
 
 class MathRenderer(IPythonRenderer):
-    """Renders formulas as MathML, which browsers draw by themselves."""
+    """Renders formulas as MathML, which browsers draw without scripts."""
 
     def inline_math(self, body: str) -> str:
         return latex2mathml.converter.convert(body)
@@ -82,7 +82,7 @@ def run(source: Path) -> NotebookNode:
         "display_name": "Python 3",
         "language": "python",
     }
-    # The kernel's folder is that of the checkout, so that the checkout's package is the one shown.
+    # Run the kernel in the checkout's folder, so that it imports the checkout's package.
     resources = {"metadata": {"path": str(ROOT)}}
     quiet = ["--log-level=ERROR"]  # the kernel warns that its sockets are not encrypted
     options = {"kernel_name": "python3", "extra_arguments": quiet, "timeout": 600}

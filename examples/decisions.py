@@ -3,11 +3,11 @@
     python examples/decisions.py
 
 In each trial a network sees noisy evidence for one of two choices for two seconds, and then has to
-choose. Its units are leaky: they forget with a time constant of 100 ms, and add noise of their own.
-The script prints that the layer is as accurate as a loop over the steps, which is how laboratories
-write such a network, how much faster it trains on this machine, and how many trials it gets right
-before and after training. It takes half a minute. NeuroGym 2.3 comes with `pip install neurogym`,
-which installs older versions of other packages than the other examples need.
+choose. Its units are leaky: they forget with a time constant of 100 ms, and they are noisy. The
+script checks that the layer is as accurate as a loop over the steps, as in typical research code.
+It prints how much faster the layer trains on this machine, and how many trials it gets right before
+and after training. It takes half a minute. Install NeuroGym 2.3 with `pip install neurogym`, which
+installs older versions of other packages than the other examples need.
 """
 
 import copy
@@ -29,7 +29,7 @@ NOISE = 0.05
 
 
 class Network(nn.Module):
-    """The scores of 3 actions (steps, trials, 3) from observations (steps, trials, 3)."""
+    """Maps observations (steps, trials, 3) to the scores (steps, trials, 3) of 3 actions."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class LoopNetwork(Network):
-    """The network as it is written without the layer: step by step."""
+    """The network written without the layer: step by step."""
 
     def forward(self, observations, noise):
         rnn, outputs = self.rnn, []
@@ -67,7 +67,7 @@ def trials(task):
 
 
 def learn(network, observations, actions, noise):
-    """Returns the scores for some trials and the gradients of the loss, in one vector."""
+    """Returns the scores for some trials, and the gradients of the loss in one vector."""
     network.zero_grad()
     scores = network(observations, noise)
     weight = torch.tensor([0.05, 1, 1], dtype=scores.dtype)  # most steps ask for no choice

@@ -2,11 +2,11 @@
 
     python examples/ensemble.py
 
-Each member learns to foretell the next value of a noisy wave. `vmap` refuses `nn.RNN`, whose
-operator has no batching rule; the fused layer runs once for each member. The script prints that
-losses and gradients are those of a loop over networks, what a step of all members takes in
-comparison on this machine, and after training the error of the mean of the members' predictions,
-which is smaller than that of a member is on average. It takes some seconds.
+Each member learns to predict the next value of a noisy wave. `vmap` rejects `nn.RNN`, because its
+operator has no batching rule; the fused layer runs once for each member. The script checks losses
+and gradients against a loop over networks, and prints the speed-up over that loop on this machine.
+After training it prints the error of the mean prediction, which is smaller than the average error
+of a member. It takes a few seconds.
 """
 
 import copy
@@ -22,7 +22,7 @@ MEMBERS, HIDDEN, STEPS, BATCH = 6, 24, 30, 32
 
 
 class Forecaster(nn.Module):
-    """Foretells the next value of waves (STEPS, BATCH, 1), at each step."""
+    """Predicts the next value of waves (STEPS, BATCH, 1), at each step."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def errors(predictions, y):
 
 
 def step_by_loop(members, x, y):
-    """Returns each member's loss, and the gradients of each parameter, of one after the other."""
+    """Returns each member's loss and the gradients of each parameter, computed in a loop."""
     losses, gradients = [], []
     for member in members:
         losses.append(errors(member(x), y))
@@ -56,7 +56,7 @@ def step_by_loop(members, x, y):
 
 
 def step_by_vmap(predict, stacked, x, y):
-    """Returns what `step_by_loop` returns, of all members at once."""
+    """Returns the same as `step_by_loop`, computed for all members at once."""
     losses = errors(predict(stacked, x), y)
     return losses, torch.autograd.grad(losses.sum(), list(stacked.values()))
 
@@ -66,7 +66,7 @@ def main():
     torch.set_num_threads(1)  # more gain nothing in a model this small
     torch.manual_seed(0)
     members = [Forecaster() for _ in range(MEMBERS)]
-    stacked, _ = stack_module_state(members)  # of each parameter one tensor, (MEMBERS, ...)
+    stacked, _ = stack_module_state(members)  # one tensor (MEMBERS, ...) for each parameter
 
     def predict(stacked, x):
         return vmap(lambda own: functional_call(members[0], own, x))(stacked)
@@ -75,7 +75,7 @@ def main():
     by_loop, by_vmap = step_by_loop(members, x, y), step_by_vmap(predict, stacked, x, y)
     torch.testing.assert_close(by_vmap[0], by_loop[0])
     torch.testing.assert_close([*by_vmap[1]], by_loop[1])
-    print(f"losses and gradients of {MEMBERS} members: vmap gives those of a loop")
+    print(f"losses and gradients of {MEMBERS} members: vmap and a loop agree")
     plain = restore_rnn(nn.ModuleList(copy.deepcopy(members)))  # with torch.nn.RNN
     names = {**globals(), **locals()}
     steps = "loop(members, x, y)", "loop(plain, x, y)", "vmap(predict, stacked, x, y)"

@@ -3,10 +3,10 @@
     python examples/lengths.py
 
 The toy task is to recall the first symbol of a sequence of 2 to 20 symbols, in batches padded with
-NaN, which shows that padding is not read. `last_state(..., lengths=...)` takes the padded batch as
-it is, in any order. The script prints that results are as accurate as those of `nn.RNN` with
-`pack_padded_sequence`, the accuracy after training, and what a training step takes in comparison on
-this machine. It takes some seconds.
+NaN, which shows that padding is not read. `last_state(..., lengths=...)` takes the padded batch
+directly, in any order. The script checks that results are as accurate as with `nn.RNN` and
+`pack_padded_sequence`. It prints the accuracy after training, and the speed-up of a training step
+on this machine. It takes a few seconds.
 """
 
 import copy
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
 
 class PackedClassifier(Classifier):
-    """The classifier as it is written for `nn.RNN`, which needs a packed sequence."""
+    """The classifier written for `nn.RNN`, which needs a packed sequence."""
 
     def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
@@ -53,7 +53,7 @@ def draw(batch):
 
 
 def train_step(model, x, lengths, first):
-    """Returns the scores and all gradients, those in one vector."""
+    """Returns the scores, and all gradients in one vector."""
     model.zero_grad()
     scores = model(x, lengths)
     nn.functional.cross_entropy(scores, first).backward()

@@ -3,8 +3,8 @@
     python examples/onnx_export.py
 
 The model reads token ids of sequences of different lengths. Its layer becomes one RNN node. The
-script prints the nodes and how far the results of onnxruntime are from those of the model, for
-batches and lengths that the export has not seen. It takes some seconds. The packages come with
+script prints the nodes, and the largest difference between onnxruntime and the model for batches
+and lengths that the export has not seen. It takes a few seconds. Install the packages with
 `pip install ".[onnx]"`.
 """
 
@@ -26,7 +26,7 @@ VOCABULARY, CLASSES = 50, 5
 
 
 class Classifier(nn.Module):
-    """The scores (batch, CLASSES) of token ids (batch, steps), padded after their lengths."""
+    """Maps token ids (batch, steps), padded after their lengths, to scores (batch, CLASSES)."""
 
     def __init__(self):
         super().__init__()

@@ -2,11 +2,10 @@
 
     python examples/privacy.py
 
-The gradient of each sample comes from `torch.func.vmap` over `torch.func.grad`, in Opacus too. The
-script prints that these gradients are those of a loop over samples, and after training the accuracy
-and the privacy that was spent, as Opacus accounts for it. It takes some seconds. The noise of a
-model that is to be released needs Opacus' `secure_mode`. Opacus comes with
-`pip install ".[examples]"`.
+`torch.func.vmap` over `torch.func.grad` computes the gradient of each sample, in Opacus too. The
+script checks these gradients against a loop over samples. After training it prints the accuracy and
+the privacy budget that Opacus says was spent. It takes a few seconds. If you release a model, add
+the noise with Opacus' `secure_mode`. Install Opacus with `pip install ".[examples]"`.
 """
 
 try:
@@ -26,10 +25,10 @@ SAMPLES, STEPS, HIDDEN, DELTA = 2048, 9, 16, 1e-4
 
 
 class LastState(FusedRNN):
-    """A layer from one tensor to one tensor, which is all that the hooks of Opacus can repeat.
+    """A layer with one input tensor and one output tensor, as the hooks of Opacus require.
 
-    They would drop `lengths` without a word, and the gradients would be wrong. A `FusedRNN` as it
-    is goes with `grad_sample_mode="ew"`, by the operators of `nn.RNN`.
+    They would silently drop `lengths`, and the gradients would be wrong. A plain `FusedRNN` works
+    with `grad_sample_mode="ew"`, which runs the operators of `nn.RNN`.
     """
 
     def forward(self, x):
@@ -43,7 +42,7 @@ def loss_of(model, parameters, x, label):
 
 
 def gradients_of_samples(model, x, labels):
-    """Returns for each parameter its gradients, one for each sample: by vmap, and by a loop."""
+    """Returns the gradients of each parameter for each sample: by vmap, and by a loop."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     by_vmap = vmap(grad(loss_of, argnums=1), (None, None, 0, 0))(model, parameters, x, labels)
     by_loop = []
@@ -62,7 +61,7 @@ def main():
     model = nn.Sequential(LastState(1, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 2))
     by_vmap, by_loop = gradients_of_samples(model, x[:32], labels[:32])
     torch.testing.assert_close(by_vmap, by_loop)
-    print("gradients of 32 samples: vmap gives those of a loop")
+    print("gradients of 32 samples: vmap and a loop agree")
 
     engine = PrivacyEngine()
     model, optimizer, loader = engine.make_private(
@@ -74,7 +73,7 @@ def main():
     )
     nn.functional.cross_entropy(model(x[:32]), labels[:32]).backward()
     torch.testing.assert_close([p.grad_sample for p in model.parameters()], by_loop)
-    print("gradients of 32 samples: Opacus keeps those of a loop")
+    print("gradients of 32 samples: Opacus and a loop agree")
     optimizer.zero_grad()
 
     for _ in range(4):

@@ -7,10 +7,10 @@ when an episode starts anywhere in a minibatch, which is nearly always. The poli
 the method that does so: its layers take `reset=`, in one call for all steps. The environment is
 CartPole without velocities, which only a policy with a memory can balance for long.
 
-The script prints that the results and gradients of the first minibatch are as accurate as the
-loop's, how much faster a pass over its sequences and a whole update are on this machine, and the
-losses and rewards of two trainings with the same seed. It takes about a minute. sb3-contrib comes
-with `pip install ".[examples]"`.
+The script checks that the results and gradients of the first minibatch are as accurate as the
+loop's. It prints how much faster a pass over its sequences and a whole update are on this machine,
+and the losses and rewards of two trainings with the same seed. It takes about a minute. Install
+sb3-contrib with `pip install ".[examples]"`.
 """
 
 try:
@@ -66,7 +66,7 @@ def agent(policy, learning_rate):
 
 
 class Record(BaseCallback):
-    """Records, for each update, the mean reward of an episode before it and the last loss in it."""
+    """Records, for each update, the mean episode reward before it and its last loss."""
 
     def __init__(self):
         super().__init__()

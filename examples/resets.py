@@ -2,12 +2,12 @@
 
     python examples/resets.py
 
-The environment shows a cue at the first step of an episode and asks for it some steps later, so
-that a policy needs a memory, which must be empty when the next episode begins. A rollout is a fixed
-number of steps of several environments, in which episodes begin anywhere: `reset=` says where. The
-script prints that one call over a rollout is as accurate as a loop over its steps with `nn.RNN`,
-how much faster it is on this machine, and what an episode earns before and after training. It takes
-some seconds. gymnasium comes with `pip install ".[examples]"`.
+The environment shows a cue at the first step of an episode and asks for it some steps later. So a
+policy needs a memory, which must be empty when the next episode starts. A rollout is a fixed number
+of steps of several environments. Episodes start anywhere in it, and `reset=` marks these steps. The
+script checks that one call over a rollout is as accurate as a loop over its steps with `nn.RNN`. It
+prints how much faster the call is on this machine, and the mean reward of an episode before and
+after training. It takes a few seconds. Install gymnasium with `pip install ".[examples]"`.
 """
 
 import copy
@@ -33,7 +33,7 @@ ENVIRONMENTS, STEPS, HIDDEN = 32, 32, 32
 
 
 class Recall(gymnasium.Env):
-    """Shows -1 or 1, then 0 for some steps, then asks: the answer is rewarded by 1 or -1."""
+    """Shows a cue of -1 or 1, then 0 for some steps, then rewards the answer with 1 or -1."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)  # the cue, whether it asks
     action_space = gymnasium.spaces.Discrete(2)
@@ -51,7 +51,7 @@ class Recall(gymnasium.Env):
 
 
 class Policy(nn.Module):
-    """The distributions of actions from observations (steps, ENVIRONMENTS, 2), and the state."""
+    """Maps observations (steps, ENVIRONMENTS, 2) to distributions of actions and the state."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ class Policy(nn.Module):
 
 
 class LoopPolicy(Policy):
-    """The policy as it is written for `nn.RNN`, which knows no resets: step by step."""
+    """The policy written for `nn.RNN`, which has no resets: step by step."""
 
     def forward(self, observations, begins, hx):
         outputs = []
@@ -87,18 +87,18 @@ def rollouts(policy):
             with torch.no_grad():
                 distribution, hx = policy(seen[0][None], seen[1][None], hx)
             action = distribution.sample()[0]
-            # Where an episode ends, the next observation is the first one of another episode.
+            # When an episode ends, the next observation is already the first of a new episode.
             observation, reward, begins, _, _ = environments.step(action.numpy())
             steps.append((*seen, action, torch.tensor(reward)))
         yield first, *map(torch.stack, zip(*steps, strict=True))
 
 
 def learn(policy, hx, observations, begins, actions, rewards):
-    """Returns log-probabilities of a rollout and the gradients of REINFORCE, in one vector."""
+    """Returns a rollout's log-probabilities, and the gradients of REINFORCE in one vector."""
     policy.zero_grad()
     distribution, _ = policy(observations.to(hx.dtype), begins, hx)
     log_probabilities = distribution.log_prob(actions)
-    # A reward is that of the action at its own step, so that there is nothing to discount.
+    # Each reward belongs to the action of the same step, so nothing is discounted.
     (-(log_probabilities * rewards.to(hx.dtype)).mean()).backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
     return {"log-probabilities": log_probabilities.detach(), "gradients": gradients}
@@ -113,7 +113,7 @@ def main():
     restore_rnn(loop)  # its layer is torch.nn.RNN now
     experience = rollouts(policy)
     next(experience)
-    hx, *rest = rollout = next(experience)  # which episodes enter in their middle
+    hx, *rest = rollout = next(experience)  # starts in the middle of episodes
     precise = learn(copy.deepcopy(loop).double(), hx.double(), *rest)
     assert_within_budget(learn(policy, *rollout), learn(loop, *rollout), precise)
     print(

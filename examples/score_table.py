@@ -1,13 +1,13 @@
-"""Tells the language of every name of a table, with Ray Data: also where no machine could hold it.
+"""Predicts the language of every name in a table with Ray Data, even if no machine could hold it.
 
     python examples/score_table.py [--rows 20000]
 
 `map_batches` streams a folder of Parquet files through workers, each of which loads the pretrained
 network once, and writes another folder; on a cluster, Ray spreads the workers over its machines.
-The script writes a table of made-up names, scores it with two workers on this machine, and prints
-that the languages are those of a single call, how many workers took part, the languages that come
-most often, and the rate. It takes less than a minute, most of which is the start of Ray and of the
-workers. Ray comes with `pip install ".[examples]"`.
+The script writes a table of made-up names, scores it with two workers on this machine, and checks
+the languages against a single call. It prints how many workers took part, the most frequent
+languages, and the rate. It takes less than a minute, mostly to start Ray and the workers. Install
+Ray with `pip install ".[examples]"`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray is to report nothing to its makers
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray must not send usage reports
 
 try:
     import pyarrow as pa
@@ -85,11 +85,11 @@ def main():
     assert result["id"] == list(range(rows))
     expected = names.load(names.pretrained_checkpoint()).languages_of(result["name"])
     assert result["language"] == expected
-    print(f"{rows:,} rows of {FILES} files: the languages are those of a single call")
+    print(f"{rows:,} rows of {FILES} files: the languages match a single call")
     print(f"{len(set(result['worker']))} workers took part")
     told = Counter(result["language"]).most_common(4)
     print("most frequent:", ", ".join(f"{language} {count:,}" for language, count in told))
-    print(f"{rows / seconds:,.0f} rows a second on this machine, the start of workers included")
+    print(f"{rows / seconds:,.0f} rows a second on this machine, including start-up of workers")
 
 
 if __name__ == "__main__":

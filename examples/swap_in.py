@@ -3,8 +3,8 @@
     python examples/swap_in.py
 
 `replace_rnn` changes the class of every `nn.RNN` within a model, and nothing else. The script
-prints that outputs and gradients are as accurate as those of `nn.RNN`, that checkpoints fit both
-ways, and how much faster the model is on this machine. It takes some seconds.
+checks that outputs and gradients are as accurate as with `nn.RNN`, and that either model loads the
+other's checkpoints. It prints how much faster the model is on this machine. It takes a few seconds.
 """
 
 import copy
@@ -20,7 +20,7 @@ VOCABULARY, TAGS, STEPS, BATCH = 200, 12, 32, 16
 
 
 class Tagger(nn.Module):
-    """Gives every token of a sentence a tag; any model with an `nn.RNN` in it would do."""
+    """Tags every token of a sentence. Any model with an `nn.RNN` would do."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Tagger(nn.Module):
 
 
 def train_step(model, tokens, tags):
-    """Returns the scores and all gradients, those in one vector."""
+    """Returns the scores, and all gradients in one vector."""
     model.zero_grad()
     scores = model(tokens)
     nn.functional.cross_entropy(scores.flatten(0, 1), tags.flatten()).backward()

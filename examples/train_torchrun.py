@@ -3,8 +3,8 @@
     torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py
 
 `DistributedDataParallel` takes the layer like any other module. The first process then trains
-another model of equal initial weights by itself on whole batches. It prints the losses of both
-trainings, which differ by rounding alone, and takes some seconds.
+another model with the same initial weights on whole batches, alone. It prints the losses of both
+trainings, which differ only by rounding. The script takes a few seconds.
 """
 
 import copy
@@ -13,9 +13,9 @@ import os
 import torch
 import torch.distributed as dist
 
-# Imported before a group exists: its functions have the group at the time of their import as the
-# default of an argument. Imported by the first step of an optimizer instead, they would keep the
-# group and its threads alive until the interpreter shuts down, which may abort the process.
+# Import this before a group exists, because its functions store the current group as a default
+# argument. If the first step of an optimizer imported it, the functions would keep the group and
+# its threads alive until the interpreter shuts down, which may abort the process.
 import torch.distributed.nn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -41,9 +41,9 @@ def train(model, batch, mine):
     """Trains on some sequences of each batch, and returns the losses of these sequences.
 
     Args:
-        model: of this process.
-        batch: the number of sequences in a batch, of all processes together.
-        mine: a slice, the sequences of this process.
+        model: The model of this process.
+        batch: The number of sequences in a batch of all processes together.
+        mine: The slice of sequences that this process trains on.
     """
     generator = torch.Generator().manual_seed(1)  # every process draws the whole batch
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A recurrent network, from one formula to the language of a surname
 #
-# This page begins with one line of mathematics and ends with a trained network that reads the
+# This page starts with one line of mathematics and ends with a trained network that reads the
 # surname *Frank* character by character and says which language it comes from. It is for a reader
 # who knows matrices, derivatives and some Python, and who has just met recurrent networks.
 #
@@ -222,7 +222,7 @@ print("By hand, by autograd, by nn.RNN and by FusedRNN: the same gradients.")
 # the length of every vector. Then a step back makes the gradient at most $g$ times as long, and $k$
 # steps back at most $g^k$ times:
 #
-# - for $g < 1$ the gradient **vanishes**: what stood early in a long sequence is not learnt;
+# - for $g < 1$ the gradient **vanishes**: what came early in a long sequence is not learned;
 # - for $g > 1$ it may **explode**: one step of training then ruins the weights. States near $-1$ or
 #   $1$, where $\tanh$ is flat, work against it.
 
@@ -441,12 +441,12 @@ right.set(xlabel="time of nn.RNN / time of FusedRNN", xlim=(0, None))
 plt.show()
 
 # %% [markdown]
-# The ratios are those of the machine that made this page, and include the optimizer.
+# These ratios were measured on the machine that made this page, and include the optimizer.
 # `docs/performance.md` has times measured with care.
 #
 # ## 9. Training to the end
 #
-# An *epoch* is one pass over the training names. After each, the network is judged by names that it
+# An *epoch* is one pass over the training names. After each, the network is tested on names that it
 # does not train on, the *validation* part: when it stops getting better there, more training only
 # learns the training names by heart. The epoch with the best validation accuracy is kept.
 
@@ -489,7 +489,7 @@ assert probabilities.shape == (len(examples), len(predictor.languages))
 assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %% [markdown]
-# A model is judged by names that it has not seen. `names.split` has divided the names into a
+# A model must be tested on names that it has not seen. `names.split` has divided the names into a
 # training, a validation and a test part, with no string in two of them. A hash identifies the
 # split: if the model has recorded the same hash, our test part is new to it.
 

@@ -2,8 +2,8 @@
 
 Each model gets its weights from the package's wheel, and inputs in the shapes that the package
 uses. It runs with torch's recurrent layers, with fused and prepared ones, with streams if it runs
-step by step, and in 8 bits if that rounds a layer. All of them take turns, after a check that they
-compute the same. Needs `pip install ".[cases]"`; the wheels are unpacked in `build/cases`.
+step by step, and in 8 bits if that rounds a layer. All of them take turns, after a check that
+their results agree. Needs `pip install ".[cases]"`; the wheels are unpacked in `build/cases`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Models(Study):
         """Times the models; returns a row for each number of threads, and adds to `wrong`.
 
         Raises:
-            SystemExit: a package was not found, and the run is recorded.
+            SystemExit: a wheel was not found, and the run is recorded.
         """
         rows: Rows = []
         budget = harness.time_budget(options, self.max_rounds, self.round_seconds)
@@ -91,7 +91,7 @@ def interval(row: Row) -> str:
 
 
 def changed(row: Row) -> str:
-    """Returns how many decisions differ from those of torch's layer, in float32 and in 8 bits."""
+    """Returns how many decisions differ from torch's layer, in float32 and in 8 bits."""
     counts = dict(row["changed"])
     if not counts:
         return ""
@@ -115,7 +115,7 @@ COLUMNS = (
 
 
 def caption(document: Document) -> str:
-    """Returns what the columns mean, and the licences of the packages."""
+    """Explains the columns, and lists the licences of the packages."""
     licences = dict.fromkeys(f"{row['package']} ({row['licence']})" for row in document["rows"])
     return (
         "float32, inference. `torch` is the time with torch's layers, and `in the layer` the "

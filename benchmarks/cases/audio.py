@@ -95,7 +95,7 @@ class VoiceActivity(Stepping):
 
 
 CHUNK, CONTEXT = 512, 64
-"""The samples that the network reads at a time, and those that it reads again."""
+"""The new samples that the network reads in each step, and the previous samples it rereads."""
 
 
 def silero_vad() -> Iterator[Case]:

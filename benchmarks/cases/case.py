@@ -31,7 +31,7 @@ class Stepping(nn.Module):
     def stepper(
         self, streamed: bool, batch: int = 1, state: Any = None
     ) -> Callable[[Tensor], Tensor]:
-        """Returns a function that steps from a state, itself or as a stream of a prepared layer."""
+        """Returns a function that steps from a state: this model, or a stream of its layer."""
         if streamed:
             stream = getattr(self, self.stepped).stream(batch)
             if state is not None:
@@ -56,8 +56,8 @@ class Case:
         shape: The shape of the layer's input.
         module: The model with torch's recurrent layers, in eval mode.
         run: Computes the model's scores; the module may have other recurrent layers.
-        decide: Returns what a user reads off the scores: labels, or yes and no; None for a layer
-            in the middle of a model.
+        decide: Turns the scores into decisions (labels, or yes and no); None for a layer in the
+            middle of a model.
         streams: Whether `run` also takes `streamed=True`, to step streams of prepared layers.
         units: The `units` of the error budget, if large inputs amplify rounding.
     """
@@ -84,7 +84,7 @@ class Case:
         return found
 
     def share(self) -> float:
-        """Returns the share of the time of a call that torch's recurrent layers take."""
+        """Returns the share of a call's time that torch's recurrent layers take."""
         inside, started = 0.0, 0.0
 
         def enter(*_: object) -> None:
@@ -104,7 +104,7 @@ class Case:
         return inside / whole
 
     def changed(self, calls: dict[str, Callable[[], Tensor]]) -> dict[str, int]:
-        """Returns the number of decisions, and how many torch's layer takes differently, by call.
+        """Returns the number of decisions and, by call, how many differ from torch's layer.
 
         Raises:
             BudgetError: scores in float32 exceed the error budget around layers in float64.
@@ -143,7 +143,7 @@ def above_half(scores: Tensor) -> Tensor:
 
 
 def load(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Loads the weights of a module, which may come with others, and returns it in eval mode."""
+    """Loads a module's weights, ignores all others, and returns the module in eval mode."""
     names = module.state_dict().keys()
     module.load_state_dict({name: weights[name] for name in names})
     return module.eval()

@@ -27,11 +27,11 @@ def _version(package: str) -> str | None:
 
 
 ALLOWED = {"_reconstruct", "ndarray", "dtype", "encode"}
-"""What NumPy's arrays need in a pickled file."""
+"""The functions and classes that a pickled NumPy array needs."""
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Loads NumPy arrays and plain Python values, and refuses everything else."""
+    """Loads NumPy arrays and plain Python values, and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns a function or class that arrays need.

@@ -110,8 +110,8 @@ def page(height: int, width: int) -> Tensor:
 UNITS = 64.0
 """The `units` of the error budget of the layers.
 
-Of 9 million outputs of the first layer, whose inputs reach 24, the worst of a correct kernel is off
-by 30 to 80 units in the last place of 1, depending on the order of its sums.
+The first layer has inputs of up to 24 and 9 million outputs. In a correct kernel, the worst output
+is off by 30 to 80 units in the last place of 1, depending on the order of summation.
 """
 LAYERS = ("rows_1", "columns_1", "columns_2", "rows_2")
 

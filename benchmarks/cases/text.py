@@ -1,4 +1,4 @@
-"""Models of text: two that say how words are pronounced, and one that corrects genomes."""
+"""Models of text: two that pronounce words, and one that corrects genomes."""
 
 import tarfile
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ WORDS = (
     "quixotry ragamuffin skedaddle taradiddle"
 )
 START, END, LONGEST = 2, 3, 20
-"""The phonemes before the first and after the last, and the most phonemes of a word."""
+"""The start and end phonemes, and the maximum number of phonemes in a word."""
 
 
 class Pronouncer(Stepping):
-    """The network of g2p_en: a GRU reads the letters of a word, a GRU cell says its phonemes."""
+    """The network of g2p_en: a GRU reads a word's letters, a GRU cell predicts its phonemes."""
 
     stepped = "speaker"
 
@@ -157,7 +157,7 @@ MEDAKA = {128: "r1041_e82_400bps_sup_v5.2.0", 256: "r1041_e82_400bps_hac_v6.0.0"
 def pileup(batch: int, positions: int, draw: torch.Generator) -> Tensor:
     """Returns the counts of ten kinds of bases, as fractions, in reads with a few errors.
 
-    Half of the reads show each base on the one strand, and half on the other.
+    Half of the reads show a base on one strand, and half on the other.
     """
     bases = torch.randint(4, (batch, positions, 1), generator=draw)
     strands = torch.cat([bases, bases + 4], 2)

@@ -187,7 +187,7 @@ def program(
     after: Callable[[], Run] | None = None,
     mode: str = TRAINING,
 ) -> Program:
-    """Returns a program that `make` makes with torch's layers, and `after` or `make` with ours."""
+    """Returns a program: `make` builds it with torch's layers, `after` or `make` with ours."""
     before, ours, exact = (partial(make, each) for each in (unchanged, replace_rnn, make_precise))
     return Program(name, before, after or ours, exact, {"timed": timed}, package, mode)
 
@@ -232,7 +232,7 @@ COLUMNS = (
 
 
 def caption(document: dict[str, Any]) -> str:
-    """Returns what the programs ran before the change, and what the last column is."""
+    """Explains the programs before the change, and the last column."""
     versions = {row["name"]: row.get("version") for row in document["rows"]}
     torchrl = next((found for name, found in versions.items() if name.startswith("torchrl")), None)
     return (

@@ -1,8 +1,8 @@
 """Times 8-bit weights against float32: `python -m benchmarks.cpu.eight_bits [--record]`.
 
 Prepared layers with both types of weights, torch.ao's quantized layers and onnxruntime's quantized
-LSTM take turns, with a pause between each two; so do single steps of streams and of onnxruntime.
-onnxruntime quantizes LSTMs only, and OpenVINO no recurrent layer without a set of samples.
+LSTM take turns, with pauses in between; so do single steps of streams and of onnxruntime, which
+quantizes only LSTMs. OpenVINO needs a set of samples to quantize any recurrent layer.
 """
 
 import dataclasses
@@ -40,19 +40,19 @@ SHAPES = (  # D, H, T, B
 STEPS = tuple((size, size, 1, batch) for size in (64, 128, 256, 512, 1024) for batch in (1, 8))
 LAYERS, STREAMS = "layers", "one step of a stream, with `out=`"
 DTYPES = {"float32": None, "int8": torch.int8}
-"""What `prepare()` takes, by the type of the weights."""
+"""The argument of `prepare()` for each type of weights."""
 RIVALS = ("onnxruntime", "torch.ao")
 ENGINES = ("x86", "onednn")
 """torch.ao's engines: one is faster for one sequence, the other for many."""
 MAX_ERROR = 0.03
-"""Rounding to 8 bits changes outputs by about half as much at most at these sizes; swapped gates or
-a missing bias change them by more."""
+"""At these sizes, rounding to 8 bits changes outputs by at most about half of this. Swapped gates
+or a missing bias change them by more."""
 MAX_RIVAL_ERROR = 0.1
 """torch.ao has one scale for a whole matrix, so its errors are larger."""
 ROW_BYTES = 8
-"""The scale and the sum of a row of 8-bit weights."""
+"""The bytes of the scale and the sum of a row of 8-bit weights."""
 SECONDS = 0.05
-"""How long the rate of reading and each of torch.ao's engines are measured."""
+"""The time to measure the read rate, and each of torch.ao's engines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def errors_of(calls: Calls) -> dict[str, float]:
 
 
 def bytes_read(workload: Workload) -> int:
-    """Returns the least bytes of 8-bit weights that a call reads: weight_hh in every step."""
+    """Returns the minimum bytes of 8-bit weights that a call reads; weight_hh counts every step."""
     rows = CELLS[workload.cell].gates * workload.hidden_size
     input, state = workload.input_size + ROW_BYTES, workload.hidden_size + ROW_BYTES
     return rows * (input + (workload.seq_len or 0) * state)

@@ -43,7 +43,7 @@ def lengths_of(workload: Workload) -> list[int]:
 
 
 def calls(workload: Workload) -> Calls:
-    # The parameters are those of a user's model, which is made outside of inference mode.
+    # Create the layers outside of inference mode, as users do.
     with torch.inference_mode(False):
         if workload.family == EPOCH:
             return epoch.calls(workload)
@@ -61,7 +61,7 @@ def peaks(workload: Workload, calls: Calls) -> Row:
 
 
 def facts() -> Document:
-    """Returns what runs `FusedRNN`, and where the lengths of packed sequences are from."""
+    """Returns the path of `FusedRNN`, and the source of the lengths of packed sequences."""
     path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
     return {"path": path, "names": data.description()}
 

@@ -1,7 +1,7 @@
 """Times training with leaky layers: `python -m benchmarks.cpu.leaky [--record]`.
 
-The rival is the recurrent layer of nn4n, the package of leaky networks for PyTorch, whose loop over
-steps is written like those of laboratories. It runs on as many threads as are faster for it.
+The rival is the recurrent layer of nn4n, a PyTorch package of leaky networks. Its loop over steps
+is typical of research code. It runs on the number of threads that is faster for it.
 """
 
 import copy
@@ -46,7 +46,7 @@ def layers(nonlinearity: str) -> tuple[nn.Module, FusedLeakyRNN]:
         for part, name in ((rival.input_layer, "ih"), (rival.hidden_layer, "hh")):
             getattr(fused, f"weight_{name}_l0").copy_(part.weight)
             getattr(fused, f"bias_{name}_l0").copy_(part.bias)
-            part.bias.requires_grad_()  # as the biases of the fused layer
+            part.bias.requires_grad_()  # like the biases of the fused layer
     return rival, fused
 
 
@@ -107,7 +107,7 @@ def calls(case: Leaky) -> Calls:
 
 
 def at_best(rows: list[Row]) -> list[Row]:
-    """Returns rows that compare with the time of nn4n on the number of threads it is faster on."""
+    """Returns rows that compare with nn4n on its faster number of threads."""
     case = itemgetter("nonlinearity", "seq_len", "batch")
     found = []
     for row in rows:

@@ -79,7 +79,7 @@ def results(
     if workload.mode == FORWARD:
         named = {"h_n": returned if layer is None else tensors_in(returned)[1]}
     else:
-        # Except in a GRU, both biases have the gradient of their sum.
+        # Except in a GRU, both biases have the same gradient.
         separate = CELLS[workload.cell].separate_bias_hh
         names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if separate else ("bias",)))
         values = returned if layer is None else [p.grad for p in layer.parameters()][: len(names)]
@@ -176,7 +176,7 @@ def table(rows: Rows) -> str:
 
 
 def hops() -> Document:
-    """Returns how long a word takes from core to core, which explains times on several threads."""
+    """Returns the time for a word to travel between cores, to explain times on several threads."""
     return dict(zip(("hop", "hop_median"), hop(), strict=True))
 
 

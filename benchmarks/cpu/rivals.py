@@ -25,7 +25,7 @@ class Problem:
     gradients: Gradients
     """The gradients of `output` and of each last state, in training."""
     states: tuple[Tensor, ...] = ()
-    """The initial states, (1, batch, hidden_size), which only ONNX's runtimes read."""
+    """The initial states, (1, batch, hidden_size), which only the ONNX runtimes read."""
 
     @property
     def hx(self) -> Any:
@@ -321,7 +321,7 @@ def bound_session(
         bind = binding.bind_output if name.startswith("Y") else binding.bind_input
         bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
-    def run(alive: object = bound) -> None:  # the binding holds pointers only
+    def run(alive: object = bound) -> None:  # keeps the arrays alive, which the binding does not
         session.run_with_iobinding(binding)
 
     return run, bound
@@ -355,7 +355,7 @@ def openvino(problem: Problem, threads: int) -> TimedCall:
         for i, array in enumerate(arrays):
             bind(i, openvino.Tensor(array, shared_memory=True))
 
-    def call(alive: object = problem) -> Any:  # the request holds pointers only
+    def call(alive: object = problem) -> Any:  # keeps the arrays alive, which the request does not
         request.infer()
         return outputs[1]
 

@@ -87,7 +87,7 @@ def calls(workload: Workload) -> Calls:
 
 
 def path(workload: Workload, calls: Calls) -> Row:
-    """Returns what runs a step of the step module."""
+    """Returns the implementation that runs a step of the step module."""
     x, hx, _ = draw(workload)
     module = MODULES[workload.cell][1](workload.input_size, workload.hidden_size)
     return {"path": explain(module, x, hx).path}

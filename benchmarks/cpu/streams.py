@@ -1,7 +1,7 @@
 """Times single steps: `python -m benchmarks.cpu.streams [--record]`.
 
 A stream, torch's cell, each kind of layer with one step, and the runtimes that pack weights once
-take turns, with a pause between each two.
+take turns, with pauses in between.
 """
 
 from typing import Any
@@ -25,16 +25,16 @@ from namernn_fast.testing import assert_within_budget
 SIZES, BATCHES = (64, 256, 512, 1024), (1, 8, 64)
 RIVALS = ("torch's cell", "torch's layer", *RUNTIMES)
 MINE = ("stream", "out=")
-"""A stream's step with a new output, and with `out=`, as the runtimes have it."""
+"""A stream's step that allocates its output, and one with `out=`, as in the runtimes."""
 FLOAT_BYTES = 4
 SECONDS = 0.05
-"""How long a rate of the machine is measured."""
+"""The time to measure each rate of the machine."""
 
 
 def floor(workload: Workload, calls: Calls) -> dict[str, Any]:
-    """Returns the least seconds of the products: of the multiply-adds, or of reading the weights.
+    """Returns the minimum seconds for the multiply-adds or, if longer, for reading the weights.
 
-    The weights are read from the caches, or the memory, that a block of their size lies in.
+    The weights are read from the nearest cache or memory that holds a block of their size.
     """
     threads, size = torch.get_num_threads(), FLOAT_BYTES * workload.row_work
     reading = size / read_rate(threads, size, SECONDS)
@@ -43,7 +43,7 @@ def floor(workload: Workload, calls: Calls) -> dict[str, Any]:
 
 
 def empty_operator() -> dict[str, float]:
-    """Returns the seconds that the operator of a step takes for no sequences."""
+    """Returns the seconds that the operator of a step takes if there are no sequences."""
     stream = prepare_rnn(torch.nn.LSTM(1, 1)).stream(0)
     panels, frame = stream._prepared._panels, torch.zeros(0, 1)
     arguments = panels.tensor, stream._states, frame, None, (), panels.options

@@ -3,7 +3,7 @@
 It needs a GPU, torch, Triton and NumPy. It runs without installing the package, without the
 extension and without a network, and skips the plots if matplotlib is missing. `--dry-run` runs the
 same code on the CPU, with kernels in Triton's interpreter, on tiny workloads: it shows that
-everything works, and measures nothing.
+everything works, but measures nothing.
 """
 
 import dataclasses

@@ -76,5 +76,5 @@ class Interpreted:
         before = dict(self.calls)
         call_of(layer, input, TRAINING, draw_gradients(layer, input))()
         if any(self.calls[name] != before[name] + 1 for name in self.calls):
-            raise BudgetError(f"Triton was not what ran: {before}, then {self.calls}")
+            raise BudgetError(f"a training step did not use Triton: {before}, then {self.calls}")
         return "triton, interpreted"

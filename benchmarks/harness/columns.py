@@ -24,7 +24,7 @@ class Column(NamedTuple):
     text: Callable[[Row], str]
     """Returns the entry of a row, an empty string if the row has none."""
     number: Callable[[Row], float | None] | None = None
-    """Returns the ratio of a row, for columns whose mean and worst are at the foot."""
+    """Returns the ratio of a row, for columns with the mean and the worst ratio at the foot."""
     is_key: bool = False
     """Whether the entry identifies a line."""
 
@@ -56,7 +56,7 @@ def time(name: str, head: str = "") -> Column:
 
 
 def speed_up(head: str, number: Callable[[Row], float | None]) -> Column:
-    """Returns a column of ratios, None for a row without one."""
+    """Returns a column of ratios. `number` returns None for rows without a ratio."""
 
     def entry(row: Row) -> str:
         value = number(row)
@@ -93,14 +93,14 @@ def interval(theirs: str) -> Column:
 
 
 def label(field: str, value: Any) -> str:
-    """Returns the value of a field as it stands in titles and heads."""
+    """Returns the value of a field, as shown in titles and heads."""
     if field == "cell":
         return LAYERS_OF[value].fused
     return {"threads": f"{value} thread(s)", "family": f"{value} input"}.get(field, str(value))
 
 
 def labels(fields: Iterable[str], values: Iterable[Any]) -> str:
-    """Returns the values of several fields as they stand in titles and heads."""
+    """Returns the values of several fields, as shown in titles and heads."""
     return ", ".join(map(label, fields, values))
 
 

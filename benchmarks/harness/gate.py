@@ -16,7 +16,7 @@ from namernn_fast.testing import BudgetError, max_error
 def rival_error(
     name: str, results: Mapping[str, Tensor], oracle: Mapping[str, Tensor], limit: float
 ) -> BudgetError | None:
-    """Returns what is wrong with the results of a rival, if anything is.
+    """Returns an error if the results of a rival are wrong, otherwise None.
 
     They are wrong if an error reaches `limit`, relative to the oracle's largest value.
     """

@@ -38,7 +38,7 @@ LAYER_WORKLOADS = tuple(
     for batch in BATCHES
     if cell not in GATED_CELLS or (shape, batch) != TOO_LONG_WITH_GATES
 )
-"""All workloads of layers, which only a run that records times."""
+"""All workloads of layers. Only recorded runs time all of them."""
 WORKLOADS_OF_EVERY_RUN = tuple(
     workload
     for workload in LAYER_WORKLOADS

@@ -44,7 +44,7 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options, and refuses to record a run that is not a measurement.
+    """Returns the options, and exits if a run that is not a measurement would be recorded.
 
     Trial runs do not count, nor do runs whose threads sleep while they wait: waking a thread takes
     longer than a small call. Passive waiting only makes sense on a shared machine.
@@ -101,7 +101,7 @@ def publish(
     wrong: Sequence[str] = (),
     draw: Callable[[dict[str, Any], Path], list[Path]] = lambda document, folder: [],
 ) -> None:
-    """Writes the raw rows, the texts and the plots of a run, prints the texts, and says where.
+    """Writes the raw rows, texts and plots of a run; prints the texts and the paths.
 
     A run with wrong results is not recorded.
 

@@ -1,4 +1,4 @@
-"""The form of the programs in `benchmarks/cpu`: cases, the calls of each, and their table.
+"""The common form of the programs in `benchmarks/cpu`: cases, their calls and their tables.
 
 `Study.main` is the whole program. It settles the process, makes the calls of each case, which first
 checks their results, races them round by round, and publishes a row for each case.
@@ -30,9 +30,9 @@ from namernn_fast.testing import BudgetError
 Document = dict[str, Any]
 Calls = Mapping[str, TimedCall]
 CheckedCalls = dict[str, TimedCall | BudgetError]
-"""Calls by name, with what is wrong instead of the call of a rival whose results are wrong."""
+"""Calls by name. A rival with wrong results has its error instead of its call."""
 QUICK_CASES = 3
-"""The cases of a quick run for each cell, family and mode, and for each table."""
+"""The number of cases that a quick run has for each cell, family, mode and table."""
 
 
 def draw_input(workload: Workload, lengths: Sequence[int] = ()) -> Input:
@@ -78,7 +78,7 @@ def statistics_of(rounds: Mapping[str, Rounds], ours: str = "") -> Row:
 
 
 def kernels() -> Document:
-    """Returns the kernels of types with fewer bits."""
+    """Returns the CPU kernels of bfloat16, 8-bit integers and float32."""
     found = {"bfloat16": torch.bfloat16, "int8": torch.int8, "float32": torch.float32}
     return {name: f"cpu {ops.cpu_kernel(dtype)}" for name, dtype in found.items()}
 
@@ -96,15 +96,15 @@ class Study:
     """The docstring of the program."""
     cases: Sequence[Any]
     table: Callable[[Rows], str]
-    """Returns the table of some rows."""
+    """Returns a table of rows."""
     caption: Callable[[Document], str]
-    """Returns what precedes the tables, after the machine and the number of threads."""
+    """Returns the text between the description of the machine and the tables."""
     calls: Callable[[Any], Mapping[str, TimedCall | BudgetError]] = lambda case: {}
     """Returns the checked calls of a case. Raises `BudgetError` if a result of ours is wrong."""
     by: Sequence[str] = ("mode",)
     """Fields; there is a table for each combination of their values."""
     is_folded: bool = False
-    """Whether a reader of the page unfolds the tables."""
+    """Whether the page folds the tables."""
     ours: str = ""
     """The call that the others are compared with; default: the fused layer."""
     also: Callable[[Any, Calls], Row] = lambda case, calls: {}
@@ -112,9 +112,9 @@ class Study:
     facts: Callable[[], Document] = dict
     """Returns further fields of the document."""
     few: Callable[[Any], bool] = lambda case: True
-    """Whether a run that is not recorded times a case."""
+    """Returns whether an unrecorded run times a case."""
     one_thread_too: bool = False
-    """Whether a run that is recorded also times one thread."""
+    """Whether a recorded run also times one thread."""
     seconds: float = 0.5
     max_rounds: int = 20
     round_seconds: float = 0.01
@@ -127,7 +127,7 @@ class Study:
     """Draws the plots of the results in a folder, and returns their files."""
 
     def measure(self, case: Any, budget: TimeBudget) -> Row:
-        """Returns what a row contains, besides the fields of the case."""
+        """Returns the measured fields of a row."""
         checked = self.calls(case)
         wrong = {name: str(call) for name, call in checked.items() if isinstance(call, BudgetError)}
         calls = {name: call for name, call in checked.items() if name not in wrong}
@@ -147,7 +147,7 @@ class Study:
         return [case for found in kinds.values() for case in found[:QUICK_CASES]]
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
-        """Times the cases; returns a row for each, and adds those that are wrong to `wrong`."""
+        """Times the cases; returns a row for each, and adds failed checks to `wrong`."""
         one = [1] if self.one_thread_too and options.record else []
         counts = sorted({*one, options.threads})
         return [row for threads in counts for row in self.run_on(threads, options, wrong)]
@@ -192,7 +192,7 @@ class Study:
         return "\n\n".join(parts)
 
     def main(self, options: argparse.Namespace | None = None) -> None:
-        """Runs the program; `options` are those of the command line unless given."""
+        """Runs the program. By default, `options` come from the command line."""
         options = options or pages.parse(pages.parser(self.description, self.seconds))
         wrong: list[str] = []
         rows = self.run(options, wrong)
@@ -211,7 +211,7 @@ class Study:
 
 
 def machine(document: Document) -> str:
-    """Returns the machine, the numbers of threads and what else is known of a run."""
+    """Describes the machine, the numbers of threads, torch's version and the rounds of a run."""
     threads = " and ".join(map(str, document["threads"]))
     torch_version = f"; torch {document['torch']}" if "torch" in document else ""
     rounds = " to ".join(map(str, document.get("rounds", ())))
@@ -220,7 +220,7 @@ def machine(document: Document) -> str:
 
 
 def wrong_rivals(rows: Rows) -> list[str]:
-    """Returns a sentence for each rival that some rows lack because its results were wrong."""
+    """Returns a sentence for each rival that was wrong, and not timed, in some rows."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, error in row.get("wrong", {}).items():

@@ -1,4 +1,4 @@
-"""Whole programs that run before and after a change, and take turns."""
+"""Races whole programs before and after a change."""
 
 import argparse
 import importlib.util
@@ -63,7 +63,7 @@ class BeforeAfter(Study):
         results: dict[str, Tensor] = {}
         for role in ("exact", *ROLES):
             runs[role] = getattr(program, role)()
-            # Run it before the next is made, because all draw from the same generators.
+            # Run each program before making the next: all draw from the same generators.
             results[role] = torch.as_tensor(runs[role](), dtype=torch.float32)
         del runs["exact"]
         theirs, ours, exact = ({"result": results[role]} for role in (BEFORE, AFTER, "exact"))
@@ -75,7 +75,7 @@ class BeforeAfter(Study):
         return {"name": program.name, **also, "difference": difference, **found}
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
-        """Times the programs; returns a row for each, and adds those that are wrong to `wrong`."""
+        """Times the programs; returns a row for each, and adds failed checks to `wrong`."""
         pages.settle(options.threads)
         rows: Rows = []
         for program in self.cases:

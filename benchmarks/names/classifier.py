@@ -49,11 +49,11 @@ GATE_BATCHES = (16, 128)
 CHECKED_LABELS = 5_000
 TWICE = TimeBudget(0, warmup_seconds=0, round_seconds=0, min_rounds=2)
 ONCE = TimeBudget(0, warmup_seconds=0, round_seconds=0, min_rounds=1)
-"""For many names, which take long enough to even out drift."""
+"""One round: labelling many names takes long enough to average out drift."""
 
 
 class Effort(NamedTuple):
-    """How much a run measures."""
+    """The amount of work in a run."""
 
     corpus: int | None
     """The number of names from the data; None for all."""
@@ -116,7 +116,7 @@ def race_at_peak(
 def race_epochs(
     corpus: Corpus, weights: Weights, threads: int, batch_size: int, budget: TimeBudget
 ) -> list[Row]:
-    """Returns a row for each program: the seconds of an epoch, and of its parts by name."""
+    """Returns a row for each program: the seconds of an epoch and of each of its parts."""
     order = torch.randperm(len(corpus.names), generator=torch.Generator().manual_seed(1))
     parts = stretches(order, batch_size)
     settings = fastest_settings(corpus, weights, parts, batch_size)

@@ -24,7 +24,7 @@ def table(rows: Rows, size: str, seconds: Callable[[Row], float], *shown: Column
 
     Args:
         rows: The rows of both programs.
-        size: The field that tells the rows of a program apart, besides the number of threads.
+        size: The field that, with the number of threads, identifies a row of a program.
         seconds: Returns the seconds of a row that the speed-up compares.
         shown: The columns between the program and the speed-up.
     """

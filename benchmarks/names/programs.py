@@ -151,7 +151,7 @@ class WithTorch(Program):
 
     It is as fast as a user can write it: names are encoded once, batches are sorted so that
     `nn.RNN` does not reorder states, and the optimizer and the number of workers are the fastest of
-    `SETTINGS` on the machine. Only the folding is the application's, because it is the faster one.
+    `SETTINGS` on the machine. Only the folding comes from the application, because it is faster.
     """
 
     name = "nn.RNN and DataLoader"
@@ -162,7 +162,7 @@ class WithTorch(Program):
         self.model.load_state_dict(weights)
         options = {"fused": settings.fused, "foreach": not settings.fused}
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE, **options)
-        self.indices: list[list[int]] = []  # of each batch that the loader makes next
+        self.indices: list[list[int]] = []  # the batches that the loader makes next
         self.loader = DataLoader(
             Names(ASCII.fold_usable(corpus.names), corpus.labels.tolist()),
             batch_sampler=self.indices,

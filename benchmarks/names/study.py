@@ -57,16 +57,16 @@ SHIPPED = ROOT / "build" / "names.safetensors"
 
 
 class Run(NamedTuple):
-    """What one split gave."""
+    """The results of one split."""
 
     parts: Split
     scores: dict[str, Tensor]
     """The scores of the test names by each system, and how unusual these names are."""
     seconds: dict[str, float]
-    """The processor time of each system that takes a while."""
+    """The processor time of each slow system."""
 
     def predictions(self, name: str) -> LabelledPredictions:
-        """Returns what a system predicts for the test names."""
+        """Returns a system's predictions for the test names."""
         test = self.parts.test
         return LabelledPredictions(test.labels, self.scores[name].argmax(1), test.texts)
 
@@ -181,7 +181,7 @@ def well_known_names(network: Predictor) -> list[dict[str, Any]]:
 
 
 def without_path(info: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a split records, without the path of the data on the machine of the study."""
+    """Returns the record of a split without the local path of the data."""
     return {**info, "data": {**info["data"], "source": "the names data set"}}
 
 

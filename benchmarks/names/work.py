@@ -10,9 +10,9 @@ from namernn_fast.names import ASCII
 def count(texts: Sequence[str]) -> Counter[str]:
     """Counts the work for a batch of folded names, none of them empty.
 
-    If each name has its own states, there are as many as `characters`; names that share the states
-    of common prefixes have as many as `prefixes`. A first character, which is one of `firsts`
-    prefixes, needs no recurrent product.
+    There are `characters` states if names share none, and `prefixes` states if names share the
+    states of common prefixes. `firsts` of the prefixes are a single character, and their states
+    need no recurrent product.
     """
     prefixes = {text[:end] for text in texts for end in range(1, len(text) + 1)}
     return Counter(
@@ -25,7 +25,7 @@ def count(texts: Sequence[str]) -> Counter[str]:
 
 
 def count_batches(batches: Iterable[Sequence[str]]) -> Counter[str]:
-    """Counts batches that share nothing with each other."""
+    """Counts the work for batches that share no states with each other."""
     return sum(map(count, batches), Counter())
 
 

@@ -1,4 +1,4 @@
-"""The texts and plots that sum up the grid: the README's, the classes of workloads, the plots.
+"""The texts and plots that summarize the grid: for the README, and by class of workload.
 
 `benchmarks/cpu/grid.py` writes them after a run.
 """
