@@ -142,7 +142,7 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
-# What replace_rnn and prepare_rnn give whole programs.
+# Speed-ups of whole programs by replace_rnn and prepare_rnn.
 bench/applications: $(VENV)/with-bench-applications
 	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
 

@@ -536,7 +536,7 @@ def entry(label: str, name: str) -> tuple[str, str]:
 
 
 def note_of(entries: dict[str, tuple[str, str]]) -> str:
-    """Returns the last column of a row, which says each note once.
+    """Returns the last column of a row: all notes, without repetitions.
 
     A note names its layers, unless it is the only one of the row.
 

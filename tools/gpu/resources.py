@@ -1,7 +1,7 @@
 """The resources of the GPU kernels on each architecture, compiled without a GPU.
 
-`make gpu ONLY=report` runs it. Every plan that the layer makes for the sizes below is compiled for
-every architecture. `--record` writes registers, spills, shared memory and the instruction counts of
+`make gpu ONLY=report` runs this module. It compiles every plan for the sizes below for every
+architecture. `--record` writes registers, spills, shared memory and the instruction counts of
 a step to `resources.json`, and part of that to `docs/gpu_report.md`. `make gpu ONLY=lint` compares
 the kernels with the record.
 """
@@ -102,7 +102,7 @@ _OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_reverse"}
 
 
 class Specialisation(NamedTuple):
-    """What a kernel is compiled for, except the device."""
+    """The arguments and options that a kernel is compiled for."""
 
     signature: dict[str, Any]
     """Triton's type name of each argument, `constexpr` if it is a constant; a tuple of them for a
@@ -123,7 +123,7 @@ def specialise(
     rows: Collection[str] = (),
     absent: Collection[str] = (),
 ) -> Specialisation:
-    """Returns what a call compiles a kernel for.
+    """Returns the arguments and options for which a call compiles a kernel.
 
     Args:
         kernel: One of `KERNELS`.

@@ -21,7 +21,7 @@ from tools.lint.variants import REPORTED, USUAL, Variant, variants
 
 
 class Result(NamedTuple):
-    """What the lint finds in one variant."""
+    """The findings of the lint in one variant."""
 
     variant: Variant
     findings: list[Finding]

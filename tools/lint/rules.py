@@ -72,7 +72,7 @@ def check(built: Built) -> Iterator[Finding]:
 
 
 def known_spill(built: Built) -> str:
-    """Returns why a kernel spills if it does and the reason is known, else an empty string."""
+    """Returns the known reason why a kernel spills, or an empty string."""
     reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.variant.name))
     return next(reasons, "") if built.taken.spilled else ""
 
@@ -134,8 +134,8 @@ def _call(built: Built) -> Iterator[Finding]:
 
 
 def _tensor(built: Built) -> Iterator[Finding]:
-    """Checks that a step uses tensor cores exactly if it multiplies several sequences in 16 bits or
-    in TF32."""
+    """Checks that a step uses tensor cores if, and only if, it multiplies several sequences in
+    16 bits or in TF32."""
     build = built.variant.build
     expected = build.plan.block_b > 1 and build.precision != "float32"
     count = built.code.count().tensor

@@ -35,7 +35,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 class Variant(NamedTuple):
-    """One kernel, and what it is compiled for."""
+    """One kernel and its compile-time configuration."""
 
     build: resources.Build
     kernel: str

@@ -21,7 +21,7 @@ void Machine::each_shared_slot(const Thread& by, uint64_t address, uint32_t size
   const uint64_t width = kernel.slot_size;
   for (uint64_t at = address / width; at * width < address + size; ++at) {
     Slot& slot = by.program().slots[at];
-    if (slot.is_awaited) report("shared memory: an asynchronous copy is on its way", by);
+    if (slot.is_awaited) report("shared memory: an asynchronous copy has not finished", by);
     work(slot, at * width - std::min(address, at * width));
   }
 }
