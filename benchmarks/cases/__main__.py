@@ -118,11 +118,11 @@ def caption(document: Document) -> str:
     """Explains the columns, and lists the licences of the packages."""
     licences = dict.fromkeys(f"{row['package']} ({row['licence']})" for row in document["rows"])
     return (
-        "float32, inference. `torch` is the time with torch's layers, and `in the layer` the "
-        "layers' share of it; the other columns are speed-ups, the medians of the ratios of "
-        "neighbouring rounds; 95 % is the interval of the ratio of the medians. `changed` counts "
-        "the decisions (labels, phonemes, yes or no) that differ: in float32, and in 8 bits if "
-        f"that rounds a layer. Weights: {', '.join(licences)}."
+        "float32, inference. `torch` is the time with torch's layers, and `in the layer` is their "
+        "share of it. The other columns are speed-ups: medians of the ratios of neighbouring "
+        "rounds. 95 % is the confidence interval of the ratio of the medians. `changed` counts the "
+        "decisions (labels, phonemes, yes or no) that differ: in float32, and in 8 bits if that "
+        f"rounds a layer. Weights: {', '.join(licences)}."
     )
 
 

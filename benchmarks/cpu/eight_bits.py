@@ -202,9 +202,9 @@ STUDY = Study(
         "over onnxruntime's LSTM with 8-bit weights and a scale for each row, and over torch.ao's "
         "quantized layer on the faster of two engines are medians of the ratios within a round. "
         "`MB read` is what a call with 8-bit weights must read: weight_ih once, and weight_hh in "
-        "each step. The read rate is that of threads that reread a block as large as the weights; "
-        "a layer can exceed it, because every other step reads weight_hh backwards, beginning with "
-        "what is still in the cache. An error is the largest difference of the output from "
+        "each step. The read rate is measured on threads that reread a block of the weights' size. "
+        "A layer can exceed it, because every other step reads weight_hh backwards and so starts "
+        "with what is still in the cache. An error is the largest difference of the output from "
         "float32. Every call of a layer gets initial states. `KiB` is the memory of packed "
         f"weights. {SIZES}"
     ),

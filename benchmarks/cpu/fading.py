@@ -91,8 +91,8 @@ STUDY = InNewProcesses(
         "float32. With a gradient at `h_n` alone, gradients shrink with every step back in time "
         f"until `{BASELINE}` computes in subnormal numbers; the fused layer flushes them to zero. "
         "The last two rows show what subnormal numbers cost on this processor: nothing on some, "
-        "ten times the time or more on others; the last is blank if it cannot flush them. No mean "
-        f"and no worst case includes these rows. {SIZES}"
+        "ten times the time or more on others. The last row is blank if the processor cannot flush "
+        f"them. No mean or worst case includes these rows. {SIZES}"
     ),
     by=(),
     seconds=4.0,

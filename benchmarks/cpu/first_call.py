@@ -64,7 +64,7 @@ def report(document: dict[str, Any]) -> str:
     return (
         f"{document['cpu']}, {document['threads']} thread(s); input size 64, hidden size 256, "
         f"sequence length 8, batch size 64. Medians of {min(map(len, found.values()))} new "
-        f"processes each; the import is what the layer adds to torch's.\n\n{markdown(lines)}"
+        f"processes each. `import` excludes the import of torch.\n\n{markdown(lines)}"
     )
 
 

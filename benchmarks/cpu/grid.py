@@ -104,9 +104,9 @@ def caption(document: Document) -> str:
         "`forward + backward` computes the gradients of all parameters from fixed random "
         "gradients at `output` and the last states. Packed batches have lengths from "
         f"{document['names']} (`names` instead of T); packing is not timed. An epoch of the "
-        "classifier includes its batching and its steps of Adam. `memory` is how far a training "
-        "step raises the peak of the resident set of a process that runs nothing else and has the "
-        "parameters, the input and the gradients of the results already."
+        "classifier includes its batching and its steps of Adam. `memory` is how much a training "
+        "step raises the peak resident set of a process that runs nothing else and already holds "
+        "the parameters, the input and the gradients of the results."
     )
 
 

@@ -183,8 +183,8 @@ def hops() -> Document:
 def caption(document: Document) -> str:
     return (
         "confined to as many CPUs as threads; float32. Others: "
-        f"{', '.join(document['others']) or 'none'}. A word went from core to core in "
-        f"{1e9 * document['hop']:.0f} ns at best, {1e9 * document['hop_median']:.0f} ns in the "
+        f"{', '.join(document['others']) or 'none'}. Passing a word between cores took "
+        f"{1e9 * document['hop']:.0f} ns at best, and {1e9 * document['hop_median']:.0f} ns in the "
         f"median. {SIZES}"
     )
 

@@ -82,9 +82,9 @@ STUDY = Study(
     calls=calls,
     table=lambda rows: columns.table(rows, COLUMNS),
     caption=lambda _: (
-        "float32. `torch` is torch's layer, `fused` ours and `prepared` what `prepare()` makes of "
-        "it; the other columns are runtimes that pack weights once. Every call gets initial "
-        f"states. {SIZES}"
+        "float32. `torch` is torch's layer, `fused` is ours, and `prepared` is our layer after "
+        "`prepare()`. The other columns are runtimes that pack weights once. Every call gets "
+        f"initial states. {SIZES}"
     ),
     by=(),
     pause=PAUSE,

@@ -100,12 +100,12 @@ STUDY = Study(
     facts=empty_operator,
     table=lambda rows: columns.table(rows, COLUMNS),
     caption=lambda document: (
-        "float32, D = H. `layer` is the fused layer and `prepared` what `prepare()` makes of it. "
-        "`floor` is what the multiply-adds take at the peak rate or, if that is more, what reading "
-        "the weights once takes from where a block of their size lies; nothing else is in it. An "
-        "empty operator with the arguments of a step takes "
-        f"{duration(document['empty_operator'])}. onnxruntime and OpenVINO have bound buffers, as "
-        "a stream has with `out=`, which the last column compares with the floor."
+        "float32, D = H. `layer` is the fused layer, and `prepared` is that layer after "
+        "`prepare()`. `floor` is the time of the multiply-adds at the peak rate or, if longer, the "
+        "time to read the weights once from the nearest cache or memory that holds them. An empty "
+        f"operator with the arguments of a step takes {duration(document['empty_operator'])}. "
+        "onnxruntime and OpenVINO have bound buffers, like a stream with `out=`. The last column "
+        "compares `out=` with the floor."
     ),
     by=("threads",),
     is_folded=True,

@@ -214,7 +214,7 @@ def machine(document: Document) -> str:
     """Describes the machine, the numbers of threads, torch's version and the rounds of a run."""
     threads = " and ".join(map(str, document["threads"]))
     torch_version = f"; torch {document['torch']}" if "torch" in document else ""
-    rounds = " to ".join(map(str, document.get("rounds", ())))
+    rounds = " to ".join(dict.fromkeys(map(str, document.get("rounds", ()))))
     medians = f"; medians of {rounds} rounds" if rounds else ""
     return f"{document['cpu']}, {threads} thread(s){torch_version}{medians}"
 

@@ -115,11 +115,11 @@ def introduction(document: Mapping[str, Any]) -> str:
         f"float32. One layer, one direction, {EMBEDDING} features, {HIDDEN} hidden units, last "
         f"state, no dropout, Adam. Names: {document['data']}; {document['names']:,} were used for "
         f"training. B is the batch size.\n\n"
-        f"An epoch is trained in stretches of a few batches, and the programs take turns; its "
-        f"time, and that of each part, is the median of {min(rounds)} to {max(rounds)} stretches, "
-        f"times the number of stretches. `rest` is the loop itself, which counts hits. Every "
+        f"An epoch is trained in stretches of a few batches, and the programs take turns. The time "
+        f"of an epoch or a part is the median of {min(rounds)} to {max(rounds)} stretches, times "
+        f"the number of stretches. `rest` is the loop itself, which counts hits. Every "
         f"program had the same batches in the same order. Losses and labels were checked first: "
-        f"their error is at most twice that of `{TORCH}` against an oracle in float64. The floor "
+        f"their error is at most twice the error of `{TORCH}` against a float64 oracle. The floor "
         f"is the time for the multiply-adds that the results need, at the measured peak of "
         f"{rates}. For the application these are the input product once for each character of the "
         f"alphabet, and one state for each prefix that names share, in training within a batch."
@@ -135,7 +135,7 @@ def report(document: Mapping[str, Any]) -> str:
     if document["memory"]:
         parts += ["**Memory**", memory_table(document["memory"])]
         parts.append(
-            "Each in a fresh process: how far the peak of the resident set (`VmHWM`) rises, after "
+            "The rise of the peak resident set (`VmHWM`), each measured in a fresh process after "
             "a small run that starts the threads and loads the code."
         )
     return "\n\n".join(parts)

@@ -53,20 +53,20 @@ On the {names} names of the test part, which the network has not seen:
 
 {table}
 
-No function of the string can be right for more than {ceiling}.
+No function of the string alone can be right for more than {ceiling}.
 
 ## Limits
 
 - Nearly half of the data is Russian, and some languages have under a hundred names. Recall is below
   20 % for {weak}: these languages are marked as weak.
-- The network knows no other languages, and assigns every string to one of these. A name whose
-  characters are less probable than those of 98 % of the validation names is marked as unusual;
-  the answer to it means little.
-- It reads Latin letters only; names in other scripts are refused. The data has Arabic, Chinese,
+- The network knows no other languages, and assigns every string to one of these. A name is
+  marked as unusual if its characters are less probable than in 98 % of the validation names; the
+  answer then means little.
+- It reads Latin letters only; names in other scripts are rejected. The data has Arabic, Chinese,
   Greek, Russian and other names in one romanisation each. Of accented letters it knows {accented};
   every other one counts as the letter without its accent.
-- A probability is that of a name drawn from data like the training data, with rare languages
-  favoured by the recipe. It is neither the share of people with that name nor a certainty.
+- Probabilities assume names from data like the training data, and the recipe favours rare
+  languages. They are neither shares of the people with a name nor certainties.
 """
 
 
@@ -100,7 +100,7 @@ def report(found: dict[str, Any]) -> str:
             verdicts,
             "Recall of each language in %, mean over the splits. A language is weak if the "
             f"distilled network finds less than {100 * WEAK_RECALL:.0f} % of its names on average. "
-            "The network that ships is that of the first split; its card lists its weak languages.",
+            "The shipped network learned from the first split; its card lists its weak languages.",
             markdown(recall_rows(found["systems"])),
             unusual(found["unusual"]),
             well_known(found["well_known"]),
