@@ -113,7 +113,7 @@ template <class Storage>
 struct CellCode {
   void (*states_of)(const StateRows<Storage>&);         // computes states from sums
   void (*sum_gradients)(const GradientRows<Storage>&);  // computes the gradients of the sums
-  // Turns n elements of own parameter i into what the functions above read instead.
+  // Converts n elements of own parameter i to the form that the functions above read.
   void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
 };
 
@@ -122,7 +122,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   const char* name;  // in messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
   // Number of blocks of H sums (values before the activation) in each row. The input contributes to
-  // the first `gates` sums, and the previous h to the `gates` sums from first_state_sum on.
+  // the first `gates` sums, and the previous h to `gates` sums, starting at first_state_sum.
   int64_t sums;
   int64_t first_state_sum;
   // The block of weight_ih that contributes to each sum. The blocks of weight_hh are in the order

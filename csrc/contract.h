@@ -165,7 +165,7 @@ template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
   RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not wanted; always present for a tree
-  RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
+  RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: values that the backward pass reads;
                               // absent if not wanted
   Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
   FloatStates float_states;   // null unless tensors are in 16 bits and there is no `order`

@@ -5,7 +5,7 @@
 // - states_of(rows, at): computes the states of the units `at` a place in StateRows;
 // - sum_gradients(rows, at): computes the gradients of these units' sums, `at` a place in
 //   GradientRows;
-// - prepare_own(i, values): returns what these two functions read instead of an own parameter.
+// - prepare_own(i, values): converts own parameter i to the form that these two functions read.
 #pragma once
 
 #include "contract.h"

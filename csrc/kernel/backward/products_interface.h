@@ -70,8 +70,8 @@ struct ProductsInterface {
   // `rows` rows, and for weight gradients if `want_weights`.
   static_assert(same<decltype(&Products::prepare_rows),
                      void (Products::*)(const Layer<Storage>&, bool, int64_t, const Runtime&)>);
-  // keep_row(row, h, x, grad_input): stores what the products over the time block need to know
-  // about one row: the previous state h (null means zeros), the input x (may be null), and the
+  // keep_row(row, h, x, grad_input): stores the data of one row that the products over the time
+  // block need: the previous state h (null means zeros), the input x (may be null), and the
   // memory for the gradient of x (null if it is not wanted).
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);

@@ -17,8 +17,8 @@
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
 //   a product of rows of n numbers with a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if State is not Row: encode a row;
-// - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, whose padding
-//   is ready for products.
+// - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, with
+//   padding that is ready for products.
 #pragma once
 
 #include "kernel/weights/weights.h"

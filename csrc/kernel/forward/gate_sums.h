@@ -23,7 +23,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   // Returns the number of elements in a row of the projection, which holds the sums that the input
   // contributes to, in order.
   int64_t projected_row() const { return args.layer.cell->gates * args.layer.H; }
-  // Returns a pointer to row (t, b) of a projection whose first time is `first`.
+  // Returns a pointer to row (t, b) of a projection that starts at time `first`.
   Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
     const int64_t width = part.slice.end - part.slice.begin;
     const int64_t row = (t - first) * width + b - part.slice.begin;

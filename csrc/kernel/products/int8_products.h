@@ -88,12 +88,12 @@ inline Int dot(Int sums, Weights w, Quad a) {
 #endif
 constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
-// Number of rows whose sums fit in registers.
+// Number of rows that multiply_rows() computes at once, with all sums in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
 // Returns how many chains multiply_rows() splits the sums of each row into, if it gets `rows` rows.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
-// Returns the sums of the columns of vectors v .. v + kPartial.
+// Adds up the partial sums of each column in kPartial vectors.
 inline Int whole_sums(const Int* sums) {
   if constexpr (kPartial == 1) return sums[0];
   Int whole;

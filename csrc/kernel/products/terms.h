@@ -1,9 +1,9 @@
 // Numbers stored as bfloat16 terms, the operands of instructions that multiply pairs of bfloat16.
 //
-// A number is stored as one term, the number rounded to bfloat16, or as two terms, whose sum is
-// closer to the number: the second term is the error of the first, rounded to bfloat16. With two
-// terms, multiplying two numbers takes three products. The fourth, of both second terms, would be
-// smaller than the rounding errors.
+// A number is stored as one or two terms. The first term is the number rounded to bfloat16. The
+// second term is the error of the first, also rounded to bfloat16. With two terms, multiplying two
+// numbers takes three products. The fourth product, of both second terms, would be smaller than the
+// rounding errors.
 #pragma once
 
 #include "kernel/products/panels.h"

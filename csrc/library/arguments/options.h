@@ -7,7 +7,7 @@
 
 namespace namernn_fast {
 
-// Bits have the names and values of namernn_fast/ops.py, which says what they mean.
+// The bits have the same names and values as in namernn_fast/ops.py, which explains them.
 struct Options {
   int64_t bits;
   int64_t trees;  // minimum number of prefix trees if prefixes are shared

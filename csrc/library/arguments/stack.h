@@ -174,7 +174,7 @@ struct PreparedParts {
 // Defined in prepared.cpp, which writes such tensors.
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 
-// Sets the weights of direction d of layer k to those in `stack.prepared`.
+// Points a layer's weights to direction d of layer k in `stack.prepared`.
 template <class Scalar>
 void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
   const PreparedParts parts = parts_of(stack, k, d);

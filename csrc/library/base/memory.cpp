@@ -127,7 +127,7 @@ Pool& pool() {
 
 #if defined(NAMERNN_FAST_SANITIZE)
 
-// Sanitizers find an access outside of memory from malloc, and an access to memory after free.
+// Allocates each segment separately, so that sanitizers catch overflows and uses after free.
 Segment::Segment(size_t bytes) : bytes_(bytes) {
   void* p = nullptr;
   if (posix_memalign(&p, 64, std::max<size_t>(bytes, 1)) != 0) throw std::bad_alloc();

@@ -170,9 +170,9 @@ void for_each_direction(const Stack& stack, F&& f) {
 
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d) {
   const int64_t begin = aligned(sizeof(Header));
-  const int64_t first = parts_from(stack, 0, 0).end;  // bytes of a direction of the first layer
+  const int64_t first = parts_from(stack, 0, 0).end;  // bytes per direction of the first layer
   if (k == 0) return parts_from(stack, 0, begin + d * first);
-  const int64_t later = parts_from(stack, 1, 0).end;  // bytes of a direction of any later layer
+  const int64_t later = parts_from(stack, 1, 0).end;  // bytes per direction of a later layer
   const int64_t before = (k - 1) * stack.directions + d;
   return parts_from(stack, k, begin + stack.directions * first + before * later);
 }

@@ -28,8 +28,8 @@ int32_t dtype_of_weights(int32_t prepared, const Options& options);
 // of the stack and for this processor.
 void set_prepared(Stack& stack, const Tensor& prepared);
 
-// Returns a Stack of the layers in a tensor from prepare(), which the caller keeps alive, without a
-// batch.
+// Returns a Stack without a batch for the layers in a tensor from prepare(). The caller must keep
+// the tensor alive.
 Stack stack_of_prepared(const View& prepared, const Options& options);
 
 }  // namespace namernn_fast

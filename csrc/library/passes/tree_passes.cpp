@@ -151,7 +151,7 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for each gradient i, whose n elements start at `sums`. Skips the gradient
+  // Calls f(i, sums, n) for each gradient i, with n elements starting at `sums`. Skips the gradient
   // of bias_hh if it is a copy.
   template <class F>
   void for_each_sum(F&& f) {
