@@ -76,10 +76,9 @@ class Case:
     reset_to: ClassVar[list[torch.Tensor]] = []
     """The states after resets, one tensor (T, layers, B, features) for each state, or none."""
     wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
-    """The arguments that need a gradient, among `input` (and noise), `hx` (and reset_to) and
-    `weights`."""
+    """Which of `input` (with noise), `hx` (with reset_to) and `weights` need a gradient."""
     given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n"))
-    """The results that receive a gradient, among `output`, `h_n` and `c_n`."""
+    """Which of `output`, `h_n` and `c_n` receive a gradient."""
     hx_place: ClassVar[Place] = CONTIGUOUS
     is_prepared: ClassVar[bool] = False
     """Whether the fused layer is prepared first."""

@@ -25,7 +25,7 @@ def covering(calls, strength):
 
     Args:
         calls: The parameters of each call, as text, by the call's name.
-        strength: The number of parameters whose combinations of values must all occur.
+        strength: All combinations of values of this many parameters must occur.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
     # Counts never grow, so the first popped call with a current count adds the most.

@@ -109,7 +109,7 @@ class ProjectedLstm(Kind):
 
 KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not None}
-"""The kinds whose modules replace modules of torch."""
+"""The kinds with modules that replace torch's modules."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which runs separate code in the kernels."""
 for_variants = pytest.mark.kinds(*VARIANTS)

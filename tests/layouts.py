@@ -137,7 +137,7 @@ def tensors_of(results):
 
 
 def loss_of(*results):
-    """Returns a loss whose gradient differs between the elements of each result."""
+    """Returns a loss with a different gradient for each element of a result."""
     return sum(result.square().sum() for result in results)
 
 

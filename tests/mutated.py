@@ -284,7 +284,7 @@ def without_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def huge(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor of a huge shape that repeats one element, or has none."""
+    """Returns a tensor of a huge shape that repeats one element, or has no elements."""
     shape = [*tensor.shape]
     for _ in range(draw.randint(1, 2)):
         shape[draw.randrange(len(shape))] = draw.choice(HUGE)

@@ -90,7 +90,7 @@ class Precise(torch.Tensor):
     Args:
         high: The numbers in float64.
         low: The rounding errors of `high`, or None if `high` is exact.
-        rounding: How to round what is computed from the numbers.
+        rounding: Rounds results that are computed from the numbers.
         is_computed: Whether the numbers stay in the precision of sums until they are stored.
     """
 
@@ -160,7 +160,7 @@ def part_of(argument, name):
 
 
 def as_array(argument):
-    """Returns the numbers of a tensor, and any other argument as it is."""
+    """Returns the numbers of a tensor; returns any other argument unchanged."""
     if isinstance(argument, Precise):
         return argument.array
     return argument.numpy() if isinstance(argument, torch.Tensor) else argument
@@ -272,7 +272,7 @@ def layer_like(module, weights, *mixins):
 
 
 def stored_for_backward():
-    """Returns a context in which what autograd saves is rounded to the layer's dtype."""
+    """Returns a context in which autograd rounds saved tensors to the layer's dtype."""
 
     def pack(tensor):
         is_computed = isinstance(tensor, Precise) and tensor.is_computed

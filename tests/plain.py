@@ -26,7 +26,7 @@ class Plain:
     """A mixin for fused modules that computes whole sequences with the cell's step."""
 
     def _sums(self, x, weights):
-        """Returns what an input adds to the sums."""
+        """Returns the contribution of an input to the sums."""
         return linear(x, weights["weight_ih"], self._cell.bias_of_input(weights))
 
     def _make_step(self, weights):
@@ -105,7 +105,7 @@ class PlainLayer(Plain):
 
 
 def plain(module_class, **defaults):
-    """Returns a subclass of a fused layer or step module in plain loops, with other defaults."""
+    """Returns a subclass of a fused module that runs plain loops, with these defaults."""
     mixin = PlainLayer if issubclass(module_class, torch.nn.RNNBase) else PlainStep
     members = {"__init__": functools.partialmethod(module_class.__init__, **defaults)}
     name = module_class.__name__.replace("Fused", "Plain")

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def h100(monkeypatch):
-    """Makes the package plan for an H100 that has not refused a launch, without tuned plans."""
+    """Makes the package plan for an H100, without tuned plans and without refused launches."""
     from namernn_fast.gpu import device, plan
     from tools.gpu.resources import H100
 

@@ -351,7 +351,7 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcge
 
 
 def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a product whose `contiguous` strides are 1.
+    """Compiles a product in which the `contiguous` strides are 1.
 
     If `aligned`, all other strides, the sizes and the addresses are divisible by 16.
     """

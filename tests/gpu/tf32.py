@@ -65,7 +65,7 @@ def results(run, inputs, hx, weights, grads, dtype):
 
 
 def check_results(name, features, hidden_size, batch, projection, product):
-    """Checks that a fused layer keeps the error budget of a layer with the given products.
+    """Checks that a fused layer meets the error budget of a layer with the given products.
 
     Args:
         name: the name of the case.

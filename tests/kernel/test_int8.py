@@ -1,4 +1,4 @@
-"""Layers with 8-bit weights compute what an oracle computes from the same integers."""
+"""Layers with 8-bit weights match an oracle that computes from the same integers."""
 
 import io
 

@@ -36,7 +36,7 @@ def options_of(equation):
 
 
 def zeroed(cell, *sizes, dtype):
-    """Returns a layer whose parameters are zero."""
+    """Returns a layer with all parameters zero."""
     module = FUSED[cell](*sizes, dtype=dtype)
     for p in module.parameters():
         torch.nn.init.zeros_(p)
@@ -232,7 +232,7 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 200, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_the_16_bit_backward_pass_keeps_the_error_budget(nonlinearity, dtype, shape):
+def test_the_16_bit_backward_pass_meets_the_error_budget(nonlinearity, dtype, shape):
     """All backward passes get the same output, so they agree on the side of each relu's kink."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
@@ -304,7 +304,7 @@ def test_subnormal_gradients_become_zero(cell):
 
 
 def gradient_of_input(hidden_size, dtype, grad_output, weight):
-    """Returns the sum over the hidden units of grad_output times weight, computed by a layer."""
+    """Runs a layer to compute the sum over hidden units of grad_output times weight."""
     module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
     torch.nn.init.constant_(module.weight_ih_l0, weight)
     x = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
@@ -365,7 +365,7 @@ def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batch, dtype):
-    """A layer without input features acts like a layer whose only feature is always zero."""
+    """A layer without input features acts like a layer with one feature that is always zero."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]

@@ -115,7 +115,7 @@ assert reserved >= 16 * MEBI and 0 < memory_reserved() < 8 * MEBI, (reserved, me
 
 @pytest.mark.slow
 def test_threads_share_reserved_memory(run):
-    """16 threads that call one after the other reserve what one thread reserves."""
+    """16 threads that take turns reserve no more than one thread."""
     run("""
 call, lock = lstm(512), threading.Lock()
 call()

@@ -12,8 +12,8 @@ from kinds import VARIANTS, flat
 
 from namernn_fast.testing import ErrorBudget
 
-# (D, H, T, B). Sizes are whole vectors or leave a remainder in every dimension; batches are wide or
-# thin. For one short sequence of whole vectors, weights are not packed.
+# (D, H, T, B). Sizes that fill whole vectors or leave a remainder, and wide and thin batches. Weights
+# are not packed for one short sequence of whole vectors.
 SHAPES = {
     torch.float32: [
         (3, 2, 3, 2),
@@ -58,7 +58,7 @@ def add_cases(budget, dtype, shapes, options, make):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_every_option_keeps_the_error_budget(
+def test_every_option_meets_the_error_budget(
     equation, bias, batch_first, bidirectional, num_layers, dtype
 ):
     cell, options = layer_of(equation)
@@ -79,7 +79,7 @@ def test_every_option_keeps_the_error_budget(
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_sizes_of_one_keep_the_error_budget(cell, batch_first, bidirectional, dtype):
+def test_sizes_of_one_meet_the_error_budget(cell, batch_first, bidirectional, dtype):
     """The stride of a dimension of size one is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
@@ -104,7 +104,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_many_steps_keep_the_error_budget(cell, layouts, bidirectional):
+def test_many_steps_meet_the_error_budget(cell, layouts, bidirectional):
     """There are more steps than the projection or the backward pass processes at once.
 
     The projection processes 256 rows at once, less than half the rows of each shape. On a core with
@@ -162,7 +162,7 @@ def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_many_16_bit_steps_keep_the_error_budget(cell, layouts, dtype, threads):
+def test_many_16_bit_steps_meet_the_error_budget(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
 
     At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
@@ -185,7 +185,7 @@ def test_many_16_bit_steps_keep_the_error_budget(cell, layouts, dtype, threads):
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts):
-    """Results keep their budget for any number of threads and any way to divide the work."""
+    """Results meet their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
     # Threads divide hidden units if there are few sequences, and sequences if there are many. The
     # last shape runs on one thread.

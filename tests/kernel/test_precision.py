@@ -37,7 +37,7 @@ def all_equal(first, second):
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_and_gradients_keep_the_error_budget(
+def test_results_and_gradients_meet_the_error_budget(
     cell, precision, layout, options, with_hx, cpu_precision
 ):
     """The budget holds on every processor, because the settings allow a higher precision, too."""

@@ -146,8 +146,8 @@ def test_unpacked_weights_are_exact(cell, value, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_packed_weights_take_the_memory_of_the_layer(cell, dtype):
-    """These sizes fill whole panels. Packed biases take one or two rows of a weight."""
+def test_packing_adds_little_memory(cell, dtype):
+    """Whole panels need no padding. Packed biases take as much as one or two rows of a weight."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)
     elements = sum(weight.numel() for weight in layer.parameters())
     tensor = layer.prepare()._panels.tensor

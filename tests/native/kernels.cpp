@@ -77,7 +77,7 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
   if (!cell.projects) check_trees(cell, kernels);
 }
 
-// Returns a cell of these kernels, whose instruction set has this name.
+// Returns cell `number` of these kernels, named after the instruction set.
 TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
   const Cell& cell = kernels.cells[number];
   return {cell, instructions + ", " + cell.name, CellKind(number), false};

@@ -16,7 +16,7 @@ from layers import Layer
 from namernn_fast import FusedRNN
 from tools.ptx.driver import FaultError, Machine, Options, install
 
-# Small layers whose PTX contains every place that the mutants change.
+# Small layers. Their PTX contains every place that the mutants change.
 LAYERS = {
     "resident": Layer(80, "resident", "float32", 33, 3, layout="lengths"),
     "cooperative": Layer(80, "cooperative", "float32", 200, 3, layout="lengths"),

@@ -1,6 +1,6 @@
 """Emulates layers on every architecture, plans of autotune, and the benchmark.
 
-`make gpu` runs all of it, `make test-all` each size, precision and architecture at least once.
+`make gpu` runs all tests. `make test-all` covers each size, precision and architecture.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Tests what the emulated layers leave out: any values, concurrent layers, sums by token."""
+"""Tests any values, concurrent layers and sums by token, which the emulator's tests leave out."""
 
 import itertools
 import random
@@ -106,7 +106,7 @@ def three_stretches(monkeypatch):
 @pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
 @pytest.mark.parametrize("vocabulary", [0, 6])
 @pytest.mark.usefixtures("three_stretches")
-def test_concurrent_layers_keep_the_error_budget(layout, resets, wanted, vocabulary):
+def test_concurrent_layers_meet_the_error_budget(layout, resets, wanted, vocabulary):
     case = replace(
         LUCKY,
         **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},

@@ -37,7 +37,7 @@ def stepwise_alone(monkeypatch):
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",), ("hx",)], ids=str)
 @pytest.mark.usefixtures("stepwise_alone")
-def test_layers_of_torch_products_keep_the_error_budget(options, directions, wanted):
+def test_layers_of_torch_products_meet_the_error_budget(options, directions, wanted):
     for T, num_layers in ((1, 1), (4, 2)):
         case = replace(
             LUCKY,
@@ -76,7 +76,7 @@ NAN_AT_ONCE = replace(
 @example(NAN_AT_ONCE)
 @settings(deadline=None, max_examples=40)
 def test_any_dense_call(case):
-    """Saturated and non-finite values, empty batches, omitted arguments."""
+    """Draws saturated and non-finite values, empty batches, and calls with omitted arguments."""
     case.dtype, case.layout, case.resets, case.vocabulary = torch.float32, "dense", 0.0, 0
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
