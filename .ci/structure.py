@@ -95,7 +95,7 @@ FUNCTION = re.compile(
 
 
 def cpp_parameters(signature: str) -> int:
-    """Returns the number of parameters in a signature, which begins with a function's name."""
+    """Returns the number of parameters in a signature, which starts with a function's name."""
     inner = signature[signature.index("(") + 1 :]
     depth, parameters = 0, int(not inner.lstrip().startswith(")"))
     for character in inner:
@@ -112,7 +112,7 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
     Nested functions, such as lambdas, count as part of the enclosing function.
     """
     code = without_comments(text)
-    header = 0  # where the text before the next brace begins
+    header = 0  # where the text before the next brace starts
     # For each open brace: the name, number of parameters and start of its function; "value" for an
     # initializer; None for anything else.
     open_braces: list[tuple[str, int, int] | str | None] = []

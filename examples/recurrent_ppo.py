@@ -59,7 +59,7 @@ def cart_pole():
 
 
 def agent(policy, learning_rate):
-    """Returns an agent whose first weights depend on the seed alone."""
+    """Returns an agent with initial weights that depend only on the seed."""
     environments = make_vec_env(cart_pole, ENVIRONMENTS, seed=0)
     sizes = {"n_steps": STEPS, "batch_size": MINIBATCH}
     return RecurrentPPO(policy, environments, learning_rate, **sizes, seed=0, device="cpu")
@@ -114,7 +114,7 @@ def fewest_seconds(run, agents, rounds):
 
 def main():
     """Compares with the loop, and trains."""
-    # A learning rate of zero leaves the weights as they are.
+    # A learning rate of zero leaves the weights unchanged.
     loop, fused = agents = [agent(policy, 0.0) for policy in ("MlpLstmPolicy", FusedPolicy)]
     for each in agents:
         each.learn(1)  # collects a rollout

@@ -2,7 +2,7 @@
 
     python examples/score_table.py [--rows 20000]
 
-`map_batches` streams a folder of Parquet files through workers, each of which loads the pretrained
+`map_batches` streams a folder of Parquet files through workers, which each load the pretrained
 network once, and writes another folder; on a cluster, Ray spreads the workers over its machines.
 The script writes a table of made-up names, scores it with two workers on this machine, and checks
 the languages against a single call. It prints how many workers took part, the most frequent

@@ -271,7 +271,7 @@ assert gradient_norms(3.0)[-1] > 1e3
 # The data set has surnames in 18 languages, written in Latin letters. It comes from the folder that
 # the variable `NAMERNN_FAST_DATA` names, or from a download. Without a network, a sample of about
 # 20 names per language stands in, which is enough to see everything work. The figure below always
-# shows the whole data set, whose numbers are written in the code.
+# shows the whole data set, with numbers that are written in the code.
 
 # %% alt="The number of names of each language in the data set, and how long its names are"
 COUNTS = {

@@ -38,7 +38,7 @@ class Models(Study):
     """A study of models, on one thread and on the given number."""
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
-        """Times the models; returns a row for each number of threads, and adds to `wrong`.
+        """Times the models; returns rows for each number of threads, and adds errors to `wrong`.
 
         Raises:
             SystemExit: a wheel was not found, and the run is recorded.

@@ -19,7 +19,7 @@ SAME_SPEAKER = 0.75
 
 
 def sound(seconds: int) -> Tensor:
-    """Returns tones whose pitch and loudness vary, with noise: they stand in for speech."""
+    """Returns noisy tones of varying pitch and loudness, as a substitute for speech."""
     t = torch.arange(RATE * seconds) / RATE
     phase = 2 * torch.pi * (120 * t - 8 * torch.cos(0.7 * t))
     tones = torch.stack([torch.sin(k * phase) / k for k in range(1, 8)]).sum(0)

@@ -126,7 +126,7 @@ class Case:
 
 
 class Package(NamedTuple):
-    """A package on the index whose wheel contains weights."""
+    """A package on the index with weights in its wheel."""
 
     name: str
     licence: str

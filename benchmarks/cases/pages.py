@@ -60,7 +60,7 @@ def read_columns(layer: nn.Module, image: Tensor) -> Tensor:
 
 def read_weights(network: Lines) -> nn.Module:
     """Loads the weights from kraken's file, in Core ML's format."""
-    logging.getLogger("coremltools").setLevel(logging.CRITICAL)  # it lists what it cannot convert
+    logging.getLogger("coremltools").setLevel(logging.CRITICAL)  # it lists unsupported conversions
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()

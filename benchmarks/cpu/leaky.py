@@ -88,7 +88,7 @@ def results(
 
 
 def calls(case: Leaky) -> Calls:
-    """Returns the calls of both layers, whose results meet the error budget, and with noise."""
+    """Returns the calls of both layers, after an error check, and a call with noise."""
     torch.manual_seed(0)
     rival, fused = layers(case.nonlinearity)
     steps = case.seq_len or 0, case.batch
@@ -119,7 +119,7 @@ def at_best(rows: list[Row]) -> list[Row]:
 
 
 class AtBest(Study):
-    """A study whose speed-ups are over the better of two numbers of threads."""
+    """A study that compares with the rival on its faster number of threads."""
 
     def report(self, document: Document) -> str:
         return super().report(document | {"rows": at_best(document["rows"])})

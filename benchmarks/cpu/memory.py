@@ -48,7 +48,7 @@ def process_of(layer: str) -> Executor:
 
 
 def peaks_of_training(workload: Workload, threads: int, lengths: Sequence[int]) -> dict[str, int]:
-    """Returns the peak bytes of both layers by name, each measured in the process of the layer."""
+    """Returns the peak bytes of both layers by name, each measured in a separate process."""
     tasks = {
         layer: process_of(layer).submit(peak_of_training, workload, layer, threads, lengths)
         for layer in workload.layers

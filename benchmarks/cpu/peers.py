@@ -218,7 +218,7 @@ class Confined(Study):
 
 
 def run_here(name: str, threads: int, options: argparse.Namespace) -> tuple[Rows, list[str]]:
-    """Returns the rows of a study, and what is wrong, measured in this process."""
+    """Runs a study in this process; returns its rows and failed checks."""
     wrong: list[str] = []
     return Study.run_on(STUDIES[name], threads, options, wrong), wrong
 

@@ -50,7 +50,7 @@ def layer_calls(problem: Problem) -> Calls:
 
 
 def runtime_calls(problem: Problem) -> CheckedCalls:
-    """Returns the call of each runtime that is installed, or what is wrong with its result."""
+    """Returns the call of each installed runtime, or an error if its result is wrong."""
     found: CheckedCalls = {}
     h_n = tensors_in(problem.baseline(problem.input, problem.hx))[1]
     for name in RUNTIMES:

@@ -42,7 +42,7 @@ class Projection(Workload):
 
 
 def calls(case: Projection) -> Calls:
-    """Returns the calls of both layers, whose results meet the error budget.
+    """Returns the calls of both layers, after checking the error budget.
 
     The lengths of packed sequences are spread evenly from one step to seq_len.
     """

@@ -110,8 +110,8 @@ STUDY = Study(
     also=path,
     table=lambda rows: columns.table(rows, COLUMNS, beside=["threads", "mode"]),
     caption=lambda _: (
-        "float32. H is the input size and the hidden size, B the batch size; `path` is what runs a "
-        "step. A speed-up is the median of the ratios of neighbouring rounds."
+        "float32. H is the input size and the hidden size, B the batch size; `path` names the "
+        "implementation. A speed-up is the median of the ratios of neighbouring rounds."
     ),
     by=(),
     is_folded=True,

@@ -1,6 +1,6 @@
 """Tables of rows of results: one line for each case, described by columns.
 
-A row is what a program records of one case: the fields of the case, the number of threads, the
+A row is a program's record of one case: the fields of the case, the number of threads, the
 median seconds of each call (`medians`) and, compared with one of the calls, the median ratio of
 neighbouring rounds (`paired`) and the 95 % interval of the ratio of the medians (`spread`).
 """
@@ -30,14 +30,14 @@ class Column(NamedTuple):
 
 
 def text(head: str, value: str | Callable[[Row], object]) -> Column:
-    """Returns a column of a field, or of a function of the row."""
+    """Returns a column that shows a field, or the result of a function of the row."""
     if callable(value):
         return Column(head, lambda row: str(value(row)))
     return Column(head, lambda row: str(row.get(value, "")))
 
 
 def key(head: str, value: str | Callable[[Row], object]) -> Column:
-    """Returns a column like `text`, whose entries identify a line."""
+    """Returns a column like `text`, with entries that identify a line."""
     return text(head, value)._replace(is_key=True)
 
 

@@ -75,7 +75,7 @@ def time_budget(options: argparse.Namespace, max_rounds: int, round_seconds: flo
 
 @contextmanager
 def gated(checked: object, wrong: list[str]) -> Iterator[None]:
-    """Catches a `BudgetError`, prints it with what was `checked`, and adds both to `wrong`.
+    """Catches a `BudgetError`, prints it with the name of the check, and adds both to `wrong`.
 
     The program continues with the next workload.
     """

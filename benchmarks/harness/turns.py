@@ -19,7 +19,7 @@ from namernn_fast.bench.race import Rounds, timed
 from namernn_fast.testing import assert_within_budget, max_error
 
 Run = Callable[[], Tensor | float]
-"""Runs the timed part and returns what it computed."""
+"""Runs the timed part and returns its results."""
 BEFORE, AFTER = ROLES = "before", "after"
 MIN_ROUNDS = 3
 

@@ -71,7 +71,7 @@ RECORDED = Effort(corpus=None, batches=(16, 64, 256, 1024), steps=100, made_up=3
 
 
 def announce(stage: str) -> None:
-    """Prints the elapsed time and what is being measured."""
+    """Prints the elapsed time and the current stage."""
     print(f"{time.perf_counter() - STARTED:4.0f} s: {stage}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The two programs that race: the names application, and what a user would write with `nn.RNN`."""
+"""The two programs that race: the names application, and a user's program with `nn.RNN`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

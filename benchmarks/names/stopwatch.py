@@ -18,7 +18,7 @@ def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str,
     The data part is the time from the loop's request for a batch until it arrives; the forward pass
     is the call of the model; the backward pass lasts from there to the optimizer step, loss
     included. The rest of the total is the loop itself, which counts hits. Hooks on the model and
-    the optimizer find where the parts begin and end.
+    the optimizer find where the parts start and end.
 
     Raises:
         RuntimeError: The hooks did not see every part.

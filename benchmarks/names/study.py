@@ -206,7 +206,7 @@ def tests(
 
 
 def record(found: dict[str, Any]) -> None:
-    """Replaces the pretrained network and its card: the network of the first split ships."""
+    """Replaces the pretrained network by the network of the first split, and updates its card."""
     network = load_checkpoint(SHIPPED)
     network.info["split"] = without_path(network.info["split"])
     save_checkpoint(pretrained_checkpoint(), network, torch.float16)

@@ -184,7 +184,7 @@ def conclusion(tests: dict[str, Any]) -> str:
 
 
 def outcome(difference: dict[str, float]) -> str:
-    """Returns, in words, what the interval of a difference says."""
+    """Returns a verdict in words, from the interval of a difference."""
     if difference["low"] > 0:
         return "ahead"
     return "behind" if difference["high"] < 0 else "no significant difference"

@@ -1,4 +1,4 @@
-"""Well-known surnames and their languages, for a look at what the network predicts.
+"""Well-known surnames and their languages, for a look at the network's predictions.
 
 The list was fixed before the network that ships was trained, and no choice was based on it. Many of
 the names occur in the data, so the list does not measure accuracy on new names.

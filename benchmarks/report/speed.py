@@ -71,7 +71,7 @@ def by_cell(timings: Timings) -> dict[str, Timings]:
 
 
 def shared(timings: Timings) -> Timings:
-    """Returns the workloads whose sizes were timed for every layer."""
+    """Returns the workloads of sizes that were timed for every layer."""
     cells = {workload.cell for workload in timings}
     return {
         workload: medians

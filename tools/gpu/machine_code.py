@@ -177,7 +177,7 @@ def code_of(cubin: bytes) -> Code:
 
 
 def run_tool(name: str, *options: str, cubin: bytes) -> str:
-    """Runs one of NVIDIA's tools, which Triton includes, and returns what it prints on a cubin."""
+    """Runs one of NVIDIA's tools, which Triton includes, and returns its output for a cubin."""
     tool = Path(triton.backends.__file__).parent / "nvidia/bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -159,7 +159,7 @@ def specialise(
 
 
 def compile_kernel(kernel, build: Build, **call: Any) -> Any:
-    """Compiles a kernel for a call that arguments of `specialise` describe."""
+    """Compiles a kernel for a call; `call` holds the arguments of `specialise`."""
     to = specialise(kernel, build, **call)
     return compiled(build.device, source_of(kernel, to), to.settings)
 

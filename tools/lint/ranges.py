@@ -15,7 +15,7 @@ Range = tuple[int, int]
 _LINE = re.compile(r"^\s*(%[\w.]+)(?::\d+)? = (\S+) ?(.*)$")
 _VALUE = re.compile(r"%[\w.#]+")
 _ARGUMENT = re.compile(r"(%[\w.]+): i32\b")
-# Operations whose results have the same values as their operands.
+# Operations that return the values of their operands.
 _SAME = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "arith.extsi"}
 
 

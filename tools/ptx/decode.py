@@ -48,7 +48,7 @@ _NOTHING = Operand(0, 0)
 _MOST_INSTRUCTIONS = 2**16  # the machine stores their indices in 16 bits
 _SPECIAL = ["%tid.x", "%laneid", "%ntid.x"]
 _SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"]
-"""The special registers, as machine.cpp fills them."""
+"""The special registers, in the order in which machine.cpp fills them."""
 _SPACES = {"param", "global", "shared", "shared::cta"}
 _HINTS = re.compile(r"weak|ca|cg|nc|gpu|v[248]|L[12]::.*|evict_\w+")
 """Parts of the names of loads and stores that do not change their meaning. `.cg` is among them: it

@@ -28,14 +28,14 @@ from tools.gpu import resources
 from tools.ptx.decode import Decoder, Signature
 
 KNOWN_TRITON = "3.9"
-"""The minor version of Triton whose instructions are all supported."""
+"""The minor version of Triton for which all instructions are supported."""
 HERE = Path(__file__).parent
 DEVICES = {
     arch: device
     for device, arch in itertools.product((*resources.DEVICES, *resources.GEFORCE), (80, 90, 120))
     if device.arch == f"sm_{arch}"
 }
-"""The GPUs whose PTX can be executed, by compute capability: A100, H100, RTX 5090."""
+"""The supported GPUs by compute capability: A100, H100, RTX 5090."""
 
 
 class FaultError(RuntimeError):

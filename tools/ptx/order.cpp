@@ -74,7 +74,7 @@ void Machine::acquire(const Thread& by, uint64_t address) {
   join(program.learned.try_emplace(number, program.known).first->second, found->second);
 }
 
-// Makes what each thread acquired before the barrier known to all threads of the program.
+// At a barrier, all threads of the program learn what each of them acquired before.
 void Machine::acquire_at_barrier(Program& program) {
   for (const auto& [thread, clock] : program.learned) join(program.known, clock);
   program.learned.clear();

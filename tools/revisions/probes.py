@@ -1,4 +1,4 @@
-"""The calls whose results `bits` compares: options, layouts, dtypes, sizes and values.
+"""The calls that `bits` compares: options, layouts, dtypes, sizes and values.
 
 Most options and layouts are combined exhaustively. Everything else is drawn from a generator that
 is seeded with the name of the probe.
@@ -64,7 +64,7 @@ STACKS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One call, with its gradients, whose results are compared between two revisions."""
+    """One call and its gradients, to compare between two revisions."""
 
     sizes: Sizes
     dtype: str = "float32"
@@ -81,7 +81,7 @@ class Probe:
     """Whether input, hx and the given gradients consist of every other feature of wider tensors."""
     batch_invariant: bool = False
     wanted: str = ALL
-    """The tensors whose gradients are wanted; `SECOND_ORDER` differentiates them again."""
+    """The tensors that need a gradient; `SECOND_ORDER` differentiates the gradients again."""
     given: str = "both"
     """The results that get a gradient; "sums" gives them expanded ones, as `sum()` does."""
     values: str = "normal"
@@ -113,7 +113,7 @@ class Probe:
 
 
 def option_probes() -> Iterator[Probe]:
-    """Yields every combination of most options, layouts and dtypes; the rest is drawn."""
+    """Yields probes of all combinations of most options, layouts and dtypes; draws the rest."""
     for dtype, layout, reset, nonlinearity, bidirectional, layers, hx in itertools.product(
         DTYPES, LAYOUTS, EITHER, NONLINEARITIES, EITHER, (1, 3), EITHER
     ):
@@ -137,7 +137,7 @@ def option_probes() -> Iterator[Probe]:
 
 
 def size_probes() -> Iterator[Probe]:
-    """Yields sizes on both sides of limits in the kernels."""
+    """Yields probes with sizes on both sides of limits in the kernels."""
     for dtype in DTYPES:
         for index, (steps, batch) in enumerate(ROWS):
             for layout in ("dense", LAYOUTS[2 + index % 4]):
@@ -161,7 +161,7 @@ def size_probes() -> Iterator[Probe]:
 
 
 def value_probes() -> Iterator[Probe]:
-    """Yields values that saturate tanh, overflow, or are not finite."""
+    """Yields probes with values that saturate tanh, overflow, or are not finite."""
     for dtype, nonlinearity, values, layout, layers, sizes in itertools.product(
         DTYPES, NONLINEARITIES, ("saturated", "non-finite"), LAYOUTS[:5:2], (1, 2), (ALIGNED, ODD)
     ):
@@ -169,7 +169,7 @@ def value_probes() -> Iterator[Probe]:
 
 
 def gradient_probes() -> Iterator[Probe]:
-    """Yields every combination of wanted and given gradients."""
+    """Yields probes of all combinations of wanted and given gradients."""
     for dtype, wanted, given, layers in itertools.product(
         DTYPES, (*WANTED, SECOND_ORDER), GIVEN, (1, 3)
     ):
@@ -177,7 +177,7 @@ def gradient_probes() -> Iterator[Probe]:
 
 
 def other_probes() -> Iterator[Probe]:
-    """Yields step modules, dropout and autocast."""
+    """Yields probes of step modules, dropout and autocast."""
     for dtype, nonlinearity, bias, hx, layout, sizes in itertools.product(
         DTYPES, NONLINEARITIES, EITHER, EITHER, LAYOUTS[:2], (TINY, BROAD)
     ):

@@ -1,7 +1,7 @@
 """The program that `speed` runs for each revision: python -m tools.revisions.repeat THREADS
 
-Each line of standard input is JSON: the fields of a probe, whose call is then prepared, or how
-often to make this call. An empty line of standard output says that this has been done.
+Each line of standard input is JSON: the fields of a probe, to prepare its call, or the number of
+times to make this call. An empty line of standard output confirms that this is done.
 """
 
 import functools

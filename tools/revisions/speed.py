@@ -62,7 +62,7 @@ def probe_of(workload: Workload) -> Probe:
 
 
 def ask(process: subprocess.Popen[str], what: dict | int) -> None:
-    """Sends a line to a process that runs `repeat`, and waits until it has done what was asked."""
+    """Sends a request to a process that runs `repeat`, and waits until it is done."""
     process.stdin.write(json.dumps(what) + "\n")
     process.stdin.flush()
     if not process.stdout.readline():
