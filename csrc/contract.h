@@ -258,7 +258,7 @@ struct KernelsFor {
 // the layer's panels. `unpack` returns each integer times the scale of its row.
 struct Int8Kernels {
   KernelsFor<float> kernels;
-  const char* name;  // of the instructions that multiply the integers
+  const char* name;  // name of the instructions that multiply the integers
 };
 // Maximum number of inputs or hidden units of such a layer, so that sums stay in 32 bits.
 constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);

@@ -1,5 +1,4 @@
-// What the process provides to the kernels: scratch memory, torch's thread pool and torch's number
-// of threads.
+// Process resources for kernels: scratch memory, torch's thread pool and torch's number of threads.
 #pragma once
 
 #include <cstdlib>
