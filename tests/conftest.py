@@ -143,7 +143,7 @@ def run_tests(pytestconfig):
 
 @pytest.fixture
 def run_program():
-    """Runs Python in `cwd` with extra environment variables, and returns the output."""
+    """Provides a function that runs Python in `cwd` and returns the output."""
 
     def run(*arguments, cwd, **environment):
         process = subprocess.Popen(

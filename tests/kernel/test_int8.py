@@ -107,7 +107,7 @@ def oracle_of(layer):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_a_step_from_given_states_equals_the_oracle(equation, sizes, batch, bias):
-    """They are equal up to rounding of the sums and the gates, for any scales of the rows."""
+    """States are equal up to rounding of the sums and the gates, for any scales of the rows."""
     cell, options = layer_of(equation)
     layer = FUSED[cell](*sizes, bias=bias, **options).eval()
     generator = torch.Generator().manual_seed(batch)

@@ -12,7 +12,7 @@ from kinds import VARIANTS, flat
 
 from namernn_fast.testing import ErrorBudget
 
-# (D, H, T, B). Sizes that fill whole vectors or leave a remainder, and wide and thin batches. Weights
+# (D, H, T, B). Sizes fill whole vectors or leave a remainder, and batches are wide or thin. Weights
 # are not packed for one short sequence of whole vectors.
 SHAPES = {
     torch.float32: [
