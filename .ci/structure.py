@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/cells/"
-# The only module that names what is private in torch.
+# The only module that may use private names of torch.
 TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
-# The only module that asks what surrounds a call, and how it may ask.
+# The only module that may query the context of a call, and patterns of such queries.
 CONTEXT = f"{PACKAGE}/machine/context.py"
 QUESTIONS = re.compile(
     r"torch\.(compiler|jit)\.is_\w+|_are_functorch_transforms_active|_get_tracing_state|forward_ad\b"

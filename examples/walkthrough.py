@@ -64,7 +64,7 @@ print(run([0, 1, 2]).round(2))
 #
 # The sequences 0 1 2 and 1 0 2 hold the same symbols. A sum of the three embeddings cannot tell
 # the two apart, because addition does not know an order. The recurrent network can: when the last
-# state is made, the first symbol has passed through $W_h$ twice, and the second symbol once. For
+# state is ready, the first symbol has passed through $W_h$ twice, and the second symbol once. For
 # names this is what matters: *-ov* at the end says more than an *o* and a *v* anywhere.
 
 # %% alt="The states of run([0, 1, 2]) and of run([1, 0, 2]) as two heat maps"
@@ -567,8 +567,8 @@ print("The loop in NumPy gives the last state of the model.")
 # %% [markdown]
 # The linear layer can be asked after each character, not only after the last: the answer after *fr*
 # is what the model says of the name *Fr*. The answers show how the model changes its mind as it
-# reads on, although training judged the answer at the end of a name alone. Languages that are never
-# likely are left out of the figure.
+# reads on, although training evaluated only the answer at the end of a name. The figure leaves out
+# languages that are never likely.
 
 # %% alt="The probabilities of languages after each character of frank, as bars"
 by_linear_layer = model.classifier(torch.tensor(states)).softmax(1)

@@ -1,4 +1,4 @@
-"""Models of audio: a speaker encoder, a voice activity detector and a beat tracker."""
+"""Audio models: a speaker encoder, a voice activity detector and a beat tracker."""
 
 import sys
 from collections.abc import Iterator

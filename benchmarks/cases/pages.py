@@ -1,4 +1,4 @@
-"""A model of images: kraken finds the lines of text on a page."""
+"""An image model: kraken finds the lines of text on a page."""
 
 import logging
 from collections.abc import Iterator

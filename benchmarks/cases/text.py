@@ -1,4 +1,4 @@
-"""Models of text: two that pronounce words, and one that corrects genomes."""
+"""Text models: two that pronounce words, and one that corrects genomes."""
 
 import tarfile
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ def return_freed_memory() -> None:
 def peak_of_training(
     workload: Workload, layer_name: str, threads: int, lengths: Sequence[int] = ()
 ) -> int:
-    """Returns the bytes by which a training step raises the peak of this process.
+    """Returns the bytes by which a training step raises the peak memory of this process.
 
     The parameters, the input and the gradients of the results exist before the step. A step on one
     sequence first starts the threads and loads the code, which would count otherwise.

@@ -107,7 +107,7 @@ def fastest_settings(
 def race_at_peak(
     calls: Mapping[str, TimedCall], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, Rounds], float]:
-    """Races calls; returns their rounds and the operations per second that the machine can do."""
+    """Races calls; returns their rounds, and the machine's peak operations per second."""
     peaks: list[float] = []
     rounds = race({**calls, "peak": lambda: peaks.append(threads * momentary_rate())}, budget)
     return rounds, max(peaks)  # an interrupted probe reads too low

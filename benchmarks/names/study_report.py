@@ -23,7 +23,7 @@ SYSTEMS = {
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
 RIVALS = (NGRAM, BARE, WEIGHTED)
-"""What each network is tested against."""
+"""The baselines that each network is tested against."""
 FIGURES = (("accuracy", "accuracy", 100, 2, " points"), ("macro_f1", "macro-F1", 1, 3, ""))
 """What is tested: its key and label, and the factor, digits and unit that it is shown with."""
 

@@ -49,7 +49,7 @@ def test_nan_stays_in_its_sequence(plan, nonlinearity, monkeypatch):
 @given(drawn_cases(), st.sampled_from(PLANS))
 @settings(deadline=None, max_examples=5)
 def test_any_call(case, choose):
-    """Draws resets, empty sequences or batches, saturated or non-finite values, omitted arguments."""
+    """Draws resets, empty sequences or batches, saturated or non-finite values, absent inputs."""
     case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
     # Small, because the interpreter is slow, but more than one block of hidden units.
     case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
