@@ -97,7 +97,7 @@ struct GradientRows {
   EvenRows<const Storage> previous[kMostStates];
   EvenRows<const Storage> grad_output;  // null means zeros
   EvenRows<const Scalar>
-      grad[kMostStates];  // of the states, without the contribution of grad_output
+      grad[kMostStates];  // gradients of the states, without the contribution of grad_output
   EvenRows<Scalar> dz;    // written: the gradients of the sums
   EvenRows<Scalar> grad_previous[kMostStates];  // written: the part of a previous state's gradient
                                                 // that bypasses the sums; may alias `grad`
@@ -119,7 +119,7 @@ struct CellCode {
 
 // A cell: its sizes and its arithmetic. Each cell is defined in a file in cells/.
 struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Half> {
-  const char* name;  // in messages
+  const char* name;  // name in messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
   // Number of blocks of H sums (values before the activation) in each row. The input contributes to
   // the first `gates` sums, and the previous h to `gates` sums, starting at first_state_sum.

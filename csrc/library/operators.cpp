@@ -309,7 +309,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   return gradients;
 }
 
-constexpr int64_t kMostThreads = int64_t(1) << 16;  // for which choose_plan() is fast
+constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to here
 
 // Returns the plan for a machine with this many threads and this size of L2 cache: groups, members,
 // estimated time in ns, and number of layers that run at once.

@@ -38,7 +38,7 @@ struct Stack {
   const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
-  ParameterList parameters = {};  // of each direction
+  ParameterList parameters = {};  // the parameters of each direction
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;

@@ -171,7 +171,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     for_each_row(step, step.states[i], previous[i],
                  [](const char* row, char* packed, size_t n) { std::memcpy(packed, row, n); });
   }
-  char* outputs[2] = {};  // of the layers; consecutive layers alternate between the two
+  char* outputs[2] = {};  // outputs of layers, which alternate between the two
   const int64_t unwritten = stack.layers - step.is_of_stream;  // layers with no output to write
   for (int64_t k = 0; k < std::min<int64_t>(unwritten, 2); ++k) {
     outputs[k] = take(frame.T * each, sizeof(Scalar));

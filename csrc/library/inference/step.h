@@ -13,16 +13,16 @@ struct Step {
   const Cell* cell;           // not read if the weights are prepared
   View weights[kParameters];  // the tensor from prepare(), or the parameters of a layer
   int64_t weight_count;
-  View states[kMostStates];  // of a stream [layers, sequences, P] and [layers, sequences, H], in
-                             // float for layers in 16 bits; of a step module [sequences, H] each
+  View states[kMostStates];  // stream: [layers, sequences, P] and [layers, sequences, H], in
+                             // float for layers in 16 bits; step module: [sequences, H] each
   int64_t state_count;       // 0 if the states are zeros
   View last[kMostStates];    // like `states`, contiguous, written; may be `states`
   int64_t last_count;
-  View frame;  // [n, D]; of a stream also several steps, [T, n, D], with BATCH_FIRST [n, T, D], and
-               // token ids without the last dimension
+  View frame;  // [n, D]; in a stream also several steps: [T, n, D], or [n, T, D] with BATCH_FIRST.
+               // Token ids lack the last dimension.
   View inputs[kMostInputs];  // beside x, shaped like `frame` with H features for each layer;
                              // without data if absent
-  View output;  // of a stream: shaped like `frame`, with P features, contiguous, written
+  View output;  // written, only in a stream: shaped like `frame`, with P features, contiguous
   bool is_of_stream;
   const int64_t* rows;  // [row_count]: the sequences that the frame is for
   int64_t row_count;    // -1 if the frame is for all sequences
