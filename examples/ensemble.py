@@ -80,7 +80,7 @@ def main():
     names = {**globals(), **locals()}
     steps = "loop(members, x, y)", "loop(plain, x, y)", "vmap(predict, stacked, x, y)"
     timers = [Timer(f"step_by_{step}", globals=names) for step in steps]
-    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # in turns
+    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # timers take turns
     loop, rnn_loop, mapped = map(min, zip(*rounds, strict=True))
     print(f"a step is {loop / mapped:.2f} times as fast as the loop on this machine")
     print(f"a step is {rnn_loop / mapped:.2f} times as fast as a loop over nn.RNN on this machine")

@@ -92,7 +92,7 @@ def main():
         Timer("step(model, *batch)", globals={"step": train_step, "model": model, "batch": batch})
         for model in (packed, model)
     ]
-    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # in turns
+    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # timers take turns
     slow, fast = map(min, zip(*rounds, strict=True))
     print(f"a training step is {slow / fast:.2f} times as fast as packing on this machine")
 

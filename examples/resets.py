@@ -126,7 +126,7 @@ def main():
         )
         for model in (loop, policy)
     ]
-    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # in turns
+    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # timers take turns
     slow, fast = map(min, zip(*rounds, strict=True))
     print(f"learning from a rollout is {slow / fast:.2f} times as fast as the loop on this machine")
 

@@ -75,7 +75,7 @@ def main():
         write_table(source, rows)
         started = time.perf_counter()
         table = ray.data.read_parquet(str(source))
-        blocks = table.repartition(target_num_rows_per_block=4096)  # which workers take in turns
+        blocks = table.repartition(target_num_rows_per_block=4096)  # workers take turns
         scored = blocks.map_batches(Scorer, compute=ActorPoolStrategy(size=WORKERS))
         scored.write_parquet(str(target))
         seconds = time.perf_counter() - started

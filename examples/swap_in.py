@@ -69,7 +69,7 @@ def main():
     ):
         names = {**globals(), **locals()}
         timers = [Timer(statement, globals={**names, "model": model}) for model in (before, after)]
-        rounds = [[timer.timeit(5).mean for timer in timers] for _ in range(7)]  # in turns
+        rounds = [[timer.timeit(5).mean for timer in timers] for _ in range(7)]  # timers take turns
         slow, fast = map(min, zip(*rounds, strict=True))
         print(f"{what} is {slow / fast:.2f} times as fast on this machine")
 

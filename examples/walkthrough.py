@@ -188,7 +188,7 @@ def backward(sequence, states, grad_h):
 
 sequence, target = [0, 1, 2, 2, 1], np.array([0.5, -0.5, 0.5, -0.5])
 states = run(sequence)
-by_hand = backward(sequence, states, states[-1] - target)  # of the loss |h_T - target|^2 / 2
+by_hand = backward(sequence, states, states[-1] - target)  # the loss is |h_T - target|^2 / 2
 
 # %% [markdown]
 # PyTorch's autograd, which knows nothing of our derivation, must find the same numbers for the same
