@@ -78,8 +78,7 @@ inline void store_dz(const GradientRows<Storage>& rows, int64_t i, At at, VecOf<
   store_upto(rows.dz.data + at.sum + i * rows.sum_stride, values, at.lanes);
 }
 
-// Returns the total gradient of h: the contributions of later steps plus the gradient of the
-// output.
+// Returns the total gradient of h: the gradient from later steps plus the gradient of the output.
 template <class Storage>
 inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
   VecOf<Storage> grad = load_at(rows.grad[0], at);

@@ -1,4 +1,4 @@
-// bfloat16 on AMX.
+// bfloat16 kernels on AMX.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "kernel/products/amx_tile.h"

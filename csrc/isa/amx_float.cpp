@@ -1,4 +1,4 @@
-// float on AMX, as one or two bfloat16 terms per number.
+// float kernels on AMX, which split each number into one or two bfloat16 terms.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "kernel/products/amx_tile.h"
