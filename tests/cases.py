@@ -233,7 +233,7 @@ class Case:
         return self.layout == "unbatched"
 
     def _with_layout(self, rows):
-        """Converts rows (T, B, ...) to the layer's shape, and back."""
+        """Converts rows (T, B, ...) to the shape that the layer takes, or back."""
         if self._unbatched:
             return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
         return rows.transpose(0, 1) if self.module.batch_first else rows

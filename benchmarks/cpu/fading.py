@@ -43,7 +43,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Fading(Workload):
-    """One of `CASES` at some sizes."""
+    """A workload of one of `CASES`."""
 
     case: str = ""
 

@@ -43,7 +43,7 @@ STARTED = time.perf_counter()
 Row = dict[str, Any]
 
 STRETCH = 1024
-"""Names per stretch of an epoch, approximately; at least two batches."""
+"""The approximate number of names per stretch of an epoch; at least two batches."""
 GATE_BATCHES = (16, 128)
 """Names per batch of the steps with checked losses."""
 CHECKED_LABELS = 5_000

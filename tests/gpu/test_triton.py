@@ -122,7 +122,7 @@ def test_streamed_tiles_grow_with_the_work():
     ],
 )
 def test_the_time_loop_carries_the_row_just_computed(kernel, name, size):
-    """Unlike the interpreter, Triton treats a loop variable that starts as an alias as constant."""
+    """Unlike the interpreter, Triton makes a loop variable constant if it starts as an alias."""
     text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time

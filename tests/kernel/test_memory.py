@@ -131,7 +131,7 @@ assert memory_reserved() <= 16 * reserved
 
 @measures_pages
 def test_huge_page_advice_ends_when_a_result_is_freed(run):
-    """Later, sparse use of that memory does not take a huge page for each access."""
+    """Sparse use of the freed memory does not take a huge page for each access."""
     run("""
 import ctypes
 torch.empty(31 * MEBI, dtype=torch.uint8)  # smaller tensors are on malloc's heap from now on

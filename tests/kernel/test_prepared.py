@@ -147,7 +147,7 @@ def test_unpacked_weights_are_exact(cell, value, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_packing_adds_little_memory(cell, dtype):
-    """Whole panels need no padding. Packed biases take as much as one or two rows of a weight."""
+    """Whole panels need no padding. Packed biases take the memory of one or two rows of weights."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)
     elements = sum(weight.numel() for weight in layer.parameters())
     tensor = layer.prepare()._panels.tensor

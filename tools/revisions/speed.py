@@ -23,7 +23,7 @@ WORKLOADS = (
 )
 BUDGET = TimeBudget(0, warmup_seconds=0.02, min_rounds=2, max_rounds=2)
 PAUSE = 0.005
-"""Seconds after which the threads of the other process have stopped spinning."""
+"""Seconds after which the other process's threads no longer spin."""
 TOLERANCE = 1.04
 """A workload is slower if its whole interval exceeds this ratio of new to old time."""
 
