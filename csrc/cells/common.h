@@ -1,11 +1,11 @@
-// Turns the struct in a cell's file into a `Cell` for this instruction set. The passes see only the
-// Cell. The struct has these members:
+// Builds a `Cell` for this instruction set from the struct in a cell's file. The passes use only
+// the Cell. The struct has these members:
 // - kind: its CellKind;
-// - lists(): returns a Cell that has all numbers but no functions;
-// - states_of(rows, at): computes the states of the units `at` a place in StateRows;
-// - sum_gradients(rows, at): computes the gradients of these units' sums, `at` a place in
+// - lists(): returns a Cell with all sizes and flags, but without functions;
+// - states_of(rows, at): computes the states of the units at position `at` of a StateRows;
+// - sum_gradients(rows, at): computes the gradients of the sums of the units at position `at` of a
 //   GradientRows;
-// - prepare_own(i, values): converts own parameter i to the form that these two functions read.
+// - prepare_own(i, values): converts own parameter i to the form that the two functions above read.
 #pragma once
 
 #include "contract.h"
@@ -15,7 +15,7 @@
 namespace namernn_fast {
 namespace {
 
-// Returns a Cell with the values that most cells share.
+// Returns a Cell with default values that fit most cells.
 constexpr Cell usual_cell() {
   Cell cell{};
   for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
@@ -26,7 +26,7 @@ constexpr Cell usual_cell() {
   return cell;
 }
 
-// A cell without own parameters.
+// Base of the cells that have no parameters besides weights and biases.
 struct NothingOwned {
   template <class Scalar>
   static Vec<Scalar> prepare_own(int64_t, Vec<Scalar> values) {
@@ -34,12 +34,12 @@ struct NothingOwned {
   }
 };
 
-// One vector of hidden units of one row.
+// A position: one vector of hidden units in one row.
 struct At {
   int64_t row;
   int64_t unit;
   int64_t lanes;
-  int64_t sum;  // offset of these units' sums in the sums of the range
+  int64_t sum;  // offset of the units' sum 0 from the first sum of the range
 };
 
 template <class Element>
@@ -50,7 +50,7 @@ inline Element* element(const EvenRows<Element>& rows, At at) {
 template <class Element>
 using VecOf = Vec<Compute<std::remove_const_t<Element>>>;
 
-// Loads and stores the units at a place. Null rows load as zeros.
+// Load and store the units at position `at`. Loading from null rows returns zeros.
 template <class Element>
 inline VecOf<Element> load_at(const EvenRows<Element>& rows, At at) {
   return rows.data ? load_upto(element(rows, at), at.lanes) : VecOf<Element>{};
@@ -60,7 +60,7 @@ inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values
   store_upto(element(rows, at), values, at.lanes);
 }
 
-// Helpers that load sum i, load and store kept block i, and store the gradient of sum i.
+// Load sum i, load and store block i of the kept values, and store the gradient of sum i.
 template <class Storage>
 inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
   return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);
@@ -86,7 +86,7 @@ inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
   return grad;
 }
 
-// Calls f(at) for all units of a range. `stride` is the distance between rows of sums.
+// Calls f(at) for each vector of units in a range. `stride` is the distance between rows of sums.
 template <class Scalar, class F>
 inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   for (int64_t r = 0; r < range.rows; ++r) {
@@ -96,7 +96,7 @@ inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   }
 }
 
-// __restrict lets the compiler keep the members of `rows` in registers: no store overwrites them.
+// __restrict promises that no store overwrites `rows`, so its members can stay in registers.
 template <class TheCell, class Storage>
 void states_of(const StateRows<Storage>& __restrict rows) {
   for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,
@@ -121,7 +121,7 @@ constexpr CellCode<Storage> code_of() {
           &prepare_own<TheCell, Compute<Storage>>};
 }
 
-// Returns a cell with its functions for this instruction set.
+// Returns the Cell with its functions for this instruction set.
 template <class TheCell>
 constexpr Cell cell_with_code() {
   Cell cell = TheCell::lists();

@@ -19,15 +19,15 @@ struct Gru : NothingOwned {
     Cell cell = usual_cell();
     cell.name = "GRU";
     cell.gates = 3;
-    // The order of the sums is n_x, r, z, n_h. The input contributes to the first three. The state
-    // contributes to the last three, which are in the order of the blocks of weight_hh.
+    // The sums are n_x, r, z and n_h, in this order. The input contributes to the first three and
+    // the state to the last three. weight_hh has its blocks in the order r, z, n_h.
     cell.sums = 4;
     cell.first_state_sum = 1;
     cell.input_block[0] = 2, cell.input_block[1] = 0, cell.input_block[2] = 1;
-    cell.kept = 4;  // n, r, z and n_h, in the order of the sums, with n instead of n_x
+    cell.kept = 4;  // n, r, z and n_h: the order of the sums, with n instead of n_x
     cell.only_through_sums = false;  // h_t also has the term z h_{t-1}
-    // The gradient of b_in is the sum of dz of n_x, but the gradient of b_hn is the sum of dz of
-    // n_h.
+    // The gradient of b_in sums the gradients of n_x, but the gradient of b_hn sums the gradients
+    // of n_h.
     cell.one_bias_gradient = false;
     return cell;
   }

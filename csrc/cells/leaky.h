@@ -1,5 +1,5 @@
-// The leaky integrator. Besides its output r = h, a row has a state v, which moves towards z at the
-// rate a of each hidden unit.
+// A leaky integrator. Besides the output r (h in other cells), each row has a state v. At each
+// step, v moves towards z by a fraction a, which is a parameter of each hidden unit.
 //   z = W_ih x_t + b_ih + W_hh r_{t-1} + b_hh
 //   v_t = (1 - a) v_{t-1} + a z + noise_t,  a = sigmoid(rate)
 //   r_t = act(v_t)
@@ -22,7 +22,7 @@ struct Leaky {
     cell.kept = 2;  // z - v_{t-1} and v_t
     cell.inputs = 1;
     cell.input_names[0] = "noise";
-    cell.own = 1;  // the logits of the rates
+    cell.own = 1;  // the logit of a for each hidden unit
     cell.own_names[0] = "rate";
     cell.activations = 4;
     return cell;

@@ -1,5 +1,5 @@
-// The long short-term memory, as torch defines it. Besides its output h, a row has a cell state c,
-// which the next step reads without a product.
+// The long short-term memory, as torch defines it. Besides the output h, each row has a cell state
+// c, which the next step reads elementwise, without a matrix product.
 //   i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
 //   f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
 //   g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
@@ -21,7 +21,7 @@ struct Lstm : NothingOwned {
     Cell cell = usual_cell();
     cell.name = "LSTM";
     cell.gates = 4;
-    cell.sums = 4;  // i, f, g and o; input and state contribute to every sum
+    cell.sums = 4;  // i, f, g and o; both input and state contribute to each
     cell.states = 2;
     cell.kept = 5;  // i, f, g, o and c
     cell.can_project = true;

@@ -15,7 +15,7 @@ struct Vanilla : NothingOwned {
     cell.name = "vanilla";
     cell.gates = 1;
     cell.sums = 1;
-    cell.kept = 0;  // the derivative of act follows from h = act(z)
+    cell.kept = 0;  // the derivative of act is computed from h = act(z)
     cell.activations = 2;
     return cell;
   }

@@ -1,4 +1,4 @@
-// The compiler's default target: SSE2 on x86-64, NEON on 64-bit ARM.
+// Kernels for the compiler's default target: SSE2 on x86-64, NEON on 64-bit ARM.
 #define NAMERNN_VECTOR_BYTES 16
 #if defined(__aarch64__)
 #define NAMERNN_REGISTERS 32

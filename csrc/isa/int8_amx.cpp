@@ -1,4 +1,4 @@
-// 8-bit weights on AMX, and on AVX-512 VNNI for products of few rows.
+// Kernels for 8-bit weights on AMX. Products with few rows use AVX-512 VNNI instead.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "contract.h"
@@ -8,11 +8,11 @@
 namespace namernn_fast {
 namespace {
 
-// Products of at most this many rows do not use tile registers.
+// Products with at most this many rows do not use tile registers.
 constexpr int64_t kFewRows = 4;
 
-// Tile registers 0 to 3 hold a 2 x 2 block of sums, registers 4 and 5 rows of A, registers 6 and 7
-// columns of the panel.
+// Tile registers 0 to 3 hold a 2 x 2 block of sums, registers 4 and 5 hold rows of A, and registers
+// 6 and 7 hold columns of the panel.
 struct AmxTile : AmxRegisters {
   static constexpr int64_t rows = 32;
 
@@ -37,7 +37,7 @@ struct AmxTile : AmxRegisters {
   template <int kEach>
   void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
     const bool tall = height > kRegisterRows;
-    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ for each e
+    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ from one e to the next
     for (int64_t half = 0; half < 2; ++half) {
       if (tall) {
         for (int e = 0; e < kEach; ++e) {
@@ -58,7 +58,7 @@ struct AmxTile : AmxRegisters {
     }
   }
 
-  // Multiplies 16 rows that start at `a` and, if `kTwo`, 16 rows that start at `b` by half of the
+  // Multiplies the 16 rows at `a` and, if `kTwo`, also the 16 rows at `b` by one half of the
   // panel's columns.
   template <bool kTwo>
   static void columns(const Int8Operands& operand, const uint8_t* a, const uint8_t* b, int64_t half,

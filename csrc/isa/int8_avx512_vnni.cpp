@@ -1,4 +1,4 @@
-// 8-bit weights on AVX-512 VNNI.
+// Kernels for 8-bit weights on AVX-512 VNNI.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "kernel/tables/int8_table.h"

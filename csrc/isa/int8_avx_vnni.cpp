@@ -1,4 +1,4 @@
-// 8-bit weights on AVX-VNNI.
+// Kernels for 8-bit weights on AVX-VNNI.
 #define NAMERNN_VECTOR_BYTES 32
 #define NAMERNN_REGISTERS 16
 #include "kernel/tables/int8_table.h"
