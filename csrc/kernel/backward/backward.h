@@ -1,13 +1,14 @@
 // Runs the backward pass one time block at a time, from the last step to the first.
 //
-// For each time block, the pass first computes the recurrence
-// dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh, and then, over all rows of
-// the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The
-// rows of a time block fit in cache together. If the plan has several groups of sequences, each
-// group processes its time blocks independently and accumulates its own parameter gradients, so
-// that rows do not move between cores. The gradients of all groups are added up at the end. The
-// sequences of a large group are split into parts that run one after the other, so that the rows of
-// one step of a part fit in a time block.
+// For each time block, the pass first computes dz, the gradients of the sums z, by the recurrence
+// dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh. Then it computes the
+// products dz^T h_{t-1}, dz^T x and dz W_ih over all rows of the time block, which fit in cache
+// together.
+//
+// If the plan has several groups of sequences, each group processes its own time blocks and
+// accumulates its own parameter gradients, so that rows do not move between cores. The gradients of
+// all groups are added up at the end. A large group splits its sequences into parts that run one
+// after the other, so that one step of a part fits in a time block.
 //
 // The type that computes these products is a template parameter: see products_interface.h.
 #pragma once
@@ -35,15 +36,15 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
 }
 
 // Returns the total size in bytes of the panels of weight_hh, weight_hr and weight_ih. A wave packs
-// these panels once for all its stretches, a tree pass once for all trees.
+// these panels once for all its stretches; a tree pass packs them once for all trees.
 template <class Storage>
 size_t backward_bytes(const Layer<Storage>& layer) {
   using Scalar = Compute<Storage>;
   return RecurrencePanels<Storage>::bytes(layer) +
          panels_size<Scalar>(layer.cell->gates * layer.H, layer.D) * sizeof(Scalar);
 }
-// Returns the address of the panels of weight_ih within `panels`, which pack_backward() fills, or
-// null if `panels` is null.
+// Returns the address of the weight_ih panels within `panels`, as filled by pack_backward().
+// Returns null if `panels` is null.
 template <class Products, class Storage>
 void* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
@@ -73,7 +74,7 @@ inline WeightShape shape_of(const Layer<Storage>& layer, int parameter) {
   return {layer.H, layer.cell->gates, parameter == kWeightIh ? layer.D : layer.P};
 }
 
-// Returns the number of elements in the sums of a parameter's gradient.
+// Returns the number of elements in which a parameter's gradient accumulates.
 template <class Products, class Storage>
 inline int64_t gradient_size(const Layer<Storage>& layer, int parameter) {
   const int64_t gate_rows = layer.cell->gates * layer.H;
@@ -138,7 +139,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     const bool exists = p == kWeightIh || p == kWeightHh || args.grads[p];
     if (exists) sizes[p] = gradient_size<Products>(layer, p);
   }
-  // With this many parts, the rows of one step of a part fit in a time block.
+  // Splits each group so that the rows of one step of a part fit in a time block.
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
@@ -169,10 +170,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   return {args, runtime, plan, teams, block_rows, groups, parts, rows};
 }
 
-// Returns how many rows at the start of a time block have a zero previous state, and so add nothing
-// to the gradient of weight_hh. These are the rows of time 0 if all sequences start from
-// zeros. If any dz of these rows is not finite, returns 0, because zero times infinity is
-// NaN.
+// Returns how many rows at the start of a time block can be left out of the gradient of weight_hh,
+// because their previous state is zero. These are the rows of time 0 if all sequences start from
+// zeros. Returns 0 if any dz of these rows is not finite, because zero times infinity is NaN.
 template <class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
@@ -320,8 +320,8 @@ void run_one_group(const BackwardPass<Products>& pass) {
       });
 }
 
-// Adds up the parameter gradients of all groups. Converts and stores all results that did not
-// accumulate in the caller's memory.
+// Adds up the parameter gradients of all groups. Then converts and stores every gradient that did
+// not accumulate in the caller's memory.
 template <class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;

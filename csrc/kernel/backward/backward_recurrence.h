@@ -17,18 +17,17 @@ struct BackwardGroup {
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
   WeightCopies copies;        // where each group reads the panels of weight_hh and weight_hr
-  Scalar* grad[kMostStates];  // [B, P] and [B, H], gradients of the current states of all
-                              // sequences
-  Scalar* grad_previous[kMostStates];  // like `grad`, gradients of the previous states, which each
-                                       // step writes; the same memory as `grad`, except in a tree
-  Scalar* unprojected;  // [B, H], gradients of h before its projection, which each step replaces
-                        // with that h; null without projections
+  Scalar* grad[kMostStates];  // [B, P] and [B, H], gradients of all sequences' states at the
+                              // current step
+  Scalar* grad_previous[kMostStates];  // like `grad`, but of the previous states, which the step
+                                       // writes; same memory as `grad` except in a tree
+  Scalar* unprojected;  // [B, H], first the gradients of h before its projection, then that h
+                        // itself; null without projections
   Own<Scalar> own;
-  Scalar* grad_own[2];  // [own parameters, H], gradients of own parameters: the sum over a time
-                        // block, and the part from at most kChain rows that is not yet in it
+  Scalar* grad_own[2];  // [own parameters, H], gradients of own parameters: [0] over a time block,
+                        // [1] over at most kChain rows, which are not yet added to [0]
   TokenRows tokens;     // used only if the table's gradient is wanted
-  bool one_product;  // whether a single product computes each weight gradient, so that no sums are
-                     // needed
+  bool one_product;  // whether each weight gradient is a single product, which needs no running sum
 };
 
 template <class Products>
@@ -46,7 +45,7 @@ struct BackwardPass {
 };
 
 // Calls f(part) for each part of a group. If the group has several parts, skips empty parts. All
-// parts add to the same gradient sums.
+// parts accumulate into the same gradient sums.
 template <class Products, class F>
 inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&& f) {
   BackwardGroup<Products> part = pass.groups[group];
@@ -59,7 +58,7 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies this part's share of the gradient of h_n or c_n, the i-th last state, into `grad`. Writes
+// Copies this part's share of the gradient of the i-th last state (h_n or c_n) into `grad`. Writes
 // zeros if grad_last.data is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer, int i,
@@ -81,13 +80,13 @@ inline void read_last_gradients(const Layer<Storage>& layer, int i,
   }
 }
 
-// Zeroes columns of a row.
+// Sets `columns` of a row to zero.
 template <class Scalar>
 inline void clear(Scalar* row, Columns columns) {
   fill_zeros(row + columns.first, columns.last - columns.first);
 }
 
-// Adds columns of a row to `sum`.
+// Adds `columns` of a row to the same columns of `sum`.
 template <class Value, class Scalar>
 inline void add(const Value* row, Columns columns, Scalar* sum) {
   row += columns.first, sum += columns.first;
@@ -118,7 +117,7 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
 }
 
-// Returns whether gradients of the states from which sequences start are wanted.
+// Returns whether the caller wants gradients of initial states or of the states after cuts.
 template <class Storage>
 inline bool wants_starts(const Backward<Storage>& args) {
   return args.grad_initial[0] || args.grad_reset_to[0].data;
@@ -130,7 +129,7 @@ inline bool reads_panels(const Backward<Storage>& args) {
   return args.layer.layout.T > 1 || wants_starts(args) || projected_size(args.layer) > 0;
 }
 
-// Returns the i-th states of all rows.
+// Returns the i-th states of all rows: h from the output, or the cell states from `kept`.
 template <class Storage>
 inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i) {
   const int64_t H = args.layer.H;
@@ -162,8 +161,8 @@ inline void project_back(const Backward<typename Products::Storage>& args,
                               group.unprojected + begin * args.layer.H);
 }
 
-// Stores the gradients of the states that sequences restart from at time t, if these are wanted,
-// and zeroes the gradients of the states before the cuts. Only sequences before `end` are checked.
+// At each cut before time t, stores the gradient of the state from which the sequence restarts (if
+// wanted) and zeroes the gradient of the state before the cut. Checks only sequences below `end`.
 template <class Products>
 inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& args,
                                   const BackwardGroup<Products>& group, int64_t t, int64_t end,
@@ -182,7 +181,7 @@ inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& ar
   });
 }
 
-// Computes the gradients of the sums of sequences begin .. end, evenly spaced rows of time t.
+// Computes the sums' gradients at time t for sequences begin .. end, whose rows are evenly spaced.
 template <class Products>
 inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
                              const BackwardGroup<Products>& group, int64_t t, int64_t begin,
@@ -225,7 +224,7 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   group.products.store_dz(row, columns);
 }
 
-// Adds the gradients of own parameters that are not yet added to the sum of a time block.
+// Adds the own parameters' gradients from the last few rows to their sums over the time block.
 template <class Products>
 inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
                               Columns columns) {
@@ -236,7 +235,7 @@ inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& g
   }
 }
 
-// Computes the backward recurrence at time t. Row (t, b) is row number `row + b` of the time block.
+// Computes the backward recurrence at time t. Row (t, b) has index `row + b` in the time block.
 template <class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
@@ -258,7 +257,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   }
   for_each_even_run(layer, t, slice, continued, [&](int64_t first, int64_t last) {
     while (first < last) {
-      // A chunk ends where the gradients of own parameters are added to their sums.
+      // After each chunk, the gradients of own parameters are added to their sums.
       const int64_t chunk_end = slice.begin + ((first - slice.begin) / kChain + 1) * kChain;
       const int64_t next = Products::encodes_dz ? first + 1
                            : cell.own           ? min64(last, chunk_end)

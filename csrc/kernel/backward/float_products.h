@@ -41,13 +41,13 @@ struct FloatProducts {
   int64_t H;
   int64_t P;
   int64_t capacity;  // maximum number of rows of a time block
-  bool prefetch;     // whether products prefetch panels of weights, which leave the cache
+  bool prefetch;     // whether weight panels leave the cache, so that products prefetch them
   int64_t dz_stride;
   int64_t dz_block;  // stride from one block of a row of dz to the next
   Scalar* dz;        // [capacity, dz_stride]: dz and, if the layer projects h, the gradients of h
-  // The transpose of dz, [sums * H, transposed_stride] with P more rows if h is projected, from
-  // which weight gradients read the columns of dz. Null if dz stays in the core's private cache, or
-  // if no parameter gradients are wanted.
+  // The transpose of dz, [sums * H, transposed_stride], plus P rows if the layer projects h. Weight
+  // gradients read its rows instead of the columns of dz. Null if dz stays in the core's private
+  // cache, or if no parameter gradients are wanted.
   Scalar* dz_transposed;
   int64_t transposed_stride;
   // Panels of h_{t-1} [capacity, P], of x [capacity, D] and, if the layer projects h, of h_t before
@@ -56,15 +56,15 @@ struct FloatProducts {
   Scalar* input;
   Scalar* unprojected;
 
-  // Returns the approximate number of rows of a time block, which fill about half of a core's
+  // Returns the approximate number of rows of a time block: as many as fill about half of a core's
   // private cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + layer.cell->sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return choose_block_rows(row, kMinBlockRows, runtime.machine);
   }
 
-  // Returns a stride of at least n elements that is an odd number of vectors. Rows with such a
-  // stride are spread over many cache sets.
+  // Returns the smallest stride of at least n elements that is an odd number of vectors. Such a
+  // stride spreads the elements of a column over many cache sets.
   static int64_t odd_vectors(int64_t n) {
     constexpr int64_t lanes = Simd<Scalar>::lanes;
     return ((n + lanes - 1) / lanes | 1) * lanes;
@@ -142,10 +142,10 @@ struct FloatProducts {
     product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
-  // Returns where a row's gradient of h is, beside its dz.
+  // Returns the address of a row's gradient of h, which is stored after the row's dz.
   Scalar* grad_h(int64_t row) const { return dz + row * dz_stride + cell->sums * H; }
 
-  // Computes `columns` of `grad` = dh W_hr for the rows of one time, as step_back() does.
+  // Computes `columns` of `grad` = grad_h W_hr for `rows` rows of one time; see step_back().
   void project_back(int64_t row, const Elements& weight_hr, int64_t rows, Columns columns,
                     Scalar* grad) const {
     const Operand<Scalar> operand{grad_h(row), dz_stride, weight_hr, P * w, P};
@@ -153,7 +153,7 @@ struct FloatProducts {
     product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
-  // Stores `columns` of row b of `h` [.., H] before its projection. A no-op without projections.
+  // Stores `columns` of row b of `h` [.., H], not yet projected. No-op without projections.
   void keep_unprojected(int64_t row, const Scalar* h, int64_t b, Columns columns) const {
     for (int64_t j = columns.first; unprojected && j < columns.last; j += w) {
       pack_row(h + b * H, H, j, unprojected + j * capacity + row * w);
@@ -178,8 +178,8 @@ struct FloatProducts {
                  grad + blocks.block * H * width);
   }
 
-  // Adds dh^T X to the gradient of weight_hr, `grad` [P, H], or overwrites it if `initial`. The
-  // rows of X are h before its projection. A no-op without projections.
+  // Adds grad_h^T X to `grad` [P, H], the gradient of weight_hr, or overwrites `grad` if `initial`.
+  // The rows of X are h before its projection. No-op without projections.
   void add_projection_gradient(bool initial, Share& share, int64_t rows, Scalar* grad) const {
     if (!unprojected) return;
     add_gradient(cell->sums * H, P, initial, share, 0, rows, unprojected, H, grad);
@@ -254,8 +254,8 @@ struct FloatProducts {
     }
   }
 
-  // Computes `columns` of A^T X, where A is `dz_columns` of dz, and X is in `panels`. Both operands
-  // are rows first .. first + count.
+  // Computes `columns` of A^T X, where A is `dz_columns` of dz and `panels` holds X. Uses only rows
+  // first .. first + count of A and X.
   void multiply_columns(Columns dz_columns, int64_t first, int64_t count, const Elements& panels,
                         const Target<Scalar>& target, Columns columns) const {
     const int64_t column = dz_columns.first;

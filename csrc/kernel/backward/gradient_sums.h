@@ -1,10 +1,10 @@
 // Accumulates the sums of parameter gradients, keeps the sums accurate over many rows, and adds up
 // the sums of several groups.
 //
-// Every addition to a large sum rounds it, and a parameter's gradient is the sum of one product per
-// kChunkRows rows. So in a group with more than 2 * kRowsApart rows, the gradients of about
-// kRowsApart rows at a time accumulate in a separate buffer, `apart`. Adding `apart` to the sums
-// leaves the rounding error in `apart` for the next addition, as in compensated (Kahan) summation.
+// A parameter's gradient is the sum of one product per kChunkRows rows, and each addition rounds
+// the sum. So in a group with more than 2 * kRowsApart rows, the gradients of about kRowsApart rows
+// at a time accumulate in a separate buffer, `apart`. Adding `apart` to the sums leaves the
+// rounding error in `apart` for the next addition, as in compensated (Kahan) summation.
 #pragma once
 
 #include <type_traits>
@@ -22,8 +22,8 @@ inline bool wants_weights(const Backward<Storage>& args) {
   return args.grads[kWeightHh] != nullptr;
 }
 
-// Returns whether the gradient is a sum of rows of dz, as for a bias, an own parameter or a table,
-// and not a product.
+// Returns true if the gradient is a sum over rows (biases, own parameters and tables), not a matrix
+// product.
 template <class Storage>
 inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
   return is_vector(parameter) || (parameter == kWeightIh && has_table(layer));
@@ -32,13 +32,13 @@ inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
 // The sums of one group's parameter gradients, used only if such gradients are wanted.
 template <class Scalar>
 struct GradientSums {
-  // Number of elements in the sums of each parameter's gradient; 0 for a parameter that does not
-  // exist, and for bias_hh if it has the same gradient as bias_ih. If there is a table, its
-  // gradient replaces weight_ih's.
+  // Number of elements in `sums` for each parameter; 0 for a parameter that does not exist, and for
+  // bias_hh if it has the same gradient as bias_ih. With a table, the table's gradient replaces the
+  // gradient of weight_ih.
   int64_t sizes[kParameters];
   Scalar* sums[kParameters];   // the elements are in the order in which the products write them
   Scalar* apart[kParameters];  // gradients not yet added to `sums`; null if only `sums` is used
-  bool accumulate;             // whether to add to what `sums` already contains
+  bool accumulate;             // whether `sums` already holds gradients to add to
 };
 
 // Keeps track of where the gradients of the next rows accumulate.
@@ -56,7 +56,7 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// Adds n addends to `sums`, and leaves the rounding errors in the addends.
+// Adds n elements of `addends` to `sums`. Afterwards `addends` holds the rounding errors.
 template <class Scalar>
 inline void add_keeping_errors(Scalar* addends, int64_t n, Scalar* sums) {
   for_each_vector<Scalar>(n, [=](int64_t i, int64_t lanes) {
@@ -67,8 +67,8 @@ inline void add_keeping_errors(Scalar* addends, int64_t n, Scalar* sums) {
   });
 }
 
-// Adds `apart` to `sums` for shares begin .. end of every gradient, and leaves the rounding errors
-// in `apart`.
+// Adds `apart` to `sums` for shares begin .. end of every gradient. Afterwards `apart` holds the
+// rounding errors.
 template <class Scalar>
 inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int64_t end,
                       int64_t shares) {
@@ -79,7 +79,7 @@ inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int6
 }
 
 // Counts the rows of a time block. About every kRowsApart rows, calls add() to add `apart` to
-// `sums`. The first time, only switches the accumulation from `sums` to `apart`.
+// `sums`. The first time, only switches accumulation from `sums` to `apart`.
 template <class Scalar, class Add>
 inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
                              Accumulation& accumulation, Add&& add) {
@@ -108,8 +108,8 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   }
 }
 
-// Prepares the gradient sums of group number `group`, which has `rows` rows. The first group
-// accumulates in the memory that will hold the total over all groups.
+// Prepares the gradient sums of the group with index `group`, which has `rows` rows. The first
+// group accumulates in the memory that will hold the total over all groups.
 template <class Products, class Storage, class Scalar = Compute<Storage>>
 inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
                                           const int64_t (&sizes)[kParameters], int64_t group,
@@ -121,8 +121,8 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
     const bool in_result = group == 0 && (Products::sums_like_gradient || sums_rows);
     gradients.sizes[p] = sizes[p];
     gradients.sums[p] = accumulator<Scalar>(runtime, in_result ? args.grads[p] : nullptr, sizes[p]);
-    // One long sequence may leave the other groups without rows. Nothing else sets the sums of a
-    // group without rows.
+    // If one sequence is very long, other groups may have no rows. Only this line sets the sums of
+    // a group without rows.
     if (rows == 0 && !gradients.accumulate) fill_zeros(gradients.sums[p], sizes[p]);
     if (rows > 2 * kRowsApart) gradients.apart[p] = zeros<Scalar>(runtime, sizes[p]);
   }

@@ -15,8 +15,8 @@
 namespace namernn_fast {
 namespace {
 
-// Returns a stride for rows of n elements. The stride is an odd number of granules, so that the
-// elements of a column are spread over many cache sets.
+// Returns the smallest stride of at least n elements that is an odd multiple of kGranule. Such a
+// stride spreads the elements of a column over many cache sets.
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
 // Holds weight_hh in the format that the backward recurrence on pairs reads: panels of W_hh
@@ -73,7 +73,7 @@ struct PairProducts {
 
   const Cell* cell;
   // Memory shared by all groups.
-  Elements weight_ih;  // panels of W_ih [gates * padded(H), D], blocks in the order of the
+  Elements weight_ih;  // panels of W_ih [gates * padded(H), D], with blocks in the order of the
                        // sums; null unless grad_input is wanted
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
@@ -87,7 +87,7 @@ struct PairProducts {
                            // wanted
   Elements input;          // panels of x [capacity, D]; null unless weight gradients are wanted
   PairRow<Storage>* rows;  // [capacity]
-  float* dz_row;           // [sums, dz_block], a row of dz as the cell writes it
+  float* dz_row;           // [sums, dz_block], one row of dz in float, as the cell writes it
 
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + 2 * layer.cell->sums) * layer.H + layer.D) * int64_t(element_bytes);
@@ -273,7 +273,7 @@ struct PairProducts {
     }
   }
 
-  // Writes `sums` to result [width], or adds `sums` to the result if `add`.
+  // Writes `sums` to `result` [width], or adds them to `result` if `add`.
   template <class Result>
   static void write(const float* sums, bool add, Result* result, int64_t width) {
     if (!add) return convert(sums, result, width);
@@ -282,8 +282,8 @@ struct PairProducts {
     });
   }
 
-  // Writes columns first .. first + kGranule of dz_transposed. Treats rows `count` and later of
-  // dz as zeros.
+  // Writes columns first .. first + kGranule of dz_transposed. Treats rows of dz with an index of
+  // at least `count` as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     for (int t = 0; t < kTerms; ++t) {
@@ -309,7 +309,7 @@ struct PairProducts {
   }
 
   // Packs rows first .. first + kGranule of the previous states and inputs into panels. Treats rows
-  // `count` and later as zeros.
+  // with an index of at least `count` as zeros.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow<Storage> zero_row{};

@@ -24,9 +24,9 @@ struct ProductsInterface {
 
   // The number of columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
-  // The size of an operand's element, all its terms together.
+  // The size in bytes of an operand's element, including all of its terms.
   static_assert(same<decltype(Products::element_bytes), const size_t>);
-  // Whether the sums of a gradient are in the same order as the gradient's elements.
+  // Whether the sums of a gradient have the same memory layout as the gradient.
   static_assert(same<decltype(Products::sums_like_gradient), const bool>);
   // Whether layers may project h. If so, Products also has grad_h(), project_back(),
   // keep_unprojected() and add_projection_gradient(): see FloatProducts.
@@ -53,8 +53,8 @@ struct ProductsInterface {
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, int64_t, const Runtime&)>);
   // dz_rows(row, first): returns where the cell writes a row's gradients of the sums, starting at
-  // unit `first`. store_dz(row, columns): stores `columns` of them. With encodes_dz, dz_rows()
-  // returns a buffer for one row; otherwise it returns a row of dz.
+  // unit `first`: in a buffer for one row if encodes_dz, otherwise in dz itself. store_dz(row,
+  // columns): encodes `columns` of the buffer into dz; a no-op unless encodes_dz.
   static_assert(same<decltype(Products::encodes_dz), const bool>);
   static_assert(same<decltype(&Products::dz_rows), Scalar* (Products::*)(int64_t, int64_t) const>);
   static_assert(same<decltype(&Products::store_dz), void (Products::*)(int64_t, Columns) const>);
@@ -76,13 +76,13 @@ struct ProductsInterface {
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
   // step_back(row, weight_hh, rows, columns, grad_h): computes `columns` of grad_h = dz W_hh for
-  // the `rows` rows of one time, which start at row number `row` of the time block. Adds to grad_h
+  // the `rows` rows of one time, which start at index `row` of the time block. Adds to grad_h
   // unless the cell is only_through_sums.
   static_assert(
       same<decltype(&Products::step_back),
            void (Products::*)(int64_t, const Elements&, int64_t, Columns, Scalar*) const>);
-  // end_recurrence(rows, part): prepares the products over the rows of a time block. Called once dz
-  // of all these rows is known.
+  // end_recurrence(rows, part): prepares the products over the rows of a time block. Called after
+  // dz has been computed for all these rows.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
   // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): adds dz^T X to

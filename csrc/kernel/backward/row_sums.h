@@ -61,7 +61,7 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
     for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
       const int64_t token = token_of(layer, t, b);
       // rows.last[token] may be left over from another time block. It is valid only if it is the
-      // index of an earlier row with this token.
+      // index of an earlier row of this time block with the same token.
       const int64_t last = rows.last[token];
       rows.before[row] = last < row && rows.token[last] == token ? last : -1;
       rows.token[row] = token;
@@ -72,8 +72,8 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
 
 constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
-// Adds all rows of dz with the token of row `last` to sum [width], from that row back to the first.
-// Adds `width` columns, at most a panel, starting at column `first`. Summing short chains first
+// Adds to `sum` [width] all rows of dz with the same token as row `last`, the last of these rows.
+// Adds `width` columns (at most a panel), starting at column `first`. Summing short chains first
 // loses less precision than adding each row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,

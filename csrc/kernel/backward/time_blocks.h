@@ -6,7 +6,7 @@
 namespace namernn_fast {
 namespace {
 
-// Every time block has space for this many rows. So a call with at most this many rows runs as a
+// Every time block has space for at least this many rows. So a call with no more rows runs as a
 // single time block, and each weight gradient is one product instead of a sum over time blocks.
 constexpr int64_t kOneProductRows = 256;
 

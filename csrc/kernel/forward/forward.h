@@ -1,14 +1,13 @@
-// The entry point of the forward pass, which has four time loops. forward() chooses one of the
-// first three, each in the file of the same name. The fourth loop is a separate entry point.
+// Entry point of the forward pass. There are four time loops, each in the file of the same name.
+// forward() chooses one of the first three; the fourth is a separate entry point.
 // - forward_short: for one short sequence through a small layer, in float or double. Computes
-//   projection and recurrence together and reads the weights where the caller stores them;
+//   projection and recurrence together and reads the caller's weights in place;
 // - forward_rows: for other calls in float or double that want an output and have no `origin`.
 //   Computes the caller's rows step by step;
-// - forward_copied: for all remaining calls, which use a 16-bit type, have rows in another order
-//   (`origin`), or want no output. Runs the loop of forward_rows on copies of the rows, one time
-//   block at a time;
-// - forward_encoded: for rows that the products read as bfloat16 terms or as 8-bit integers. The
-//   kernel tables of such products list a function that calls it, instead of forward().
+// - forward_copied: for all remaining calls: 16-bit types, rows in another order (`origin`), or no
+//   output. Runs the loop of forward_rows on copies of the rows, one time block at a time;
+// - forward_encoded: for rows that the products read as bfloat16 terms or as 8-bit integers. Kernel
+//   tables for such products point to a function that calls forward_encoded() instead of forward().
 #pragma once
 
 #include "kernel/forward/forward_copied.h"

@@ -1,6 +1,6 @@
-// Runs the forward pass on copies of rows, one time block at a time. This pass handles rows stored
-// in 16 bits, rows in an order that products cannot read in place, and calls that want no output,
-// whose output rows are not needed after their time block.
+// Runs the forward pass on copies of rows, one time block at a time. This pass handles 16-bit rows,
+// rows in an order that products cannot read in place, and calls that want no output, for which
+// output rows are discarded after each time block.
 #pragma once
 
 #include "kernel/forward/forward_rows.h"
@@ -122,16 +122,16 @@ struct CopiedPart {
     return copied;
   }
 
-  // Return the member's copies.
+  // Return the member's own copy of the inputs and of the token ids.
   Scalar* input() const {
     return copies.input + part.member * copies.steps * args.layer.layout.B * args.layer.D;
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
-  // Copies the inputs or token ids of the slice at times first .. last, its inputs beside x, and
-  // the states from which its sequences restart. Zeroes the states that a cut keeps from reaching
-  // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
-  // within the time block.
+  // Copies what the slice reads at times first .. last: x or token ids, the inputs beside x, and
+  // the states from which sequences restart. Zeroes the states of sequences that are cut just
+  // before t_begin, the time at which the recurrence enters the time block. ForwardPart handles
+  // cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -221,13 +221,13 @@ struct CopiedPart {
   }
 };
 
-// Returns whether the panels store weights in 16 bits. Every product then converts all weights.
-// With few rows that is faster than reading floats that do not fit in the private cache, and faster
-// than converting the panels that the layer already has.
+// Returns whether to store panels in 16 bits, so that every product converts the weights. With few
+// rows, this is faster than reading float panels that do not fit in the private cache, and faster
+// than converting all of the layer's 16-bit panels first.
 template <class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
-  constexpr int64_t few_rows = 4;   // converting is hidden behind reading the weights
-  constexpr int64_t few_tiles = 4;  // converting all panels takes as long
+  constexpr int64_t few_rows = 4;   // reading the weights hides the conversion
+  constexpr int64_t few_tiles = 4;  // converting all panels first takes as long
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;

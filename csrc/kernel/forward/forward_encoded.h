@@ -1,17 +1,17 @@
-// Runs the forward pass with products of encoded rows: of bfloat16 terms (terms.h) or of 8-bit
-// integers (int8_rows.h). Inputs and states are encoded row by row, and the sums are floats.
+// Runs the forward pass with products of encoded rows: bfloat16 terms (terms.h) or 8-bit integers
+// (int8_rows.h). Inputs and states are encoded row by row; sums are floats.
 //
 // Two arrays of states alternate: each step reads one array and writes its states to the other. A
-// state that the next step reads without a product stays in float: the cell state, or h if the cell
-// is not only_through_sums.
+// state that the next step reads elementwise, the carried state, stays in float: the cell state, or
+// h if the cell is not only_through_sums.
 //
 // The template parameter Encoding has these members:
 // - Tile: computes a tile of a product, like PairTile in pair_panels.h;
 // - Operands: the operands of a product;
 // - Row: points to an encoded row. input_size(n) and row_size(n) are the distances between rows of
 //   n inputs and of n states;
-// - State: points to a row of states as a step writes it. It is a Row, or a float* if a row can be
-//   encoded only as a whole. state_size(n) is the distance between rows of n states;
+// - State: points to a row of states as a step writes it. State is Row, or float* if only complete
+//   rows can be encoded. state_size(n) is the distance between rows of n states;
 // - Panels<Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
@@ -36,12 +36,12 @@ struct EncodedRows {
   typename Encoding::State states[2];  // [B, state_size(H)] each: step s reads states[s % 2]
   typename Encoding::Row inputs[2];  // [steps * B, input_size(D)] each: stretch n of `steps` steps
                                      // reads inputs[n % 2]
-  typename Encoding::Row encoded;    // [members, encoded_rows, row_size(H)]: the states that a
-                                     // member reads, unless those are encoded already
+  typename Encoding::Row encoded;    // [members, encoded_rows, row_size(H)]: each member's encoded
+                                     // copy of the states; unused if states_are_encoded
   int64_t encoded_rows;
   int64_t steps;     // number of steps whose inputs are read at once
-  float* projected;  // [unit blocks, gates, capacity, panel_width], the projection of
-                     // these steps; null if each step projects its own inputs
+  float* projected;  // [unit blocks, gates, capacity, panel_width], the projection of `steps`
+                     // steps; null if each step projects its own inputs
   int64_t capacity;  // number of rows in `inputs` and `projected`
 };
 
@@ -53,19 +53,18 @@ struct EncodedPart {
   using State = typename Encoding::State;
   using Operands = typename Encoding::Operands;
   static constexpr int64_t w = Shape<float>::panel_width;
-  static constexpr int64_t kBlock = Tile::rows * w;  // elements in the tile of one sum
+  static constexpr int64_t kBlock = Tile::rows * w;  // number of elements in a tile of sums
 
   const Forward<Storage>& args;
   const typename Encoding::template Panels<Storage>& panels;
   const Part& part;
   const EncodedRows<Encoding>& rows;
-  float* carried;  // [B, state_size(H)], the state that a step reads without a product; null if
-                   // there is none
-  bool one_row;    // whether the batch is a single sequence, whose products use multiply_row()
+  float* carried;  // [B, carried_size(H)], the carried state; null if the cell has none
+  bool one_row;    // whether products use multiply_row(), for a batch of one sequence
   bool packs;      // whether the part packs each unit block just before its products
 
-  // Returns the index of the state that a step reads without a product, which is always the cell's
-  // last state; -1 if there is no such state.
+  // Returns the index of the carried state, which is always the cell's last state. Returns -1 if
+  // the cell has no carried state.
   static int carried_state(const Cell& cell) {
     NAMERNN_EXPECT(cell.states == 1 || cell.only_through_sums);
     return cell.states == 1 && cell.only_through_sums ? -1 : int(cell.states) - 1;
@@ -81,7 +80,7 @@ struct EncodedPart {
   Row input_at(int64_t s, int64_t b) const {
     return inputs_at(s) + row_of(s, b) * Encoding::input_size(args.layer.D);
   }
-  // Return the states of sequence b that step s reads: as the cell wrote them, and encoded.
+  // Return the h of sequence b that step s reads: as the cell wrote it, and encoded for products.
   State written_state(int64_t s, int64_t b) const {
     return rows.states[s % 2] + (b - part.slice.begin) * Encoding::state_size(args.layer.H);
   }
@@ -97,7 +96,7 @@ struct EncodedPart {
     return rows.projected + ((j / w * args.layer.cell->gates + s) * rows.capacity + row) * w;
   }
 
-  // Copies the member's share of the inputs of a stretch that starts at step `first`.
+  // Encodes the member's share of the inputs of the stretch that starts at step `first`.
   void read_inputs(int64_t first) const {
     const Layer<Storage>& layer = args.layer;
     if (layer.D == 0) return;
@@ -110,8 +109,8 @@ struct EncodedPart {
     }
   }
 
-  // Copies the member's share of the states of sequences that start at step s. The previous step
-  // writes the states of all other sequences.
+  // Copies the initial h of sequences that start at step s, for the member's share of the
+  // sequences. The previous step writes the h of all other sequences.
   void read_states(int64_t s) const {
     const Layer<Storage>& layer = args.layer;
     const int64_t t = time_of(layer, s);
@@ -179,8 +178,8 @@ struct EncodedPart {
     panels.for_each_panel(args.layer, j / w, sum);
   }
 
-  // Adds the biases and, if the layer has a table, the table's row for (t, b) to the sums of units
-  // j .. j + width.
+  // Adds the biases and, with a table, the table's row for (t, b) to the sums of units j .. j +
+  // width.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
     const Cell& cell = *layer.cell;
@@ -242,7 +241,7 @@ struct EncodedPart {
       add_starts(step.t, b + r, j, width, sums + r * w);
       read_carried(step, b + r, j, width);
     }
-    // Rows in another order are not evenly spaced.
+    // Rows with an `origin` are not evenly spaced, so the cell gets one row at a time.
     const bool apart = layer.layout.origin && (args.kept.data || layer.cell->inputs);
     const int64_t rows = apart ? 1 : height;
     for (int64_t r = 0; r < height; r += rows) {
@@ -252,8 +251,7 @@ struct EncodedPart {
     }
   }
 
-  // If sequence b starts at this step, sets units j .. j + width of the state that the step reads
-  // without a product.
+  // If sequence b starts or restarts at this step, reads units j .. j + width of its carried state.
   void read_carried(const Step& step, int64_t b, int64_t j, int64_t width) const {
     const Layer<Storage>& layer = args.layer;
     const int i = carried_state(*layer.cell);
@@ -264,8 +262,8 @@ struct EncodedPart {
            : read_start(starting_state(layer, i, step.t, b), j, width, state);
   }
 
-  // Stores row n of the states of sequence b, starting at unit j: h in the output and, if the
-  // sequence continues, in the states that the next step reads; otherwise all states in `last`.
+  // Stores row n of `states`, computed for sequence b, starting at unit j. Writes h to the output.
+  // Also writes h for the next step or, if the sequence ends, all states to `last`.
   void write_states(const Step& step, int64_t b, int64_t j, const StateRows<Storage>& states,
                     int64_t n) const {
     const Layer<Storage>& layer = args.layer;
@@ -280,7 +278,7 @@ struct EncodedPart {
              : convert(state, args.last[i] + last_at, width);
     }
     const float* h = states.states[0].data + n * states.states[0].stride;
-    // Always loads whole vectors, which is faster if the vectors have just been written.
+    // Always loads whole vectors: partial loads of vectors that were just written are slow.
     const auto write = [h, width](const auto& to) {
       for_each_vector<float>(width,
                              [=](int64_t c, int64_t m) { store_upto(to + c, load(h + c), m); });
@@ -311,7 +309,7 @@ struct EncodedPart {
     for (int64_t s = 0; s < layout.T; ++s) {
       if (s + 1 < layout.T) read_states(s + 1);
       // The last step of a stretch reads the inputs of the next stretch, so that the barrier after
-      // the step also waits for these.
+      // the step also waits for these inputs.
       if ((s + 1) % rows.steps == 0) read_inputs(s + 1);
       if (rows.projected && s % rows.steps == 0 && slice.begin < slice.end) project(tile, s);
       const int64_t t = time_of(layer, s);
@@ -321,8 +319,8 @@ struct EncodedPart {
       encode_states(s);
       const int64_t blocks = (columns.last - columns.first + w - 1) / w;
       for (int64_t n = 0; n < blocks; ++n) {
-        // Every other step reads the panels in the opposite order, so that it starts with those
-        // that are still in the cache if not all of them fit.
+        // Every other step reads the panels in reverse order. If the cache does not hold all
+        // panels, such a step starts with panels that are still cached.
         const int64_t j = columns.first + (s % 2 ? blocks - 1 - n : n) * w;
         if (packs) panels.pack(layer, j / w);
         const int64_t width = min64(w, columns.last - j);
@@ -343,7 +341,7 @@ inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const R
           Encoding::weight_bytes, layer.cell->gates};
 }
 
-// Allocates the rows of one group, for a slice of this many sequences.
+// Allocates the rows of one group, for a slice of `sequences` sequences.
 template <class Encoding, class Storage>
 EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan, int64_t sequences,
                                    const Runtime& runtime) {
@@ -384,15 +382,15 @@ inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machin
   return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
 }
 
-// Runs the forward pass. `prepared` is the layer's panels, or null if the layer has none in this
-// format.
+// Runs the forward pass. `prepared` points to the layer's panels, or is null if the layer has none
+// in this format.
 template <class Encoding, class Storage>
 void forward_encoded(const Forward<Storage>& args, const void* prepared, const Runtime& runtime) {
   using Panels = typename Encoding::template Panels<Storage>;
   using ThePart = EncodedPart<Storage, Encoding>;
   const Layer<Storage>& layer = args.layer;
-  // A single step reads every panel once. So each member packs one unit block at a time, which then
-  // stays in its private cache, and the members split the packing, which takes most of the time.
+  // A single step reads every panel only once, and packing takes most of the time. So the members
+  // split the packing, and each packs one unit block at a time, which stays in its private cache.
   const bool one_step = layer.layout.T == 1 && !prepared;
   const Plan plan = one_step ? Plan{1, choose_packers(layer, runtime.machine), 0}
                              : choose_plan(encoded_plan_arguments<Encoding>(layer, runtime));

@@ -7,7 +7,7 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether the output rows hold the sums until the states replace them.
+// Returns whether the sums are computed in the output rows, where the states then overwrite them.
 template <class Storage>
 inline bool are_sums_in_output(const Layer<Storage>& layer) {
   return layer.cell->sums == 1 && layer.cell->only_through_sums && layer.P == layer.H;
@@ -43,30 +43,28 @@ struct ForwardWeights {
   const Scalar* zeros;       // [P], the initial state if none is given
   const Storage* weight_ih;  // the caller's weight_ih; null unless it is read in place
   const Storage* weight_hh;  // the caller's weight_hh; null unless it is read in place
-  bool prefetch;             // whether products prefetch panels if every step reads all weights
-  bool prefetch_hh;          // the same if every step reads only weight_hh
+  bool prefetch;             // whether to prefetch panels if every step reads all weights
+  bool prefetch_hh;          // whether to prefetch panels if every step reads only weight_hh
 };
 
 // Memory shared by all parts. Each array is null if the layer does not need it.
 template <class Scalar>
 struct ForwardMemory {
   const Scalar* table;       // [V, H], the rows of the token table plus the biases
-  const Scalar** looked_up;  // [members, B], pointers to the rows of `table` that a step's sums
-                             // start from
-  int64_t B;                 // number of sequences in the layer's whole batch, even if the part
-                             // works on one time block
-  Scalar* unprojected;       // [B, H], h of the current step before its projection
-  Scalar* continued;         // [B, H], in a tree: copies of the previous h of a step's rows
-  Scalar* cell_states[2];    // [B, H] each, in a tree: the cell states of rows at even and at odd
-                             // times
-  Scalar* projected;         // [groups, projected_rows, gates * H], the projection if it runs
-                             // ahead of the recurrence and the output does not hold the sums; see
-                             // GateSums
-  int64_t projected_rows;    // number of rows per group in `projected`
+  const Scalar** looked_up;  // [members, B], pointers to the rows of `table` that are the start
+                             // values of a step's sums
+  int64_t B;  // number of sequences in the whole batch, even if args cover only one time block
+  Scalar* unprojected;     // [B, H], h of the current step before its projection
+  Scalar* continued;       // [B, H], in a tree: copies of the previous h of a step's rows
+  Scalar* cell_states[2];  // [B, H] each, in a tree: the cell states of rows at even and at odd
+                           // times
+  Scalar* projected;       // [groups, projected_rows, gates * H], the projection, if it is computed
+                           // ahead of the recurrence and not in the output; see GateSums
+  int64_t projected_rows;  // number of rows per group in `projected`
 };
 
 // Writes a layer's table plus the biases to `result`, in the type that kernels compute in. Skips
-// each block of bias_hh whose sum has no contribution from the input, such as b_hn of a GRU.
+// blocks of bias_hh that belong to sums without an input contribution, such as b_hn of a GRU.
 template <class Storage>
 inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -188,8 +186,8 @@ struct ForwardContext {
     return ForwardPanels<Storage, Element>::unit_block_size(args.layer);
   }
 
-  // Return the operands of the two products, with the panels of weight block 0. The panels of the
-  // part's first unit block are read after its last.
+  // Return the operands of the two products, starting with weight block 0. `after` points to the
+  // part's first unit block, which the next step reads after the last one.
   Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);
@@ -216,7 +214,7 @@ struct ForwardContext {
   }
 
   // Returns the cell's arguments for rows that start at (t, b), except the sums and the previous h.
-  // The other previous states are zeros if `from_zeros`, otherwise the states in memory.
+  // The other previous states are zeros if `from_zeros`; otherwise they are read from memory.
   StateRows<Scalar> state_rows(int64_t t, int64_t b, bool from_zeros) const {
     const Layer<Scalar>& layer = args.layer;
     const Cell& cell = *layer.cell;

@@ -1,5 +1,5 @@
-// Runs the forward pass on the caller's rows. Every part computes one step after the other, with a
-// barrier after each step if its group has several members.
+// Runs the forward pass on the caller's rows. Each part computes its steps in order. Groups with
+// several members wait at a barrier after each step.
 #pragma once
 
 #include "kernel/forward/gate_sums.h"
@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// Runs the forward pass of one part. Sums, OutputSums or GateSums, computes its projections and
-// states. The panels store the weights as elements of type Element.
+// Runs the forward pass of one part. Its base class Sums computes projections and states; it is
+// OutputSums or GateSums. Panels have elements of type Element.
 template <class Sums, class Scalar, class Element>
 struct ForwardPart : Sums {
   using Sums::args, Sums::weights, Sums::part, Sums::memory, Sums::projected_steps;
@@ -33,9 +33,9 @@ struct ForwardPart : Sums {
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies to args.last the states of sequences whose last step is at time t. Except in a tree,
-  // copies only h, because each step updates the cell states in args.last itself. Does not support
-  // layouts with `order`.
+  // Copies the states of sequences that end at time t to args.last. Except in a tree, copies only
+  // h, because each step updates the cell states directly in args.last. Does not support layouts
+  // with `order`.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
@@ -70,7 +70,7 @@ struct ForwardPart : Sums {
   }
 
   // Writes h = W_hr y to the output for the sequences alive at time t. memory.unprojected holds y,
-  // the outputs of their cells.
+  // which is h before its projection.
   void project_outputs(int64_t t) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t H = layer.H, b = part.slice.begin;
@@ -110,13 +110,13 @@ struct ForwardPart : Sums {
         project_outputs(t);
       }
       keep_last_states(t);
-      // Barriers wait for all members, so members without rows or columns must call them, too.
+      // A barrier waits for all members, so members without rows or columns must call it, too.
       if (part.team && s + 1 < T) barrier(*part.team, runtime);
     }
   }
 };
 
-// Runs the forward pass of one part, with the type of sums that the layer needs.
+// Runs the forward pass of one part with OutputSums or GateSums, whichever the layer needs.
 template <class Scalar, class Storage, class Element>
 inline void run_part(const ForwardContext<Scalar, Storage, Element>& context,
                      const Runtime& runtime) {

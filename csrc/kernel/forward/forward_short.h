@@ -1,6 +1,6 @@
-// Runs the forward pass of one short sequence through a small layer. Reads the weights where the
-// caller stores them, and adds up the lanes of projection and recurrence together. Packing the
-// weights, or computing the two products separately, would make the pass take about 10 % longer.
+// Runs the forward pass of one short sequence through a small layer. Reads the caller's weights in
+// place, and accumulates projection and recurrence in the same vectors. Packing the weights or
+// computing the two products separately would make the pass about 10 % slower.
 #pragma once
 
 #include "kernel/forward/forward_rows.h"
@@ -8,14 +8,14 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether forward_short() supports the cell and the call, the layer is small, and its only
-// sequence is short. forward_short() requires D and H to be multiples of the number of lanes in a
-// vector.
+// Returns whether to run a call with forward_short(): it supports the cell and the call, the layer
+// is small, and the only sequence is short. D and H must be multiples of the number of vector
+// lanes.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  // With more features, it is faster to read fewer rows of the weights at once.
+  // With more features, reading fewer rows of the weights at once is faster.
   constexpr int64_t most_features = 512;
   const int64_t T = layer.layout.T;
   const Cell& cell = *layer.cell;
@@ -79,8 +79,8 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  // If the caller wants no output, writes the output to scratch memory. The last state then has the
-  // same bits as with an output.
+  // If the caller wants no output, writes the output to scratch memory, so that the last state is
+  // bit-identical to the last state with an output.
   if (!args.output.data) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }

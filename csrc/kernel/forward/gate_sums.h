@@ -7,7 +7,7 @@
 namespace namernn_fast {
 namespace {
 
-// Maximum number of sums of one unit in the buffer, over all its rows. Every chunk of rows reads
+// Maximum number of sums per unit in the buffer, over all rows of a chunk. Each chunk of rows reads
 // the panels of the unit block again.
 constexpr int64_t kBufferSums = 64 * kTileRows;
 static_assert(kBufferSums / kMostSums >= 2 * kTileRows);
@@ -20,7 +20,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
 
   // Returns the number of elements in a row of the buffer, [rows, sums, w].
   int64_t buffer_row() const { return args.layer.cell->sums * w; }
-  // Returns the number of elements in a row of the projection, which holds the sums that the input
+  // Returns the number of elements in a row of the projection: H for each sum that the input
   // contributes to, in order.
   int64_t projected_row() const { return args.layer.cell->gates * args.layer.H; }
   // Returns a pointer to row (t, b) of a projection that starts at time `first`.
@@ -62,7 +62,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     StateRows<Scalar> states = this->state_rows(t, begin, !h);
     states.sum_stride = w;
     if (h && !layer.cell->only_through_sums) states.previous[0] = {h, h_stride};
-    // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
+    // Zero times infinity is NaN, so a zero state skips the product only if weight_hh is finite.
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
     const int64_t rows = end - begin;
@@ -71,7 +71,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
       for (int64_t c = 0, i = 0; c < chunks; ++c) {
         const int64_t height = rows * (c + 1) / chunks - i;
-        // The unit block that is read after this chunk.
+        // The first unit of the unit block that is read after this chunk.
         const int64_t next = c + 1 < chunks ? j : unit_block_after(j);
         alignas(64) Scalar sums[kBufferSums * w];
         start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
@@ -106,8 +106,8 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     return weights.weights + (panel * (args.layer.D + args.layer.P) + row) * w;
   }
 
-  // Fills the buffer with the values that the sums start from, for `height` rows starting at row
-  // (t, b) and for the unit block that starts at unit j.
+  // Fills the buffer with the start values of the sums, for `height` rows starting at row (t, b)
+  // and for the unit block that starts at unit j.
   void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
                   Scalar* sums) const {
     const Cell& cell = *args.layer.cell;
@@ -133,12 +133,12 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
 
   // Returns the first time of the projection that includes time t.
   int64_t first_projected(int64_t t) const {
-    const int64_t s = time_of(args.layer, t);  // time_of() also turns times into steps
+    const int64_t s = time_of(args.layer, t);  // time_of() is its own inverse
     return this->projected_times(s / projected_steps * projected_steps).first;
   }
 
   // Multiplies inputs by the block of weight_ih that contributes to sum g, for the unit block that
-  // starts at unit j. The next product reads the panel `after`.
+  // starts at unit j. `after` is the panel that the next product reads.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
                       int64_t g, int64_t j, const Element* after) const {
     const int64_t D = args.layer.D;
@@ -153,7 +153,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
   // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
-  // unit block that starts at unit j. The next product reads the panel `after`.
+  // unit block that starts at unit j. `after` is the panel that the next product reads.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
                       const Element* after) const {
     const int64_t H = args.layer.H, P = args.layer.P;
@@ -170,8 +170,8 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
-  // the unit block that starts at unit j. If the unit block fills its panels, computes the products
-  // of all weight blocks as a single product. The next product reads the panel `after`.
+  // the unit block that starts at unit j. If the unit block fills its panels, computes all weight
+  // blocks as one wide product. `after` is the panel that the next product reads.
   void multiply_panels(const Operand<Scalar, Element>& rows_of_a, Scalar* sums, int64_t rows,
                        int64_t j, const Element* after) const {
     const bool whole = columns_from(j) == w;
@@ -185,8 +185,8 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
   // Returns a copy of `operand` whose panels start at weight block g of the unit block that starts
-  // at unit j. The next panel belongs to weight block g + 1. The next product reads the panel
-  // `after`.
+  // at unit j. The next panel belongs to weight block g + 1. `after` is the panel that the next
+  // product reads.
   Operand<Scalar, Element> operand_of(Operand<Scalar, Element> operand, int64_t g, int64_t j,
                                       const Element* after) const {
     const int64_t panel = (args.layer.D + args.layer.P) * w;

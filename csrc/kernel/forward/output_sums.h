@@ -1,5 +1,5 @@
-// Computes the states of a part of the forward pass, for cells whose output rows hold the sums
-// until the states replace the sums.
+// Computes the states of a part of the forward pass, for layers that compute the sums in the output
+// rows and then overwrite the sums with the states.
 #pragma once
 
 #include "kernel/forward/forward_part.h"
@@ -51,7 +51,7 @@ struct OutputSums : ForwardContext<Scalar, Storage, Element> {
       code.states_of(states);
     };
     const auto [first, last] = part.columns;
-    // Zero times infinity is NaN, so a zero state is multiplied too unless weight_hh is finite.
+    // Zero times infinity is NaN, so a zero state skips the product only if weight_hh is finite.
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     if (weights.weight_hh) {
       const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.P};

@@ -53,8 +53,8 @@ inline Short narrow(Vec<float> v, Half) {
   const Word magnitude = bits & 0x7fffffffu;
   const Word sign = bits >> 16 & 0x8000u;
   const Word normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
-  // Half-precision numbers below 2^-14 are subnormal. Adding 0.5 rounds such a number into the low
-  // bits.
+  // Half-precision numbers below 2^-14 are subnormal. Adding 0.5 rounds such a number to a multiple
+  // of 2^-24, held in the low bits.
   const Word small = (Word)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   const Word is_small = (Word)(magnitude < 113u << 23);
   const Word is_large = (Word)(magnitude >= 0x477ff000u);
@@ -79,7 +79,7 @@ inline Vec<float> load_short(const Storage* p, int64_t n) {
   std::memcpy(&bits, p, n * sizeof(Storage));
   return widen(bits, Storage());
 }
-// If n is a constant, memcpy compiles to a single load or store.
+// A constant n lets memcpy compile to a single load or store.
 inline Vec<float> load_upto(const BFloat16* p, int64_t n) {
   return n == Simd<float>::lanes ? load_short(p, Simd<float>::lanes) : load_short(p, n);
 }

@@ -1,11 +1,11 @@
-// The nonlinearities of cells. Computes the hyperbolic tangent of a vector to within two units in
-// the last place, and the logistic sigmoid and softplus to within three.
+// Computes the nonlinearities of cells. The error of tanh is at most two units in the last place;
+// the error of the logistic sigmoid and of softplus is at most three.
 #pragma once
 
 #include "kernel/math/simd.h"
 
-// No vector register survives a call on x86, so with the 16 registers of AVX2 the callers of these
-// functions would spill. With the 32 registers of AVX-512, inlining them gained nothing.
+// On x86, function calls preserve no vector registers, so calling these functions makes the caller
+// spill. Inlining helps on AVX2 (16 registers) but not on AVX-512 (32 registers).
 #if defined(__AVX2__) && NAMERNN_REGISTERS == 16
 #define NAMERNN_INLINE [[gnu::always_inline]] inline
 #else
@@ -33,7 +33,7 @@ inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
   return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 }
 
-// A division would stall the multiply-add units; an estimate with two corrections does not.
+// A division would stall the multiply-add units; an estimate with two corrections does not stall.
 template <>
 inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
   const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);
@@ -43,12 +43,12 @@ inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
 }
 #endif
 
-// tanh|x| = e / (e + 1) with e = expm1(2|x|) / 2. Range reduction |x| = n ln 2 / 2 + s gives
-// e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimizes the largest relative error of
-// s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4. The coefficients come from
-// a least-squares fit that was reweighted until the error was level: 2^-26.2 in float and 2^-55.6
-// in double. Beyond `limit`, tanh rounds to 1. Signed zeros and subnormals are returned unchanged,
-// and NaN stays NaN.
+// tanh|x| = e / (e + 1) with e = expm1(2|x|) / 2. Range reduction |x| = n ln 2 / 2 + s, with an
+// integer n, gives e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimizes the largest
+// relative error of s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4. A
+// least-squares fit, reweighted until all error peaks were equal, gave the coefficients. The error
+// is 2^-26.2 in float and 2^-55.6 in double. Beyond `limit`, tanh rounds to 1. Signed zeros and
+// subnormals are returned unchanged, and NaN stays NaN.
 template <class Scalar>
 struct Tanh;
 template <>
@@ -58,7 +58,7 @@ struct Tanh<float> {
   static constexpr float half_ln2 = 0x1.62e430p-2f;
   static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits of half_ln2
   static constexpr float half_ln2_low = 0x1.7f7d1cp-21f;
-  static constexpr float round = 0x1.8p23f;  // the low bits of x + round hold the nearest integer
+  static constexpr float round = 0x1.8p23f;  // the low bits of x + round are round(x)
   static constexpr int mantissa_bits = 23;
   static constexpr float exponent_bias = 127.0f;
   static constexpr float c[] = {1.00000001239f, 0.666661717641f, 0.333330255182f, 0.133865452122f,
@@ -81,16 +81,15 @@ struct Tanh<double> {
                                  0.00014144697467484233669, 0.00002571625655054236154};
 };
 
-// exp(2a) = power * (2 rest + 1), where power = 2^n and rest = expm1(2s) / 2.
+// exp(2a) = power * (2 rest + 1), where a = n ln 2 / 2 + s, power = 2^n and rest = expm1(2s) / 2.
 template <class Scalar>
 struct Exponential {
   Vec<Scalar> power;
   Vec<Scalar> rest;
 };
 
-// Computes exp(2a). The rounding error of n ln 2 / 2 matters if |n| is large. If `far`, the
-// relative error stays small even then, because ln 2 / 2 is split so that n times half_ln2_high is
-// exact.
+// Computes exp(2a) as 2^n * exp(2(a - n ln 2 / 2)). For large |n|, rounding n ln 2 / 2 costs
+// accuracy; `far` avoids this by splitting ln 2 / 2 so that n * half_ln2_high is exact.
 template <class Scalar, bool far>
 inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   using C = Tanh<Scalar>;
@@ -170,7 +169,7 @@ inline Vec<Scalar> relu_gradient(Vec<Scalar> grad, Vec<Scalar> h) {
 // 2 artanh(s) = 2 (s + s^3 / 3 + s^5 / 5 + ..), with s = t / (2 + t) <= 1 / 3.
 template <class Scalar>
 inline Vec<Scalar> softplus(Vec<Scalar> x) {
-  constexpr int terms = sizeof(Scalar) == 4 ? 7 : 16;  // after the first
+  constexpr int terms = sizeof(Scalar) == 4 ? 7 : 16;  // number of terms after the first
   const Vec<Scalar> t = exp_of_negative<Scalar>(x);
   const Vec<Scalar> s = divide<Scalar>(t, t + Scalar(2));
   Vec<Scalar> sum = {};

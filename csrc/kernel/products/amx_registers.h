@@ -8,7 +8,7 @@
 namespace namernn_fast {
 namespace {
 
-// The tile registers of a thread, as long as this object lives.
+// Configures the tile registers of the calling thread. The destructor releases them.
 struct AmxRegisters {
   AmxRegisters() {
     struct {

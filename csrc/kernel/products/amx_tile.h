@@ -10,8 +10,8 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
-// pair_panels.h describes the interface of PairTile. Tile registers 0 to 3 hold a 2 x 2 block of
-// C, registers 4 and 5 rows of A, registers 6 and 7 columns of the panel.
+// pair_panels.h describes the interface of PairTile. Tile registers 0 to 3 hold a 2 x 2 block of C,
+// registers 4 and 5 hold rows of A, and registers 6 and 7 hold columns of the panel.
 struct PairTile : AmxRegisters {
   static constexpr int64_t rows = 32;
 
@@ -34,7 +34,7 @@ struct PairTile : AmxRegisters {
   static constexpr int64_t kPanelRow = 256;  // bytes per row of pairs in a panel, and per row of c
   static constexpr int64_t kTileElements = 32;  // bfloat16 numbers per row of a tile register
 
-  // Multiplies 32 rows of A (16 unless `kTall`) by one half of the panel's columns.
+  // Multiplies 32 rows of A, or 16 unless `kTall`, by one half of the panel's columns.
   template <int kTerms, bool kTall>
   static void columns(const PairOperands<kTerms>* operands, int count, int64_t half,
                       const float* start, float* c) {

@@ -8,9 +8,9 @@
 namespace namernn_fast {
 namespace {
 
-// Implements PairTile::multiply in pair_panels.h for kRows rows. The sums of a row are split into
-// kChains chains that take turns, so that fewer multiplications wait for the previous one. Both
-// numbers are constants so that the sums stay in registers.
+// Implements PairTile::multiply in pair_panels.h for kRows rows. Each sum is split into kChains
+// interleaved chains, so that fewer multiplications wait for the previous result. kRows and kChains
+// are compile-time constants so that the sums stay in registers.
 template <int kTerms, int kRows, int kChains>
 void multiply_dots(const PairOperands<kTerms>* operands, int count, const float* start, float* c) {
   constexpr int lanes = Simd<float>::lanes;

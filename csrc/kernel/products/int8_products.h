@@ -1,5 +1,5 @@
-// Products of rows and panels of 8-bit integers. Sums of integers are exact, so every instruction
-// set, tile and split gets the same sums.
+// Multiplies rows and panels of 8-bit integers. Sums of integers are exact, so they do not depend
+// on the instruction set, on the tile or on how work is split.
 #pragma once
 
 #include "kernel/products/int8_rows.h"
@@ -13,13 +13,13 @@ struct Int8Operands {
   const uint8_t* a;     // A, row by row, each as quantize_row() or quantize_row_twice() writes it
   int64_t a_row;        // row stride of A, in bytes
   int64_t K;            // number of columns of A and rows of B, including padding
-  const int8_t* panel;  // B, as Int8Panels describes it
-  int64_t second;       // distance between the two rows that add up to a row of A; 0 for one row
+  const int8_t* panel;  // B, in the format of Int8Panels
+  int64_t second;  // bytes between the two rows that add up to a row of A; 0 if there is only one
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
-// A panel consists of blocks of kGroup columns and kRowGranule rows, which a register of AMX holds.
-// The kWidth columns of the first rows come first. The order within a block is [rows / 4, kGroup,
+// A panel consists of blocks of kRowGranule rows and kGroup columns. An AMX tile register holds one
+// block. Blocks are ordered by row, then by column; a block has the shape [kRowGranule / 4, kGroup,
 // 4].
 constexpr int64_t kGroup = kWidth < 16 ? kWidth : 16;
 constexpr int64_t kBlockBytes = kRowGranule * kGroup;
@@ -31,7 +31,7 @@ inline int64_t place_in_panel(int64_t k, int64_t j) {
   return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
 }
 
-// A vector whose elements all hold the same four codes, from adjacent numbers in a row of A.
+// Four adjacent codes of a row of A, repeated to fill a vector.
 using QuadBits = std::conditional_t<sizeof(Code) == 1, int32_t, int64_t>;
 typedef QuadBits Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Quad load_quad(const uint8_t* p) {
@@ -40,8 +40,8 @@ inline Quad load_quad(const uint8_t* p) {
   return Quad{} + quad;
 }
 
-// A vector of weights holds four rows and kColumns columns of B. dot(sums, w, a) multiplies them by
-// four numbers of A, and adds the products to `sums`, whose lanes hold kPartial sums per column.
+// `Weights` holds four rows and kColumns columns of B. dot(sums, w, a) multiplies w by four numbers
+// of A and adds the products to `sums`, which has kPartial lanes per column.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr int kPartial = 1;
 using Weights = Int;
@@ -90,10 +90,10 @@ constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows that multiply_rows() computes at once, with all sums in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
-// Returns how many chains multiply_rows() splits the sums of each row into, if it gets `rows` rows.
+// Returns the number of chains per sum when multiply_rows() computes `rows` rows at once.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
-// Adds up the partial sums of each column in kPartial vectors.
+// Adds up the kPartial partial sums of each column.
 inline Int whole_sums(const Int* sums) {
   if constexpr (kPartial == 1) return sums[0];
   Int whole;
@@ -104,8 +104,8 @@ inline Int whole_sums(const Int* sums) {
   return whole;
 }
 
-// Writes start + A B to c for row r of A, which is the sum of kEach rows of integers. `sum(e, v)`
-// returns vector v of the integer sums of row e.
+// Writes row r of start + A B to c. Row r of A is the sum of kEach rows of integers; `sum(e, v)`
+// returns vector v of the integer sums of the e-th of these rows.
 template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {
@@ -129,8 +129,8 @@ inline void write_row(const Int8Operands& operand, int64_t r, const float* start
   }
 }
 
-// Computes kRows rows of a product. The sums of a row are split into kChains chains that take
-// turns, so that fewer multiplications wait for the previous one.
+// Computes kRows rows of a product. Each sum is split into kChains interleaved chains, so that
+// fewer multiplications wait for the previous result.
 template <int kRows, int kEach, int kChains>
 void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   Int sums[kChains][kRows * kEach][kVectors] = {};
@@ -172,7 +172,7 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   }
 }
 
-// Computes `height` rows of a product A B. A row of A is the sum of kEach rows of integers.
+// Computes `height` rows of a product A B. Each row of A is the sum of kEach rows of integers.
 template <int kEach, int... kIndices>
 void multiply_few(Int8Operands operand, int64_t height, const float* start, float* c,
                   std::integer_sequence<int, kIndices...>) {
@@ -195,7 +195,7 @@ inline void multiply_few(const Int8Operands& operand, int64_t height, const floa
   }
 }
 
-// Adds the products of several operands, with multiply_one(operand, start, c) for each.
+// Writes `start` plus all operands' products to c. Calls multiply_one(operand, start) for each.
 template <class F>
 inline void add_products(const Int8Operands* operands, int count, int64_t height,
                          const float* start, float* c, F&& multiply_one) {
@@ -206,7 +206,7 @@ inline void add_products(const Int8Operands* operands, int count, int64_t height
   for (int o = 0; o < count; ++o) multiply_one(operands[o], o == 0 ? start : c);
 }
 
-// The tile for instructions that multiply vectors. pair_panels.h describes the interface.
+// The tile for vector instructions (AMX has AmxTile). pair_panels.h describes the interface.
 struct VectorTile {
   static constexpr int64_t rows = 24;
 

@@ -1,9 +1,9 @@
-// Rows of numbers as 8-bit integers with one scale: number i of a row is about scale * q_i, with
-// -127 <= q_i <= 127.
+// Stores rows of numbers as 8-bit integers with one scale per row: element i is about scale * q_i,
+// with -127 <= q_i <= 127.
 //
 // The scale is the largest magnitude of the row, divided by 127 and cut to 17 significant bits, so
-// that scale * q_i is exact in float: quantizing the products again gives the same integers. All
-// steps are exact or correctly rounded, so every instruction set gets the same integers.
+// that scale * q_i is exact in float. Quantizing the numbers scale * q_i gives the same integers
+// again. All steps are exact or correctly rounded, so every instruction set gets the same integers.
 #pragma once
 
 #if defined(__SSE2__)
@@ -26,14 +26,14 @@ constexpr int32_t kOffset = 128;
 using Code = int16_t;
 constexpr int32_t kOffset = 0;
 #endif
-// A row with a smaller scale counts as zeros, because 1 / scale might overflow.
+// Rows with a smaller scale are stored as zeros, because 1 / scale might overflow.
 constexpr float kSmallestScale = 0x1p-107f;
 
 inline int64_t padded_bytes(int64_t n) { return (n + kRowGranule - 1) / kRowGranule * kRowGranule; }
 
 using Int = Simd<float>::I;
 
-// Returns each lane rounded to the nearest integer, halves to even.
+// Returns each lane rounded to the nearest integer, ties to even.
 inline Int rounded(Vec<float> v) {
 #if defined(__AVX512F__)
   return (Int)_mm512_cvtps_epi32((__m512)v);
@@ -50,8 +50,8 @@ inline Int rounded(Vec<float> v) {
 #endif
 }
 
-// Returns the scale of a row of n numbers; NaN if a number is not finite. The largest magnitude of
-// the row counts as at least `least`.
+// Returns the scale of a row of n numbers, or NaN if a number is not finite. If the largest
+// magnitude of the row is below `least`, uses `least` instead.
 inline float scale_of(const float* row, int64_t n, float least) {
   Int largest = {};  // the bits of magnitudes, which are ordered like magnitudes
   for_each_vector<float>(n, [&](int64_t i, int64_t m) {
@@ -73,7 +73,7 @@ inline float scale_of(const float* row, int64_t n, float least) {
   return scale < kSmallestScale ? 0 : scale;
 }
 
-// Calls store(i, m, q) for consecutive vectors of m integers, starting at number i of a row.
+// Quantizes a row. Calls store(i, m, q) for each vector q of m integers that starts at index i.
 template <class F>
 inline void quantize(const float* row, int64_t n, float scale, F&& store) {
   const float inverse = scale > 0 ? 1 / scale : 0;  // 0 for NaN
@@ -82,33 +82,34 @@ inline void quantize(const float* row, int64_t n, float scale, F&& store) {
 }
 
 // In memory, a row consists of padded_bytes(n) codes and the scale, and starts at a cache line.
-// scale_at() and row_bytes() return the offset of the scale and the distance of rows in bytes.
+// scale_at() and row_bytes() return, in bytes, the offset of the scale and the distance between
+// rows.
 inline int64_t scale_at(int64_t n) { return padded_bytes(n) * int64_t(sizeof(Code)); }
 inline int64_t row_bytes(int64_t n) { return scale_at(n) + 64; }
 
-// Stores n integers of a row, starting at number i.
+// Stores n integers of a row, starting at index i.
 inline void store_codes(uint8_t* row, int64_t i, Int q, int64_t n) {
   typedef Code Codes __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 4 * sizeof(Code))));
   const Codes codes = __builtin_convertvector(q + kOffset, Codes);
   std::memcpy(row + i * int64_t(sizeof(Code)), &codes, size_t(n) * sizeof(Code));
 }
 
-// Writes a row to `to`.
+// Quantizes a row and writes it to `to`.
 inline void quantize_row(const float* row, int64_t n, float least, uint8_t* to) {
   const float scale = scale_of(row, n, least);
   quantize(row, n, scale, [&](int64_t i, int64_t m, Int q) { store_codes(to, i, q, m); });
   std::memcpy(to + scale_at(n), &scale, sizeof(scale));
 }
 
-// Writes a row to `to` with twice the precision: as the sum of the row that quantize_row() writes
-// and a second row, which holds its errors.
+// Quantizes a row with twice the precision: writes the row that quantize_row() would write and a
+// second row, which holds the errors of the first row.
 inline void quantize_row_twice(const float* row, int64_t n, uint8_t* to) {
   const float scale = scale_of(row, n, 0), fine = scale / (2 * kLargest);
   const float inverse = fine > 0 ? 1 / fine : 0;
   uint8_t* const low = to + row_bytes(n);
   quantize(row, n, scale, [&](int64_t i, int64_t m, Int q) {
     store_codes(to, i, q, m);
-    // The product is exact, and so is the difference, because both numbers are close.
+    // The product is exact. The difference is exact, too, because its operands are close.
     const Vec<float> error = load_upto(row + i, m) - __builtin_convertvector(q, Vec<float>) * scale;
     store_codes(low, i, rounded(error * inverse), m);
   });

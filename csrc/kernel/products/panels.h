@@ -57,8 +57,8 @@ inline void transpose_square(const Storage* w, int64_t w_row, int64_t rows, int6
   }
 }
 
-// Transposes W [rows, columns] into `columns` rows of `width` elements, rounded up to whole
-// vectors. Elements past `rows` are zeros.
+// Transposes W [rows, columns] into `columns` rows of `width` elements. Rounds `width` up to whole
+// vectors and fills elements past `rows` with zeros.
 template <class Scalar, class Storage>
 inline void transpose_matrix(const Storage* w, int64_t w_row, int64_t rows, int64_t columns,
                              Scalar* to, int64_t to_row, int64_t width) {
@@ -84,7 +84,7 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
   transpose_matrix(w + first * K, K, width - first, K, panel, panel_width, panel_width);
 }
 
-// Packs one row of a panel: the elements of `row` [width] from column `first` on, padded with
+// Packs one row of a panel: the elements of `row` [width], starting at column `first`, padded with
 // zeros. If `row` is null, packs zeros.
 template <class Scalar, class Storage>
 inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {

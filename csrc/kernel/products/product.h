@@ -22,11 +22,11 @@ struct Operand {
   const Panel* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
-  int64_t chain = kChain;  // maximum length of a chain
+  int64_t chain = kChain;  // maximum chain length, as in kChain
   // The panel that will be read after the product. Unless it is null, each panel is prefetched into
   // the core's private cache while the previous panel is in use.
   const Panel* after = nullptr;
-  int64_t a_k = 1;  // not read unless kByColumn, in which case a_row is 1
+  int64_t a_k = 1;  // read only if kByColumn; a_row must be 1 then
 };
 
 // Memory for a tile to prefetch while it computes: the cache lines at next .. end.
@@ -36,18 +36,18 @@ struct Ahead {
 };
 constexpr int64_t kCacheLine = 64;
 
-// Multiply-adds of a chain between two prefetches. If a tile prefetched all its lines at once, it
-// would wait for some of them.
+// Number of steps of a chain between two prefetches. A tile that prefetched all its lines at once
+// would stall on some of them.
 constexpr int64_t kPrefetchSteps = 4;
 
-// How many of these steps are unrolled. A tile occupies 15 of 16 vector registers; if its steps
-// were unrolled, GCC would load operands of the next step early, and spill sums to make room.
+// Number of these steps to unroll. With 16 vector registers, a tile occupies 15. If its steps were
+// unrolled, GCC would load operands of the next step early and spill sums to make room.
 constexpr int kPrefetchUnroll = NAMERNN_REGISTERS >= 32 ? kPrefetchSteps : 1;
 
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
 
-// Returns the share of `panel`, which has K rows, that tile number n of `tiles` prefetches.
+// Returns the share of `panel` (K rows) that the tile with index n, of `tiles` tiles, prefetches.
 template <class Scalar>
 inline Ahead ahead_in(const void* panel, int64_t K, int64_t n, int64_t tiles) {
   const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
@@ -217,8 +217,8 @@ inline Tile<Scalar, Panel> pick_tile(int64_t rows, int64_t vectors,
   return found;
 }
 
-// Returns the tile function for a whole panel that prefetches, for `rows` rows. A product with
-// several tiles has no tiles with fewer than half of the maximum number of rows.
+// Returns the prefetching tile function for `rows` rows and a whole panel. Only products with
+// several tiles prefetch; each of their tiles has at least half of the maximum number of rows.
 template <class Scalar, int... kFewer>
 inline Tile<Scalar, Scalar> pick_prefetching_tile(int64_t rows,
                                                   std::integer_sequence<int, kFewer...>) {
@@ -251,7 +251,7 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
   for (int64_t j = first; j < last; j += tile_width) {
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
-    // A single tile reads a panel as fast as it arrives, and many tiles hardly wait for it.
+    // Prefetching gains nothing if there is a single tile (bandwidth-bound) or very many tiles.
     const bool prefetches = !narrow && !kByColumn && tiles > 1 && tiles <= kMostPrefetchingTiles &&
                             count > 0 && operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {

@@ -58,7 +58,7 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
   if (k < last) add(k, last - k);
 }
 
-// Adds all other vectors of `acc` to acc[0]: repeatedly adds the upper half to the lower half.
+// Sums the vectors of `acc` into acc[0] by repeatedly adding the upper half to the lower half.
 template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
 [[gnu::always_inline]] inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
 #pragma GCC unroll 16
@@ -83,7 +83,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   constexpr int columns = InPlaceShape<Scalar>::columns(kRows);
   const int64_t K = operand.K;
   Vec<Scalar> sums[kRows][lanes] = {};
-  // Read all rows of W before the next chain, so that the rows of A stay in the nearest cache.
+  // Multiplies by all rows of W before the next chain, so that rows of A stay in the nearest cache.
   for (int64_t k = 0; k < K; k += kChain * lanes) {
     for (int64_t c = 0; c < width; c += columns) {
       const Storage* w[columns];
@@ -120,9 +120,9 @@ inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
 }
 
 // Computes columns first .. last of C. The M rows are split into tiles whose heights differ by at
-// most one. While the tiles use some rows of W, each prefetches its share of the next rows; a
-// single tile would have nothing to gain. Calls finish(i, j, rows, columns) for each tile of C
-// while the tile is in the nearest cache.
+// most one. If there are several tiles, each prefetches its share of the next rows of W; a single
+// tile would gain nothing. Calls finish(i, j, rows, columns) for each tile of C while the tile is
+// in the nearest cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,

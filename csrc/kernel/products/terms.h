@@ -22,8 +22,8 @@ struct Terms {
   BFloat16* term(int n) const { return first + n * distance; }
 };
 
-// Returns each lane rounded to bfloat16, in the lower half of a word. The instruction turns
-// subnormal numbers into zeros, which the products of pairs would treat as zeros as well.
+// Returns each lane rounded to bfloat16, in the lower half of a word. The instruction flushes
+// subnormals to zero, as the pair products would.
 inline Word rounded_bits(Vec<float> v) {
 #if defined(__AVX512BF16__)
   return (Word)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
@@ -32,7 +32,7 @@ inline Word rounded_bits(Vec<float> v) {
 #endif
 }
 
-// Rounds two vectors to bfloat16. The numbers in `low` come before the numbers in `high`.
+// Rounds two vectors to bfloat16 and packs them into one vector: first `low`, then `high`.
 inline Vec<float> rounded_numbers(Vec<float> low, Vec<float> high) {
   Vec<float> rounded;
 #if defined(__AVX512BF16__)
@@ -44,8 +44,8 @@ inline Vec<float> rounded_numbers(Vec<float> low, Vec<float> high) {
   return rounded;
 }
 
-// Returns each lane minus its first term. The result is zero if the lane rounds to infinity or is
-// not finite, because the difference is not finite then.
+// Returns each lane minus its first term, or zero if this difference is not finite: if the lane is
+// not finite or rounds to infinity.
 inline Vec<float> rest_of(Vec<float> v) {
   constexpr uint32_t exponent = 0x7f800000u;
   const Word rest = (Word)(v - (Vec<float>)(rounded_bits(v) << 16));

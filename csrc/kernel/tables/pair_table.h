@@ -9,15 +9,15 @@
 namespace namernn_fast {
 namespace {
 
-// Rates measured on AMX. A product in place converts each bfloat16 weight for every tile
-// of at most six rows, which takes three times as long as the product if few sequences share it.
+// Rates measured on AMX. A product in place converts each bfloat16 weight once per tile of at most
+// six rows. With few sequences, the conversion takes three times as long as the product.
 template <class Storage>
 constexpr PanelRate kPairRate = {24, 8};
 template <>
 constexpr PanelRate kPairRate<float> = {8, 24};
 
-// The format in which layers of this type hold their panels. Rounding floats to terms loses bits,
-// so float layers hold floats, in the format of the kernels that multiply floats.
+// The format of the panels that layers of type Storage hold. Float layers hold float panels, in the
+// format of the float kernels, because rounding to terms would lose bits.
 template <class Storage>
 constexpr PanelFormat<Storage> kPanelFormat = {};
 template <>
@@ -28,10 +28,10 @@ constexpr PanelFormat<BFloat16> kPanelFormat<BFloat16> = {
 template <class Storage, int kTerms>
 void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
-  // Floats are prepared in the format of the kernels that multiply floats.
+  // Panels of float layers are in the format of the float kernels, see kPanelFormat.
   const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
   if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    // The instructions for pairs need weights in panels, so the float kernels run this call.
+    // Pair instructions cannot read weights in place, so the float kernels run this call.
     const KernelsFor<Storage>& in_float = kKernelsInFloat;
     Forward<Storage> floats = args;
     if (layer.panels) floats.layer.in_place = {};

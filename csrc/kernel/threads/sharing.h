@@ -20,8 +20,8 @@ struct Columns {
   int64_t last;
 };
 
-// Returns one worker's columns of a matrix that is `width` wide. Each worker gets whole panels, and
-// all workers get about the same number.
+// Returns one worker's columns of a matrix with `width` columns. Each worker gets whole panels, and
+// all workers get about the same number of panels.
 template <class Scalar>
 inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
   const int64_t panels = panel_count<Scalar>(width);
@@ -67,7 +67,7 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
 // Hands out a loop's units of work. Every worker iterates over the whole loop and computes the
 // units that take() assigns to it. Each unit is computed once, with the same result on any worker.
 // With dynamic shares, a free worker takes the next unit, so that a slow worker does not delay the
-// others. Fixed shares need no common counter.
+// others. Fixed shares need no shared counter.
 struct Share {
   int64_t* counter;  // number of units taken by all workers; null if the share is fixed
   int64_t workers;   // in a fixed share, the worker takes every `workers`-th unit

@@ -2,7 +2,7 @@
 //
 // A parallel region may run with fewer threads than requested if it is inside another region or if
 // the pool is busy. So a team consists of the threads that arrive in time. The first thread waits
-// briefly for the others and then closes the team; threads that arrive later leave again. Results
+// briefly for the others and then closes the team; threads that arrive later do not join. Results
 // do not depend on the number of members.
 #pragma once
 

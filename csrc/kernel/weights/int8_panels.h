@@ -1,4 +1,4 @@
-// The weights of a layer as 8-bit integers, and the encoding of rows that the products read.
+// Stores a layer's weights as 8-bit integers, and encodes rows to multiply with these weights.
 #pragma once
 
 #include "kernel/products/int8_products.h"
@@ -14,7 +14,7 @@ struct Int8Panels {
   static_assert(std::is_same_v<Storage, float>);
   static constexpr int64_t w = kWidth;
 
-  int8_t* inputs;  // [unit blocks, gates], in the order of the sums
+  int8_t* inputs;  // [unit blocks, gates] panels of W_ih^T, in the order of the sums
   int8_t* states;  // [unit blocks, gates]
   float* bias;     // [unit blocks, sums, panel_width], see pack_bias()
   Own<float> own;
@@ -67,7 +67,7 @@ struct Int8Panels {
     pack_own(layer, p, own, own_unit(p));
   }
 
-  // Writes scale * integer for each weight of unit block p.
+  // Writes scale * integer for each weight of unit block p to row-major weights.
   void unpack(const Layer<float>& layer, int64_t p, float* const (&to)[kParameters]) const {
     const int64_t D = layer.D, H = layer.H;
     for_each_panel(layer, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {
@@ -104,7 +104,7 @@ struct Int8Panels {
     }
   }
 
-  // Returns the element (k, j) of a panel of a [K, panel_width] matrix, as a function of k and j.
+  // Returns a function that takes (k, j) and returns that element of a panel [K, panel_width].
   static auto elements_of(const int8_t* panel, int64_t K) {
     return [=](int64_t k, int64_t j) {
       float scale = 0;
@@ -114,8 +114,7 @@ struct Int8Panels {
   }
 };
 
-// The encoding as 8-bit integers, for forward_encoded(). The tile is one of int8_products.h or of
-// csrc/isa.
+// The encoding as 8-bit integers, for forward_encoded(). TheTile is VectorTile or AmxTile.
 template <class TheTile>
 struct AsInt8 {
   using Tile = TheTile;
@@ -126,7 +125,7 @@ struct AsInt8 {
   using Panels = Int8Panels<Storage>;
   static constexpr size_t weight_bytes = 1;
 
-  // Inputs may have any distribution, so each is the sum of two integers.
+  // Inputs may have any distribution, so each is stored as the sum of two scaled integers.
   static int64_t input_size(int64_t n) { return 2 * row_bytes(n); }
   static int64_t row_size(int64_t n) { return row_bytes(n); }
   static int64_t state_size(int64_t n) { return panel_count<float>(n) * kWidth; }
@@ -137,8 +136,8 @@ struct AsInt8 {
     return {row, row_size(n), padded_bytes(n), panel, 0};
   }
   static void encode(const float* from, uint8_t* to, int64_t n) { quantize_row_twice(from, n, to); }
-  // States are at most 1, unless the initial state or an activation without a bound exceeds it. So
-  // their scale does not depend on the step.
+  // Magnitudes of states are at most 1, except with large initial states or unbounded activations.
+  // So, with `least` = 1, the scale is usually the same at every step.
   static void encode_state(const float* from, uint8_t* to, int64_t n) {
     quantize_row(from, n, 1, to);
   }

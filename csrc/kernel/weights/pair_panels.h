@@ -1,4 +1,4 @@
-// The tiles that multiply pairs of bfloat16, and the panels that they read.
+// Defines the tile interface for pairs of bfloat16, and packs the panels that the tiles read.
 //
 // A file in csrc/isa/ defines two names before it includes this header: the type `PairTile`, which
 // computes one tile of a product, and `kKernelsInFloat`, the kernels that multiply in float.
@@ -22,7 +22,7 @@ static_assert(
     std::is_same_v<decltype(&PairTile::multiply<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, int64_t, const float*, float*)>);
 // multiply_row() computes the same for one row, and reads and writes only this row. It is faster
-// for a single row, but adds up in another order.
+// for a single row, but sums in a different order.
 static_assert(
     std::is_same_v<decltype(&PairTile::multiply_row<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, const float*, float*)>);
@@ -34,14 +34,14 @@ constexpr int64_t kGranule = 32;
 // Returns n rounded up to a multiple of kGranule.
 inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
 
-// Allocates memory for n numbers.
+// Allocates memory for the terms of n numbers.
 template <int kTerms>
 inline Terms<kTerms> scratch_terms(const Runtime& runtime, int64_t n) {
   return {scratch<BFloat16>(runtime, kTerms * n), n};
 }
 
-// Loads n pairs of adjacent numbers, starting at p. `pairs` gets one vector for each term. At most
-// kGranule numbers are read; missing numbers count as zeros.
+// Loads n adjacent numbers, starting at p, as pairs. `pairs` gets one vector for each term. Reads
+// at most kGranule numbers and replaces missing numbers by zeros.
 inline void load_adjacent(const BFloat16* p, int64_t n, Vec<float> (&pairs)[1]) {
   if (n >= kGranule) {
     std::memcpy(&pairs[0], p, sizeof(pairs[0]));
@@ -136,7 +136,7 @@ inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t f
 }
 
 // Holds a layer's weights in the format that the forward pass on pairs reads. Has memory for all
-// unit blocks, or for one, which is then packed again for each unit block.
+// unit blocks, or for only one, in which unit blocks are packed one after the other.
 template <class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
@@ -171,7 +171,8 @@ struct PairPanels {
   int64_t own_unit(int64_t p) const { return p % blocks * w; }
 
   // Calls f(s, input_panel, state_panel) for each sum s of unit block p. The panels point to the
-  // first rows of W_ih and of W_hh in the sum's panel; null if the weight does not contribute.
+  // first rows of W_ih and of W_hh in the sum's panel; a panel is null if its weight does not
+  // contribute.
   template <class F>
   void for_each_panel(const Layer<Storage>& layer, int64_t p, F&& f) const {
     const Cell& cell = *layer.cell;
@@ -245,8 +246,8 @@ struct PairPanels {
   }
 };
 
-// The encoding as terms, for forward_encoded(): bfloat16 tensors as they are, float tensors rounded
-// to one or two terms.
+// The encoding as terms, for forward_encoded(): uses bfloat16 tensors as they are, and rounds float
+// tensors to one or two terms.
 template <int kTerms>
 struct AsTerms {
   using Tile = PairTile;

@@ -1,5 +1,5 @@
-// Stores a layer's weights in panels: defines the formats, packs the weights, and decides where
-// each group reads them.
+// Stores a layer's weights in panels: defines the formats, packs the weights, and decides which
+// copy of the panels each group reads.
 #pragma once
 
 #include <type_traits>
@@ -14,21 +14,21 @@ namespace {
 // Panels of a cell's weights are ordered by unit block. Unit block p, for the hidden units
 // p * panel_width .. (p + 1) * panel_width, has one panel for each of the cell's weight blocks.
 
-// Returns the number of elements that the layer projects h to, or 0 if it does not project h.
+// Returns the size of h after its projection, or 0 if the layer does not project h.
 template <class Storage>
 inline int64_t projected_size(const Layer<Storage>& layer) {
   return layer.P < layer.H ? layer.P : 0;
 }
 
-// Returns block number `block` of a weight or bias that has H * row elements per block. Returns
-// null if `weights` is null.
+// Returns the block with index `block` of a weight or bias that has H * row elements per block.
+// Returns null if `weights` is null.
 template <class Storage>
 inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H, int64_t row) {
   return weights ? weights + block * H * row : nullptr;
 }
 
-// Copies `width` units of `start`, the state from which a sequence starts, to `to`, starting at
-// unit `first`. If `start` is null, writes zeros.
+// Copies units first .. first + width of `start`, the state from which a sequence starts, to `to`.
+// Writes zeros if `start` is null.
 template <class Storage, class State>
 inline void read_start(const Storage* start, int64_t first, int64_t width, State to) {
   start ? convert(start + first, to, width) : fill_zeros(to, width);
@@ -85,13 +85,13 @@ struct Own {
   int64_t stride;
 
   Scalar* at(int64_t i, int64_t unit) const { return memory + i * stride + unit; }
-  // Points `to` to the values, starting at `unit`.
+  // Sets to[i] to the address of own parameter i, starting at `unit`.
   void set(const Cell& cell, int64_t unit, const Scalar* (&to)[kMostOwn]) const {
     for (int64_t i = 0; i < cell.own; ++i) to[i] = at(i, unit);
   }
 };
 
-// Writes the values of unit block p to `own`, starting at `unit`.
+// Writes the own parameters of unit block p to `own`, starting at `unit`.
 template <class Storage, class Scalar>
 inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -102,9 +102,9 @@ inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& 
   }
 }
 
-// Copies a block of a weight from a panel back to a row-major weight: columns first .. first +
-// panel_width of the weight's transpose [K, width]. `element(k, j)` returns an element of the
-// panel.
+// Copies a panel back to a row-major weight block `to` [width, K]. The panel holds panel_width
+// columns of the block's transpose, starting at column `first`. `element(k, j)` returns an element
+// of the panel.
 template <class Storage, class Element>
 inline void unpack_panel(int64_t K, int64_t width, int64_t first, int64_t panel_width, Storage* to,
                          Element&& element) {
@@ -128,7 +128,7 @@ struct ForwardPanels {
   Own<Scalar> own;
   Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
   uint8_t* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
-                    // needs no product; no bool, because prepared weights may hold any bytes
+                    // needs no product; not bool, because prepared weights may hold any bytes
 
   // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
@@ -262,9 +262,9 @@ void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[kParamete
   for (int64_t p = 0; p < Panels::count(layer); ++p) from.unpack(layer, p, weights);
 }
 
-// Where the groups of a plan read the weights in panels. If choose_copies() returns true, each
-// group packs its own copy. A copy that fits in the private cache of a core is then already in the
-// cache of the core that reads it. Otherwise all groups share one copy.
+// Where the groups of a plan read their weight panels. If choose_copies() returns true, each group
+// packs its own copy, which may then already be in the private cache of the core that reads it.
+// Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // bytes from one group's copy to the next; 0 if all groups share one copy
