@@ -39,7 +39,7 @@ struct At {
   int64_t row;
   int64_t unit;
   int64_t lanes;
-  int64_t sum;  // offset of the units' sum 0 from the first sum of the range
+  int64_t sum;  // offset of the units' first sum from the start of the range's sums
 };
 
 template <class Element>

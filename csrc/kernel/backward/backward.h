@@ -151,7 +151,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     for (Scalar*& sums : group.grad_own) {
       if (cell.own) sums = scratch<Scalar>(runtime, cell.own * H);
     }
-    int64_t width = 0;  // number of sequences in the widest part
+    int64_t width = 0;  // number of sequences in the largest part
     int64_t group_rows = 0;
     for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {
       const Slice slice = slice_of(layout, p, plan.groups * parts);

@@ -16,17 +16,17 @@ struct BackwardGroup {
   GroupRows rows;                  // rows of the part that the group is computing
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
-  WeightCopies copies;        // where each group reads the panels of weight_hh and weight_hr
-  Scalar* grad[kMostStates];  // [B, P] and [B, H], gradients of all sequences' states at the
-                              // current step
-  Scalar* grad_previous[kMostStates];  // like `grad`, but of the previous states, which the step
-                                       // writes; same memory as `grad` except in a tree
-  Scalar* unprojected;  // [B, H], first the gradients of h before its projection, then that h
-                        // itself; null without projections
+  WeightCopies copies;  // where each group reads the panels of weight_hh and weight_hr
+  // [B, P] and [B, H]: gradients of all sequences' states at the current step.
+  Scalar* grad[kMostStates];
+  // Like `grad`, but for the previous states. The same memory as `grad`, except in a tree.
+  Scalar* grad_previous[kMostStates];
+  // [B, H]: the gradients of h before its projection, then that h itself; null without projections.
+  Scalar* unprojected;
   Own<Scalar> own;
-  Scalar* grad_own[2];  // [own parameters, H], gradients of own parameters: [0] over a time block,
-                        // [1] over at most kChain rows, which are not yet added to [0]
-  TokenRows tokens;     // used only if the table's gradient is wanted
+  // [own parameters, H] each. [0] sums gradients over a time block; [1] holds those not yet added.
+  Scalar* grad_own[2];
+  TokenRows tokens;  // used only if the table's gradient is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no running sum
 };
 
@@ -257,7 +257,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   }
   for_each_even_run(layer, t, slice, continued, [&](int64_t first, int64_t last) {
     while (first < last) {
-      // After each chunk, the gradients of own parameters are added to their sums.
+      // After each chunk of kChain rows, the gradients of own parameters are added to their sums.
       const int64_t chunk_end = slice.begin + ((first - slice.begin) / kChain + 1) * kChain;
       const int64_t next = Products::encodes_dz ? first + 1
                            : cell.own           ? min64(last, chunk_end)

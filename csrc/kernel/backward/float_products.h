@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kMinBlockRows = kOneProductRows;  // lower limit on block_rows()
 constexpr int64_t kChunkRows = 256;  // maximum rows of dz in one product of a weight gradient
 constexpr int64_t kTaskRows = 96;    // maximum rows of a product that one task computes
-constexpr int64_t kFewRows = 64;     // with at most this many rows of dz, a task writes whole rows
-                                     // of a gradient
+// With at most this many rows of dz, a task writes whole rows of a gradient.
+constexpr int64_t kFewRows = 64;
 
 template <class StorageType>
 struct FloatProducts {
@@ -34,8 +34,8 @@ struct FloatProducts {
   const Cell* cell;
   // Memory shared by all groups.
   Scalar* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
-  Scalar* staged;     // [workers, kTaskRows, D], buffers for rows of grad_input that must be
-                      // converted or scattered; null if not needed
+  // [workers, kTaskRows, D]: buffers for rows of grad_input to convert or scatter; null if unused.
+  Scalar* staged;
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;

@@ -38,7 +38,7 @@ struct GradientSums {
   int64_t sizes[kParameters];
   Scalar* sums[kParameters];   // the elements are in the order in which the products write them
   Scalar* apart[kParameters];  // gradients not yet added to `sums`; null if only `sums` is used
-  bool accumulate;             // whether `sums` already holds gradients to add to
+  bool accumulate;             // whether to add to the gradients already in `sums`
 };
 
 // Keeps track of where the gradients of the next rows accumulate.

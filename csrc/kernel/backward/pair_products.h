@@ -1,5 +1,5 @@
 // Computes the products of the backward pass with instructions that multiply pairs of bfloat16. The
-// gradients dz are stored as terms (terms.h), like the other operands; sums are float. See
+// gradients dz are stored as terms (terms.h), like the other operands; sums are floats. See
 // products_interface.h.
 //
 // dz is stored twice: row by row for the products dz W_hh and dz W_ih, and transposed for the
@@ -72,9 +72,9 @@ struct PairProducts {
   static constexpr bool encodes_dz = true;
 
   const Cell* cell;
-  // Memory shared by all groups.
-  Elements weight_ih;  // panels of W_ih [gates * padded(H), D], with blocks in the order of the
-                       // sums; null unless grad_input is wanted
+  // Shared by all groups: panels of W_ih [gates * padded(H), D], with blocks in the order of the
+  // sums. Null unless grad_input is wanted.
+  Elements weight_ih;
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
@@ -83,9 +83,9 @@ struct PairProducts {
   int64_t dz_block;        // padded(H)
   Elements dz;             // [capacity + PairTile::rows, dz_stride]
   Elements dz_transposed;  // [sums * padded(H), capacity]; null unless weight gradients are wanted
-  Elements previous;       // panels of h_{t-1} [capacity, H]; null unless weight gradients are
-                           // wanted
-  Elements input;          // panels of x [capacity, D]; null unless weight gradients are wanted
+  // Panels of h_{t-1} [capacity, H] and x [capacity, D]; null unless weight gradients are wanted.
+  Elements previous;
+  Elements input;
   PairRow<Storage>* rows;  // [capacity]
   float* dz_row;           // [sums, dz_block], one row of dz in float, as the cell writes it
 

@@ -38,7 +38,7 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::dz), Elements>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
   static_assert(same<decltype(Products::dz_block), int64_t>);
-  // Panels of previous states and of inputs, the right operands of the weight gradients.
+  // Panels of previous states and of inputs, the right operands in products for weight gradients.
   static_assert(same<decltype(Products::previous), Elements>);
   static_assert(same<decltype(Products::input), Elements>);
 

@@ -43,8 +43,7 @@ inline void add_bias_gradient(const Products& products, const Blocks& blocks, bo
 struct TokenRows {
   int64_t* token;   // [rows of a time block], each row's token; null if no table gradient is wanted
   int64_t* before;  // [rows of a time block], the previous row with the same token, or -1
-  int64_t* last;    // [V], the last row with each token; stale if no row of the time block has the
-                    // token
+  int64_t* last;    // [V], the last row with each token; stale if the time block lacks the token
 };
 
 inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
@@ -72,9 +71,9 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
 
 constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
-// Adds to `sum` [width] all rows of dz with the same token as row `last`, the last of these rows.
-// Adds `width` columns (at most a panel), starting at column `first`. Summing short chains first
-// loses less precision than adding each row to a large sum.
+// Sums all rows of dz with the same token as row `last` (the last such row), and adds the result to
+// `sum` [width]. Uses `width` columns, at most a panel, starting at column `first`. Summing short
+// chains first loses less precision than adding each row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
                            int64_t first, int64_t width, Scalar* sum) {

@@ -6,15 +6,16 @@
 namespace namernn_fast {
 namespace {
 
-// Every time block has space for at least this many rows. So a call with no more rows runs as a
-// single time block, and each weight gradient is one product instead of a sum over time blocks.
+// Every time block has space for at least this many rows. So a call with at most this many rows
+// runs as a single time block, and each weight gradient is one product instead of a sum over time
+// blocks.
 constexpr int64_t kOneProductRows = 256;
 
 // The rows of one group's sequences, numbered in time order.
 struct GroupRows {
   Slice slice;
-  const int64_t* start;  // [T + 1], number of the group's rows before time t; null if all sequences
-                         // of the batch are alive at every time
+  // [T + 1]: the group's number of rows before time t; null if all sequences are always alive.
+  const int64_t* start;
 };
 
 // Returns the index of the group's first row at time t.

@@ -21,17 +21,17 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // converting it again.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;                  // number of steps in a time block
-  Scalar* input;                  // [members, steps, B, D]
-  int64_t* ids;                   // [members, steps, B], token ids; null without a table
-  Scalar* output;                 // [steps, B, P]
-  Scalar* kept;                   // [steps, B, kept blocks * H]; null if nothing is kept
-  Scalar* states[kMostStates];    // [B, P] and [B, H]: h at the start of the time block, and the
-                                  // cell state, if any, at the current step
-  Scalar* reset_to[kMostStates];  // [steps, B, P] and [steps, B, H]: the states from which
-                                  // sequences restart at cuts; null without such states
-  Scalar* last;                   // [B, P], h at the end of the time block
-  Scalar* inputs[kMostInputs];    // [steps, B, H]; null if absent
+  int64_t steps;   // number of steps in a time block
+  Scalar* input;   // [members, steps, B, D]
+  int64_t* ids;    // [members, steps, B], token ids; null without a table
+  Scalar* output;  // [steps, B, P]
+  Scalar* kept;    // [steps, B, kept blocks * H]; null if nothing is kept
+  // [B, P]: h at the start of the time block. [B, H]: the cell state, if any, at the current step.
+  Scalar* states[kMostStates];
+  // [steps, B, P] and [steps, B, H]: the states to restart from at cuts; null if none are given.
+  Scalar* reset_to[kMostStates];
+  Scalar* last;                 // [B, P], h at the end of the time block
+  Scalar* inputs[kMostInputs];  // [steps, B, H]; null if absent
 };
 
 // Runs one part's forward pass on copies of its rows.
@@ -128,10 +128,10 @@ struct CopiedPart {
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
-  // Copies what the slice reads at times first .. last: x or token ids, the inputs beside x, and
-  // the states from which sequences restart. Zeroes the states of sequences that are cut just
-  // before t_begin, the time at which the recurrence enters the time block. ForwardPart handles
-  // cuts within the time block.
+  // Copies what the slice reads at times first .. last: x or token ids, additional inputs, and the
+  // states from which sequences restart. Zeroes the states of sequences that are cut just before
+  // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
+  // within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -226,8 +226,8 @@ struct CopiedPart {
 // than converting all of the layer's 16-bit panels first.
 template <class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
-  constexpr int64_t few_rows = 4;   // reading the weights hides the conversion
-  constexpr int64_t few_tiles = 4;  // converting all panels first takes as long
+  constexpr int64_t few_rows = 4;  // up to this many rows, reading the weights hides the conversion
+  constexpr int64_t few_tiles = 4;  // at this many tiles, converting all panels first is as fast
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;

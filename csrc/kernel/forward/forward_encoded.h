@@ -33,15 +33,16 @@ constexpr bool states_are_encoded =
 // Memory for the rows of one group.
 template <class Encoding>
 struct EncodedRows {
-  typename Encoding::State states[2];  // [B, state_size(H)] each: step s reads states[s % 2]
-  typename Encoding::Row inputs[2];  // [steps * B, input_size(D)] each: stretch n of `steps` steps
-                                     // reads inputs[n % 2]
-  typename Encoding::Row encoded;    // [members, encoded_rows, row_size(H)]: each member's encoded
-                                     // copy of the states; unused if states_are_encoded
+  // [B, state_size(H)] each: step s reads states[s % 2].
+  typename Encoding::State states[2];
+  // [steps * B, input_size(D)] each: stretch n of `steps` steps reads inputs[n % 2].
+  typename Encoding::Row inputs[2];
+  // [members, encoded_rows, row_size(H)]: each member's encoded states; null if states_are_encoded.
+  typename Encoding::Row encoded;
   int64_t encoded_rows;
-  int64_t steps;     // number of steps whose inputs are read at once
-  float* projected;  // [unit blocks, gates, capacity, panel_width], the projection of `steps`
-                     // steps; null if each step projects its own inputs
+  int64_t steps;  // number of steps whose inputs are read at once
+  // The projection [unit blocks, gates, capacity, panel_width], or null if not computed ahead.
+  float* projected;
   int64_t capacity;  // number of rows in `inputs` and `projected`
 };
 
@@ -178,8 +179,8 @@ struct EncodedPart {
     panels.for_each_panel(args.layer, j / w, sum);
   }
 
-  // Adds the biases and, with a table, the table's row for (t, b) to the sums of units j .. j +
-  // width.
+  // Adds the biases and, with a table, the table's row for (t, b) to the sums of `width` units,
+  // starting at unit j.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
     const Cell& cell = *layer.cell;

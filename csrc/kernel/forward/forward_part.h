@@ -31,8 +31,7 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
   return choose_plan(plan_arguments(layer, runtime));
 }
 
-// The weights that a part reads, and a zero state. Panels store the weights as elements of type
-// Element.
+// The weights that a part reads, and a zero state. Panels have elements of type Element.
 template <class Scalar, class Storage, class Element = Scalar>
 struct ForwardWeights {
   const Element* weights;    // panels, as in ForwardPanels
@@ -50,16 +49,16 @@ struct ForwardWeights {
 // Memory shared by all parts. Each array is null if the layer does not need it.
 template <class Scalar>
 struct ForwardMemory {
-  const Scalar* table;       // [V, H], the rows of the token table plus the biases
-  const Scalar** looked_up;  // [members, B], pointers to the rows of `table` that are the start
-                             // values of a step's sums
+  const Scalar* table;  // [V, H], the rows of the token table plus the biases
+  // [members, B]: pointers to the rows of `table` from which the sums of a step start.
+  const Scalar** looked_up;
   int64_t B;  // number of sequences in the whole batch, even if args cover only one time block
-  Scalar* unprojected;     // [B, H], h of the current step before its projection
-  Scalar* continued;       // [B, H], in a tree: copies of the previous h of a step's rows
-  Scalar* cell_states[2];  // [B, H] each, in a tree: the cell states of rows at even and at odd
-                           // times
-  Scalar* projected;       // [groups, projected_rows, gates * H], the projection, if it is computed
-                           // ahead of the recurrence and not in the output; see GateSums
+  Scalar* unprojected;  // [B, H], h of the current step before its projection
+  Scalar* continued;    // [B, H], in a tree: copies of the previous h of a step's rows
+  // [B, H] each, in a tree: the cell states of rows at even and at odd times.
+  Scalar* cell_states[2];
+  // [groups, projected_rows, gates * H]: the projection, if computed ahead and not in the output.
+  Scalar* projected;
   int64_t projected_rows;  // number of rows per group in `projected`
 };
 
@@ -179,15 +178,15 @@ struct ForwardContext {
   const ForwardWeights<Scalar, Storage, Element>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
-  int64_t projected_steps;  // number of steps projected at once, ahead of the recurrence; 0 if each
-                            // step projects its own inputs
+  // Number of steps projected at once, ahead of the recurrence; 0 if each step projects its inputs.
+  int64_t projected_steps;
 
   int64_t panel_size() const {
     return ForwardPanels<Storage, Element>::unit_block_size(args.layer);
   }
 
   // Return the operands of the two products, starting with weight block 0. `after` points to the
-  // part's first unit block, which the next step reads after the last one.
+  // part's first unit block, which is read again after the last one.
   Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);

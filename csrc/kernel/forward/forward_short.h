@@ -9,8 +9,7 @@ namespace namernn_fast {
 namespace {
 
 // Returns whether to run a call with forward_short(): it supports the cell and the call, the layer
-// is small, and the only sequence is short. D and H must be multiples of the number of vector
-// lanes.
+// is small, and the only sequence is short. D and H must be multiples of the vector length.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;

@@ -93,8 +93,8 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
  private:
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
 
-  // Returns the first unit of the unit block that is read after the one that starts at unit j. The
-  // part's first unit block follows its last.
+  // Returns the first unit of the unit block that is read after the unit block at unit j. After its
+  // last unit block, a part reads its first one again.
   int64_t unit_block_after(int64_t j) const {
     return j + w < part.columns.last ? j + w : part.columns.first;
   }

@@ -108,7 +108,7 @@ inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   V c = V{} + C::c[terms - 1];
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; --i) c = c * s + C::c[i];
-  const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: n moves to the exponent field
+  const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: shifts n into the exponent field
   return {power, c * (s * s) + s};
 }
 

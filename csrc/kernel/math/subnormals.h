@@ -17,7 +17,7 @@ class FlushSubnormals {
 #elif defined(__aarch64__)
   FlushSubnormals() {
     asm volatile("mrs %0, fpcr" : "=r"(before_));
-    set(before_ | (uint64_t(1) << 24));  // FZ
+    set(before_ | (uint64_t(1) << 24));  // FZ: flush to zero
   }
 #else
   FlushSubnormals() : before_(0) {}

@@ -1,4 +1,4 @@
-// Products of bfloat16 terms on AMX.
+// Multiplies numbers stored as bfloat16 terms on AMX.
 #pragma once
 
 #include "contract.h"

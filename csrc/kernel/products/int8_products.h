@@ -18,9 +18,8 @@ struct Int8Operands {
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
-// A panel consists of blocks of kRowGranule rows and kGroup columns. An AMX tile register holds one
-// block. Blocks are ordered by row, then by column; a block has the shape [kRowGranule / 4, kGroup,
-// 4].
+// A panel consists of blocks of kRowGranule rows and kGroup columns, ordered by row, then by
+// column. An AMX tile register holds one block, stored as [kRowGranule / 4, kGroup, 4].
 constexpr int64_t kGroup = kWidth < 16 ? kWidth : 16;
 constexpr int64_t kBlockBytes = kRowGranule * kGroup;
 constexpr int64_t kQuadBytes = 4 * kGroup;  // bytes of a block that hold four rows

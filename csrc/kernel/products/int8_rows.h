@@ -1,9 +1,10 @@
 // Stores rows of numbers as 8-bit integers with one scale per row: element i is about scale * q_i,
 // with -127 <= q_i <= 127.
 //
-// The scale is the largest magnitude of the row, divided by 127 and cut to 17 significant bits, so
-// that scale * q_i is exact in float. Quantizing the numbers scale * q_i gives the same integers
-// again. All steps are exact or correctly rounded, so every instruction set gets the same integers.
+// The scale is the largest magnitude of the row, divided by 127 and truncated to 17 significant
+// bits, so that scale * q_i is exact in float. Quantizing the numbers scale * q_i gives the same
+// integers again. All steps are exact or correctly rounded, so the integers do not depend on the
+// instruction set.
 #pragma once
 
 #if defined(__SSE2__)
@@ -18,7 +19,7 @@ namespace {
 constexpr int64_t kRowGranule = 64;  // rows are padded to a multiple of this number of integers
 constexpr int32_t kLargest = 127;    // the largest integer
 // Rows hold an integer q as the code q + kOffset. VNNI and AMX multiply unsigned by signed bytes,
-// so their codes are unsigned. Other instructions multiply 16-bit integers.
+// so they need unsigned codes. Other instruction sets multiply 16-bit integers.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 using Code = uint8_t;
 constexpr int32_t kOffset = 128;
@@ -53,7 +54,7 @@ inline Int rounded(Vec<float> v) {
 // Returns the scale of a row of n numbers, or NaN if a number is not finite. If the largest
 // magnitude of the row is below `least`, uses `least` instead.
 inline float scale_of(const float* row, int64_t n, float least) {
-  Int largest = {};  // the bits of magnitudes, which are ordered like magnitudes
+  Int largest = {};  // magnitudes as bits, which compare in the same order
   for_each_vector<float>(n, [&](int64_t i, int64_t m) {
     const Int magnitude = (Int)load_upto(row + i, m) & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;
@@ -76,14 +77,13 @@ inline float scale_of(const float* row, int64_t n, float least) {
 // Quantizes a row. Calls store(i, m, q) for each vector q of m integers that starts at index i.
 template <class F>
 inline void quantize(const float* row, int64_t n, float scale, F&& store) {
-  const float inverse = scale > 0 ? 1 / scale : 0;  // 0 for NaN
+  const float inverse = scale > 0 ? 1 / scale : 0;  // 0 if the scale is NaN
   for_each_vector<float>(
       n, [&](int64_t i, int64_t m) { store(i, m, rounded(load_upto(row + i, m) * inverse)); });
 }
 
 // In memory, a row consists of padded_bytes(n) codes and the scale, and starts at a cache line.
-// scale_at() and row_bytes() return, in bytes, the offset of the scale and the distance between
-// rows.
+// scale_at() and row_bytes() return the offset of the scale and the row stride in bytes.
 inline int64_t scale_at(int64_t n) { return padded_bytes(n) * int64_t(sizeof(Code)); }
 inline int64_t row_bytes(int64_t n) { return scale_at(n) + 64; }
 

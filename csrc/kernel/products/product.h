@@ -69,9 +69,9 @@ struct Target {
   int64_t c_row;
   const Scalar* start;  // element (i, j) is start[i * start_row + j]; null means zeros
   int64_t start_row;
-  bool add;                               // whether to add to C rather than overwrite C
-  const Scalar* const* starts = nullptr;  // unless null, replaces `start`: element (i, j) is
-                                          // starts[i][j]
+  bool add;  // whether to add to C rather than overwrite C
+  // Unless null, replaces `start`: element (i, j) is starts[i][j].
+  const Scalar* const* starts = nullptr;
 };
 
 // Computes one chain for the tile that starts at (i, j): sets `acc` to the sum of the products over
@@ -166,7 +166,7 @@ void tile(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar
   };
   for (int o = 0; o < count; ++o) {
     const Operand<Scalar, Panel>& operand = operands[o];
-    [[maybe_unused]] int64_t lines = 0;  // to prefetch per kPrefetchSteps steps
+    [[maybe_unused]] int64_t lines = 0;  // cache lines to prefetch per kPrefetchSteps steps
     if constexpr (kPrefetch) {
       lines = (ahead[o].end - ahead[o].next) / kCacheLine * kPrefetchSteps / (operand.K + 1) + 1;
     }
@@ -251,7 +251,7 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
   for (int64_t j = first; j < last; j += tile_width) {
     const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
-    // Prefetching gains nothing if there is a single tile (bandwidth-bound) or very many tiles.
+    // Prefetching gains nothing for a single tile (bandwidth-bound) or for very many tiles.
     const bool prefetches = !narrow && !kByColumn && tiles > 1 && tiles <= kMostPrefetchingTiles &&
                             count > 0 && operands[0].after && width == S::panel_width;
     const auto pick = [&](int64_t rows) {

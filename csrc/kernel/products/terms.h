@@ -11,7 +11,7 @@
 namespace namernn_fast {
 namespace {
 
-// Points to the first of several adjacent numbers.
+// Points to the first of several adjacent numbers, each stored as kTerms terms.
 template <int kTerms>
 struct Terms {
   BFloat16* first;   // the first terms

@@ -14,8 +14,7 @@ namespace {
 
 // Each number has its own cache line, because all members write or poll it.
 struct Team {
-  Signal joined;                 // number of members so far; at least kClosed once the team is
-                                 // closed
+  Signal joined;                 // members so far; at least kClosed once the team is closed
   Signal members;                // number of members; 0 until the team is closed
   Signal round;                  // number of completed barriers, modulo 2^32
   alignas(64) uint32_t arrived;  // number of members waiting at the barrier

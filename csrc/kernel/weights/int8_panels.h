@@ -15,7 +15,7 @@ struct Int8Panels {
   static constexpr int64_t w = kWidth;
 
   int8_t* inputs;  // [unit blocks, gates] panels of W_ih^T, in the order of the sums
-  int8_t* states;  // [unit blocks, gates]
+  int8_t* states;  // [unit blocks, gates] panels of W_hh^T
   float* bias;     // [unit blocks, sums, panel_width], see pack_bias()
   Own<float> own;
 
@@ -104,7 +104,7 @@ struct Int8Panels {
     }
   }
 
-  // Returns a function that takes (k, j) and returns that element of a panel [K, panel_width].
+  // Returns a function that maps (k, j) to that element of a panel [K, panel_width].
   static auto elements_of(const int8_t* panel, int64_t K) {
     return [=](int64_t k, int64_t j) {
       float scale = 0;

@@ -76,7 +76,7 @@ inline void store_pairs(const Terms<kTerms>& to, const Vec<float> (&pairs)[kTerm
 }
 
 // Packs the panel of W^T that starts at column `first`, from a row-major W [width, K]. The panel's
-// shape is [padded(K) / 2, panel_width, 2]; the two elements of a pair are adjacent in K.
+// shape is [padded(K) / 2, panel_width, 2]; a pair holds two consecutive rows.
 template <int kTerms, class Storage>
 inline void pack_pairs(const Storage* w, int64_t K, int64_t width, int64_t first,
                        const Terms<kTerms>& panel) {
@@ -141,10 +141,10 @@ template <class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  int64_t blocks;         // number of unit blocks that the memory holds
-  Terms<kTerms> weights;  // [blocks], each with one panel per sum. The panel holds W_ih^T above
-                          // W_hh^T, or only the weight that contributes to the sum
-  float* bias;            // [blocks, sums, panel_width], see pack_bias()
+  int64_t blocks;  // number of unit blocks that the memory holds
+  // [blocks], a panel per sum: W_ih^T above W_hh^T, or the only one that contributes to the sum.
+  Terms<kTerms> weights;
+  float* bias;  // [blocks, sums, panel_width], see pack_bias()
   Own<float> own;
 
   // Returns the number of unit blocks.

@@ -78,7 +78,7 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// A layer's own parameters as `prepare_own` leaves them, each padded to whole unit blocks.
+// A layer's own parameters, converted by `prepare_own` and padded to whole unit blocks.
 template <class Scalar>
 struct Own {
   Scalar* memory;  // [own parameters, stride]
@@ -122,13 +122,15 @@ struct ForwardPanels {
   using Prepared = ForwardPanels<Storage, Storage>;  // the format of Layer::panels
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Element* weights;  // [unit blocks, gates] panels of [D + P, H]: W_ih^T above W_hh^T. Panel g of a
-                     // unit block holds block input_block[g] of weight_ih and block g of weight_hh
-  Scalar* bias;      // [unit blocks, sums, panel_width], see pack_bias()
+  // [unit blocks, gates] panels of [D + P, H]: W_ih^T above W_hh^T. Panel g of a unit block holds
+  // block input_block[g] of weight_ih and block g of weight_hh.
+  Element* weights;
+  Scalar* bias;  // [unit blocks, sums, panel_width], see pack_bias()
   Own<Scalar> own;
   Element* weight_hr;  // panels of W_hr^T [H, P] if the layer projects h
-  uint8_t* finite;  // [unit blocks], whether weight_hh is known to be finite, so that a zero state
-                    // needs no product; not bool, because prepared weights may hold any bytes
+  // [unit blocks]: whether weight_hh is known to be finite, so that a zero state needs no product.
+  // Not bool, because prepared weights may hold any bytes.
+  uint8_t* finite;
 
   // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
