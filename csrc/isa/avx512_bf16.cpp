@@ -1,5 +1,5 @@
-// bfloat16 kernels on AVX-512 BF16, for processors that compute its dot products of bfloat16 pairs
-// at twice the rate of float multiply-adds.
+// bfloat16 kernels on AVX-512 BF16, for processors that compute dot products of bfloat16 pairs at
+// twice the rate of float multiply-adds.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "contract.h"

@@ -263,7 +263,7 @@ struct EncodedPart {
            : read_start(starting_state(layer, i, step.t, b), j, width, state);
   }
 
-  // Stores row n of `states`, computed for sequence b, starting at unit j. Writes h to the output.
+  // Stores row n of `states`: the states of sequence b, starting at unit j. Writes h to the output.
   // Also writes h for the next step or, if the sequence ends, all states to `last`.
   void write_states(const Step& step, int64_t b, int64_t j, const StateRows<Storage>& states,
                     int64_t n) const {

@@ -185,8 +185,8 @@ struct ForwardContext {
     return ForwardPanels<Storage, Element>::unit_block_size(args.layer);
   }
 
-  // Return the operands of the two products, starting with weight block 0. `after` points to the
-  // part's first unit block, which is read again after the last one.
+  // Return the operands of the two products, starting with weight block 0. Operand::after is the
+  // part's first unit block, which the part reads again after its last one.
   Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);

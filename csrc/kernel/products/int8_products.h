@@ -89,7 +89,7 @@ constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows that multiply_rows() computes at once, with all sums in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
-// Returns the number of chains per sum when multiply_rows() computes `rows` rows at once.
+// Returns into how many chains multiply_rows() splits each sum if it computes `rows` rows.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
 // Adds up the kPartial partial sums of each column.
@@ -194,7 +194,7 @@ inline void multiply_few(const Int8Operands& operand, int64_t height, const floa
   }
 }
 
-// Writes `start` plus all operands' products to c. Calls multiply_one(operand, start) for each.
+// Writes start + the products of all operands to c. Calls multiply_one() once per operand.
 template <class F>
 inline void add_products(const Int8Operands* operands, int count, int64_t height,
                          const float* start, float* c, F&& multiply_one) {

@@ -1,4 +1,4 @@
-// Stores matrices in panels, the order in which register tiles read them.
+// Stores matrices in panels, that is, in the order in which register tiles read the elements.
 //
 // Panel p of a [K, width] matrix holds its columns p * panel_width .. (p + 1) * panel_width, row by
 // row. The last panel is padded with zeros.

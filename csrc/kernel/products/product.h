@@ -20,9 +20,9 @@ struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
   const Panel* panels;
-  int64_t panel_size;  // elements from one panel to the next
+  int64_t panel_size;  // distance between two panels, in elements
   int64_t K;
-  int64_t chain = kChain;  // maximum chain length, as in kChain
+  int64_t chain = kChain;  // maximum chain length; see kChain
   // The panel that will be read after the product. Unless it is null, each panel is prefetched into
   // the core's private cache while the previous panel is in use.
   const Panel* after = nullptr;

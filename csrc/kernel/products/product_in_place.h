@@ -83,7 +83,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   constexpr int columns = InPlaceShape<Scalar>::columns(kRows);
   const int64_t K = operand.K;
   Vec<Scalar> sums[kRows][lanes] = {};
-  // Multiplies by all rows of W before the next chain, so that rows of A stay in the nearest cache.
+  // Multiplies each chunk of A by all rows of W, so that the chunk stays in the nearest cache.
   for (int64_t k = 0; k < K; k += kChain * lanes) {
     for (int64_t c = 0; c < width; c += columns) {
       const Storage* w[columns];

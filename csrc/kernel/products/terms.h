@@ -103,7 +103,7 @@ struct PairOperands {
   Terms<kTerms> a;      // A, row by row
   int64_t a_row;        // row stride of A, in elements
   int64_t K;            // number of columns of A and rows of B, including padding
-  Terms<kTerms> panel;  // B
+  Terms<kTerms> panel;  // B, packed into a panel
 };
 
 template <int kTerms>

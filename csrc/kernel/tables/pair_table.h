@@ -28,7 +28,7 @@ constexpr PanelFormat<BFloat16> kPanelFormat<BFloat16> = {
 template <class Storage, int kTerms>
 void forward_pairs(const Forward<Storage>& args, const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
-  // Panels of float layers are in the format of the float kernels, see kPanelFormat.
+  // Float layers hold float panels (see kPanelFormat), which forward_encoded() cannot read.
   const void* prepared = std::is_same_v<Storage, BFloat16> ? layer.panels : nullptr;
   if (!prepared && layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     // Pair instructions cannot read weights in place, so the float kernels run this call.

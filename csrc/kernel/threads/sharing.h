@@ -133,8 +133,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
   });
 }
 
-// Returns uninitialized scratch memory. Must not be called inside a parallel region, because an
-// error between two barriers would leave the other members waiting.
+// Returns uninitialized scratch memory. Must not be called inside a parallel region, because a
+// failed allocation between two barriers would leave the other members waiting.
 template <class Scalar>
 inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
   static_assert(std::is_trivially_copyable_v<Scalar>);  // no constructor or destructor runs

@@ -12,7 +12,7 @@
 namespace namernn_fast {
 namespace {
 
-// Each number has its own cache line, because all members write or poll it.
+// The counters have separate cache lines, because all members write or poll them.
 struct Team {
   Signal joined;                 // members so far; at least kClosed once the team is closed
   Signal members;                // number of members; 0 until the team is closed

@@ -136,8 +136,8 @@ struct AsInt8 {
     return {row, row_size(n), padded_bytes(n), panel, 0};
   }
   static void encode(const float* from, uint8_t* to, int64_t n) { quantize_row_twice(from, n, to); }
-  // Magnitudes of states are at most 1, except with large initial states or unbounded activations.
-  // So, with `least` = 1, the scale is usually the same at every step.
+  // States exceed 1 in magnitude only after a large initial state or with unbounded activations.
+  // Otherwise, scaling for a magnitude of at least 1 gives the same scale at every step.
   static void encode_state(const float* from, uint8_t* to, int64_t n) {
     quantize_row(from, n, 1, to);
   }

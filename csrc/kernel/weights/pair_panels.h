@@ -149,7 +149,7 @@ struct PairPanels {
 
   // Returns the number of unit blocks.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
-  // Returns the number of elements from one unit block to the next.
+  // Returns the number of elements in a unit block.
   static int64_t unit_block_size(const Layer<Storage>& layer) {
     return layer.cell->gates * (padded(layer.D) + padded(layer.H)) * w;
   }

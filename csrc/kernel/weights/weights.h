@@ -132,9 +132,9 @@ struct ForwardPanels {
   // Not bool, because prepared weights may hold any bytes.
   uint8_t* finite;
 
-  // Returns the number of unit blocks. pack() also packs panel p of weight_hr, if there is one.
+  // Returns the number of unit blocks. For block p, pack() also packs panel p of weight_hr, if any.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
-  // Returns the number of elements from one unit block to the next.
+  // Returns the number of elements in a unit block.
   template <class Rows>
   static int64_t unit_block_size(const Layer<Rows>& layer) {
     return layer.cell->gates * (layer.D + layer.P) * w;
@@ -269,7 +269,7 @@ void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[kParamete
 // Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
-  size_t stride;  // bytes from one group's copy to the next; 0 if all groups share one copy
+  size_t stride;  // distance between two groups' copies in bytes; 0 if all groups share one copy
   bool packed;    // whether the panels are already packed; if not, each part packs its own columns
 };
 
