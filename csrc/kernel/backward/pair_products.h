@@ -176,8 +176,8 @@ struct PairProducts {
                 });
   }
 
-  // Prepares the member's share of the weight gradients' operands, kGranule rows at a time.
-  // Transposes dz and packs previous states and inputs into panels.
+  // Transposes dz and packs previous states and inputs into panels, as operands of the products for
+  // weight gradients. Each member prepares its share, kGranule rows at a time.
   void end_recurrence(int64_t count, const Part& part) const {
     if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {

@@ -228,7 +228,7 @@ inline Tile<Scalar, Scalar> pick_prefetching_tile(int64_t rows,
   return table[S::max_rows - rows];
 }
 
-// A no-op for the argument `finish` of product() and product_in_place().
+// Pass this as `finish` to product() or product_in_place() if nothing is left to do.
 struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };

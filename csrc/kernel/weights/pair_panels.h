@@ -60,7 +60,7 @@ inline void load_adjacent(const float* p, int64_t n, Vec<float> (&pairs)[kTerms]
   if constexpr (kTerms == 2) pairs[1] = rounded_numbers(rest_of(low), rest_of(high));
 }
 
-// Loads n pairs (a[i], b[i]), one vector for each term. A null pointer counts as a row of zeros.
+// Loads n pairs (a[i], b[i]), one vector for each term. A null pointer stands for a row of zeros.
 template <int kTerms, class Storage>
 inline void load_pairs(const Storage* a, const Storage* b, int64_t n, Vec<float> (&pairs)[kTerms]) {
   Word low[kTerms] = {}, high[kTerms] = {};
@@ -111,7 +111,7 @@ inline void pack_pairs(const Storage* w, int64_t K, int64_t width, int64_t first
 }
 
 // Packs one row of a panel of pairs: the elements of rows a and b [width], starting at column
-// `first`, padded with zeros. A null row counts as zeros.
+// `first`, padded with zeros. A null row stands for zeros.
 template <int kTerms, class Storage>
 inline void pack_pair_row(const Storage* a, const Storage* b, int64_t width, int64_t first,
                           const Terms<kTerms>& panel_row) {
