@@ -24,7 +24,7 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// Checks that a call with share_prefixes meets its preconditions.
+// Checks the preconditions of share_prefixes.
 void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensors, Tensors> run_forward(const Stack& stack, const Optio
   check(!(options.last_state && options.want_saved),
         "options must not set both LAST_STATE and WANT_SAVED");
   ForwardTensors results = forward_stack(stack, options);
-  // The shapes of the results must not depend on the values of ids.
+  // The shapes of the results must not depend on the values of the token ids.
   const auto in_shape = [&](const Tensor& output) {
     if (!options.share_prefixes || output.dim() == 2) return output;
     return torch::stable::view(output, {stack.input.numel(), output.size(2)});
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
   return {std::move(output), std::move(last_states)};
 }
 
-// Returns a Stack with these weights and without a batch.
+// Checks the weights, and returns a Stack with these weights and without a batch.
 Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
                               const std::vector<int64_t>& sizes, int32_t dtype,
                               const Options& options) {
@@ -234,8 +234,8 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   grads.grad_last_states = grad_last_states;
 }
 
-// Allocates the wanted gradients. grad_weights is indexed like Stack::weights, with an empty tensor
-// for each gradient that is not wanted.
+// Allocates the wanted gradients. grads.grad_weights is indexed like Stack::weights, and has an
+// empty tensor for each gradient that is not wanted.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   const size_t states = stack.states.size() + stack.reset_to.size();
@@ -309,7 +309,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   return gradients;
 }
 
-constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to here
+constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to this number
 
 // Returns the plan for a machine with this many threads and this size of L2 cache: groups, members,
 // estimated time in ns, and number of layers that run at once.
@@ -353,8 +353,8 @@ std::string cpu_kernel(const std::string& numbers) {
                                  : kernels().name;
 }
 
-// Returns how many bfloat16 terms a call of these sizes splits each float into; 0 if it multiplies
-// the floats themselves.
+// Returns the number of bfloat16 terms that a call of these sizes splits each float into; 0 if its
+// products use floats.
 int64_t cpu_terms(int64_t bits, int64_t steps, int64_t sequences, int64_t rows,
                   int64_t hidden_size) {
   SequenceLayout layout{};

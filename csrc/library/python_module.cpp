@@ -1,4 +1,5 @@
-// The Python module `_C`: a step without torch's dispatcher, which takes longer than a small step.
+// The Python module `_C`: runs steps without torch's dispatcher, whose overhead exceeds the time of
+// a small step.
 #include <Python.h>
 
 #include <new>
@@ -16,8 +17,8 @@
 namespace namernn_fast {
 namespace {
 
-// Returns torch's functions that read tensors from Python objects, or null if this torch has none.
-// They reject objects of other types, which the functions of other libraries may accept.
+// Returns torch's DLPack functions, which read tensors from Python objects, or null if this version
+// of torch has none. These functions reject objects that are not torch tensors.
 const DLPackExchangeAPI* find_exchange() {
   PyObject* const torch = PyImport_ImportModule("torch");
   PyObject* const type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
@@ -33,8 +34,8 @@ const DLPackExchangeAPI* find_exchange() {
   return fits && exchange->dltensor_from_py_object_no_sync ? exchange : nullptr;
 }
 
-// Sets `view` to a tensor. Returns false if the tensor is not on the CPU, has no memory, or has a
-// dtype without kernels.
+// Sets `view` to a view of the tensor `object`. Returns false if `object` is no tensor on the CPU,
+// has no memory, or has a dtype that steps do not use.
 bool read_tensor(const DLPackExchangeAPI* exchange, PyObject* object, View& view) {
   DLTensor tensor;
   if (exchange->dltensor_from_py_object_no_sync(object, &tensor) != 0) return false;
@@ -59,7 +60,7 @@ bool read_tensor(const DLPackExchangeAPI* exchange, PyObject* object, View& view
   return view.dtype >= 0 && (tensor.data || is_empty);
 }
 
-// Calls f() without Python's global lock. Returns false, with a Python exception, if f() throws.
+// Calls f() without holding the GIL. If f() throws, sets a Python exception and returns false.
 template <class F>
 bool run_without_lock(F&& f) {
   std::string error;
@@ -74,8 +75,8 @@ bool run_without_lock(F&& f) {
   return error.empty();
 }
 
-// Reads a list of integers. Returns false if an item is of another type, even if it has
-// `__index__`, because a bool and a tensor of a bool have it too. Sets a Python exception only if
+// Reads a list of integers. Returns false if an item is not a plain int of at most 64 bits: bools
+// and bool tensors also have `__index__`, but are not indices. Sets a Python exception only if
 // `list` is not a list or memory runs out.
 bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   if (!PyList_Check(list)) {
@@ -99,7 +100,7 @@ bool read_rows(PyObject* list, std::vector<int64_t>& rows) {
   return !PyErr_Occurred();
 }
 
-// Sets views to the tensors of a list. Returns their number, or -1 if one cannot be read.
+// Reads the tensors of a list into `views`. Returns their number, or -1 if one cannot be read.
 int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* views, int64_t most) {
   const int64_t count = PyList_Size(list);
   for (int64_t i = 0; i < count; ++i) {
@@ -108,12 +109,12 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
   return count;
 }
 
-// step(weights, states, last, frame, output, rows, options, cell, inputs): runs a step, and returns
-// whether it did; see Step. The first three are lists of tensors. `last` is None to update the
-// states in place, and `output` is None for a step module. `rows` is a list of integers, or None
-// for all sequences, and `inputs` a list of tensors, or None for no inputs beside x. Returns False
-// without an effect if a tensor is of a kind that only operators take, or if a row is not a plain
-// integer.
+// step(weights, states, last, frame, output, rows, options, cell, inputs): runs a step; see Step.
+// - weights, states, last: lists of tensors. `last` is None to update the states in place.
+// - output: None for a step module.
+// - rows: a list of integers, or None for all sequences.
+// - inputs: a list of tensors, or None for no inputs beside x.
+// Returns False, with no effect, if only the operator takes these tensors or rows; otherwise True.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 9 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
     PyErr_SetString(PyExc_TypeError, "step() takes 9 arguments, the first of them a list");

@@ -11,8 +11,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Returns the layout of B sequences with N rows over T times. Unless the caller sets other members,
-// rows are evenly spaced and all sequences are alive at every time.
+// Returns the layout of B sequences with N rows over T time steps. By default, rows are evenly
+// spaced and all sequences are alive at every step. The caller may set further members.
 SequenceLayout layout_of(int64_t T, int64_t B, int64_t N) {
   SequenceLayout layout{};
   layout.T = T;
@@ -21,7 +21,7 @@ SequenceLayout layout_of(int64_t T, int64_t B, int64_t N) {
   return layout;
 }
 
-// Reads the batch_sizes of a PackedSequence: the number of sequences alive at each time.
+// Reads the batch_sizes of a PackedSequence: the number of sequences alive at each step.
 void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch) {
   check(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
             batch_sizes.dim() == 1,
@@ -41,7 +41,7 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
             : "batch_sizes must not exceed the rows of data, got ",
           batch.count[t], t ? " after " : " instead of at most ", limit, " at step ", t);
     batch.start[t] = rows;
-    rows = std::min(rows + batch.count[t], 2 * kMostElements);  // still exceeds data_rows
+    rows = std::min(rows + batch.count[t], 2 * kMostElements);  // prevents overflow
   }
   check(rows == data_rows, "batch_sizes must sum to ", data_rows,
         " (the rows of data), got a sum of ", rows);
@@ -52,8 +52,8 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
   batch.layout.start = batch.start.data();
 }
 
-// Sorts the sequences by length, longest first, with a counting sort that does not move rows.
-// `values` holds the B lengths in any order, each from 0 to batch.T.
+// Sorts the sequences by length, longest first, without moving rows: sets batch.count, batch.order
+// and batch.layout. `values` holds the B lengths in any order, each between 0 and batch.T.
 void sort_sequences(const int64_t* values, Batch& batch) {
   std::vector<int64_t> length_counts(batch.T + 1, 0);  // number of sequences of each length
   bool sorted = true;
@@ -104,7 +104,7 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
   batch.origin = batch.order;
 }
 
-// Reads the offsets of a jagged batch: the rows of sequence b are offsets[b] .. offsets[b + 1].
+// Reads the offsets of a jagged batch: sequence b has the rows offsets[b] to offsets[b + 1] - 1.
 void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   check(offsets.is_cpu() && offsets.scalar_type() == ScalarType::Long && offsets.dim() == 1 &&
             offsets.numel() > 0,
@@ -128,8 +128,8 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   }
 }
 
-// Copies the caller's reset mask to `batch`. The mask is (T, B), or (B, T) with batch_first. In the
-// copy, the sequences are in the layout's order.
+// Copies the caller's reset mask to `batch`. The mask has shape (T, B), or (B, T) with batch_first.
+// The copy has the sequences in the layout's order.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
         "reset must be a bool tensor on the CPU");
@@ -156,7 +156,7 @@ void read_resets(const Tensor& reset, Batch& batch) {
   if (any) batch.resets = {batch.resets_in_order.get(), layout.B};
 }
 
-// Returns the shape of a tensor with `features` features for each of the batch's rows.
+// Returns the shape of a tensor with the batch's rows and `features` features per row.
 std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
   if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
   return batch.batch_first ? std::vector{batch.B, batch.T, features}

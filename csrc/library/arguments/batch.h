@@ -1,5 +1,5 @@
-// The batch of a call: which rows exist (from batch_sizes, lengths or offsets), when states are
-// reset, and where a tensor stores its rows.
+// Describes the batch of a call: which rows exist (from batch_sizes, lengths or offsets), when
+// states are reset, and where a tensor stores its rows.
 #pragma once
 
 #include <memory>
@@ -22,20 +22,20 @@ struct Batch {
   bool batch_first;
   std::vector<int64_t> count;
   std::vector<int64_t> start;
-  std::vector<int64_t> order;  // [B]; sequences without rows come last
+  std::vector<int64_t> order;  // [B]: the caller's indices; sequences without rows are last
   std::vector<int64_t> origin;
   std::unique_ptr<bool[]> resets_in_order;
   Resets resets;
   SequenceLayout layout;  // covers only the sequences that have rows
 };
 
-// Returns the batch of a call: finds the rows of `input`, and checks the arguments that define the
-// rows. `sequence_layout` holds batch_sizes, offsets or lengths, depending on the options. Without
-// `sequence_layout`, every row of a padded input exists.
+// Checks the arguments that define the batch of a call, and returns the batch. `sequence_layout`
+// holds batch_sizes, offsets or lengths, depending on the options. Without `sequence_layout`, all
+// sequences of a padded input are equally long.
 Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layout,
                  const std::optional<Tensor>& reset, const Options& options);
 
-// Returns the location of the rows of a (.., features) tensor in the caller's layout. Each row
+// Returns where the rows of a (.., features) tensor in the caller's layout are in memory. Each row
 // starts at feature `offset`.
 template <class Scalar, class Pointer>
 RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer data, int64_t offset) {
@@ -45,8 +45,8 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
   }
   const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
   const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
-  // The batch stride of a single sequence is arbitrary. Using the time stride instead makes the
-  // tensor flat: see is_flat().
+  // If there is only one sequence, the batch stride can be any number. Replacing it with the time
+  // stride makes is_flat() return true.
   return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
 }
 
@@ -58,14 +58,14 @@ inline int64_t count_tensor_rows(const Batch& batch) {
   return batch.kind == Batch::Kind::padded ? batch.T * batch.B : batch.layout.N;
 }
 
-// Returns a view of a contiguous (rows, features) tensor, in the shape of the batch's input.
+// Returns a view of a contiguous (rows, features) tensor with the input's leading dimensions.
 Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
 
-// Returns a new contiguous tensor for the batch's rows, in the shape of the batch's input.
+// Returns a new contiguous tensor with the input's leading dimensions and `features` features.
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
 
-// Returns such a tensor for one call, in the memory of `segment` if the tensor is large: see
-// empty_in().
+// Like empty_rows(), for a tensor that lives as long as `segment`: a large tensor uses the
+// segment's memory, see empty_in().
 Tensor empty_rows_in(Segment& segment, const Batch& batch, int64_t features, int32_t dtype);
 
 // Zeroes the rows past the end of each sequence in a tensor from empty_rows().

@@ -1,4 +1,4 @@
-// The argument `options` of the operators, a sum of bits.
+// Decodes the operators' argument `options`, a sum of bits.
 #pragma once
 
 #include "contract.h"
@@ -35,13 +35,13 @@ struct Options {
                           : sigmoid  ? Activation::sigmoid
                           : softplus ? Activation::softplus
                                      : Activation::tanh;
-  // Number of bfloat16 terms per float in products; 0 for products of floats.
+  // Number of bfloat16 terms that products split each float into; 0 if products use floats.
   int64_t terms = int8 ? 0 : medium_precision ? 1 : high_precision ? 2 : 0;
 
   bool has(int64_t bit) const { return (bits & bit) != 0; }
 };
 
-// Returns the cell with the number that operators take.
+// Returns the cell for an operator's argument `cell`.
 inline const Cell& cell_of(int64_t cell) {
   check(cell >= 0 && cell < kCells, "cell must be between 0 and ", kCells - 1, ", got ", cell);
   return kernels().cells[cell];

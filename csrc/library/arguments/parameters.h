@@ -25,7 +25,7 @@ inline ParameterList parameters_of(const Cell& cell, bool bias, bool projections
   return list;
 }
 
-// Returns the name of a parameter in messages.
+// Returns the name of a parameter for error messages.
 inline const char* name_of(const Cell& cell, Parameter parameter) {
   constexpr const char* names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
   return parameter < kOwn ? names[parameter] : cell.own_names[parameter - kOwn];

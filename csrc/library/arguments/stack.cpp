@@ -5,7 +5,7 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kMostPadding = 256;  // no panel or row has more elements of padding
+constexpr int64_t kMostPadding = 256;  // maximum padding of a panel or row, in elements
 
 // Checks that no size derived from the sizes of a stack overflows, even with padding.
 void check_sizes(const Stack& stack) {
@@ -18,14 +18,14 @@ void check_sizes(const Stack& stack) {
   product_of("a table", {stack.V, rows});
 }
 
-// Checks that no tensor with one row per row of the batch is too large.
+// Checks that tensors with the batch's rows are not too large.
 void check_rows(const Stack& stack) {
   const int64_t rows = std::max(count_tensor_rows(stack.batch), stack.batch.layout.N);
   const int64_t gates = stack.directions * stack.gate_rows();
   product_of("a tensor", {rows, std::max({stack.D, gates, stack.features_beside()})});
 }
 
-// Sets everything that depends neither on the batch nor on the weights.
+// Checks and sets the fields that depend neither on the batch nor on the weights.
 void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype,
                const Options& options) {
   stack.layers = sizes.layers;
@@ -56,7 +56,7 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
         " inputs of a layer, got ", most);
 }
 
-// Returns a Stack with a checked input and without states and weights. `dtype` is the dtype of the
+// Checks the input, and returns a Stack without states and weights. `dtype` is the dtype of the
 // weights.
 Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
                   Batch batch, const Options& options) {
@@ -138,8 +138,8 @@ void set_weights(Stack& stack, TensorRange weights) {
 }
 
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
-  // Prefixes are shared only if that is estimated to be faster, which must not change the
-  // precision.
+  // With share_prefixes, an estimate decides whether prefixes are really shared. This decision must
+  // not change the precision, and kernels for prefix trees do not support bfloat16 terms.
   if (options.terms == 0 || options.share_prefixes || options.projections) return 0;
   if (!kernels().float_on_pairs) return 0;
   return choose_terms(options.terms, layout, H, options.batch_invariant);

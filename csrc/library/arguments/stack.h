@@ -22,20 +22,20 @@ struct Sizes {
   int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t H;
   int64_t V;  // number of token ids: rows in a table of input products; 0 without a table
-  int64_t P;  // elements of h: fewer than H with projections, otherwise H
+  int64_t P;  // size of h: less than H with projections, otherwise H
 };
 
-// The checked arguments of a call: layers and directions over one batch.
+// The checked arguments of a call that runs a stack of layers on one batch.
 struct Stack {
   Batch batch;
-  bool has_ids;  // whether the input is token ids
+  bool has_ids;  // whether the input holds token ids
   Tensor input;
-  std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
-  std::vector<Tensor> reset_to = {};  // [T, layers, B, P or H], states after resets; none for zeros
-  std::vector<Tensor> inputs =
-      {};  // beside x, shaped like `input`, with features_beside() features
-  std::vector<Tensor> weights = {};  // none in a prepared stack, or in a step
-  const char* prepared = nullptr;    // the weights as packed by prepare(), or null; see prepared.h
+  std::vector<Tensor> states = {};  // initial states, one per state of the cell; empty for zeros
+  std::vector<Tensor> reset_to = {};  // states after resets [T, layers, B, P or H]; empty for zeros
+  // Inputs beside x, shaped like `input` but with features_beside() features.
+  std::vector<Tensor> inputs = {};
+  std::vector<Tensor> weights = {};  // empty in a prepared stack and in a step
+  const char* prepared = nullptr;    // weights packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   ParameterList parameters = {};  // the parameters of each direction
@@ -43,28 +43,27 @@ struct Stack {
   int64_t V = 0;  // number of token ids: rows in a table of input products
   int64_t H = 0;
   int64_t P = 0;
-  int32_t dtype = 0;  // of inputs, states and outputs
+  int32_t dtype = 0;  // dtype of inputs, states and outputs
   const Cell* cell = nullptr;
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
   bool int8 = false;  // whether the prepared weights are 8-bit integers
-  int64_t terms = 0;  // number of bfloat16 terms per float in products; 0 for products of floats
+  int64_t terms = 0;  // number of bfloat16 terms that products split each float into, or 0
 
-  // Returns the index of a layer's direction in the state tensors, and among the directions in
-  // `weights`.
+  // Returns the index of (layer, direction) in the state tensors and in the order of `weights`.
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
   // Returns the index of a direction's first weight in `weights`.
   size_t first_weight(int64_t state) const { return size_t(state * parameters.count); }
   int64_t input_size(int64_t layer) const { return layer ? directions * P : D; }
-  // Returns the number of rows in weight_ih and weight_hh, and of elements in each bias.
+  // Returns the number of rows of weight_ih and weight_hh, which is the length of each bias too.
   int64_t gate_rows() const { return cell->gates * H; }
-  // Returns the number of states per row.
+  // Returns the number of states of the cell.
   size_t state_count() const { return size_t(cell->states); }
   // Returns how many elements the i-th state has.
   int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
-  // Returns the shape of the i-th initial and last states.
+  // Returns the shape of the tensor of the i-th state, initial or last.
   std::vector<int64_t> state_shape(size_t i) const {
     return {layers * directions, batch.B, size_of_state(i)};
   }
@@ -81,8 +80,8 @@ struct Stack {
   }
   // Returns the number of features of an input beside x.
   int64_t features_beside() const { return layers * directions * H; }
-  // Returns whether there is nothing for kernels to compute: no rows, or rows without hidden units.
-  // Kernels must not be called then.
+  // Returns whether the batch has no rows or the layers have no hidden units. Kernels must not be
+  // called for an empty stack.
   bool is_empty() const { return batch.layout.N == 0 || H == 0; }
   // Returns the number of values per row that a direction keeps for the backward pass besides its
   // output.
@@ -92,17 +91,17 @@ struct Stack {
 };
 
 using Tensors = std::vector<Tensor>;
-using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // part of a vector
+using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // a part of Tensors
 
-// The tensors that an operator takes in one list, see namernn_fast/ops.py.
+// The parts of an operator's argument `tensors`: see namernn_fast/ops.py.
 struct Lists {
   TensorRange states;
   TensorRange reset_to;
   TensorRange inputs;
-  TensorRange weights;  // or the prepared tensor
+  TensorRange weights;  // or only the prepared tensor
 };
 
-// Splits a list of tensors as the options say.
+// Splits an operator's argument `tensors` into its parts, according to the options.
 Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
@@ -110,32 +109,32 @@ Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
                   Batch batch, const Options& options);
 
-// Does the same for prepared layers of this dtype and these sizes. set_prepared() then sets their
-// weights.
+// Like check_stack(), for prepared layers of this dtype and these sizes. The caller sets their
+// weights with set_prepared().
 Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange states, int32_t dtype,
                            const Sizes& sizes, Batch batch, const Options& options);
 
-// Checks the states from which sequences restart at resets, and sets them.
+// Checks and sets the states that sequences restart from at resets.
 void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
 
-// Checks the inputs beside x, and sets them.
+// Checks and sets the inputs beside x.
 void set_inputs(Stack& stack, TensorRange inputs);
 
 // Returns a Stack without a batch and without weights, for prepare() and unpack().
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
 
-// Checks the weights of a stack, and sets them.
+// Checks and sets the weights of a stack.
 void set_weights(Stack& stack, TensorRange weights);
 
-// Returns how many bfloat16 terms a call splits each float into; 0 if it multiplies the floats
-// themselves.
+// Returns the number of bfloat16 terms that a call's products split each float into; 0 if products
+// use floats.
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options);
 
-// Sets the batch of a stack from check_layers() to T steps of B sequences, and the fields that
-// depend on it.
+// Sets the batch of a stack from check_layers() to B sequences of T steps, and sets the fields that
+// depend on the batch.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
 
-// Returns the kernels for one type, of this processor's instruction set.
+// Returns this processor's kernels for tensors of type Scalar.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_in() {
   return kernels();
@@ -154,7 +153,7 @@ const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   return kernels_in<Scalar>();
 }
 
-// Returns the kernels that compute the layers of a stack one after the other.
+// Returns the kernels that run the layers of a stack one after the other.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
@@ -166,15 +165,15 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
 // Byte offsets of one direction's weights in a prepared tensor.
 struct PreparedParts {
   int64_t panels;
-  int64_t vectors[kParameters];  // biases and own parameters
+  int64_t vectors[kParameters];  // biases and the cell's own parameters
   int64_t table;
   int64_t end;
 };
 
-// Defined in prepared.cpp, which writes such tensors.
+// Returns the offsets for direction d of layer k. Defined in prepared.cpp.
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 
-// Points a layer's weights to direction d of layer k in `stack.prepared`.
+// Makes `layer` use the weights of direction d of layer k in `stack.prepared`.
 template <class Scalar>
 void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
   const PreparedParts parts = parts_of(stack, k, d);
@@ -192,8 +191,8 @@ void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar
   }
 }
 
-// Returns a layer's restart states in a tensor [T, layers, B, P or H], given the address of its
-// data. `state` is the layer's index in the state tensors.
+// Returns the restart states of one layer. `tensor` has the shape [T, layers, B, P or H] and starts
+// at `data`; `state` is the layer's index in the state tensors.
 template <class Scalar>
 RestartStates<Scalar> restart_states(const Tensor& tensor, Scalar* data, int64_t state) {
   return {data + state * tensor.stride(1), tensor.stride(0), tensor.stride(2)};
@@ -215,8 +214,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.batch_invariant = stack.batch_invariant;
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
-  // Prepared weights are already in panels. For products of terms they would have to be converted,
-  // which does not pay off for few rows, so these are multiplied in place.
+  // Prepared weights are already in panels, but products of bfloat16 terms must convert the panels.
+  // For few rows that does not pay off: in_place then makes the pair kernels call float kernels.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_rate);
@@ -233,7 +232,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
     set_prepared_weights(stack, k, d, layer);
     return layer;
   }
-  if (stack.weights.empty()) return layer;  // the caller sets them
+  if (stack.weights.empty()) return layer;  // the caller sets the weights
   const Tensor* weight = &stack.weights[stack.first_weight(state)];
   for (const Parameter p : stack.parameters) layer.parameters[p] = const_data<Scalar>(*weight++);
   if (k == 0 && stack.has_ids) {
@@ -281,7 +280,7 @@ StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t s
 }
 
 // Calls f(state, b) for every sequence without rows, in every layer and direction. `state` is the
-// index from Stack::state_of(), `b` the caller's index of the sequence.
+// index from Stack::state_of(), and `b` is the caller's index of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;

@@ -38,12 +38,12 @@ std::string shape_text(const Sizes& sizes) {
 }
 
 // Maximum product of sizes that come from a caller. No machine has memory for this many numbers,
-// and the bytes of a few such products still add up to less than 2^63.
+// and the sum of a few such products, counted in bytes, is still less than 2^63.
 constexpr int64_t kMostElements = int64_t(1) << 52;
 
-// Returns the product of sizes. Fails if a size is negative or the product is too large. That check
-// counts zeros as ones, so that strides stay small too. Every product of a caller's sizes must be
-// computed or bounded by this function.
+// Returns the product of sizes. Fails if a size is negative, or if the product of the nonzero sizes
+// exceeds kMostElements; this check bounds the strides as well. Every product of a caller's sizes
+// must be computed or bounded by this function.
 template <class Sizes = std::initializer_list<int64_t>>
 int64_t product_of(const char* what, const Sizes& sizes) {
   int64_t product = 1;

@@ -14,11 +14,11 @@
 namespace namernn_fast {
 namespace {
 
-// A segment stays reserved until this many other segments have been added after it. By then, the
-// calls that needed it have probably ended.
+// A reserved segment is unmapped if it has not been reused while this many other segments were
+// added: calls that need a segment of this size have probably ended.
 constexpr uint64_t kMostIdle = 64;
 
-// Maps memory that starts and ends on a huge page, or returns null.
+// Maps memory that starts and ends at the border of a huge page. Returns null on failure.
 char* map(size_t bytes) {
   void* mapped =
       mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -41,12 +41,11 @@ class Pool {
     uint64_t number;  // number of segments added before this one
   };
 
-  // Does not allocate later, because destructors of segments call add().
+  // Allocates the maximum capacity: destructors call add(), which must not throw.
   Pool() { segments_.reserve(kMostReserved / kHugePage + 1); }
 
-  // Removes and returns the smallest segment of at least `bytes` bytes, the newest if there are
-  // several, or null data if there is none. Segments of more than twice that size stay for larger
-  // requests.
+  // Removes and returns the smallest segment of `bytes` to 2 * `bytes` bytes, and the newest among
+  // equal ones. Returns null data if there is none. Larger segments stay for larger requests.
   Reserved take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto best = segments_.end();
@@ -89,8 +88,8 @@ class Pool {
   void unlock() { mutex_.unlock(); }
 
  private:
-  // Unmaps the oldest segments as long as there is one and is_surplus() returns true. Holds the
-  // lock during is_surplus(), but not while it unmaps, which may take a millisecond.
+  // Unmaps the oldest segment again and again until is_surplus() returns false. Holds the lock
+  // while it calls is_surplus(), but not while it unmaps, which may take a millisecond.
   template <class F>
   void unmap_oldest(F&& is_surplus) {
     for (;;) {
@@ -115,7 +114,7 @@ class Pool {
 // Returns the only pool. It is never destroyed, because threads may still use it at exit.
 Pool& pool() {
   static Pool* const pool = [] {
-    // If another thread held the lock during fork(), the child process would wait for it forever.
+    // If another thread held the lock during fork(), the child would wait for the lock forever.
     pthread_atfork([] { namernn_fast::pool().lock(); }, [] { namernn_fast::pool().unlock(); },
                    [] { namernn_fast::pool().unlock(); });
     return new Pool;
@@ -169,7 +168,7 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
   const auto address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = address / page * page;
   const uintptr_t last = (address + bytes + page - 1) / page * page;
-  // Fails on kernels without huge pages, which costs only time.
+  // Errors are ignored: without huge pages, memory accesses are only slower.
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }

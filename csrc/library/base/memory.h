@@ -1,7 +1,7 @@
-// Large memory: segments of scratch memory that stay reserved between calls, and huge pages.
+// Segments of scratch memory that stay reserved between calls, and huge pages.
 //
-// The first access to a page of fresh memory is a page fault, which may take longer than computing
-// what the page will hold. A segment causes page faults only the first time it is used.
+// The first access to a page of new memory causes a page fault, which may take longer than
+// computing the page's contents. A segment causes page faults only the first time it is used.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace namernn_fast {
 
-// Uninitialized memory of at least a given size. The constructor takes a reserved segment if one
-// fits, otherwise a new one. The destructor makes the segment reserved: any thread may take it.
+// Uninitialized memory of at least a given size. The constructor reuses reserved memory if a block
+// fits, and otherwise maps new memory. The destructor reserves the memory for use by any thread.
 class Segment {
  public:
   Segment() = default;
@@ -35,8 +35,8 @@ class Segment {
 
 constexpr size_t kHugePage = size_t(2) << 20;  // bytes
 
-// Maximum total size in bytes of the reserved segments, however many threads share them. The
-// forward pass of an LSTM with 2,048 inputs and hidden units needs half of it.
+// Maximum total size in bytes of the reserved segments of all threads. The forward pass of an LSTM
+// with 2,048 inputs and hidden units needs half of this size.
 constexpr size_t kMostReserved = size_t(256) << 20;
 
 // Returns the total size in bytes of the reserved segments.
@@ -45,8 +45,8 @@ int64_t memory_reserved();
 // Returns all reserved segments to the operating system.
 void empty_cache();
 
-// Asks the operating system for huge pages. The pages must hold nothing but `data`. No-op on
-// systems without such a request.
+// Asks the operating system to store `data` in huge pages, which must hold no other data. No-op if
+// the system does not support such a request.
 void advise_huge_pages(void* data, size_t bytes);
 
 }  // namespace namernn_fast

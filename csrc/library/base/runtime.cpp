@@ -54,9 +54,8 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// A yield that takes longer than this must have let another program run. In most calls, threads of
-// this process compute for less time than this between two waits; another program's time slice is
-// longer than this.
+// If a yield takes longer than this, another program has probably run: a program's time slice is
+// longer than this, but threads of this process usually compute for less time between two waits.
 constexpr std::chrono::microseconds kLongYield{200};
 
 bool yield_processor() {

@@ -1,4 +1,4 @@
-// Process resources for kernels: scratch memory, torch's thread pool and torch's number of threads.
+// The process's resources for kernels: scratch memory, torch's thread pool and number of threads.
 #pragma once
 
 #include <cstdlib>
@@ -35,15 +35,15 @@ class Scratch {
     void operator()(char* p) const { std::free(p); }
   };
   void* take_from_segments(size_t bytes);
-  // The region that the thread keeps. Only pages that a call has touched take physical memory.
+  // The region that the thread keeps. Only pages that a call has touched use physical memory.
   static thread_local std::unique_ptr<char, Free> region_;
   size_t used_;                 // bytes taken from the region
   size_t used_of_segment_ = 0;  // bytes taken from the last segment
   std::vector<Segment> segments_;
 };
 
-// What one kernel call may use: scratch memory and a number of threads. Calls may nest on a thread;
-// the inner call ends first.
+// The scratch memory and the threads that one kernel call may use. Calls may nest on a thread; the
+// inner call ends first.
 class Resources {
  public:
   explicit Resources(const Machine& machine);

@@ -9,11 +9,11 @@
 namespace namernn_fast {
 namespace {
 
-// glibc maps memory of this size and more separately, and unmaps it when it is freed. Then no other
-// memory is on the same pages, and advice about the pages ends with the tensor.
+// glibc maps allocations of at least this size separately, and unmaps them when they are freed. So
+// no other data is on a large tensor's pages, and advice about the pages ends with the tensor.
 constexpr size_t kMappedAlone = size_t(32) << 20;
 
-// Minimum size in bytes of a tensor in a segment. Sanitizer builds test even small ones.
+// Minimum size in bytes of a tensor in a segment. Sanitizer builds put all tensors in segments.
 #if defined(NAMERNN_FAST_SANITIZE)
 constexpr size_t kLarge = 0;
 #else
@@ -60,7 +60,7 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
                                aoti_torch_device_type_cpu(), 0, &handle);
   if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
   const Tensor tensor(handle);
-  if (count < kMappedAlone / sizeof(double)) return tensor;  // asking torch for sizes takes longer
+  if (count < kMappedAlone / sizeof(double)) return tensor;  // fast path: small in every dtype
   const size_t bytes = count * tensor.element_size();
   if (bytes >= kMappedAlone) advise_huge_pages(tensor.mutable_data_ptr(), bytes);
   return tensor;
@@ -75,7 +75,7 @@ Tensor zeros(const std::vector<int64_t>& sizes, int32_t dtype) {
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype) {
   const size_t bytes = count_elements(sizes) * size_t(element_size(dtype));
   if (bytes < kLarge) return empty(sizes, dtype);
-  segment = Segment();  // so that the new segment may be the old one
+  segment = Segment();  // frees the old memory first, so that it can be reused
   segment = Segment(bytes);
   const Strides strides(sizes);
   AtenTensorHandle handle = nullptr;

@@ -39,8 +39,8 @@ inline Tensor uninitialized_like(const Tensor& tensor) {
   return empty({sizes.begin(), sizes.end()}, dtype_of(tensor));
 }
 
-// Returns an uninitialized contiguous tensor for one call. A large tensor is in memory that
-// `segment` then owns, and must not outlive it; otherwise `segment` does not change.
+// Returns an uninitialized contiguous tensor for one call. A large tensor uses new memory that
+// `segment` then owns, and must not outlive `segment`. A small tensor leaves `segment` unchanged.
 Tensor empty_in(Segment& segment, const std::vector<int64_t>& sizes, int32_t dtype);
 
 // Returns the address of a tensor's elements. Fails if the tensor has elements but no memory, like
@@ -60,7 +60,7 @@ const Storage* const_data(const Tensor& tensor) {
   return data ? static_cast<const Storage*>(data) : mutable_data<Storage>(tensor);
 }
 
-// A tensor on the CPU, which the caller keeps alive.
+// A view of a CPU tensor. The caller keeps the tensor alive.
 struct View {
   char* data;
   int32_t dtype;
@@ -70,7 +70,7 @@ struct View {
   const int64_t* strides;
 };
 
-// Returns a view of a tensor, through which nothing is written.
+// Returns a view of a tensor. Nothing may be written through this view.
 inline View view_of(const Tensor& tensor) {
   return {const_cast<char*>(const_data<char>(tensor)),
           dtype_of(tensor),
@@ -82,7 +82,7 @@ inline View view_of(const Tensor& tensor) {
 
 // Returns whether a view is contiguous.
 inline bool is_dense(const View& view) {
-  uint64_t stride = 1;  // unsigned, because it may overflow if a later size is 0
+  uint64_t stride = 1;  // unsigned, because the product may overflow if a later size is 0
   bool dense = true;
   for (int64_t i = view.dim - 1; i >= 0; stride *= uint64_t(view.sizes[i--])) {
     if (view.sizes[i] == 0) return true;
@@ -91,7 +91,7 @@ inline bool is_dense(const View& view) {
   return dense;
 }
 
-// Returns whether the elements of a row are adjacent.
+// Returns whether the feature dimension is contiguous.
 inline bool has_adjacent_features(const View& view) {
   return view.strides[view.dim - 1] == 1 || view.sizes[view.dim - 1] <= 1;
 }
@@ -106,7 +106,7 @@ void with_storage(int32_t dtype, F&& f) {
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
 }
 
-// Returns the size in bytes of an element of such a dtype.
+// Returns the size in bytes of an element of a dtype that has kernels.
 inline int64_t element_size(int32_t dtype) {
   int64_t size = 0;
   with_storage(dtype, [&](auto storage) { size = int64_t(sizeof(storage)); });
@@ -121,7 +121,7 @@ inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
-// Returns the tensor itself if the elements of a row are adjacent, otherwise a contiguous copy.
+// Returns the tensor itself if its feature dimension is contiguous, otherwise a contiguous copy.
 inline Tensor with_adjacent_features(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);

@@ -16,7 +16,7 @@ struct Header {
   int64_t cell;
   int64_t layers;
   int64_t directions;
-  int64_t parameters;  // of each direction
+  int64_t parameters;  // number of parameters per direction
   int64_t D;
   int64_t H;
   int64_t V;
@@ -51,19 +51,19 @@ Header header_of(const Stack& stack) {
   return header;
 }
 
-// Returns the bytes per element of a table. Kernels that can add the biases to a table store it in
-// the type that they compute in.
+// Returns the bytes per element of a table. Kernels that can add the biases to a table store the
+// sums in the type that they compute in.
 template <class Scalar>
 int64_t table_element(const KernelsFor<Scalar>& kernels) {
   return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
 }
 
-// Returns the number of elements of a vector.
+// Returns the number of elements of a parameter that is a vector.
 int64_t elements_of(const Stack& stack, Parameter vector) {
   return vector >= kOwn ? stack.H : stack.gate_rows();
 }
 
-// Returns the parts of the first direction of layer k if they start at `begin`.
+// Returns the offsets of one direction's weights in layer k, starting at the offset `begin`.
 PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
   PreparedParts parts{begin};
   with_storage(stack.dtype, [&](auto storage) {
@@ -129,15 +129,15 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
   kernels.forward_panels.unpack(layer, to);
 }
 
-// Requests huge pages for the part of the tensor that whole ones cover. Steps with few sequences
-// read all panels from beyond L2, and with small pages, prefetching waits for the page tables.
+// Requests huge pages for the part of the tensor that consists of whole huge pages. Steps with few
+// sequences read all panels from beyond L2, and small pages delay prefetching by page-table walks.
 void advise_inner_pages(char* data, size_t bytes) {
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
   if (bytes < before + kHugePage) return;
   advise_huge_pages(data + before, (bytes - before) / kHugePage * kHugePage);
 }
 
-// Returns the size in bytes of a contiguous tensor with one dimension, and 0 for any other.
+// Returns the size in bytes of a contiguous 1-D tensor, or 0 for any other tensor.
 int64_t bytes_of(const View& prepared) {
   if (prepared.dim != 1 || prepared.strides[0] != 1) return 0;
   return prepared.sizes[0] * prepared.element;
@@ -226,7 +226,7 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   for (const int64_t size : {claimed.layers, claimed.D, claimed.H, claimed.V, claimed.P}) {
     known = known && size >= 0 && size <= bytes;
   }
-  // check_header() rejects a tensor that holds anything else.
+  // If the header is not valid, check_header() below fails, whatever the sizes of the stack.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack =
       check_layers(cell_of(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);

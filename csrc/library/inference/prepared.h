@@ -1,9 +1,9 @@
-// Prepared layers: the weights of all layers and directions of a stack, packed once for many calls
-// into a single tensor, in the order in which this processor's kernels read them.
+// Prepared layers: the weights of a stack, packed into a single tensor once for many calls. The
+// weights are in the order in which this processor's kernels read them.
 //
 // The tensor has the dtype of the layers, or int8. It starts with a header that records what the
-// contents depend on. Then come, for each direction of each layer, the panels of the forward pass,
-// the biases and, in the first layer of a stack that reads token ids, the table.
+// contents depend on. For each direction of each layer, the panels of the forward pass and the
+// vectors (such as biases) follow. If the input is token ids, the first layer also has its table.
 #pragma once
 
 #include <vector>
@@ -15,13 +15,13 @@ namespace namernn_fast {
 // Packs the weights of a stack from check_layers() into a new tensor.
 Tensor prepare(const Stack& stack);
 
-// Packs the weights of a stack into a tensor from prepare(). No call may read the tensor meanwhile.
+// Packs a stack's weights into a tensor from prepare(), which no other call may read meanwhile.
 void refresh(const Stack& stack, const Tensor& prepared);
 
 // Returns the weights that `stack.prepared` was made from, with an empty tensor for each table.
 std::vector<Tensor> unpack(const Stack& stack);
 
-// Returns the dtype of the weights that a tensor of this dtype was prepared from.
+// Returns the dtype of the original weights, given the dtype of the prepared tensor.
 int32_t dtype_of_weights(int32_t prepared, const Options& options);
 
 // Sets the weights of a stack to a tensor from prepare(). Checks that the tensor is for the layers

@@ -41,7 +41,7 @@ Stack stack_of(const Step& step, const Options& options) {
   return stack;
 }
 
-// Returns the number of sequences that have states.
+// Checks the states, and returns the number of sequences that have states.
 int64_t check_states(const Step& step, const Stack& stack) {
   check(step.last_count == int64_t(stack.state_count()) &&
             (step.state_count == 0 || step.state_count == step.last_count),
@@ -67,7 +67,7 @@ int64_t check_states(const Step& step, const Stack& stack) {
   return sequences;
 }
 
-// The location of a frame's rows.
+// The sizes and strides of a frame.
 struct Frame {
   int64_t T;
   int64_t B;
@@ -76,17 +76,17 @@ struct Frame {
   bool batch_first;
 };
 
-// Returns the distance between consecutive steps in `rows`, and between consecutive sequences.
-// With `one_step`, `rows` has no dimension for steps.
+// Returns the time stride and the batch stride of `rows`. With `one_step`, `rows` has no time
+// dimension.
 std::pair<int64_t, int64_t> strides_of(const View& rows, bool one_step, bool batch_first) {
   if (one_step) return {0, rows.strides[0]};
   return {rows.strides[batch_first], rows.strides[!batch_first]};
 }
 
-// Checks a frame and the output, except the values of token ids.
+// Checks the frame, the inputs and the output of a step, but not the values of token ids.
 Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const Options& options) {
   const View& frame = step.frame;
-  const int64_t dims = frame.dim - !stack.has_ids;  // without features
+  const int64_t dims = frame.dim - !stack.has_ids;  // without the feature dimension
   check(dims == 1 || dims == 2, "frame must have ", 1 + !stack.has_ids, " dimensions, or ",
         2 + !stack.has_ids, " for several steps, got ", frame.dim);
   const bool one_step = dims == 1;
@@ -96,7 +96,7 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   const auto [time_stride, row_stride] = strides_of(frame, one_step, batch_first);
   Frame rows{one_step ? 1 : frame.sizes[time_dim], frame.sizes[batch_dim], time_stride, row_stride,
              batch_first};
-  if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // as in rows_of()
+  if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // see rows_of()
   std::vector<int64_t> shape = shape_of(frame);
   shape[size_t(batch_dim)] = sequences;
   if (!stack.has_ids) shape.back() = stack.D;
@@ -135,8 +135,8 @@ void check_ids(const View& ids, const Frame& frame, int64_t V) {
   }
 }
 
-// Calls f(row, packed, bytes) for each row of a state that belongs to a sequence in the frame.
-// `packed` points to the row's copy. If the frame is for all sequences, calls f once for all rows.
+// Calls f(row, packed, bytes) for each row of `state` whose sequence is in the frame. `packed`
+// points to the copy of `row`. If the frame has all sequences, calls f once for all rows together.
 template <class F>
 void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
   const size_t bytes = size_t(state.sizes[state.dim - 1] * state.element);
@@ -160,8 +160,8 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     return static_cast<char*>(runtime.scratch(size_t(elements * element)));
   };
   const auto rows_at = [](auto* data) { return reinterpret_cast<Scalar*>(data); };
-  char* next[kMostStates] = {};      // [layers, B, P] and [layers, B, H], the last states
-  char* previous[kMostStates] = {};  // the same for the states, if only some sequences take part
+  char* next[kMostStates] = {};      // the last states: [layers, B, P] and [layers, B, H]
+  char* previous[kMostStates] = {};  // copies of the states, if the frame lacks some sequences
   const int64_t element = step.last[0].element;
   for (int64_t i = 0; i < step.last_count; ++i) {
     const int64_t size = stack.layers * frame.B * stack.size_of_state(size_t(i));
@@ -171,8 +171,8 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
     for_each_row(step, step.states[i], previous[i],
                  [](const char* row, char* packed, size_t n) { std::memcpy(packed, row, n); });
   }
-  char* outputs[2] = {};  // outputs of layers, which alternate between the two
-  const int64_t unwritten = stack.layers - step.is_of_stream;  // layers with no output to write
+  char* outputs[2] = {};                                       // outputs of even and odd layers
+  const int64_t unwritten = stack.layers - step.is_of_stream;  // layers not writing step.output
   for (int64_t k = 0; k < std::min<int64_t>(unwritten, 2); ++k) {
     outputs[k] = take(frame.T * each, sizeof(Scalar));
   }
@@ -231,7 +231,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
 
 // Returns the end of a tensor's memory.
 const char* end_of(const View& view) {
-  uint64_t size = 1;  // unsigned, because it may overflow if a size is 0
+  uint64_t size = 1;  // unsigned, because the sum may overflow if a size is 0
   for (int64_t i = 0; i < view.dim; ++i) {
     if (view.sizes[i] == 0) return view.data;
     size += uint64_t(view.sizes[i] - 1) * uint64_t(view.strides[i]);

@@ -1,5 +1,5 @@
-// A step runs a stack in one direction on one frame, for streams and step modules. Its weights are
-// prepared, or belong to a single layer.
+// A step runs a unidirectional stack on one frame, for streams and step modules. The weights are
+// prepared, or they are the parameters of a single layer.
 #pragma once
 
 #include "contract.h"
@@ -8,28 +8,29 @@
 
 namespace namernn_fast {
 
-// The arguments of a step, which are not checked yet.
+// The unchecked arguments of a step.
 struct Step {
-  const Cell* cell;           // not read if the weights are prepared
+  const Cell* cell;           // ignored if the weights are prepared
   View weights[kParameters];  // the tensor from prepare(), or the parameters of a layer
   int64_t weight_count;
-  View states[kMostStates];  // stream: [layers, sequences, P] and [layers, sequences, H], in
-                             // float for layers in 16 bits; step module: [sequences, H] each
-  int64_t state_count;       // 0 if the states are zeros
-  View last[kMostStates];    // like `states`, contiguous, written; may be `states`
+  // In a stream, [layers, sequences, P] and [layers, sequences, H]; float for layers in 16 bits. In
+  // a step module, [sequences, H].
+  View states[kMostStates];
+  int64_t state_count;     // 0 if the states are zeros
+  View last[kMostStates];  // written: the last states, contiguous; may be `states`
   int64_t last_count;
-  View frame;  // [n, D]; in a stream also several steps: [T, n, D], or [n, T, D] with BATCH_FIRST.
-               // Token ids lack the last dimension.
-  View inputs[kMostInputs];  // beside x, shaped like `frame` with H features for each layer;
-                             // without data if absent
-  View output;  // written, only in a stream: shaped like `frame`, with P features, contiguous
+  // [n, D]. In a stream also several steps: [T, n, D], or [n, T, D] with BATCH_FIRST. Frames of
+  // token ids lack the last dimension.
+  View frame;
+  View inputs[kMostInputs];  // beside x: like `frame`, with layers * H features; no data if absent
+  View output;  // written in a stream: contiguous, shaped like `frame` but with P features
   bool is_of_stream;
-  const int64_t* rows;  // [row_count]: the sequences that the frame is for
-  int64_t row_count;    // -1 if the frame is for all sequences
+  const int64_t* rows;  // [row_count]: indices of the sequences in the frame
+  int64_t row_count;    // -1 if the frame has all sequences
 };
 
-// Returns whether the rows of a step can be read and written in place and, for a stream, whether
-// the output has as many dimensions as the frame.
+// Returns whether a step can use its tensors in place: their features are contiguous, and a
+// stream's output overlaps no input, is contiguous and has as many dimensions as the frame.
 bool is_simple(const Step& step);
 
 // Runs a step. Checks all arguments first and writes the last states last, so that an error leaves

@@ -57,7 +57,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   return args;
 }
 
-// Returns the lowest layer that must run. No gradient is wanted from the layers below.
+// Returns the lowest layer that the backward pass must run. No gradient is wanted below this layer.
 int64_t lowest_layer(const BackwardTensors& grads) {
   const auto& beside = grads.grad_inputs;
   const bool wants_all = grads.grad_input || !grads.grad_states.empty() ||
@@ -77,16 +77,16 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t si
   }
 }
 
-// Runs consecutive layers at once, one thread per layer. Each stretch of a layer passes the
-// gradients of its initial states to the next stretch to run, through `grad_initial`. The gradient
-// of a last state stays there until the stretch in which its sequence ends.
+// Runs consecutive layers at once, one thread per layer. A layer's stretches run from last to first
+// and pass on the gradients of their initial states in `grad_initial`. Until the stretch in which a
+// sequence ends, `grad_initial` holds the gradient of the sequence's last state.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
   const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
   const Stretches stretches(stack.batch.layout, wave.steps);
-  // Gradients of each layer's input, then of the last layer's output.
+  // Element k is the gradient of layer k's input. The last element is the gradient of the output.
   std::vector<std::optional<Tensor>> grad_rows(size_t(stack.layers + 1));
   grad_rows[size_t(stack.layers)] = grads.grad_output;
   for (int64_t k = stack.layers; --k > lowest;) {
@@ -159,8 +159,8 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
   }
 }
 
-// Writes the gradients of padding rows, of the initial states of sequences without rows and, if
-// both biases have the same gradient, of bias_hh. No kernel writes these gradients.
+// Writes the gradients that no kernel writes: of padding rows, of the initial states of sequences
+// without rows, and of bias_hh if both biases have the same gradient.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);

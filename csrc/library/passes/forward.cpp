@@ -93,7 +93,7 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
   }
 }
 
-// Zeroes the padding of the outputs and kept values that the caller gets.
+// Zeroes the padding of the outputs and kept values that are returned to the caller.
 void finish_outputs(const Stack& stack, const Options& options, const ForwardTensors& results) {
   const size_t layers = results.outputs.size();
   for (size_t k = options.want_saved ? 0 : layers - 1; k < layers && !options.last_state; ++k) {

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kTreeRows = 1024;  // approximate maximum number of rows per tree
 constexpr int64_t kThinRows = 4;     // steps with fewer rows take as long as steps with this many
-constexpr double kGathering = 1.06;  // relative time of a row if its previous state is gathered
+constexpr double kGathering = 1.06;  // relative time per row if previous states are gathered
 constexpr double kWorth = 0.95;      // trees must take less than this fraction of the unshared time
 
 // Returns a worker's time for one step of this many rows, in units of the time for one row.
@@ -29,7 +29,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   read_sequences(batch, ids);
   sort(V);
   cut(batch.layout.T, least);
-  double plain = 0;  // time per worker if `least` workers divide the sequences
+  double plain = 0;  // time per worker if `least` workers share the sequences
   for (int64_t t = 0; t < batch.layout.T; ++t) {
     plain += cost_of(double(count_at(batch.layout, t)) / double(least));
   }
@@ -45,7 +45,7 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   ids_.resize(size_t(layout.N));
   sequences_.resize(size_t(layout.B));
   int64_t* copy = ids_.data();
-  int64_t length = layout.T;  // never grows with b: the longest sequence comes first
+  int64_t length = layout.T;  // does not grow with b: the longest sequence is first
   for (int64_t b = 0; b < layout.B; ++b) {
     while (count_at(layout, length - 1) <= b) --length;
     sequences_[size_t(b)] = {copy, length, place_of(layout, b), 0};

@@ -25,7 +25,7 @@ struct Tree {
   PrefixTree links;
   std::vector<int64_t> count;
   std::vector<int64_t> start;
-  std::vector<int64_t> ids;  // [N], the token of each row
+  std::vector<int64_t> ids;  // [N]: the token id of each row
   std::vector<int64_t> parent;
   std::vector<int64_t> end_start;
   std::vector<int64_t> end_sequence;
@@ -55,7 +55,7 @@ class PrefixTrees {
     const int64_t* ids;
     int64_t length;
     int64_t number;  // the caller's index of the sequence
-    uint64_t key;    // the first ids, packed so that keys sort like sequences
+    uint64_t key;    // the first ids, packed so that keys compare like sequences
   };
 
   void read_sequences(const Batch& batch, const Tensor& ids);

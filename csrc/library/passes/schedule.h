@@ -15,7 +15,7 @@
 
 namespace namernn_fast {
 
-// Returns the sizes that the plan of a layer with D input features depends on.
+// Returns the arguments for choosing the plan of a layer with D input features.
 inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
   return {stack.batch.layout,
@@ -27,9 +27,9 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           stack.cell->gates};
 }
 
-// Calls run(direction, resources) for each direction: one direction after the other on all threads,
-// or both directions at once on one thread each if they are `independent` and one direction has too
-// little work for all threads.
+// Calls run(direction, resources) for each direction. Runs both directions at once, on one thread
+// each, if they are `independent` and this is estimated to be faster. Otherwise, runs one direction
+// after the other on all threads.
 template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
@@ -43,7 +43,7 @@ void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) 
   for (int64_t d = 0; d < stack.directions; ++d) run(d, Resources(machine));
 }
 
-// The steps of a batch, split into stretches that run one after the other.
+// The time steps of a batch, split into consecutive stretches.
 class Stretches {
  public:
   Stretches(const SequenceLayout& layout, int64_t length) : layout_(layout), length_(length) {
@@ -56,8 +56,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Narrows `layer` to stretch i. The stretch's initial states h are the rows of `output` at the
-  // time before it. The layer must not be reversed.
+  // Restricts `layer` to stretch i. The initial h of the stretch is the output at the previous time
+  // step. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -81,7 +81,7 @@ class Stretches {
     if (layout_.start) stretch.start = start_.data() + first;
   }
 
-  // Returns `rows`, moved to start at time t.
+  // Returns `rows` with time t as the new time 0.
   template <class Scalar>
   RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
     if (rows.data) {
@@ -89,12 +89,12 @@ class Stretches {
     }
     return rows;
   }
-  // Returns `rows`, moved to start at stretch i.
+  // Returns `rows` with the start of stretch i as the new time 0.
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
   }
-  // Returns `states`, moved to start at stretch i.
+  // Returns `states` with the start of stretch i as the new time 0.
   template <class Scalar>
   RestartStates<Scalar> from(int64_t i, RestartStates<Scalar> states) const {
     if (states.data) states.data += i * length_ * states.time_stride;
@@ -104,16 +104,16 @@ class Stretches {
  private:
   SequenceLayout layout_;
   int64_t length_;
-  std::vector<int64_t> start_;  // number of rows from the start of each time's stretch to that time
+  std::vector<int64_t> start_;  // [T]: number of rows before each time in its stretch
 };
 
 // Calls body(n, i) for every stretch i of every layer n. A stretch runs after the previous stretch
-// of its layer and after the same stretch of the previous layer. Threads take layers in order, so
-// the layer that a thread waits for is done or is running on another thread, and threads never
-// deadlock.
+// of its layer and after the same stretch of the previous layer. Threads cannot deadlock: they take
+// layers in order, so the layer that a thread waits for has finished or is running on another
+// thread.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
-  std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has run
+  std::vector<Signal> progress(static_cast<size_t>(layers));  // finished stretches per layer
   std::atomic<int64_t> next{0};
   const Runtime runtime = Resources(one_thread()).runtime();
   torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
@@ -141,7 +141,7 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   // A stretch reads its initial states as evenly spaced rows of `output`, but in a jagged tensor
   // the rows at one time are not evenly spaced.
   const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
-  // In 16 bits, the states that one stretch passes to the next would be rounded.
+  // In 16 bits, a wave would round the states that one stretch passes to the next.
   const bool exact =
       stack.terms == 0 && !stack.int8 &&
       (stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64());
@@ -159,8 +159,8 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
   return panels;
 }
 
-// Makes the layer use panels, unless it is prepared and has panels already. The first call packs
-// the weights into `panels`.
+// Makes `layer` use `panels`, unless the layer is prepared and so has panels already. The first
+// call packs the weights into `panels`.
 template <class Scalar>
 void use_panels(const PanelFormat<Scalar>& format, Layer<Scalar>& layer,
                 std::optional<Tensor>& panels) {
@@ -169,8 +169,8 @@ void use_panels(const PanelFormat<Scalar>& format, Layer<Scalar>& layer,
   layer.panels = mutable_data<char>(*panels);
 }
 
-// Replaces the layer's table with a copy in `biased` that includes the layer's biases. The first
-// call makes the copy, which all stretches of a wave, or all trees, share; otherwise every kernel
+// Replaces the layer's table with `biased`, a copy that includes the layer's biases. The first call
+// makes the copy. All stretches of a wave, or all trees, share this copy; otherwise every kernel
 // call would add the biases again.
 template <class Scalar>
 void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {

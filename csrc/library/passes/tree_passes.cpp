@@ -26,8 +26,8 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// Returns the weights of each layer packed into panels, which all trees share; none for prepared
-// layers, which have panels already.
+// Returns each layer's weights packed into panels, which all trees share. The panels are absent if
+// the layers are prepared and so have panels already.
 template <class Scalar>
 std::vector<std::optional<Tensor>> panels_of_layers(const Stack& stack,
                                                     const PanelFormat<Scalar>& format) {
@@ -103,8 +103,8 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
 template <class Scalar>
 class WorkerGradients {
  public:
-  // `rows` is the number of rows in the worker's trees. The first worker sums into the tensors that
-  // the caller gets.
+  // `rows` is the number of rows in the worker's trees. The first worker sums directly into
+  // grads.grad_weights.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights)),
         parameters_(stack.parameters),
@@ -172,7 +172,7 @@ class WorkerGradients {
 
   std::vector<Tensor> sums_;
   std::vector<Tensor> apart_;  // gradients not in sums_ yet; empty if kernels write to sums_
-  ParameterList parameters_;   // of each direction
+  ParameterList parameters_;   // parameters of each direction
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
   bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
   int64_t rows_ = 0;           // number of rows since apart_ was last added to sums_

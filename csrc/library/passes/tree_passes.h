@@ -14,7 +14,8 @@ std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options);
 // none; if present, they receive the states of all rows, tree after tree.
 void forward_trees(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results);
 
-// Fills the gradients, given the outputs from forward_trees(). grad_output must be absent.
+// Fills the gradients in `grads`, given the outputs from forward_trees(). grads.grad_output must be
+// absent.
 void backward_trees(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads);
 
 }  // namespace namernn_fast
