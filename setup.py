@@ -1,12 +1,13 @@
 """Builds one static library per ISA and the extension that chooses among them at run time.
 
-Everything else about the package is in pyproject.toml. If there is a C++ compiler and the build
-fails, that is an error. Without a C++ compiler, on Windows, or with `NAMERNN_FAST_NO_EXT=1`, the
-package has no extension: its wheel is tagged `py3-none-any`, and it warns when it is imported.
-pip caches the wheel that it builds from an sdist or a commit, even one without the extension. So
-once there is a compiler, run `pip install --force-reinstall --no-cache-dir` to build the extension.
-`NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
-`MAX_JOBS` limits the number of files that are compiled at the same time.
+All other settings of the package are in pyproject.toml. The package has no extension if there is no
+C++ compiler, on Windows, or with `NAMERNN_FAST_NO_EXT=1`: the wheel is then tagged `py3-none-any`,
+and importing the package gives a warning. If there is a compiler, a failed build is an error.
+
+pip caches the wheel that it builds from an sdist or a commit, even a wheel without the extension.
+After installing a compiler, run `pip install --force-reinstall --no-cache-dir` to build the
+extension. `NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for these sanitizers (see
+the Makefile). `MAX_JOBS` limits the number of files that are compiled at the same time.
 """
 
 import copy
@@ -26,8 +27,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-# `-g0` undoes Python's own `-g`: debug information would be seven eighths of the extension's size.
-# Symbols stay, because a test looks for the source file of every instruction.
+# `-g0` overrides the `-g` in Python's flags: debug information would be seven eighths of the
+# extension's size. Symbols stay, because a test looks up the source file of every instruction.
 COMPILE = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 COMPILE += ["-g0", "-Icsrc"]
 LINK = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
@@ -35,11 +36,11 @@ if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
     LINK += [f"-fsanitize={SANITIZERS}"]
     COMPILE += [*LINK[-1:], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
     COMPILE += ["-DNAMERNN_FAST_SANITIZE"]
-# In the order in which they are compiled: the slowest come first.
+# The flags of each file in csrc/isa/. The files are compiled in this order, the slowest first.
 ISA_FLAGS: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
-    # tile that computed it; its tuning for Haswell and Skylake-AVX512 does not.
+    # GCC's default tuning splits some multiply-adds into two instructions, so that results would
+    # depend on the tile that computes them. Tuning for Haswell or Skylake-AVX512 avoids this.
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
         *("-mprefer-vector-width=512", "-mtune=skylake-avx512"),
@@ -51,13 +52,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
     ISA_FLAGS["amx_float"] = ISA_FLAGS["amx"]
-    # Only processors without AVX2, from before 2013, run these kernels. They are 2 to 9 % slower
-    # than with -O3, and compile in half the time.
+    # Only processors without AVX2, from before 2013, run these kernels. With -O1, the kernels are
+    # 2 to 9 % slower than with -O3, and compile in half the time.
     ISA_FLAGS["baseline"] = ["-O1"]
 else:
     ISA_FLAGS["baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/**/*.cpp", recursive=True))
-# Folders that building and testing need, but that setuptools would leave out of an sdist.
+# Folders and files that building and testing need, but that setuptools would not put in an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
 SDIST_FILES = (".clang-format", ".gitignore", ".pre-commit-config.yaml")
 SDIST_FILES += ("*.md", "CITATION.cff", "Makefile")
@@ -92,9 +93,9 @@ class CompleteSdist(sdist):
 
 
 def description() -> str:
-    """Returns README.md for a package index, where relative paths lead nowhere.
+    """Returns README.md for a package index, which cannot resolve relative paths.
 
-    Pictures with relative paths are left out, and links with relative paths become plain text.
+    Images with relative paths are removed, and links with relative paths become plain text.
     """
     text = Path("README.md").read_text(encoding="utf-8")
     text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
@@ -102,10 +103,10 @@ def description() -> str:
 
 
 def has_compiler():
-    """Returns whether there is a C++ compiler; one that `CXX` names is assumed to exist.
+    """Returns whether there is a usable C++ compiler. A compiler in `CXX` is assumed to exist.
 
-    Windows counts as having none: the kernels need the vector extension of GCC and Clang, and torch
-    builds extensions there only with Microsoft's compiler, which lacks it.
+    On Windows there is none: the kernels need the vector extension of GCC and Clang, but torch
+    builds extensions on Windows only with Microsoft's compiler, which lacks the vector extension.
     """
     if sys.platform == "win32":
         return False
@@ -123,14 +124,14 @@ def extension_arguments() -> dict:
 
     class ParallelBuild(BuildExtension):
         def copy_file(self, infile, outfile, *args, **kwargs):
-            """Copies to a file beside the destination, and replaces the destination atomically."""
+            """Copies to a temporary file, then replaces the destination with it atomically."""
             copied = super().copy_file(infile, f"{outfile}.new", *args, **kwargs)
             os.replace(f"{outfile}.new", outfile)
             return outfile, copied[1]
 
         def build_extension(self, ext):
-            """Compiles all files at the same time, and links the extension from their objects."""
-            # The ISA files, which take longest, come first. They cannot see torch's headers.
+            """Compiles all files in parallel, and links the extension from the object files."""
+            # The ISA files come first because they take longest. They do not use torch's headers.
             jobs = [(f"csrc/isa/{isa}.cpp", [*COMPILE, *ISA_FLAGS[isa]], {}) for isa in ISA_FLAGS]
             with_torch = {"include_dirs": ext.include_dirs, "macros": ext.define_macros}
             jobs += [(source, ext.extra_compile_args, with_torch) for source in ext.sources]
@@ -165,7 +166,7 @@ def extension_arguments() -> dict:
         extra_link_args=LINK,
         py_limited_api=True,
     )
-    extension.language = "c++"  # chooses the linker, which no source file determines here
+    extension.language = "c++"  # chooses the linker; there are no source files to infer it from
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": ParallelBuild.with_options(use_ninja=False)},
@@ -175,7 +176,7 @@ def extension_arguments() -> dict:
 
 arguments: dict = {"cmdclass": {}}
 if {"egg_info", "dist_info", "sdist"} & {*sys.argv}:
-    pass  # These commands describe the package, and importing torch takes seconds.
+    pass  # These commands do not build the extension, and importing torch would take seconds.
 elif os.environ.get("NAMERNN_FAST_NO_EXT") == "1":
     print("namernn_fast: NAMERNN_FAST_NO_EXT=1: the package has no C++ extension.")
 elif not has_compiler():

@@ -1,11 +1,13 @@
-"""Checks the structure of the source tree and a few names; `make check` runs it.
+"""Checks the structure of the source tree; `make check` runs it. Needs only Python.
 
-Prints every finding as `file:line: message` and exits with status 1 if there is any. It limits the
-length of files and functions and the number of parameters, forbids import cycles, comparisons with
-the name of a cell, private names of torch and questions about compilers and transforms outside one
-module each, and bans names that are ambiguous by the glossary of
-docs/architecture.md.
-It needs only Python.
+Prints every finding as `file:line: message`, and exits with status 1 if there are findings. Rules:
+
+- Files, functions and parameter lists must not be too long.
+- Imports must not form cycles, and must follow the order in ROOMS.
+- Only the folders of the cells may compare names of cells.
+- Only one module may use private names of torch, and only one may ask about compilers, transforms
+  and modes.
+- Names must not be ambiguous by the glossary of docs/architecture.md.
 """
 
 import ast
@@ -21,7 +23,7 @@ PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/cells/"
 # The only module that may use private names of torch.
 TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
-# The only module that may query the context of a call, and patterns of such queries.
+# The only module that may query the context of a call, and a pattern that matches such queries.
 CONTEXT = f"{PACKAGE}/machine/context.py"
 QUESTIONS = re.compile(
     r"torch\.(compiler|jit)\.is_\w+|_are_functorch_transforms_active|_get_tracing_state|forward_ad\b"
@@ -30,20 +32,20 @@ QUESTIONS = re.compile(
 )
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10
 
-# Files, or file:function, that may be longer, with the reason. At most three.
+# Maps each file, or file:function, that may be longer to the reason. At most three entries.
 EXCEPTIONS = {}
-# The modules and folders directly in the package, bottom to top: each imports only earlier ones.
+# The modules and folders directly in the package, bottom to top. Each may import only earlier ones.
 ROOMS = (
     *("cells", "machine", "ops", "prepared_ops", "call", "gpu", "gpu_backend", "integrations"),
     *("reference", "torch_operators", "autograd", "dispatch", "functional", "nn", "__init__"),
     *("testing", "torchao", "names", "bench", "__main__"),
 )
-# Functions that may have more parameters, besides the public ones: constructors, Triton's kernels,
-# and the operator whose schema is in namernn_fast/ops.py.
+# Functions that may have more than PARAMETERS parameters: constructors, Triton's kernels, and an
+# operator, because namernn_fast/ops.py defines its schema. Public functions may have more as well.
 MANY_PARAMETERS = re.compile(r".*\.py:(__init__|\w+_kernel)|csrc/library/operators\.cpp:backward")
 # The modules whose `__all__` lists the public functions.
 EXPORTING = (f"{PACKAGE}/__init__.py", f"{PACKAGE}/nn/__init__.py")
-# Functions that only make error messages may compare cells, because torch's messages differ.
+# Functions that only make error messages may compare cells: torch's messages depend on the cell.
 WORDING = re.compile(r"_refuse_\w+")
 
 # Prefixes of the paths whose names are checked.
@@ -51,7 +53,7 @@ CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CO
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
 GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/gpu/", "tools/lint/")
-# Names that could mean two entries of the glossary: (pattern, what to write instead, where)
+# Names that could mean two entries of the glossary: (pattern, name to use instead, paths)
 BANNED = [
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
@@ -150,11 +152,11 @@ def exported_names(files: dict[str, str]) -> set[str]:
 
 
 def computed(node: ast.expr, values: dict[str, ast.expr]) -> str | None:
-    """Returns the string that an expression computes, or None if that needs more than `values`.
+    """Returns the string value of an expression, or None if `values` does not determine it.
 
     Args:
         node: the expression.
-        values: what each variable is assigned.
+        values: the expression assigned to each variable.
     """
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
     others = {name: value for name, value in values.items() if name not in names}
@@ -171,8 +173,8 @@ def imports_by_name(
 ) -> Iterator[tuple[int, str | None]]:
     """Yields (line, imported module) for each call of `import_module` or `__import__`.
 
-    The module is None if the file computes the name in a way that cannot be followed. Names that
-    the caller of a function passes are left out: `imports` finds them where they are written.
+    The module is None if the module's name cannot be computed from the file. Names that a function
+    gets from its caller are left out, because `imports` finds these strings in the caller.
     """
     nodes = [*ast.walk(tree)]
     stored = Counter(
@@ -208,8 +210,8 @@ def imports_by_name(
 def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
     """Yields (line, imported module) for each import from the package, also inside functions.
 
-    A string that is a module's name counts, because a function may get it and import the module.
-    The module is None if its name is computed in a way that cannot be followed.
+    A string that equals a module's name counts as an import, because the string may be passed to a
+    function that imports the module. The module is None if its name cannot be computed.
     """
     parts = module.split(".")
     for line, name in imports_by_name(module, is_package, tree):
@@ -237,7 +239,7 @@ def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
 def modules_of(
     files: dict[str, str],
 ) -> tuple[dict[str, str], dict[str, list[tuple[int, str | None]]]]:
-    """Returns the path of each module, and what `imports` yields for it."""
+    """Returns the path of each module, and the results of `imports` for each module."""
     paths = {}
     for path in files:
         parts = path.removesuffix(".py").split("/")
@@ -251,7 +253,7 @@ def modules_of(
 
 
 def upward_imports(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message for each import from a room above the module's own."""
+    """Yields the path, line and message for each import that violates the order in ROOMS."""
     paths, edges = modules_of(files)
 
     def room(module: str) -> str:
@@ -333,7 +335,8 @@ def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str
 def dotted_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yields the line and the dotted name of each import, attribute and string of a module.
 
-    An attribute's name starts with what its first part was imported as, or with "?".
+    The first part of an attribute's name is replaced with the name that it was imported from, or
+    with "?" if it was not imported.
     """
     origins: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -368,8 +371,8 @@ OF_OTHERS = {"_asdict", "_getframe", "_replace"}  # documented, of named tuples 
 def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
     """Yields the path, line and message for each private name of torch outside TORCH_PRIVATE.
 
-    These are names below torch with a part that starts with an underscore, and such attributes of
-    any object, if nothing in the package defines them and TORCH_PRIVATE does not list them.
+    A name is private if a part of it starts with an underscore. Finds such names below torch, and
+    such attributes of any object unless the package defines them or TORCH_PRIVATE lists them.
     """
     trees = {path: ast.parse(text) for path, text in files.items()}
     known = set(OF_OTHERS)
@@ -392,7 +395,7 @@ def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, st
 
 
 def questions_about_context(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message for each question that only CONTEXT may ask."""
+    """Yields the path, line and message for each query that only CONTEXT may contain."""
     for path, text in files.items():
         for found in QUESTIONS.finditer(text) if path not in (CONTEXT, TORCH_PRIVATE) else ():
             line = text.count("\n", 0, found.start()) + 1

@@ -1,6 +1,6 @@
-// Defines a cell: its numbers of parameters, inputs and states, and the functions that compute it.
-// contract.h explains the letters. Like that header, this one is compiled once per instruction set,
-// so its structs have no member functions.
+// Defines what a cell is: its numbers of parameters, inputs and states, and the functions that
+// compute it. contract.h explains the letters. Like contract.h, this header is compiled once per
+// instruction set, so its structs have no member functions.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@ enum class Activation { tanh, relu, sigmoid, softplus };
 enum class CellKind { vanilla, gru, lstm, leaky };
 constexpr int64_t kCells = 4;
 
-// Maximum number of states in a row. State 0 is h, the output; state 1 is the cell state (v of a
+// Maximum number of states of a cell. State 0 is h, the output; state 1 is the cell state (v of a
 // leaky cell), if there is one. In arrays of this length, entries for states that the cell lacks
 // are null; the same holds for arrays of inputs and of parameters.
 constexpr int kMostStates = 2;
-constexpr int kMostInputs = 1;  // beside x
+constexpr int kMostInputs = 1;  // inputs beside x
 constexpr int kMostOwn = 1;     // parameters that only the cell's arithmetic reads
 constexpr int kMostGates = 8;
 constexpr int kMostSums = 16;
 
-// The parameters of one direction of a layer, in the order in which operators take them. They index
-// the arrays of parameters and of their gradients.
+// The parameters of one direction of a layer, in the order in which operators take them. Also the
+// indices of arrays of parameters and of gradients.
 enum Parameter { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kOwn };
 constexpr int kParameters = kOwn + kMostOwn;
 
@@ -58,7 +58,7 @@ struct EvenRows {
   int64_t stride;
 };
 
-// A range of hidden units, and the range of rows for which a cell computes them.
+// The rows and the hidden units that a cell computes in one call.
 struct Range {
   int64_t row;
   int64_t rows;
@@ -66,22 +66,22 @@ struct Range {
   int64_t units;
 };
 
-// Arguments of `states_of`. The EvenRows point to whole rows, but the cell computes only `range`.
-// EvenRows of values that the cell lacks are null.
+// Arguments of `states_of`. EvenRows point to whole rows, but the cell computes only `range`.
+// EvenRows are null for values that the cell lacks.
 template <class Storage>
 struct StateRows {
   using Scalar = Compute<Storage>;
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;                            // distance between two sums of a unit in a row
-  EvenRows<const Scalar> sums;                   // only for the range
+  int64_t sum_stride;                            // stride between the sums of a unit in a row
+  EvenRows<const Scalar> sums;                   // covers only `range`
   EvenRows<const Scalar> previous[kMostStates];  // states of the previous step; null means zeros.
                                                  // h is absent if the cell is only_through_sums.
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
-  const Scalar* own[kMostOwn];  // parameters as `prepare_own` left them, the same for all rows
+  const Scalar* own[kMostOwn];  // parameters converted by `prepare_own`, for all rows
 };
 
 // Arguments of `sum_gradients`. EvenRows are as in StateRows.
@@ -91,24 +91,23 @@ struct GradientRows {
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;  // distance between the gradients of two sums of a unit in a row
+  int64_t sum_stride;  // stride between the gradients of a unit's sums in a row
   EvenRows<const Storage> output;
   EvenRows<const Storage> kept;
   EvenRows<const Storage> previous[kMostStates];
-  EvenRows<const Storage> grad_output;  // null means zeros
-  EvenRows<const Scalar>
-      grad[kMostStates];  // gradients of the states, without the contribution of grad_output
-  EvenRows<Scalar> dz;    // written: the gradients of the sums
+  EvenRows<const Storage> grad_output;          // null means zeros
+  EvenRows<const Scalar> grad[kMostStates];     // gradients of the states, excluding grad_output
+  EvenRows<Scalar> dz;                          // written: the gradients of the sums
   EvenRows<Scalar> grad_previous[kMostStates];  // written: the part of a previous state's gradient
                                                 // that bypasses the sums; may alias `grad`
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
   const Scalar* own[kMostOwn];
-  Scalar* grad_own[kMostOwn];  // added to: the gradients of own parameters, over all rows
+  Scalar* grad_own[kMostOwn];  // added to: the gradients of own parameters, summed over rows
 };
 
-// The arithmetic of a cell, compiled for one instruction set. The passes call it for a tile or for
-// a chunk of rows at a time, and do everything else themselves.
+// The arithmetic of a cell, compiled for one instruction set. Each call computes a tile or a chunk
+// of rows. The passes do everything else.
 template <class Storage>
 struct CellCode {
   void (*states_of)(const StateRows<Storage>&);         // computes states from sums
@@ -128,7 +127,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   // The block of weight_ih that contributes to each sum. The blocks of weight_hh are in the order
   // of the sums that they contribute to.
   int64_t input_block[kMostGates];
-  int64_t states;  // 2 if there is a cell state, which the next step reads without a product
+  int64_t states;  // 2 if the cell has a cell state, otherwise 1
   // Number of blocks of H values that a row keeps for the backward pass besides its output. The
   // cell state is the last of them.
   int64_t kept;
@@ -136,13 +135,12 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   const char* input_names[kMostInputs];
   int64_t own;  // number of own parameters, each with H elements
   const char* own_names[kMostOwn];
-  int64_t activations;  // number of nonlinearities that a layer may choose from, in the order of
-                        // Activation
+  int64_t activations;  // number of supported nonlinearities, which are the first in `Activation`
   // Whether the previous h affects the states only through sums. If not, sum_gradients() also
   // writes the part of the gradient of the previous h that bypasses the sums.
   bool only_through_sums;
   bool one_bias_gradient;  // whether bias_ih and bias_hh have the same gradient, the sum of all dz
-  // Whether a layer may project h. Such a cell is only_through_sums, and its sum_gradients() also
+  // Whether a layer may project h. If so, only_through_sums is true, and sum_gradients() also
   // writes h before its projection.
   bool can_project;
 };

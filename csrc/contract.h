@@ -14,9 +14,9 @@
 // - time block: a range of times whose rows fit in cache together;
 // - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
 //   a group split the hidden units;
-// - slice, columns, outputs: a range of sequences, of hidden units, of elements of h; a part has
+// - slice, columns, outputs: ranges of sequences, of hidden units and of elements of h; a part has
 //   one of each;
-// - wave, stretch: layers that run at the same time, one thread per layer; the steps that each
+// - wave: layers that run at the same time, one thread per layer; a stretch is the steps that each
 //   layer of a wave computes at a time;
 // - lane: one element of a SIMD vector;
 // - plan: the decisions made from sizes alone, in plan.h;
@@ -35,9 +35,9 @@
 
 namespace namernn_fast {
 
-// Sequences that share common prefixes, so that each shared state is computed once. A row is one
-// prefix, and several rows may continue the same row of the previous step. Every sequence starts
-// from a zero state.
+// Sequences that share common prefixes, so that each shared state is computed once. Each row is one
+// prefix, and several rows may continue the same row of the previous step. All initial states are
+// zeros.
 struct PrefixTree {
   const int64_t* parent;     // [N]: row n, at time t, continues row (t - 1, parent[n]); not read
                              // at t = 0
@@ -59,8 +59,8 @@ struct SequenceLayout {
   int64_t N;
   const int64_t* count;    // [T]; null if all B sequences are alive at every time
   const int64_t* start;    // [T]: number of rows before time t; may be null (see RowStrides)
-  const int64_t* order;    // [B]: index of sequence b in initial and last states; null if it is b
-  const int64_t* origin;   // [B]: offset of sequence b's rows, in row strides; null if it is b
+  const int64_t* order;    // [B]: index of sequence b in initial and last states; null means b
+  const int64_t* origin;   // [B]: offset of sequence b's rows, in row strides; null means b
   const PrefixTree* tree;  // null if no sequences share rows
 };
 
@@ -90,9 +90,9 @@ struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent if the input is features
   const Scalar* rows;             // [V, H]
   int64_t V;
-  // [V, H], the rows plus the biases, in the type that kernels compute in, or null. A pass reads
-  // this instead of adding the biases to `rows`. In float and double, `rows` is then the same
-  // array.
+  // Null, or the rows plus the biases [V, H] in the type that kernels compute in. If not null, a
+  // pass reads this array instead of adding the biases to `rows`; in float and double, `rows` then
+  // is the same array.
   const void* biased;
 };
 
@@ -102,8 +102,8 @@ struct Chains {
   int64_t recurrence;
 };
 
-// Which weights the forward pass reads directly from the caller's tensors, because packing them
-// into panels would cost more than it saves.
+// Which weights the forward pass reads directly from the caller's tensors, because packing these
+// weights into panels would cost more time than it saves.
 struct InPlace {
   bool weight_ih;
   bool weight_hh;
@@ -145,8 +145,8 @@ struct Layer {
   // projects h, and the cell's own parameters [H]. Null if absent; a table replaces weight_ih.
   const Scalar* parameters[kParameters];
   RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
-  const void* panels;  // the weights as packed by a PanelFormat, from which a pass packs panels of
-                       // another format if it needs them; null if it packs the weights themselves
+  const void* panels;  // the weights packed by a PanelFormat; null if the pass packs the weights. A
+                       // pass that needs another format converts these panels.
   Resets resets;
   RestartStates<const Scalar> reset_to[kMostStates];  // present for all states of the cell, or for
                                                       // none; absent in a reverse layer
@@ -220,12 +220,12 @@ struct Runtime {
   // if the number at that address is not `value`. May return early.
   void (*sleep)(const uint32_t* address, uint32_t value);
   void (*wake)(const uint32_t* address);
-  uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
+  uint32_t (*processor)();  // 1 + the index of the processor that runs the caller; 0 if unknown
 };
 
 // The functions with which one pass packs a layer's weights. `bytes` returns the size of the
 // panels, which depends only on the layer's sizes. `pack` fills the panels. `unpack` copies
-// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; the backward pass has none.
+// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; null for the backward pass.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(const Layer<Storage>&);
@@ -260,7 +260,8 @@ struct Int8Kernels {
   KernelsFor<float> kernels;
   const char* name;  // name of the instructions that multiply the integers
 };
-// Maximum number of inputs or hidden units of such a layer, so that sums stay in 32 bits.
+// Maximum number of inputs or hidden units of a layer with 8-bit weights. Larger sums might
+// overflow 32 bits.
 constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 
 // The kernels and cells for one instruction set.
@@ -287,7 +288,7 @@ extern const KernelsFor<BFloat16> kernels_amx;
 // Maximum number of bfloat16 terms that a float is split into before it is multiplied. With one
 // term, the float is rounded to bfloat16.
 constexpr int64_t kMostTerms = 2;
-// Float kernels that split numbers into one term, and into two.
+// Float kernels that split each number into one term, and kernels that split it into two.
 extern const KernelsFor<float> kernels_amx_float[kMostTerms];
 
 extern const Int8Kernels int8_kernels_baseline;

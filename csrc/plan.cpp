@@ -24,11 +24,11 @@ constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns per barrier and member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // maximum time with a wave, relative to the time without a wave
-constexpr int64_t kStepsAlone = 16;      // layers with at most this many steps do not form a wave
-constexpr double kBackward = 3;          // time of a backward pass, relative to a forward pass
-constexpr int64_t kProjectedRows = 256;  // rows to project at once ahead of the recurrence
-constexpr int64_t kFarRows = 128;  // the same if weight_ih is read from beyond the private cache
-constexpr int64_t kMinPartSequences = 64;       // smaller parts would make products too thin
+constexpr int64_t kStepsAlone = 16;        // layers with at most this many steps do not form a wave
+constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
+constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
+constexpr int64_t kFarRows = 128;          // kProjectedRows if weight_ih exceeds the private cache
+constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin
 constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
 
 // Estimates the overhead in ns of running on this many threads.
@@ -93,10 +93,11 @@ bool choose_both_at_once(const PlanArguments& arguments) {
   return alone + threading_overhead(2) < 2 * shared;
 }
 
-// A wave of L layers cuts time into n stretches. Each layer takes a + c per stretch, where
-// a = alone / n is the work and c the overhead of starting a stretch. It takes `rounds` waves to
-// run all layers, and the last layer starts L - 1 stretches after the first. The total,
-// (rounds n + L - 1) (a + c), is minimal at n^2 = (L - 1) alone / (rounds c).
+// A wave of L layers cuts time into n stretches. One thread computes a layer in the time `alone`.
+// Each stretch of a layer takes a + c, where a = alone / n is the work and c is the overhead of
+// starting the stretch. All layers together need `rounds` waves, and the last layer of a wave
+// starts L - 1 stretches after the first. So the total time is (rounds n + L - 1) (a + c). It is
+// minimal at n^2 = (L - 1) alone / (rounds c).
 Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   PlanArguments recurrent = arguments;
   recurrent.D = arguments.H;
@@ -133,12 +134,12 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
   return bytes > int64_t(machine.l2_bytes / 2);
 }
 
-// The projection is parallel in time. Computing several steps of the projection ahead of the
-// recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
-// weight_hh if weight_ih and weight_hh would not fit together. The projection must run ahead if a
-// weight is read in place: a product in place handles only one weight, so the recurrence must start
-// from sums that already contain the projection. Otherwise a single step projects its own inputs:
-// its tiles would not get taller, and its products then prefetch across both weights.
+// The projections of different steps do not depend on each other. Computing several of them ahead
+// of the recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
+// weight_hh if weight_ih and weight_hh do not both fit. The projection must run ahead if a weight
+// is read in place: a product in place handles only one weight, so the recurrence must start from
+// sums that already contain the projection. Otherwise, a sequence of one step computes both as one
+// product: its tiles would not get taller, and one product can prefetch across both weights.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
@@ -149,7 +150,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   if (in_place.weight_ih || in_place.weight_hh) return steps;
   if (layout.T == 1) return 0;
   if (thin) return steps;
-  // A projection of a single step would read weight_ih as often as the recurrence does.
+  // Projecting one step at a time would read weight_ih as often as not running ahead does.
   return weights_leave_cache(arguments, plan) && steps > 1 ? steps : 0;
 }
 
@@ -206,9 +207,9 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
                      bool batch_invariant) {
   constexpr int64_t one_term = 1;
   if (batch_invariant) return allowed == one_term ? one_term : 0;
-  // Enough rows must share the costs of packing, which are lower for a single step. With very few
-  // sequences a step takes as long as reading the weights, and one term takes half the memory of a
-  // float.
+  // There must be enough rows to make up for the cost of packing, which is lower for a single step.
+  // With very few sequences, a step takes as long as reading the weights, and one term takes half
+  // the memory of a float.
   const bool one_step = layout.T == 1;
   const bool gains = allowed == one_term
                          ? H >= 32 && (layout.B <= 4 || layout.N >= (one_step ? 16 : 32))

@@ -6,7 +6,7 @@
 
 namespace namernn_fast {
 
-// The sizes of one direction of a layer and of the machine: the input of every plan.
+// What plans depend on: the sizes of one direction of a layer, and the machine.
 struct PlanArguments {
   SequenceLayout layout;
   Machine machine;
@@ -14,7 +14,7 @@ struct PlanArguments {
   int64_t H;
   int64_t panels;  // number of panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
-  int64_t blocks;  // weight blocks of the cell
+  int64_t blocks;  // number of gates: blocks of H rows in each weight
 };
 
 // How the recurrence of one direction is split among groups * members threads. Each group takes its
@@ -65,20 +65,19 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
 // Maximum number of rows of a register tile.
 constexpr int64_t kTileRows = 6;
 
-// Returns true if data of this size, which a thread reads again and again, takes more than half of
-// the core's private cache. The data then leaves the cache before it is read again.
+// Returns true if data that a thread reads repeatedly takes more than half of the core's private
+// cache, so that the data leaves the cache before it is read again.
 bool leave_cache(int64_t bytes, const Machine& machine);
 
-// Returns how many steps of the input projection to compute at once, ahead of the recurrence; 0
-// means that each step computes projection and recurrence as one product. `slices` is the number of
-// slices that the plan cuts the sequences into. Results do not depend on this choice, because the
-// order of summation is the same either way.
+// Returns how many steps of the input projection to compute at once, ahead of the recurrence. 0
+// means that each step computes its projection and its recurrence as one product. `slices` is the
+// number of slices that the plan cuts the sequences into. Results do not depend on this choice,
+// because the order of summation is the same either way.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place);
 
-// Returns how many steps of the input projection a pass on encoded rows computes at once,
-// ahead of the recurrence; 0 means that each step computes both as one product. `tile_rows` is the
-// maximum number of rows of a tile. Results do not depend on this choice.
+// Like choose_projected_steps(), for a pass on encoded rows. `tile_rows` is the maximum number of
+// rows of a tile. Results do not depend on this choice.
 int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, int64_t tile_rows);
 
 // Returns the number of parts into which each group cuts its sequences. A group takes one part

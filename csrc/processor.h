@@ -9,8 +9,7 @@ namespace namernn_fast {
 // allows.
 const Kernels& kernels();
 
-// Returns the size of a core's L2 cache in bytes, or a guess if the system does not report the
-// size.
+// Returns the size of a core's L2 cache in bytes, or 1 MiB if the system does not report the size.
 size_t l2_bytes();
 
 // Returns the number of panels in a matrix with hidden_size columns, which is the maximum number of

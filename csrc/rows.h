@@ -1,7 +1,6 @@
-// Which rows exist, where their inputs are, and which row holds their previous state. Kernels
-// locate rows through these functions; apart from that, kernels mostly just check which pointers of
-// a SequenceLayout are null. These functions have internal linkage because they are compiled once
-// for each instruction set.
+// Functions that say which rows exist, where the input of a row is, and which row holds its
+// previous state. Kernels use a SequenceLayout mostly through these functions. The functions have
+// internal linkage because they are compiled once for each instruction set.
 #pragma once
 
 #include "arithmetic.h"
@@ -71,8 +70,8 @@ inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// Returns the index past the slice's last sequence that continues from a row of the output at time
-// t. Later sequences, up to alive_end(), start from their initial states.
+// Returns the index past the slice's last sequence whose previous state is a row of the output at
+// time t. Later sequences, up to alive_end(), start from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -80,9 +79,9 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.layout, time_before(layer, t), slice));
 }
 
-// Returns whether a cut keeps the previous state of sequence b from reaching time t. At the first
-// step of a sequence, the previous state is the initial state, which only a reset at time 0 in the
-// forward direction cuts off.
+// Returns whether sequence b is cut before the step at time t, so that the step does not read the
+// previous state. At the first step of a sequence, the previous state is the initial state. Only a
+// reset at time 0 in the forward direction cuts off the initial state.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
@@ -124,8 +123,8 @@ inline Scalar* restart_state(const RestartStates<Scalar>& states, const Sequence
   if (!states.data) return nullptr;
   return states.data + t * states.time_stride + place_of(layout, b) * states.stride;
 }
-// Returns the i-th state from which sequence b starts at time t, its first step or a step after a
-// cut; null means zeros.
+// Returns the i-th state that sequence b starts from at time t: its restart state after a cut,
+// otherwise its initial state. Null means zeros.
 template <class Scalar>
 inline const Scalar* starting_state(const Layer<Scalar>& layer, int i, int64_t t, int64_t b) {
   return is_cut(layer, t, b) ? restart_state(layer.reset_to[i], layer.layout, t, b)
@@ -189,9 +188,9 @@ inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, 
   return kept;
 }
 
-// Returns the previous i-th states of a run of for_each_even_run() that starts at row (t, b): rows
-// of `states`, or the states from which the sequences start at time t. Null means zeros.
-// `continued` is continued_end() at t for a slice that includes b.
+// Returns the i-th previous states for a run from for_each_even_run() that starts at row (t, b).
+// They are rows of `states`, or the states that the sequences start from at time t; null means
+// zeros. `continued` is continued_end() at t for a slice that includes b.
 template <class Scalar>
 inline EvenRows<const Scalar> previous_rows(const Layer<Scalar>& layer,
                                             const RowStrides<const Scalar>& states, int i,
@@ -225,8 +224,8 @@ inline void for_each_even_run(const Layer<Scalar>& layer, int64_t t, Slice slice
   for_each_cut(layer, t, continued, end, run);
 }
 
-// Evenly spaced rows: with `along_time`, the rows of sequence b at times t, t + 1, ..; otherwise
-// row (t, b) and the rows after it in memory, which may belong to later times.
+// Evenly spaced rows. With `along_time`, these are the rows of sequence b at times t, t + 1, ..;
+// otherwise, row (t, b) and the rows that follow it in memory, which may belong to later times.
 struct Run {
   int64_t t;
   int64_t b;

@@ -1,14 +1,14 @@
-// Threads wait for each other through the value of a Signal. Both the kernels and csrc/library/ use
-// this header. Everything in this header has internal linkage because the kernels are compiled for
-// instruction sets other than the library's.
+// Lets threads wait until another thread sets the value of a Signal. Both the kernels and
+// csrc/library/ use this header. Everything in it has internal linkage because the kernels are
+// compiled for instruction sets other than the library's.
 //
-// A waiting thread spins at first, then yields its processor, which costs next to nothing as long
-// as no other program wants the processor. Once a yield has given the processor to another program,
-// the thread gets the processor back only after a time slice of milliseconds. If two waiting
-// threads both yielded, they would take turns with the other program and advance by one step per
-// time slice. So from then on, waiting threads sleep until the thread that they wait for wakes
-// them: a thread that has slept gets a processor at once. Threads that have to share a processor
-// spin only briefly.
+// A waiting thread spins at first and then yields its processor. A yield costs next to nothing if
+// no other program wants the processor. But if a yield gives the processor to another program, the
+// thread gets the processor back only after a time slice of milliseconds. If two waiting threads
+// both yielded, they would take turns with the other program and advance by one step per time
+// slice. So after such a yield, waiting threads sleep until the thread that they wait for wakes
+// them: a thread that has slept gets a processor at once. Threads that share a processor spin only
+// briefly.
 #pragma once
 
 #include "contract.h"
@@ -18,15 +18,15 @@ namespace {
 
 constexpr int kSpins = 2000;   // spins before the first yield; 20 to 40 us
 constexpr int kFewSpins = 20;  // spins if the awaited thread needs this processor
-constexpr int kForEver = -1;   // passed as `rounds`, lets wait_until() wait without a limit
+constexpr int kForEver = -1;   // value of `rounds` for waiting without a limit
 
 // A number that one thread announces and other threads wait for. All fields start at zero.
 struct Signal {
   alignas(64) uint32_t value;
   uint32_t sleepers;  // number of threads that sleep until the value changes
   uint32_t crowded;   // nonzero once a yield has given a processor to another program
-  uint32_t waiter;  // the processor of a thread that has spun in vain; 0 if there is no such thread
-  uint32_t shared;  // nonzero if the last `waiter` was the announcer's processor
+  uint32_t waiter;    // the processor of a thread that has spun without success; 0 if there is none
+  uint32_t shared;    // nonzero if the last `waiter` was the announcer's processor
 };
 
 inline void relax() {

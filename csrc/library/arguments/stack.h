@@ -30,7 +30,7 @@ struct Stack {
   Batch batch;
   bool has_ids;  // whether the input holds token ids
   Tensor input;
-  std::vector<Tensor> states = {};  // initial states, one per state of the cell; empty for zeros
+  std::vector<Tensor> states = {};    // initial states, one per state of the cell; empty for zeros
   std::vector<Tensor> reset_to = {};  // states after resets [T, layers, B, P or H]; empty for zeros
   // Inputs beside x, shaped like `input` but with features_beside() features.
   std::vector<Tensor> inputs = {};
