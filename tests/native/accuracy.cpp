@@ -1,6 +1,7 @@
-// Checks the forward and backward kernels against the error budget: the error of a result, measured
-// against a layer in higher precision, may be twice the error of a plain loop in the kernel's
-// precision, plus one unit in the last place of the largest value. Also checks gradients that fade.
+// Checks the forward and backward kernels against an error budget. Errors are measured against a
+// layer in higher precision. A kernel's error may be at most twice the error of a plain loop in the
+// kernel's precision, plus one unit in the last place of the largest value. Also checks gradients
+// that become subnormal.
 #include <algorithm>
 #include <cstdio>
 
@@ -9,7 +10,7 @@
 namespace namernn_fast {
 namespace {
 
-// How much of its error budget a result uses, over several problems.
+// The share of its error budget that a result uses, over several problems.
 struct Share {
   double ours = 0, plain = 0;  // largest errors of the kernels and of the plain loop
   double largest = 0;          // largest value
@@ -60,7 +61,7 @@ void check_budget(const TestedCell& cell, const KernelsFor<Storage>& kernels,
   forced_plan = {1, 1, 0};
   for (const auto& shape : shapes) {
     for (const bool relu : {false, true}) {
-      // Skips relu in low precision: rounding may move a state across the kink.
+      // Skips relu in low precision: rounding may change the sign of relu's argument.
       if (relu && (bits < 24 || cell.activations == 1)) continue;
       Share shares[kNames];
       for (unsigned options = 0; options < kOptions; ++options) {
@@ -95,11 +96,10 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
   return {uint16_t((exponent + 127) << 7)};
 }
 
-// Checks how much accuracy gradients that fade over many steps lose because subnormal numbers count
-// as zero. Each term of a sum loses less than the smallest normal number. The loss may change the
-// rounding of the result, and the rounding of one value that the result is computed from. Gradients
-// far above the smallest normal number must not lose anything, because such a loss is too small to
-// change their rounding.
+// Gradients fade over many steps until subnormal numbers, which the kernels treat as zeros, occur.
+// Checks how much accuracy is lost. Each term of a sum may lose less than the smallest normal
+// number. This loss may also change the rounding of the result, and of one value that the result is
+// computed from. Gradients far above the smallest normal number must lose nothing.
 template <class Storage>
 void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
                   int bits = kBits<Storage>) {
@@ -146,7 +146,7 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
         fail((cell.title + ": a gradient lost more than subnormal numbers explain").c_str());
       }
       if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
-        fail((cell.title + ": a gradient far above subnormal numbers is not exact").c_str());
+        fail((cell.title + ": a gradient far above subnormal numbers lost accuracy").c_str());
       }
     }
   }

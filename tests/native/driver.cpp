@@ -24,7 +24,7 @@ namespace namernn_fast {
 Plan forced_plan{1, 1, 0};
 Arrival arrival = Arrival::together;
 
-// These definitions replace plan.cpp, so that the driver decides how work is divided.
+// The following functions replace plan.cpp, so that tests decide how work is divided.
 Plan choose_plan(const PlanArguments& arguments) {
   if (arguments.blocks < 1) fail("a plan needs at least one weight block");
   return {std::min(forced_plan.groups, arguments.layout.B),
@@ -36,7 +36,7 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan&, int64_t,
                                InPlace in_place) {
   constexpr size_t small_cache = 1 << 14;
-  // A product with a weight in place starts from sums that contain the projection.
+  // If a weight is read in place, the recurrence must start from sums that contain the projection.
   const bool ahead = in_place.weight_ih || in_place.weight_hh;
   return arguments.D && (ahead || arguments.machine.l2_bytes <= small_cache) ? 3 : 0;
 }
@@ -109,7 +109,7 @@ void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
 }
 
 void* scratch(size_t bytes) {
-  // In a parallel region, failing to allocate would leave other threads waiting at a barrier.
+  // In a parallel region, a failed allocation would leave other threads waiting at a barrier.
   if (in_region) fail("scratch memory was requested inside a parallel region");
   taken.push_back(std::make_unique<Guarded>(bytes, 64));
   return taken.back()->data();

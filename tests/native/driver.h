@@ -1,5 +1,5 @@
-// Shared by the native tests: memory that exposes out-of-bounds accesses and uninitialized reads,
-// random arguments, and the Runtime that kernels need.
+// Code shared by the native tests: memory that exposes out-of-bounds accesses and uninitialized
+// reads, random numbers, and the Runtime that kernels need.
 #pragma once
 
 #include <cmath>
@@ -16,25 +16,25 @@
 
 namespace namernn_fast {
 
-// In emulated_pairs.cpp.
+// Defined in emulated_pairs.cpp.
 extern const KernelsFor<BFloat16> kernels_emulated_pairs;
 extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
 
-// A cell of one instruction set.
+// A cell compiled for one instruction set.
 struct TestedCell : Cell {
   std::string title;  // names the instruction set and the cell
   CellKind kind;
-  bool projects;  // whether its layers project h if they have several hidden units
+  bool projects;  // whether layers with more than one hidden unit project h
 
   bool has_cell_state() const { return states > 1; }
 };
 
-// Compares runs over prefix trees with runs over plain rows. Defined in trees.cpp.
+// Compares the results for prefix trees with the results for separate sequences. In trees.cpp.
 void check_trees(const TestedCell& cell, const Kernels& kernels);
 
 // Compares the kernels with plain loops, and checks how much accuracy gradients lose when they
-// become subnormal. Defined in accuracy.cpp. `bits` is the number of significant bits of the
-// numbers that float kernels multiply.
+// become subnormal. `bits` is the number of significant bits of the numbers that float kernels
+// multiply. Defined in accuracy.cpp.
 void check_accuracy(const TestedCell& cell, const Kernels& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 void check_accuracy(const TestedCell& cell, const KernelsFor<float>& kernels, int bits);
@@ -58,11 +58,11 @@ class Guarded {
   size_t mapped_;
 };
 
-// Which threads of a parallel region arrive, and when.
+// When the threads of a parallel region start. In pairs, each thread does the work of two threads;
+// alone, one thread does all the work.
 enum class Arrival { together, late, in_pairs, alone };
 
-// The plan for the next runs, which replaces the plan from plan.cpp, and how the threads of these
-// runs arrive.
+// The plan of the next runs, instead of a plan from plan.cpp, and the Arrival of their threads.
 extern Plan forced_plan;
 extern Arrival arrival;
 

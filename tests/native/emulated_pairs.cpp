@@ -1,5 +1,5 @@
-// The kernels on pairs of bfloat16 with a tile in plain C++ instead of AMX instructions, so that
-// their code runs on any machine and under every sanitizer.
+// The kernels that multiply pairs of bfloat16, with a tile in plain C++ instead of AMX
+// instructions. These kernels run on any machine and under every sanitizer.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include <algorithm>
@@ -24,9 +24,9 @@ struct PairTile {
   static constexpr int64_t rows = 32;
 
   // Reads and writes 16 or 32 rows, like AMX, although only the first `height` results are used. In
-  // the backward pass of the reverse direction, another thread may be writing the other rows, the
-  // dz of the next step, at the same time. That race is harmless. Builds with the thread sanitizer
-  // read only `height` rows, so that the sanitizer does not report the race.
+  // the backward pass of the reverse direction, the other rows are the dz of the next step, and
+  // another thread may be writing them at the same time. This data race is harmless. Builds with
+  // the thread sanitizer read only `height` rows, so that the sanitizer does not report the race.
   template <int kTerms>
   void multiply(const PairOperands<kTerms>* operands, int count, int64_t height, const float* start,
                 float* c) {
@@ -38,7 +38,7 @@ struct PairTile {
     add_operands(operands, count, read, start, c);
   }
 
-  // Computes the row in the same order as multiply(), although the instructions do not.
+  // Sums in the same order as multiply(), unlike the kernels with AMX instructions.
   template <int kTerms>
   void multiply_row(const PairOperands<kTerms>* operands, int count, const float* start, float* c) {
     add_operands(operands, count, 1, start, c);

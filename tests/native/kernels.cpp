@@ -1,8 +1,8 @@
 // Runs the kernels without torch, on threads that sanitizers can follow.
 //
-// Divides the work in several ways, among threads that arrive together, late or not at all. Results
-// that do not depend on the division must be bit-identical to the results of one thread. To build
-// this file with the kernels' static libraries, run `make sanitize` or, for ARM,
+// Divides the work in several ways, among threads that start together, late or not at all. Results
+// that must not depend on how work is divided are compared bit by bit with the results of one
+// thread. To build this file with the kernels' static libraries, run `make sanitize` or, for ARM,
 // `make compatibility ONLY=arm`.
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -29,9 +29,9 @@ Results<Storage> results_of(const KernelsFor<Storage>& kernels, const Problem& p
 
 template <class Storage>
 void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
-  // Some shapes have several chunks of rows that fill whole panels. The last shape has enough
-  // sequences that one thread cuts the sequences into parts, and enough rows that each of two
-  // groups accumulates gradients in a separate buffer.
+  // Some shapes have several chunks of rows that fill whole panels. The last shape has so many
+  // sequences that one thread cuts them into parts, and so many rows that each of two groups
+  // accumulates gradients in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},     {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 25, 3},  {20, 33, 40, 30},
                                       {4, 65, 3, 26}, {12, 140, 1, 37}, {2, 5, 57, 300}};
@@ -77,7 +77,7 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
   if (!cell.projects) check_trees(cell, kernels);
 }
 
-// Returns cell `number` of these kernels, named after the instruction set.
+// Returns cell `number` of `kernels`. Its title starts with `instructions`.
 TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
   const Cell& cell = kernels.cells[number];
   return {cell, instructions + ", " + cell.name, CellKind(number), false};
@@ -94,8 +94,8 @@ void check_all(const Kernels& kernels) {
   }
 }
 
-// Checks kernels that multiply pairs of bfloat16, on the cells of the kernels `in_float`. `bits` is
-// empty, or the number of significant bits of the floats that the kernels multiply.
+// Checks kernels that multiply pairs of bfloat16, with the cells of `in_float`. For float kernels,
+// `bits` is the number of significant bits that the kernels multiply; otherwise `bits` is empty.
 template <class Storage, class... Bits>
 void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
@@ -116,7 +116,7 @@ void check_terms(const std::string& name, const KernelsFor<float> (&kernels)[kMo
 }  // namespace
 }  // namespace namernn_fast
 
-// An argument selects the kernels whose name contains it, such as "avx512, GRU".
+// An argument such as "avx512, GRU" selects the cells whose titles contain it.
 int main(int argc, char** argv) {
   using namespace namernn_fast;
   if (argc > 1) selected = argv[1];

@@ -1,4 +1,4 @@
-// A layer computed one row at a time, straight from the equations: the reference for accuracy.cpp.
+// The reference for accuracy.cpp: a layer computed from the equations, one row at a time.
 #pragma once
 
 #include <array>
@@ -31,19 +31,20 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
   return found;
 }
 
-// The inputs of a hidden unit's step: for each gate, the sums over the input and over the previous
-// state; then the unit's previous states, its rate and its noise.
+// Indices of the values that a hidden unit's step depends on: for each gate, the sum over the input
+// and the sum over the previous state; then the unit's previous states, its rate and its noise.
 enum Dependency { kFromInput, kFromState = 4, kPrevious = 8, kPreviousCell, kRate, kNoise, kAll };
 
-// A number, and kSmall times its derivative with respect to one Dependency. kSmall squared is too
-// small to change a number.
+// A dual number: the real part is a value, and the imaginary part is kSmall times the derivative of
+// the value with respect to one Dependency. Terms in kSmall squared are too small to have an
+// effect.
 template <class Number>
 using Dual = std::complex<Number>;
 constexpr float kSmall = 0x1p-50f;
 
-// The rounded numbers, `stride` apart, and the rounded output that a hidden unit keeps for the
-// backward pass. A step in plain numbers writes them and continues with the unrounded numbers. A
-// step in Duals continues with the kept numbers, because a backward pass computes from them.
+// The rounded numbers, `stride` apart, that a hidden unit keeps for the backward pass, and its
+// rounded output. A step in plain numbers writes the kept numbers and continues with the unrounded
+// numbers. A step in Duals continues with the kept numbers, as the backward pass does.
 template <class Number>
 struct Keeper {
   using D = Dual<Number>;
@@ -63,7 +64,7 @@ struct Keeper {
   D tanh(int block, D x) const { return tanh_of(x, kept[block * stride]); }
   D act(D x) const { return relu ? D(output, output > 0 ? x.imag() : 0) : tanh_of(x, output); }
 
-  // Numbers that are not kept.
+  // Functions for numbers that are not kept.
   static Number sigmoid(Number x) { return 1 / (1 + std::exp(-x)); }
   static Number tanh(Number x) { return std::tanh(x); }
   static D sigmoid(D x) { return sigmoid_of(x, sigmoid(x.real())); }
@@ -79,7 +80,7 @@ struct States {
   Value h{}, cell{};
 };
 
-// Computes a hidden unit's step from its inputs `of`, indexed by Dependency.
+// Computes a hidden unit's step from the values `of`, indexed by Dependency.
 template <class Value, class Number>
 States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Number>& keep) {
   const auto sum = [&](int gate) { return of[kFromInput + gate] + of[kFromState + gate]; };
@@ -107,8 +108,8 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
   }
 }
 
-// A layer in plain loops that round everything they multiply or store: inputs, weights, states,
-// what the cell keeps, gradients of sums, and results.
+// A layer in plain loops. Everything that is multiplied or stored is rounded: inputs, weights,
+// states, values kept for the backward pass, gradients of sums, and results.
 template <class Number>
 class Plain {
   using Numbers = std::vector<Number>;
@@ -283,7 +284,7 @@ class Plain {
   // Returns the states of hidden unit j after step s of sequence b, with their derivatives with
   // respect to each Dependency.
   std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
-    Dual<Number> of[kAll];  // sums are not kept, and their values not used
+    Dual<Number> of[kAll];  // the values of the sums are not used
     if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];
     if (p_.cell->has_cell_state()) of[kPreviousCell] = previous_cell_state(b, s)[j];
     if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
@@ -340,7 +341,7 @@ class Plain {
     grad_c.assign(p_.H, 0);
   }
 
-  // Returns the gradient of y, h before its projection, given the gradient of h, and adds to the
+  // Returns the gradient of y (h before its projection), given the gradient of h. Also adds to the
   // gradient of weight_hr.
   Numbers projected_back(const Numbers& y, const Numbers& grad_h) {
     const int64_t H = p_.H;
@@ -354,7 +355,7 @@ class Plain {
     return grad;
   }
 
-  // Adds to the gradients of bias, weight and x, given `grad`, the gradient of bias + weight x.
+  // Given `grad`, the gradient of bias + weight x, adds to the gradients of bias, weight and x.
   void add_gradients(const Numbers& grad, Parameter bias, Parameter weight, const Number* x,
                      int64_t K, Number* grad_x) {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {

@@ -1,5 +1,5 @@
-// The problems that kernels.cpp and accuracy.cpp draw for one layer: sizes and options, which rows
-// exist, the arguments and results, and functions that run the forward and the backward pass.
+// Random test problems of one layer for kernels.cpp and accuracy.cpp: sizes, options, layouts,
+// arguments and results, and functions that run the forward and the backward pass.
 #pragma once
 
 #include <algorithm>
@@ -49,8 +49,8 @@ struct Problem {
   // Returns the number of elements of h.
   int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
 
-  // Returns whether the forward pass runs a second time, as in inference: without keeping anything,
-  // and without writing the output unless want_output is set.
+  // Returns whether the forward pass also runs as in inference. This second run keeps nothing for
+  // the backward pass, and writes the output only if want_output is set.
   bool infers() const { return cell->kept || !want_output; }
 
   // Returns whether the layer has a parameter.
@@ -120,8 +120,8 @@ struct Problem {
   }
 };
 
-// Returns bits for the options that do not interact. Hashing the round makes every bit independent
-// of the layouts, which cycle with the rounds.
+// Returns random bits for the options that do not interact. The bits are a hash of the round, so
+// that they do not correlate with the layouts, which repeat periodically.
 inline uint32_t bits_of(uint32_t round) {
   uint32_t bits = round * 0x9e3779b1u;
   bits = (bits ^ bits >> 16) * 0x85ebca6bu;
@@ -129,8 +129,8 @@ inline uint32_t bits_of(uint32_t round) {
   return bits ^ bits >> 16;
 }
 
-// Returns a problem. `options` determines the layout, the direction, and whether the input is
-// features or token ids; `bits` determines everything else.
+// Returns a problem of this shape. `options` determines the layout, the direction, and whether the
+// input is features or token ids. `bits` determines all other options.
 template <class Storage>
 Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned options,
                    uint32_t bits) {
@@ -224,8 +224,8 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
   }
 }
 
-// The tensors that the forward and the backward pass read, and the layer arguments that these
-// passes share.
+// The tensors that the forward and the backward pass read, and the arguments that the two passes
+// share.
 template <class Storage>
 struct Arguments {
   Array<Storage> input, hx;
@@ -308,8 +308,7 @@ struct Results {
   // Returns the pointer to pass for a result, or null if the result is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Returns a fault in these results, without comparing them to another run; null if there is
-  // none.
+  // Returns a message if these results are wrong without comparing them to another run, or null.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];
@@ -326,11 +325,11 @@ struct Results {
     }
     return nullptr;
   }
-  // Returns how the results differ from `alone`, the results of a run on one thread; null if the
-  // results do not differ. Gradients that are sums over sequences round differently with a
-  // different number of groups. These gradients also round differently if only one of the runs cuts
-  // the sequences into parts: with a small cache, one thread cuts many sequences into parts, but
-  // members that split the hidden units do not.
+  // Compares these results with `alone`, the results of a run on one thread. Returns a message if
+  // they differ, otherwise null. Gradients that are sums over sequences are compared only up to
+  // rounding in two cases: if there are several groups, or if one run may cut the sequences into
+  // parts and the other does not. With a small cache, one thread cuts many sequences into parts,
+  // but members that split the hidden units do not.
   const char* difference(const Results& alone, int64_t groups) const {
     const bool parts = p.B > 64 && p.l2_bytes < 1 << 20;
     for (int i = 0; i < kNames; ++i) {

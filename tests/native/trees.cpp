@@ -1,5 +1,5 @@
-// Runs stacks of two layers over prefix trees and over the same sequences in plain rows. The last
-// states must be bit-identical and the gradients equal up to rounding.
+// Runs stacks of two layers on prefix trees, and on the same sequences without sharing. The last
+// states must be bit-identical, and the gradients must be equal up to rounding.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -16,9 +16,9 @@ struct Problem {
   const TestedCell* cell;
   int64_t H, T, B, V;
   bool relu, bias, accumulate;
-  bool grad_h_n;  // h_n of the first layer has a gradient too
+  bool grad_h_n;  // whether h_n of the first layer has a gradient too
   size_t l2_bytes;
-  bool grad_c_n;  // c_n of both layers has a gradient
+  bool grad_c_n;  // whether c_n of both layers has a gradient
 
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements in the last cell states of both layers.
@@ -56,7 +56,7 @@ Sequences draw_sequences(const Problem& p, Random& random) {
   return sequences;
 }
 
-// The rows of sequences: separate for each sequence, or shared in a tree.
+// The rows of sequences, either separate for each sequence or shared in a tree.
 struct RowLayout {
   std::vector<int64_t> count, start, ids, parent, end_start, end_sequence;
   PrefixTree tree{};
@@ -148,7 +148,7 @@ class Stack {
               Array<Scalar>(rows.layout.N * kept_size())},
         grad_rows_(rows.layout.N * p.H) {
     for (int i = 0; i < 2 * kParameters; ++i) {
-      const int exponent = i == kWeightIh ? 0 : 2;  // for the table, and for other parameters
+      const int exponent = i == kWeightIh ? 0 : 2;  // the table is larger than other parameters
       parameters_.emplace_back(p.size_of(i % kParameters, i / kParameters), random_, exponent);
     }
   }
@@ -183,8 +183,8 @@ class Stack {
       layer.D = p_.H;
       layer.input = {outputs_[0].data(), 0, p_.H};
     }
-    // Without batch_invariant, one sequence in plain rows would run through forward_short(), whose
-    // results differ from a tree's in the last bits.
+    // Without batch_invariant, forward_short() would run a single sequence outside a tree, and its
+    // results would differ from a tree's in the last bits.
     layer.batch_invariant = p_.B == 1;
     layer.chains = {kChain, kChain};
     return layer;
