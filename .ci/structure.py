@@ -32,7 +32,7 @@ QUESTIONS = re.compile(
 )
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10
 
-# Maps each file, or file:function, that may be longer to the reason. At most three entries.
+# Files, or file:function, that may exceed the maximum length, with reasons. At most three.
 EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top. Each may import only earlier ones.
 ROOMS = (

@@ -74,10 +74,10 @@ struct StateRows {
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;                            // stride between the sums of a unit in a row
-  EvenRows<const Scalar> sums;                   // covers only `range`
-  EvenRows<const Scalar> previous[kMostStates];  // states of the previous step; null means zeros.
-                                                 // h is absent if the cell is only_through_sums.
+  int64_t sum_stride;           // stride between the sums of a unit in a row
+  EvenRows<const Scalar> sums;  // covers only `range`
+  // States of the previous step; null means zeros. h is absent if the cell is only_through_sums.
+  EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
@@ -95,11 +95,11 @@ struct GradientRows {
   EvenRows<const Storage> output;
   EvenRows<const Storage> kept;
   EvenRows<const Storage> previous[kMostStates];
-  EvenRows<const Storage> grad_output;          // null means zeros
-  EvenRows<const Scalar> grad[kMostStates];     // gradients of the states, excluding grad_output
-  EvenRows<Scalar> dz;                          // written: the gradients of the sums
-  EvenRows<Scalar> grad_previous[kMostStates];  // written: the part of a previous state's gradient
-                                                // that bypasses the sums; may alias `grad`
+  EvenRows<const Storage> grad_output;       // null means zeros
+  EvenRows<const Scalar> grad[kMostStates];  // gradients of the states, excluding grad_output
+  EvenRows<Scalar> dz;                       // written: the gradients of the sums
+  // Written: the part of a previous state's gradient that bypasses the sums. May alias `grad`.
+  EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
   const Scalar* own[kMostOwn];
@@ -121,7 +121,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   const char* name;  // name in messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
   // Number of blocks of H sums (values before the activation) in each row. The input contributes to
-  // the first `gates` sums, and the previous h to `gates` sums, starting at first_state_sum.
+  // the first `gates` blocks, and the previous h to `gates` blocks starting at first_state_sum.
   int64_t sums;
   int64_t first_state_sum;
   // The block of weight_ih that contributes to each sum. The blocks of weight_hh are in the order

@@ -39,10 +39,10 @@ namespace namernn_fast {
 // prefix, and several rows may continue the same row of the previous step. All initial states are
 // zeros.
 struct PrefixTree {
-  const int64_t* parent;     // [N]: row n, at time t, continues row (t - 1, parent[n]); not read
-                             // at t = 0
-  const int64_t* end_start;  // [N + 1]: the sequences that end in row n are end_sequence[i] for i
-                             // in end_start[n] .. end_start[n + 1]
+  // [N]: row n, at time t, continues row (t - 1, parent[n]). Not read at t = 0.
+  const int64_t* parent;
+  // [N + 1]: in row n, the sequences end_sequence[end_start[n] .. end_start[n + 1]] end.
+  const int64_t* end_start;
   const int64_t* end_sequence;  // [end_start[N]]: indices of sequences in the last states
 };
 
@@ -77,8 +77,8 @@ struct RowStrides {
 // Cuts: boundaries between two consecutive times that no state crosses. At a cut, the recurrence
 // restarts from zeros, or from the rows of Layer::reset_to.
 struct Resets {
-  const bool* at;  // at[t * time_stride + b]: whether sequence b of the layout is cut between t - 1
-                   // and t; null if there are no cuts
+  // Null, or at[t * time_stride + b]: whether the layout's sequence b is cut between t - 1 and t.
+  const bool* at;
   int64_t time_stride;
 };
 
@@ -91,8 +91,8 @@ struct TokenTable {
   const Scalar* rows;             // [V, H]
   int64_t V;
   // Null, or the rows plus the biases [V, H] in the type that kernels compute in. If not null, a
-  // pass reads this array instead of adding the biases to `rows`; in float and double, `rows` then
-  // is the same array.
+  // pass reads `biased` instead of adding the biases to `rows`. In float and double, `rows` then
+  // points to the same array.
   const void* biased;
 };
 
@@ -119,7 +119,7 @@ constexpr int64_t kChain = 64;
 constexpr int64_t kRowsApart = 4096;
 
 // The states that sequences restart from at cuts. The state of the caller's sequence b at time t is
-// at data + t * time_stride + b * stride; it is used only if the sequence is cut before that time.
+// at data + t * time_stride + b * stride; it is used only if the sequence is cut before time t.
 template <class Scalar>
 struct RestartStates {
   Scalar* data;  // null means zeros
@@ -145,34 +145,34 @@ struct Layer {
   // projects h, and the cell's own parameters [H]. Null if absent; a table replaces weight_ih.
   const Scalar* parameters[kParameters];
   RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
-  const void* panels;  // the weights packed by a PanelFormat; null if the pass packs the weights. A
-                       // pass that needs another format converts these panels.
+  // The weights in a PanelFormat, which a pass may convert. Null if the pass packs the weights.
+  const void* panels;
   Resets resets;
-  RestartStates<const Scalar> reset_to[kMostStates];  // present for all states of the cell, or for
-                                                      // none; absent in a reverse layer
+  // Present for all states of the cell, or for none. Absent in a reverse layer.
+  RestartStates<const Scalar> reset_to[kMostStates];
   bool batch_invariant;  // a sequence's results must not depend on the other sequences in the batch
   Chains chains;
   InPlace in_place;
 };
 
-// States in float, for tensors in 16 bits.
+// Float states of a layer whose tensors have 16 bits.
 struct FloatStates {
-  const float* initial[kMostStates];  // null, or replace Layer::initial
-  float* last[kMostStates];           // null, or replace Forward::last
+  const float* initial[kMostStates];  // replace Layer::initial unless null
+  float* last[kMostStates];           // replace Forward::last unless null
 };
 
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
   RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not wanted; always present for a tree
-  RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: values that the backward pass reads;
-                              // absent if not wanted
+  // (t, b) -> [blocks, H]: values that the backward pass reads. Absent if not wanted.
+  RowStrides<Scalar> kept;
   Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
   FloatStates float_states;   // null unless tensors are in 16 bits and there is no `order`
 };
 
-// Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary; the gradient that
-// sum() passes back has strides of 0.
+// Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary: the gradient of
+// torch's sum() has strides of 0.
 template <class Scalar>
 struct StateGradients {
   const Scalar* data;  // null means zeros
@@ -191,9 +191,9 @@ struct Backward {
   bool accumulate_input;                        // add to grad_input instead of overwriting it
   RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not wanted
   Scalar* grad_initial[kMostStates];  // like `last`, wanted for all states of the cell or for none
-  RestartStates<Scalar> grad_reset_to[kMostStates];  // written only at cuts; wanted for all states
-                                                     // of the cell or for none
-  bool accumulate_weights;  // add to the parameter gradients; must be false in 16 bits and on pairs
+  // Written only at cuts. Wanted for all states of the cell, or for none.
+  RestartStates<Scalar> grad_reset_to[kMostStates];
+  bool accumulate_weights;  // add to parameter gradients; false in 16 bits and in pair kernels
   // Shaped like Layer::parameters. With a table, the table's gradient [V, H] replaces the gradient
   // of weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the
   // same gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
@@ -254,13 +254,13 @@ struct KernelsFor {
   PanelRate panel_rate;
 };
 
-// Forward kernels for float layers with weights in 8-bit integers and one scale per row. They need
-// the layer's panels. `unpack` returns each integer times the scale of its row.
+// Forward kernels for float layers with weights in 8-bit integers and one scale per row. The
+// kernels require Layer::panels. `unpack` returns each integer times the scale of its row.
 struct Int8Kernels {
   KernelsFor<float> kernels;
   const char* name;  // name of the instructions that multiply the integers
 };
-// Maximum number of inputs or hidden units of a layer with 8-bit weights. Larger sums might
+// Maximum number of inputs or hidden units of a layer with 8-bit weights. Longer sums might
 // overflow 32 bits.
 constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 

@@ -28,7 +28,7 @@ constexpr int64_t kStepsAlone = 16;        // layers with at most this many step
 constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
 constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
 constexpr int64_t kFarRows = 128;          // kProjectedRows if weight_ih exceeds the private cache
-constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin
+constexpr int64_t kMinPartSequences = 64;  // smaller parts would give products too few rows
 constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
 
 // Estimates the overhead in ns of running on this many threads.
@@ -150,7 +150,7 @@ int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan,
   if (in_place.weight_ih || in_place.weight_hh) return steps;
   if (layout.T == 1) return 0;
   if (thin) return steps;
-  // Projecting one step at a time would read weight_ih as often as not running ahead does.
+  // Running only one step ahead would not save any reads of weight_ih.
   return weights_leave_cache(arguments, plan) && steps > 1 ? steps : 0;
 }
 
@@ -166,7 +166,7 @@ int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, i
   return steps > 1 && (thin || weights_leave_cache(arguments, plan)) ? steps : 0;
 }
 
-// A cell with several blocks projects into scratch memory, which shares the cache with the weights
+// A cell with several gates projects into scratch memory, which shares the cache with the weights
 // of the recurrence.
 int64_t choose_projected_rows(const PlanArguments& arguments) {
   if (arguments.blocks == 1) return kProjectedRows;

@@ -57,8 +57,8 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
                         const PanelRate& panel_rate);
 
 // Returns the number of bfloat16 terms to split numbers into: `allowed`, or 0 if multiplying floats
-// is estimated to be faster. The choice changes results, so it must not depend on the number of
-// threads and, if `batch_invariant`, not on the batch either.
+// is estimated to be faster. The choice changes results. So it must not depend on the number of
+// threads, nor on the batch if `batch_invariant` is true.
 int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
                      bool batch_invariant);
 

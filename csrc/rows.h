@@ -249,7 +249,7 @@ inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout
 
 // Calls f(run) for runs that cover the slice's rows at times first .. last. The runs are as long as
 // the layout allows. `flat` means that is_flat() holds for all tensors that f accesses, and
-// `along` that each sequence's rows are evenly spaced in all these tensors.
+// `along` means that each sequence's rows are evenly spaced in all these tensors.
 template <class F>
 inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
                          bool flat, bool along, F&& f) {

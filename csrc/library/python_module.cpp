@@ -28,14 +28,14 @@ const DLPackExchangeAPI* find_exchange() {
   Py_XDECREF(torch);
   if (!capsule) return nullptr;
   const void* found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-  Py_DECREF(capsule);  // the functions live as long as the process
+  Py_DECREF(capsule);  // its functions live as long as the process
   const auto* exchange = static_cast<const DLPackExchangeAPI*>(found);
   const bool fits = exchange && exchange->header.version.major == DLPACK_MAJOR_VERSION;
   return fits && exchange->dltensor_from_py_object_no_sync ? exchange : nullptr;
 }
 
-// Sets `view` to a view of the tensor `object`. Returns false if `object` is no tensor on the CPU,
-// has no memory, or has a dtype that steps do not use.
+// Sets `view` to a view of the tensor `object`. Returns false if `object` is not a CPU tensor, has
+// no memory, or has a dtype that steps do not use.
 bool read_tensor(const DLPackExchangeAPI* exchange, PyObject* object, View& view) {
   DLTensor tensor;
   if (exchange->dltensor_from_py_object_no_sync(object, &tensor) != 0) return false;

@@ -96,7 +96,7 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
   return {uint16_t((exponent + 127) << 7)};
 }
 
-// Gradients fade over many steps until subnormal numbers, which the kernels treat as zeros, occur.
+// Over many steps, gradients become subnormal, and the kernels treat subnormal numbers as zeros.
 // Checks how much accuracy is lost. Each term of a sum may lose less than the smallest normal
 // number. This loss may also change the rounding of the result, and of one value that the result is
 // computed from. Gradients far above the smallest normal number must lose nothing.

@@ -36,8 +36,7 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
 enum Dependency { kFromInput, kFromState = 4, kPrevious = 8, kPreviousCell, kRate, kNoise, kAll };
 
 // A dual number: the real part is a value, and the imaginary part is kSmall times the derivative of
-// the value with respect to one Dependency. Terms in kSmall squared are too small to have an
-// effect.
+// the value with respect to one Dependency. kSmall squared is negligible.
 template <class Number>
 using Dual = std::complex<Number>;
 constexpr float kSmall = 0x1p-50f;

@@ -308,7 +308,7 @@ struct Results {
   // Returns the pointer to pass for a result, or null if the result is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Returns a message if these results are wrong without comparing them to another run, or null.
+  // Checks these results without another run. Returns a message if they are wrong, otherwise null.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];

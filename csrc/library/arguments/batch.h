@@ -35,8 +35,8 @@ struct Batch {
 Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layout,
                  const std::optional<Tensor>& reset, const Options& options);
 
-// Returns where the rows of a (.., features) tensor in the caller's layout are in memory. Each row
-// starts at feature `offset`.
+// Returns the address and the strides of the rows of a (.., features) tensor in the caller's
+// layout. Each row starts at feature `offset`.
 template <class Scalar, class Pointer>
 RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer data, int64_t offset) {
   if (batch.kind == Batch::Kind::packed) return {data + offset, 0, tensor.stride(0)};

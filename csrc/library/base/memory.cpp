@@ -88,8 +88,8 @@ class Pool {
   void unlock() { mutex_.unlock(); }
 
  private:
-  // Unmaps the oldest segment again and again until is_surplus() returns false. Holds the lock
-  // while it calls is_surplus(), but not while it unmaps, which may take a millisecond.
+  // Unmaps segments, the oldest first, while is_surplus() returns true. Holds the lock during
+  // is_surplus() but not during munmap(), which may take a millisecond.
   template <class F>
   void unmap_oldest(F&& is_surplus) {
     for (;;) {

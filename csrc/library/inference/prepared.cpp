@@ -226,7 +226,7 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   for (const int64_t size : {claimed.layers, claimed.D, claimed.H, claimed.V, claimed.P}) {
     known = known && size >= 0 && size <= bytes;
   }
-  // If the header is not valid, check_header() below fails, whatever the sizes of the stack.
+  // If the header is invalid, check_header() below rejects the tensor, whatever the stack's sizes.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack =
       check_layers(cell_of(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);

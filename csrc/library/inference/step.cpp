@@ -229,7 +229,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
   }
 }
 
-// Returns the end of a tensor's memory.
+// Returns the address past the last element of a tensor.
 const char* end_of(const View& view) {
   uint64_t size = 1;  // unsigned, because the sum may overflow if a size is 0
   for (int64_t i = 0; i < view.dim; ++i) {

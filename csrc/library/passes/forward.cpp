@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// An output of at most this size is written even if only the last state is wanted. The alternative,
-// time blocks, would copy states and save little memory.
+// If only the last state is wanted, the last layer still writes an output of at most this size:
+// computing it in time blocks, without an output, would copy states and save little memory.
 constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 
 // Returns whether the kernels of the last layer write their output.
