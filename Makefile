@@ -57,7 +57,7 @@ $(VENV)/with-%: $(VENV)/installed
 	@$(PIP) "namernn_fast[$*]"
 	@touch $@
 
-bench: $$(call parts,bench,$(BENCHMARKS),grid) ## benchmarks torch's layers and ours; ONLY=peers, applications, roofline, capabilities or names
+bench: $$(call parts,bench,$(BENCHMARKS),grid) ## compares the speed of torch's layers and ours; ONLY=peers, applications, roofline, capabilities or names
 
 test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1 tests random calls
 
@@ -162,7 +162,7 @@ bench/names: $(VENV)/with-evaluate
 	$(BIN)/python -m benchmarks.names.study $(RECORDING)
 
 # The wheels are unpacked in build/cases.
-cases: $(VENV)/with-cases ## benchmarks pretrained models of seven packages, with torch's layers and with fused layers
+cases: $(VENV)/with-cases ## compares the speed of pretrained models of seven packages with torch's layers and with fused layers
 	$(BIN)/python -m benchmarks.cases $(RECORDING)
 
 # Does not replace the results of the names application and of the GPU.
@@ -170,7 +170,7 @@ record: RECORD = 1
 record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats the measurements in README.md and the pages on performance
 
 # Uses the GPU, torch, Triton and NumPy of this machine.
-bench-gpu: ## benchmarks cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
+bench-gpu: ## compares the speed of cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
 	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
 gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## tests GPU kernels without a GPU; ONLY=lint, emulate (executes them) or report

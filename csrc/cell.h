@@ -81,7 +81,7 @@ struct StateRows {
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
-  const Scalar* own[kMostOwn];  // parameters converted by `prepare_own`, for all rows
+  const Scalar* own[kMostOwn];  // own parameters, converted by `prepare_own`; the same for all rows
 };
 
 // Arguments of `sum_gradients`. EvenRows are as in StateRows.

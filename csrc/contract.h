@@ -168,7 +168,7 @@ struct Forward {
   // (t, b) -> [blocks, H]: values that the backward pass reads. Absent if not wanted.
   RowStrides<Scalar> kept;
   Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
-  FloatStates float_states;   // null unless tensors are in 16 bits and there is no `order`
+  FloatStates float_states;   // null unless tensors have 16 bits and layout.order is null
 };
 
 // Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary: the gradient of
@@ -288,7 +288,7 @@ extern const KernelsFor<BFloat16> kernels_amx;
 // Maximum number of bfloat16 terms that a float is split into before it is multiplied. With one
 // term, the float is rounded to bfloat16.
 constexpr int64_t kMostTerms = 2;
-// Float kernels that split each number into one term, and kernels that split it into two.
+// Element i: float kernels that split each number into i + 1 terms.
 extern const KernelsFor<float> kernels_amx_float[kMostTerms];
 
 extern const Int8Kernels int8_kernels_baseline;

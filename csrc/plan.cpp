@@ -138,8 +138,9 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
 // of the recurrence makes tiles taller if there are few sequences, and leaves the nearest caches to
 // weight_hh if weight_ih and weight_hh do not both fit. The projection must run ahead if a weight
 // is read in place: a product in place handles only one weight, so the recurrence must start from
-// sums that already contain the projection. Otherwise, a sequence of one step computes both as one
-// product: its tiles would not get taller, and one product can prefetch across both weights.
+// sums that already contain the projection. With only one step, projection and recurrence run as
+// one product instead: running ahead would not make tiles taller, and one product can prefetch
+// across both weights.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
@@ -208,8 +209,8 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
   constexpr int64_t one_term = 1;
   if (batch_invariant) return allowed == one_term ? one_term : 0;
   // There must be enough rows to make up for the cost of packing, which is lower for a single step.
-  // With very few sequences, a step takes as long as reading the weights, and one term takes half
-  // the memory of a float.
+  // With very few sequences, a step takes as long as reading the weights, and reading one term per
+  // weight is faster than reading floats, which are twice as large.
   const bool one_step = layout.T == 1;
   const bool gains = allowed == one_term
                          ? H >= 32 && (layout.B <= 4 || layout.N >= (one_step ? 16 : 32))

@@ -97,8 +97,8 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
 }
 
 // Over many steps, gradients become subnormal, and the kernels treat subnormal numbers as zeros.
-// Checks how much accuracy is lost. Each term of a sum may lose less than the smallest normal
-// number. This loss may also change the rounding of the result, and of one value that the result is
+// Checks how much accuracy is lost. Each term of a sum may lose up to the smallest normal number.
+// This loss may also change the rounding of the result, and of one value that the result is
 // computed from. Gradients far above the smallest normal number must lose nothing.
 template <class Storage>
 void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,

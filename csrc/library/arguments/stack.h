@@ -21,7 +21,7 @@ struct Sizes {
   int64_t layers;
   int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t H;
-  int64_t V;  // number of token ids: rows in a table of input products; 0 without a table
+  int64_t V;  // number of token ids, one per row of the table of input products; 0 without a table
   int64_t P;  // size of h: less than H with projections, otherwise H
 };
 
@@ -40,7 +40,7 @@ struct Stack {
   int64_t directions = 0;
   ParameterList parameters = {};  // the parameters of each direction
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
-  int64_t V = 0;  // number of token ids: rows in a table of input products
+  int64_t V = 0;  // number of token ids, one per row of the table of input products
   int64_t H = 0;
   int64_t P = 0;
   int32_t dtype = 0;  // dtype of inputs, states and outputs

@@ -32,7 +32,7 @@ char* map(size_t bytes) {
   return data;
 }
 
-// The reserved segments.
+// Holds the reserved segments.
 class Pool {
  public:
   struct Reserved {
