@@ -1,1 +1,1 @@
-"""`python -m namernn_fast bench`, and code that this command shares with `benchmarks/`."""
+"""The command `python -m namernn_fast bench`, and code shared with `benchmarks/`."""

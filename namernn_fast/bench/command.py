@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: races a fused layer against torch's layer on this CPU."""
+"""`python -m namernn_fast bench`: compares a fused layer's speed with torch's on this CPU."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[str], float]:
-    """Returns an argparse type for numbers above 0 and below `end`; errors call them `words`."""
+    """Returns an argparse type for numbers above 0 and below `end`; `words` describes them."""
 
     def parse(text: str) -> float:
         try:
@@ -110,7 +110,7 @@ def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the checks and the benchmark, prints a report and writes files as requested.
+    """Checks the results, runs the benchmark, prints a report and writes the requested files.
 
     Raises:
         BudgetError: a result of the fused layer exceeds its error budget.
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks before the benchmark, not a minute later, that the output files look writable."""
+    """Checks that the output files look writable, so that a bad path fails at once."""
     for path in (options.plot, options.json):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             options.parser.error(f"{str(path)!r} is not a file path in an existing folder")
@@ -172,12 +172,12 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _settled(threads: int | None) -> Iterator[None]:
-    """Sets the number of threads and makes memory behave as in a long-running process."""
+    """Sets the number of threads, and prepares the allocator and the garbage collector."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     keep_freed_memory()
-    # Keep garbage collection on, as in a user's program. Freeze all current objects, so that the
-    # collector does not traverse torch's objects while a round is timed.
+    # Garbage collection stays on, as in a user's program. Freezing all current objects prevents the
+    # collector from traversing torch's objects while a round is timed.
     gc.collect()
     gc.freeze()
     try:
@@ -188,7 +188,7 @@ def _settled(threads: int | None) -> Iterator[None]:
 
 
 def machine(cell: str) -> str:
-    """Returns one line with the processor, threads, torch version and path of the fused layer."""
+    """Returns one line with the processor, threads, torch version and kernel path."""
     _, fused = CLASSES[cell]
     path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path
     return (
@@ -236,10 +236,10 @@ def check(workloads: Iterable[Workload]) -> dict[Workload, dict[str, TimedCall]]
 
 
 def measure(calls: dict[Workload, dict[str, TimedCall]], budget: TimeBudget) -> Results:
-    """Times the calls of each workload in alternation and returns their rounds, by layer name."""
+    """Times the calls of each workload in alternating rounds; returns the rounds by layer name."""
     results = {}
     for workload in _with_progress(calls, "timed"):
-        # Enter inference mode once per workload, because entering takes 10% of the time of the
+        # Enter inference mode once per workload: entering it for each call would add 10% to the
         # shortest calls.
         with torch.inference_mode(workload.mode == FORWARD):
             results[workload] = race(calls[workload], budget)
@@ -247,7 +247,7 @@ def measure(calls: dict[Workload, dict[str, TimedCall]], budget: TimeBudget) -> 
 
 
 def _with_progress(workloads: Iterable[Workload], done: str) -> Iterator[Workload]:
-    """Yields the workloads and shows the progress on a terminal."""
+    """Yields the workloads; shows progress if standard error is a terminal."""
     workloads = list(workloads)
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     for number, workload in enumerate(workloads):
@@ -260,9 +260,9 @@ def _with_progress(workloads: Iterable[Workload], done: str) -> Iterator[Workloa
 
 
 def disagree(results: Results) -> bool:
-    """Returns whether some call took much longer in most of its rounds than in its best round.
+    """Returns whether the median round of any call took much longer than its fastest round.
 
-    Other programs on the machine raise the median of the rounds, but hardly the best round.
+    Other programs on the machine slow down the median round, but hardly the fastest round.
     """
     every = (rounds.seconds for timed in results.values() for rounds in timed.values())
     return any(statistics.median(seconds) > DISAGREEMENT * min(seconds) for seconds in every)
@@ -271,7 +271,7 @@ def disagree(results: Results) -> bool:
 def _times(results: Results) -> Timings:
     """Returns the seconds per call of each layer, by workload.
 
-    A time is the median of its rounds, or the best round if `disagree(results)`.
+    Each time is the median of the rounds, or the fastest round if `disagree(results)` is true.
     """
     chosen = min if disagree(results) else statistics.median
     return {
@@ -328,7 +328,7 @@ def _panels(times: Timings) -> dict[str, dict[str, Points]]:
 
 
 def _json(results: Results, described: str) -> str:
-    """Returns every round, in seconds per call, as a JSON document."""
+    """Returns a JSON document with the seconds per call of every round."""
     rows = [
         dataclasses.asdict(workload) | {"layer": layer} | dataclasses.asdict(rounds)
         for workload, timed in results.items()

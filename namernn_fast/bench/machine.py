@@ -26,8 +26,8 @@ kernel/cpu/amd.c and include/asm/intel-family.h); of Intel, servers with AVX-512
 def cpu_name() -> str:
     """Returns the name of the processor, or of its architecture if the name is unknown.
 
-    Appends the generation if it is known, because virtual machines often call every generation
-    "AMD EPYC" or "Intel(R) Xeon(R) Processor".
+    Appends the generation if it is known, because many virtual machines report every generation
+    as "AMD EPYC" or "Intel(R) Xeon(R) Processor".
     """
     fields: dict[str, str] = {}
     try:

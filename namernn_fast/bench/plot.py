@@ -12,8 +12,8 @@ from .workloads import Layers, Workload
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colour-blind readers can distinguish the colours of this palette, by Okabe and Ito. Markers are
-# for print.
+# Colour-blind readers can distinguish the colours of this palette (Okabe and Ito). Markers
+# distinguish the lines in black-and-white print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -28,7 +28,7 @@ COLUMNS = 2
 
 
 def speed_up(workload: Workload, medians: Medians) -> float:
-    """Returns how many times faster the fused layer is than torch's layer in a workload."""
+    """Returns how many times faster the fused layer is than torch's layer on a workload."""
     return medians[workload.layers.baseline] / medians[workload.layers.fused]
 
 
@@ -48,7 +48,7 @@ def draw(
     Args:
         title: The text above the figure, after "Speed-up of FusedRNN over nn.RNN:" or, if there
             are several layers, "Speed-up over torch's layers:".
-        panels: The panels by title, and in each panel the lines by label.
+        panels: Maps the title of each panel to its lines, and the label of each line to its points.
         legend: The title of the legend beside the panels; None to draw a short legend without a
             title in the first panel.
         compared: The pairs of layers that the lines compare.
@@ -74,7 +74,7 @@ def draw(
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     first = axes[0, 0]
-    # Start the axis below 1, so that a slow-down is visible, and include a tick above 1.
+    # Start the y-axis below 1, so that a slow-down is visible, and include a tick above 1.
     low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
     ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
     first.set(ylim=(low, high))

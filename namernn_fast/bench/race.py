@@ -1,8 +1,8 @@
-"""Times several calls against each other on a machine whose speed drifts.
+"""Compares the speed of several calls on a machine whose own speed drifts.
 
-If calls are timed separately, seconds apart, the machine may change its speed in between. So the
-calls of a workload alternate round by round, tens of milliseconds apart, in one process: A B, B A,
-A B, … Whatever slows the machine for a while slows every call, so the medians are comparable.
+If the calls were timed one after another, the machine's speed could change in between. Therefore
+the calls alternate in rounds of tens of milliseconds, in one process: A B, B A, A B, … A temporary
+slowdown of the machine then affects all calls alike, so their medians are comparable.
 """
 
 import time
@@ -43,11 +43,11 @@ class Rounds:
 
 
 def keep_freed_memory() -> None:
-    """Puts the allocator in the state of a process that has run for a long time.
+    """Makes the allocator keep freed memory, as in a process that has run for a long time.
 
     glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed so
-    far. In a fresh process each call pays for page faults on new memory, so that the forward pass
-    of nn.RNN takes up to twice as long: the first workloads would flatter the fused layer.
+    far. In a fresh process, page faults on new memory make the forward pass of nn.RNN up to twice
+    as slow, so the benchmark would overstate the speed-ups of the first workloads.
     """
     torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
 
@@ -72,13 +72,13 @@ def warm_up(call: TimedCall, seconds: float) -> float:
 def race(
     calls: Mapping[str, TimedCall], budget: TimeBudget, pause: float = 0.0
 ) -> dict[str, Rounds]:
-    """Alternates rounds of the calls as far as the budget allows; returns each call's rounds.
+    """Times the calls in alternating rounds within the budget; returns the rounds of each call.
 
     Args:
         calls: the calls by name.
         budget: the time for all calls.
-        pause: seconds to wait before each round, until the threads of another runtime, which wait
-            by spinning, leave the processor. An untimed call then wakes the threads of the round.
+        pause: seconds to wait before each round, so that spinning threads of another runtime go to
+            sleep. An untimed call then wakes the threads that the round uses.
     """
     fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
@@ -93,7 +93,6 @@ def race(
                 time.sleep(pause)
                 calls[name]()
             seconds[name].append(timed(calls[name], iterations[name]))
-        # Vary which call comes first, because each call finds the caches as its predecessor left
-        # them.
+        # Alternate the order, because the state of the caches depends on the previous call.
         order.reverse()
     return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}

@@ -16,14 +16,14 @@ def duration(seconds: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Returns a speed-up as text, with a mark if it is below 1."""
+    """Returns a speed-up as text, marked as slower if it is below 1."""
     return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
     """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
-    # At least 2, because the divider of a right-aligned column is a dash and a colon.
+    # Each column is at least 2 wide, because the divider of a right-aligned column is "-:".
     widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []

@@ -1,10 +1,10 @@
-"""Makes the calls that are timed: forward passes, or training steps with fixed random gradients.
+"""Builds the calls to time: forward passes, or training steps with fixed random gradients.
 
-The gate checks the results of the very calls that are timed. Every training step passes
-gradients for `output` and for all last states. With a gradient for `h_n` alone, the gradient of the
-state would decay to subnormal numbers within a hundred steps. Some processors handle subnormals
-many times more slowly, and a benchmark would measure that weakness instead of the layers.
-`benchmarks/cpu/fading.py` in the repository measures this weakness separately.
+Before a call is timed, its results are checked against the error budget. Every training step
+passes gradients for `output` and for all last states. With a gradient for `h_n` alone, the gradient
+of the state would decay to subnormal numbers within a hundred steps. Some processors handle
+subnormals many times more slowly, and the benchmark would measure this slowdown instead of the
+layers. `benchmarks/cpu/fading.py` in the repository measures the slowdown separately.
 """
 
 import copy
@@ -65,7 +65,7 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
 
 
 def tensors_in(returned: Any) -> tuple[Tensor, ...]:
-    """Returns the results of a module in one tuple: output, h_n and, if there are two states, c_n.
+    """Returns the results of a module as one tuple: (output, h_n) or (output, h_n, c_n).
 
     A packed output is replaced by its data.
     """
@@ -77,15 +77,15 @@ def tensors_in(returned: Any) -> tuple[Tensor, ...]:
 def train(
     module: nn.Module, parameters: Parameters, input: Input, gradients: Gradients
 ) -> tuple[Any, ...]:
-    """Runs a module forward, and backward from `gradients` of its output and states.
+    """Runs the forward and the backward pass of a module.
 
-    The parameters get gradients, but the input does not, as in a first layer.
+    As in a first layer, gradients are computed for the parameters but not for the input.
 
     Args:
         module: A layer, or any module that returns an output and one or more states.
-        parameters: The parameters of `module`; their previous gradients are dropped.
+        parameters: The parameters of `module`; their previous gradients are discarded.
         input: The input of `module`.
-        gradients: The gradients of the results of `module`, from `draw_gradients`.
+        gradients: The gradients of the output and the states, from `draw_gradients`.
     """
     for parameter in parameters:
         parameter.grad = None
@@ -101,7 +101,7 @@ def call_of(
     gradients: Gradients = (),
     step: TrainingStep = train,
 ) -> TimedCall:
-    """Returns the call to be timed: `module(input)`, or a training step with `gradients`."""
+    """Returns the call to time: `module(input)`, or a training step with `gradients`."""
     if mode == FORWARD:
         return partial(module, input)
     return partial(step, module, tuple(module.parameters()), input, gradients)
@@ -128,7 +128,7 @@ def results(
 
 
 def rows_of_oracle(workload: Workload) -> Tensor | None:
-    """Returns the indices of the sequences of a dense batch that the gate checks; None for all."""
+    """Returns the indices of the sequences in a dense batch to check; None to check all."""
     count = min(workload.batch, max(ORACLE_ROWS, ORACLE_WORK // workload.row_work))
     return torch.linspace(0, workload.batch - 1, count).long() if count < workload.batch else None
 
@@ -145,14 +145,14 @@ def equal_layers(workload: Workload) -> dict[str, nn.RNNBase]:
 def gated_calls(
     workload: Workload, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, TimedCall]:
-    """Returns the calls to torch's layer and to the fused layer, by name, once the gate has passed.
+    """Checks the results against the error budget; returns the calls to both layers, by layer name.
 
     Args:
-        workload: The cell and the sizes of the layers, which get equal parameters, and the mode.
+        workload: The cell, the sizes and the mode. Both layers get equal parameters.
         input: The input of both layers.
         rows: The sequences of a dense batch that the float64 oracle computes; default: all. In
-            training the gate then uses zero gradients for the other sequences, so that the oracle's
-            parameter gradients are complete although the layers run the whole batch.
+            training, the check sets the gradients of the other sequences to zero, so that only the
+            oracle's sequences contribute to the parameter gradients.
         step: The training step.
     """
     layers = equal_layers(workload)

@@ -52,7 +52,7 @@ class Workload:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Workload":
-        """Returns the workload of a row of raw results, which has a field for each of its own."""
+        """Returns the workload of a row of raw results; other columns of the row are ignored."""
         return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Workload:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments of both layers besides their sizes."""
+        """The constructor arguments of both layers, except their sizes."""
         return {}
 
     @property
@@ -79,5 +79,5 @@ class Workload:
 
     @property
     def is_small(self) -> bool:
-        """Whether a quick run times this workload, in either mode."""
+        """Whether a quick run includes this workload, whichever its mode."""
         return 3 * self.batch * self.row_work <= QUICK_WORK
