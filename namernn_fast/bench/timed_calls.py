@@ -24,7 +24,7 @@ from ..testing import assert_within_budget
 from .race import TimedCall
 from .workloads import FORWARD, TRAINING, Workload
 
-# The oracle computes at most ORACLE_WORK multiply-adds, but at least ORACLE_ROWS sequences.
+# The float64 oracle computes at most ORACLE_WORK multiply-adds, but at least ORACLE_ROWS rows.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
@@ -110,14 +110,13 @@ def call_of(
 def results(
     layer: nn.RNNBase, call: TimedCall, mode: str, rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Runs a call and returns its output, its last states and, in training, parameter gradients.
+    """Runs a call; returns its output and last states, and in training the parameter gradients.
 
     Args:
         layer: The layer whose parameters the call trains.
         call: The call, from `call_of`.
-        mode: The mode of the call.
-        rows: The sequences of a dense batch whose output and last states are returned; default:
-            all.
+        mode: `FORWARD` or `TRAINING`.
+        rows: The sequences of a dense batch to return; default: all.
     """
     named: dict[str, Any] = dict(zip(("output", "h_n", "c_n"), tensors_in(call()), strict=False))
     if rows is not None:
