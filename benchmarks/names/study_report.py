@@ -29,18 +29,18 @@ FIGURES = (("accuracy", "accuracy", 100, 2, " points"), ("macro_f1", "macro-F1",
 
 CARD_TEXT = """# Model card: the pretrained network of `namernn_fast.names`
 
-`names.safetensors` ({size}, weights in 16 bits) predicts which of {languages} languages a surname
-comes from. It is the plain network: an embedding of 64 numbers per character, a vanilla RNN of 256
-units in one direction, and a linear layer on the last state.
+`names.safetensors` ({size}, float16 weights) predicts which of {languages} languages a surname
+comes from. It is the plain network: an embedding with 64 features per character, a vanilla RNN with
+256 hidden units in one direction, and a linear layer on the last state.
 
-**A surname is not an ethnicity, a nationality or a mother tongue.** The network reads spelling
-alone. Do not decide anything about a person by it.
+**A surname is not an ethnicity, a nationality or a mother tongue.** The network sees only the
+spelling. Do not use it to make decisions about people.
 
 ## Training
 
-It learned from the reference ensemble of this project: from the probabilities that the ensemble
-predicts for the names of the training part, and for names made up from that part ({made_up} drawn,
-duplicates counted once). `make bench ONLY=names RECORD=1` repeats the training.
+The network was distilled from the reference ensemble of this project: it was trained on the
+probabilities that the ensemble predicts for the training names and for made-up names ({made_up}
+drawn, duplicates removed). `make bench ONLY=names RECORD=1` repeats the training.
 
 Data: the names data set of the PyTorch tutorials, from `spro/practical-pytorch`, {rows} rows,
 copyright Sean Robertson, MIT licence. Split: method "{method}", seed {seed}, SHA-256
@@ -49,24 +49,24 @@ The weights are under the MIT licence of this project.
 
 ## Figures
 
-On the {names} names of the test part, which the network has not seen:
+On the {names} names of the test part, which were not used for training:
 
 {table}
 
-No function of the string alone can be right for more than {ceiling}.
+No classifier that sees only the string can have an accuracy above {ceiling}.
 
 ## Limits
 
-- Nearly half of the data is Russian, and some languages have under a hundred names. Recall is below
-  20 % for {weak}: these languages are marked as weak.
-- The network knows no other languages, and assigns every string to one of these. A name is
-  marked as unusual if its characters are less probable than in 98 % of the validation names; the
-  answer then means little.
-- It reads Latin letters only; names in other scripts are rejected. The data has Arabic, Chinese,
-  Greek, Russian and other names in one romanisation each. Of accented letters it knows {accented};
-  every other one counts as the letter without its accent.
-- Probabilities assume names from data like the training data, and the recipe favours rare
-  languages. They are neither shares of the people with a name nor certainties.
+- Nearly half of the data is Russian, and some languages have fewer than a hundred names. Recall is
+  below 20 % for {weak}: these languages are marked as weak.
+- The network assigns every string to one of the {languages} languages. A name is marked as unusual
+  if its characters are less probable than in 98 % of the validation names; predictions for unusual
+  names are unreliable.
+- The network reads only Latin letters; names in other scripts are rejected. The data has Arabic,
+  Chinese, Greek, Russian and other names in one romanisation each. The network knows the accented
+  letters {accented}; other accented letters lose their accents.
+- Probabilities assume names like those in the training data, and the recipe favours rare
+  languages. A probability is neither a share of the people with a name nor a certainty.
 """
 
 

@@ -8,8 +8,8 @@
     fitted = names.fit(names.split(names.load_names()))
     predictor = names.Predictor(fitted.checkpoint)
 
-On the command line: `python -m namernn_fast.names predict Frank`. Checkpoints, downloads and
-progress bars need `pip install namernn_fast[names]`; training and prediction need only torch.
+On the command line: `python -m namernn_fast.names predict Frank`. Training and prediction need only
+torch. Checkpoints, downloads and progress bars need `pip install namernn_fast[names]`.
 """
 
 from .checkpoint import Checkpoint, load_checkpoint, pretrained_checkpoint, save_checkpoint

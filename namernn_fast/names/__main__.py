@@ -65,7 +65,7 @@ def _report(text: str) -> None:
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Escapes unprintable characters, which a path or a server may bring into a log message."""
+    """Escapes unprintable characters, which may come from a path or from a server's response."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))

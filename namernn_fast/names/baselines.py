@@ -12,7 +12,7 @@ from torch import Tensor
 from .files import require
 from .splitting import Split
 
-# Log-probability of a language without training names, finite so that log losses stay finite.
+# Log-probability of a language without training names; finite, so that log losses stay finite.
 _ABSENT = -50.0
 
 
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 def majority_baseline(split: Split) -> Scores:
-    """Scores every name alike, by each language's share of the training part."""
+    """Gives every name the same scores: the languages' shares of the training part."""
     priors = split.priors().log().clamp(min=_ABSENT)
     return Scores(
         priors.expand(len(split.validation), -1).clone(), priors.expand(len(split.test), -1).clone()
@@ -59,7 +59,7 @@ def majority_baseline(split: Split) -> Scores:
 
 
 def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
-    """Scores names by a logistic regression on character n-grams, fitted to the training part."""
+    """Scores names with a logistic regression on character n-grams of the training part."""
     numpy, text = require("numpy"), require("sklearn.feature_extraction.text")
     linear = require("sklearn.linear_model")
     labels = split.train.labels
@@ -70,7 +70,7 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
         analyzer="char",
         ngram_range=(1, settings.longest),
         lowercase=False,
-        # float32 makes the fit a quarter faster; TF-IDF weights are computed in float64.
+        # With float32 counts, the fit is a quarter faster. TF-IDF weights are float64.
         dtype=numpy.float64 if settings.weighted else numpy.float32,
     )
     regression = linear.LogisticRegression(

@@ -1,4 +1,4 @@
-"""Saves and loads checkpoints of the classifier. Loading validates the file, which is untrusted.
+"""Saves and loads checkpoints of the classifier. Files are untrusted, so loading validates them.
 
 A checkpoint is one safetensors file. Besides the weights it contains plain values: the folding's
 alphabet and version, the languages, the options of the model, and the entries of `Checkpoint.info`.
@@ -30,7 +30,7 @@ KIND = "namernn_fast.names checkpoint 2"
 PRETRAINED = "pretrained"
 """The name of the model that comes with the package, accepted instead of a checkpoint's path."""
 
-# Bounds on sizes in a file, far above the sizes of realistic models and far below harmful sizes.
+# Limits for the sizes in a file: far above realistic models, but too low to exhaust memory.
 _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together; building more layers takes seconds
 _DTYPES = (torch.float32, torch.float16)
@@ -68,11 +68,11 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model, what its outputs stand for, and where it comes from."""
+    """A trained model with its languages, its folding and the record of its training."""
 
     model: NameClassifier | NameEnsemble
     languages: tuple[str, ...]
-    """The languages that the outputs of the model stand for."""
+    """The languages, in the order of the model's outputs."""
     info: dict[str, Any]
     """Plain values: "trained" (the UTC date), "split" (its method, seed, shares and SHA-256, and
     the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
@@ -97,14 +97,14 @@ class Checkpoint:
 
 
 def recorded(info: object, kind: type[Value], *keys: str) -> Value | None:
-    """Returns a value of `Checkpoint.info`, or None if it is missing or not of type `kind`.
+    """Returns a value of `Checkpoint.info`, or None if the value is missing or not of type `kind`.
 
     Checkpoint files are untrusted, so an entry may have any type.
 
     Args:
         info: the plain values of a checkpoint.
         kind: the type of the value.
-        keys: the keys of the nested tables, such as "split", "data", "rows".
+        keys: the keys of the nested dicts, such as "split", "data", "rows".
     """
     for key in keys:
         info = info.get(key) if isinstance(info, dict) else None
@@ -134,12 +134,12 @@ def save_checkpoint(
 
     Args:
         path: the file to write, replaced only once the new file is complete.
-        checkpoint: the model with its languages and origin.
+        checkpoint: the checkpoint to save.
         dtype: the dtype of the weights in the file, float32 or float16.
 
     Raises:
-        InputError: `path` exists and is not a plain file, or `load_checkpoint` would refuse the
-            model: it is too large, or a weight is not finite in this dtype.
+        InputError: `path` exists and is not a regular file, the model is too large, or a weight is
+            not finite in this dtype.
         OSError: the file could not be written.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -161,7 +161,7 @@ def save_checkpoint(
 def check_loadable(
     options: Sequence[Mapping[str, Any]], num_languages: int, folding: Folding
 ) -> None:
-    """Raises an InputError if a model with these members' options could not be loaded again."""
+    """Raises an InputError if `load_checkpoint` would reject a model with these options."""
     try:
         model = _on_meta([dict(member) for member in options], num_languages, folding, FusedRNN)
     except (TypeError, ValueError) as error:
@@ -172,21 +172,21 @@ def check_loadable(
 
 
 def check_worth_replacing(path: Path, is_sample: bool) -> None:
-    """Raises an InputError if saving a new model at `path` would destroy something of value.
+    """Raises an InputError if saving a new model would overwrite a valuable file at `path`.
 
-    That is a file that is not a checkpoint or, if the new model is trained on the embedded sample
-    (`is_sample`), a model trained on real data.
+    A file is valuable if it is not a checkpoint, or if its model was trained on real data and the
+    new model was trained only on the embedded sample (`is_sample`).
     """
     if not path.exists():
         return
     try:
         replaced = read_values(path, KIND)
     except InputError as error:
-        raise InputError(f"{error}; --force replaces it") from error
+        raise InputError(f"{error}; --force overwrites it") from error
     if is_sample and not recorded(replaced, bool, "split", "data", "is_sample"):
         raise InputError(
-            f"{path}: a model of real data, which a model of the embedded sample would replace; "
-            "--force replaces it, --checkpoint saves the new model elsewhere"
+            f"{path}: this model was trained on real data, and the new one only on the embedded "
+            "sample; --force overwrites it, --checkpoint saves the new model elsewhere"
         )
 
 
@@ -196,11 +196,11 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
 ) -> Checkpoint:
-    """Loads a model. The size of the file is limited, and its format cannot contain code.
+    """Loads a checkpoint. The size of the file is limited, and its format cannot contain code.
 
     Args:
         path: the checkpoint.
-        device: where to put the model.
+        device: the device to load the model to.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
     Returns:
@@ -217,7 +217,7 @@ def load_checkpoint(
         model = _on_meta(values["model"], len(languages), folding, rnn_class)
         longest = values[_TABLE]["longest"]
         if type(longest) is not int or not 0 < longest <= MAX_NAME_LENGTH:
-            raise ValueError(f"the longest training name has {longest!r:.50} characters")
+            raise ValueError(f"the length of the longest training name cannot be {longest!r:.50}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint that this version can read ({error})"
@@ -255,14 +255,14 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(languages, list) or not all(map(is_language, languages)):
         raise ValueError("its languages are not a list of valid names")
     if not 0 < len(set(languages)) == len(languages) <= MAX_LANGUAGES:
-        raise ValueError(f"its languages are not 1 to {MAX_LANGUAGES} different ones")
+        raise ValueError(f"its languages must be 1 to {MAX_LANGUAGES} distinct names")
     return tuple(languages)
 
 
 def _checked_folding(values: dict[str, Any]) -> Folding:
     plain, alphabet = ASCII.alphabet, values["alphabet"]
     if not isinstance(alphabet, str) or not alphabet.startswith(plain):
-        raise ValueError(f"its alphabet does not begin with {plain!r}")
+        raise ValueError(f"its alphabet does not start with {plain!r}")
     return Folding(alphabet.removeprefix(plain), values["folding"])
 
 
@@ -277,7 +277,7 @@ def _on_meta(
     members = config if isinstance(config, list) else [config]
     for member in members:
         if not isinstance(member, dict):
-            raise TypeError(f"the options of a model must be a table, not {member!r:.50}")
+            raise TypeError(f"the options of a model must be a dict, not {member!r:.50}")
         for option, value in member.items():
             if option not in _OPTIONS:
                 raise ValueError(f"there is no option {option!r:.50}")
@@ -285,7 +285,7 @@ def _on_meta(
                 raise ValueError(f"the option {option} cannot be {value!r:.50}")
     layers = sum(member.get("num_layers", 1) for member in members)
     if not 0 < layers <= _MAX_LAYERS:
-        raise ValueError(f"{layers} layers in all: 1 to {_MAX_LAYERS} are allowed")
+        raise ValueError(f"{layers} layers in total: 1 to {_MAX_LAYERS} are allowed")
     with torch.device("meta"), _NoNormal():
         models = [
             NameClassifier(

@@ -1,4 +1,4 @@
-"""Loads the names data set. Sources are untrusted, so their content is checked and limited.
+"""Loads the names data set. Sources are untrusted, so their content and size are checked.
 
 Sources are tried in this order: the folder or zip that the caller names, the folder or zip that
 `NAMERNN_FAST_DATA` names, the cached download, a new download, and the embedded sample. A named
@@ -37,7 +37,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
-# Stems of text files, such as README.txt, that do not name a language.
+# Text files that do not contain a language, such as README.txt, without their suffix.
 _NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -77,10 +77,10 @@ def load_names(
     url: str | None = None,
     allow_sample: bool = True,
 ) -> NamesData:
-    """Loads the names from the first available source; the module lists the sources in order.
+    """Loads the names from the first available source; see the module's docstring for the order.
 
     Args:
-        path: a folder with one `<Language>.txt` for each language, or a zip with
+        path: a folder with one file `<Language>.txt` for each language, or a zip with files
             `data/names/<Language>.txt`.
         url: the URL to download from; `DATA_URL` if None.
         allow_sample: whether a failed download falls back to the embedded sample. Otherwise
@@ -135,7 +135,7 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
 
     Args:
         path: a folder or a zip.
-        source: the value of `NamesData.source`; if None, a description with `path`.
+        source: the value of `NamesData.source`; if None, a description that contains `path`.
 
     Raises:
         InputError: `path` is neither a folder nor a zip, holds no names, or is damaged, too large
@@ -161,14 +161,14 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
         if path.is_file() and not path.name.startswith(".") and _is_language(path.stem, folder)
     ]
     if not paths:
-        raise InputError(f"{folder}: no names here; one <Language>.txt for each language is needed")
+        raise InputError(f"{folder}: no names here; expected one <Language>.txt per language")
     for path in sorted(paths, key=lambda path: path.stem):
         with path.open("rb") as file:
             yield path.stem, _limited(file, MAX_FILE_BYTES, str(path))
 
 
 def _is_language(name: str, where: object) -> bool:
-    """Returns whether the file `name`.txt holds names of a language, and warns if it does not."""
+    """Returns whether `name`.txt can be the file of a language; logs a warning if it cannot."""
     if _NO_LANGUAGE.fullmatch(name):
         _log.warning("%s: %s.txt is not taken for a language", where, name)
         return False
@@ -185,19 +185,19 @@ def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
                 if match is None or not _is_language(match[1], where):
                     continue
                 if match[1] in members:
-                    raise InputError(f"{where}: {member.filename} is in the zip more than once")
+                    raise InputError(f"{where}: {member.filename} occurs more than once in the zip")
                 members[match[1]] = member
             if not members:
-                raise InputError(f"{where}: no names here; data/names/<Language>.txt are needed")
+                raise InputError(f"{where}: no names here; expected data/names/<Language>.txt")
             for language, member in sorted(members.items()):
                 name = f"{where}: {member.filename}"
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise InputError(f"{name}: compressed in an unknown way")
+                    raise InputError(f"{name}: unsupported compression")
                 with file.open(member) as content:
                     yield language, _limited(content, MAX_FILE_BYTES, name)
     except InputError:
         raise
-    # Encrypted members raise RuntimeError; odd headers raise ValueError or NotImplementedError.
+    # Encrypted members raise RuntimeError; invalid headers raise ValueError or NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{where}: not a readable zip ({error})") from error
 
@@ -205,7 +205,7 @@ def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
 def _limited(file: Any, limit: int, where: str) -> bytes:
     """Returns the content of `file`, or raises an error if it is larger than `limit` bytes.
 
-    The bytes themselves are counted, because a header may state the wrong size.
+    The function counts the bytes, because a header may state the wrong size.
     """
     content: bytes = file.read(limit + 1)
     if len(content) > limit:
@@ -227,7 +227,7 @@ def _parse(
         if not is_language(language):
             raise InputError(f"{source}: {language!r:.150} cannot be the name of a language")
         try:
-            # Lines may end as on Unix, on Windows or on a classic Macintosh.
+            # Accept the line ends of Unix (LF), Windows (CRLF) and classic Mac OS (CR).
             text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: {language}.txt is not UTF-8 ({error})") from error

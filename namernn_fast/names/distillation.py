@@ -1,8 +1,8 @@
-"""Distillation: a small network learns the answers of a large network, also for made-up names.
+"""Distillation: trains a small network on a large network's predictions, also for made-up names.
 
-The large network labels any string with probabilities, so the small network can be trained on many
-more names than the data has (Hinton et al., "Distilling the knowledge in a neural network",
-arXiv:1503.02531). Made-up names are derived only from the training part.
+The large network can label any string with probabilities, so the small network can be trained on
+many more names than the data contains (Hinton et al., "Distilling the knowledge in a neural
+network", arXiv:1503.02531). Made-up names are derived only from the training part.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def distilled(
             training part, with the folding of the split.
         made_up: the number of names to make up. Fewer may be added to the training part, because
             duplicates and names of the validation and test parts are left out.
-        prior_correction: the value in the teacher's recipe. Its effect is undone, so that only the
+        prior_correction: the value in the teacher's recipe. Its effect is removed, so that only the
             student's recipe decides how strongly rare languages are favoured.
         seed: the seed of the made-up names.
 
@@ -71,7 +71,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
     For each language, a Markov chain draws the next character from all characters that follow the
     previous two or three in the language's training names. A language is drawn with a probability
     proportional to the square root of its number of names, so that rare languages are not
-    neglected. The labels of the training part must be languages.
+    neglected. The labels of the training part must be indices of languages, not probabilities.
     """
     draw = random.Random(seed)
     names_of: defaultdict[int, list[str]] = defaultdict(list)
@@ -93,7 +93,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
 
 
 def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
-    """Maps each run of `order` characters to all characters that follow it, repeats included."""
+    """Maps each run of `order` characters to all characters that follow it, including repeats."""
     following: defaultdict[str, list[str]] = defaultdict(list)
     for text in texts:
         marked = _START * order + text + _END

@@ -20,7 +20,7 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
     Args:
         url: the URL to download from.
         limit: the maximum size in bytes.
-        timeout: seconds to wait for a connection, and for each part of the response.
+        timeout: seconds to wait for a connection, and for each block of the response.
         retries: the maximum number of retries after a failed connection or a server error.
 
     Raises:

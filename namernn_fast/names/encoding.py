@@ -1,4 +1,4 @@
-"""Names as tensors: character ids, and packed batches of character ids.
+"""Encodes names as tensors of character ids, and packs batches of names.
 
 The id of a character is its index in the alphabet of the folding. Names are encoded once, into a
 single tensor of ids. Tensor operations cut batches from this tensor, without a Python loop over
@@ -21,19 +21,19 @@ from .text import InputError, check_names
 
 _KEY_CHARACTERS = 6  # how many characters of the ASCII alphabet fit in an int32 sort key
 
-# Maximum number of entries of a (batches, steps, names per batch) table that is computed at once: a
-# table of this size fits in the cache, and memory stays bounded.
+# Maximum number of entries in a (batches, steps, names per batch) table. A table of this size fits
+# in the cache.
 _TABLE_PLACES = 131_072
 
 
 @dataclass(frozen=True)
 class EncodedNames:
-    """Names as one run of character ids, ready to be cut into packed batches."""
+    """Names as one concatenated tensor of character ids, ready to be cut into packed batches."""
 
     characters: Tensor
     """int64 (sum of the names' lengths), the ids of the names one after another"""
     starts: Tensor
-    """int64 (number of names), where each name begins in `characters`"""
+    """int64 (number of names), the index in `characters` at which each name starts"""
     lengths: Tensor
     """int64 (number of names), the number of characters of each name, at least 1"""
 
@@ -45,7 +45,7 @@ class EncodedNames:
 
         Args:
             indices: int64 (number of names).
-            batch_size: if given, each run of this many indices is sorted separately.
+            batch_size: if given, each block of this many indices is sorted separately.
         """
         lengths = self.lengths[indices]
         if batch_size is None or len(indices) <= batch_size:
@@ -57,7 +57,7 @@ class EncodedNames:
     def by_beginning(self, indices: Tensor) -> Tensor:
         """Returns `indices` sorted by the ids of each name's first characters (up to 6).
 
-        Names with a common beginning become neighbours.
+        Names with a common prefix become neighbours.
 
         Args:
             indices: int64 (number of names).
@@ -88,7 +88,7 @@ class EncodedNames:
             IndexError: an index is out of range.
         """
         if len(indices) == 0:
-            raise ValueError("a batch holds at least one name")
+            raise ValueError("a batch must contain at least one name")
         if len(indices) == 1:  # fast path
             begin, length = int(self.starts[indices]), int(self.lengths[indices])
             data = self.characters[begin : begin + length].to(device)
@@ -104,7 +104,7 @@ class EncodedNames:
     ) -> Iterator[PackedSequence]:
         """Yields packed batches of `batch_size` names each; the last batch may have fewer.
 
-        Prepares many batches at once, which makes small batches cheap.
+        Prepares many batches at once, which reduces the overhead of small batches.
 
         Args:
             indices: int64 (number of names), sorted within each batch from the longest name to the
@@ -118,7 +118,7 @@ class EncodedNames:
         if len(indices) == 0:
             return
         batch_size = min(batch_size, len(indices))
-        # int32 is nearly twice as fast as int64.
+        # int32 operations are nearly twice as fast as int64 operations.
         small = torch.int32 if len(self.characters) < 2**31 else torch.int64
         missing = -len(indices) % batch_size  # names of length 0 fill the last batch
         lengths, starts = (
@@ -136,7 +136,7 @@ class EncodedNames:
             yield from map(PackedSequence, packed, sizes)
 
     def _select(self, lengths: Tensor, starts: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Returns the data and the batch_sizes of one packed batch or several.
+        """Returns the data and the batch_sizes of one or more packed batches.
 
         Args:
             lengths, starts: (batch), or (batches, 1, batch) for several batches; each batch is
@@ -144,7 +144,7 @@ class EncodedNames:
             longest: the length of the longest name.
 
         Returns:
-            The data of all batches, one after another, and batch_sizes: (longest), or (batches,
+            The concatenated data of all batches, and batch_sizes: (longest), or (batches,
             longest) for several batches, with zeros for steps past the longest name of a batch.
         """
         steps = torch.arange(longest, dtype=lengths.dtype).unsqueeze(1)
@@ -189,7 +189,7 @@ def encode(name: str, folding: Folding = ASCII) -> Tensor:
 
 
 def _encode(lines: bytes, folding: Folding) -> EncodedNames:
-    """Returns the character ids of names, given as `Folding.fold_lines` returns them."""
+    """Returns the character ids of names in the form that `Folding.fold_lines` returns."""
     text = torch.frombuffer(bytearray(b"\n%b\n" % lines), dtype=torch.uint8)
     newlines = (text == ord("\n")).nonzero().squeeze(1)
     lengths = newlines.diff() - 1

@@ -30,7 +30,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class LanguageScores:
-    """How well one language is predicted."""
+    """The metrics of one language."""
 
     language: str
     names: int
@@ -102,11 +102,11 @@ def evaluate(
     log_probabilities = torch.as_tensor(scores).double().log_softmax(-1)
     if log_probabilities.shape != (len(labels), len(languages)) or len(labels) == 0:
         raise ValueError(
-            f"{len(labels)} labels of {len(languages)} languages do not go with scores of the "
+            f"{len(labels)} labels of {len(languages)} languages do not match scores of "
             f"shape {tuple(log_probabilities.shape)}"
         )
     if not log_probabilities.isfinite().all():
-        raise ValueError("a score is not finite")
+        raise ValueError("the scores must be finite")
     predictions = log_probabilities.argmax(1)
     probabilities = log_probabilities.exp()
     bins = _calibration(labels, probabilities)
@@ -134,10 +134,10 @@ def evaluate(
 
 
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
-    """Returns the maximum number of names that a function of the string can get right.
+    """Returns the maximum number of names that a classifier can predict correctly from the string.
 
-    A function predicts one language per string, so for each string it gets at most the names of the
-    most frequent language right.
+    A classifier predicts one language per string, so it can at most be correct for the names of the
+    string's most frequent language.
     """
     languages: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
     for text, label in zip(texts, labels, strict=True):

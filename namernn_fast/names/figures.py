@@ -1,6 +1,6 @@
 """Draws figures as PNG files: the confusion matrix, learning curves and calibration.
 
-A file is replaced only once the new file is complete; the errors are those of `replacing`.
+All functions write with `replacing`, which replaces a file only once the new one is complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .files import replacing, require
 from .text import escaped
 from .training import Epoch
 
-# With more languages, the numbers in the confusion matrix would be too small to read.
+# With more languages, numbers in the confusion matrix would be too small to read.
 _MOST_WITH_NUMBERS = 40
 _PARTS = {"train": "training, during the epoch", "validation": "validation, at its end"}
 # Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
@@ -115,7 +115,7 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """Returns a figure that opens no window, and its axes."""
+    """Returns a figure and its axes, without opening a window."""
     figure = require("matplotlib.figure").Figure((width, height), dpi=130, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 

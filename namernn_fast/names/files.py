@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
-# Optional packages outside the extra "names", and the extra that installs each package.
+# Maps each optional package that the extra "names" does not install to the extra that does.
 _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
@@ -47,9 +47,9 @@ Used = tuple[str, Path | int]
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
-    """Raises an InputError if an output is also an input, however the paths are spelled.
+    """Raises an InputError if an output is also an input, even if their paths look different.
 
-    Only plain files count, because a terminal or a pipe can be both an input and an output.
+    Only regular files count, because a terminal or a pipe can be both an input and an output.
     """
     inputs = list(inputs)
     for written, output in outputs:
@@ -63,7 +63,7 @@ def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
 
 
 def is_same_file(output: Path | int, source: Path | int) -> bool:
-    """Returns whether two paths or descriptors refer to the same existing plain file."""
+    """Returns whether two paths or descriptors refer to the same existing regular file."""
     if isinstance(output, Path):
         output = output.resolve()  # like `replacing`, so that absent/../file counts as file
     try:
@@ -74,16 +74,16 @@ def is_same_file(output: Path | int, source: Path | int) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises the errors that `replacing` would raise, and creates the folder of `path` if needed.
+    """Raises the errors that `replacing` would raise; creates the folder of `path` if needed.
 
     Raises:
-        InputError: `path` exists and is not a plain file, so replacing it would do harm.
+        InputError: `path` exists and is not a regular file.
         OSError: the folder of `path` cannot be created or written to.
     """
     folder = path.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a plain file")
+        raise InputError(f"{path}: not a regular file")
     tempfile.TemporaryFile(dir=folder).close()
 
 

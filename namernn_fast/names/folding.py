@@ -1,4 +1,4 @@
-"""Folding: turns names as people write them into strings over a small alphabet.
+"""Folding: converts names as people write them to strings over a small alphabet.
 
 A folded name is in lower case. ASCII letters, a few signs, and the accented letters of the folding
 are kept. Every other character is decomposed (NFD) and loses its marks, or is spelled as
@@ -21,7 +21,7 @@ from .text import InputError, escaped
 
 _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
-_KEPT_BY_VERSION = {2: _KEPT, 3: _KEPT | {"-"}}  # version 3 later turns hyphens into blanks
+_KEPT_BY_VERSION = {2: _KEPT, 3: _KEPT | {"-"}}  # version 3 later replaces hyphens with spaces
 _ASCII_ALPHABET = string.ascii_lowercase + _SIGNS
 
 MAX_NAME_LENGTH = 1000
@@ -83,8 +83,8 @@ def _is_accented(letter: str) -> bool:
     )
 
 
-def _has_blanks(lines: bytes) -> bool:
-    """Returns whether a line begins or ends with a blank."""
+def _has_outer_spaces(lines: bytes) -> bool:
+    """Returns whether a line starts or ends with a space."""
     ends = lines[:1] + lines[-1:]
     return b" \n" in lines or b"\n " in lines or b" " in ends
 
@@ -94,7 +94,7 @@ def _spelled(text: str, letters: str) -> str:
     if letters and not {*letters}.isdisjoint(text.lower()):
         return "".join(c.lower() if c.lower() in letters else _spelled(c, "") for c in text)
     decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
-    # Combining marks are not ASCII, so encoding to ASCII drops these marks.
+    # Combining marks are not ASCII, so encoding to ASCII drops them.
     return decomposed.encode("ascii", "ignore").decode("ascii")
 
 
@@ -107,7 +107,7 @@ class Folding:
 
     Args:
         letters: the accented letters to keep, in lower case; each must have an ASCII spelling.
-        version: 3, which turns a hyphen into a blank and runs of blanks into a single blank; or 2,
+        version: 3, which replaces a hyphen with a space and repeated spaces with one space; or 2,
             which drops hyphens and keeps no accented letters.
 
     Raises:
@@ -124,7 +124,7 @@ class Folding:
     def __post_init__(self) -> None:
         letters = self.letters
         if type(self.version) is not int or self.version not in (2, 3):
-            raise ValueError(f"there is no folding of version {self.version!r:.50}")
+            raise ValueError(f"the version of a folding must be 2 or 3, not {self.version!r:.50}")
         if not isinstance(letters, str) or len(letters) > MAX_LETTERS:
             raise ValueError(f"a folding keeps a string of at most {MAX_LETTERS} letters")
         if letters and self.version == 2:
@@ -151,9 +151,9 @@ class Folding:
         """Returns the folded `name`, a string over the alphabet that may be empty.
 
         Characters with neither a spelling nor a decomposition in ASCII (digits, other scripts) are
-        dropped; `dropped` returns these characters. Blanks at either end are dropped too: eight
-        Korean rows of the data have such blanks by mistake, and a model would recognise the
-        language by the blanks.
+        dropped; `dropped` returns these characters. Leading and trailing spaces are dropped too,
+        because eight Korean rows of the data have such spaces by mistake, and a model would learn
+        to recognise Korean by the spaces.
         """
         return self._decoded(self.fold_lines([name]))
 
@@ -191,10 +191,10 @@ class Folding:
         if self.version > 2:
             while b"  " in lines:
                 lines = lines.replace(b"  ", b" ")
-        if _has_blanks(lines):
-            # Usually there is a single blank at an end, so the slow path is rarely needed.
+        if _has_outer_spaces(lines):
+            # Names rarely start or end with several spaces, so the slow path is rarely needed.
             lines = lines.replace(b" \n", b"\n").replace(b"\n ", b"\n")
-            if _has_blanks(lines):
+            if _has_outer_spaces(lines):
                 lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
         return lines
 
@@ -206,15 +206,15 @@ class Folding:
         """Returns already folded names in the form that `fold_lines` returns.
 
         Raises:
-            UnicodeEncodeError: a text holds a character that is not in the alphabet.
+            UnicodeEncodeError: a text contains a character that is not in the alphabet.
         """
         return self._encoded("\n".join(texts))
 
     def dropped(self, name: str) -> str:
         """Returns the characters of `name` that `fold` drops, in order.
 
-        Combining marks on a kept letter and blanks at either end are not returned. A letter with
-        its marks is returned as one character if Unicode has such a character (NFC).
+        Combining marks on a kept letter are not returned, nor are leading and trailing spaces. A
+        letter with its marks is returned as one character if Unicode has such a character (NFC).
         """
         kept_characters = _KEPT_BY_VERSION[self.version]
         if name.isascii():  # fast path
@@ -230,10 +230,10 @@ class Folding:
         return "".join(lost)
 
     def _spelled_run(self, run: re.Match[str]) -> str:
-        """Returns what `_spelled` returns for a run of non-ASCII characters; caches short runs.
+        """Calls `_spelled` for a run of non-ASCII characters; caches the results of short runs.
 
-        Most names have at most one non-ASCII letter, and few different letters occur, so short runs
-        repeat. Long runs would only fill the cache.
+        Most names have at most one non-ASCII letter, and only a few such letters occur, so short
+        runs repeat. Long runs would only fill the cache.
         """
         text = run[0]
         spelled = _spelled_again if len(text) <= _OFTEN_SPELLED else _spelled

@@ -1,7 +1,7 @@
-"""Splits a file into lines of bounded length, however its bytes arrive.
+"""Splits a file into lines of bounded length, reading the file block by block.
 
 Lines end with LF, CRLF or CR, and a byte order mark is skipped. The encoding is UTF-8; an invalid
-byte becomes a lone surrogate, as with Python's "surrogateescape", so it affects only its own line.
+byte becomes a lone surrogate (Python's "surrogateescape"), so other lines are not affected.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BLOCK_BYTES = 65_536
 
 
 class Source(Protocol):
-    """A buffered binary file, reduced to the one method that reading lines needs."""
+    """A buffered binary file, such as `lines_of` reads."""
 
     def read1(self, size: int, /) -> bytes:
         """Returns up to `size` bytes as soon as any are available, or b"" at the end."""
 
 
 class Recoded:
-    """A file in another encoding, read as UTF-8.
+    """Converts a file in another encoding to UTF-8 while it is read.
 
     Bytes that are invalid in the encoding become bytes that are invalid in UTF-8, or U+FFFD.
 
@@ -37,7 +37,7 @@ class Recoded:
 
     def __init__(self, file: Source, encoding: str) -> None:
         self._file = file
-        # Lone surrogates cannot represent every error in encodings with units of 2 or 4 bytes.
+        # In encodings with units of 2 or 4 bytes, lone surrogates cannot represent every error.
         is_wide = "a".encode(encoding) != b"a"
         errors = "replace" if is_wide else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
@@ -52,19 +52,19 @@ class Recoded:
 def lines_of(file: Source) -> Iterator[bytes]:
     """Yields the lines of `file` without line ends, and without a byte order mark.
 
-    A line that is too long is cut off after `MAX_LINE_BYTES + 1` bytes.
+    Longer lines are truncated to `MAX_LINE_BYTES + 1` bytes.
 
     Raises:
-        InputError: the file is in UTF-16.
+        InputError: the file is UTF-16.
         OSError: the file could not be read.
     """
     lines = _all_lines(file)
     first = next(lines, None)
     if first is None:
         return
-    # A zero byte is required too, because two damaged bytes of a name can look like the mark.
+    # Check for a zero byte too, because damaged UTF-8 can start like a UTF-16 byte order mark.
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
-        raise InputError("the input is in UTF-16: --encoding utf-16 reads it")
+        raise InputError("the input is UTF-16; use --encoding utf-16")
     yield first.removeprefix(codecs.BOM_UTF8)
     yield from lines
 

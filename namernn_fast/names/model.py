@@ -1,4 +1,4 @@
-"""The classifier: reads the characters of a name with a recurrent layer and scores languages."""
+"""The classifier: a recurrent layer reads a name's characters, a linear layer scores languages."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ class NameClassifier(nn.Module):
         hidden_size, num_layers, bidirectional, nonlinearity, dropout: as in `torch.nn.RNN`.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison. Both have the same `state_dict`
             keys and, from the same seed, the same initial weights.
-        pooling: what the linear layer reads: "last", the state after the last character read, or
+        pooling: the input of the linear layer: "last", the last state of each direction; or
             "last+mean+max", which adds the mean and the maximum over all states of the last layer.
-        state_dropout: the probability with which each number that the linear layer reads is zeroed
-            in training.
-        character_dropout: the probability with which each character is hidden in training: its
-            embedding is zero, and n-grams use the symbol for an unknown character instead.
-        ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
-            added to the character's embedding.
-        alphabet_size: the number of different character ids, the length of a `Folding`'s alphabet.
+        state_dropout: the dropout probability for the input of the linear layer.
+        character_dropout: the probability of hiding each character in training. The embedding of a
+            hidden character is zero, and n-grams contain the symbol for an unknown character.
+        ngrams: whether to add the embeddings of the n-grams around a character (see
+            `NgramEmbedding`) to the character's embedding.
+        alphabet_size: the number of distinct character ids (the length of a folding's alphabet).
 
     Raises:
         ValueError: `pooling` is not one of `POOLINGS`, or `rnn_class` rejects a value.
@@ -103,12 +102,12 @@ class NameClassifier(nn.Module):
                 for packed ids. Padding must be valid ids, such as 0; it does not affect the result.
 
         Raises:
-            TypeError: `names` is neither packed nor a tensor, or `lengths` is missing, or is given
-                with packed ids.
+            TypeError: `names` is neither packed nor a tensor, or `lengths` is None for padded ids
+                or not None for packed ids.
         """
         if isinstance(names, PackedSequence):
             if lengths is not None:
-                raise TypeError("lengths go with padded ids, not with a PackedSequence")
+                raise TypeError("lengths must be None if names is a PackedSequence")
             if self.ngrams is not None:  # n-grams need adjacent characters, as in padded names
                 return self.forward(*pad_packed_sequence(names, batch_first=True))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
@@ -123,7 +122,7 @@ class NameClassifier(nn.Module):
         return logits
 
     def shares_prefixes(self) -> bool:
-        """Returns whether names in a batch can share the states of their common beginnings."""
+        """Returns whether names in a batch can share the states of their common prefixes."""
         return self._takes_ids() and self.num_directions == 1 and self.config["pooling"] == "last"
 
     def states(self, name: Tensor) -> Tensor:
@@ -147,11 +146,11 @@ class NameClassifier(nn.Module):
         return self.ngrams is None and isinstance(self.rnn, FusedRNN)
 
     def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer, computed by a recurrent layer that reads ids."""
+        """Returns the input of the linear layer; the recurrent layer reads character ids."""
         packed = isinstance(names, PackedSequence)
         ids, embedding = names.data if packed else names, self.embedding.weight
         if (unknown := self._unknown(ids)) is not None:
-            # An additional row of zeros stands for hidden characters.
+            # Hidden characters use an additional row of zeros.
             ids = ids.masked_fill(unknown, len(embedding))
             embedding = F.pad(embedding, (0, 0, 0, 1))
         ids = names._replace(data=ids) if packed else ids.transpose(0, 1)
@@ -162,7 +161,7 @@ class NameClassifier(nn.Module):
         return self._pool(output, h_n, lengths)
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer, computed from embedded characters."""
+        """Returns the input of the linear layer; the recurrent layer reads embeddings."""
         if lengths is None:
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
             return self._pool(output, h_n, None)
@@ -194,10 +193,10 @@ class NameClassifier(nn.Module):
     def _last(self, h_n: Tensor) -> Tensor:
         """Returns the last states of the last layer: (batch, num_directions * hidden_size).
 
-        The reverse direction ends at the first character, so its last state has also read the whole
-        name.
+        The reverse direction ends at the first character, so its last state also depends on the
+        whole name.
         """
-        # h_n is (num_layers * num_directions, batch, hidden_size), with the last layer at its end.
+        # h_n is (num_layers * num_directions, batch, hidden_size); the last layer comes last.
         if self.num_directions == 1:
             return h_n[-1]
         return h_n[-2:].transpose(0, 1).flatten(1)
@@ -232,7 +231,7 @@ class NameEnsemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         if not self.members:
-            raise ValueError("an ensemble has at least one member")
+            raise ValueError("an ensemble must have at least one member")
 
     @property
     def config(self) -> list[dict[str, Any]]:
@@ -247,13 +246,13 @@ class NameEnsemble(nn.Module):
 class NgramEmbedding(nn.Module):
     """Sums the embeddings of the n-grams that contain a character.
 
-    The n-grams are the bigram that ends at the character, the bigram that begins at the character,
-    and the trigram around it. A mark before the start of a name and a mark past its end count as
-    characters.
+    The n-grams are the bigram that ends at the character, the bigram that starts at the character,
+    and the trigram around the character. Each name is padded with a mark at its start and at its
+    end.
 
     Args:
         embedding_size: the number of features of each embedding.
-        alphabet_size: the number of different character ids.
+        alphabet_size: the number of distinct character ids.
     """
 
     def __init__(self, embedding_size: int, alphabet_size: int) -> None:

@@ -19,13 +19,13 @@ from .folding import Folding
 from .model import NameClassifier, NameEnsemble
 from .text import InputError, check_names
 
-# Maximum number of characters in a batch. This bounds the memory, because each character takes
-# hidden_size numbers in each layer.
+# Maximum number of characters in a batch. It bounds the memory, because each layer stores
+# hidden_size numbers per character.
 _BATCH_CHARACTERS = 16_384
 
-# Maximum number of characters in a batch of names that share the states of common beginnings. Most
-# of these characters need no new state, and larger batches share more. Names longer than
-# _SHARED_LENGTH get separate batches, because they take many steps.
+# Maximum number of characters in a batch of names that share the states of common prefixes. Most
+# characters then need no new state, and larger batches share more prefixes. Names longer than
+# _SHARED_LENGTH get separate batches, because long names take many steps.
 _SHARED_CHARACTERS = 262_144
 _SHARED_LENGTH = 32
 
@@ -67,7 +67,7 @@ class Predictor:
             For each name, in the order given, a list of (language, probability).
 
         Raises:
-            TypeError: `names` is a string, or holds something other than strings.
+            TypeError: `names` is a string, or contains something other than strings.
             ValueError: `top` is below 1.
             InputError: a name is unusable, or a probability is not finite.
         """
@@ -82,8 +82,8 @@ class Predictor:
     def languages_of(self, names: Iterable[str]) -> list[str]:
         """Returns the most probable language of each name, in the order given.
 
-        This is the fastest way to label many names. `predict` takes longer, because it also returns
-        probabilities, and a list for each name.
+        This is the fastest way to label many names: `predict` is slower, because it also returns
+        probabilities and builds a list for each name.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -115,7 +115,7 @@ class Predictor:
         """Returns how unusual names are, given the training names: float32 (number of names).
 
         A name with a value above 1 is unusual: its characters are less probable than in all but 2 %
-        of the validation names. Predictions for an unusual name mean little.
+        of the validation names. Predictions for unusual names are unreliable.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -141,7 +141,7 @@ class Predictor:
         model = self.checkpoint.model
         ids = encode(name, self.folding)
         if not isinstance(model, NameClassifier):
-            raise TypeError("an ensemble has no single state; ask one of its members")
+            raise TypeError("an ensemble has no single state; use one of its members")
         with torch.no_grad():
             states = model.states(ids.to(next(model.parameters()).device)).float().cpu()
         return self.folding.fold(name), _finite(states, "states")
@@ -202,7 +202,7 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
 
 def _finite(results: Tensor, what: str) -> Tensor:
     if not results.isfinite().all():
-        raise InputError(f"the model gives {what} that are not finite: it is damaged")
+        raise InputError(f"the model is damaged: its {what} are not finite")
     return results
 
 
@@ -225,7 +225,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Without short names, `order.split` returns one empty part and `pack_each` yields no batch.
+        # Not strict: if `order` is empty, `split` returns one part, but `pack_each` yields none.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)
@@ -238,7 +238,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
 
 
 def _shares_prefixes(model: nn.Module) -> bool:
-    """Returns whether every network of a model can share the states of common beginnings."""
+    """Returns whether every network of a model can share the states of common prefixes."""
     members = model.members if isinstance(model, NameEnsemble) else [model]
     return all(
         isinstance(member, NameClassifier) and member.shares_prefixes() for member in members

@@ -66,10 +66,10 @@ class Recipe:
             if not usable:
                 raise InputError(f"the recipe's {name} cannot be {getattr(self, name)!r}")
         if (total := self.epochs * self.members) > MAX_EPOCHS:
-            raise InputError(f"{total:,} epochs in total: at most {MAX_EPOCHS:,} are allowed")
+            raise InputError(f"{total:,} epochs in total, but at most {MAX_EPOCHS:,} are allowed")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Returns a copy with the given values; `model` changes only the options that it names."""
+        """Returns a copy with the given values; `model` changes only the options that it holds."""
         if "model" in changes:
             changes["model"] = {**self.model, **changes["model"]}
         return dataclasses.replace(self, **changes)

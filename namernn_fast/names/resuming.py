@@ -1,4 +1,4 @@
-"""Training state: a file, written after each epoch, from which training can resume."""
+"""The file of the training state, written after each epoch, from which training can resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .tensor_files import MAX_BYTES, read_tensors, read_values, write_tensors
 from .text import InputError
 
-# A state contains the weights of finished networks. For the network in training it contains four
+# A state contains the weights of finished networks. For the network in training, it contains four
 # tensors per weight: the weight, its value in the best epoch, and the optimizer's two moments.
 MAX_STATE_BYTES = 4 * MAX_BYTES
 
@@ -31,7 +31,7 @@ def check_is_state(path: Path) -> None:
     try:
         read_values(path, KIND, max_bytes=MAX_STATE_BYTES)
     except InputError as error:
-        raise InputError(f"{error}; --force replaces it") from error
+        raise InputError(f"{error}; --force overwrites it") from error
 
 
 class StateFile:
@@ -39,7 +39,7 @@ class StateFile:
 
     Args:
         path: the path of the file.
-        identity: plain values that must be equal when training starts and when it resumes.
+        identity: plain values that must be the same when training resumes as when it started.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class StateFile:
             if not self._kept:
                 raise ValueError("no network")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path}: not a state of a training") from error
+            raise InputError(f"{self.path}: not a training state") from error
         if differing:
             raise InputError(
                 f"{self.path}: the unfinished training was started with {'; '.join(differing)}"
@@ -105,7 +105,7 @@ class StateFile:
 
 
 def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Yields a description of each difference between two tables of plain values."""
+    """Yields a description of each difference between two dicts of plain values."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in sorted({*kept, *wanted}):
             yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())
@@ -114,7 +114,7 @@ def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors whose names begin with `prefix`, by their names without `prefix`."""
+    """Returns the tensors whose names start with `prefix`, by name without `prefix`."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

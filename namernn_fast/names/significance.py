@@ -52,7 +52,7 @@ class Difference(Interval):
 
 @dataclass(frozen=True)
 class McNemar:
-    """The result of an exact McNemar test of whether two classifiers are wrong equally often."""
+    """The result of an exact McNemar test of whether two classifiers have the same error rate."""
 
     only_first: int
     """The number of names that only the first classifier gets right."""
@@ -119,12 +119,12 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Difference, Difference]:
-    """Tests two classifiers on the same names, in one split or several.
+    """Tests two classifiers on the same names, in one or more splits.
 
-    Each resample draws the units of all splits, with replacement, and takes the mean over the
-    splits of the difference between the two classifiers. A unit that is in several test parts is
-    drawn into all of them, so names that the splits share are not counted as independent. The
-    trained classifiers are fixed; `corrected_t_test` also accounts for the spread from training.
+    Each resample draws units with replacement, computes the difference between the two classifiers
+    in each split, and averages the differences over the splits. A unit that is in several test
+    parts is drawn into all of them, so names that the splits share are not counted as independent.
+    The trained classifiers are fixed; `corrected_t_test` includes the variance from training.
 
     Args:
         first, second: the predictions of each classifier for each split, in the same order and for
@@ -137,11 +137,11 @@ def paired_bootstrap(
         intervals.
 
     Raises:
-        ValueError: the classifiers do not predict for the same names.
+        ValueError: the classifiers have predictions for different names.
     """
     for left, right in zip(first, second, strict=True):
         if not torch.equal(torch.as_tensor(left.labels), torch.as_tensor(right.labels)):
-            raise ValueError("the classifiers predict for different names")
+            raise ValueError("the two classifiers have predictions for different names")
     values, drawn = _resampled([*first, *second], resamples, seed)
     count = len(first)
     value = (values[count:] - values[:count]).mean(0)
@@ -182,7 +182,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
 def _resampled(
     results: Sequence[LabelledPredictions], resamples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Resamples all results with the same draws of units.
+    """Resamples all results, with the same units drawn for each result.
 
     Returns:
         The accuracy and macro-F1 of each result, float64 (results, 2), and of its resamples,
@@ -199,7 +199,7 @@ def _resampled(
         counts = _counts(result, classes)
         units = range(len(counts)) if result.units is None else result.units
         if len(units) != len(counts):
-            raise ValueError(f"{len(units)} units are given for {len(counts)} names")
+            raise ValueError(f"got {len(units)} units for {len(counts)} names")
         tables.append((torch.tensor([numbers.setdefault(u, len(numbers)) for u in units]), counts))
     totals = [
         torch.zeros(len(numbers), counts.shape[1]).index_add_(0, places, counts)
@@ -217,7 +217,7 @@ def _resampled(
 
 
 def _counts(result: LabelledPredictions, classes: int) -> Tensor:
-    """Returns one-hot rows: the label, the prediction, and the label if the prediction is right."""
+    """Returns one row per name: the one-hot label, the one-hot prediction, and their product."""
     labelled = F.one_hot(torch.as_tensor(result.labels), classes)
     predicted = F.one_hot(torch.as_tensor(result.predictions), classes)
     return torch.cat([labelled, predicted, labelled * predicted], 1).float()
@@ -243,7 +243,7 @@ def _percentiles(values: Tensor) -> tuple[float, float]:
 
 
 def _two_sided(differences: Tensor) -> float:
-    """Returns the two-sided p-value of no difference, computed from resampled differences."""
+    """Returns the two-sided p-value for a difference of 0, computed from resampled differences."""
     tails = (differences <= 0).sum(), (differences >= 0).sum()
     # Counts the observed sample as one draw, so a p-value is never 0.
     return min(2 * (int(min(tails)) + 1) / (len(differences) + 1), 1.0)

@@ -1,9 +1,9 @@
 """Splits the data into a training, a validation and a test part.
 
-By default no string is in two parts, even if it has several languages. The data repeats names
-(Arabic has 2,000 rows but 108 names) and has 465 strings in several languages, so a random split of
-the rows, as in tutorials, tests a model on names that it has seen. A string here is a name in the
-folding `ASCII`, so Müller and Muller are in the same part, whichever folding the model uses.
+By default, each string is in only one part, even if it has several languages. The data repeats
+names (Arabic has 2,000 rows but 108 names) and has 465 strings in several languages, so a random
+split of the rows, as in tutorials, tests a model on training names. Strings are names folded with
+`ASCII`, so Müller and Muller are in the same part, whichever folding the model uses.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Split:
     def log_priors(self) -> Tensor:
         """Returns the logarithm of each language's share of the training part: float64 (languages).
 
-        A language without training names counts as if it had one name, because log(0) is infinite.
+        A language without training names counts as one name, because log(0) is infinite.
         """
         return self.priors().clamp(min=1 / len(self.train)).log()
 
@@ -93,22 +93,22 @@ def split(
     """Splits the names into a training, a validation and a test part.
 
     The method "string" splits the distinct pairs of a folded name and a language; all pairs with
-    the same string go to one part. Strings are drawn within each language, so every language with
-    at least three strings that occur in no other language is in every part; a string in several
-    languages is drawn with the language that has the fewest strings. The method "random" draws from
-    all rows, repeats included, so the same name may be in several parts: use this method only to
-    compare with results on such splits.
+    the same string go to one part. Strings are drawn separately for each language. A string in
+    several languages is drawn with the language that has the fewest strings. If a
+    language has at least three strings that occur in no other language, every part contains the
+    language. The method "random" draws from all rows, including repeats, so the same name may be in
+    several parts: use this method only to compare with results on such splits.
 
-    The order of drawing comes from a hash of the seed and the string (or the number of the row),
-    so it is the same on every machine and with every version of torch.
+    The order of drawing comes from a hash of the seed and the string (or the index of the row),
+    so the order is the same on every machine and with every version of torch.
 
-    The training part contains every spelling of a name in the data, and also a copy without
+    The training part contains all spellings of a name in the data, and also a copy without
     accents; the other parts contain only the first spelling of each name.
 
     Args:
         data: the names.
         method: "string" or "random".
-        validation, test: the share of each part; both are above 0, and their sum is below 1.
+        validation, test: the share of each part; both must be above 0, and their sum below 1.
         seed: the seed that determines the order of drawing.
         folding: the folding of the names in the parts, which does not affect which names are drawn.
             If None, a folding that keeps the accented letters that occur in at least `LEAST`
@@ -153,7 +153,7 @@ def split(
 
 
 class _Name(NamedTuple):
-    """A name that is drawn into a part: one string with one language."""
+    """A name in one language, which is drawn into a part."""
 
     text: str
     """The name in the folding `ASCII`."""

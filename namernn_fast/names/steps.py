@@ -58,7 +58,7 @@ def batches(
     counts = [len(indices) for indices in order.split(batch_size)]
     share, size = order, batch_size
     if processes > 1:
-        # A process without a share still runs the step, with weight 0.
+        # A process without a share must run the step too; its batch has the weight 0.
         share = torch.cat(
             [
                 indices[rank::processes] if rank < len(indices) else indices[:1]
@@ -86,8 +86,8 @@ def train_step(
 
     Returns:
         The loss before the step, and the number of names whose language was predicted correctly:
-        detached scalars on the model's device, so that the caller chooses when to wait for the
-        device.
+        detached scalars on the model's device, so that the caller decides when to synchronize with
+        the device.
     """
     scores = _step(model, optimizer, batch, recipe)
     loss = F.cross_entropy(scores, batch.targets, label_smoothing=recipe.label_smoothing)
@@ -99,8 +99,8 @@ def _step(
 ) -> Tensor:
     """Takes the step of `train_step`; returns the logits before the step, (batch, languages).
 
-    The logits are detached. The caller computes the loss, because in small batches every operator
-    counts, and `train_epoch` computes the losses of many steps in one call.
+    The logits are detached. The caller computes the loss: `train_epoch` computes the losses of many
+    steps in one call, because the overhead of operators matters in small batches.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for parameter in parameters:
@@ -132,7 +132,7 @@ def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
 
 
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns the number of names whose best-scored language has the highest target."""
+    """Returns the number of correct predictions; the most probable target counts as the label."""
     labels = targets if targets.ndim == 1 else targets.argmax(1)
     return (scores.argmax(1) == labels).sum()
 
@@ -168,8 +168,8 @@ def train_epoch(
             kept, numbers = [], 0
     if kept:
         sums.append(_sums(kept, recipe.label_smoothing))
-    # The sums are fetched once, because reading a number from a GPU waits for the GPU. The total is
-    # computed on the CPU, because some devices lack float64.
+    # Copy all sums to the CPU at once, because each copy from a GPU waits for the GPU. Compute the
+    # total on the CPU, because some devices lack float64.
     total = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
     if process()[1] > 1:
         total = total.to(scores.device)  # NCCL sums only tensors on a GPU
@@ -179,7 +179,7 @@ def train_epoch(
 
 
 def _sums(steps: Sequence[tuple[Tensor, Tensor]], smoothing: float) -> Tensor:
-    """Returns the total loss, number of hits and number of names of some steps: (3)."""
+    """Returns the total loss, the number of hits and the number of names of some steps: (3)."""
     scores, targets = (torch.cat(values) for values in zip(*steps, strict=True))
     loss = F.cross_entropy(scores, targets, label_smoothing=smoothing, reduction="sum")
     return torch.stack([loss, _hits(scores, targets).to(loss), loss.new_tensor(len(scores))])

@@ -1,7 +1,7 @@
 """Reads tables of names from text, CSV and JSON lines, in bounded memory.
 
-Each row of the input, even a damaged row, becomes one row of `Rows`. Columns other than the names
-are kept too.
+Each row of the input, even a damaged row, becomes one row of `Rows`. Columns without
+names are kept too.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .text import InputError, escaped, escaped_json, quoted
 
 FORMATS = ("text", "csv", "jsonl")
 
-# Maximum number of lines in a CSV record. If a quote is never closed, the lines after the first are
-# read again, so this bounds the time as well.
+# Maximum number of lines in a CSV record. It also bounds the time: if a quote is never closed, all
+# lines after the first are parsed again.
 _MAX_RECORD_LINES = 100
 
-# Titles that suggest a column of names, in lower case and without blanks or punctuation.
+# Titles that suggest a column of names, in lower case and without spaces or punctuation.
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 """The format of each suffix; files with other suffixes are text."""
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
-# Bounds on the input held in memory at a time. Long rows reach the bound on characters first.
-_CHUNK_ROWS = 65_536  # large, because more rows share more common beginnings
+# Limits for the rows held in memory at a time: their number and their total characters.
+_CHUNK_ROWS = 65_536  # large, because more rows share more prefixes
 _CHUNK_CHARACTERS = 1_000_000
 
 _log = logging.getLogger(__name__)
@@ -81,14 +81,14 @@ class _CsvRows(Rows):
 
 @dataclass
 class _JsonRows(Rows):
-    """Rows of JSON lines. `objects` holds (object, its text), or None if a row is no object."""
+    """Rows of JSON lines. `objects` holds (object, its text), or None if a row is not an object."""
 
     objects: list[tuple[dict[str, Any], str] | None] = field(default_factory=list)
     key: str = "name"
     """The title of the column for names from rows that are not objects."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
-        # If `key` is not a title, the table has a single column, which therefore takes the names.
+        # If `key` is not a title, the table has a single column, which holds the names.
         place = titles.index(self.key) if self.key in titles else 0
         return [
             [name if column == place else "" for column in range(len(titles))]
@@ -98,7 +98,7 @@ class _JsonRows(Rows):
         ]
 
     def members(self, titles: Sequence[str]) -> Iterable[str]:
-        # The text between an object's braces is kept, so that numbers stay as they were written.
+        # Keep the text between an object's braces, so that numbers are not reformatted.
         return [
             f'"name": {quoted(name)}' if found is None else escaped_json(found[1].strip()[1:-1])
             for name, found in zip(self.names, self.objects, strict=True)
@@ -124,12 +124,12 @@ def _cell_of(value: Any) -> str:
 
 
 def format_of(path: Path) -> str:
-    """Returns the format, one of `FORMATS`, that the suffix of `path` stands for."""
+    """Returns the format that the suffix of `path` indicates, one of `FORMATS`."""
     return SUFFIXES.get(path.suffix.lower(), "text")
 
 
 def delimiter_of(path: Path) -> str:
-    """Returns the CSV delimiter that the suffix of `path` stands for."""
+    """Returns the CSV delimiter that the suffix of `path` indicates."""
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
@@ -147,14 +147,14 @@ def read_table(
         file: a binary file, open for reading.
         format: "text", with one name per line; "csv"; or "jsonl", with one JSON string or object
             per line.
-        column: for CSV, the column of the names, given by its title or by its number, counted from
-            1; for JSON lines, the key of the names. If None, the only column or key or, if there
-            are several, "name".
+        column: for CSV, the title of the column of names, or its number, counted from 1; for JSON
+            lines, the key of the names. None selects the only column or key, or "name" if there are
+            several.
         delimiter: the character between the cells of CSV.
         header: whether the first row of CSV contains the titles of the columns.
 
     Raises:
-        InputError: the column does not exist, or the file is in UTF-16.
+        InputError: the column does not exist, or the file is UTF-16.
         OSError: the file could not be read.
     """
     lines = lines_of(file)
@@ -194,7 +194,7 @@ def _text_rows(lines: Iterator[bytes]) -> Iterator[Rows]:
 
 
 class _NoRecord(NamedTuple):
-    """A line of a CSV file that does not begin a readable record, and the reason."""
+    """A line of a CSV file that does not start a valid record, and the reason."""
 
     line: str
     error: str
@@ -203,8 +203,8 @@ class _NoRecord(NamedTuple):
 def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _NoRecord]:
     """Yields the cells of each record of a CSV file, or a `_NoRecord` if a record is damaged.
 
-    A damaged record, for example with an unclosed quote, loses only its first line: reading
-    continues at the next line.
+    If a record is damaged, for example by an unclosed quote, only its first line is skipped:
+    reading continues at the next line.
     """
     again: deque[bytes] = deque()
     record_lines: list[bytes] = []
@@ -217,12 +217,12 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
             if len(line) > MAX_LINE_BYTES:
                 raise csv.Error(_TOO_LONG)
             if size > MAX_LINE_BYTES or len(record_lines) > _MAX_RECORD_LINES:
-                raise csv.Error("no quote closes one that was opened")
+                raise csv.Error("a quote is not closed")
             yield text_of(line) + "\n"
 
     while True:
         try:
-            # Strict, because otherwise the end of the file would close an open quote.
+            # Without strict, the end of the file would close an open quote.
             for record in csv.reader(feed(), strict=True, delimiter=delimiter):
                 record_lines.clear()
                 yield record
@@ -291,7 +291,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns if a title could be a name, or several titles separated by another delimiter."""
+    """Warns if a title may be a name, or several titles with another delimiter between them."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
@@ -376,7 +376,7 @@ def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:
 
 
 def _json_name(value: Any, text: str, column: str | None) -> tuple[str, str | None]:
-    """Returns (name, None) if a JSON value contains a name, and otherwise (text, reason)."""
+    """Returns (name, None) if a JSON value contains a name; otherwise (text, reason)."""
     if isinstance(value, dict):
         only = next(iter(value)) if len(value) == 1 else "name"
         key = only if column is None else column

@@ -1,7 +1,7 @@
-"""Reads and writes tensors and plain values as safetensors; checks files, which are untrusted.
+"""Reads and writes tensors and plain values as safetensors; validates untrusted files.
 
-A safetensors file contains tensors and a table of strings, but no code. The plain values are stored
-in one entry of this table, as JSON, under the kind of the file.
+A safetensors file contains tensors and a dict of strings, but no code. The plain values are stored
+in one entry of this dict, as JSON; the key of the entry is the kind of the file.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def write_tensors(
     *,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Writes tensors and plain values, which JSON can represent, to a file of the given kind.
+    """Writes tensors and plain values to a file of the given kind; the values are stored as JSON.
 
     The file is replaced only once the new file is complete.
 
     Raises:
-        InputError: `path` exists and is not a plain file, or the content is too large for
+        InputError: `path` exists and is not a regular file, or the content is too large for
             `read_tensors` with the same `max_bytes`.
         OSError: the file could not be written.
     """
     library = require("safetensors.torch")
-    # Copied, because safetensors refuses tensors that share memory.
+    # Copy the tensors, because safetensors rejects tensors that share memory.
     owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(values)
     content = library.save(owned, metadata={kind: text})
@@ -78,13 +78,13 @@ def read_tensors(
     Args:
         path: the path of the file.
         kind: the kind that the file must have.
-        shapes: the shapes, by name, of exactly the tensors that the file must contain, checked
-            before a tensor is read; or None to accept any tensors.
+        shapes: maps the names of the tensors that the file must contain to their shapes. They are
+            checked before a tensor is read. None accepts any tensors.
         max_bytes: the maximum size of the file.
 
     Raises:
-        InputError: there is no plain file at `path`, or the file is too large, is of another kind
-            or contains other tensors.
+        InputError: there is no regular file at `path`, or the file is too large, is of another kind
+            or does not contain exactly these tensors.
         OSError: the file could not be read.
     """
     with _opened(path, kind, max_bytes) as (file, values):
@@ -95,8 +95,8 @@ def read_tensors(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
                 f"not {shapes.get(odd[0])}"
             )
-        # Copied, because the library maps the file into memory: truncating the file later would
-        # crash the process, and weights that are not aligned would change the last bits of results.
+        # Copy the tensors, because the library maps the file into memory: truncating the file would
+        # crash the process, and unaligned weights would change the last bits of results.
         return {name: file.get_tensor(name).clone() for name in found}, values
 
 
@@ -110,9 +110,9 @@ def _opened(
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
     if not path.is_file():
-        raise InputError(f"{path}: not a plain file")
+        raise InputError(f"{path}: not a regular file")
     if (size := path.stat().st_size) > max_bytes:
-        raise InputError(f"{path}: too large: {size:,} bytes, and at most {max_bytes:,} are read")
+        raise InputError(f"{path}: too large: {size:,} bytes, but at most {max_bytes:,} are read")
     with path.open("rb") as content:
         start = content.read(8)
     if _header_bytes(start) > MAX_HEADER_BYTES:
@@ -132,25 +132,25 @@ def _header_bytes(content: bytes) -> int:
 def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         if _brackets(metadata[kind]) > _MAX_BRACKETS:
-            raise ValueError("too many lists and tables")
+            raise ValueError("too many arrays and objects")
         values = json.loads(metadata[kind])
         if not isinstance(values, dict):
-            raise ValueError("not a table")
+            raise ValueError("not a JSON object")
     # JSON that is nested too deeply raises a RecursionError.
     except (KeyError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a file of the kind '{kind}'") from error
+        raise InputError(f"{path}: expected a '{kind}' file") from error
     if _is_deeper(values, _MAX_DEPTH):
         raise InputError(f"{path}: its values are nested more than {_MAX_DEPTH} deep")
     return values
 
 
 def _brackets(text: str) -> int:
-    """Returns an upper bound on the number of lists and tables in a JSON text."""
+    """Returns an upper bound on the number of arrays and objects in a JSON text."""
     return text.count("[") + text.count("{")
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Returns whether lists and tables are nested more than `depth` deep."""
+    """Returns whether lists and dicts are nested more than `depth` deep."""
     if not isinstance(value, dict | list):
         return False
     items = value.values() if isinstance(value, dict) else value

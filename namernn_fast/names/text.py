@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 def is_language(name: object) -> bool:
-    """Returns whether `name` can name a language: printable text, not blank and not too long."""
+    """Returns whether `name` is valid for a language: printable, not blank and not too long."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= _MAX_LANGUAGE_LENGTH
@@ -39,7 +39,7 @@ def escaped(text: str) -> str:
 def quoted(text: str) -> str:
     """Returns `text` as a JSON string that keeps printable characters as they are.
 
-    Strict parsers reject lone surrogates, so each lone surrogate becomes the text of its escape.
+    Strict parsers reject lone surrogates, so each one is replaced with the text of its escape.
     """
     if text.isprintable():
         text = text.replace("\\", r"\\").replace('"', r"\"")
@@ -57,7 +57,7 @@ def escaped_json(text: str) -> str:
 def _json_escape(character: str) -> str:
     if "\ud800" <= character <= "\udfff":
         return "\\" + ascii(character)[1:-1]
-    # JSON allows an unescaped tab only between tokens, where a blank works as well.
+    # JSON allows an unescaped tab only between tokens, where a space has the same meaning.
     return " " if character == "\t" else json.dumps(character)[1:-1]
 
 
@@ -65,8 +65,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     """Returns `names` as a list of strings, without checking that they are usable.
 
     Raises:
-        TypeError: `names` is a string (its letters would be taken for names), is not iterable, or
-            holds something other than strings.
+        TypeError: `names` is a string (each letter would count as a name), is not iterable, or
+            contains something other than strings.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be a list of strings, not {type(names).__name__}")

@@ -1,4 +1,4 @@
-"""Trains the classifier: epochs of one network or several, in one process or several."""
+"""Trains the classifier: one or more networks, in one or more processes."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ class Fit:
 
 
 def read_epochs(history: Any) -> list[Epoch]:
-    """Returns the epochs that a file records: at least one, as results of `asdict`.
+    """Returns the epochs that a file records, given as results of `asdict`.
 
     Raises:
-        TypeError, ValueError: the file is damaged; it holds something else.
+        TypeError, ValueError: `history` is empty, or an epoch is invalid.
     """
     epochs = [Epoch(**values) for values in history]
     kinds = [*typing.get_type_hints(Epoch).values()]
     for epoch in epochs:
         values = [*asdict(epoch).values()]
-        # The limit is far above what training gives, and figures can show numbers below it.
+        # 1e9 is far above realistic losses, and figures can still show numbers below 1e9.
         if [*map(type, values)] != kinds or not all(0 <= value < 1e9 for value in values):
-            raise ValueError("the results of an epoch have other types, or are out of range")
+            raise ValueError("a result of an epoch has the wrong type, or is out of range")
     if not epochs:
         raise ValueError("no epochs")
     return epochs
@@ -127,7 +127,7 @@ class _Member:
         number = len(self.history) + 1
         shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
-        # Each process and epoch gets its own seed, so that dropout differs between processes, and a
+        # Each process and epoch gets a different seed, so that dropout differs between processes. A
         # resumed training run draws the same masks without a saved random state.
         torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
@@ -186,7 +186,7 @@ class _Member:
         return tensors, {"history": [asdict(epoch) for epoch in self.history]}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restores the network from a result of `state`.
+        """Restores the network from the values that `state` returned.
 
         Only the tensors and the results of the epochs are restored. Everything else, such as the
         learning rate, comes from the recipe, so a file cannot change the settings.
@@ -197,9 +197,9 @@ class _Member:
         self.history = read_epochs(values["history"])
         places = [(epoch.member, epoch.number) for epoch in self.history]
         if places != [(self.number, number) for number in range(1, len(places) + 1)]:
-            raise ValueError("the epochs are out of order, or of another network")
+            raise ValueError("the epochs are out of order, or belong to another network")
         if len(places) > self.recipe.epochs:
-            raise ValueError(f"{len(places)} epochs")
+            raise ValueError(f"{len(places)} epochs are too many")
         self._check_tensors(tensors)
         self.best = {name: value.to(self.device) for name, value in below("best.", tensors).items()}
         if self.is_finished():
@@ -214,7 +214,7 @@ class _Member:
         self.scheduler = self._scheduler(len(self.history) * self.steps)
 
     def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Raises an error if `tensors` do not belong to a state of this network."""
+        """Raises an error if `tensors` cannot be the tensors of a state of this network."""
         weights = {name: value.shape for name, value in self.model.state_dict().items()}
         shapes = {f"best.{name}": shape for name, shape in weights.items()}
         if not self.is_finished():
@@ -226,13 +226,13 @@ class _Member:
                     f"optimizer.{index}.exp_avg_sq": parameter.shape,
                 }
         if {name: value.shape for name, value in tensors.items()} != shapes:
-            raise ValueError("the tensors have other names or shapes")
+            raise ValueError("the tensors have the wrong names or shapes")
         for name, value in tensors.items():
             if value.dtype != torch.float32 or not value.isfinite().all():
                 raise ValueError(f"{name} is not float32, or not finite")
 
     def _scheduler(self, steps: int) -> LRScheduler | None:
-        """Returns the learning-rate schedule after `steps` steps; None if the rate is constant."""
+        """Returns the learning-rate schedule, advanced by `steps`; None if the rate is constant."""
         if self.recipe.schedule == "constant":
             return None
         return OneCycleLR(
@@ -260,7 +260,7 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     state: StateFile | None = None,
 ) -> Fit:
-    """Trains one network or several, and keeps the weights of each network's best epoch.
+    """Trains one or more networks, and keeps the weights of each network's best epoch.
 
     The best epoch is the first with the highest validation accuracy.
 
@@ -298,7 +298,7 @@ def fit(
                     member.restore(*kept)
                 except (KeyError, TypeError, ValueError) as error:
                     raise InputError(
-                        f"{state.path}: not a state of this training ({error})"
+                        f"{state.path}: not the state of this training run ({error})"
                     ) from error
             while not member.is_finished():
                 epoch = member.run_epoch(progress)
@@ -347,7 +347,7 @@ def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
 def _favour_rare_languages(members: list[NameClassifier], split: Split, recipe: Recipe) -> None:
     """Subtracts the prior correction from the biases of the linear layers, in place.
 
-    The logits of an ensemble are a mean, so this subtracts the correction from its logits as well.
+    Ensembles average the logits of their members, so their logits are corrected as well.
     """
     correction = recipe.prior_correction * split.log_priors()
     with torch.no_grad():

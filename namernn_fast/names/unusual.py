@@ -1,8 +1,8 @@
 """Measures how unusual a name is: how improbable its characters are, given the training names.
 
-A recurrent network answers every string with confidence, because its probabilities only compare
-languages. The likelihood of a name under a model of character trigrams says whether the name looks
-at all like the names that the network has seen.
+A recurrent network predicts confidently for any string, because its probabilities only compare
+languages. The likelihood of a name under a model of character trigrams shows whether the name
+resembles the training names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYMBOLS = len(ASCII.alphabet) + 1
 
 _MARK = SYMBOLS - 1
 
-# Weight of the shorter n-gram's distribution, in observations.
+# Weight of the shorter n-gram's distribution, as a number of observations.
 _PRIOR = 5.0
 _LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation part could give a limit too low
 _NAMES_AT_ONCE = 65_536
@@ -51,11 +51,11 @@ class Unusualness:
     def of(self, names: EncodedNames, folding: Folding) -> Tensor:
         """Returns how unusual names are: float32 (number of names), above 1 for unusual names.
 
-        A name that is longer than every training name is unusual however probable its characters
-        are: the result is then at least the name's length divided by `longest`.
+        A name that is longer than every training name is always unusual: the result is at least the
+        name's length divided by `longest`.
 
         Args:
-            names: the names, stored one after another, as `encode_names` returns them.
+            names: the encoded names, as `encode_names` returns them.
             folding: the folding of the names.
         """
         plain = torch.tensor(folding.plain_ids)
@@ -72,8 +72,8 @@ def fit_unusualness(split: Split) -> Unusualness:
     """Fits the trigrams to the training names, and the scale to the validation names.
 
     Each probability is interpolated with the probability under the shorter n-gram (MacKay and Peto,
-    "A hierarchical Dirichlet language model", 1995). A name of a language with n names weighs
-    1 / sqrt(n), so that names are not unusual just because their language is rare.
+    "A hierarchical Dirichlet language model", 1995). A name of a language with n names has the
+    weight 1 / sqrt(n), so that names are not unusual just because their language is rare.
 
     Args:
         split: the parts of the data. If labels are probabilities, a name belongs to its most
@@ -109,7 +109,7 @@ def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
 
 
 def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns indices of trigrams in the flat table, given `Folding.plain_ids` as a tensor.
+    """Returns indices into the flattened table of trigrams; `plain` holds `Folding.plain_ids`.
 
     Returns:
         int64 (characters), the trigram that ends at each character; int64 (number of names), the

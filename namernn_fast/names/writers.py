@@ -2,7 +2,7 @@
 
 CSV and JSON lines keep all columns of the input, in order, followed by the predictions. Characters
 that are not printable, such as control characters, text-direction marks and lone surrogates, are
-escaped: in tables and CSV with a backslash, such as `\\x1b`, in JSON as `\\u001b`.
+escaped, for example as `\\x1b` in tables and CSV, and as `\\u001b` in JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .formatting import with_mark
 from .tables import SUFFIXES
 from .text import InputError, escaped, quoted
 
-# Spreadsheets treat a cell that begins with one of these signs, ASCII or full-width, as a formula.
+# Spreadsheets treat a cell that starts with one of these characters as a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Numbers, and cells that consist only of signs, such as the dropped hyphens of a name.
+# Not formulas: numbers, and cells without letters and digits, such as dropped hyphens.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
@@ -57,15 +57,17 @@ class Writer(ABC):
         """
 
     def _check_titles(self, titles: Iterable[str], columns: Sequence[str]) -> None:
-        """Raises an error if titles of the input are also columns of the predictions."""
+        """Raises an error if a column of the input has the title of a column of the predictions."""
         taken = [title for title in columns if title in titles]
         if taken:
             names = ", ".join(map(repr, taken))
-            raise InputError(f"the input has columns that predictions need: {names}; rename them")
+            raise InputError(
+                f"the input has columns that predictions also have: {names}; rename them"
+            )
 
 
 class TableWriter(Writer):
-    """Writes a few lines for each name, for people to read."""
+    """Writes a few human-readable lines for each name."""
 
     def body(self, answers: Answers) -> str:
         lines: list[str] = []
@@ -101,7 +103,7 @@ class CsvWriter(Writer):
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Matches what `_cell` changes in printable cells, one cell per line."""
+        """Matches what `_cell` quotes or escapes in printable cells joined by newlines."""
         sign, formula = re.escape(self.delimiter), re.escape("".join(_FORMULA))
         return re.compile(rf'["{sign}]|^[{formula}]', re.MULTILINE)
 
@@ -137,7 +139,7 @@ class CsvWriter(Writer):
         rest = iter(rows)
         while block := list(islice(rest, _BLOCK)):
             cells = list(chain.from_iterable(block))
-            # Most blocks need neither quotes nor escapes, so one check of all cells is faster.
+            # Most blocks need neither quotes nor escapes, so checking all cells at once is faster.
             if "".join(cells).isprintable() and not self._special.search("\n".join(cells)):
                 yield from map(self.delimiter.join, block)
             else:
@@ -170,7 +172,7 @@ class JsonWriter(Writer):
         repeated = [title for title in self.titles if self.titles.count(title) > 1]
         if repeated:
             raise InputError(
-                f"several columns are called {repeated[0]!r}, and a JSON object has one: write CSV"
+                f"several columns are called {repeated[0]!r}, but JSON keys are unique: write CSV"
             )
         return ""
 
@@ -204,7 +206,7 @@ def _digits(
 ) -> list[Iterable[str]]:
     """Returns the digits of probabilities as two columns of text.
 
-    The digits are looked up in tables, which is fast.
+    For speed, the digits are looked up in tables.
 
     Args:
         millionths: int64 (rows), the probabilities in millionths.
@@ -234,7 +236,7 @@ def _ends(answers: Answers, end: Callable[..., str]) -> list[str]:
 
 
 def _rows_of(*columns: Iterable[str]) -> str:
-    """Returns the text of rows, given the text of each column for each row."""
+    """Joins columns of text into the text of rows."""
     return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
@@ -245,10 +247,10 @@ _SUFFIXES = {".txt": "table", **SUFFIXES}
 
 
 def format_of(path: Path) -> str:
-    """Returns the format, a key of `WRITERS`, that the suffix of `path` stands for.
+    """Returns the format that the suffix of `path` indicates, a key of `WRITERS`.
 
     Raises:
-        InputError: the suffix does not stand for a format.
+        InputError: the suffix does not indicate a format.
     """
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:

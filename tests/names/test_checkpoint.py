@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, value, dtype):
         ({"hidden_size": 5000}, "the option hidden_size cannot be 5000"),
         ({"hidden_size": 10**9}, "the option hidden_size cannot be 1000000000"),
         ({"num_layers": 65}, "the option num_layers cannot be 65"),
-        ({"num_layers": 20}, "80 layers in all: 1 to 64 are allowed"),
+        ({"num_layers": 20}, "80 layers in total: 1 to 64 are allowed"),
         ({"secret": 1}, "there is no option 'secret'"),
         ({"hidden_size": 4096}, "its weights take "),
     ],

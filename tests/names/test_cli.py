@@ -141,6 +141,7 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
     bad, none, path = (tmp_path / name for name in ("bad", "none", "path"))
     bad.write_bytes(b"PK")
     (tmp_path / "path.state").mkdir()
+    save_to = ["train", "--data", folder, "--checkpoint"]
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
         (["train", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
@@ -148,9 +149,9 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
         (["train", "--dropout=0.5"], 2, "--dropout applies between layers, so it needs --layers 2"),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
         # An unusable --checkpoint path is reported before training starts.
-        (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),
-        (["train", "--data", folder, "--checkpoint", bad / "model"], 1, "[Errno "),
-        (["train", "--data", folder, "--checkpoint", path], 2, f"{path}.state: not a plain file"),
+        ([*save_to, tmp_path], 2, f"{tmp_path}: not a regular file"),
+        ([*save_to, bad / "model"], 1, "[Errno "),
+        ([*save_to, path], 2, f"{path}.state: not a regular file"),
     ):
         assert fails(*argv, code=code).startswith(message)
 
@@ -173,7 +174,7 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
         ("train", ["--checkpoint"], ["pretrained"], "is the model that"),
         ("train", ["--device"], ["abacus", "meta"], "cannot be used ("),
         ("predict Kim", ["--input"], ["names.txt"], "not allowed with argument NAME"),
-        ("predict Kim", ["--delimiter"], ["ab", '"'], "is not one sign, nor 'tab'"),
+        ("predict Kim", ["--delimiter"], ["ab", '"'], "is not a single character or 'tab'"),
         ("predict Kim", ["--min-probability"], ["2"], "is not a number from 0 to 1"),
         ("serve", ["--port"], ["-1", "65536"], "is not a port from 0 to 65535"),
     ],

@@ -143,14 +143,14 @@ def test_csv_output_keeps_the_keys_of_the_first_json_object(predict):
 def test_input_columns_named_like_predictions_are_rejected(predict, content, source, target, said):
     written, code, messages = predict(content, source=source, target=target)
     assert (written, code) == (None, 2)
-    advice = f"the input has columns that predictions need: {said}; rename them"
+    advice = f"the input has columns that predictions also have: {said}; rename them"
     assert messages[-1].endswith(advice)
 
 
 def test_json_output_requires_distinct_column_names(predict):
     written, code, (message,) = predict("x,name,x\n1,Kim,2\n", target="out.jsonl")
     assert (written, code) == (None, 2)
-    assert message.endswith("several columns are called 'x', and a JSON object has one: write CSV")
+    assert message.endswith("several columns are called 'x', but JSON keys are unique: write CSV")
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-be", "shift_jis", "utf-8"])
@@ -199,7 +199,7 @@ def test_the_output_path_is_checked_before_the_model_is_loaded(fails, tmp_path, 
         ("none/out.csv", "none/out.csv: there is no folder none"),
         ("out.xlsx", "out.xlsx: --output takes .txt, .csv, .tsv, .json, .jsonl, .ndjson, or any"),
         ("out", "out: --output takes .txt, "),
-        ("folder.csv", "folder.csv: not a plain file"),
+        ("folder.csv", "folder.csv: not a regular file"),
     ):
         assert fails("predict", "Kim", "--output", target).startswith(said)
     assert [*tmp_path.rglob("*")] == [tmp_path / "folder.csv"]

@@ -116,7 +116,7 @@ def test_the_states_of_a_name_determine_its_logits(options):
 def test_invalid_input_is_rejected():
     model = classifier(FusedRNN)
     for names, lengths in ((encode("Frank"), None), (packed(["Frank"]), torch.tensor([5]))):
-        with pytest.raises(TypeError, match=r"^names must be|^lengths go with padded ids"):
+        with pytest.raises(TypeError, match=r"^names must be|^lengths must be None"):
             model(names, lengths)
 
 
@@ -132,7 +132,7 @@ def test_an_ensemble_averages_logits():
     expected = (members[0](names) + members[1](names)) / 2
     torch.testing.assert_close(NameEnsemble(members)(names), expected)
     assert NameEnsemble(members).config == [member.config for member in members]
-    with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
+    with pytest.raises(ValueError, match=r"^an ensemble must have at least one member$"):
         NameEnsemble([])
 
 

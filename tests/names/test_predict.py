@@ -144,7 +144,7 @@ def test_the_column_of_names_is_found(content, options):
         (b"name,name\n", {}, "2 columns are called 'name': give a number"),
         (b"\nKim\n", {}, "the header is an empty line"),
         (b'"name\n', {}, "the header is not readable as CSV: "),
-        ("Frank\nKim".encode("utf-16"), {}, "the input is in UTF-16: --encoding utf-16 reads it"),
+        ("Frank\nKim".encode("utf-16"), {}, "the input is UTF-16; use --encoding utf-16"),
         (b"Kim\n", {"format": "text", "column": "name"}, "text has no columns"),
     ],
 )
@@ -192,10 +192,10 @@ def test_the_size_of_a_multiline_record_is_limited():
     whole, kim = rows_of(b'name\n"' + b"x\n" * 99 + b'x"\nKim\n')
     assert (whole, kim) == (Row("x\n" * 99 + "x"), Row("Kim"))
     first, *others = rows_of(b'name\n"' + b"x\n" * 100 + b'x"\nKim\n')
-    assert first == Row('"x', "not readable as CSV: no quote closes one that was opened")
+    assert first == Row('"x', "not readable as CSV: a quote is not closed")
     assert others == [*[Row("x")] * 99, Row('x"'), Row("Kim")]
     first, *others = rows_of(b'name\n"' + (b"x" * 40_000 + b"\n") * 2 + b'x"\nKim\n')
-    assert first.error == "not readable as CSV: no quote closes one that was opened"
+    assert first.error == "not readable as CSV: a quote is not closed"
     assert others == [Row("x" * 40_000), Row('x"'), Row("Kim")]
 
 
@@ -431,7 +431,7 @@ def test_the_exit_code_is_2_if_no_name_could_be_read(run, tmp_path):
 
 
 def test_missing_input_is_an_error(fails, tmp_path):
-    assert fails("--input", tmp_path) == f"{tmp_path}: a folder, and --input takes a file"
+    assert fails("--input", tmp_path) == f"{tmp_path}: a folder, but --input takes a file"
     assert fails("--input", "none") == "none: there is no such file"
 
 

@@ -143,7 +143,7 @@ def test_results_that_are_not_finite_are_an_error(ask, asked):
     broken = predictor(nonlinearity="relu")
     for value in broken.checkpoint.model.parameters():
         nn.init.constant_(value, 3e38)
-    with pytest.raises(InputError, match=r"^the model gives \w+ that are not finite"):
+    with pytest.raises(InputError, match=r"^the model is damaged: its \w+ are not finite"):
         ask(broken, asked)
 
 

@@ -189,7 +189,7 @@ def test_the_markdown_report_escapes_text_from_files(run, tmp_path, make_folder)
 def test_an_invalid_report_path_is_an_error(fails, tmp_path, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     options = ("data", "--data", folder, "--report")
-    assert fails(*options, tmp_path) == f"{tmp_path}: not a plain file"
+    assert fails(*options, tmp_path) == f"{tmp_path}: not a regular file"
     path = folder / "A.txt"
     said = f"--report would overwrite what --data reads, {path}: choose another file"
     assert fails(*options, path) == said

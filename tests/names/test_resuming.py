@@ -151,7 +151,7 @@ def test_a_state_with_invalid_values_is_rejected(kept, path, where, value):
 def test_a_state_with_invalid_tensors_is_rejected(kept, path, change):
     tensors, values, _ = kept
     tensor_files.write_tensors(path, KIND, bounds.changed(tensors, change), values)
-    assert refusal(path).startswith("not a state of this training (")
+    assert refusal(path).startswith("not the state of this training run (")
 
 
 def test_the_error_lists_what_differs_from_the_state(kept, path):

@@ -267,7 +267,7 @@ BLANKS = {"type": "http.request", "body": b" " * 2**16, "more_body": True}
         ([], b"9" * 5000, 413, f"{'9' * 39}… bytes"),
         ([BLANKS] * 5, b"0", 413, "more"),
         ([None], b"0", 408, "no end of it in 0.05 seconds"),
-        ([{"type": "http.disconnect"}], b"0", 400, "an end too soon"),
+        ([{"type": "http.disconnect"}], b"0", 400, "an incomplete body"),
     ],
 )
 def test_incomplete_and_oversized_bodies_are_rejected(

@@ -187,8 +187,8 @@ def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("", 1), "there is no folding of version 1"),
-        (("", True), "there is no folding of version True"),
+        (("", 1), "the version of a folding must be 2 or 3, not 1"),
+        (("", True), "the version of a folding must be 2 or 3, not True"),
         (("é", 2), "a folding of version 2 keeps no accented letters"),
         (("éé", 3), "letters that a folding cannot keep: 'éé'"),
         *(((letter, 3), "letters that a folding cannot keep: ") for letter in "aÉ李1\u0301’\ud800"),
@@ -272,7 +272,7 @@ def test_names_are_sorted_by_their_beginnings(names):
 
 def test_packing_rejects_empty_batches_and_invalid_indices():
     encoded = encode_names(["a", "bc"])
-    with pytest.raises(ValueError, match=r"^a batch holds at least one name$"):
+    with pytest.raises(ValueError, match=r"^a batch must contain at least one name$"):
         encoded.pack(torch.arange(0))
     assert [*encoded.pack_each(torch.arange(0), 3)] == []
     for pack in (encoded.pack, lambda indices: next(encoded.pack_each(indices, 3))):

@@ -32,7 +32,7 @@ def test_training_on_the_sample_does_not_replace_a_real_model(
     before = path.read_bytes()
     out, err = run("train", *ONCE, code=2)
     assert out == ""
-    assert f"{PROGRAM}: error: {path}: a model of real data, which a model of the" in err
+    assert f"{PROGRAM}: error: {path}: this model was trained on real data, and" in err
     assert path.read_bytes() == before
     run("train", *ONCE, "--output", cache / "other")
     assert path.read_bytes() == before
@@ -64,7 +64,7 @@ def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
     options = ("train", "--data", folder, *ONCE, "--checkpoint", tmp_path / "model")
     message = fails(*options)
     assert message.startswith(f"{path}: ")
-    assert message.endswith("; --force replaces it")
+    assert message.endswith("; --force overwrites it")
     assert path.read_bytes() == content
     run(*options, "--force")
     run("predict", "Kim", "--checkpoint", tmp_path / "model")
@@ -187,7 +187,7 @@ def test_training_can_be_resumed_after_a_full_disk(run, folder, cache, monkeypat
         replaced = f"{path}.state: replacing an interrupted training; --resume "
         assert run(*options, code=130)[1].startswith(replaced)
     before = contents(cache)
-    promise = f"{FULL}; when there is space, --resume saves the trained model"
+    promise = f"{FULL}; after freeing disk space, --resume saves the model"
     with full(monkeypatch):
         err = run(*options, "--resume", code=1)[1]
     assert err.splitlines() == [WARNING, promise]
@@ -258,7 +258,7 @@ def test_an_incomplete_torchrun_environment_is_an_error(fails, folder, monkeypat
     for variable in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)
     message = fails("train", "--data", folder)
-    assert message.startswith("these are not the variables of torchrun (")
+    assert message.startswith("the environment variables are not from torchrun (")
 
 
 @pytest.mark.skipif(

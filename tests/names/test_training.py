@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_training(where, monkeypatch):
 def test_invalid_recipes_are_rejected(option, value):
     with pytest.raises(InputError, match=f"^the recipe's {option} cannot be {value!r}$"):
         Recipe(**{option: value})
-    with pytest.raises(InputError, match=r"^3,000 epochs in total: at most 2,500 are allowed$"):
+    with pytest.raises(InputError, match=r"^3,000 epochs in total, but at most 2,500 are allowed$"):
         Recipe(epochs=1000, members=3)
 
 

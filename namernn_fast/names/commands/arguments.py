@@ -1,4 +1,4 @@
-"""Options that several commands share, and the argparse types of options."""
+"""Options shared by several commands, and argparse types for options."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RNN_CLASSES: dict[str, type[nn.RNN]] = {"fused": FusedRNN, "torch": nn.RNN}
 def number(
     kind: type[int] | type[float], words: str, accepts: Callable[[float], bool]
 ) -> Callable[[str], float]:
-    """Returns an argparse type for numbers of type `kind` for which `accepts` is true.
+    """Returns an argparse type for numbers of type `kind` for which `accepts` returns true.
 
-    Error messages describe these numbers with `words`.
+    Error messages describe the valid numbers with `words`.
     """
 
     def parse(text: str) -> float:
@@ -46,7 +46,7 @@ def number(
     return parse
 
 
-# The upper bounds come from a C int and from torch's seeds.
+# A count must fit in a C int, and a seed must be valid for torch.
 COUNT = number(int, "a whole number above 0", lambda value: 0 < value < 2**31)
 SEED = number(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
@@ -73,7 +73,7 @@ def device(text: str) -> torch.device:
     try:
         found = torch.device(text)
         torch.zeros(1, device=found).item()
-    # Each kind of device raises a different type of error when it is absent.
+    # The type of error for an absent device depends on the kind of device.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"{escaped(text)} cannot be used ({reason})") from error
@@ -129,7 +129,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Loads the model that the options name; reports a model that is not the pretrained model."""
+    """Loads the model that the options name; prints a note if it is not the pretrained model."""
     path: Path = arguments.checkpoint
     predictor = load(path, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn])
     if not path.samefile(pretrained_checkpoint()):
@@ -197,7 +197,7 @@ def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 def split_data(
     data: NamesData, arguments: argparse.Namespace, folding: Folding | None = None
 ) -> Split:
-    """Splits the data as the options of `add_split` require, with the folding `folding`."""
+    """Splits the data according to the options of `add_split`; `folding` as in `split`."""
     return split(
         data,
         folding=folding,
@@ -209,7 +209,7 @@ def split_data(
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes a file that an option names, and says so."""
+    """Writes a file that an option names, and prints a message with its path."""
     with replacing(target) as file:
         file.write(f"{text}\n".encode())
     print(f"wrote {escaped(str(target))}")

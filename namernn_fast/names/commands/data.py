@@ -1,4 +1,4 @@
-"""`data`: describes the names data, and what is odd about it."""
+"""`data`: describes the names data and its irregularities."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _languages(report: DataReport) -> list[list[Entry]]:
 
 
 def _facts(report: DataReport) -> list[tuple[str, str]]:
-    """Returns (title, text) for each fact about the whole data."""
+    """Returns (title, text) for each fact about the whole data set."""
     lost = Counter(character for row in report.odd_rows for character in row.dropped)
     characters = ", ".join(f"'{character}' ({times:,})" for character, times in lost.most_common())
     rules = Counter(rule for row in report.odd_rows for rule in row.junk)
@@ -137,5 +137,5 @@ def page(report: DataReport) -> str:
 
 
 def _listed(texts: Mapping[str, str]) -> str:
-    """Returns titles and their texts as a list in Markdown."""
+    """Returns a Markdown list of titles and their texts."""
     return "\n".join(f"- {literal(title)}: {literal(text)}" for title, text in texts.items())

@@ -1,4 +1,4 @@
-"""`evaluate`: measures how good a model is on names that it has not seen."""
+"""`evaluate`: evaluates a model on names that it was not trained on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Paired tests of the n-grams (first) and the model (second)."""
+    """Paired tests that compare the n-gram baseline (first) with the model (second)."""
 
     mcnemar: McNemar
     accuracy: Difference
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     require("sklearn")
     if arguments.figures is not None:
         require("matplotlib")
-    # Paths are checked here, so that a bad path fails before the work, not after it.
+    # Check the paths first, so that a bad path fails before the evaluation, not after it.
     targets = _targets(arguments)
     check_no_overwrite(
         targets, [("--checkpoint", arguments.checkpoint), *options.data_files(arguments)]
@@ -123,27 +123,27 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
     """Returns the split that the model was trained on, recreated from the data.
 
     Raises:
-        InputError: the model was trained on other data or another split, so it may have seen
-            names of the test part.
+        InputError: the model was trained on other data or another split, so names of the test part
+            may have been training names.
     """
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
     kinds |= {"data source": str, "data sha256": str, "data rows": int}
     record: Any = checkpoint.info.get("split")
     if any(recorded(record, kind, *keys.split()) is None for keys, kind in kinds.items()):
-        raise InputError("the checkpoint does not say on which split of which data it was trained")
+        raise InputError("the checkpoint does not record the data and split of its training")
     is_embedded = arguments.data is None and checkpoint.is_sample()
     data = embedded_sample() if is_embedded else options.load_data(arguments)
     wanted = record["data"]
     if data.sha256 != wanted["sha256"]:
         raise InputError(
-            f"{data.source}: not the data that the model was trained with, so it may have seen any "
-            f"of these names; the SHA-256 is {data.sha256[:16]}…, not {wanted['sha256'][:16]}… "
-            f"({wanted['rows']} rows from {wanted['source']:.200}): name the data with --data"
+            f"{data.source}: not the data that the model was trained on, so any of these names may "
+            f"be training names; the SHA-256 is {data.sha256[:16]}…, not {wanted['sha256'][:16]}… "
+            f"({wanted['rows']} rows from {wanted['source']:.200}): pass the data with --data"
         )
     drawn = {name: record[name] for name in ("method", "seed", "validation", "test")}
     parts = split(data, folding=checkpoint.folding, **drawn)
     if parts.languages != checkpoint.languages:
-        raise InputError("the model has other languages than its data")
+        raise InputError("the languages of the model differ from the languages of its data")
     if parts.info["sha256"] != record["sha256"]:
         raise InputError(
             "this version splits the data differently from the one that trained the model: train "
@@ -163,7 +163,7 @@ def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace
         seconds = time.perf_counter() - started
     scores["model"] = logits(checkpoint.model, part.names)
     if not scores["model"].isfinite().all():
-        raise InputError("the model gives scores that are not finite: it is damaged")
+        raise InputError("the model is damaged: its scores are not finite")
     evaluations = {
         name: evaluate(part.labels, values, parts.languages, units=part.texts)
         for name, values in scores.items()
@@ -258,7 +258,7 @@ def _difference(difference: Difference, factor: float) -> str:
 
 
 def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
-    """Writes all results as JSON, with everything that the results depend on."""
+    """Writes all results as JSON, together with everything that they depend on."""
     content = {
         "part": results.part,
         "split": results.split,
@@ -276,7 +276,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
         },
         "model_minus_ngrams": results.comparison and asdict(results.comparison),
     }
-    # NaN and infinity, which a checkpoint may record, become null, because JSON lacks both.
+    # A checkpoint may record NaN and infinity, which JSON lacks; both become null.
     content = json.loads(json.dumps(content), parse_constant=lambda name: None)
     options.write_text(target, json.dumps(content, indent=1))
 

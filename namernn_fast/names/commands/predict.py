@@ -1,4 +1,4 @@
-"""`predict`: reports the languages of names, given as arguments or in a file of any length."""
+"""`predict`: predicts the languages of names, given as arguments or in a file of any length."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.input = Path("-")
     output = _output(arguments)
     format = arguments.format or "table"
-    # The path is checked here, so that a bad path fails before the work, not after it.
+    # Check the path first, so that a bad path fails before the predictions, not after them.
     if output is not None and not _is_stream(output):
         format = arguments.format or output_format_of(output)
         if not output.resolve().parent.is_dir():
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
         with _target(output, format) as write, _frozen():
             for rows in table.rows:
                 answers = answer_rows(predictor, rows, top, arguments.min_probability)
-                # The head is written after the first chunk is read, because reading can fail.
+                # Write the head only after the first chunk has been read, because reading can fail.
                 write(head + writer.body(answers))
                 head = ""
                 count += len(answers)
@@ -139,7 +139,7 @@ def _report(writer: Writer, count: int, failed: int, output: Path | None) -> Non
             "CSV leaves them out, JSON lines keep them"
         )
     if failed == count > 0:
-        # On a terminal, the answers must appear before the error.
+        # Flush, so that on a terminal the answers appear before the error.
         if sys.stdout is not None:
             sys.stdout.flush()
         raise InputError(
@@ -163,7 +163,7 @@ def _delimiter(text: str) -> str:
     """Parses the delimiter of CSV for argparse."""
     sign = "\t" if text == "tab" else text
     if len(sign) != 1 or sign in '"\r\n\0' or not sign.isascii():
-        raise argparse.ArgumentTypeError(f"'{escaped(text)}' is not one sign, nor 'tab'")
+        raise argparse.ArgumentTypeError(f"'{escaped(text)}' is not a single character or 'tab'")
     return sign
 
 
@@ -174,7 +174,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
         InputError: the output would overwrite an input.
     """
     output: Path | None = arguments.output
-    # /dev/stdout may be a plain file with other content, which must not be replaced.
+    # /dev/stdout may be a regular file with other content, which must not be replaced.
     if output == Path("-") or (output is not None and is_same_file(output, _STDOUT)):
         output = None
     inputs: list[Used] = [("--checkpoint", arguments.checkpoint)]
@@ -194,7 +194,7 @@ def _is_stream(path: Path) -> bool:
 
 @contextmanager
 def _table(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Yields the input table, which is read as the caller goes through its rows."""
+    """Yields the input table; its rows are read lazily."""
     path: Path | None = arguments.input
     if path is None:
         for name in arguments.names:
@@ -212,7 +212,7 @@ def _table(arguments: argparse.Namespace) -> Iterator[Table]:
         except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such file") from error
         except IsADirectoryError as error:
-            raise InputError(f"{path}: a folder, and --input takes a file") from error
+            raise InputError(f"{path}: a folder, but --input takes a file") from error
     with file as opened:
         is_packed = path.suffix.lower() == ".gz"
         source: Any = gzip.GzipFile(fileobj=opened) if is_packed else opened

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves until the process is told to stop."""
+    """Serves requests until a signal stops the process."""
     for package in ("starlette", "uvicorn"):
         require(package)
     # Imported here because both modules need the extra `serve`.
@@ -57,7 +57,7 @@ def _host_names(arguments: argparse.Namespace) -> list[str]:
     """Returns the host names that the options allow."""
     names = list(arguments.allowed_host)
     for name in names:
-        # For any other name, Starlette would raise an AssertionError.
+        # Starlette raises an AssertionError for some invalid names.
         if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\]", name):
             raise InputError(
                 f"--allowed-host takes a host name without a port, [IPv6], *.NAME or *, "

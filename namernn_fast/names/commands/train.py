@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
-        # The path is checked here, so that a bad path fails before training, not after it.
+        # Check the path first, so that a bad path fails before training, not after it.
         check_replaceable(target)
         if not arguments.force:
             check_worth_replacing(target, data.is_sample)
@@ -214,11 +214,11 @@ def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) ->
     """Returns the split with a training part that the teacher has labelled."""
     if recorded(teacher.info, str, "split", "sha256") != parts.info["sha256"]:
         raise InputError(
-            f"{arguments.teacher}: the teacher was trained on another split, so it may have seen "
-            "names of the test part"
+            f"{arguments.teacher}: the teacher was trained on another split, so names of the test "
+            "part may have been training names"
         )
     if teacher.languages != parts.languages:
-        raise InputError(f"{arguments.teacher}: the teacher has other languages")
+        raise InputError(f"{arguments.teacher}: the teacher's languages differ from the data's")
     correction = recorded(teacher.info, float, "recipe", "prior_correction")
     if correction is None or not math.isfinite(correction):
         raise InputError(f"{arguments.teacher}: the teacher's recipe is not recorded")
@@ -253,7 +253,7 @@ def _reporter(recipe: Recipe) -> Callable[[Epoch], None]:
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
-    """Returns the recipe that the options ask for."""
+    """Returns the recipe that the options select."""
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     of_recipe = [field.name for field in dataclasses.fields(Recipe) if field.name in given]
     of_model = [name for name in inspect.signature(NameClassifier).parameters if name in given]
@@ -311,7 +311,7 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
     except OSError as error:
         if not state.is_kept:
             raise
-        raise OSError(f"{error}; when there is space, --resume saves the trained model") from error
+        raise OSError(f"{error}; after freeing disk space, --resume saves the model") from error
     state.remove()
     print(f"saved {escaped(str(target))}")
     path = escaped(shlex.quote(str(target.absolute())))
@@ -325,10 +325,10 @@ def _processes(arguments: argparse.Namespace) -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    # Imported before the default process group exists: functions of torch.distributed.nn have the
-    # group as a default argument, which is evaluated at import. If an optimizer's first step
-    # imported the module, its functions would keep the group and the group's threads alive, and a
-    # thread that frees a tensor while the interpreter shuts down aborts the process.
+    # Import torch.distributed.nn before the default process group exists, because its functions
+    # bind the group as a default argument at import. An optimizer's first step would otherwise
+    # import the module later, its functions would keep the group's threads alive, and a thread that
+    # frees a tensor during interpreter shutdown aborts the process.
     importlib.import_module("torch.distributed.nn")
 
     device = torch.device(arguments.device)
@@ -340,7 +340,7 @@ def _processes(arguments: argparse.Namespace) -> Iterator[None]:
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
     except (KeyError, ValueError) as error:  # one of torchrun's variables is missing or invalid
-        raise InputError(f"these are not the variables of torchrun ({error})") from error
+        raise InputError(f"the environment variables are not from torchrun ({error})") from error
     try:
         yield
     finally:

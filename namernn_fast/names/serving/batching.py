@@ -1,4 +1,4 @@
-"""Batches concurrent requests, so that one call to the model serves all of these requests."""
+"""Combines concurrent requests into batches, each served by one call to the model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Batcher:
 
     Args:
         predict: a function that is called as `predict(names, top)` in the worker thread and returns
-            one result per name. The "languages" of a result, if any, begin with the `top` most
-            probable languages, the most probable first.
+            one result per name. The "languages" of a result, if any, start with the `top` most
+            probable languages, in descending order of probability.
         max_names: the maximum number of names in a call, unless one request has more.
     """
 
@@ -67,7 +67,7 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def close(self) -> None:
-        """Waits until the worker thread has done its work, and ends the thread."""
+        """Waits until the worker thread has finished its work, and stops the thread."""
         self._worker.shutdown()
 
     async def _respond_to_all(self) -> None:
@@ -78,7 +78,7 @@ class Batcher:
                 if len(batch) == 1:
                     _set(batch[0], error)
                     continue
-                # One of these requests makes the model fail, so each request is served separately.
+                # One of these requests made the model fail, so serve each request separately.
                 for asked in batch:
                     try:
                         await self._respond([asked])
@@ -116,7 +116,7 @@ def _with_fewer(result: JsonObject, top: int) -> JsonObject:
 
 
 def _set(asked: _Asked, outcome: list[JsonObject] | Exception) -> None:
-    """Passes the results or the error to a request, if somebody still waits for the outcome."""
+    """Passes the results or the error to a request, unless the request was cancelled."""
     if asked.results.done():
         return
     if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests within limits, and checks every field of their JSON.
+"""Reads request bodies of limited size within a time limit, and checks every JSON field.
 
 The functions that return a field raise a `FieldError` if the field is missing or invalid.
 """
@@ -85,7 +85,7 @@ def names_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def top_of(values: Mapping[str, Any]) -> int:
-    """Returns the field "top": a whole number from 1 to `MAX_TOP`, 3 if it is missing."""
+    """Returns the field "top": a whole number from 1 to `MAX_TOP`, or 3 if the field is missing."""
     top = values.get("top", 3)
     # True is an int in Python, but not a number in JSON.
     if type(top) is not int or not 1 <= top <= MAX_TOP:
@@ -94,7 +94,7 @@ def top_of(values: Mapping[str, Any]) -> int:
 
 
 def described(value: Any) -> str:
-    """Returns a description of a JSON value in a few words, with printable characters only."""
+    """Returns a short description of a JSON value, with printable characters only."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -107,12 +107,12 @@ def described(value: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """Returns the beginning of `text`, escaped, for quoting in an error message."""
+    """Returns `text` truncated and escaped, for an error message."""
     return escaped(text if len(text) <= 40 else f"{text[:39]}…")
 
 
 def required(values: Mapping[str, Any], field: str, kind: type[Value], takes: str) -> Value:
-    """Returns a field of the type `kind`; errors say that it takes `takes`."""
+    """Returns a field of the type `kind`; `takes` describes the valid values in errors."""
     value = values.get(field)
     if not isinstance(value, kind):
         raise FieldError(field, described(value) if field in values else "nothing", takes)
@@ -142,7 +142,7 @@ async def _read(request: Request) -> bytes:
         raise FieldError("body", late, "a body that arrives sooner", 408) from None
     except ClientDisconnect:
         # The client has disconnected, so nobody reads this response.
-        raise FieldError("body", "an end too soon", "a whole body", 400) from None
+        raise FieldError("body", "an incomplete body", "a complete body", 400) from None
 
 
 async def _read_stream(request: Request) -> bytes:
@@ -159,7 +159,7 @@ def _too_large(got: str) -> FieldError:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the fields of a JSON object as a dict; raises an error if a field is given twice."""
+    """Returns the fields of a JSON object as a dict; raises an error if a field occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]

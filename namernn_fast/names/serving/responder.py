@@ -15,7 +15,7 @@ from ..text import InputError, escaped
 
 MAX_STATES_LENGTH = 64
 """The maximum length, in characters, of a name for which states are returned. The work grows with
-the square of the length, because the model runs for every beginning of the name."""
+the square of the length, because the model runs for every prefix of the name."""
 
 JsonObject = dict[str, Any]
 
@@ -35,9 +35,9 @@ class Responder:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         model = predictor.checkpoint.model
-        # An ensemble has no single state.
+        # The states of an ensemble cannot be shown, because each member has different states.
         self._network = model if isinstance(model, NameClassifier) else None
-        # The first call is slower than later calls, and shows whether the model works.
+        # Run the model once, because the first call is slow, and a damaged model should fail here.
         predictor.probabilities(["a"])
 
     def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
@@ -95,7 +95,7 @@ class Responder:
         }
 
     def _of_usable(self, names: Sequence[str], top: int) -> list[JsonObject]:
-        """Returns the results for usable names; a name for which the model fails gets an error."""
+        """Returns the results for usable names: an error if the model fails for a name."""
         if not names:
             return []
         try:
@@ -124,5 +124,5 @@ class Responder:
 
 
 def _rounded(numbers: Tensor, digits: int) -> list[list[float]]:
-    """Returns a matrix as lists of numbers, rounded so that JSON does not need 17 digits each."""
+    """Returns a matrix as lists of rounded numbers, to save digits in the JSON response."""
     return [[round(number, digits) for number in row] for row in numbers.tolist()]

@@ -57,7 +57,7 @@ def url(listener: socket.socket) -> str:
 
 
 def server(app: ASGIApp) -> uvicorn.Server:
-    """Returns a uvicorn server with limits on connections and on waiting times."""
+    """Returns a uvicorn server with timeouts and a limited number of connections."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -85,8 +85,8 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
 def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
     """Lets the process end normally when a signal stops the server.
 
-    Uvicorn handles signals while it runs, and raises a signal again after it has stopped. The
-    handlers set here make the repeated signal harmless, and stop a server that is still starting.
+    Uvicorn handles signals while it runs, and raises the signal again after it has stopped. The
+    handlers set here ignore the second signal, and stop a server that is still starting.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -101,7 +101,7 @@ def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which the head of a request is overdue.
+    """Closes a connection if the head of a request does not arrive in time.
 
     Uvicorn itself would wait forever, so clients that send nothing could use up all connections.
     """

@@ -29,7 +29,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """The host names by which a browser on this machine reaches the server."""
 
 HEADERS = {
-    # The page may load only its own files, and in Chromium it may not parse text as HTML.
+    # The page may load only its own files. Chromium also forbids it to parse strings as HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -57,8 +57,8 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
 
     Args:
         predictor: the model.
-        allowed_hosts: the host names that clients may use. The check stops DNS rebinding, in which
-            the host name of a foreign page is changed to point at this machine.
+        allowed_hosts: the host names that clients may use. This check prevents DNS rebinding, in
+            which an attacker makes the host name of a malicious page resolve to this machine.
 
     Raises:
         InputError: a probability is not finite.
@@ -77,7 +77,7 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
         routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
     )
     inner.router.redirect_slashes = False
-    # Wraps Starlette, because Starlette's response to an unexpected error bypasses middleware.
+    # Wrap Starlette, because its response to an unexpected error bypasses middleware.
     return _WithHeaders(inner)
 
 
