@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: compares a fused layer's speed with torch's on this CPU."""
+"""`python -m namernn_fast bench`: benchmarks a fused layer against torch's layer on this CPU."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _settled(threads: int | None) -> Iterator[None]:
-    """Sets the number of threads, and prepares the allocator and the garbage collector."""
+    """Sets the number of threads, and prepares the allocator and garbage collector for timing."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     keep_freed_memory()

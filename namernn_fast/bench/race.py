@@ -36,7 +36,7 @@ QUICK = TimeBudget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of one call: the repetitions in each round, and the seconds per repetition."""
+    """The rounds of one call: the iterations per round, and the seconds per iteration."""
 
     iterations: int
     seconds: tuple[float, ...]
