@@ -51,7 +51,7 @@ class Answers:
         return len(self.rows.names)
 
     def of_row(self, row: int) -> list[tuple[str, float]]:
-        """Returns (language, probability) for each language of a row that is probable enough."""
+        """Returns (language, probability) for the languages of a row that are probable enough."""
         pairs = zip(self.best[row].tolist(), self.millionths[row].tolist(), strict=True)
         return [
             (self.languages[place], value / MILLION)

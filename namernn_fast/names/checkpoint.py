@@ -182,11 +182,11 @@ def check_worth_replacing(path: Path, is_sample: bool) -> None:
     try:
         replaced = read_values(path, KIND)
     except InputError as error:
-        raise InputError(f"{error}; --force overwrites it") from error
+        raise InputError(f"{error}; --force overwrites the file") from error
     if is_sample and not recorded(replaced, bool, "split", "data", "is_sample"):
         raise InputError(
             f"{path}: this model was trained on real data, and the new one only on the embedded "
-            "sample; --force overwrites it, --checkpoint saves the new model elsewhere"
+            "sample; --force overwrites the file, --checkpoint saves the new model elsewhere"
         )
 
 

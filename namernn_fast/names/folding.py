@@ -1,8 +1,8 @@
-"""Folding: converts names as people write them to strings over a small alphabet.
+"""Folding: converts names to strings over a small alphabet.
 
 A folded name is in lower case. ASCII letters, a few signs, and the accented letters of the folding
-are kept. Every other character is decomposed (NFD) and loses its marks, or is spelled as
-`SPELLINGS` says. A character that has no spelling in ASCII is dropped.
+are kept. Every other character is decomposed (NFD) and loses its marks, or is replaced with its
+entry in `SPELLINGS`. A character that has no spelling in ASCII is dropped.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ class Predictor:
     def unusualness(self, names: Iterable[str]) -> Tensor:
         """Returns how unusual names are, given the training names: float32 (number of names).
 
-        A name with a value above 1 is unusual: its characters are less probable than in all but 2 %
-        of the validation names. Predictions for unusual names are unreliable.
+        A name with a value above 1 is unusual: its characters are less probable than in 98 % of the
+        validation names. Predictions for unusual names are unreliable.
 
         Raises:
             TypeError, InputError: as in `predict`.

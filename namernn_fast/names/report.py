@@ -179,8 +179,8 @@ def leak(parts: Split) -> dict[str, float]:
     """Returns the share of the test part that is also in the training or the validation part.
 
     Returns:
-        Under "pairs", the share of test names that these parts contain with the same language;
-        under "strings", the share that these parts contain with any language.
+        Maps "pairs" to the share of test names that these parts contain with the same language, and
+        "strings" to the share that these parts contain with any language.
     """
     others = (parts.train, parts.validation)
     pairs = {pair for part in others for pair in _pairs(part)}

@@ -31,7 +31,7 @@ def check_is_state(path: Path) -> None:
     try:
         read_values(path, KIND, max_bytes=MAX_STATE_BYTES)
     except InputError as error:
-        raise InputError(f"{error}; --force overwrites it") from error
+        raise InputError(f"{error}; --force overwrites the file") from error
 
 
 class StateFile:

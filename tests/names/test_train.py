@@ -64,7 +64,7 @@ def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
     options = ("train", "--data", folder, *ONCE, "--checkpoint", tmp_path / "model")
     message = fails(*options)
     assert message.startswith(f"{path}: ")
-    assert message.endswith("; --force overwrites it")
+    assert message.endswith("; --force overwrites the file")
     assert path.read_bytes() == content
     run(*options, "--force")
     run("predict", "Kim", "--checkpoint", tmp_path / "model")

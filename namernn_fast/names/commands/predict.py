@@ -188,7 +188,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Returns whether to write to `path` directly, as to /dev/null or a named pipe."""
+    """Returns whether to write to `path` directly, because it is a device or a named pipe."""
     return path.is_char_device() or path.is_fifo()
 
 

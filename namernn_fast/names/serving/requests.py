@@ -139,7 +139,7 @@ async def _read(request: Request) -> bytes:
         return await asyncio.wait_for(_read_stream(request), BODY_SECONDS)
     except (asyncio.TimeoutError, TimeoutError):
         late = f"no end of it in {BODY_SECONDS:g} seconds"
-        raise FieldError("body", late, "a body that arrives sooner", 408) from None
+        raise FieldError("body", late, "a body that arrives in time", 408) from None
     except ClientDisconnect:
         # The client has disconnected, so nobody reads this response.
         raise FieldError("body", "an incomplete body", "a complete body", 400) from None
