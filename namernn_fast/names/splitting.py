@@ -76,7 +76,7 @@ class Split:
     def log_priors(self) -> Tensor:
         """Returns the logarithm of each language's share of the training part: float64 (languages).
 
-        A language without training names counts as one name, because log(0) is infinite.
+        A language without training names counts as having one, because log(0) is infinite.
         """
         return self.priors().clamp(min=1 / len(self.train)).log()
 
