@@ -91,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the name of the CPU kernel, and the names for bfloat16 and int8 if they differ."""
+    """Returns the CPU kernel's instruction set, and those for bfloat16 and int8 if they differ."""
     usual = ops.cpu_kernel()
     text = f"cpu {usual}"
     for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):
@@ -101,13 +101,13 @@ def _cpu() -> str:
 
 
 def _scratch() -> str:
-    """Returns how much scratch memory this process has reserved, its limit, and what returns it."""
+    """Returns how much scratch memory is reserved, its limit, and the function that frees it."""
     mebi = memory_reserved() / 2**20
     return f"{mebi:.0f} MiB, at most 256 MiB in a process; empty_cache() returns it to the system"
 
 
 def _triton() -> str:
-    """Returns the version of Triton and what it runs, or a note that Triton is not installed."""
+    """Returns the version of Triton and the cells that use it, or that it is not installed."""
     try:
         import triton
     except ImportError:

@@ -26,8 +26,8 @@ _Run: TypeAlias = Callable[..., Results]
 class FusedStack(torch.autograd.Function):
     """The operator `forward`, differentiated by the operator `backward`.
 
-    The arguments are `call.flat()`. The forward pass saves only the outputs of the layers and what
-    the cell keeps.
+    The arguments are `call.flat()`. In addition to its arguments, the forward pass saves only the
+    outputs of the layers and the values that the cell keeps (`Cell.kept`).
     """
 
     @staticmethod
@@ -64,11 +64,10 @@ class FusedStack(torch.autograd.Function):
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
             ctx.call = options, trees, needs, values[count:], weights, _versions(weights)
-            # Autograd raises an error if a saved tensor was changed in place. Save only the weights
-            # that the fused backward pass reads, because the other weights may change, as with
-            # `nn.RNN`.
+            # Autograd rejects saved tensors that were changed in place. So save only the weights
+            # that the fused backward pass reads. The other weights may change, as with `nn.RNN`.
             watched = itertools.compress(values[count:], needs.reads)
-        # Higher-order gradients flow to the original input and states, and to the weights.
+        # Higher-order gradients must flow to the original tensors, not to aliases.
         originals = itertools.compress(tensors[:count], needed)
         ctx.save_for_backward(
             sequence_layout, reset, output, *values[:count], *originals, *saved, *watched
@@ -129,14 +128,14 @@ Skips checks that only transforms and compilers need, which take 5% of the time 
 
 
 class _ResultHooks(OrderedDict[int, Callable[..., Any]]):
-    """The tensor hooks of one result, which are not called if the result gets no gradient.
+    """The tensor hooks of one result. They are skipped if the result gets no gradient.
 
     Autograd calls the hooks of all results of a node, with None for a result that the loss does not
     use. The results of torch's layers come from separate nodes, so only hooks of used results run.
     """
 
     def __setitem__(self, key: int, hook: Callable[..., Any]) -> None:
-        # Torch's own hooks, for example of `register_multi_grad_hook`, accept None and count calls.
+        # Torch's own hooks accept None, and `register_multi_grad_hook` counts calls of its hooks.
         if not str(getattr(hook, "__module__", None)).startswith("torch."):
             hook = _skipping_none(hook)
         super().__setitem__(key, hook)
@@ -184,7 +183,7 @@ def _needs_of(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> 
     """Returns the `_Needs` of a backward pass.
 
     Args:
-        cell: the number of the cell.
+        cell: the number of the cell (`Cell.number`).
         options: the option bits.
         count: the number of tensors before the weights, including input.
         needed: for each tensor of `Call.flat`, whether it needs a gradient.
@@ -246,9 +245,8 @@ def _saved_tensors(ctx: Any) -> Any:
 def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """Returns whether the backward pass must consist of differentiable ATen operators.
 
-    With create_graph, the computed gradients need gradients themselves. Under torch.func
-    transforms and forward-mode AD, `grads` have tangents or are batched. With is_grads_batched,
-    `grads` are batched.
+    It must with create_graph, which differentiates the gradients again, and if `grads` are batched
+    or have tangents: under torch.func transforms, forward-mode AD and is_grads_batched.
     """
     if torch.is_grad_enabled():
         return True
@@ -342,7 +340,7 @@ def _autograd_vjp(
 
 
 def _vjp(run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """Returns the gradients with respect to `wanted` under torch.func transforms, by `vjp`."""
+    """Like `_autograd_vjp`, for calls under torch.func transforms."""
     results, pull_back = torch.func.vjp(run, *wanted)  # type: ignore[misc,unused-ignore]
     return pull_back(  # type: ignore[no-any-return]
         tuple(

@@ -73,8 +73,8 @@ def run(call: Call) -> Results:
     try:
         return _run_layers(path, call) if by_layers else path(call)
     except (IndexError, RuntimeError):
-        # The operator has found a bad argument. Re-check to raise nn.RNN's own error, or the
-        # error that all paths share for a token id out of range.
+        # The operator rejected an argument. Re-check to raise nn.RNN's own error or, for a token id
+        # out of range, the error that all paths share.
         if not checked:
             check_like_nn_rnn(call)
         if ops.has_ids(data):

@@ -1,4 +1,4 @@
-"""`last_state()`, and the code that `rnn()` and the functions of other cells share."""
+"""`last_state()`, and the code shared by `rnn()`, `gru()`, `lstm()` and `leaky()`."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -21,7 +21,7 @@ def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
 
     Args:
         arguments: the caller's arguments.
-        call: what `normalise` made of them.
+        call: the result of `normalise` for these arguments.
     """
     results = dispatch.run(call)
     if call.options & ops.PROJECTIONS:
@@ -30,7 +30,7 @@ def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
 
 
 def run_last_state(arguments: Arguments, call: Call) -> Any:
-    """Runs a call like `run`, but returns only the last states, so output may not be written."""
+    """Runs a call like `run`, but returns only the last states. The path may skip the output."""
     call.options |= ops.LAST_STATE
     return run(arguments, call)[1]
 
@@ -87,22 +87,22 @@ def last_state(
 
     Args:
         cell: "rnn", "gru", "lstm" or "leaky".
-        share_prefixes: None looks for common prefixes if that is expected to be faster. True always
-            looks, and raises an error if sharing is impossible. False never looks. The kernel
-            shares the prefixes it finds if there are enough to make the call faster. Results may
-            differ in their last bits. Sharing needs a CPU, token ids, one direction, and float32 or
-            float64; it does not support hx, reset, projections, batch_invariant, dropout between
-            layers, compilers or torch.func transforms.
-        input, hx, weights: as in the function of the cell, and so are all other arguments. An
-            argument that this function lacks must have its default.
+        share_prefixes: whether to look for common prefixes: None if this is expected to be faster,
+            True always, False never. With True, raises an error if sharing is impossible. The
+            kernel shares prefixes only if they make the call faster. Results may differ in their
+            last bits. Sharing needs a CPU, token ids, one direction, and float32 or float64. It
+            does not support hx, reset, projections, batch_invariant, dropout between layers,
+            compilers or torch.func transforms.
+        input, hx, weights: as in the function of the cell. So are all other arguments. An argument
+            that the function of the cell lacks must keep its default.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
-        num_directions, hidden_size). If the cell has two states, the pair of them.
+        num_directions, hidden_size). If the cell has two states, a pair of such tensors.
 
     Raises:
-        ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity
-            is relu for a cell with gates; projections is True for a cell other than lstm.
+        ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; the cell
+            does not have the nonlinearity; projections is True for a cell other than lstm.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
     chosen = CELLS.get(cell)

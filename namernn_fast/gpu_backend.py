@@ -28,7 +28,7 @@ def _implementation_of(call: ops.ForwardArguments) -> Any:
     """Returns the implementation for a call.
 
     Raises:
-        RuntimeError: there is no GPU implementation for the cell, device or `reset_to` of the call.
+        RuntimeError: the GPU kernels do not support the cell, the device or `reset_to` of the call.
     """
     if not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(

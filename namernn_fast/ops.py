@@ -8,20 +8,20 @@ sequences. Their arguments and results keep these names throughout the package:
   ids in these shapes without the last dimension; see `has_ids`. Ids past a sequence's length are
   ignored.
 - tensors: with STATES the initial states, with RESET_TO the states after resets, with INPUTS the
-  other inputs, and then the weights; `Lists` takes them apart. They are one list because each list
-  takes 0.35 us, and because AOTInductor cannot pass an empty list:
+  other inputs, and then the weights; `split` separates them. One list holds them all, because each
+  list argument costs 0.35 us, and because AOTInductor cannot pass an empty list:
 
   - states: one tensor (num_layers * directions, batch, hidden_size) for each of `Cell.states`: hx,
     and cx of an LSTM. With PROJECTIONS, h has proj_size features. Zeros without STATES.
   - reset_to: the states that steps start from where `reset` is True: one tensor (seq_len,
-    num_layers, batch, hidden_size) for each of `Cell.states`. Other states are not read. Needs
-    `reset` and one direction. CPU kernel only. Zeros without RESET_TO.
+    num_layers, batch, hidden_size) for each of `Cell.states`. Read only where `reset` is True.
+    Needs `reset` and one direction. CPU kernel only. Zeros without RESET_TO.
   - inputs: for each of `Cell.inputs` a tensor shaped like input with num_layers * directions *
     hidden_size features, one layer and direction after the other. Zeros without INPUTS. Not allowed
     with SHARE_PREFIXES.
   - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order
     of gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids
-    each weight_ih of the first layer is replaced by a table (vocabulary, gates * hidden_size) of
+    each weight_ih of the first layer is replaced with a table (vocabulary, gates * hidden_size) of
     the products of all embedding rows with weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
@@ -47,7 +47,7 @@ sequences. Their arguments and results keep these names throughout the package:
 `backward` takes the arguments of `forward`, output, saved, and:
 
 - grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
-- wanted: for input, and for each of `tensors` before the weights, whether its gradient is wanted.
+- wanted: for input, and for each of `tensors` before the weights, whether to compute its gradient.
   Token ids have no gradient.
 - want_layers: the layers whose weights need a gradient.
 
@@ -69,7 +69,7 @@ from .machine.torch_private import without_python
 
 NAMESPACE = "namernn_fast"
 
-# Option bits. csrc/library/arguments/options.h repeats them; the operators reject any other bit.
+# Option bits, the same as in csrc/library/arguments/options.h. The operators reject any other bit.
 RELU = 1
 """The nonlinearity is relu. Without a bit for a nonlinearity, it is tanh."""
 BIAS = 2
@@ -97,7 +97,8 @@ MEDIUM_PRECISION = 1024
 """Products may round float32 numbers to bfloat16, and sum in float32. Ignored if this would not be
 faster, and with SHARE_PREFIXES."""
 HIGH_PRECISION = 2048
-"""Like MEDIUM_PRECISION, with sums of two bfloat16 numbers. Not allowed with MEDIUM_PRECISION."""
+"""Like MEDIUM_PRECISION, but products replace each float32 number with the sum of two bfloat16
+numbers. Not allowed with MEDIUM_PRECISION."""
 INT8 = 4096
 """Prepared weights of float32 layers are 8-bit integers with a scale for each row. Products round
 inputs and states to such integers, too. Bits for other precisions are ignored."""
@@ -105,13 +106,13 @@ PROJECTIONS = 8192
 """The layers project h to fewer features than hidden_size. Not allowed with SHARE_PREFIXES or INT8.
 Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
-"""Other nonlinearities. Not allowed with each other or with RELU."""
+"""The nonlinearity is sigmoid or softplus. Not allowed with each other or with RELU."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
-"""What `tensors` holds before the weights."""
+"""Bits for what `tensors` holds before the weights: initial states, reset_to, other inputs."""
 
 
 class Lists(NamedTuple):
-    """The argument `tensors`, taken apart. Only `weights` must not be empty."""
+    """The parts of the argument `tensors`. Only `weights` must not be empty."""
 
     states: Sequence[Tensor]
     reset_to: Sequence[Tensor]
@@ -120,7 +121,7 @@ class Lists(NamedTuple):
     """The weights, or the prepared tensor."""
 
     def joined(self, options: int) -> tuple[Sequence[Tensor], int]:
-        """Returns `tensors`, and the option bits with bits added that say what the list holds."""
+        """Returns `tensors`, and `options` with STATES, RESET_TO and INPUTS added to match."""
         states, reset_to, inputs, weights = self
         options |= STATES * bool(states) | RESET_TO * bool(reset_to) | INPUTS * bool(inputs)
         return (*states, *reset_to, *inputs, *weights), options
@@ -204,7 +205,7 @@ backward_untraced: _Operator = without_python(backward)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Returns whether a tensor's memory holds its values, unless its class says otherwise."""
+    """Returns whether a tensor is neither lazily negated nor a ZeroTensor."""
     return not (tensor.is_neg() or tensor._is_zerotensor())
 
 
@@ -346,8 +347,8 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
-        dtype: the dtype of the input, or int8 for layers prepared with 8-bit weights. All others
-            except bfloat16 use the same instruction set.
+        dtype: the dtype of the input, or int8 for layers prepared with 8-bit weights. All dtypes
+            except bfloat16 and int8 use the same instruction set.
 
     Returns:
         `avx512`, `avx2` or `baseline`. If the processor has faster instructions for the dtype,
@@ -358,7 +359,7 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
 
 
 def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: int) -> int:
-    """Returns how the CPU kernel multiplies the float32 numbers of a call.
+    """Returns how the CPU kernel represents float32 numbers in the products of a call.
 
     Args:
         options: the option bits of the call.
@@ -366,7 +367,7 @@ def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: 
         rows, hidden_size: the steps of all sequences together, and the number of units.
 
     Returns:
-        0 for float32 products, otherwise how many bfloat16 numbers replace each float32 number.
+        0 for float32 numbers, otherwise how many bfloat16 numbers replace each float32 number.
     """
     cpu_terms: _Operator = torch.ops.namernn_fast.cpu_terms
     return cpu_terms(options, steps, sequences, rows, hidden_size)  # type: ignore[no-any-return]
@@ -399,7 +400,7 @@ def cpu_plan(
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size, hidden_size, num_layers, cell: equal layers, each with one direction.
+        input_size, hidden_size, num_layers, cell: the layers, which have one direction.
         threads, l2_bytes: the number of threads, and the bytes of a core's private cache.
     """
     cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan

@@ -1,7 +1,7 @@
 """The operators of prepared layers, whose weights are packed once for many calls.
 
 Their arguments and results are as in `ops`, except that the prepared tensor replaces the weights in
-`tensors`. These are new:
+`tensors`. Two arguments are new:
 
 - prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
   INT8. Its contents depend on the processor that packed them.
@@ -17,11 +17,11 @@ calls; WANT_SAVED is not allowed.
 
 `step` advances the sequences of a stream, and returns the output of the last layer. It updates its
 states in place: one tensor (num_layers, sequences, features) for each of `Cell.states`, in float32
-for layers in 16 bits. Its input may lack the time dimension. `rows`, int64, are the sequences that
-the input is for, or None for all.
+for layers in 16 bits. Its input may lack the time dimension. `rows` (int64) holds the index of each
+sequence in the input, or is None for all sequences.
 
 `checked_rows` returns rows in int64, and raises an error unless they are distinct indices of the
-sequences of a stream. Only compiled programs need an operator for that.
+sequences of a stream. Only compiled programs need this operator.
 """
 
 import sys
@@ -93,7 +93,7 @@ class PreparedArguments:
 
 
 def _like(prepared: Tensor) -> Tensor:
-    """Returns a tensor with the dtype of results computed with prepared weights."""
+    """Returns a tensor with the dtype that results have with these prepared weights."""
     if prepared.dtype != torch.int8:
         return prepared
     return prepared.new_empty(0, dtype=torch.float32)
@@ -120,7 +120,7 @@ _INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
 def list_of_rows(rows: Any) -> list[int]:
-    """Returns rows of a stream as a list; does not check its elements."""
+    """Returns the row indices of a stream as a list; does not check the elements."""
     if type(rows) is list:
         return rows
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
@@ -142,7 +142,7 @@ def check_integers(rows: Sequence[Any]) -> None:
 
 
 def check_rows(rows: Sequence[Any], sequences: int) -> None:
-    """Raises an error unless rows are distinct indices of this number of sequences."""
+    """Raises an error unless rows are distinct indices below the number of sequences."""
     check_integers(rows)
     numbers = [int(row) for row in rows]
     if len({*numbers}) < len(numbers) or not all(0 <= row < sequences for row in numbers):

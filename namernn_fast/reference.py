@@ -39,7 +39,7 @@ def run_stack(call: Call) -> Results:
     in_place = (
         cell.sums_become_states
         and not (recorded or torch.is_grad_enabled())
-        # An operator that changes a plain tensor cannot return a wrapper subclass.
+        # An in-place operator on a plain tensor cannot return a wrapper subclass.
         and all(type(t) in _PLAIN for t in (input, *weights, *states, *call.restart_states))
     )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)

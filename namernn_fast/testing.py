@@ -117,11 +117,11 @@ class ErrorBudget:
         nearby: Tensor | np.ndarray,
         reference: Tensor | np.ndarray,
     ) -> None:
-        """Adds one draw of the oracle's result for randomly nudged inputs.
+        """Adds one draw of the oracle's result for randomly perturbed inputs.
 
         This is for cases that amplify rounding, such as the derivatives of saturated units. The
-        error of `nn.RNN` then counts as at least the distance that the nudges cause: the root mean
-        square over the samples, because a single distance may be small or large by luck.
+        error of `nn.RNN` then counts as at least the distance that the perturbations cause: the
+        root mean square over the samples, because a single distance may be small or large by luck.
         """
         distances = self.results[name].nearby
         distances[sample] = max(distances[sample], _largest(nearby - reference))

@@ -102,8 +102,7 @@ def is_whole(call: Call) -> bool:
     """Returns whether torch's operator can take the whole stack: only dense or packed input.
 
     On CUDA, such a call uses the weights in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
-    their weights. If only part of a stack runs, cuDNN copies the weights of that part on every
-    call.
+    their weights. If only part of a stack runs, cuDNN copies that part's weights on every call.
     """
     return call.sequence_layout is None or bool(call.options & ops.PACKED)
 
@@ -111,7 +110,7 @@ def is_whole(call: Call) -> bool:
 def _run_whole(call: Call) -> Results:
     """Runs a stack over dense or packed sequences in one call to torch's operator."""
     options, layout = call.options, call.sequence_layout
-    # Transpose instead of passing batch_first, with which oneDNN's LSTM would return a view.
+    # Transpose instead of passing batch_first, because oneDNN's LSTM would then return a view.
     batch_first = options & ops.BATCH_FIRST and layout is None
     data = call.data.transpose(0, 1) if batch_first else call.data
     batch = int(layout[0]) if layout is not None else data.shape[1]

@@ -1,14 +1,14 @@
 """8-bit weights for recurrent layers through `torchao.quantization.quantize_`.
 
-torchao converts linear layers and convolutions; this module adds a config for the layers of this
-package and of torch, which replaces them by prepared modules, as `prepare_rnn` does:
+torchao converts linear layers and convolutions. The config in this module replaces recurrent layers
+of this package and of torch with prepared modules, as `prepare_rnn` does:
 
     from namernn_fast.torchao import RecurrentConfig, is_recurrent
     from torchao.quantization import quantize_
 
     quantize_(model, RecurrentConfig(), is_recurrent)
 
-Importing it imports torchao, which takes seconds.
+Importing this module imports torchao, which takes seconds.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .nn.replacing import is_replaceable, prepare_rnn
 
 @dataclass
 class RecurrentConfig(AOBaseConfig):  # type: ignore[misc]
-    """Replaces recurrent layers by prepared ones.
+    """Replaces recurrent layers with prepared ones.
 
     Attributes:
         dtype: as in `prepare_rnn`.

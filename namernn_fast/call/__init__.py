@@ -1,9 +1,8 @@
-"""`Arguments`, what a caller passes, and `Call`, what the operators take.
+"""Converts `Arguments`, as a caller passes them, to a `Call`, as the operators take it.
 
-`normalise` makes a `Call` of `Arguments`: `layouts` converts inputs of every layout, and `dtypes`
-converts dtypes, as autocast does. `tokens` converts token ids. `options` computes the option bits,
-and `checks` raises the errors of torch's own layers. `time_major` converts rows to time-major
-order, for paths without a kernel.
+`normalise` does the conversion: `layouts` converts input of any layout, and `dtypes` casts like
+autocast. `tokens` converts token ids. `options` computes the option bits, and `checks` raises the
+errors of torch's own layers. For paths without a kernel, `time_major` makes rows time-major.
 """
 
 from .call import Arguments, Call, Choice, Input, Lengths, Path, Results, given

@@ -1,4 +1,4 @@
-"""`Arguments`, what a caller passes, and `Call`, what the operators take."""
+"""`Arguments`: the arguments as a caller passes them. `Call`: the arguments of the operators."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
 class Arguments:
     """The arguments of a call, as the caller passed them; `FusedLayer.forward` documents them.
 
-    `normalise` makes a `Call` of them.
+    `normalise` converts them to a `Call`.
     """
 
     input: Any
@@ -49,7 +49,7 @@ class Arguments:
     """As in `last_state()`."""
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the arguments after hx that are not None; the callee may lack the others."""
+        """Returns the arguments after hx by name, without None, which the callee may not accept."""
         return given(
             lengths=self.lengths,
             reset=self.reset,
@@ -87,16 +87,16 @@ class Lookup(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """A call as the operators take it (see `namernn_fast.ops`), which `normalise` makes.
+    """The arguments of the operators (see `namernn_fast.ops`), as `normalise` returns them.
 
-    `dispatch.run` still converts its token ids, which depends on the path. Paths do not modify it.
+    `dispatch.run` chooses a path and converts token ids for it. Paths do not modify a call.
     """
 
     cell: Cell
     weights: Sequence[Tensor]
     options: int
     data: Tensor
-    """`input` of the operators."""
+    """The operators' `input`."""
     sequence_layout: Tensor | None = None
     reset: Tensor | None = None
     states: Sequence[Tensor] = ()
@@ -127,7 +127,7 @@ class Call:
         self.restart_states = [convert(state) for state in self.restart_states]
 
     def initial_states(self, batch: int) -> Sequence[Tensor]:
-        """Returns `states`, or zeros for this number of sequences if there are none."""
+        """Returns `states`, or zeros for `batch` sequences if it is empty."""
         if self.states:
             return self.states
         weights, directions = self.weights, ops.directions_of(self.options)
@@ -135,7 +135,7 @@ class Call:
         return [weights[1].new_zeros(*rows, size) for size in ops.state_sizes(self.cell, weights)]
 
     def states_of_layers(self, layers: int) -> Sequence[Sequence[Tensor]]:
-        """Returns the initial states of each layer, (directions, batch, features) each."""
+        """Returns each layer's initial states, (directions, batch, features), or () for zeros."""
         if not self.states:
             return [()] * layers
         return [*zip(*(state.chunk(layers) for state in self.states), strict=True)]
@@ -150,8 +150,8 @@ class Call:
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` ignores tensors inside nested tuples. So data and the operators'
-        `tensors` are separate arguments at the end.
+        An `autograd.Function` ignores tensors inside nested tuples. So the tuple ends with data and
+        with each tensor of the operators' `tensors`.
         """
         tensors, options = self.joined(self.weights)
         numbers = self.cell.number, options, self.trees
@@ -179,7 +179,7 @@ class Call:
 
 
 Results: TypeAlias = tuple[Tensor, ...]
-"""What a call computes: output and the last states, one for each of `cell.states`."""
+"""The results of a call: output, and the last state for each of `cell.states`."""
 Path: TypeAlias = Callable[[Call], Results]
 """A function that computes a call. With LAST_STATE, it may return any tensor as output."""
 

@@ -1,4 +1,4 @@
-"""Argument checks, which raise the same errors as `torch.nn.RNN` if that would raise one.
+"""Argument checks. If `torch.nn.RNN` would raise an error, they raise the same error.
 
 The fused operators check their arguments too; the reference path relies on these checks.
 """
@@ -42,8 +42,8 @@ def check_like_nn_rnn(call: Call) -> None:
 
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
-        RuntimeError: the number of features, the sequence length or the device of input, the shape
-            of reset, the shape, device or dtype of hx, or the device or dtype of reset_to is wrong.
+        RuntimeError: an argument is wrong: input (number of features, sequence length or device),
+            reset (shape), hx (shape, device or dtype) or reset_to (device or dtype).
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]
@@ -95,7 +95,7 @@ def check_like_nn_rnn(call: Call) -> None:
 
 
 def _check_dtype(call: Call, name: str, state: Tensor, like: str) -> None:
-    """Checks that a state has the dtype of the weights; `like` is what the error compares with."""
+    """Checks that a state has the dtype of the weights, which the error message calls `like`."""
     if state.dtype != call.weights[0].dtype:
         raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
 
@@ -172,8 +172,8 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
         The batch sizes as a list.
 
     Raises:
-        RuntimeError: there are no steps, or a size is not positive, or sizes increase or do not sum
-            to `rows`.
+        RuntimeError: there are no steps, a size is not positive, or the sizes increase or do not
+            sum to `rows`.
     """
     sizes = batch_sizes.tolist()
     if not sizes:
@@ -195,7 +195,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
 def _check_offsets(offsets: Tensor, rows: int) -> None:
     """Checks the offsets of a jagged tensor; `rows` is the number of rows of its values.
 
-    The check may wait for an accelerator, but the reference path has to read the offsets anyway.
+    Reading the offsets may wait for an accelerator, but the reference path reads them anyway.
     """
     if is_compiling():
         return

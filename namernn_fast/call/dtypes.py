@@ -1,4 +1,4 @@
-"""Converts the dtypes of a call; under `torch.autocast`, converts them as torch's layers do."""
+"""Casts the tensors of a call. Under `torch.autocast`, casts them as torch's layers do."""
 
 import torch
 from torch import Tensor
@@ -16,15 +16,15 @@ def autocast_dtype(
 ) -> torch.dtype | None:
     """Returns the dtype in which autocast computes a layer, or None if autocast does not apply.
 
-    On a CPU torch casts only the operands of products in `nn.GRU`, and in `nn.LSTM` with packed
-    sequences or projections. A new state combines these products with the previous state, so its
-    dtype is promoted from both dtypes.
+    On a CPU, in `nn.GRU`, and in `nn.LSTM` with packed sequences or projections, autocast casts
+    only the operands of products. The new state combines these products with the previous state, so
+    its dtype is promoted from the two dtypes.
 
     Args:
         input: features of any layout, or an embedding.
         cell: the layer's cell.
         kind: the kind of call: `projected` if the layer has projections, else `padded` or `packed`.
-        state: the initial state, the last of two; None for zeros.
+        state: the initial state, or the second one if the cell has two; None for zeros.
     """
     device = input.device.type
     if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
@@ -76,7 +76,7 @@ def convert_dtypes(call: Call) -> None:
 
 
 def cast_h(call: Call, results: Results) -> Results:
-    """Casts output and h_n, the products with weight_hr, as autocast does, unless prepared."""
+    """Casts output and h_n as autocast casts products with weight_hr. No-op if prepared."""
     output, h_n, c_n = results
     device, is_any_on = output.device.type, autocast_is_on()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):

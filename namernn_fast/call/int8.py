@@ -1,8 +1,8 @@
 """Weights as 8-bit integers: `weight` is approximated by `integers * scale[:, None]`.
 
-The scale of a row is its largest magnitude divided by 127, cut to 17 significant bits. So each
-product is exact in float32, and quantizing the products gives the same integers and scales.
-csrc/kernel/products/int8_rows.h computes the same bits.
+The scale of a row is its largest magnitude divided by 127, truncated to 17 significant bits. So
+`integer * scale` is exact in float32, and quantizing these products gives the same integers and
+scales. The results of csrc/kernel/products/int8_rows.h are bit-identical.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ with 8-bit products. Other processors compute batches faster in floats."""
 
 
 def check_prepared_dtype(dtype: torch.dtype | None) -> None:
-    """Raises ValueError if `prepare()` does not take this dtype."""
+    """Raises ValueError if `prepare()` does not support this dtype."""
     if dtype not in (None, torch.int8):
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         hint = f": use layer.to({dtype})" if is_float else ""
@@ -45,11 +45,11 @@ def check_weights(weights: Iterable[Tensor]) -> None:
 def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | None:
     """Returns why a layer in float32 would not be faster with 8-bit weights, or None if it would.
 
-    The package must have its extension.
+    Requires the C++ extension.
 
     Args:
         hidden_size: the hidden_size of the layer.
-        min_hidden: the smallest hidden_size to count as faster, or None for `MIN_HIDDEN`.
+        min_hidden: the smallest hidden_size that counts as faster; None for `MIN_HIDDEN`.
     """
     if min_hidden is None:
         min_hidden = MIN_HIDDEN.get(ops.cpu_kernel(torch.int8))
@@ -81,21 +81,21 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(integers: Tensor, scale: Tensor) -> Tensor:
-    """Returns the weight that `quantize` rounded to: (rows, columns), float32."""
+    """Returns the rounded weight that `quantize` encoded: (rows, columns), float32."""
     return integers * scale[:, None]
 
 
 def to_integers(named: dict[str, Tensor], names: Iterable[str]) -> None:
-    """Replaces each of these weights by `<name>_int8` and `<name>_scale`."""
+    """Replaces each named weight with `<name>_int8` and `<name>_scale`."""
     for name in names:
         named[f"{name}_int8"], named[f"{name}_scale"] = quantize(named.pop(name))
 
 
 def to_weights(named: dict[str, Tensor], names: Iterable[str]) -> list[str]:
-    """Undoes `to_integers` for the `names` that it finds.
+    """Undoes `to_integers` for each of `names` that is quantized in `named`.
 
     Returns:
-        A message for each weight with mismatched integers and scale.
+        An error message for each weight that lacks integers or scales, or has invalid ones.
     """
     errors = []
     for name in names:

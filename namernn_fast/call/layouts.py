@@ -1,4 +1,4 @@
-"""Converts input of every layout to what the operators take, and converts results back.
+"""Converts input of any layout to the operators' layouts, and converts results back.
 
 The layouts are: padded, with time or batch first; a single sequence without a batch; packed; and
 jagged. Each holds features or token ids.
@@ -21,11 +21,11 @@ from .checks import check_reset, check_shape, hint_at_embedding
 
 
 def convert(arguments: Arguments, call: Call) -> None:
-    """Fills a call with the arguments, converted from any layout to what the operators take.
+    """Converts arguments of any layout for the operators, and stores them in a call.
 
     Args:
         arguments: the caller's arguments, without lengths.
-        call: the call, whose data are the caller's input.
+        call: the call, with the caller's input as `data`.
     """
     input: object = arguments.input
     has_ids, reset = call.lookup is not None, arguments.reset
@@ -38,7 +38,7 @@ def convert(arguments: Arguments, call: Call) -> None:
         check_reset(reset, is_jagged=isinstance(input, Tensor) and input.is_nested)
         call.reset = reset = _savable(reset)
     elif arguments.reset_to is not None:
-        raise ValueError("reset_to needs reset, which says where its states start, got None")
+        raise ValueError("reset_to needs reset, which marks where its states are used, got None")
     if isinstance(input, PackedSequence):
         _convert_packed(call, input, arguments.reset_to)
         return
@@ -66,17 +66,17 @@ def convert(arguments: Arguments, call: Call) -> None:
 
 
 def _rows_of(name: str, more: Any, call: Call) -> Tensor:
-    """Returns one of `Arguments.inputs` as rows laid out like input, perhaps without the batch.
+    """Returns one of `Arguments.inputs` as rows laid out like input, which may lack the batch.
 
     Args:
-        name: its name.
-        more: the argument.
-        call: the call, whose data are the caller's input.
+        name: the name of the argument.
+        more: the value of the argument.
+        call: the call, with the caller's input as `data`.
 
     Raises:
-        TypeError: no cell has such an input, or it is not laid out like input.
-        ValueError: the call's cell has no such input.
-        RuntimeError: the lengths of its sequences, its shape or its device are wrong.
+        TypeError: no cell takes this argument, or the argument is not laid out like input.
+        ValueError: the call's cell does not take this argument.
+        RuntimeError: the sequence lengths, the shape or the device of the argument is wrong.
     """
     cell, options = call.cell, call.options
     input: Any = call.data
@@ -109,7 +109,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
-    """Checks that another input has the batch_sizes or offsets of input."""
+    """Checks that the argument `name` has the batch_sizes or offsets of input."""
     error = f"{name} must have the sequence lengths of input"
     if borders.shape != of_input.shape:
         raise RuntimeError(error)
@@ -120,7 +120,7 @@ def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
-    """Returns the initial states in hx, a tensor, or a pair if the cell has two."""
+    """Returns the initial states in hx: a tensor, or a pair if the cell has two states."""
     if len(cell.states) == 1:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
@@ -137,16 +137,16 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
 
 
 def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[Tensor]:
-    """Returns reset_to as the operators take it, except that it may lack the batch.
+    """Returns the states of reset_to in the operators' layout, except that they may lack the batch.
 
     Args:
-        reset_to: the argument.
-        call: the call, with reset.
+        reset_to: the caller's argument.
+        call: the call, which has reset.
         rows: the shape that reset must have.
 
     Raises:
-        TypeError: reset_to is neither a tensor nor a pair of tensors, whichever the cell takes.
-        ValueError: there are two directions.
+        TypeError: reset_to is not a tensor, or not a pair of tensors if the cell has two states.
+        ValueError: the layer has two directions.
         RuntimeError: the shape of reset or reset_to is wrong.
     """
     options, first = call.options, call.options & ops.BATCH_FIRST
@@ -164,7 +164,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
     if not is_jit_tracing():  # torch.jit.trace would warn about every comparison
         layers = ops.layer_count(call.cell, call.weights, options)
-        # The layers come before the batch, as in hx, unless the batch comes first.
+        # As in hx, the layer dimension precedes the batch dimension, unless batch_first is set.
         at = len(rows) if first else 1
         assert call.reset is not None
         check_shape("reset", call.reset, tuple(rows))
@@ -207,7 +207,7 @@ def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
     reset = call.reset
     if reset is not None and reset_to is not None:
         steps, first = batch_sizes.shape[0], call.options & ops.BATCH_FIRST
-        # A tracer cannot read the number of sequences in batch_sizes, so the operator checks it.
+        # A tracer cannot read the batch size from batch_sizes. The operator checks that they match.
         batch = reset.shape[0 if first else -1] if reset.dim() else 0
         rows = (batch, steps) if first else (steps, batch)
         call.restart_states = _restart_states_of(reset_to, call, rows)
@@ -218,8 +218,8 @@ def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
         order = _savable(sorted_indices)
         call.convert_states(lambda state: state.index_select(-2, order))
         if not call.states and is_compiling():
-            # A tracer needs the batch size as part of a shape, which states provide. Reading the
-            # batch size from the values of batch_sizes would break the graph.
+            # A tracer cannot read the batch size from the values of batch_sizes without breaking
+            # the graph. So pass states, whose shape includes the batch size.
             call.states = call.initial_states(sorted_indices.shape[0])
     wanted = 2 if call.lookup is None else 1
     if data.dim() != wanted:

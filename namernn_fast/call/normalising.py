@@ -1,4 +1,4 @@
-"""`normalise`: the step from a caller's `Arguments` to a `Call`."""
+"""`normalise`, which converts a caller's `Arguments` to a `Call`."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def normalise(
     dropout: float = 0.0,
     prepared: PreparedWeights | None = None,
 ) -> Call:
-    """Returns the call of the operators that computes a caller's call.
+    """Converts a caller's arguments to a `Call`.
 
     Args:
         arguments: the caller's arguments.

@@ -19,9 +19,9 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
     The results of a sequence do not depend on the other sequences in the batch, on its position in
     the batch, on whether the batch is padded, packed or passed with `lengths`, or on the number of
-    threads. This holds for forward results of `rnn`, `gru`, `lstm` and the modules; gradients of
-    parameters are sums over the batch. The setting costs time: small batches use the same chain
-    lengths as large batches, and the weights are copied into panels even for a single short
+    threads. This holds for the forward results of `rnn`, `gru`, `lstm` and the modules, but not for
+    gradients of parameters, which are sums over the batch. The setting makes calls slower: small
+    batches use the summation order of large batches, and weights are packed even for a single short
     sequence. `FusedRNN(..., batch_invariant=True)` turns the setting on for one module.
 
     The setting is global to the process, not per thread, like torch's own settings of this kind.
@@ -73,7 +73,7 @@ def option_bits(
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = ops.BIAS if bias else 0
-    # `ops.weights_per_layer`, inline because small calls would notice it
+    # Inlined `ops.weights_per_layer`: calling it would slow down small calls.
     per_layer = len(cell.present[1 if bias else 0][1 if projections else 0])
     if bidirectional:
         options |= ops.BIDIRECTIONAL

@@ -37,8 +37,7 @@ class PreparedWeights:
     def pack(
         cls, cell: Cell, weights: Sequence[Tensor], options: int, has_table: bool
     ) -> "PreparedWeights":
-        """Packs weights.
-
+        """Packs the weights of a stack of layers.
         Args:
             cell: the cell of the layers.
             weights: the weights, as in `ops`, on a CPU.
@@ -53,7 +52,7 @@ class PreparedWeights:
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 
     def run_simple(self, input: Tensor, hx: Any) -> Any:
-        """Runs the most frequent kind of call: padded features, without checks of other kinds.
+        """Fast path for the most frequent kind of call: padded features, without other arguments.
 
         Args:
             input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size).
@@ -61,7 +60,7 @@ class PreparedWeights:
 
         Returns:
             output and the last states as a layer returns them, or None if the call is of another
-            kind or is invalid. `functional.run` then runs it or raises the error.
+            kind or is invalid. The caller must then call `functional.run`, which raises any error.
         """
         # Tested inline and in this order, because these tests take as long as a small kernel.
         if (
@@ -110,7 +109,7 @@ class PreparedWeights:
         return self.call_options() | PRECISION_BITS.get(precision, 0)
 
     def fits(self, weights: Sequence[Tensor], options: int) -> bool:
-        """Returns whether `refresh` takes these weights of layers with these option bits."""
+        """Returns whether shapes, dtypes and option bits match, as `refresh` requires."""
         mine = [(shape.shape, shape.dtype) for shape in self.shapes]
         return (mine, self.options) == ([(w.shape, w.dtype) for w in weights], options)
 

@@ -1,4 +1,4 @@
-"""Converts every layout to time-major rows, which the paths without a kernel need, and back."""
+"""Converts input of any layout to time-major rows, for the paths without a kernel, and back."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from .. import ops
 def with_batch_first(output: Tensor) -> Tensor:
     """Transposes a time-major output to batch first. Nothing else may refer to the output.
 
-    Without gradients, transposes in place, so that the result is not a view, as in `nn.RNN`.
+    With gradients disabled, transposes in place, because the output of `nn.RNN` is not a view.
     """
     return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 
@@ -17,7 +17,7 @@ def with_batch_first(output: Tensor) -> Tensor:
 def to_time_major(
     input: Tensor, sequence_layout: Tensor | None, options: int
 ) -> tuple[Tensor, list[int] | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Converts input of any layout to time-major or packed rows, which the layers run on.
+    """Converts input of any layout to time-major rows, or to packed rows if it is packed.
 
     Returns:
         input: (seq_len, batch, features), or the data of a PackedSequence; token ids lack the last

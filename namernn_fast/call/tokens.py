@@ -66,7 +66,7 @@ def lookup_of(arguments: Arguments) -> Lookup | None:
 
 
 def look_up(call: Call, choice: Choice) -> None:
-    """Converts a call on token ids, in place, to one that reads tables or to one on features.
+    """Converts a call on token ids, in place, to a call on tables or to a call on features.
 
     Args:
         call: a call with `lookup`, whose data are int32 or int64 ids.
@@ -224,14 +224,14 @@ def gather(
 def gather_any(
     input: Tensor | PackedSequence, embedding: Tensor, padding_idx: int | None
 ) -> Tensor | PackedSequence:
-    """Returns an input of any layout with its ids replaced by their embedding rows."""
+    """Returns an input of any layout with its ids replaced with their embedding rows."""
     if isinstance(input, PackedSequence):
         return input._replace(data=F.embedding(input.data, embedding, padding_idx))
     return F.embedding(input, embedding, padding_idx)
 
 
 def places_of_inputs(cell: Cell, options: int) -> list[int]:
-    """Returns the indices of each weight_ih of the first layer in the list of weights."""
+    """Returns the index of the first layer's weight_ih, for each direction, among the weights."""
     parameters = ops.parameters_of(cell, options) * ops.directions_of(options)
     return [k for k, parameter in enumerate(parameters) if parameter.role == "weight_ih"]
 
@@ -239,7 +239,7 @@ def places_of_inputs(cell: Cell, options: int) -> list[int]:
 def with_tables(
     embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], cell: Cell, options: int
 ) -> list[Tensor]:
-    """Returns the weights with each weight_ih of the first layer replaced by a table."""
+    """Returns the weights with each weight_ih of the first layer replaced with a table."""
     if torch.is_grad_enabled():
         if padding_idx is None:
             # A view keeps its values if `embedding.data` is replaced before the backward pass.
@@ -258,8 +258,8 @@ def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
     """Returns embedding W_ih^T, with autocast off, because both operands have already been cast."""
     device = embedding.device.type
     if device == "cpu" and embedding.dtype.itemsize == 2:
-        # In 16 bits, oneDNN may read past the end of a row (uxlfoundation/oneDNN#5717). In a slice
-        # of a wider matrix, that would spread a NaN from the column after the slice.
+        # oneDNN may read past the end of 16-bit rows (uxlfoundation/oneDNN#5717). For a slice of a
+        # wider matrix, a NaN in the column after the slice would then reach the result.
         embedding, weight_ih = embedding.contiguous(), weight_ih.contiguous()
     if not (autocast_is_on() and torch.is_autocast_enabled(device)):
         return F.linear(embedding, weight_ih)

@@ -1,7 +1,7 @@
 """The recurrent cells. One module per cell holds everything that the package knows about the cell.
 
-`csrc/cells/` defines the same cells for the CPU kernels. Other code does not compare names of
-cells, except in errors that repeat torch's wording.
+`csrc/cells/` defines the same cells for the CPU kernels. Other code never branches on the name of a
+cell, except to repeat torch's wording in errors.
 """
 
 from typing import Literal, TypeAlias

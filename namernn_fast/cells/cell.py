@@ -19,7 +19,7 @@ class Parameter:
     """The key in the state_dict of a step module; layers append `_l0`, `_l0_reverse` and so on."""
     shape: tuple[Size, ...]
     role: Literal["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "own"] = "own"
-    """What the parameter is for, in torch's words; `own` if only the cell's arithmetic reads it."""
+    """The parameter's role in torch's layers; `own` if torch's layers have no such parameter."""
     option: Literal["bias", "projections"] | None = None
     """The option that gives layers this parameter; None if all layers have it."""
     init: Callable[[Any, int], Tensor] | None = None
@@ -28,12 +28,12 @@ class Parameter:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether rows of input or states are multiplied by the parameter."""
+        """Whether the parameter is a matrix that multiplies rows of input or states."""
         return self.role.startswith("weight_")
 
 
 def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter, ...]:
-    """Returns the parameters of torch's layers, in their order, followed by `own`.
+    """Returns the parameters of torch's layers, in torch's order, followed by `own`.
 
     Args:
         own: the parameters that only this cell has.
@@ -52,7 +52,7 @@ def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter
 
 @dataclass(frozen=True)
 class Input:
-    """Another input of steps, laid out like x: (..., num_layers * directions * hidden_size)."""
+    """An input besides x, laid out like x: (..., num_layers * directions * hidden_size)."""
 
     name: str
     """The keyword argument of calls."""
@@ -120,7 +120,7 @@ class TorchCounterpart:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A recurrent cell."""
+    """A recurrent cell: its parameters, states and equation, and torch's modules for it."""
 
     name: str
     """The value that users pass as `cell`, and the name of the function that runs the cell."""
@@ -190,7 +190,7 @@ class Cell:
         return self.gates == len(self.states) == 1
 
     def bias_of_input(self, weights: LayerWeights) -> Tensor | None:
-        """Returns what the biases add to the sums of the input, or None without biases."""
+        """Returns the bias that is added to W_ih x_t for all steps, or None without biases."""
         bias_ih, bias_hh = weights.get("bias_ih"), weights.get("bias_hh")
         if bias_ih is None or bias_hh is None or self.separate_bias_hh:
             return bias_ih

@@ -21,13 +21,13 @@ _waiting: dict[str, list[tuple[Action, str]]] = {}
 
 
 def when_imported(name: str, action: Action, purpose: str) -> None:
-    """Calls `action(module)` once the module `name` has been executed, perhaps immediately.
+    """Calls `action(module)` after module `name` is executed, or now if it already has been.
 
     An error in the action becomes a warning, so that the import of the module does not fail.
 
     Args:
-        name: the module.
-        action: what to call.
+        name: the name of the module.
+        action: the function to call.
         purpose: what the action does, for the warning.
     """
     if name in sys.modules:
@@ -49,7 +49,7 @@ def _attempt(action: Action, purpose: str, module: ModuleType) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds the modules that actions wait for, and runs the actions once a module is executed.
 
-    Finding a module runs nothing, because tools also search for modules that they never execute.
+    Finding a module runs no action, because tools also search for modules that they never execute.
     """
 
     def find_spec(
@@ -57,7 +57,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> ModuleSpec | None:
         if name not in _waiting:
             return None
-        # Later finders only, so that two finders that delegate like this do not call each other.
+        # Ask only later finders. Otherwise, two such finders would call each other forever.
         later = itertools.dropwhile(lambda finder: finder is not self, [*sys.meta_path])
         for finder in itertools.islice(later, 1, None):
             find = getattr(finder, "find_spec", None)

@@ -1,9 +1,11 @@
 """Decides when a call must run on the operators of torch's layer instead of the fused operators.
 
-TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
-record an `autograd.Function`. Only the operators of torch's own layers support torch's expanded
-weights, which Opacus' `grad_sample_mode="ew"` uses for per-sample gradients, and tensor-like
-objects, which are not tensors but define `__torch_function__`.
+Three features need the operators of torch's layer:
+
+- TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`), which
+  cannot record an `autograd.Function`.
+- Torch's expanded weights, which Opacus uses for per-sample gradients (`grad_sample_mode="ew"`).
+- Tensor-like objects, which are not tensors but define `__torch_function__`.
 """
 
 import contextlib
@@ -67,9 +69,9 @@ def _stands_for_tensor(value: object) -> bool:
 
 
 class FromExporter:
-    """A module that torch's older ONNX exporter may call with keyword-only arguments by position.
+    """A module that torch's older ONNX exporter can call despite its keyword-only parameters.
 
-    That exporter appends the default of each parameter of `forward` to the arguments.
+    That exporter passes the defaults of all parameters of `forward` by position.
     """
 
     def _slow_forward(self, *arguments: Any, **keywords: Any) -> Any:

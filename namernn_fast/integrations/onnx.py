@@ -34,7 +34,7 @@ def rnn_stack(call: Call) -> Results:
 
     Args:
         call: a call on padded sequences of features, with or without lengths; during an export,
-            `tokens.look_up` replaces token ids by their embedding rows. BATCH_INVARIANT is ignored,
+            `tokens.look_up` replaces token ids with embedding rows. BATCH_INVARIANT is ignored,
             because another runtime will run the graph. With INT8, a prepared module has
             rounded the weights to 8-bit integers, and the nodes hold the integers.
 
@@ -108,7 +108,7 @@ def _layer(
         operator = str(node.int8_operator)
         quantized = [_integers(weights, stacked) for weights in matrices]
         operands = [integers for integers, _, _ in quantized]
-        # LSTMs may have another input, for peepholes.
+        # None is the peephole input of the LSTM node, which torch's LSTM does not have.
         scales = [None, *itertools.chain(*((scale, zeros) for _, scale, zeros in quantized))]
     else:
         operands = [*map(stacked, matrices)]

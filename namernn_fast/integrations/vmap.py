@@ -26,7 +26,7 @@ def is_mapped(call: Call) -> bool:
 
 
 def one_level_below() -> AbstractContextManager[object]:
-    """Returns a context that leaves the innermost `vmap`, which does not map over the call."""
+    """Returns a context outside the innermost `vmap`, for calls that this `vmap` does not map."""
     return retrieve_current_functorch_interpreter().lower()  # type: ignore[no-any-return]
 
 

@@ -1,1 +1,1 @@
-"""Finds out what can run on this machine and with its torch, and gives advice on speed."""
+"""Finds out what this machine and this version of torch can run, and gives advice on speed."""

@@ -1,6 +1,6 @@
 """Collects facts about this installation and machine, and derives advice on making calls faster.
 
-Collects only facts that users can act on; docs/performance.md says how much time each fact costs.
+Collects only facts that users can act on. docs/performance.md says how much time each one costs.
 """
 
 import math
@@ -71,12 +71,12 @@ def advise(facts: Facts) -> list[str]:
         )
     advice += _on_waiting(facts)
     if facts.gpu_trouble is not None:
-        advice.append(f"Input on the GPU raises an error so far. {facts.gpu_trouble}.")
+        advice.append(f"Calls on the GPU raise an error. {facts.gpu_trouble}.")
     return advice
 
 
 def _on_waiting(facts: Facts) -> list[str]:
-    """Returns advice on threads that wait for each other, which depends on the load."""
+    """Returns advice on the number of threads and on OMP_WAIT_POLICY, based on the load."""
     if facts.threads < 2 or facts.load is None:
         return []
     busy = f"the load is {facts.load:.1f} on {facts.processors} processor(s)"
@@ -95,8 +95,7 @@ def _on_waiting(facts: Facts) -> list[str]:
 
 def is_busy(facts: Facts) -> bool:
     """Returns whether more processes are runnable than there are processors."""
-    # A load equal to the number of processors may come from a single program that has just used the
-    # whole machine.
+    # One program that has just used all processors may cause a load equal to their number.
     return facts.load is not None and facts.load > 1.1 * facts.processors
 
 
@@ -111,7 +110,7 @@ def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many processors this process may use, including the limit of its container.
 
     Args:
-        cgroup: the folder of Linux control groups, version 2 or 1, whose files show that limit.
+        cgroup: the folder of Linux control groups, version 2 or 1, whose files hold that limit.
     """
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows

@@ -3,7 +3,7 @@
 A forked child has only the thread that called fork. If the parent used torch's thread pool, any
 torch operator that splits its work among threads waits forever in the child. Operators on few
 elements run on the calling thread alone, so these functions copy one small piece after the other.
-In a process that was not forked, they are torch's own operators.
+In a process that was not forked, these functions call torch's own operators once.
 """
 
 import os

@@ -15,7 +15,7 @@ def check_torch(found: str) -> None:
     """Checks the version of torch.
 
     Args:
-        found: the version. A version that does not start with two numbers passes.
+        found: the version. A version that does not start with two numbers is accepted.
 
     Raises:
         ImportError: the version is below `TORCH_MINIMUM`.

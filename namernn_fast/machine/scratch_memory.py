@@ -10,7 +10,7 @@ def memory_reserved() -> int:
 
     Calls need scratch memory for packed weights and other intermediate values. Getting it from the
     system takes time, so up to 256 MiB stay reserved in a process, for all threads and layers
-    together. The result does not count results of calls, the memory of running calls, and up to
+    together. Not counted are the results of calls, the memory that running calls use, and up to
     1 MiB for each thread that calls layers.
     """
     if not availability.HAS_EXTENSION:
@@ -19,7 +19,7 @@ def memory_reserved() -> int:
 
 
 def empty_cache() -> None:
-    """Gives the scratch memory that is reserved for later calls on a CPU back to the system.
+    """Returns the scratch memory that is reserved for later calls on a CPU to the system.
 
     The next large call takes longer, because it needs new memory from the system. Results do not
     change. Any thread may call this function at any time. Memory that calls no longer need also

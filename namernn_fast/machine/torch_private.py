@@ -1,8 +1,8 @@
-"""The private names of torch that this package uses. No other module uses any.
+"""The private names of torch that this package uses. No other module uses private names.
 
-A later torch may lack one of them. The package then uses a substitute if it has one. Otherwise
-using the name raises an error; importing this package does not. `tests/install/test_installed.py`
-checks that every tested torch has all of them.
+A later torch may lack one of these names. If so, the package uses a substitute. If it has none,
+importing this package still works, but using the name raises an error.
+`tests/install/test_installed.py` checks that every tested torch has all of them.
 """
 
 import importlib
@@ -93,7 +93,7 @@ _assert_async: Callable[[Tensor, str], None] = _find("torch._assert_async")
 DispatchKey: Any = _find("torch._C.DispatchKey")
 _dispatch_keys: Callable[[Tensor], Any] = _find("torch._C._dispatch_keys")
 
-# If one of these is missing, every step runs through an operator, because it may be observed.
+# If one of these is missing, every step runs as an operator, which modes and profilers observe.
 _len_torch_dispatch_stack: Callable[[], int] = _find(
     "torch._C._len_torch_dispatch_stack", lambda: 1
 )
@@ -109,7 +109,7 @@ is_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_batchedtens
 is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_functorch_wrapped_tensor"
 )
-# If it is missing, there are no such tensors: only `is_grads_batched` makes them.
+# Only `is_grads_batched` makes such tensors. A torch without this function has no such tensors.
 is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_legacy_batchedtensor", lambda _: False
 )
@@ -126,7 +126,7 @@ retrieve_current_functorch_interpreter: Callable[[], Any] = _find(
 _disable_current_modes: Callable[[], AbstractContextManager[object]] = _find(
     "torch.utils._python_dispatch._disable_current_modes"
 )
-# If it is missing, every call is assumed to run hooks.
+# If this function is missing, every call is assumed to run global hooks.
 _has_any_global_hook: Callable[[], bool] = _find(
     "torch.nn.modules.module._has_any_global_hook", lambda: True
 )
@@ -170,12 +170,12 @@ def is_wrapper(tensor: Tensor) -> bool:
 
 
 def without_python(overload: Any) -> Callable[..., Any]:
-    """Returns an operator without its Python function, which takes 0.4 us and serves compilers."""
+    """Returns an operator without its Python wrapper, which takes 0.4 us. Compilers need it."""
     return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
 
 
 def before_first_hook(function: type, prepare: Callable[[Tensor], object]) -> None:
-    """Calls `prepare` with each result of an autograd.Function that gets its first tensor hook.
+    """Calls `prepare(result)` before a result of an autograd.Function gets its first tensor hook.
 
     No-op if this torch lacks the private names that it needs.
     """

@@ -71,32 +71,34 @@ def explain(
     Does not run the layer. The result depends on the current settings: gradients on or off,
     autocast, torch.func transforms, the precision of float32 products.
 
-    Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
-    instruction set of this processor; `cpu amx` and `cpu avx512_bf16` are the CPU kernel with
-    bfloat16 instructions for products, which float32 layers use only if torch's settings allow it.
-    With 8-bit weights, the CPU kernel may also be `cpu amx_int8`, `cpu avx512_vnni` or `cpu
-    avx_vnni`. `triton sm_90`, for example, is the fused GPU kernel. `reference` computes step by
-    step in PyTorch operators, in reference.py. `torch` is torch's own operator, either for a single
-    step (in step modules, if it is not slower) or for whole sequences (of a GRU or an LSTM, on
-    devices without a fused kernel).
+    Paths:
 
-    Shortcuts: `prepared weights` were packed by `prepare()`, and may also be `8-bit weights`;
-    `table` multiplies each row of an embedding once instead of once per token; `last state` does
-    not write the output; `shared prefixes` computes common prefixes of token ids once, if the
-    kernel finds that this is faster.
+    - `cpu avx512`, `cpu avx2`, `cpu baseline`: the fused CPU kernel for this processor.
+    - `cpu amx`, `cpu avx512_bf16`: the CPU kernel with bfloat16 instructions for products. Float32
+      layers use it only if torch's settings allow it.
+    - `cpu amx_int8`, `cpu avx512_vnni`, `cpu avx_vnni`: the CPU kernel for 8-bit weights.
+    - `triton sm_90`, for example: the fused GPU kernel.
+    - `reference`: PyTorch operators, step by step, in reference.py.
+    - `torch`: torch's own operator. It computes the step of a step module if it is not slower, and
+      sequences of a GRU or an LSTM on devices without a fused kernel.
+
+    Shortcuts:
+
+    - `prepared weights`: weights packed by `prepare()`, which may also be `8-bit weights`.
+    - `table`: multiplies each row of an embedding once instead of once per token.
+    - `last state`: does not write the output.
+    - `shared prefixes`: computes common prefixes of token ids once, if that is faster.
 
     Args:
         layer: a fused or prepared layer, step module or token layer of this package, or a stream.
         input: the input of the call; token ids for a token layer, or with `embedding`.
-        hx, lengths, reset, reset_to, embedding, padding_idx, inputs: the other arguments of the
-            call.
+        hx, .., padding_idx, inputs: the other arguments of the call.
         last_state: whether to explain `layer.last_state(input)` instead.
 
     Raises:
-        TypeError: layer or input has the wrong type.
         RuntimeError: the input is on a GPU, and Triton or the GPU is missing or too old.
-        TypeError, ValueError, RuntimeError: what the call would raise for the shapes, dtypes and
-            devices of its arguments.
+        TypeError, ValueError, RuntimeError: layer has the wrong type, or the call would raise the
+            same error for the types, shapes, dtypes or devices of its arguments.
 
     Example:
         >>> from namernn_fast import FusedRNN
@@ -290,7 +292,7 @@ def _products(call: Call, options: int) -> tuple[str, str]:
 
 
 def _sizes(call: Call) -> tuple[int, int, int]:
-    """Returns the numbers of steps, of sequences that have steps, and of rows of a call."""
+    """Returns the numbers of steps, of nonempty sequences, and of rows of a call."""
     data, layout = call.data, call.sequence_layout
     if call.options & ops.PACKED:
         assert layout is not None

@@ -25,7 +25,7 @@ class FusedGRU(GatedLayer[Tensor], torch.nn.GRU):
         h_t = (1 - z) * n + z * h_{t-1}
 
     The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
+    `torch.nn.GRU`. Every call reads the current parameters; nothing is cached.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
@@ -49,8 +49,8 @@ class FusedGRUCell(FusedCell[Tensor], torch.nn.GRUCell):
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
     `torch.nn.GRUCell`. On a CPU in float32 and float64, the fused kernel runs if it is faster than
-    torch's own cell, as for most sizes in inference, and for batch invariance and `vmap`, which
-    torch's cell does not support. `namernn_fast.explain` says which path an input takes.
+    torch's own cell, as for most sizes in inference. It also runs for batch invariance and `vmap`,
+    which torch's cell does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)
@@ -62,10 +62,10 @@ class FusedGRUCell(FusedCell[Tensor], torch.nn.GRUCell):
 
 
 class TokenGRU(GatedTokenLayer[Tensor]):
-    """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
+    """An `nn.Embedding` followed by a `FusedGRU`: computes `rnn(embedding(ids))` with less work.
 
-    Everything in the description of `TokenRNN` applies, except that GRUs have no `nonlinearity`.
-    `proj_size` must be 0. The recurrent layer is the module `rnn`, as in `TokenRNN`.
+    Works like `TokenRNN`, but has no argument `nonlinearity`. `proj_size` must be 0. As in
+    `TokenRNN`, the recurrent layer is the module `rnn`.
 
     Example:
         >>> model = TokenGRU(31, 8, 16, padding_idx=0)

@@ -28,12 +28,12 @@ class HasLastState(Generic[States]):
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
-        If the module has hooks or a `forward` set on the object, calls it so that these run.
+        If the module has hooks, or a `forward` set on the object, calls the module to run them.
 
         Args:
             input, .., padding_idx, inputs: as in `forward`.
             share_prefixes: whether to compute common prefixes of token ids once; see
-                `namernn_fast.last_state`. None shares prefixes if that should be faster.
+                `namernn_fast.last_state`. None shares prefixes if this is expected to be faster.
 
         Returns:
             h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one

@@ -34,8 +34,8 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
         nonlinearity: act: "tanh", "relu", "sigmoid" or "softplus".
         bidirectional, device, batch_invariant: as in `FusedRNN`.
         dtype: the dtype of the parameters.
-        rate: the initial a, above 0 and at most 1: a number, or (hidden_size) numbers. It is the
-            time of a step divided by the time constant of the neurons.
+        rate: the initial a, above 0 and at most 1: a number, or (hidden_size) numbers. a is the
+            duration of a step divided by the time constant of the neurons.
         train_rate: whether the rates require gradients.
 
     Example:
@@ -69,7 +69,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
 
 
 class FusedLeakyRNNCell(CustomStepModule[tuple[Tensor, Tensor]]):
-    """One step of a `FusedLeakyRNN`, in the fused operator or, without a kernel, in PyTorch.
+    """One step of a `FusedLeakyRNN`, run by the fused operator or, without a kernel, by PyTorch.
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in `FusedRNNCell`, with the
@@ -101,7 +101,7 @@ class FusedLeakyRNNCell(CustomStepModule[tuple[Tensor, Tensor]]):
 
 
 class TokenLeakyRNN(TokenLayer[tuple[Tensor, Tensor]]):
-    """An `nn.Embedding` and a `FusedLeakyRNN` on top of it, as `TokenRNN` has a `FusedRNN`.
+    """An `nn.Embedding` followed by a `FusedLeakyRNN`; works like `TokenRNN`.
 
     Args:
         num_embeddings, input_size, padding_idx: as in `TokenRNN`.

@@ -28,7 +28,7 @@ class FusedLSTM(GatedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         h_t = o * tanh(c_t)
 
     The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.LSTM`. Every call reads the parameters: nothing is cached that could go stale.
+    `torch.nn.LSTM`. Every call reads the current parameters; nothing is cached.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
@@ -69,10 +69,10 @@ class FusedLSTMCell(FusedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
 
 
 class TokenLSTM(GatedTokenLayer[tuple[Tensor, Tensor]]):
-    """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
+    """An `nn.Embedding` followed by a `FusedLSTM`: computes `rnn(embedding(ids))` with less work.
 
-    Everything in the description of `TokenRNN` applies, except that LSTMs have no `nonlinearity`.
-    `proj_size` is as in `FusedLSTM`. The recurrent layer is the module `rnn`, as in `TokenRNN`.
+    Works like `TokenRNN`, but has no argument `nonlinearity`. `proj_size` is as in `FusedLSTM`. As
+    in `TokenRNN`, the recurrent layer is the module `rnn`.
 
     Example:
         >>> model = TokenLSTM(31, 8, 16, padding_idx=0)

@@ -1,6 +1,6 @@
-"""`replace_rnn` makes torch's modules fused, and `prepare_rnn` makes fused modules prepared.
+"""Replaces torch's RNN modules with fused ones, and fused modules with prepared ones.
 
-`restore_rnn` undoes both.
+`replace_rnn` does the former and `prepare_rnn` the latter. `restore_rnn` undoes both.
 """
 
 import warnings
@@ -46,8 +46,8 @@ def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
     left alone, because a subclass may override anything. TorchScript modules are left alone because
-    they cannot be changed. If nothing was replaced, or if a TorchScript module should have been
-    replaced, a warning names the modules left alone.
+    they cannot be changed. A warning names the modules left alone if nothing was replaced, or if a
+    TorchScript module should have been replaced.
 
     Args:
         model: any module, which may itself be a module to replace.
@@ -142,11 +142,11 @@ def restore_rnn(model: Model) -> Model: ...
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     """Turns every fused layer and step module in `model` back into torch's module.
 
-    Turns every prepared module into a fused module with a copy of its weights, not into torch's
-    module. Parameters that `prepare_rnn` found in several modules are shared again if their values
-    are still equal. This helps tools that recognise torch's modules by their class, such as
-    `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes
-    have. Leaves subclasses of the fused classes alone.
+    Use it before tools that recognise torch's modules by their class, such as
+    `torch.ao.quantization.quantize_dynamic`. Turns every prepared module into a fused module with a
+    copy of its weights, not into torch's module. Parameters that were shared before `prepare_rnn`
+    are shared again if their values are still equal. Drops `batch_invariant`, which only the fused
+    classes have. Leaves subclasses of the fused classes alone.
 
     Args:
         model: any module, which may itself be a fused module.
@@ -179,7 +179,7 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
 def prepare_rnn(
     model: torch.nn.Module, dtype: torch.dtype | None = None, min_hidden: int | None = None
 ) -> Any:
-    """Replaces the recurrent layers in `model` by prepared layers, for inference on a CPU.
+    """Replaces the recurrent layers in `model` with prepared layers, for inference on a CPU.
 
     Prepares fused layers, step modules and token layers, and torch's own layers and step modules.
     A module that appears in several places stays one module. A parameter that appears in several
@@ -190,10 +190,10 @@ def prepare_rnn(
         model: any module, in eval mode or not. It must not be trained afterwards.
         dtype: None, or torch.int8 for 8-bit weights, as in `FusedRNN.prepare`.
         min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
-            Smaller layers keep their dtype, and so do layers that are not in float32, have a
-            proj_size or run without a kernel. None for the smallest size that gains: 128 with AMX
-            or AVX-512 VNNI, 256 with AVX-VNNI. With None, layers keep their dtype on all other
-            processors, and token layers with one direction on all, because they share prefixes.
+            Smaller layers keep their dtype. So do layers that are not in float32, have a proj_size
+            or run without a kernel. If None, the smallest size is 128 with AMX or AVX-512 VNNI, 256
+            with AVX-VNNI, and unlimited on other processors. Token layers with one direction then
+            also keep their dtype, because only float32 and float64 layers can share prefixes.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
@@ -255,7 +255,7 @@ def _is_preparable(name: str, module: torch.nn.Module) -> bool:
     """Returns whether `prepare_rnn` replaces a module.
 
     Raises:
-        RuntimeError: it would replace the module, but the module has hooks.
+        RuntimeError: the class of the module is one to replace, but the module has hooks.
     """
     if not is_replaceable(module):
         return False
@@ -314,11 +314,12 @@ class _Tie:
 def _remember_ties(
     model: torch.nn.Module, sources: Sequence[tuple[Prepared[Any], str, Tensor]]
 ) -> None:
-    """Records in prepared modules which of their weights several modules share.
+    """Records in prepared modules which of their weights were parameters of several modules.
 
     Args:
         model: the model with the prepared modules.
-        sources: each prepared module with the name and the origin of each of its weights.
+        sources: each prepared module, the name of a weight, and the parameter that it was copied
+            from.
     """
     kept = {id(parameter): parameter for parameter in model.parameters()}
     counts = Counter(id(weight) for _, _, weight in sources)
@@ -329,10 +330,10 @@ def _remember_ties(
 
 
 def _tie_again(pairs: Sequence[tuple[Prepared[Any], torch.nn.Module]]) -> None:
-    """Ties equal parameters again if they were one parameter before they were prepared.
+    """Makes equal parameters one parameter again if they were one before they were prepared.
 
     Args:
-        pairs: each prepared module with the module that was restored from it.
+        pairs: each prepared module, and the module that was restored from it.
     """
     first: dict[_Tie, Tensor] = {}
     for prepared, module in pairs:

@@ -22,7 +22,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
     constructor, parameters, `state_dict`, initialisation, errors and results of `forward` match
-    `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
+    `torch.nn.RNN`. Every call reads the current parameters; nothing is cached.
 
     Args:
         input_size: number of input features at each step.
@@ -49,7 +49,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
 
     _cell = VANILLA
 
-    # Arguments are spelled out instead of **kwargs for `help`, and because `skip_init` looks for
+    # Lists the arguments instead of **kwargs for `help`, and because `skip_init` needs an argument
     # `device`.
     def __init__(
         self,
@@ -75,9 +75,9 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     The constructor, parameters, `state_dict`, initialisation, errors and results match
-    `torch.nn.RNNCell`. The fused kernel runs in inference, on a CPU in float32 and float64, if
-    it is faster than torch's own cell, and for batch invariance and `vmap`, which torch's cell does
-    not support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.RNNCell`. On a CPU in float32 and float64, the fused kernel runs in inference if it is
+    faster than torch's own cell. It also runs for batch invariance and `vmap`, which torch's cell
+    does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)
@@ -89,7 +89,7 @@ class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
 
 
 class TokenRNN(TokenLayer[Tensor]):
-    """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
+    """An `nn.Embedding` followed by a `FusedRNN`: computes `rnn(embedding(ids))` with less work.
 
     If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
     once per token. `last_state` returns only the last states, and can compute the common prefixes
@@ -97,7 +97,7 @@ class TokenRNN(TokenLayer[Tensor]):
 
     The parts are the modules `embedding` and `rnn`. They are called separately, without these
     shortcuts, if the embedding has hooks or one of the options max_norm, scale_grad_by_freq and
-    sparse, or if a part has another class or another `forward`.
+    sparse. The same applies if a part was replaced with a module that has another `forward`.
 
     Args:
         num_embeddings: the size of the vocabulary.
@@ -166,7 +166,7 @@ def rnn(
             tensor. With `embedding`, int32 or int64 token ids, without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros. Float32 and 16-bit types are converted to the dtype of input and h_n.
+            zeros. A float32 or 16-bit hx is converted to the dtype of input, which h_n also has.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of weights determines the number of layers.
@@ -180,11 +180,11 @@ def rnn(
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. True where a new episode starts from a state of zeros, as if
             the sequence had been split there; the second direction runs each episode from its end.
-            For a PackedSequence, pass it padded, with the sequences in their original order.
+            For a PackedSequence, pass reset padded, with the sequences in their original order.
         reset_to: the states that episodes start from instead of zeros, laid out like reset:
             (seq_len, num_layers, batch, hidden_size), (batch, seq_len, num_layers, hidden_size)
             with batch_first. Read only where reset is True; at the first step it replaces hx.
-            Float32 and 16-bit types are converted to the dtype of h_n. Takes one direction.
+            A float32 or 16-bit reset_to is converted to the dtype of h_n. Needs one direction.
         embedding: (vocabulary, input_size), the rows that the token ids in input index, as in
             `rnn(F.embedding(input, embedding), ...)`. Ids past a sequence's length are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.

@@ -1,4 +1,4 @@
-"""Reads and replaces the weights of a module, and finds what else runs when it is called."""
+"""Reads and replaces the weights of a module, and finds its hooks and replaced `forward`s."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Returns the weights with these names, computed first if they are parametrized.
+    """Returns the weights with these names, including parametrized weights.
 
     Reads `_parameters` first, because `getattr` takes ten times as long.
     """
@@ -76,7 +76,7 @@ def draw_parameters(module: Any) -> None:
 
 
 def what_else_runs(module: torch.nn.Module) -> str | None:
-    """Returns what else calling a module runs than the `forward` of its class, or None."""
+    """Returns what a call of a module runs besides the `forward` of its class, or None."""
     if "forward" in module.__dict__:
         return "a forward set on the object"
     if (
@@ -90,7 +90,7 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
 
 
 def why_not_preparable(module: torch.nn.Module) -> str | None:
-    """Returns why a prepared module would not do what the module does, or None if it would."""
+    """Returns why a prepared copy would not behave like the module, or None if it would."""
     if type(module).forward is not exact_class(module).forward:
         return f"the class {type(module).__name__} has a different forward"
     what_else = what_else_runs(module)
@@ -123,8 +123,7 @@ def with_weights(
 
 
 def matrices(layer: Any, tables: int) -> list[str]:
-    """Returns the names of the layer's matrices in its state_dict, without the first `tables` of
-    weight_ih."""
+    """Returns the state_dict names of a layer's matrices, without the first `tables` weight_ih."""
     rnn = layer._recurrent
     names = layer._names_in_state_dict()[-len(rnn._weight_names()) :]  # without the embedding
     parameters = ops.parameters_of(rnn._cell, rnn._options(rnn._weights()))
@@ -138,9 +137,9 @@ def matrices(layer: Any, tables: int) -> list[str]:
 
 
 def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
-    """Returns the weights of a layer from a dictionary by name.
+    """Returns the weights of a layer from a dictionary of names and tensors.
 
-    Replaces 8-bit integers and scales in the dictionary by the weights they stand for.
+    Replaces 8-bit integers and scales in the dictionary with the weights they represent.
     """
     int8.to_weights(named, matrices(layer, 0))
     return [named[name] for name in layer._names_in_state_dict()]
@@ -171,7 +170,7 @@ CLASSES: dict[str, type[Any]] = {}
 
 
 class Preparable(FromExporter):
-    """The interface of fused layers, step modules and token layers that `prepare()` needs."""
+    """The methods of fused layers, step modules and token layers that `prepare()` needs."""
 
     _cell: Cell
     _why_not_preparable = why_not_preparable

@@ -64,7 +64,7 @@ def test_output_says_if_there_is_no_advice(monkeypatch, capsys):
         ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
         ({"is_passive": True, "has_openmp": False}, []),
         ({"is_passive": True, "load": 1.0}, []),
-        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU raises an error so far. A GPU"]),
+        ({"gpu_trouble": "A GPU is old"}, ["Calls on the GPU raise an error. A GPU"]),
         ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Use fewer threads"]),
     ],
     ids=str,

@@ -35,7 +35,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     _cell: Cell
     batch_invariant: bool = False
 
-    # Subclasses spell out the arguments for `help`, and because `skip_init` looks for `device`.
+    # Subclasses list the arguments for `help`, and because `skip_init` needs an argument `device`.
     def __init__(self, *, batch_invariant: bool = False, proj_size: int = 0, **more: Any) -> None:
         if proj_size:
             more["proj_size"] = proj_size
@@ -142,9 +142,9 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     def prepare(self, dtype: torch.dtype | None = None) -> PreparedLayer[States]:
         """Returns a copy of this layer for inference, whose weights are packed once.
 
-        A call of the copy is faster, because it packs no weights; short calls gain most. Its
-        results are bit-identical to the results of this layer, except if this layer reads weights
-        in place, as it does for few rows. Later changes of this layer do not change the copy:
+        Calls of the copy are faster, because they pack no weights; short calls gain most. The
+        results are bit-identical to this layer's, except in calls with few rows, for which this
+        layer reads its weights in place. Later changes of this layer do not affect the copy until
         `refresh` copies the weights again.
 
         Args:
@@ -190,7 +190,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
 
 class GatedLayer(FusedLayer[States]):
-    """The base class of the layers without a choice of nonlinearity."""
+    """The base class of the layers with fixed nonlinearities."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class CustomLayer(FusedLayer[States]):
     """The base class of the layers that torch lacks.
 
     Its constructor takes the arguments of `FusedRNN` without proj_size. For each of `Cell.own`, it
-    also takes an argument of that name, and train_<name>: whether the parameter requires gradients.
+    also takes `<name>`, the initial value, and `train_<name>`, whether it requires gradients.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class CustomLayer(FusedLayer[States]):
     ) -> None:
         names = [name for p in self._cell.own for name in (p.name, f"train_{p.name}")]
         own = {name: more.pop(name) for name in names}
-        # Torch checks the options, and makes parameters of another cell, without memory.
+        # Torch's constructor checks the options. Its parameters are for another cell: discard them.
         super().__init__(mode="RNN_TANH", device="meta", dtype=dtype, **more)
         self._parameters.clear()
         self.mode, self.nonlinearity = self._cell.name.upper(), nonlinearity
@@ -248,7 +248,7 @@ class CustomLayer(FusedLayer[States]):
         return self.nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws new parameters, except for parameters that are arguments of the constructor."""
+        """Draws new values of all parameters that are not arguments of the constructor."""
         draw_parameters(self)
 
     def flatten_parameters(self) -> None:

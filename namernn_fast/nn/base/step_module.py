@@ -49,8 +49,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
         Args:
             input: (batch, input_size), or (input_size).
-            hx: (batch, hidden_size), or (hidden_size); None for zeros. A cell with two states
-                takes and returns a pair: an LSTM h and c, a leaky cell r and v.
+            hx: (batch, hidden_size), or (hidden_size); None for zeros. A cell with two states takes
+                and returns a pair: h and c of an LSTM, r and v of a leaky cell.
             inputs: other inputs of the cell. A leaky cell takes `noise`, which is added to v:
                 (batch, hidden_size), or (hidden_size).
 
@@ -180,7 +180,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """Returns why the fused operator would not be faster than torch's cell, or None."""
         if self._cell.gates == 1:
             return "torch's own cell is as fast for a single step"
-        # First, because it is the most frequent reason
+        # Checked first, because this is the most frequent reason.
         if not self._is_faster(input):
             return "torch's own cell is as fast for a single step of this size on this processor"
         if is_compiling() or is_jit_tracing():
@@ -241,5 +241,5 @@ class CustomStepModule(FusedCell[States]):
         self._options(self._weights())  # rejects an unknown nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws new parameters, except for parameters that are arguments of the constructor."""
+        """Draws new values of all parameters that are not arguments of the constructor."""
         draw_parameters(self)

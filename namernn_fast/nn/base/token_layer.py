@@ -1,4 +1,4 @@
-"""`TokenLayer`, the base class of the token layers: an embedding, and a layer that reads ids."""
+"""`TokenLayer`, the base class of the token layers: an embedding followed by a layer."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
@@ -34,7 +34,7 @@ class _ScriptablePair(torch.nn.Module):
 
 
 class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
-    """The base class of the token layers: an `nn.Embedding`, and a layer on its rows."""
+    """The base class of the token layers: an `nn.Embedding` followed by a layer."""
 
     _cell: Cell
     _layer_class: Callable[..., Any]
@@ -114,12 +114,12 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
     ) -> States:
         """Returns only the last states of `forward`; in inference the output is never written.
 
-        If the model has hooks, or a `forward` set on the object, calls the model so that they run.
+        If the model has hooks, or a `forward` set on the object, calls the model to run them.
 
         Args:
             ids, hx, lengths, reset, reset_to, inputs: as in `forward`.
             share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
-                None shares prefixes if that is expected to be faster.
+                None shares prefixes if this is expected to be faster.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
@@ -201,7 +201,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        rnn: torch.nn.Module = self.rnn  # users may have replaced it by another class
+        rnn: torch.nn.Module = self.rnn  # users may have replaced it with another class
         output, states = rnn(rows, hx, **more)
         return output, states
 
@@ -216,7 +216,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
 
 
 class GatedTokenLayer(TokenLayer[States]):
-    """The base class of the token layers without a choice of nonlinearity."""
+    """The base class of the token layers with fixed nonlinearities."""
 
     def __init__(
         self,

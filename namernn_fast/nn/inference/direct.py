@@ -30,8 +30,8 @@ def is_faster(
 ) -> bool:
     """Returns whether a step is faster on the kernel than with the operators of torch's cell.
 
-    The limits were measured with `benchmarks.cpu.steps` on one and two threads. They do not depend
-    on the number of threads, because results must not depend on it.
+    The limits were measured with `benchmarks.cpu.steps` on one and two threads. They are the same
+    for any number of threads, because results must not depend on the number of threads.
 
     Args:
         cell: the cell.
@@ -74,7 +74,7 @@ def try_step(
         input: (batch, input_size), or as in the operator `step`.
         states: (batch, hidden_size) each, or as in the operator `step`; empty for zeros.
         hidden_size: the number of features of a state.
-        in_place: whether to update `states`. They and `weights` then belong to a stream.
+        in_place: whether to update `states`; `states` and `weights` then belong to a stream.
         output: the tensor to write the output to, or None.
         rows, inputs: as in the operator `step`.
 
@@ -86,7 +86,7 @@ def try_step(
     """
     has_gradients = is_grad_enabled()
     for tensor in (input, *inputs) if in_place else (input, *states, *weights):
-        # The values of a subclass, or of a lazily negated tensor, may differ from its memory.
+        # The memory of a subclass or of a lazily negated tensor may not hold the tensor's values.
         if (
             type(tensor) not in _PLAIN
             or tensor.is_neg()

@@ -1,10 +1,10 @@
 """`PreparedLayer` and `PreparedCell`: modules for inference whose weights are packed once.
 
-`prepare()` of a fused layer, token layer or step module makes them. A prepared module holds the
-weights in panels, and its layer without weight memory. To save, copy or convert a prepared module
-(see `saving`), the weights are unpacked into a layer, and packed again. With 8-bit weights, that
-layer has the rounded weights, which round to the same integers again. If no CPU kernel can run, the
-module holds a copy of the layer instead, and calls it.
+`prepare()` of a fused layer, token layer or step module returns a prepared module. The prepared
+module holds the packed weights, and the layer on the meta device. To save, copy or convert a
+prepared module (see `saving`), its weights are unpacked into a layer, and packed again. With 8-bit
+weights, that layer has the rounded weights, which round to the same integers again. If no CPU
+kernel can run, the prepared module holds and calls a copy of the layer instead.
 """
 
 import itertools
@@ -38,8 +38,8 @@ MOST_TABLE_BYTES = 64 * 2**20
 class Prepared(FromExporter, Saved, Generic[States]):
     """The base class of the prepared modules.
 
-    It has the options of the layer. Setting `batch_invariant` packs the weights again and ends all
-    streams; no other option can be set.
+    A prepared module has the options of its layer as attributes. Setting `batch_invariant` packs
+    the weights again and ends all streams; no other option can be set.
 
     Args:
         layer: the module to prepare.
@@ -74,7 +74,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         return Stream(self, batch)
 
     def refresh(self, layer: torch.nn.Module) -> None:
-        """Copies the weights of a layer again, into the same memory if they are packed.
+        """Copies the current weights of a layer, into the same memory if they are packed.
 
         No other thread may be running a call of this module.
 
@@ -170,7 +170,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         return weights if self._embedding is None else [self._embedding.clone(), *weights]
 
     def _plain(self, arguments: Arguments) -> Any:
-        """Returns the layer that runs a call with these arguments, or None if this module does.
+        """Returns the layer that computes a call, or None if this module computes it.
 
         Raises:
             RuntimeError: this module is in training mode, the layer would have to compute
@@ -181,7 +181,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
                 "a prepared module is in training mode, but is only for inference: call its "
                 "eval(), or call the layer itself"
             )
-        # A recorded program must not depend on this processor.
+        # A recorded program must run on any processor, so it must not contain packed weights.
         recorded = is_exporting() or is_jit_tracing()
         if self._panels is not None and not recorded:
             return None
@@ -191,7 +191,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
             return self._layer
         if is_dynamo_compiling():
             _refuse("needs torch.export(strict=False)")
-        # So that the program gets the weights as constants
+        # The exported program must hold the weights as constants.
         with _disable_current_modes(), untraced():
             layer = self._frozen()
         if self.dtype is not None and onnx.exporting():
@@ -317,7 +317,7 @@ def _options_of(layer: Any, weights: list[Tensor]) -> int:
 
 
 def _description(layer: Any) -> list[Any]:
-    """Returns what must be equal in two layers for one to refresh the other."""
+    """Returns the properties of a layer that `refresh` requires to be unchanged."""
     rnn, weights = layer._recurrent, layer._weights()
     like = [(weight.shape, weight.dtype, weight.device) for weight in weights]
     return [exact_class(layer), rnn.extra_repr(), _options_of(rnn, rnn._weights()), *like]

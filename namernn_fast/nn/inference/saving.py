@@ -18,8 +18,8 @@ from ..weights import from_saved, matrices
 class Temporary:
     """Tensors that only a pickle refers to.
 
-    To send a tensor to another process, torch shares its memory, which must live until the process
-    has received it. So the values of these tensors are sent instead.
+    To send a tensor to another process, torch shares its memory, which must stay alive until the
+    process has received it. So these tensors are sent by value instead.
     """
 
     def __init__(self, value: Any) -> None:
@@ -44,7 +44,7 @@ class Saved(torch.nn.Module):
     """weight_ih of each direction of the first layer if a table replaces it, otherwise empty."""
 
     def _hold(self, layer: Any) -> None:
-        """Replaces the weights by the weights of a layer. On failure, this module is unchanged."""
+        """Replaces the weights with a layer's. If this fails, this module is unchanged."""
         raise NotImplementedError
 
     def _weights(self) -> list[Tensor]:

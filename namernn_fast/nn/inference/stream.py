@@ -38,11 +38,11 @@ Rows = Sequence[int] | Tensor
 
 
 class Stream:
-    """A batch of sequences that a prepared module reads frame by frame. Its `stream` makes one.
+    """A batch of sequences that a prepared module reads frame by frame. See `PreparedLayer.stream`.
 
-    A stream owns the states of its sequences, which start as zeros, and updates them in place. They
-    share no memory with arguments and results. If a CPU kernel runs, the states of a layer in 16
-    bits are float32. `refresh` of the prepared module changes the weights of its streams, but not
+    A stream owns the states of its sequences, which start as zeros, and updates them in place. The
+    states share no memory with arguments and results. If a CPU kernel runs, the states of a 16-bit
+    layer are float32. `refresh` of the prepared module changes the weights of its streams, but not
     their states. A call that raises an error leaves all states unchanged.
 
     Only one thread at a time may use a stream, but several threads may each use a different stream
@@ -98,8 +98,8 @@ class Stream:
             frame: (batch, input_size), or several steps, (steps, batch, input_size), with
                 batch_first (batch, steps, input_size). For a token layer, token ids in these shapes
                 without the last dimension.
-            rows: the sequences to advance, which are then the batch of frame; None for all. The
-                others keep their states.
+            rows: the indices of the sequences to advance, in the order of the batch of frame; None
+                for all. Other sequences keep their states.
             out: the tensor to write the output to.
             inputs: other inputs of the cell: `noise` of a leaky layer, shaped like frame, with
                 num_layers * hidden_size features.
@@ -188,7 +188,7 @@ class Stream:
 
     @property
     def states(self) -> Any:
-        """A copy of all states, in the form in which the prepared module returns last states."""
+        """A copy of all states, as the prepared module returns its last states."""
         states = [*map(forks.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
@@ -229,7 +229,7 @@ class Stream:
         options: int,
         beside: list[Tensor],
     ) -> Tensor:
-        """Runs a call that the fast path does not take."""
+        """Runs a call that the fast path does not support."""
         panels = self._panels
         self._check(frame, out, beside)
         places = None if rows is None else self._places(rows)
@@ -240,7 +240,7 @@ class Stream:
             if embedding is not None:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
-            # Writing to `out` may fail, so the states change after that.
+            # Writing to `out` may fail, so update copies of the states until it has succeeded.
             states = self._states if out is None else [*map(forks.clone, self._states)]
             output = step(panels.tensor, states, frame, places, beside, options)
         if out is not None:
@@ -256,9 +256,9 @@ class Stream:
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
         read = [frame, *beside, *([] if self._panels is None else [self._panels.tensor])]
         for tensor in read if not is_compiling() else ():
-            # A copy of some wrappers is plain, for example of a collective's result.
+            # Cloning some wrappers, such as the result of a collective, returns a plain tensor.
             if is_wrapper(tensor) and is_wrapper(tensor.clone()):
-                # Its class may run an operator twice, and a step changes the states in place.
+                # A wrapper may run an operator twice, which would advance the states twice.
                 raise TypeError(
                     "a stream keeps plain states, so its frames and weights must be plain tensors, "
                     f"got a {type(tensor).__name__}"
