@@ -290,7 +290,7 @@ def layers_of(cell: Cell, weights: Sequence[Tensor], options: int) -> list[list[
 def parameters_and_shapes(
     cell: Cell, options: int, layers: int, features: int, hidden: int, projected: int
 ) -> Iterator[tuple[Parameter, tuple[int, ...]]]:
-    """Yields the parameter and the shape of each weight of a stack that reads these features."""
+    """Yields the parameter and the shape of each weight of a stack of layers."""
     sizes: dict[Size, int] = {"rows": cell.gates * hidden, "hidden": hidden, "projected": projected}
     for _ in range(layers):
         sizes["features"] = features
@@ -364,7 +364,7 @@ def cpu_terms(options: int, steps: int, sequences: int, rows: int, hidden_size: 
     Args:
         options: the option bits of the call.
         steps, sequences: the steps of the longest sequence, and the number of nonempty sequences.
-        rows, hidden_size: the steps of all sequences together, and the number of units.
+        rows, hidden_size: the total number of steps of all sequences, and the number of units.
 
     Returns:
         0 for float32 numbers, otherwise how many bfloat16 numbers replace each float32 number.

@@ -9,11 +9,10 @@ Their arguments and results are as in `ops`, except that the prepared tensor rep
   hidden_size without PROJECTIONS. The vocabulary is 0 unless the first layer reads token ids; then
   input_size is 0.
 
-`prepare` returns a new prepared tensor, `refresh` packs other weights of the same sizes into it,
-`unpack` returns the weights exactly as they were (with INT8, as they were rounded), with an empty
-tensor for each table, and `forward_prepared` does what `forward` does. They run on a CPU, for
-inference. Among the options, BIAS, BIDIRECTIONAL, INT8 and PROJECTIONS must be the same in all
-calls; WANT_SAVED is not allowed.
+`prepare` returns a new prepared tensor. `refresh` packs other weights of the same sizes into it.
+`unpack` returns the original weights (with INT8, the rounded weights), and an empty tensor for each
+table. `forward_prepared` does what `forward` does. These operators run on a CPU, for inference. In
+all calls, BIAS, BIDIRECTIONAL, INT8 and PROJECTIONS must be the same; WANT_SAVED is not allowed.
 
 `step` advances the sequences of a stream, and returns the output of the last layer. It updates its
 states in place: one tensor (num_layers, sequences, features) for each of `Cell.states`, in float32
@@ -69,11 +68,11 @@ step_directly: Callable[..., bool] = getattr(
 """Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
 last_states, input, output, rows, options, cell, inputs). `weights` lists the prepared tensor or the
 weights of one layer. `states` is empty for zeros. The last states are written to `last_states`, or
-to `states` if that is None. Pass None for an unwanted `output`. `rows` and `inputs` are lists of
-integers and of tensors, or None.
+to `states` if `last_states` is None. Pass None for an unwanted `output`. `rows` (a list of
+integers) and `inputs` (a list of tensors) may be None.
 
-Returns False and does nothing if only an operator can take the tensors. Raises RuntimeError for
-arguments that do not match. Autograd, compilers, modes and profilers do not see the call."""
+Returns False and does nothing if the tensors need an operator. Raises RuntimeError for arguments
+that do not match. Autograd, compilers, modes and profilers do not see the call."""
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
 

@@ -111,7 +111,7 @@ def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bo
 
 
 def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
-    """Returns the rows of `table` that `ids` index, plus the bias: `_project` for token ids."""
+    """Computes `_project` for token ids: returns the rows of `table` at `ids`, plus the bias."""
     if in_place and ids.dim() == 2:
         sums = table.index_select(0, ids.flatten()).resize_(*ids.shape, table.shape[1])
         return sums if bias is None else sums.add_(bias)
@@ -140,8 +140,8 @@ def _direction(
         step: the function that computes one step of the cell.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
         reset: None, or bool (seq_len, batch, 1): True where the state restarts.
-        restart: None for zeros, or the states at those steps side by side, (seq_len, batch,
-            features).
+        restart: the states to restart from, side by side, (seq_len, batch, features), or None for
+            zeros.
         reverse: whether to run from the last time step to the first.
 
     Returns:

@@ -59,7 +59,7 @@ class _Extremes:
     theirs: float = 0.0
     reference: float = 0.0
     nearby: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """The largest distance that each sample of nudged inputs caused; see `add_nearby`."""
+    """The largest distance that each sample of perturbed inputs caused; see `add_nearby`."""
 
 
 class ErrorBudget:

@@ -45,7 +45,7 @@ def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def convert_dtypes(call: Call) -> None:
-    """Casts the tensors of a call as autocast does, then the states to the dtype of input.
+    """Casts the tensors of a call as autocast does, then casts the states to the dtype of input.
 
     If input holds token ids, the embedding counts as input.
     """

@@ -13,11 +13,11 @@ from torch import Tensor
 from .. import ops
 
 LARGEST = 127
-"""The largest integer. The range is symmetric."""
+"""The largest integer. The smallest is -127."""
 SMALLEST_SCALE = 2.0**-107
 """A row with a smaller scale becomes zeros."""
 MOST_INPUTS = (2**31 - 1) // (255 * 127)
-"""The largest number of columns of a weight, so that sums of products stay in 32 bits."""
+"""The maximum number of columns of a weight. Sums of more products could overflow 32 bits."""
 MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}
 """The smallest hidden_size for which layers are faster with 8-bit weights, for each instruction set
 with 8-bit products. Other processors compute batches faster in floats."""

@@ -25,8 +25,8 @@ class PreparedWeights:
     options: int
     """The option bits of the layers."""
     shapes: list[Tensor]
-    """Tensors without memory that have the shapes and dtypes of the weights, for checks. With a
-    vocabulary, the first layer has tables instead of weight_ih."""
+    """Tensors without memory that have the shapes and dtypes of the weights, for checks. If the
+    first layer reads token ids, it has tables instead of weight_ih."""
 
     @property
     def has_table(self) -> bool:

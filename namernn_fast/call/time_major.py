@@ -7,7 +7,7 @@ from .. import ops
 
 
 def with_batch_first(output: Tensor) -> Tensor:
-    """Transposes a time-major output to batch first. Nothing else may refer to the output.
+    """Transposes a time-major output to batch first. The output must have no other references.
 
     With gradients disabled, transposes in place, because the output of `nn.RNN` is not a view.
     """

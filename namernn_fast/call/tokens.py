@@ -2,8 +2,8 @@
 
 A layer multiplies the embedding row of every token by weight_ih. If the vocabulary is small, it is
 cheaper to multiply each row of `embedding` once: `table = embedding W_ih^T` (vocabulary,
-hidden_size). The operators then read the table row of each id. If there are fewer ids than rows,
-the rows of `embedding` are gathered instead and become the input.
+hidden_size). The operators then read the table row of each id. If there are fewer ids than rows of
+`embedding`, the rows of the ids are gathered instead and become the input.
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 NUMBERED = (VANILLA, GRU, LSTM, LEAKY)
-"""The cells by their number in the operators."""
+"""The cells, indexed by `Cell.number`."""
 CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 """The cells by name."""
 WithOneState: TypeAlias = Literal["rnn", "gru"]

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from torch import Tensor, nn
 
 Size: TypeAlias = Literal["features", "rows", "hidden", "projected"]
-"""A size of layers: input features, gates * hidden_size, hidden_size, or the size of h, which is
+"""A size of a layer: input features, gates * hidden_size, hidden_size, or the size of h, which is
 hidden_size without projections."""
 
 
@@ -147,7 +147,7 @@ class Cell:
     has_gpu_kernel: bool = False
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
     """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
-    precision. If torch has the layer, it uses the same setting."""
+    precision. Torch's layer with this cell, if it exists, uses the same setting."""
     torch: TorchCounterpart | None = None
     """torch's modules and operators, or None if torch has none with this cell."""
     present: Sequence[Sequence[tuple[Parameter, ...]]] = field(init=False, repr=False)

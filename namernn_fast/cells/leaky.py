@@ -28,8 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes r_t and v_t.
 
-    The step's inputs are W_ih x_t + b_ih + b_hh, followed by the noise if there is any, and the
-    previous states, r_{t-1} and v_{t-1}.
+    The step takes two tensors: W_ih x_t + b_ih + b_hh, followed by the noise if there is any; and
+    the previous states, r_{t-1} followed by v_{t-1}.
     """
     weight_hh, a = weights["weight_hh"].t(), weights["rate"].sigmoid()
     act = ACTIVATIONS[nonlinearity]
@@ -58,7 +58,7 @@ def logits_of(rate: Any, hidden_size: int) -> Tensor:
     given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
     if given.shape not in ((), (hidden_size,)) or not bool(((given > 0) & (given <= 1)).all()):
         raise ValueError(
-            f"rate must be 1 or {hidden_size} numbers above 0 and at most 1, got {rate}"
+            f"rate must be one or {hidden_size} numbers above 0 and at most 1, got {rate}"
         )
     return given.logit().expand(hidden_size)
 

@@ -30,7 +30,7 @@ from .cell import (
 def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
     """Returns a step that computes h_t and c_t.
 
-    The step's inputs are x = W_ih x_t + b_ih + b_hh and the previous states, h_{t-1} and c_{t-1}.
+    The step takes x = W_ih x_t + b_ih + b_hh, and the previous states, h_{t-1} followed by c_{t-1}.
     """
     weight_hh, weight_hr = weights["weight_hh"].t(), weights.get("weight_hr")
 

@@ -17,7 +17,7 @@ from ..machine.torch_private import tried
 Action = Callable[[Any], object]
 
 _waiting: dict[str, list[tuple[Action, str]]] = {}
-"""For modules that have not been executed yet: the actions, each with its purpose."""
+"""The actions, each with its purpose, by the name of a module that has not been executed yet."""
 
 
 def when_imported(name: str, action: Action, purpose: str) -> None:

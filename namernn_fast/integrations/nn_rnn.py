@@ -71,7 +71,7 @@ def _stands_for_tensor(value: object) -> bool:
 class FromExporter:
     """A module that torch's older ONNX exporter can call despite its keyword-only parameters.
 
-    That exporter passes the defaults of all parameters of `forward` by position.
+    That exporter appends the defaults of all parameters of `forward` to the positional arguments.
     """
 
     def _slow_forward(self, *arguments: Any, **keywords: Any) -> Any:

@@ -150,10 +150,10 @@ def _zero_padding(rows: Tensor, lengths: Tensor) -> Tensor:
 def _integers(
     weights: Sequence[Tensor], stacked: Callable[[Sequence[Tensor]], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the rounded weights of all directions as the node for 8-bit weights takes them.
+    """Returns the rounded weights of all directions in the layout of the node for 8-bit weights.
 
-    These are integers (directions, columns, rows) in int8, scales (directions, rows), and zero
-    points, shaped like the scales and all 0.
+    Returns three tensors: integers (directions, columns, rows) in int8, scales (directions, rows),
+    and zero points (directions, rows), which are all 0.
     """
     with _disable_current_modes():  # makes them constants of the program
         pairs = [int8.quantize(weight) for weight in weights]
@@ -166,7 +166,7 @@ def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tens
     """Stacks a weight or bias of all directions, with gates of `size` rows in ONNX order."""
     if len(gates) == 1:
         return torch.stack([*weights])
-    # Slices instead of chunks: the exporter cannot evaluate a Split in advance, and would warn.
+    # Use slices instead of chunks, because the exporter cannot fold a Split and would warn.
     return torch.stack(
         [torch.cat([w[size * gate : size * (gate + 1)] for gate in gates]) for w in weights]
     )

@@ -38,11 +38,11 @@ class Mapped(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        raise AssertionError("the vmap rule takes every call")
+        raise AssertionError("the vmap rule handles every call")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-        raise AssertionError("the vmap rule takes every call")
+        raise AssertionError("the vmap rule handles every call")
 
     @staticmethod
     def vmap(
@@ -121,7 +121,7 @@ def _split(tensor: Any, dim: int | None, size: int) -> Any:
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:
-    """Folds the mapped dimension into the batch dimension; the batch index varies slowest."""
+    """Folds the mapped dimension into the batch dimension; the mapped index varies fastest."""
     if tensor is None:
         return None
     if dim is None:

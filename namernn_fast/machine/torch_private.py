@@ -1,7 +1,7 @@
 """The private names of torch that this package uses. No other module uses private names.
 
-A later torch may lack one of these names. If so, the package uses a substitute. If it has none,
-importing this package still works, but using the name raises an error.
+A later torch may lack one of these names. The package then uses a substitute. Without a substitute,
+importing the package still works, but using the name raises an error.
 `tests/install/test_installed.py` checks that every tested torch has all of them.
 """
 
@@ -109,7 +109,7 @@ is_batchedtensor: Callable[[Tensor], bool] = _find(f"{_FUNCTORCH}.is_batchedtens
 is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_functorch_wrapped_tensor"
 )
-# Only `is_grads_batched` makes such tensors. A torch without this function has no such tensors.
+# Only `is_grads_batched` makes legacy batched tensors. A torch without this function has none.
 is_legacy_batchedtensor: Callable[[Tensor], bool] = _find(
     f"{_FUNCTORCH}.is_legacy_batchedtensor", lambda _: False
 )
@@ -161,7 +161,7 @@ ATTRIBUTES = {
 does."""
 
 version_of: Callable[[Tensor], int] = operator.attrgetter("_version")
-"""Returns the number of changes in place of a tensor."""
+"""Returns how often a tensor was changed in place."""
 
 
 def is_wrapper(tensor: Tensor) -> bool:

@@ -1,6 +1,7 @@
-"""Replaces torch's RNN modules with fused ones, and fused modules with prepared ones.
+"""Replaces the recurrent modules of a model.
 
-`replace_rnn` does the former and `prepare_rnn` the latter. `restore_rnn` undoes both.
+`replace_rnn` replaces torch's modules with fused modules. `prepare_rnn` replaces torch's and fused
+modules with prepared modules. `restore_rnn` undoes both.
 """
 
 import warnings
@@ -191,9 +192,9 @@ def prepare_rnn(
         dtype: None, or torch.int8 for 8-bit weights, as in `FusedRNN.prepare`.
         min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
             Smaller layers keep their dtype. So do layers that are not in float32, have a proj_size
-            or run without a kernel. If None, the smallest size is 128 with AMX or AVX-512 VNNI, 256
-            with AVX-VNNI, and unlimited on other processors. Token layers with one direction then
-            also keep their dtype, because only float32 and float64 layers can share prefixes.
+            or run without a kernel. If None, the smallest size is 128 with AMX or AVX-512 VNNI, and
+            256 with AVX-VNNI; other processors use no 8-bit weights. If None, token layers with one
+            direction also keep their dtype, because layers with 8-bit weights share no prefixes.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
@@ -275,7 +276,7 @@ def _fused(module: torch.nn.Module) -> Any:
 
 
 def _exchange(model: torch.nn.Module, other_of: Callable[[str, torch.nn.Module], Any]) -> Any:
-    """Replaces modules in `model`, and returns the model or the module that replaces it.
+    """Replaces modules in `model`, and returns `model`, or its replacement if it was replaced.
 
     Args:
         model: the model. It is not changed if `other_of` raises an error.
@@ -330,7 +331,7 @@ def _remember_ties(
 
 
 def _tie_again(pairs: Sequence[tuple[Prepared[Any], torch.nn.Module]]) -> None:
-    """Makes equal parameters one parameter again if they were one before they were prepared.
+    """Shares parameters again that were shared before `prepare_rnn`, if their values are equal.
 
     Args:
         pairs: each prepared module, and the module that was restored from it.

@@ -1,4 +1,4 @@
-"""Reads and replaces the weights of a module, and finds its hooks and replaced `forward`s."""
+"""Reads and replaces the weights of a module, and finds other code that a call of it runs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -176,7 +176,7 @@ class Preparable(FromExporter):
     _why_not_preparable = why_not_preparable
 
     _more_options = 0
-    """Option bits of calls that are not options of the module."""
+    """Option bits to add to each call. They are not options of the module."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

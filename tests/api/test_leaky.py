@@ -193,7 +193,7 @@ def test_rates_are_numbers_between_0_and_1(path):
             module.reset_parameters()
             assert all(map(torch.equal, before, found))
     for rate in (0.0, -1.0, 1.5, float("nan"), [0.5] * (H + 1)):
-        with pytest.raises(ValueError, match=r"rate must be 1 or 5 numbers above 0 and at most 1"):
+        with pytest.raises(ValueError, match="rate must be one or 5 numbers above 0 and at most 1"):
             FusedLeakyRNN(D, H, rate=rate)
     # With a rate of 1, the layer is a vanilla RNN.
     module, vanilla = FusedLeakyRNN(D, H, rate=1), namernn_fast.FusedRNN(D, H)

@@ -35,7 +35,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     _cell: Cell
     _names: tuple[Sequence[str], Sequence[str]]
-    """The names of the parameters with biases and without."""
+    """The names of the parameters: first with biases, then without biases."""
     nonlinearity: str = "tanh"
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -32,7 +32,7 @@ from .saving import Saved
 from .stream import Stream
 
 MOST_TABLE_BYTES = 64 * 2**20
-"""The largest table that `prepare()` makes for a token layer, for all directions together."""
+"""The maximum size of the table that `prepare()` makes for a token layer, for all directions."""
 
 
 class Prepared(FromExporter, Saved, Generic[States]):
@@ -52,9 +52,9 @@ class Prepared(FromExporter, Saved, Generic[States]):
     _described: list[Any]
     """The `_description` of the layer."""
     _embedding: Tensor | None
-    """(vocabulary, input_size) of a token layer."""
+    """The embedding of a token layer, (vocabulary, input_size), otherwise None."""
     _ties: dict[str, Any]
-    """For each shared parameter, by weight name, what `restore_rnn` needs to tie it again."""
+    """The `_Tie` of each shared parameter, by weight name. `restore_rnn` shares it again."""
 
     def __init__(self, layer: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         self._hold(layer)
 
     def _option_names(self) -> tuple[str, ...]:
-        """Returns the names of the attributes that belong to the layer."""
+        """Returns the names of the layer's options, which this module has as attributes."""
         layer = self.__dict__.get("_layer")
         return () if layer is None else (*layer._recurrent.__constants__, "batch_invariant")
 
@@ -142,7 +142,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         self.__dict__.update(held)  # last, because the steps before may fail
 
     def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> dict[str, Any]:
-        """Packs weights, and returns the attributes that describe them."""
+        """Packs weights, and returns the attributes of this module that depend on the weights."""
         options = _options_of(rnn, weights) | (ops.INT8 if self.dtype is not None else 0)
         shapes, weights_ih = [without_memory(weight) for weight in weights], []
         if embedding is not None:

@@ -81,7 +81,7 @@ class Saved(torch.nn.Module):
     def _integer_names(self, layer: Any, weights_ih: list[Tensor]) -> list[str]:
         """Returns the names of the weights that are 8-bit integers.
 
-        Tables of input products and their `weights_ih` are in float32.
+        Tables, and the `weights_ih` that they replace, are in float32.
         """
         return [] if self.dtype is None else matrices(layer, len(weights_ih))
 

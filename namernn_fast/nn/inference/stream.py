@@ -66,7 +66,7 @@ class Stream:
             raise ValueError(f"batch must be an integer of at least 0, got {batch!r}")
         rnn = prepared._layer._recurrent
         if getattr(rnn, "bidirectional", False):
-            raise ValueError("a stream needs one direction: the other one starts at the last frame")
+            raise ValueError("a stream needs one direction: the second starts at the last frame")
         self._prepared, self._batch, self._panels = prepared, batch, prepared._panels
         self._options = 0
         self._is_step_module = not hasattr(rnn, "num_layers")
@@ -152,7 +152,7 @@ class Stream:
         return self._run(frame, rows, out, options, beside)
 
     def _beside(self, frame: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
-        """Returns `Cell.inputs` as the operator takes them."""
+        """Returns the arguments for `Cell.inputs`, checked, in the dtype and device of frame."""
         rnn = self._prepared._layer
         beside = []
         for name, more in inputs.items():
@@ -188,7 +188,7 @@ class Stream:
 
     @property
     def states(self) -> Any:
-        """A copy of all states, as the prepared module returns its last states."""
+        """A copy of all states, in the form of the last states that the prepared module returns."""
         states = [*map(forks.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
