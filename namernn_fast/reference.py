@@ -80,7 +80,7 @@ def run_stack(call: Call) -> Results:
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    # With `split`, hooks would run for all parts even if the loss uses only one of them.
+    # Slice, because with `split`, the hooks of all parts would run even if the loss uses only one.
     starts = itertools.accumulate(sizes, initial=0)
     parts = [last.narrow(-1, *place) for place in zip(starts, sizes, strict=False)]
     return input, *([last] if len(states) == 1 else map(_own, parts))

@@ -84,7 +84,7 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
         if not called_with(name):
             raise TypeError(f"a call of a {cell.layer} takes no argument {name!r}")
         raise ValueError(
-            f"{name} must be None for a {cell.layer}, which is not {called_with(name)}"
+            f"{name} must be None for a {cell.layer}: only {called_with(name)} cells take {name}"
         )
     if (wanted := _kind_of(input)) != (kind := _kind_of(more)):
         raise TypeError(f"{name} must be laid out like input, a {wanted}, got a {kind}")
