@@ -220,7 +220,7 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
         (x, {"reset": reset.T}, RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
         (packed, {"reset": reset[:4]}, RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
         (jagged, {"reset": reset}, ValueError, "reset does not support a jagged input"),
-        (x, {"reset_to": after}, ValueError, "reset_to needs reset, which says where"),
+        (x, {"reset_to": after}, ValueError, "reset_to needs reset, which marks where"),
         (x, {"reset": reset, "reset_to": 1}, TypeError, "reset_to must be a .*, got int"),
         (x, {"reset": reset, "reset_to": wrong}, RuntimeError, f"reset_to must have shape {size},"),
         (packed, {"reset": reset, "reset_to": wrong}, RuntimeError, f"have shape {size}, got"),
