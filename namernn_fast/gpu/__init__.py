@@ -4,16 +4,16 @@ One matrix product projects a layer's input for all rows; then one kernel runs t
 the loop over time inside the kernel. Token ids need no product, because the kernel reads each
 token's row of a table. In the backward pass one kernel runs the recurrence in reverse and writes dz
 for every row. Matrix products compute all other gradients from dz, except the gradient of a table,
-which sums the rows of each token. The host never waits for the device, because the kernels
-themselves read which rows exist.
+which is the sum of dz over the rows of each token. The host never waits for the device: the kernels
+read lengths, offsets and resets from device memory.
 
 A call passes through these modules: `operators` checks the arguments and makes a `problem`; `stack`
 schedules the layers; `layer` launches `kernels` with the `plan` for the `device`; `products`
 computes the matrix products around the kernels. Every launch goes through `launching`. `tuning`
 times plans on request.
 
-Legend: T time steps, B sequences, H hidden units, N rows, V rows of a table of token ids; a row is
-the vector of one (time, sequence) pair.
+Legend: T time steps, B sequences, H hidden units, N rows, V tokens (rows of a table). Except in a
+table, a row is the vector of one (time, sequence) pair.
 """
 
 from .device import device_of

@@ -1,4 +1,4 @@
-"""The properties of a GPU that decide how kernels run."""
+"""The properties of a GPU that determine how kernels run."""
 
 import functools
 import warnings
@@ -28,14 +28,14 @@ class Device(NamedTuple):
     def meeting(self) -> int:
         """The maximum number of programs that may wait for each other.
 
-        It is 1 if a cooperative launch was refused, and on AMD, where Triton's barrier within a
-        program does not wait for the stores of all warps, so other programs could read stale
-        values.
+        The maximum is 1 if the GPU has rejected a cooperative launch. It is also 1 on AMD, where
+        other programs could read stale values, because Triton's barrier within a program does not
+        wait for the stores of all warps.
         """
         return self.processors if self.backend == "cuda" and self.cooperative else 1
 
     def most_registers(self, warps: int, programs: int = 1) -> int:
-        """Returns the register limit per thread for `programs` programs on an SM of NVIDIA."""
+        """Returns the register limit per thread if `programs` programs share an NVIDIA SM."""
         return min(255, 65536 // (programs * warps * self.lanes))
 
     @property
@@ -71,7 +71,7 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
-    """Records in this process that a GPU refused a cooperative launch; warns once per GPU."""
+    """Records that a GPU rejected a cooperative launch. Warns once per GPU and process."""
     index = tensor.get_device()
     if index not in _refusing:
         _refusing.add(index)

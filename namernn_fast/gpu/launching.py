@@ -19,7 +19,7 @@ UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
 def run(
     kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """Launches a Triton kernel with arguments and with compile and launch options by name.
+    """Launches a Triton kernel. `settings` holds compile and launch options.
 
     `grid` is the number of programs in each of up to three dimensions.
     """
@@ -29,7 +29,7 @@ def run(
 def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Returns an int64 tensor on a GPU that holds `numbers`, each between 0 and 2^30 - 2.
 
-    The numbers are passed as kernel arguments. So a CUDA graph can capture the upload, and nothing
+    The numbers are passed as kernel arguments, so a CUDA graph can capture the upload, and nothing
     reads CPU memory after this function returns.
     """
     launches = -(-len(numbers) // _UPLOADED)
@@ -96,7 +96,7 @@ def share_turn(
 def _wait_for_others(
     device: torch.device, stream: torch.cuda.Stream
 ) -> dict[torch.cuda.Stream, torch.cuda.Event | None]:
-    """Makes a stream wait for cooperative kernels of streams that do not share its turn.
+    """Makes a stream wait for cooperative kernels on streams that do not share its turn.
 
     Returns the entry of `_last` for the device.
     """

@@ -31,7 +31,7 @@ def form_of(
     ring: bool = False,
     transposed: bool = False,
 ) -> Form:
-    """Returns the compile-time `Form` of a kernel, which describes the keyword arguments."""
+    """Returns the compile-time constants of a kernel. The keyword arguments are as in `Form`."""
     has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
     return Form(
         H=hidden_size,
@@ -45,7 +45,7 @@ def form_of(
         MEMBERS=plan.members,
         TILES=plan.tiles,
         PARTS=plan.parts,
-        # Threads of large programs lack the registers for more loads in flight.
+        # In large programs, threads do not have enough registers for more loads in flight.
         VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
@@ -61,7 +61,7 @@ def form_of(
 def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
     """Returns Triton's compile and launch options for a kernel of the recurrence.
 
-    With token ids, the kernel contains an assertion.
+    If `with_ids` is set, the kernel reads token ids and asserts that they are in range.
     """
     settings = {
         "num_warps": plan.warps,
@@ -69,8 +69,8 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
         "launch_cooperative_grid": plan.members > 1,
     }
     if device.backend == "cuda":
-        # By default the compiler may use fewer registers to fit more programs, and then spills.
-        # Two programs with one sequence each fit on an SM and hide each other's latency.
+        # By default the compiler may spill registers to fit more programs on an SM. Here two
+        # programs with one sequence each fit on an SM and hide each other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:
@@ -278,7 +278,7 @@ def weight_gradients(
 
     Args:
         stack, x, hx, weights, output: as in `forward_layer`.
-        dz: the gradient of the sums, shaped like output.
+        dz: the gradient of the pre-activations, shaped like output.
         previous_states: the previous state of each row, shaped like output, or None if the
             layout is `consecutive`.
     """
@@ -306,7 +306,7 @@ def _grad_weight_hh(
     """Returns the gradient of weight_hh of one direction. The layout must be `consecutive`.
 
     Args:
-        dz: the gradient of the sums (N, H).
+        dz: the gradient of the pre-activations (N, H).
         states: the direction's output (N, H). Each row is the previous state of the next row in
             recurrence order.
         hx: initial states (B, H), or None for zeros.

@@ -51,7 +51,7 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
         lengths = stack.layout.lengths
         reads_input = 0 in want_layers and not ops.has_ids(input)
         if reads_input and stack.layout.padded and lengths is not None:
-            # Zero the padding, which may contain NaN, because NaN times a dz of zero is NaN.
+            # Zero the padding: it may contain NaN, and a zero dz times NaN is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= lengths.unsqueeze(1)
             past = past if call.options & ops.BATCH_FIRST else past.t()

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     def runs_stepwise(self, hidden_size: int, batch: int, is_captured: bool) -> bool:
         """Returns whether torch, instead of a streamed kernel, computes the product of each step.
 
-        `is_captured` says that a CUDA graph captures the call: replays have no launch overhead.
+        `is_captured`: whether a CUDA graph captures the call. Replays have no launch overhead.
         """
         if self.kind != "streamed":
             return False
@@ -73,9 +73,9 @@ _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
 # with shorter steps, the GPU would wait for the host.
 _HIDES_THE_HOST = 2**28
 _KEPT_IN_REGISTERS = 64  # Values of weight_hh that each thread keeps without tensor cores.
-# Limits in bytes above which registers spill. _LARGE_STATES applies to the states of more than 16
-# sequences in a program that keeps all of weight_hh, _KEPT_WITH_STATES to a member's part of
-# weight_hh plus a block of states.
+# Limits in bytes above which registers spill. _LARGE_STATES limits the states in a program that
+# keeps all of weight_hh and has more than 16 sequences. _KEPT_WITH_STATES limits a member's part
+# of weight_hh plus a block of states.
 _LARGE_STATES = 8 * 1024
 _KEPT_WITH_STATES = 128 * 1024
 
@@ -140,7 +140,7 @@ def choose(size: Size) -> Plan:
 
 
 def _warps(threads: int, device: Device) -> int:
-    """Returns the number of warps, from 4 to 16, that provides about `threads` threads."""
+    """Returns the number of warps for about `threads` threads: at least 4 and at most 16."""
     warps: int = triton.next_power_of_2(triton.cdiv(threads, device.lanes))
     return min(16, max(4, warps))
 
@@ -178,7 +178,7 @@ _BARRIER = 2600  # cycles of a barrier among programs
 
 
 def _choose_streamed(size: Size) -> Plan:
-    """Returns the plan with the tiles for which a step is estimated to take the fewest cycles."""
+    """Returns the streamed plan whose step is estimated to take the fewest cycles."""
     device, itemsize = size.device, size.dtype.itemsize
     kind = "16 bits" if itemsize == 2 else "tf32" if size.tf32 else "CUDA cores"
     found: dict[Plan, float] = {}

@@ -13,7 +13,7 @@ from ..cells.cell import LayerWeights
 class SequenceLayout(NamedTuple):
     """Which (time, sequence) rows of a call exist, and where each row is in memory.
 
-    Strides are in rows, but the strides of reset are in elements.
+    Strides are in rows, except the strides of reset, which are in elements.
     """
 
     T: int

@@ -57,7 +57,7 @@ class ProductPlan(NamedTuple):
         """Returns Triton's compile and launch options for the kernel."""
         settings = {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
         if device.backend == "cuda":
-            # By default the compiler may use fewer registers to fit more programs, and then spills.
+            # By default the compiler may spill registers to fit more programs on an SM.
             settings["maxnreg"] = device.most_registers(self.tiles.warps)
         return settings
 
@@ -78,11 +78,10 @@ def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPl
 
 
 def precision_of_its_own(like: Tensor) -> str | None:
-    """Returns the precision of an RNN's products if torch's own products use another, else None.
+    """Returns the precision of an RNN's products if it differs from torch's other products.
 
-    Args:
-        like: a tensor with the device and dtype of the products. In 16 bits the two precisions
-            never differ.
+    Otherwise returns None. In 16 bits the two precisions never differ. `like` is a tensor with the
+    device and dtype of the products.
     """
     if like.dtype != torch.float32:
         return None

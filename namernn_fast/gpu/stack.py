@@ -1,8 +1,8 @@
 """Runs the layers of a stack one by one, or as a pipeline on several streams.
 
-The sequences are cut into stretches of steps. A stretch of one layer depends only on the previous
+The sequences are split into stretches of steps. A stretch of one layer depends only on the previous
 stretch of that layer and on the same stretch of the layer below (above in the backward pass). So
-unidirectional layers can run concurrently, one stretch apart, each on its own stream.
+unidirectional layers can run concurrently, one stretch apart, each on a separate stream.
 """
 
 import functools
@@ -54,7 +54,7 @@ def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
 
 
 def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
-    """Cuts time-major rows into `count` stretches of nearly equal length."""
+    """Splits time-major rows into `count` stretches of nearly equal length."""
     if count == 1:
         return [_Stretch(layout, 0, layout.N)]
     found = []
@@ -83,7 +83,7 @@ class _InTurn:
         task()
 
     def finish(self, task: Callable[[], object]) -> None:
-        """Runs a task on the current stream, after all tasks that were submitted before."""
+        """Runs a task on the current stream, after all previously submitted tasks."""
         task()
 
 
@@ -159,7 +159,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs = [like.new_empty(count, width) for count in rows]
     h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # States between stretches alternate between two tensors, so that the last states are in h_n.
+    # Stretches pass on their states in one of two tensors, alternately; the last one uses h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
@@ -212,12 +212,12 @@ def backward_stack(
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
     states = (len(layers), stack.layout.B, stack.hidden_size)
-    # The gradients of states between stretches alternate between two tensors.
+    # Stretches pass on the gradients of states in one of two tensors, alternately.
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
     grads: list[Tensor | None] = [*none, grad_output]  # for each layer's input, then for output
-    # For each layer, dz and the previous states (None if `outputs` holds the previous states).
+    # For each layer: dz, and the previous states (None if `outputs` already holds them).
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}
 

@@ -1,9 +1,8 @@
 """Runs the recurrence of a layer with two launches per step: a torch product and the activation.
 
-This path replaces the streamed kernel, which reads weight_hh at every step, if the product of a
-step is so large that torch is estimated to be faster; see `plan`. States overwrite the projected
-input, and dz overwrites a copy of the gradient of the output, so that the products can accumulate
-in place.
+The streamed kernel reads weight_hh at every step. If torch is estimated to compute the product of
+a step faster, this path replaces the kernel; see `plan`. States overwrite the projected input, and
+dz overwrites a copy of the gradient of the output, so that the products can accumulate in place.
 """
 
 from collections.abc import Sequence

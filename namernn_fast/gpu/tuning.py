@@ -1,4 +1,4 @@
-"""Times plans when a program calls `autotune`, and at no other time."""
+"""Times plans, only when a program calls `autotune`."""
 
 import warnings
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan,
 def _candidates(size: Size) -> list[Plan]:
     """Returns the default plans for this and other batch sizes, with several numbers of warps.
 
-    For a large float32 layer that streams weight_hh, torch multiplies each step in one of them.
+    For a large float32 layer that streams weight_hh, one plan runs each step's product in torch.
     """
     chosen = [choose(size)]
     chosen += [choose(size._replace(batch=batch)) for batch in (1, 16, 64, 256, 1024, 4096)]

@@ -1,8 +1,8 @@
 """The Triton kernels: the recurrence of a layer, forward and backward, the products around it, sums
-of rows by token, and the upload of numbers.
+of rows by token, and the upload of integers.
 
-Shapes are in brackets: B is a program's block of sequences, K a block of the hidden units that are
-summed over, N a block of the hidden units that are computed.
+Square brackets hold the shape of a block: B sequences, N hidden units that are computed, K hidden
+units that are summed over.
 """
 
 from .arguments import VARYING, Form, LayoutTensors

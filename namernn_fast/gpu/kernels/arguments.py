@@ -67,7 +67,7 @@ class Form(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The values that stay constant while a program of either pass runs."""
+    """The values that stay constant while a program runs, in either pass."""
 
     member: Any
     """The index of the program among the members of its block of sequences."""
@@ -95,7 +95,7 @@ class Program(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The status of each sequence of a block at one time step of the pass [B]."""
+    """The status of each sequence [B] of a block at one time step."""
 
     alive: Any
     """Whether the sequence has a step at this time."""

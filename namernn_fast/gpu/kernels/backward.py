@@ -1,6 +1,7 @@
 """The backward pass of a layer's recurrence in one kernel.
 
-When the kernel computes a step, it has just computed the later step; the earlier step comes next.
+The kernel computes the last step first. At each step, the "later" step has just been computed, and
+the "earlier" step is computed next.
 """
 
 import triton
@@ -34,7 +35,7 @@ from .recurrent_product import (
 
 @triton.jit
 def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
-    """Loads the states and the gradient of the output at one time step, [B, N] each."""
+    """Loads the states and the gradient of the output at one time step, both [B, N]."""
     h = load_rows(output, row, n, there, FORM.WIDTH, FORM.LIMIT)
     if grad_output is None:
         grad = zeros(h.dtype, FORM)
@@ -132,7 +133,7 @@ def backward_kernel(
     weight_hh_reverse,  # (H, H), weight_hh of the second direction, or None
     hx,  # (directions, B, H), or None for zeros
     output,  # (N, directions * H)
-    dz,  # (N, directions * H): the gradient of the sums
+    dz,  # (N, directions * H): the gradient of the pre-activations
     previous_states,  # (N, directions * H): h_{t-1} of each row, or None if not needed
     dz_first,  # (directions, B, H): dz of the first steps, or None if grad_hx is None
     grad_hx,  # (directions, B, H), or None if not needed; the caller adds dz_first W_hh

@@ -30,7 +30,7 @@ from .recurrent_product import (
 
 @triton.jit
 def _place(t, row, program, FORM: tl.constexpr):
-    """Returns the row of output [B] that holds the states of time t (a scalar or [B]).
+    """Returns the rows of output [B] that hold the states of time t (a scalar or [B]).
 
     With RING, output is a ring buffer for two steps.
     """
@@ -75,7 +75,7 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 @triton.jit
 def _load_previous_states(previous_states, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Loads the previous states, or hx for sequences that start, shaped as in `load_states`.
+    """Loads the previous states (hx at a sequence's first step), shaped as in `load_states`.
 
     For a single sequence, a branch chooses between the two addresses. With a select, Triton would
     lose track of the alignment of the addresses.
@@ -136,7 +136,7 @@ def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
 
 @triton.jit
 def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
-    """Stores h_n, from the kept state or the rows of the last steps, and zeros the padding."""
+    """Stores h_n, from the state on chip or the rows of the last steps, and zeros the padding."""
     b, there = program.b, program.b < program.B
     t = tl.maximum(tl.where(program.back == 1, 0, program.length - 1), 0)
     place = _place(t, row_at(t, layout, program), program, FORM)
@@ -157,14 +157,14 @@ def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     projected,  # (N, directions * H); with ids, the table (V, directions * H)
-    ids,  # (N), the row of `projected` that each row reads; None if row n reads row n
+    ids,  # (N), the row of `projected` to read for each row; None if row n reads row n
     V,  # number of rows of `projected`
     weight_hh,  # (H, H)
     weight_hh_reverse,  # (H, H), weight_hh of the second direction, or None
     bias,  # (H), or None
     bias_reverse,  # (H), bias of the second direction, or None
     hx,  # (directions, B, H), or None for zeros
-    output,  # (N, directions * H); with RING, two steps in turn (2 * B, directions * H)
+    output,  # (N, directions * H); with RING, a ring buffer of two steps (2 * B, directions * H)
     h_n,  # (directions, B, H)
     layout,  # `LayoutTensors`
     arrivals,  # (blocks * directions), counters that start at 0; None if there is one member

@@ -5,25 +5,25 @@ import triton.language as tl
 
 from .arguments import Program, Step
 
-# The grid is one-dimensional, because only its first axis may exceed 65,535 programs. The index of
-# the member varies fastest, then the direction, then the block of sequences. Members divide the
-# hidden units among themselves, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ...
-# A program with a single tile, in a single block of K, keeps its part of weight_hh on chip across
-# time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise
-# each step stores the state in memory, and the next step reads the state back after a barrier.
+# The grid is one-dimensional, because only its first axis may exceed 65,535 programs. Programs that
+# share a block of sequences are its "members". They split the hidden units into tiles of BLOCK_N:
+# member m has the tiles m, m + MEMBERS, ... The grid index varies fastest over members, then over
+# directions, then over blocks. A program with one tile and one block of K keeps its part of
+# weight_hh on chip across time. If it is also the only member, it keeps the state on chip as well.
+# Otherwise each step stores the state in memory, and the next step reads it after a barrier.
 #
 # Steps are "earlier" or "later" in recurrence order, so in direction 1 the later step has the
 # smaller time index. The forward pass computes the earlier step first, the backward pass the
 # later step. "Previous" is used only for states: the previous state of a row is its h_{t-1}.
 #
-# The L1 cache does not see the stores of other programs. Loads of rows that other programs write
-# ask to bypass L1 (.cg), but Triton drops this modifier if it turns a load into asynchronous copies
-# of less than 16 bytes. So correctness relies on the barrier alone, whose acquire invalidates L1.
+# The L1 cache may hold stale copies of rows that other programs write. Loads of these rows use .cg
+# to bypass L1, but Triton drops this modifier if it turns a load into asynchronous copies of less
+# than 16 bytes. So correctness relies only on the barrier, whose acquire invalidates L1.
 #
-# Triton compares values to find the variables that a loop changes. If a variable is an alias of
-# another variable before the loop, and the body assigns the same alias to it, Triton treats the
-# variable as constant. So no variable that a loop assigns may be an alias, or a field of a tuple,
-# before the loop.
+# To find the variables that a loop changes, Triton compares their values before and after the loop
+# body. If x is an alias of y before the loop, and the body sets x = y again, Triton treats x as
+# constant. So a variable that a loop assigns must not be an alias or a field of a tuple before the
+# loop.
 
 
 @triton.jit
@@ -32,10 +32,10 @@ def tanh(x, IMPROVE: tl.constexpr):
 
     Computes tanh |x| as e / (e + 1), where a polynomial gives e = expm1(2 |x|) / 2. The CPU kernel
     uses the same formula, in csrc/kernel/math/nonlinearities.h. The only approximate instruction is
-    the division, with an error of up to 2 ulp; powers of two are built from their exponents.
+    the division, with an error of up to 2 ulp; powers of two are built from their exponent bits.
 
     Args:
-        IMPROVE: whether to correct the error of the division, which 16-bit results do not show.
+        IMPROVE: whether to correct the error of the division. 16-bit results do not need it.
     """
     a = tl.abs(x)
     a = tl.where(a > 10.0, 10.0, a)  # unlike a minimum, keeps NaN
@@ -61,7 +61,7 @@ def tanh(x, IMPROVE: tl.constexpr):
 
 @triton.jit
 def activation(z, dtype: tl.constexpr, FORM: tl.constexpr):
-    """Applies the nonlinearity to float32 sums z and returns the states in `dtype`."""
+    """Applies the nonlinearity to float32 pre-activations z; returns the states in `dtype`."""
     # relu keeps NaN, as in torch.
     h = tanh(z, dtype == tl.float32) if FORM.TANH else tl.where(z <= 0, 0.0, z)
     return h.to(dtype)
@@ -98,7 +98,7 @@ def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.cons
 
     Args:
         strides: a tuple of time_stride, batch_stride, reset_time_stride and reset_batch_stride.
-        FIRST_GOES_BACK: whether the pass goes back in time in the first direction.
+        FIRST_GOES_BACK: whether the pass goes back in time in direction 0.
     """
     member, group = tl.program_id(0) % FORM.MEMBERS, tl.program_id(0) // FORM.MEMBERS
     block, direction = group, 0
@@ -148,14 +148,14 @@ def units(i, program, FORM: tl.constexpr):
 
 @triton.jit
 def time_of(s, program):
-    """Returns the time index of step min(s, last step) of the pass; 0 if there are no steps."""
+    """Returns the time of step s of the pass, clamped to the last step; 0 if there are no steps."""
     s = tl.minimum(s, program.steps - 1)
     return tl.maximum(tl.where(program.back == 1, program.steps - 1 - s, s), 0)
 
 
 @triton.jit
 def row_at(t, layout, program):
-    """Returns each sequence's row [B] at time t (a scalar or [B]); valid only if it is alive."""
+    """Returns each sequence's row [B] at time t (a scalar or [B]), valid if t < its length."""
     if layout.starts is not None:
         return program.first + tl.load(layout.starts + t)
     return program.first + t * program.time_stride
@@ -172,7 +172,7 @@ def step_at(t, layout, program, FORM: tl.constexpr):
 
 @triton.jit
 def is_cut_at(border, layout, program, FORM: tl.constexpr):
-    """Returns whether a reset cuts each sequence between the times border - 1 and border [B]."""
+    """Returns whether a reset cuts each sequence [B] between times border - 1 and border."""
     if layout.reset is None:
         is_cut = tl.full((FORM.BLOCK_B,), 0, tl.int1)
     else:

@@ -1,8 +1,4 @@
-"""A float32 matrix product that ignores torch's setting for the precision of products.
-
-Shapes are in brackets: M and N are blocks of the rows and the columns of the product, K a block of
-the summed dimension.
-"""
+"""A float32 matrix product that ignores torch's setting for the precision of products."""
 
 import triton
 import triton.language as tl
@@ -35,15 +31,15 @@ def product_kernel(
 ):
     """Computes out = left @ right + plus; the grid is (blocks, parts).
 
-    Each part sums a slice of K into a separate matrix of `out`. If there are several parts, `plus`
-    must be None, and the caller sums the parts and adds it.
+    Each part sums a slice of K into a separate matrix of `out`. If there are several parts, the
+    caller sums the parts and adds `plus`; here `plus` must be None.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)
     first_m, first_n = (tile // blocks_n).to(tl.int64) * BLOCK_M, tile % blocks_n * BLOCK_N
     begin = part.to(tl.int64) * K_OF_A_PART
     end = tl.minimum(begin + K_OF_A_PART, K)
-    # Offsets within a block take half the registers of addresses, and are loop-invariant.
+    # Offsets within a block take half as many registers as addresses, and are loop-invariant.
     m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     is_m, is_n = (m < M - first_m)[:, None], (n < N - first_n)[None, :]
     if WIDE:

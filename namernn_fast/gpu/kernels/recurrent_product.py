@@ -1,4 +1,4 @@
-"""The product of a step: states or dz times weight_hh, which is on chip or streamed."""
+"""The recurrent product of a step: states or dz times weight_hh, kept on chip or streamed."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from .primitives import zeros
 
 @triton.jit
 def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Loads a weight (H, H), or its transpose, for the units k and n."""
+    """Loads rows k and columns n of a weight (H, H), or of its transpose."""
     place = n * FORM.H + k if TRANSPOSED else k * FORM.H + n
     tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
     return _operand(tile, FORM)
@@ -18,9 +18,9 @@ def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 def round_to_tf32(x):
     """Rounds float32 to the nearest TF32 value, ties away from zero.
 
-    Otherwise tensor cores would truncate the last 13 bits of their operands. NaN, infinity and
-    numbers that would round to infinity are unchanged. In CUDA's NaN, all bits except the sign are
-    set, so the addition would carry into the sign.
+    Without this rounding, tensor cores would truncate the last 13 bits of their operands. NaN,
+    infinity and numbers that would round to infinity are unchanged. In CUDA's NaN, all bits except
+    the sign are set, so the addition would carry into the sign.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
@@ -28,32 +28,32 @@ def round_to_tf32(x):
 
 @triton.jit
 def _operand(x, FORM: tl.constexpr):
-    """Rounds an operand of tensor cores to TF32, if the precision is TF32."""
+    """Rounds an operand of tensor cores to TF32 if the precision is TF32."""
     if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
         x = round_to_tf32(x)
     return x
 
 
-# A program with one sequence multiplies without tensor cores. Each thread splits vectors of units k
-# into elements. With this layout Triton assigns whole vectors to a thread and places lanes along
-# the units n, so a thread computes most of a sum alone for any alignment of rows. The
-# multiply-adds within a thread are explicit. If lanes exchanged single products, the compiler would
-# fuse each lane's own product with the rounded product of another lane, and the lanes' copies of
-# the same sum would differ in their last bits.
+# A program with one sequence multiplies without tensor cores. It splits vectors of units k into
+# elements. With this layout Triton gives whole vectors to a thread and places lanes along the units
+# n, so that for any alignment of rows a thread computes most of a sum alone. The multiply-adds
+# within a thread are explicit. If lanes exchanged single products, the compiler would fuse each
+# lane's own product with the rounded product of another lane, and the lanes' copies of the same sum
+# would differ in their last bits.
 
 
 @triton.jit
 def _units_of_one(FORM: tl.constexpr):
-    """Returns all units k in vectors, [K / VECTOR, 1, VECTOR], for products of one sequence."""
+    """Returns the indices of all units k, grouped in vectors: [K / VECTOR, 1, VECTOR]."""
     blocks = tl.arange(0, FORM.BLOCK_K // FORM.VECTOR) * FORM.VECTOR
     return blocks[:, None, None] + tl.arange(0, FORM.VECTOR)[None, None, :]
 
 
 @triton.jit
 def _apart(vectors, FORM: tl.constexpr):
-    """Splits vectors [K / VECTOR, N, VECTOR] into tensors [., N] in float32.
+    """Splits [K / VECTOR, N, VECTOR] into 2 float32 tensors [K / 2, N], or into 8 [K / 8, N].
 
-    Vectors of four units are also halved along K, so that a thread needs registers for fewer sums.
+    If VECTOR is 4, the halves of K are split too, so that a thread needs registers for fewer sums.
     """
     vectors = vectors.to(tl.float32)
     if FORM.VECTOR == 2:
@@ -113,10 +113,10 @@ def product(left, right, sum, FORM: tl.constexpr):
 
 @triton.jit
 def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Loads a weight (H, H), or its transpose, for all units k and the units n.
+    """Loads columns n of a weight (H, H), or of its transpose, to keep on chip.
 
     The shape of the tile is [K, N], or [PARTS, K / PARTS, N] with several parts. For one sequence,
-    the tile is split by `_apart`.
+    `_apart` splits the tile.
     """
     if FORM.BLOCK_B == 1:
         tile = _tile(weight, _units_of_one(FORM), n[None, :, None], TRANSPOSED, FORM)
@@ -134,9 +134,9 @@ def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 def load_states(states, mask, FORM: tl.constexpr):
     """Loads all units of the states, as [B, K], or as [PARTS, B, K / PARTS] with several parts.
 
-    For one sequence whose rows consist of whole vectors, the result is [K / VECTOR, N, VECTOR], the
-    same for all n. Each thread then loads all states that it multiplies, which is faster than
-    exchanging states.
+    For one sequence, if H is a multiple of VECTOR, the result is [K / VECTOR, N, VECTOR], with
+    equal values for all n. Each thread then loads all states that it multiplies, which is faster
+    than exchanging states.
     """
     if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         k = _units_of_one(FORM)
@@ -156,7 +156,7 @@ def load_states(states, mask, FORM: tl.constexpr):
 
 @triton.jit
 def product_of_states(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + loaded states times a tile of weight_hh on chip."""
+    """Returns sum [B, N] + states (from `load_states`) times a tile of weight_hh on chip."""
     if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         sum = _product_of_one(left, right, sum, FORM)
     elif FORM.PARTS == 1:

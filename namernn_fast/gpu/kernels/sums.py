@@ -7,7 +7,7 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["V"])
 def sums_by_token_kernel(
     rows,  # (N, WIDTH)
-    order,  # (N), row numbers sorted by token
+    order,  # (N), row indices sorted by token
     borders,  # (V + 1): the rows of token v are order[borders[v]:borders[v + 1]]
     sums,  # (parts, V, WIDTH), float32
     V,
@@ -18,7 +18,7 @@ def sums_by_token_kernel(
 ):
     """Computes the partial sums of each token's rows.
 
-    The grid is (V, blocks of units, parts). Of P parts, part p adds the blocks p, p + P, ...
+    The grid is (V, blocks of units, P parts). Part p adds the blocks of rows p, p + P, ...
     """
     token, part = tl.program_id(0), tl.program_id(2)
     begin, end = tl.load(borders + token), tl.load(borders + token + 1)
