@@ -1,1 +1,1 @@
-"""Programs for developers, which are not in the wheel."""
+"""Programs for developers. They are not part of the wheel."""

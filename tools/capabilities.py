@@ -1,9 +1,9 @@
-"""Tries what torch's layers and the fused layers can do on a CPU, and writes a table.
+"""Tests what torch's layers and the fused layers can do on a CPU, and writes a table.
 
     python -m tools.capabilities [--record]
 
-Each verdict is the result of an actual attempt. The reason for a no is written by hand next to the
-attempt, because an exception's message rarely explains it.
+Each verdict is the result of an actual attempt. The reason for a "no" is written by hand next to
+the attempt, because an exception's message rarely explains it.
 """
 
 import inspect
@@ -102,7 +102,7 @@ def loss_of(result) -> Tensor:
 
 
 def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None = None):
-    """Returns initial states as the layer takes them: one, or a pair."""
+    """Returns random initial states: a pair for an LSTM or a leaky layer, otherwise one tensor."""
     pair = torch.randn(2, 1, batch, layer.hidden_size, dtype=dtype).unbind()
     return pair if isinstance(layer, (torch.nn.LSTM, FusedLeakyRNN)) else pair[0]
 
@@ -484,7 +484,7 @@ def _(layer, x):
 
 
 def child(label: str, name: str, answers: Connection) -> None:
-    """Makes an attempt, and sends the verdict and its note or error message."""
+    """Runs an attempt, and sends the verdict and its note or error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -502,10 +502,10 @@ def child(label: str, name: str, answers: Connection) -> None:
 
 
 def attempt(label: str, name: str) -> tuple[str, str]:
-    """Makes the attempt of a row for one layer class, in a separate process.
+    """Runs a row's attempt for one layer class, in a separate process.
 
     Returns:
-        The verdict, and a note or, for a no, the error message.
+        The verdict, and a note or, for a "no", the error message.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
@@ -525,12 +525,12 @@ def attempt(label: str, name: str) -> tuple[str, str]:
 
 
 def entry(label: str, name: str) -> tuple[str, str]:
-    """Returns the verdict for one row and layer class, and a note or the reason for a no."""
+    """Returns the verdict for one row and layer class, and a note or the reason for a "no"."""
     verdict, text = attempt(label, name)
     if verdict == NO:
         why_not = ROWS[label].why_not[name]
         if not why_not:
-            raise SystemExit(f"{label}: no reason is written for {name}, which failed with: {text}")
+            raise SystemExit(f"{label}: {name} failed, but the row gives no reason: {text}")
         text = why_not
     return verdict, text
 
@@ -538,7 +538,7 @@ def entry(label: str, name: str) -> tuple[str, str]:
 def note_of(entries: dict[str, tuple[str, str]]) -> str:
     """Returns the last column of a row: all notes, without repetitions.
 
-    A note names its layers, unless it is the only one of the row.
+    A note names its layers, unless the row has only one note.
 
     Args:
         entries: the verdict and the note of each layer class.

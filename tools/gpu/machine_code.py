@@ -38,10 +38,10 @@ class Instruction(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Instructions in the code of a step, as one warp issues them.
+    """The instructions of one warp in the code of a time step.
 
-    A loop within the step counts as one iteration, however often it runs. Code for special steps
-    counts too.
+    An instruction in a loop within the step is counted once. Code that only some steps execute is
+    included.
     """
 
     instructions: int
@@ -70,8 +70,8 @@ _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?([\w.]+)\s*(
 class Code:
     """The instructions of a kernel, and its loops.
 
-    Code for diverged warps (`BRA.DIV`) is left out, because it repeats the code for whole warps. So
-    are functions that the compiler appends to the kernel.
+    Excludes code for diverged warps (`BRA.DIV`), which repeats the code for whole warps, and
+    functions that the compiler appends to the kernel.
     """
 
     def __init__(self, text: str):
@@ -101,7 +101,7 @@ class Code:
 
     @cached_property
     def loops(self) -> list[frozenset[int]]:
-        """The positions of the instructions of the longest loop, then of the loops within it."""
+        """The instruction indices of the longest loop, then of each loop within it."""
         graph = networkx.DiGraph(self._edges())
         longest = max(_loops(graph), key=len, default=None)
         if longest is None:
@@ -112,9 +112,9 @@ class Code:
         return [longest, *_loops(graph.subgraph(longest - {entry}))]
 
     def _edges(self) -> dict[int, list[int]]:
-        """Returns the possible successors of each reachable instruction, as positions."""
+        """Returns the indices of the possible successors of each reachable instruction."""
         found: dict[int, list[int]] = {}
-        # A position, and for each barrier register the position where warps reconverge.
+        # An instruction index, and for each barrier register the index where warps reconverge.
         waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
         while waiting:
             place, meeting = waiting.pop()
@@ -136,11 +136,11 @@ class Code:
         if instruction.opcode == "BSYNC" and instruction.operands in meeting:
             return [meeting[instruction.operands]]
         if instruction.opcode in ("BRA", "JMP", "CALL") and instruction.target in self._labels:
-            # A call within a kernel is a branch; other functions return.
+            # Follow a call within the kernel like a branch. Appended functions return.
             if instruction.name.endswith((".DIV", ".CONV")):
                 return below
             return [self._labels[instruction.target], *(below if is_conditional else [])]
-        # A call of an absolute address is a failed assertion.
+        # A call to an absolute address reports a failed assertion.
         if instruction.opcode in ("EXIT", "RET", "BPT") or instruction.name.startswith("CALL.ABS"):
             return below if is_conditional else []
         if instruction.opcode in ("BRX", "JMX"):

@@ -1,9 +1,9 @@
 """The resources of the GPU kernels on each architecture, compiled without a GPU.
 
 `make gpu ONLY=report` runs this module. It compiles every plan for the sizes below for every
-architecture. `--record` writes registers, spills, shared memory and the instruction counts of
-a step to `resources.json`, and part of that to `docs/gpu_report.md`. `make gpu ONLY=lint` compares
-the kernels with the record.
+architecture. `--record` writes registers, spills, shared memory and the instruction counts of a
+step to `resources.json`, and some of these numbers to `docs/gpu_report.md`. `make gpu ONLY=lint`
+compares the kernels with the record.
 """
 
 import itertools
@@ -85,7 +85,7 @@ class Resources(NamedTuple):
 
 
 def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[int]]]:
-    """Yields every plan for the sizes above, with the batch sizes that get it."""
+    """Yields every plan for the sizes above, with the batch sizes that use it."""
     found: dict[Build, list[int]] = {}
     for device, (dtype, tf32), size in itertools.product(devices, PRECISIONS, sorted(SIZES)):
         hidden_size, batch = size
@@ -123,13 +123,13 @@ def specialise(
     rows: Collection[str] = (),
     absent: Collection[str] = (),
 ) -> Specialisation:
-    """Returns the arguments and options for which a call compiles a kernel.
+    """Returns the arguments and options with which a call compiles a kernel.
 
     Args:
         kernel: One of `KERNELS`.
         build: The plan, the device and the hidden size.
         directions, tanh, ring: As in `form_of`.
-        rows: Which of ids, lengths, offsets, starts and reset the call has.
+        rows: Which of ids, lengths, offsets, starts and reset the call passes.
         absent: The other optional arguments that the call omits.
     """
     plan, device = build.plan, build.device
@@ -215,7 +215,7 @@ def _number(label: str, text: str) -> int:
 def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
     """Returns the share of a multiprocessor's warps that can be active at the same time.
 
-    Registers, shared memory and the number of warps limit it.
+    Registers, shared memory and the number of warps limit this share.
     """
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(
@@ -249,7 +249,7 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each plan."""
+    """Returns a table with a line for each plan."""
     lines = []
     for row in rows:
         plan = Plan(**row["plan"])
@@ -276,7 +276,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def text(document: dict[str, Any]) -> str:
-    """Returns the section of the page: the plans of one architecture per manufacturer."""
+    """Returns the page's section, with the plans of one architecture per manufacturer."""
     shown = (H100.arch, MI300X.arch)
     rows = [row for row in document["rows"] if row["arch"] in shown]
     return f"Compiled by Triton {document['triton']}. H is the hidden size.\n\n{table(rows)}"

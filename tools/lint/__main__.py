@@ -21,7 +21,7 @@ from tools.lint.variants import REPORTED, USUAL, Variant, variants
 
 
 class Result(NamedTuple):
-    """The findings of the lint in one variant."""
+    """The lint's findings in one variant."""
 
     variant: Variant
     findings: list[Finding]

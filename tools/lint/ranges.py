@@ -1,8 +1,8 @@
 """Finds 32-bit sums and products in a kernel's addresses that may overflow.
 
-It analyses Triton's first intermediate representation, TTIR. Every 32-bit value has a range. The
-range of the program id follows from the launch, the range of a loop variable from its bounds; an
-argument may be any non-negative number. 64-bit values are ignored.
+It analyses Triton's first intermediate representation, TTIR, and computes the range of every 32-bit
+value. The range of the program id follows from the launch, and the range of a loop variable from
+the loop's bounds. An argument may be any non-negative number. 64-bit values are ignored.
 """
 
 import re
@@ -15,12 +15,12 @@ Range = tuple[int, int]
 _LINE = re.compile(r"^\s*(%[\w.]+)(?::\d+)? = (\S+) ?(.*)$")
 _VALUE = re.compile(r"%[\w.#]+")
 _ARGUMENT = re.compile(r"(%[\w.]+): i32\b")
-# Operations that return the values of their operands.
+# Operations that rearrange or convert their operands without changing values.
 _SAME = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "arith.extsi"}
 
 
 def overflows(code: str, programs: int) -> Iterator[str]:
-    """Yields every 32-bit operation in an address that may overflow in a launch of `programs`."""
+    """Yields each 32-bit operation in an address that may overflow with `programs` programs."""
     ranges: dict[str, Range] = {}
     in_addresses = _in_addresses(code)
     for line in code.splitlines():
@@ -42,7 +42,7 @@ def overflows(code: str, programs: int) -> Iterator[str]:
 
 
 def _in_addresses(code: str) -> set[str]:
-    """Returns the values that addresses are computed from, up to loads."""
+    """Returns the values that addresses are computed from, back to loads and arguments."""
     made_from: dict[str, list[str]] = {}
     waiting = []
     for line in code.splitlines():

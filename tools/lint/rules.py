@@ -13,7 +13,7 @@ from tools.lint.variants import UNALIGNED, Variant
 
 _REGISTERS = 65536  # per multiprocessor
 _MOST_SEQUENCES = 1 << 20
-# The functions that load a tile of weight_hh have names that end like this.
+# How the names of the functions that load a tile of weight_hh end.
 _TILE = "_tile("
 # Known spills: a pattern for the names of the kernels, and why they spill.
 SPILLING = {
@@ -44,7 +44,7 @@ class Built(NamedTuple):
 
 
 def build(variant: Variant, kernel=None, **settings: Any) -> Built:
-    """Compiles a variant, perhaps with another `kernel` or with other compile `settings`."""
+    """Compiles a variant, optionally with another `kernel` or other compile `settings`."""
     kernel = kernel or resources.KERNELS[variant.kernel]
     specialisation, device = variant.specialisation, variant.build.device
     source = resources.source_of(kernel, specialisation, aligned=variant.rows != UNALIGNED)
@@ -80,7 +80,7 @@ def known_spill(built: Built) -> str:
 def _local(built: Built) -> Iterator[Finding]:
     """Checks that nothing is spilled.
 
-    Kernels for pointers not divisible by 16 may spill: they need more registers, and are rare.
+    Kernels for pointers not divisible by 16 may spill: they need more registers but run rarely.
     """
     variant, spilled = built.variant, built.taken.spilled
     if spilled and variant.rows != UNALIGNED and not known_spill(built):
@@ -134,8 +134,8 @@ def _call(built: Built) -> Iterator[Finding]:
 
 
 def _tensor(built: Built) -> Iterator[Finding]:
-    """Checks that a step uses tensor cores if, and only if, it multiplies several sequences in
-    16 bits or in TF32."""
+    """Checks that a step uses tensor cores exactly if it multiplies several sequences in 16 bits
+    or in TF32."""
     build = built.variant.build
     expected = build.plan.block_b > 1 and build.precision != "float32"
     count = built.code.count().tensor

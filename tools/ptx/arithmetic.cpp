@@ -36,7 +36,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// `one` and `two` add an instruction with one and two sources: a row NAME.TYPE for each type.
+// `one` and `two` add an instruction with one or two sources, as a row NAME.TYPE for each type.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -72,7 +72,7 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Adds the addition of a 16-bit number to a float32 number.
+// Adds the instruction that adds a 16-bit number to a float32 number.
 template <class Number>
 void add_mixed(Table& table) {
   table["add.rn.f32." + name_of<Number>()] =
@@ -285,7 +285,7 @@ void move(Table& table, std::vector<std::string> types) {
   }
 }
 
-// mov between one register and several registers that hold its parts, lowest bits first.
+// mov between a register and several smaller registers that hold its parts, lowest bits first.
 void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     uint64_t bits = 0;

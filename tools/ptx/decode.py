@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class UnsupportedError(Exception):
-    """The PTX contains something this module or the machine does not know."""
+    """The PTX contains something that this module or the machine does not support."""
 
 
 class Operand(NamedTuple):

@@ -57,7 +57,7 @@ class Fault(NamedTuple):
 
 @dataclass
 class Options:
-    """How adversarial the machine is. Chances are in percent."""
+    """How adversarial the machine is. Probabilities are in percent."""
 
     seed: int = 1
     cooperative: int = 0
@@ -77,7 +77,7 @@ class Options:
 
 
 def _library() -> ctypes.CDLL:
-    """Builds and loads the machine. The build is cached by sources and flags."""
+    """Builds and loads the machine. Builds are cached, keyed by sources and flags."""
     sources = sorted(HERE.glob("*.cpp"))
     compiler = os.environ.get("CXX", "c++")
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fwrapv"]
@@ -207,7 +207,7 @@ class Machine:
         self._library = _library()
 
     def kernel_of(self, text: str) -> Kernel:
-        """Returns the kernel for a PTX text, decoded once."""
+        """Returns the kernel for a PTX text. Decodes each text only once."""
         text = self.change(text)
         if text not in self.kernels:
             self.kernels[text] = Kernel(self._library, text)
@@ -319,9 +319,9 @@ class _Driver(DriverBase):
 
 
 def _change_stages(backend=None, stages=None, *_):
-    """Hooks into Triton's compilation to use the PTX as the binary.
+    """Changes Triton's compilation so that the PTX is the binary.
 
-    Returns a cache key if called without stages.
+    Called without stages, it returns a cache key.
     """
     if stages is None:
         return "executed PTX", "executed PTX"
@@ -339,6 +339,6 @@ def install(arch: int = 80) -> Machine:
     triton.knobs.runtime.add_stages_inspection_hook = _change_stages
     triton.runtime.driver.set_active(_Driver(machine))
     machine.library = serve_cpu_tensors(lambda: machine.device, on_cuda)
-    # oneDNN's bfloat16 products let a NaN spread from one row to others.
+    # In oneDNN's bfloat16 products, a NaN in one row can spread to other rows.
     torch.backends.mkldnn.set_flags(False)
     return machine

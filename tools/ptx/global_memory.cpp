@@ -48,7 +48,7 @@ void Machine::publish(std::vector<View::Store>& stores,
   stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
 }
 
-// Publishes the thread's stores, and all stores of its program from before the last barrier.
+// Publishes the thread's stores, and all stores that its program made before the last barrier.
 void Machine::publish_before(const Thread& by) {
   auto& pending = by.program().view.pending;
   for (auto line = pending.begin(); line != pending.end();) {

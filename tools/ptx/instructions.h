@@ -25,7 +25,7 @@ void add_tensor_cores(Table& table);
 
 inline void nothing(Machine&, Warp&, const Instruction&, Mask) {}
 
-// Returns an instruction that works on each lane separately, and there on `count` packed numbers.
+// Returns an instruction that works on each lane separately, with `count` packed numbers per lane.
 template <int count, class Result, class... Sources, class Work, size_t... k>
 Entry packed(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {

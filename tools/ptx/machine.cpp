@@ -1,5 +1,5 @@
 // Schedules the warps of all programs at random, a few instructions at a time. When the lanes of a
-// warp diverge, the lanes at the earliest instruction of the code run first.
+// warp diverge, the lanes whose next instruction comes first in the code run first.
 #include "machine.h"
 
 #include <algorithm>

@@ -67,7 +67,7 @@ using Clock = std::vector<uint32_t>;
 
 struct Copy {  // one lane's cp.async
   uint64_t from;
-  uint32_t to, size, taken;  // writes `size` bytes: reads `taken`, fills the rest with zeros
+  uint32_t to, size, taken;  // writes `size` bytes: `taken` bytes from `from`, then zeros
   int lane;
   bool is_done;
 };
@@ -137,12 +137,12 @@ struct Program {
   uint32_t index;
   uint32_t epoch = 0;
   std::vector<Warp> warps;
-  size_t waiting = 0, ended = 0;  // number of warps at the barrier, and of ended warps
+  size_t waiting = 0, ended = 0;  // number of warps at the barrier, and of warps that ended
   std::vector<uint8_t> registers, shared;
   std::vector<Slot> slots;  // access history of shared memory
   View view;
   Clock known;                   // what happened before the program's last barrier
-  std::map<int, Clock> learned;  // what each thread acquired since the last barrier
+  std::map<int, Clock> learned;  // the clock that each thread acquired since the last barrier
   uint64_t acquired = 0;         // time of the program's last acquire before its last barrier
 };
 
@@ -183,7 +183,7 @@ struct Machine {
   std::vector<Tensor> tensors;
 
   std::vector<std::unique_ptr<Program>> programs;  // started but not ended
-  std::unordered_map<uint64_t, Clock> released;    // what was released, by address
+  std::unordered_map<uint64_t, Clock> released;    // the clock released at each address
   std::map<std::string, Fault> faults;
   uint64_t now = 0;       // number of executed instructions
   uint64_t progress = 0;  // `now` at the last visible change
@@ -194,14 +194,14 @@ struct Machine {
   uint32_t random(uint32_t below);
   bool chance(int64_t percent) { return random(100) < static_cast<uint64_t>(percent); }
 
-  // machine.cpp. `report` notes a fault; `stop` also ends the kernel.
+  // In machine.cpp. `report` records a fault; `stop` also ends the kernel.
   void report(const std::string& kind, const Thread& by, const std::string& text = "");
   [[noreturn]] void stop(const std::string& kind, const Thread& by, const std::string& text = "");
   void branch(Warp& warp, Mask lanes, uint32_t target);
   void meet(Warp& warp);  // bar.sync
   void end(Warp& warp, Mask lanes);
 
-  // order.cpp
+  // In order.cpp.
   bool happened_before(const Access& access, const Thread& thread) const;
   void note_read(Slot& slot, const Thread& by, const char* memory);
   void note_write(Slot& slot, const Thread& by, bool is_same, const char* memory);
@@ -209,7 +209,7 @@ struct Machine {
   void acquire(const Thread& by, uint64_t address);
   void acquire_at_barrier(Program& program);
 
-  // global_memory.cpp
+  // In global_memory.cpp.
   void load(const Thread& by, uint64_t address, uint32_t size, void* out);
   void store(const Thread& by, uint64_t address, uint32_t size, const void* in);
   void load_counter(const Thread& by, uint64_t address, uint32_t size, void* out);
@@ -217,7 +217,7 @@ struct Machine {
   void publish_before(const Thread& by);
   void publish_all(Program& program);
 
-  // shared_memory.cpp
+  // In shared_memory.cpp.
   void load_shared(const Thread& by, uint64_t address, uint32_t size, void* out);
   void store_shared(const Thread& by, uint64_t address, uint32_t size, const void* in);
   void begin_copy(const Thread& by, Copy copy);

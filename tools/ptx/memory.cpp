@@ -39,8 +39,8 @@ Handler load(Read read) {
   };
 }
 
-// Returns the handler of a store. Lanes store in random order, because the winner among stores to
-// one address is undefined.
+// Returns the handler of a store. Lanes store in random order: if several lanes store to one
+// address, it is undefined which value remains.
 Handler store(void (Machine::*write)(const Thread&, uint64_t, uint32_t, const void*)) {
   return [write](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
     const int first = static_cast<int>(machine.random(kLanes));

@@ -57,7 +57,7 @@ std::string Machine::place_of(const Access& access) const {
          std::to_string(kernel.code[access.instruction].line);
 }
 
-// Releases the thread's accesses, and all accesses of its program from before the last barrier.
+// Releases the thread's accesses, and all accesses that its program made before the last barrier.
 void Machine::release(const Thread& by, uint64_t address) {
   publish_before(by);
   Clock clock = known_to(by);
@@ -74,7 +74,7 @@ void Machine::acquire(const Thread& by, uint64_t address) {
   join(program.learned.try_emplace(number, program.known).first->second, found->second);
 }
 
-// At a barrier, all threads of the program learn what each of them acquired before.
+// At a barrier, all threads of the program acquire what any of them acquired before.
 void Machine::acquire_at_barrier(Program& program) {
   for (const auto& [thread, clock] : program.learned) join(program.known, clock);
   program.learned.clear();

@@ -21,10 +21,10 @@ template <class Number>
 constexpr int kPerRegister = static_cast<int>(4 / sizeof(Number));
 
 // Reads a matrix from registers. Each lane holds one float or two adjacent 16-bit elements per
-// register; successive registers go down the rows first, 8 rows at a time.
+// register. A register covers 8 rows; the next register covers the next 8 rows of these columns.
 template <class Number, int rows, int columns>
 void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][columns]) {
-  constexpr int kWidth = 4 * kPerRegister<Number>;  // columns of a register, which holds 8 rows
+  constexpr int kWidth = 4 * kPerRegister<Number>;  // number of columns that a register covers
   for (int right = 0; right < columns / kWidth; ++right) {
     for (int down = 0; down < rows / 8; ++down) {
       const Number* values = warp.lanes<Number>(from[right * (rows / 8) + down]);

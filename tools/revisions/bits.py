@@ -1,4 +1,4 @@
-"""Do two revisions compute the same bits? python -m tools.revisions.bits BASE [REVISION]"""
+"""Are two revisions bit-identical? python -m tools.revisions.bits BASE [REVISION]"""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from tools.revisions.probes import DTYPES
 Digests = dict[str, dict[str, str]]
 """The digests of each call's results, by name; or its exception, as `raised`."""
 
-# By name in ATEN_CPU_CAPABILITY: the kernels that an instruction set uses for float32 and bfloat16.
+# For each value of ATEN_CPU_CAPABILITY: the kernels for float32 and for bfloat16.
 LEVELS = {
     "default": ("baseline", "baseline"),
     "avx2": ("avx2", "avx2"),
@@ -22,21 +22,21 @@ LEVELS = {
 def digests_of(build: builds.Build, level: str) -> Digests:
     """Returns the digests of a build, or none if the machine lacks the instruction set `level`."""
     kernels = LEVELS[level]
-    # If the kernels differ, the other dtypes were compared at another level.
+    # If the two kernels differ, another level already compares all dtypes except bfloat16.
     dtypes = DTYPES if kernels[0] == kernels[1] else ("bfloat16",)
     # Passive waiting changes no result, and leaves the processors to other programs.
     environment = {"ATEN_CPU_CAPABILITY": level, "OMP_WAIT_POLICY": "passive"}
     program = build.start("-m", "tools.revisions.digest", *kernels, *dtypes, **environment)
     printed, _ = program.communicate()
     if program.returncode:
-        raise SystemExit(f"{build}, {level}: exit {program.returncode}")
+        raise SystemExit(f"{build}, {level}: exit code {program.returncode}")
     return json.loads(printed)
 
 
 def findings(base: Digests, new: Digests) -> list[str]:
-    """Returns a line for each call that differs, or that raises and therefore compares nothing.
+    """Returns a line for each call that has different results, or that raises an exception.
 
-    Leaves out what only the older revision cannot do, such as calls of a new cell.
+    Excludes calls that raise only in the older revision, such as calls of a new cell.
     """
     found = []
     for call in dict.fromkeys([*base, *new]):
@@ -52,7 +52,7 @@ def findings(base: Digests, new: Digests) -> list[str]:
 
 
 def main() -> bool:
-    """Prints all findings, and returns True if something was compared and nothing was found."""
+    """Prints all findings; returns True if calls were compared and there are no findings."""
     parser = builds.parser(__doc__)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=[*LEVELS])
     options = parser.parse_args()

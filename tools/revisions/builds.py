@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
-# What the library is built from. Nothing else is extracted, so that its folder shadows no package.
+# The sources of the library. Nothing else is extracted, so a build's folder shadows no package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -91,7 +91,7 @@ def build(revision: str) -> Build:
     check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
     found = check.communicate()[0].strip()
     if found != f"{library}/namernn_fast/__init__.py":
-        raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
+        raise SystemExit(f"{built}: Python imports {found or 'nothing'} instead of this build")
     return built
 
 

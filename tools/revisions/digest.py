@@ -28,7 +28,7 @@ OPTIONS = ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
 def digest(tensor: Tensor) -> str:
     """Returns a digest of a tensor's dtype, shape and bits.
 
-    All NaNs count as equal: the compiler chooses which operand's bits a NaN inherits.
+    All NaNs count as equal, because the compiler chooses which operand's bits a NaN inherits.
     """
     tensor = tensor.detach()
     tensor = tensor.masked_fill(tensor.isnan(), torch.nan).contiguous()
@@ -47,7 +47,7 @@ class Draws:
         self.dtype = getattr(torch, probe.dtype)
 
     def normal(self, *shape: int) -> Tensor:
-        """Returns standard normal values, strided if the probe is."""
+        """Returns standard normal values, not contiguous if the probe is `strided`."""
         *outer, features = shape
         wide = torch.randn(*outer, (1 + self.probe.strided) * features, generator=self.generator)
         return wide.to(self.dtype)[..., :: 1 + self.probe.strided]
@@ -83,7 +83,7 @@ def options_of(probe: Probe) -> dict:
 
 
 def prepare_layer(probe: Probe, draws: Draws) -> torch.nn.Module:
-    """Returns the layer of a probe, with drawn parameters."""
+    """Returns the layer of a probe, with random parameters."""
     sizes, name = probe.sizes[:2], LAYERS[probe.cell]
     if probe.call == "cell":
         nonlinearity = (probe.nonlinearity,) if probe.cell in CHOOSES_NONLINEARITY else ()
@@ -99,7 +99,7 @@ def prepare_layer(probe: Probe, draws: Draws) -> torch.nn.Module:
 
 
 def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
-    """Returns a drawn leaf, the input made from it, and the call's keyword arguments."""
+    """Returns a random leaf, the input made from this leaf, and the call's keyword arguments."""
     _, _, steps, batch = probe.sizes
     if probe.layout == "jagged":
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
@@ -147,7 +147,7 @@ def named_results(probe: Probe, returned) -> dict[str, Tensor]:
 
 
 def results(probe: Probe) -> dict[str, Tensor]:
-    """Returns the results of a probe by name: the outputs and every wanted gradient."""
+    """Returns the results of a probe by name: its outputs and all wanted gradients."""
     draws = Draws(probe)
     layer = prepare_layer(probe, draws)
     leaf, input, options = prepare_input(probe, draws)
@@ -208,7 +208,7 @@ def digests_of(probe: Probe) -> dict[str, str]:
 def main() -> None:
     kernels, dtypes = sys.argv[1:3], sys.argv[3:]
     digests = {}
-    # Check this before any ATen operator runs, because it might use unsupported instructions.
+    # Check this first: an ATen operator might use instructions that the processor does not support.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
         # Unwritten results contain NaN instead of arbitrary memory.
         torch.use_deterministic_algorithms(True)

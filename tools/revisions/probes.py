@@ -1,6 +1,6 @@
 """The calls that `bits` compares: options, layouts, dtypes, sizes and values.
 
-Most options and layouts are combined exhaustively. Everything else is drawn from a generator that
+Most options and layouts are combined exhaustively. Everything else is random, from a generator that
 is seeded with the name of the probe.
 """
 
@@ -47,9 +47,9 @@ ROWS = (
     *((4095, 1), (64, 64), (17, 241), (4097, 1), (32, 256), (33, 249), (100, 83), (8193, 1)),
     *((128, 128), (130, 130)),
 )
-# Weights so wide that a block has 256 rows whatever the cache size.
+# Weights so wide that a block has 256 rows for any cache size.
 WIDE = (Sizes(384, 384, 3, 85), Sizes(384, 384, 3, 86), Sizes(350, 384, 19, 27))
-# One sequence of at most 16 steps uses unpacked weights if the sizes are whole vectors.
+# A single sequence of at most 16 steps uses unpacked weights if the sizes fill whole vectors.
 SHORT = tuple(
     Sizes(*features, steps, 1)
     for features in ((8, 12), (16, 16), (32, 48), (64, 64), (64, 256))
@@ -113,7 +113,7 @@ class Probe:
 
 
 def option_probes() -> Iterator[Probe]:
-    """Yields probes of all combinations of most options, layouts and dtypes; draws the rest."""
+    """Yields all combinations of most options, layouts and dtypes; other fields are random."""
     for dtype, layout, reset, nonlinearity, bidirectional, layers, hx in itertools.product(
         DTYPES, LAYOUTS, EITHER, NONLINEARITIES, EITHER, (1, 3), EITHER
     ):
@@ -194,7 +194,7 @@ SOURCES = (option_probes, size_probes, value_probes, gradient_probes, other_prob
 def other_cells() -> Iterator[Probe]:
     """Yields the tanh probes for the other cells: all option probes, and a third of the others.
 
-    The nonlinearity and noise of leaky cells are drawn.
+    The nonlinearity and noise of leaky cells are random.
     """
     for cell, source in itertools.product([*LAYERS][1:], SOURCES):
         chosen = [probe for probe in source() if probe.nonlinearity == "tanh"]
@@ -203,7 +203,7 @@ def other_cells() -> Iterator[Probe]:
             draw = random.Random(probe.name)
             if cell == "leaky":
                 probe = replace(probe, nonlinearity=draw.choice(LEAKY_NONLINEARITIES))
-                # Noise is laid out like the input, which is simple unless it is packed or jagged.
+                # Noise has the layout of the input; packed and jagged layouts are not covered.
                 if probe.layout in ("dense", "unbatched", "lengths"):
                     probe = replace(probe, noise=draw.choice(EITHER))
             yield probe

@@ -1,7 +1,7 @@
 """The program that `speed` runs for each revision: python -m tools.revisions.repeat THREADS
 
-Each line of standard input is JSON: the fields of a probe, to prepare its call, or the number of
-times to make this call. An empty line of standard output confirms that this is done.
+Each line of standard input is a request in JSON: the fields of a probe, to prepare its call, or the
+number of times to make this call. An empty line on standard output confirms each request.
 """
 
 import functools
@@ -14,7 +14,7 @@ import torch
 from tools.revisions.digest import Draws, named_results, prepare_input, prepare_layer
 from tools.revisions.probes import Probe, Sizes
 
-# Below 32 MiB, the limit up to which glibc keeps freed memory.
+# Slightly below 32 MiB, the size of the largest block that glibc keeps when it is freed.
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
@@ -40,7 +40,7 @@ def call_of(probe: Probe) -> Callable[[], object]:
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    # Once a block of this size has been freed, glibc keeps blocks up to that size.
+    # After a block of this size has been freed, glibc keeps all freed blocks up to this size.
     torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
     for line in sys.stdin:
         asked = json.loads(line)

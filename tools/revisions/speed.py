@@ -32,7 +32,7 @@ Times = tuple[float, float]
 
 
 class Ratio(NamedTuple):
-    """Old time over new time, above 1 if the new revision is faster, with a 95 % interval."""
+    """The speed-up of the new revision (old time / new time), with a 95 % interval."""
 
     low: float
     middle: float
@@ -62,19 +62,19 @@ def probe_of(workload: Workload) -> Probe:
 
 
 def ask(process: subprocess.Popen[str], what: dict | int) -> None:
-    """Sends a request to a process that runs `repeat`, and waits until it is done."""
+    """Sends a request to a process that runs `repeat`, and waits for the confirmation."""
     process.stdin.write(json.dumps(what) + "\n")
     process.stdin.flush()
     if not process.stdout.readline():
-        raise SystemExit(f"asked for {what}, a process exited with {process.wait()}")
+        raise SystemExit(f"a process exited with code {process.wait()}; the request was {what}")
 
 
 def time_rounds(
     base: builds.Build, new: builds.Build, threads: int, workloads: list[Workload]
 ) -> list[tuple[Times, ...]]:
-    """Races two new processes, one for each build; returns rounds of all workloads.
+    """Times two new processes in turns, one for each build; returns rounds of all workloads.
 
-    A process makes many short calls whenever it is asked, because asking takes about 50 µs.
+    A process makes many short calls per request, because a request takes about 50 µs.
     """
     repeat = ("-m", "tools.revisions.repeat", str(threads))
     found = []
@@ -107,7 +107,7 @@ def verdict(workloads: dict[Workload, Ratio], mean: Ratio) -> list[str]:
 
 
 def main() -> bool:
-    """Prints a table, and returns True unless the newer revision is shown to be slower."""
+    """Prints a table, and returns False if the newer revision is significantly slower."""
     parser = builds.parser(__doc__)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--laps", type=int, default=6, help="laps over the grid, of 2 rounds each")
