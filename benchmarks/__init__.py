@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench` races the fused layers against torch's and reports the results."""
+"""Benchmarks: `make bench` times the fused layers and torch's layers, and reports the results."""

@@ -1,10 +1,10 @@
 """Times the layers of the grid with pytest-benchmark: `pytest benchmarks`.
 
-For whoever changes a kernel: `-k "gru and B16"` selects workloads, `-m ""` adds two thirds of them,
-`--benchmark-autosave` keeps the times, and `--benchmark-compare` compares them with an
-earlier run. Layers are timed one after the other, so compare a layer with its own history;
-`make bench` races one layer against the other. The threads are torch's: `OMP_NUM_THREADS` sets
-their number.
+Useful when changing a kernel. `-k "gru and B16"` selects workloads, and `-m ""` adds the two thirds
+that are skipped by default. `--benchmark-autosave` keeps the times, and `--benchmark-compare`
+compares them with an earlier run. Layers are timed one after the other, so compare a layer with its
+earlier times; `make bench` compares layers with each other. `OMP_NUM_THREADS` sets the number of
+threads.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def calls(workload: Workload) -> dict[str, TimedCall]:
-    """The calls of both layers, once their results have passed the gate."""
+    """Returns the calls of both layers, after their results have passed the gate."""
     keep_freed_memory()
     return grid.calls(workload)
 

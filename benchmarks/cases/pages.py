@@ -59,7 +59,7 @@ def read_columns(layer: nn.Module, image: Tensor) -> Tensor:
 
 
 def read_weights(network: Lines) -> nn.Module:
-    """Loads the weights from kraken's file, in Core ML's format."""
+    """Loads the weights from kraken's Core ML file."""
     logging.getLogger("coremltools").setLevel(logging.CRITICAL)  # it lists unsupported conversions
     from coremltools.proto import Model_pb2
 
@@ -133,7 +133,7 @@ def inputs(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def kraken() -> Iterator[Case]:
-    """Yields the four layers and the network, on a page and on a crop."""
+    """Yields cases: the four layers and the network, each on a page and on a crop."""
     network = read_weights(Lines())
     for name, height, width in (("page", 1800, 1300), ("crop", 450, 325)):
         image = page(height, width)

@@ -58,9 +58,9 @@ class Pronouncer(Stepping):
 
 
 def g2p_en() -> Iterator[Case]:
-    """Yields the encoder, steps of the decoder, and the program on 20 words."""
+    """Yields cases: the encoder, steps of the decoder, and the program on 20 words."""
     network = Pronouncer(np.load(FOLDER / "g2p_en/checkpoint20.npz"))
-    # The letters follow the ids of padding, an unknown letter and the end of a word.
+    # Ids 0, 1 and 2 are padding, an unknown letter and the end of a word. Letters start at 3.
     words = [torch.tensor([ord(c) - ord("a") + 3 for c in word] + [2]) for word in WORDS.split()]
 
     def read(module: nn.Module) -> Tensor:
@@ -97,7 +97,7 @@ class Characters(nn.Module):
 
 
 def g2pm() -> Iterator[Case]:
-    """Yields a sentence, and 32 sentences: of one length, packed, and with `lengths=`."""
+    """Yields cases: a sentence, and 32 sentences of one length, packed, or with `lengths=`."""
     with (FOLDER / "g2pM/np_ckpt.pkl").open("rb") as file:
         network = Characters(ArraysOnly(file).load())
     draw = torch.Generator().manual_seed(0)

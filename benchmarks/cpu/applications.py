@@ -1,11 +1,11 @@
 """Times whole applications: `python -m benchmarks.cpu.applications [--record]`.
 
-Each application runs as its users would run it, once with torch's layer and once after a call of
-`replace_rnn`; the two programs take turns. RecurrentPPO is also timed with the policy of
-`examples/recurrent_ppo.py`, which resets states instead of looping over steps, its roll-outs with
-prepared layers, and torchrl's modules against a layer with `reset_to=`. Each must reach the loss,
-or the values, of torch's layer within the error budget before anything is timed. Needs `pip install
-".[bench-applications]"`.
+Each application runs as its users would run it, with torch's layer and after a call of
+`replace_rnn`. The two programs alternate. RecurrentPPO also runs with the policy of
+`examples/recurrent_ppo.py`, which resets states instead of looping over steps, and its roll-outs
+run with prepared layers. Torchrl's modules are compared with a layer that uses `reset_to=`. Nothing
+is timed unless the loss or the values match torch's layer within the error budget. Needs
+`pip install ".[bench-applications]"`.
 """
 
 import logging
@@ -103,7 +103,7 @@ def tagger(replace: Replace) -> Run:
 
 
 def agent(replace: Replace, with_resets: bool = False) -> Run:
-    """Returns a function that runs a rollout and an update of sb3-contrib's RecurrentPPO."""
+    """Returns a function that runs a roll-out and an update of sb3-contrib's RecurrentPPO."""
     example = runpy.run_path(str(ROOT / "examples" / "recurrent_ppo.py"))
     policy = example["FusedPolicy"] if with_resets else "MlpLstmPolicy"
     model = example["agent"](policy, learning_rate=3e-4)
@@ -187,7 +187,7 @@ def program(
     after: Callable[[], Run] | None = None,
     mode: str = TRAINING,
 ) -> Program:
-    """Returns a program: `make` builds it with torch's layers, `after` or `make` with ours."""
+    """Returns a program: `make` builds it with torch's, `after` or `make` with fused layers."""
     before, ours, exact = (partial(make, each) for each in (unchanged, replace_rnn, make_precise))
     return Program(name, before, after or ours, exact, {"timed": timed}, package, mode)
 

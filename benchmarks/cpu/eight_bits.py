@@ -1,8 +1,8 @@
 """Times 8-bit weights against float32: `python -m benchmarks.cpu.eight_bits [--record]`.
 
 Prepared layers with both types of weights, torch.ao's quantized layers and onnxruntime's quantized
-LSTM take turns, with pauses in between; so do single steps of streams and of onnxruntime, which
-quantizes only LSTMs. OpenVINO needs a set of samples to quantize any recurrent layer.
+LSTM alternate, with pauses in between. Single steps of streams and of onnxruntime alternate in the
+same way. OpenVINO is left out, because it needs samples to quantize a recurrent layer.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def onnxruntime_call(problem: Problem, shape: Sequence[int]) -> TimedCall:
 
 
 def torch_ao_call(problem: Problem) -> TimedCall:
-    """Returns the call of torch.ao's quantized layer, on the engine that is faster for it."""
+    """Returns the call of torch.ao's quantized layer, on the fastest engine."""
     layer, quantized = problem.baseline, torch.backends.quantized
     before, calls = quantized.engine, []
     for engine in [name for name in ENGINES if name in quantized.supported_engines]:
@@ -99,7 +99,7 @@ def torch_ao_call(problem: Problem) -> TimedCall:
 
 
 def calls(case: Quantized) -> CheckedCalls:
-    """Returns calls that return the output: both types of weights, and the rivals.
+    """Returns the calls of layers with both types of weights and of rivals, after error checks.
 
     Raises:
         BudgetError: The error of 8-bit weights is too large.
@@ -138,14 +138,14 @@ def errors_of(calls: Calls) -> dict[str, float]:
 
 
 def bytes_read(workload: Workload) -> int:
-    """Returns the minimum bytes of 8-bit weights that a call reads; weight_hh counts every step."""
+    """Returns the minimum bytes of 8-bit weights that a call reads: weight_hh once per step."""
     rows = CELLS[workload.cell].gates * workload.hidden_size
     input, state = workload.input_size + ROW_BYTES, workload.hidden_size + ROW_BYTES
     return rows * (input + (workload.seq_len or 0) * state)
 
 
 def also(case: Quantized, calls: Calls) -> Row:
-    """Returns the errors, the rate of reading and, for streams, the bytes of packed weights."""
+    """Returns the errors, the read rate and, for streams, the bytes of packed weights."""
     once = bytes_read(dataclasses.replace(case, seq_len=1))
     row: Row = {"errors": errors_of(calls)}
     row["read_rate"] = read_rate(torch.get_num_threads(), once, SECONDS)

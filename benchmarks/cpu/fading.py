@@ -1,10 +1,10 @@
 """Times gradients that fade to subnormal numbers: `python -m benchmarks.cpu.fading [--record]`.
 
-With a gradient at `h_n` alone, the gradient of the state shrinks with every step back in time.
+If only `h_n` has a gradient, the gradient of the state shrinks with every step back in time.
 After about a hundred steps `nn.RNN` computes in subnormal numbers, which is at least ten times
-slower on some processors. The fused layer flushes subnormal numbers to zero in its backward pass;
-`torch.set_flush_denormal(True)` makes the processor do so in every operator. No other benchmark has
-gradients that fade.
+slower on some processors. The fused layer flushes subnormal numbers to zero in its backward pass.
+`torch.set_flush_denormal(True)` makes the processor flush them in every operator. No other
+benchmark has gradients that fade.
 """
 
 from collections.abc import Mapping
@@ -53,10 +53,10 @@ def calls(fading: Fading) -> Calls:
 
 
 def rounds_of(fading: Fading, threads: int, budget: TimeBudget) -> Mapping[str, Rounds]:
-    """Returns the rounds of both layers, none if the processor cannot flush.
+    """Returns the rounds of both layers, or nothing if the processor cannot flush subnormals.
 
-    Only the calling thread and threads that it starts afterwards flush, so each case needs a fresh
-    process that has not started its threads.
+    The setting applies only to the calling thread and to threads that it starts afterwards, so each
+    case needs a new process without other threads.
     """
     flush = CASES[fading.case][1]
     if flush and not torch.set_flush_denormal(True):

@@ -1,8 +1,8 @@
 """Times first calls in new processes: `python -m benchmarks.cpu.first_call [--record]`.
 
-Short scripts and test suites wait for these: the import, the first forward and backward pass, and
-the first call of a compiled model. Torch's caches of compiled code are off. `torch.compile` does
-not trace `nn.RNN`: it leaves that layer unchanged, and compiles the code around it.
+Short scripts and test suites wait for the import, the first forward and backward pass, and the
+first call of a compiled model. Torch's caches of compiled code are off. `torch.compile` does not
+trace `nn.RNN`: it leaves that layer unchanged and compiles the code around the layer.
 """
 
 import os
@@ -21,7 +21,7 @@ COMPILED_STAGES = ("first compiled forward and backward", "second compiled forwa
 
 
 def measure(name: str, threads: int) -> dict[str, float]:
-    """Returns the seconds of every stage in this process, which should be fresh."""
+    """Returns the seconds of every stage in this process, which must be new."""
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     import torch
 

@@ -1,8 +1,8 @@
 """Times the fused layers and torch's over the grid: `python -m benchmarks.cpu.grid [--record]`.
 
-A packed batch is packed once and packing is not timed: it costs both layers the same and would only
-move the ratio towards one. The epoch of the names classifier includes packing. Without `--record`
-only a third of the workloads are timed.
+Packing a batch is not timed: it takes the same time for both layers and would only move the ratio
+towards 1. The epoch of the names classifier includes packing. Without `--record` only a third of
+the workloads are timed.
 """
 
 import torch
@@ -74,7 +74,7 @@ def mebibytes(layer: str, head: str) -> Column:
 
 
 def table(rows: Rows) -> str:
-    """Returns a line for each shape and batch size of a cell, and lists the losses."""
+    """Returns a line for each shape and batch size of a cell, and lists the slower workloads."""
     baseline, fused = Workload.of(rows[0]).layers
     speed_up = columns.over(baseline, fused)
     shown = (

@@ -1,7 +1,7 @@
 """Times training with leaky layers: `python -m benchmarks.cpu.leaky [--record]`.
 
 The rival is the recurrent layer of nn4n, a PyTorch package of leaky networks. Its loop over steps
-is typical of research code. It runs on the number of threads that is faster for it.
+is typical of research code. Tables show nn4n's time on its faster number of threads.
 """
 
 import copy
@@ -107,7 +107,7 @@ def calls(case: Leaky) -> Calls:
 
 
 def at_best(rows: list[Row]) -> list[Row]:
-    """Returns rows that compare with nn4n on its faster number of threads."""
+    """Returns rows that compare the layer with nn4n on its faster number of threads."""
     case = itemgetter("nonlinearity", "seq_len", "batch")
     found = []
     for row in rows:

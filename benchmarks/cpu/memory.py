@@ -16,7 +16,7 @@ from namernn_fast.bench.timed_calls import call_of, draw_gradients, equal_layers
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory to the system: a call that reuses it would not raise the peak."""
+    """Returns freed memory to the system, because a call that reuses it does not raise the peak."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
@@ -28,8 +28,8 @@ def peak_of_training(
 ) -> int:
     """Returns the bytes by which a training step raises the peak memory of this process.
 
-    The parameters, the input and the gradients of the results exist before the step. A step on one
-    sequence first starts the threads and loads the code, which would count otherwise.
+    The parameters, the input and the gradients of the results exist before the step. A warm-up step
+    on one sequence starts the threads and loads the code, so that these do not count.
     """
     torch.set_num_threads(threads)
     layer = equal_layers(workload)[layer_name]

@@ -1,7 +1,7 @@
-"""Races the layer against other implementations: `python -m benchmarks.cpu.peers [options]`.
+"""Times the layer against other implementations: `python -m benchmarks.cpu.peers [options]`.
 
-Every rival that is installed gets the same weights, input and gradients, must agree with a float64
-oracle, and then takes turns with the others, round by round, in one process.
+Every installed rival gets the same weights, input and gradients, and must agree with a float64
+oracle. Then all implementations alternate, round by round, in one process.
 `benchmarks/cpu/streams.py` times single steps, and `benchmarks/cpu/eight_bits.py` 8-bit weights.
 """
 
@@ -71,8 +71,8 @@ def results(
 ) -> dict[str, Tensor]:
     """Runs a call of a rival, or of a `layer`; returns h_n, or the gradients of the weights.
 
-    There is a gradient for weight_ih, weight_hh and the sum of the biases; a GRU has different ones
-    for bias_ih and bias_hh.
+    There are gradients for weight_ih, weight_hh and the sum of the biases. In a GRU, bias_ih and
+    bias_hh have separate gradients.
     """
     with torch.inference_mode(workload.mode == FORWARD):
         returned: Any = call()
@@ -140,7 +140,7 @@ def is_faster(row: Row, time: float) -> bool:
 
 
 def best_and_time(row: Row) -> str:
-    """Returns the fastest other implementation and its time, marked if it is not slower."""
+    """Returns the fastest other implementation and its time, marked if the layer is not faster."""
     if (best := best_other(row)) is None:
         return ""
     name, time = best
@@ -176,7 +176,7 @@ def table(rows: Rows) -> str:
 
 
 def hops() -> Document:
-    """Returns the time for a word to travel between cores, to explain times on several threads."""
+    """Returns the seconds to pass a word between cores, which limit calls on several threads."""
     return dict(zip(("hop", "hop_median"), hop(), strict=True))
 
 
@@ -191,10 +191,10 @@ def caption(document: Document) -> str:
 
 @contextmanager
 def confined(threads: int) -> Iterator[None]:
-    """Lets processes that start within a block use as many CPUs as threads.
+    """Limits processes that start within a block to as many CPUs as threads.
 
     Rivals choose their number of threads from the CPUs that the process may use, some of them at
-    import; without this, JAX and NumPy would use all CPUs in a benchmark of one thread.
+    import. Without this limit, JAX and NumPy would use all CPUs in a benchmark of one thread.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield

@@ -1,7 +1,7 @@
-"""Times LSTMs that project h: `python -m benchmarks.cpu.projections [--record]`.
+"""Times LSTMs with a projection: `python -m benchmarks.cpu.projections [--record]`.
 
-The rival is `nn.LSTM(proj_size=...)`, which runs step by step in ATen operators, because torch does
-not use oneDNN for LSTMs with projections.
+The rival is `nn.LSTM(proj_size=...)`. It runs step by step in ATen operators, because torch does
+not use oneDNN for LSTMs with a projection.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ BATCHES = {DENSE: (1, 16, 64), PACKED: (16, 64)}
 
 @dataclass(frozen=True)
 class Projection(Workload):
-    """A stack of layers that project h."""
+    """A stack of LSTM layers with a projection."""
 
     proj_size: int = 1
     num_layers: int = 1

@@ -64,7 +64,7 @@ def _gru_in_place(problem: Problem) -> TimedCall:
     w_x, w_h = weight_ih.t(), weight_hh.t()
     steps, batch, _ = problem.input.shape
     hidden = problem.workload.hidden_size
-    # Both gates' biases can be added to the projection, but the bias of the new state cannot.
+    # The input projection can include bias_hh of both gates, but not bias_hh of the new state.
     bias_x = bias_ih.clone()
     bias_x[: 2 * hidden] += bias_hh[: 2 * hidden]
     bias_h = torch.cat([torch.zeros(2 * hidden), bias_hh[2 * hidden :]])
@@ -198,7 +198,7 @@ def _lstm_step_in_jax(w_h: Any, bias_h: Any, states: Any, sums: Any) -> tuple[An
 
 
 class ByHand(NamedTuple):
-    """The layer of one cell, written by hand for each rival that has no layers."""
+    """A layer of one cell, written by hand for each rival that has no recurrent layers."""
 
     in_place: Callable[[Problem], TimedCall]
     in_numpy: Callable[[Problem], TimedCall]
@@ -306,7 +306,7 @@ def onnx_model(problem: Problem) -> bytes:
 def bound_session(
     model: bytes, problem: Problem, threads: int
 ) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
-    """Returns the call of a model like `onnx_model`'s, and the arrays bound to it, by name."""
+    """Returns the call of a model like `onnx_model`, and its bound arrays by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,10 +1,10 @@
 """How close the layer comes to the limits of the machine: `python -m benchmarks.cpu.roofline`.
 
-The roofs are measured first: the rate of multiply-adds on all threads, and the rate at which a core
-reads the weights from its own L2 cache. Each workload has a floor, the minimum time that the roofs
-allow, and a fraction of the peak that the layer reaches. A core's clock drifts, and is lower if
-multiply-adds read memory than if their operands stay in registers. So a workload's peak is measured
-right after each of its rounds.
+First the program measures the limits: the rate of multiply-adds on all threads, and the rate at
+which a core reads weights from its L2 cache. For each workload it reports the floor, which is the
+minimum time that these limits allow, and the fraction of the peak rate that the layer reaches. A
+core's clock drifts, and is lower if multiply-adds read memory than if their operands stay in
+registers. So the peak is measured again after each round.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def floor(workload: Workload, machine: Machine, peak: float) -> float:
 def race_peak(
     calls: dict[str, TimedCall], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, float], float]:
-    """Returns the median seconds of each call, and the median peak measured after each round."""
+    """Returns the median seconds of each call, and the median of the peaks after each round."""
     counts = {
         name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
         for name, call in calls.items()
@@ -215,7 +215,7 @@ def main() -> None:
     pages.settle(options.threads)
     machine = measure(options.threads)
     workloads = [case for case in grid(SHAPES, ["rnn"]) if case.is_small or not options.quick]
-    # Rounds are longer than in other programs.
+    # The default rounds are longer than the rounds of other benchmarks.
     budget = QUICK if options.quick else TimeBudget(options.seconds)
     rows = run(machine, workloads, budget)
     document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}

@@ -1,9 +1,9 @@
 """Runs the programs of `make bench`: `python -m benchmarks.cpu.run [--quick]`.
 
 Results go to `build/bench/`, which git ignores. With `--record` they replace the recorded results,
-their tables in `docs/` and the summary in the README. A workload with a failed check is not timed;
-the others are, and the run ends with an error that names it. The results of its program are then
-not recorded.
+their tables in `docs/` and the summary in the README. If a workload fails its check, it is not
+timed, and the results of its program are not recorded. The run continues with the other workloads,
+and ends with an error that names the failed workloads.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Times the step modules against torch's cells: `python -m benchmarks.cpu.steps [--record]`.
 
-A step module runs torch's own cell if that is not slower, and then has a speed-up of about 1. Each
-call gets states; in training, both states of an LSTM have gradients. Without `--record` only a few
-sizes are timed.
+If torch's own cell is at least as fast, a step module runs that cell, and the speed-up is about 1.
+Each call gets states. In training, both states of an LSTM have gradients. Without `--record` only a
+few sizes are timed.
 """
 
 import copy
@@ -72,7 +72,7 @@ def results(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> dict[str, Tens
 
 
 def calls(workload: Workload) -> Calls:
-    """Returns the calls of torch's cell and of the step module, after the gate has passed."""
+    """Returns the calls of torch's cell and of the step module, after an error check."""
     torch.manual_seed(0)
     sizes, mode = (workload.input_size, workload.hidden_size), workload.mode
     theirs, ours = (cls(*sizes) for cls in MODULES[workload.cell])
@@ -87,7 +87,7 @@ def calls(workload: Workload) -> Calls:
 
 
 def path(workload: Workload, calls: Calls) -> Row:
-    """Returns the implementation that runs a step of the step module."""
+    """Returns which implementation the step module uses."""
     x, hx, _ = draw(workload)
     module = MODULES[workload.cell][1](workload.input_size, workload.hidden_size)
     return {"path": explain(module, x, hx).path}

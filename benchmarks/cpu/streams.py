@@ -1,7 +1,7 @@
 """Times single steps: `python -m benchmarks.cpu.streams [--record]`.
 
 A stream, torch's cell, each kind of layer with one step, and the runtimes that pack weights once
-take turns, with pauses in between.
+alternate, with pauses in between.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def floor(workload: Workload, calls: Calls) -> dict[str, Any]:
 
 
 def empty_operator() -> dict[str, float]:
-    """Returns the seconds that the operator of a step takes if there are no sequences."""
+    """Returns the overhead of a step's operator: the seconds that it takes for an empty batch."""
     stream = prepare_rnn(torch.nn.LSTM(1, 1)).stream(0)
     panels, frame = stream._prepared._panels, torch.zeros(0, 1)
     arguments = panels.tensor, stream._states, frame, None, (), panels.options
@@ -52,7 +52,7 @@ def empty_operator() -> dict[str, float]:
 
 
 def calls(workload: Workload) -> CheckedCalls:
-    """Returns the calls of a step by name, after the stream's output has passed the budget."""
+    """Returns the calls of a step by name, after an error check of the stream's output."""
     problem = problem_of(workload)
     theirs, ours = equal_layers(workload).values()
     input, hx, size = problem.input, problem.hx, workload.hidden_size

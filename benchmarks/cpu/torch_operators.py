@@ -1,8 +1,8 @@
 """Times the reference path: `python -m benchmarks.cpu.torch_operators [--record]`.
 
 The reference path serves every device and dtype without a kernel. Here the C++ extension is
-disabled, so that this path runs on a CPU; it is raced against `nn.RNN`. Without `--record` only two
-batch sizes are timed.
+disabled, so that the reference path runs on a CPU. The rival is `nn.RNN`. Without `--record` only
+two batch sizes are timed.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Times training steps under two waiting policies: `python -m benchmarks.cpu.waiting [--record]`.
 
-They run on a small batch, in fresh processes with `OMP_WAIT_POLICY` unset or set to `passive`, on
-an idle machine and next to programs that keep every processor busy.
+The steps run on a small batch, in new processes with `OMP_WAIT_POLICY` unset or set to `passive`,
+on an idle machine and next to programs that keep every processor busy.
 """
 
 import itertools
@@ -25,9 +25,9 @@ VARIABLE = "OMP_WAIT_POLICY"
 
 
 def measure(name: str, threads: int, seconds: float) -> float:
-    """Returns the mean seconds of a training step in this process, which should be fresh.
+    """Returns the mean seconds of a training step in this process, which must be new.
 
-    It is the mean, not the median, because a program waits for all steps, even the slowest.
+    The mean is used instead of the median, because a program waits for its slowest steps too.
     """
     import torch
 
@@ -59,7 +59,7 @@ def _spin() -> None:
 
 @contextmanager
 def _neighbours(are_busy: bool) -> Iterator[None]:
-    """Runs programs that keep every processor busy if `are_busy`."""
+    """If `are_busy`, keeps every processor busy with other programs within a block."""
     context = multiprocessing.get_context("spawn")
     count = (os.cpu_count() or 1) if are_busy else 0
     running = [context.Process(target=_spin, daemon=True) for _ in range(count)]
@@ -74,7 +74,7 @@ def _neighbours(are_busy: bool) -> Iterator[None]:
 
 
 def _under(policy: str | None, *arguments) -> float:
-    """Returns the result of `measure` in a process that starts with this policy."""
+    """Returns the result of `measure` in a new process with this waiting policy."""
     os.environ.pop(VARIABLE, None)
     if policy is not None:
         os.environ[VARIABLE] = policy

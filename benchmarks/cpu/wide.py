@@ -53,7 +53,7 @@ PROBE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Wide(Workload):
-    """A workload in a dtype, by its name in torch."""
+    """A workload with a dtype, given by its name in torch."""
 
     dtype: str = "float32"
 
@@ -101,7 +101,7 @@ COLUMNS = (
 
 
 def table(rows: Rows) -> str:
-    """Returns the worst sizes, with the mean of all."""
+    """Returns a table of the worst sizes, with the geometric mean of all sizes."""
     sizes: dict[tuple[str, str], Rows] = {}
     for row in sorted(rows, key=lambda row: row["medians"][BASELINE] / row["medians"][FUSED]):
         sizes.setdefault((SHAPE.text(row), BATCH.text(row)), []).append(row)

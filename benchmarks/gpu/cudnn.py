@@ -1,9 +1,9 @@
-"""Races the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
+"""Times the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
 
-It needs a GPU, torch, Triton and NumPy. It runs without installing the package, without the
-extension and without a network, and skips the plots if matplotlib is missing. `--dry-run` runs the
-same code on the CPU, with kernels in Triton's interpreter, on tiny workloads: it shows that
-everything works, but measures nothing.
+The benchmark needs a GPU, torch, Triton and NumPy. It needs neither a network nor an installed or
+built package, and skips the plots if matplotlib is missing. `--dry-run` runs the same code on the
+CPU, with kernels in Triton's interpreter and tiny workloads. A dry run shows that everything works,
+but measures nothing.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from benchmarks.harness import pages
 
 
 def check_gpu() -> None:
-    """Exits if nothing can be measured."""
+    """Exits if there is no GPU, or if kernels would run in Triton's interpreter."""
     if not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --dry-run needs none")
     if triton.knobs.runtime.interpret:
@@ -31,7 +31,7 @@ def check_gpu() -> None:
 def exit_status(rows: list[Row]) -> int:
     """Returns 1 if a call failed or the layer was wrong.
 
-    A graph that cannot be captured is no failure, nor is a rival that is wrong.
+    A graph that cannot be captured does not count as a failure, and neither does a wrong rival.
     """
     bad = [r for r in rows if r["status"] == RED or (r["status"], r["launch"]) == (FAILED, EAGER)]
     return 1 if bad else 0

@@ -23,7 +23,7 @@ _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def restart_interpreted() -> None:
-    """Restarts this command with the interpreter, which Triton selects at import."""
+    """Restarts this command with TRITON_INTERPRET, which Triton reads at import."""
     sys.stdout.flush()
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
@@ -59,7 +59,7 @@ class Interpreted:
 
     def __init__(self) -> None:
         self.calls = dict.fromkeys(OPERATORS, 0)
-        # Any GPU is good enough for making plans.
+        # Plans need the properties of some GPU.
         self.library = serve_cpu_tensors(lambda: H100, lambda name: partial(self.run, name))
 
     def run(self, name: str, *arguments: Any) -> Any:

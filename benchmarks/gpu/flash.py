@@ -1,4 +1,4 @@
-"""FlashRNN, a rival on GPUs, raced if it is installed."""
+"""FlashRNN, a rival on GPUs that is timed if it is installed."""
 
 from torch import nn
 from torch.nn.functional import linear

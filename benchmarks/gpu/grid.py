@@ -1,4 +1,4 @@
-"""The workloads that are raced on a GPU, and their precisions.
+"""The workloads of the GPU benchmark, and their precisions.
 
 The grid is a selection: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024
 steps all occur, but not in every combination.
@@ -42,7 +42,7 @@ DRY_WORKLOADS = tuple(
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision that workloads are raced in."""
+    """A precision in which workloads are timed."""
 
     name: str
     dtype: torch.dtype
@@ -50,9 +50,9 @@ class Precision:
     """Whether a float32 RNN rounds the factors of its products to TF32, as it does by default."""
 
     def of_the_process(self) -> AbstractContextManager[None]:
-        """Sets float32 to IEEE everywhere within a block if this is float32 without rounding.
+        """Disables TF32 everywhere within a block, if this precision is float32 without TF32.
 
-        Otherwise torch's defaults stay, as in a user's program: TF32 only for RNNs.
+        Otherwise torch's defaults apply, as in a user's program: TF32 only for RNNs.
         """
         if self.dtype != torch.float32 or self.tf32:
             return nullcontext()
@@ -62,5 +62,5 @@ class Precision:
 FLOAT32 = Precision("float32", torch.float32)
 TF32 = Precision("tf32", torch.float32, tf32=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
-# The default comes first, because a race may end at its deadline.
+# The default comes first, because the benchmark may stop at its deadline.
 PRECISIONS = (TF32, FLOAT32, BFLOAT16)

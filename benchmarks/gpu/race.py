@@ -1,7 +1,7 @@
-"""Races workloads on a GPU: draws their input, and launches, checks and times their calls.
+"""Times workloads on a GPU: draws their input, and launches, checks and times their calls.
 
-No workload is timed before its results have passed the gate, and none is dropped: the table and the
-JSON also list workloads that were wrong, failed or came too late.
+No workload is timed before its results have passed the gate. No workload is dropped: the table and
+the JSON also list workloads that were wrong, failed or did not start before the deadline.
 """
 
 import copy
@@ -200,7 +200,7 @@ def launch_calls(
 
 
 def time_calls(calls: Mapping[str, TimedCall], platform: Platform) -> Row:
-    """Times every call in two laps of opposite order, so that no call always follows another."""
+    """Times all calls in order and again in reverse, so that no call always follows another."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for name in (*calls, *reversed([*calls])):
         seconds[name] += platform.clock(calls[name])

@@ -1,4 +1,4 @@
-"""Tables and plots of a race on a GPU."""
+"""Tables and plots of the GPU benchmark."""
 
 import importlib.util
 import json
@@ -80,7 +80,7 @@ def listed(what: str, rows: list[str]) -> str:
 
 
 def section(rows: list[Row], rival: str) -> str:
-    """Returns the section about the race against one rival."""
+    """Returns the section that compares the layer with one rival."""
     rows = [row for row in rows if row["rival"] == rival]
     measured = [row for row in rows if row["status"] == MEASURED]
     parts = [f"## Against {rival}", summary(measured) if measured else "Nothing was measured."]
@@ -159,7 +159,7 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def publish(document: dict[str, Any], folder: Path) -> None:
-    """Writes raw rows, the table and, with matplotlib, the plots; says where."""
+    """Writes raw rows, the table and, with matplotlib, the plots; prints their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     text = report(document)

@@ -1,1 +1,1 @@
-"""Code that all benchmarks share, in addition to `namernn_fast.bench`."""
+"""Code shared by all benchmarks, in addition to `namernn_fast.bench`."""

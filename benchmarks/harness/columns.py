@@ -1,8 +1,8 @@
 """Tables of rows of results: one line for each case, described by columns.
 
-A row is a program's record of one case: the fields of the case, the number of threads, the
-median seconds of each call (`medians`) and, compared with one of the calls, the median ratio of
-neighbouring rounds (`paired`) and the 95 % interval of the ratio of the medians (`spread`).
+A row is a program's record of one case: the fields of the case, the number of threads and the
+median seconds of each call (`medians`). A row may also compare the calls with one of them: `paired`
+has the median ratios of neighbouring rounds, `spread` the 95 % intervals of the ratios of medians.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def text(head: str, value: str | Callable[[Row], object]) -> Column:
 
 
 def key(head: str, value: str | Callable[[Row], object]) -> Column:
-    """Returns a column like `text`, with entries that identify a line."""
+    """Returns a column like `text` whose entries identify a line."""
     return text(head, value)._replace(is_key=True)
 
 
@@ -66,7 +66,7 @@ def speed_up(head: str, number: Callable[[Row], float | None]) -> Column:
 
 
 def over(theirs: str | Iterable[str], ours: str, head: str = "speed-up") -> Column:
-    """Returns a column of ratios of medians: of a call, or of the fastest of several, to `ours`."""
+    """Returns a column of speed-ups of `ours` over a call, or over the fastest of several calls."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
 
     def number(row: Row) -> float | None:
@@ -93,30 +93,30 @@ def interval(theirs: str) -> Column:
 
 
 def label(field: str, value: Any) -> str:
-    """Returns the value of a field, as shown in titles and heads."""
+    """Returns the value of a field, as shown in titles and column heads."""
     if field == "cell":
         return LAYERS_OF[value].fused
     return {"threads": f"{value} thread(s)", "family": f"{value} input"}.get(field, str(value))
 
 
 def labels(fields: Iterable[str], values: Iterable[Any]) -> str:
-    """Returns the values of several fields, as shown in titles and heads."""
+    """Returns the values of several fields, as shown in titles and column heads."""
     return ", ".join(map(label, fields, values))
 
 
 def table(
     rows: Rows, columns: Sequence[Column], beside: Sequence[str] = (), shown: Rows | None = None
 ) -> str:
-    """Returns a line for each row and, for several, the geometric mean and the worst ratio.
+    """Returns a line for each row and, for several rows, the geometric mean and worst ratio.
 
     Columns without any entry are left out.
 
     Args:
         rows: The rows.
         columns: The columns; those that identify a line come first.
-        beside: Fields. Rows that only differ in these share a line, which repeats the other columns
-            for each combination of their values.
-        shown: The rows with a line; default: all.
+        beside: Fields. Rows that differ only in these fields share a line, and each combination of
+            values has its own columns there.
+        shown: The rows that have a line; default: all.
     """
 
     def kind(row: Row) -> tuple[Any, ...]:
@@ -146,6 +146,6 @@ def table(
 
 
 def _foot(column: Column, rows: Rows) -> tuple[str, str]:
-    """Returns the geometric mean and the worst of a column's ratios; empty strings if none."""
+    """Returns the geometric mean and the worst ratio of a column; empty strings without ratios."""
     found = [value for row in rows if column.number and (value := column.number(row)) is not None]
     return (ratio(statistics.geometric_mean(found)), ratio(min(found))) if found else ("", "")

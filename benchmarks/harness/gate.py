@@ -2,8 +2,8 @@
 
 The fused layer must meet the error budget of `namernn_fast.testing`, which compares it with
 `nn.RNN`. Other implementations round differently, so `rival_error` only checks that they compute
-the right formula. A wrong layer fails the run. A wrong rival does not, because it may be wrong on
-some processors only: it is reported and not timed.
+the right formula. A wrong layer fails the run. A wrong rival is reported and not timed, but does
+not fail the run, because a rival may be wrong only on some processors.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def rival_error(
 ) -> BudgetError | None:
     """Returns an error if the results of a rival are wrong, otherwise None.
 
-    They are wrong if an error reaches `limit`, relative to the oracle's largest value.
+    Results are wrong if an error reaches `limit`, relative to the oracle's largest value.
     """
     try:
         for what, exact in oracle.items():

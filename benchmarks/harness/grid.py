@@ -26,7 +26,7 @@ BATCHES_OF_EVERY_RUN = {
     (512, 512, 128): ((16, 64), (64,)),
     (*PACKED_SHAPE, None): ((1, 16, 256), (16, 256)),
 }
-# With gates, a round of both layers takes half a minute at these sizes.
+# For layers with gates, a round of both layers takes half a minute at this size.
 TOO_LONG_WITH_GATES = ((512, 512, 128), 1024)
 
 LAYER_WORKLOADS = tuple(

@@ -67,14 +67,14 @@ def multiply_add_rate(threads: int, seconds: float) -> float:
 
 
 def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
-    """Returns the bytes per second at which threads reread a block; each reads its own part."""
+    """Returns the bytes per second at which threads reread a block, split equally among them."""
     parts = [block_bytes // threads] * threads
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
 
 
 def momentary_rate() -> float:
-    """Measures the calling thread's operations per second, too briefly for its clock to change."""
+    """Measures the calling thread's operations per second, too briefly for the clock to change."""
     return _probe().multiply_add_rate(MOMENT)
 
 

@@ -1,4 +1,4 @@
-"""Code that all measuring programs share: options, settling the process, and writing results.
+"""Code shared by all benchmarks: options, process setup, and writing results.
 
 Without `--record` a program writes its raw rows, its tables and its plots to `build/bench/`, which
 git ignores. With `--record` it replaces the results in `benchmarks/results/` and the tables in the
@@ -44,10 +44,10 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options, and exits if a run that is not a measurement would be recorded.
+    """Returns the options. Exits if `--record` meets `--quick` or passive waiting.
 
-    Trial runs do not count, nor do runs whose threads sleep while they wait: waking a thread takes
-    longer than a small call. Passive waiting only makes sense on a shared machine.
+    With passive waiting, threads sleep while they wait, and waking a thread takes longer than a
+    small call. Passive waiting only makes sense on a shared machine.
     """
     options = parser.parse_args()
     if options.record and getattr(options, "quick", False):
@@ -61,7 +61,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def settle(threads: int) -> None:
-    """Brings the process into the state of a long-running one, with this number of threads."""
+    """Sets the number of threads, and keeps freed memory as a long-running process would."""
     torch.set_num_threads(threads)
     keep_freed_memory()
 
@@ -75,7 +75,7 @@ def time_budget(options: argparse.Namespace, max_rounds: int, round_seconds: flo
 
 @contextmanager
 def gated(checked: object, wrong: list[str]) -> Iterator[None]:
-    """Catches a `BudgetError`, prints it with the name of the check, and adds both to `wrong`.
+    """Catches a `BudgetError`, prints its message and the check's name, and adds both to `wrong`.
 
     The program continues with the next workload.
     """
@@ -101,13 +101,13 @@ def publish(
     wrong: Sequence[str] = (),
     draw: Callable[[dict[str, Any], Path], list[Path]] = lambda document, folder: [],
 ) -> None:
-    """Writes the raw rows, texts and plots of a run; prints the texts and the paths.
+    """Writes the raw rows, texts and plots of a run. Prints the texts and the paths.
 
     A run with wrong results is not recorded.
 
     Args:
         name: The name of the JSON file.
-        document: Its content.
+        document: The content of the JSON file.
         sections: The texts. If the run is recorded, each replaces its section of a page.
         record: Whether the run is recorded.
         wrong: The workloads that were not timed because a check failed.

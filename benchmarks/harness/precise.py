@@ -12,7 +12,7 @@ RECURRENT = nn.RNNBase, nn.RNNCellBase
 
 
 def converted(values: Any, dtype: torch.dtype) -> Any:
-    """Returns the arguments or results of a layer in a dtype."""
+    """Converts the arguments or results of a layer to a dtype."""
     return tree_map(
         lambda value: None if value is None else value.to(dtype),
         values,
@@ -21,7 +21,7 @@ def converted(values: Any, dtype: torch.dtype) -> Any:
 
 
 def make_precise(model: nn.Module) -> nn.Module:
-    """Makes torch's recurrent layers of a model compute in float64, the rest stays in float32.
+    """Makes torch's recurrent layers of a model compute in float64. The rest stays in float32.
 
     Returns:
         The model, whose layers still take and return float32.

@@ -25,7 +25,7 @@ double now() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Hides a value from the compiler, which then neither assumes it nor drops it as unused.
+// Hides a value from the compiler, so that it can neither assume the value nor drop it as unused.
 template <class T>
 void hide(T& value) {
   asm volatile("" : "+m"(value) : : "memory");
@@ -54,7 +54,7 @@ Rates rates(double seconds, double amount, F&& f) {
 }  // namespace
 
 // Floating-point operations per second of independent float multiply-adds in registers. This is the
-// mean over `seconds`, because the core may not be able to hold the clock of its best moment.
+// mean over `seconds`, because the core may not sustain its highest clock.
 extern "C" double multiply_add_rate(double seconds) {
   constexpr int chains = 12, steps = 20000;
   const double amount = 2.0 * chains * steps * lanes;
@@ -73,7 +73,7 @@ extern "C" double multiply_add_rate(double seconds) {
   return found.mean;
 }
 
-// Bytes read per second from a block of `bytes` bytes that is read over and over.
+// Bytes read per second from a block of `bytes` bytes that is read again and again.
 extern "C" double read_rate(int64_t bytes, double seconds) {
   constexpr int64_t line = 8;  // vectors per iteration
   const int64_t vectors = bytes / int64_t(sizeof(Vector)) / line * line;

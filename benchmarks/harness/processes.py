@@ -1,4 +1,4 @@
-"""Fresh processes, which import and run nothing before the measurement."""
+"""New processes, which import and run nothing before the measurement."""
 
 import multiprocessing
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Speed-ups from alternating rounds, and their confidence intervals.
 
-`theirs` and `ours` are the seconds of each round in timing order, of at least one round.
+`theirs` and `ours` are the seconds of each round, in timing order. There is at least one round.
 """
 
 import random

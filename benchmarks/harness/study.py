@@ -1,7 +1,7 @@
 """The common form of the programs in `benchmarks/cpu`: cases, their calls and their tables.
 
-`Study.main` is the whole program. It settles the process, makes the calls of each case, which first
-checks their results, races them round by round, and publishes a row for each case.
+`Study.main` is the whole program. For each case it makes the calls, which includes a check of their
+results, and times the calls in alternating rounds. Then it publishes a row for each case.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def grid(
 
 
 def statistics_of(rounds: Mapping[str, Rounds], ours: str = "") -> Row:
-    """Returns the medians and the rounds of each call, and compares the others with `ours`."""
+    """Returns the medians and rounds of each call, and compares the other calls with `ours`."""
     seconds = {name: recorded.seconds for name, recorded in rounds.items()}
     row: Row = {
         "medians": {name: statistics.median(times) for name, times in seconds.items()},
@@ -85,9 +85,9 @@ def kernels() -> Document:
 
 @dataclass(frozen=True)
 class Study:
-    """A program that races calls, and reports them.
+    """A program that times alternating calls, and reports the times.
 
-    Each case is a workload, or an instance of a subclass with further fields.
+    Each case is a workload, or an instance of a subclass with additional fields.
     """
 
     name: str
@@ -220,7 +220,7 @@ def machine(document: Document) -> str:
 
 
 def wrong_rivals(rows: Rows) -> list[str]:
-    """Returns a sentence for each rival that was wrong, and not timed, in some rows."""
+    """Returns a sentence for each rival that is not timed in some rows, because it was wrong."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, error in row.get("wrong", {}).items():
@@ -232,7 +232,7 @@ def wrong_rivals(rows: Rows) -> list[str]:
 
 
 def described(case: Workload) -> str:
-    """Returns the name of a workload, with the further fields of its class."""
+    """Returns the name of a workload, with the additional fields of its class."""
     known = {field.name for field in fields(Workload)}
     also = (f"{name} {value}" for name, value in asdict(case).items() if name not in known)
     return ", ".join((str(case), *also))

@@ -1,4 +1,4 @@
-"""Races whole programs before and after a change."""
+"""Times whole programs before and after a change, in alternating rounds."""
 
 import argparse
 import importlib.util
@@ -63,7 +63,7 @@ class BeforeAfter(Study):
         results: dict[str, Tensor] = {}
         for role in ("exact", *ROLES):
             runs[role] = getattr(program, role)()
-            # Run each program before making the next: all draw from the same generators.
+            # Run each program before making the next, because all share torch's random generator.
             results[role] = torch.as_tensor(runs[role](), dtype=torch.float32)
         del runs["exact"]
         theirs, ours, exact = ({"result": results[role]} for role in (BEFORE, AFTER, "exact"))

@@ -1,7 +1,7 @@
-"""Races programs of the names classifier: `python -m benchmarks.names.classifier [--record]`.
+"""Times programs of the names classifier: `python -m benchmarks.names.classifier [--record]`.
 
-Two programs train and use the plain network: one as a user would write it with `nn.RNN` and
-`DataLoader`, and the names application. First the gate checks losses and labels against an oracle.
+Two programs train and use the plain network: the names application, and a program that a user would
+write with `nn.RNN` and `DataLoader`. First the gate checks losses and labels against an oracle.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def announce(stage: str) -> None:
 
 
 def stretches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """Splits the order of an epoch, int64 `(names,)`, into stretches of equally many whole batches.
+    """Splits an epoch's order, int64 `(names,)`, into stretches with equal numbers of full batches.
 
     Leftover names are not used.
     """
@@ -107,7 +107,7 @@ def fastest_settings(
 def race_at_peak(
     calls: Mapping[str, TimedCall], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, Rounds], float]:
-    """Races calls; returns their rounds, and the machine's peak operations per second."""
+    """Times calls in turns; returns their rounds, and the machine's peak operations per second."""
     peaks: list[float] = []
     rounds = race({**calls, "peak": lambda: peaks.append(threads * momentary_rate())}, budget)
     return rounds, max(peaks)  # an interrupted probe reads too low
@@ -179,8 +179,8 @@ def race_labels(
 def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows.
 
-    A part with a failed check is not timed and is added to `wrong`: all epochs, or the labels for
-    one number of threads. Times on one thread and memory are measured only to be recorded.
+    If a check fails, it is added to `wrong`, and either all epochs or the labels for one number of
+    threads are not timed. Memory and times on one thread are measured only with `--record`.
     """
     corpus = Corpus.of_data(effort.corpus)
     # The embedded sample is too small for the large batches.

@@ -1,4 +1,4 @@
-"""The section of docs/performance_tables.md: tables of the races of the names classifier."""
+"""The section of docs/performance_tables.md with the tables of the names classifier."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -80,7 +80,7 @@ def labels_table(rows: Rows) -> str:
 
 
 def beginnings(rows: Sequence[Row]) -> str:
-    """Returns a sentence with the numbers of states with and without sharing."""
+    """Returns a sentence with the numbers of states with and without shared prefixes."""
     found = {row["names"]: (row["characters"], row["prefixes"]) for row in rows}
     parts = (
         f"{names:,} names have {characters:,} characters and {prefixes:,} distinct prefixes"

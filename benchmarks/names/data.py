@@ -17,8 +17,8 @@ SHARED = ROOT.parent / "shared" / "data" / "names"
 
 @functools.cache
 def names() -> NamesData:
-    """Returns the data set in `NAMERNN_FAST_DATA` or next to the repository, otherwise the one that
-    `load_names` finds."""
+    """Returns the data set in `NAMERNN_FAST_DATA` or next to the repository, or else the data set
+    that `load_names` finds."""
     beside = not os.environ.get(VARIABLE) and SHARED.is_dir()
     return load_names(SHARED if beside else None)
 

@@ -2,8 +2,8 @@
 
 The oracle is the user's program in float64. The error budget of `namernn_fast.testing` applies to
 the losses of the first steps and to the scores that determine the labels; the rival is the user's
-program in float32, which runs `nn.RNN`. Each program makes its own batches, so different batches
-show up as a larger error.
+program in float32, which runs `nn.RNN`. Each program makes its own batches, so a difference in the
+batches shows up as a larger error.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def check_losses(
         losses(each, corpus, batch_size, steps)
         for each in (program(corpus, weights), WithTorch(corpus, weights), oracle)
     )
-    # Rounding errors cancel in the mean over a batch: correct losses err by 1.5 units.
+    # Rounding errors cancel in the mean over a batch: correct losses have errors of 1.5 units.
     budget = ErrorBudget(torch.float32, units=4)
     budget.add(f"losses, batches of {batch_size}", ours, theirs, exact)
     budget.check()
@@ -76,6 +76,6 @@ def check_labels(program: Program, corpus: Corpus, names: Sequence[str]) -> None
     worst = int(missed.argmax())
     if float(missed[worst]) > limit:
         raise BudgetError(
-            f"{labels[worst]} for {names[worst]!r} has a score {float(missed[worst]):.3g} below "
-            f"the best, and may have {limit:.3g}"
+            f"the score of {labels[worst]} for {names[worst]!r} is {float(missed[worst]):.3g} "
+            f"below the best, more than the limit of {limit:.3g}"
         )

@@ -1,4 +1,4 @@
-"""Measures the peak memory of both programs, each task in a fresh process."""
+"""Measures the peak memory of both programs, each task in a new process."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def peak_of(
 ) -> int:
     """Returns the peak bytes of two training steps of `size` names, or of labelling `size` names.
 
-    A small call first starts the threads and loads the code, which would count otherwise.
+    A small warm-up call starts the threads and loads the code, so that these do not count.
     """
     torch.set_num_threads(threads)
     program = program_class(corpus, starting_weights(len(corpus.languages)))

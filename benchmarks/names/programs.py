@@ -1,4 +1,4 @@
-"""The two programs that race: the names application, and a user's program with `nn.RNN`."""
+"""The two programs that are timed: the names application, and a user's program with `nn.RNN`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -151,7 +151,7 @@ class WithTorch(Program):
 
     It is as fast as a user can write it: names are encoded once, batches are sorted so that
     `nn.RNN` does not reorder states, and the optimizer and the number of workers are the fastest of
-    `SETTINGS` on the machine. Only the folding comes from the application, because it is faster.
+    `SETTINGS` on the machine. Only the folding is the application's, because that is faster.
     """
 
     name = "nn.RNN and DataLoader"

@@ -13,12 +13,12 @@ REST, TOTAL = "rest", "total"
 
 
 def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str, float]:
-    """Trains on the names of an order; returns the seconds of each part, of the rest and in total.
+    """Trains on names in an order; returns the seconds of each part, of the rest and in total.
 
-    The data part is the time from the loop's request for a batch until it arrives; the forward pass
-    is the call of the model; the backward pass lasts from there to the optimizer step, loss
-    included. The rest of the total is the loop itself, which counts hits. Hooks on the model and
-    the optimizer find where the parts start and end.
+    The data part lasts from the loop's request for a batch until the batch arrives. The forward
+    pass is the call of the model. The backward pass includes the loss and ends at the optimizer
+    step. The rest of the total is the loop itself, which counts correct labels. Hooks on the model
+    and the optimizer find where the parts start and end.
 
     Raises:
         RuntimeError: The hooks did not see every part.

@@ -1,9 +1,9 @@
 """The reference result of the names application: `python -m benchmarks.names.study [--record]`.
 
-On several splits of the data, each with its own seed, it trains the plain recipe, the reference
-recipe, the small network that ships, and the n-gram baseline, and evaluates each once on the test
-part. With `--record` it replaces the table of docs/names.md, the recorded figures, the
-pretrained network of the package and its model card.
+For each of several splits of the data, with different seeds, this program trains four systems: the
+plain recipe, the reference recipe, the small pretrained network and the n-gram baseline. It
+evaluates each system once on the test part. With `--record` it replaces the table of docs/names.md,
+the recorded figures, the pretrained network of the package and its model card.
 
 Splits run in parallel, each on one thread.
 """
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 
 def run_split(seed: int) -> Run:
-    """Trains every system on one split and one thread; the first split's network may ship."""
+    """Trains every system on one split and one thread. Saves the network of the first split."""
     torch.set_num_threads(1)
     parts = split(names(), seed=seed)
     seconds: dict[str, float] = {}
@@ -101,7 +101,7 @@ def run_split(seed: int) -> Run:
     scores = {
         page.MAJORITY: majority_baseline(parts).test,
         page.NGRAM: counted,
-        # Undoes the correction, which subtracted a multiple of the logarithm of the priors.
+        # Undo the prior correction, which subtracted a multiple of the log priors.
         page.BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
         page.WEIGHTED: weighted,
         page.UNUSUAL: pupil.unusualness.of(parts.test.names, parts.folding),
@@ -158,8 +158,8 @@ def figures(runs: Sequence[Run], name: str) -> dict[str, Any]:
 
 
 def unusual_names(runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns, for each split, the share of unusual test names, and the accuracy of the distilled
-    network on them and on the others."""
+    """Returns for each split the share of unusual test names, and the accuracy of the distilled
+    network on unusual names and on all others."""
     found: dict[str, list[float]] = {"share": [], "accuracy": [], "accuracy_of_others": []}
     for parts, scores, _ in runs:
         right = (scores[page.DISTILLED].argmax(1) == parts.test.labels).double()
@@ -188,7 +188,7 @@ def without_path(info: dict[str, Any]) -> dict[str, Any]:
 def tests(
     runs: Sequence[Run], systems: dict[str, Any], rival_name: str, name: str
 ) -> dict[str, Any]:
-    """Returns the paired tests of a network against a rival; `systems` has the figures of both."""
+    """Returns paired tests of a network against a rival. `systems` has the figures of both."""
     first, second = ([run.predictions(each) for run in runs] for each in (rival_name, name))
     share = len(runs[0].parts.test) / len(runs[0].parts.train)
     found = {}
@@ -206,7 +206,7 @@ def tests(
 
 
 def record(found: dict[str, Any]) -> None:
-    """Replaces the pretrained network by the network of the first split, and updates its card."""
+    """Replaces the pretrained network with the network of the first split, and updates its card."""
     network = load_checkpoint(SHIPPED)
     network.info["split"] = without_path(network.info["split"])
     save_checkpoint(pretrained_checkpoint(), network, torch.float16)

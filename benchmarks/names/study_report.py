@@ -77,7 +77,7 @@ def spread(values: list[float], factor: float = 1, digits: int = 3) -> str:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Returns the section of docs/names.md: who wins, by how much, and on which languages."""
+    """Returns the section of docs/names.md, which says which system is best and by how much."""
     train, validation, test = found["names"][0]
     verdicts = "\n".join(
         verdict(name, rival, tests)
@@ -168,7 +168,7 @@ def well_known(rows: list[dict[str, Any]]) -> str:
 
 
 def conclusion(tests: dict[str, Any]) -> str:
-    """Returns, in words, whether the reference is ahead of the n-grams."""
+    """Returns, in words, whether the reference is better than the n-grams."""
     said, p_values = [], []
     for rival in RIVALS:
         figures = tests[rival][REFERENCE]
@@ -204,7 +204,7 @@ def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
 
 
 def card(found: dict[str, Any], bytes_: int, letters: str) -> str:
-    """Returns the model card of the network that ships, which reads the accented `letters`."""
+    """Returns the model card of the pretrained network, which reads the accented `letters`."""
     figures, keys = found["systems"], ("accuracy", "macro_f1", "top3")
     rows = [["", "accuracy %", "macro-F1", "top-3 %"]]
     for name, label in (

@@ -1,7 +1,7 @@
 """Well-known surnames and their languages, for a look at the network's predictions.
 
-The list was fixed before the network that ships was trained, and no choice was based on it. Many of
-the names occur in the data, so the list does not measure accuracy on new names.
+The list was fixed before the pretrained network was trained, and no choice was based on the list.
+Many of the names occur in the data, so the list does not measure accuracy on new names.
 """
 
 WELL_KNOWN = {

@@ -10,9 +10,9 @@ from namernn_fast.names import ASCII
 def count(texts: Sequence[str]) -> Counter[str]:
     """Counts the work for a batch of folded names, none of them empty.
 
-    There are `characters` states if names share none, and `prefixes` states if names share the
-    states of common prefixes. `firsts` of the prefixes are a single character, and their states
-    need no recurrent product.
+    `characters` is the number of states if names share no states, `prefixes` if names share the
+    states of common prefixes. `firsts` is the number of prefixes of a single character, for which
+    the state needs no recurrent product.
     """
     prefixes = {text[:end] for text in texts for end in range(1, len(text) + 1)}
     return Counter(
@@ -34,8 +34,8 @@ def floor(
 ) -> float:
     """Returns the minimum seconds of a program, from the multiply-adds that its results require.
 
-    The program determines what is shared, and training includes the gradients of all parameters.
-    The peak is in operations per second; a multiply-add counts as two.
+    The program determines which states are shared. Training includes the gradients of all
+    parameters. `peak` is in operations per second, and a multiply-add counts as two.
     """
     inputs, states, firsts = counts["characters"], counts["characters"], counts["names"]
     if program.shares:

@@ -66,12 +66,12 @@ def select(timings: Timings, **wanted: object) -> Timings:
 
 
 def by_cell(timings: Timings) -> dict[str, Timings]:
-    """Returns the workloads of each cell that was timed, by cell."""
+    """Groups the workloads by cell, for the cells that were timed."""
     return {cell: found for cell in LAYERS_OF if (found := select(timings, cell=cell))}
 
 
 def shared(timings: Timings) -> Timings:
-    """Returns the workloads of sizes that were timed for every layer."""
+    """Returns the workloads with sizes that were timed for every layer."""
     cells = {workload.cell for workload in timings}
     return {
         workload: medians
@@ -83,8 +83,8 @@ def shared(timings: Timings) -> Timings:
 def class_rows(timings: Timings) -> Iterator[list[str]]:
     """Yields a row for each class, over the sizes that were timed for every layer.
 
-    A column is one layer in one mode. An entry is the geometric mean of its speed-ups, followed by
-    their number and the worst speed-up in brackets.
+    A column is one layer in one mode. An entry is the geometric mean of the speed-ups, followed by
+    the number of speed-ups and the worst speed-up in brackets.
     """
     cells = dict.fromkeys(workload.cell for workload in timings)
     kinds = [*itertools.product(cells, MODES)]
