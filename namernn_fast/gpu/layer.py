@@ -307,8 +307,8 @@ def _grad_weight_hh(
 
     Args:
         dz: the gradient of the pre-activations (N, H).
-        states: the direction's output (N, H). Each row is the previous state of the next row in
-            recurrence order.
+        states: the direction's output (N, H). The rows of one step are the previous states of the
+            next step in recurrence order.
         hx: initial states (B, H), or None for zeros.
         batch: number of rows per step.
         reverse: whether the direction goes back in time.

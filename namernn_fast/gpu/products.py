@@ -94,7 +94,7 @@ def product(
 ) -> Tensor:
     """Returns left @ right + plus. Float32 products have the precision of an RNN's products.
 
-    Repeated calls return identical bits.
+    Repeated calls are bit-identical.
 
     Args:
         left: matrix (M, K) with any strides.

@@ -23,8 +23,8 @@ def sums_constants_of(width: int) -> dict[str, Any]:
 def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     """Returns the sum of each token's rows, (vocabulary, features), added in a fixed order.
 
-    Torch's own `embedding_dense_backward` adds in no fixed order for small vocabularies, with
-    atomic additions, unless deterministic algorithms are enabled
+    For small vocabularies, torch's own `embedding_dense_backward` uses atomic additions, which have
+    no fixed order, unless deterministic algorithms are enabled
     (https://github.com/pytorch/pytorch/pull/172454).
 
     Args:

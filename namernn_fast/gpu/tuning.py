@@ -76,7 +76,7 @@ def autotune(
         with on_device_of(input):
             milliseconds = _time_by_default(size, call)
     if size_of(hidden_size, input.shape[1], input, directions) != size:
-        # The GPU refused a cooperative launch, so the wrong plans were timed. Start again.
+        # The GPU rejected a cooperative launch, so the wrong plans were timed. Start again.
         return autotune(input, hidden_size, bidirectional=bidirectional, measure=measure)
     tuned[size] = min(milliseconds, key=lambda plan: milliseconds[plan])
     return tuned[size]
