@@ -50,7 +50,7 @@ BATCHES = (1, 64, 1024)
 # Sizes that do not fill blocks of hidden units, including odd sizes, whose rows are unaligned.
 UNEVEN_SIZES = (33, 100, 127, 200, 300)
 SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
-# dtype, whether float32 may be rounded to TF32
+# Pairs: the dtype, and whether float32 may be rounded to TF32.
 PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
 KERNELS = {"forward": forward_kernel, "backward": backward_kernel}
 # The usual call has no initial state, and its loss depends only on the output.

@@ -1,4 +1,4 @@
-"""The rules of the lint. Each checks one kernel; docs/gpu_report.md lists them."""
+"""The rules of the lint. Each rule checks one kernel. docs/gpu_report.md lists the rules."""
 
 import linecache
 import re
@@ -13,7 +13,7 @@ from tools.lint.variants import UNALIGNED, Variant
 
 _REGISTERS = 65536  # per multiprocessor
 _MOST_SEQUENCES = 1 << 20
-# How the names of the functions that load a tile of weight_hh end.
+# Functions that load a tile of weight_hh have names with this ending.
 _TILE = "_tile("
 # Known spills: a pattern for the names of the kernels, and why they spill.
 SPILLING = {
@@ -127,15 +127,15 @@ def _loads_weights(built: Built, instruction: Instruction) -> bool:
 
 
 def _call(built: Built) -> Iterator[Finding]:
-    """Checks that no step calls a function, as the compiler does for 64-bit divisions."""
+    """Checks that no step calls a function. The compiler makes such calls for 64-bit divisions."""
     for instruction in built.code.step:
         if instruction.opcode == "CALL" and instruction.target.startswith("$"):
             yield Finding("call", f"a step calls a function: {instruction}")
 
 
 def _tensor(built: Built) -> Iterator[Finding]:
-    """Checks that a step uses tensor cores exactly if it multiplies several sequences in 16 bits
-    or in TF32."""
+    """Checks that a step uses tensor cores if and only if it multiplies several sequences in
+    16 bits or in TF32."""
     build = built.variant.build
     expected = build.plan.block_b > 1 and build.precision != "float32"
     count = built.code.count().tensor

@@ -61,7 +61,7 @@ def size_of(type: str) -> int:
         return 1
     found = re.fullmatch(r"[busf](8|16|32|64)", type)
     if found is None:
-        raise UnsupportedError(f"type {type}")
+        raise UnsupportedError(f"the type {type} is not supported")
     return int(found[1]) // 8
 
 
@@ -100,7 +100,7 @@ class Decoder:
             self._line = line
             self._decode(statement)
         if len(self.instructions) > _MOST_INSTRUCTIONS:
-            raise UnsupportedError(f"{len(self.instructions)} instructions")
+            raise UnsupportedError(f"{len(self.instructions)} instructions are too many")
         for instruction, label in self._targets:
             instruction.numbers.append(self._labels[label])
 
@@ -108,13 +108,13 @@ class Decoder:
         """Reads the parameters and the number of threads; returns the offset of the body."""
         head = re.search(r"\.visible \.entry (\w+)\((.*?)\)(.*?)\{", text, re.DOTALL)
         if head is None:
-            raise UnsupportedError("no kernel")
+            raise UnsupportedError("the PTX contains no kernel")
         self.name = head[1]
         end = 0
         for line in head[2].split(",\n"):
             found = re.search(r"\.param \.(\w+).*?(\w+)\s*$", line)
             if found is None:
-                raise UnsupportedError(f"parameter {line}")
+                raise UnsupportedError(f"the parameter {line} is not supported")
             size = size_of(found[1])
             begin = -(-end // size) * size
             end = begin + size
@@ -148,7 +148,7 @@ class Decoder:
             return int(text.rstrip("U"), 0)
         if text in self._symbols:
             return self._symbols[text]
-        raise UnsupportedError(f"{text} in line {self._line}")
+        raise UnsupportedError(f"{text} in line {self._line} is not supported")
 
     def _operand(self, text: str, size: int | None) -> Operand:
         """Returns a register, or a constant of the given size."""
@@ -157,12 +157,12 @@ class Decoder:
         found = self._register(text)
         if found is None:
             if size is None:
-                raise UnsupportedError(f"{text} in line {self._line}")
+                raise UnsupportedError(f"{text} in line {self._line} is not supported")
             value = self._number(text)
             found = self._constant(-bool(value) if size == 1 else value, size)
         elif size is not None and found.size != size:
             raise UnsupportedError(
-                f"{text} has {found.size} bytes, not {size}, in line {self._line}"
+                f"{text} must have {size} bytes, got {found.size} in line {self._line}"
             )
         return found
 
@@ -170,7 +170,7 @@ class Decoder:
         """Returns the register and the offset of `[ register + offset ]`."""
         found = re.fullmatch(r"\[\s*(\S+?)\s*(?:\+\s*(-?\w+))?\s*\]", text)
         if found is None:
-            raise UnsupportedError(f"{text} in line {self._line}")
+            raise UnsupportedError(f"{text} in line {self._line} is not supported")
         base = self._register(found[1]) or self._constant(self._number(found[1]), 8)
         return base, int(found[2] or "0", 0)
 
@@ -216,10 +216,12 @@ class Decoder:
     def _plain(self, made: Instruction, arguments: list[str]) -> None:
         signature = self._signature(made.name)
         if signature is None:
-            raise UnsupportedError(f"{made.name} in line {self._line}")
+            raise UnsupportedError(f"{made.name} in line {self._line} is not supported")
         sizes = [*signature.results, *signature.sources]
         if len(sizes) != len(arguments):
-            raise UnsupportedError(f"{made.name} with {len(arguments)} operands, line {self._line}")
+            raise UnsupportedError(
+                f"{made.name} has {len(sizes)} operands, got {len(arguments)} in line {self._line}"
+            )
         operands = [self._operand(text, size) for text, size in zip(arguments, sizes, strict=True)]
         made.results = operands[: len(signature.results)]
         made.sources = operands[len(signature.results) :]
@@ -259,7 +261,7 @@ class Decoder:
         address, offset = self._address(arguments[0][0])
         size = self._memory(made, parts)
         if parts[-1] != "u32":
-            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line}")
+            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line} is not supported")
         made.sources = [address, self._operand(arguments[1][0], size)]
         made.numbers = [offset, size]
 
@@ -268,7 +270,7 @@ class Decoder:
         kept = [part for part in parts[:-1] if not _HINTS.fullmatch(part)]
         made.name = ".".join(kept).replace("::cta", "")
         if not _SPACES & set(parts) or parts[-1][0] not in "busf":
-            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line}")
+            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line} is not supported")
         return size_of(parts[-1])
 
     def _cp(self, made, parts, arguments):
@@ -276,7 +278,7 @@ class Decoder:
             made.numbers = [int(arguments[0][0])]
         elif parts[2] != "commit_group":
             if not {"shared", "global"} <= set(parts):
-                raise UnsupportedError(f"{made.name} in line {self._line}")
+                raise UnsupportedError(f"{made.name} in line {self._line} is not supported")
             made.name = "cp.async"
             target, source = (self._address(argument[0]) for argument in arguments[:2])
             copied_bytes = [self._operand(argument[0], 4) for argument in arguments[3:]]
@@ -288,13 +290,13 @@ class Decoder:
             return False
         threads = [int(argument[0]) for argument in arguments[1:]]
         if arguments[0] != ["0"] or threads not in ([], [self.threads]):
-            raise UnsupportedError(f"a barrier for some warps in line {self._line}")
+            raise UnsupportedError(f"line {self._line}: barriers for some warps are not supported")
         return True
 
     def _matrices(self, made, parts, address, registers):
         base, offset = self._address(address)
         if parts[1:4] != ["sync", "aligned", "m8n8"]:
-            raise UnsupportedError(f"{made.name} in line {self._line}")
+            raise UnsupportedError(f"{made.name} in line {self._line} is not supported")
         made.name = parts[0]
         made.numbers = [offset, int("trans" in parts)]
         return base, [self._operand(register, 4) for register in registers]
@@ -319,7 +321,7 @@ class Decoder:
         while len(transposed) < 2:  # absent if left is in registers, and in TF32
             transposed.insert(0, 0)
         if shape is None or [sign[0] for sign in signs[:2]] != ["1", "1"] or parts[5] != "f32":
-            raise UnsupportedError(f"{made.name} in line {self._line}")
+            raise UnsupportedError(f"{made.name} in line {self._line} is not supported")
         made.name = f"wgmma.{parts[6]}"
         made.results = [self._operand(result, 4) for result in results]
         left_size = 8 if len(left) == 1 else 4
@@ -334,7 +336,7 @@ class Decoder:
 
     def _call(self, made, parts, arguments):
         if arguments[0] != ["__assertfail"]:
-            raise UnsupportedError(f"a call to {arguments[0]} in line {self._line}")
+            raise UnsupportedError(f"line {self._line}: calls to {arguments[0]} are not supported")
         made.name = "assertion"
 
 

@@ -59,7 +59,7 @@ class Draws:
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
 
     def lengths(self, least: int) -> Tensor:
-        """Returns random lengths of the batch's sequences; one sequence has all steps."""
+        """Returns random lengths of the batch's sequences; one sequence has the full length."""
         _, _, steps, batch = self.probe.sizes
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps
@@ -180,7 +180,7 @@ def results(probe: Probe) -> dict[str, Tensor]:
 def gradients(
     probe: Probe, draws: Draws, found: dict[str, Tensor], leaves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Returns the gradients of the results with respect to the leaves, first or second order."""
+    """Returns gradients of the results with respect to the leaves, of first or second order."""
     chosen = [v for k, v in found.items() if probe.given in (k, "both", "sums")] or [found["h_n"]]
     if probe.given == "sums":
         grad_outputs = [torch.ones((), dtype=v.dtype).expand(v.shape) for v in chosen]
