@@ -61,7 +61,7 @@ class Models(Study):
 
 
 def times(case: Case, threads: set[int], budget: TimeBudget) -> Rows:
-    """Returns a row of a case for each number of threads.
+    """Times a case; returns a row for each number of threads.
 
     Raises:
         BudgetError: the results differ.
@@ -91,7 +91,7 @@ def interval(row: Row) -> str:
 
 
 def changed(row: Row) -> str:
-    """Returns how many decisions differ from torch's layer, in float32 and in 8 bits."""
+    """Returns how many decisions differ from those of torch's layer, in float32 and in 8 bits."""
     counts = dict(row["changed"])
     if not counts:
         return ""

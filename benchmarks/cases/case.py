@@ -1,4 +1,4 @@
-"""A pretrained model with an input as its package uses it."""
+"""A pretrained model and an input like those that its package processes."""
 
 import copy
 import time

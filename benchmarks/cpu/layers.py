@@ -58,7 +58,7 @@ class Chain(nn.Module):
 def calls(stack: Stack) -> Calls:
     """Returns the calls of `nn.RNN`, of single layers and of a stack.
 
-    Gradients start at the output and at the last state of every layer.
+    The output and the last state of every layer receive gradients.
     """
     size, num_layers = stack.hidden_size, stack.num_layers
     input = draw_input(stack)

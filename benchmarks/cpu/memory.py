@@ -43,7 +43,7 @@ def peak_of_training(
 
 @cache
 def process_of(layer: str) -> Executor:
-    """Returns a new process that runs only the steps of one layer, until this process ends."""
+    """Returns an executor with one new process, which runs only the steps of one layer."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 

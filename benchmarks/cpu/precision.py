@@ -1,6 +1,6 @@
 """Times float32 layers in lower precision: `python -m benchmarks.cpu.precision [--record]`.
 
-The fused layers and torch's layers alternate, both with the settings of
+The fused layers and torch's layers alternate, under each setting of
 `torch.set_float32_matmul_precision` and of `torch.backends.mkldnn.rnn`, which `nn.LSTM` follows.
 The tests check the results against the error budget of each setting.
 """

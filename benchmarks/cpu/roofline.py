@@ -148,7 +148,7 @@ COLUMNS = (
 
 
 def draw(document: Document, folder: Path) -> list[Path]:
-    """Draws the rate against the batch size, the number of sequences that use a weight per read."""
+    """Draws the rate against the batch size: the number of sequences that use each weight read."""
     pyplot.switch_backend("Agg")
     rows, machine = document["rows"], Machine(**document["machine"])
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")

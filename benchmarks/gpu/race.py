@@ -134,7 +134,7 @@ def baseline_path(input: Input) -> str:
 def race_workload(
     workload: Workload, precision: Precision, platform: Platform, rival: str = BASELINE
 ) -> Iterator[Row]:
-    """Yields a row for every way to launch a workload, in the precision of the process.
+    """Yields a row for each way to launch a workload, in the precision of the process.
 
     Raises:
         BudgetError: The oracle and `nn.RNN` cannot be compared.

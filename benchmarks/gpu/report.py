@@ -27,7 +27,7 @@ from namernn_fast.bench.tables import SLOWER, markdown, ratio
 
 
 def speed_up(row: Row) -> float:
-    """Returns how many times faster than its rival the fused layer is."""
+    """Returns the speed-up of the fused layer over its rival."""
     return row["medians"][row["rival"]] / row["medians"][FUSED]
 
 
@@ -52,7 +52,7 @@ def outcome(row: Row) -> str:
 
 
 def table(rows: list[Row], rival: str) -> str:
-    """Returns a line for each shape, batch size, precision and launch, modes side by side."""
+    """Returns a line for each shape, batch size, precision and launch, with modes side by side."""
     keys = SHAPE, BATCH, columns.key("precision", "precision"), columns.key("launch", "launch")
     shown = map(microseconds, (rival, FUSED))
     return columns.table(rows, (*keys, *shown, columns.text("speed-up", outcome)), beside=["mode"])

@@ -107,7 +107,7 @@ def labels(fields: Iterable[str], values: Iterable[Any]) -> str:
 def table(
     rows: Rows, columns: Sequence[Column], beside: Sequence[str] = (), shown: Rows | None = None
 ) -> str:
-    """Returns a line for each row and, for several rows, the geometric mean and worst ratio.
+    """Returns a table with a line for each row and, if there are several, a mean and a worst ratio.
 
     Columns without any entry are left out.
 

@@ -44,7 +44,7 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options. Exits if `--record` meets `--quick` or passive waiting.
+    """Returns the options. Exits if `--record` is combined with `--quick` or passive waiting.
 
     With passive waiting, threads sleep while they wait, and waking a thread takes longer than a
     small call. Passive waiting only makes sense on a shared machine.

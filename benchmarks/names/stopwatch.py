@@ -57,5 +57,5 @@ def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str,
     for hook in hooks:
         hook.remove()
     if not all(seconds.values()):
-        raise RuntimeError(f"{program.name} trains past the hooks: {seconds}")
+        raise RuntimeError(f"the hooks missed a part of {program.name}'s training: {seconds}")
     return {**seconds, REST: total - sum(seconds.values()), TOTAL: total}

@@ -1,4 +1,4 @@
-"""The pages of the study of the names application: a section of docs/names.md, the model card."""
+"""The texts about the study of the names application: a section of docs/names.md, a model card."""
 
 import statistics
 from typing import Any
