@@ -69,8 +69,8 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
         "launch_cooperative_grid": plan.members > 1,
     }
     if device.backend == "cuda":
-        # By default the compiler may spill registers to fit more programs on an SM. Here two
-        # programs with one sequence each fit on an SM and hide each other's latency.
+        # Without a limit, the compiler may spill registers to fit more programs on an SM. Let two
+        # programs fit if each has one sequence, because they hide each other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:

@@ -254,7 +254,7 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
 
 
 def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:
-    """Returns the number of rows before each time step, then the length of each sequence."""
+    """Returns one tensor: the number of rows before each time step, then all sequence lengths."""
     starts = batch_sizes.cumsum(0) - batch_sizes
     # The length of sequence b is the number of steps with more than b sequences.
     sequences = torch.arange(B, device=batch_sizes.device)

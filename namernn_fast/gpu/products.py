@@ -57,7 +57,7 @@ class ProductPlan(NamedTuple):
         """Returns Triton's compile and launch options for the kernel."""
         settings = {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
         if device.backend == "cuda":
-            # By default the compiler may spill registers to fit more programs on an SM.
+            # Without a limit, the compiler may spill registers to fit more programs on an SM.
             settings["maxnreg"] = device.most_registers(self.tiles.warps)
         return settings
 

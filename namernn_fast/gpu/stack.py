@@ -159,7 +159,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs = [like.new_empty(count, width) for count in rows]
     h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # Stretches pass on their states in one of two tensors, alternately; the last one uses h_n.
+    # Successive stretches alternate between two tensors for their last states, ending with h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
@@ -212,7 +212,7 @@ def backward_stack(
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
     states = (len(layers), stack.layout.B, stack.hidden_size)
-    # Stretches pass on the gradients of states in one of two tensors, alternately.
+    # Successive stretches alternate between two tensors for the gradients of states.
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))

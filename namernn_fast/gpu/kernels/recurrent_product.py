@@ -34,12 +34,12 @@ def _operand(x, FORM: tl.constexpr):
     return x
 
 
-# A program with one sequence multiplies without tensor cores. It splits vectors of units k into
-# elements. With this layout Triton gives whole vectors to a thread and places lanes along the units
-# n, so that for any alignment of rows a thread computes most of a sum alone. The multiply-adds
-# within a thread are explicit. If lanes exchanged single products, the compiler would fuse each
-# lane's own product with the rounded product of another lane, and the lanes' copies of the same sum
-# would differ in their last bits.
+# A program with one sequence multiplies without tensor cores. Vectors of units k are split into
+# elements. With this layout Triton assigns whole vectors to a thread and distributes lanes along
+# the units n. So each thread computes most of a sum alone, for any alignment of rows. The
+# multiply-adds within a thread are explicit. If lanes exchanged single products, the compiler would
+# fuse each lane's own product with the rounded product of another lane, and the lanes' copies of
+# the same sum would differ in their last bits.
 
 
 @triton.jit
