@@ -187,7 +187,7 @@ def program(
     after: Callable[[], Run] | None = None,
     mode: str = TRAINING,
 ) -> Program:
-    """Returns a program: `make` builds it with torch's, `after` or `make` with fused layers."""
+    """Returns a program. `after` builds it with fused layers; by default, `make` does."""
     before, ours, exact = (partial(make, each) for each in (unchanged, replace_rnn, make_precise))
     return Program(name, before, after or ours, exact, {"timed": timed}, package, mode)
 

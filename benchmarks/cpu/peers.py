@@ -208,7 +208,7 @@ def confined(threads: int) -> Iterator[None]:
 
 
 class Confined(Study):
-    """A study that times each number of threads in a new process with as many CPUs."""
+    """A study that times each number of threads in a new process, limited to as many CPUs."""
 
     def run_on(self, threads: int, options: argparse.Namespace, wrong: list[str]) -> Rows:
         with confined(threads):

@@ -29,7 +29,7 @@ class Problem:
 
     @property
     def hx(self) -> Any:
-        """The initial states as torch's layers take them."""
+        """The initial states in the form that torch's layers take: one tensor, or a tuple."""
         return self.states if len(self.states) > 1 else self.states[0]
 
     @property

@@ -49,7 +49,7 @@ def draw(workload: Workload) -> Inputs:
 
 
 def step_of(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    """Returns a call that steps a module, and in training also runs its backward pass."""
+    """Returns a call that runs one step of a module and, in training, its backward pass."""
     x, hx, gradients = inputs
     parameters = tuple(module.parameters())
 
