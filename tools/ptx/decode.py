@@ -219,9 +219,7 @@ class Decoder:
             raise UnsupportedError(f"{made.name} in line {self._line} is not supported")
         sizes = [*signature.results, *signature.sources]
         if len(sizes) != len(arguments):
-            raise UnsupportedError(
-                f"{made.name} has {len(sizes)} operands, got {len(arguments)} in line {self._line}"
-            )
+            raise UnsupportedError(f"line {self._line}: {made.name} has {len(arguments)} operands")
         operands = [self._operand(text, size) for text, size in zip(arguments, sizes, strict=True)]
         made.results = operands[: len(signature.results)]
         made.sources = operands[len(signature.results) :]
