@@ -1,4 +1,4 @@
-"""Correct results meet the error budget however the rival rounds; faulty results exceed it."""
+"""Tests that the error budget accepts correct results and rejects results with a planted fault."""
 
 import functools
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from namernn_fast.testing import BudgetError, ErrorBudget
 
-# (D, H, T, B)
+# (input_size, hidden_size, seq_len, batch)
 SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 
 
@@ -19,7 +19,7 @@ SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_correct_results_pass_against_an_exactly_rounded_rival(cell, shape, dtype, num_layers):
+def test_correct_results_meet_the_budget_if_the_baseline_is_exact(cell, shape, dtype, num_layers):
     budget = ErrorBudget(dtype)
     for seed in range(2):
         options = {"num_layers": num_layers, "bias": seed > 0}
@@ -33,7 +33,7 @@ def test_correct_results_pass_against_an_exactly_rounded_rival(cell, shape, dtyp
 class Faulty:
     """A layer that computes in float64 and rounds only its results. Each subclass adds a fault.
 
-    `faulty` combines this class with torch's layer. The states of a row are side by side.
+    `faulty` combines this class with torch's layer. A cell's states are concatenated: [h, c].
     """
 
     def forward(self, x, hx):
@@ -49,7 +49,7 @@ class Faulty:
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns the contributions of the input and of the previous state to the sums."""
+        """Returns the two terms of the pre-activations: from the input and the previous state."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights[:4]
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
@@ -75,7 +75,7 @@ class Faulty:
         return function(z)
 
     def derivative(self, t, x_sums, h_sums):
-        """Returns the derivatives of the new state by the contributions of the previous state."""
+        """Returns the gradient of the sum of the new states with respect to `h_sums`."""
         h_sums = h_sums.detach().requires_grad_()
         with torch.enable_grad():
             total = self.state(t, x_sums.detach(), h_sums, self.states[-1].detach()).sum()
@@ -83,7 +83,7 @@ class Faulty:
 
 
 class LostTerm(Faulty):
-    """One sum of one step lacks the product with the largest effect on the state."""
+    """In one step, one pre-activation lacks the product that changes the state the most."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -95,7 +95,7 @@ class LostTerm(Faulty):
 
 
 class LostBias(Faulty):
-    """The bias lacks its largest element, or the largest in the last gate if there are gates."""
+    """The largest element of the bias (for cells with gates: of the last gate) is missing."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -105,7 +105,7 @@ class LostBias(Faulty):
 
 
 class StaleState(Faulty):
-    """One sequence computes the sums of one step from a state that is one step too old."""
+    """In one step, one sequence computes its pre-activations from the state two steps back."""
 
     def sums(self, t, x, h):
         if t == 2:
@@ -114,7 +114,7 @@ class StaleState(Faulty):
 
 
 class RoundedProduct(Faulty):
-    """In the last sum of each row, one product is rounded to bfloat16."""
+    """In the last pre-activation of each row, one product is rounded to bfloat16."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -124,7 +124,7 @@ class RoundedProduct(Faulty):
 
 
 class RoundedWeights(Faulty):
-    """Recurrent weights are rounded to bfloat16."""
+    """The recurrent weights are rounded to bfloat16."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -133,7 +133,7 @@ class RoundedWeights(Faulty):
 
 
 class Coarse(Faulty):
-    """One activation function errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
+    """The error of one activation function is up to 64 ulp of 1, or 8 ulp for 16-bit dtypes."""
 
     def activation(self, function, z):
         h = function(z)
@@ -153,7 +153,7 @@ class CoarseSigmoid(Coarse):
 
 
 class LostRow(Faulty):
-    """In one step, the gradient of the recurrent weights lacks the row with the largest state."""
+    """In one step, the row with the largest state adds nothing to the gradient of weight_hh."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -165,7 +165,7 @@ class LostRow(Faulty):
 
 
 class StaleGradient(Faulty):
-    """In the gradients of one step's sums, one row comes from the next step."""
+    """In one step, one sequence's gradient of the pre-activations is the next step's gradient."""
 
     def sums(self, t, x, h):
         self.kept = {} if t == 0 else self.kept
@@ -183,7 +183,7 @@ class StaleGradient(Faulty):
 
 
 class BiasPastReset(Faulty):
-    """The reset gate scales the product with the previous state, but not the bias of the sum."""
+    """A GRU's reset gate scales weight_hh @ h but not bias_hh."""
 
     def state(self, t, x_sums, h_sums, h):
         r = torch.sigmoid((x_sums + h_sums).chunk(3, 1)[0])
@@ -192,7 +192,7 @@ class BiasPastReset(Faulty):
 
 
 class StalePart(Faulty):
-    """In one sequence, the gate keeps a state (an LSTM's c) that is one step too old."""
+    """In one step, one sequence's gate keeps the state (an LSTM's c) from two steps back."""
 
     def state(self, t, x_sums, h_sums, h):
         if t == 2:
@@ -201,7 +201,7 @@ class StalePart(Faulty):
 
 
 class LostPart(Faulty):
-    """In one row, the gate blocks the gradient to the previous state (an LSTM's c)."""
+    """In one step, one sequence passes no gradient through its gate to the previous h (or c)."""
 
     def state(self, t, x_sums, h_sums, h):
         if t == 1:
@@ -214,7 +214,7 @@ WITH_GATES = (CoarseSigmoid, StalePart, LostPart)
 
 
 def faulty(cell, fault=Faulty):
-    """Returns a subclass of torch's layer that computes with a fault."""
+    """Returns a subclass of torch's layer with the given fault."""
     return type(fault.__name__, (fault, TORCH[cell]), {})
 
 
@@ -236,7 +236,7 @@ def faulty(cell, fault=Faulty):
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_fault_exceeds_its_budget(shape, cell, dtype, fault):
-    """The rival is the layer without the fault, so the verdict does not depend on the machine."""
+    """The baseline is the layer without the fault, so results do not depend on the machine."""
     case = Case(*shape, cell=cell)
     rounded, faulty_results = (case.run(faulty(cell, base), dtype) for base in (Faulty, fault))
     budget = ErrorBudget(dtype)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings, strategies
 
 from namernn_fast.cells import CELLS
 
-# If the only feature is often zero and there is no bias or hx, states fade to the kink of relu.
+# One feature, often zero, without bias and hx: states decay towards zero, where relu has its kink.
 FADING = replace(
     LUCKY,
     H=120,
@@ -29,7 +29,7 @@ FADING = replace(
 )
 
 
-# The input is subnormal, but its product with a gradient is not.
+# The input is subnormal, but the product of the input and a gradient is a normal number.
 FLUSHED = replace(
     LUCKY,
     D=2,
@@ -42,7 +42,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# One state is infinite. On AMX, `nn.RNN` returns NaN, because NaN spreads from another row.
+# One state is infinite. On AMX, `nn.RNN` returns NaN for it, because NaN leaks from another row.
 INFINITE = replace(
     LUCKY,
     D=76,
@@ -58,7 +58,7 @@ INFINITE = replace(
     wanted=frozenset(),
 )
 
-# For a single sequence, `nn.RNN` sums products in SIMD lanes.
+# For one sequence, `nn.RNN` splits each sum over SIMD lanes, which makes its errors small.
 ALONE = replace(
     LUCKY,
     D=21,
@@ -80,13 +80,13 @@ ALONE = replace(
 @example(INFINITE)
 @example(FLUSHED)
 @settings(deadline=None)
-def test_any_call(case):
+def test_random_vanilla_calls_meet_the_error_budget(case):
     check_results(case)
 
 
-# An example of another cell takes several times as long as a vanilla example.
+# Fewer examples: each takes several times as long as an example of a vanilla RNN.
 @pytest.mark.parametrize("cell", [*CELLS][1:])
 @given(data=strategies.data())
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
-def test_any_call_of_another_cell(cell, data):
+def test_random_calls_of_other_cells_meet_the_error_budget(cell, data):
     check_results(data.draw(drawn_cases(cell)))

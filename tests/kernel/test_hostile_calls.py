@@ -1,4 +1,4 @@
-"""Calls with any arguments return results or raise errors, and never crash."""
+"""Tests that calls with invalid or extreme arguments never crash."""
 
 import itertools
 import sys
@@ -25,7 +25,7 @@ WEIGHTS = [torch.zeros(15, 4), torch.zeros(15, 5), torch.zeros(15), torch.zeros(
     ("first", "count"), [(0, 500), pytest.param(500, 4500, marks=pytest.mark.slow)]
 )
 def test_calls_with_one_changed_argument_do_not_crash(first, count):
-    """`python tests/mutated.py` runs more calls, and prints the errors."""
+    """To run more calls and see their errors, run `python tests/mutated.py`."""
     outcomes, faults = mutated.run(first, count)
     assert not faults, "\n".join(faults)
     assert outcomes.total() == count
@@ -44,8 +44,8 @@ def test_calls_with_one_changed_argument_do_not_crash(first, count):
     ],
     ids=str,
 )
-def test_sizes_of_prepared_weights_are_checked(sizes, text):
-    """The header of the packed weights claims the same sizes."""
+def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
+    """Sizes are rejected even if the header of the packed weights holds the same wrong sizes."""
     number = CELL.number
     prepared = prepared_ops.prepare(number, WEIGHTS, SIZES, ops.BIAS)
     layers, features, hidden_size, vocabulary, size_of_h = sizes
@@ -73,7 +73,7 @@ def test_sizes_of_prepared_weights_are_checked(sizes, text):
 
 
 def direct_step(**changes):
-    """Runs a valid direct step with changes."""
+    """Calls `step_directly` with valid arguments, except for those in `changes`."""
     state = torch.zeros(2, 5)
     call = {"weights": WEIGHTS, "states": [state], "last": [state.clone()]}
     call |= {"frame": torch.zeros(2, 4), "output": None, "rows": None}
@@ -81,7 +81,7 @@ def direct_step(**changes):
     return prepared_ops.step_directly(*call.values())
 
 
-def test_direct_steps_check_their_options():
+def test_direct_steps_reject_invalid_options_and_cells():
     assert direct_step()
     with pytest.raises(RuntimeError, match="must not set INT8 without prepared weights"):
         direct_step(options=ops.BIAS | ops.INT8)
@@ -92,7 +92,7 @@ def test_direct_steps_check_their_options():
             direct_step(cell=cell)
 
 
-def test_steps_check_inputs_beside_frames():
+def test_steps_reject_extra_inputs_of_the_wrong_shape_or_dtype():
     for kind in KINDS.values():
         panels = kind.layer(4, 5).requires_grad_(False).prepare()._panels
         states, frame = [torch.zeros(1, 2, 5) for _ in kind.cell.states], torch.zeros(2, 4)
@@ -101,10 +101,10 @@ def test_steps_check_inputs_beside_frames():
                 prepared_ops.step(panels.tensor, states, frame, None, inputs, panels.options)
 
 
-def test_direct_steps_take_lists_of_plain_integers_as_rows():
+def test_direct_steps_accept_rows_only_as_a_list_of_integers():
     class Number:
         def __index__(self):
-            raise AssertionError("a direct step runs no Python")
+            raise AssertionError("a direct step must not call Python code")
 
     assert not direct_step(rows=[Number(), 1])
     with pytest.raises(TypeError, match=r"rows must be a list of integers or None, got \(0, 1\)"):
@@ -112,7 +112,7 @@ def test_direct_steps_take_lists_of_plain_integers_as_rows():
 
 
 def weights_without_units(kind, features, num_layers, directions):
-    """Returns weights of layers with hidden_size 0, which require gradients."""
+    """Returns the weights, which require gradients, of a stack of layers with hidden_size 0."""
     biases = [(0,)] * (2 + len(kind.cell.own))
     sizes = itertools.chain([features], [0] * (num_layers - 1))
     shapes = [((0, size), (0, 0), *biases) for size in sizes for _ in range(directions)]
@@ -126,10 +126,10 @@ def weights_without_units(kind, features, num_layers, directions):
 @pytest.mark.parametrize("layout", ["padded", "lengths", "packed", "jagged", "reset"])
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_layers_without_units_return_empty_tensors(
+def test_layers_with_hidden_size_0_return_empty_tensors(
     kind, features, num_layers, bidirectional, layout, tokens, with_hx
 ):
-    """Layers without hidden units return empty tensors, as torch's functions do."""
+    """The functions of torch return empty tensors for hidden_size 0, too."""
     directions = 2 if bidirectional else 1
     weights = weights_without_units(kind, features, num_layers, directions)
     rows = torch.randn(8 if layout in ("packed", "jagged") else 10, features, requires_grad=True)
@@ -158,14 +158,14 @@ def test_layers_without_units_return_empty_tensors(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_steps_without_units_return_empty_tensors(kind, dtype):
+def test_step_modules_with_hidden_size_0_return_empty_tensors(kind, dtype):
     module = kind.step_module(3, 0, dtype=dtype).requires_grad_(False)
     x = torch.randn(2, 3).to(dtype)
     for hx in (None, kind.states(torch.zeros, 2, 0, dtype=dtype)):
         assert all(state.shape == (2, 0) for state in tensors_in(module(x, hx)))
 
 
-def test_shared_prefixes_without_units_return_empty_tensors(kind):
+def test_sharing_prefixes_with_hidden_size_0_returns_empty_tensors(kind):
     weights, embedding = weights_without_units(kind, 3, 2, 1), torch.randn(7, 3, requires_grad=True)
     ids, more = torch.randint(2, (5, 9)), {"cell": kind.name, "share_prefixes": True}
     results = tensors_in(last_state(ids, None, weights, embedding=embedding, **more))

@@ -1,4 +1,4 @@
-"""Layers with 8-bit weights match an oracle that computes from the same integers."""
+"""Tests layers with 8-bit weights against an oracle that computes with the same integers."""
 
 import io
 
@@ -29,7 +29,7 @@ def inference():
 
 
 def scale_of(row, least=0):
-    """Returns the scale of a row of float32 numbers, computed as in the kernel."""
+    """Returns the quantization scale of a row of float32 numbers, computed as in the kernel."""
     largest = np.maximum(np.abs(row).max(initial=0), np.float32(least))
     if not np.isfinite(largest):
         return np.float32(np.nan)
@@ -39,13 +39,13 @@ def scale_of(row, least=0):
 
 
 def integers(row, scale):
-    """Returns the integers of a row."""
+    """Returns a row divided by its scale and rounded to integers."""
     inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
     return np.rint(row * inverse)
 
 
 def rounded_input(row):
-    """Returns an input as the sum of two rows of integers times a scale."""
+    """Quantizes and dequantizes an input row, which the kernel splits into two rows of integers."""
     row = row.astype(np.float32)
     scale = scale_of(row)
     first = integers(row, scale)
@@ -55,7 +55,7 @@ def rounded_input(row):
 
 
 def rounded_state(row):
-    """Returns a state as a row of integers times a scale."""
+    """Quantizes and dequantizes a row of a state, which becomes one row of integers."""
     row = row.astype(np.float32)
     scale = scale_of(row, 1)
     return integers(row, scale) * np.float64(scale)
@@ -66,7 +66,7 @@ def by_rows(rounded, rows):
 
 
 class RoundedStates(TorchFunctionMode):
-    """Rounds the states that are multiplied by weights."""
+    """Quantizes and dequantizes states before they are multiplied by weights."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         place = {"addmm": 1, "linear": 0}.get(function.__name__)
@@ -77,7 +77,7 @@ class RoundedStates(TorchFunctionMode):
 
 
 class EightBits:
-    """A mixin that makes layers in plain loops multiply rounded inputs and states."""
+    """A mixin that makes a plain-loop layer quantize inputs and states before products."""
 
     def _sums(self, x, weights):
         return super()._sums(by_rows(rounded_input, x), weights)
@@ -93,7 +93,7 @@ class EightBits:
 
 
 def oracle_of(layer):
-    """Returns a float64 layer with rounded weights that also rounds inputs and states."""
+    """Returns a float64 layer with quantized weights that also quantizes inputs and states."""
     weights = [weight.numpy().copy() for weight in layer.parameters()]
     for weight in weights:
         for row in weight if weight.ndim == 2 else ():
@@ -106,8 +106,8 @@ def oracle_of(layer):
 @pytest.mark.parametrize("batch", [1, 2, 5, 7, 17, 33])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_a_step_from_given_states_equals_the_oracle(equation, sizes, batch, bias):
-    """States are equal up to rounding of the sums and the gates, for any scales of the rows."""
+def test_a_single_int8_step_matches_the_oracle(equation, sizes, batch, bias):
+    """States match for rows of any scale, up to rounding errors of the sums and the gates."""
     cell, options = layer_of(equation)
     layer = FUSED[cell](*sizes, bias=bias, **options).eval()
     generator = torch.Generator().manual_seed(batch)
@@ -124,8 +124,8 @@ def test_a_step_from_given_states_equals_the_oracle(equation, sizes, batch, bias
 
 @pytest.mark.parametrize("batch", [1, 3, 20, 40])
 @pytest.mark.parametrize("sizes", [(1, 1), (67, 130), (700, 70)], ids=str)
-def test_sums_of_integers_are_exact(sizes, batch):
-    """If all scales are 1, every sum is an integer, and relu returns it."""
+def test_int8_products_are_summed_exactly(sizes, batch):
+    """All scales are 1 here, so every sum is an integer, and relu returns the sum unchanged."""
     generator = torch.Generator().manual_seed(0)
     layer = FUSED["rnn"](*sizes, nonlinearity="relu", bias=False)
 
@@ -151,8 +151,8 @@ def test_sums_of_integers_are_exact(sizes, batch):
     ids=str,
 )
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_whole_sequences_equal_the_oracle(equation, options, features, threads):
-    """The tolerance allows states that differ in the last bit to round to different integers."""
+def test_int8_results_of_whole_sequences_match_the_oracle(equation, options, features, threads):
+    """The tolerance is large because states that differ in one bit may quantize differently."""
     cell, more = layer_of(equation)
     layer = FUSED[cell](*features, batch_first=True, **options, **more).eval()
     prepared, exact = layer.prepare(torch.int8), oracle_of(layer)
@@ -172,7 +172,7 @@ def test_whole_sequences_equal_the_oracle(equation, options, features, threads):
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_layout_batch_and_threads(cell, options, threads):
+def test_int8_results_are_bit_identical_for_any_layout_batch_and_threads(cell, options, threads):
     layer = FUSED[cell](20, 70, **options).eval()
     prepared = layer.prepare(torch.int8)
     calls = {name: (arguments, more) for name, arguments, more in calls_of(layer, torch.float32)}
@@ -201,7 +201,7 @@ def test_bits_do_not_depend_on_layout_batch_and_threads(cell, options, threads):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["input", "state"])
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_a_row_that_is_not_finite_becomes_nan(equation, where, bad):
+def test_a_non_finite_input_or_state_makes_its_sequence_nan(equation, where, bad):
     cell, options = layer_of(equation)
     prepared = FUSED[cell](20, 70, **options).prepare(torch.int8)
     x, hx = torch.randn(4, 9, 20), KINDS[cell].states(torch.zeros, 1, 9, 70)
@@ -216,7 +216,7 @@ def test_a_row_that_is_not_finite_becomes_nan(equation, where, bad):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_weight_that_is_not_finite_makes_its_unit_nan(cell):
+def test_a_non_finite_weight_makes_its_hidden_unit_nan(cell):
     layer = FUSED[cell](20, 70)
     layer.weight_hh_l0[7, 3] = torch.inf
     x = torch.randn(3, 2, 20)
@@ -228,8 +228,8 @@ def test_a_weight_that_is_not_finite_makes_its_unit_nan(cell):
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_weights_are_rounded_once(cell, sizes):
-    """Loading a state_dict keeps its integers and scales, which match those from Python."""
+def test_loading_a_state_dict_does_not_quantize_weights_again(cell, sizes):
+    """Loading keeps the integers and scales. They equal the ones that this file computes."""
     layer = FUSED[cell](*sizes)
     for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
         size = min(len(weight), 7)
@@ -248,8 +248,8 @@ def test_weights_are_rounded_once(cell, sizes):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_8_bit_weights_take_a_quarter_of_the_memory(cell):
-    """With 256 or more hidden units: the prepared layer, its state_dict and its pickle."""
+def test_int8_weights_take_about_a_quarter_of_the_memory(cell):
+    """This holds for the prepared layer, its state_dict and its pickle from 256 hidden units."""
     for size in (256, 512):
         layer = FUSED[cell](size, size)
         full, rounded = layer.prepare(), layer.prepare(torch.int8)
@@ -263,7 +263,7 @@ def test_8_bit_weights_take_a_quarter_of_the_memory(cell):
 
 @pytest.mark.parametrize("shape", [(32, 4, 256), (50, 16, 40)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_are_close_to_float_results(cell, shape):
+def test_int8_results_are_close_to_float_results(cell, shape):
     layer = FUSED[cell](shape[2], 256)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for got, wanted in zip(flat(layer.prepare(torch.int8)(x)), flat(layer(x)), strict=True):
@@ -272,7 +272,7 @@ def test_results_are_close_to_float_results(cell, shape):
 
 @pytest.mark.parametrize("with_table", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_table_of_token_ids_stays_in_floats(cell, with_table, monkeypatch):
+def test_a_token_table_is_not_quantized(cell, with_table, monkeypatch):
     if not with_table:
         monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
     model = KINDS[cell].tokens(31, 12, 40).eval()
@@ -289,7 +289,7 @@ def test_a_table_of_token_ids_stays_in_floats(cell, with_table, monkeypatch):
         prepared.last_state(ids, share_prefixes=True)
 
 
-def test_sums_must_fit_in_32_bits():
+def test_int8_layers_reject_an_input_size_whose_sums_overflow_32_bits():
     most = (2**31 - 1) // (255 * 127)
     FUSED["rnn"](most, 1).prepare(torch.int8)
     layer = FUSED["rnn"](most + 1, 1)
@@ -303,7 +303,7 @@ def test_sums_must_fit_in_32_bits():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_reject_mismatched_arguments(cell):
+def test_operators_reject_int8_arguments_that_do_not_match(cell):
     layer, x = FUSED[cell](8, 16), torch.randn(3, 2, 8)
     prepared = layer.prepare(torch.int8)
     panels, number = prepared._panels, layer._cell.number
@@ -321,7 +321,7 @@ def test_the_operators_reject_mismatched_arguments(cell):
         prepared_ops.prepare(number, double, panels.sizes, panels.options)
 
 
-def test_rounding_in_python_is_idempotent():
+def test_quantizing_dequantized_weights_changes_nothing():
     weight = torch.randn(400, 70) * 10.0 ** torch.randint(-39, 39, (400, 1))
     weight[::3] = weight[::3].sign() * 127 * 2.0**-107 * (1 + 2.0 ** -torch.arange(134.0)[:, None])
     named = {"w": weight}

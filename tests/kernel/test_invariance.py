@@ -1,4 +1,4 @@
-"""With `batch_invariant`, a sequence's results have the same bits in every batch."""
+"""Tests `batch_invariant`: a sequence's results are bit-identical in every batch."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ pytestmark = needs_extension
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("features", [(16, 32), (5, 70)], ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, features, threads):
+def test_a_sequence_has_bit_identical_results_in_any_batch(cell, dtype, options, features, threads):
     module = FUSED[cell](*features, batch_invariant=True, dtype=dtype, **options)
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(2)
@@ -49,8 +49,8 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_batch_invariance_is_set_by_module_or_context(cell):
-    """Without the option, a sequence has different bits alone and in a batch of 16."""
+def test_an_option_or_a_context_manager_enables_batch_invariance(cell):
+    """Without the option, a sequence's results alone and in a batch of 16 differ in some bits."""
     plain = FUSED[cell](64, 64)
     invariant = FUSED[cell](64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""Edge cases of the kernel: special values, strides, empty batches, reproducible bits."""
+"""Tests edge cases of the CPU kernel: special values, strides, 16 bits, numbers of threads."""
 
 import copy
 import functools
@@ -22,12 +22,12 @@ from namernn_fast.cells import VANILLA
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
-# These kernels multiply pairs of bfloat16 unless rows are few. Other kernels compute in float.
+# These kernels multiply bfloat16 numbers unless a batch has few rows; others convert to float32.
 ON_PAIRS = ("amx", "avx512_bf16")
 
 
 def states_of(cell, *size):
-    """Returns random states for `ops.forward`; the last item of `size` is their dtype."""
+    """Returns random states for `ops.forward`. `size` is their shape, followed by their dtype."""
     return [*tensors_in(VARIANTS[cell].states(torch.randn, *size[:-1], dtype=size[-1]))]
 
 
@@ -36,7 +36,7 @@ def options_of(equation):
 
 
 def zeroed(cell, *sizes, dtype):
-    """Returns a layer with all parameters zero."""
+    """Returns a layer with all parameters set to zero."""
     module = FUSED[cell](*sizes, dtype=dtype)
     for p in module.parameters():
         torch.nn.init.zeros_(p)
@@ -44,10 +44,10 @@ def zeroed(cell, *sizes, dtype):
 
 
 def activation(equation, dtype):
-    """Returns a function that applies an activation by running a layer.
+    """Returns a function that applies an activation function by running a layer.
 
-    `equation` is "tanh" or "relu" for a vanilla cell, "gru" or "lstm" for tanh in such a cell,
-    "sigmoid" for sigmoid in a GRU, or an equation of a leaky cell.
+    `equation` is "tanh" or "relu" (of a vanilla RNN), "gru" or "lstm" (the tanh of that cell),
+    "sigmoid" (of a GRU's gates), or an equation of a leaky cell.
     """
     if equation.startswith("leaky"):
         options = layer_of(equation)[1]
@@ -99,8 +99,8 @@ TANH = ("tanh", "gru", "lstm")
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("equation", [*TANH, "sigmoid", "leaky sigmoid", "leaky softplus"])
-def test_activations_are_accurate_everywhere(equation, dtype):
-    """Activations err by less than 3 units in the last place, even if they are tiny."""
+def test_activations_err_by_less_than_3_ulp(equation, dtype):
+    """The bound also holds for tiny results, down to twice the smallest normal number."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
     x = torch.cat([tails, -tails, torch.linspace(-20, 20, 400_001, dtype=dtype)])
     compute = activation(equation, dtype)
@@ -122,10 +122,7 @@ def test_activations_are_accurate_everywhere(equation, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_relu_of_every_16_bit_value_is_exact(dtype):
-    """The relu of every 16-bit value is exact.
-
-    Only instructions that multiply bfloat16 treat subnormal numbers as zero.
-    """
+    """Only kernels that multiply bfloat16 numbers treat subnormal numbers as zero."""
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     x = bits.view(dtype)
     y = activation("relu", dtype)(x)
@@ -138,7 +135,7 @@ def test_relu_of_every_16_bit_value_is_exact(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
+def test_an_update_gate_of_one_keeps_every_16_bit_state(dtype):
     module = zeroed("gru", 1, 1, dtype=dtype)
     with torch.no_grad():
         module.bias_hh_l0[1] = math.inf  # z = 1
@@ -156,9 +153,9 @@ def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
 @pytest.mark.parametrize("batch", [1, 100])  # weights are read in place (1) and in panels (100)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
-    """A GRU's h and an LSTM's c would get stuck at about a quarter if rounded at every step."""
+    """If each step rounded a GRU's h or an LSTM's c to 16 bits, it would stop growing at 0.25."""
     module = zeroed(cell, 1, 1, dtype=dtype)
-    # GRU: any r, z = sigmoid(6), n = 1. LSTM: i = 1 - f, f = sigmoid(6), g = 1, any o.
+    # The biases make z = sigmoid(6), n = 1 (GRU), or f = sigmoid(6), i = 1 - f, g = 1 (LSTM).
     biases = [0.0, 6.0, 20.0] if cell == "gru" else [-6.0, 6.0, 20.0, 0.0]
     with torch.no_grad():
         module.bias_ih_l0.copy_(torch.tensor(biases))
@@ -169,7 +166,7 @@ def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_cell_state_can_grow_to_10000(dtype):
-    """With open gates each step adds 1 to c, and the gradient of c stays the same."""
+    """All gates are 1, so each step adds 1 to c, and the gradient of c is 1 at every step."""
     module = zeroed("lstm", 1, 3, dtype=dtype)
     torch.nn.init.constant_(module.bias_ih_l0, 800.0)  # the gates are 1 in float64 too
     states = [torch.zeros(1, 2, 3, dtype=dtype, requires_grad=True) for _ in range(2)]
@@ -182,8 +179,8 @@ def test_a_cell_state_can_grow_to_10000(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("equation", oracle.EQUATIONS)
-def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
-    """Given the same output, 16-bit gradients equal float gradients rounded at the end."""
+def test_the_16_bit_backward_pass_computes_in_float32(equation, dtype):
+    """Given the same forward results, 16-bit gradients equal rounded float32 gradients."""
     cell, options = layer_of(equation)
     if ops.cpu_kernel(dtype) in ON_PAIRS and not VARIANTS[cell].bits & ops.PROJECTIONS:
         pytest.skip("this kernel rounds dz for its products")
@@ -206,7 +203,7 @@ def test_the_16_bit_backward_pass_computes_in_float(equation, dtype):
     of_float = operators.backward(number, *map(in_float, arguments), *requested)
     for mine, exact in zip(got, of_float, strict=True):
         assert mine.dtype == dtype
-        # Each direction rounds its part of grad_input before the two parts are added.
+        # Each direction rounds its contribution to grad_input before the two are added.
         torch.testing.assert_close(
             mine.float(), exact, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
         )
@@ -228,12 +225,12 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
     return grad_x, grad_h, grad_ih, grad_hh, grad_bias
 
 
-# (D, H, T, B): one block of rows, several blocks with an odd number of rows, whole tiles.
+# (D, H, T, B) for one block of rows, for several blocks and an odd number of rows, for full tiles.
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 200, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_16_bit_backward_pass_meets_the_error_budget(nonlinearity, dtype, shape):
-    """All backward passes get the same output, so they agree on the side of each relu's kink."""
+    """All backward passes get the same output, so each relu has the same derivative in all."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
@@ -261,8 +258,8 @@ def test_the_16_bit_backward_pass_meets_the_error_budget(nonlinearity, dtype, sh
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_gradients_do_not_depend_on_other_requests(threads, cell, bidirectional, dtype):
-    """Gradients come in a fixed order. Their bits do not depend on which others are requested."""
+def test_gradients_do_not_depend_on_other_requested_gradients(threads, cell, bidirectional, dtype):
+    """The operator returns only the requested gradients, and always in the same order."""
     threads(1)  # with more threads, directions may run at once if the input needs no gradient
     module = FUSED[cell](9, 70, 2, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
@@ -291,7 +288,7 @@ def test_gradients_do_not_depend_on_other_requests(threads, cell, bidirectional,
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_subnormal_gradients_become_zero(cell):
-    """Subnormal gradients become zero, because some processors are very slow with such numbers."""
+    """Flushing subnormals to zero avoids the slow subnormal arithmetic of some processors."""
     module = FUSED[cell](3, 20)
     x = torch.randn(600, 2, 3, requires_grad=True)
     tensors_in(module(x)[1])[0].sum().backward()
@@ -299,12 +296,12 @@ def test_subnormal_gradients_become_zero(cell):
     assert size[-1] > 1e-3
     assert size[0] == 0
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
-    # Flush-to-zero must not leak into the caller: its arithmetic still produces subnormals.
+    # The call restores the caller's floating-point mode, in which subnormals are not flushed.
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
 def gradient_of_input(hidden_size, dtype, grad_output, weight):
-    """Runs a layer to compute the sum over hidden units of grad_output times weight."""
+    """Returns grad_input of a one-step relu layer: hidden_size * grad_output * weight."""
     module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
     torch.nn.init.constant_(module.weight_ih_l0, weight)
     x = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
@@ -315,7 +312,7 @@ def gradient_of_input(hidden_size, dtype, grad_output, weight):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 64, 500])
 def test_subnormal_products_in_a_gradient_become_zero(hidden_size, dtype):
-    """A gradient is zero if all products that it sums are subnormal, however many there are."""
+    """Each product is flushed before it is added, so even 500 subnormal products sum to zero."""
     tiny = torch.finfo(dtype).tiny
     gradient = functools.partial(gradient_of_input, hidden_size, dtype)
     assert gradient(15 * tiny, 1 / 16) == 0  # the products are subnormal
@@ -325,8 +322,8 @@ def test_subnormal_products_in_a_gradient_become_zero(hidden_size, dtype):
     )
 
 
-def test_gradients_keep_the_subnormal_numbers_of_float16():
-    """Subnormal numbers of float16 are normal in float32, which the kernel computes in."""
+def test_subnormal_float16_gradients_are_kept():
+    """The kernel computes in float32, where all subnormal numbers of float16 are normal."""
     assert gradient_of_input(8, torch.float16, 2**-24, 1) == 8 * 2**-24
 
 
@@ -334,11 +331,11 @@ def test_gradients_keep_the_subnormal_numbers_of_float16():
 @pytest.mark.parametrize("hidden_size", [20, 64, 500])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
-    """Flushing changes each term of a gradient by at most the smallest normal number.
+    """Flushing a term of a gradient to zero costs at most the smallest normal number.
 
-    The bound assumes weights of at most 1 in magnitude, such as initial weights. A flushed term may
-    also change how its step, or a step computed later, is rounded. Gradients far above the smallest
-    normal number are too large for either effect, so they scale exactly with the gradient of h_n.
+    The bound assumes weights of at most 1 in magnitude, such as initial weights. Flushing may also
+    change the rounding of later sums. Neither effect reaches gradients far above the smallest
+    normal number: scaling the gradient of h_n by a power of two scales them exactly.
     """
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
     module = FUSED[cell](3, hidden_size, dtype=dtype)
@@ -364,8 +361,8 @@ def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batch, dtype):
-    """A layer without input features acts like a layer with one feature that is always zero."""
+def test_layers_without_features_match_layers_with_zero_input(kind, bidirectional, batch, dtype):
+    """The other layer has one input feature, which is zero in every step."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]
@@ -384,7 +381,7 @@ def test_no_input_features_act_like_a_feature_of_zeros(kind, bidirectional, batc
 
 
 def check_spread(ours, theirs, x, hx=None, compare_values=True):
-    """Checks that results and gradients are NaN or infinite where torch's are."""
+    """Checks that results and gradients are NaN or infinite exactly where torch's are."""
     results = []
     for module in (ours, theirs):
         leaves = [tensor.clone().requires_grad_() for tensor in (x, *tensors_in(hx))]
@@ -414,7 +411,7 @@ def check_spread(ours, theirs, x, hx=None, compare_values=True):
     ],
 )
 def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, dtype):
-    """Outputs and gradients are non-finite exactly where torch's are, and close elsewhere."""
+    """Results and gradients are non-finite exactly where torch's are, and close elsewhere."""
     cell, options = layer_of(equation)
     ours, theirs = VARIANTS[cell].twins(5, 20, dtype=dtype, **options)
     x = torch.randn(4, 9, 5, dtype=dtype)
@@ -425,7 +422,7 @@ def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, d
         spoiled["last weight"] = [*module.parameters()][-1]  # bias_hh_l0 or weight_hr_l0
         with torch.no_grad():
             spoiled[where][(-1,) * spoiled[where].dim()] = value
-    # In 16 bits rounding may move a sum across relu's kink.
+    # In 16 bits, rounding may change the sign of a relu's argument, and so its derivative.
     check_spread(ours, theirs, x, hx if with_hx else None, compare_values=dtype == torch.float32)
 
 
@@ -436,8 +433,8 @@ def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, d
 )
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
 @pytest.mark.parametrize("shape", [(4, 9), (2, 1)], ids=["in panels", "in place"])
-def test_non_finite_values_spread_from_each_gate_as_in_torch(shape, name, cell, gate, value):
-    """Without hx, a non-finite weight times the zero state is NaN, as in torch."""
+def test_non_finite_parameters_of_each_gate_spread_as_in_torch(shape, name, cell, gate, value):
+    """Even without hx, the kernel multiplies weight_hh by the zero state: inf * 0 is NaN."""
     modules = VARIANTS[cell].twins(8, 16)
     with torch.no_grad():
         for module in modules:
@@ -447,8 +444,8 @@ def test_non_finite_values_spread_from_each_gate_as_in_torch(shape, name, cell, 
 
 @pytest.mark.parametrize("t", [0, 7])
 @pytest.mark.parametrize("cell", CELLS)
-def test_an_infinite_gradient_does_not_affect_other_units(t, cell, threads):
-    """An infinite gradient stays infinite and does not affect other hidden units."""
+def test_an_infinite_gradient_of_one_hidden_unit_stays_in_that_unit(t, cell, threads):
+    """The gradients of the weights and biases of all other hidden units stay finite."""
     threads(1)
     layer = FUSED[cell](3, 5)
     x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
@@ -457,7 +454,7 @@ def test_an_infinite_gradient_does_not_affect_other_units(t, cell, threads):
     grad = torch.ones_like(output)
     grad[t, 7, 2] = torch.inf
     output.backward(grad)
-    # The last gate's gradient is a vanilla cell's gradient times 1 - z (GRU) or tanh(c) (LSTM).
+    # The last gate's gradient is grad_h times (1 - z)(1 - n^2) (GRU) or tanh(c) o (1 - o) (LSTM).
     last_gate = -1
     grads = [p.grad.view(VARIANTS[cell].gates, 5, -1) for p in layer.parameters()]
     assert torch.equal(grads[0][last_gate, 2], torch.inf * x[t, 7].sign())
@@ -472,7 +469,7 @@ def test_an_infinite_gradient_does_not_affect_other_units(t, cell, threads):
 @pytest.mark.parametrize("shape", [(1, 1, 4), (5, 1, 4), (1, 3, 4)], ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_inputs_and_states_may_be_expanded(cell, shape):
-    """Here inputs repeat steps or sequences; test_fuzz.py slices and transposes them."""
+    """Expanded dimensions have stride 0. test_fuzz.py tests sliced and transposed tensors."""
     ours, theirs = VARIANTS[cell].twins(4, 6)
     x, states = torch.randn(shape).expand(5, 3, 4), VARIANTS[cell].states(torch.randn, 1, 1, 6)
     hx = map_states(states, lambda state: state.expand(1, 3, -1))
@@ -484,8 +481,8 @@ def test_inputs_and_states_may_be_expanded(cell, shape):
 @pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 512, 130, 4)])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_results_have_the_same_bits_on_any_number_of_threads(threads, cell, shape, packed, dtype):
-    """The last shape has several time blocks, because at most 124 steps are converted at once."""
+def test_results_are_bit_identical_for_any_number_of_threads(threads, cell, shape, packed, dtype):
+    """In bfloat16, at most 124 of the last shape's steps are converted to float32 at once."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     module = FUSED[cell](D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
@@ -498,14 +495,14 @@ def test_results_have_the_same_bits_on_any_number_of_threads(threads, cell, shap
         threads(count)
         bits = trained(module, x, lengths)
         assert all(map(torch.equal, bits, trained(module, x, lengths)))
-        # Gradients of parameters are sums over sequences. Threads divide these sums, so the bits of
-        # the gradients may depend on the number of threads.
+        # The gradients of parameters are sums over sequences, and each thread sums its own share,
+        # so these gradients are bit-identical only for the same number of threads.
         compared = len(bits) - len([*module.parameters()]) if count != 2 else len(bits)
         assert all(map(torch.equal, first[:compared], bits[:compared]))
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_gradients_are_right_if_some_threads_run_out_of_rows(threads, cell):
+def test_gradients_are_correct_if_some_threads_finish_early(threads, cell):
     threads(8)
     ours, theirs = VARIANTS[cell].twins(3, 64)
     precise = copy.deepcopy(theirs).double()

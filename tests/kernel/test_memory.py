@@ -1,6 +1,6 @@
-"""Tests the memory that CPU calls reserve and return, and their page faults.
+"""Tests how CPU calls reserve, reuse and return scratch memory.
 
-Every test runs a separate program, because all layers in a process share reserved memory.
+Each test runs in a separate process, because all layers of a process share the reserved memory.
 """
 
 import os
@@ -50,8 +50,8 @@ def run(run_program, tmp_path):
     "cell",
     [cell if cell == "lstm" else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS],
 )
-def test_only_the_first_call_faults_on_scratch_memory(run, cell):
-    """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights, twice."""
+def test_only_the_first_call_causes_page_faults_in_scratch_memory(run, cell):
+    """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights per layer."""
     run(f"""
 layer, x = {KINDS[cell].cell.layer}(1024, 1024, num_layers=2), torch.randn(2, 128, 1024)
 for _ in range(2): infer(layer, x)
@@ -90,8 +90,8 @@ assert memory_reserved() == reserved
 """)
 
 
-def test_reserved_memory_is_bounded(run):
-    """Together, the calls need more than twice the bound."""
+def test_reserved_memory_never_exceeds_its_bound(run):
+    """Together, these calls need more than twice as much memory as the bound allows."""
     run("""
 sizes = range(640, 2048, 64)
 reserved = []
@@ -103,7 +103,7 @@ assert MOST / 2 < max(reserved) <= MOST, reserved
 """)
 
 
-def test_memory_that_calls_no_longer_need_is_returned(run):
+def test_reserved_memory_that_no_call_uses_is_returned(run):
     run("""
 large, small = lstm(1024), lstm(300)
 large()
@@ -115,7 +115,7 @@ assert reserved >= 16 * MEBI and 0 < memory_reserved() < 8 * MEBI, (reserved, me
 
 @pytest.mark.slow
 def test_threads_share_reserved_memory(run):
-    """16 threads that take turns reserve no more than one thread."""
+    """16 threads that call a layer one after another reserve no more memory than one thread."""
     run("""
 call, lock = lstm(512), threading.Lock()
 call()
@@ -130,8 +130,8 @@ assert memory_reserved() <= 16 * reserved
 
 
 @measures_pages
-def test_huge_page_advice_ends_when_a_result_is_freed(run):
-    """Sparse use of the freed memory does not take a huge page for each access."""
+def test_freeing_a_result_cancels_its_huge_page_advice(run):
+    """Otherwise, each access to a new part of the freed memory could allocate a huge page."""
     run("""
 import ctypes
 torch.empty(31 * MEBI, dtype=torch.uint8)  # smaller tensors are on malloc's heap from now on
@@ -149,8 +149,8 @@ assert resident() - before < 20 * MEBI, resident() - before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-def test_a_child_forked_during_a_call_can_call(run):
-    """The parent's threads take and return memory during the fork; the child has none."""
+def test_a_child_process_forked_during_a_call_can_run_layers(run):
+    """At the fork, other threads of the parent are reserving and returning memory."""
     printed = run("""
 call, small, done = lstm(512), lstm(64), threading.Event()
 wanted = small().numpy().tobytes()

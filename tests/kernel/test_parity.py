@@ -1,4 +1,4 @@
-"""Compares fused layers with torch's layers and the oracle, in all combinations of options."""
+"""Tests that fused layers with any options meet the error budget, and so match torch's layers."""
 
 import copy
 import functools
@@ -12,8 +12,8 @@ from kinds import VARIANTS, flat
 
 from namernn_fast.testing import ErrorBudget
 
-# (D, H, T, B). Sizes fill whole vectors or leave a remainder, and batches are wide or thin. Weights
-# are not packed for one short sequence of whole vectors.
+# (input_size, hidden_size, seq_len, batch): sizes that are and are not multiples of a SIMD vector,
+# small and large batches, and batches of one short sequence, for which weights are not packed.
 SHAPES = {
     torch.float32: [
         (3, 2, 3, 2),
@@ -34,14 +34,14 @@ SHAPES = {
     torch.bfloat16: [(5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
     torch.float16: [(5, 7, 6, 3), (33, 70, 9, 40)],
 }
-# Token ids need fewer shapes, because only the input of the first layer differs.
+# Token ids need fewer shapes, because they change only the projection of the first layer's input.
 TOKEN_SHAPES = [(5, 7, 6, 3), (20, 33, 5, 40)]
-# (layouts, whether hx is given). Without hx, dense and packed rows run different code.
+# (layouts, with_hx). Without hx, the kernel runs different code for dense and for packed rows.
 KINDS = [*((layouts, True) for layouts in SAME_ROWS), (("dense",), False), (("packed",), False)]
 
 
 def add_cases(budget, dtype, shapes, options, make):
-    """Adds cases of all shapes in all layouts to a budget."""
+    """Adds the errors of cases of all shapes in all layouts to a budget."""
     seeds = itertools.count()
     for layouts, with_hx in KINDS:
         for shape in shapes:
@@ -58,7 +58,7 @@ def add_cases(budget, dtype, shapes, options, make):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_every_option_meets_the_error_budget(
+def test_layers_with_any_options_meet_the_error_budget(
     equation, bias, batch_first, bidirectional, num_layers, dtype
 ):
     cell, options = layer_of(equation)
@@ -79,8 +79,8 @@ def test_every_option_meets_the_error_budget(
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_sizes_of_one_meet_the_error_budget(cell, batch_first, bidirectional, dtype):
-    """The stride of a dimension of size one is arbitrary."""
+def test_layers_whose_sizes_are_one_meet_the_error_budget(cell, batch_first, bidirectional, dtype):
+    """The kernel must not rely on the stride of a dimension of size one, which is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
     make = functools.partial(Case, cell=cell)
@@ -91,9 +91,9 @@ def test_sizes_of_one_meet_the_error_budget(cell, batch_first, bidirectional, dt
 def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 - as in the kernels
     """Returns a case of token ids.
 
-    `seed` decides whether the embedding has fewer or more rows than there are ids, and whether
-    padding_idx is None, positive or negative. Choose `T` and `B` so that the embedding has more
-    than three rows, because fewer rows make too few rounding errors to sample.
+    `seed` determines whether the embedding has fewer or more rows than the batch has ids, and
+    whether padding_idx is None, positive or negative. `T * B` must be at least 12: an embedding of
+    three or fewer rows yields too few results to estimate rounding errors.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
@@ -104,11 +104,11 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_many_steps_meet_the_error_budget(cell, layouts, bidirectional):
-    """There are more steps than the projection or the backward pass processes at once.
+def test_long_sequences_meet_the_error_budget(cell, layouts, bidirectional):
+    """The projection and the backward pass process these sequences in several blocks of rows.
 
-    The projection processes 256 rows at once, less than half the rows of each shape. On a core with
-    1 MiB of L2 cache, the backward pass processes 324 rows of the last shape at once.
+    A block of the projection has 256 rows, and each shape has more than twice as many. On a core
+    with 1 MiB of L2 cache, a block of the backward pass has 324 rows of the last shape.
     """
     budget = ErrorBudget(torch.float32)
     options = {"bidirectional": bidirectional}
@@ -121,7 +121,7 @@ def test_many_steps_meet_the_error_budget(cell, layouts, bidirectional):
 
 
 def results_and_gradients(layer, x):
-    """Returns a layer's results and its parameters' gradients for the loss `h_n.sum()`, by name."""
+    """Returns a layer's results and the gradients of `h_n.sum()` by its parameters, by name."""
     output, *last = flat(layer(x))
     last[0].sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
@@ -132,12 +132,12 @@ def results_and_gradients(layer, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
+def test_gradients_summed_over_many_rows_are_accurate(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
-    Against an exactly rounded rival, the budget is three units in the last place of the largest
-    value. The sums err by at most one unit; they would err by 5 to 16 if chunks of 64 or 256 rows
-    were added directly to one large sum.
+    Gradients are compared with an exactly rounded baseline, so the budget allows three units in the
+    last place of the largest value. The kernel errs by at most one unit. It would err by 5 to 16
+    units if it added chunks of 64 or 256 rows directly to one large sum.
     """
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
     for _ in range(2):
@@ -162,15 +162,15 @@ def test_gradients_of_many_rows_are_accurate(cell, bidirectional, threads):
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_many_16_bit_steps_meet_the_error_budget(cell, layouts, dtype, threads):
-    """There are more steps than are converted at once.
+def test_long_16_bit_sequences_meet_the_error_budget(cell, layouts, dtype, threads):
+    """The kernel converts these sequences to float32 in several blocks of steps.
 
-    At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
-    the last. On a core with 1 MiB of L2 cache, the backward pass processes at most 512 rows of the
-    last shape at once.
+    A block holds at most 1 MiB of converted inputs and outputs: 86 steps of the first shape, 225 of
+    the last. On a core with 1 MiB of L2 cache, the backward pass processes the last shape in blocks
+    of at most 512 rows.
     """
     budget = ErrorBudget(dtype)
-    # One thread, threads that divide the sequences, and threads that divide the hidden units.
+    # One thread, two threads that divide the sequences, two threads that divide the hidden units.
     for shape, count in (((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)):
         threads(count)
         options = {"bidirectional": count == 1}
@@ -184,11 +184,11 @@ def test_many_16_bit_steps_meet_the_error_budget(cell, layouts, dtype, threads):
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
-def test_the_error_budget_holds_on_any_number_of_threads(threads, cell, layouts):
-    """Results meet their budget for any number of threads and any way to divide the work."""
+def test_results_meet_the_error_budget_for_any_number_of_threads(threads, cell, layouts):
+    """The shapes cover each way to divide the work among threads."""
     budget = ErrorBudget(torch.float32)
-    # Threads divide hidden units if there are few sequences, and sequences if there are many. The
-    # last shape runs on one thread.
+    # Threads divide the hidden units of the first two shapes, which have few sequences, and the
+    # sequences of the third. The last shape runs on one thread.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         options = {"batch_first": seed % 2 == 0}

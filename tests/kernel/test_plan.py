@@ -19,7 +19,7 @@ SHAPES = [  # input_size, hidden_size, seq_len, batch
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 32, 96])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_more_threads_never_take_longer(cell, shape, threads):
+def test_the_plan_for_more_threads_is_never_estimated_to_be_slower(cell, shape, threads):
     input_size, hidden_size, seq_len, batch = shape
     plan = cpu_plan([batch] * seq_len, input_size, hidden_size, threads, cell=cell)
     alone = cpu_plan([batch] * seq_len, input_size, hidden_size, 1, cell=cell)
@@ -39,7 +39,7 @@ def test_more_threads_never_take_longer(cell, shape, threads):
         pytest.param([1] * 128, 1024, 4096, 8, 1, 8, id="hidden units of one long sequence"),
     ],
 )
-def test_threads_divide_many_sequences_or_many_hidden_units(
+def test_the_plan_divides_sequences_or_hidden_units_among_threads(
     batch_sizes, input_size, hidden_size, threads, groups, members
 ):
     plan = cpu_plan(batch_sizes, input_size, hidden_size, threads)
@@ -47,32 +47,32 @@ def test_threads_divide_many_sequences_or_many_hidden_units(
 
 
 def test_the_plan_counts_the_weights_of_all_gates():
-    """A GRU has three times the weights of a vanilla cell, so dividing smaller batches pays off."""
+    """A GRU has three times the weights of a vanilla RNN, so it is divided at smaller batches."""
     sizes = ([4] * 8, 64, 64)
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1
     assert cpu_plan(*sizes, 2, cell="gru").groups == 2
 
 
-def test_many_threads_divide_sequences_and_hidden_units():
+def test_the_plan_for_many_threads_divides_sequences_and_hidden_units():
     plan = cpu_plan([16] * 128, 512, 1024, 64)
     assert plan.groups > 1
     assert plan.members > 1
 
 
-def test_weights_larger_than_the_l2_cache_are_split():
-    """Two threads divide the weights if only half of the weights fit in a core's L2 cache."""
+def test_weights_larger_than_the_l2_cache_are_divided_between_threads():
+    """Two threads divide the weights if half of the weights, but not all, fit in the L2 cache."""
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=3 * 2**19).members == 2
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 
 
-def test_the_plan_of_a_packed_batch_counts_existing_rows():
+def test_the_plan_for_a_packed_batch_ignores_padding():
     whole = cpu_plan([256] * 12, 64, 256, 2)
     packed = cpu_plan([256] * 2 + [1] * 10, 64, 256, 2)
     assert packed.nanoseconds < whole.nanoseconds / 3
 
 
-def test_layers_run_at_once_if_each_is_too_small_to_divide():
+def test_layers_too_small_to_divide_run_concurrently():
     assert cpu_plan([1] * 500, 64, 64, 2, num_layers=2).layers == 2
     assert cpu_plan([1] * 500, 64, 64, 8, num_layers=6).layers == 6
     assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1

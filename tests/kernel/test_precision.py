@@ -1,4 +1,4 @@
-"""Float32 layers multiply in lower precision if torch's settings allow it, and only then."""
+"""Tests that float32 layers multiply in lower precision only if torch's settings allow it."""
 
 import math
 
@@ -15,14 +15,14 @@ from namernn_fast.testing import ErrorBudget
 
 LOWER = ("medium", "high")
 BITS = {"highest": 0, "high": ops.HIGH_PRECISION, "medium": ops.MEDIUM_PRECISION}
-# (D, H, T, B), from a single sequence to a shape that is large enough for `high`.
+# (input_size, hidden_size, seq_len, batch). At least one shape is large enough to use `high`.
 SHAPES = [(16, 48, 5, 1), (9, 33, 12, 7), (40, 130, 1, 80), (20, 130, 32, 16)]
 
 pytestmark = needs_extension
 
 
 def terms(shape, precision):
-    """Returns how many bfloat16 terms a layer of this shape splits each number into."""
+    """Returns how many bfloat16 numbers the kernel splits each float32 number into, or 0."""
     _, hidden_size, steps, batch = shape
     return ops.cpu_terms(BITS[precision], steps, batch, steps * batch, hidden_size)
 
@@ -37,10 +37,10 @@ def all_equal(first, second):
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_and_gradients_meet_the_error_budget(
+def test_results_meet_the_error_budget_of_the_set_precision(
     cell, precision, layout, options, with_hx, cpu_precision
 ):
-    """The budget holds on every processor, because the settings allow a higher precision, too."""
+    """A processor without bfloat16 instructions uses full precision, and so meets it as well."""
     cpu_precision(precision)
     budget = ErrorBudget(torch.float32, precision=precision)
     for seed, shape in enumerate(SHAPES):
@@ -53,7 +53,7 @@ def test_results_and_gradients_meet_the_error_budget(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_only_bfloat16_products_change_results(cell, precision, shape, cpu_precision):
+def test_only_calls_with_bfloat16_products_change_results(cell, precision, shape, cpu_precision):
     features, hidden_size, steps, batch = shape
     module, x = FUSED[cell](features, hidden_size), torch.randn(steps, batch, features)
     usual = trained(module, x)
@@ -65,7 +65,7 @@ def test_only_bfloat16_products_change_results(cell, precision, shape, cpu_preci
 
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_layer_follows_the_setting_of_torchs_layer(cell, precision, cpu_precision):
+def test_a_layer_obeys_the_same_precision_setting_as_torchs_layer(cell, precision, cpu_precision):
     cpu_precision(precision)
     module, x = FUSED[cell](64, 130), torch.randn(9, 64, 64)
     lower = flat(module(x))
@@ -82,7 +82,7 @@ def test_a_layer_follows_the_setting_of_torchs_layer(cell, precision, cpu_precis
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_other_dtypes_ignore_the_settings(cell, dtype, cpu_precision):
+def test_other_dtypes_than_float32_ignore_the_precision_settings(cell, dtype, cpu_precision):
     module, x = FUSED[cell](20, 64, dtype=dtype), torch.randn(9, 64, 20, dtype=dtype)
     usual = trained(module, x)
     for precision in LOWER:
@@ -104,7 +104,7 @@ def test_the_backward_pass_uses_the_precision_of_the_forward_pass(cell, cpu_prec
 
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_the_number_of_threads(cell, precision, cpu_precision, threads):
+def test_thread_count_changes_no_bits_in_lower_precision(cell, precision, cpu_precision, threads):
     cpu_precision(precision)
     for batch in (1, 3, 70):
         module, x = FUSED[cell](33, 200), torch.randn(12, batch, 33)
@@ -130,8 +130,8 @@ def test_batch_invariance_holds_in_every_precision(cell, precision, cpu_precisio
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_sharing_prefixes_ignores_the_settings(cell):
-    """Whether prefixes are shared depends on an estimate, which must not change the precision."""
+def test_calls_that_share_prefixes_ignore_the_precision_settings(cell):
+    """A speed estimate decides whether prefixes are shared, so it must not affect precision."""
     kind = KINDS[cell]
     table = torch.randn(30, kind.cell.gates * 64)
     weights = [table, *[p.detach() for p in FUSED[cell](1, 64).parameters()][1:]]
@@ -146,11 +146,11 @@ def test_sharing_prefixes_ignores_the_settings(cell):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.4e38], ids=str)
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_infinity_and_nan_spread(cell, precision, value, cpu_precision):
-    """A number that is, or rounds to, infinity saturates gates as in full precision.
+def test_infinity_and_nan_do_not_spread_to_other_sequences(cell, precision, value, cpu_precision):
+    """At `medium`, an input that is infinite or rounds to infinity acts as in full precision.
 
-    At `high`, it turns every sum that it contributes to into NaN: its products with the two terms
-    of a weight may be infinities of different signs.
+    At `high`, each weight is split into two bfloat16 numbers. Their products with an infinite input
+    may be infinities of opposite signs, whose sum is NaN.
     """
     module, x = FUSED[cell](64, 130), torch.randn(9, 64, 64)
     x[3, 5, 7] = value
@@ -166,7 +166,7 @@ def test_infinity_and_nan_spread(cell, precision, value, cpu_precision):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_compile_follows_the_setting_and_export_freezes_the_setting(cell, cpu_precision):
+def test_compile_follows_the_precision_setting_and_export_keeps_it(cell, cpu_precision):
     module, x = FUSED[cell](64, 130).requires_grad_(False), torch.randn(9, 64, 64)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
@@ -181,7 +181,7 @@ def test_compile_follows_the_setting_and_export_freezes_the_setting(cell, cpu_pr
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_explain_names_the_setting(cell, cpu_precision):
+def test_explain_names_the_precision_setting(cell, cpu_precision):
     module, x = FUSED[cell](64, 130), torch.randn(9, 64, 64)
     name = "rnn" if cell == "lstm" else "matmul"
     for precision in LOWER:
@@ -197,7 +197,7 @@ def test_explain_names_the_setting(cell, cpu_precision):
             assert "no instructions" in explained.why_not["bfloat16 products"]
 
 
-def test_small_and_invariant_calls_explain_why_they_multiply_floats(cpu_precision):
+def test_explain_says_why_small_and_invariant_calls_use_float32_products(cpu_precision):
     if not terms((64, 130, 9, 64), "medium"):
         pytest.skip("this processor has no instructions for pairs of bfloat16")
     cpu_precision("high")

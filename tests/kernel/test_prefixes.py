@@ -1,6 +1,6 @@
-"""Tests calls to the operators in which sequences share prefixes.
+"""Tests operator calls that compute shared prefixes of sequences only once.
 
-Sharing must leave states bit-identical, and gradients equal up to rounding.
+With sharing, states must be bit-identical, and gradients must match up to rounding errors.
 """
 
 import itertools
@@ -28,7 +28,7 @@ VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Returns random ids for each sequence; `style` determines which prefixes sequences share."""
+    """Returns random token ids for each sequence. `style` determines which prefixes are equal."""
     draw = random.Random(seed)
     shortest = seq_len if layout in EVEN else 1 if layout == "packed" else 0
     base = [draw.randrange(vocabulary) for _ in range(seq_len)]
@@ -52,9 +52,9 @@ def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
 
 
 def arrange(sequences, layout):
-    """Returns the input, the sequence_layout and the option bits for the operators.
+    """Returns the operators' arguments for these sequences: input, sequence_layout and options.
 
-    The ids are not adjacent in memory, and padding holds ids that are out of range.
+    The ids are not contiguous in memory. Padding consists of ids that are out of range.
     """
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
     lengths = torch.tensor([len(ids) for ids in sequences])
@@ -76,7 +76,7 @@ def arrange(sequences, layout):
 
 @dataclass
 class TokenBatch:
-    """A batch of token ids and the weights of a stack."""
+    """A batch of token ids, and the options and weights of a stack of layers."""
 
     sequences: list[list[int]]
     layout: str = "jagged"
@@ -116,25 +116,25 @@ class TokenBatch:
         ]
 
     def arguments(self, share, bits):
-        """Returns the arguments that `ops.forward` and `ops.backward` share."""
+        """Returns the arguments that `ops.forward` and `ops.backward` have in common."""
         options = self.options + bits + (ops.SHARE_PREFIXES if share else 0)
         call = CELLS[self.cell].number, self.ids, (), self.weights
         return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
-        """Runs the batch in inference, and returns the last states (h, or h and c side by side)."""
+        """Runs inference, and returns the last states, concatenated if there are several."""
         output, last, saved = operators.forward(*self.arguments(share, ops.LAST_STATE))
         assert output.shape == (0,)
         assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
-        """Runs the batch in training; returns output, last states side by side, and `saved`."""
+        """Runs a training forward pass; returns output, concatenated last states and `saved`."""
         output, last, saved = operators.forward(*self.arguments(share, ops.WANT_SAVED))
         return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
-        """Returns the gradients of the weights of all layers, or only of `want_layers`."""
+        """Returns the gradients of the weights of all layers, or of the layers in `want_layers`."""
         output, _, saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
         arguments = *self.arguments(share, 0), output, saved
@@ -142,7 +142,7 @@ class TokenBatch:
         return operators.backward(*arguments, None, self.grads_of_last, *wants)
 
     def shares(self):
-        """Returns whether the operators build trees, which changes the order of output rows."""
+        """Returns whether the operators share prefixes, which changes the order of output rows."""
         output = self.forward(share=True)[0]
         assert output.shape == (self.ids.numel(), self.hidden_size)
         return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
@@ -153,7 +153,7 @@ def equal(left, right):
 
 
 def check(call, set_threads=torch.set_num_threads):
-    """Checks that sharing prefixes keeps states bit-identical, and gradients up to rounding."""
+    """Checks that sharing changes no bits of states, and changes gradients only by rounding."""
     plain = call.forward(share=False)
     expected = call.backward(False, plain)
     by_threads = []
@@ -171,7 +171,7 @@ def check(call, set_threads=torch.set_num_threads):
             largest = float(other.abs().max()) if other.numel() else 0.0
             torch.testing.assert_close(grad, other, rtol=0, atol=error * largest)
         by_threads.append((shared, grads))
-    # With another number of threads, the backward pass must rebuild the same trees.
+    # The backward pass must rebuild the trees of the forward pass on any number of threads.
     assert equal(call.backward(True, by_threads[0][0]), by_threads[1][1])
 
 
@@ -207,7 +207,7 @@ def calls(draw):
 @example(TokenBatch([[], [], []], "jagged"))
 @example(TokenBatch([[3, 1, 4, 1, 5][:n] for n in (2, 5, 0, 1, 5, 4, 2)] * 3, num_layers=3))
 @settings(deadline=None, max_examples=100)
-def test_sharing_does_not_change_results(cell, call):
+def test_sharing_prefixes_does_not_change_random_calls(cell, call):
     with threads(torch.get_num_threads()):
         check(replace(call, cell=cell, relu=call.relu and "relu" in CELLS[cell].nonlinearities))
 
@@ -216,7 +216,7 @@ def test_sharing_does_not_change_results(cell, call):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_sharing_among_many_trees_does_not_change_results(cell, layout, dtype, threads):
+def test_sharing_prefixes_in_many_trees_does_not_change_results(cell, layout, dtype, threads):
     sequences = draw_sequences("random", 31, 3000, 9, layout, seed=1)
     call = TokenBatch(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype, cell=cell)
     assert call.shares()
@@ -225,7 +225,7 @@ def test_sharing_among_many_trees_does_not_change_results(cell, layout, dtype, t
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_sharing_works_for_long_sequences(cell, vocabulary, threads):
+def test_sharing_prefixes_of_long_sequences_does_not_change_results(cell, vocabulary, threads):
     sequences = draw_sequences("stems", vocabulary, 12, 300, "jagged", seed=2)
     sequences += draw_sequences("random", vocabulary, 40, 40, "jagged", seed=3)
     check(TokenBatch(sequences, vocabulary=vocabulary, num_layers=2, trees=2, cell=cell), threads)
@@ -233,15 +233,15 @@ def test_sharing_works_for_long_sequences(cell, vocabulary, threads):
 
 @pytest.mark.parametrize("trees", [0, 1, 2, 7, 2**40])
 @pytest.mark.parametrize("style", ["equal", "stems"])
-def test_prefixes_are_shared_if_sharing_pays_off(style, trees, threads):
+def test_prefixes_are_shared_if_that_is_estimated_to_be_faster(style, trees, threads):
     sequences = draw_sequences(style, 31, 400, 12, "lengths", seed=4)
     call = TokenBatch(sequences, "lengths", trees=trees)
-    assert call.shares() or trees > 400  # with one tree per sequence, sharing does not pay
+    assert call.shares() or trees > 400  # with one tree per sequence, nothing can be shared
     check(call, threads)
 
 
 @pytest.mark.parametrize("batch", [1, 200])
-def test_distinct_sequences_are_not_shared(batch, threads):
+def test_sequences_without_equal_prefixes_are_not_shared(batch, threads):
     call = TokenBatch(draw_sequences("distinct", 70_000, batch, 12, "padded", 5), "padded", 70_000)
     assert not call.shares()
     check(call, threads)
@@ -249,7 +249,7 @@ def test_distinct_sequences_are_not_shared(batch, threads):
 
 @pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_can_be_limited_to_some_layers(cell, want_layers):
+def test_only_gradients_of_the_wanted_layers_are_returned(cell, want_layers):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=6)
     call = TokenBatch(sequences, num_layers=3, cell=cell)
     assert call.shares()
@@ -261,7 +261,7 @@ def test_gradients_can_be_limited_to_some_layers(cell, want_layers):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_and_saved_rows_may_have_any_strides(cell):
+def test_shared_prefixes_accept_gradients_and_saved_rows_of_any_strides(cell):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=7)
     call = TokenBatch(sequences, num_layers=2, cell=cell)
     assert call.shares()
@@ -281,7 +281,7 @@ def test_gradients_and_saved_rows_may_have_any_strides(cell):
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("wrong", [-1, 7, 2**62])
-def test_an_id_out_of_range_is_rejected_with_its_position(layout, share, wrong):
+def test_errors_report_the_position_of_an_id_out_of_range(layout, share, wrong):
     right = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
     call = TokenBatch([[1, 2, 3, 4, 5], [1, 2, 3, wrong, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
     message = f"^namernn_fast: input must hold ids from 0 to 6, got {wrong} at step 3 of sequence 1"
@@ -293,7 +293,7 @@ def test_an_id_out_of_range_is_rejected_with_its_position(layout, share, wrong):
 
 @pytest.mark.parametrize("layout", ["lengths", "jagged"])
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_errors_report_the_callers_index_of_a_sequence(order, layout):
+def test_errors_report_the_index_of_a_sequence_in_the_callers_order(order, layout):
     sequences = [[1, 2, 3, 4, 5], [1, 2, 99], [6]]
     call = TokenBatch([sequences[b] for b in order], layout, vocabulary=7)
     with pytest.raises(RuntimeError, match=f"got 99 at step 2 of sequence {order.index(1)}"):
@@ -311,7 +311,7 @@ def test_errors_report_the_callers_index_of_a_sequence(order, layout):
     ],
 )
 @pytest.mark.parametrize("cell", CELLS)
-def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
+def test_arguments_that_cannot_be_combined_with_sharing_are_rejected(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
     call = {"input": ids, "states": False, "reset": None, "options": 0, "dtype": None, **changes}
     rows = CELLS[cell].gates * 4
@@ -328,7 +328,7 @@ def test_arguments_that_rule_out_sharing_are_rejected(cell, changes, message):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_gradient_of_the_output_is_rejected(cell):
+def test_sharing_prefixes_rejects_a_gradient_of_the_output(cell):
     call = TokenBatch([[1, 2, 3]] * 50, cell=cell)
     output, _, saved = call.forward(share=True)
     grads = torch.zeros_like(output), [None for _ in call.grads_of_last]

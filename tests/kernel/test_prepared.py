@@ -1,4 +1,4 @@
-"""Prepared layers return the results of the original layers, from weights packed once."""
+"""Tests that prepared layers, whose weights are packed once, match the original layers."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,8 +33,8 @@ def check_bits(got, wanted):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("features", SIZES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_results_match_the_layer_bit_for_bit(cell, features, options, dtype, threads):
-    """With batch_invariant, the layer reads no weights in place."""
+def test_results_match_a_batch_invariant_layer_bit_for_bit(cell, features, options, dtype, threads):
+    """A batch-invariant layer always packs its weights, so both layers sum in the same order."""
     layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
     layer.requires_grad_(False)
     prepared = layer.prepare()
@@ -50,7 +50,7 @@ def test_results_match_the_layer_bit_for_bit(cell, features, options, dtype, thr
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 40])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_many_rows_match_the_layer_bit_for_bit_by_default(cell, steps, dtype):
+def test_a_prepared_layer_matches_the_layer_bit_for_bit_on_large_batches(cell, steps, dtype):
     layer = FUSED[cell](24, 40, 2, dtype=dtype).requires_grad_(False)
     x = torch.randn(steps, 40, 24).to(dtype)
     check_bits(layer.prepare()(x), layer(x))
@@ -59,8 +59,8 @@ def test_many_rows_match_the_layer_bit_for_bit_by_default(cell, steps, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_few_rows_meet_the_error_budget(cell, batch, dtype):
-    """With few rows the layer reads its weights in place, so the last bits differ."""
+def test_a_prepared_layer_meets_the_error_budget_on_small_batches(cell, batch, dtype):
+    """On small batches the original layer reads its weights in place, so results are not equal."""
     ours, theirs = VARIANTS[cell].twins(512, 300, dtype=dtype)
     precise = VARIANTS[cell].nn_layer(512, 300, dtype=torch.float64)
     precise.load_state_dict(theirs.state_dict())
@@ -77,7 +77,7 @@ def test_few_rows_meet_the_error_budget(cell, batch, dtype):
 
 @pytest.mark.parametrize("precision", ["medium", "high"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_lower_precision_matches_the_layer_bit_for_bit(cell, precision, cpu_precision):
+def test_lower_precision_results_match_the_layer_bit_for_bit(cell, precision, cpu_precision):
     layer = FUSED[cell](48, 160, 2).requires_grad_(False)
     prepared = layer.prepare()
     x = torch.randn(32, 40, 48)
@@ -95,8 +95,8 @@ def test_lower_precision_matches_the_layer_bit_for_bit(cell, precision, cpu_prec
 @pytest.mark.parametrize("with_table", [True, False])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_token_ids_match_the_layer_bit_for_bit(cell, options, with_table, dtype, monkeypatch):
-    """The layer computes a table in each call, unless it has fewer ids than embedding rows."""
+def test_token_results_match_the_layer_bit_for_bit(cell, options, with_table, dtype, monkeypatch):
+    """The layer computes a table in each call that has at least as many ids as embedding rows."""
     if not with_table:
         monkeypatch.setattr(prepared_module, "MOST_TABLE_BYTES", 0)
     vocabulary = 31 if with_table else 2000
@@ -115,7 +115,7 @@ def test_token_ids_match_the_layer_bit_for_bit(cell, options, with_table, dtype,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_shared_prefixes_match_the_layer_bit_for_bit(cell, dtype):
+def test_a_prepared_layer_with_shared_prefixes_matches_the_layer_bit_for_bit(cell, dtype):
     model = KINDS[cell].tokens(3, 8, 64, 2, dtype=dtype).requires_grad_(False)
     prepared, ids = model.prepare(), torch.randint(3, (12, 400))
     assert "shared prefixes" in explain(prepared, ids, last_state=True).shortcuts
@@ -125,7 +125,7 @@ def test_shared_prefixes_match_the_layer_bit_for_bit(cell, dtype):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_table_is_multiplied_once(cell, monkeypatch):
+def test_a_prepared_token_layer_computes_its_table_only_once(cell, monkeypatch):
     prepared = KINDS[cell].tokens(31, 12, 40).prepare()
     monkeypatch.setattr(torch.nn.functional, "linear", None)  # computes a table
     prepared(torch.randint(31, (17, 29)))
@@ -134,7 +134,7 @@ def test_the_table_is_multiplied_once(cell, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -0.0])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_unpacked_weights_are_exact(cell, value, dtype):
+def test_the_state_dict_of_a_prepared_layer_has_the_original_weights(cell, value, dtype):
     layer = FUSED[cell](7, 70, 2, bidirectional=True, dtype=dtype).requires_grad_(False)
     for weight in layer.parameters():
         weight.view(-1)[-1] = value
@@ -146,8 +146,8 @@ def test_unpacked_weights_are_exact(cell, value, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_packing_adds_little_memory(cell, dtype):
-    """Whole panels need no padding. Packed biases take the memory of one or two rows of weights."""
+def test_packed_weights_take_at_most_5_percent_more_memory(cell, dtype):
+    """The sizes fill whole panels, which need no padding. Only biases take more memory."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)
     elements = sum(weight.numel() for weight in layer.parameters())
     tensor = layer.prepare()._panels.tensor
@@ -156,7 +156,7 @@ def test_packing_adds_little_memory(cell, dtype):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_concurrent_calls_have_the_same_bits(cell, threads):
+def test_concurrent_calls_of_a_prepared_layer_are_bit_identical(cell, threads):
     threads(2)
     prepared = FUSED[cell](48, 96, 2).prepare()
     inputs = [torch.randn(steps, batch, 48) for steps in (1, 7, 30) for batch in (1, 5, 64)] * 6
@@ -179,8 +179,8 @@ def arguments(prepared, x):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_reject_tensors_of_other_layers(cell):
-    """A tensor that was packed for other sizes would be read out of bounds."""
+def test_operators_reject_tensors_packed_for_another_layer(cell):
+    """Otherwise, the kernel would read past the end of a tensor packed for smaller sizes."""
     prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(3, 2, 8)
     number, _, states, tensor, sizes, *rest = arguments(prepared, x)
     operators.forward_prepared(number, x, states, tensor, sizes, *rest)
@@ -213,7 +213,7 @@ def test_the_operators_reject_tensors_of_other_layers(cell):
 
 @pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_operators_pass_opcheck(cell, dtype):
+def test_the_operator_for_prepared_layers_passes_opcheck(cell, dtype):
     layer = FUSED[cell](8, 16, 2, bidirectional=True)
     torch.library.opcheck(
         prepared_ops.forward,
@@ -224,7 +224,7 @@ def test_the_operators_pass_opcheck(cell, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 5, 64])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_step_matches_a_prepared_layer_bit_for_bit(cell, batch, dtype):
+def test_a_prepared_step_module_matches_a_prepared_layer_bit_for_bit(cell, batch, dtype):
     kind = KINDS[cell]
     layer, step = kind.layer(24, 40, dtype=dtype), kind.step_module(24, 40, dtype=dtype)
     for mine, theirs in zip(step.parameters(), layer.parameters(), strict=True):

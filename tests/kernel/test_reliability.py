@@ -1,4 +1,4 @@
-"""Tests calls in threads, forked children and parallel regions, interrupts, and lack of memory."""
+"""Tests concurrent calls, forked processes, parallel regions, interrupts and lack of memory."""
 
 import ctypes
 import os
@@ -20,8 +20,8 @@ SHAPES = [(16, 300, 30, 1), (16, 128, 20, 60), (64, 64, 8, 4)]  # D, H, T, B
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_concurrent_calls_have_the_same_bits(cell, shape, threads):
-    """Concurrent calls to one module return the same bits as calls one after the other."""
+def test_concurrent_calls_of_a_layer_are_bit_identical(cell, shape, threads):
+    """Concurrent calls return the same bits as calls that run one after another."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     threads(2)
     module = FUSED[cell](D, H, bidirectional=True)
@@ -33,8 +33,8 @@ def test_concurrent_calls_have_the_same_bits(cell, shape, threads):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_survive_changes_of_the_number_of_threads(cell, threads):
-    """A sequence's results keep their bits while other threads change the number of threads."""
+def test_changing_the_number_of_threads_during_a_call_changes_no_bits(cell, threads):
+    """Eight Python threads call the layer, and each sets torch's number of threads first."""
     threads(2)
     module = FUSED[cell](16, 300)
     x = torch.randn(30, 2, 16)
@@ -54,7 +54,7 @@ def test_bits_survive_changes_of_the_number_of_threads(cell, threads):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_calls_inside_a_parallel_region_match_calls_outside(cell, shape, threads):
-    """Inside `at::parallel_for`, where the layer gets one thread, calls return the same results."""
+    """Inside `at::parallel_for`, a layer runs on one thread, and its results are bit-identical."""
     D, H, T, B = shape  # noqa: N806 - named as in the kernels
     threads(2)
     module = FUSED[cell](D, H)
@@ -79,7 +79,7 @@ def test_calls_inside_a_parallel_region_match_calls_outside(cell, shape, threads
 
 @pytest.fixture
 def run(run_program, tmp_path):
-    """Provides a function that runs a program and returns the words of its output."""
+    """Provides a function that runs code in a new process and splits the output into words."""
     return lambda program: run_program("-c", program, cwd=tmp_path).split()
 
 
@@ -100,7 +100,7 @@ def results():
         values += [output.detach(), h_n.detach(), *torch.autograd.grad(h_n.sum(), x)]
         lengths = [2] * x.shape[1]  # leaves enough padding to clear it on several threads
         values += [result.detach() for result in module(x, lengths=lengths)]
-    # Compare bytes: in a child, torch's own operators may wait for threads that it does not have.
+    # Compare bytes, because torch's operators may hang in a child, which has no pool threads.
     return [value.numpy().tobytes() for value in values]
 """
 
@@ -111,8 +111,8 @@ def results():
     ("cell", "used"),
     [("rnn", False), ("gru", True), pytest.param("rnn", True, marks=pytest.mark.slow)],
 )
-def test_a_forked_child_computes_the_same_results(cell, used, run):
-    """A forked child has none of the parent's pool threads, but computes the same results."""
+def test_a_forked_child_computes_the_same_results_as_its_parent(cell, used, run):
+    """A child does not inherit the threads of the parent's pool, so it must not wait for them."""
     program = FORK.replace("FusedRNN", KINDS[cell].cell.layer) + (
         f"wanted = results() if {used} else None\n"
         "pid = os.fork()\n"
@@ -126,11 +126,11 @@ def test_a_forked_child_computes_the_same_results(cell, used, run):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the fallback to one thread")
-def test_a_forked_child_copies_and_zeroes_large_tensors(run):
-    """In a forked child, copying and zeroing large tensors needs no pool threads.
+def test_a_forked_child_copies_and_zeroes_large_tensors_without_hanging(run):
+    """A child has no pool threads, which torch would use to copy or zero large tensors.
 
-    Inputs and gradients are copied if their features are not adjacent. Gradients of weights are
-    zeroed if no row exists. Gradients of states after resets are zeroed before the kernels run.
+    A layer copies inputs and gradients if the feature dimension is not contiguous. It zeroes the
+    gradients of weights if the batch has no rows, and always the gradients of reset_to.
     """
     program = FORK + (
         "import signal\n"
@@ -233,18 +233,18 @@ with torch.no_grad():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-def test_a_forked_child_copies_states_and_noise(run):
-    """Copies of more than 32,768 numbers would run on torch's threads, which a child lacks."""
+def test_a_forked_child_copies_large_states_and_noise_without_hanging(run):
+    """Torch copies more than 32,768 numbers on its pool threads, which a child does not have."""
     words = run(COPIES)
     assert len(words) == 22
     assert {*words[1::2]} == {"True"}, words
 
 
 def test_an_interrupt_is_raised_after_the_current_call(run):
-    """An interrupt is raised when the current call returns, and later calls work as before."""
+    """After the KeyboardInterrupt, later calls return the same results as before."""
     program = FORK + (
         "import signal, threading\n"
-        # If SIGINT is ignored at startup, as in a background job, Python keeps ignoring it.
+        # A background job starts with SIGINT ignored, and then Python installs no handler.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "wanted = results()\n"
         "try:\n"
@@ -256,8 +256,8 @@ def test_an_interrupt_is_raised_after_the_current_call(run):
     assert run(program) == ["interrupted", "True"]
 
 
-def test_other_threads_run_during_a_call():
-    """With a long switch interval, other threads run only if the call releases the GIL."""
+def test_a_call_releases_the_gil():
+    """The switch interval is so long that Python itself does not switch to the other thread."""
     module = FusedRNN(256, 256)
     x = torch.randn(1000, 64, 256)
     ticks, done = 0, threading.Event()
@@ -286,7 +286,7 @@ def test_other_threads_run_during_a_call():
     assert counted > 2
 
 
-@pytest.mark.parametrize(  # two features that are not adjacent are copied before the output exists
+@pytest.mark.parametrize(  # with two features, copying the expanded input already fails
     "shape", [(2**30, 2**20, 1), (2**40, 2**20, 1), (2**30, 2**20, 2)], ids=str
 )
 @pytest.mark.parametrize("cell", CELLS)
@@ -305,7 +305,7 @@ def test_a_tensor_too_big_for_memory_raises_an_error(cell, shape):
 )
 @pytest.mark.parametrize(("cell", "both_at_once"), [("rnn", True), ("rnn", False), ("gru", False)])
 def test_failed_scratch_allocations_raise_an_error(cell, both_at_once, run):
-    """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
+    """The calling thread gets the error of any worker thread, and later calls work again."""
     layer = KINDS[cell].cell.layer
     program = FORK.replace("FusedRNN", layer) + (
         "import resource\n"

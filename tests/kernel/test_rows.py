@@ -1,4 +1,4 @@
-"""Tests lengths (including zero), jagged tensors, and resets within a sequence."""
+"""Tests lengths, jagged tensors, resets within a sequence, and layers that run concurrently."""
 
 import copy
 import re
@@ -24,7 +24,7 @@ STACK = {"num_layers": 2, "bidirectional": True}
     + [f"{cell}{path}" for cell in LAYERS[1:] for path in ("", "-torch", "-reference")]
 )
 def cell(request, monkeypatch):
-    """Selects the kernel, torch's operator or ATen operators, and returns the cell to test."""
+    """Makes layers use the kernel, torch's operator or ATen operators; returns the cell to test."""
     cell, *path = request.param.split("-")
     if path:
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
@@ -44,19 +44,19 @@ def layer_and_input(cell, options, seq_len, batch, dtype=torch.float64):
 
 
 def of_sequences(states, which):
-    """Returns the states of the sequences `which`."""
+    """Returns the states of the sequences with the given indices."""
     return map_states(states, lambda state: state[:, which])
 
 
 def gradients(module, results, inputs):
-    """Returns the gradients of a weighted sum of `results`, with the same weights for any dtype."""
+    """Returns the gradients of a randomly weighted sum, whose weights are equal for all dtypes."""
     generator = torch.Generator().manual_seed(1)
     loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
 
 
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK])
-def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
+def test_a_sequence_of_length_zero_returns_its_initial_state(cell, options):
     module, x, hx = layer_and_input(cell, options, 5, 4)
     output, *last = flat(module(x, hx, lengths=[3, 0, 5, 0]))
     initial = tensors_in(hx)
@@ -67,14 +67,14 @@ def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
     grads = gradients(module, (output, *last), (x, *initial))
     assert not grads[0][:, [1, 3]].any()
     assert not grads[0][3:, 0].any()
-    # The empty sequences do not affect the results of the other sequences.
+    # Empty sequences do not change the results of the other sequences.
     kept = flat(module(x[:, [0, 2]], of_sequences(hx, [0, 2]), lengths=[3, 5]))
     torch.testing.assert_close([state[:, [0, 2]] for state in (output, *last)], list(kept))
     loss = sum(state[:, [1, 3]].sum() for state in last)
     for grad_hx in torch.autograd.grad(loss, initial):
         assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
         assert not grad_hx[:, [0, 2]].any()
-    # All sequences may be empty, even if there is no initial state.
+    # All sequences may be empty, even without an initial state.
     output, *last = flat(module(x, lengths=torch.zeros(4, dtype=torch.int32)))
     assert not output.any()
     assert not any(state.any() for state in last)
@@ -107,8 +107,8 @@ def test_lengths_may_be_a_list_tuple_array_or_tensor(cell, batch_first):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
-    """An unbatched input takes a (seq_len,) mask and returns the same bits as a batch of one."""
+def test_an_unbatched_input_accepts_a_reset_mask_without_a_batch_dimension(cell, batch_first):
+    """The mask has shape (seq_len,). Results are bit-identical to those of a batch of one."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1
@@ -124,8 +124,8 @@ def test_an_unbatched_input_takes_an_unbatched_reset_mask(cell, batch_first):
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("often", [0.05, 0.6])
 @pytest.mark.parametrize("restarts", [False, True])
-def test_a_reset_splits_the_sequence(cell, options, layout, often, restarts, threads):
-    """Pieces start from zeros or, with `restarts`, from the states in reset_to."""
+def test_resets_match_a_separate_call_per_piece(cell, options, layout, often, restarts, threads):
+    """A piece after a reset starts from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
     if VARIANTS[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}
@@ -159,7 +159,7 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, restarts, thr
 @pytest.mark.parametrize("seq_len", [10, 1000])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_values_before_a_reset_do_not_affect_later_steps(cell, dtype, seq_len, threads):
-    """A reset stops even NaN, in every dtype and across time blocks."""
+    """Even NaN before a reset is discarded, also if the reset is in another time block."""
     threads(2)
     module, x, hx = layer_and_input(cell, STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)
@@ -174,7 +174,7 @@ def test_values_before_a_reset_do_not_affect_later_steps(cell, dtype, seq_len, t
     assert torch.equal(everywhere, module(x.flatten(0, 1)[None])[0].view_as(everywhere))
 
 
-def test_a_jagged_input_has_a_jagged_output(cell):
+def test_a_jagged_input_returns_a_jagged_output(cell):
     module, _, hx = layer_and_input(cell, STACK, 1, 4)
     lengths = [4, 0, 7, 1]
     sequences = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
@@ -243,8 +243,8 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, threads):
-    """Three layers in a wave on two threads return the same results as layers run one by one."""
+def test_layers_that_run_concurrently_compute_the_same_results(cell, layout, batch, threads):
+    """On two threads, the three layers form a wave: layer 1 starts before layer 0 has finished."""
     seq_len, name = 600, VARIANTS[cell].cell.name
     assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=name).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
@@ -258,7 +258,7 @@ def test_layers_that_run_at_once_compute_the_same_results(cell, layout, batch, t
     precise = copy.deepcopy(module).double()
 
     def run(module, x, hx, more):
-        """Returns results and gradients per sequence, and the gradients of the weights."""
+        """Returns all tensors that belong to sequences, and the gradients of the weights."""
         if layout == "packed":
             output, last = module(pack_padded_sequence(x, lengths), hx, **more)
             output = output.data
@@ -300,7 +300,7 @@ def within_budget(ours, theirs, exact):
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_a_wave_computes_the_requested_gradients(cell, threads):
+def test_layers_that_run_concurrently_compute_requested_gradients(cell, threads):
     module, x, _ = layer_and_input(cell, {"num_layers": 3}, 600, 2, torch.float32)
     module.requires_grad_(False)
     for weight in (module.weight_hh_l1, module.bias_ih_l2):
