@@ -1,4 +1,4 @@
-"""Fixtures of the GPU tests. Triton is imported only inside the fixtures that need it."""
+"""Fixtures for the GPU tests. Only the fixtures that need Triton import it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def h100(monkeypatch):
-    """Makes the package plan for an H100, without tuned plans and without refused launches."""
+    """Makes the package choose plans for an H100, with no tuned plans and no rejected launches."""
     from namernn_fast.gpu import device, plan
     from tools.gpu.resources import H100
 
@@ -19,7 +19,7 @@ def h100(monkeypatch):
 
 @pytest.fixture
 def fp32_precision():
-    """Sets RNNs and torch's products to IEEE; returns a function that sets other precisions."""
+    """Disables TF32 in RNNs and in torch's products. Provides a function that sets precisions."""
     rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = rnn.fp32_precision, matmul.fp32_precision
 

@@ -1,6 +1,6 @@
-"""Plans for the interpreter, for any hidden size, with or without a remainder.
+"""Plans for Triton's interpreter. They work for any hidden size.
 
-The interpreter runs one program after another, so no plan has programs that wait for each other.
+The interpreter runs one program after another, so in these plans no program waits for another.
 """
 
 import triton

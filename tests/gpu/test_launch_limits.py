@@ -1,4 +1,4 @@
-"""Every launch of a layer is within CUDA's limits, for batches of up to a million sequences.
+"""Tests that launches are within CUDA's limits, for batches of up to a million sequences.
 
 `make gpu ONLY=lint` checks the registers, shared memory and indices of the compiled kernels, for
 each form of a plan.
@@ -15,7 +15,7 @@ from namernn_fast import ops
 from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise, sums
 from tools.gpu.resources import DEVICES, GEFORCE, PRECISIONS
 
-# The limits are from the table "Technical Specifications per Compute Capability" of the CUDA
+# Limits from the table "Technical Specifications per Compute Capability" of the CUDA
 # programming guide. AMD's limits are the same or larger.
 GRID = (2**31 - 1, 65535, 65535)
 THREADS = 1024
@@ -28,9 +28,9 @@ HIDDEN_SIZES = (1, 16, 33, 64, 100, 128, 200, 256, 512, 1000, 1024, 2048, 4096)
 
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
-    """Returns all launches of a layer's two passes and of a large table's gradient.
+    """Records the launches of a layer's forward and backward pass and of a large table's gradient.
 
-    Each launch is a kernel, a grid and settings.
+    Returns tuples of the kernel, the grid and the settings.
     """
     launched = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Tests launches, streams, autotune and compiled products, without a GPU or the interpreter."""
+"""Tests launches, streams, autotune and compiled matrix products without running kernels."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
 class FakeCuda:
-    """Fakes `torch.cuda` for two GPUs; GPU 1 is capturing its current stream."""
+    """Replaces `torch.cuda` by a fake with two GPUs. GPU 1 is capturing its current stream."""
 
     def __init__(self, monkeypatch):
         self.current = 0
@@ -49,7 +49,7 @@ class FakeCuda:
         self.current = before
 
 
-def test_capture_is_detected_per_device(monkeypatch):
+def test_graph_capture_is_detected_for_each_gpu_separately(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     assert not transfers.is_capturing(torch.device("cuda"))
     assert not transfers.is_capturing(torch.device("cuda", 0))
@@ -61,7 +61,7 @@ def test_capture_is_detected_per_device(monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", [[5, 2], torch.tensor([5, 2], dtype=torch.int32)], ids=type)
-def test_lengths_on_the_cpu_are_rejected_during_capture(lengths, monkeypatch):
+def test_lengths_on_the_cpu_are_rejected_during_graph_capture(lengths, monkeypatch):
     FakeCuda(monkeypatch)
     sizes = ((6, 4), (6, 6), (6,), (6,))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -73,7 +73,7 @@ def test_lengths_on_the_cpu_are_rejected_during_capture(lengths, monkeypatch):
 
 
 def test_upload_kernel_compiles_once_for_all_numbers(monkeypatch):
-    """No argument is 1 or a multiple of 16, because Triton would compile another kernel for it."""
+    """Triton compiles a separate kernel for arguments of 1 and for multiples of 16."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -92,7 +92,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """Records the number of members of each launch; cooperative launches raise `error` if given."""
+    """Records the members of each launch. If `error` is given, cooperative launches raise it."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -106,7 +106,7 @@ class Launches(list):
 
 
 def train(calls=1):
-    """Runs both passes on fake tensors, with a cooperative plan for an H100."""
+    """Runs forward and backward passes on fake tensors, with a cooperative plan for an H100."""
     with FakeTensorMode():
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
@@ -122,7 +122,7 @@ def train(calls=1):
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])
-def test_a_refused_launch_is_repeated_without_cooperation(error, monkeypatch):
+def test_a_rejected_cooperative_launch_is_repeated_with_another_plan(error, monkeypatch):
     launches = Launches(monkeypatch, error)
     with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as warned:
         train(calls=2)
@@ -157,7 +157,7 @@ class Stream:
 
 
 class Event:
-    """Remembers the last place in a stream where it was recorded."""
+    """Stores the stream and the position in it where the event was last recorded."""
 
     def record(self, stream):
         self.at = f"{stream.name} {len(stream.commands)}"
@@ -165,7 +165,7 @@ class Event:
 
 @pytest.fixture
 def on(monkeypatch):
-    """Returns a function that launches a cooperative kernel on a stream."""
+    """Provides a function that launches a cooperative kernel on a fake stream."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(launching, "is_capturing", lambda device: False)
     monkeypatch.setattr(launching, "_last", {})
@@ -188,7 +188,7 @@ def test_cooperative_kernels_of_two_streams_take_turns(on):
     assert second.commands[-2:] == ["kernel", "kernel"]  # turns are per device
 
 
-def test_streams_whose_programs_all_fit_share_a_turn(on):
+def test_streams_that_share_a_turn_do_not_wait_for_each_other(on):
     main, below, above, other = (Stream(name) for name in ("main", "below", "above", "other"))
     on(other)
     launching.share_turn(torch.device("cuda", 0), main, [below, above])
@@ -199,7 +199,7 @@ def test_streams_whose_programs_all_fit_share_a_turn(on):
     assert other.commands[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
 
 
-def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
+def test_cooperative_kernels_do_not_wait_during_graph_capture(on, monkeypatch):
     first, second = Stream("first"), Stream("second")
     on(first)
     monkeypatch.setattr(launching, "is_capturing", lambda device: True)
@@ -213,7 +213,7 @@ def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
     return problem.Stack(layout, None, [], options, 1, hidden_size)
 
 
-def test_long_layers_run_at_once_if_all_programs_fit():
+def test_long_layers_run_concurrently_if_all_their_programs_fit():
     def stretches(num_layers=2, **sizes):
         return stack._stretches(stack_of(**sizes), num_layers, torch.empty(0))
 
@@ -233,7 +233,7 @@ def test_long_layers_run_at_once_if_all_programs_fit():
         assert (whole.begin, whole.end) == (0, whole.layout.N)
 
 
-def test_a_stream_waits_for_the_layer_below(monkeypatch):
+def test_the_stream_of_a_layer_waits_for_the_layer_below(monkeypatch):
     main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
     current = [main]
 
@@ -311,8 +311,8 @@ def test_autotune_keeps_the_fastest_plan_that_fits(monkeypatch):
     assert plan.plan_of(128, 2, like, 1) == other
 
 
-def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
-    """If even one plan cannot be captured, all plans are timed from the host."""
+def test_autotune_times_without_graphs_if_one_cannot_be_captured(monkeypatch):
+    """Then it warns and times all plans without graphs, so that the times are comparable."""
     graphs, calls = [], []
 
     def capture(call):
@@ -330,7 +330,7 @@ def test_autotune_warns_if_a_graph_cannot_be_captured(monkeypatch):
     assert best == candidates[0]
 
 
-def test_autotune_starts_again_after_a_refused_launch(monkeypatch):
+def test_autotune_restarts_after_a_rejected_launch(monkeypatch):
     launches = Launches(monkeypatch, TOO_LARGE)
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)
     with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
@@ -340,7 +340,7 @@ def test_autotune_starts_again_after_a_refused_launch(monkeypatch):
     assert {found.members for found in plan.tuned.values()} == {1}
 
 
-# The strides that are 1 in a projection, in the gradient of input and in the gradient of weight_ih.
+# The strides that are 1 in the projection, the gradient of input and the gradient of weight_ih.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},
@@ -351,7 +351,7 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcge
 
 
 def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a product in which the `contiguous` strides are 1.
+    """Compiles a matrix product. The strides named in `contiguous` are 1.
 
     If `aligned`, all other strides, the sizes and the addresses are divisible by 16.
     """
@@ -374,7 +374,7 @@ def compile_product(device, plan, contiguous, aligned, wide=False):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("layout", PRODUCTS)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_product_uses_the_expected_instructions(arch, precision, layout, aligned):
+def test_a_matrix_product_compiles_to_the_expected_instructions(arch, precision, layout, aligned):
     device = DEVICES[arch]
     for tiles in {products._SMALL[precision], products._LARGE[precision]}:
         plan = products.ProductPlan(tiles, 512, 1, precision)
@@ -393,7 +393,7 @@ def test_a_product_uses_the_expected_instructions(arch, precision, layout, align
             assert rounded == 0
 
 
-def test_a_product_with_large_offsets_compiles():
+def test_a_matrix_product_with_64_bit_offsets_compiles():
     plan = products.choose(2**20, 64, 64, "tf32", 132)
     compiled = compile_product(H100, plan, PRODUCTS["x w^T"], aligned=False, wide=True)
     assert "wgmma" in compiled.asm["ptx"]

@@ -1,4 +1,4 @@
-"""Tests that the lint of machine code accepts the GPU kernels and catches planted faults."""
+"""Tests that the machine-code lint accepts the GPU kernels and reports planted faults."""
 
 import functools
 import importlib
@@ -23,7 +23,7 @@ ALL = list(variants())
 
 
 def variant(arch, precision, kind, kernel="forward") -> Variant:
-    """Returns the matching variant with the usual call and the most hidden units up to 512."""
+    """Returns the matching variant, of those with at most 512 hidden units, with the most units."""
     found = [
         variant
         for variant in ALL
@@ -40,7 +40,7 @@ def compiled(variant: Variant) -> rules.Built:
 
 
 def broken(built: rules.Built) -> set[str]:
-    """Returns the names of the rules that a kernel breaks."""
+    """Returns the names of the lint rules that a compiled kernel breaks."""
     return {finding.rule for finding in rules.check(built)}
 
 
@@ -59,7 +59,7 @@ OTHER_ROWS = [variant for variant in ALL if variant.rows != USUAL]
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("variant", SAMPLE + OTHER_ROWS, ids=lambda variant: variant.name)
-def test_kernels_obey_all_rules(variant):
+def test_kernels_obey_all_lint_rules(variant):
     assert lint(variant).findings == []
 
 
@@ -89,8 +89,8 @@ OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
 DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
 PRODUCT = "right, sum, input_precision=FORM.PRECISION"
-# Mutants by name: the variant, a text in the kernels' source, a replacement for the text, and the
-# rule that the mutant breaks.
+# Mutants by name. Each has a variant, a text in the kernels' source, a replacement for this text,
+# and the rule that the changed kernel breaks.
 MUTANTS = {
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),
@@ -122,7 +122,7 @@ MUTANTS = {
 
 
 def mutant(folder: Path, name: str, old: str, new: str):
-    """Imports a copy of the kernels in which `new` replaces `old`."""
+    """Imports a copy of the kernels' source in which `old` is replaced by `new`."""
     name = "mutant_" + re.sub(r"\W", "_", name)
     shutil.copytree(Path(kernels.__file__).parent, folder / name)
     planted = 0
@@ -146,14 +146,14 @@ def test_a_planted_fault_breaks_its_rule(name, tmp_path):
     assert broken(rules.build(variant, getattr(planted, f"{variant.kernel}_kernel"))) == {rule}
 
 
-def test_an_unknown_spill_breaks_a_rule(monkeypatch):
+def test_an_unexpected_register_spill_breaks_a_rule(monkeypatch):
     spilled = rules.build(COOPERATIVE, maxnreg=64)
     assert broken(spilled) == {"local"}
     monkeypatch.setattr(rules, "SPILLING", {"float32 H512 .* forward": "it is known"})
     assert broken(spilled) == set()
 
 
-def test_a_longer_loop_exceeds_its_recorded_budget(tmp_path):
+def test_a_time_loop_with_more_instructions_than_recorded_is_reported(tmp_path):
     planted = mutant(tmp_path, "worse", "h = activation(z,", "h = activation(tl.exp(z),")
     before = compiled(COOPERATIVE).code.count()
     build = COOPERATIVE.build
@@ -168,17 +168,17 @@ def test_a_longer_loop_exceeds_its_recorded_budget(tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"shared": 2**20}, {"registers": 255 * 8}], ids=str)
-def test_a_program_that_does_not_fit_breaks_a_rule(more):
+def test_a_program_too_large_for_the_gpu_breaks_a_rule(more):
     built = compiled(COOPERATIVE)
     assert broken(built._replace(taken=built.taken._replace(**more))) == {"limits"}
 
 
-def test_missing_source_lines_break_the_weights_rule(tmp_path):
-    """Without the source lines, the rule cannot know which loads read weights."""
+def test_a_kernel_whose_source_is_missing_breaks_the_weights_rule(tmp_path):
+    """The rule needs the source lines to determine which loads read weights."""
     assert broken(compiled(COOPERATIVE)._replace(source=tmp_path)) == {"weights"}
 
 
-def test_an_unrecorded_kernel_is_reported():
+def test_a_kernel_without_recorded_counts_is_reported():
     result = Result(COOPERATIVE, [], compiled(COOPERATIVE).code.count())
     (finding,) = differences(result, {"rows": []})
     assert finding == ("budget", "is not recorded: run make gpu ONLY=report RECORD=1")
@@ -215,9 +215,9 @@ $__internal_0_$__cuda_sm20_div_s64:
 """
 
 
-def test_loops_calls_and_counts_are_found_in_machine_code():
+def test_the_lint_finds_loops_calls_and_counts_in_machine_code():
     code = Code(TEXT)
-    # Neither the target of BRA.DIV nor the code right after BSYNC is part of a step.
+    # A step contains neither the target of BRA.DIV nor the instruction after BSYNC.
     step = [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x90, 0xA0, 0xB0]
     assert [instruction.offset for instruction in code.step] == step
     assert [len(loop) for loop in code.loops] == [9, 2]
@@ -235,6 +235,6 @@ def test_loops_calls_and_counts_are_found_in_machine_code():
         Code("nothing")
 
 
-def test_a_kernel_without_a_loop_breaks_a_rule():
+def test_a_kernel_without_a_time_loop_breaks_a_rule():
     straight = Code("/*0000*/ EXIT ;")
     assert broken(compiled(COOPERATIVE)._replace(code=straight)) == {"loop"}

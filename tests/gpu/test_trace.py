@@ -1,7 +1,7 @@
-"""Traces the kernels, operators and copies that one call launches on a GPU, without a GPU.
+"""Tests which kernels, operators and copies a call launches on a GPU. No GPU is needed.
 
-GPU tensors are fake: they have a device, but no values. So reading a value, which would wait for a
-real device, is an error here.
+GPU tensors are fake: they have a device but no values. A call that reads a value, and so would
+wait for a real GPU, raises an error here.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from namernn_fast.gpu import device, launching
 from tools.gpu.resources import H100
 
 GPU = torch.device("cuda", 0)
-# Operators that only allocate memory or view it, and launch nothing.
+# Operators that launch nothing, because they only allocate memory or create views.
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "device", "_unsafe_view"}
 
 
 class Trace(TorchDispatchMode):
-    """Records everything that reaches the GPU: operators that compute there, copies, and kernels.
+    """Records all operators, copies and kernels that run on the GPU.
 
     Raises:
-        AssertionError: a copy from the CPU is from pageable memory, or waits for the device.
+        AssertionError: a copy from the CPU reads pageable memory, or blocks until it has finished.
     """
 
     def __init__(self):
@@ -66,7 +66,7 @@ class Trace(TorchDispatchMode):
         return result
 
     def take(self):
-        """Returns and clears what was recorded."""
+        """Returns the recorded names, and clears the record."""
         noted, self.noted = self.noted, []
         return noted
 
@@ -79,7 +79,7 @@ class Trace(TorchDispatchMode):
 
 @pytest.fixture
 def trace(monkeypatch, h100):
-    """Returns a trace; operators on fake tensors call the GPU's implementation."""
+    """Provides a trace, and makes operators on fake tensors call the GPU implementation."""
     found = Trace()
     monkeypatch.setattr(launching, "run", found.launch)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -111,7 +111,7 @@ def weights_of(trace, num_layers=1, directions=1):
 
 
 def paragraph(title, *passes):
-    """Returns the title and, for each pass, the number of launches and their names."""
+    """Formats the title, and the number and the names of each pass's launches."""
     text = f"{title}\n"
     for noted in passes:
         runs = [(name, len(list(same))) for name, same in itertools.groupby(noted)]
@@ -120,7 +120,7 @@ def paragraph(title, *passes):
     return text
 
 
-def test_inference_launches_are_as_listed(trace):
+def test_inference_launches_the_listed_operators(trace):
     dense, packed, h_0, tokens = on_gpu(trace, DENSE, (N, D), (1, B, H), (VOCABULARY, D))
     ids, on_device = on_gpu(trace, (T, B), (B,), dtype=torch.int64)
     (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
@@ -170,9 +170,9 @@ two layers
     )
 
 
-def test_training_launches_are_as_listed(trace):
-    # Without CUDA, torch cannot copy fake GPU tensors with `contiguous()`, so put fake tensors
-    # on "cpu:0". Real tensors are on "cpu", which differs from "cpu:0".
+def test_training_launches_the_listed_operators(trace):
+    # Without CUDA, `contiguous()` cannot copy fake GPU tensors. So fake tensors are on "cpu:0",
+    # which torch distinguishes from "cpu", the device of real tensors.
     trace.device = torch.device("cpu", 0)
     dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
     ids, lengths, offsets = on_gpu(trace, (T, B), (B,), (B + 1,), dtype=torch.int64)
@@ -243,8 +243,8 @@ clone
 
 
 @pytest.mark.parametrize("backend", ["cuda", "hip"])
-def test_a_table_has_the_precision_set_for_rnns(backend, trace, fp32_precision, monkeypatch):
-    """Torch's products may round to TF32, but not an RNN's products, which never round on AMD."""
+def test_token_tables_use_the_precision_set_for_rnns(backend, trace, fp32_precision, monkeypatch):
+    """Here torch's matmul may use TF32, but RNNs may not. On AMD, RNNs never use TF32."""
     monkeypatch.setattr(device, "find_device", lambda index: H100._replace(backend=backend))
     if backend == "hip":
         monkeypatch.setattr(torch.version, "hip", "6.4")

@@ -1,4 +1,4 @@
-"""Tests the kernels, plans and errors of the GPU backend without a GPU."""
+"""Tests the kernels, plans and errors of the GPU backend. No GPU is needed."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_emulated_kernels_pass_their_tests(run_tests):
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("dtype", availability.TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("tf32", [False, True])
-def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32):
+def test_plans_cover_all_hidden_units_and_fit_on_the_gpu(arch, dtype, tf32):
     device = DEVICES[arch]
     for hidden_size in (*range(1, 600), 1000, 1024, 1500, 2048, 3333, 4096, 5000, 8192):
         for batch, directions in ((1, 1), (1, 2), (7, 2), (64, 1), (300, 1), (5000, 2)):
@@ -77,7 +77,7 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             assert config.warps * device.lanes <= 1024
 
 
-def test_the_kind_of_plan_depends_on_the_size():
+def test_the_kind_of_plan_depends_on_sizes_dtype_and_gpu():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
     def kind(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
@@ -85,7 +85,7 @@ def test_the_kind_of_plan_depends_on_the_size():
 
     assert kind(256, 1) == "resident"
     assert kind(256, 5000) == "resident"
-    # An MI300 has less shared memory, and its programs do not wait for each other.
+    # An MI300 has less shared memory, and no cooperative plans.
     assert kind(256, 1, mi300) == "streamed"
     assert kind(1024, 1) == "cooperative"
     assert kind(1024, 5000) == "streamed"  # more programs than the GPU can run at once
@@ -95,7 +95,7 @@ def test_the_kind_of_plan_depends_on_the_size():
     assert kind(256, 1, dtype=torch.float32, tf32=True) == "cooperative"
 
 
-def test_streamed_tiles_grow_with_the_work():
+def test_tiles_of_streamed_plans_grow_with_the_work_per_step():
     h100 = DEVICES["sm_90"]
 
     def tile(hidden_size, batch, dtype, **more):
@@ -103,10 +103,10 @@ def test_streamed_tiles_grow_with_the_work():
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
-    # With little work, tiles are small enough for about one program per processor.
+    # With little work per step, tiles are so small that every processor gets about one program.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
-    # With more work, the plan uses the tiles that read the least or cause the least overhead.
+    # With more work per step, the plan chooses tiles with the least memory traffic or overhead.
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
@@ -121,15 +121,15 @@ def test_streamed_tiles_grow_with_the_work():
         ("backward", "later_row", (1024, 64)),
     ],
 )
-def test_the_time_loop_carries_the_row_just_computed(kernel, name, size):
-    """Unlike the interpreter, Triton makes a loop variable constant if it starts as an alias."""
+def test_the_time_loop_carries_the_last_computed_row_as_a_variable(kernel, name, size):
+    """If its initial value were an alias, Triton's compiler would treat the row as a constant."""
     text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time
 
 
-def test_one_thread_polls_at_the_barrier():
-    """The other threads wait at a barrier, and get the count from the thread that polls."""
+def test_only_one_thread_of_a_program_polls_the_counter():
+    """The other threads wait at a barrier and then read the count from shared memory."""
     ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
     poll = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
     assert re.search(poll + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
@@ -142,9 +142,9 @@ def test_one_thread_polls_at_the_barrier():
     "size", [(33, 1), (127, 64), (128, 64), (255, 4), (256, 4), (300, 4), (512, 1)], ids=str
 )
 def test_products_of_one_sequence_are_summed_within_threads(kernel, size):
-    """If a layout spread each sum over all threads, every sum would need its own shuffles.
+    """If a layout spread each sum over all threads, every sum would need separate shuffles.
 
-    For odd sizes, whose rows are not aligned, the loads alone would lead to such a layout.
+    For odd sizes, whose rows are not aligned, Triton would derive such a layout from the loads.
     """
     ptx = compiled_text(kernel, *size, torch.float32, "ptx")
     assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
@@ -157,12 +157,12 @@ def build_of(arch, hidden_size, batch, dtype):
 
 
 def compiled_text(name, hidden_size, batch, dtype, stage):
-    """Returns the output of a stage of Triton's compiler for a kernel on an H100."""
+    """Compiles a kernel for an H100, and returns the text of one stage, such as "ptx"."""
     build = build_of("sm_90", hidden_size, batch, dtype)
     return gpu_report.compile_kernel(gpu_report.KERNELS[name], build).asm[stage]
 
 
-# Every kind of plan, with and without tensor cores: (hidden size, batch, dtype).
+# (hidden_size, batch, dtype) for every kind of plan, with and without tensor cores.
 SAMPLE = [
     (64, 64, torch.float32),
     (1024, 1, torch.float32),
@@ -172,8 +172,8 @@ SAMPLE = [
 ]
 
 
-# With an odd hidden size, rows are not aligned. Each thread then holds units of many rows, and the
-# backward pass with tensor cores is a few registers short.
+# The number of registers that may be spilled for an odd hidden size. Rows are then not aligned, so
+# each thread holds units of many rows, and the backward pass on tensor cores runs out of registers.
 SPILLED_OF_ODD_SIZES = 64
 
 
@@ -183,7 +183,7 @@ def check_limits(device, taken, hidden_size):
 
 
 def compile_within_limits(kernel, build, **call):
-    """Compiles a kernel, checks its resources and returns them."""
+    """Compiles a kernel, checks that its resources are within limits, and returns them."""
     compiled = gpu_report.compile_kernel(kernel, build, **call)
     taken = gpu_report.resources_of(build.device, compiled)
     check_limits(build.device, taken, build.hidden_size)
@@ -226,7 +226,7 @@ def test_the_sums_kernel_compiles_within_limits(arch, case):
     check_limits(DEVICES[arch], gpu_report.resources_of(DEVICES[arch], compiled), width)
 
 
-def test_the_recorded_table_matches_the_plans():
+def test_the_recorded_report_matches_the_current_plans():
     document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
     rows = document["rows"]
     assert [
@@ -236,7 +236,7 @@ def test_the_recorded_table_matches_the_plans():
         for build, batches in gpu_report.builds()
     ]
     for row in rows:
-        # Forward kernels of these plans may spill, as in SPILLING of tools/lint.
+        # Forward kernels of these plans may spill registers. See SPILLING in tools/lint.
         may_spill = row["dtype"] == "float32" and row["plan"]["warps"] == 16
         for name in gpu_report.KERNELS:
             fields = gpu_report.Resources._fields
@@ -254,13 +254,13 @@ def test_the_recorded_table_matches_the_plans():
         (types.SimpleNamespace(__version__="3.1.0"), "needs Triton 3.6 or newer, found 3.1.0: pip"),
     ],
 )
-def test_missing_or_old_triton_is_an_error(found, text, monkeypatch):
+def test_a_missing_or_old_triton_raises_an_error(found, text, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", found)
     with pytest.raises(RuntimeError, match=text):
         gpu_backend.implementation(GPU)
 
 
-def test_a_gpu_that_is_too_old_is_an_error(monkeypatch):
+def test_a_gpu_that_is_too_old_raises_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match=r"capability 8.0 .*, cuda:0 has 7.5: use"):
         gpu_backend.implementation(GPU)
@@ -377,7 +377,7 @@ def test_explain_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     def on_gpu(dtype):
-        """Returns a layer on a fake GPU. `layer.to` would look for cuDNN's flat buffer."""
+        """Returns a layer on a fake GPU, without `layer.to`, which would call cuDNN."""
         layer = FusedRNN(4, 6)
         for name, parameter in [*layer.named_parameters()]:
             fake = torch.empty(parameter.shape, device="cuda", dtype=dtype)

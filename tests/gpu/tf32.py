@@ -1,4 +1,4 @@
-"""A layer in PyTorch that rounds the operands of its products to TF32, as libraries do."""
+"""A PyTorch layer that rounds the operands of its products to TF32, as cuBLAS and cuDNN do."""
 
 import torch
 from torch.nn.functional import linear
@@ -8,7 +8,7 @@ from namernn_fast.testing import ErrorBudget
 
 
 def nearest(x):
-    """Returns float32 numbers rounded to the nearest TF32 value, ties away from zero."""
+    """Rounds float32 numbers to the nearest TF32 value, with ties away from zero."""
     return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
@@ -27,7 +27,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedRecurrence(Rounded):
-    """Rounds like `Rounded`, except in the gradient of W, which the recurrence does not compute."""
+    """Like `Rounded`, but does not round the operands of the gradient of W."""
 
     @staticmethod
     def backward(context, grad):
@@ -36,7 +36,7 @@ class RoundedRecurrence(Rounded):
 
 
 def recurrence(projection, product):
-    """Returns a function that runs a tanh layer without biases.
+    """Returns a function that runs a tanh layer without biases, with the given products.
 
     Args:
         projection: a function that computes x W^T for the input and weight_ih.
@@ -54,7 +54,7 @@ def recurrence(projection, product):
 
 
 def results(run, inputs, hx, weights, grads, dtype):
-    """Returns the results of `run` and the gradients of all its arguments."""
+    """Returns the results of `run` in `dtype`, and the gradients of all its arguments."""
     leaves = [x.to(dtype, copy=True).requires_grad_() for x in (inputs, hx, *weights)]
     inputs, hx, *weights = leaves
     output, h_n = run(inputs, hx, weights)
@@ -65,10 +65,10 @@ def results(run, inputs, hx, weights, grads, dtype):
 
 
 def check_results(name, features, hidden_size, batch, projection, product):
-    """Checks that a fused layer meets the error budget of a layer with the given products.
+    """Checks that a fused layer meets the error budget relative to a layer with these products.
 
     Args:
-        name: the name of the case.
+        name: the name of the case, which error messages show.
         features: the input_size of the layer.
         hidden_size: the number of hidden units.
         batch: the number of sequences.

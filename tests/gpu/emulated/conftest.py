@@ -17,7 +17,7 @@ def _machine():
 
 @pytest.fixture
 def machine(_machine):
-    """Returns the machine, initially an A100. Fails the test if the machine finds a fault."""
+    """Provides the emulated GPU, initially an A100. The test fails if the GPU detects a fault."""
     _machine.device = driver.DEVICES[80]
     _machine.options = driver.Options()
     _machine.faults.clear()

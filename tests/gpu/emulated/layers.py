@@ -1,4 +1,4 @@
-"""Layers that cover every kind of plan, every dtype and both passes, with the default plans."""
+"""Layers whose default plans cover every kind of plan, every dtype and both passes."""
 
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ from tools.ptx.driver import DEVICES
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer and its input."""
+    """The options, sizes and plan of a layer and its input, and the GPU that runs it."""
 
     arch: int
     kind: str
@@ -43,14 +43,14 @@ class Layer:
 
     @property
     def plan(self) -> Plan:
-        """The plan that the package chooses."""
+        """The plan that the package chooses for this layer."""
         directions = 1 + self.options.get("bidirectional", False)
         tf32 = self.dtype == "TF32"
         return choose(Size(self.H, self.B, self.case.dtype, self.device, directions, tf32))
 
     @property
     def case(self) -> Drawn:
-        """The weights and inputs of the layer."""
+        """The layer's random weights and inputs."""
         return replace(
             LUCKY,
             **{"D": 5, "H": self.H, "T": self.T, "B": self.B, "layout": self.layout},
@@ -61,7 +61,7 @@ class Layer:
         )
 
     def check(self) -> None:
-        """Runs the layer, forward and backward, and checks the error budget."""
+        """Runs the layer forward and backward, and checks that results meet the error budget."""
         if self.dtype == "TF32":
             check_results(str(self), 5, self.H, self.B, Rounded.apply, Rounded.apply)
             return

@@ -1,7 +1,7 @@
-"""Faults to plant in the PTX of a layer's kernels, one place at a time.
+"""Mutants: single faults to plant in the PTX of a layer's kernels.
 
-Run as a program, this module plants random faults of every kind and prints the faults that go
-unnoticed. `make gpu ONLY=emulate` runs this program.
+`make gpu ONLY=emulate` runs this file as a program, which plants random faults of every kind and
+prints the faults that no check detects.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from layers import Layer
 from namernn_fast import FusedRNN
 from tools.ptx.driver import FaultError, Machine, Options, install
 
-# Small layers. Their PTX contains every place that the mutants change.
+# Small layers. Together, their PTX matches the patterns of all mutants.
 LAYERS = {
     "resident": Layer(80, "resident", "float32", 33, 3, layout="lengths"),
     "cooperative": Layer(80, "cooperative", "float32", 200, 3, layout="lengths"),
@@ -45,13 +45,13 @@ def _swapped(place):
 
 Into = str | Callable[[re.Match], str]
 KINDS: dict[str, tuple[str, Into]] = {
-    # Faults in the exchange between programs.
+    # Faults in the synchronization between programs.
     "a relaxed arrival": (r"gpu\.release", "gpu.relaxed"),
     "a relaxed load of the counter": (r"gpu\.acquire", "gpu.relaxed"),
     "an arrival that counts twice": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
     "an arrival by every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
     "no arrival": (rf"@{_REGISTER} {_ADD}.*;", ""),
-    # Faults in the exchange between the warps of a program.
+    # Faults in the synchronization between the warps of a program.
     "no barrier": (r"bar\.sync\s+0;", ""),
     "a barrier for only one warp": (
         r"bar\.sync\s+0;",
@@ -87,7 +87,7 @@ KINDS: dict[str, tuple[str, Into]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault to plant."""
+    """A fault and the place in the PTX to plant it."""
 
     kind: str
     """A key of `KINDS`."""
@@ -95,19 +95,19 @@ class Mutant:
     """A key of `LAYERS`."""
     kernel: str = "forward"
     which: int = 0
-    """Which match of the kind's pattern the fault changes, counted from 0."""
+    """The 0-based index of the match to change."""
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.layer}, {self.kernel}"
 
     def places(self, text: str) -> list[re.Match]:
-        """Returns all matches in the PTX; none if the PTX is another kernel's."""
+        """Returns all matches of the fault's pattern in the PTX of `kernel`, none in other PTX."""
         if f".entry {self.kernel}_kernel(" not in text:
             return []
         return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))
 
     def plant(self, text: str) -> str:
-        """Returns the PTX with the fault, or unchanged if the fault fits nowhere."""
+        """Returns the PTX with the fault, or the unchanged PTX if the pattern does not match."""
         places = self.places(text)
         if not places:
             return text
@@ -154,7 +154,7 @@ MUTANTS = [
 
 
 def results(layer: Layer) -> dict[str, torch.Tensor]:
-    """Returns the results of a layer."""
+    """Runs a layer forward and backward, and returns its results and gradients by name."""
     return layer.case.run(FusedRNN, layer.case.dtype)
 
 
@@ -171,7 +171,7 @@ _ROUNDING = {"float32": 3e-5, "TF32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted) -> str | None:
-    """Runs the layer with a fault; returns how the fault was noticed, or None."""
+    """Runs the layer with a fault. Returns what detected the fault, or None."""
     machine.change = change
     try:
         for seed in (1, 2):
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults; prints which faults survive and how many of each kind were found."""
+    """Plants random faults, and prints the undetected ones and how many of each kind were found."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():
@@ -221,7 +221,7 @@ def main() -> None:
 
 
 def _where(mutant: Mutant, texts: list[str]) -> str:
-    """Returns the Python line and the PTX that a mutant changes."""
+    """Returns the PTX instruction that a mutant changes, and the Python line it comes from."""
     text, place = next(
         (text, found[mutant.which]) for text in texts if (found := mutant.places(text))
     )

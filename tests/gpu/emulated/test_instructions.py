@@ -1,4 +1,4 @@
-"""Tests single instructions and single faults in hand-written PTX."""
+"""Tests the PTX emulator: instructions, fault detection and races, in hand-written PTX."""
 
 import types
 
@@ -48,7 +48,7 @@ _KERNEL = """
 
 
 def run(machine, body, *inputs, programs=1, cooperative=False):
-    """Runs `body` in 64 threads with inputs in %r2, %r3 and %r4; returns each thread's %r5."""
+    """Runs `body` in 64 threads, with inputs in %r2, %r3 and %r4. Returns %r5 of each thread."""
     inputs = inputs or (A, B, C)
     out = torch.zeros_like(inputs[0])
     metadata = types.SimpleNamespace(launch_cooperative_grid=cooperative, num_warps=2, shared=1024)
@@ -98,7 +98,7 @@ INTEGERS = {
     "redux.sync.max.s32 %r5, %r2, -1": P.view(2, 32).amax(1).repeat_interleave(32),
     "setp.lt.s32 %p1, %r2, 0; mov.pred %p2, -1; xor.pred %p1, %p1, %p2;"
     "mov.b32 %r5, 0; @!%p1 mov.b32 %r5, 7": torch.where(P < 0, 7, 0).int(),
-    # Lanes diverge and reconverge at the shuffle.
+    # The lanes of a warp branch differently, and reconverge at the shuffle.
     "setp.lt.s32 %p1, %r2, 0; @%p1 bra $L1; mov.b32 %r7, 1; bra $L2;\n$L1:\nmov.b32 %r7, 2;\n"
     "$L2:\nshfl.sync.bfly.b32 %r5, %r7, 1, 31, -1": torch.where(P < 0, 2, 1).int()[LANE ^ 1],
     "st.shared.b32 [%r6+16], %r2; bar.sync 0; xor.b32 %r7, %r6, 128;ld.shared.b32 %r5, [%r7+16]": P[
@@ -123,7 +123,7 @@ def test_integer_instructions_agree_with_torch(machine, body):
 
 
 def test_conversions_to_16_bits_agree_with_torch(machine):
-    """Conversions round to nearest, ties to even, and support subnormals, infinity and NaN."""
+    """They round to nearest, ties to even. The numbers include subnormals, infinity and NaN."""
     numbers = torch.randint(-(2**31), 2**31, (40, 64), generator=torch.Generator().manual_seed(2))
     numbers = numbers.to(torch.int32).view(torch.float32)
     numbers[-8:] = torch.linspace(-1e-7, 1e-7, 512).view(8, 64)
@@ -158,7 +158,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("body", FAULTS)
-def test_each_fault_is_detected(machine, body):
+def test_the_emulator_detects_each_fault(machine, body):
     machine.options.patience = 10_000
     run(machine, body + ";")
     found = {fault.kind for fault in machine.faults}
@@ -201,11 +201,10 @@ MISSING = {
 
 
 @pytest.mark.parametrize("missing", MISSING)
-def test_an_incomplete_exchange_between_programs_is_a_race(machine, missing):
-    """The complete exchange is race-free.
+def test_missing_synchronization_between_programs_is_reported_as_a_race(machine, missing):
+    """Without the release, the acquire or one of the two barriers, there is a data race.
 
-    Dropping the release, the acquire or either barrier makes the exchange racy, and results may be
-    wrong.
+    Then results may be wrong, too. With all four, no race is reported and results are correct.
     """
     wrong = found = 0
     for seed in range(20):
@@ -223,7 +222,7 @@ def test_an_incomplete_exchange_between_programs_is_a_race(machine, missing):
         assert wrong > 0 or missing == "the acquire"
 
 
-def test_unknown_instructions_are_errors(machine):
+def test_unknown_instructions_raise_an_error(machine):
     with pytest.raises(UnsupportedError, match=r"sin\.approx\.f32"):
         run(machine, "sin.approx.f32 %r5, %r2;")
     with pytest.raises(UnsupportedError, match="b128"):

@@ -1,4 +1,4 @@
-"""Tests that emulated layers, forward and backward, meet the error budget without any fault."""
+"""Tests that layers on the emulated GPU meet the error budget and cause no fault."""
 
 import pytest
 import torch
@@ -12,18 +12,18 @@ from namernn_fast.testing import ErrorBudget
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_a_layer_meets_the_error_budget(machine, layer, fp32_precision):
+def test_an_emulated_layer_meets_the_error_budget(machine, layer, fp32_precision):
     machine.device = layer.device
     assert layer.plan.kind == layer.kind
     if layer.dtype == "TF32":
-        # If the two precisions differ, our kernel also computes the products around the recurrence.
+        # If the precisions of RNNs and of matmul differ, torch computes none of a layer's products.
         fp32_precision("tf32", "ieee" if layer.kind == "resident" else "tf32")
     layer.check()
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[4]], ids=str)
-def test_the_last_state_alone_has_the_same_bits(machine, layer):
-    """Without an output, the kernel stores the states of two steps in turn."""
+def test_last_state_is_bit_identical_to_the_last_state_of_the_layer(machine, layer):
+    """For `last_state`, the kernel does not store all states, but overwrites two in turn."""
     machine.device = layer.device
     rnn, table = FusedRNN(5, layer.H, **layer.options), torch.randn(7, 5)
     input, ids = torch.randn(4, layer.B, 5), {}
@@ -36,15 +36,15 @@ def test_the_last_state_alone_has_the_same_bits(machine, layer):
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.dtype == "TF32"], ids=str)
-def test_operands_are_rounded_to_the_nearest_value(machine, layer, monkeypatch):
-    """Truncating operands, as tensor cores do, would make errors nearly three times as large."""
+def test_the_kernel_rounds_operands_to_the_nearest_tf32_value(machine, layer, monkeypatch):
+    """Tensor cores would truncate the operands, and errors would be nearly three times as large."""
     machine.device = layer.device
     monkeypatch.setattr(namernn_fast.gpu.layer, "plan_of", lambda *_: layer.plan)
     check_results(str(layer), 3, layer.H, layer.B, linear, RoundedRecurrence.apply)
 
 
-def test_sums_without_tensor_cores_have_short_chains(machine):
-    """A single chain of 500 multiply-adds would cause errors of up to 10 ulp."""
+def test_long_sums_on_cuda_cores_are_split_into_short_chains(machine):
+    """A single chain of 500 multiply-adds would err by up to 10 ulp, which exceeds this budget."""
     layer = Layer(80, "streamed", "float32", 500, 4, processors=4)
     machine.device = layer.device
     assert layer.plan.kind == layer.kind

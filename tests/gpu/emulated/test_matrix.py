@@ -1,6 +1,6 @@
-"""Emulates layers on every architecture, plans of autotune, and the benchmark.
+"""Tests emulated layers on every architecture, the plans of autotune, and the GPU benchmark.
 
-`make gpu` runs all tests. `make test-all` covers each size, precision and architecture.
+`make gpu` runs all tests. `make test-all` runs each size, precision and architecture at least once.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ SIZES = [
     *itertools.product((200, 256, 300, 384, 512), (1, 5, 35)),
 ]
 CANDIDATES = 65
-"""How many plans of autotune are tried on each architecture."""
+"""The number of autotune's plans to test on each architecture."""
 
 
 @functools.cache
 def layers(arch):
-    """Returns a layer for every size and precision, cycling through layouts and options."""
+    """Returns a layer for every size and precision. Layouts and options alternate."""
     found = {}
     rows = itertools.cycle(("dense", "lengths", "packed", "jagged", "packed unsorted"))
     options = itertools.cycle(({}, TWO_DIRECTIONS, RELU, TWO_LAYERS | TWO_DIRECTIONS))
@@ -56,7 +56,7 @@ def layers(arch):
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_layer_meets_the_error_budget(machine, arch, precision, size, fp32_precision):
+def test_layers_of_any_size_meet_the_error_budget(machine, arch, precision, size, fp32_precision):
     layer = layers(arch)[(*size, precision)]
     machine.device = layer.device
     seed = zlib.crc32(str(layer).encode()) % 1000
@@ -69,7 +69,7 @@ def test_a_layer_meets_the_error_budget(machine, arch, precision, size, fp32_pre
 
 @functools.cache
 def candidates(arch):
-    """Returns a random sample of the plans that autotune may choose."""
+    """Returns a random sample of layers with a plan that autotune may choose for them."""
     found = []
     for H, B, directions in itertools.product((5, 33, 100, 256, 384), (1, 3, 40), (1, 2)):
         for precision in PRECISIONS:
@@ -83,7 +83,7 @@ def candidates(arch):
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("number", range(CANDIDATES))
-def test_a_plan_of_autotune_meets_the_error_budget(
+def test_a_layer_with_a_plan_of_autotune_meets_the_error_budget(
     machine, arch, number, monkeypatch, fp32_precision
 ):
     layer, size, chosen = candidates(arch)[number]
@@ -97,8 +97,8 @@ def test_a_plan_of_autotune_meets_the_error_budget(
         pytest.skip("needs more shared memory than the GPU has, as autotune would find")
 
 
-def test_all_workloads_of_the_benchmark_are_measured(machine, monkeypatch):
-    """Runs the code of `make bench-gpu` except timing; all workloads must pass the gate."""
+def test_all_workloads_of_the_gpu_benchmark_pass_its_correctness_gate(machine, monkeypatch):
+    """Runs all code of `make bench-gpu` except the timing."""
     machine.device = DEVICES[90]
     replaced = (
         (device, "find_device"),

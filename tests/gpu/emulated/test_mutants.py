@@ -1,4 +1,4 @@
-"""Tests that planted faults are found, by the machine's checks or by wrong results."""
+"""Tests that every planted fault is detected by the emulator or causes wrong results."""
 
 import pytest
 from mutants import LAYERS, MUTANTS, caught, results
@@ -6,13 +6,13 @@ from mutants import LAYERS, MUTANTS, caught, results
 
 @pytest.fixture(scope="module")
 def wanted():
-    """Returns a cache for the results of each layer without a planted fault."""
+    """Provides a cache for the results of each layer without a fault."""
     return {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_planted_fault_is_found(machine, mutant, wanted, fp32_precision):
+def test_a_planted_fault_is_detected(machine, mutant, wanted, fp32_precision):
     layer = LAYERS[mutant.layer]
     machine.device = layer.device
     if layer.dtype == "TF32":

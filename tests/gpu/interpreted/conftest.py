@@ -1,7 +1,7 @@
 """Runs the GPU operators on the CPU in Triton's interpreter, for `tests/gpu/test_triton.py`.
 
-The interpreter runs a kernel's programs one at a time, so it cannot run programs that wait for each
-other.
+The interpreter runs one program after another, so it cannot run kernels whose programs wait for
+each other.
 """
 
 import numpy as np
@@ -29,17 +29,17 @@ def _gpu_operators_on_the_cpu():
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
-        # Enable assertions, as the compiled kernels do.
+        # The compiled kernels also run with assertions enabled.
         options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
         patch.setattr(interpreter.interpreter_builder, "options", options)
         yield library  # keeps the operators registered
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
-    """Multiplies as tensor cores do.
+    """Multiplies matrices with the rounding of tensor cores.
 
-    Triton's own interpreter multiplies the bits of bfloat16 numbers instead of their values, and
-    does not cut off the last 13 bits of TF32 operands.
+    Triton's interpreter multiplies the bit patterns of bfloat16 numbers instead of their values,
+    and does not truncate the last 13 bits of TF32 operands.
     """
 
     def values(operand):
@@ -56,13 +56,13 @@ def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
 
 
 def _sum(self, input):
-    """Adds in a tree, as lanes and warps do. NumPy does so only if numbers are adjacent."""
+    """Sums numbers in a tree, as GPUs do. NumPy does this only if the numbers are contiguous."""
     adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
     return self.to_tensor(adjacent.sum(-1), input.dtype)
 
 
 def _call(self, *arguments, **options):
-    """Calls a function inside a kernel without patching `triton.language` again for each call."""
+    """Calls a function in a kernel. Unlike Triton, does not patch `triton.language` each time."""
     if self.fn.__module__.startswith(_KERNELS):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
@@ -72,7 +72,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Launches a kernel."""
+    """Runs a kernel in the interpreter, in place of `launching.run`."""
     if "FORM" in arguments:
         assert arguments["FORM"].MEMBERS == 1, "programs that wait for each other need the emulator"
     kernel[grid](**arguments)
@@ -80,4 +80,4 @@ def _run(kernel, grid, arguments, settings):
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
-    """Disables TF32 unless a test enables it, because budgets come from `nn.RNN` on the CPU."""
+    """Disables TF32 unless a test enables it: the baseline, `nn.RNN` on the CPU, uses float32."""

@@ -1,4 +1,4 @@
-"""Tests any values, concurrent layers and sums by token, which the emulator's tests leave out."""
+"""Tests random calls, concurrent layers and sums by token, which are not tested in the emulator."""
 
 import itertools
 import random
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.covering(1)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_an_infinite_weight_keeps_the_last_gradient_finite(plan, monkeypatch):
-    """No gradient reaches the last step through weight_hh, because there is no later step."""
+def test_an_infinite_recurrent_weight_keeps_the_last_steps_gradient_finite(plan, monkeypatch):
+    """The last step gets no gradient through weight_hh, because no later step exists."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     rnn = FusedRNN(3, 5)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_an_infinite_weight_keeps_the_last_gradient_finite(plan, monkeypatch):
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_nan_stays_in_its_sequence(plan, nonlinearity, monkeypatch):
+def test_nan_in_one_sequence_does_not_reach_other_sequences(plan, nonlinearity, monkeypatch):
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     x = torch.randn(3, 2, 4)
     x[0, 1, 2] = torch.nan
@@ -48,10 +48,10 @@ def test_nan_stays_in_its_sequence(plan, nonlinearity, monkeypatch):
 @hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases(), st.sampled_from(PLANS))
 @settings(deadline=None, max_examples=5)
-def test_any_call(case, choose):
-    """Draws resets, empty sequences or batches, saturated or non-finite values, absent inputs."""
+def test_random_interpreted_calls_meet_the_error_budget(case, choose):
+    """Calls include resets, empty sequences and batches, saturated values, infinity and NaN."""
     case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
-    # Small, because the interpreter is slow, but more than one block of hidden units.
+    # Sizes are small because the interpreter is slow, but hidden units fill more than one block.
     case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
@@ -61,7 +61,7 @@ def test_any_call(case, choose):
 
 
 class AnyOrder(stack._InTurn):
-    """Runs tasks in a random order that the streams of layers and their events allow."""
+    """Runs the tasks of concurrent layers in a random order that respects their dependencies."""
 
     def __init__(self, seed):
         self.chance = random.Random(seed)
@@ -86,7 +86,7 @@ class AnyOrder(stack._InTurn):
 
 @pytest.fixture
 def three_stretches(monkeypatch):
-    """Cuts every stack into three stretches, and runs tasks in any order that streams allow."""
+    """Splits the steps of a stack into three stretches, and runs their tasks in random order."""
     stretches = []
 
     def cut(layers, num_layers, like):
@@ -123,7 +123,7 @@ def test_concurrent_layers_meet_the_error_budget(layout, resets, wanted, vocabul
 @pytest.mark.parametrize("plan", [resident, streamed])
 @pytest.mark.parametrize("id", [-1, 6])
 def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
-    """Only padding may hold ids out of range, because kernels use all other ids as addresses."""
+    """Ids in padding may have any value. Kernels would use any other id as an address."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
@@ -136,7 +136,7 @@ def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
 
 
 def test_sums_by_token_are_accurate():
-    """Sums are split into parts. Token 1 has no rows, and some rows have ids out of range."""
+    """Long sums are split into parts. Here, token 1 has no rows, and some ids are out of range."""
     ids = torch.randint(-1, 3, (3000,))
     ids[ids == 1] = 3
     rows = torch.randn(3000, 5)

@@ -1,4 +1,4 @@
-"""Tests the interpreted GPU operators: `opcheck`, graph capture, refused launches."""
+"""Tests the GPU operators in Triton's interpreter: `opcheck`, graph capture, rejected launches."""
 
 import operators
 import pytest
@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([T, 2])
 
 
 def rows_of(options, with_lengths):
-    """Returns the shape of the input without its features, and sequence_layout."""
+    """Returns the shape of the input, without the feature dimension, and sequence_layout."""
     if options & ops.PACKED:
         return (5,), torch.tensor([2, 2, 1])
     if options & ops.JAGGED:
@@ -69,7 +69,7 @@ def test_the_forward_operator_passes_opcheck(call, more):
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_the_backward_operator_passes_opcheck(call, wanted):
-    """The case `weights` is ordinary training, which needs no gradient of input or hx."""
+    """In usual training, only the weights need gradients (the case `weights`)."""
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = operators.forward(*forward)
@@ -82,15 +82,15 @@ def test_the_backward_operator_passes_opcheck(call, wanted):
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
-def test_numbers_uploaded_as_arguments_are_unchanged(count):
+def test_upload_copies_numbers_to_the_gpu_unchanged(count):
     numbers = torch.randint(2**30 - 1, (count,)).tolist()
     numbers[0] = 2**30 - 2
     assert launching.upload(numbers, torch.device("cpu")).tolist() == numbers
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_packed_calls_have_the_same_bits_during_capture(with_ids, monkeypatch):
-    """During capture, kernels receive batch_sizes only as arguments."""
+def test_packed_calls_are_bit_identical_during_graph_capture(with_ids, monkeypatch):
+    """During capture, batch_sizes reach the GPU as kernel arguments, not as a copied tensor."""
     call = (*call_of(ops.BIAS | ops.PACKED, with_ids=with_ids), 0)
     eager, (eager_h_n,), _ = operators.forward(*call)
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
@@ -104,7 +104,7 @@ def test_packed_calls_have_the_same_bits_during_capture(with_ids, monkeypatch):
     assert torch.equal(captured_h_n, eager_h_n)
 
 
-def test_results_are_correct_after_a_refused_launch(monkeypatch):
+def test_results_are_correct_after_a_rejected_launch(monkeypatch):
     monkeypatch.setattr(device, "_refusing", set())
     run, refused = launching.run, []
 

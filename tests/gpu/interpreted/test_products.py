@@ -1,4 +1,4 @@
-"""Tests matrix products in the precision of the recurrence, in Triton's interpreter."""
+"""Tests the kernel for matrix products around the recurrence, in Triton's interpreter."""
 
 import operators
 import pytest
@@ -16,7 +16,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Returns a list that receives the precision of each launch of `product_kernel`."""
+    """Provides a list to which each launch of `product_kernel` appends its precision."""
     precisions, run = [], launching.run
 
     def record(kernel, grid, arguments, settings):
@@ -28,14 +28,14 @@ def launched(monkeypatch):
     return precisions
 
 
-def test_the_oracle_rounds_to_the_nearest_tf32_value():
+def test_the_oracle_of_these_tests_rounds_to_the_nearest_tf32_value():
     ulp = 2.0**-10
     x = torch.tensor([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.49 * ulp, 1 + 0.51 * ulp])
     assert torch.equal(nearest(x) - 1, torch.tensor([1, 2, 0, 1]) * ulp)
 
 
 def matrix(rows, columns, kind):
-    """Returns a random matrix stored by rows or by columns, or a view of every other column."""
+    """Returns a random matrix that is row-major, column-major or a view of every other column."""
     if kind == "columns":
         return torch.randn(columns, rows).t()
     return torch.randn(rows, 2 * columns)[:, ::2] if kind == "apart" else torch.randn(rows, columns)
@@ -50,7 +50,7 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 def test_products_are_accurate_for_any_size_and_strides(
     precision, storage, plus, fp32_precision, launched
 ):
-    """The bound allows only summation errors; unrounded operands would err 1000 times more."""
+    """Only summation errors are allowed. Truncated operands would err 1000 times as much."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
         left, right = matrix(M, K, storage), matrix(K, N, storage)
@@ -72,7 +72,7 @@ def test_products_are_accurate_for_any_size_and_strides(
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_products_keep_infinity_nan_and_zero(precision, fp32_precision):
+def test_products_preserve_infinity_nan_and_zero(precision, fp32_precision):
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     odd = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-45]
     payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
@@ -83,8 +83,8 @@ def test_products_keep_infinity_nan_and_zero(precision, fp32_precision):
     assert found[7].isnan().all()
 
 
-def test_large_offsets_do_not_change_the_bits(fp32_precision, monkeypatch):
-    """Offsets of 2^31 and more need a wide form of the kernel, which also handles small offsets."""
+def test_the_kernel_for_64_bit_offsets_returns_the_same_bits(fp32_precision, monkeypatch):
+    """The kernel's 64-bit form, for offsets of 2^31 and more, is exact for small offsets, too."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)
     near = products.product(left, right)
@@ -101,7 +101,7 @@ def test_large_offsets_do_not_change_the_bits(fp32_precision, monkeypatch):
     assert wide == [False, True]
 
 
-def test_a_long_sum_is_split():
+def test_a_long_sum_is_split_among_programs():
     plan = products.choose(256, 128, 8192, "tf32", 132)
     assert plan.parts == 16
     assert (plan.parts - 1) * plan.terms < 8192 <= plan.parts * plan.terms
@@ -127,12 +127,12 @@ def train():
 
 @pytest.mark.parametrize("rnn", ["ieee", "tf32", "none"])
 @pytest.mark.parametrize("matmul", ["ieee", "tf32", "none"])
-def test_all_products_obey_the_precision_set_for_rnns(rnn, matmul, fp32_precision, launched):
+def test_all_products_use_the_precision_set_for_rnns(rnn, matmul, fp32_precision, launched):
     fp32_precision(rnn, matmul)
     flags = RNN.fp32_precision, MATMUL.fp32_precision
     train()
-    # Six products: the projection, the gradients of hx, input and weight_ih, and two products for
-    # the gradient of weight_hh.
+    # Training needs six products: the projection, the gradients of hx, input and weight_ih (one
+    # each), and the gradient of weight_hh (two).
     wanted = "tf32" if rnn == "tf32" else "ieee"
     agree = wanted == ("tf32" if matmul == "tf32" else "ieee")
     assert launched == ([] if agree else [wanted] * 6)

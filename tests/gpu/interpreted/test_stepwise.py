@@ -1,6 +1,6 @@
-"""Tests layers whose steps are torch products, and when the package chooses such steps.
+"""Tests stepwise layers, which compute each step with torch operators instead of a kernel.
 
-The float64 oracle provides the expected results.
+Also tests when the package chooses them. A float64 oracle computes the expected results.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ TORCH = streamed(17)._replace(stepwise=True)
 
 
 def let_torch_multiply(patch):
-    """Lets torch compute the steps of small layers too. If a kernel is launched, the test fails."""
+    """Makes layers of any size run stepwise. If a kernel is launched, the test fails."""
     patch.setattr(stepwise, "FEWEST_UNITS_OF_STEPS", 1)
     patch.setattr(stepwise, "plan_of", lambda *_: TORCH)
     patch.setattr(layer, "plan_of", lambda *_: pytest.fail("a kernel was launched"))
@@ -37,7 +37,7 @@ def stepwise_alone(monkeypatch):
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",), ("hx",)], ids=str)
 @pytest.mark.usefixtures("stepwise_alone")
-def test_layers_of_torch_products_meet_the_error_budget(options, directions, wanted):
+def test_stepwise_layers_meet_the_error_budget(options, directions, wanted):
     for T, num_layers in ((1, 1), (4, 2)):
         case = replace(
             LUCKY,
@@ -53,7 +53,7 @@ def test_layers_of_torch_products_meet_the_error_budget(options, directions, wan
 
 
 @pytest.mark.usefixtures("stepwise_alone")
-def test_a_nan_weight_reaches_the_first_step():
+def test_a_nan_weight_makes_the_first_step_nan_without_hx():
     theirs, ours = torch.nn.RNN(2, 3), FusedRNN(2, 3)
     theirs.weight_hh_l0.data[0, 0] = torch.nan
     ours.load_state_dict(theirs.state_dict())
@@ -63,7 +63,7 @@ def test_a_nan_weight_reaches_the_first_step():
     assert torch.equal(ours(x)[0].isnan(), expected)
 
 
-# With one step, the gradient of weight_hh is NaN times the zero initial state, which is NaN.
+# For one step without hx, the gradient of weight_hh is NaN * 0, which must be NaN.
 NAN_AT_ONCE = replace(
     LUCKY,
     **{"D": 3, "H": 17, "T": 1, "B": 3, "values": "NaN", "layout": "dense", "with_hx": False},
@@ -75,8 +75,8 @@ NAN_AT_ONCE = replace(
 @given(drawn_cases())
 @example(NAN_AT_ONCE)
 @settings(deadline=None, max_examples=40)
-def test_any_dense_call(case):
-    """Draws saturated and non-finite values, empty batches, and calls with omitted arguments."""
+def test_random_stepwise_calls_meet_the_error_budget(case):
+    """Calls include empty batches, saturated values, infinity, NaN and omitted arguments."""
     case.dtype, case.layout, case.resets, case.vocabulary = torch.float32, "dense", 0.0, 0
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def test_any_dense_call(case):
 
 
 @pytest.mark.usefixtures("stepwise_alone")
-def test_last_state_matches_torch():
+def test_stepwise_last_state_matches_torch():
     rnn = torch.nn.RNN(5, 17, bidirectional=True)
     x, hx = torch.randn(6, 3, 5), torch.randn(2, 3, 17)
     weights = [p.detach() for p in rnn.parameters()]
@@ -108,8 +108,8 @@ def is_captured(request, monkeypatch):
     return request.param
 
 
-def test_only_large_steps_run_as_torch_products(is_captured, fp32_precision):
-    """Eager steps must take longer than the host takes to launch them; captured steps need not."""
+def test_only_layers_with_large_steps_run_stepwise(is_captured, fp32_precision):
+    """In eager mode, a step must take longer than its launch. In a captured graph it need not."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
     assert suits(512, 256) == is_captured
@@ -121,7 +121,7 @@ def test_only_large_steps_run_as_torch_products(is_captured, fp32_precision):
     assert not suits(512, 1024)
 
 
-def test_other_calls_do_not_run_as_torch_products(is_captured, fp32_precision):
+def test_other_calls_do_not_run_stepwise(is_captured, fp32_precision):
     tensor = torch.empty(0)
     assert not suits(1024, 1024, torch.bfloat16)
     assert not suits(1024, 0)
@@ -132,7 +132,7 @@ def test_other_calls_do_not_run_as_torch_products(is_captured, fp32_precision):
         assert not suits(1024, 1024)
 
 
-def test_a_tuned_plan_overrides_the_estimate(is_captured, monkeypatch):
+def test_a_tuned_plan_decides_whether_a_layer_runs_stepwise(is_captured, monkeypatch):
     size = plan.size_of(1024, 1024, torch.empty(0), 1)
     for stepwise_or_not in (False, True):
         chosen = plan.choose(size)._replace(stepwise=stepwise_or_not)
@@ -142,7 +142,7 @@ def test_a_tuned_plan_overrides_the_estimate(is_captured, monkeypatch):
     assert not suits(1024, 1024)
 
 
-def test_autotune_times_kernels_and_torch_products():
+def test_autotune_times_kernels_and_stepwise_layers():
     size = plan.size_of(1024, 1024, torch.empty(0), 1)
     tried = {found.stepwise for found in tuning._candidates(size) if found.kind == "streamed"}
     assert tried == {False, True}

@@ -1,4 +1,4 @@
-"""Tests the tanh of the GPU kernels with an emulated GPU division."""
+"""Tests the accuracy of the GPU kernels' tanh, with a division as inexact as on a GPU."""
 
 import numpy as np
 import pytest
@@ -24,10 +24,10 @@ def tanh(x, improve=True):
 
 @pytest.mark.parametrize("off", [0, -2, 2])
 @pytest.mark.parametrize(("improve", "units"), [(True, 2.5), (False, 5.5)])
-def test_the_error_stays_within_the_bound(improve, units, off, monkeypatch):
+def test_the_error_of_tanh_stays_within_its_bound(improve, units, off, monkeypatch):
     """The error is at most `units` ulp over the whole range.
 
-    Division is off by up to 2 ulp, which PTX allows for `div.full`. The kernel must not use
+    The emulated division errs by up to 2 ulp, as PTX allows for `div.full`. The kernel must not use
     `exp2`, whose accuracy is not guaranteed.
     """
 

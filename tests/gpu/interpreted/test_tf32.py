@@ -15,8 +15,8 @@ def _operand_kernel(x, y, BLOCK: tl.constexpr, FORM: tl.constexpr):
     tl.store(y + at, recurrent_product._operand(tl.load(x + at), FORM))
 
 
-def test_every_kind_of_number_is_rounded_correctly():
-    """NaN, infinity and numbers that would overflow are unchanged. CUDA's NaN is 0x7FFFFFFF."""
+def test_kernels_round_every_kind_of_number_to_the_nearest_tf32_value():
+    """NaN, infinity and numbers that would overflow stay unchanged. CUDA's NaN is 0x7FFFFFFF."""
     plan = resident(16)._replace(precision="tf32")
     form = layer.form_of(plan, 16, 1, tanh=True, padded=False)
     numbers = torch.randint(-(2**31), 2**31, (2**14,), generator=torch.Generator().manual_seed(0))
