@@ -1,6 +1,6 @@
-"""Every example runs, shows what it claims, and fails if its claim does not hold.
+"""Tests that every example runs, prints what it claims, and fails if its claim is false.
 
-An example is skipped if a package that it needs is missing.
+The test of an example is skipped if a package that the example needs is not installed.
 """
 
 import re
@@ -34,7 +34,7 @@ NEEDS = {
 
 @pytest.fixture
 def run(threads, monkeypatch, tmp_path, capsys):
-    """Runs an example in this process, to avoid importing torch again, and returns the output."""
+    """Provides a function that runs an example in this process and returns the printed output."""
     threads(1)  # models this small gain nothing from more threads
     monkeypatch.chdir(tmp_path)
 
@@ -49,12 +49,12 @@ def run(threads, monkeypatch, tmp_path, capsys):
 
 
 def numbers(pattern, printed):
-    """Returns the numbers in the single match of a pattern in an example's output."""
+    """Returns the numbers that the groups of a pattern match. The pattern must match only once."""
     (found,) = re.findall(pattern, printed)
     return [float(number.replace(",", "")) for number in ([found] if type(found) is str else found)]
 
 
-def test_every_script_is_run_and_listed():
+def test_every_example_is_tested_and_listed_in_the_readme():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts - {"walkthrough", "build_walkthrough"} == set(NEEDS)
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_every_script_is_run_and_listed():
 
 
 @pytest.mark.parametrize("name", [name for name, needed in NEEDS.items() if needed])
-def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
+def test_an_example_whose_package_is_missing_says_what_to_install(name, monkeypatch):
     package = NEEDS[name][0].partition(".")[0]
     for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -71,19 +71,19 @@ def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
         runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
-def test_swapped_in_layers_match_torch(run):
+def test_the_swap_in_example_matches_torch(run):
     printed = run("swap_in")
     assert "the layer was RNN and is FusedRNN\n" in printed
-    # 19 = four for each direction of two layers (16), one for the embedding, and two for the head.
+    # 4 tensors for each of 2 directions in 2 layers, 1 for the embedding, 2 for the head: 19.
     assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
 
 
-def test_lengths_match_packing_and_learn(run):
+def test_the_lengths_example_matches_packing_and_learns(run):
     accuracy, chance = numbers(r"after training: (\S+), by chance (\S+)", run("lengths"))
     assert accuracy > 0.9 > chance
 
 
-def test_resets_match_the_loop_and_learn(run):
+def test_the_resets_example_matches_a_loop_and_learns(run):
     printed = run("resets")
     begun, environments, steps = numbers(
         r"(\d+) episodes begin in (\d+) environments within (\d+) steps", printed
@@ -95,7 +95,7 @@ def test_resets_match_the_loop_and_learn(run):
 
 
 @pytest.mark.filterwarnings("ignore:.*render_modes:UserWarning")
-def test_decisions_match_the_loop_and_learn(run):
+def test_the_decisions_example_matches_a_loop_and_learns(run):
     printed = run("decisions")
     before, after = (
         numbers(rf"right choices {when} training: (\d+)%", printed)[0]
@@ -105,7 +105,7 @@ def test_decisions_match_the_loop_and_learn(run):
     assert after > 75
 
 
-def test_recurrent_ppo_matches_the_loop(run):
+def test_the_recurrent_ppo_example_matches_a_loop(run):
     update = r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)"
     updates = re.findall(update, run("recurrent_ppo"))
     assert len(updates) == 4
@@ -115,7 +115,7 @@ def test_recurrent_ppo_matches_the_loop(run):
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
-def test_onnx_export_matches_the_layer_at_other_sizes(run):
+def test_the_exported_onnx_model_matches_the_layer_for_other_sizes(run):
     printed = run("onnx_export")
     nodes, layers = numbers(r"(\d+) nodes, (\d+) of them RNN", printed)
     assert nodes > layers == 1
@@ -124,7 +124,7 @@ def test_onnx_export_matches_the_layer_at_other_sizes(run):
         assert numbers(rf"{batch} (\S+)", printed)[0] < 1e-5
 
 
-def test_ensemble_predicts_better_than_a_member(run):
+def test_the_ensemble_predicts_better_than_its_members(run):
     printed = run("ensemble")
     (alone,), (together,) = (
         numbers(rf"error of {what}: (\S+)", printed)
@@ -135,7 +135,7 @@ def test_ensemble_predicts_better_than_a_member(run):
 
 
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook is firing")
-def test_privacy_matches_a_loop_and_learns(run):
+def test_the_privacy_example_matches_a_loop_and_learns(run):
     printed = run("privacy")
     assert numbers(r"accuracy on other samples: (\S+)", printed)[0] > 0.8
     epsilon, delta = numbers(r"privacy spent: epsilon (\S+) at delta (\S+)", printed)
@@ -143,10 +143,10 @@ def test_privacy_matches_a_loop_and_learns(run):
     assert delta < 1 / 2048
 
 
-def test_score_table_matches_a_single_call(run_program, tmp_path):
+def test_the_score_table_example_matches_a_single_call(run_program, tmp_path):
     for package in NEEDS["score_table"]:
         pytest.importorskip(package)
-    # Ray writes to the home folder, which is also where Python looks for the user's packages.
+    # Ray writes to HOME, so use another folder, but let Python still find the user's packages.
     folders = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
     program = (EXAMPLES / "score_table.py", "--rows", "20000")
     printed = run_program(*program, cwd=tmp_path, **folders)
@@ -161,7 +161,7 @@ def test_score_table_matches_a_single_call(run_program, tmp_path):
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch was built without gloo",
 )
-def test_train_torchrun_matches_a_single_process(run_program, tmp_path):
+def test_the_train_torchrun_example_matches_a_single_process(run_program, tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     printed = run_program(*torchrun, EXAMPLES / "train_torchrun.py", cwd=tmp_path)
     losses = re.findall(r"update +\d+: loss (\S+) by 2 processes, (\S+) by one\n", printed)
@@ -174,7 +174,7 @@ def test_train_torchrun_matches_a_single_process(run_program, tmp_path):
 
 
 def slightly_wrong(function):
-    """Wraps a function, and any function that it returns, to multiply all results by 1.001."""
+    """Returns `function` with results multiplied by 1.001, even if it returns another function."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)
@@ -197,7 +197,7 @@ def slightly_wrong(function):
         ("privacy", torch.func, "vmap"),
     ],
 )
-def test_examples_reject_slightly_wrong_results(name, place, attribute, run, monkeypatch):
+def test_examples_fail_if_results_are_slightly_wrong(name, place, attribute, run, monkeypatch):
     monkeypatch.setattr(place, attribute, slightly_wrong(getattr(place, attribute)))
     with pytest.raises(AssertionError, match=r"exceeds its budget|Tensor-likes are not close"):
         run(name)

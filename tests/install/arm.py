@@ -1,10 +1,9 @@
 """Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
 
 `make compatibility ONLY=arm` runs this program. It needs a cross-compiler and qemu, but no ARM
-machine, and no torch or Python for ARM. So it shows whether the kernels are correct on ARM, not how
-fast they are. It also checks the machine code: multiply-adds must use whole NEON registers, which
-are 16 bytes wide, and no instruction may use SVE, which not every processor has. `--record` writes
-the results to docs/install.md.
+machine. It shows whether the kernels are correct on ARM, not how fast they are. It also checks the
+machine code: multiply-adds must use whole NEON registers (16 bytes), and no instruction may use
+SVE, which some processors lack. `--record` writes the results to docs/install.md.
 """
 
 import argparse
@@ -19,7 +18,7 @@ COMPILER, OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
 EMULATOR = "qemu-aarch64"
 PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", OBJDUMP: "g++-aarch64-linux-gnu"}
 PACKAGES[EMULATOR] = "qemu-user"
-# The flags with which setup.py compiles the kernels.
+# The compiler flags that setup.py uses for the kernels.
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-Icsrc", "-Wall", "-Wextra")
 
 
@@ -31,7 +30,7 @@ def output_of(*command) -> str:
 
 
 def check_vectors(kernels: Path) -> str:
-    """Checks which registers the machine code uses, and returns a one-line summary."""
+    """Checks the registers that the machine code uses, and returns a one-line summary."""
     code = output_of(OBJDUMP, "--disassemble", "--no-show-raw-insn", kernels)
     found = {lanes: len(re.findall(rf"\tfmla\tv\d+\.{lanes},", code)) for lanes in ("4s", "2d")}
     if not all(found.values()):

@@ -1,7 +1,7 @@
 """Builds the extension with every C++ compiler on this machine, with warnings as errors.
 
-`make compatibility ONLY=compilers` runs this program; `CXX=clang++-19` limits it to one compiler.
-Warnings from the headers of torch and Python do not count. `--record` writes the results to
+`make compatibility ONLY=compilers` runs this program. `CXX=clang++-19` selects a single compiler.
+Warnings in the headers of torch and Python are ignored. `--record` writes the results to
 docs/install.md.
 """
 
@@ -31,10 +31,10 @@ def compilers() -> list[str]:
 
 
 def build(compiler: str) -> bool:
-    """Builds the extension, and returns whether that succeeds without a warning."""
+    """Builds the extension. Returns whether the build succeeds without warnings."""
     headers = [*torch.utils.cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = shlex.join(["-Wall", "-Wextra", "-Werror", *(f"-isystem{path}" for path in headers)])
-    # Which variable applies to C++ depends on the version of setuptools.
+    # Depending on its version, setuptools reads CFLAGS or CXXFLAGS for C++.
     environment = {**os.environ, "CXX": compiler, "CFLAGS": flags, "CXXFLAGS": flags}
     folder = ROOT / "build" / "warnings" / Path(compiler).name
     command = [sys.executable, "setup.py", "-q", "build", "--force"]
@@ -43,7 +43,7 @@ def build(compiler: str) -> bool:
 
 
 def main() -> int:
-    """Builds with every compiler, and returns how many builds fail or warn."""
+    """Builds with every compiler. Returns the number of builds that fail or emit warnings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("compilers", nargs="*", help="compilers to use instead of all on PATH")
     parser.add_argument("--record", action="store_true", help="write results to docs/install.md")

@@ -1,10 +1,9 @@
-"""Installs and tests the wheel of `dist/` in fresh environments without a compiler.
+"""Installs and tests the wheel in `dist/` in new environments without a compiler.
 
-`make compatibility ONLY=wheel` runs this program. Each environment holds a Python, a torch that pip
-downloads (7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before
-the next one is made. Only the environment's programs are on the PATH.
-Results are written to `build/wheel-test/`; `--record` writes the results of the wheel in `dist/` to
-docs/install.md too.
+`make compatibility ONLY=wheel` runs this program. Each environment consists of a Python, a torch
+that pip downloads (7 GB on disk with GPU libraries) and `test_installed.py`. It is deleted before
+the next one is created. The PATH contains only the environment's programs. The program writes the
+results to `build/wheel-test/` and, with `--record`, also to docs/install.md.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from benchmarks.harness.paths import DOCS, ROOT
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Pairs of Python and torch. Plain `torch` is the newest release for that Python. The pairs cover
-# every torch, and the oldest and newest Python each with the oldest and newest torch.
+# Pairs of Python and torch. `torch` without a version is the newest release for that Python. All
+# torch releases occur, and the oldest and newest Python occur with the oldest and newest torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),
@@ -38,24 +37,24 @@ COUNTS = ("passed", "failed", "skipped")
 
 
 def find_python(version: str) -> str | None:
-    """Finds a version of Python on the PATH or in pyenv, and returns its path, or None."""
+    """Returns the path of this version of Python, from the PATH or pyenv, or None."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
     for python in (shutil.which(f"python{version}"), *map(str, reversed(found))):
-        # pyenv's command on the PATH fails for a version that is installed but not selected.
+        # On the PATH, pyenv's `python3.x` fails if the version is installed but not selected.
         if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode:
             return python
     return None
 
 
 def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
-    """Makes an environment, installs the wheel with pip, and runs `test_installed.py` there.
+    """Creates an environment, installs the wheel with pip, and runs `test_installed.py` in it.
 
     Returns:
-        The installed versions, the kernel, and the names of the tests by outcome.
+        The installed versions, the name of the kernel, and the names of the tests by outcome.
 
     Raises:
-        subprocess.CalledProcessError: making the environment or installing the wheel failed.
+        subprocess.CalledProcessError: creating the environment or installing the wheel failed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
@@ -92,7 +91,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
 
 
 def audit(wheel: Path) -> list[str]:
-    """Returns the findings of auditwheel and abi3audit about the wheel, one per line."""
+    """Runs auditwheel and abi3audit on the wheel, and returns their findings, one per line."""
     programs = Path(sys.executable).parent
 
     def report(*command):
@@ -116,12 +115,12 @@ def audit(wheel: Path) -> list[str]:
 
 
 def version_key(version: str) -> list[int]:
-    """Returns the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`, for comparisons."""
+    """Returns a sort key: the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`."""
     return [int(part) for part in version.rpartition("_")[2].partition("+")[0].split(".")]
 
 
 def table(found: list[dict]) -> str:
-    """Returns the table of environments, followed by the tests that failed or were skipped."""
+    """Returns a Markdown table of the environments, and lists of failed and of skipped tests."""
     lines = ["| Python | torch | kernel | passed | failed | skipped |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
     for it in found:
@@ -137,7 +136,7 @@ def table(found: list[dict]) -> str:
 
 
 def main() -> int:
-    """Tests the wheel in every requested environment; returns 1 if any test failed."""
+    """Tests the wheel in every requested environment. Returns 1 if any test failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", help="test only this version, such as 3.12")
     parser.add_argument("--torch", default="torch", help="torch requirement for pip, with --python")

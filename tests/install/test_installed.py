@@ -1,8 +1,8 @@
-"""Tests an installed package, without a compiler and without the rest of this repository.
+"""Tests the installed package. Needs no compiler and no other file of this repository.
 
-`make compatibility ONLY=wheel` runs this file alone in fresh environments. The file needs torch and
-pytest, and skips tests that need a missing package. These tests are broad and shallow; the rest of
-tests/ goes deeper.
+`make compatibility ONLY=wheel` runs this file in new environments. It needs only torch and pytest.
+Tests that need another package are skipped if that package is missing. These tests cover each
+feature briefly; the other files in tests/ go deeper.
 """
 
 import copy
@@ -63,7 +63,7 @@ def run_python(*arguments, **environment):
 
 
 def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
-    """Returns a fused layer and torch's layer, of class `kind`, with equal weights."""
+    """Returns a fused layer and torch's layer of class `kind`. Their weights are equal."""
     theirs = kind(D, H, dtype=dtype, **options)
     ours = FUSED[kind](D, H, dtype=dtype, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -71,9 +71,9 @@ def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
 
 
 def call(module, x, hx, layout):
-    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and the last states.
+    """Runs a layer on padded x (T, B, D) in a layout. Returns output (T, B, ...) and last states.
 
-    Layers that accept neither lengths nor jagged tensors get a packed sequence instead.
+    Torch's layers get a packed sequence instead of lengths or a jagged tensor.
     """
     first = module.batch_first
     padded = x.transpose(0, 1) if first else x
@@ -93,12 +93,12 @@ def call(module, x, hx, layout):
 
 
 def results(module, layout, seed):
-    """Calls a layer on random values; returns output, last states and all gradients by name."""
+    """Runs a layer on random values. Returns its output, last states and gradients by name."""
     generator = torch.Generator().manual_seed(seed)
     dtype = module.weight_hh_l0.dtype
 
     def draw(*size):
-        # Round the numbers so that every dtype represents them exactly.
+        # Round to bfloat16, because every other dtype represents bfloat16 numbers exactly.
         return torch.randn(*size, generator=generator).bfloat16().to(dtype)
 
     states = module.num_layers * (2 if module.bidirectional else 1)
@@ -121,14 +121,14 @@ def test_the_extension_is_installed():
     assert "cpu" in str(explain(FusedRNN(D, H), torch.randn(T, B, D)))
 
 
-def test_nothing_is_imported_from_a_checkout():
-    """Python must import the installed wheel, not a checkout that happens to be on its path."""
+def test_python_imports_the_installed_wheel():
+    """A checkout on Python's path must not take precedence over the installed wheel."""
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
         pytest.skip("no wheel is installed here: `make compatibility ONLY=wheel` installs one")
     assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
 
 
-def test_torch_has_every_private_name():
+def test_torch_has_every_private_name_that_the_package_uses():
     jagged = torch.nested.as_nested_tensor([torch.zeros(2, 3)], layout=torch.jagged)
     objects = {
         "Module": torch.nn.Module(),
@@ -149,8 +149,8 @@ def test_torch_has_every_private_name():
     assert torch_private.without_python(operator) is not operator
 
 
-def test_importing_torchs_modules_runs_the_hooks():
-    """Hooks can change all the torch modules that they need to change, without a warning."""
+def test_importing_torchs_modules_runs_the_import_hooks():
+    """All hooks patch their torch modules without a warning."""
     program = """
 import torch, namernn_fast
 from namernn_fast import torch_operators
@@ -171,8 +171,8 @@ assert vars(marked) == vars(torch_private.called_by_dynamo(lambda: None))
     run_python("-W", "error::RuntimeWarning", "-c", program)
 
 
-def test_torchs_layers_did_not_change():
-    """The layers repeat checks, errors and attributes of torch's layers, so these must be known."""
+def test_the_source_of_torchs_layers_is_known():
+    """The fused layers copy checks, errors and attributes of torch's layers, which may change."""
     found = hashlib.sha256(Path(torch.nn.modules.rnn.__file__).read_bytes()).hexdigest()
     assert found in TORCHS_LAYERS, (
         f"torch.nn.modules.rnn of torch {torch.__version__} is unknown. Compare it with the file "
@@ -223,8 +223,8 @@ def test_constructor_errors_match_torchs_layer(kind):
         assert errors[0] == errors[1]
 
 
-def test_steps_skip_the_dispatcher(monkeypatch):
-    """Streams and step modules read tensors through DLPack's table of C functions."""
+def test_steps_bypass_torchs_dispatcher(monkeypatch):
+    """Streams and step modules access tensors through DLPack's C functions, which is faster."""
     taken = []
     run = direct.step_directly
     monkeypatch.setattr(
@@ -240,8 +240,8 @@ def test_steps_skip_the_dispatcher(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
-def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
-    """A budget pools all layouts and draws, because a single small result may be exact by luck."""
+def test_results_and_gradients_meet_the_error_budget(kind, options, dtype):
+    """The budget pools all layouts and draws: a single small result may be exact by chance."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()
@@ -257,7 +257,7 @@ def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_double_precision_matches_torch(layout, nonlinearity):
+def test_float64_results_match_torch(layout, nonlinearity):
     torch.manual_seed(0)
     ours, theirs = pair(torch.float64, nonlinearity=nonlinearity, num_layers=2)
     torch.testing.assert_close(
@@ -265,7 +265,7 @@ def test_double_precision_matches_torch(layout, nonlinearity):
     )
 
 
-def test_a_reset_starts_a_new_sequence():
+def test_a_reset_matches_two_separate_calls():
     ours, theirs = pair(torch.float64)
     x, reset = torch.randn(T, 1, D, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.bool)
     reset[5] = True
@@ -291,7 +291,7 @@ def test_a_step_module_matches_torch():
     torch.testing.assert_close(ours(x, h), theirs(x, h))
 
 
-def test_bits_do_not_depend_on_the_number_of_threads():
+def test_outputs_are_bit_identical_for_any_number_of_threads():
     layer, x, previous = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
     try:
         outputs = []
@@ -305,7 +305,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 class Net(torch.nn.Module):
-    """A layer between two operators, which a tracer must capture in one graph."""
+    """A layer between two torch operators, to test that tracers capture all three in one graph."""
 
     def __init__(self, **options):
         super().__init__()
@@ -330,7 +330,7 @@ def test_a_compiled_module_matches_the_eager_module(lengths):
     torch.testing.assert_close(*seen)
 
 
-def test_a_change_of_precision_compiles_again():
+def test_changing_the_precision_setting_recompiles_the_module():
     torch._dynamo.reset()
     graphs = []
     layer, x = FusedRNN(D, H).requires_grad_(False), torch.randn(T, B, D)
@@ -347,7 +347,7 @@ def test_a_change_of_precision_compiles_again():
     assert counts == [1, 1, 2]
 
 
-def test_an_exported_program_accepts_other_sizes():
+def test_an_exported_program_accepts_other_sequence_lengths_and_batches():
     net, x = Net().eval(), torch.randn(T, B, D)
     sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
     program = torch.export.export(net, (x,), dynamic_shapes=(sizes,))
@@ -402,8 +402,8 @@ def test_a_model_with_a_swapped_layer_can_be_saved_and_loaded():
 
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
-def test_every_instruction_set_matches_torch(level):
-    """ATEN_CPU_CAPABILITY selects the kernel, and the kernel's results match torch's."""
+def test_the_kernel_of_every_instruction_set_matches_torch(level):
+    """The variable ATEN_CPU_CAPABILITY selects the instruction set."""
     levels = ("DEFAULT", "AVX2", "AVX512")
     if not availability.HAS_EXTENSION or torch.backends.cpu.get_cpu_capability() not in levels:
         pytest.skip("ATen has these levels only on x86-64")
@@ -423,13 +423,13 @@ print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
     assert kernel == {"default": "baseline"}.get(level, level)
 
 
-def test_the_command_prints_the_installed_versions():
+def test_python_m_namernn_fast_prints_the_installed_versions():
     printed = run_python("-m", "namernn_fast")
     assert namernn_fast.__version__ in printed
     assert torch.__version__ in printed
 
 
 @pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the names extra")
-def test_the_names_application_includes_its_network():
+def test_the_wheel_includes_the_network_of_the_names_application():
     printed = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
     assert "Japanese" in printed

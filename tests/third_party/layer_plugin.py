@@ -1,9 +1,9 @@
 """A pytest plugin that replaces torch's layers with fused layers and records test outcomes.
 
-`pytest -p layer_plugin --layers fused --outcomes FILE` binds the names of torch's recurrent layers
-and cells to the fused classes before any test file, and so any library under test, is imported.
-`--layers torch` leaves torch as it is. FILE receives the outcome of every test that built such a
-layer. Other tests are not counted, because they say nothing about the layers.
+`pytest -p layer_plugin --layers fused --outcomes FILE` replaces torch's recurrent layers and cells
+with the fused classes before pytest imports any test file or library under test. `--layers torch`
+changes nothing. The plugin writes the outcomes of all tests that create such a layer to FILE. It
+ignores all other tests, because they do not test the layers.
 """
 
 import functools
@@ -21,7 +21,7 @@ TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 
 def replace_classes() -> None:
-    """Binds the names of torch's layers to the fused classes, which subclass torch's."""
+    """Assigns the fused classes, which are subclasses of torch's, to the names in torch.nn."""
     import namernn_fast  # before the names are bound to the fused classes
 
     for namespace in NAMESPACES:
@@ -30,7 +30,7 @@ def replace_classes() -> None:
 
 
 def first_line(longrepr) -> str:
-    """Returns the first line of an error; a doctest's report shows the source before the error."""
+    """Returns the first line of an error. A doctest's report contains source code before it."""
     if crash := getattr(longrepr, "reprcrash", None):
         return crash.message.partition("\n")[0]
     lines = str(longrepr).splitlines() or [""]
@@ -40,7 +40,7 @@ def first_line(longrepr) -> str:
 
 
 class Recorder:
-    """Records the outcome of each test, and whether the test built a layer."""
+    """Records the outcome of each test, and whether the test created a layer."""
 
     def __init__(self, outcomes: Path, only: Path | None):
         self.outcomes = outcomes
@@ -50,7 +50,7 @@ class Recorder:
         self.results: dict[str, dict[str, str]] = {}
 
     def watch(self, cls: type) -> None:
-        """Makes a class's constructor, which subclasses call too, record the running test."""
+        """Makes the constructor of a class, and so of its subclasses, record the current test."""
         construct = cls.__init__
 
         @functools.wraps(construct)

@@ -1,7 +1,7 @@
-"""Tests Opacus, which needs per-sample gradients, on a model with `torch.nn.RNN`.
+"""Tests that Opacus computes per-sample gradients of a model with `torch.nn.RNN`.
 
-Opacus' own tests use its `DPRNN`, and `torch.nn.RNN` only for comparison. `run.py` runs this file
-twice: with torch's own `torch.nn.RNN`, and with the fused class bound to that name.
+Opacus' own tests use `torch.nn.RNN` only as a reference for Opacus' `DPRNN`. `run.py` runs this
+file twice: with torch's `torch.nn.RNN`, and with the fused class under that name.
 """
 
 import pytest
@@ -39,9 +39,9 @@ def test_the_validator_accepts_the_model(model):
 
 
 def test_per_sample_gradients_match_the_gradients_of_each_sample(model):
-    """Opacus' per-sample gradients are the gradients of each sample's loss.
+    """Compares Opacus' per-sample gradients with gradients of each sample's loss.
 
-    The mode is `ew`, because Opacus' other modes do not support layers that return a tuple.
+    Only Opacus' mode `ew` supports layers that return a tuple.
     """
     engine = PrivacyEngine()
     private, optimizer, _ = engine.make_private(
@@ -67,8 +67,8 @@ def test_per_sample_gradients_match_the_gradients_of_each_sample(model):
         torch.testing.assert_close([part[sample] for part in per_sample], list(expected))
 
 
-def test_dprnn_loads_the_weights_of_the_layer(model):
-    """`DPRNN` loads the parameters of `torch.nn.RNN`, and returns the same results."""
+def test_dprnn_with_the_weights_of_the_layer_matches_the_layer(model):
+    """A `DPRNN` with the parameters of `torch.nn.RNN` returns the same results."""
     rnn = model.rnn
     private = DPRNN(3, 4, rnn.num_layers, batch_first=True, bidirectional=rnn.bidirectional)
     private.load_state_dict(rnn.state_dict())

@@ -1,4 +1,4 @@
-"""Makes the table of `run.py`: outcomes with torch's layers and with fused layers."""
+"""Formats the report of `run.py`: test outcomes with torch's layers and with fused layers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NO_LONGER = "the test did not run"
 
 @dataclass(frozen=True)
 class Result:
-    """The outcomes of a suite, {layer: {test: {"outcome", "error"}}}, or why no test ran."""
+    """The outcomes of a suite, {layer: {test: {"outcome", "error"}}}, or the reason for none."""
 
     suite: Suite
     outcomes: dict[str, dict[str, dict[str, str]]]
@@ -21,7 +21,7 @@ class Result:
     def failing(self, layer: str) -> dict[str, str]:
         """Returns the first line of the error of each test that fails with `layer`.
 
-        A test that ran with torch's layer but not with `layer` counts as failed.
+        A test that ran only with torch's layer counts as failed with `layer`.
         """
         ran = self.outcomes.get(layer, {})
         failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}
@@ -35,13 +35,13 @@ class Result:
 
 
 def counts(outcomes: dict[str, dict[str, str]]) -> str:
-    """Returns the numbers of tests as `passed / failed / skipped`."""
+    """Returns the numbers of passed, failed and skipped tests, as `passed / failed / skipped`."""
     numbers = Counter(it["outcome"] for it in outcomes.values())
     return " / ".join(str(numbers[outcome]) for outcome in ("passed", "failed", "skipped"))
 
 
 def list_of(results: list[Result], failing) -> list[str]:
-    """Returns a line for each test that `failing` finds in the results."""
+    """Returns a Markdown list of the tests and errors that `failing` returns for each result."""
     lines = []
     for result in results:
         for test, error in sorted(failing(result).items()):
@@ -52,7 +52,7 @@ def list_of(results: list[Result], failing) -> list[str]:
 
 
 def text_of(results: list[Result], torch_version: str) -> str:
-    """Returns the table in Markdown, followed by a list of all failures."""
+    """Returns the report in Markdown: the table, followed by a list of all failures."""
     lines = [
         f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
         "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",

@@ -1,11 +1,10 @@
 """Runs other libraries' tests of recurrent layers with torch's layers and with the fused layers.
 
-Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, and
-fetches test files that are not in a library's package from the library's repository. Runs every
-suite once with torch's layers and once with the names of torch's layers bound to the fused layers.
-Writes the outcomes side by side to `build/third-party/results.md`. Exits with status 1 if a suite
-cannot run, or a test fails only with the fused layers. If a repository cannot be reached, git's
-option `url.<base>.insteadOf` can name a copy of the repository.
+Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`. Fetches
+test files that a library's package lacks from the library's repository. Runs every suite twice:
+with torch's layers, and with the fused layers under the same names. Writes both outcomes to
+`build/third-party/results.md`. Exits with status 1 if a suite cannot run, or if a test fails only
+with the fused layers. If a repository is unreachable, set git's `url.<base>.insteadOf` to a mirror.
 """
 
 import argparse
@@ -27,17 +26,17 @@ PYTHON = VENV / "bin" / "python"
 
 
 def python(*arguments: str) -> str:
-    """Runs the environment's Python, and returns its output."""
+    """Runs the Python of the environment, and returns the output."""
     return subprocess.run(
         [PYTHON, *arguments], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
 
 
 def install(suites: list[Suite]) -> Path:
-    """Installs the libraries, and links this package's sources into the environment.
+    """Installs the libraries, and makes this checkout importable in the environment.
 
     Returns:
-        The folder of installed packages.
+        The environment's site-packages folder.
     """
     if not PYTHON.exists():
         venv.create(VENV, symlinks=True, with_pip=True)
@@ -57,8 +56,8 @@ def install(suites: list[Suite]) -> Path:
 def mend_torchaudio(site: Path) -> None:
     """Removes torchaudio's compiled libraries if they cannot be loaded.
 
-    Speechbrain imports torchaudio, and a torchaudio built for GPUs does not load beside a torch
-    built for CPUs. Torchaudio can be imported without these libraries, and no test here needs them.
+    Speechbrain imports torchaudio, but a torchaudio built for GPUs cannot be loaded with a torch
+    built for CPUs. Without its libraries, torchaudio can be imported. No test here needs them.
     """
     libraries = site / "torchaudio" / "lib"
     imports = [PYTHON, "-c", "import torchaudio"]
@@ -67,7 +66,7 @@ def mend_torchaudio(site: Path) -> None:
 
 
 def fetch(checkout: Checkout, site: Path) -> Path:
-    """Fetches the test files of a checkout, and returns their folder."""
+    """Downloads the test files of a checkout, and returns their folder."""
     name = checkout.repository.rpartition("/")[2]
     folder = FOLDER / "sources" / f"{name}-{checkout.tag}"
     if not folder.exists():
@@ -103,7 +102,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         written = results / f"{suite.key}-{layer}.json"
         written.unlink(missing_ok=True)
         command = [PYTHON, "-m", "pytest", "-p", "layer_plugin", "-p", "no:cacheprovider"]
-        # Keep out the configuration and the fixtures of this project's own tests.
+        # Ignore the configuration and the conftest.py of this project's tests.
         command += ["-c", FOLDER / "pytest.ini", "--rootdir", ROOT, "--confcutdir", HERE]
         command += ["--layers", layer, "--outcomes", written]
         if outcomes:
@@ -111,7 +110,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         command += [argument.format(sources=sources) for argument in suite.tests]
         with open(written.with_suffix(".log"), "w") as log:
             code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log)
-        # Status 1 means that tests failed. With any other status there is nothing to compare.
+        # Status 0: all tests passed. Status 1: some failed. Otherwise there is nothing to compare.
         if code.returncode not in (0, 1) or not written.exists():
             return Result(suite, {}, f"pytest ended with status {code.returncode}")
         outcomes[layer] = json.loads(written.read_text())

@@ -1,4 +1,4 @@
-"""The suites of `run.py`: libraries, and which of their tests use a recurrent layer."""
+"""The test suites that `run.py` runs: tests of other libraries that use a recurrent layer."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +8,14 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Checkout:
-    """Test files that a library keeps in its repository and leaves out of its packages.
+    """Test files that are in a library's repository but not in its package.
 
     Attributes:
         repository: owner/name.
         tag: the release that the test files belong to.
         paths: the files and folders to fetch.
-        package: the folder of the installed library to copy the first path into, if the tests
-            import each other or their data from there; otherwise empty.
+        package: the folder of the installed library to copy the first path into. Empty unless
+            tests import each other or their data from that folder.
     """
 
     repository: str
@@ -26,17 +26,17 @@ class Checkout:
 
 @dataclass(frozen=True)
 class Suite:
-    """A library and some of its tests: one row of the table.
+    """Some tests of a library. Each suite is one row of the report's table.
 
     Attributes:
         library: the name of the library's package.
-        version: the release, which is fixed so that two runs can be compared.
-        tests: the arguments of pytest; `{sources}` stands for the folder of the checkout.
+        version: the release, which is pinned so that runs are comparable.
+        tests: the arguments for pytest. `{sources}` is replaced by the checkout's folder.
         origin: who wrote the tests, as shown in the table.
-        extras: the extras of the library's package to install, such as `[torch]`.
-        needs: further packages that the tests need.
-        checkout: where the test files come from if the package has none.
-        environment: variables that the tests need; `{site}` stands for the folder of packages.
+        extras: the optional dependencies of the package to install, such as `[torch]`.
+        needs: other packages that the tests need.
+        checkout: the source of the test files if the package does not include them.
+        environment: environment variables. `{site}` is replaced by the site-packages folder.
     """
 
     library: str
@@ -50,7 +50,7 @@ class Suite:
 
     @property
     def key(self) -> str:
-        """The prefix of the names of the suite's result files."""
+        """The start of the names of this suite's result files."""
         return f"{self.library}-{self.origin.replace(' ', '-')}"
 
     @property
@@ -59,7 +59,7 @@ class Suite:
 
 
 def written_here(library: str, version: str) -> Suite:
-    """Returns a suite from this folder, for uses that a library's tests do not cover."""
+    """Returns a suite of this project's tests, for features that a library's tests do not cover."""
     file = HERE / f"{library}_with_rnn.py"
     return Suite(library, version, (str(file),), origin="written here")
 
@@ -81,7 +81,7 @@ SUITES = (
             "darts.tests.optional_deps.test_onnx",
         ),
         extras="[torch]",
-        # With newer pandas or statsmodels, tests that do not involve recurrent layers fail.
+        # With newer pandas or statsmodels, tests unrelated to recurrent layers fail.
         needs=("onnx", "onnxruntime", "onnxscript", "pandas<3", "statsmodels<0.15"),
         checkout=Checkout("unit8co/darts", "0.46.1", ("darts/tests",), "darts/tests"),
     ),
@@ -108,7 +108,7 @@ SUITES = (
             "speechbrain.decoders.seq2seq",
         ),
         checkout=Checkout(
-            # The test file of 1.1.0 works for later releases: their layer has the same interface.
+            # The test file of 1.1.0 also works for later releases, which have the same interface.
             "speechbrain/speechbrain",
             "v1.1.0",
             ("tests/unittests/test_RNN.py", "conftest.py"),
@@ -117,7 +117,7 @@ SUITES = (
     Suite(
         "torchrl",
         "0.13.3",
-        # Tests of parallel environments take minutes, mostly to start processes.
+        # Tests of parallel environments take minutes, because they start many processes.
         ("{sources}/test/modules/test_rnn.py", "-k", "not parallel"),
         checkout=Checkout(
             "pytorch/rl",
@@ -139,7 +139,7 @@ SUITES = (
             "{sources}/tests/test_cnn.py",
             "{sources}/tests/test_deterministic.py",
             "-k",
-            # The performance test trains for minutes.
+            # Skip the performance test, which trains for minutes.
             "(test_lstm or Recurrent) and not performance",
         ),
         checkout=Checkout("Stable-Baselines-Team/stable-baselines3-contrib", "v2.8.0", ("tests",)),
@@ -161,12 +161,12 @@ SUITES = (
             f"{STANZA}.pos.test_tagger",
             f"{STANZA}.tokenization.test_tokenizer_training",
             "-k",
-            # Skip tests that need downloaded models, then tests that repeat test_train for minutes.
+            # Skip tests that download models, and tests that repeat test_train and take minutes.
             "not bert and not xlnet and not peft and not charlm "
             "and not augment and not merge and not save_each and not cutoff and not multiple_files",
         ),
         needs=("peft",),
-        # Tests read word vectors from the folder `in`.
+        # The tests read word vectors from the folder `in`.
         checkout=Checkout(
             "stanfordnlp/stanza", "v1.14.0", ("stanza/tests/data",), "stanza/tests/in"
         ),
@@ -182,7 +182,7 @@ SUITES = (
             "{sources}/tests/test_losses/test_iqloss.py",
             "{sources}/tests/test_simulate.py",
             "-k",
-            # Skip tests of automatic tuning: they start Ray processes, which use torch's layers.
+            # Skip tests of automatic tuning. They start Ray processes without the fused layers.
             "not auto and (test_models or rnn or iqloss or scaler or insample_diff or save_load_no "
             "or checkpointing or baserecurrent or explainability or recurrent)",
         ),

@@ -1,7 +1,7 @@
-"""Tests that `reset_to=` computes what torchrl's modules compute from `is_init` and stored states.
+"""Tests that `reset_to=` matches torchrl's modules, which use `is_init` and stored states.
 
-In recurrent mode these modules split and pad every sequence that resets. `run.py` runs this file
-twice: with torch's own layers, and with the fused classes bound to their names.
+In recurrent mode, torchrl's modules split every sequence at its resets and pad the pieces. `run.py`
+runs this file twice: with torch's layers, and with the fused classes under the same names.
 """
 
 import pytest
@@ -22,7 +22,7 @@ KINDS = {
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("python_based", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_one_call_computes_the_output_and_gradients(name, python_based, num_layers, often):
+def test_one_call_with_reset_to_matches_the_torchrl_module(name, python_based, num_layers, often):
     torch.manual_seed(0)
     make, fused, keys = KINDS[name]
     sizes = {"input_size": D, "hidden_size": H, "num_layers": num_layers}

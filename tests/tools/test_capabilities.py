@@ -1,4 +1,4 @@
-"""Tests that the table in docs/capabilities.md matches what `tools/capabilities.py` finds."""
+"""Tests that the table in docs/capabilities.md matches the results of `tools/capabilities.py`."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tools.capabilities import LAYERS, NO, ROWS, STEPS, YES, attempt, note_of
 
 
 def published():
-    """Returns {row label: {layer class: verdict}} and {row label: note} as the page shows them."""
+    """Reads {row label: {layer class: verdict}} and {row label: note} from the page."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
@@ -16,7 +16,7 @@ def published():
     return verdicts, {label: note for label, *_, note in rows}
 
 
-def test_every_row_is_published_with_a_reason_for_every_no():
+def test_the_page_has_every_row_and_a_reason_for_every_no():
     verdicts, notes = published()
     assert [*verdicts] == [*ROWS]
     for label, of_layers in verdicts.items():
@@ -38,7 +38,7 @@ def test_every_row_is_published_with_a_reason_for_every_no():
         ),
     ],
 )
-def test_a_note_names_its_layers_unless_it_is_alone(entries, note):
+def test_notes_name_their_layers_if_a_row_has_several_notes(entries, note):
     assert note_of(entries) == note
 
 
@@ -47,8 +47,8 @@ def test_a_note_names_its_layers_unless_it_is_alone(entries, note):
 @pytest.mark.parametrize(
     "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
-def test_layers_do_what_the_page_says(name, label):
-    """Compares only verdicts, because the text of an error depends on torch's version."""
+def test_layers_behave_as_the_capabilities_page_says(name, label):
+    """Only verdicts are compared, because error messages depend on torch's version."""
     verdict, text = attempt(label, name)
     verdicts, _ = published()
     assert verdict == verdicts[label][name], text

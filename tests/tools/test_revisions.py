@@ -1,4 +1,4 @@
-"""Tests the conclusions from comparing two revisions, and that a planted change is noticed."""
+"""Tests the tools that compare the bits and the speed of two revisions."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ CELLS = tuple(LAYERS)
     ],
     ids=["same", "digest", "missing result", "missing probe", "more probes", "new error"],
 )
-def test_every_kind_of_difference_is_found(other, expected):
+def test_every_kind_of_difference_between_revisions_is_reported(other, expected):
     assert bits.findings(SAME, other) == expected
 
 
@@ -47,7 +47,7 @@ def test_a_probe_that_raises_in_both_revisions_is_reported():
     assert bits.findings(raises, raises) == ["a: raises in both revisions, Error"]
 
 
-def test_a_call_that_only_the_older_revision_rejects_is_not_compared(monkeypatch):
+def test_a_call_that_only_the_older_revision_rejects_is_no_difference(monkeypatch):
     assert bits.findings({**SAME, "a": {"raised": "Error"}}, SAME) == []
     monkeypatch.delattr(namernn_fast, LAYERS["leaky"])
     assert "raised" in digest.digests_of(all_probes(["leaky"])[0])
@@ -56,8 +56,8 @@ def test_a_call_that_only_the_older_revision_rejects_is_not_compared(monkeypatch
 @pytest.mark.parametrize(
     ("new", "same"), [(SAME, True), ({}, False), ({**SAME, "b": {"output": "4"}}, False)]
 )
-def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
-    """It is a difference if only one revision runs an instruction set, but not if neither does."""
+def test_bits_match_only_if_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
+    """An instruction set that only one of the revisions runs counts as a difference."""
     digests = {("base", "avx2"): SAME, ("new", "avx2"): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
@@ -70,7 +70,7 @@ def test_bits_agree_only_if_an_instruction_set_was_compared(new, same, monkeypat
 
 @pytest.mark.parametrize("call", ["module", "function", "cell"])
 @pytest.mark.parametrize("cell", CELLS[1:])
-def test_every_way_to_call_a_cell_digests_its_last_states(cell, call):
+def test_digests_include_the_last_states_for_every_kind_of_call(cell, call):
     last = {"h_n", "c_n"} if cell in ("lstm", "leaky") else {"h_n"}
     for probe in [probe for probe in all_probes([cell]) if probe.call == call][:5]:
         found = digest.digests_of(probe)
@@ -78,7 +78,7 @@ def test_every_way_to_call_a_cell_digests_its_last_states(cell, call):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_probes_have_unique_names_and_cover_the_options(cell):
+def test_probes_have_unique_names_and_cover_all_options(cell):
     probes = all_probes([cell])
     assert len({probe.name for probe in all_probes()}) == len(all_probes())
     assert {probe.cell for probe in probes} == {cell}
@@ -106,7 +106,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
     ],
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
-def test_verdict_on_speed(pairs, message, monkeypatch, capsys):
+def test_speed_reports_the_expected_verdict(pairs, message, monkeypatch, capsys):
     monkeypatch.setattr(builds, "build", lambda revision: builds.Build("new", Path()))
     laps = iter(pairs)
     monkeypatch.setattr(speed, "time_rounds", lambda *given: [(next(laps),) * len(given[3])])
@@ -117,7 +117,7 @@ def test_verdict_on_speed(pairs, message, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_every_kind_of_workload_is_timed_in_both_builds(monkeypatch):
+def test_speed_times_every_kind_of_workload_in_both_builds(monkeypatch):
     asked, ask = [], speed.ask
     monkeypatch.setattr(speed, "ask", lambda *what: asked.append(what) or ask(*what))
     build = builds.Build("this", builds.ROOT)
@@ -132,7 +132,7 @@ def test_every_kind_of_workload_is_timed_in_both_builds(monkeypatch):
 
 
 @CHECKOUT
-def test_hashing_the_working_tree_leaves_the_index_alone():
+def test_hashing_the_working_tree_does_not_change_the_git_index():
     before = builds.git("status", "--porcelain")
     tree = builds.tree_of(builds.WORKING_TREE)
     assert builds.git("cat-file", "-t", tree) == b"tree\n"
@@ -141,7 +141,7 @@ def test_hashing_the_working_tree_leaves_the_index_alone():
 
 
 @CHECKOUT
-def test_an_unknown_revision_is_an_error():
+def test_an_unknown_revision_raises_an_error():
     with pytest.raises(SystemExit, match="no-such-revision"):
         builds.tree_of("no-such-revision")
 
@@ -159,7 +159,7 @@ def planted_tree(folder):
     return builds.git("write-tree", **index).decode().strip()
 
 
-# Its answer to `--version` differs, so its builds are cached separately.
+# Its `--version` output differs from the real compiler's, so its builds are cached separately.
 SPARING_COMPILER = """#!/bin/sh
 case "$*" in
   *--version*) $COMPILER "$@"; echo "sparing" ;;
@@ -172,10 +172,10 @@ esac
 
 @CHECKOUT
 @pytest.mark.slow
-def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
-    """Builds HEAD with and without the change, or finds the builds in build/revisions.
+def test_a_planted_change_of_the_last_bit_is_reported(tmp_path):
+    """Compares HEAD with a copy that contains the change. Builds are cached in build/revisions.
 
-    The builds optimise only the kernels that run.
+    To save time, the compiler optimises only the kernels that run.
     """
     compiler = tmp_path / "compiler"
     compiler.write_text(SPARING_COMPILER)
@@ -188,7 +188,7 @@ def test_a_planted_change_in_the_last_place_is_noticed(tmp_path):
     assert ran.returncode == 1, ran.stdout + ran.stderr
     differing = [line for line in ran.stdout.splitlines() if ": differs in " in line]
     assert differing
-    # The change is in the float32 tanh, which both 16-bit types use too, and in the sigmoid, which
+    # The change affects the float32 tanh, which 16-bit dtypes use too, and the sigmoid, which
     # leaky cells apply to their rates.
     relu = [line for line in differing if "nonlinearity=relu" in line]
     assert not any("float64" in line for line in differing)
