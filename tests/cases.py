@@ -1,4 +1,4 @@
-"""Runs a case, forward and backward, on a fused layer, torch's layer or the oracle."""
+"""Test cases, which run forward and backward on a fused layer, torch's layer or the oracle."""
 
 import contextlib
 import copy
@@ -25,24 +25,24 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
-# Groups of layouts that hold the same rows. A case has equal results in all layouts of a group.
+# Groups of layouts. A case has the same rows, and so equal results, in all layouts of a group.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 CONTIGUOUS = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))
 SLICED = replace(CONTIGUOUS, stride=(2, 2, 2))
 
 
 def draws(hidden_size):
-    """Returns how many random cases to pool for a layer of this size.
+    """Returns how many random cases to pool in a budget for a layer of this size.
 
-    A single case of a small layer has too few numbers to sample rounding errors.
+    A single case of a small layer has too few results to estimate rounding errors.
     """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
 def named_states(name, states):
-    """Returns the states by name. The pattern `{}_n`, for example, names them h_n and c_n.
+    """Returns a dict of the states. With the pattern `{}_n`, for example, the keys are h_n and c_n.
 
-    The second state of any cell is named c here.
+    The second state of any cell, not only an LSTM, is named c here.
     """
     return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
 
@@ -57,7 +57,7 @@ def layer_of(equation):
 
 @dataclass
 class Case:
-    """The options and sizes of a layer, with random inputs, weights and gradients in float64."""
+    """The options and sizes of a layer, and its random float64 inputs, weights and gradients."""
 
     D: int
     H: int
@@ -72,22 +72,22 @@ class Case:
     padding_idx: int | None = None
     cell: str = "rnn"
     reset: ClassVar[torch.Tensor | None] = None
-    """A mask (T, B) of the steps before which the state is reset; None without resets."""
+    """A mask (T, B): true if the state is reset before this step. None if there are no resets."""
     reset_to: ClassVar[list[torch.Tensor]] = []
-    """The states after resets, one tensor (T, layers, B, features) for each state, or none."""
+    """The states after resets, as tensors (T, layers, B, features). Empty if there are none."""
     wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
-    """Which of `input` (with noise), `hx` (with reset_to) and `weights` need a gradient."""
+    """Which of `input` (and noise), `hx` (and reset_to) and `weights` require a gradient."""
     given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n"))
     """Which of `output`, `h_n` and `c_n` receive a gradient."""
     hx_place: ClassVar[Place] = CONTIGUOUS
     is_prepared: ClassVar[bool] = False
-    """Whether the fused layer is prepared first."""
+    """Whether to run `prepare()` of the fused layer instead of the layer."""
 
     def __post_init__(self):
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
-        # If a relu's argument is zero up to rounding, two gradients are correct. So draw again.
+        # If rounding may change the sign of a relu's argument, both gradients are correct: redraw.
         attempt = 0
         while self.has_kinks and self._on_a_kink():
             attempt += 1
@@ -96,7 +96,7 @@ class Case:
 
     @property
     def has_kinks(self):
-        """Whether the layer has an activation with a kink."""
+        """Whether the layer's activation function has a kink, as relu has at zero."""
         return self.options.get("nonlinearity") == "relu"
 
     def _on_a_kink(self):
@@ -124,7 +124,7 @@ class Case:
             for name, p in self.module.named_parameters()
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
-        # Draw rows of 2 * D features, so that a run can slice every other feature.
+        # Draw 2 * D features, because `_results` takes every other feature.
         if self.vocabulary:
             self.rows = randn(self.vocabulary, 2 * self.D)
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
@@ -159,7 +159,7 @@ class Case:
 
     @property
     def states(self):
-        """The initial states in the form that a layer takes: hx, the pair (hx, cx), or None."""
+        """The initial states as the argument of a layer: hx, the pair (hx, cx), or None."""
         return self.hx if self.cx is None else (self.hx, self.cx)
 
     @property
@@ -174,8 +174,8 @@ class Case:
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
         """Runs a layer, and returns its results and the wanted gradients by name.
 
-        The output is padded to (T, B, ...). Torch's layer gets a packed batch of pieces instead of
-        lengths, a jagged tensor or resets.
+        The output is padded to (T, B, ...). Torch's layer supports no lengths, jagged tensors or
+        resets. Instead, it gets a packed batch of the pieces between resets.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -186,7 +186,7 @@ class Case:
         return self._results(module, call, lambda tensor: tensor.to(dtype, copy=True), True)
 
     def _results(self, module, call, convert, is_placed=False):
-        """Returns a layer's results and the wanted gradients for the case's converted numbers."""
+        """Returns a layer's results and wanted gradients. `convert` is applied to all inputs."""
         module.requires_grad_("weights" in self.wanted)
         leaf = convert(self.rows[..., ::2])
         leaf = leaf if self.vocabulary else self._with_layout(leaf)
@@ -233,13 +233,13 @@ class Case:
         return self.layout == "unbatched"
 
     def _with_layout(self, rows):
-        """Converts rows (T, B, ...) to the shape that the layer takes, or back."""
+        """Converts rows (T, B, ...) to the layer's batch_first or unbatched shape, or back."""
         if self._unbatched:
             return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
         return rows.transpose(0, 1) if self.module.batch_first else rows
 
     def _call_fused(self, module, leaf, hx, reset_to, noise):
-        """Returns the fused layer's output (T, B, ...), and the list of last states."""
+        """Calls the fused layer. Returns its output (T, B, ...), and the list of last states."""
         x, more = leaf, {}
         if self.vocabulary:
             ids = self._layer_ids
@@ -259,13 +259,13 @@ class Case:
         return self._call(module, x, hx, noise, more)
 
     def _call_torchs(self, module, leaf, hx, reset_to, noise):
-        """Returns the output (T, B, ...) of torch's layer, and the list of last states."""
+        """Calls torch's layer. Returns its output (T, B, ...), and the list of last states."""
         if self.reset is not None or self.layout in FUSED_LAYOUTS:
             return self._call_on_pieces(module, leaf, hx, reset_to, noise)
         return self._call(module, self._rows_of(leaf), hx, noise, {})
 
     def _call_on_pieces(self, module, leaf, hx, reset_to, noise):
-        """Returns the same as `_call_torchs`, with one call for each piece between resets."""
+        """Like `_call_torchs`, but runs each piece between resets as a separate sequence."""
         x = self._rows_of(leaf)
         states = tensors_in(hx) or [x.new_zeros(g.shape) for g in self.grads_of_last]
         states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]
@@ -291,7 +291,7 @@ class Case:
         return self._with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
 
     def _arranged(self, x):
-        """Returns rows or token ids in the case's layout, with NaN or bad ids in padding."""
+        """Returns rows or token ids in the case's layout. Padding is NaN or ids out of range."""
         first = self.module.batch_first
         if self.layout.startswith("packed"):
             is_sorted = self.layout == "packed"
@@ -309,7 +309,7 @@ class Case:
         return x
 
     def _token_layer(self, layer, rows):
-        """Returns a token layer with this layer and these rows of the embedding."""
+        """Returns a token layer that consists of `layer` and an embedding with these rows."""
         tokens = VARIANTS[self.cell].tokens(self.vocabulary, self.D, self.H, **self.options)
         tokens.rnn = layer
         tokens.embedding = torch.nn.Embedding.from_pretrained(rows, padding_idx=self.padding_idx)
@@ -327,9 +327,9 @@ class Case:
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
     def run_oracle(self, dtype, rounding=None) -> dict[str, np.ndarray]:
-        """Returns the oracle's results and gradients by name, for numbers rounded to `dtype`.
+        """Returns the oracle's results and gradients by name. Its inputs are rounded to `dtype`.
 
-        `rounding` applies to the inputs and weights, and to what the oracle computes from them.
+        `rounding` is applied to the inputs, the weights and all computed numbers.
         """
 
         def precise(tensor):
@@ -342,7 +342,7 @@ class Case:
         return {name: oracle.numbers_of(value) for name, value in results.items()}
 
     def in_layout(self, layout):
-        """Returns the same case in another layout. The copy shares cached references."""
+        """Returns a copy of the case in another layout. Both use the same cached references."""
         case = copy.copy(self)
         case.layout = layout
         return case
@@ -356,7 +356,7 @@ class Case:
     def add_to(self, budget, dtype) -> None:
         """Adds the results of the fused layer, torch's layer and the oracle to a budget.
 
-        With relu in 16 bits, leaves out gradients, because rounding may move a sum across the kink.
+        For relu in 16 bits, omits gradients, because rounding may change the sign of its argument.
         """
         kinks = self.has_kinks and dtype.itemsize == 2
         ours = self.run(FUSED[self.cell], dtype)

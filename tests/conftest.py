@@ -15,27 +15,27 @@ from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
 from namernn_fast.nn.base.step_module import FusedCell
 
-# A socket's path is limited to 107 characters. In a temporary folder with a long path, worker
-# processes cannot create their sockets, and a DataLoader then waits forever.
+# The path of a Unix socket is limited to 107 characters. If the path of the temporary folder is too
+# long, a DataLoader's worker processes cannot create their sockets, and the DataLoader hangs.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Inductor's cache does not separate code by instruction set: at a lower level, code for wider
-# vectors fails to compile or computes NaN.
+# Inductor's cache does not distinguish instruction sets. With a lower instruction set, cached code
+# for wider vectors fails to compile or returns NaN.
 if level := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = f"torchinductor_{getpass.getuser()}_{level}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))
 
-# Tests in gpu/interpreted need a process in which Triton interprets its kernels.
-# gpu/test_triton.py starts that process.
+# Tests in gpu/interpreted need a process in which Triton interprets kernels. gpu/test_triton.py
+# starts this process.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
     collect_ignore.append("gpu/emulated")
 
-# By default pytest shows the values of a failed `assert` only in test files, not in drawn.py.
+# Without this, pytest shows the values of a failed `assert` only in test files, not in drawn.py.
 pytest.register_assert_rewrite("drawn")
 
-# Without a deadline, an example cannot fail because the machine is busy.
+# A deadline would make examples fail if the machine is busy.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
@@ -59,7 +59,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Parametrizes tests that take `kind`: with every kind, or with the kinds in their marks."""
+    """Parametrizes tests that have an argument `kind`, with all kinds or those in their marks."""
     test = metafunc.definition
     given = any("kind" in mark.args[0] for mark in test.iter_markers("parametrize"))
     if "kind" not in metafunc.fixturenames or given:
@@ -85,8 +85,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fills every `torch.empty` with NaN, which exposes results that are never written."""
-    # torch.use_deterministic_algorithms would import the compiler, which takes seconds.
+    """Makes torch fill uninitialized memory with NaN, which exposes results that no code writes."""
+    # Calling torch.use_deterministic_algorithms would import the compiler, which takes seconds.
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def _poisoned_memory():
 
 @pytest.fixture(params=["kernel", "reference"])
 def path(request, monkeypatch):
-    """Runs a test twice: with the C++ kernel, and with ATen operators."""
+    """Runs a test twice: with the C++ kernel, and with ATen operators instead."""
     if request.param == "reference":
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     elif not availability.HAS_EXTENSION:
@@ -110,13 +110,13 @@ def _run_steps_fused(monkeypatch, are_fused=True):
 
 @pytest.fixture
 def fused_steps(monkeypatch):
-    """Makes gated step modules run the fused operator at every size."""
+    """Makes step modules of gated cells run the fused operator for all sizes."""
     _run_steps_fused(monkeypatch)
 
 
 @pytest.fixture(params=["fused", "torch"])
 def steps(request, monkeypatch):
-    """Runs a test twice: gated step modules run the fused operator, then torch's own cell."""
+    """Runs a test twice: step modules of gated cells run the fused operator, or torch's cell."""
     _run_steps_fused(monkeypatch, request.param == "fused")
     return request.param
 
@@ -125,8 +125,8 @@ def steps(request, monkeypatch):
 def run_tests(pytestconfig):
     """Provides a function that runs tests in a new process.
 
-    Its arguments are pytest's. `slow` adds the tests marked slow; `strength` overrides the strength
-    of all covering arrays.
+    Its positional arguments are passed to pytest. `slow` includes tests marked slow. `strength`
+    replaces the strength of all covering arrays.
     """
 
     def run(*arguments, environment, slow=False, strength=None):
@@ -143,7 +143,7 @@ def run_tests(pytestconfig):
 
 @pytest.fixture
 def run_program():
-    """Provides a function that runs Python in `cwd` and returns the output."""
+    """Provides a function that runs Python in the folder `cwd` and returns the printed output."""
 
     def run(*arguments, cwd, **environment):
         process = subprocess.Popen(
@@ -169,8 +169,8 @@ def run_program():
 def cpu_precision():
     """Provides a function that sets the precision of float32 products on a CPU, for all layers.
 
-    Restores the settings after the test. The function takes the names that
-    `torch.set_float32_matmul_precision` takes.
+    Restores the settings after the test. The names of precisions are those of
+    `torch.set_float32_matmul_precision`.
     """
     with contextlib.ExitStack() as stack:
         yield lambda name: stack.enter_context(precision_of_products(name))

@@ -1,4 +1,4 @@
-"""Chooses the calls of a parametrized test that `make test` and `make test-all` run.
+"""Chooses which calls of a parametrized test `make test` and `make test-all` run.
 
 A test marked `covering(n)` runs a covering array of strength n: a subset of the product of its
 parameters in which every combination of values of any n parameters occurs. A covering array of
@@ -12,23 +12,23 @@ import zlib
 
 
 def combinations(values, strength):
-    """Returns a call's combinations of `strength` values, or of all values if there are fewer."""
+    """Returns all combinations of `strength` of a call's values (of all values if it has fewer)."""
     return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
 
 
 def covering(calls, strength):
-    """Returns the names of the calls in a covering array.
+    """Returns the names of the calls in a covering array, chosen greedily.
 
-    Always chooses the call that adds the most new combinations. A hash of the name breaks ties,
-    because always taking the first call would pair most values with the first value of every other
-    parameter.
+    Each choice is the call with the most new combinations. Ties are broken by a hash of the name:
+    if they were broken by position, most values would be paired with the first value of all other
+    parameters.
 
     Args:
-        calls: The parameters of each call, as text, by the call's name.
-        strength: All combinations of values of this many parameters must occur.
+        calls: Maps the name of each call to its parameters, as text.
+        strength: The number of parameters of which all combinations of values must occur.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # Counts never grow, so the first popped call with a current count adds the most.
+    # Counts only shrink. So if the count of a popped call is up to date, no call has a higher one.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -44,12 +44,12 @@ def covering(calls, strength):
 
 
 def redundant(items, strength=None, least=0):
-    """Returns the collected tests that the covering array of their test function leaves out.
+    """Returns the collected tests that are not in the covering array of their test function.
 
     Args:
         items: All collected tests.
-        strength: The strength of all arrays. If None, each marked function has an array of the
-            strength in its mark, and unmarked functions have none.
+        strength: The strength of all arrays. If None, each marked function has the strength in its
+            mark, and functions without a mark run all their calls.
         least: The minimum strength of the arrays of marked functions.
     """
     functions = {}

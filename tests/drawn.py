@@ -1,4 +1,4 @@
-"""Draws cases with hypothesis, and checks a fused layer's results."""
+"""Random test cases, drawn by hypothesis, and a check of a fused layer's results."""
 
 import itertools
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ SAMPLES = 16  # nudged runs of the oracle; in small results, their errors differ
 
 
 class Recorder(oracle.Rounding):
-    """Records the largest absolute value among factors of products, and does not round."""
+    """Records the largest finite absolute value of all factors of products. Rounds nothing."""
 
     largest = 1.0
 
@@ -41,7 +41,7 @@ class Recorder(oracle.Rounding):
 
 @dataclass
 class Drawn(Case):
-    """A case with a dtype, places in memory, special values, resets and a choice of gradients."""
+    """A case that also has a dtype, strides, special values, resets and a choice of gradients."""
 
     dtype: torch.dtype = torch.float32
     values: str = "ordinary"
@@ -56,10 +56,10 @@ class Drawn(Case):
     """Whether to pass reset_to, if there are resets and one direction."""
 
     def __post_init__(self):
-        # If rounding to 16 bits may move a relu's argument across the kink, two gradients are
-        # correct. Non-finite rows of the embedding reach the gradient of weight_ih even if no id
-        # names them. If r of a leaky cell has no gradient, the kernel uses zeros, and zero times
-        # NaN is NaN.
+        # Gradients are not comparable if rounding to 16 bits may change the sign of a relu's
+        # argument, if rows of the embedding are non-finite (they reach the gradient of weight_ih
+        # even if no id selects them), or if only c_n of a leaky cell has a gradient: the kernel
+        # then uses a zero gradient of the output, and 0 * NaN is NaN.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
@@ -96,16 +96,16 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # With a non-finite weight, outputs would depend on each relu's side of the kink.
+            # With a non-finite weight, outputs depend on whether rounding makes a relu return zero.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)
                 if tensor.numel():
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
-            # A cell with gates can keep a large state for many steps, and the gradients of its
-            # gates grow with the state until they overflow in float16. So scale the input and the
-            # biases, which saturates the gates, but not the initial states.
+            # Scaling the input and the biases saturates the gates. The initial states of a cell
+            # with gates are not scaled: it may keep a large state for many steps, and gradients of
+            # its gates, which grow with the state, would overflow in float16.
             keeps_state = CELLS[self.cell].kept > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps_state else inputs),
@@ -119,20 +119,20 @@ class Drawn(Case):
 
     @property
     def is_prepared(self):
-        """Half of the calls for inference run a prepared layer."""
+        """Whether the case runs a prepared layer. Half of the inference cases do."""
         takes_ids_and_noise = self.vocabulary and self.noise is not None
         return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_noise
 
     def compare(self, forward, backward):
         """Checks that results are finite where torch's are, and adds finite values to budgets.
 
-        Some differences from torch are allowed:
+        Exceptions:
 
-        - A gradient may be NaN instead of infinite: if rounding makes h 1, an infinite gradient
-          times 1 - h^2 is NaN.
-        - In bfloat16, a result must be finite if the oracle's is, even if torch's is NaN: on AMX,
-          NaN spreads to other sequences' rows in torch's layer.
-        - Gradients are not compared at all if `gradients_comparable` is false.
+        - A gradient may be NaN where torch's is infinite: if h is rounded to 1, an infinite
+          gradient times 1 - h^2 is NaN.
+        - A bfloat16 result must be finite where the oracle's is, even if torch's is NaN: on AMX,
+          NaN leaks from rows of other sequences in torch's layer.
+        - Gradients are not compared if `gradients_comparable` is false.
         """
         self.compared = {}
         ours, theirs = (self.run(layers[self.cell], self.dtype) for layers in (FUSED, TORCH))
@@ -167,7 +167,7 @@ class Drawn(Case):
             self.compared[name] = budget, exact, mask
 
     def add_sample(self, sample):
-        """Adds the results of one nudged run of the oracle to the budgets of compared results."""
+        """Runs the oracle with nudged numbers, and adds its results to the budgets."""
         numbers = torch.finfo(self.dtype)
         sums = torch.finfo(torch.promote_types(self.dtype, torch.float32))
         nudges = oracle.Nudges(numbers.eps, numbers.tiny, sums.eps, [self.seed, sample])
@@ -247,7 +247,7 @@ def threads(count):
         torch.set_num_threads(previous)
 
 
-# By luck, `nn.RNN` errs by only 2e-15 and one nudged run by 4e-15; other nudged runs err by 6e-14.
+# By chance, `nn.RNN` errs by 2e-15 and one nudged run by 4e-15. Other nudged runs err by 6e-14.
 LUCKY = Drawn(
     D=63,
     H=1,
@@ -274,16 +274,15 @@ LUCKY = Drawn(
 def check_results(case):
     """Checks that a case's results meet their budgets, and are finite where torch's are.
 
-    The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
-    that multiply bfloat16. A product whose factor becomes zero changes by at most the smallest
-    normal number times the other factor, and a sum by the total of these changes.
+    The backward pass flushes subnormal factors to zero, and so does the forward pass if the kernel
+    multiplies bfloat16 numbers. Flushing changes a product by at most the smallest normal number
+    times the other factor. The floor of the budgets allows the total of these changes.
 
-    Some cases amplify rounding errors, because units are saturated or states grow at every step. So
-    if a budget is exceeded, `SAMPLES` nudged runs of the oracle measure what rounding can change,
-    and the budgets grow accordingly.
+    Saturated units and growing states amplify rounding errors. So if a budget is exceeded, the
+    oracle runs `SAMPLES` times with nudged numbers, and the budgets grow by the effect of nudging.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    # The maximum number of terms in a sum.
+    # The maximum number of terms of a sum.
     longest = max(case.D, 2 * CELLS[case.cell].gates * case.H)
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")

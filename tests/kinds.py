@@ -1,4 +1,4 @@
-"""Defines a `Kind` for each cell, for tests that every cell must pass."""
+"""A `Kind` for each cell, with which tests create and compare layers of any cell."""
 
 import functools
 import inspect
@@ -21,8 +21,8 @@ states fade about as fast as in the other cells."""
 class Kind:
     """A cell with its fused modules and functions, and torch's counterparts.
 
-    `layer`, `step_module` and `tokens` make modules of the `classes`. Modules in plain loops stand
-    in for counterparts that torch lacks.
+    `layer`, `step_module` and `tokens` create fused modules. If torch has no counterpart, a module
+    in plain loops takes its place.
     """
 
     def __init__(self, cell: cells.Cell):
@@ -50,7 +50,7 @@ class Kind:
         self.bits = 0  # option bits of the operators for layers of this kind
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
-        """Returns states made by `make(*size)`, in the form that a layer takes: h, or (h, c)."""
+        """Returns states created by `make(*size)` as the argument of a layer: h, or (h, c)."""
         made = tuple(make(*size, **options) for _ in self.cell.states)
         return made if self.has_cell_state else made[0]
 
@@ -61,7 +61,7 @@ class Kind:
 
     @property
     def autocasts_only_products(self) -> bool:
-        """Whether autocast on a CPU keeps the states of padded calls in float32."""
+        """Whether CPU autocast of a padded call rounds only products, and keeps float32 states."""
         torch_has = self.cell.torch
         return torch_has is not None and "padded" in torch_has.autocasts_only_products
 
@@ -84,7 +84,7 @@ class Kind:
 
 
 class ProjectedLstm(Kind):
-    """An LSTM whose layers project h to half as many features, if hidden_size is at least 2."""
+    """An LSTM that projects h to hidden_size // 2 features, if hidden_size is at least 2."""
 
     def __init__(self):
         super().__init__(cells.LSTM)
@@ -121,9 +121,9 @@ needs_extension = pytest.mark.skipif(
 
 @functools.cache
 def onednn_has_bfloat16_lstm() -> bool:
-    """Returns whether torch's dense LSTM runs under bfloat16 autocast on oneDNN.
+    """Returns whether torch's LSTM computes in bfloat16 under autocast, for dense input.
 
-    On processors without AVX-512 it raises an error, or computes in float32.
+    On processors without AVX-512, torch raises an error or computes in float32.
     """
     with torch.autocast("cpu", torch.bfloat16):
         try:
@@ -134,7 +134,7 @@ def onednn_has_bfloat16_lstm() -> bool:
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
-    """Returns the tensors in a layer's states, which are None, a tensor, or the pair (h, c)."""
+    """Returns a tuple of the tensors in a layer's states: None, a tensor, or the pair (h, c)."""
     if states is None:
         return ()
     return states if isinstance(states, tuple) else (states,)
@@ -147,19 +147,19 @@ def flat(results: tuple) -> tuple[Any, ...]:
 
 
 def map_states(states: Any, convert: Callable[..., torch.Tensor], *more: Any) -> Any:
-    """Applies `convert` to h, or to h and then c, along with the matching states in `more`."""
+    """Applies `convert` to each state (h, or h and c), with the same state of each of `more`."""
     if isinstance(states, tuple):
         return tuple(map(convert, states, *more))
     return convert(states, *more)
 
 
 def states_of(kind: Kind, hx: Any) -> Any:
-    """Returns `hx` in the form that a layer takes: an LSTM gets `hx` as both h and c."""
+    """Returns `hx` as the argument of a layer. For an LSTM, `hx` is used for both h and c."""
     return (hx, hx) if kind.has_cell_state and hx is not None else hx
 
 
 def said_of(kind: Kind, text: str) -> str:
-    """Adapts a pattern for nn.RNN's error about hx to the wording of this kind's torch layer."""
+    """Converts a pattern for nn.RNN's error about hx to a pattern for this kind's torch layer."""
     if kind.has_cell_state:
         second = kind.cell.states[1].name
         text = text.replace("hx should", f"hx and {second}x should").replace(

@@ -1,4 +1,4 @@
-"""Layouts of a batch in memory, and calls of a layer in every layout."""
+"""Layouts of a batch: strides, pieces between resets, and calls of a layer in every layout."""
 
 import itertools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ T, B = 9, 13
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's place in memory: a slice of a bigger tensor, with dimensions in any order."""
+    """Describes strides: a tensor is a slice of a bigger tensor, with dimensions in any order."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
@@ -29,7 +29,7 @@ class Place:
     stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """Returns a copy of `tensor` in this place, surrounded by NaN or out-of-range ids."""
+        """Returns a copy of `tensor` with these strides, surrounded by NaN or ids out of range."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
         ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
@@ -41,9 +41,9 @@ class Place:
 
 
 class Pieces:
-    """The pieces into which resets cut the sequences of a batch.
+    """The pieces into which resets divide the sequences of a batch.
 
-    Each piece runs as a separate sequence.
+    Each piece can run as a separate sequence, because a reset discards the previous state.
     """
 
     def __init__(self, lengths, reset, states, directions):
@@ -57,34 +57,34 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece starts with hx, the initial state of its sequence."""
+        """(states, pieces): whether a piece starts from hx, the initial state of its sequence."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
         """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def places(self, which):
-        """Returns the state, sequence and piece indices of the true elements of `which`."""
+        """Returns the indices of the states, sequences and pieces for which `which` is true."""
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
     @property
     def restarts(self):
-        """The times, sequences and piece indices of the pieces that start at a reset.
+        """The indices of the time, the sequence and the piece for each piece after a reset.
 
-        The layers must have one direction.
+        Layers must be unidirectional.
         """
         (pieces,) = np.nonzero(~self.begin[0])
         times = np.array([first for _, first, _ in self.rows], np.int64)
         return times[pieces], self.sequence[pieces], pieces
 
     def run(self, module, x, states, reset_to=(), noise=None):
-        """Runs a layer that supports no resets or lengths on the pieces of x (T, B, ...).
+        """Runs the pieces of x (T, B, ...) through a layer that may lack support for resets.
 
         Args:
             module: The layer.
             x: The input.
-            states: The initial states, which are tensors (states, B, features).
-            reset_to: The states after resets, which are tensors (T, layers, B, features), if any.
+            states: The initial states, as tensors (states, B, features).
+            reset_to: The states after resets, if any, as tensors (T, layers, B, features).
             noise: The noise (T, B, features), if any.
 
         Returns:
@@ -127,7 +127,7 @@ class Pieces:
 
 
 def tensors_of(results):
-    """Returns the tensors in a layer's results."""
+    """Returns a layer's output, as a plain tensor, and its last states."""
     output, *states = flat(results)
     if isinstance(output, PackedSequence):
         output = output.data
@@ -137,12 +137,12 @@ def tensors_of(results):
 
 
 def loss_of(*results):
-    """Returns a loss with a different gradient for each element of a result."""
+    """Returns the sum of squares of all results, whose gradient differs for each element."""
     return sum(result.square().sum() for result in results)
 
 
 def trained(module, x, lengths=None):
-    """Returns a layer's results, and the gradients of its input and of its weights."""
+    """Runs a training step. Returns the results and the gradients of the input and the weights."""
     x = x.detach().clone().requires_grad_()
     input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
     results = tensors_of(module(input))
@@ -150,7 +150,7 @@ def trained(module, x, lengths=None):
 
 
 def gradients(results, leaves):
-    """Returns the gradients of a randomly weighted sum of results, with weights for any dtype."""
+    """Returns the gradients of a randomly weighted sum. The weights are equal for all dtypes."""
     generator = torch.Generator().manual_seed(1)
     results = tree_leaves(results)
     weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
@@ -158,9 +158,9 @@ def gradients(results, leaves):
 
 
 def check_derivatives(run, leaves, fast_mode=False):
-    """Checks first and second derivatives in float64, also batched and in forward mode.
+    """Checks first and second derivatives in float64, batched gradients and forward mode.
 
-    `fast_mode` checks only random directions of the first derivatives.
+    `fast_mode` checks first derivatives only in random directions.
     """
     batched = {"check_batched_grad": True}
     assert torch.autograd.gradcheck(run, leaves, fast_mode=fast_mode, **batched)

@@ -1,8 +1,8 @@
-"""Calls of the operators that are valid except for one argument, to find calls that crash.
+"""Calls the operators with one invalid argument, to find calls that crash.
 
-`python tests/mutated.py COUNT` runs this many calls and reports how many were rejected. `--first`
-numbers the first call. A child process writes each call to a file before it runs the call, so that
-a crash is reported with its call.
+`python tests/mutated.py COUNT` runs COUNT random calls and reports how many were rejected. The
+option `--first` sets the number of the first call. A child process writes each call to a file
+before it runs the call, so that the report of a crash shows the call.
 """
 
 import argparse
@@ -47,12 +47,12 @@ OPERATORS = {
 SHAPES_ARE_KNOWN = ("forward", "backward", "forward_prepared", "step")
 """The operators that have fake kernels."""
 MOST_BYTES = 8 << 30
-"""The memory limit of the child, so that a huge request fails instead of filling the machine."""
+"""The memory limit of the child process, so that a huge allocation fails immediately."""
 MOST_SECONDS = 60
 
 
 class Hollow(torch.Tensor):
-    """A wrapper subclass, which has no memory."""
+    """A wrapper subclass of torch.Tensor, which has no memory."""
 
     @staticmethod
     def __new__(cls, like):
@@ -60,11 +60,11 @@ class Hollow(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        raise NotImplementedError(f"{function} of a tensor without memory")
+        raise NotImplementedError(f"{function} called with a tensor that has no memory")
 
 
 class Stack:
-    """The valid arguments of a call, drawn by `draw`, a `random.Random`."""
+    """Random options, sizes and tensors of a stack of layers, from which valid calls are made."""
 
     def __init__(self, draw: random.Random, operator: str):
         one_layer = operator == "_C.step" and draw.random() < 0.5
@@ -166,19 +166,19 @@ class Stack:
                 self.reset_to = [self._randn(*shape, size) for size in self.state_sizes]
 
     def frame(self, rows):
-        """Returns random input with these rows."""
+        """Returns random input of the shape `rows`, plus a feature dimension for features."""
         if self.has_ids:
             return torch.randint(self.vocabulary, rows)
         return self._randn(*rows, self.D)
 
     def beside(self, rows):
-        """Returns random inputs beside these rows."""
+        """Returns the cell's extra inputs, such as noise, for input of the shape `rows`."""
         return [
             self._randn(*rows, self.layers * self.directions * self.H) for _ in self.cell.inputs
         ]
 
     def prepare(self):
-        """Returns the prepared weights."""
+        """Returns the packed weights."""
         return prepared_ops.prepare(self.cell.number, self.weights, self.sizes, self.options)
 
 
@@ -259,7 +259,7 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns a prepared tensor with a false header, and a description of the change."""
+    """Returns packed weights with a changed header, and a description of the change."""
     prepared = prepared.clone()
     place, number = draw.choice((*HEADER, 0, 16)), draw.choice(NUMBERS)
     data = prepared.view(torch.uint8)[place : place + 8]
@@ -268,7 +268,7 @@ def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.T
 
 
 def changed_values(draw: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns a tensor with a changed value, and a description of the change."""
+    """Returns a tensor in which one value is changed, and a description of the change."""
     tensor = tensor.clone()
     number = torch.nan if tensor.is_floating_point() else draw.choice(NUMBERS)
     place = draw.randrange(tensor.numel())
@@ -277,14 +277,14 @@ def changed_values(draw: random.Random, tensor: torch.Tensor) -> tuple[str, torc
 
 
 def without_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a copy of a tensor that has lost its storage."""
+    """Returns a copy of a tensor whose storage was resized to 0 bytes."""
     tensor = tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
 
 
 def huge(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor of a huge shape that repeats one element, or has no elements."""
+    """Returns a tensor with a huge shape that takes no memory (one repeated element, or none)."""
     shape = [*tensor.shape]
     for _ in range(draw.randint(1, 2)):
         shape[draw.randrange(len(shape))] = draw.choice(HUGE)
@@ -327,7 +327,7 @@ def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[s
             return corrupted(draw, value)
         if value.numel() and draw.random() < (0.3 if value.dtype == torch.int64 else 0.05):
             return changed_values(draw, value)
-        # With a huge number of steps, these calls would run forever.
+        # These calls accept any number of steps, and would run forever with a huge number.
         endless = name in ("input", "frame") and (options & ops.LAST_STATE or ops.has_ids(value))
         while True:
             change = draw.choice([*TENSOR_CHANGES])
@@ -354,14 +354,14 @@ def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[s
             "a number": 1,
             "reversed": value[::-1],
         }[change]
-    # The packed weights of a direct step are in a list.
+    # A direct step takes packed weights as a list of one tensor.
     is_prepared = name == "weights" and len(value) == 1
     change, value[place] = mutated(draw, "prepared" if is_prepared else name, value[place], options)
     return f"[{place}] {change}", value
 
 
 def described(value: Any) -> Any:
-    """Returns a short text for an argument."""
+    """Returns a short description of an argument, such as a tensor's dtype and shape."""
     if isinstance(value, torch.Tensor):
         with contextlib.suppress(RuntimeError, NotImplementedError):
             text = f"{str(value.dtype)[6:]} {tuple(value.shape)}"
@@ -375,11 +375,11 @@ def described(value: Any) -> Any:
 
 
 def check_shapes(operator: str, arguments: dict[str, Any], results: Any) -> None:
-    """Checks that results have the shapes and dtypes that the fake kernel returns."""
+    """Checks that results have the same shapes and dtypes as the results of the fake kernel."""
     has_states = arguments["options"] & ops.STATES or "states" in arguments
     if arguments["options"] & ops.PACKED and not has_states:
         return  # the fake kernel does not know the number of sequences
-    # A FakeTensorMode would import the compiler, which takes seconds.
+    # Use meta tensors, because FakeTensorMode would import the compiler, which takes seconds.
     meta = tree_map_only(
         torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"), arguments
     )
@@ -392,7 +392,7 @@ def check_shapes(operator: str, arguments: dict[str, Any], results: Any) -> None
 
 
 def run_call(number: int, announce: Any) -> str:
-    """Runs a valid call and then its mutation, and returns the outcome of the mutation."""
+    """Runs a valid call, then the same call with one change. Returns the second call's outcome."""
     draw = random.Random(number)
     torch.manual_seed(number)
     operator = draw.choice(SHAPES_ARE_KNOWN if draw.random() < 0.5 else [*OPERATORS])
@@ -420,7 +420,7 @@ def run_call(number: int, announce: Any) -> str:
 
 
 def run_child(first: int, last: int, path: str) -> None:
-    """Runs calls; writes the current call to a file, and each outcome to standard output."""
+    """Runs calls. Writes the current call to a file, and each outcome to standard output."""
     if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # ASan reserves terabytes
         import resource  # not on Windows
 
@@ -446,7 +446,7 @@ def run_child(first: int, last: int, path: str) -> None:
 
 
 def run(first: int, count: int) -> tuple[Counter, list[str]]:
-    """Runs calls in child processes; returns how often each outcome occurred, and the faults."""
+    """Runs calls in child processes. Returns the count of each outcome, and the faults."""
     outcomes: Counter = Counter()
     faults = []
     with tempfile.TemporaryDirectory() as folder:

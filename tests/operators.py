@@ -1,4 +1,4 @@
-"""Calls the operators with separate lists of tensors, which they take as one list."""
+"""Wrappers that take separate lists of tensors. The wrapped operators take one joined list."""
 
 from namernn_fast import ops, prepared_ops
 

@@ -1,7 +1,7 @@
-"""The oracle: any layer in higher precision, in plain loops over its cell's step.
+"""The oracle: computes any layer in higher precision, in plain loops over its cell's step.
 
-torch.autograd differentiates the loops. They compute in float64, or in long double for layers in
-float64.
+The loops compute in float64, or in long double for float64 layers. torch.autograd computes their
+gradients.
 """
 
 import copy
@@ -20,36 +20,36 @@ EQUATIONS = tuple(
 
 
 class Rounding:
-    """Defines how a layer rounds its numbers. This base class does not round."""
+    """Defines how the oracle rounds numbers. This base class rounds nothing."""
 
     def numbers(self, values):
-        """Rounds numbers stored in the layer's dtype: inputs, states, and what a cell keeps."""
+        """Rounds numbers that a layer stores in its dtype: inputs, states and saved tensors."""
         return values
 
     def computed(self, values):
-        """Rounds intermediate results, which stay in the precision of sums."""
+        """Rounds intermediate results, which a layer keeps in the precision of its sums."""
         return values
 
     def sums(self, values, squares, count):
-        """Rounds sums of `count` terms each. `squares()` returns the sums of their squares."""
+        """Rounds sums of `count` terms. `squares()` returns each sum's sum of squared terms."""
         return values
 
 
 class Nudges(Rounding):
-    """Moves numbers up or down at random, by about as much as rounding can.
+    """Changes numbers at random, up or down, by about the largest effect of rounding.
 
-    A number moves by one unit in its last place; zero and infinity do not move. A sum of K terms
-    moves by `sum_eps / 2 * sqrt(K / 2)` times the root sum of squares of its terms. That is about
-    the error of adding the terms one by one, because the root mean square of the partial sums is
-    about the size of a sum of K / 2 terms. Sums in lanes, chains or trees have smaller partial
-    sums, and so smaller errors.
+    A number changes by one unit in its last place, except for zero and infinity. A sum of K terms
+    changes by `sum_eps / 2 * sqrt(K / 2)` times the root sum of squares of its terms. This is about
+    the error of adding the terms one by one: on average, a partial sum is about as large as a sum
+    of K / 2 terms. If a sum is split into lanes, chains or trees, its partial sums are smaller, and
+    its error is smaller, too.
 
     Args:
         eps: The unit in the last place of 1 in the dtype of the numbers.
-        tiny: The smallest normal number of that dtype. All smaller numbers have the same
-            last place.
-        sum_eps: `eps` of the precision in which sums are computed.
-        seed: The seed of the random directions.
+        tiny: The smallest normal number of that dtype. The unit in the last place of all smaller
+            numbers is the same.
+        sum_eps: The unit in the last place of 1 in the precision of sums.
+        seed: The seed of the random directions, up or down.
     """
 
     def __init__(self, eps, tiny, sum_eps, seed):
@@ -83,15 +83,15 @@ def sigmoid(x):
 
 
 class Precise(torch.Tensor):
-    """A tensor for numbers in long double: the sum of two tensors in float64.
+    """A tensor of long double numbers, stored as the sum of two float64 tensors.
 
-    Operators in `COMPUTES` run in NumPy. All others move numbers, which torch does in both tensors.
+    NumPy runs the operators in `COMPUTES`. All others, such as views, run on both float64 tensors.
 
     Args:
         high: The numbers in float64.
         low: The rounding errors of `high`, or None if `high` is exact.
-        rounding: Rounds results that are computed from the numbers.
-        is_computed: Whether the numbers stay in the precision of sums until they are stored.
+        rounding: Rounds the results of operators.
+        is_computed: True for intermediate results, which are in the precision of sums.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -105,7 +105,7 @@ class Precise(torch.Tensor):
 
     @classmethod
     def of(cls, array, rounding, is_computed=False):
-        """Returns the numbers of an array as a tensor."""
+        """Returns a tensor with the numbers of an array."""
         high, low = array.astype(np.float64), None
         if array.dtype != np.float64:
             low = np.where(np.isfinite(high), array - high, 0).astype(np.float64)
@@ -114,7 +114,7 @@ class Precise(torch.Tensor):
 
     @property
     def array(self):
-        """The numbers in NumPy."""
+        """The numbers as a NumPy array."""
         high = self.high.numpy()
         return high if self.low is None else high.astype(np.longdouble) + self.low.numpy()
 
@@ -126,7 +126,7 @@ class Precise(torch.Tensor):
         rounding = tensors[0].rounding
         if name in COMPUTES:
             if name == "mm" and not torch.is_grad_enabled():
-                # Some kernels round the gradients of sums before they multiply them.
+                # Some kernels round the gradients of pre-activations before multiplying them.
                 args = [a.stored() if a.is_computed else a for a in args]
             arrays = [as_array(a) for a in args]
             array = COMPUTES[name](rounding, *arrays, **kwargs)
@@ -145,12 +145,12 @@ class Precise(torch.Tensor):
         return [cls(*both, rounding, is_computed) for both in zip(high, lows, strict=True)]
 
     def stored(self):
-        """Returns the numbers as they are stored in the layer's dtype."""
+        """Returns the numbers rounded to the layer's dtype."""
         return Precise.of(self.rounding.numbers(self.array), self.rounding)
 
 
 def part_of(argument, name):
-    """Replaces the tensors in an operator's argument with their parts `high` or `low`."""
+    """Replaces each tensor in an operator's argument with its `high` or its `low` tensor."""
     if isinstance(argument, list | tuple):
         return [part_of(item, name) for item in argument]
     if isinstance(argument, Precise):
@@ -160,7 +160,7 @@ def part_of(argument, name):
 
 
 def as_array(argument):
-    """Returns the numbers of a tensor; returns any other argument unchanged."""
+    """Converts a `Precise` tensor to a NumPy array. Returns any other argument unchanged."""
     if isinstance(argument, Precise):
         return argument.array
     return argument.numpy() if isinstance(argument, torch.Tensor) else argument
@@ -223,7 +223,7 @@ COMPUTES = {
 
 
 def precise(tensor, dtype, rounding=None):
-    """Rounds a tensor to `dtype`, and returns its numbers in higher precision."""
+    """Rounds a tensor to `dtype`, and converts it to the higher precision of the oracle."""
     if rounding is None and dtype.itemsize < 8:
         return tensor.to(dtype, copy=True).double()
     array = tensor.to(dtype).double().numpy()
@@ -233,7 +233,7 @@ def precise(tensor, dtype, rounding=None):
 
 
 def numbers_of(tensor):
-    """Returns the numbers of a tensor as an array."""
+    """Returns the numbers of a tensor as a NumPy array."""
     return tensor.array if isinstance(tensor, Precise) else tensor.detach().numpy()
 
 
@@ -251,7 +251,7 @@ class Stores:
 
 
 class Store(torch.autograd.Function):
-    """Rounds numbers to the layer's dtype. Their gradient is not rounded."""
+    """Rounds numbers to the layer's dtype. Does not round their gradient."""
 
     @staticmethod
     def forward(_, values):
@@ -263,7 +263,7 @@ class Store(torch.autograd.Function):
 
 
 def layer_like(module, weights, *mixins):
-    """Returns a layer like `module`, torch's or fused, with these weights, in plain loops."""
+    """Returns a plain-loop layer with the options of `module` (torch's or fused) and `weights`."""
     plain_class = plain(kind_of(module).classes[0])
     layer = copy.copy(module)
     layer.__class__ = type("Oracle", (*mixins, plain_class), {})
@@ -282,12 +282,12 @@ def stored_for_backward():
 
 
 class NotesKinks:
-    """A mixin that notes whether rounding in float32 may move an argument of relu across its kink.
+    """A mixin that records whether float32 rounding may change the sign of an argument of relu.
 
-    Rounding may do so if the argument is at most 8 units in the last place of the root sum of
-    squares of its terms. This root counts as at least the smallest normal number, because states
-    and their rounding errors fade if the input is zero. An argument of exactly zero counts as a sum
-    of zeros, which rounding does not change.
+    This is possible if the argument is at most 8 units in the last place of the root sum of squares
+    of its terms. The root is at least the smallest normal number, because states and their rounding
+    errors decay if the input is zero. An argument of exactly zero is assumed to be a sum of zeros,
+    which rounding does not change.
     """
 
     near_a_kink = False
@@ -299,7 +299,7 @@ class NotesKinks:
 
     def _make_step(self, weights):
         step, precision = super()._make_step(weights), torch.finfo(torch.float32)
-        # The argument is a mean of the sums and the previous state, weighted by the rate.
+        # The argument of relu is the mean of the sums and the previous state, weighted by the rate.
         share = weights["rate"].sigmoid() if "rate" in weights else 1
         with_tanh = self._cell.make_step(weights, nonlinearity="tanh", in_place=False)
 

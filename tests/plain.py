@@ -1,6 +1,6 @@
-"""Layers and step modules of any cell in plain loops over the cell's step, `Cell.make_step`.
+"""Layers and step modules of any cell, as plain loops over the cell's step (`Cell.make_step`).
 
-They stand in for torch's modules of cells that torch lacks, and in higher precision they are the
+Tests use them as references for cells that torch does not have. In higher precision, they are the
 oracle.
 """
 
@@ -14,7 +14,7 @@ from namernn_fast.nn.states import map_states, states_in
 
 
 def weights_of(module):
-    """Returns the weights of each layer and direction of a fused layer or step module."""
+    """Returns the weights of a fused layer or step module, grouped by layer and direction."""
     groups = {}
     for name in module._weight_names():
         role, _, place = name.partition("_l")
@@ -26,16 +26,16 @@ class Plain:
     """A mixin for fused modules that computes whole sequences with the cell's step."""
 
     def _sums(self, x, weights):
-        """Returns the contribution of an input to the sums."""
+        """Returns the input's term of the pre-activations."""
         return linear(x, weights["weight_ih"], self._cell.bias_of_input(weights))
 
     def _make_step(self, weights):
-        """Returns the step of one layer in one direction."""
+        """Returns the step function of one layer in one direction."""
         nonlinearity = getattr(self, "nonlinearity", "tanh")
         return self._cell.make_step(weights, nonlinearity=nonlinearity, in_place=False)
 
     def _time_major(self, x, hx, noise=None, lengths=None):
-        """Returns the output (T, B, features) and the last states for an input (T, B, features)."""
+        """Runs the layer on x (T, B, features). Returns output (T, B, features) and last states."""
         (steps, batch, _), each = x.shape, weights_of(self)
         directions = 2 if getattr(self, "bidirectional", False) else 1
         sizes = self._cell.state_sizes(each[0]["weight_hh"].shape[1], self.hidden_size)
@@ -68,7 +68,7 @@ class PlainStep(Plain):
     """A mixin for fused step modules."""
 
     def forward(self, input, hx=None, noise=None):
-        """Returns the next states of a batch of rows, or of one row."""
+        """Returns the next states. The input is a batch of rows or a single row."""
         shape = (1, *[1] * (2 - input.dim()))
 
         def as_sequence(rows):
@@ -80,7 +80,7 @@ class PlainStep(Plain):
 
 
 class PlainLayer(Plain):
-    """A mixin for fused layers. They take padded, unbatched or packed input, like torch's."""
+    """A mixin for fused layers. Like torch's layers, accepts padded, unbatched or packed input."""
 
     def forward(self, input, hx=None, noise=None):
         """Returns the output and the last states."""
@@ -105,7 +105,7 @@ class PlainLayer(Plain):
 
 
 def plain(module_class, **defaults):
-    """Returns a subclass of a fused module that runs plain loops, with these defaults."""
+    """Returns a subclass of a fused module that runs plain loops. `defaults` are its options."""
     mixin = PlainLayer if issubclass(module_class, torch.nn.RNNBase) else PlainStep
     members = {"__init__": functools.partialmethod(module_class.__init__, **defaults)}
     name = module_class.__name__.replace("Fused", "Plain")

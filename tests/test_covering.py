@@ -1,4 +1,4 @@
-"""Tests which calls of a parametrized test `covering` chooses for `make test`."""
+"""Tests how `covering` chooses calls of a parametrized test."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from covering import combinations, covering
 
 
 def product(**choices):
-    """Maps a call name to the call's parameters, as text, for each combination of `choices`."""
+    """Returns a call for each combination of `choices`: {name: {parameter: value as text}}."""
     rows = (
         dict(zip(choices, map(str, row), strict=True))
         for row in itertools.product(*choices.values())
@@ -16,7 +16,7 @@ def product(**choices):
 
 
 @pytest.mark.parametrize("strength", [0, 1, 2, 3, 9])
-def test_every_combination_occurs(strength):
+def test_a_covering_array_contains_every_combination(strength):
     calls = product(a=range(4), b=range(3), c=range(2), d=range(2))
     chosen = covering(calls, strength)
     seen = set().union(*(combinations(calls[name], strength) for name in chosen))
@@ -24,20 +24,20 @@ def test_every_combination_occurs(strength):
     assert chosen == covering(calls, strength)
 
 
-def test_few_calls_are_enough():
+def test_a_covering_array_needs_few_calls():
     calls = product(a=range(4), b=range(4), c=range(2), d=range(2))
     assert [len(covering(calls, strength)) for strength in (0, 1, 4)] == [1, 4, 64]
     assert 16 <= len(covering(calls, 2)) <= 20
 
 
-def test_values_are_paired_with_different_values():
-    """The calls that cover the values of `b` do not all have the first value of `a`."""
+def test_a_covering_array_pairs_values_with_different_values():
+    """In calls with different values of `b`, the values of `a` differ, too."""
     calls = product(a=range(3), b=range(12))
     assert len({calls[name]["a"] for name in covering(calls, 1)}) == 3
     met = {calls[name]["a"] for name in sorted(covering(calls, 1)) if calls[name]["b"] > "3"}
     assert len(met) > 1
 
 
-def test_impossible_combinations_are_not_required():
+def test_a_covering_array_skips_combinations_that_no_call_has():
     calls = {"x": {"kind": "lstm", "relu": "no"}, "y": {"kind": "rnn", "relu": "yes"}}
     assert covering(calls, 2) == {"x", "y"}

@@ -1,4 +1,4 @@
-"""Tests the documentation: code in pages and docstrings runs, and links resolve."""
+"""Tests that code in pages and docstrings runs, and that links in pages resolve."""
 
 import doctest
 import importlib
@@ -33,7 +33,7 @@ MODULES = [
 
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_code_in_a_page_runs(page):
-    """Executes the Python blocks of a page in order, and checks the results of `>>>` lines."""
+    """Runs the Python blocks of a page in order, and compares the results of `>>>` lines."""
     sybil = pytest.importorskip("sybil")
     markdown = pytest.importorskip("sybil.parsers.markdown")
     if page in EXPORTING:
@@ -52,7 +52,7 @@ def test_examples_in_docstrings_run(module):
 
 @pytest.mark.parametrize("name", ["explain", "Stream", *CLASSES])
 def test_examples_of_public_names_run(name):
-    """doctest.testmod would miss them, because their module is `namernn_fast`."""
+    """`doctest.testmod` skips these examples, because the names' __module__ is `namernn_fast`."""
     public = getattr(namernn_fast, name)
     (test,) = doctest.DocTestFinder(recurse=False).find(public, name)
     test.globs = {**vars(namernn_fast), "torch": torch}
@@ -75,8 +75,8 @@ GRU = (
     ("name", "formula"),
     [("FusedRNN", VANILLA), ("rnn", VANILLA), ("FusedGRU", GRU)],
 )
-def test_equations_in_docstrings_are_typeset(name, formula):
-    """The site shows the equations in docstrings as formulas."""
+def test_equations_in_docstrings_are_converted_to_formulas(name, formula):
+    """The documentation site must show MathML instead of the source of an equation."""
     for package in ("jupytext", "latex2mathml", "sphinx"):  # installed for `make docs ONLY=test`
         pytest.importorskip(package)
     pages = runpy.run_path(str(ROOT / "docs" / "_extensions" / "pages.py"))
@@ -92,14 +92,14 @@ def without_code(text):
 
 
 def places(text):
-    """Returns the anchors that GitHub makes for the headings of a Markdown page."""
+    """Returns the anchors that GitHub creates for the headings of a Markdown page."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_links_within_the_checkout_resolve(page):
-    """Links within the checkout lead to existing files and headings."""
+def test_links_to_files_and_headings_resolve(page):
+    """Checks relative links. Links to other sites are not checked."""
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page])):
         if not link.startswith(("https:", "http:")):
             file, _, place = link.partition("#")
@@ -109,12 +109,12 @@ def test_links_within_the_checkout_resolve(page):
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_sessions_are_marked_as_python(page):
-    """A `>>>` session in a block that is not marked as Python would not be executed."""
+def test_code_blocks_with_a_python_session_are_marked_as_python(page):
+    """`>>>` lines in a block that is not marked as Python would not be tested."""
     assert not re.search(r"^```(?!python)\w*\n>>>", PAGES[page], flags=re.MULTILINE)
 
 
-def test_check_site_finds_faults(tmp_path):
+def test_check_site_reports_faults(tmp_path):
     page = "<h1 id='here'>{}</h1>"
     outside = "<img src='//x.org/a.png'><a href='https://x.org'>no request</a>"
     (tmp_path / "good.html").write_text(page.format("<a href='faulty.html#here'>good</a>"))

@@ -1,6 +1,6 @@
-"""Tests imports if torch is too old or the C++ extension is missing or broken.
+"""Tests the import of the package with an old torch or a missing or broken C++ extension.
 
-The warning about a missing extension must point at the user's import, whatever its form.
+The warning about a missing extension must point to the line of the user's import statement.
 """
 
 import importlib.util
@@ -24,18 +24,18 @@ from namernn_fast.machine import availability, requirements, torch_private
 
 PACKAGE = Path(namernn_fast.__file__).parent
 
-# Removes the import hooks of editable installs, which would find the package with its extension.
+# Removes import hooks of editable installs, which would import the package that has an extension.
 PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
 
 
 def copy_without_extension(folder):
-    """Copies the package to a folder without its C++ extension, and returns the copy's path."""
+    """Copies the package, without its C++ extension, to a folder. Returns the copy's path."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
 
 def run(*arguments, folder):
-    """Runs Python in a folder that may hold a copy of the package."""
+    """Runs Python in a folder, which may contain a copy of the package to import."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=folder,
@@ -54,7 +54,7 @@ def run(*arguments, folder):
     ],
     ids=["submodule", "importlib"],
 )
-def test_the_warning_points_at_the_import(line, tmp_path):
+def test_the_warning_about_a_missing_extension_points_to_the_import(line, tmp_path):
     copy_without_extension(tmp_path)
     script = tmp_path / "namernn_fast_user.py"  # must not be mistaken for the package
     script.write_text(f"import importlib, sys\n{PLAIN_IMPORTS}{line}\n{line}\n")
@@ -64,8 +64,8 @@ def test_the_warning_points_at_the_import(line, tmp_path):
     assert ran.stderr.count(warning) == 1
 
 
-def test_the_warning_names_a_checkout_without_an_extension(tmp_path):
-    """In a checkout, Python imports the sources instead of an installed package."""
+def test_the_warning_says_that_a_checkout_without_an_extension_is_imported(tmp_path):
+    """In the folder of a checkout, Python imports the sources instead of the installed package."""
     copy_without_extension(tmp_path)
     (tmp_path / "csrc").mkdir()
     ran = run("-c", f"import sys\n{PLAIN_IMPORTS}import namernn_fast", folder=tmp_path)
@@ -117,8 +117,8 @@ def test_the_metadata_requires_the_oldest_accepted_torch():
     assert "torch>=" + ".".join(map(str, requirements.TORCH_MINIMUM)) in requires("namernn_fast")
 
 
-def test_an_old_torch_is_rejected_before_names_are_imported():
-    """An old torch may lack names that the package imports, so the version is checked first."""
+def test_the_version_of_torch_is_checked_before_names_are_imported():
+    """An old torch may lack these names, and then the error would not mention the version."""
     program = (
         "import sys, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
@@ -132,7 +132,7 @@ def test_an_old_torch_is_rejected_before_names_are_imported():
 
 
 def test_a_damaged_extension_is_reported(tmp_path):
-    """If the system cannot load the extension, the import error quotes the loader's message."""
+    """The ImportError contains the message of the system's loader."""
     extension = copy_without_extension(tmp_path) / "_C.abi3.so"
     extension.write_bytes(b"no library at all")
     program = f"""
@@ -152,8 +152,8 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
-def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
-    """The import error quotes the loader's error, keeps it as the cause and says what to do."""
+def test_an_extension_that_cannot_be_loaded_raises_an_import_error(error, monkeypatch):
+    """The ImportError contains the loader's message, has its error as cause and says what to do."""
     cause = error("undefined symbol: aoti_torch_of_tomorrow")
 
     def fail(name):
@@ -167,8 +167,8 @@ def test_an_extension_that_does_not_load_raises_an_error(error, monkeypatch):
     assert failed.value.__cause__ is cause
 
 
-def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
-    """Neither finding the module's spec nor a failed import runs an action."""
+def test_importing_a_module_runs_its_deferred_action_once(tmp_path, monkeypatch):
+    """Finding the module's spec or failing to import the module does not run the action."""
     module = tmp_path / "namernn_fast_imported.py"
     module.write_text("import namernn_fast_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -189,7 +189,7 @@ def test_an_import_runs_deferred_actions_once(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, module.stem)
 
 
-def test_a_failing_action_does_not_break_the_import(tmp_path, monkeypatch):
+def test_a_failing_deferred_action_does_not_break_the_import(tmp_path, monkeypatch):
     (tmp_path / "namernn_fast_other.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     deferred.when_imported("namernn_fast_other", lambda module: module.moved, "find what moved")
@@ -200,7 +200,7 @@ def test_a_failing_action_does_not_break_the_import(tmp_path, monkeypatch):
 
 
 def test_private_names_that_torch_lacks_are_replaced(monkeypatch):
-    """A name without a substitute raises an error when it is used, not at import."""
+    """If a name has no replacement, using the name raises an error, but the import succeeds."""
     owners = {
         torch: ["_foreach_copy_"],
         torch._C: ["_get_tracing_state", "_is_any_autocast_enabled", "_get_fp32_precision_getter"],
