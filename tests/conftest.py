@@ -59,7 +59,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Parametrizes tests that have an argument `kind`, with all kinds or those in their marks."""
+    """Parametrizes tests that have an argument `kind`: with all kinds or the kinds in a mark."""
     test = metafunc.definition
     given = any("kind" in mark.args[0] for mark in test.iter_markers("parametrize"))
     if "kind" not in metafunc.fixturenames or given:

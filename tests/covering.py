@@ -12,7 +12,7 @@ import zlib
 
 
 def combinations(values, strength):
-    """Returns all combinations of `strength` of a call's values (of all values if it has fewer)."""
+    """Returns the combinations of `strength` values of a call (of all values if it has fewer)."""
     return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
 
 

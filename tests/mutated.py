@@ -183,7 +183,7 @@ class Stack:
 
 
 def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
-    """Returns valid arguments of an operator by name."""
+    """Returns random valid arguments of an operator, by name."""
     if operator == "cpu_plan":
         names = "input_size", "hidden_size", "num_layers", "threads", "l2_bytes", "weight_blocks"
         numbers = dict(zip(names, (8, 64, 3, 4, 2**20, 3), strict=True))
@@ -228,7 +228,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
 
 
 def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str, Any]:
-    """Returns valid arguments of `step` or `_C.step`."""
+    """Returns random valid arguments of `step` or `_C.step`, by name."""
     is_stream = operator == "step" or draw.random() < 0.5 or stack.layers > 1
     is_stream |= stack.has_ids
     prepared = operator == "step" or stack.layers > 1 or stack.has_ids or draw.random() < 0.5
@@ -321,7 +321,7 @@ TENSOR_CHANGES = {
 
 
 def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[str, Any]:
-    """Returns a description of the change, and the changed value."""
+    """Changes an argument at random. Returns a description of the change, and the new value."""
     if isinstance(value, torch.Tensor):
         if name == "prepared" and draw.random() < 0.6:
             return corrupted(draw, value)

@@ -65,7 +65,7 @@ class Plain:
 
 
 class PlainStep(Plain):
-    """A mixin for fused step modules."""
+    """A mixin that makes fused step modules run the cell's step instead of the kernel."""
 
     def forward(self, input, hx=None, noise=None):
         """Returns the next states. The input is a batch of rows or a single row."""

@@ -58,7 +58,7 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_launches_are_within_limits(arch, precision, monkeypatch):
+def test_launches_are_within_cuda_limits(arch, precision, monkeypatch):
     gpu, (dtype, tf32) = ARCHITECTURES[arch], precision
     monkeypatch.setattr(device, "find_device", lambda index: gpu)
     monkeypatch.setattr(plan, "may_round_to_tf32", lambda device: tf32)

@@ -73,7 +73,7 @@ def test_lengths_on_the_cpu_are_rejected_during_graph_capture(lengths, monkeypat
 
 
 def test_upload_kernel_compiles_once_for_all_numbers(monkeypatch):
-    """Triton compiles a separate kernel for arguments of 1 and for multiples of 16."""
+    """No argument is 1 or a multiple of 16, because Triton would compile a special kernel."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -131,7 +131,7 @@ def test_a_rejected_cooperative_launch_is_repeated_with_another_plan(error, monk
     assert launches[1:] == [1] * 4
 
 
-def test_other_launch_errors_are_raised(monkeypatch):
+def test_launch_errors_other_than_rejections_are_raised(monkeypatch):
     Launches(monkeypatch, "Triton Error [CUDA]: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train()
@@ -139,7 +139,7 @@ def test_other_launch_errors_are_raised(monkeypatch):
 
 
 class Stream:
-    """Records the commands of a stream, in order."""
+    """A fake CUDA stream, which records its commands in order."""
 
     def __init__(self, name):
         self.name, self.commands = name, []

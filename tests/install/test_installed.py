@@ -98,7 +98,7 @@ def results(module, layout, seed):
     dtype = module.weight_hh_l0.dtype
 
     def draw(*size):
-        # Round to bfloat16, because every other dtype represents bfloat16 numbers exactly.
+        # Round to bfloat16: all dtypes represent bfloat16 numbers of this magnitude exactly.
         return torch.randn(*size, generator=generator).bfloat16().to(dtype)
 
     states = module.num_layers * (2 if module.bidirectional else 1)
@@ -197,7 +197,7 @@ WRONG_CALLS = {
 
 @pytest.mark.parametrize(("input", "hx"), WRONG_CALLS.values(), ids=WRONG_CALLS)
 @pytest.mark.parametrize("kind", FUSED)
-def test_errors_match_torchs_layer(kind, input, hx):
+def test_errors_of_invalid_calls_match_torchs_layer(kind, input, hx):
     errors = []
     for layer in pair(kind=kind):
         states = (hx, hx) if hx is not None and kind is torch.nn.LSTM else hx
@@ -387,7 +387,7 @@ def test_an_onnx_model_matches_the_layer():
         torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(wanted))
 
 
-def test_a_model_with_a_swapped_layer_can_be_saved_and_loaded():
+def test_a_model_with_a_replaced_layer_can_be_saved_and_loaded():
     model = torch.nn.ModuleDict({"rnn": torch.nn.RNN(D, H), "head": torch.nn.Linear(H, 2)})
     x = torch.randn(T, B, D)
     expected = model["rnn"](x)
@@ -430,6 +430,6 @@ def test_python_m_namernn_fast_prints_the_installed_versions():
 
 
 @pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the names extra")
-def test_the_wheel_includes_the_network_of_the_names_application():
+def test_the_wheel_includes_the_trained_network_of_the_names_application():
     printed = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
     assert "Japanese" in printed

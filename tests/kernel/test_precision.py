@@ -40,7 +40,7 @@ def all_equal(first, second):
 def test_results_meet_the_error_budget_of_the_set_precision(
     cell, precision, layout, options, with_hx, cpu_precision
 ):
-    """A processor without bfloat16 instructions uses full precision, and so meets it as well."""
+    """Processors without bfloat16 instructions use full precision, which meets the budget, too."""
     cpu_precision(precision)
     budget = ErrorBudget(torch.float32, precision=precision)
     for seed, shape in enumerate(SHAPES):

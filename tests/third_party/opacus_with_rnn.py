@@ -34,7 +34,7 @@ def model(request):
     return Classifier(**request.param)
 
 
-def test_the_validator_accepts_the_model(model):
+def test_the_opacus_validator_accepts_the_model(model):
     assert not ModuleValidator.validate(model)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that run the GPU kernels' PTX with tools/ptx; `test_triton.py` starts these tests."""
+"""Fixtures to run PTX in the emulator of tools/ptx. `test_triton.py` starts these tests."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from tools.ptx import driver
 
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
-    raise RuntimeError("set NAMERNN_FAST_EMULATE=1")
+    raise RuntimeError("set the environment variable NAMERNN_FAST_EMULATE=1")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from namernn_fast.gpu import launching
 from tools.gpu.resources import H100
 
 if not triton.knobs.runtime.interpret:
-    raise RuntimeError("set TRITON_INTERPRET=1")
+    raise RuntimeError("set the environment variable TRITON_INTERPRET=1")
 
 _KERNELS = "namernn_fast.gpu.kernels"
 

@@ -28,7 +28,7 @@ def launched(monkeypatch):
     return precisions
 
 
-def test_the_oracle_of_these_tests_rounds_to_the_nearest_tf32_value():
+def test_nearest_rounds_to_the_nearest_tf32_value():
     ulp = 2.0**-10
     x = torch.tensor([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.49 * ulp, 1 + 0.51 * ulp])
     assert torch.equal(nearest(x) - 1, torch.tensor([1, 2, 0, 1]) * ulp)
