@@ -142,7 +142,7 @@ def loss_of(*results):
 
 
 def trained(module, x, lengths=None):
-    """Runs a training step. Returns the results and the gradients of the input and the weights."""
+    """Runs both passes. Returns the results and the gradients of the input and the weights."""
     x = x.detach().clone().requires_grad_()
     input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
     results = tensors_of(module(input))

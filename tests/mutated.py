@@ -64,7 +64,7 @@ class Hollow(torch.Tensor):
 
 
 class Stack:
-    """Random options, sizes and tensors of a stack of layers, from which valid calls are made."""
+    """Random options, sizes and tensors of a stack of layers, for valid calls."""
 
     def __init__(self, draw: random.Random, operator: str):
         one_layer = operator == "_C.step" and draw.random() < 0.5

@@ -22,8 +22,8 @@ from benchmarks.harness.paths import DOCS, ROOT
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Pairs of Python and torch. `torch` without a version is the newest release for that Python. All
-# torch releases occur, and the oldest and newest Python occur with the oldest and newest torch.
+# Pairs of Python and torch. `torch` without a version is the newest release for that Python. The
+# list covers every torch release, and all combinations of oldest and newest Python and torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),

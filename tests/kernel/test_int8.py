@@ -229,7 +229,7 @@ def test_a_non_finite_weight_makes_its_hidden_unit_nan(cell):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_loading_a_state_dict_does_not_quantize_weights_again(cell, sizes):
-    """Loading keeps the integers and scales. They equal the ones that this file computes."""
+    """Loading keeps the integers and scales. They match `integers` and `scale_of` above."""
     layer = FUSED[cell](*sizes)
     for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
         size = min(len(weight), 7)

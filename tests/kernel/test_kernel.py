@@ -330,7 +330,7 @@ def test_subnormal_float16_gradients_are_kept():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [20, 64, 500])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_the_error_of_fading_gradients_is_bounded(cell, hidden_size, dtype):
+def test_the_error_of_vanishing_gradients_is_bounded(cell, hidden_size, dtype):
     """Flushing a term of a gradient to zero costs at most the smallest normal number.
 
     The bound assumes weights of at most 1 in magnitude, such as initial weights. Flushing may also

@@ -79,7 +79,7 @@ def test_layers_with_any_options_meet_the_error_budget(
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", SHAPES, ids=str)
-def test_layers_whose_sizes_are_one_meet_the_error_budget(cell, batch_first, bidirectional, dtype):
+def test_layers_with_sizes_of_one_meet_the_error_budget(cell, batch_first, bidirectional, dtype):
     """The kernel must not rely on the stride of a dimension of size one, which is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
@@ -121,7 +121,7 @@ def test_long_sequences_meet_the_error_budget(cell, layouts, bidirectional):
 
 
 def results_and_gradients(layer, x):
-    """Returns a layer's results and the gradients of `h_n.sum()` by its parameters, by name."""
+    """Returns a layer's results and its parameters' gradients of `h_n.sum()`, by name."""
     output, *last = flat(layer(x))
     last[0].sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}

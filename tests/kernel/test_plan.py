@@ -47,7 +47,7 @@ def test_the_plan_divides_sequences_or_hidden_units_among_threads(
 
 
 def test_the_plan_counts_the_weights_of_all_gates():
-    """A GRU has three times the weights of a vanilla RNN, so it is divided at smaller batches."""
+    """A GRU has three times the weights of a vanilla RNN, so the plan divides smaller batches."""
     sizes = ([4] * 8, 64, 64)
     assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
     assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1

@@ -12,7 +12,7 @@ NO_LONGER = "the test did not run"
 
 @dataclass(frozen=True)
 class Result:
-    """The outcomes of a suite, {layer: {test: {"outcome", "error"}}}, or the reason for none."""
+    """A suite's outcomes, {layer: {test: {"outcome", "error"}}}, or the reason why none ran."""
 
     suite: Suite
     outcomes: dict[str, dict[str, dict[str, str]]]

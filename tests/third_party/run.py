@@ -57,7 +57,7 @@ def mend_torchaudio(site: Path) -> None:
     """Removes torchaudio's compiled libraries if they cannot be loaded.
 
     Speechbrain imports torchaudio, but a torchaudio built for GPUs cannot be loaded with a torch
-    built for CPUs. Without its libraries, torchaudio can be imported. No test here needs them.
+    built for CPUs. After these libraries are removed, torchaudio can be imported.
     """
     libraries = site / "torchaudio" / "lib"
     imports = [PYTHON, "-c", "import torchaudio"]

@@ -14,7 +14,7 @@ from tools.ptx.driver import DEVICES
 
 @dataclass(frozen=True)
 class Layer:
-    """The options, sizes and plan of a layer and its input, and the GPU that runs it."""
+    """A layer with its input, its plan and the GPU that runs it."""
 
     arch: int
     kind: str
