@@ -210,7 +210,7 @@ def test_errors_of_invalid_calls_match_torchs_layer(kind, input, hx):
 
 
 @pytest.mark.parametrize("kind", FUSED)
-def test_constructor_errors_match_torchs_layer(kind):
+def test_errors_of_invalid_options_match_torchs_layer(kind):
     wrong = {"hidden_size": 0}, {"num_layers": 0}, {"dropout": 2.0}, {"bias": 1}, {"no_option": 1}
     for options in wrong:
         errors = []
