@@ -129,10 +129,9 @@ def summary(document: Document) -> str:
         layers.append(f"over `{baseline}`: {' and '.join(parts)}")
     tables = PERFORMANCE_TABLES.relative_to(ROOT).as_posix()
     return (
-        f"Geometric mean of the speed-up {'; '.join(layers)}, over the "
-        f"{len(timings)} workloads in [the tables]({tables}); they and the plot were "
-        f"measured on {document['cpu']} (`{document['path']}`) with {document['threads'][-1]} "
-        "threads, in float32."
+        f"Geometric means of the speed-ups {'; '.join(layers)}. The {len(timings)} workloads of "
+        f"[the tables]({tables}) and of the plot were measured on {document['cpu']} "
+        f"(`{document['path']}`) with {document['threads'][-1]} threads, in float32."
     )
 
 
