@@ -1,4 +1,4 @@
-"""Checks the built site: internal links resolve, and no page fetches anything.
+"""Checks that internal links of the built site resolve, and that no page fetches anything.
 
     python docs/check_site.py build/docs/html
 
@@ -18,7 +18,7 @@ IN_CSS = re.compile(r"(?:url\(|@import\s+)['\"]?\s*((?:https?:)?//[^'\")\s]+)", 
 
 
 class Page(HTMLParser):
-    """The anchors and links of a page, and what a browser fetches for it."""
+    """The anchors and links of a page, and the resources that a browser fetches for it."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -52,7 +52,7 @@ def findings(site: Path) -> Iterator[str]:
         for link in page.fetched:
             if is_outside(link):
                 yield f"{name}: fetches {link}"
-        if page.titles != 1 and path.name != "search.html":  # a script sets its title
+        if page.titles != 1 and path.name != "search.html":  # its title needs a script
             yield f"{name}: has {page.titles} titles"
         for link in filter(lambda link: not is_outside(link), page.links + page.fetched):
             parts = urlsplit(link)

@@ -27,7 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "pages",  # in the folder _extensions
 ]
-# A page is a Markdown file, or a program in percent cells that is executed.
+# A page is a Markdown file, or a program in percent cells, which the build executes.
 source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
 nitpicky = True
 # Torch's and Python's documentation cannot be linked, because the build fetches nothing. Text in
@@ -53,7 +53,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 
-# The kernel that runs the walk-through warns that its sockets on this machine are not encrypted.
+# Hides the warning of the Jupyter kernel that its sockets on this machine are not encrypted.
 _settings = Path(tempfile.mkdtemp(prefix="ipython-"))
 (_settings / "profile_default").mkdir()
 (_settings / "profile_default" / "ipython_kernel_config.py").write_text(
@@ -61,7 +61,7 @@ _settings = Path(tempfile.mkdtemp(prefix="ipython-"))
 )
 os.environ["IPYTHONDIR"] = str(_settings)
 atexit.register(shutil.rmtree, _settings)
-logging.getLogger("traitlets").setLevel("WARNING")  # hides the start of the kernel
+logging.getLogger("traitlets").setLevel("WARNING")  # hides the kernel's messages at start-up
 
 autodoc_default_options = {"member-order": "bysource"}
 autodoc_mock_imports = ["triton"]

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "examples" / "walkthrough.py"
 FOLDER = ROOT / "build" / "walkthrough"
 
-# The template of nbconvert loads RequireJS, MathJax and Mermaid from a network; the page needs none
-# of them. The code of a cell with the tag "drawing" is folded away until the reader asks for it.
-# The metadata `alt` of a cell describes its figure in words.
+# This template replaces nbconvert's own, which loads RequireJS, MathJax and Mermaid from the
+# network. The code of a cell with the tag "drawing" is folded until the reader opens it. The
+# metadata `alt` of a cell is the alternative text of its figure.
 TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -62,7 +62,7 @@ class MathRenderer(IPythonRenderer):
 
 
 class PageExporter(HTMLExporter):
-    """Exports a notebook as one page with everything in it."""
+    """Exports a notebook as one self-contained page."""
 
     @pass_context
     def markdown2html(self, context, source):
@@ -82,7 +82,7 @@ def run(source: Path) -> NotebookNode:
         "display_name": "Python 3",
         "language": "python",
     }
-    # Run the kernel in the checkout's folder, so that it imports the checkout's package.
+    # Run the kernel in the folder of the checkout, so that the checkout's package is imported.
     resources = {"metadata": {"path": str(ROOT)}}
     quiet = ["--log-level=ERROR"]  # the kernel warns that its sockets are not encrypted
     options = {"kernel_name": "python3", "extra_arguments": quiet, "timeout": 600}
@@ -94,7 +94,7 @@ def page(notebook: NotebookNode) -> str:
     """Returns the notebook as HTML.
 
     Raises:
-        ValueError: the page would need scripts, or a figure is not described in words.
+        ValueError: the page would need scripts, or a figure has no alternative text.
     """
     exporter = PageExporter(
         template_file="walkthrough.html.j2",

@@ -3,11 +3,11 @@
     python examples/decisions.py
 
 In each trial a network sees noisy evidence for one of two choices for two seconds, and then has to
-choose. Its units are leaky: they forget with a time constant of 100 ms, and they are noisy. The
-script checks that the layer is as accurate as a loop over the steps, as in typical research code.
-It prints how much faster the layer trains on this machine, and how many trials it gets right before
-and after training. It takes half a minute. Install NeuroGym 2.3 with `pip install neurogym`, which
-installs older versions of other packages than the other examples need.
+choose. Its units are leaky, with a time constant of 100 ms, and noisy. The script checks that the
+layer is as accurate as the loop over steps in typical research code. It prints how much faster the
+layer trains on this machine, and the share of right choices before and after training. It takes
+half a minute. Install NeuroGym 2.3 with `pip install neurogym`. Use a separate environment, because
+this installs older versions of some packages than the other examples need.
 """
 
 import copy
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class LoopNetwork(Network):
-    """The network written without the layer: step by step."""
+    """The same network written as a loop over steps, without the layer."""
 
     def forward(self, observations, noise):
         rnn, outputs = self.rnn, []
@@ -55,7 +55,7 @@ class LoopNetwork(Network):
 
 
 def trials(task):
-    """Returns observations, the right actions and the noise of the units for some trials."""
+    """Returns observations, the right actions and the noise of the units for TRIALS trials."""
     observations, actions = [], []
     for _ in range(TRIALS):
         task.new_trial()
@@ -67,10 +67,10 @@ def trials(task):
 
 
 def learn(network, observations, actions, noise):
-    """Returns the scores for some trials, and the gradients of the loss in one vector."""
+    """Returns the scores of the trials, and the gradients of the loss in one vector."""
     network.zero_grad()
     scores = network(observations, noise)
-    weight = torch.tensor([0.05, 1, 1], dtype=scores.dtype)  # most steps ask for no choice
+    weight = torch.tensor([0.05, 1, 1], dtype=scores.dtype)  # most steps ask for "no choice"
     nn.functional.cross_entropy(scores.flatten(0, 1), actions.flatten(), weight).backward()
     gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
     return {"scores": scores.detach(), "gradients": torch.cat(gradients)}
@@ -87,8 +87,8 @@ def share_of_right_choices(network, task):
 
 
 def main():
-    """Compares with the loop, and trains."""
-    torch.set_num_threads(1)  # more gain little in a model this small
+    """Compares the layer with the loop, and trains the network."""
+    torch.set_num_threads(1)  # more threads help little in a model this small
     torch.manual_seed(0)
     task = neurogym.make("PerceptualDecisionMaking-v0", dt=DT).unwrapped
     task.seed(0)

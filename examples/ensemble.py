@@ -1,12 +1,12 @@
-"""Trains an ensemble of networks at once, by `torch.func.vmap` over their stacked weights.
+"""Trains all networks of an ensemble together, with `torch.func.vmap` over their stacked weights.
 
     python examples/ensemble.py
 
-Each member learns to predict the next value of a noisy wave. `vmap` rejects `nn.RNN`, because its
-operator has no batching rule; the fused layer runs once for each member. The script checks losses
-and gradients against a loop over networks, and prints the speed-up over that loop on this machine.
-After training it prints the error of the mean prediction, which is smaller than the average error
-of a member. It takes a few seconds.
+Each member learns to predict the next value of a noisy wave. `vmap` rejects `nn.RNN`, because torch's
+operator has no batching rule, but runs the fused layer once for each member. The script checks
+losses and gradients against a loop over the members, and prints the speed-up over the loop on this
+machine. After training it prints the error of the mean prediction, which is smaller than the
+average error of a member. It takes a few seconds.
 """
 
 import copy
@@ -22,7 +22,7 @@ MEMBERS, HIDDEN, STEPS, BATCH = 6, 24, 30, 32
 
 
 class Forecaster(nn.Module):
-    """Predicts the next value of waves (STEPS, BATCH, 1), at each step."""
+    """Predicts the next value at each step of waves (STEPS, BATCH, 1)."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Forecaster(nn.Module):
 
 
 def draw():
-    """Returns noisy waves of random phases and frequencies, and their next values."""
+    """Returns noisy waves with random phases and frequencies, and the next value at each step."""
     start, speed = 6.3 * torch.rand(BATCH, 1), 0.2 + 0.5 * torch.rand(BATCH, 1)
     wave = torch.sin(start + speed * torch.arange(STEPS + 1.0)[:, None, None])
     wave += 0.1 * torch.randn_like(wave)
@@ -62,8 +62,8 @@ def step_by_vmap(predict, stacked, x, y):
 
 
 def main():
-    """Compares with a loop, and trains."""
-    torch.set_num_threads(1)  # more gain nothing in a model this small
+    """Compares vmap with a loop, and trains the ensemble."""
+    torch.set_num_threads(1)  # more threads do not help in a model this small
     torch.manual_seed(0)
     members = [Forecaster() for _ in range(MEMBERS)]
     stacked, _ = stack_module_state(members)  # one tensor (MEMBERS, ...) for each parameter

@@ -2,9 +2,9 @@
 
     python examples/lengths.py
 
-The toy task is to recall the first symbol of a sequence of 2 to 20 symbols, in batches padded with
-NaN, which shows that padding is not read. `last_state(..., lengths=...)` takes the padded batch
-directly, in any order. The script checks that results are as accurate as with `nn.RNN` and
+The toy task is to recall the first symbol of a sequence of 2 to 20 symbols. The batches are padded
+with NaN, to show that padding is never read. `last_state(..., lengths=...)` takes the padded batch,
+with the sequences in any order. The script checks that results are as accurate as with `nn.RNN` and
 `pack_padded_sequence`. It prints the accuracy after training, and the speed-up of a training step
 on this machine. It takes a few seconds.
 """
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
 
 class PackedClassifier(Classifier):
-    """The classifier written for `nn.RNN`, which needs a packed sequence."""
+    """The same classifier written for `nn.RNN`, which needs a packed sequence."""
 
     def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
@@ -62,13 +62,13 @@ def train_step(model, x, lengths, first):
 
 
 def main():
-    """Compares with packing, trains, and measures."""
-    torch.set_num_threads(1)  # more gain nothing in a model this small
+    """Compares the results with packing, trains the model, and measures the speed-up."""
+    torch.set_num_threads(1)  # more threads do not help in a model this small
     torch.manual_seed(0)
     model = Classifier()
     packed = PackedClassifier()
     packed.load_state_dict(model.state_dict())
-    restore_rnn(packed)  # its layer is torch.nn.RNN now
+    restore_rnn(packed)  # replaces the fused layer with torch.nn.RNN
 
     x, lengths, first = batch = draw(256)
     ours, theirs = train_step(model, *batch), train_step(packed, *batch)

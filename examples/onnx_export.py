@@ -3,9 +3,9 @@
     python examples/onnx_export.py
 
 The model reads token ids of sequences of different lengths. Its layer becomes one RNN node. The
-script prints the nodes, and the largest difference between onnxruntime and the model for batches
-and lengths that the export has not seen. It takes a few seconds. Install the packages with
-`pip install ".[onnx]"`.
+script prints the nodes, and the largest difference between onnxruntime and the model for batch
+sizes and lengths that were not used for the export. It takes a few seconds. Install the required
+packages with `pip install ".[onnx]"`.
 """
 
 import io
@@ -26,7 +26,7 @@ VOCABULARY, CLASSES = 50, 5
 
 
 class Classifier(nn.Module):
-    """Maps token ids (batch, steps), padded after their lengths, to scores (batch, CLASSES)."""
+    """Maps padded token ids (batch, steps) and their lengths to scores (batch, CLASSES)."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ def draw(batch, steps):
 
 
 def main():
-    """Exports, and compares."""
+    """Exports the model, and compares onnxruntime with torch."""
     torch.manual_seed(0)
     model = Classifier().eval()
     program = torch.onnx.export(

@@ -2,10 +2,10 @@
 
     python examples/privacy.py
 
-`torch.func.vmap` over `torch.func.grad` computes the gradient of each sample, in Opacus too. The
-script checks these gradients against a loop over samples. After training it prints the accuracy and
-the privacy budget that Opacus says was spent. It takes a few seconds. If you release a model, add
-the noise with Opacus' `secure_mode`. Install Opacus with `pip install ".[examples]"`.
+The script computes per-sample gradients with `torch.func.vmap` over `torch.func.grad`, as Opacus
+does, and checks them against a loop over samples. After training it prints the accuracy and the
+spent privacy budget according to Opacus. It takes a few seconds. If you release a model, train it
+with Opacus' `secure_mode`. Install Opacus with `pip install ".[examples]"`.
 """
 
 try:
@@ -27,8 +27,8 @@ SAMPLES, STEPS, HIDDEN, DELTA = 2048, 9, 16, 1e-4
 class LastState(FusedRNN):
     """A layer with one input tensor and one output tensor, as the hooks of Opacus require.
 
-    They would silently drop `lengths`, and the gradients would be wrong. A plain `FusedRNN` works
-    with `grad_sample_mode="ew"`, which runs the operators of `nn.RNN`.
+    The hooks would silently drop `lengths`, so gradients would be wrong. `grad_sample_mode="ew"`
+    also works with a plain `FusedRNN`, but runs the operators of `nn.RNN`.
     """
 
     def forward(self, x):
@@ -42,7 +42,7 @@ def loss_of(model, parameters, x, label):
 
 
 def gradients_of_samples(model, x, labels):
-    """Returns the gradients of each parameter for each sample: by vmap, and by a loop."""
+    """Returns the per-sample gradients of each parameter, computed by vmap and by a loop."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     by_vmap = vmap(grad(loss_of, argnums=1), (None, None, 0, 0))(model, parameters, x, labels)
     by_loop = []
@@ -53,11 +53,11 @@ def gradients_of_samples(model, x, labels):
 
 
 def main():
-    """Compares gradients, and trains."""
-    torch.set_num_threads(1)  # more gain nothing in a model this small
+    """Compares the gradients, and trains the model."""
+    torch.set_num_threads(1)  # more threads do not help in a model this small
     torch.manual_seed(0)
     x = torch.randint(2, (2 * SAMPLES, STEPS, 1)) * 2.0 - 1.0
-    labels = (x.sum((1, 2)) > 0).long()  # is 1 or -1 more frequent?
+    labels = (x.sum((1, 2)) > 0).long()  # 1 if the values 1 outnumber the values -1
     model = nn.Sequential(LastState(1, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 2))
     by_vmap, by_loop = gradients_of_samples(model, x[:32], labels[:32])
     torch.testing.assert_close(by_vmap, by_loop)

@@ -2,15 +2,15 @@
 
     python examples/recurrent_ppo.py
 
-`nn.LSTM` cannot reset its states inside a sequence, so sb3-contrib calls it once for every step
-when an episode starts anywhere in a minibatch, which is nearly always. The policy below overrides
-the method that does so: its layers take `reset=`, in one call for all steps. The environment is
-CartPole without velocities, which only a policy with a memory can balance for long.
+`nn.LSTM` cannot reset its states inside a sequence. So if an episode starts inside a minibatch,
+which is nearly always the case, sb3-contrib calls `nn.LSTM` once per step. The policy below
+overrides that method: it calls a layer once for all steps, with `reset=`. The environment is
+CartPole without velocities, where only a policy with memory can balance the pole for long.
 
-The script checks that the results and gradients of the first minibatch are as accurate as the
-loop's. It prints how much faster a pass over its sequences and a whole update are on this machine,
-and the losses and rewards of two trainings with the same seed. It takes about a minute. Install
-sb3-contrib with `pip install ".[examples]"`.
+The script checks that the results and gradients of the first minibatch are as accurate as with the
+loop. It prints the speed-ups of a pass over its sequences and of a whole update on this machine,
+and the losses and rewards when both policies train from the same seed. It takes about a minute.
+Install sb3-contrib with `pip install ".[examples]"`.
 """
 
 try:
@@ -52,21 +52,21 @@ class FusedPolicy(RecurrentActorCriticPolicy):
 
 
 def cart_pole():
-    """Returns CartPole that shows the positions of cart and pole, but not their velocities."""
+    """Returns a CartPole whose observations have the positions, but not the velocities."""
     environment = gymnasium.make("CartPole-v1")
     positions = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     return TransformObservation(environment, lambda observation: observation[::2], positions)
 
 
 def agent(policy, learning_rate):
-    """Returns an agent with initial weights that depend only on the seed."""
+    """Returns an agent whose initial weights depend only on the seed."""
     environments = make_vec_env(cart_pole, ENVIRONMENTS, seed=0)
     sizes = {"n_steps": STEPS, "batch_size": MINIBATCH}
     return RecurrentPPO(policy, environments, learning_rate, **sizes, seed=0, device="cpu")
 
 
 class Record(BaseCallback):
-    """Records, for each update, the mean episode reward before it and its last loss."""
+    """Records the mean episode reward before each update, and the last loss of the update."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ class Record(BaseCallback):
 
 
 def learn(policy, batch, dtype=torch.float32):
-    """Returns the results of a minibatch, and its gradients in one vector."""
+    """Returns the policy's results for a minibatch, and all gradients in one vector."""
     policy.zero_grad()
     states = tree_map(lambda state: state.to(dtype), batch.lstm_states)
     values, log_probabilities, entropy = policy.evaluate_actions(
@@ -106,14 +106,14 @@ def pass_over(policy, batch):
 
 
 def fewest_seconds(run, agents, rounds):
-    """Returns the fewest seconds of `run(agent)` for each agent, timed in turns."""
+    """Returns the shortest time of `run(agent)` for each agent; the agents take turns."""
     timers = [Timer("run(agent)", globals={"run": run, "agent": each}) for each in agents]
     times = [[timer.timeit(1).mean for timer in timers] for _ in range(rounds)]
     return map(min, zip(*times, strict=True))
 
 
 def main():
-    """Compares with the loop, and trains."""
+    """Compares both policies, and trains them."""
     # A learning rate of zero leaves the weights unchanged.
     loop, fused = agents = [agent(policy, 0.0) for policy in ("MlpLstmPolicy", FusedPolicy)]
     for each in agents:

@@ -1,13 +1,13 @@
-"""Trains a recurrent policy across the borders of episodes, in an environment of gymnasium.
+"""Trains a recurrent policy on rollouts that contain several episodes, with gymnasium.
 
     python examples/resets.py
 
 The environment shows a cue at the first step of an episode and asks for it some steps later. So a
-policy needs a memory, which must be empty when the next episode starts. A rollout is a fixed number
-of steps of several environments. Episodes start anywhere in it, and `reset=` marks these steps. The
-script checks that one call over a rollout is as accurate as a loop over its steps with `nn.RNN`. It
-prints how much faster the call is on this machine, and the mean reward of an episode before and
-after training. It takes a few seconds. Install gymnasium with `pip install ".[examples]"`.
+policy needs a memory, which must be cleared when the next episode starts. A rollout is a fixed
+number of steps of several environments, and `reset=` marks the steps where an episode starts. The
+script checks that one call for a rollout is as accurate as a loop over its steps with `nn.RNN`. It
+prints the speed-up of the call on this machine, and the mean reward of an episode before and after
+training. It takes a few seconds. Install gymnasium with `pip install ".[examples]"`.
 """
 
 import copy
@@ -35,7 +35,7 @@ ENVIRONMENTS, STEPS, HIDDEN = 32, 32, 32
 class Recall(gymnasium.Env):
     """Shows a cue of -1 or 1, then 0 for some steps, then rewards the answer with 1 or -1."""
 
-    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)  # the cue, whether it asks
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)  # the cue, 1 if asked
     action_space = gymnasium.spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
@@ -51,7 +51,7 @@ class Recall(gymnasium.Env):
 
 
 class Policy(nn.Module):
-    """Maps observations (steps, ENVIRONMENTS, 2) to distributions of actions and the state."""
+    """Maps observations (steps, ENVIRONMENTS, 2) to distributions of actions, and a new state."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ class Policy(nn.Module):
 
 
 class LoopPolicy(Policy):
-    """The policy written for `nn.RNN`, which has no resets: step by step."""
+    """The same policy as a loop over steps, because `nn.RNN` has no resets."""
 
     def forward(self, observations, begins, hx):
         outputs = []
@@ -87,7 +87,7 @@ def rollouts(policy):
             with torch.no_grad():
                 distribution, hx = policy(seen[0][None], seen[1][None], hx)
             action = distribution.sample()[0]
-            # When an episode ends, the next observation is already the first of a new episode.
+            # With autoreset, the observation after the last step of an episode starts the next one.
             observation, reward, begins, _, _ = environments.step(action.numpy())
             steps.append((*seen, action, torch.tensor(reward)))
         yield first, *map(torch.stack, zip(*steps, strict=True))
@@ -105,12 +105,12 @@ def learn(policy, hx, observations, begins, actions, rewards):
 
 
 def main():
-    """Compares with the loop, and trains."""
-    torch.set_num_threads(1)  # more gain nothing in a model this small
+    """Compares the policy with the loop, and trains it."""
+    torch.set_num_threads(1)  # more threads do not help in a model this small
     torch.manual_seed(0)
     policy, loop = Policy(), LoopPolicy()
     loop.load_state_dict(policy.state_dict())
-    restore_rnn(loop)  # its layer is torch.nn.RNN now
+    restore_rnn(loop)  # replaces the fused layer with torch.nn.RNN
     experience = rollouts(policy)
     next(experience)
     hx, *rest = rollout = next(experience)  # starts in the middle of episodes

@@ -1,11 +1,11 @@
-"""Predicts the language of every name in a table with Ray Data, even if no machine could hold it.
+"""Predicts the language of every name in a table with Ray Data, even if it exceeds the memory.
 
     python examples/score_table.py [--rows 20000]
 
 `map_batches` streams a folder of Parquet files through workers, which each load the pretrained
-network once, and writes another folder; on a cluster, Ray spreads the workers over its machines.
-The script writes a table of made-up names, scores it with two workers on this machine, and checks
-the languages against a single call. It prints how many workers took part, the most frequent
+network once. The results go to another folder. On a cluster, Ray distributes the workers over the
+machines. The script writes a table of made-up names, scores it with two workers on this machine,
+and checks the languages against a single call. It prints the number of workers, the most frequent
 languages, and the rate. It takes less than a minute, mostly to start Ray and the workers. Install
 Ray with `pip install ".[examples]"`.
 """
@@ -39,7 +39,7 @@ ENDS = ("er", "ada", "ini", "is", "moto", "ois", "ov", "ska", "son", "yen")
 
 
 class Scorer:
-    """Adds the columns language and worker to a batch of rows; each worker makes one scorer."""
+    """Adds the columns language and worker to a batch of rows. Each worker has one scorer."""
 
     def __init__(self):
         torch.set_num_threads(1)  # a worker has one core
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the table")
     rows = parser.parse_args().rows
 
-    # One core more than the workers hold, for the tasks that read and write.
+    # Reserve one more core than the workers need, for the tasks that read and write files.
     ray.init(num_cpus=WORKERS + 1, include_dashboard=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as folder:

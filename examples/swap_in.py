@@ -2,9 +2,9 @@
 
     python examples/swap_in.py
 
-`replace_rnn` changes the class of every `nn.RNN` within a model, and nothing else. The script
-checks that outputs and gradients are as accurate as with `nn.RNN`, and that either model loads the
-other's checkpoints. It prints how much faster the model is on this machine. It takes a few seconds.
+`replace_rnn` only changes the class of every `nn.RNN` in a model. The script checks that outputs
+and gradients are as accurate as with `nn.RNN`, and that each model loads the checkpoints of the
+other. It prints how much faster the model is on this machine. It takes a few seconds.
 """
 
 import copy
@@ -20,7 +20,7 @@ VOCABULARY, TAGS, STEPS, BATCH = 200, 12, 32, 16
 
 
 class Tagger(nn.Module):
-    """Tags every token of a sentence. Any model with an `nn.RNN` would do."""
+    """Tags every token of a sentence. Any model with an `nn.RNN` works the same way."""
 
     def __init__(self):
         super().__init__()

@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py
 
-`DistributedDataParallel` takes the layer like any other module. The first process then trains
-another model with the same initial weights on whole batches, alone. It prints the losses of both
-trainings, which differ only by rounding. The script takes a few seconds.
+`DistributedDataParallel` wraps the layer like any other module. The first process then trains a
+second model alone, from the same initial weights and on whole batches. It prints the losses of both
+training runs, which differ only by rounding. The script takes a few seconds.
 """
 
 import copy
@@ -38,12 +38,12 @@ class Classifier(nn.Module):
 
 
 def train(model, batch, mine):
-    """Trains on some sequences of each batch, and returns the losses of these sequences.
+    """Trains on one slice of each batch, and returns the losses of the slices.
 
     Args:
         model: The model of this process.
-        batch: The number of sequences in a batch of all processes together.
-        mine: The slice of sequences that this process trains on.
+        batch: The number of sequences in a whole batch, shared by all processes.
+        mine: The slice of each batch that this process trains on.
     """
     generator = torch.Generator().manual_seed(1)  # every process draws the whole batch
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
@@ -53,14 +53,14 @@ def train(model, batch, mine):
         scores = model(nn.functional.one_hot(symbols, SYMBOLS).float())
         loss = nn.functional.cross_entropy(scores, symbols[:, 0])
         optimizer.zero_grad()
-        loss.backward()  # DistributedDataParallel takes the mean of the processes' gradients here
+        loss.backward()  # DistributedDataParallel averages the gradients of all processes here
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)
 
 
 def main():
-    """Trains in all processes, then in the first one alone."""
+    """Trains a model in all processes, then a second model only in the first process."""
     if "RANK" not in os.environ:
         command = "torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py"
         raise SystemExit(f"several processes run this program; start them with: {command}")
@@ -74,7 +74,7 @@ def main():
     share = slice(SHARE * rank, SHARE * (rank + 1))
     together = train(DistributedDataParallel(model), batch, share)
     dist.all_reduce(together)
-    together /= processes  # the losses of whole batches
+    together /= processes  # the mean over processes: the losses of whole batches
     if rank == 0:
         single = train(alone, batch, slice(None))
         for update in range(0, UPDATES, 40):
@@ -83,7 +83,7 @@ def main():
         torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-4)
         distance = (together - single).abs().max()
         print(f"last loss {together[-1]:.4f}; largest difference of all losses {distance:.1e}")
-    dist.barrier()  # no process closes its connections before the first one is done
+    dist.barrier()  # keeps the connections open until the first process is done
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension: formulas as MathML, executed programs, links to files outside docs."""
+"""A Sphinx extension for MathML formulas, executed programs and links to files outside docs."""
 
 import itertools
 import re
@@ -9,8 +9,8 @@ from docutils import nodes
 from nbformat import NotebookNode, v4
 from sphinx.application import Sphinx
 
-# Files outside docs that are also pages of the site. Links name the files, so that they work in a
-# checkout.
+# Files outside docs that are also pages of the site. Links use the file names, so that the links
+# work in a checkout.
 PAGES = {
     "../CHANGELOG.md": "changelog.md",
     "../CONTRIBUTING.md": "contributing.md",
@@ -29,8 +29,8 @@ names.load_names = embedded_sample
 def read_program(text: str) -> NotebookNode:
     """Returns the notebook of a program in percent cells, prepared for MyST-NB.
 
-    A hidden first cell replaces the data set by the embedded sample of names. Code that draws is
-    folded, and each figure gets its description.
+    A hidden first cell replaces the data set with the embedded sample of names. Code that draws
+    figures is folded, and each figure gets its alternative text.
     """
     notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -45,7 +45,7 @@ def read_program(text: str) -> NotebookNode:
 
 
 def link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turns links to files that are pages of the site into links to these pages."""
+    """Replaces links to files that are pages of the site with links to these pages."""
     up = "../" * docname.count("/")
     for file, page in PAGES.items():
         source[0] = source[0].replace(f"]({up}{file}", f"]({up}{page}")
@@ -66,23 +66,23 @@ def restore_attribute(app: Sphinx, what: str, name: str, obj, options, lines: li
         lines[:] = _attributes.pop(name)
 
 
-# The vanilla cell's equation within a line of a docstring, with or without backticks.
+# Matches the vanilla cell's equation in a line of a docstring, with or without backticks.
 _EQUATION = re.compile(r"`?\bh(?:_t|') = (?:act|tanh)\(.*? b_hh\)`?")
-# A line of an indented block of equations, as in the docstring of the GRU.
+# Matches a line of an indented block of equations, as in the docstring of the GRU.
 _LINE_OF_BLOCK = re.compile(r"\s+(\w+) = (.+)")
 
 
 def as_formula(equation: str) -> str:
-    """Returns an equation of a docstring as LaTeX."""
+    """Converts an equation in a docstring to LaTeX."""
     formula = re.sub(r"_(\w\w)", r"_{\1}", equation)
     formula = re.sub(r"\b(act|sigmoid)\b", r"\\operatorname{\1}", formula)
     return formula.replace("tanh", r"\tanh").replace("*", r"\odot")
 
 
 def typeset_equations(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Turns equations in a docstring, which are plain text for `help()`, into formulas.
+    """Replaces equations in a docstring, which are plain text for `help()`, with formulas.
 
-    They are either part of a line, or an indented block after a line that ends in `::`.
+    An equation is either part of a line, or in an indented block after a line that ends in `::`.
     """
     for i, line in enumerate(lines):
         if found := _EQUATION.search(line):
