@@ -2,11 +2,11 @@
 
     python examples/ensemble.py
 
-Each member learns to predict the next value of a noisy wave. `vmap` rejects `nn.RNN`, because torch's
-operator has no batching rule, but runs the fused layer once for each member. The script checks
-losses and gradients against a loop over the members, and prints the speed-up over the loop on this
-machine. After training it prints the error of the mean prediction, which is smaller than the
-average error of a member. It takes a few seconds.
+Each member learns to predict the next value of a noisy wave. `vmap` rejects `nn.RNN`, because
+torch's operator has no batching rule, but runs the fused layer once for each member. The script
+checks losses and gradients against a loop over the members, and prints the speed-up over the loop
+on this machine. After training it prints the error of the mean prediction, which is smaller than
+the average error of a member. It takes a few seconds.
 """
 
 import copy

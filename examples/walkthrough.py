@@ -1,13 +1,13 @@
 # %% [markdown]
 # # A recurrent network, from one formula to the language of a surname
 #
-# This page starts with one line of mathematics and ends with a trained network that reads the
-# surname *Frank* character by character and says which language it comes from. It is for a reader
-# who knows matrices, derivatives and some Python, and who has just met recurrent networks.
+# This page starts with one formula and ends with a trained network that reads the surname *Frank*
+# character by character and predicts which language it comes from. It is for readers who know
+# matrices, derivatives and some Python, and who are new to recurrent networks.
 #
-# Every figure is drawn by the code above it, and what the text claims about numbers is an `assert`
-# in the code. So the page is also a test: `python examples/walkthrough.py` runs it as a program,
-# and `make docs ONLY=walkthrough` builds the notebook and this page.
+# Every figure is drawn by the code above it, and the code asserts every number in the text. So the
+# page is also a test: `python examples/walkthrough.py` runs it as a program, and `make docs
+# ONLY=walkthrough` builds the notebook and this page.
 
 # %%
 import time
@@ -23,20 +23,20 @@ plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.r
 INK, BLUE, ORANGE, GREEN, GREY = "#333333", "#0072b2", "#d55e00", "#009e73", "#bbbbbb"
 
 # %% [markdown]
-# ## 1. One line: the state after each step
+# ## 1. The formula: the state after each step
 #
-# A recurrent network reads a sequence $x_1, x_2, \ldots, x_T$ one element at a time. What it has
-# read so far is summed up in a vector, the *state* $h_t$. Each step makes the new state out of the
-# old state and the new element:
+# A recurrent network reads a sequence $x_1, x_2, \ldots, x_T$ one element at a time. A vector, the
+# *state* $h_t$, summarizes the elements read so far. Each step computes the new state from the
+# previous state and the new element:
 #
 # $$h_t = \tanh(h_{t-1} W_h + x_t W_x + b), \qquad h_0 = 0$$
 #
 # The weights $W_h$, $W_x$ and $b$ are the same at every step, so the network can read sequences of
 # any length. The function $\tanh$ keeps each number of the state between $-1$ and $1$.
 #
-# Our first sequences consist of three symbols, 0, 1 and 2. A symbol enters as a *one-hot* vector,
-# such as $(0, 1, 0)$ for the symbol 1. The product $x_t W_x$ is then one row of $W_x$: the row
-# that belongs to the symbol, which is what an embedding layer looks up.
+# Our first sequences consist of three symbols, 0, 1 and 2. Each symbol is encoded as a *one-hot*
+# vector, such as $(0, 1, 0)$ for the symbol 1. The product $x_t W_x$ is then one row of $W_x$: the
+# row of that symbol, as an embedding layer would look it up.
 
 # %%
 SYMBOLS, UNITS = 3, 4
@@ -47,7 +47,7 @@ b = np.zeros(UNITS)
 
 
 def run(sequence):
-    """Returns the states h_1 ... h_T, one a row."""
+    """Returns the states h_1 ... h_T, one per row."""
     h, states = np.zeros(UNITS), []
     for x in np.eye(SYMBOLS)[sequence]:
         h = np.tanh(h @ W_h + x @ W_x + b)
@@ -62,10 +62,10 @@ print(run([0, 1, 2]).round(2))
 # %% [markdown]
 # ## 2. Why order matters
 #
-# The sequences 0 1 2 and 1 0 2 hold the same symbols. A sum of the three embeddings cannot tell
-# the two apart, because addition does not know an order. The recurrent network can: when the last
-# state is ready, the first symbol has passed through $W_h$ twice, and the second symbol once. For
-# names this is what matters: *-ov* at the end says more than an *o* and a *v* anywhere.
+# The sequences 0 1 2 and 1 0 2 contain the same symbols. The sum of their three embeddings is the
+# same, because addition ignores the order. The recurrent network can tell them apart: in the last
+# state, the first symbol has been multiplied by $W_h$ twice, and the second symbol once. The order
+# matters for names: *-ov* at the end says more than an *o* and a *v* anywhere.
 
 # %% alt="The states of run([0, 1, 2]) and of run([1, 0, 2]) as two heat maps"
 orders = [0, 1, 2], [1, 0, 2]
@@ -131,25 +131,25 @@ plt.show()
 # %% [markdown]
 # ## 4. Back-propagation through time
 #
-# Training needs the derivative of a loss $L$ with respect to each weight. Say that the loss looks
-# at the last state alone, as it does in a classifier of names. We write $a_t$ for the argument of
+# Training needs the derivative of a loss $L$ with respect to each weight. Suppose that the loss
+# depends only on the last state, as in a classifier of names. We write $a_t$ for the argument of
 # $\tanh$:
 #
 # $$a_t = h_{t-1} W_h + x_t W_x + b, \qquad h_t = \tanh(a_t)$$
 #
-# Vectors are rows, and a gradient has the shape of what it belongs to. Let $\delta_t$ be the
-# gradient of the loss with respect to $a_t$. The derivative of $\tanh(a)$ is $1 - \tanh(a)^2$, so
-# the chain rule gives, with $\odot$ for the product element by element,
+# Vectors are rows, and the gradient with respect to a vector or matrix has the same shape. Let
+# $\delta_t$ be the gradient of the loss with respect to $a_t$. The derivative of $\tanh(a)$ is
+# $1 - \tanh(a)^2$, so the chain rule gives, with $\odot$ for the element-wise product,
 #
 # $$\delta_t = \frac{\partial L}{\partial h_t} \odot (1 - h_t \odot h_t)$$
 #
-# The state $h_{t-1}$ acts on the loss only through $a_t$, where it is multiplied by $W_h$. So the
-# gradient takes one step back in time by a product with the transpose of $W_h$:
+# The state $h_{t-1}$ affects the loss only through $a_t$, where it is multiplied by $W_h$. So going
+# one step back in time multiplies the gradient by the transpose of $W_h$:
 #
 # $$\frac{\partial L}{\partial h_{t-1}} = \delta_t W_h^\top$$
 #
-# The two equations in turn, from $t = T$ down to $t = 1$, give every $\delta_t$. Each weight acts
-# at every step, and its gradient is the sum of what it does at each:
+# Applying the two equations in turn, from $t = T$ down to $t = 1$, gives every $\delta_t$. Each
+# weight is used at every step, and its gradient is the sum over all steps:
 #
 # $$\frac{\partial L}{\partial W_h} = \sum_{t=1}^{T} h_{t-1}^\top \delta_t, \qquad
 # \frac{\partial L}{\partial W_x} = \sum_{t=1}^{T} x_t^\top \delta_t, \qquad
@@ -167,8 +167,8 @@ plt.show()
 
 
 # %% [markdown]
-# By hand, the backward pass is as short as the forward pass. It reads the states, which the forward
-# pass has kept.
+# Written by hand, the backward pass is as short as the forward pass. It reads the states that the
+# forward pass has stored.
 
 
 # %%
@@ -191,9 +191,9 @@ states = run(sequence)
 by_hand = backward(sequence, states, states[-1] - target)  # the loss is |h_T - target|^2 / 2
 
 # %% [markdown]
-# PyTorch's autograd, which knows nothing of our derivation, must find the same numbers for the same
-# loop. So must the layers `nn.RNN` and `FusedRNN`. They store the transposes of our matrices, and
-# two biases, $b_{ih}$ and $b_{hh}$, whose sum is our $b$.
+# PyTorch's autograd must compute the same gradients for the same loop. So must the layers `nn.RNN`
+# and `FusedRNN`. These layers store the transposes of our matrices, and two biases $b_{ih}$ and
+# $b_{hh}$; the sum of the two is our $b$.
 
 # %%
 weights = [torch.tensor(value, requires_grad=True) for value in (W_h, W_x, b)]
@@ -218,13 +218,14 @@ print("By hand, by autograd, by nn.RNN and by FusedRNN: the same gradients.")
 # ## 5. Where gradients vanish, and where they explode
 #
 # A step back in time multiplies the gradient by $1 - h_t \odot h_t$, which is at most 1, and by
-# $W_h^\top$. To see the two at work, take $W_h = g\,Q$ with an orthogonal matrix $Q$, which keeps
-# the length of every vector. Then a step back makes the gradient at most $g$ times as long, and $k$
-# steps back at most $g^k$ times:
+# $W_h^\top$. To see the effect of both factors, take $W_h = g\,Q$ with a number $g$ and an
+# orthogonal matrix $Q$, which preserves the length of every vector. Then the gradient becomes at
+# most $g$ times as long in one step back, and at most $g^k$ times as long in $k$ steps:
 #
-# - for $g < 1$ the gradient **vanishes**: what came early in a long sequence is not learned;
-# - for $g > 1$ it may **explode**: one step of training then ruins the weights. States near $-1$ or
-#   $1$, where $\tanh$ is flat, work against it.
+# - for $g < 1$ the gradient **vanishes**: the network does not learn from early elements of a long
+#   sequence;
+# - for $g > 1$ the gradient may **explode**: one training step then ruins the weights. States near
+#   $-1$ or $1$, where $\tanh$ is flat, reduce the gradient again.
 
 # %% alt="The length of the gradient against the steps back, for five values of g"
 rng = np.random.default_rng(0)
@@ -234,7 +235,7 @@ inputs = 0.1 * rng.normal(size=(LENGTH, WIDTH))  # x_t W_x + b of a long sequenc
 
 
 def gradient_norms(g):
-    """Returns the length of the gradient of h_T, h_(T-1), ... h_0, which is 1 at h_T."""
+    """Returns the lengths of the gradients of h_T, h_(T-1), ... h_0; the first length is 1."""
     h, states = np.zeros(WIDTH), []
     for x in inputs:
         h = np.tanh(g * h @ orthogonal + x)
@@ -262,16 +263,16 @@ assert gradient_norms(0.5)[-1] < 1e-12
 assert gradient_norms(3.0)[-1] > 1e3
 
 # %% [markdown]
-# The usual remedy for gradients that explode is *clipping*, which shortens a gradient that is too
-# long. Gradients that vanish are why the LSTM and the GRU were made. A surname has at most 20
-# characters, the shaded part of the figure: short enough for this simple network.
+# The usual remedy for exploding gradients is *clipping*, which shortens a gradient that is too
+# long. The LSTM and the GRU were designed to avoid vanishing gradients. A surname has at most 20
+# characters (the shaded part of the figure), which is short enough for this simple network.
 #
 # ## 6. The names
 #
-# The data set has surnames in 18 languages, written in Latin letters. It comes from the folder that
-# the variable `NAMERNN_FAST_DATA` names, or from a download. Without a network, a sample of about
-# 20 names per language stands in, which is enough to see everything work. The figure below always
-# shows the whole data set, with numbers that are written in the code.
+# The data set has surnames in 18 languages, written in Latin letters. It is read from the folder in
+# the environment variable `NAMERNN_FAST_DATA`, or downloaded. Without a network, the code uses a
+# sample of about 20 names per language, which is enough to try everything. The figure below always
+# shows the whole data set; the code contains its numbers.
 
 # %% alt="The number of names of each language in the data set, and how long its names are"
 COUNTS = {
@@ -280,7 +281,7 @@ COUNTS = {
     "Polish": 139, "Portuguese": 74, "Russian": 9408, "Scottish": 100, "Spanish": 298,
     "Vietnamese": 73,
 }  # fmt: skip
-# How many names have 0, 1, 2, ... characters.
+# LENGTHS[n] is the number of names with n characters.
 LENGTHS = [0, 0, 49, 335, 1319, 2711, 3925, 3683, 3068, 2272]
 LENGTHS += [1462, 711, 325, 120, 45, 15, 5, 25, 3, 1]
 
@@ -307,14 +308,14 @@ print(
 )
 
 # %% [markdown]
-# Look at the bars before you trust an accuracy: whoever always answers Russian is right for nearly
-# half of the names.
+# Look at the bars before you trust an accuracy: a classifier that always answers Russian is right
+# for nearly half of the names.
 #
 # The alphabet of this network has 31 characters, so names are *folded* to ASCII: Unicode's
 # decomposition (NFD) separates a letter from its accents, the accents are dropped, and capitals
-# become small letters. A table has the usual spellings of the few letters that do not decompose.
-# (The network that ships keeps the accented letters that are common in the data: a Müller is more
-# likely to be German than a Muller.)
+# become lower-case letters. A table contains the usual spellings of the few letters that do not
+# decompose. (The network that comes with the package keeps the accented letters that are common in
+# the data: a Müller is more likely to be German than a Muller.)
 
 # %%
 decomposed = unicodedata.normalize("NFD", "Ślusàrski")
@@ -329,11 +330,11 @@ assert [names.ASCII.alphabet[index] for index in names.encode("Frank")] == list(
 # %% [markdown]
 # ## 7. Packing: a batch of names without padding
 #
-# A batch holds many names, so that one matrix product serves all of them. Names differ in length.
-# *Padding* fills the short ones up to the longest, and the network computes states for characters
-# that are not there. *Packing* sorts the names from the longest to the shortest and stores the
-# batch step by step: all first characters, then all second ones, and so on. The list `batch_sizes`
-# says how many names are still running at each step.
+# A batch contains many names, so that one matrix product handles all of them. But names differ in
+# length. *Padding* extends the short names to the length of the longest, so the network also
+# computes states for the padding. *Packing* sorts the names from longest to shortest and stores the
+# batch one step at a time: all first characters, then all second characters, and so on. The list
+# `batch_sizes` contains the number of names that have a character at each step.
 
 # %%
 batch = ["Li", "Frank", "Ślusàrski", "O'Neal", "Nguyen"]
@@ -346,7 +347,7 @@ assert torch.equal(packed.data, theirs.data)
 
 # %% alt="Five names as a padded table, packed, and as the run packed.data" tags=["drawing"]
 def draw_cells(axes, rows, title):
-    """Draws each row's (step, character) as cells; the two tints are even and odd steps."""
+    """Draws each (step, character) pair as a cell, with two colours for even and odd steps."""
     for y, row in enumerate(rows):
         for x, (t, character) in enumerate(row):
             colour = "#e5e5e5" if character == "0" else ("#cfe2f3", "#f9dcc4")[t % 2]
@@ -376,7 +377,7 @@ draw_cells(panels["C"], [run_of_data], "packed.data, step after step")
 plt.show()
 
 # %% [markdown]
-# In batches of 64 names taken at random, padding would be this share of the cells:
+# In batches of 64 random names, this share of the cells would be padding:
 
 # %%
 all_lengths = np.repeat(range(len(LENGTHS)), LENGTHS)
@@ -388,10 +389,10 @@ assert 0.25 < padding < 0.55
 # %% [markdown]
 # ## 8. `nn.RNN` and `FusedRNN`: one result, two speeds
 #
-# `nn.RNN` calls several operators at every step. `FusedRNN` is a drop-in for it that runs a whole
-# sequence in one operator. Trained from the same weights on the same batches, both give the same
-# losses up to rounding. The classifier is an embedding, the recurrent layer, and a linear layer
-# that turns the last state into a score for each language.
+# `nn.RNN` calls several operators at every step. `FusedRNN` is a drop-in replacement that runs a
+# whole sequence in one operator. Trained from the same weights on the same batches, both give the
+# same losses up to rounding. The classifier consists of an embedding, the recurrent layer, and a
+# linear layer that computes a score for each language from the last state.
 
 # %% alt="The losses of nn.RNN and of FusedRNN over the steps, and how many times as fast a step is"
 parts = names.split(data, folding=names.ASCII)
@@ -417,7 +418,7 @@ def trained_step_by_step(rnn_class):
         yield loss.item(), time.perf_counter() - started
 
 
-# The two take turns, so that a busy machine slows down both.
+# The two models take turns, so that other load on the machine slows down both.
 both = zip(*map(trained_step_by_step, (torch.nn.RNN, FusedRNN)), strict=True)
 torch_losses, torch_times, fused_losses, fused_times = np.array([a + b for a, b in both]).T
 print(f"largest difference of the losses: {np.abs(torch_losses - fused_losses).max():.1e}")
@@ -441,14 +442,15 @@ right.set(xlabel="time of nn.RNN / time of FusedRNN", xlim=(0, None))
 plt.show()
 
 # %% [markdown]
-# These ratios were measured on the machine that made this page, and include the optimizer.
-# `docs/performance.md` has times measured with care.
+# These ratios were measured on the machine that built this page, and include the optimizer.
+# `docs/performance.md` has more careful measurements.
 #
-# ## 9. Training to the end
+# ## 9. The full training run
 #
-# An *epoch* is one pass over the training names. After each, the network is tested on names that it
-# does not train on, the *validation* part: when it stops getting better there, more training only
-# learns the training names by heart. The epoch with the best validation accuracy is kept.
+# An *epoch* is one pass over the training names. After each epoch, the network is tested on the
+# *validation* part: names that it does not train on. If its accuracy on this part no longer
+# improves, more training only memorizes the training names. The network from the epoch with the
+# best validation accuracy is kept.
 
 # %% alt="The accuracy on training and on validation names after each epoch"
 recipe = names.RECIPES["plain"].changed(epochs=8, model={"hidden_size": 64, "embedding_size": 32})
@@ -474,9 +476,9 @@ assert data.is_sample or accuracy > majority
 # %% [markdown]
 # ## 10. The classifier that comes with the package
 #
-# The network that comes with the package has four times as many units, and learned from the data
-# set. `names.load()` loads it. To use one of your own, train it with `python -m namernn_fast.names
-# train`, which prints where it saved the model, and pass that path: `names.load(path)`.
+# The network that comes with the package has four times as many units, and was trained on the data
+# set. `names.load()` loads it. To use your own model, train it with `python -m namernn_fast.names
+# train`, which prints where it saved the model, and load it with `names.load(path)`.
 
 # %%
 predictor = names.load()
@@ -489,9 +491,9 @@ assert probabilities.shape == (len(examples), len(predictor.languages))
 assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %% [markdown]
-# A model must be tested on names that it has not seen. `names.split` has divided the names into a
-# training, a validation and a test part, with no string in two of them. A hash identifies the
-# split: if the model has recorded the same hash, our test part is new to it.
+# A model must be tested on names that it was not trained on. `names.split` has divided the names
+# into a training, a validation and a test part, and no string is in two parts. A hash identifies
+# the split: if the model's file records the same hash, the model was not trained on our test part.
 
 # %%
 if parts.info["sha256"] == predictor.info["split"]["sha256"]:
@@ -506,8 +508,8 @@ else:
 # %% [markdown]
 # ## 11. Frank, character by character
 #
-# The model reads *frank* in five steps: each letter changes the state, which is carried along, and
-# at the end a linear layer turns $h_5$ into a score for each of the 18 languages.
+# The model reads *frank* in five steps. Each letter updates the state. At the end a linear layer
+# computes a score for each of the 18 languages from $h_5$.
 
 # %% alt="f, r, a, n, k enter one by one; the state h_5 leads to 18 languages" tags=["drawing"]
 name = "Frank"  # or your own
@@ -535,8 +537,8 @@ plt.show()
 
 # %% [markdown]
 # The next figure shows the states $h_1, \ldots, h_5$: one row for each character, one column for
-# each unit. The columns are sorted by the last state. Nobody chose what a unit stands for, so the
-# rows say little to our eyes; the linear layer reads all of the last one.
+# each unit. The columns are sorted by the last state. Nobody chose what a unit stands for, so it is
+# hard to interpret the rows. The linear layer reads the whole last row.
 
 # %% alt="The states of the model after each character of frank, as a heat map"
 states = states.numpy()
@@ -551,8 +553,8 @@ figure.colorbar(image, label="state")
 plt.show()
 
 # %% [markdown]
-# The states of the model follow from the formula at the top of this page: the loop of section 1 in
-# NumPy, given the trained weights, makes the same states.
+# The states of the model follow the formula of section 1: the NumPy loop, given the trained
+# weights, computes the same last state.
 
 # %%
 model = predictor.checkpoint.model
@@ -565,10 +567,10 @@ np.testing.assert_allclose(h, states[-1], atol=1e-4)
 print("The loop in NumPy gives the last state of the model.")
 
 # %% [markdown]
-# The linear layer can be asked after each character, not only after the last: the answer after *fr*
-# is what the model says of the name *Fr*. The answers show how the model changes its mind as it
-# reads on, although training evaluated only the answer at the end of a name. The figure leaves out
-# languages that are never likely.
+# The linear layer can be applied after each character, not only after the last: its answer after
+# *fr* is the model's prediction for the name *Fr*. These answers show how the prediction changes
+# as the model reads more characters, although training only used the answer at the end of a name.
+# The figure leaves out languages that are never likely.
 
 # %% alt="The probabilities of languages after each character of frank, as bars"
 by_linear_layer = model.classifier(torch.tensor(states)).softmax(1)
@@ -590,15 +592,15 @@ plt.show()
 # %% [markdown]
 # ## 12. Devices
 #
-# A model and its inputs live on one device:
+# A model and its inputs must be on the same device:
 #
-# - `cpu`: `FusedRNN` runs a kernel in C++ here;
-# - `cuda`, a GPU: a kernel in Triton;
-# - `mps`, the GPU of a Mac: operators of PyTorch, step by step.
+# - `cpu`: `FusedRNN` runs a C++ kernel;
+# - `cuda`, a GPU: `FusedRNN` runs a Triton kernel;
+# - `mps`, the GPU of a Mac: `FusedRNN` runs ATen operators, one step at a time.
 #
-# A GPU pays off when there is much to compute at once. This model is small and a name is short, so
-# measure before you choose: the last cell times each device of this machine. `explain` says what
-# computes a call.
+# A GPU is faster if there is enough work to do in parallel. This model is small and names are
+# short, so measure before you choose: the last cell times each device of this machine. `explain`
+# says which code runs a call.
 
 # %%
 devices = ["cpu"]
@@ -621,6 +623,6 @@ print(explain(model.rnn, torch.zeros(5, 1, model.rnn.input_size)))
 # - Give `backward` a loss at every step, not only at the last. Which line changes?
 # - Start section 5 with $W_h$ drawn from a normal distribution. For which scale do gradients
 #   neither vanish nor explode?
-# - Draw section 11 for your own name, and find the character at which the model is sure.
-# - Train a model of your own with `python -m namernn_fast.names train`, then run the `predict` line
+# - Run section 11 with your own name, and find the character at which the model becomes sure.
+# - Train your own model with `python -m namernn_fast.names train`, then run the `predict` command
 #   that it prints.
