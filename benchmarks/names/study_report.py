@@ -18,7 +18,7 @@ SYSTEMS = {
     BARE: "the n-grams without the prior correction of 0.3, which the reference has too",
     WEIGHTED: "logistic regression on TF-IDF of up to 5 characters, with the correction",
     PLAIN: "the defaults of `NameClassifier`: one direction, last state, recipe `plain`",
-    DISTILLED: "recipe `distilled`: the plain network, taught by the reference; the one that ships",
+    DISTILLED: "recipe `distilled`: the plain network, taught by the reference; it ships pretrained",
     ONE: "the first network of the reference",
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
@@ -86,21 +86,21 @@ def report(found: dict[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            f"Test parts of {len(found['splits'])} splits with different seeds: mean ± "
-            f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
-            f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
+            f"Mean ± standard deviation over the test parts of {len(found['splits'])} splits with "
+            f"different seeds. The first split has {train:,} training, {validation:,} validation "
+            f"and {test:,} test names; its SHA-256 is `{found['splits'][0]['sha256'][:16]}`. "
             f"Seconds are processor time of one thread on {found['cpu']}; torch {found['torch']}.",
             markdown(figure_rows(found)),
             "\n".join(f"- **{name}**: {text}." for name, text in SYSTEMS.items()),
             conclusion(found["tests"]),
-            "Each network against each kind of n-grams on the same test names. The interval is the "
-            "paired bootstrap's over the strings of all splits, with the trained models fixed; the "
-            "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
-            "to the next into account.",
+            "The list compares each network with each kind of n-grams on the same test names. "
+            "Intervals come from a paired bootstrap over the strings of all splits, with fixed "
+            "trained models. The corrected t test (Nadeau and Bengio, 2003) also accounts for the "
+            "spread between splits and seeds.",
             verdicts,
             "Recall of each language in %, mean over the splits. A language is weak if the "
             f"distilled network finds less than {100 * WEAK_RECALL:.0f} % of its names on average. "
-            "The shipped network learned from the first split; its card lists its weak languages.",
+            "The pretrained network learned from the first split; its card lists its weak languages.",
             markdown(recall_rows(found["systems"])),
             unusual(found["unusual"]),
             well_known(found["well_known"]),
@@ -161,7 +161,7 @@ def well_known(rows: list[dict[str, Any]]) -> str:
     lines = (f"- **{language}**: {', '.join(texts)}" for language, texts in names.items())
     listed = "\n".join(lines)
     return (
-        f"**Well-known names.** The network that ships gets {right} of these {len(rows)} right; "
+        f"**Well-known names.** The pretrained network gets {right} of these {len(rows)} right; "
         "wrong answers are in brackets. The list was fixed before the training, and many of its "
         f"names are in the data, some under other languages.\n\n{listed}"
     )
@@ -172,12 +172,12 @@ def conclusion(tests: dict[str, Any]) -> str:
     said, p_values = [], []
     for rival in RIVALS:
         figures = tests[rival][REFERENCE]
-        outcomes = (f"{label}: {outcome(figures[key]['bootstrap'])}" for key, label, *_ in FIGURES)
-        said.append(f"against {rival}, {', '.join(outcomes)}")
+        outcomes = (f"{outcome(figures[key]['bootstrap'])} in {name}" for key, name, *_ in FIGURES)
+        said.append(f"against {rival}: {' and '.join(outcomes)}")
         p_values += [figure["corrected_t_test"]["p_value"] for figure in figures.values()]
     return (
-        f"**Who wins.** The reference by the paired bootstrap: {'; '.join(said)}. By the corrected "
-        "t test, which counts the spread between splits and seeds, "
+        f"**The reference and the n-grams.** Paired bootstrap: {'; '.join(said)}. By the corrected "
+        "t test, which also accounts for the spread between splits and seeds, "
         f"{sum(p < 0.05 for p in p_values)} of these {len(p_values)} differences are "
         f"significant (smallest p = {min(p_values):.2g})."
     )
