@@ -27,7 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "pages",  # in the folder _extensions
 ]
-# A page is a Markdown file, or a program in percent cells, which the build executes.
+# A page is a Markdown file, or a program with `# %%` cells, which the build executes.
 source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
 nitpicky = True
 # Torch's and Python's documentation cannot be linked, because the build fetches nothing. Text in

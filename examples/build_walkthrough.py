@@ -70,7 +70,7 @@ class PageExporter(HTMLExporter):
 
 
 def run(source: Path) -> NotebookNode:
-    """Returns the notebook of a program in percent cells, with its outputs and figures.
+    """Runs a program with `# %%` cells, and returns it as a notebook with outputs and figures.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.

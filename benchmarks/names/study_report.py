@@ -18,7 +18,7 @@ SYSTEMS = {
     BARE: "the n-grams without the prior correction of 0.3, which the reference has too",
     WEIGHTED: "logistic regression on TF-IDF of up to 5 characters, with the correction",
     PLAIN: "the defaults of `NameClassifier`: one direction, last state, recipe `plain`",
-    DISTILLED: "recipe `distilled`: the plain network, taught by the reference; it ships pretrained",
+    DISTILLED: "recipe `distilled`: the plain network, taught by the reference; ships pretrained",
     ONE: "the first network of the reference",
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
@@ -100,7 +100,7 @@ def report(found: dict[str, Any]) -> str:
             verdicts,
             "Recall of each language in %, mean over the splits. A language is weak if the "
             f"distilled network finds less than {100 * WEAK_RECALL:.0f} % of its names on average. "
-            "The pretrained network learned from the first split; its card lists its weak languages.",
+            "The pretrained network learned from the first split; its card lists weak languages.",
             markdown(recall_rows(found["systems"])),
             unusual(found["unusual"]),
             well_known(found["well_known"]),

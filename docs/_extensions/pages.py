@@ -27,7 +27,7 @@ names.load_names = embedded_sample
 
 
 def read_program(text: str) -> NotebookNode:
-    """Returns the notebook of a program in percent cells, prepared for MyST-NB.
+    """Converts a program with `# %%` cells to a notebook for MyST-NB.
 
     A hidden first cell replaces the data set with the embedded sample of names. Code that draws
     figures is folded, and each figure gets its alternative text.
