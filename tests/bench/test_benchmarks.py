@@ -432,7 +432,7 @@ def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
     table, by_class, summary = (section.page.read_text() for section in study.sections)
     assert "| (4, 3, 2)" in table
     assert "| all of these sizes" in by_class
-    assert ", over the 2 workloads" in summary
+    assert "The 2 workloads of" in summary
     assert "(benchmarks/results/speedup_overview.png)" in summary
 
 
