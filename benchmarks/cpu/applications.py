@@ -236,7 +236,7 @@ def caption(document: dict[str, Any]) -> str:
     versions = {row["name"]: row.get("version") for row in document["rows"]}
     torchrl = next((found for name, found in versions.items() if name.startswith("torchrl")), None)
     return (
-        "float32. `before` is the time with torch's layer. The torchrl rows use torchrl's module with "
+        "float32. `before` is torch's layer; for the torchrl rows it is torchrl's module with "
         f'`recurrent_backend="pad"`, the default of {torchrl or "versions 0.13 and 0.14"}; its '
         "other backends were not timed. The two programs take turns; 95 % is the interval of the "
         "ratio of their medians."
