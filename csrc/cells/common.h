@@ -5,7 +5,7 @@
 // - states_of(rows, at): computes the states of the units at position `at` of a StateRows;
 // - sum_gradients(rows, at): computes the gradients of the sums of the units at position `at` of a
 //   GradientRows;
-// - prepare_own(i, values): converts own parameter i to the form that the two functions above read.
+// - prepare_own(i, values): converts own parameter i to the values that both functions above read.
 #pragma once
 
 #include "contract.h"
@@ -26,7 +26,7 @@ constexpr Cell usual_cell() {
   return cell;
 }
 
-// Base of the cells that have no parameters besides weights and biases.
+// Base class of cells that have no parameters except weights and biases.
 struct NothingOwned {
   template <class Scalar>
   static Vec<Scalar> prepare_own(int64_t, Vec<Scalar> values) {
@@ -60,7 +60,7 @@ inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values
   store_upto(element(rows, at), values, at.lanes);
 }
 
-// Load sum i, load and store block i of the kept values, and store the gradient of sum i.
+// Accessors for the units at position `at`: sum i, block i of the kept values, gradient of sum i.
 template <class Storage>
 inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
   return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);

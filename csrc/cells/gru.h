@@ -25,7 +25,7 @@ struct Gru : NothingOwned {
     cell.first_state_sum = 1;
     cell.input_block[0] = 2, cell.input_block[1] = 0, cell.input_block[2] = 1;
     cell.kept = 4;  // n, r, z and n_h: the order of the sums, with n instead of n_x
-    cell.only_through_sums = false;  // h_t also has the term z h_{t-1}
+    cell.only_through_sums = false;  // h_t also contains the term z h_{t-1}
     // The gradient of b_in sums the gradients of n_x, but the gradient of b_hn sums the gradients
     // of n_h.
     cell.one_bias_gradient = false;

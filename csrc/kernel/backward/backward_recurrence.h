@@ -1,5 +1,4 @@
-// Computes the recurrence of the backward pass over the steps of one time block, and defines the
-// data of a backward pass.
+// Computes the backward recurrence over one time block. Also defines the data of a backward pass.
 #pragma once
 
 #include "kernel/backward/float_products.h"
@@ -19,12 +18,12 @@ struct BackwardGroup {
   WeightCopies copies;  // where each group reads the panels of weight_hh and weight_hr
   // [B, P] and [B, H]: gradients of all sequences' states at the current step.
   Scalar* grad[kMostStates];
-  // Like `grad`, but for the previous states. The same memory as `grad`, except in a tree.
+  // Gradients of the previous states, in the same shapes. Points to `grad`, except in a tree.
   Scalar* grad_previous[kMostStates];
-  // [B, H]: the gradients of h before its projection, then that h itself; null without projections.
+  // [B, H]: first the gradients of the unprojected h, then h itself. Null if h is not projected.
   Scalar* unprojected;
   Own<Scalar> own;
-  // [own parameters, H] each. [0] sums gradients over a time block; [1] holds those not yet added.
+  // [own parameters, H] each. [0]: sums over a time block. [1]: gradients not yet added to [0].
   Scalar* grad_own[2];
   TokenRows tokens;  // used only if the table's gradient is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no running sum
@@ -58,8 +57,8 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies this part's share of the gradient of the i-th last state (h_n or c_n) into `grad`. Writes
-// zeros if grad_last.data is null.
+// Copies this part's gradients of the i-th last state (h_n or c_n) into `grad`. Writes zeros if
+// grad_last.data is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer, int i,
                                 const StateGradients<Storage>& grad_last, const Part& part,
@@ -161,8 +160,8 @@ inline void project_back(const Backward<typename Products::Storage>& args,
                               group.unprojected + begin * args.layer.H);
 }
 
-// At each cut before time t, stores the gradient of the state from which the sequence restarts (if
-// wanted) and zeroes the gradient of the state before the cut. Checks only sequences below `end`.
+// At each cut just before time t, stores the gradient of the state from which the sequence restarts
+// (if wanted) and zeroes the gradient of the state before the cut. Checks sequences below `end`.
 template <class Products>
 inline void end_gradients_at_cuts(const Backward<typename Products::Storage>& args,
                                   const BackwardGroup<Products>& group, int64_t t, int64_t end,
@@ -224,7 +223,7 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   group.products.store_dz(row, columns);
 }
 
-// Adds the own parameters' gradients from the last few rows to their sums over the time block.
+// Adds grad_own[1], the own parameters' gradients from the last few rows, to grad_own[0].
 template <class Products>
 inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
                               Columns columns) {

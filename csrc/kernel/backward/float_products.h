@@ -145,7 +145,7 @@ struct FloatProducts {
   // Returns the address of a row's gradient of h, which is stored after the row's dz.
   Scalar* grad_h(int64_t row) const { return dz + row * dz_stride + cell->sums * H; }
 
-  // Computes `columns` of `grad` = grad_h W_hr for `rows` rows of one time; see step_back().
+  // Computes `columns` of `grad` = grad_h W_hr for `rows` rows of one time step, like step_back().
   void project_back(int64_t row, const Elements& weight_hr, int64_t rows, Columns columns,
                     Scalar* grad) const {
     const Operand<Scalar> operand{grad_h(row), dz_stride, weight_hr, P * w, P};
@@ -153,7 +153,7 @@ struct FloatProducts {
     product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
-  // Stores `columns` of row b of `h` [.., H], not yet projected. No-op without projections.
+  // Stores `columns` of row b of the unprojected `h` [.., H]. No-op if the layer does not project.
   void keep_unprojected(int64_t row, const Scalar* h, int64_t b, Columns columns) const {
     for (int64_t j = columns.first; unprojected && j < columns.last; j += w) {
       pack_row(h + b * H, H, j, unprojected + j * capacity + row * w);

@@ -45,7 +45,7 @@ struct PairRecurrencePanels {
   }
 };
 
-// Pointers to the previous state, the input and the input gradient of one row of dz.
+// Pointers to the previous state, input and input gradient that belong to one row of dz.
 template <class Storage>
 struct PairRow {
   const Storage* previous;  // h_{t-1}; null means zeros
@@ -177,7 +177,7 @@ struct PairProducts {
   }
 
   // Transposes dz and packs previous states and inputs into panels, as operands of the products for
-  // weight gradients. Each member prepares its share, kGranule rows at a time.
+  // weight gradients. The members take turns, kGranule rows at a time.
   void end_recurrence(int64_t count, const Part& part) const {
     if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {

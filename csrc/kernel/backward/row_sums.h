@@ -9,8 +9,8 @@
 namespace namernn_fast {
 namespace {
 
-// Returns the sums of n adjacent columns over all rows. Sums halves of the rows recursively, so
-// that the error grows only with the logarithm of the number of rows.
+// Returns the sums of n adjacent columns over all rows. Uses pairwise summation, so that the error
+// grows only with the logarithm of the number of rows.
 template <class Scalar, class Elements>
 inline Vec<Scalar> sum_rows(const Elements& first, int64_t stride, int64_t rows, int64_t n) {
   if (rows > 16) {

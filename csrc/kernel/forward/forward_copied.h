@@ -1,6 +1,6 @@
-// Runs the forward pass on copies of rows, one time block at a time. This pass handles 16-bit rows,
-// rows in an order that products cannot read in place, and calls that want no output, for which
-// output rows are discarded after each time block.
+// Runs the forward pass on copies of rows, one time block at a time. Handles 16-bit rows, and rows
+// in an order that products cannot read in place. If a call wants no output, discards the output
+// rows after each time block.
 #pragma once
 
 #include "kernel/forward/forward_rows.h"
@@ -17,8 +17,8 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 #endif
 
 // Copies of the rows of one time block, shared by all parts. Every member of a group has its own
-// copy of the inputs, because reading what another core has just written takes longer than
-// converting it again.
+// copy of the inputs, because converting an input again takes less time than reading a copy that
+// another core has just written.
 template <class Scalar>
 struct CopiedRows {
   int64_t steps;   // number of steps in a time block

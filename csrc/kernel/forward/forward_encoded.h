@@ -1,9 +1,9 @@
 // Runs the forward pass with products of encoded rows: bfloat16 terms (terms.h) or 8-bit integers
 // (int8_rows.h). Inputs and states are encoded row by row; sums are floats.
 //
-// Two arrays of states alternate: each step reads one array and writes its states to the other. A
-// state that the next step reads elementwise, the carried state, stays in float: the cell state, or
-// h if the cell is not only_through_sums.
+// Two arrays of states alternate: each step reads one array and writes its states to the other. The
+// carried state, which the next step reads elementwise, stays in float. It is the cell state, or h
+// if the cell is not only_through_sums.
 //
 // The template parameter Encoding has these members:
 // - Tile: computes a tile of a product, like PairTile in pair_panels.h;
@@ -97,7 +97,7 @@ struct EncodedPart {
     return rows.projected + ((j / w * args.layer.cell->gates + s) * rows.capacity + row) * w;
   }
 
-  // Encodes the member's share of the inputs of the stretch that starts at step `first`.
+  // Encodes inputs of the stretch that starts at step `first`: this member's rows of each step.
   void read_inputs(int64_t first) const {
     const Layer<Storage>& layer = args.layer;
     if (layer.D == 0) return;
@@ -110,8 +110,8 @@ struct EncodedPart {
     }
   }
 
-  // Copies the initial h of sequences that start at step s, for the member's share of the
-  // sequences. The previous step writes the h of all other sequences.
+  // Copies the initial h of this member's sequences that start at step s. The previous step writes
+  // the h of all other sequences.
   void read_states(int64_t s) const {
     const Layer<Storage>& layer = args.layer;
     const int64_t t = time_of(layer, s);

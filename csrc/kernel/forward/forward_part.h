@@ -186,7 +186,7 @@ struct ForwardContext {
   }
 
   // Return the operands of the two products, starting with weight block 0. Operand::after is the
-  // part's first unit block, which the part reads again after its last one.
+  // part's first unit block, which the part reads again after its last unit block.
   Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);

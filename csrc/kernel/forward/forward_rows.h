@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// Runs the forward pass of one part. Its base class Sums computes projections and states; it is
-// OutputSums or GateSums. Panels have elements of type Element.
+// Runs the forward pass of one part. Its base class Sums, either OutputSums or GateSums,
+// computes projections and states. Panels have elements of type Element.
 template <class Sums, class Scalar, class Element>
 struct ForwardPart : Sums {
   using Sums::args, Sums::weights, Sums::part, Sums::memory, Sums::projected_steps;
@@ -129,8 +129,7 @@ inline void run_part(const ForwardContext<Scalar, Storage, Element>& context,
   }
 }
 
-// Copies this part's share of the initial cell states to args.last, where each step updates the
-// cell states.
+// Copies this part's initial cell states to args.last, where each step updates the cell states.
 template <class Scalar>
 inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   const int64_t first = part.columns.first;

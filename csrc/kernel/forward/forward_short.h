@@ -78,8 +78,8 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  // If the caller wants no output, writes the output to scratch memory, so that the last state is
-  // bit-identical to the last state with an output.
+  // If the caller wants no output, writes the output to scratch memory. The last state is then
+  // bit-identical with and without an output.
   if (!args.output.data) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }

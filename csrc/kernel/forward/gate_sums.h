@@ -94,7 +94,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
 
   // Returns the first unit of the unit block that is read after the unit block at unit j. After its
-  // last unit block, a part reads its first one again.
+  // last unit block, a part reads its first unit block again.
   int64_t unit_block_after(int64_t j) const {
     return j + w < part.columns.last ? j + w : part.columns.first;
   }

@@ -65,7 +65,7 @@ inline Short narrow(Vec<float> v, Half) {
 }
 #endif
 
-// Time to load and widen a vector; 1 is the time for Half on processors that convert it natively.
+// Cost of loading and widening a vector, relative to Half on processors that convert it natively.
 template <class Storage>
 constexpr int64_t kLoadingCost = 2;
 #if defined(__AVX512F__) || defined(__F16C__)

@@ -33,7 +33,7 @@ inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
   return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 }
 
-// A division would stall the multiply-add units; an estimate with two corrections does not stall.
+// Unlike a division, an estimate with two corrections does not stall the multiply-add units.
 template <>
 inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
   const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);
@@ -58,7 +58,7 @@ struct Tanh<float> {
   static constexpr float half_ln2 = 0x1.62e430p-2f;
   static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits of half_ln2
   static constexpr float half_ln2_low = 0x1.7f7d1cp-21f;
-  static constexpr float round = 0x1.8p23f;  // the low bits of x + round hold the nearest integer
+  static constexpr float round = 0x1.8p23f;  // x + round has the rounded x in its low bits
   static constexpr int mantissa_bits = 23;
   static constexpr float exponent_bias = 127.0f;
   static constexpr float c[] = {1.00000001239f, 0.666661717641f, 0.333330255182f, 0.133865452122f,

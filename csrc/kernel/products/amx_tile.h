@@ -34,7 +34,7 @@ struct PairTile : AmxRegisters {
   static constexpr int64_t kPanelRow = 256;  // bytes per row of pairs in a panel, and per row of c
   static constexpr int64_t kTileElements = 32;  // bfloat16 numbers per row of a tile register
 
-  // Multiplies 32 rows of A, or 16 unless `kTall`, by one half of the panel's columns.
+  // Multiplies 32 (if `kTall`) or 16 rows of A by one half of the panel's columns.
   template <int kTerms, bool kTall>
   static void columns(const PairOperands<kTerms>* operands, int count, int64_t half,
                       const float* start, float* c) {

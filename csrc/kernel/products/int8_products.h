@@ -89,7 +89,7 @@ constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows that multiply_rows() computes at once, with all sums in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
-// Returns into how many chains multiply_rows() splits each sum if it computes `rows` rows.
+// Returns the number of chains per sum for multiply_rows() with `rows` rows.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
 // Adds up the kPartial partial sums of each column.

@@ -54,7 +54,7 @@ inline Int rounded(Vec<float> v) {
 // Returns the scale of a row of n numbers, or NaN if a number is not finite. If the largest
 // magnitude of the row is below `least`, uses `least` instead.
 inline float scale_of(const float* row, int64_t n, float least) {
-  Int largest = {};  // magnitudes as bits, which compare in the same order
+  Int largest = {};  // magnitudes as bit patterns, which sort in the same order
   for_each_vector<float>(n, [&](int64_t i, int64_t m) {
     const Int magnitude = (Int)load_upto(row + i, m) & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;

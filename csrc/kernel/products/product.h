@@ -14,7 +14,7 @@
 namespace namernn_fast {
 namespace {
 
-// One term A B of the sum. The panels of B may be stored in 16 bits.
+// One product A B of the sum. The panels of B may be stored in 16 bits.
 template <class Scalar, class Panel = Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
@@ -40,14 +40,14 @@ constexpr int64_t kCacheLine = 64;
 // would stall on some of them.
 constexpr int64_t kPrefetchSteps = 4;
 
-// Number of these steps to unroll. With 16 vector registers, a tile occupies 15. If its steps were
+// Number of chain steps to unroll. With 16 vector registers, a tile occupies 15. If its steps were
 // unrolled, GCC would load operands of the next step early and spill sums to make room.
 constexpr int kPrefetchUnroll = NAMERNN_REGISTERS >= 32 ? kPrefetchSteps : 1;
 
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
 
-// Returns the share of `panel` (K rows) that the tile with index n, of `tiles` tiles, prefetches.
+// Returns which cache lines of `panel` (K rows) tile n prefetches, if `tiles` tiles split them.
 template <class Scalar>
 inline Ahead ahead_in(const void* panel, int64_t K, int64_t n, int64_t tiles) {
   const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
@@ -134,7 +134,7 @@ void tile(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar
   }
   Scalar* const c = target.add ? buffer : target.c + i * target.c_row + j;
   const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
-  const Scalar* base[kRows];  // the rows that the next chain is added to
+  const Scalar* base[kRows];  // the rows to which the next chain is added
   for (int r = 0; r < kRows; ++r) {
     base[r] = target.starts  ? target.starts[i + r] + j
               : target.start ? target.start + (i + r) * target.start_row + j

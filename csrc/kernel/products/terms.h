@@ -1,9 +1,9 @@
-// Numbers stored as bfloat16 terms, the operands of instructions that multiply pairs of bfloat16.
+// Stores numbers as bfloat16 terms, for instructions that multiply pairs of bfloat16.
 //
 // A number is stored as one or two terms. The first term is the number rounded to bfloat16. The
 // second term is the error of the first, also rounded to bfloat16. With two terms, multiplying two
-// numbers takes three products. The fourth product, of both second terms, would be smaller than the
-// rounding errors.
+// numbers takes three products. The product of both second terms is left out, because it would be
+// smaller than the rounding errors.
 #pragma once
 
 #include "kernel/products/panels.h"
@@ -22,8 +22,8 @@ struct Terms {
   BFloat16* term(int n) const { return first + n * distance; }
 };
 
-// Returns each lane rounded to bfloat16, in the lower half of a word. The instruction flushes
-// subnormals to zero, as the pair products would.
+// Returns each lane rounded to bfloat16, in the lower half of a word. The AVX-512 instruction
+// flushes subnormals to zero, as the pair products would.
 inline Word rounded_bits(Vec<float> v) {
 #if defined(__AVX512BF16__)
   return (Word)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
@@ -44,8 +44,8 @@ inline Vec<float> rounded_numbers(Vec<float> low, Vec<float> high) {
   return rounded;
 }
 
-// Returns each lane minus its first term, or zero if this difference is not finite: if the lane is
-// not finite or rounds to infinity.
+// Returns each lane minus its first term. Returns zero if this difference is not finite, because
+// the lane is not finite or rounds to infinity.
 inline Vec<float> rest_of(Vec<float> v) {
   constexpr uint32_t exponent = 0x7f800000u;
   const Word rest = (Word)(v - (Vec<float>)(rounded_bits(v) << 16));

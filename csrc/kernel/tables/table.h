@@ -19,8 +19,8 @@ constexpr KernelsFor<Storage> kernels_for() {
           {1, 1}};
 }
 
-// Returns the kernels of the instruction set `name`. `int8` holds its kernels for 8-bit weights.
-// processor.cpp replaces these kernels if the processor has faster ones.
+// Returns the kernels of the instruction set `name`. `int8` holds its kernels for 8-bit weights;
+// processor.cpp replaces `int8` if the processor has faster kernels for 8-bit weights.
 constexpr Kernels kernels_named(const char* name, const Int8Kernels& int8) {
   Kernels kernels{};
   static_cast<KernelsFor<float>&>(kernels) = kernels_for<float>();

@@ -1,5 +1,4 @@
-// Decides who computes what: divides sequences, hidden units and loops among workers, and runs the
-// parts of a plan.
+// Divides sequences, hidden units and loops among workers. Runs the parts of a plan.
 #pragma once
 
 #include <type_traits>
@@ -30,7 +29,7 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
-// Returns the first sequence of the worker's share. All shares have about the same number of rows.
+// Returns the first sequence of a worker's slice. All slices have about the same number of rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   if (!layout.count || worker == workers) return layout.B * worker / workers;
   const int64_t wanted = layout.N * worker / workers;
@@ -44,7 +43,7 @@ inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t
   return layout.B;
 }
 
-// Returns the worker's share of the sequences.
+// Returns the slice of the sequences that a worker computes.
 inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
 }

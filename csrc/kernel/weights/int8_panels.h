@@ -104,7 +104,7 @@ struct Int8Panels {
     }
   }
 
-  // Returns a function that maps (k, j) to that element of a panel [K, panel_width].
+  // Returns a function that maps (k, j) to element (k, j) of a panel [K, panel_width].
   static auto elements_of(const int8_t* panel, int64_t K) {
     return [=](int64_t k, int64_t j) {
       float scale = 0;

@@ -16,13 +16,13 @@ namespace {
 // multiply() must point to memory for this many rows, even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
 // multiply(operands, count, height, start, c) writes start + A B to c [height, panel_width], summed
-// over `count` pairs of operands A and B. `start` [height, panel_width] may be null, which means
-// zeros, or the same as c. Each K is a multiple of kGranule.
+// over `count` pairs of operands A and B. `start` [height, panel_width] may equal c. If it is
+// null, the sums start at zero. Each K is a multiple of kGranule.
 static_assert(
     std::is_same_v<decltype(&PairTile::multiply<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, int64_t, const float*, float*)>);
-// multiply_row() computes the same for one row, and reads and writes only this row. It is faster
-// for a single row, but sums in a different order.
+// multiply_row() multiplies one row of A, and reads and writes only this row. It is faster than
+// multiply() with a height of 1, but sums in a different order.
 static_assert(
     std::is_same_v<decltype(&PairTile::multiply_row<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, const float*, float*)>);
@@ -41,7 +41,7 @@ inline Terms<kTerms> scratch_terms(const Runtime& runtime, int64_t n) {
 }
 
 // Loads n adjacent numbers, starting at p, as pairs. `pairs` gets one vector for each term. Reads
-// at most kGranule numbers and replaces missing numbers by zeros.
+// at most kGranule numbers. If n is less than kGranule, pads with zeros.
 inline void load_adjacent(const BFloat16* p, int64_t n, Vec<float> (&pairs)[1]) {
   if (n >= kGranule) {
     std::memcpy(&pairs[0], p, sizeof(pairs[0]));
@@ -142,7 +142,7 @@ struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
   int64_t blocks;  // number of unit blocks that the memory holds
-  // [blocks], a panel per sum: W_ih^T above W_hh^T, or the only one that contributes to the sum.
+  // [blocks, sums] panels: W_ih^T above W_hh^T, or only the weight that contributes to the sum.
   Terms<kTerms> weights;
   float* bias;  // [blocks, sums, panel_width], see pack_bias()
   Own<float> own;
@@ -170,9 +170,9 @@ struct PairPanels {
   // Returns the index of unit block p's first unit in `own`.
   int64_t own_unit(int64_t p) const { return p % blocks * w; }
 
-  // Calls f(s, input_panel, state_panel) for each sum s of unit block p. The panels point to the
-  // first rows of W_ih and of W_hh in the sum's panel; a panel is null if its weight does not
-  // contribute.
+  // Calls f(s, input_panel, state_panel) for each sum s of unit block p. `input_panel` points
+  // to the first row of W_ih in the sum's panel, and `state_panel` to the first row of W_hh. Either
+  // is null if its weight does not contribute to the sum.
   template <class F>
   void for_each_panel(const Layer<Storage>& layer, int64_t p, F&& f) const {
     const Cell& cell = *layer.cell;

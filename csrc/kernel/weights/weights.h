@@ -34,8 +34,8 @@ inline void read_start(const Storage* start, int64_t first, int64_t width, State
   start ? convert(start + first, to, width) : fill_zeros(to, width);
 }
 
-// A range of `count` blocks of a weight, starting at `block`, and the range of sums to which these
-// blocks contribute, starting at `sum`.
+// A range of `count` blocks of a weight, starting at `block`. The blocks contribute to `count`
+// consecutive sums, starting at `sum`.
 struct Blocks {
   int64_t sum;
   int64_t count;
@@ -91,7 +91,7 @@ struct Own {
   }
 };
 
-// Writes the own parameters of unit block p to `own`, starting at `unit`.
+// Converts the own parameters of unit block p and writes them to `own`, starting at `unit`.
 template <class Storage, class Scalar>
 inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
