@@ -10,7 +10,7 @@
 // all groups are added up at the end. A large group splits its sequences into parts that run one
 // after the other, so that one step of a part fits in a time block.
 //
-// The type that computes these products is a template parameter: see products_interface.h.
+// The template parameter Products computes the products: see products_interface.h.
 #pragma once
 
 #include "kernel/backward/backward_recurrence.h"

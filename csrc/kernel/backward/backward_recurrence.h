@@ -136,7 +136,7 @@ inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i)
 }
 
 // Computes the gradients of h before its projection for sequences part.slice.begin .. end at time
-// t. The gradients of h itself, which the gradient of weight_hr needs, stay in the rows of dz.
+// t. The gradients of h itself, which the gradient of weight_hr needs, are stored in dz.
 template <class Products>
 inline void project_back(const Backward<typename Products::Storage>& args,
                          const BackwardGroup<Products>& group,

@@ -34,14 +34,14 @@ struct FloatProducts {
   const Cell* cell;
   // Memory shared by all groups.
   Scalar* weight_ih;  // panels of W_ih [H, D]; null unless grad_input is wanted
-  // [workers, kTaskRows, D]: buffers for rows of grad_input to convert or scatter; null if unused.
+  // [workers, kTaskRows, D]: grad_input before conversion or scattering; null if not needed.
   Scalar* staged;
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
   int64_t P;
   int64_t capacity;  // maximum number of rows of a time block
-  bool prefetch;     // whether weight panels leave the cache, so that products prefetch them
+  bool prefetch;     // whether to prefetch weight panels: true if they do not stay in cache
   int64_t dz_stride;
   int64_t dz_block;  // distance between two blocks in a row of dz
   Scalar* dz;        // [capacity, dz_stride]: dz and, if the layer projects h, the gradients of h

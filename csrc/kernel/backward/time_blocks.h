@@ -43,7 +43,7 @@ inline TimeBlock block_before_first(const Layer<Storage>& layer) {
 }
 
 // Advances `block` to the next time block in backward order, with at least `wanted` rows if enough
-// rows are left. Returns false if no times are left.
+// rows are left. Returns false if no steps are left.
 template <class Storage>
 inline bool next_block(const Layer<Storage>& layer, const GroupRows& rows, int64_t wanted,
                        TimeBlock& block) {

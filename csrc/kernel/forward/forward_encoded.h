@@ -233,7 +233,7 @@ struct EncodedPart {
     return result;
   }
 
-  // Turns the sums of units j .. j + width of `height` rows, starting with sequence b, into states.
+  // For `height` rows starting at sequence b, turns the sums of units j .. j + width into states.
   void finish(const Step& step, int64_t b, int64_t height, int64_t j, int64_t width,
               float* sums) const {
     const Layer<Storage>& layer = args.layer;
@@ -383,8 +383,8 @@ inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machin
   return min64(panel_count<float>(layer.H), choose_workers(kPackingCost * elements, machine));
 }
 
-// Runs the forward pass. `prepared` points to the layer's panels, or is null if the layer has none
-// in this format.
+// Runs the forward pass. `prepared` points to the layer's panels in the format Encoding::Panels, or
+// is null if the layer has no such panels.
 template <class Encoding, class Storage>
 void forward_encoded(const Forward<Storage>& args, const void* prepared, const Runtime& runtime) {
   using Panels = typename Encoding::template Panels<Storage>;

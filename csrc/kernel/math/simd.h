@@ -32,8 +32,8 @@ struct Bits<double> {
   using Int = int64_t;
 };
 
-// V is a vector of Scalar, I is a vector of integers of the same size, and Unaligned is a V at any
-// address.
+// V is a vector of Scalar. I is a vector of integers of the same size. Unaligned is like V, but may
+// be at any address.
 template <class Scalar>
 struct Simd {
   using Int = typename Bits<Scalar>::Int;

@@ -1,5 +1,5 @@
-// Transposes a square of vectors in registers. A function call would spill the vectors to memory,
-// so the functions in this file are always inlined.
+// Transposes a square matrix in registers. A function call would spill the vectors to memory, so
+// the functions in this file are always inlined.
 #pragma once
 
 #include <utility>

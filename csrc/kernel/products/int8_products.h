@@ -8,13 +8,13 @@
 namespace namernn_fast {
 namespace {
 
-// The operands of a product A B of a few rows of A and one panel of B.
+// The operands of a product A B: a few rows of A and one panel of B.
 struct Int8Operands {
   const uint8_t* a;     // A, row by row, each as quantize_row() or quantize_row_twice() writes it
   int64_t a_row;        // row stride of A, in bytes
   int64_t K;            // number of columns of A and rows of B, including padding
   const int8_t* panel;  // B, in the format of Int8Panels
-  int64_t second;  // bytes between the two rows that add up to a row of A; 0 if there is only one
+  int64_t second;  // bytes from a row of A to its errors, see quantize_row_twice(); 0 if not stored
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
@@ -22,7 +22,7 @@ constexpr int64_t kWidth = Shape<float>::panel_width;
 // column. An AMX tile register holds one block, stored as [kRowGranule / 4, kGroup, 4].
 constexpr int64_t kGroup = kWidth < 16 ? kWidth : 16;
 constexpr int64_t kBlockBytes = kRowGranule * kGroup;
-constexpr int64_t kQuadBytes = 4 * kGroup;  // bytes of a block that hold four rows
+constexpr int64_t kQuadBytes = 4 * kGroup;  // bytes of four rows in a block
 
 // Returns the index of an element of B in its panel.
 inline int64_t place_in_panel(int64_t k, int64_t j) {

@@ -97,7 +97,7 @@ inline void convert(const float* from, const Terms<kTerms>& to, int64_t n) {
       n, [&](int64_t i, int64_t m) { store_upto(to + i, load_upto(from + i, m), m); });
 }
 
-// The operands of a product A B of a few rows of A and one panel of B.
+// The operands of a product A B: a few rows of A and one panel of B.
 template <int kTerms>
 struct PairOperands {
   Terms<kTerms> a;      // A, row by row

@@ -113,9 +113,8 @@ inline void unpack_panel(int64_t K, int64_t width, int64_t first, int64_t panel_
   }
 }
 
-// Holds a layer's weights in the format that the forward pass reads, in one allocation. The weights
-// are stored in the type that products compute in or, if Element is Storage, as the tensors store
-// them.
+// Holds a layer's weights in the format that the forward pass reads, in one allocation. Element is
+// the type of the stored weights: the type that products compute in, or Storage.
 template <class Storage, class Element = Compute<Storage>>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
