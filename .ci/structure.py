@@ -4,10 +4,10 @@ Prints every finding as `file:line: message`, and exits with status 1 if there a
 
 - Files, functions and parameter lists must not be too long.
 - Imports must not form cycles, and must follow the order in ROOMS.
-- Only the folders of the cells may compare names of cells.
-- Only one module may use private names of torch, and only one may ask about compilers, transforms
-  and modes.
-- Names must not be ambiguous by the glossary of docs/architecture.md.
+- Only code in the cells' folders may compare names of cells.
+- Only TORCH_PRIVATE may use private names of torch.
+- Only CONTEXT may check for compilers, transforms and modes.
+- Names must not be ambiguous according to the glossary in docs/architecture.md.
 """
 
 import ast
@@ -23,7 +23,7 @@ PACKAGE = "namernn_fast"
 CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/cells/"
 # The only module that may use private names of torch.
 TORCH_PRIVATE = f"{PACKAGE}/machine/torch_private.py"
-# The only module that may query the context of a call, and a pattern that matches such queries.
+# The only module that may check for compilers, transforms and modes. QUESTIONS finds such checks.
 CONTEXT = f"{PACKAGE}/machine/context.py"
 QUESTIONS = re.compile(
     r"torch\.(compiler|jit)\.is_\w+|_are_functorch_transforms_active|_get_tracing_state|forward_ad\b"
@@ -32,7 +32,7 @@ QUESTIONS = re.compile(
 )
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10
 
-# Files, or file:function, that may exceed the maximum length, with reasons. At most three.
+# Maps each file, or file:function, that may be too long to the reason. At most three entries.
 EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top. Each may import only earlier ones.
 ROOMS = (
@@ -40,20 +40,20 @@ ROOMS = (
     *("reference", "torch_operators", "autograd", "dispatch", "functional", "nn", "__init__"),
     *("testing", "torchao", "names", "bench", "__main__"),
 )
-# Functions that may have more than PARAMETERS parameters: constructors, Triton's kernels, and an
-# operator, because namernn_fast/ops.py defines its schema. Public functions may have more as well.
+# Besides public functions, these may have more than PARAMETERS parameters: constructors, Triton
+# kernels, and the operator `backward`, because namernn_fast/ops.py defines the operator's schema.
 MANY_PARAMETERS = re.compile(r".*\.py:(__init__|\w+_kernel)|csrc/library/operators\.cpp:backward")
 # The modules whose `__all__` lists the public functions.
 EXPORTING = (f"{PACKAGE}/__init__.py", f"{PACKAGE}/nn/__init__.py")
-# Functions that only make error messages may compare cells: torch's messages depend on the cell.
+# Functions that only raise errors may compare cells, because torch's messages depend on the cell.
 WORDING = re.compile(r"_refuse_\w+")
 
-# Prefixes of the paths whose names are checked.
+# Path prefixes of the code that is searched for BANNED names.
 CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
 GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/gpu/", "tools/lint/")
-# Names that could mean two entries of the glossary: (pattern, name to use instead, paths)
+# Names that the glossary makes ambiguous: (pattern, name to use instead, path prefixes to search)
 BANNED = [
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
@@ -97,7 +97,7 @@ FUNCTION = re.compile(
 
 
 def cpp_parameters(signature: str) -> int:
-    """Returns the number of parameters in a signature, which starts with a function's name."""
+    """Returns the number of parameters in a signature such as `name(int a, int b)`."""
     inner = signature[signature.index("(") + 1 :]
     depth, parameters = 0, int(not inner.lstrip().startswith(")"))
     for character in inner:
@@ -115,8 +115,8 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
     """
     code = without_comments(text)
     header = 0  # where the text before the next brace starts
-    # For each open brace: the name, number of parameters and start of its function; "value" for an
-    # initializer; None for anything else.
+    # One entry per open brace: (name, number of parameters, start) if the brace opens a function,
+    # "value" if it opens an initializer, and None otherwise.
     open_braces: list[tuple[str, int, int] | str | None] = []
     for brace in re.finditer(r"[{};]", code):
         at = brace.start()
@@ -208,7 +208,7 @@ def imports_by_name(
 
 
 def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
-    """Yields (line, imported module) for each import from the package, also inside functions.
+    """Yields (line, imported module) for each import from the package, even inside functions.
 
     A string that equals a module's name counts as an import, because the string may be passed to a
     function that imports the module. The module is None if its name cannot be computed.
@@ -371,8 +371,8 @@ OF_OTHERS = {"_asdict", "_getframe", "_replace"}  # documented, of named tuples 
 def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
     """Yields the path, line and message for each private name of torch outside TORCH_PRIVATE.
 
-    A name is private if a part of it starts with an underscore. Finds such names below torch, and
-    such attributes of any object unless the package defines them or TORCH_PRIVATE lists them.
+    A dotted name is private if one of its parts starts with an underscore. Also finds private
+    attributes of other objects, unless the package defines them or TORCH_PRIVATE lists them.
     """
     trees = {path: ast.parse(text) for path, text in files.items()}
     known = set(OF_OTHERS)

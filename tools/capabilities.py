@@ -67,16 +67,16 @@ def row(
 ) -> Callable[[Callable[..., str | None]], None]:
     """Registers an attempt, which raises if a layer class cannot do what the row says.
 
-    An attempt receives the arguments that its signature names: `layer_class`, `layer` with 4
-    features and 5 hidden units, and `x`, an input of 6 steps and 3 sequences. It may return a note
-    for the table if it succeeds.
+    An attempt may have three parameters: `layer_class`; `layer`, which has 4 features and 5 hidden
+    units; and `x`, an input of 6 steps and 3 sequences. An attempt that succeeds may return a note
+    for the table.
 
     Args:
         label: The first entry of the row.
-        without: Why torch's layers cannot.
-        lstm: Why `nn.LSTM` cannot, if torch's other layers can.
-        ours: Why the fused layers cannot.
-        leaky: Why `FusedLeakyRNN` cannot, if the other fused layers can.
+        without: Why torch's layers fail.
+        lstm: Why `nn.LSTM` fails, if torch's other layers succeed.
+        ours: Why the fused layers fail.
+        leaky: Why `FusedLeakyRNN` fails, if the other fused layers succeed.
         slow: Whether the attempt takes seconds, because it compiles or exports a program.
     """
 

@@ -96,7 +96,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[str], float]:
-    """Returns an argparse type for numbers above 0 and below `end`; `words` describes them."""
+    """Returns an argparse type for numbers above 0 and below `end`; errors say `words`."""
 
     def parse(text: str) -> float:
         try:
@@ -200,7 +200,7 @@ def machine(cell: str) -> str:
 def _input(workload: Workload) -> Input:
     """Returns random input for a workload.
 
-    The input is a time-major tensor, or a packed sequence with lengths in the range `LENGTHS`.
+    If `seq_len` is None, the input is packed, with lengths in the range `LENGTHS`.
     """
     generator = torch.Generator().manual_seed(1)
     if workload.seq_len is not None:

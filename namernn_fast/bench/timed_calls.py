@@ -116,7 +116,7 @@ def results(
         layer: The layer whose parameters the call trains.
         call: The call, from `call_of`.
         mode: `FORWARD` or `TRAINING`.
-        rows: The sequences of a dense batch to return; default: all.
+        rows: The indices of the sequences to return from a dense batch; default: all.
     """
     named: dict[str, Any] = dict(zip(("output", "h_n", "c_n"), tensors_in(call()), strict=False))
     if rows is not None:

@@ -79,5 +79,5 @@ class Workload:
 
     @property
     def is_small(self) -> bool:
-        """Whether a quick run includes this workload, whichever its mode."""
+        """Whether a quick run includes this workload, in either mode."""
         return 3 * self.batch * self.row_work <= QUICK_WORK

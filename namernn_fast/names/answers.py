@@ -1,4 +1,4 @@
-"""Predicts the languages of rows of names: one answer per row, even if the name is unusable."""
+"""Predicts the languages of names in rows. Every row gets an answer, even an unusable name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Answers:
         return len(self.rows.names)
 
     def of_row(self, row: int) -> list[tuple[str, float]]:
-        """Returns (language, probability) for the languages of a row that are probable enough."""
+        """Returns (language, probability) for each sufficiently probable language of a row."""
         pairs = zip(self.best[row].tolist(), self.millionths[row].tolist(), strict=True)
         return [
             (self.languages[place], value / MILLION)
@@ -69,8 +69,8 @@ def answer_rows(
 
     Args:
         predictor: the model.
-        rows: the names, all held in memory with their answers. For each unusable name, an entry
-            is added to `rows.errors`.
+        rows: the names. All names and answers are held in memory. Each unusable name adds an entry
+            to `rows.errors`.
         top: the maximum number of languages per name.
         min_probability: languages below this probability are omitted.
 
@@ -111,7 +111,7 @@ def _folded(rows: Rows, folding: Folding) -> list[str]:
 
 
 def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> dict[int, str]:
-    """Returns `Answers.dropped`: the characters that folding dropped, by row of the name."""
+    """Returns `Answers.dropped`: the characters that folding dropped, by row index."""
     found = {}
     for place, (name, text) in enumerate(zip(names, texts, strict=True)):
         # An ASCII character never folds to several characters, so equal lengths mean that no
@@ -128,7 +128,7 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns `best`, `millionths` and `unusual` (see `Answers`) for folded names.
 
-    Each tensor has one entry per name, and at the end one entry for all rows with an error.
+    Each tensor has one entry per name, then a single entry that all rows with an error share.
     """
     languages = len(predictor.languages)
     best, millionths = torch.full((len(texts) + 1, top), languages), torch.zeros(1, top)

@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 def majority_baseline(split: Split) -> Scores:
-    """Gives every name the same scores: each language's log share of the training part."""
+    """Scores every name with the log frequencies of the languages in the training part."""
     priors = split.priors().log().clamp(min=_ABSENT)
     return Scores(
         priors.expand(len(split.validation), -1).clone(), priors.expand(len(split.test), -1).clone()

@@ -1,7 +1,7 @@
 """Saves and loads checkpoints of the classifier. Files are untrusted, so loading validates them.
 
-A checkpoint is one safetensors file. Besides the weights it contains plain values: the folding's
-alphabet and version, the languages, the options of the model, and the entries of `Checkpoint.info`.
+A checkpoint is one safetensors file. Besides the weights, it contains these plain values: the
+folding's alphabet and version, the languages, the model's options, and `Checkpoint.info`.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
 def _limited(file: Any, limit: int, where: str) -> bytes:
     """Returns the content of `file`, or raises an error if it is larger than `limit` bytes.
 
-    The function counts the bytes, because a header may state the wrong size.
+    Counts the bytes instead of trusting the header, which may state the wrong size.
     """
     content: bytes = file.read(limit + 1)
     if len(content) > limit:

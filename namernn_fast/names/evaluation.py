@@ -136,7 +136,7 @@ def evaluate(
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
     """Returns the maximum number of names that a classifier can predict correctly from the string.
 
-    A classifier predicts one language per string, so it can at most be correct for the names of the
+    A classifier predicts one language per string, so at best it is correct for the names in the
     string's most frequent language.
     """
     languages: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)

@@ -24,8 +24,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> None:
     """Draws how many names of each language are predicted as each language.
 
-    Colours show the share of the language's names, so that rare languages are as visible as
-    frequent languages; the numbers count names.
+    The colours show shares of each language's names, so that rare languages are as visible as
+    frequent languages. The numbers are counts of names.
     """
     names = [escaped(scores.language) for scores in evaluation.languages]
     count = len(names)

@@ -203,7 +203,7 @@ class Folding:
         return lines.translate(_tables(self).ids, b"\n")
 
     def joined(self, texts: Iterable[str]) -> bytes:
-        """Returns already folded names in the form that `fold_lines` returns.
+        """Returns already folded names in the format of `fold_lines`.
 
         Raises:
             UnicodeEncodeError: a text contains a character that is not in the alphabet.

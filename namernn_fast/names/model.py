@@ -1,4 +1,4 @@
-"""The classifier: a recurrent layer reads a name's characters, a linear layer scores languages."""
+"""The classifier. A recurrent layer reads a name; a linear layer scores the languages."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class NameClassifier(nn.Module):
                 for packed ids. Padding must be valid ids, such as 0; it does not affect the result.
 
         Raises:
-            TypeError: `names` is neither packed nor a tensor, or `lengths` is None for padded ids
-                or not None for packed ids.
+            TypeError: `names` is neither packed nor a tensor, or `lengths` is missing for padded
+                ids or given for packed ids.
         """
         if isinstance(names, PackedSequence):
             if lengths is not None:

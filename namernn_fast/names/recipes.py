@@ -69,7 +69,7 @@ class Recipe:
             raise InputError(f"{total:,} epochs in total, but at most {MAX_EPOCHS:,} are allowed")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Returns a copy with the given values; `model` changes only the options in it."""
+        """Returns a copy with the given values; options missing from `model` stay as they are."""
         if "model" in changes:
             changes["model"] = {**self.model, **changes["model"]}
         return dataclasses.replace(self, **changes)

@@ -16,7 +16,7 @@ from .splitting import LabelledNames, Split, split
 
 # Text of web pages that got into the data by mistake.
 _NO_NAMES = frozenset({"to the first page"})
-# Punctuation that may end a name, such as "Jr." or a soft sign written as an apostrophe.
+# Punctuation that may end a name: the full stop of "Jr.", or an apostrophe for a soft sign.
 _RIGHT_AT_THE_END = frozenset(".'’ʼ`´")
 _RIGHT_INSIDE = frozenset(" -.'’‘ʼ`´\u00a0")
 

@@ -114,7 +114,7 @@ def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors whose names start with `prefix`, by name without `prefix`."""
+    """Selects the tensors whose names start with `prefix`, and removes `prefix` from the names."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

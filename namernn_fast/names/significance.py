@@ -36,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Proportion(Interval):
-    """A share with its Wilson interval."""
+    """A proportion with its Wilson confidence interval."""
 
     hits: int
     count: int
@@ -124,7 +124,7 @@ def paired_bootstrap(
     Each resample draws units with replacement, computes the difference between the two classifiers
     in each split, and averages the differences over the splits. A unit that is in several test
     parts is drawn into all of them, so names that the splits share are not counted as independent.
-    The trained classifiers are fixed; `corrected_t_test` includes the variance from training.
+    Unlike `corrected_t_test`, this test does not include the variance from training.
 
     Args:
         first, second: the predictions of each classifier for each split, in the same order and for

@@ -58,7 +58,7 @@ def batches(
     counts = [len(indices) for indices in order.split(batch_size)]
     share, size = order, batch_size
     if processes > 1:
-        # A process without a share must run the step too; its batch has the weight 0.
+        # A process with no names in a batch must still run the step, on a dummy with weight 0.
         share = torch.cat(
             [
                 indices[rank::processes] if rank < len(indices) else indices[:1]
@@ -179,7 +179,7 @@ def train_epoch(
 
 
 def _sums(steps: Sequence[tuple[Tensor, Tensor]], smoothing: float) -> Tensor:
-    """Returns the total loss, the number of hits and the number of names of some steps: (3)."""
+    """Returns a tensor (3): the total loss, the number of hits and the number of names."""
     scores, targets = (torch.cat(values) for values in zip(*steps, strict=True))
     loss = F.cross_entropy(scores, targets, label_smoothing=smoothing, reduction="sum")
     return torch.stack([loss, _hits(scores, targets).to(loss), loss.new_tensor(len(scores))])

@@ -33,7 +33,7 @@ SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", "
 """The format of each suffix; files with other suffixes are text."""
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
-# Limits for the rows held in memory at a time: their number and their total characters.
+# Limits on the rows held in memory at once: the number of rows, and their total characters.
 _CHUNK_ROWS = 65_536  # large, because more rows share more prefixes
 _CHUNK_CHARACTERS = 1_000_000
 
@@ -64,7 +64,7 @@ class Rows:
 
 @dataclass
 class _CsvRows(Rows):
-    """Rows of CSV, with the cells of their records: one cell per column."""
+    """Rows of CSV. A record holds the cells of a row, one per column."""
 
     records: list[list[str]] = field(default_factory=list)
 
@@ -291,7 +291,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns if a title may be a name, or several titles with another delimiter between them."""
+    """Warns if a title looks like a name, or like several titles with another delimiter."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
@@ -331,7 +331,7 @@ def _place(header: Sequence[str], column: str | None) -> int:
 
 
 def _numbered(column: str) -> int:
-    """Returns the index of the column that `column` names by its number, counted from 1."""
+    """Converts a column number, given as text and counted from 1, to an index."""
     if not column.isdecimal() or len(column) > 9 or int(column) == 0:
         raise InputError(f"{column!r:.100} is not the number of a column")
     return int(column) - 1

@@ -78,8 +78,8 @@ def read_tensors(
     Args:
         path: the path of the file.
         kind: the kind that the file must have.
-        shapes: maps the names of the tensors that the file must contain to their shapes. They are
-            checked before a tensor is read. None accepts any tensors.
+        shapes: maps the names of the tensors that the file must contain to their shapes. Both are
+            checked before any tensor is read. None accepts any tensors.
         max_bytes: the maximum size of the file.
 
     Raises:
@@ -150,7 +150,7 @@ def _brackets(text: str) -> int:
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Returns whether lists and dicts are nested more than `depth` deep."""
+    """Returns whether lists and dicts are nested more than `depth` levels deep."""
     if not isinstance(value, dict | list):
         return False
     items = value.values() if isinstance(value, dict) else value

@@ -347,7 +347,7 @@ def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
 def _favour_rare_languages(members: list[NameClassifier], split: Split, recipe: Recipe) -> None:
     """Subtracts the prior correction from the biases of the linear layers, in place.
 
-    Ensembles average the logits of their members, so their logits are corrected as well.
+    An ensemble averages its members' logits, so the ensemble's logits are corrected as well.
     """
     correction = recipe.prior_correction * split.log_priors()
     with torch.no_grad():

@@ -39,7 +39,7 @@ class Unusualness:
     sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
     log-probability given the previous two characters; mean and deviation are taken over the
     surprises in the validation names. The score is divided by the value that `SHARE` of the
-    validation names exceed. By default, no name is unusual.
+    validation names exceed. With the default fields, no name is unusual.
     """
 
     table: Tensor = field(default_factory=lambda: torch.zeros(SYMBOLS, SYMBOLS, SYMBOLS))
@@ -72,8 +72,8 @@ def fit_unusualness(split: Split) -> Unusualness:
     """Fits the trigrams to the training names, and the scale to the validation names.
 
     Each probability is interpolated with the probability under the shorter n-gram (MacKay and Peto,
-    "A hierarchical Dirichlet language model", 1995). A name of a language with n names has the
-    weight 1 / sqrt(n), so that names are not unusual just because their language is rare.
+    "A hierarchical Dirichlet language model", 1995). Each name has the weight 1 / sqrt(n) if
+    its language has n names, so that names are not unusual just because their language is rare.
 
     Args:
         split: the parts of the data. If labels are probabilities, a name belongs to its most

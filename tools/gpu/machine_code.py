@@ -114,7 +114,7 @@ class Code:
     def _edges(self) -> dict[int, list[int]]:
         """Returns the indices of the possible successors of each reachable instruction."""
         found: dict[int, list[int]] = {}
-        # An instruction index, and for each barrier register the index where warps reconverge.
+        # Pairs: an instruction to visit, and where warps reconverge, by barrier register.
         waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
         while waiting:
             place, meeting = waiting.pop()
@@ -136,7 +136,7 @@ class Code:
         if instruction.opcode == "BSYNC" and instruction.operands in meeting:
             return [meeting[instruction.operands]]
         if instruction.opcode in ("BRA", "JMP", "CALL") and instruction.target in self._labels:
-            # Follow a call within the kernel like a branch. Appended functions return.
+            # Follow a call within the kernel like a branch, but step over an appended function.
             if instruction.name.endswith((".DIV", ".CONV")):
                 return below
             return [self._labels[instruction.target], *(below if is_conditional else [])]

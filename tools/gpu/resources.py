@@ -38,8 +38,8 @@ DEVICES = (
     Device("cuda", "sm_100", 227 * 1024, 148),
     MI300X,
 )
-# Shared memory from the table "Technical Specifications per Compute Capability" in the CUDA
-# programming guide, multiprocessors from the whitepapers of the GeForce RTX 3090, 4090 and 5090.
+# The shared memory is from the CUDA programming guide ("Technical Specifications per Compute
+# Capability"). The multiprocessor counts are from the GeForce RTX 3090, 4090 and 5090 whitepapers.
 GEFORCE = (
     Device("cuda", "sm_86", 99 * 1024, 82),
     Device("cuda", "sm_89", 99 * 1024, 128),

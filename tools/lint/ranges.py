@@ -1,6 +1,6 @@
 """Finds 32-bit sums and products in a kernel's addresses that may overflow.
 
-It analyses Triton's first intermediate representation, TTIR, and computes the range of every 32-bit
+Analyses Triton's first intermediate representation, TTIR, and computes the range of every 32-bit
 value. The range of the program id follows from the launch, and the range of a loop variable from
 the loop's bounds. An argument may be any non-negative number. 64-bit values are ignored.
 """
@@ -42,7 +42,7 @@ def overflows(code: str, programs: int) -> Iterator[str]:
 
 
 def _in_addresses(code: str) -> set[str]:
-    """Returns the values that addresses are computed from, back to loads and arguments."""
+    """Returns all values from which addresses are computed, up to loads and arguments."""
     made_from: dict[str, list[str]] = {}
     waiting = []
     for line in code.splitlines():

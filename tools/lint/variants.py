@@ -1,8 +1,8 @@
 """The variants of the kernels that the lint compiles.
 
 The usual call is compiled with every plan of `make gpu ONLY=report` on NVIDIA's GPUs, and with one
-plan of each kind (resident, cooperative, streamed) and precision on GeForce GPUs. Every other kind
-of rows is compiled for an H100 with every kind of plan, rotating through the precisions.
+plan of each kind (resident, cooperative, streamed) and precision on GeForce GPUs. Every other
+call in CALLS is compiled for an H100 with every kind of plan, rotating through the precisions.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from tools.gpu import resources
 REPORTED = tuple(device for device in resources.DEVICES if device.backend == "cuda")
 DEVICES = (*REPORTED, *resources.GEFORCE)
 
-# The arguments of `resources.specialise` that describe a call, by kind of rows.
+# Names of calls, and the arguments of `resources.specialise` that describe each call.
 USUAL, IDS, UNALIGNED = "usual", "ids", "unaligned"
 CALLS: dict[str, dict[str, Any]] = {
     USUAL: resources.USUAL,
@@ -41,7 +41,7 @@ class Variant(NamedTuple):
     kernel: str
     """`forward` or `backward`."""
     rows: str = USUAL
-    """The kind of rows, a key of `CALLS`."""
+    """The name of the call, a key of `CALLS`."""
     directions: int = 1
 
     @property
@@ -72,7 +72,7 @@ def variants() -> Iterator[Variant]:
 
 
 def _of_other_rows() -> Iterator[Variant]:
-    """Yields every kind of rows except the usual one, alternating one and two directions."""
+    """Yields variants of every call except the usual one, alternating one and two directions."""
     others = [rows for rows in CALLS if rows != USUAL]
     turn = itertools.count()
     for by_precision in _by_kind(resources.H100).values():

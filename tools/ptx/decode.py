@@ -344,7 +344,7 @@ def _messages(text: str) -> list[str]:
 
 
 def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tuple[int, str]]:
-    """Yields each statement of the body with its line: braces, labels and instructions.
+    """Yields (line, statement) for each brace, label and instruction of the body.
 
     Adds the Python file and line of each PTX line to `sources`.
     """

@@ -339,6 +339,6 @@ def install(arch: int = 80) -> Machine:
     triton.knobs.runtime.add_stages_inspection_hook = _change_stages
     triton.runtime.driver.set_active(_Driver(machine))
     machine.library = serve_cpu_tensors(lambda: machine.device, on_cuda)
-    # In oneDNN's bfloat16 products, a NaN in one row can spread to other rows.
+    # Disable oneDNN, because in its bfloat16 products a NaN can spread from one row to others.
     torch.backends.mkldnn.set_flags(False)
     return machine

@@ -226,9 +226,9 @@ int64_t ptx_signature(const char* name, int64_t* out) {
   return end - out;
 }
 
-// Creates a kernel. `names` holds a zero-terminated name per instruction. `code` holds, for each
-// instruction, its line, guard, whether the guard is negated, and the counts of results, sources
-// and numbers; then the place and size of each operand, and the numbers.
+// Creates a kernel. `names` holds a zero-terminated name per instruction. For each instruction,
+// `code` holds six values: the line, the guard, whether the guard is negated, and the number of
+// results, sources and numbers. Each operand's place and size follow, and then the numbers.
 ptx::Kernel* ptx_new(const char* names, const int64_t* code, int64_t count,
                      const uint8_t* constants, int64_t constant_bytes, int64_t registers,
                      const int64_t* specials, int64_t special_count) {

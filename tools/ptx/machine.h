@@ -44,7 +44,7 @@ struct Instruction {
 // Which thread accessed memory, and when.
 struct Access {
   static constexpr uint32_t kNobody = ~uint32_t{0};
-  static constexpr uint8_t kSeveral = 255;  // in `warp` or `lane`: several warps or lanes
+  static constexpr uint8_t kSeveral = 255;  // value of `warp` or `lane` if several accessed
 
   uint32_t program = kNobody;
   uint32_t epoch = 0;    // number of program barriers before the access

@@ -105,10 +105,9 @@ double element(Machine& machine, Warp& warp, uint64_t address) {
   return value;
 }
 
-// Computes one warp's share of a wgmma. The instruction's sources are the right descriptor, whether
-// to accumulate, and the left matrix, as a descriptor or in registers. The instruction's `numbers`
-// hold the number of columns of the right matrix, whether the left matrix is transposed, and
-// whether the right matrix is transposed.
+// Computes one warp's 16 rows of a wgmma. The sources are the right descriptor, whether to
+// accumulate, and the left matrix, as a descriptor or in registers. `at.numbers` holds the number
+// of columns of the right matrix, and whether the left and the right matrix are transposed.
 template <class Number>
 void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product) {
   constexpr int kDepth = 8 * kPerRegister<Number>;

@@ -3,7 +3,7 @@
     python -m tools.revisions.bits BASE [REVISION]
     python -m tools.revisions.speed BASE [REVISION]
 
-`bits` checks that both are bit-identical, `speed` that REVISION is as fast as BASE. Both arguments
+`bits` checks that the two are bit-identical. `speed` checks that REVISION is as fast as BASE. Both
 are git revisions; REVISION defaults to the working tree. The exit code is 0 if no difference is
 found. Builds are cached in build/revisions. For each revision, `bits` runs `digest` and `speed`
 runs `repeat`; `digest` and `repeat` use only the public interface of the library.

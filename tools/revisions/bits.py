@@ -20,7 +20,7 @@ LEVELS = {
 
 
 def digests_of(build: builds.Build, level: str) -> Digests:
-    """Returns the digests of a build, or none if the machine lacks the instruction set `level`."""
+    """Returns a build's digests; empty if the machine lacks the instruction set `level`."""
     kernels = LEVELS[level]
     # If the two kernels differ, another level already compares all dtypes except bfloat16.
     dtypes = DTYPES if kernels[0] == kernels[1] else ("bfloat16",)

@@ -66,7 +66,7 @@ class Draws:
         return lengths
 
     def input(self, steps: int, batch: int) -> Tensor:
-        """Returns an input `(seq_len, batch, input_size)` with the kind of values of the probe."""
+        """Returns an input `(seq_len, batch, input_size)` with values as `probe.values` says."""
         features = self.probe.sizes.input_size
         input = self.normal(steps, batch, features)
         if self.probe.values == "non-finite":
@@ -77,7 +77,7 @@ class Draws:
 
 
 def options_of(probe: Probe) -> dict:
-    """Returns the options of a probe that its module and its function share."""
+    """Returns the options that both the probe's module and its function take."""
     names = ("nonlinearity", *OPTIONS) if probe.cell in CHOOSES_NONLINEARITY else OPTIONS
     return {name: getattr(probe, name) for name in names}
 

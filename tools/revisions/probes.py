@@ -39,15 +39,15 @@ SMALL = (
     *(TINY, ALIGNED, ODD, BROAD, Sizes(64, 64, 8, 3), Sizes(1, 1, 3, 2), Sizes(8, 257, 4, 9)),
     *(Sizes(128, 128, 20, 2), Sizes(3, 48, 1, 64), Sizes(96, 16, 7, 33)),
 )
-# seq_len and batch on both sides of the backward pass's limits: a block has at least 256 rows, and
-# a gradient is summed in parts of 4,096 rows once a group of sequences has more than 8,192. Two
-# threads may halve the rows of a group.
+# Pairs of seq_len and batch around two limits in the backward pass. A block has at least 256 rows.
+# If a group of sequences has more than 8,192 rows, gradients are summed over 4,096 rows at a time.
+# With two threads, a group may have half as many rows.
 ROWS = (
     *((1, 255), (1, 257), (51, 5), (16, 16), (257, 1), (511, 1), (64, 8), (19, 27)),
     *((4095, 1), (64, 64), (17, 241), (4097, 1), (32, 256), (33, 249), (100, 83), (8193, 1)),
     *((128, 128), (130, 130)),
 )
-# Weights so wide that a block has 256 rows for any cache size.
+# Layers so wide that a block has 256 rows, whatever the cache size.
 WIDE = (Sizes(384, 384, 3, 85), Sizes(384, 384, 3, 86), Sizes(350, 384, 19, 27))
 # A single sequence of at most 16 steps uses unpacked weights if the sizes fill whole vectors.
 SHORT = tuple(
@@ -137,7 +137,7 @@ def option_probes() -> Iterator[Probe]:
 
 
 def size_probes() -> Iterator[Probe]:
-    """Yields probes with sizes on both sides of limits in the kernels."""
+    """Yields probes with sizes around the limits at which the kernels choose another method."""
     for dtype in DTYPES:
         for index, (steps, batch) in enumerate(ROWS):
             for layout in ("dense", LAYOUTS[2 + index % 4]):
@@ -192,7 +192,7 @@ SOURCES = (option_probes, size_probes, value_probes, gradient_probes, other_prob
 
 
 def other_cells() -> Iterator[Probe]:
-    """Yields the tanh probes for the other cells: all option probes, and a third of the others.
+    """Yields tanh probes for all cells but "rnn": every option probe, every third other probe.
 
     The nonlinearity and noise of leaky cells are random.
     """

@@ -72,7 +72,7 @@ def ask(process: subprocess.Popen[str], what: dict | int) -> None:
 def time_rounds(
     base: builds.Build, new: builds.Build, threads: int, workloads: list[Workload]
 ) -> list[tuple[Times, ...]]:
-    """Times two new processes in turns, one for each build; returns rounds of all workloads.
+    """Starts one process per build, times both in turns, and returns rounds of all workloads.
 
     A process makes many short calls per request, because a request takes about 50 µs.
     """

@@ -73,7 +73,7 @@ def device(text: str) -> torch.device:
     try:
         found = torch.device(text)
         torch.zeros(1, device=found).item()
-    # The type of error for an absent device depends on the kind of device.
+    # Each type of device raises a different exception if the device is unavailable.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"{escaped(text)} cannot be used ({reason})") from error
@@ -129,7 +129,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Loads the model that the options name; prints a note if it is not the pretrained model."""
+    """Loads the model that the options select; prints a note if it is not the pretrained model."""
     path: Path = arguments.checkpoint
     predictor = load(path, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn])
     if not path.samefile(pretrained_checkpoint()):
@@ -197,7 +197,7 @@ def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 def split_data(
     data: NamesData, arguments: argparse.Namespace, folding: Folding | None = None
 ) -> Split:
-    """Splits the data according to the options of `add_split`; `folding` as in `split`."""
+    """Splits the data according to the options of `add_split`; see `split` for `folding`."""
     return split(
         data,
         folding=folding,

@@ -258,7 +258,7 @@ def _difference(difference: Difference, factor: float) -> str:
 
 
 def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
-    """Writes all results as JSON, together with everything that they depend on."""
+    """Writes all results as JSON, with the split, the model's options and the package versions."""
     content = {
         "part": results.part,
         "split": results.split,

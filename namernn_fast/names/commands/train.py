@@ -321,14 +321,14 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[None]:
-    """Joins the other processes that torchrun started, if there are any, while the block runs."""
+    """While the block runs, joins the process group if torchrun started several processes."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    # Import torch.distributed.nn before the default process group exists, because its functions
-    # bind the group as a default argument at import. An optimizer's first step would otherwise
-    # import the module later, its functions would keep the group's threads alive, and a thread that
-    # frees a tensor during interpreter shutdown aborts the process.
+    # Import torch.distributed.nn before the process group exists: at import, the module's functions
+    # bind the current group as a default argument. If an optimizer's first step imported the module
+    # instead, these defaults would keep the group's threads alive until interpreter shutdown, when
+    # a thread that frees a tensor aborts the process.
     importlib.import_module("torch.distributed.nn")
 
     device = torch.device(arguments.device)
