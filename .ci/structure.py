@@ -365,7 +365,7 @@ def dotted_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 PRIVATE = r"_(?!_)\w+"
 OF_TORCH = re.compile(rf"torch(\.\w+)*\.{PRIVATE}(\.\w+)*")
-OF_OTHERS = {"_asdict", "_getframe", "_replace"}  # documented, of named tuples and of `sys`
+OF_OTHERS = {"_asdict", "_getframe", "_replace"}  # documented names in named tuples and `sys`
 
 
 def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:

@@ -39,9 +39,9 @@ LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
 }
 """The layer classes by name: torch's, and then the fused ones."""
 SECONDS = 1200
-"""Time limit of an attempt; this long because one attempt compiles C++."""
+"""Time limit of an attempt. It is long because one attempt compiles C++."""
 YES, STEPS, NO = "yes", "ATen", "no"
-"""The verdicts. STEPS: a fused layer can do it, but runs ATen operators step by step."""
+"""The verdicts. STEPS: a fused layer succeeds, but runs ATen operators step by step."""
 
 
 class Row(NamedTuple):
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
     attempt: Callable[..., str | None]
     why_not: dict[str, str]
-    """Why a layer class cannot do it, by name."""
+    """The reason why a layer class fails, by the name of the class."""
     slow: bool
 
 

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     """
     _check_paths(options)
     with _settled(options.threads):
-        facts = advice.gather()  # before this program itself causes load
+        facts = advice.gather()  # before the benchmark itself causes load
         workloads = [dataclasses.replace(workload, cell=options.cell) for workload in WORKLOADS]
         workloads = [workload for workload in workloads if workload.is_small or not options.quick]
         described = machine(options.cell)

@@ -19,8 +19,8 @@ _GENERATIONS = (
     (_INTEL, 6, (0xCF,), "Emerald Rapids"),
     (_INTEL, 6, (0xAD, 0xAE), "Granite Rapids"),
 )
-"""Generations of processors by vendor, family and models, as in Linux (arch/x86:
-kernel/cpu/amd.c and include/asm/intel-family.h); of Intel, servers with AVX-512 since Ice Lake."""
+"""Processor generations by vendor, family and models, from Linux (arch/x86: kernel/cpu/amd.c and
+include/asm/intel-family.h). For Intel, only servers with AVX-512 since Ice Lake are listed."""
 
 
 def cpu_name() -> str:
@@ -34,7 +34,7 @@ def cpu_name() -> str:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
                 if not line.strip():
-                    break  # the first processor ends here
+                    break  # end of the first processor's fields
                 name, _, value = line.partition(":")
                 fields[name.strip()] = value.strip()
     except OSError:

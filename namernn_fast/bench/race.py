@@ -27,7 +27,7 @@ class TimeBudget:
     warmup_seconds: float = 0.05
     round_seconds: float = 0.02
     min_rounds: int = 7
-    """Applies to slow calls too: with fewer rounds, a short disturbance could shift the median."""
+    """Also for slow calls: with fewer rounds, a short disturbance could shift the median."""
     max_rounds: int = 50
 
 

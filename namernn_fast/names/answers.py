@@ -42,10 +42,10 @@ class Answers:
     millionths: Tensor
     """int64 (rows, top), the probabilities of the languages in `best`, in millionths."""
     unusual: Tensor
-    """bool (rows), true if the name is unusual; false if the row has an error"""
+    """bool (rows), true if the name is unusual; false if the row has an error."""
     dropped: dict[int, str]
     """Maps a row to the characters of its name that were not read (see `Folding.dropped`). Rows
-    whose names were read completely are absent."""
+    without dropped characters are absent."""
 
     def __len__(self) -> int:
         return len(self.rows.names)

@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 
 Used = tuple[str, Path | int]
-"""What error messages call a file, such as an option, and the file's path or descriptor."""
+"""A file's name in error messages, such as an option, and the file's path or descriptor."""
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:

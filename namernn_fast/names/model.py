@@ -257,7 +257,7 @@ class NgramEmbedding(nn.Module):
 
     def __init__(self, embedding_size: int, alphabet_size: int) -> None:
         super().__init__()
-        self.mark = alphabet_size  # before the start of a name and past its end
+        self.mark = alphabet_size  # the id of the padding at both ends of a name
         self.unknown = alphabet_size + 1
         self.symbols = alphabet_size + 2
         self.before = nn.Embedding(self.symbols**2, embedding_size)

@@ -70,7 +70,7 @@ class LanguageFacts:
     distinct: int
     """The number of distinct folded names, counted for each language."""
     repeats: int
-    """The number of rows beyond the first row of each folded name."""
+    """The number of rows that repeat an earlier folded name."""
     shared: int
     """The number of distinct folded names that also occur in other languages."""
     junk: int

@@ -46,7 +46,7 @@ class StateFile:
         self.path = Path(path)
         self.is_kept = False
         """Whether the file contains a state of this training run."""
-        self._identity = json.loads(json.dumps(identity))  # in the form in which a file returns it
+        self._identity = json.loads(json.dumps(identity))  # as it is read back from a file
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def read(self) -> None:

@@ -53,11 +53,11 @@ class Split:
 
     languages: tuple[str, ...]
     train: LabelledNames
-    """The part to fit weights to."""
+    """The part that weights are trained on."""
     validation: LabelledNames
-    """The part to base choices on, such as the epoch to keep and the recipe."""
+    """The part that decides choices, such as the recipe and the epoch to keep."""
     test: LabelledNames
-    """The part to report final results on, once."""
+    """The part that final results are computed on, once."""
     info: dict[str, Any]
     """Plain values that a checkpoint records: the method, seed and shares, the SHA-256 of the
     parts, and the source, SHA-256 and number of rows of the data."""

@@ -25,8 +25,8 @@ MAX_HEADER_BYTES = 2 * 2**20
 """The limit on the size of a header, which lists the tensors and holds the plain values. With the
 library's limit of 100 MB, reading a header could take half a minute and gigabytes of memory."""
 
-_MAX_DEPTH = 32  # maximum nesting of lists and tables
-_MAX_BRACKETS = 50_000  # garbage collection makes reading a million lists slow
+_MAX_DEPTH = 32  # maximum nesting of lists and dicts
+_MAX_BRACKETS = 50_000  # reading a million lists would be slow
 
 
 def write_tensors(

@@ -103,7 +103,7 @@ class CsvWriter(Writer):
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Matches printable cells, joined by newlines, if `_cell` may quote or escape one of them."""
+        """Matches newline-joined printable cells if `_cell` may quote or escape one of them."""
         sign, formula = re.escape(self.delimiter), re.escape("".join(_FORMULA))
         return re.compile(rf'["{sign}]|^[{formula}]', re.MULTILINE)
 

@@ -16,7 +16,7 @@ class Instruction(NamedTuple):
 
     offset: int
     guard: str
-    """The predicate, such as `P0` or `!P0`; empty if it is always executed."""
+    """The predicate, such as `P0` or `!P0`; empty if the instruction always runs."""
     name: str
     """The opcode with its modifiers."""
     operands: str

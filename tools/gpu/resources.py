@@ -169,7 +169,7 @@ def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
 
     If `aligned`, pointers are divisible by 16, which Triton checks at launch.
     """
-    paths = {}  # to arguments and members of tuples, as Triton names them
+    paths = {}  # Triton's paths to arguments and members of tuples
     for i, name in enumerate(kernel.arg_names):
         type = to.signature.get(name, "constexpr")
         members = enumerate(type) if isinstance(type, tuple) else ()

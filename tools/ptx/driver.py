@@ -61,7 +61,7 @@ class Options:
 
     seed: int = 1
     cooperative: int = 0
-    """1 if all programs run at once, with weak memory; each launch sets it."""
+    """1 if all programs run at once, with weak memory. Each launch sets this option."""
     window: int = 3
     """Programs that run at once if the launch is not cooperative."""
     quantum: int = 40
@@ -308,7 +308,7 @@ class _Driver(DriverBase):
     def get_active_torch_device(self):
         return torch.device("cpu")
 
-    def get_current_device(self):  # differs by architecture, because Triton caches kernels by it
+    def get_current_device(self):  # unique per GPU, because Triton caches kernels by device
         return int(self.machine.device.arch.removeprefix("sm_"))
 
     def get_current_stream(self, device):

@@ -83,10 +83,10 @@ class Probe:
     wanted: str = ALL
     """The tensors that need a gradient; `SECOND_ORDER` differentiates the gradients again."""
     given: str = "both"
-    """The results that get a gradient; "sums" gives them expanded ones, as `sum()` does."""
+    """The results that get a gradient; "sums" expands a scalar gradient to each, as `sum()` does."""
     values: str = "normal"
     call: str = "module"
-    """What is called: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, or
+    """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, or
     their counterparts for another `cell`."""
     autocast: str = ""
     """The dtype of autocast, or an empty string for none."""

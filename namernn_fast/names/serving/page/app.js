@@ -1,13 +1,13 @@
 "use strict";
-// The page asks while the reader types: the latest name wins, and earlier questions are given up.
+// The page sends a request while the user types. A new name aborts the requests for earlier names.
 
-const WAIT = 100; // milliseconds without a key before the server is asked
-const SPEAK = 700; // milliseconds before a screen reader is told
+const WAIT = 100; // milliseconds between the last keystroke and the request
+const SPEAK = 700; // milliseconds before a screen reader announces the result
 const TOP = 6;
 const byId = (id) => document.getElementById(id);
 
-let model = null; // the answer of /health
-let reading = null; // the last answer of /states, for drawing again
+let model = null; // the response of /health
+let reading = null; // the last response of /states, to redraw after a resize
 let question = new AbortController();
 let waiting = 0;
 let speaking = 0;
@@ -146,6 +146,6 @@ byId("examples").addEventListener("click", (event) => {
 new ResizeObserver(draw).observe(byId("answers"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 introduce();
-// A link may name a name. Without one, a browser may keep the field when it reloads.
+// A link may contain a name. Otherwise, keep the field, which browsers may restore on a reload.
 byId("name").value = new URLSearchParams(location.search).get("name") ?? byId("name").value;
 if (byId("name").value) tell(byId("name").value);

@@ -1,9 +1,9 @@
 "use strict";
-// Drawing: bars, lines, the heat map of the states, and the table. What comes from the server or the
-// reader becomes text nodes and numbers alone: nothing here makes HTML of a string.
+// Draws the bars, the lines, the heat map of the states, and the table. Text from the server or the
+// user becomes text nodes and attribute values, and is never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-// The plot of lines and the heat map below share these margins, so that their columns align.
+// The line plot and the heat map below it share these margins, so that their columns align.
 const MARGIN = { left: 46, right: 104, top: 10, bottom: 30 };
 const LINES = 6;
 
@@ -16,7 +16,7 @@ function shown(character) {
   return character === " " ? "␣" : character;
 }
 
-/** Returns the characters of `text` apart, with the code of each that has no shape of its own. */
+/** Returns the characters of `text` separated by spaces; invisible characters become U+XXXX. */
 function spelledOut(text) {
   const code = (character) => character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
   return [...text].map((character) =>
@@ -37,11 +37,11 @@ function svg(tag, attributes, text) {
   return made;
 }
 
-/** Draws the languages of a name, [{language, probability}], as bars; marks those in the set `weak`. */
+/** Draws [{language, probability}] as bars, and marks the languages in the set `weak`. */
 function drawBars(list, languages, weak) {
   while (list.children.length > languages.length) list.lastElementChild.remove();
   languages.forEach(({ language, probability }, place) => {
-    // Items are reused, so that a bar grows from where it was.
+    // Reuse the items, so that a bar's width changes smoothly.
     let item = list.children[place];
     if (!item) {
       item = html("li");
@@ -59,7 +59,7 @@ function drawBars(list, languages, weak) {
   });
 }
 
-/** Returns the indices of the languages that lead after the last character. */
+/** Returns the indices of the most probable languages after the last character. */
 function leading(probabilities) {
   const last = probabilities[probabilities.length - 1];
   return [...last.keys()].sort((a, b) => last[b] - last[a]).slice(0, LINES);
@@ -80,14 +80,14 @@ function drawLines(picture, { characters, languages, probabilities }) {
       svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(level), y2: y(level) }),
       svg("text", { class: "scale-label", x: MARGIN.left - 6, y: y(level) + 4 }, `${100 * level} %`));
   }
-  // A long name in a narrow window has no space for letters: its table has them.
+  // If columns are too narrow for letters, only the table shows the letters.
   const size = column >= 11 ? "" : column >= 7 ? " small" : " none";
   characters.forEach((character, place) => {
     const letter = { class: `character${size}`, x: x(place), y: height - 8 };
     picture.append(svg("text", letter, shown(character)));
   });
   const leaders = leading(probabilities);
-  // The leader is drawn last, on top of the others.
+  // Draw the most probable language last, so that its line is on top.
   leaders.map((language, rank) => [language, rank]).reverse().forEach(([language, rank]) => {
     const points = probabilities.map((row, place) => [x(place), y(row[language])]);
     picture.append(svg("polyline", { class: `rank-${rank}`, points: points.join(" ") }));
@@ -97,12 +97,12 @@ function drawLines(picture, { characters, languages, probabilities }) {
   labelLines(picture, leaders, languages, probabilities, y, x(characters.length - 1) + 22);
 }
 
-/** Writes the names of the languages at the ends of their lines, one above another. */
+/** Labels the end of each line with its language, and keeps the labels from overlapping. */
 function labelLines(picture, leaders, languages, probabilities, y, left) {
   const last = probabilities[probabilities.length - 1];
   let lowest = MARGIN.top - 8;
   const places = leaders.map((language) => (lowest = Math.max(lowest + 15, y(last[language]))));
-  // Labels that were pushed below the plot move up together.
+  // Move labels up again if some were pushed below the plot.
   let highest = y(0) + 15;
   for (let rank = places.length - 1; rank >= 0; rank--) {
     highest = places[rank] = Math.min(places[rank], highest - 15);
@@ -112,20 +112,20 @@ function labelLines(picture, leaders, languages, probabilities, y, left) {
     const short = name.length > 12 ? `${name.slice(0, 11)}…` : name;
     const end = y(last[language]);
     if (Math.abs(end - places[rank]) > 6) {
-      // A label that had to make room points to the end of its line.
+      // Connect a label that was moved to the end of its line.
       picture.append(svg("line", { class: "pointer", x1: left - 16, y1: end, x2: left - 2, y2: places[rank] }));
     }
     picture.append(svg("text", { class: `rank-${rank}`, x: left, y: places[rank] + 4 }, short));
   });
 }
 
-/** Returns a colour of the style sheet, "#rrggbb", as three numbers. */
+/** Returns a colour that the style sheet defines as "#rrggbb", as three numbers. */
 function colour(name) {
   const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   return [1, 3, 5].map((start) => parseInt(text.slice(start, start + 2), 16));
 }
 
-/** Draws the states, one column a character and one row a unit, and returns the scale's end. */
+/** Draws the states, a column per character and a row per unit; returns the end of the scale. */
 function drawStates(canvas, states, directions) {
   const units = states[0].length;
   const most = states.flat().reduce((found, value) => Math.max(found, Math.abs(value)), 1);
@@ -152,8 +152,8 @@ function drawStates(canvas, states, directions) {
 }
 
 /**
- * Returns the units of each direction, sorted by the signs of their values from the last character
- * back to the first, then by the last value: units that went the same way stand together.
+ * Returns the units of each direction, sorted by the signs of their states from the last character
+ * back to the first, then by the last state. Units with similar histories become neighbours.
  */
 function unitOrder(states, directions) {
   const size = states[0].length / directions;
