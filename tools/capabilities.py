@@ -45,7 +45,7 @@ YES, STEPS, NO = "yes", "ATen", "no"
 
 
 class Row(NamedTuple):
-    """A row of the table."""
+    """A row of the table of capabilities."""
 
     attempt: Callable[..., str | None]
     why_not: dict[str, str]
@@ -484,7 +484,7 @@ def _(layer, x):
 
 
 def child(label: str, name: str, answers: Connection) -> None:
-    """Runs an attempt, and sends the verdict and its note or error message."""
+    """Runs an attempt, and sends its verdict with a note or an error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
 
 
 def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
-    """Draws the loss and the accuracy of each epoch of each network."""
+    """Draws each network's loss and accuracy in every epoch."""
     figure, (losses, accuracies) = _figure(10, 4.2, columns=2)
     members = sorted({epoch.member for epoch in history})
     for axes, figure_of in ((losses, "loss"), (accuracies, "accuracy")):

@@ -21,7 +21,7 @@ _KEPT_NUMBERS = 1_000_000
 
 
 class Batch(NamedTuple):
-    """The names of one step, or one process's share of these names."""
+    """The names of one step, or the subset of them that one process trains on."""
 
     names: PackedSequence
     """Character ids, packed."""
@@ -41,7 +41,7 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of one epoch, or one process's share of each batch.
+    """Yields the batches of one epoch, or the subset of each batch for process `rank`.
 
     Within a batch, names and targets are sorted from the longest name to the shortest, so that the
     packed batch needs no reordering.

@@ -264,7 +264,7 @@ def fit(
 
     The best epoch is the first with the highest validation accuracy.
 
-    If `torch.distributed` is initialised, its processes share each batch, and every process returns
+    If `torch.distributed` is initialised, its processes divide each batch, and every one returns
     the same model. Apart from dropout and rounding, a single process would return the same model.
 
     Args:

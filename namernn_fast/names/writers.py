@@ -236,7 +236,7 @@ def _ends(answers: Answers, end: Callable[..., str]) -> list[str]:
 
 
 def _rows_of(*columns: Iterable[str]) -> str:
-    """Joins columns of text into the text of rows."""
+    """Joins columns of strings row by row, into one string."""
     return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 

@@ -208,7 +208,7 @@ def resources_of(device: Device, compiled: Any) -> Resources:
 
 
 def _number(label: str, text: str) -> int:
-    """Returns the number after a label."""
+    """Returns the number that follows `label` in `text`."""
     return int(re.search(rf"{re.escape(label)}\s*(\d+)", text)[1])  # type: ignore[index]
 
 

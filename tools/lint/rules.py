@@ -32,7 +32,7 @@ class Finding(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A compiled variant."""
+    """A compiled variant of a kernel."""
 
     variant: Variant
     taken: resources.Resources

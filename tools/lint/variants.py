@@ -46,7 +46,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A unique name."""
+        """A unique name for the variant."""
         build, plan = self.build, self.build.plan
         tile = f"{plan.block_b}x{plan.block_n}x{plan.block_k}"
         parts = (build.device.arch, build.precision, f"H{build.hidden_size}", plan.kind)

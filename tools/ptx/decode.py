@@ -380,7 +380,7 @@ def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tupl
 
 
 def _split(text: str) -> list[str]:
-    """Splits at top-level commas."""
+    """Splits operands at their top-level commas."""
     return [part.strip() for part in re.split(r",(?![^{\[(]*[}\])])", text) if part.strip()]
 
 

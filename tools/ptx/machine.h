@@ -194,14 +194,14 @@ struct Machine {
   uint32_t random(uint32_t below);
   bool chance(int64_t percent) { return random(100) < static_cast<uint64_t>(percent); }
 
-  // In machine.cpp. `report` records a fault; `stop` also ends the kernel.
+  // Defined in machine.cpp. `report` records a fault; `stop` also ends the kernel.
   void report(const std::string& kind, const Thread& by, const std::string& text = "");
   [[noreturn]] void stop(const std::string& kind, const Thread& by, const std::string& text = "");
   void branch(Warp& warp, Mask lanes, uint32_t target);
   void meet(Warp& warp);  // bar.sync
   void end(Warp& warp, Mask lanes);
 
-  // In order.cpp.
+  // Defined in order.cpp.
   bool happened_before(const Access& access, const Thread& thread) const;
   void note_read(Slot& slot, const Thread& by, const char* memory);
   void note_write(Slot& slot, const Thread& by, bool is_same, const char* memory);
@@ -209,7 +209,7 @@ struct Machine {
   void acquire(const Thread& by, uint64_t address);
   void acquire_at_barrier(Program& program);
 
-  // In global_memory.cpp.
+  // Defined in global_memory.cpp.
   void load(const Thread& by, uint64_t address, uint32_t size, void* out);
   void store(const Thread& by, uint64_t address, uint32_t size, const void* in);
   void load_counter(const Thread& by, uint64_t address, uint32_t size, void* out);
@@ -217,7 +217,7 @@ struct Machine {
   void publish_before(const Thread& by);
   void publish_all(Program& program);
 
-  // In shared_memory.cpp.
+  // Defined in shared_memory.cpp.
   void load_shared(const Thread& by, uint64_t address, uint32_t size, void* out);
   void store_shared(const Thread& by, uint64_t address, uint32_t size, const void* in);
   void begin_copy(const Thread& by, Copy copy);

@@ -135,7 +135,7 @@ def prepare_input(probe: Probe, draws: Draws) -> tuple[Tensor, Tensor | PackedSe
 
 
 def named_results(probe: Probe, returned) -> dict[str, Tensor]:
-    """Returns by name the tensors that a layer or a step module returned."""
+    """Returns the tensors that a layer or a step module returned, by name."""
     found = {}
     if probe.call != "cell":
         output, returned = returned

@@ -83,7 +83,7 @@ class Probe:
     wanted: str = ALL
     """The tensors that need a gradient; `SECOND_ORDER` differentiates the gradients again."""
     given: str = "both"
-    """The results that get a gradient; "sums" expands a scalar gradient to each, as `sum()` does."""
+    """The results that get a gradient; with "sums", each gets an expanded 1, as from `sum()`."""
     values: str = "normal"
     call: str = "module"
     """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, or
@@ -210,6 +210,6 @@ def other_cells() -> Iterator[Probe]:
 
 
 def all_probes(cells: Iterable[str] = LAYERS) -> list[Probe]:
-    """Returns all probes of these cells, without duplicates."""
+    """Returns all probes of the given cells, without duplicates."""
     probes = dict.fromkeys(probe for source in (*SOURCES, other_cells) for probe in source())
     return [probe for probe in probes if probe.cell in cells]

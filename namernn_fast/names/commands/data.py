@@ -27,7 +27,7 @@ _LEGEND = (
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the command line."""
+    """Adds the command `data` to the command line."""
     parser = add_command(commands, "data", run, "describe the names data")
     add_data(parser)
     add_split(parser)

@@ -38,7 +38,7 @@ _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the command line."""
+    """Adds the command `evaluate` to the command line."""
     parser = options.add_parser(
         commands, "evaluate", run, "measure how good a model is on names that it has not seen"
     )

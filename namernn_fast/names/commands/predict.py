@@ -36,7 +36,7 @@ would treat as a formula; numbers stay as they are.
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the command line."""
+    """Adds the command `predict` to the command line."""
     parser = add_command(commands, "predict", run, "predict the languages of names")
     parser.epilog = _EPILOG
     source = parser.add_mutually_exclusive_group(required=True)

@@ -16,7 +16,7 @@ _PORT = number(int, "a port from 0 to 65535", lambda value: 0 <= value < 2**16)
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the command line."""
+    """Adds the command `serve` to the command line."""
     parser = add_command(commands, "serve", run, "serve a web page and an API")
     add_model(parser)
     parser.add_argument(

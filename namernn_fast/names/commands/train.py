@@ -70,7 +70,7 @@ _SWITCHES = (
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the command line."""
+    """Adds the command `train` to the command line."""
     parser = options.add_parser(commands, "train", run, "train a model and save it")
     parser.add_argument(
         *("--checkpoint", "--output"),
