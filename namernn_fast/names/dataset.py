@@ -119,7 +119,7 @@ def load_names(
 
 
 def embedded_sample() -> NamesData:
-    """Returns the surnames of `sample.SAMPLE`, which need neither a file nor a network.
+    """Returns the surnames of `sample.SAMPLE`, without file or network access.
 
     Example:
         >>> data = embedded_sample()

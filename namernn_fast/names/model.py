@@ -146,7 +146,7 @@ class NameClassifier(nn.Module):
         return self.ngrams is None and isinstance(self.rnn, FusedRNN)
 
     def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer; the recurrent layer reads character ids."""
+        """Runs the recurrent layer on character ids; returns the input of the linear layer."""
         packed = isinstance(names, PackedSequence)
         ids, embedding = names.data if packed else names, self.embedding.weight
         if (unknown := self._unknown(ids)) is not None:
@@ -161,7 +161,7 @@ class NameClassifier(nn.Module):
         return self._pool(output, h_n, lengths)
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns the input of the linear layer; the recurrent layer reads embeddings."""
+        """Runs the recurrent layer on embeddings; returns the input of the linear layer."""
         if lengths is None:
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
             return self._pool(output, h_n, None)

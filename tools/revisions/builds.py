@@ -31,7 +31,7 @@ class Build(NamedTuple):
         return self.name
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts Python with this build first on its path, then the repository."""
+        """Starts Python with this build first in PYTHONPATH, followed by the repository."""
         path = f"{self.library}{os.pathsep}{ROOT}"
         return subprocess.Popen(
             [sys.executable, *arguments],

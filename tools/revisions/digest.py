@@ -53,7 +53,7 @@ class Draws:
         return wide.to(self.dtype)[..., :: 1 + self.probe.strided]
 
     def weight(self, shape: torch.Size) -> Tensor:
-        """Returns values of a parameter: as in a new layer, or far larger to saturate tanh."""
+        """Returns a random parameter, scaled as in a new layer, or far larger to saturate tanh."""
         scale = 30 if self.probe.values == "saturated" else 1
         bound = scale * self.probe.sizes.hidden_size**-0.5
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
