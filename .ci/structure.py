@@ -290,7 +290,7 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
 
 
 def names_of_cells(files: dict[str, str]) -> set[str]:
-    """Returns the names of the cells: the argument `name` of each `Cell(...)` in the cells' folder."""
+    """Returns the argument `name` of each `Cell(...)` in the folder of the cells."""
     return {
         keyword.value.value
         for path, text in files.items()

@@ -74,7 +74,7 @@ class Responder:
         }
 
     def description(self) -> JsonObject:
-        """Returns a description of the model and of its training data, as the checkpoint records it."""
+        """Describes the model, and its training data as recorded in the checkpoint."""
         model, info = self._predictor.checkpoint.model, self._predictor.info
         source = recorded(info, str, "split", "data", "source")
         return {
