@@ -91,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the CPU kernel's instruction set, and those for bfloat16 and int8 if they differ."""
+    """Returns the instruction set of the CPU kernel, also for bfloat16 and int8 if they differ."""
     usual = ops.cpu_kernel()
     text = f"cpu {usual}"
     for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):
@@ -107,7 +107,7 @@ def _scratch() -> str:
 
 
 def _triton() -> str:
-    """Returns the version of Triton and the cells that use it, or that it is not installed."""
+    """Returns the version of Triton and the cells that use it, or a note that it is missing."""
     try:
         import triton
     except ImportError:

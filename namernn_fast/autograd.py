@@ -167,8 +167,8 @@ class _Needs(NamedTuple):
     """For each weight, whether the fused backward pass reads it. It never reads biases, and reads
     weight_ih of the first layer only for the gradient of the input."""
     ends: tuple[int, int, int]
-    """The end indices of three parts of the saved tensors: the values of input and states, the
-    original input and states that need a gradient, and what the operator saved."""
+    """The end index of each group of saved tensors: the values of input and states; the original
+    input and states that need a gradient; the tensors in the operator's result `saved`."""
     wanted: list[bool]
     """Whether input, each state and each of `Cell.inputs` need a gradient."""
     want_layers: list[int]
@@ -245,8 +245,8 @@ def _saved_tensors(ctx: Any) -> Any:
 def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """Returns whether the backward pass must consist of differentiable ATen operators.
 
-    It must with create_graph, which differentiates the gradients again, and if `grads` are batched
-    or have tangents: under torch.func transforms, forward-mode AD and is_grads_batched.
+    True with create_graph, which differentiates the gradients again. Also true if `grads` are
+    batched or have tangents: under torch.func transforms, forward-mode AD and is_grads_batched.
     """
     if torch.is_grad_enabled():
         return True

@@ -106,13 +106,13 @@ PROJECTIONS = 8192
 """The layers project h to fewer features than hidden_size. Not allowed with SHARE_PREFIXES or INT8.
 Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
-"""The nonlinearity is sigmoid or softplus. Not allowed with each other or with RELU."""
+"""The nonlinearity is sigmoid or softplus. At most one of SIGMOID, SOFTPLUS and RELU may be set."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
 """Bits for what `tensors` holds before the weights: initial states, reset_to, other inputs."""
 
 
 class Lists(NamedTuple):
-    """The parts of the argument `tensors`. Only `weights` must not be empty."""
+    """The argument `tensors`, split by role. Only `weights` must not be empty."""
 
     states: Sequence[Tensor]
     reset_to: Sequence[Tensor]
@@ -136,7 +136,7 @@ def before_weights(cell: Cell, options: int) -> int:
 
 
 def split(cell: Cell, tensors: Sequence[Any], options: int) -> Lists:
-    """Returns the parts of `tensors`."""
+    """Splits `tensors` into states, reset_to, inputs and weights."""
     states = len(cell.states) if options & STATES else 0
     restart = states + (len(cell.states) if options & RESET_TO else 0)
     count = before_weights(cell, options)
@@ -157,7 +157,7 @@ class ForwardArguments:
 
     @property
     def lists(self) -> Lists:
-        """The parts of `tensors`."""
+        """`tensors`, split into states, reset_to, inputs and weights."""
         return split(NUMBERED[self.cell], self.tensors, self.options)
 
 
@@ -210,7 +210,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _backward_of_plain(*arguments: Any) -> Any:
-    """Runs `backward` with copies of lazily negated gradients and ZeroTensors.
+    """Runs `backward` with plain copies of lazily negated gradients and ZeroTensors.
 
     The dispatcher resolves such tensors, except in lists of optional tensors.
     """
@@ -239,7 +239,7 @@ def size_of_h(weights: Sequence[Tensor]) -> int:
 
 
 def hidden_size(cell: Cell, weights: Sequence[Tensor]) -> int:
-    """Returns the number of units."""
+    """Returns the number of hidden units."""
     return weights[1].shape[0] // cell.gates
 
 

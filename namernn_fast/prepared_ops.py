@@ -3,8 +3,8 @@
 Their arguments and results are as in `ops`, except that the prepared tensor replaces the weights in
 `tensors`. Two arguments are new:
 
-- prepared: the weights of all layers in panels, in one tensor of their dtype, or of dtype int8 with
-  INT8. Its contents depend on the processor that packed them.
+- prepared: one tensor with the packed weights of all layers, in the dtype of the weights or, with
+  INT8, in int8. Its contents depend on the processor that packed the weights.
 - sizes: num_layers, input_size, hidden_size, the size of the vocabulary and the size of h, which is
   hidden_size without PROJECTIONS. The vocabulary is 0 unless the first layer reads token ids; then
   input_size is 0.
@@ -14,10 +14,10 @@ Their arguments and results are as in `ops`, except that the prepared tensor rep
 table. `forward_prepared` does what `forward` does. These operators run on a CPU, for inference. In
 all calls, BIAS, BIDIRECTIONAL, INT8 and PROJECTIONS must be the same; WANT_SAVED is not allowed.
 
-`step` advances the sequences of a stream, and returns the output of the last layer. It updates its
+`step` advances the sequences of a stream, and returns the output of the last layer. It updates the
 states in place: one tensor (num_layers, sequences, features) for each of `Cell.states`, in float32
-for layers in 16 bits. Its input may lack the time dimension. `rows` (int64) holds the index of each
-sequence in the input, or is None for all sequences.
+for layers in 16 bits. The input may lack the time dimension. For each sequence in the input, `rows`
+(int64) holds its index in the stream; None means all sequences.
 
 `checked_rows` returns rows in int64, and raises an error unless they are distinct indices of the
 sequences of a stream. Only compiled programs need this operator.
@@ -92,7 +92,7 @@ class PreparedArguments:
 
 
 def _like(prepared: Tensor) -> Tensor:
-    """Returns a tensor with the dtype that results have with these prepared weights."""
+    """Returns a tensor with the dtype of results computed from these prepared weights."""
     if prepared.dtype != torch.int8:
         return prepared
     return prepared.new_empty(0, dtype=torch.float32)

@@ -53,7 +53,7 @@ class BudgetError(AssertionError):
 
 @dataclass
 class _Extremes:
-    """The largest absolute errors and the largest value of one named result, over its draws."""
+    """The largest absolute errors and the largest value in all draws of one named result."""
 
     ours: float = 0.0
     theirs: float = 0.0

@@ -99,10 +99,10 @@ def run_stack(call: Call) -> Results:
 
 
 def is_whole(call: Call) -> bool:
-    """Returns whether torch's operator can take the whole stack: only dense or packed input.
+    """Returns whether torch's operator can run the whole stack; needs dense or packed input.
 
     On CUDA, such a call uses the weights in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
-    their weights. If only part of a stack runs, cuDNN copies that part's weights on every call.
+    their weights. If a call runs only one layer or direction, cuDNN copies its weights every time.
     """
     return call.sequence_layout is None or bool(call.options & ops.PACKED)
 

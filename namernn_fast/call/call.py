@@ -49,7 +49,7 @@ class Arguments:
     """As in `last_state()`."""
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the arguments after hx by name, without None, which the callee may not accept."""
+        """Returns the arguments after hx by name, except None, because callees may not take it."""
         return given(
             lengths=self.lengths,
             reset=self.reset,
@@ -185,7 +185,7 @@ Path: TypeAlias = Callable[[Call], Results]
 
 
 class Choice(NamedTuple):
-    """The path of a call, and the reasons against the other paths."""
+    """The path chosen for a call, and why each other path was not chosen."""
 
     path: Path
     why_not_kernel: str | None = None

@@ -1,4 +1,4 @@
-"""Argument checks. If `torch.nn.RNN` would raise an error, they raise the same error.
+"""Argument checks. For arguments that `torch.nn.RNN` rejects, they raise the same error.
 
 The fused operators check their arguments too; the reference path relies on these checks.
 """
@@ -42,8 +42,8 @@ def check_like_nn_rnn(call: Call) -> None:
 
     Raises:
         ValueError: input holds features that do not have the dtype of the weights.
-        RuntimeError: an argument is wrong: input (number of features, sequence length or device),
-            reset (shape), hx (shape, device or dtype) or reset_to (device or dtype).
+        RuntimeError: input has no steps, the wrong number of features or the wrong device; reset or
+            hx has the wrong shape; hx or reset_to has the wrong device or dtype.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]

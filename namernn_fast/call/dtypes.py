@@ -16,14 +16,14 @@ def autocast_dtype(
 ) -> torch.dtype | None:
     """Returns the dtype in which autocast computes a layer, or None if autocast does not apply.
 
-    On a CPU, in `nn.GRU`, and in `nn.LSTM` with packed sequences or projections, autocast casts
-    only the operands of products. The new state combines these products with the previous state, so
-    its dtype is promoted from the two dtypes.
+    On a CPU, autocast casts only the operands of products in `nn.GRU`, and in `nn.LSTM` with packed
+    sequences or projections. The new state combines these products with the previous state, so it
+    gets the promoted dtype of both.
 
     Args:
         input: features of any layout, or an embedding.
         cell: the layer's cell.
-        kind: the kind of call: `projected` if the layer has projections, else `padded` or `packed`.
+        kind: `projected` if the layer has projections, else the layout: `padded` or `packed`.
         state: the initial state, or the second one if the cell has two; None for zeros.
     """
     device = input.device.type
@@ -76,7 +76,7 @@ def convert_dtypes(call: Call) -> None:
 
 
 def cast_h(call: Call, results: Results) -> Results:
-    """Casts output and h_n as autocast casts products with weight_hr. No-op if prepared."""
+    """Casts output and h_n like autocast's products with weight_hr. No-op for prepared weights."""
     output, h_n, c_n = results
     device, is_any_on = output.device.type, autocast_is_on()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):

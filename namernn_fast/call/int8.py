@@ -2,7 +2,7 @@
 
 The scale of a row is its largest magnitude divided by 127, truncated to 17 significant bits. So
 `integer * scale` is exact in float32, and quantizing these products gives the same integers and
-scales. The results of csrc/kernel/products/int8_rows.h are bit-identical.
+scales. csrc/kernel/products/int8_rows.h computes bit-identical integers and scales.
 """
 
 from collections.abc import Iterable

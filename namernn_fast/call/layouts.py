@@ -66,7 +66,7 @@ def convert(arguments: Arguments, call: Call) -> None:
 
 
 def _rows_of(name: str, more: Any, call: Call) -> Tensor:
-    """Returns one of `Arguments.inputs` as rows laid out like input, which may lack the batch.
+    """Returns one of `Arguments.inputs` as rows laid out like input, possibly without a batch.
 
     Args:
         name: the name of the argument.
@@ -75,7 +75,7 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
 
     Raises:
         TypeError: no cell takes this argument, or the argument is not laid out like input.
-        ValueError: the call's cell does not take this argument.
+        ValueError: only other cells take this argument.
         RuntimeError: the sequence lengths, the shape or the device of the argument is wrong.
     """
     cell, options = call.cell, call.options
@@ -137,11 +137,11 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
 
 
 def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[Tensor]:
-    """Returns the states of reset_to in the operators' layout, except that they may lack the batch.
+    """Returns the states of reset_to in the operators' layout, possibly without a batch.
 
     Args:
         reset_to: the caller's argument.
-        call: the call, which has reset.
+        call: the call, with `reset` set.
         rows: the shape that reset must have.
 
     Raises:
@@ -200,7 +200,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
 
 
 def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
-    """Converts a call on a PackedSequence; sorts hx and reset into the order of its data."""
+    """Converts a call on a PackedSequence; sorts hx and reset in the order of the packed data."""
     if call.states:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input

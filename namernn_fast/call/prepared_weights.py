@@ -16,7 +16,7 @@ from .options import PRECISION_BITS, batch_invariant_is_on
 
 @dataclass(slots=True)
 class PreparedWeights:
-    """The weights of all layers in one tensor, in the order that the kernels read."""
+    """The weights of all layers in one tensor, in the order in which the kernels read them."""
 
     tensor: Tensor
     cell: Cell
@@ -52,15 +52,15 @@ class PreparedWeights:
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 
     def run_simple(self, input: Tensor, hx: Any) -> Any:
-        """Fast path for the most frequent kind of call: padded features, without other arguments.
+        """Fast path for the most frequent calls: padded features, with no arguments other than hx.
 
         Args:
             input: (seq_len, batch, input_size), or with BATCH_FIRST (batch, seq_len, input_size).
             hx: the initial states as a layer takes them.
 
         Returns:
-            output and the last states as a layer returns them, or None if the call is of another
-            kind or is invalid. The caller must then call `functional.run`, which raises any error.
+            output and the last states as a layer returns them, or None if this path cannot run the
+            call. The caller must then call `functional.run`, which also raises any error.
         """
         # Tested inline and in this order, because these tests take as long as a small kernel.
         if (
@@ -101,7 +101,7 @@ class PreparedWeights:
         return self.options | ops.BATCH_INVARIANT if batch_invariant_is_on() else self.options
 
     def current_options(self) -> int:
-        """Returns `call_options()` with the bit for the float32 precision of torch's settings.
+        """Returns `call_options()` plus the bit for the float32 precision that torch allows.
 
         This is faster than `precision_bits`, but Dynamo cannot trace it.
         """

@@ -9,7 +9,7 @@ from .. import ops
 def with_batch_first(output: Tensor) -> Tensor:
     """Transposes a time-major output to batch first. The output must have no other references.
 
-    With gradients disabled, transposes in place, because the output of `nn.RNN` is not a view.
+    With gradients disabled, transposes in place, so that output is not a view, as in `nn.RNN`.
     """
     return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 

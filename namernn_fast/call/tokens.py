@@ -3,7 +3,7 @@
 A layer multiplies the embedding row of every token by weight_ih. If the vocabulary is small, it is
 cheaper to multiply each row of `embedding` once: `table = embedding W_ih^T` (vocabulary,
 hidden_size). The operators then read the table row of each id. If there are fewer ids than rows of
-`embedding`, the rows of the ids are gathered instead and become the input.
+`embedding`, a call gathers the embedding row of each id instead, and uses these rows as input.
 """
 
 from collections.abc import Sequence
@@ -231,7 +231,7 @@ def gather_any(
 
 
 def places_of_inputs(cell: Cell, options: int) -> list[int]:
-    """Returns the index of the first layer's weight_ih, for each direction, among the weights."""
+    """For each direction, returns the index of the first layer's weight_ih among the weights."""
     parameters = ops.parameters_of(cell, options) * ops.directions_of(options)
     return [k for k, parameter in enumerate(parameters) if parameter.role == "weight_ih"]
 

@@ -38,11 +38,11 @@ CellName: TypeAlias = Literal[WithOneState, WithTwoStates]
 
 
 def cell_of(layer: torch.nn.Module) -> Cell:
-    """Returns the cell of a layer, torch's or fused."""
+    """Returns the cell of a layer of torch or of this package."""
     found = (cell for cell in NUMBERED if cell.torch and isinstance(layer, cell.torch.layer))
     return getattr(layer, "_cell", None) or next(found)
 
 
 def called_with(name: str) -> str:
-    """Returns the names of the cells that have this input, for errors; "" if none has it."""
+    """Returns the cells that take this input, for error messages; "" if none takes it."""
     return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)

@@ -1,4 +1,4 @@
-"""`Cell`: everything that the rest of the package knows about a recurrent cell."""
+"""`Cell`: everything that this package knows about a recurrent cell."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,10 +69,10 @@ class State:
 LayerWeights: TypeAlias = Mapping[str, Tensor]
 """The weights of one layer in one direction, by `Parameter.name`."""
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A function of the input's sums and the previous states that returns the next states.
+"""A function that takes the projected input and the previous states, and returns the next states.
 
-The input's sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. `Cell.inputs` follow
-in more columns, if there are any. The states of a row are side by side, the output first.
+The projected input, also called sums, (batch, gates * hidden_size), includes `Cell.bias_of_input`.
+Any `Cell.inputs` follow as further columns. The states of a row are side by side, the output first.
 """
 
 
@@ -98,7 +98,7 @@ class OnnxNode(NamedTuple):
     """The indices of torch's weight blocks, in ONNX order."""
     attributes: Mapping[str, Any] = {}
     int8_operator: str | None = None
-    """ONNX Runtime's operator for 8-bit weights, or None if it has none."""
+    """ONNX Runtime's operator for 8-bit weights, or None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Cell:
 
     @property
     def sums_become_states(self) -> bool:
-        """Whether a row's sums have the shape of its states, so that a step may overwrite them."""
+        """Whether sums and states have the same shape, so that a step may overwrite the sums."""
         return self.gates == len(self.states) == 1
 
     def bias_of_input(self, weights: LayerWeights) -> Tensor | None:

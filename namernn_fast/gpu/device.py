@@ -22,11 +22,11 @@ class Device(NamedTuple):
     processors: int
     """The number of streaming multiprocessors or compute units."""
     cooperative: bool = True
-    """Whether cooperative launches are allowed. False after the GPU has refused such a launch."""
+    """Whether cooperative launches are allowed. False after the GPU has rejected such a launch."""
 
     @property
     def meeting(self) -> int:
-        """The maximum number of programs that may wait for each other.
+        """The maximum number of programs that may meet at a barrier.
 
         The maximum is 1 if the GPU has rejected a cooperative launch. It is also 1 on AMD, where
         other programs could read stale values, because Triton's barrier within a program does not

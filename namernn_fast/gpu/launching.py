@@ -61,9 +61,9 @@ def turn(device: torch.device) -> Iterator[None]:
     """Returns a context for the launch of one cooperative kernel on the current stream.
 
     The kernel waits for the cooperative kernels that this process has launched on other streams.
-    CUDA guarantees that all programs of one cooperative kernel run at once, but two such kernels
-    can deadlock, each with some programs running and waiting for the rest. During a capture, the
-    kernel does not wait, because the time and stream of the graph's replay are unknown.
+    CUDA guarantees that all programs of one cooperative kernel run at once. But two such kernels
+    can deadlock if running programs of each wait for programs that cannot start. During a capture,
+    the kernel does not wait, because the time and stream of the graph's replay are unknown.
     """
     if device.type != "cuda" or is_capturing(device):
         yield
@@ -82,7 +82,7 @@ def share_turn(
 ) -> None:
     """Lets cooperative kernels on the current `stream` of a GPU and on `others` run at once.
 
-    The programs of all these kernels must fit on the device together, and the caller makes `others`
+    The programs of all these kernels must fit on the device together. The caller must make `others`
     wait for `stream`.
     """
     if is_capturing(device):

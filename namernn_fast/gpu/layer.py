@@ -70,7 +70,7 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
     }
     if device.backend == "cuda":
         # Without a limit, the compiler may spill registers to fit more programs on an SM. Let two
-        # programs fit if each has one sequence, because they hide each other's latency.
+        # programs fit if each has one sequence, because each hides the other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:

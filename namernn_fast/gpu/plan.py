@@ -63,10 +63,10 @@ class Plan(NamedTuple):
 FEWEST_UNITS_OF_STEPS = 512
 """The fewest hidden units for which one torch product per step can be faster than one kernel."""
 # The two limits below are estimates for an H100, not measurements. The step time of a streamed
-# kernel was derived from its machine code. Torch's step time was taken as the sum of a product at
-# the peak rate of the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the
-# kernels of a CUDA graph. With at least _UNITS_THAT_PAY hidden units, torch's step takes 0.3 to 0.8
-# times as long as the kernel's step; with fewer units, at least 0.87 times as long.
+# kernel was derived from its machine code. Torch's step time is a sum of three estimates: a product
+# at the data sheet's peak rate or at L2 bandwidth, an activation at memory bandwidth, and 1 µs
+# between the kernels of a CUDA graph. With _UNITS_THAT_PAY or more hidden units, torch's step takes
+# 0.3 to 0.8 times as long as the kernel's step; with fewer units, at least 0.87 times as long.
 _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
 # A step with this many multiply-adds keeps the GPU busy while the host launches the next two
 # kernels. At the rates above, such a step takes 9 µs in float32 and 5 µs in TF32. In an eager call
@@ -107,8 +107,8 @@ def choose(size: Size) -> Plan:
       in float32 without TF32, in the registers of a program with one sequence.
     - Else `cooperative` if several programs together can keep weight_hh on chip, and all programs
       of the grid can run at once, because programs meet at a barrier in every step.
-    - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh, in
-      tiles of the size that is estimated to need the fewest cycles for reads and multiply-adds.
+    - Else `streamed`. Each block of sequences gets as many programs as can run at once. They use
+      the tile size that is estimated to need the fewest cycles for reads and multiply-adds.
     """
     device, itemsize = size.device, size.dtype.itemsize
     whole = max(16, triton.next_power_of_2(size.hidden_size))

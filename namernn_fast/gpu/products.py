@@ -1,7 +1,7 @@
 """Matrix products in the precision of the recurrence.
 
-An RNN in cuDNN uses one precision for all its float32 products,
-`torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products use another setting,
+In cuDNN, `torch.backends.cudnn.rnn.fp32_precision` sets the precision of all float32 products of
+an RNN. Torch's own matrix products use another setting,
 `torch.backends.cuda.matmul.fp32_precision`. Both settings are global, so a call cannot change them
 temporarily: other threads would see the change. So if the two settings differ, a kernel of this
 package computes float32 products. Torch computes all other products.
@@ -78,10 +78,10 @@ def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPl
 
 
 def precision_of_its_own(like: Tensor) -> str | None:
-    """Returns the precision of an RNN's products if it differs from torch's other products.
+    """Returns the precision of an RNN's products, or None if torch's other products use it too.
 
-    Otherwise returns None. In 16 bits the two precisions never differ. `like` is a tensor with the
-    device and dtype of the products.
+    In 16 bits the two precisions never differ. `like` is a tensor with the device and
+    dtype of the products.
     """
     if like.dtype != torch.float32:
         return None

@@ -26,8 +26,8 @@ def autotune(
         input: a tensor (seq_len, batch, features) on a GPU, with the sizes and dtype to tune for.
         hidden_size: number of hidden units of the layer.
         bidirectional: whether the layer has two directions.
-        measure: a function that receives a function `call`, which runs a forward and a backward
-            pass, and returns the milliseconds that `call()` takes. The default is
+        measure: a function that returns how many milliseconds its argument takes. The argument is a
+            function that runs a forward and a backward pass. The default is
             `triton.testing.do_bench_cudagraph`, which replays a CUDA graph and so excludes host
             overhead. If no graph can be captured, `autotune` warns and uses
             `triton.testing.do_bench`.

@@ -1,1 +1,1 @@
-"""Integrations with other parts of torch: compilers, exporters, transforms, counters."""
+"""Makes torch's compilers, exporters, transforms and FLOP counter support the fused layers."""

@@ -24,7 +24,7 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        # Without proxies, `self` is another kind of tracer, such as torch.export's.
+        # Without proxies, `self` is a different tracer, such as torch.export's.
         proxied = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
         if proxied and type(m) in classes:
             path = self.path_of_module(m)

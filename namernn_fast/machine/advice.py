@@ -1,6 +1,6 @@
 """Collects facts about this installation and machine, and derives advice on making calls faster.
 
-Collects only facts that users can act on. docs/performance.md says how much time each one costs.
+Collects only facts that users can act on. docs/performance.md says how much time each fact costs.
 """
 
 import math
@@ -95,7 +95,7 @@ def _on_waiting(facts: Facts) -> list[str]:
 
 def is_busy(facts: Facts) -> bool:
     """Returns whether more processes are runnable than there are processors."""
-    # One program that has just used all processors may cause a load equal to their number.
+    # One program that has just used all processors may cause a load equal to `processors`.
     return facts.load is not None and facts.load > 1.1 * facts.processors
 
 

@@ -67,8 +67,8 @@ def _load_extension() -> bool:
 def _warn_importer(message: str) -> None:
     """Issues a warning at the line of the caller's code that imported this package.
 
-    A constant `stacklevel` of `warnings.warn` cannot find that line, because the form of the import
-    statement decides how many frames are in between.
+    A constant `stacklevel` of `warnings.warn` cannot find that line, because the number of frames
+    in between depends on the import statement.
     """
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTING:
@@ -90,7 +90,7 @@ HAS_EXTENSION = _load_extension()
 
 
 def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = False) -> str | None:
-    """Returns why no fused kernel can compute `input` on its device, or None if one can."""
+    """Returns why no fused kernel can run a call on `input`, or None if one can."""
     if input.is_cpu and HAS_EXTENSION and input.dtype in CPU_DTYPES:  # fast path for the usual call
         return None
     if not input.is_cuda:
@@ -102,7 +102,7 @@ def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = Fal
 
 
 def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
-    """Returns why no GPU kernel can compute a call of a cell, or None if one can."""
+    """Returns why no GPU kernel can run a call of a cell, or None if one can."""
     if cell.has_gpu_kernel:
         return "the GPU kernels do not support reset_to" if has_reset_to else None
     if cell.torch is None:
@@ -111,7 +111,7 @@ def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
 
 
 def why_not_cpu_kernel(input: Tensor) -> str | None:
-    """Returns why the CPU kernel cannot compute `input`, or None if it can."""
+    """Returns why the CPU kernel cannot run a call on `input`, or None if it can."""
     if not input.is_cpu:
         return f"the CPU kernel does not run on {input.device.type}"
     if not HAS_EXTENSION:

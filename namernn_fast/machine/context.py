@@ -39,7 +39,7 @@ def is_transformed() -> bool:
 
 
 def only_vmap_is_active() -> bool:
-    """Returns whether every active torch.func transform is `vmap`, without forward-mode AD."""
+    """Returns whether forward-mode AD and all torch.func transforms except `vmap` are inactive."""
     return forward_ad._current_level < 0 and all(
         i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters()
     )

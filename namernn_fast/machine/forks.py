@@ -2,7 +2,7 @@
 
 A forked child has only the thread that called fork. If the parent used torch's thread pool, any
 torch operator that splits its work among threads waits forever in the child. Operators on few
-elements run on the calling thread alone, so these functions copy one small piece after the other.
+elements run on the calling thread alone, so these functions copy a few elements at a time.
 In a process that was not forked, these functions call torch's own operators once.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .context import is_compiling
 
 MOST_ELEMENTS = 2**15 - 1
-"""The maximum size of a piece: one element less than `at::internal::GRAIN_SIZE`."""
+"""The maximum number of elements per copy: one less than `at::internal::GRAIN_SIZE`."""
 
 _forked = False
 

@@ -10,8 +10,8 @@ def memory_reserved() -> int:
 
     Calls need scratch memory for packed weights and other intermediate values. Getting it from the
     system takes time, so up to 256 MiB stay reserved in a process, for all threads and layers
-    together. Not counted are the results of calls, the memory that running calls use, and up to
-    1 MiB for each thread that calls layers.
+    together. The result does not include results of calls, memory that running calls use, and up
+    to 1 MiB for each thread that calls layers.
     """
     if not availability.HAS_EXTENSION:
         return 0
@@ -19,7 +19,7 @@ def memory_reserved() -> int:
 
 
 def empty_cache() -> None:
-    """Returns the scratch memory that is reserved for later calls on a CPU to the system.
+    """Frees the scratch memory that is reserved for later calls on a CPU.
 
     The next large call takes longer, because it needs new memory from the system. Results do not
     change. Any thread may call this function at any time. Memory that calls no longer need also

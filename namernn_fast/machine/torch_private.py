@@ -2,7 +2,7 @@
 
 A later torch may lack one of these names. The package then uses a substitute. Without a substitute,
 importing the package still works, but using the name raises an error.
-`tests/install/test_installed.py` checks that every tested torch has all of them.
+`tests/install/test_installed.py` checks that every tested torch has all these names.
 """
 
 import importlib

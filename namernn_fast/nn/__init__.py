@@ -1,4 +1,4 @@
-"""The layers, step modules and token layers, the replacement of torch's modules, and `explain`."""
+"""The modules of this package, functions that replace torch's modules with them, and `explain`."""
 
 from ..integrations.compile import allow_tracing
 from ..integrations.flops import count_flops

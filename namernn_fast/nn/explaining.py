@@ -1,4 +1,4 @@
-"""`explain`: which path and shortcuts a layer takes for an input, and why it skips the others."""
+"""`explain` reports which path and shortcuts a call takes, and why it does not take others."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -31,8 +31,8 @@ class Explanation(NamedTuple):
     """The result of `explain`. `str()` turns an explanation into a sentence."""
 
     path: str
-    """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
-    step-by-step PyTorch operators in reference.py."""
+    """`cpu` with an instruction set, `triton` with an architecture, `torch`, or `reference`, which
+    means the step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
     """The reason against each path that the call does not take, by path name. If torch's settings
     allow a lower precision, also the reason against `float32 products` or `bfloat16 products`."""
@@ -66,7 +66,7 @@ def explain(
     last_state: bool = False,
     **inputs: Tensor | PackedSequence | None,
 ) -> Explanation:
-    """Returns which path and shortcuts `layer(input)` takes, and the reasons against the others.
+    """Returns which path and shortcuts `layer(input)` takes, and why it does not take others.
 
     Does not run the layer. The result depends on the current settings: gradients on or off,
     autocast, torch.func transforms, the precision of float32 products.
@@ -79,8 +79,8 @@ def explain(
     - `cpu amx_int8`, `cpu avx512_vnni`, `cpu avx_vnni`: the CPU kernel for 8-bit weights.
     - `triton sm_90`, for example: the fused GPU kernel.
     - `reference`: PyTorch operators, step by step, in reference.py.
-    - `torch`: torch's own operator. It computes the step of a step module if it is not slower, and
-      sequences of a GRU or an LSTM on devices without a fused kernel.
+    - `torch`: torch's own operator. Step modules use it unless the fused kernel is faster. A GRU or
+      an LSTM uses it for sequences on devices without a fused kernel.
 
     Shortcuts:
 
@@ -292,7 +292,7 @@ def _products(call: Call, options: int) -> tuple[str, str]:
 
 
 def _sizes(call: Call) -> tuple[int, int, int]:
-    """Returns the numbers of steps, of nonempty sequences, and of rows of a call."""
+    """Returns how many steps, nonempty sequences and rows a call has."""
     data, layout = call.data, call.sequence_layout
     if call.options & ops.PACKED:
         assert layout is not None

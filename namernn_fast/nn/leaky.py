@@ -31,10 +31,10 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
-        nonlinearity: act: "tanh", "relu", "sigmoid" or "softplus".
+        nonlinearity: the function act: "tanh", "relu", "sigmoid" or "softplus".
         bidirectional, device, batch_invariant: as in `FusedRNN`.
         dtype: the dtype of the parameters.
-        rate: the initial a, above 0 and at most 1: a number, or (hidden_size) numbers. a is the
+        rate: the initial a, above 0 and at most 1, as one number or (hidden_size) numbers. a is the
             duration of a step divided by the time constant of the neurons.
         train_rate: whether the rates require gradients.
 
@@ -144,7 +144,7 @@ def leaky(
         input: as in `rnn()`.
         hx: the pair of initial r and v, each shaped like hx of `rnn()`; None for zeros in both,
             even if act(0) is not 0.
-        weights: as in `rnn()`, with rate (hidden_size) as the last of each layer and direction.
+        weights: as in `rnn()`, with rate (hidden_size) as the last weight of each direction.
         nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
         bias, .., padding_idx: as in `lstm()`, with r and v instead of h and c.
         noise: added to v, laid out like input, with num_layers * num_directions * hidden_size
@@ -155,8 +155,8 @@ def leaky(
         output, which holds r, and the pair of the last r and v, each shaped like the tensors in hx.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, and for noise that is laid
-            out differently. On a GPU, this function runs step by step.
+        TypeError, ValueError, IndexError, RuntimeError: as in `gru()`, or noise is not laid out
+            like input. On a GPU, this function runs step by step.
     """
     options = option_bits(
         LEAKY,

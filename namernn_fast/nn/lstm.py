@@ -33,8 +33,8 @@ class FusedLSTM(GatedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
         bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
-        proj_size: number of features of h, less than hidden_size: h_t = W_hr (o * tanh(c_t)), and
-            output and h in hx, h_n and reset_to have proj_size features. 0 for no projection.
+        proj_size: 0, or a number of features less than hidden_size. If it is not 0, the layer
+            computes h_t = W_hr (o * tanh(c_t)). Output and every h then have proj_size features.
 
     Example:
         >>> layer = FusedLSTM(8, 16, batch_first=True)
@@ -113,8 +113,8 @@ def lstm(
         bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
         lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
         projections: whether the weights of each direction end with weight_hr (proj_size,
-            hidden_size). Then weight_hh is (4 * hidden_size, proj_size), and h in hx, reset_to, h_n
-            and output has proj_size features, fewer than hidden_size.
+            hidden_size). Then weight_hh is (4 * hidden_size, proj_size). The output, and h in hx,
+            reset_to and h_n, have proj_size features, fewer than hidden_size.
         reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
         reset_to: the pair of states and cell states, each shaped like reset_to of `rnn()`.
 

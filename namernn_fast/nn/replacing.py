@@ -256,7 +256,7 @@ def _is_preparable(name: str, module: torch.nn.Module) -> bool:
     """Returns whether `prepare_rnn` replaces a module.
 
     Raises:
-        RuntimeError: the class of the module is one to replace, but the module has hooks.
+        RuntimeError: the module would be replaced, but has hooks.
     """
     if not is_replaceable(module):
         return False

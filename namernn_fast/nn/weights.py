@@ -1,4 +1,4 @@
-"""Reads and replaces the weights of a module, and finds other code that a call of it runs."""
+"""Reads and replaces the weights of a module, and finds what its calls run besides `forward`."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def arguments_of(variables: dict[str, Any]) -> dict[str, Any]:
 def make_parameters(
     module: Any, options: int, own: Mapping[str, Any], device: Device, dtype: torch.dtype | None
 ) -> None:
-    """Registers the parameters of a layer or step module that torch lacks, and draws them.
+    """Registers and initialises the parameters of a layer or step module that torch lacks.
 
     Args:
         module: the module, with its sizes and the names of its parameters.
@@ -107,7 +107,7 @@ def with_weights(
 
     Args:
         module: the module.
-        cls: the class of the copy, which is neither parametrized nor a user's.
+        cls: the class of the copy, which is neither parametrized nor a user's subclass.
         weights: the weights by name. Any other parameter of the copy is None.
         requires_grad: whether the weights require gradients.
     """
@@ -146,7 +146,7 @@ def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
 
 
 def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
-    """Returns why a layer would gain nothing from 8-bit weights, or None if it would.
+    """Returns why a layer would not benefit from 8-bit weights, or None if it would benefit.
 
     Args:
         layer: a fused layer, step module or token layer.
@@ -185,7 +185,7 @@ class Preparable(FromExporter):
 
     @property
     def _recurrent(self) -> Any:
-        """The recurrent part of a token layer, or the module itself."""
+        """The recurrent layer inside a token layer, or else the module itself."""
         return self
 
     def _weight_names(self) -> Sequence[str]:

@@ -1,5 +1,5 @@
-"""The Triton kernels: the recurrence of a layer, forward and backward, the products around it, sums
-of rows by token, and the upload of integers.
+"""The Triton kernels. They run a layer's recurrence, forward and backward, compute the products
+around it, sum rows by token, and upload integers.
 
 Square brackets hold the shape of a block: B sequences, N hidden units that are computed, K hidden
 units that are summed over.

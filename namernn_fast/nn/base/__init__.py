@@ -1,1 +1,1 @@
-"""The base class of each kind of module: layers, step modules and token layers."""
+"""The base classes of the layers, the step modules and the token layers."""

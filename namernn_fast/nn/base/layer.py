@@ -74,8 +74,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
             embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
-            inputs: other inputs of the cell. A leaky layer takes `noise`, which is added to v: laid
-                out like input, with num_layers * num_directions * hidden_size features.
+            inputs: other inputs of the cell. A leaky layer adds `noise` to v. Noise has the layout of
+                input, with num_layers * num_directions * hidden_size features.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last
@@ -88,7 +88,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`. So
-            split a sequence that takes minutes, and pass h_n of each piece to the next piece as hx.
+            split a sequence that takes minutes, and pass h_n of each call to the next call as hx.
             In a fork of a multithreaded process, the CPU kernel runs on one thread. TorchScript
             records the operators of torch's layer, which accept sequences of any length.
         """
@@ -155,7 +155,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
         Raises:
             RuntimeError: this layer has hooks or another `forward`, which the copy would not run.
-            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this layer.
+            ValueError: dtype is neither None nor torch.int8, or this layer does not support int8.
         """
         return PreparedLayer(self, dtype)
 
@@ -214,8 +214,8 @@ class GatedLayer(FusedLayer[States]):
 class CustomLayer(FusedLayer[States]):
     """The base class of the layers that torch lacks.
 
-    Its constructor takes the arguments of `FusedRNN` without proj_size. For each of `Cell.own`, it
-    also takes `<name>`, the initial value, and `train_<name>`, whether it requires gradients.
+    Its constructor takes the arguments of `FusedRNN` without proj_size. For each parameter in
+    `Cell.own`, it also takes `<name>` as initial value and `train_<name>` as requires_grad.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
         Raises:
             RuntimeError: this module has hooks or another `forward`, which the copy would not run.
-            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this module.
+            ValueError: dtype is neither None nor torch.int8, or this module does not support int8.
         """
         return PreparedCell(self, dtype)
 
@@ -121,7 +121,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
         Args:
             input, hx: the arguments of the call.
-            weights: the current weights of this module; None to read them.
+            weights: the current weights of this module; None to read them from the module.
         """
         if self._cell.torch is None:
             return None
@@ -180,7 +180,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """Returns why the fused operator would not be faster than torch's cell, or None."""
         if self._cell.gates == 1:
             return "torch's own cell is as fast for a single step"
-        # Checked first, because this is the most frequent reason.
+        # Check the speed first, because it is the most frequent reason.
         if not self._is_faster(input):
             return "torch's own cell is as fast for a single step of this size on this processor"
         if is_compiling() or is_jit_tracing():
@@ -219,7 +219,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 class CustomStepModule(FusedCell[States]):
     """The base class of the step modules that torch lacks.
 
-    Its constructor takes the arguments of `FusedRNNCell` and, as in `CustomLayer`, of `Cell.own`.
+    Its constructor takes the arguments of `FusedRNNCell` and for `Cell.own` (see `CustomLayer`).
     """
 
     def __init__(

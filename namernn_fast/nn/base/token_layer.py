@@ -19,7 +19,7 @@ from .layer import FusedLayer
 
 
 class _Scriptable(torch.nn.Module):
-    """The TorchScript form of a token layer: an embedding and torch's own layer."""
+    """Replaces a token layer in TorchScript: an embedding followed by torch's own layer."""
 
     # No return annotation: TorchScript infers the type.
     def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
@@ -146,9 +146,9 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
             dtype: None for the dtype of this model, or torch.int8 for 8-bit weights.
 
         Raises:
-            RuntimeError: this model or a part of it has hooks or another `forward`, which the copy
-                would not run, or the embedding has an option that the copy does not support.
-            ValueError: dtype is neither None nor torch.int8, or int8 does not fit this model.
+            RuntimeError: this model, its embedding or its layer has hooks or another `forward`,
+                which the copy would not run; the copy does not support an embedding option.
+            ValueError: dtype is neither None nor torch.int8, or this model does not support int8.
         """
         return PreparedLayer(self, dtype)
 
@@ -182,7 +182,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         return f"the embedding has {what_else}" if what_else else self._why_not_together()
 
     def _why_not_together(self) -> str | None:
-        """Returns why the parts cannot run together, ignoring hooks, or None if they can."""
+        """Returns why embedding and layer cannot run as one call, or None. Ignores hooks."""
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
@@ -210,7 +210,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         if not is_exact(self):
             return self
         twin = plain_twin(self, _Scriptable if len(self._cell.states) == 1 else _ScriptablePair)
-        # A copy, because TorchScript replaces the modules in this dict with their scriptable twins.
+        # Copy the dict, because TorchScript replaces its modules with their scriptable twins.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 

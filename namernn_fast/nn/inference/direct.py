@@ -66,7 +66,7 @@ def try_step(
 ) -> Sequence[Tensor] | None:
     """Runs a step without torch's dispatcher if all tensors are plain.
 
-    Call it only if `is_unobserved()`.
+    Call this function only if `is_unobserved()` returns True.
 
     Args:
         cell, options: as in `namernn_fast.ops`.
@@ -110,7 +110,7 @@ def try_step(
 def step_of_module(
     cell: Cell, input: Tensor, hx: Any, weights: list[Tensor], hidden_size: int, options: int
 ) -> Any:
-    """Runs a step of a step module by `try_step`, if `is_unobserved()`.
+    """Runs a step of a step module with `try_step`, if `is_unobserved()` returns True.
 
     Args:
         cell: the cell.
@@ -121,7 +121,7 @@ def step_of_module(
         options: the option bits of the module.
 
     Returns:
-        The new states in the form that the module returns, or None if the step did not run.
+        The new states as the module returns them, or None if the step did not run.
     """
     if hx is None:
         states = []

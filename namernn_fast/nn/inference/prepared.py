@@ -139,7 +139,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
             weights = [weight.to("meta") for weight in weights]
         # Not registered as a submodule, because a prepared module has no parameters.
         held["_layer"] = layer._with_weights(weights, False)
-        self.__dict__.update(held)  # last, because the steps before may fail
+        self.__dict__.update(held)  # last, because the code above may fail
 
     def _pack(self, rnn: Any, weights: list[Tensor], embedding: Tensor | None) -> dict[str, Any]:
         """Packs weights, and returns the attributes of this module that depend on the weights."""

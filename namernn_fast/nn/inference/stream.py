@@ -1,4 +1,4 @@
-"""`Stream`: a prepared module that keeps the states of its sequences from frame to frame."""
+"""`Stream` runs a prepared module frame by frame, and keeps the states between frames."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -105,8 +105,8 @@ class Stream:
                 num_layers * hidden_size features.
 
         Returns:
-            The output of the last layer, shaped like frame, with the features of h: a new tensor
-            or `out`.
+            The output of the last layer, shaped like frame, but with as many features as h. It is
+            `out` or a new tensor.
 
         Raises:
             RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
@@ -188,7 +188,7 @@ class Stream:
 
     @property
     def states(self) -> Any:
-        """A copy of all states, in the form of the last states that the prepared module returns."""
+        """A copy of all states, structured like the last states of the prepared module."""
         states = [*map(forks.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
@@ -240,7 +240,7 @@ class Stream:
             if embedding is not None:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
-            # Writing to `out` may fail, so update copies of the states until it has succeeded.
+            # Writing to `out` may fail, so update copies of the states until `out` is written.
             states = self._states if out is None else [*map(forks.clone, self._states)]
             output = step(panels.tensor, states, frame, places, beside, options)
         if out is not None:
