@@ -71,7 +71,7 @@ NAMESPACE = "namernn_fast"
 
 # Option bits, the same as in csrc/library/arguments/options.h. The operators reject any other bit.
 RELU = 1
-"""The nonlinearity is relu. Without a bit for a nonlinearity, it is tanh."""
+"""The nonlinearity is relu. If no nonlinearity bit is set, it is tanh."""
 BIAS = 2
 """`weights` holds biases."""
 BIDIRECTIONAL = 4
@@ -108,7 +108,7 @@ Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """The nonlinearity is sigmoid or softplus. At most one of SIGMOID, SOFTPLUS and RELU may be set."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
-"""Bits for what `tensors` holds before the weights: initial states, reset_to, other inputs."""
+"""Before the weights, `tensors` holds the initial states, reset_to or other inputs, respectively."""
 
 
 class Lists(NamedTuple):

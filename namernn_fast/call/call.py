@@ -49,7 +49,7 @@ class Arguments:
     """As in `last_state()`."""
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the arguments after hx by name, except None, because callees may not take it."""
+        """Returns the non-None arguments after hx by name. Callees may not accept the omitted ones."""
         return given(
             lengths=self.lengths,
             reset=self.reset,
@@ -109,12 +109,12 @@ class Call:
     directions * hidden_size features."""
     trees: int = 0
     dropout: float = 0.0
-    """The probability of zeroing an element of a layer's output, except the last layer's. The fused
+    """The probability of zeroing an element of the output of each layer except the last. The fused
     operators have no dropout, so `dispatch.run` splits the stack into layers."""
     prepared: "PreparedWeights | None" = None
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
     lookup: Lookup | None = None
-    """The embedding to look data up in, if data holds token ids."""
+    """If data holds token ids, the embedding to look them up in."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""

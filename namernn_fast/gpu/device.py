@@ -60,7 +60,7 @@ def find_device(index: int) -> Device:
 
 
 _refusing: set[int] = set()
-"""The indices of GPUs that refused a cooperative launch."""
+"""The indices of GPUs that rejected a cooperative launch."""
 
 
 def device_of(tensor: Tensor) -> Device:

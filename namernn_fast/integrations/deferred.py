@@ -17,7 +17,7 @@ from ..machine.torch_private import tried
 Action = Callable[[Any], object]
 
 _waiting: dict[str, list[tuple[Action, str]]] = {}
-"""The actions, each with its purpose, by the name of a module that has not been executed yet."""
+"""For each module that has not been executed yet, by name, the actions and their purposes."""
 
 
 def when_imported(name: str, action: Action, purpose: str) -> None:

@@ -264,7 +264,7 @@ def _is_preparable(name: str, module: torch.nn.Module) -> bool:
     if why_not is None:
         return True
     if _is_token_layer(type_before_parametrizations(module)):
-        return False  # prepares its part `rnn` instead, unless that has hooks
+        return False  # prepares its layer `rnn` instead, unless that has hooks
     where = repr(name) if name else "model"
     raise RuntimeError(f"prepare_rnn cannot replace {where}, a {type(module).__name__}: {why_not}")
 

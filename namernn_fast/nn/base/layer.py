@@ -74,8 +74,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
             embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
-            inputs: other inputs of the cell. A leaky layer adds `noise` to v. Noise has the layout of
-                input, with num_layers * num_directions * hidden_size features.
+            inputs: other inputs of the cell. A leaky layer takes `noise`, laid out like input, with
+                num_layers * num_directions * hidden_size features, and adds it to v.
 
         Returns:
             output: laid out like input, with num_directions * hidden_size features; and the last

@@ -147,7 +147,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
 
         Raises:
             RuntimeError: this model, its embedding or its layer has hooks or another `forward`,
-                which the copy would not run; the copy does not support an embedding option.
+                which the copy would not run; or an embedding option is unsupported.
             ValueError: dtype is neither None nor torch.int8, or this model does not support int8.
         """
         return PreparedLayer(self, dtype)

@@ -54,7 +54,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
     _embedding: Tensor | None
     """The embedding of a token layer, (vocabulary, input_size), otherwise None."""
     _ties: dict[str, Any]
-    """The `_Tie` of each shared parameter, by weight name. `restore_rnn` shares it again."""
+    """The `_Tie` of each shared parameter, by weight name. `restore_rnn` ties them again."""
 
     def __init__(self, layer: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
