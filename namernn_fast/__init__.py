@@ -37,5 +37,5 @@ __all__ = [
 __all__ += nn.__all__
 
 for _name in nn.__all__:
-    # Pickles then refer to this module, so that a class can move to another submodule later.
+    # Let pickles refer to this package, so that a class can move to another submodule later.
     globals()[_name].__module__ = __name__

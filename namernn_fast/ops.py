@@ -108,7 +108,7 @@ Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """The nonlinearity is sigmoid or softplus. At most one of SIGMOID, SOFTPLUS and RELU may be set."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
-"""Before the weights, `tensors` holds the initial states, reset_to or other inputs, respectively."""
+"""Before the weights, `tensors` holds the initial states, reset_to, or other inputs."""
 
 
 class Lists(NamedTuple):

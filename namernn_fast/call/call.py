@@ -49,7 +49,7 @@ class Arguments:
     """As in `last_state()`."""
 
     def keywords(self) -> dict[str, Any]:
-        """Returns the non-None arguments after hx by name. Callees may not accept the omitted ones."""
+        """Returns the non-None arguments after hx by name. The callee may not accept all names."""
         return given(
             lengths=self.lengths,
             reset=self.reset,

@@ -224,7 +224,7 @@ def gather(
 def gather_any(
     input: Tensor | PackedSequence, embedding: Tensor, padding_idx: int | None
 ) -> Tensor | PackedSequence:
-    """Returns an input of any layout with its ids replaced with their embedding rows."""
+    """Returns an input of any layout with each id replaced by its embedding row."""
     if isinstance(input, PackedSequence):
         return input._replace(data=F.embedding(input.data, embedding, padding_idx))
     return F.embedding(input, embedding, padding_idx)

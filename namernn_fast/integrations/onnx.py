@@ -142,7 +142,7 @@ def _layer(
 
 
 def _zero_padding(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Returns rows (seq_len, batch, features) that are zero past the end of their sequence."""
+    """Returns `rows` (seq_len, batch, features) with zeros past the end of each sequence."""
     steps = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
     return rows.where(steps < lengths[:, None], 0)
 

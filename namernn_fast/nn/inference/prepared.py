@@ -1,8 +1,8 @@
 """`PreparedLayer` and `PreparedCell`: modules for inference whose weights are packed once.
 
-`prepare()` of a fused layer, token layer or step module returns a prepared module. The prepared
-module holds the packed weights, and the layer on the meta device. To save, copy or convert a
-prepared module (see `saving`), its weights are unpacked into a layer, and packed again. With 8-bit
+`prepare()` of a fused layer, token layer or step module returns a prepared module, which
+holds the packed weights, and a copy of the layer on the meta device. Saving, copying or converting
+a prepared module unpacks its weights into a layer, and packs them again (see `saving`). With 8-bit
 weights, that layer has the rounded weights, which round to the same integers again. If no CPU
 kernel can run, the prepared module holds and calls a copy of the layer instead.
 """
