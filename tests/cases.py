@@ -1,4 +1,4 @@
-"""Test cases, which run forward and backward on a fused layer, torch's layer or the oracle."""
+"""Defines test cases, each of which runs on a fused layer, on torch's layer and in the oracle."""
 
 import contextlib
 import copy
@@ -25,24 +25,24 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
-# Groups of layouts. A case has the same rows, and so equal results, in all layouts of a group.
+# Groups of layouts. In all layouts of a group, a case has the same rows and so equal results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 CONTIGUOUS = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))
 SLICED = replace(CONTIGUOUS, stride=(2, 2, 2))
 
 
 def draws(hidden_size):
-    """Returns how many random cases to pool in a budget for a layer of this size.
+    """Returns how many random cases with this hidden size to pool in one error budget.
 
-    A single case of a small layer has too few results to estimate rounding errors.
+    A single case of a small layer has too few results to estimate its rounding error.
     """
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
 def named_states(name, states):
-    """Returns a dict of the states. With the pattern `{}_n`, for example, the keys are h_n and c_n.
+    """Returns the states by name. For example, the pattern `{}_n` gives the names h_n and c_n.
 
-    The second state of any cell, not only an LSTM, is named c here.
+    In every cell, the first state is named h, and the second is named c.
     """
     return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
 
@@ -57,7 +57,7 @@ def layer_of(equation):
 
 @dataclass
 class Case:
-    """The options and sizes of a layer, and its random float64 inputs, weights and gradients."""
+    """A layer's options and sizes, with random float64 inputs, weights and output gradients."""
 
     D: int
     H: int
@@ -87,7 +87,7 @@ class Case:
         self._references = {}
         self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
-        # If rounding may change the sign of a relu's argument, both gradients are correct: redraw.
+        # Redraw if rounding may flip the sign of a relu's argument, which decides its gradient.
         attempt = 0
         while self.has_kinks and self._on_a_kink():
             attempt += 1
@@ -159,7 +159,7 @@ class Case:
 
     @property
     def states(self):
-        """The initial states as the argument of a layer: hx, the pair (hx, cx), or None."""
+        """The initial states as passed to a layer, which are hx, the pair (hx, cx) or None."""
         return self.hx if self.cx is None else (self.hx, self.cx)
 
     @property
@@ -172,10 +172,10 @@ class Case:
         return SLICED if self.layout == "sliced" else CONTIGUOUS
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
-        """Runs a layer, and returns its results and the wanted gradients by name.
+        """Runs a layer. Returns its results and the wanted gradients by name.
 
-        The output is padded to (T, B, ...). Torch's layer supports no lengths, jagged tensors or
-        resets. Instead, it gets a packed batch of the pieces between resets.
+        The output is padded to (T, B, ...). Torch's layer does not support lengths, jagged tensors
+        or resets. For these, it runs each piece between resets as a separate packed sequence.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -199,7 +199,7 @@ class Case:
             return state.requires_grad_("hx" in self.wanted)
 
         hx = None if self.states is None else map_states(self.states, placed)
-        step = 1 + self.seed % 2  # with 2, the features are not adjacent
+        step = 1 + self.seed % 2  # with 2, the features are not contiguous
         reset_to = [
             convert(states.repeat_interleave(step, -1))[..., ::step] for states in self.reset_to
         ]
@@ -233,13 +233,13 @@ class Case:
         return self.layout == "unbatched"
 
     def _with_layout(self, rows):
-        """Converts rows (T, B, ...) to the layer's batch_first or unbatched shape, or back."""
+        """Converts rows from (T, B, ...) to the shape that the layer takes, or back."""
         if self._unbatched:
             return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
         return rows.transpose(0, 1) if self.module.batch_first else rows
 
     def _call_fused(self, module, leaf, hx, reset_to, noise):
-        """Calls the fused layer. Returns its output (T, B, ...), and the list of last states."""
+        """Calls the fused layer. Returns its output (T, B, ...) and a list of its last states."""
         x, more = leaf, {}
         if self.vocabulary:
             ids = self._layer_ids
@@ -259,7 +259,7 @@ class Case:
         return self._call(module, x, hx, noise, more)
 
     def _call_torchs(self, module, leaf, hx, reset_to, noise):
-        """Calls torch's layer. Returns its output (T, B, ...), and the list of last states."""
+        """Calls torch's layer. Returns its output (T, B, ...) and a list of its last states."""
         if self.reset is not None or self.layout in FUSED_LAYOUTS:
             return self._call_on_pieces(module, leaf, hx, reset_to, noise)
         return self._call(module, self._rows_of(leaf), hx, noise, {})
@@ -291,7 +291,7 @@ class Case:
         return self._with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
 
     def _arranged(self, x):
-        """Returns rows or token ids in the case's layout. Padding is NaN or ids out of range."""
+        """Returns rows or token ids in the case's layout, padded with NaN or out-of-range ids."""
         first = self.module.batch_first
         if self.layout.startswith("packed"):
             is_sorted = self.layout == "packed"
@@ -316,7 +316,7 @@ class Case:
         return tokens
 
     def _as_reset_to(self, states):
-        """Returns states (T, layers, B, H) in the shape of a layer's reset_to."""
+        """Converts states (T, layers, B, H) to the shape that a layer takes as reset_to."""
         if self._unbatched:
             return states.squeeze(2)
         return self._with_layout(states.transpose(1, 2)) if self.module.batch_first else states
@@ -327,7 +327,7 @@ class Case:
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
     def run_oracle(self, dtype, rounding=None) -> dict[str, np.ndarray]:
-        """Returns the oracle's results and gradients by name. Its inputs are rounded to `dtype`.
+        """Rounds the inputs to `dtype`. Returns the oracle's results and gradients by name.
 
         `rounding` is applied to the inputs, the weights and all computed numbers.
         """
@@ -342,7 +342,7 @@ class Case:
         return {name: oracle.numbers_of(value) for name, value in results.items()}
 
     def in_layout(self, layout):
-        """Returns a copy of the case in another layout. Both use the same cached references."""
+        """Returns a copy of the case in another layout. Both cases share the cached references."""
         case = copy.copy(self)
         case.layout = layout
         return case
@@ -356,7 +356,7 @@ class Case:
     def add_to(self, budget, dtype) -> None:
         """Adds the results of the fused layer, torch's layer and the oracle to a budget.
 
-        For relu in 16 bits, omits gradients, because rounding may change the sign of its argument.
+        Omits 16-bit gradients of relu, because rounding may flip the sign of the relu's argument.
         """
         kinks = self.has_kinks and dtype.itemsize == 2
         ours = self.run(FUSED[self.cell], dtype)

@@ -20,22 +20,22 @@ from namernn_fast.nn.base.step_module import FusedCell
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Inductor's cache does not distinguish instruction sets. With a lower instruction set, cached code
-# for wider vectors fails to compile or returns NaN.
+# Use a separate Inductor cache per instruction set. Inductor would reuse code cached for wider
+# vectors, which then fails to compile or returns NaN.
 if level := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = f"torchinductor_{getpass.getuser()}_{level}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))
 
-# Tests in gpu/interpreted need a process in which Triton interprets kernels. gpu/test_triton.py
-# starts this process.
+# The tests in gpu/interpreted must run in a process in which Triton interprets its kernels.
+# gpu/test_triton.py starts that process.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
     collect_ignore.append("gpu/emulated")
 
-# Without this, pytest shows the values of a failed `assert` only in test files, not in drawn.py.
+# Makes pytest show values in failed assertions of drawn.py, as it does in test files.
 pytest.register_assert_rewrite("drawn")
 
-# A deadline would make examples fail if the machine is busy.
+# With a deadline, hypothesis would reject examples that are slow because the machine is busy.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
@@ -59,7 +59,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Parametrizes tests that have an argument `kind`: with all kinds or the kinds in a mark."""
+    """Parametrizes tests that take `kind`, with all kinds unless a mark selects some of them."""
     test = metafunc.definition
     given = any("kind" in mark.args[0] for mark in test.iter_markers("parametrize"))
     if "kind" not in metafunc.fixturenames or given:
@@ -96,7 +96,7 @@ def _poisoned_memory():
 
 @pytest.fixture(params=["kernel", "reference"])
 def path(request, monkeypatch):
-    """Runs a test twice: with the C++ kernel, and with ATen operators instead."""
+    """Runs a test with the C++ kernel, and again with ATen operators."""
     if request.param == "reference":
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     elif not availability.HAS_EXTENSION:
@@ -116,7 +116,7 @@ def fused_steps(monkeypatch):
 
 @pytest.fixture(params=["fused", "torch"])
 def steps(request, monkeypatch):
-    """Runs a test twice: step modules of gated cells run the fused operator, or torch's cell."""
+    """Runs a test with gated step modules on the fused operator, and again on torch's cell."""
     _run_steps_fused(monkeypatch, request.param == "fused")
     return request.param
 
@@ -125,8 +125,8 @@ def steps(request, monkeypatch):
 def run_tests(pytestconfig):
     """Provides a function that runs tests in a new process.
 
-    Its positional arguments are passed to pytest. `slow` includes tests marked slow. `strength`
-    replaces the strength of all covering arrays.
+    The function passes positional arguments to pytest. `slow` includes tests marked slow.
+    `strength` overrides the strength of all covering arrays.
     """
 
     def run(*arguments, environment, slow=False, strength=None):
@@ -169,8 +169,8 @@ def run_program():
 def cpu_precision():
     """Provides a function that sets the precision of float32 products on a CPU, for all layers.
 
-    Restores the settings after the test. The names of precisions are those of
-    `torch.set_float32_matmul_precision`.
+    The function takes the same names as `torch.set_float32_matmul_precision`. The previous
+    settings are restored after the test.
     """
     with contextlib.ExitStack() as stack:
         yield lambda name: stack.enter_context(precision_of_products(name))

@@ -1,9 +1,8 @@
 """Chooses which calls of a parametrized test `make test` and `make test-all` run.
 
-A test marked `covering(n)` runs a covering array of strength n: a subset of the product of its
-parameters in which every combination of values of any n parameters occurs. A covering array of
-strength 0 is a single call. `make test-all` adds the calls of an array of strength 3, or of n if
-n is larger.
+A covering array of strength n is a subset of a test's calls that contains every combination of
+values of any n parameters. If n is 0, the array is a single call. A test marked `covering(n)` runs
+a covering array of strength n. `make test-all` also runs an array of strength max(n, 3).
 """
 
 import heapq
@@ -12,23 +11,23 @@ import zlib
 
 
 def combinations(values, strength):
-    """Returns the combinations of `strength` values of a call (of all values if it has fewer)."""
+    """Returns each combination of `strength` parameter values of a call (or of all, if fewer)."""
     return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
 
 
 def covering(calls, strength):
     """Returns the names of the calls in a covering array, chosen greedily.
 
-    Each choice is the call with the most new combinations. Ties are broken by a hash of the name:
-    if they were broken by position, most values would be paired with the first value of all other
-    parameters.
+    Repeatedly chooses the call that adds the most new combinations. Breaks ties by a hash of the
+    call's name, because breaking them by position would pair most values with the first value of
+    every other parameter.
 
     Args:
         calls: Maps the name of each call to its parameters, as text.
-        strength: The number of parameters of which all combinations of values must occur.
+        strength: The array contains all combinations of values of any `strength` parameters.
     """
     new = {name: combinations(values, strength) for name, values in calls.items()}
-    # Counts only shrink. So if the count of a popped call is up to date, no call has a higher one.
+    # Counts only decrease, so a popped call with an up-to-date count has the most combinations.
     queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
     heapq.heapify(queue)
     chosen, seen = set(), set()
@@ -44,13 +43,13 @@ def covering(calls, strength):
 
 
 def redundant(items, strength=None, least=0):
-    """Returns the collected tests that are not in the covering array of their test function.
+    """Returns the collected tests that the covering array of their test function leaves out.
 
     Args:
         items: All collected tests.
-        strength: The strength of all arrays. If None, each marked function has the strength in its
-            mark, and functions without a mark run all their calls.
-        least: The minimum strength of the arrays of marked functions.
+        strength: The strength for all test functions. If None, a function uses the strength in its
+            mark, and a function without a mark runs all its calls.
+        least: The minimum strength for functions with a mark.
     """
     functions = {}
     for item in items:

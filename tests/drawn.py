@@ -1,4 +1,4 @@
-"""Random test cases, drawn by hypothesis, and a check of a fused layer's results."""
+"""Draws random test cases with hypothesis, and checks a fused layer's results."""
 
 import itertools
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
 SATURATING = 30  # tanh of an ordinary value times 30 rounds to 1
-FEW = 24  # a result with fewer numbers cannot sample the error of torch's layer
-SAMPLES = 16  # nudged runs of the oracle; in small results, their errors differ tenfold
+FEW = 24  # results with fewer numbers are too small to estimate torch's error
+SAMPLES = 16  # runs with nudged numbers, whose errors may differ tenfold in small results
 
 
 class Recorder(oracle.Rounding):
-    """Records the largest finite absolute value of all factors of products. Rounds nothing."""
+    """Records the largest finite magnitude of any factor in a product. Rounds nothing."""
 
     largest = 1.0
 
@@ -41,7 +41,7 @@ class Recorder(oracle.Rounding):
 
 @dataclass
 class Drawn(Case):
-    """A case that also has a dtype, strides, special values, resets and a choice of gradients."""
+    """A case drawn by hypothesis, with a dtype, strides, special values and resets."""
 
     dtype: torch.dtype = torch.float32
     values: str = "ordinary"
@@ -53,13 +53,13 @@ class Drawn(Case):
     resets: float = 0.0
     """The fraction of steps with a reset."""
     with_reset_to: bool = False
-    """Whether to pass reset_to, if there are resets and one direction."""
+    """Whether to pass reset_to. Ignored without resets, and by bidirectional layers."""
 
     def __post_init__(self):
-        # Gradients are not comparable if rounding to 16 bits may change the sign of a relu's
-        # argument, if rows of the embedding are non-finite (they reach the gradient of weight_ih
-        # even if no id selects them), or if only c_n of a leaky cell has a gradient: the kernel
-        # then uses a zero gradient of the output, and 0 * NaN is NaN.
+        # Gradients are not comparable in these cases:
+        # - Rounding to 16 bits may flip the sign of a relu's argument.
+        # - The embedding may be non-finite. Even unused rows reach the gradient of weight_ih.
+        # - Only c_n of a leaky cell has a gradient, and the kernel multiplies zero by NaN.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
@@ -96,16 +96,16 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # With a non-finite weight, outputs depend on whether rounding makes a relu return zero.
+            # Keep weights finite if rounding may zero a relu's result, because 0 * infinity is NaN.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)
                 if tensor.numel():
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
-            # Scaling the input and the biases saturates the gates. The initial states of a cell
-            # with gates are not scaled: it may keep a large state for many steps, and gradients of
-            # its gates, which grow with the state, would overflow in float16.
+            # Scaling the input and the biases saturates the gates. The states of a gated cell are
+            # not scaled, because the cell may keep a large state for many steps. The gradients of
+            # the gates grow with the state, and would overflow in float16.
             keeps_state = CELLS[self.cell].kept > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps_state else inputs),
@@ -124,7 +124,7 @@ class Drawn(Case):
         return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_noise
 
     def compare(self, forward, backward):
-        """Checks that results are finite where torch's are, and adds finite values to budgets.
+        """Checks that results are finite where torch's are. Adds finite results to the budgets.
 
         Exceptions:
 
@@ -247,7 +247,7 @@ def threads(count):
         torch.set_num_threads(previous)
 
 
-# By chance, `nn.RNN` errs by 2e-15 and one nudged run by 4e-15. Other nudged runs err by 6e-14.
+# By luck, `nn.RNN` errs by only 2e-15 and one nudged run by 4e-15. Most nudged runs err by 6e-14.
 LUCKY = Drawn(
     D=63,
     H=1,
@@ -276,13 +276,13 @@ def check_results(case):
 
     The backward pass flushes subnormal factors to zero, and so does the forward pass if the kernel
     multiplies bfloat16 numbers. Flushing changes a product by at most the smallest normal number
-    times the other factor. The floor of the budgets allows the total of these changes.
+    times the other factor. The floor of the budgets allows for the sum of these changes.
 
     Saturated units and growing states amplify rounding errors. So if a budget is exceeded, the
-    oracle runs `SAMPLES` times with nudged numbers, and the budgets grow by the effect of nudging.
+    oracle runs `SAMPLES` times with nudged numbers, and the changes in its results are allowed too.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    # The maximum number of terms of a sum.
+    # The maximum number of terms in a sum.
     longest = max(case.D, 2 * CELLS[case.cell].gates * case.H)
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")

@@ -1,4 +1,4 @@
-"""A `Kind` for each cell, with which tests create and compare layers of any cell."""
+"""Defines a `Kind` for each cell, so that tests can create and compare layers of any cell."""
 
 import functools
 import inspect
@@ -14,15 +14,15 @@ from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
 
 TRAINED = {"rate": 0.7, "train_rate": True}
-"""Options that tests pass to modules that accept them. Every parameter then has a gradient, and
-states fade about as fast as in the other cells."""
+"""Options that tests pass to modules that accept them. They give every parameter a gradient, and
+make states decay about as fast as in cells without these options."""
 
 
 class Kind:
     """A cell with its fused modules and functions, and torch's counterparts.
 
-    `layer`, `step_module` and `tokens` create fused modules. If torch has no counterpart, a module
-    in plain loops takes its place.
+    `layer`, `step_module` and `tokens` create fused modules. If torch has no counterpart,
+    `nn_layer` and `nn_step_module` create modules that run plain loops.
     """
 
     def __init__(self, cell: cells.Cell):
@@ -50,7 +50,7 @@ class Kind:
         self.bits = 0  # option bits of the operators for layers of this kind
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
-        """Returns states created by `make(*size)` as the argument of a layer: h, or (h, c)."""
+        """Creates states with `make(*size)`. Returns h, or (h, c) if the cell has two states."""
         made = tuple(make(*size, **options) for _ in self.cell.states)
         return made if self.has_cell_state else made[0]
 
@@ -61,7 +61,7 @@ class Kind:
 
     @property
     def autocasts_only_products(self) -> bool:
-        """Whether CPU autocast of a padded call rounds only products, and keeps float32 states."""
+        """Whether CPU autocast of a padded call rounds only products and keeps float32 states."""
         torch_has = self.cell.torch
         return torch_has is not None and "padded" in torch_has.autocasts_only_products
 
@@ -134,27 +134,27 @@ def onednn_has_bfloat16_lstm() -> bool:
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
-    """Returns a tuple of the tensors in a layer's states: None, a tensor, or the pair (h, c)."""
+    """Returns the tensors in a layer's states, which are None, a tensor or the pair (h, c)."""
     if states is None:
         return ()
     return states if isinstance(states, tuple) else (states,)
 
 
 def flat(results: tuple) -> tuple[Any, ...]:
-    """Flattens a layer's results into one tuple: output, h_n and, for an LSTM, c_n."""
+    """Flattens a layer's results into (output, h_n), or (output, h_n, c_n) for two states."""
     output, states = results
     return output, *tensors_in(states)
 
 
 def map_states(states: Any, convert: Callable[..., torch.Tensor], *more: Any) -> Any:
-    """Applies `convert` to each state (h, or h and c), with the same state of each of `more`."""
+    """Applies `convert` to each state. Like `map`, passes it the matching states from `more`."""
     if isinstance(states, tuple):
         return tuple(map(convert, states, *more))
     return convert(states, *more)
 
 
 def states_of(kind: Kind, hx: Any) -> Any:
-    """Returns `hx` as the argument of a layer. For an LSTM, `hx` is used for both h and c."""
+    """Returns `hx` as a layer takes it, which is (hx, hx) if the layer has a cell state."""
     return (hx, hx) if kind.has_cell_state and hx is not None else hx
 
 

@@ -1,4 +1,4 @@
-"""Layouts of a batch: strides, pieces between resets, and calls of a layer in every layout."""
+"""Helpers to run a layer with various strides, resets and layouts, and to check its gradients."""
 
 import itertools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ T, B = 9, 13
 
 @dataclass(frozen=True)
 class Place:
-    """Describes strides: a tensor is a slice of a bigger tensor, with dimensions in any order."""
+    """Places a tensor in a slice of a larger tensor, with any strides and order of dimensions."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
@@ -29,7 +29,7 @@ class Place:
     stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """Returns a copy of `tensor` with these strides, surrounded by NaN or ids out of range."""
+        """Returns a copy of `tensor` with these strides, surrounded by NaN or out-of-range ids."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
         ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
@@ -63,32 +63,32 @@ class Pieces:
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def places(self, which):
-        """Returns the indices of the states, sequences and pieces for which `which` is true."""
+        """Returns the (state, sequence, piece) indices where `which` (states, pieces) is true."""
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
     @property
     def restarts(self):
-        """The indices of the time, the sequence and the piece for each piece after a reset.
+        """The (time, sequence, piece) indices of each piece that starts with a reset.
 
-        Layers must be unidirectional.
+        Only valid for unidirectional layers.
         """
         (pieces,) = np.nonzero(~self.begin[0])
         times = np.array([first for _, first, _ in self.rows], np.int64)
         return times[pieces], self.sequence[pieces], pieces
 
     def run(self, module, x, states, reset_to=(), noise=None):
-        """Runs the pieces of x (T, B, ...) through a layer that may lack support for resets.
+        """Runs each piece as a separate sequence, so that the layer need not support resets.
 
         Args:
             module: The layer.
-            x: The input.
+            x: The input (T, B, ...).
             states: The initial states, as tensors (states, B, features).
             reset_to: The states after resets, if any, as tensors (T, layers, B, features).
             noise: The noise (T, B, features), if any.
 
         Returns:
-            The output (T, B, ...), and the list of last states.
+            The output (T, B, ...) and a list of the last states.
         """
         begin = torch.from_numpy(self.begin).unsqueeze(-1)
         initial = [torch.where(begin, h[:, self.sequence], 0.0) for h in states]
@@ -137,12 +137,12 @@ def tensors_of(results):
 
 
 def loss_of(*results):
-    """Returns the sum of squares of all results, whose gradient differs for each element."""
+    """Returns the sum of squares of all results. Its gradient differs for each element."""
     return sum(result.square().sum() for result in results)
 
 
 def trained(module, x, lengths=None):
-    """Runs both passes. Returns the results and the gradients of the input and the weights."""
+    """Runs both passes. Returns the results, then the gradients of the input and the weights."""
     x = x.detach().clone().requires_grad_()
     input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
     results = tensors_of(module(input))
@@ -150,7 +150,7 @@ def trained(module, x, lengths=None):
 
 
 def gradients(results, leaves):
-    """Returns the gradients of a randomly weighted sum. The weights are equal for all dtypes."""
+    """Returns the gradients of a random weighted sum. All dtypes use the same weights."""
     generator = torch.Generator().manual_seed(1)
     results = tree_leaves(results)
     weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
@@ -158,7 +158,7 @@ def gradients(results, leaves):
 
 
 def check_derivatives(run, leaves, fast_mode=False):
-    """Checks first and second derivatives in float64, batched gradients and forward mode.
+    """Checks the first, second, batched and forward-mode derivatives of a float64 function.
 
     `fast_mode` checks first derivatives only in random directions.
     """
@@ -173,7 +173,7 @@ def check_derivatives(run, leaves, fast_mode=False):
 
 
 def calls_of(layer, dtype):
-    """Yields a name, the arguments and the keyword arguments of a call for each layout."""
+    """Yields (name, arguments, keyword arguments) for a call in each layout."""
     generator = torch.Generator().manual_seed(1)
     first = layer.batch_first
     shape = (B, T) if first else (T, B)

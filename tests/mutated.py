@@ -1,8 +1,8 @@
-"""Calls the operators with one invalid argument, to find calls that crash.
+"""Calls the operators with one changed argument, to find calls that crash.
 
-`python tests/mutated.py COUNT` runs COUNT random calls and reports how many were rejected. The
-option `--first` sets the number of the first call. A child process writes each call to a file
-before it runs the call, so that the report of a crash shows the call.
+`python tests/mutated.py COUNT` runs COUNT random calls and reports how many were rejected. To
+start at call N, use `--first N`. A child process writes each call to a file before running it, so
+that a crash report can show the call.
 """
 
 import argparse
@@ -52,7 +52,7 @@ MOST_SECONDS = 60
 
 
 class Hollow(torch.Tensor):
-    """A wrapper subclass of torch.Tensor, which has no memory."""
+    """A tensor without memory, which is a wrapper subclass of torch.Tensor."""
 
     @staticmethod
     def __new__(cls, like):
@@ -64,7 +64,7 @@ class Hollow(torch.Tensor):
 
 
 class Stack:
-    """Random options, sizes and tensors of a stack of layers, for valid calls."""
+    """A stack of layers with random options, sizes and tensors, for valid calls."""
 
     def __init__(self, draw: random.Random, operator: str):
         one_layer = operator == "_C.step" and draw.random() < 0.5
@@ -166,7 +166,7 @@ class Stack:
                 self.reset_to = [self._randn(*shape, size) for size in self.state_sizes]
 
     def frame(self, rows):
-        """Returns random input of the shape `rows`, plus a feature dimension for features."""
+        """Returns random ids of shape `rows`, or random features of shape (*rows, D)."""
         if self.has_ids:
             return torch.randint(self.vocabulary, rows)
         return self._randn(*rows, self.D)
@@ -259,7 +259,7 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns packed weights with a changed header, and a description of the change."""
+    """Changes the header of packed weights. Returns a description of the change, and a copy."""
     prepared = prepared.clone()
     place, number = draw.choice((*HEADER, 0, 16)), draw.choice(NUMBERS)
     data = prepared.view(torch.uint8)[place : place + 8]
@@ -268,7 +268,7 @@ def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.T
 
 
 def changed_values(draw: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Returns a tensor in which one value is changed, and a description of the change."""
+    """Changes one value of a tensor. Returns a description of the change, and a copy."""
     tensor = tensor.clone()
     number = torch.nan if tensor.is_floating_point() else draw.choice(NUMBERS)
     place = draw.randrange(tensor.numel())
@@ -277,14 +277,14 @@ def changed_values(draw: random.Random, tensor: torch.Tensor) -> tuple[str, torc
 
 
 def without_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a copy of a tensor whose storage was resized to 0 bytes."""
+    """Returns a copy of a tensor, with its storage resized to 0 bytes."""
     tensor = tensor.clone()
     tensor.untyped_storage().resize_(0)
     return tensor
 
 
 def huge(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor with a huge shape that takes no memory (one repeated element, or none)."""
+    """Returns a tensor with a huge shape but at most one element in memory."""
     shape = [*tensor.shape]
     for _ in range(draw.randint(1, 2)):
         shape[draw.randrange(len(shape))] = draw.choice(HUGE)
@@ -327,7 +327,7 @@ def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[s
             return corrupted(draw, value)
         if value.numel() and draw.random() < (0.3 if value.dtype == torch.int64 else 0.05):
             return changed_values(draw, value)
-        # These calls accept any number of steps, and would run forever with a huge number.
+        # With ids or LAST_STATE, a huge number of steps would be accepted and run forever.
         endless = name in ("input", "frame") and (options & ops.LAST_STATE or ops.has_ids(value))
         while True:
             change = draw.choice([*TENSOR_CHANGES])
@@ -354,7 +354,7 @@ def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[s
             "a number": 1,
             "reversed": value[::-1],
         }[change]
-    # A direct step takes packed weights as a list of one tensor.
+    # `_C.step` takes packed weights as a list of one tensor.
     is_prepared = name == "weights" and len(value) == 1
     change, value[place] = mutated(draw, "prepared" if is_prepared else name, value[place], options)
     return f"[{place}] {change}", value
@@ -446,7 +446,7 @@ def run_child(first: int, last: int, path: str) -> None:
 
 
 def run(first: int, count: int) -> tuple[Counter, list[str]]:
-    """Runs calls in child processes. Returns the count of each outcome, and the faults."""
+    """Runs calls in child processes. Returns the count of each outcome, and a list of faults."""
     outcomes: Counter = Counter()
     faults = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Wrappers that take separate lists of tensors. The wrapped operators take one joined list."""
+"""Wraps the operators, which take one joined list of tensors, to take separate lists."""
 
 from namernn_fast import ops, prepared_ops
 

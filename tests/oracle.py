@@ -1,6 +1,6 @@
-"""The oracle: computes any layer in higher precision, in plain loops over its cell's step.
+"""The oracle, which computes any layer in higher precision with plain loops over time steps.
 
-The loops compute in float64, or in long double for float64 layers. torch.autograd computes their
+The loops compute in float64, or in long double for float64 layers. torch.autograd computes the
 gradients.
 """
 
@@ -31,25 +31,25 @@ class Rounding:
         return values
 
     def sums(self, values, squares, count):
-        """Rounds sums of `count` terms. `squares()` returns each sum's sum of squared terms."""
+        """Rounds sums of `count` terms. `squares()` returns the sums of the squared terms."""
         return values
 
 
 class Nudges(Rounding):
-    """Changes numbers at random, up or down, by about the largest effect of rounding.
+    """Moves each number up or down at random, by about the largest error that rounding causes.
 
-    A number changes by one unit in its last place, except for zero and infinity. A sum of K terms
-    changes by `sum_eps / 2 * sqrt(K / 2)` times the root sum of squares of its terms. This is about
-    the error of adding the terms one by one: on average, a partial sum is about as large as a sum
-    of K / 2 terms. If a sum is split into lanes, chains or trees, its partial sums are smaller, and
-    its error is smaller, too.
+    A number moves by one unit in the last place. Zeros and infinities do not move. A sum of K terms
+    moves by `sum_eps / 2 * sqrt(K / 2)` times the root of the sum of its squared terms. This is
+    about the error of adding the terms one by one, because the partial sums have K / 2 terms on
+    average. Splitting a sum into lanes, chains or trees makes the partial sums smaller, and so the
+    error is smaller, too.
 
     Args:
-        eps: The unit in the last place of 1 in the dtype of the numbers.
-        tiny: The smallest normal number of that dtype. The unit in the last place of all smaller
-            numbers is the same.
-        sum_eps: The unit in the last place of 1 in the precision of sums.
-        seed: The seed of the random directions, up or down.
+        eps: The machine epsilon of the layer's dtype.
+        tiny: The smallest normal number of the layer's dtype. Smaller numbers all have the same
+            unit in the last place.
+        sum_eps: The machine epsilon of the dtype in which sums are computed.
+        seed: The seed of the random directions.
     """
 
     def __init__(self, eps, tiny, sum_eps, seed):
@@ -85,13 +85,13 @@ def sigmoid(x):
 class Precise(torch.Tensor):
     """A tensor of long double numbers, stored as the sum of two float64 tensors.
 
-    NumPy runs the operators in `COMPUTES`. All others, such as views, run on both float64 tensors.
+    NumPy runs the operators in `COMPUTES`. Others, such as views, run on each float64 tensor.
 
     Args:
         high: The numbers in float64.
         low: The rounding errors of `high`, or None if `high` is exact.
         rounding: Rounds the results of operators.
-        is_computed: True for intermediate results, which are in the precision of sums.
+        is_computed: True for intermediate results, which keep the precision of sums.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -272,7 +272,7 @@ def layer_like(module, weights, *mixins):
 
 
 def stored_for_backward():
-    """Returns a context in which autograd rounds saved tensors to the layer's dtype."""
+    """Returns a context manager that makes autograd round saved tensors to the layer's dtype."""
 
     def pack(tensor):
         is_computed = isinstance(tensor, Precise) and tensor.is_computed
@@ -282,12 +282,12 @@ def stored_for_backward():
 
 
 class NotesKinks:
-    """A mixin that records whether float32 rounding may change the sign of an argument of relu.
+    """A mixin that records whether float32 rounding may flip the sign of a relu's argument.
 
-    This is possible if the argument is at most 8 units in the last place of the root sum of squares
-    of its terms. The root is at least the smallest normal number, because states and their rounding
-    errors decay if the input is zero. An argument of exactly zero is assumed to be a sum of zeros,
-    which rounding does not change.
+    Let r be the root of the sum of the argument's squared terms. The sign may flip if the argument
+    is at most 8 * eps * r. If r is subnormal, because states decay without input, the smallest
+    normal number replaces r. An argument of exactly zero is assumed to be a sum of zeros, which
+    rounding does not change.
     """
 
     near_a_kink = False

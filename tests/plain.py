@@ -1,7 +1,7 @@
-"""Layers and step modules of any cell, as plain loops over the cell's step (`Cell.make_step`).
+"""Layers and step modules for any cell that loop over the cell's step (`Cell.make_step`).
 
-Tests use them as references for cells that torch does not have. In higher precision, they are the
-oracle.
+Tests use these modules as references for cells that torch lacks. The oracle runs them in higher
+precision.
 """
 
 import functools
@@ -26,7 +26,7 @@ class Plain:
     """A mixin for fused modules that computes whole sequences with the cell's step."""
 
     def _sums(self, x, weights):
-        """Returns the input's term of the pre-activations."""
+        """Returns the input's contribution to the pre-activations."""
         return linear(x, weights["weight_ih"], self._cell.bias_of_input(weights))
 
     def _make_step(self, weights):
@@ -80,7 +80,7 @@ class PlainStep(Plain):
 
 
 class PlainLayer(Plain):
-    """A mixin for fused layers. Like torch's layers, accepts padded, unbatched or packed input."""
+    """A mixin that makes fused layers run plain loops on padded, unbatched or packed input."""
 
     def forward(self, input, hx=None, noise=None):
         """Returns the output and the last states."""
@@ -105,7 +105,7 @@ class PlainLayer(Plain):
 
 
 def plain(module_class, **defaults):
-    """Returns a subclass of a fused module that runs plain loops. `defaults` are its options."""
+    """Returns a subclass of a fused module that runs plain loops and has these default options."""
     mixin = PlainLayer if issubclass(module_class, torch.nn.RNNBase) else PlainStep
     members = {"__init__": functools.partialmethod(module_class.__init__, **defaults)}
     name = module_class.__name__.replace("Fused", "Plain")

@@ -31,7 +31,7 @@ def test_a_covering_array_needs_few_calls():
 
 
 def test_a_covering_array_pairs_values_with_different_values():
-    """In calls with different values of `b`, the values of `a` differ, too."""
+    """Calls with different values of `b` also differ in `a`."""
     calls = product(a=range(3), b=range(12))
     assert len({calls[name]["a"] for name in covering(calls, 1)}) == 3
     met = {calls[name]["a"] for name in sorted(covering(calls, 1)) if calls[name]["b"] > "3"}

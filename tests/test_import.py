@@ -24,7 +24,7 @@ from namernn_fast.machine import availability, requirements, torch_private
 
 PACKAGE = Path(namernn_fast.__file__).parent
 
-# Removes import hooks of editable installs, which would import the package that has an extension.
+# Removes the hooks of editable installs, which would import the built package, not the copy.
 PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
 
 
@@ -35,7 +35,7 @@ def copy_without_extension(folder):
 
 
 def run(*arguments, folder):
-    """Runs Python in a folder, which may contain a copy of the package to import."""
+    """Runs Python in a folder. If the folder has a copy of the package, Python can import it."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=folder,
@@ -118,7 +118,7 @@ def test_the_metadata_requires_the_oldest_accepted_torch():
 
 
 def test_the_version_of_torch_is_checked_before_names_are_imported():
-    """An old torch may lack these names, and then the error would not mention the version."""
+    """Otherwise, an old torch would cause an error about a missing name, not about its version."""
     program = (
         "import sys, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
@@ -153,7 +153,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
 def test_an_extension_that_cannot_be_loaded_raises_an_import_error(error, monkeypatch):
-    """The ImportError contains the loader's message, has its error as cause and says what to do."""
+    """The ImportError quotes the loader's error, chains it as the cause and says what to do."""
     cause = error("undefined symbol: aoti_torch_of_tomorrow")
 
     def fail(name):
@@ -168,7 +168,7 @@ def test_an_extension_that_cannot_be_loaded_raises_an_import_error(error, monkey
 
 
 def test_importing_a_module_runs_its_deferred_action_once(tmp_path, monkeypatch):
-    """Finding the module's spec or failing to import the module does not run the action."""
+    """Neither finding the module's spec nor a failed import runs the action."""
     module = tmp_path / "namernn_fast_imported.py"
     module.write_text("import namernn_fast_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -200,7 +200,7 @@ def test_a_failing_deferred_action_does_not_break_the_import(tmp_path, monkeypat
 
 
 def test_private_names_that_torch_lacks_are_replaced(monkeypatch):
-    """If a name has no replacement, using the name raises an error, but the import succeeds."""
+    """Importing succeeds even if a name has no replacement, but using that name raises an error."""
     owners = {
         torch: ["_foreach_copy_"],
         torch._C: ["_get_tracing_state", "_is_any_autocast_enabled", "_get_fp32_precision_getter"],

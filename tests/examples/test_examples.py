@@ -49,7 +49,7 @@ def run(threads, monkeypatch, tmp_path, capsys):
 
 
 def numbers(pattern, printed):
-    """Returns the numbers that the groups of a pattern match. The pattern must match only once."""
+    """Returns the numbers that a pattern's groups match. The pattern must match exactly once."""
     (found,) = re.findall(pattern, printed)
     return [float(number.replace(",", "")) for number in ([found] if type(found) is str else found)]
 
@@ -74,7 +74,7 @@ def test_an_example_whose_package_is_missing_says_what_to_install(name, monkeypa
 def test_the_swap_in_example_matches_torch(run):
     printed = run("swap_in")
     assert "the layer was RNN and is FusedRNN\n" in printed
-    # 4 tensors for each of 2 directions in 2 layers, 1 for the embedding, 2 for the head: 19.
+    # The 19 tensors are 4 for each of 2 directions in 2 layers, 1 embedding, and 2 for the head.
     assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
 
 
@@ -146,7 +146,7 @@ def test_the_privacy_example_matches_a_loop_and_learns(run):
 def test_the_score_table_example_matches_a_single_call(run_program, tmp_path):
     for package in NEEDS["score_table"]:
         pytest.importorskip(package)
-    # Ray writes to HOME, so use another folder, but let Python still find the user's packages.
+    # Ray writes to HOME, so change HOME. Let Python still find packages in the user's home.
     folders = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
     program = (EXAMPLES / "score_table.py", "--rows", "20000")
     printed = run_program(*program, cwd=tmp_path, **folders)
@@ -174,7 +174,7 @@ def test_the_train_torchrun_example_matches_a_single_process(run_program, tmp_pa
 
 
 def slightly_wrong(function):
-    """Returns `function` with results multiplied by 1.001, even if it returns another function."""
+    """Wraps a function, and any function that it returns, to multiply results by 1.001."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)

@@ -21,7 +21,7 @@ NAME = re.compile(r"(g|clang)\+\+(-\d+)?")
 
 
 def compilers() -> list[str]:
-    """Returns the name of each C++ compiler on the PATH, without aliases."""
+    """Returns one name for each C++ compiler on the PATH."""
     files = {}
     for folder in os.environ["PATH"].split(os.pathsep):
         for file in sorted(Path(folder).glob("*++*"), key=lambda file: len(file.name)):

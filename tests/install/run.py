@@ -1,9 +1,9 @@
 """Installs and tests the wheel in `dist/` in new environments without a compiler.
 
-`make compatibility ONLY=wheel` runs this program. Each environment consists of a Python, a torch
-that pip downloads (7 GB on disk with GPU libraries) and `test_installed.py`. It is deleted before
-the next one is created. The PATH contains only the environment's programs. The program writes the
-results to `build/wheel-test/` and, with `--record`, also to docs/install.md.
+`make compatibility ONLY=wheel` runs this program. Each environment has one version of Python and
+one of torch, which pip downloads (7 GB on disk with GPU libraries). Each environment is deleted
+before the next one is created, and its PATH contains only its own programs. The program writes
+the results to `build/wheel-test/` and, with `--record`, also to docs/install.md.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from benchmarks.harness.paths import DOCS, ROOT
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Pairs of Python and torch. `torch` without a version is the newest release for that Python. The
-# list covers every torch release, and all combinations of oldest and newest Python and torch.
+# Versions of Python and torch. `torch` alone means the newest release for that Python. The list
+# covers every torch release, and all pairs of the oldest and newest Python and torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),
@@ -37,11 +37,11 @@ COUNTS = ("passed", "failed", "skipped")
 
 
 def find_python(version: str) -> str | None:
-    """Returns the path of this version of Python, from the PATH or pyenv, or None."""
+    """Finds this version of Python on the PATH or in pyenv. Returns its path, or None."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
     for python in (shutil.which(f"python{version}"), *map(str, reversed(found))):
-        # On the PATH, pyenv's `python3.x` fails if the version is installed but not selected.
+        # pyenv puts a `python3.x` on the PATH that fails if this version is not selected.
         if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode:
             return python
     return None
@@ -51,7 +51,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
     """Creates an environment, installs the wheel with pip, and runs `test_installed.py` in it.
 
     Returns:
-        The installed versions, the name of the kernel, and the names of the tests by outcome.
+        The versions of Python and torch, the kernel's name, and a list of tests per outcome.
 
     Raises:
         subprocess.CalledProcessError: creating the environment or installing the wheel failed.
@@ -115,12 +115,12 @@ def audit(wheel: Path) -> list[str]:
 
 
 def version_key(version: str) -> list[int]:
-    """Returns a sort key: the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`."""
+    """Returns the numbers in a version such as `GLIBC_2.34` or `2.13.0+cpu`, as a sort key."""
     return [int(part) for part in version.rpartition("_")[2].partition("+")[0].split(".")]
 
 
 def table(found: list[dict]) -> str:
-    """Returns a Markdown table of the environments, and lists of failed and of skipped tests."""
+    """Returns a Markdown table of the environments, and a list of failed and skipped tests."""
     lines = ["| Python | torch | kernel | passed | failed | skipped |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
     for it in found:

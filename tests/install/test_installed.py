@@ -2,7 +2,7 @@
 
 `make compatibility ONLY=wheel` runs this file in new environments. It needs only torch and pytest.
 Tests that need another package are skipped if that package is missing. These tests cover each
-feature briefly; the other files in tests/ go deeper.
+feature briefly. The other files in tests/ go deeper.
 """
 
 import copy
@@ -63,7 +63,7 @@ def run_python(*arguments, **environment):
 
 
 def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
-    """Returns a fused layer and torch's layer of class `kind`. Their weights are equal."""
+    """Returns a fused layer and torch's layer of class `kind`, with equal weights."""
     theirs = kind(D, H, dtype=dtype, **options)
     ours = FUSED[kind](D, H, dtype=dtype, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -71,7 +71,7 @@ def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
 
 
 def call(module, x, hx, layout):
-    """Runs a layer on padded x (T, B, D) in a layout. Returns output (T, B, ...) and last states.
+    """Runs a layer on x (T, B, D) in a layout. Returns the output (T, B, ...) and last states.
 
     Torch's layers get a packed sequence instead of lengths or a jagged tensor.
     """
@@ -241,7 +241,7 @@ def test_steps_bypass_torchs_dispatcher(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
 def test_results_and_gradients_meet_the_error_budget(kind, options, dtype):
-    """The budget pools all layouts and draws: a single small result may be exact by chance."""
+    """Pools all layouts and draws in one budget, as a small result may be exact by chance."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()

@@ -2,8 +2,8 @@
 
 `pytest -p layer_plugin --layers fused --outcomes FILE` replaces torch's recurrent layers and cells
 with the fused classes before pytest imports any test file or library under test. `--layers torch`
-changes nothing. The plugin writes the outcomes of all tests that create such a layer to FILE. It
-ignores all other tests, because they do not test the layers.
+changes nothing. The plugin writes the outcome of every test that creates a recurrent layer or cell
+to FILE. It ignores all other tests.
 """
 
 import functools
@@ -21,7 +21,7 @@ TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 
 def replace_classes() -> None:
-    """Assigns the fused classes, which are subclasses of torch's, to the names in torch.nn."""
+    """Replaces the classes in torch.nn with the fused classes, which inherit from them."""
     import namernn_fast  # before the names are bound to the fused classes
 
     for namespace in NAMESPACES:
@@ -30,7 +30,7 @@ def replace_classes() -> None:
 
 
 def first_line(longrepr) -> str:
-    """Returns the first line of an error. A doctest's report contains source code before it."""
+    """Returns the first line of an error, without the source code in a doctest's report."""
     if crash := getattr(longrepr, "reprcrash", None):
         return crash.message.partition("\n")[0]
     lines = str(longrepr).splitlines() or [""]
@@ -50,7 +50,7 @@ class Recorder:
         self.results: dict[str, dict[str, str]] = {}
 
     def watch(self, cls: type) -> None:
-        """Makes the constructor of a class, and so of its subclasses, record the current test."""
+        """Makes a class and its subclasses record the current test when an instance is created."""
         construct = cls.__init__
 
         @functools.wraps(construct)

@@ -12,16 +12,16 @@ NO_LONGER = "the test did not run"
 
 @dataclass(frozen=True)
 class Result:
-    """A suite's outcomes, {layer: {test: {"outcome", "error"}}}, or the reason why none ran."""
+    """A suite's outcomes, {layer: {test: {"outcome", "error"}}}, or why the suite did not run."""
 
     suite: Suite
     outcomes: dict[str, dict[str, dict[str, str]]]
     trouble: str = ""
 
     def failing(self, layer: str) -> dict[str, str]:
-        """Returns the first line of the error of each test that fails with `layer`.
+        """Returns {test: first line of its error} for the tests that fail with `layer`.
 
-        A test that ran only with torch's layer counts as failed with `layer`.
+        A test that ran only with torch's layer counts as a failure with the fused layer.
         """
         ran = self.outcomes.get(layer, {})
         failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}

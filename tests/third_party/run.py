@@ -1,7 +1,7 @@
 """Runs other libraries' tests of recurrent layers with torch's layers and with the fused layers.
 
 Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`. Fetches
-test files that a library's package lacks from the library's repository. Runs every suite twice:
+test files from a library's repository if its package lacks them. Runs every suite twice:
 with torch's layers, and with the fused layers under the same names. Writes both outcomes to
 `build/third-party/results.md`. Exits with status 1 if a suite cannot run, or if a test fails only
 with the fused layers. If a repository is unreachable, set git's `url.<base>.insteadOf` to a mirror.
@@ -26,7 +26,7 @@ PYTHON = VENV / "bin" / "python"
 
 
 def python(*arguments: str) -> str:
-    """Runs the Python of the environment, and returns the output."""
+    """Runs the environment's Python, and returns its output."""
     return subprocess.run(
         [PYTHON, *arguments], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()

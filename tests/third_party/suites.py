@@ -14,8 +14,8 @@ class Checkout:
         repository: owner/name.
         tag: the release that the test files belong to.
         paths: the files and folders to fetch.
-        package: the folder of the installed library to copy the first path into. Empty unless
-            tests import each other or their data from that folder.
+        package: the folder in site-packages to copy the first path into. Empty if no test needs
+            files from that folder.
     """
 
     repository: str
@@ -50,7 +50,7 @@ class Suite:
 
     @property
     def key(self) -> str:
-        """The start of the names of this suite's result files."""
+        """The prefix of this suite's result files."""
         return f"{self.library}-{self.origin.replace(' ', '-')}"
 
     @property
@@ -182,7 +182,7 @@ SUITES = (
             "{sources}/tests/test_losses/test_iqloss.py",
             "{sources}/tests/test_simulate.py",
             "-k",
-            # Skip tests of automatic tuning. They start Ray processes without the fused layers.
+            # Skip tests of automatic tuning, because their Ray processes lack the fused layers.
             "not auto and (test_models or rnn or iqloss or scaler or insample_diff or save_load_no "
             "or checkpointing or baserecurrent or explainability or recurrent)",
         ),

@@ -147,7 +147,7 @@ def test_an_unknown_revision_raises_an_error():
 
 
 def planted_tree(folder):
-    """Returns the hash of HEAD's tree with a tiny change in a coefficient of the float32 tanh."""
+    """Changes a float32 tanh coefficient slightly in a copy of HEAD's tree. Returns its hash."""
     path = "csrc/kernel/math/nonlinearities.h"
     index = {"env": os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}}
     source = builds.git("show", f"HEAD:{path}")
@@ -159,7 +159,7 @@ def planted_tree(folder):
     return builds.git("write-tree", **index).decode().strip()
 
 
-# Its `--version` output differs from the real compiler's, so its builds are cached separately.
+# This compiler's `--version` differs from the real one's, so its builds are cached separately.
 SPARING_COMPILER = """#!/bin/sh
 case "$*" in
   *--version*) $COMPILER "$@"; echo "sparing" ;;
