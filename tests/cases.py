@@ -68,11 +68,11 @@ class Case:
     with_hx: bool = True
     seed: int = 0
     vocabulary: int = 0
-    """The number of rows of the embedding if the input is token ids; 0 if it is features."""
+    """The number of rows of the embedding, or 0 if the input is features instead of token ids."""
     padding_idx: int | None = None
     cell: str = "rnn"
     reset: ClassVar[torch.Tensor | None] = None
-    """A mask (T, B): true if the state is reset before this step. None if there are no resets."""
+    """A mask (T, B) of the steps that start with a reset. None if there are no resets."""
     reset_to: ClassVar[list[torch.Tensor]] = []
     """The states after resets, as tensors (T, layers, B, features). Empty if there are none."""
     wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
@@ -81,7 +81,7 @@ class Case:
     """Which of `output`, `h_n` and `c_n` receive a gradient."""
     hx_place: ClassVar[Place] = CONTIGUOUS
     is_prepared: ClassVar[bool] = False
-    """Whether to run `prepare()` of the fused layer instead of the layer."""
+    """Whether to run what the fused layer's `prepare()` returns, instead of the layer."""
 
     def __post_init__(self):
         self._references = {}
@@ -186,7 +186,7 @@ class Case:
         return self._results(module, call, lambda tensor: tensor.to(dtype, copy=True), True)
 
     def _results(self, module, call, convert, is_placed=False):
-        """Returns a layer's results and wanted gradients. `convert` is applied to all inputs."""
+        """Applies `convert` to all inputs. Returns the layer's results and wanted gradients."""
         module.requires_grad_("weights" in self.wanted)
         leaf = convert(self.rows[..., ::2])
         leaf = leaf if self.vocabulary else self._with_layout(leaf)

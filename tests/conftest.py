@@ -35,7 +35,7 @@ if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
 # Makes pytest show values in failed assertions of drawn.py, as it does in test files.
 pytest.register_assert_rewrite("drawn")
 
-# With a deadline, hypothesis would reject examples that are slow because the machine is busy.
+# With a deadline, hypothesis would fail examples that a busy machine slows down.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)

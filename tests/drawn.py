@@ -103,9 +103,9 @@ class Drawn(Case):
                 if tensor.numel():
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
-            # Scaling the input and the biases saturates the gates. The states of a gated cell are
-            # not scaled, because the cell may keep a large state for many steps. The gradients of
-            # the gates grow with the state, and would overflow in float16.
+            # Scaling the input and the biases saturates the gates. Gated and leaky cells may keep a
+            # large state for many steps. The gradients of their gates grow with the state and would
+            # overflow in float16, so the states of these cells are not scaled.
             keeps_state = CELLS[self.cell].kept > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps_state else inputs),

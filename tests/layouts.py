@@ -57,9 +57,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece starts from hx, the initial state of its sequence."""
+        """Whether each piece starts from hx, the initial state of its sequence: (states, pieces)."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """(states, pieces): whether a piece ends with h_n, the last state of its sequence."""
+        """Whether each piece ends with h_n, the last state of its sequence: (states, pieces)."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def places(self, which):

@@ -31,7 +31,7 @@ NUMBERS = (*HUGE, -1, -2, -(2**31), -(2**63), 0, 1, 2, 3, 5, 64, 255)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (*DTYPES, torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64)
 HEADER = range(32, 104, 8)
-"""The byte offsets of the integers in the header of a prepared tensor."""
+"""The byte offsets of the integers in the header of packed weights."""
 OPERATORS = {
     "forward": ops.forward,
     "backward": ops.backward,
@@ -47,7 +47,7 @@ OPERATORS = {
 SHAPES_ARE_KNOWN = ("forward", "backward", "forward_prepared", "step")
 """The operators that have fake kernels."""
 MOST_BYTES = 8 << 30
-"""The memory limit of the child process, so that a huge allocation fails immediately."""
+"""The memory limit of the child process. It makes huge allocations fail immediately."""
 MOST_SECONDS = 60
 
 

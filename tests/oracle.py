@@ -251,7 +251,7 @@ class Stores:
 
 
 class Store(torch.autograd.Function):
-    """Rounds numbers to the layer's dtype. Does not round their gradient."""
+    """Rounds numbers to the layer's dtype. Passes their gradient on unrounded."""
 
     @staticmethod
     def forward(_, values):
