@@ -175,7 +175,7 @@ class Case:
         """Runs a layer. Returns its results and the wanted gradients by name.
 
         The output is padded to (T, B, ...). Torch's layer does not support lengths, jagged tensors
-        or resets. For these, it runs each piece between resets as a separate packed sequence.
+        or resets. Instead, it runs each piece between resets as a separate packed sequence.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():

@@ -20,8 +20,8 @@ from namernn_fast.nn.base.step_module import FusedCell
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# Use a separate Inductor cache per instruction set. Inductor would reuse code cached for wider
-# vectors, which then fails to compile or returns NaN.
+# Use a separate Inductor cache for each instruction set. A shared cache may hold code for wider
+# vectors, which fails to compile or returns NaN.
 if level := os.environ.get("ATEN_CPU_CAPABILITY"):
     folder = f"torchinductor_{getpass.getuser()}_{level}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), folder))

@@ -57,9 +57,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """Whether each piece starts from hx, the initial state of its sequence: (states, pieces)."""
+        """A mask (states, pieces) of the pieces that start from hx instead of a reset."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """Whether each piece ends with h_n, the last state of its sequence: (states, pieces)."""
+        """A mask (states, pieces) of the pieces that end with h_n instead of a reset."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def places(self, which):

@@ -105,7 +105,7 @@ class Precise(torch.Tensor):
 
     @classmethod
     def of(cls, array, rounding, is_computed=False):
-        """Returns a tensor with the numbers of an array."""
+        """Converts an array to a `Precise` tensor."""
         high, low = array.astype(np.float64), None
         if array.dtype != np.float64:
             low = np.where(np.isfinite(high), array - high, 0).astype(np.float64)
@@ -299,7 +299,7 @@ class NotesKinks:
 
     def _make_step(self, weights):
         step, precision = super()._make_step(weights), torch.finfo(torch.float32)
-        # The argument of relu is the mean of the sums and the previous state, weighted by the rate.
+        # In a leaky cell, the argument of relu is share * sums + (1 - share) * c + noise.
         share = weights["rate"].sigmoid() if "rate" in weights else 1
         with_tanh = self._cell.make_step(weights, nonlinearity="tanh", in_place=False)
 

@@ -19,7 +19,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("namernn_fast/**/*.md")]
 }
-EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # these pages export to ONNX, which is slow
+EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # pages that export to ONNX, which is slow
 WITH_CODE = [
     pytest.param(name, marks=pytest.mark.slow if name in EXPORTING else ())
     for name, text in sorted(PAGES.items())

@@ -1,9 +1,9 @@
 """Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
 
 `make compatibility ONLY=arm` runs this program. It needs a cross-compiler and qemu, but no ARM
-machine. It shows whether the kernels are correct on ARM, not how fast they are. It also checks the
-machine code: multiply-adds must use whole NEON registers (16 bytes), and no instruction may use
-SVE, which some processors lack. `--record` writes the results to docs/install.md.
+machine. The tests show whether the kernels are correct on ARM, not how fast they are. The program
+also checks that multiply-adds in the machine code use whole NEON registers (16 bytes), and that no
+instruction uses SVE, which some processors lack. `--record` writes the results to docs/install.md.
 """
 
 import argparse

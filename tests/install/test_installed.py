@@ -98,7 +98,7 @@ def results(module, layout, seed):
     dtype = module.weight_hh_l0.dtype
 
     def draw(*size):
-        # Round to bfloat16: all dtypes represent bfloat16 numbers of this magnitude exactly.
+        # Round to bfloat16, because all dtypes represent bfloat16 numbers of this size exactly.
         return torch.randn(*size, generator=generator).bfloat16().to(dtype)
 
     states = module.num_layers * (2 if module.bidirectional else 1)

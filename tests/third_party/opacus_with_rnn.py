@@ -1,7 +1,7 @@
 """Tests that Opacus computes per-sample gradients of a model with `torch.nn.RNN`.
 
 Opacus' own tests use `torch.nn.RNN` only as a reference for Opacus' `DPRNN`. `run.py` runs this
-file twice: with torch's `torch.nn.RNN`, and with the fused class under that name.
+file with torch's own class, and again with the fused class under the name `torch.nn.RNN`.
 """
 
 import pytest

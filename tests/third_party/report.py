@@ -1,4 +1,4 @@
-"""Formats the report of `run.py`: test outcomes with torch's layers and with fused layers."""
+"""Formats the report of `run.py`, which compares test outcomes with torch's and fused layers."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Runs other libraries' tests of recurrent layers with torch's layers and with the fused layers.
 
 Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`. Fetches
-test files from a library's repository if its package lacks them. Runs every suite twice:
-with torch's layers, and with the fused layers under the same names. Writes both outcomes to
+test files from a library's repository if its package lacks them. Runs every suite with torch's
+layers, and again with the fused layers under the same names. Writes both outcomes to
 `build/third-party/results.md`. Exits with status 1 if a suite cannot run, or if a test fails only
 with the fused layers. If a repository is unreachable, set git's `url.<base>.insteadOf` to a mirror.
 """

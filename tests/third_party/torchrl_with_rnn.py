@@ -1,7 +1,7 @@
 """Tests that `reset_to=` matches torchrl's modules, which use `is_init` and stored states.
 
 In recurrent mode, torchrl's modules split every sequence at its resets and pad the pieces. `run.py`
-runs this file twice: with torch's layers, and with the fused classes under the same names.
+runs this file with torch's layers, and again with the fused classes under the same names.
 """
 
 import pytest

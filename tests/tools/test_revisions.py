@@ -147,7 +147,7 @@ def test_an_unknown_revision_raises_an_error():
 
 
 def planted_tree(folder):
-    """Changes a float32 tanh coefficient slightly in a copy of HEAD's tree. Returns its hash."""
+    """Changes a coefficient of the float32 tanh in a copy of HEAD. Returns the copy's tree hash."""
     path = "csrc/kernel/math/nonlinearities.h"
     index = {"env": os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}}
     source = builds.git("show", f"HEAD:{path}")
@@ -173,7 +173,7 @@ esac
 @CHECKOUT
 @pytest.mark.slow
 def test_a_planted_change_of_the_last_bit_is_reported(tmp_path):
-    """Compares HEAD with a copy that contains the change. Builds are cached in build/revisions.
+    """Compares HEAD with a copy in which a coefficient differs. Caches builds in build/revisions.
 
     To save time, the compiler optimises only the kernels that run.
     """
