@@ -1,6 +1,6 @@
-// Defines what a cell is: its numbers of parameters, inputs and states, and the functions that
-// compute it. contract.h explains the letters. Like contract.h, this header is compiled once per
-// instruction set, so its structs have no member functions.
+// Defines a cell by its sizes and by the functions that compute it. contract.h explains the names
+// of sizes, such as H. Like contract.h, this header is compiled once per instruction set, so its
+// structs have no member functions.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@ enum class Activation { tanh, relu, sigmoid, softplus };
 enum class CellKind { vanilla, gru, lstm, leaky };
 constexpr int64_t kCells = 4;
 
-// Maximum number of states of a cell. State 0 is h, the output; state 1 is the cell state (v of a
-// leaky cell), if there is one. In arrays of this length, entries for states that the cell lacks
-// are null; the same holds for arrays of inputs and of parameters.
+// Maximum number of states of a cell. State 0 is the output h. State 1, if present, is the cell
+// state (v in a leaky cell). An array with one entry per state, input or parameter holds null for
+// each one that the cell lacks.
 constexpr int kMostStates = 2;
-constexpr int kMostInputs = 1;  // inputs beside x
+constexpr int kMostInputs = 1;  // inputs besides x
 constexpr int kMostOwn = 1;     // parameters that only the cell's arithmetic reads
 constexpr int kMostGates = 8;
 constexpr int kMostSums = 16;
 
-// The parameters of one direction of a layer, in the order in which operators take them. Also the
-// indices of arrays of parameters and of gradients.
+// Indices into arrays of one direction's parameters or of their gradients. Operators take the
+// parameters in this order.
 enum Parameter { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kOwn };
 constexpr int kParameters = kOwn + kMostOwn;
 
@@ -47,7 +47,7 @@ template <>
 struct ComputeType<Half> {
   using Type = float;
 };
-// The type in which kernels compute if tensors have elements of type Storage.
+// The type that kernels compute in if tensors store elements of type Storage.
 template <class Storage>
 using Compute = typename ComputeType<Storage>::Type;
 
@@ -76,7 +76,7 @@ struct StateRows {
   Activation activation;
   int64_t sum_stride;           // stride between the sums of a unit in a row
   EvenRows<const Scalar> sums;  // covers only `range`
-  // States of the previous step; null means zeros. h is absent if the cell is only_through_sums.
+  // States of the previous step; null means zeros. Cells with only_through_sums get no h.
   EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
@@ -84,21 +84,21 @@ struct StateRows {
   const Scalar* own[kMostOwn];  // own parameters, converted by `prepare_own`; the same for all rows
 };
 
-// Arguments of `sum_gradients`. EvenRows are as in StateRows.
+// Arguments of `sum_gradients`. EvenRows follow the same rules as in StateRows.
 template <class Storage>
 struct GradientRows {
   using Scalar = Compute<Storage>;
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;  // stride between the gradients of a unit's sums in a row
+  int64_t sum_stride;  // distance between the gradients of one unit's sums in a row
   EvenRows<const Storage> output;
   EvenRows<const Storage> kept;
   EvenRows<const Storage> previous[kMostStates];
   EvenRows<const Storage> grad_output;       // null means zeros
   EvenRows<const Scalar> grad[kMostStates];  // gradients of the states, excluding grad_output
   EvenRows<Scalar> dz;                       // written: the gradients of the sums
-  // Written: the part of a previous state's gradient that bypasses the sums. May alias `grad`.
+  // Written: the gradients that reach the previous states without the sums. May alias `grad`.
   EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
@@ -112,13 +112,13 @@ template <class Storage>
 struct CellCode {
   void (*states_of)(const StateRows<Storage>&);         // computes states from sums
   void (*sum_gradients)(const GradientRows<Storage>&);  // computes the gradients of the sums
-  // Converts n elements of own parameter i to the form that the functions above read.
+  // Converts n elements of own parameter i to the values that kernels read as `own`.
   void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
 };
 
-// A cell: its sizes and its arithmetic. Each cell is defined in a file in cells/.
+// The sizes and the arithmetic of a cell. Each cell is defined in its own file in cells/.
 struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Half> {
-  const char* name;  // name in messages
+  const char* name;  // name in error messages
   int64_t gates;     // number of blocks of H rows in weight_ih and in weight_hh
   // Number of blocks of H sums (values before the activation) in each row. The input contributes to
   // the first `gates` blocks, and the previous h to `gates` blocks starting at first_state_sum.
@@ -129,15 +129,15 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   int64_t input_block[kMostGates];
   int64_t states;  // 2 if the cell has a cell state, otherwise 1
   // Number of blocks of H values that a row keeps for the backward pass besides its output. The
-  // cell state is the last of them.
+  // cell state, if any, is the last block.
   int64_t kept;
-  int64_t inputs;  // number of inputs beside x, each with H features
+  int64_t inputs;  // number of inputs besides x, each with H features
   const char* input_names[kMostInputs];
   int64_t own;  // number of own parameters, each with H elements
   const char* own_names[kMostOwn];
-  int64_t activations;  // number of supported nonlinearities, which are the first in `Activation`
-  // Whether the previous h affects the states only through sums. If not, sum_gradients() also
-  // writes the part of the gradient of the previous h that bypasses the sums.
+  int64_t activations;  // number of supported nonlinearities: the first ones in `Activation`
+  // Whether the previous h affects the new states only through the sums. If not, sum_gradients()
+  // also writes the gradient that reaches the previous h without the sums.
   bool only_through_sums;
   bool one_bias_gradient;  // whether bias_ih and bias_hh have the same gradient, the sum of all dz
   // Whether a layer may project h. If so, only_through_sums is true, and sum_gradients() also

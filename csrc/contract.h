@@ -14,10 +14,10 @@
 // - time block: a range of times whose rows fit in cache together;
 // - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
 //   a group split the hidden units;
-// - slice, columns, outputs: ranges of sequences, of hidden units and of elements of h; a part has
-//   one of each;
-// - wave: layers that run at the same time, one thread per layer; a stretch is the steps that each
-//   layer of a wave computes at a time;
+// - slice, columns, outputs: ranges of sequences, of hidden units and of elements of h; a part
+//   combines one of each;
+// - wave: layers that run at the same time, one thread per layer; a stretch is a range of steps,
+//   computed by one layer of a wave at a time;
 // - lane: one element of a SIMD vector;
 // - plan: the decisions made from sizes alone, in plan.h;
 // - table: the input products of all token ids, one row per id, used if the input is token ids;
@@ -35,15 +35,15 @@
 
 namespace namernn_fast {
 
-// Sequences that share common prefixes, so that each shared state is computed once. Each row is one
-// prefix, and several rows may continue the same row of the previous step. All initial states are
-// zeros.
+// Sequences that share common prefixes, so that each shared state is computed once. Each row stands
+// for one prefix, and several rows may continue the same row of the previous step. All initial
+// states are zeros.
 struct PrefixTree {
   // [N]: row n, at time t, continues row (t - 1, parent[n]). Not read at t = 0.
   const int64_t* parent;
-  // [N + 1]: in row n, the sequences end_sequence[end_start[n] .. end_start[n + 1]] end.
+  // [N + 1]: the sequences that end in row n are end_sequence[end_start[n] .. end_start[n + 1]].
   const int64_t* end_start;
-  const int64_t* end_sequence;  // [end_start[N]]: indices of sequences in the last states
+  const int64_t* end_sequence;  // [end_start[N]]: each sequence's index in the last states
 };
 
 // Which rows exist. At time t the first count[t] sequences are alive, which means that they have a
@@ -74,8 +74,8 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Cuts: boundaries between two consecutive times that no state crosses. At a cut, the recurrence
-// restarts from zeros, or from the rows of Layer::reset_to.
+// Where the batch is cut. At a cut between two consecutive times, the recurrence discards the state
+// and restarts from zeros or from the rows of Layer::reset_to.
 struct Resets {
   // Null, or at[t * time_stride + b]: whether the layout's sequence b is cut between t - 1 and t.
   const bool* at;
@@ -171,8 +171,8 @@ struct Forward {
   FloatStates float_states;   // null unless tensors have 16 bits and layout.order is null
 };
 
-// Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary: the gradient of
-// torch's sum() has strides of 0.
+// Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary; for example, the
+// gradient of torch's sum() has strides of 0.
 template <class Scalar>
 struct StateGradients {
   const Scalar* data;  // null means zeros
@@ -225,7 +225,7 @@ struct Runtime {
 
 // The functions with which one pass packs a layer's weights. `bytes` returns the size of the
 // panels, which depends only on the layer's sizes. `pack` fills the panels. `unpack` copies
-// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; null for the backward pass.
+// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; null in backward panels.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(const Layer<Storage>&);
@@ -281,7 +281,7 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Kernels::bfloat16_on_pairs for processors that have the instructions in the name.
+// Values of Kernels::bfloat16_on_pairs, each named after the instructions that it needs.
 extern const KernelsFor<BFloat16> kernels_avx512_bf16;
 extern const KernelsFor<BFloat16> kernels_amx;
 

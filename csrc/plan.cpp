@@ -43,7 +43,7 @@ PlanArguments on_one_thread(PlanArguments arguments) {
   return arguments;
 }
 
-// Returns whether a thread's share of the weights leaves its private cache before the next step.
+// Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
@@ -71,7 +71,7 @@ Plan choose_plan(const PlanArguments& arguments) {
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // Shares are rounded up: a step ends when the thread with the most work is done.
+    // Rounds up, because a step ends only when the thread with the most work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
     for (const int64_t groups : {int64_t(1), max_groups}) {

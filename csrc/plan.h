@@ -1,12 +1,12 @@
-// Decisions made from sizes alone, without torch: how work is split among threads, which layers run
-// at the same time, and how long chains of multiply-adds are.
+// Decides from sizes alone, without torch, how threads split the work, which layers run at the same
+// time, and how long chains of multiply-adds are.
 #pragma once
 
 #include "contract.h"
 
 namespace namernn_fast {
 
-// What plans depend on: the sizes of one direction of a layer, and the machine.
+// The sizes of one direction of a layer, and the machine. Plans depend on nothing else.
 struct PlanArguments {
   SequenceLayout layout;
   Machine machine;
@@ -66,7 +66,7 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
 constexpr int64_t kTileRows = 6;
 
 // Returns true if data that a thread reads repeatedly takes more than half of the core's private
-// cache, so that the data leaves the cache before it is read again.
+// cache, so that the data is evicted before the thread reads it again.
 bool leave_cache(int64_t bytes, const Machine& machine);
 
 // Returns how many steps of the input projection to compute at once, ahead of the recurrence. 0
@@ -86,8 +86,8 @@ int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, i
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
 
-// Returns true if each group should pack its own copy of the weights: there is only one group, or
-// all copies together are small and one copy, of `bytes` bytes, fits in a core's private cache.
+// Returns true if each group should pack its own copy of the weights. That pays if there is only
+// one group, or if one copy (`bytes` bytes) fits in a private cache and all copies in kMaxCopies.
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 
 // Returns the approximate number of rows of a time block in the backward pass: as many as fill half

@@ -13,8 +13,8 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// Chooses faster kernels for 8-bit weights than AVX-512's if this processor supports them, and adds
-// kernels that multiply pairs of bfloat16 if they are faster.
+// Replaces AVX-512's kernels for 8-bit weights if this processor supports faster ones, and adds
+// kernels that multiply pairs of bfloat16 if these are faster.
 void detect_pairs(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
   return {std::move(output), std::move(last_states)};
 }
 
-// Checks the weights, and returns a Stack with these weights and without a batch.
+// Checks the weights, and returns a Stack with these weights and its batch unset.
 Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
                               const std::vector<int64_t>& sizes, int32_t dtype,
                               const Options& options) {
@@ -311,8 +311,8 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
 
 constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to this number
 
-// Returns the plan for a machine with this many threads and this size of L2 cache: groups, members,
-// estimated time in ns, and number of layers that run at once.
+// Returns the plan for a machine with this many threads and this size of L2 cache, as (groups,
+// members, estimated time in ns, number of layers that run at once).
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,

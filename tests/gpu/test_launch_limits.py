@@ -1,7 +1,6 @@
 """Tests that launches are within CUDA's limits, for batches of up to a million sequences.
 
-`make gpu ONLY=lint` checks the registers, shared memory and indices of the compiled kernels, for
-each form of a plan.
+`make gpu ONLY=lint` checks the registers, shared memory and indices of the compiled kernels.
 """
 
 import itertools

@@ -73,7 +73,7 @@ def test_lengths_on_the_cpu_are_rejected_during_graph_capture(lengths, monkeypat
 
 
 def test_upload_kernel_compiles_once_for_all_numbers(monkeypatch):
-    """No argument is 1 or a multiple of 16, because Triton would compile a special kernel."""
+    """Triton would compile a special kernel for an argument that is 1 or a multiple of 16."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -312,7 +312,7 @@ def test_autotune_keeps_the_fastest_plan_that_fits(monkeypatch):
 
 
 def test_autotune_times_without_graphs_if_one_cannot_be_captured(monkeypatch):
-    """Then it warns and times all plans without graphs, so that the times are comparable."""
+    """Autotune then warns, and times all plans without graphs to make the times comparable."""
     graphs, calls = [], []
 
     def capture(call):
@@ -340,7 +340,7 @@ def test_autotune_restarts_after_a_rejected_launch(monkeypatch):
     assert {found.members for found in plan.tuned.values()} == {1}
 
 
-# The strides that are 1 in the projection, the gradient of input and the gradient of weight_ih.
+# For the projection and the gradients of input and weight_ih: the names of strides that are 1.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},

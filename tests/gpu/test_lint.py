@@ -23,7 +23,7 @@ ALL = list(variants())
 
 
 def variant(arch, precision, kind, kernel="forward") -> Variant:
-    """Returns the matching variant, of those with at most 512 hidden units, with the most units."""
+    """Returns the matching variant that has the most hidden units, but at most 512."""
     found = [
         variant
         for variant in ALL

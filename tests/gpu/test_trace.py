@@ -111,7 +111,7 @@ def weights_of(trace, num_layers=1, directions=1):
 
 
 def paragraph(title, *passes):
-    """Formats the title, and the number and the names of each pass's launches."""
+    """Formats the title, then the number and the names of each pass's launches."""
     text = f"{title}\n"
     for noted in passes:
         runs = [(name, len(list(same))) for name, same in itertools.groupby(noted)]

@@ -95,7 +95,7 @@ class LostTerm(Faulty):
 
 
 class LostBias(Faulty):
-    """The largest element of the bias (for cells with gates: of the last gate) is missing."""
+    """The bias lacks its largest element (in cells with gates, the last gate's largest element)."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)

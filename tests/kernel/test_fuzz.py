@@ -1,4 +1,4 @@
-"""Compares the fused layers with torch's and the oracle on cases that hypothesis draws.
+"""Compares fused layers with torch's layers and the oracle on cases that hypothesis draws.
 
 `make test` runs the same hundred examples every time; `make test FUZZ=1` runs thousands of new
 examples.
@@ -84,7 +84,7 @@ def test_random_vanilla_calls_meet_the_error_budget(case):
     check_results(case)
 
 
-# Fewer examples: each takes several times as long as an example of a vanilla RNN.
+# Runs fewer examples, because each takes several times as long as one of a vanilla RNN.
 @pytest.mark.parametrize("cell", [*CELLS][1:])
 @given(data=strategies.data())
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)

@@ -229,7 +229,7 @@ def test_a_non_finite_weight_makes_its_hidden_unit_nan(cell):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_loading_a_state_dict_does_not_quantize_weights_again(cell, sizes):
-    """Loading keeps the integers and scales. They match `integers` and `scale_of` above."""
+    """Loading keeps the integers and scales, which match `integers` and `scale_of` above."""
     layer = FUSED[cell](*sizes)
     for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
         size = min(len(weight), 7)
@@ -249,7 +249,7 @@ def test_loading_a_state_dict_does_not_quantize_weights_again(cell, sizes):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_int8_weights_take_about_a_quarter_of_the_memory(cell):
-    """This holds for the prepared layer, its state_dict and its pickle from 256 hidden units."""
+    """Measures the prepared layer, its state_dict and its pickle, for at least 256 hidden units."""
     for size in (256, 512):
         layer = FUSED[cell](size, size)
         full, rounded = layer.prepare(), layer.prepare(torch.int8)

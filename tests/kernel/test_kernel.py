@@ -1,4 +1,4 @@
-"""Tests edge cases of the CPU kernel: special values, strides, 16 bits, numbers of threads."""
+"""Tests the CPU kernel on special values, strides, 16-bit dtypes and numbers of threads."""
 
 import copy
 import functools
@@ -362,7 +362,7 @@ def test_the_error_of_vanishing_gradients_is_bounded(cell, hidden_size, dtype):
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_layers_without_features_match_layers_with_zero_input(kind, bidirectional, batch, dtype):
-    """The other layer has one input feature, which is zero in every step."""
+    """The layer to compare with has one input feature, which is zero in every step."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]
@@ -495,8 +495,8 @@ def test_results_are_bit_identical_for_any_number_of_threads(threads, cell, shap
         threads(count)
         bits = trained(module, x, lengths)
         assert all(map(torch.equal, bits, trained(module, x, lengths)))
-        # The gradients of parameters are sums over sequences, and each thread sums its own share,
-        # so these gradients are bit-identical only for the same number of threads.
+        # Each thread sums the gradients of parameters over its own sequences, so these gradients
+        # are bit-identical only for the same number of threads.
         compared = len(bits) - len([*module.parameters()]) if count != 2 else len(bits)
         assert all(map(torch.equal, first[:compared], bits[:compared]))
 

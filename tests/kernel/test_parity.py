@@ -170,7 +170,7 @@ def test_long_16_bit_sequences_meet_the_error_budget(cell, layouts, dtype, threa
     of at most 512 rows.
     """
     budget = ErrorBudget(dtype)
-    # One thread, two threads that divide the sequences, two threads that divide the hidden units.
+    # One thread runs everything; then two threads divide the sequences, then the hidden units.
     for shape, count in (((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)):
         threads(count)
         options = {"bidirectional": count == 1}

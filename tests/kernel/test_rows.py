@@ -125,7 +125,7 @@ def test_an_unbatched_input_accepts_a_reset_mask_without_a_batch_dimension(cell,
 @pytest.mark.parametrize("often", [0.05, 0.6])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_resets_match_a_separate_call_per_piece(cell, options, layout, often, restarts, threads):
-    """A piece after a reset starts from zeros or, with `restarts`, from the states in reset_to."""
+    """A reset restarts a sequence from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
     if VARIANTS[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}
@@ -159,7 +159,7 @@ def test_resets_match_a_separate_call_per_piece(cell, options, layout, often, re
 @pytest.mark.parametrize("seq_len", [10, 1000])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_values_before_a_reset_do_not_affect_later_steps(cell, dtype, seq_len, threads):
-    """Even NaN before a reset is discarded, also if the reset is in another time block."""
+    """Even NaN before a reset is discarded, whether or not it is in the same time block."""
     threads(2)
     module, x, hx = layer_and_input(cell, STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)

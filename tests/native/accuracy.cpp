@@ -10,7 +10,7 @@
 namespace namernn_fast {
 namespace {
 
-// The share of its error budget that a result uses, over several problems.
+// Measures how much of its error budget a result uses, over several problems.
 struct Share {
   double ours = 0, plain = 0;  // largest errors of the kernels and of the plain loop
   double largest = 0;          // largest value
@@ -32,7 +32,7 @@ struct Share {
   }
 };
 
-// Adds the errors of one problem to the shares of its results.
+// Adds one problem's errors to `shares`, which has one element per result.
 template <class Storage>
 void add_errors(const KernelsFor<Storage>& kernels, const Problem& p, Random& random, int bits,
                 Share (&shares)[kNames]) {

@@ -29,7 +29,7 @@ struct TestedCell : Cell {
   bool has_cell_state() const { return states > 1; }
 };
 
-// Compares the results for prefix trees with the results for separate sequences. In trees.cpp.
+// Compares results on prefix trees and on separate sequences. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const Kernels& kernels);
 
 // Compares the kernels with plain loops, and checks how much accuracy gradients lose when they
@@ -62,7 +62,7 @@ class Guarded {
 // alone, one thread does all the work.
 enum class Arrival { together, late, in_pairs, alone };
 
-// The plan of the next runs, instead of a plan from plan.cpp, and the Arrival of their threads.
+// The next runs use this plan instead of a plan from plan.cpp, and this Arrival.
 extern Plan forced_plan;
 extern Arrival arrival;
 

@@ -1,5 +1,5 @@
-// Random test problems of one layer for kernels.cpp and accuracy.cpp: sizes, options, layouts,
-// arguments and results, and functions that run the forward and the backward pass.
+// Random single-layer test problems, shared by kernels.cpp and accuracy.cpp. Defines their sizes,
+// options, layouts and arguments, and runs their forward and backward passes.
 #pragma once
 
 #include <algorithm>
@@ -158,7 +158,7 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   return p;
 }
 
-// Which rows exist and where they are.
+// Which rows exist, and where they are in memory.
 struct Shape {
   std::vector<int64_t> count, start, length, order, origin;
   Kind kind;
@@ -308,7 +308,7 @@ struct Results {
   // Returns the pointer to pass for a result, or null if the result is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Checks these results without another run. Returns a message if they are wrong, otherwise null.
+  // Checks these results without a reference. Returns a message if they are wrong, otherwise null.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];

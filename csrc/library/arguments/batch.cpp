@@ -129,7 +129,7 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
 }
 
 // Copies the caller's reset mask to `batch`. The mask has shape (T, B), or (B, T) with batch_first.
-// The copy has the sequences in the layout's order.
+// The copy lists the sequences in the layout's order.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
         "reset must be a bool tensor on the CPU");

@@ -58,14 +58,14 @@ inline int64_t count_tensor_rows(const Batch& batch) {
   return batch.kind == Batch::Kind::padded ? batch.T * batch.B : batch.layout.N;
 }
 
-// Returns a view of a contiguous (rows, features) tensor with the input's leading dimensions.
+// Returns a view, with the input's leading dimensions, of a contiguous (rows, features) tensor.
 Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
 
 // Returns a new contiguous tensor with the input's leading dimensions and `features` features.
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
 
-// Like empty_rows(), for a tensor that lives as long as `segment`: a large tensor uses the
-// segment's memory, see empty_in().
+// Like empty_rows(), but a large tensor uses the memory of `segment` and must not outlive it; see
+// empty_in().
 Tensor empty_rows_in(Segment& segment, const Batch& batch, int64_t features, int32_t dtype);
 
 // Zeroes the rows past the end of each sequence in a tensor from empty_rows().

@@ -56,7 +56,7 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
         " inputs of a layer, got ", most);
 }
 
-// Checks the input, and returns a Stack without states and weights. `dtype` is the dtype of the
+// Checks the input, and returns a Stack without states or weights. `dtype` is the dtype of the
 // weights.
 Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
                   Batch batch, const Options& options) {
@@ -138,8 +138,8 @@ void set_weights(Stack& stack, TensorRange weights) {
 }
 
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
-  // With share_prefixes, an estimate decides whether prefixes are really shared. This decision must
-  // not change the precision, and kernels for prefix trees do not support bfloat16 terms.
+  // An estimate decides whether share_prefixes really uses prefix trees, and it must not change the
+  // precision. Kernels for trees have no bfloat16 terms, so share_prefixes never uses terms.
   if (options.terms == 0 || options.share_prefixes || options.projections) return 0;
   if (!kernels().float_on_pairs) return 0;
   return choose_terms(options.terms, layout, H, options.batch_invariant);

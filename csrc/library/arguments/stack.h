@@ -1,4 +1,4 @@
-// The stack of a call: its checked arguments, and the kernel arguments of each layer and direction.
+// Checks the arguments of a call, and makes the kernel arguments of each layer and direction.
 #pragma once
 
 #include <optional>
@@ -32,7 +32,7 @@ struct Stack {
   Tensor input;
   std::vector<Tensor> states = {};    // initial states, one per state of the cell; empty for zeros
   std::vector<Tensor> reset_to = {};  // states after resets [T, layers, B, P or H]; empty for zeros
-  // Inputs beside x, shaped like `input` but with features_beside() features.
+  // Inputs besides x, shaped like `input` but with features_beside() features.
   std::vector<Tensor> inputs = {};
   std::vector<Tensor> weights = {};  // empty in a prepared stack and in a step
   const char* prepared = nullptr;    // weights packed by prepare(), or null; see prepared.h
@@ -63,7 +63,7 @@ struct Stack {
   size_t state_count() const { return size_t(cell->states); }
   // Returns how many elements the i-th state has.
   int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
-  // Returns the shape of the tensor of the i-th state, initial or last.
+  // Returns the shape of the i-th initial or last state.
   std::vector<int64_t> state_shape(size_t i) const {
     return {layers * directions, batch.B, size_of_state(i)};
   }
@@ -78,7 +78,7 @@ struct Stack {
     if (layer == 0 && has_ids) return {V, gate_rows()};
     return {gate_rows(), input_size(layer)};
   }
-  // Returns the number of features of an input beside x.
+  // Returns the number of features of an input besides x.
   int64_t features_beside() const { return layers * directions * H; }
   // Returns whether the batch has no rows or the layers have no hidden units. Kernels must not be
   // called for an empty stack.
@@ -91,9 +91,9 @@ struct Stack {
 };
 
 using Tensors = std::vector<Tensor>;
-using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // a part of Tensors
+using TensorRange = torch::headeronly::HeaderOnlyArrayRef<Tensor>;  // consecutive tensors
 
-// The parts of an operator's argument `tensors`: see namernn_fast/ops.py.
+// The lists that an operator's argument `tensors` concatenates; see namernn_fast/ops.py.
 struct Lists {
   TensorRange states;
   TensorRange reset_to;
@@ -101,7 +101,7 @@ struct Lists {
   TensorRange weights;  // or only the prepared tensor
 };
 
-// Splits an operator's argument `tensors` into its parts, according to the options.
+// Splits an operator's argument `tensors` into its lists, according to the options.
 Lists split(const Cell& cell, const Tensors& tensors, const Options& options);
 
 // Checks the arguments of an operator and returns them as a Stack. Error messages name the
@@ -117,10 +117,10 @@ Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange st
 // Checks and sets the states that sequences restart from at resets.
 void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset);
 
-// Checks and sets the inputs beside x.
+// Checks and sets the inputs besides x.
 void set_inputs(Stack& stack, TensorRange inputs);
 
-// Returns a Stack without a batch and without weights, for prepare() and unpack().
+// Returns a Stack with its batch and weights unset, for prepare() and unpack().
 Stack check_layers(const Cell& cell, const Sizes& sizes, int32_t dtype, const Options& options);
 
 // Checks and sets the weights of a stack.
@@ -215,7 +215,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
   // Prepared weights are already in panels, but products of bfloat16 terms must convert the panels.
-  // For few rows that does not pay off: in_place then makes the pair kernels call float kernels.
+  // For few rows converting does not pay off, so in_place makes pair kernels call float kernels.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_rate);
@@ -271,8 +271,8 @@ void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backwa
   }
 }
 
-// Returns the gradients for one direction of one layer from `grad`, the gradients of the last h or
-// last cell states. If `grad` is absent, the gradients are zeros.
+// Returns the gradients of one layer and direction in `grad`, which holds the gradients of all last
+// h or last cell states. If `grad` is absent, the gradients are zeros.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};

@@ -18,7 +18,7 @@ namespace {
 // added: calls that need a segment of this size have probably ended.
 constexpr uint64_t kMostIdle = 64;
 
-// Maps memory that starts and ends at the border of a huge page. Returns null on failure.
+// Maps memory that starts and ends at huge-page boundaries. Returns null on failure.
 char* map(size_t bytes) {
   void* mapped =
       mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -44,8 +44,8 @@ class Pool {
   // Allocates the maximum capacity: destructors call add(), which must not throw.
   Pool() { segments_.reserve(kMostReserved / kHugePage + 1); }
 
-  // Removes and returns the smallest segment of `bytes` to 2 * `bytes` bytes, and the newest among
-  // equal ones. Returns null data if there is none. Larger segments stay for larger requests.
+  // Removes and returns the smallest segment of `bytes` to 2 * `bytes` bytes (the newest of
+  // several). Returns null data if none fits. Larger segments stay for larger requests.
   Reserved take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto best = segments_.end();
@@ -111,7 +111,7 @@ class Pool {
   uint64_t count_ = 0;              // number of segments added so far
 };
 
-// Returns the only pool. It is never destroyed, because threads may still use it at exit.
+// Returns the process's pool, which is never destroyed, because threads may still use it at exit.
 Pool& pool() {
   static Pool* const pool = [] {
     // If another thread held the lock during fork(), the child would wait for the lock forever.

@@ -1,4 +1,4 @@
-// Segments of scratch memory that stay reserved between calls, and huge pages.
+// Provides scratch memory that stays reserved between calls, and requests huge pages.
 //
 // The first access to a page of new memory causes a page fault, which may take longer than
 // computing the page's contents. A segment causes page faults only the first time it is used.
@@ -11,7 +11,7 @@
 namespace namernn_fast {
 
 // Uninitialized memory of at least a given size. The constructor reuses reserved memory if a block
-// fits, and otherwise maps new memory. The destructor reserves the memory for use by any thread.
+// fits, and otherwise maps new memory. The destructor keeps the memory reserved for any thread.
 class Segment {
  public:
   Segment() = default;

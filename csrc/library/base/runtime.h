@@ -1,4 +1,4 @@
-// The process's resources for kernels: scratch memory, torch's thread pool and number of threads.
+// Provides kernels with scratch memory and with torch's thread pool.
 #pragma once
 
 #include <cstdlib>

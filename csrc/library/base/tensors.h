@@ -1,4 +1,4 @@
-// Access to tensors through torch's stable ABI: dtypes, data pointers, new tensors, checks.
+// Creates, reads and checks tensors through torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -129,8 +129,8 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
   kernels.forward_panels.unpack(layer, to);
 }
 
-// Requests huge pages for the part of the tensor that consists of whole huge pages. Steps with few
-// sequences read all panels from beyond L2, and small pages delay prefetching by page-table walks.
+// Requests huge pages for all of the tensor that fills whole huge pages. Steps with few sequences
+// read all panels from beyond L2, where page-table walks for small pages delay prefetching.
 void advise_inner_pages(char* data, size_t bytes) {
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
   if (bytes < before + kHugePage) return;

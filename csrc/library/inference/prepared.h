@@ -1,9 +1,9 @@
 // Prepared layers: the weights of a stack, packed into a single tensor once for many calls. The
 // weights are in the order in which this processor's kernels read them.
 //
-// The tensor has the dtype of the layers, or int8. It starts with a header that records what the
-// contents depend on. For each direction of each layer, the panels of the forward pass and the
-// vectors (such as biases) follow. If the input is token ids, the first layer also has its table.
+// The tensor has the dtype of the layers, or int8. A header records the instruction set, the cell
+// and the sizes. For each direction of each layer, the panels of the forward pass and the vectors
+// (such as biases) follow. If the input is token ids, the first layer also has its table.
 #pragma once
 
 #include <vector>
@@ -28,8 +28,8 @@ int32_t dtype_of_weights(int32_t prepared, const Options& options);
 // of the stack and for this processor.
 void set_prepared(Stack& stack, const Tensor& prepared);
 
-// Returns a Stack without a batch for the layers in a tensor from prepare(). The caller must keep
-// the tensor alive.
+// Returns a Stack for the layers in a tensor from prepare(), with its batch unset. The caller must
+// keep the tensor alive.
 Stack stack_of_prepared(const View& prepared, const Options& options);
 
 }  // namespace namernn_fast

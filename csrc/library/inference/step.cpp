@@ -22,7 +22,7 @@ void check_shape(const char* name, const View& view, int32_t dtype,
   }
 }
 
-// Returns the stack of a step, without a batch.
+// Returns the Stack that describes a step, with its batch unset.
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   if (step.weight_count == 1) return stack_of_prepared(weights[0], options);

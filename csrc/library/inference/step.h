@@ -13,16 +13,16 @@ struct Step {
   const Cell* cell;           // ignored if the weights are prepared
   View weights[kParameters];  // the tensor from prepare(), or the parameters of a layer
   int64_t weight_count;
-  // In a stream, [layers, sequences, P] and [layers, sequences, H]; float for layers in 16 bits. In
-  // a step module, [sequences, H].
+  // In a stream, [layers, sequences, P] and [layers, sequences, H]; float for 16-bit layers. In a
+  // step module, [sequences, H].
   View states[kMostStates];
   int64_t state_count;     // 0 if the states are zeros
   View last[kMostStates];  // written: the last states, contiguous; may be `states`
   int64_t last_count;
-  // [n, D]. In a stream also several steps: [T, n, D], or [n, T, D] with BATCH_FIRST. Frames of
+  // [n, D]. A stream also takes several steps: [T, n, D], or [n, T, D] with BATCH_FIRST. Frames of
   // token ids lack the last dimension.
   View frame;
-  View inputs[kMostInputs];  // beside x: like `frame`, with layers * H features; no data if absent
+  View inputs[kMostInputs];  // besides x; like `frame`, with layers * H features; no data if absent
   View output;  // written in a stream: contiguous, shaped like `frame` but with P features
   bool is_of_stream;
   const int64_t* rows;  // [row_count]: indices of the sequences in the frame
@@ -33,8 +33,8 @@ struct Step {
 // stream's output overlaps no input, is contiguous and has as many dimensions as the frame.
 bool is_simple(const Step& step);
 
-// Runs a step. Checks all arguments first and writes the last states last, so that an error leaves
-// the states unchanged.
+// Runs a step. Checks all arguments first and writes the new states at the end, so that an error
+// leaves the states unchanged.
 void run_step(const Step& step, const Options& options);
 
 }  // namespace namernn_fast

@@ -93,7 +93,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.P, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
-  // Buffers for carried gradients if the caller does not want gradients of initial states.
+  // Stretches pass on gradients in these buffers if no gradients of initial states are wanted.
   std::vector<std::vector<Tensor>> grad_states(size_t(stack.layers));
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {

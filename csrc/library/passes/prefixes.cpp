@@ -29,7 +29,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   read_sequences(batch, ids);
   sort(V);
   cut(batch.layout.T, least);
-  double plain = 0;  // time per worker if `least` workers share the sequences, without trees
+  double plain = 0;  // time per worker if `least` workers divide the sequences, without trees
   for (int64_t t = 0; t < batch.layout.T; ++t) {
     plain += cost_of(double(count_at(batch.layout, t)) / double(least));
   }

@@ -1,5 +1,5 @@
-// How layers and directions are scheduled: one after the other on all threads, or several at once
-// on one thread each.
+// Schedules layers and directions to run one after the other on all threads, or several at once on
+// one thread each.
 #pragma once
 
 #include <atomic>

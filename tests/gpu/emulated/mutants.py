@@ -87,7 +87,7 @@ KINDS: dict[str, tuple[str, Into]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault and the place in the PTX to plant it."""
+    """A fault, and the place in the PTX where it is planted."""
 
     kind: str
     """A key of `KINDS`."""
@@ -101,7 +101,7 @@ class Mutant:
         return f"{self.kind}, {self.layer}, {self.kernel}"
 
     def places(self, text: str) -> list[re.Match]:
-        """Returns all matches of the fault's pattern in the PTX of `kernel`, none in other PTX."""
+        """Returns all matches of the fault's pattern, or none if `text` is not PTX of `kernel`."""
         if f".entry {self.kernel}_kernel(" not in text:
             return []
         return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults, and prints the undetected ones and how many of each kind were found."""
+    """Plants random faults, and prints how many of each kind were detected and which were not."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():

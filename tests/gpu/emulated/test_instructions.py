@@ -1,4 +1,4 @@
-"""Tests the PTX emulator: instructions, fault detection and races, in hand-written PTX."""
+"""Tests that the emulator runs hand-written PTX correctly and detects faults and races."""
 
 import types
 
@@ -123,7 +123,7 @@ def test_integer_instructions_agree_with_torch(machine, body):
 
 
 def test_conversions_to_16_bits_agree_with_torch(machine):
-    """They round to nearest, ties to even. The numbers include subnormals, infinity and NaN."""
+    """Conversions round ties to even. The numbers include subnormals, infinity and NaN."""
     numbers = torch.randint(-(2**31), 2**31, (40, 64), generator=torch.Generator().manual_seed(2))
     numbers = numbers.to(torch.int32).view(torch.float32)
     numbers[-8:] = torch.linspace(-1e-7, 1e-7, 512).view(8, 64)
@@ -202,9 +202,9 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 def test_missing_synchronization_between_programs_is_reported_as_a_race(machine, missing):
-    """Without the release, the acquire or one of the two barriers, there is a data race.
+    """Without the release, the acquire or either of the two barriers, there is a data race.
 
-    Then results may be wrong, too. With all four, no race is reported and results are correct.
+    A race may make results wrong, too. With all four, no race is reported and results are correct.
     """
     wrong = found = 0
     for seed in range(20):

@@ -23,7 +23,7 @@ def test_an_emulated_layer_meets_the_error_budget(machine, layer, fp32_precision
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[4]], ids=str)
 def test_last_state_is_bit_identical_to_the_last_state_of_the_layer(machine, layer):
-    """For `last_state`, the kernel does not store all states, but overwrites two in turn."""
+    """For `last_state`, the kernel alternates between two states instead of storing all states."""
     machine.device = layer.device
     rnn, table = FusedRNN(5, layer.H, **layer.options), torch.randn(7, 5)
     input, ids = torch.randn(4, layer.B, 5), {}

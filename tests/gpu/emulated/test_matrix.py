@@ -1,4 +1,4 @@
-"""Tests emulated layers on every architecture, the plans of autotune, and the GPU benchmark.
+"""Tests layers on every emulated architecture, autotune's plans, and the GPU benchmark.
 
 `make gpu` runs all tests. `make test-all` runs each size, precision and architecture at least once.
 """

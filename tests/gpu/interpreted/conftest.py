@@ -72,7 +72,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Runs a kernel in the interpreter, in place of `launching.run`."""
+    """Replaces `launching.run`, and runs a kernel in the interpreter."""
     if "FORM" in arguments:
         assert arguments["FORM"].MEMBERS == 1, "programs that wait for each other need the emulator"
     kernel[grid](**arguments)

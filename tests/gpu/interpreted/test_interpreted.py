@@ -123,7 +123,7 @@ def test_concurrent_layers_meet_the_error_budget(layout, resets, wanted, vocabul
 @pytest.mark.parametrize("plan", [resident, streamed])
 @pytest.mark.parametrize("id", [-1, 6])
 def test_an_id_out_of_range_raises_an_error(plan, id, monkeypatch):
-    """Ids in padding may have any value. Kernels would use any other id as an address."""
+    """Unchecked ids out of range would read other memory. Ids in padding may have any value."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]

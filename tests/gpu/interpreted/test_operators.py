@@ -1,4 +1,4 @@
-"""Tests the GPU operators in Triton's interpreter: `opcheck`, graph capture, rejected launches."""
+"""Tests `opcheck`, graph capture and rejected launches of GPU operators in Triton's interpreter."""
 
 import operators
 import pytest
@@ -69,7 +69,7 @@ def test_the_forward_operator_passes_opcheck(call, more):
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_the_backward_operator_passes_opcheck(call, wanted):
-    """In usual training, only the weights need gradients (the case `weights`)."""
+    """In most training, only the weights need gradients, as in the case `weights`."""
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = operators.forward(*forward)

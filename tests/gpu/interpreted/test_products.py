@@ -84,7 +84,7 @@ def test_products_preserve_infinity_nan_and_zero(precision, fp32_precision):
 
 
 def test_the_kernel_for_64_bit_offsets_returns_the_same_bits(fp32_precision, monkeypatch):
-    """The kernel's 64-bit form, for offsets of 2^31 and more, is exact for small offsets, too."""
+    """The kernel for offsets of at least 2^31 must give the same bits when offsets are small."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)
     near = products.product(left, right)

@@ -1,6 +1,6 @@
 """Tests stepwise layers, which compute each step with torch operators instead of a kernel.
 
-Also tests when the package chooses them. A float64 oracle computes the expected results.
+Also tests when the package runs layers stepwise. A float64 oracle computes the expected results.
 """
 
 from dataclasses import replace
