@@ -98,7 +98,7 @@ struct GradientRows {
   EvenRows<const Storage> grad_output;       // null means zeros
   EvenRows<const Scalar> grad[kMostStates];  // gradients of the states, excluding grad_output
   EvenRows<Scalar> dz;                       // written: the gradients of the sums
-  // Written: the gradients that reach the previous states without the sums. May alias `grad`.
+  // Written: gradients of the previous states, except through the sums. May alias `grad`.
   EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
@@ -137,7 +137,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   const char* own_names[kMostOwn];
   int64_t activations;  // number of supported nonlinearities: the first ones in `Activation`
   // Whether the previous h affects the new states only through the sums. If not, sum_gradients()
-  // also writes the gradient that reaches the previous h without the sums.
+  // also writes the gradient that reaches the previous h on other paths.
   bool only_through_sums;
   bool one_bias_gradient;  // whether bias_ih and bias_hh have the same gradient, the sum of all dz
   // Whether a layer may project h. If so, only_through_sums is true, and sum_gradients() also

@@ -122,7 +122,7 @@ def test_tiles_of_streamed_plans_grow_with_the_work_per_step():
     ],
 )
 def test_the_time_loop_carries_the_last_computed_row_as_a_variable(kernel, name, size):
-    """If its initial value were an alias, Triton's compiler would treat the row as a constant."""
+    """If the row's initial value were an alias, Triton would treat the row as a constant."""
     text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time

@@ -153,7 +153,7 @@ def test_an_update_gate_of_one_keeps_every_16_bit_state(dtype):
 @pytest.mark.parametrize("batch", [1, 100])  # weights are read in place (1) and in panels (100)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_16_bit_states_accumulate_small_steps(cell, batch, dtype):
-    """If each step rounded a GRU's h or an LSTM's c to 16 bits, it would stop growing at 0.25."""
+    """If steps rounded a GRU's h or an LSTM's c to 16 bits, that state would stop at 0.25."""
     module = zeroed(cell, 1, 1, dtype=dtype)
     # The biases make z = sigmoid(6), n = 1 (GRU), or f = sigmoid(6), i = 1 - f, g = 1 (LSTM).
     biases = [0.0, 6.0, 20.0] if cell == "gru" else [-6.0, 6.0, 20.0, 0.0]
@@ -225,7 +225,7 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
     return grad_x, grad_h, grad_ih, grad_hh, grad_bias
 
 
-# (D, H, T, B) for one block of rows, for several blocks and an odd number of rows, for full tiles.
+# (D, H, T, B): one block of rows, several blocks with an odd number of rows, and full tiles.
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 200, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])

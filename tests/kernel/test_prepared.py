@@ -60,7 +60,7 @@ def test_a_prepared_layer_matches_the_layer_bit_for_bit_on_large_batches(cell, s
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_prepared_layer_meets_the_error_budget_on_small_batches(cell, batch, dtype):
-    """On small batches the original layer reads its weights in place, so results are not equal."""
+    """On small batches, the original layer reads weights in place, which changes the last bits."""
     ours, theirs = VARIANTS[cell].twins(512, 300, dtype=dtype)
     precise = VARIANTS[cell].nn_layer(512, 300, dtype=torch.float64)
     precise.load_state_dict(theirs.state_dict())
@@ -180,7 +180,7 @@ def arguments(prepared, x):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_operators_reject_tensors_packed_for_another_layer(cell):
-    """Otherwise, the kernel would read past the end of a tensor packed for smaller sizes."""
+    """A kernel that accepted a tensor packed for smaller sizes would read past its end."""
     prepared, x = FUSED[cell](8, 16, 2).prepare(), torch.randn(3, 2, 8)
     number, _, states, tensor, sizes, *rest = arguments(prepared, x)
     operators.forward_prepared(number, x, states, tensor, sizes, *rest)

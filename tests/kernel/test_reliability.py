@@ -129,8 +129,8 @@ def test_a_forked_child_computes_the_same_results_as_its_parent(cell, used, run)
 def test_a_forked_child_copies_and_zeroes_large_tensors_without_hanging(run):
     """A child has no pool threads, which torch would use to copy or zero large tensors.
 
-    A layer copies inputs and gradients if the feature dimension is not contiguous. It zeroes the
-    gradients of weights if the batch has no rows, and always the gradients of reset_to.
+    A layer copies inputs and gradients if the feature dimension is not contiguous. It always zeroes
+    the gradients of reset_to, and if the batch has no rows, the gradients of weights.
     """
     program = FORK + (
         "import signal\n"

@@ -1,4 +1,4 @@
-// Prefix trees: prefixes that several sequences of token ids share are computed only once.
+// Prefix trees, which compute each prefix that several sequences of token ids share only once.
 //
 // Sorting puts sequences with a common prefix next to each other. The sorted sequences are then
 // split into trees of roughly equal size. Trees do not share rows, so each thread can take whole

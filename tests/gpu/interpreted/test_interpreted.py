@@ -51,7 +51,7 @@ def test_nan_in_one_sequence_does_not_reach_other_sequences(plan, nonlinearity, 
 def test_random_interpreted_calls_meet_the_error_budget(case, choose):
     """Calls include resets, empty sequences and batches, saturated values, infinity and NaN."""
     case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
-    # Sizes are small because the interpreter is slow, but hidden units fill more than one block.
+    # The interpreter is slow, so sizes are small, but the hidden units still need several blocks.
     case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()

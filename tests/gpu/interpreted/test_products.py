@@ -50,7 +50,7 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 def test_products_are_accurate_for_any_size_and_strides(
     precision, storage, plus, fp32_precision, launched
 ):
-    """Only summation errors are allowed. Truncated operands would err 1000 times as much."""
+    """Only summation errors are allowed. Truncating operands would make them 1000 times larger."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
         left, right = matrix(M, K, storage), matrix(K, N, storage)

@@ -109,7 +109,7 @@ def is_captured(request, monkeypatch):
 
 
 def test_only_layers_with_large_steps_run_stepwise(is_captured, fp32_precision):
-    """In eager mode, a step must take longer than its launch. In a captured graph it need not."""
+    """Except in captured graphs, each step must take longer than its launches."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
     assert suits(512, 256) == is_captured
