@@ -79,7 +79,7 @@ def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     (error,) = result.failing_here_alone().values()
     assert error.startswith("AssertionError: a fused layer")
     text = report.text_of([result], "2.0")
-    assert "| library | 1.0 | its own | 4 | 3 / 0 / 1 | 2 / 1 / 1 |" in text
+    assert "| library | 1.0 | 4 | 3 / 0 / 1 | 2 / 1 / 1 |" in text
     assert "`test_library.py::test_whose_class`: `AssertionError: a fused layer" in text
 
 

@@ -57,11 +57,11 @@ def text_of(results: list[Result], torch_version: str) -> str:
         f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
         "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",
         "",
-        "| library | version | tests | number | torch's layers | fused layers |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| library | version | tests | torch's layers | fused layers |",
+        "| --- | --- | ---: | ---: | ---: |",
     ]
     for result in results:
-        cells = [result.suite.library, result.suite.version, result.suite.origin]
+        cells = [result.suite.library, result.suite.version]
         if result.trouble:
             cells += ["-", result.trouble, "-"]
         else:

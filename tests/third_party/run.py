@@ -17,8 +17,9 @@ import venv
 from pathlib import Path
 
 from report import LAYERS, Result, text_of
-from suites import HERE, SUITES, Checkout, Suite
+from suites import SUITES, Checkout, Suite
 
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "third-party"
 VENV = FOLDER / "venv"
@@ -98,15 +99,15 @@ def run_suite(suite: Suite, site: Path) -> Result:
         folder.mkdir(exist_ok=True)
     outcomes = {}
     for layer in LAYERS:
-        print(f"{suite.library}, tests {suite.origin}, {layer}", flush=True)
-        written = results / f"{suite.key}-{layer}.json"
+        print(f"{suite.library}, {layer}", flush=True)
+        written = results / f"{suite.library}-{layer}.json"
         written.unlink(missing_ok=True)
         command = [PYTHON, "-m", "pytest", "-p", "layer_plugin", "-p", "no:cacheprovider"]
         # Ignore the configuration and the conftest.py of this project's tests.
         command += ["-c", FOLDER / "pytest.ini", "--rootdir", ROOT, "--confcutdir", HERE]
         command += ["--layers", layer, "--outcomes", written]
         if outcomes:
-            command += ["--only-tests-of", results / f"{suite.key}-{LAYERS[0]}.json"]
+            command += ["--only-tests-of", results / f"{suite.library}-{LAYERS[0]}.json"]
         command += [argument.format(sources=sources) for argument in suite.tests]
         with open(written.with_suffix(".log"), "w") as log:
             code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log)

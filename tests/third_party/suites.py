@@ -1,9 +1,6 @@
 """The test suites that `run.py` runs: tests of other libraries that use a recurrent layer."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class Suite:
         library: the name of the library's package.
         version: the release, which is pinned so that runs are comparable.
         tests: the arguments for pytest. `{sources}` is replaced by the checkout's folder.
-        origin: who wrote the tests, as shown in the table.
         extras: the optional dependencies of the package to install, such as `[torch]`.
         needs: other packages that the tests need.
         checkout: the source of the test files if the package does not include them.
@@ -42,26 +38,14 @@ class Suite:
     library: str
     version: str
     tests: tuple[str, ...]
-    origin: str = "its own"
     extras: str = ""
     needs: tuple[str, ...] = ()
     checkout: Checkout | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
-    def key(self) -> str:
-        """The prefix of this suite's result files."""
-        return f"{self.library}-{self.origin.replace(' ', '-')}"
-
-    @property
     def requirements(self) -> tuple[str, ...]:
         return (f"{self.library}{self.extras}=={self.version}", *self.needs)
-
-
-def written_here(library: str, version: str) -> Suite:
-    """Returns a suite of this project's tests, for features that a library's tests do not cover."""
-    file = HERE / f"{library}_with_rnn.py"
-    return Suite(library, version, (str(file),), origin="written here")
 
 
 FORECASTING = "darts.tests.models.forecasting"
@@ -88,13 +72,9 @@ SUITES = (
     Suite(
         "opacus",
         "1.6.0",
-        (
-            "--pyargs",
-            "opacus.tests.dp_layers.dp_rnn_test",
-        ),
+        ("--pyargs", "opacus.tests.dp_layers.dp_rnn_test"),
         needs=("hypothesis",),
     ),
-    written_here("opacus", "1.6.0"),
     Suite(
         "speechbrain",
         "1.1.2",
@@ -130,7 +110,6 @@ SUITES = (
             ),
         ),
     ),
-    written_here("torchrl", "0.13.3"),
     Suite(
         "sb3-contrib",
         "2.8.0",
