@@ -196,8 +196,12 @@ def test_step_module_rejects_an_unknown_nonlinearity():
         ((4, 5), {"dropout": 2}),
         ((4, 5), {"unknown": 1}),
         ((4, 5), {"nonlinearity": "gelu"}),  # cells with gates take no nonlinearity
+        ((4, 5), {"bias": 1}),
+        ((4, 5), {"batch_first": "False"}),
+        ((0, 5), {}),
         ((4, 0), {}),
         ((4, 5, 0), {}),
+        (("4", 5), {}),
         ((4, 5.0), {}),
     ],
     ids=str,

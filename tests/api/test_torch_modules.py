@@ -12,7 +12,7 @@ from kinds import map_states
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.testing._internal.common_modules import module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from namernn_fast.nn.replacing import PLAIN
@@ -37,14 +37,12 @@ def cases(*dtypes):
     return pytest.mark.parametrize(("base", "dtype", "training"), chosen, ids=names)
 
 
-def samples_of(base, dtype, training, requires_grad=False, errors=False):
-    """Returns torch's own samples of valid uses of a module, or of misuses if `errors`."""
+def samples_of(base, dtype, training, requires_grad=False):
+    """Returns torch's own samples of uses of a module."""
     info = ENTRIES[base]
-    extra = {"with_packed_sequence": True} if base in LAYERS and not errors else {}
-    make = info.module_error_inputs_func if errors else info.module_inputs_func
-    samples = make(
-        info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training, **extra
-    )
+    extra = {"with_packed_sequence": True} if base in LAYERS else {}
+    options = {"device": "cpu", "dtype": dtype, "requires_grad": requires_grad} | extra
+    samples = info.module_inputs_func(info, training=training, **options)
     assert samples
     return samples
 
@@ -255,19 +253,3 @@ def test_conversions_keep_the_parameter_objects(swap, base, dtype, training, wit
                 assert {p.grad.dtype for p in before if with_grad} <= {other}
             converted.append((tensors(module(*args)), [p.grad for p in before if with_grad]))
         assert_close(*converted)
-
-
-@cases()
-def test_misuse_raises_torchs_errors(base, dtype, training):
-    """Torch's own samples of misuse raise the same errors as on torch's modules."""
-    for sample in samples_of(base, dtype, training, errors=True):
-        made = sample.module_error_input.constructor_input
-        for cls in (FUSED[base], base):
-            raises = pytest.raises(sample.error_type, match=sample.error_regex)
-            if sample.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
-                with raises:
-                    cls(*made.args, **made.kwargs)
-            else:
-                module = cls(*made.args, **made.kwargs).train(training)
-                with raises:
-                    module(*sample.module_error_input.forward_input.args)
