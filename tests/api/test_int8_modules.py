@@ -1,6 +1,6 @@
-"""Tests saving, exporting and streaming prepared modules with 8-bit weights, and their errors.
+"""Tests saving and exporting prepared modules with 8-bit weights, and their errors.
 
-test_prepared_modules.py copies, refreshes and compiles them.
+test_prepared_modules.py copies, refreshes and compiles them, and test_streams.py streams them.
 """
 
 import copy
@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from kinds import KINDS, flat, map_states, needs_extension, tensors_in
+from kinds import KINDS, flat, map_states, needs_extension
 from torch.utils._pytree import tree_leaves
 
 from namernn_fast import PreparedCell, PreparedLayer, explain, ops, prepare_rnn, restore_rnn
@@ -125,24 +125,6 @@ def test_export_holds_the_rounded_weights_in_floats(kind, form):
     _, prepared, x = make(kind, form)
     program = torch.export.export(prepared, (x,), strict=False).module()
     assert equal(program(x), prepared._frozen()(x))
-
-
-def test_streams_are_bit_identical_to_whole_sequences(kind):
-    layer = kind.layer(7, 70, 2)
-    prepared, x = layer.prepare(torch.int8), torch.randn(9, 5, 7)
-    with torch.no_grad():
-        output, last = prepared(x)
-        for frames in ([*x], [x[:4], *x[4:]]):
-            stream = prepared.stream(5)
-            got = [stream(frame).reshape(-1, 5, 70) for frame in frames]
-            assert torch.equal(torch.cat(got), output)
-            for state, wanted in zip(tensors_in(stream.states), tensors_in(last), strict=True):
-                assert torch.equal(state, wanted)
-        some = stream.fork()
-        some.reset()
-        got = torch.stack([some(frame[[3, 0]], rows=[3, 0]) for frame in x])
-        assert torch.equal(got, output[:, [3, 0]])
-    assert explain(stream, x[0]).path == f"cpu {ops.cpu_kernel(torch.int8)}"
 
 
 def test_projections_compute_with_rounded_weights_in_float32():

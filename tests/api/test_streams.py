@@ -27,12 +27,18 @@ pytestmark = [needs_extension, pytest.mark.covering(1)]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=["direct", "operator"])
+@pytest.fixture(params=["direct", "operator", "reference"])
 def way(request, monkeypatch):
-    """Runs a test twice: without torch's dispatcher if possible, and with the operator."""
+    """Runs a test without torch's dispatcher, with the operator, and without a kernel."""
     if request.param == "operator":
         monkeypatch.setattr(direct, "step_directly", lambda *_: False)
+    if request.param == "reference":
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     return request.param
+
+
+with_kernel = pytest.mark.parametrize("way", ["direct", "operator"], indirect=True)
+"""Runs a test in all ways with a kernel."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +48,11 @@ def inference():
 
 
 def make(kind, *sizes, dtype=torch.float32, batch=4, **options):
-    """Returns a layer and a stream of it."""
+    """Returns a layer and a stream of it. With the dtype int8, only the weights are in 8 bits."""
     torch.manual_seed(1)
-    layer = kind.layer(*sizes, **options).to(dtype)
-    return layer, layer.prepare().stream(batch)
+    in_8_bits = dtype == torch.int8
+    layer = kind.layer(*sizes, **options).to(torch.float32 if in_8_bits else dtype)
+    return layer, layer.prepare(torch.int8 if in_8_bits else None).stream(batch)
 
 
 def draw_states(kind, stream):
@@ -56,14 +63,16 @@ def draw_states(kind, stream):
 
 
 @for_variants
-@pytest.mark.parametrize("dtype", DTYPES)
+@with_kernel
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
     """Bit-identical if batch-invariant: in 16 bits, streams keep states in float32."""
     layer, stream = make(kind, 7, 20, layers, bias=bias, dtype=dtype, batch_invariant=True)
+    dtype = layer.weight_hh_l0.dtype
     x = torch.randn(9, 4, 7).to(dtype)
-    output, last = layer.prepare()(x)
+    output, last = stream._prepared(x)
     assert torch.equal(torch.stack([stream(frame) for frame in x]), output)
     for state, wanted in zip(tensors_in(stream.states), tensors_in(last), strict=True):
         assert state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -101,7 +110,9 @@ def check_budget(results):
     "rows", [[0, 3], (3, 0), torch.tensor([2]), torch.tensor([3, 1]).numpy(), [], [1, 2, 3, 0]]
 )
 def test_only_the_given_rows_advance(kind, way, rows):
-    layer, stream = make(kind, 5, 20, 2, batch_invariant=True)
+    layer, stream = make(kind, 5, 20, 2, batch_invariant=way != "reference")
+    with torch.inference_mode():
+        stream(torch.randn(4, 5))
     before, x = draw_states(kind, stream), torch.randn(len(rows), 5)
     alone = layer.prepare().stream(len(rows))
     alone.states = map_states(before, lambda state: state[:, rows])
@@ -184,9 +195,10 @@ def test_step_modules_have_streams(kind, way):
     module = kind.step_module(5, 20)
     stream = module.prepare().stream(4)
     x, hx = torch.randn(3, 4, 5), None
-    for frame in x:
+    for frame, output in zip(x, stream.fork()(x), strict=True):
         hx = module(frame, hx)
-        torch.testing.assert_close(stream(frame), tensors_in(hx)[0])
+        wanted = tensors_in(hx)[0]
+        torch.testing.assert_close([stream(frame), output], [wanted, wanted])
     torch.testing.assert_close(stream.states, hx)
 
 
@@ -216,6 +228,7 @@ BAD_CALLS = {
 }
 
 
+@with_kernel
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_a_bad_call_changes_nothing(kind, way, case):
     changed, error, message = BAD_CALLS[case]
@@ -266,13 +279,14 @@ def test_compiled_calls_check_lists_of_rows(kind, rows):
     assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
 
 
-def test_bad_states_raise_an_error(kind):
+def test_bad_states_and_repeated_rows_raise_an_error(kind, way):
     _, stream = make(kind, 5, 20, 2)
     for states in (None, torch.zeros(2, 3, 20), (torch.zeros(2, 4, 20),) * 3, 1):
         with pytest.raises(RuntimeError, match="states must have"):
             stream.states = states
-    with pytest.raises(RuntimeError, match="distinct"):
-        stream.reset([0, 0])
+    for call in (stream.reset, lambda rows: stream(torch.randn(2, 5), rows=rows)):
+        with pytest.raises(RuntimeError, match="distinct"):
+            call([0, 0])
 
 
 def test_unsupported_uses_raise_errors(kind):
@@ -422,44 +436,7 @@ def test_the_operator_rejects_bad_tensors():
             run(panels.tensor, wrong, x, None, (), options)
 
 
-@for_variants
-def test_devices_without_a_kernel_run_the_layer(kind, monkeypatch):
-    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
-    for module, step in ((kind.layer(5, 20, 2), False), (kind.step_module(5, 20), True)):
-        prepared = module.prepare()
-        assert prepared._panels is None
-        stream, x = prepared.stream(4), torch.randn(6, 4, 5)
-        with torch.inference_mode():
-            stream(x[0])
-        stream.reset()
-        assert stream(x[0, :0], rows=[]).shape[0] == 0
-        y = stream(x)
-        hx, wanted = None, []
-        for frame in x:
-            result = module(frame, hx) if step else module(frame[None], hx)
-            hx = result if step else result[1]
-            wanted.append(tensors_in(hx)[0] if step else result[0][0])
-        torch.testing.assert_close(y, torch.stack(wanted))
-        torch.testing.assert_close(stream.states, hx)
-        before, other = stream.states, stream.fork()
-        for used in (stream, other):
-            used(x[0])
-        stream(x[0]).fill_(9)
-        other(x[0])
-        torch.testing.assert_close(stream.states, other.states)
-        stream.states = before
-        out = torch.zeros_like(y[0, :2])
-        assert stream(x[0, :2], rows=[3, 1], out=out) is out
-        for state, old in zip(tensors_in(stream.states), tensors_in(before), strict=True):
-            changed = (state != old).any(-1).view(-1, 4)
-            assert changed.any(0).tolist() == [False, True, False, True]
-        with pytest.raises(RuntimeError, match="distinct"):
-            stream(x[0, :2], rows=[3, 3])
-        if not step:
-            assert explain(stream, x[0]).path == kind.without_kernel
-
-
-def test_explain_describes_streams(kind):
+def test_explain_describes_streams(kind, way):
     _, stream = make(kind, 5, 20)
     assert explain(stream, torch.randn(4, 5)) == explain(stream._prepared, torch.randn(1, 4, 5))
     cells = kind.step_module(5, 20).prepare()
@@ -510,6 +487,7 @@ def test_a_forked_process_can_continue_a_stream(kind):
     assert stream(x).tolist() == wanted
 
 
+@with_kernel
 def test_streams_can_be_batch_invariant(kind, way):
     _, stream = make(kind, 70, 64, batch=13)
     x = torch.randn(13, 70)
