@@ -271,19 +271,6 @@ def test_language_names_are_drawn_as_plain_text(tmp_path):
     assert min(map(min, sizes)) > 400
 
 
-def test_the_size_of_the_confusion_matrix_is_limited(monkeypatch):
-    """The figure grows with the number of languages, up to a limit. Large figures omit numbers."""
-    drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
-    for count in (3, 18, 60):
-        languages = list(map(str, range(count)))
-        found = evaluation.evaluate([0, 1], torch.eye(count)[:2], languages, resamples=10)
-        figures.draw_confusion_matrix(None, found, "Title")
-    widths = [figure.get_figwidth() for figure in drawn]
-    assert widths[0] < widths[1] < widths[2] < 25
-    assert [len(figure.axes[0].texts) for figure in drawn] == [2, 2, 0]
-
-
 ODD_EPOCHS = [
     *(1, {}, EPOCH | {"member": "1"}, EPOCH | {"number": True}, EPOCH | {"odd": 1}),
     *(EPOCH | {"train_loss": odd} for odd in (math.nan, 1e10, 10**400, None)),
