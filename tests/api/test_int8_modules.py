@@ -121,12 +121,6 @@ def test_without_a_kernel_the_layer_runs_with_rounded_weights(kind, form, monkey
     assert equal(other(x), module(x))
 
 
-def test_export_holds_the_rounded_weights_in_floats(kind, form):
-    _, prepared, x = make(kind, form)
-    program = torch.export.export(prepared, (x,), strict=False).module()
-    assert equal(program(x), prepared._frozen()(x))
-
-
 def test_projections_compute_with_rounded_weights_in_float32():
     layer, x = KINDS["lstm"].layer(4, 16, proj_size=5), torch.randn(6, 3, 4)
     prepared = layer.prepare(torch.int8)

@@ -305,15 +305,18 @@ def test_compiled_programs_use_the_packed_tensor(kind, made, form):
     assert equal(compiled(x), prepared(x))
 
 
+@for_dtypes
 def test_export_holds_the_weights_of_the_layer(made):
-    module, prepared, x = made
+    """Of a layer with 8-bit weights, the program holds the rounded weights in floats."""
+    _, prepared, x = made
+    frozen = prepared._frozen()
     program = torch.export.export(prepared, (x,), strict=False)
     nodes = {str(node.target) for node in program.graph.nodes}
     assert not any("prepared" in node for node in nodes)
     held = [*program.constants.values(), *program.state_dict.values()]
-    for weight in module.state_dict().values():
+    for weight in frozen.state_dict().values():
         assert any(weight.shape == other.shape and torch.equal(weight, other) for other in held)
-    assert equal(program.module()(x), module(x))
+    assert equal(program.module()(x), frozen(x))
     with pytest.raises(Exception, match=r"needs torch.export\(strict=False\)"):
         torch.export.export(prepared, (x,), strict=True)
 
