@@ -40,19 +40,8 @@ def counts(outcomes: dict[str, dict[str, str]]) -> str:
     return " / ".join(str(numbers[outcome]) for outcome in ("passed", "failed", "skipped"))
 
 
-def list_of(results: list[Result], failing) -> list[str]:
-    """Returns a Markdown list of the tests and errors that `failing` returns for each result."""
-    lines = []
-    for result in results:
-        for test, error in sorted(failing(result).items()):
-            path, _, name = test.partition("::")
-            error = error.replace("`", "'")
-            lines.append(f"- {result.suite.library}, `{Path(path).name}::{name}`: `{error}`")
-    return lines
-
-
 def text_of(results: list[Result], torch_version: str) -> str:
-    """Returns the report in Markdown: the table, followed by a list of all failures."""
+    """Returns the table in Markdown, and the tests that fail with the fused layers alone."""
     lines = [
         f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
         "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",
@@ -68,12 +57,10 @@ def text_of(results: list[Result], torch_version: str) -> str:
             cells.append(str(len(result.outcomes["torch"])))
             cells += [counts(result.outcomes[layer]) for layer in LAYERS]
         lines.append(f"| {' | '.join(cells)} |")
-    here = list_of(results, Result.failing_here_alone)
-    both = list_of(
-        results,
-        lambda it: {k: v for k, v in it.failing("torch").items() if k in it.failing("fused")},
-    )
-    for title, found in (("with the fused layers alone", here), ("with both", both)):
-        lines += ["", f"Tests that fail {title}: {'' if found else 'none.'}".rstrip()]
-        lines += ["", *found] if found else []
-    return "\n".join(lines)
+    found = []
+    for result in results:
+        for test, error in sorted(result.failing_here_alone().items()):
+            path, _, name = test.partition("::")
+            error = error.replace("`", "'")
+            found.append(f"- {result.suite.library}, `{Path(path).name}::{name}`: `{error}`")
+    return "\n".join([*lines, "", *(found or ["No test fails with the fused layers alone."])])
