@@ -260,10 +260,6 @@ def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
 
 def test_explain_and_replace_rnn():
     layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
-    meta = FusedLeakyRNN(D, H, device="meta")
-    explained = explain(meta, x.to("meta"))
-    assert explained.path == "reference"
-    assert explained.why_not == {"cpu": "the CPU kernel does not run on meta"}
     assert availability.why_not_gpu_kernel(layer._cell) == "the leaky cell has no GPU kernel"
     step = explain(FusedLeakyRNNCell(D, H), x[0])
     assert step.path.startswith("cpu ")
