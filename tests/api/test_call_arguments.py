@@ -129,7 +129,8 @@ def test_an_unknown_argument_raises_an_error(kind):
     for name in {name for cell in cells.NUMBERED for name in cell.input_names}:
         assert layer(x, **{name: None})[0].shape == (STEPS, BATCH, HIDDEN)
         if name not in kind.cell.input_names:
-            with pytest.raises(ValueError, match=f"{name} must be None for a {kind.cell.layer}"):
+            text = f"{name} must be None for a {kind.cell.layer}, which is not leaky"
+            with pytest.raises(ValueError, match=text):
                 layer(x, **{name: x})
 
 
