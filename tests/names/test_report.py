@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namernn_fast import names
-from namernn_fast.names import report
+from namernn_fast.names import formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.encoding import encode_folded
@@ -203,6 +203,20 @@ def test_a_failed_write_keeps_the_old_report(run, tmp_path, folder, monkeypatch)
     monkeypatch.setattr("namernn_fast.names.files.Path.replace", full)
     run("data", "--data", folder, "--report", path, code=1)
     assert path.read_text() == "old"
+
+
+def test_tables_align_and_escape_cells():
+    header, rows = ("name", "n", "x"), [["é\n", 1234, None], ["abcdef", 1, 0.5]]
+    assert formatting.aligned(header, rows) == (
+        "name        n      x\né\\n     1,234      -\nabcdef      1  0.500"
+    )
+    assert formatting.markdown(header, rows).splitlines() == [
+        "| name | n | x |",
+        "| --- | ---: | ---: |",
+        "| é\\\\n | 1,234 | - |",
+        "| abcdef | 1 | 0.500 |",
+    ]
+    assert formatting.aligned(header, []) == "name  n  x"
 
 
 def test_the_real_data_has_the_expected_facts(real_folder):
