@@ -1,4 +1,4 @@
-"""Tests the extension with each instruction set."""
+"""Tests the code that the extension contains and runs for each instruction set."""
 
 import bisect
 import functools
@@ -93,7 +93,7 @@ LEVELS = ("default", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # each dtype may choose another kernel
 
 
-# The files of tests/kernel to run at a level. With the second files, slow tests run as well.
+# The files of tests/kernel to run at a level. The second set is slow, and runs slow tests as well.
 for_files = pytest.mark.parametrize(
     "files",
     [("kernel", "int8"), pytest.param(("parity", "prepared"), marks=pytest.mark.slow)],
@@ -107,13 +107,13 @@ for_files = pytest.mark.parametrize(
 @pytest.mark.parametrize(  # "default" runs on processors from before 2013
     "level", [pytest.param("default", marks=pytest.mark.slow), *LEVELS[1:]]
 )
-def test_every_cpu_capability_passes_parity(level, files, run_kernel_tests):
-    """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
+def test_kernels_pass_at_every_cpu_capability(level, files, run_kernel_tests):
+    """The kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     skip_above(level)
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
-        # In 16 bits `nn.RNN` takes minutes on the lower levels, so only test_kernel covers 16 bits.
+        # In 16 bits `nn.RNN` takes minutes at the lower levels, so only test_kernel covers 16 bits.
         run_kernel_tests(level, files, "test_kernel or not (bfloat16 or torch.float16)")
 
 
@@ -128,10 +128,10 @@ def test_every_cpu_capability_passes_parity(level, files, run_kernel_tests):
     ],
     ids=str,
 )
-def test_every_kernel_of_one_dtype_passes_parity(dtype, level, files, run_kernel_tests):
-    """Some instruction sets differ only in the kernel for one dtype, so only its tests run.
+def test_kernels_for_a_single_dtype_pass(dtype, level, files, run_kernel_tests):
+    """Some instruction sets have a kernel for one dtype only, so only tests of this dtype run.
 
-    The test ignores warnings from ATen, which does not know these levels.
+    ATen does not know these levels and warns; the test ignores the warnings.
     """
     if kernel_at(level, dtype) != level:
         pytest.skip(f"this processor does not support {level}")
@@ -153,10 +153,10 @@ WITHOUT = ("-k", "not (gate_sums or many_steps or (test_parity and float16))")
     ("level", "onednn"), [("default", "SSE41"), ("avx2", "AVX2"), (None, None)], ids=str
 )
 def test_comparisons_with_torch_pass_on_other_processors(level, onednn, run_tests):
-    """Checks that the tests rely only on what torch's operators do on every processor.
+    """Checks that the comparisons do not depend on the processor or on oneDNN.
 
-    Torch and oneDNN run as on a processor with fewer instructions, or torch runs without oneDNN.
-    None of these tests uses ONNX Runtime, which ignores the settings.
+    Limits the instructions that torch and oneDNN use, or turns oneDNN off. ONNX Runtime would
+    ignore these limits, but none of these tests uses it.
     """
     if level is None:
         environment, options = at_level(None), ["--without-onednn"]
@@ -173,7 +173,7 @@ def skip_above(level):
 
 
 def at_level(level):
-    """Returns environment variables that select `level`, or the highest level if None."""
+    """Returns environment variables that select `level`, or the highest level if it is None."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
 
@@ -198,9 +198,9 @@ def kernel_at(level, dtype):
 
 @pytest.fixture
 def run_kernel_tests(request, run_tests):
-    """Provides a function that runs the tests of files, if their names match, at a level.
+    """Returns a function that runs the tests in `files` that match `selection`, at one level.
 
-    This run tests what all kernels share, so weak covering arrays are enough.
+    All kernels share most of their code, so covering arrays of strength 1 are enough.
     """
     slow = request.node.get_closest_marker("slow") is not None
 

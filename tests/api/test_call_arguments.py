@@ -23,7 +23,7 @@ FUNCTIONS = {name: getattr(namernn_fast, name) for name in (*KINDS, "last_state"
 
 
 @pytest.mark.parametrize("function", (METHODS | FUNCTIONS | {"explain": explain}).values())
-def test_arguments_have_one_order(function):
+def test_all_callables_take_arguments_in_the_same_order(function):
     """Arguments after lengths are keyword-only, except in functions of whole sequences."""
     parameters = inspect.signature(function).parameters
     keyword_only = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -35,7 +35,7 @@ def test_arguments_have_one_order(function):
 
 
 def draw(kind):
-    """Returns a layer with one direction, its input, and every argument that its calls take."""
+    """Returns a unidirectional layer and every argument that its calls accept."""
     layer = kind.layer(FEATURES, HIDDEN, num_layers=2).eval()
     arguments = {
         "hx": kind.states(torch.randn, 2, BATCH, HIDDEN),
@@ -57,7 +57,7 @@ def input_for(arguments):
 
 
 class Model(torch.nn.Module):
-    """A user's model that passes on every argument."""
+    """A user's model that passes every argument to its layer."""
 
     def __init__(self, layer):
         super().__init__()
@@ -68,7 +68,7 @@ class Model(torch.nn.Module):
 
 
 def choices(arguments):
-    """Yields each argument alone, with the arguments it needs, and then all together."""
+    """Yields each argument with the arguments that it requires, then all arguments together."""
     for name in arguments:
         needs = {"reset_to": "reset", "padding_idx": "embedding"}.get(name)
         yield {key: arguments[key] for key in (needs, name) if key}
@@ -77,7 +77,7 @@ def choices(arguments):
 
 @torch.no_grad()
 def test_replaced_and_prepared_models_take_every_argument(kind):
-    """Every way to call a layer treats an argument alike, and `explain` accepts it too."""
+    """Replaced and prepared models handle each argument as the original layer does."""
     layer, arguments = draw(kind)
     theirs = kind.nn_layer(FEATURES, HIDDEN, num_layers=2)
     theirs.load_state_dict(layer.state_dict())
@@ -134,7 +134,7 @@ def test_an_unknown_argument_raises_an_error(kind):
                 layer(x, **{name: x})
 
 
-def test_explain_takes_what_a_call_takes_and_nothing_else(kind):
+def test_explain_accepts_exactly_the_arguments_of_the_call(kind):
     x, reset = torch.randn(STEPS, BATCH, FEATURES), torch.zeros(STEPS, BATCH, dtype=torch.bool)
     step_module = kind.step_module(FEATURES, HIDDEN)
     tokens = kind.tokens(VOCABULARY, FEATURES, HIDDEN)

@@ -1,4 +1,4 @@
-"""Tests that graphs of `torch.compile`, `torch.export` and AOTInductor serve every shape."""
+"""Tests that graphs of `torch.compile`, `torch.export` and AOTInductor work for every shape."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from wrappers import OnRows, WithLengths
 from namernn_fast.call.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-# The vocabulary size. The first batch in SIZES has fewer ids and all others have more, so that the
-# choice between a table and gathered rows would change.
+# The vocabulary size. Only the first batch in SIZES has fewer ids than this, so eager calls would
+# gather embedding rows for the first batch and use a table for the others.
 V = 30
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
@@ -43,7 +43,7 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """A loss on the last states of a model, and on the model's output if `with_output`."""
+    """Computes a loss from a model's last states and, if `with_output`, from its output."""
 
     def __init__(self, model, with_output=True):
         super().__init__()
@@ -73,7 +73,7 @@ def initial_states(kind, x):
 
 
 def check(compiled, net, *arguments):
-    """Checks that the compiled and the plain network compute the same loss and gradients."""
+    """Checks that the compiled and the eager network compute the same loss and gradients."""
     inputs = [t for t in tree_leaves(arguments) if torch.is_tensor(t) and t.is_floating_point()]
     wanted = [*(t.requires_grad_() for t in inputs), *net.parameters()]
     results = []
@@ -125,8 +125,8 @@ def test_inductor_computes_the_eager_loss_and_gradients(
 @pytest.mark.parametrize("layout", FEATURES)
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("dynamic", [True, None])
-def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
-    """With `dynamic=True` the first compilation serves every shape; by default the second does."""
+def test_one_compiled_graph_works_for_every_shape(kind, layout, with_hx, dynamic):
+    """With `dynamic=True` the first graph works for every shape; by default the second does."""
     net = Net(kind.layer(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
@@ -143,7 +143,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
     model = kind.tokens(V, 4, 6, 2) if ids else kind.layer(4, 6, 2)
     net = Net(model, with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
-    # If sizes were equal in the first call, Dynamo would treat them as one size.
+    # The sizes of the first call must differ, or Dynamo would assume that they are always equal.
     for size in (*SIZES[2:], *SIZES[:2]):
         x = INPUTS["ids" if ids else "dense"](*size)
         after = kind.states(torch.randn, size[0], 2, size[1], 6)
@@ -159,7 +159,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
 @pytest.mark.parametrize("layout", IDS)
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
-def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, vocabulary):
+def test_one_compiled_graph_works_for_any_number_of_ids(kind, layout, with_output, vocabulary):
     """The choice between a table and gathered rows does not add a guard on the number of ids."""
     net = Net(kind.tokens(vocabulary, 4, 6), with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -221,10 +221,10 @@ def test_exported_layer_accepts_other_packed_lengths(kind):
 
 
 @pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_only_fused_layers_are_traced(dynamo_first, run_program, tmp_path):
-    """Dynamo traces only fused layers, whether it is imported before or after the package.
+def test_dynamo_traces_only_fused_layers(dynamo_first, run_program, tmp_path):
+    """Importing Dynamo before or after the package makes no difference.
 
-    Importing the package does not import a compiler or an exporter, which would take seconds.
+    The package itself must not import a compiler or an exporter, which would take seconds.
     """
     program = f"""
 import sys, torch
@@ -262,7 +262,7 @@ def test_compiled_autograd_computes_the_eager_gradients(kind, forward):
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_compiled_token_models_ignore_ids_in_padding(kind, vocabulary):
-    """Compiled and eager models agree although padding holds ids that are out of range."""
+    """Compiled and eager models agree even if the padding contains ids that are out of range."""
     net = Net(kind.tokens(vocabulary, 4, 6, batch_first=True))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])

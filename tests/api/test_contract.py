@@ -1,4 +1,4 @@
-"""Tests what users of torch's layers rely on: gradients, changed weights, 16 bits, long input."""
+"""Tests weight changes, autocast, 16-bit dtypes, very long input and determinism."""
 
 import copy
 
@@ -99,8 +99,8 @@ def test_the_next_call_sees_changed_weights(kind, change):
 
 
 CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
-# torch's rules for the dtypes of results on a CPU, for output, h_n and c_n. Without hx, the state's
-# dtype is the input's dtype.
+# The dtypes of output, h_n and c_n on a CPU by torch's rules. Without hx, states have the dtype of
+# the input.
 AUTOCAST = {
     ("rnn", "dense"): (CAST, CAST),
     ("rnn", "packed"): (CAST, CAST),
@@ -122,8 +122,8 @@ def result_dtypes(name, layout, autocast, input, state=None):
 def can_compare_dtypes(name, layout, *dtypes):
     """Returns whether torch's layer follows the rules on this processor.
 
-    oneDNN computes dense LSTMs, and supports bfloat16 and float16 only on some processors: on the
-    others torch raises an error, or its results have other dtypes (docs/differences.md).
+    oneDNN computes dense LSTMs, and supports bfloat16 and float16 only on some processors. On other
+    processors torch raises an error or returns other dtypes (docs/differences.md).
     """
     if (name, layout) != ("lstm", "dense"):
         return True
@@ -133,10 +133,7 @@ def can_compare_dtypes(name, layout, *dtypes):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize(("name", "layout"), AUTOCAST)
 def test_autocast_keeps_torchs_dtypes_and_the_error_budget(name, layout, dtype):
-    """Results have the dtypes of torch's rules, and are within the error budget.
-
-    If torch's layer cannot run with oneDNN on this processor, the test turns oneDNN off.
-    """
+    """If torch's layer cannot run with oneDNN on this processor, the test turns oneDNN off."""
     kind, packed = VARIANTS[name], layout == "packed"
     wanted = result_dtypes(name, layout, dtype, torch.float32)
     comparable = can_compare_dtypes(name, layout, dtype)
@@ -200,7 +197,7 @@ def test_c_decides_the_result_dtype_under_autocast():
 @pytest.mark.parametrize("input_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hx_dtype", DTYPES, ids=str)
 def test_hx_may_differ_in_dtype_from_the_input(kind, input_dtype, hx_dtype):
-    """hx is converted to the dtype of the input, but the gradient of hx has the dtype of hx."""
+    """hx is converted to the input's dtype, but the gradient of hx keeps the dtype of hx."""
     module = kind.layer(3, 4, dtype=input_dtype)
     x = torch.randn(5, 2, 3, dtype=input_dtype)
     hx = kind.states(torch.randn, 1, 2, 4, dtype=hx_dtype, requires_grad=True)
@@ -216,7 +213,7 @@ def test_hx_may_differ_in_dtype_from_the_input(kind, input_dtype, hx_dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_16_bit_sums_accumulate_in_float32(dtype):
-    """1024 terms of 2**-10 add up to 1; a sum in bfloat16 would stall at 1/4."""
+    """The test adds 1024 terms of 2**-10. The sum is 1; in bfloat16 it would stall at 1/4."""
     size, small = 1024, 2.0**-10
     module = FusedRNN(size, size, nonlinearity="relu", bias=False, dtype=dtype)
     for p in module.parameters():
@@ -249,7 +246,7 @@ def test_long_call_is_bit_identical_to_short_calls(kind):
 
 @pytest.mark.slow
 def test_outputs_may_have_more_than_2_31_elements():
-    """In a 4 GiB output, the outermost sequences have the same bits as in a batch of four."""
+    """In a 4 GiB output, the first and last sequences are bit-identical to a batch of four."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
     ends = [0, 1, -2, -1]

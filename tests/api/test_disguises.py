@@ -1,7 +1,7 @@
-"""Tests calls with tensors of other classes, or with tensors whose memory lacks their values.
+"""Tests calls with tensor subclasses, and with tensors whose memory does not hold their values.
 
-Torch's dispatcher resolves such tensors before an operator runs, or passes them to their class. So
-a call gives the same results as with plain tensors, or raises an error.
+These tensors are called disguised. Torch's dispatcher converts them to plain tensors or calls their
+class, so a call returns the same results as with plain tensors, or raises an error.
 """
 
 import functools
@@ -51,7 +51,7 @@ DISGUISES |= WRAPPERS
 
 
 def value_of(tensor):
-    """Returns a result as a plain tensor; None for a FakeTensor, which has no values."""
+    """Returns a result as a plain tensor, or None for a FakeTensor, which has no values."""
     tensor = tensor.detach()
     if isinstance(tensor, FakeTensor):
         return None
@@ -72,9 +72,9 @@ def assert_equal(found, wanted):
 
 
 class Calls:
-    """The public calls of a kind on layers of one size: functions and their tensors by name.
+    """The public calls of one kind of layer, each with its function and its tensor arguments.
 
-    The tensors of hx are h and c, and the tensors of reset_to are reset_to_h and reset_to_c.
+    hx is given as h and c, and reset_to is given as reset_to_h and reset_to_c.
     """
 
     def __init__(self, kind, layers, size):
@@ -146,9 +146,9 @@ calls_of = functools.cache(Calls)
 
 
 def results_of(calls, name, arguments, train, disguise=None):
-    """Returns the results of a call and, to train, the gradients of its arguments.
+    """Returns the results of a call and, if `train`, the gradients of its arguments.
 
-    `disguise` changes the gradients that the backward pass starts from.
+    `disguise` changes the gradients that the backward pass receives.
     """
     arguments = {
         key: tensor.detach().requires_grad_(train and tensor.is_floating_point())
@@ -167,11 +167,11 @@ def results_of(calls, name, arguments, train, disguise=None):
 
 @st.composite
 def drawn_disguises(draw):
-    """Draws a call, whether to train, and disguises for its arguments and incoming gradients."""
+    """Draws a call, whether to train, and disguises for some arguments and incoming gradients."""
     kind, sizes = draw(st.sampled_from([*KINDS])), draw(st.sampled_from(SIZES))
     calls = calls_of(KINDS[kind], *sizes)
     name = draw(st.sampled_from([*calls.calls]))
-    # Torch's own cells add to a plain tensor in place, and a TwoTensor does that twice.
+    # Torch's own cells add to a plain tensor in place. With a TwoTensor, they would add twice.
     known = [key for key in DISGUISES if name != "step module" or key != "TwoTensor"]
     some = st.sampled_from(draw(st.lists(st.sampled_from(known), min_size=1, max_size=2)))
     names = [*calls.calls[name][1], "grads"]
@@ -181,8 +181,8 @@ def drawn_disguises(draw):
 
 @needs_extension  # torch's own operators have other limits
 @given(drawn_disguises())
-def test_a_disguised_argument_is_read_or_rejected(drawn):
-    """Only torch's test utilities and ZeroTensors may be rejected if plain tensors are not."""
+def test_disguised_arguments_give_equal_results_or_an_error(drawn):
+    """Where plain tensors are accepted, only torch's test classes and ZeroTensors may fail."""
     calls, name, train, disguises = drawn
     train = train and not name.startswith(("prepared", "stream"))
     used = {*disguises.values()}
@@ -231,7 +231,7 @@ def test_any_state_may_be_disguised(kind, sizes, disguise):
 
 @pytest.mark.parametrize("disguise", ["negated", "TwoTensor", "LoggingTensor"])
 def test_the_reference_path_writes_only_to_plain_tensors_in_place(disguise, monkeypatch):
-    """In inference the reference path overwrites the input's products with the states."""
+    """In inference the reference path overwrites the product of input and weight_ih with states."""
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     layer, x, hx = namernn_fast.FusedRNN(D, 3), torch.randn(T, B, D), torch.randn(1, B, 3)
     weights = [weight.data for weight in layer.parameters()]
@@ -243,7 +243,7 @@ def test_the_reference_path_writes_only_to_plain_tensors_in_place(disguise, monk
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("disguise", ["negated", "TwoTensor", "AsyncCollectiveTensor"])
-def test_compiled_calls_take_disguised_states(disguise, backend):
+def test_compiled_calls_accept_disguised_states(disguise, backend):
     if disguise not in DISGUISES:
         pytest.skip("needs torch.distributed")
     torch._dynamo.reset()
@@ -253,7 +253,7 @@ def test_compiled_calls_take_disguised_states(disguise, backend):
     assert_equal(compiled(x, DISGUISES[disguise](hx)), layer(x, hx))
 
 
-def test_vmap_takes_lazily_negated_states():
+def test_vmap_accepts_lazily_negated_states():
     layer = namernn_fast.FusedLSTM(D, 1)
     x, hx = torch.randn(4, T, B, D), torch.randn(2, 4, 1, B, 1)
     mapped = torch.vmap(lambda x, h, c: layer(x, (h, c)))

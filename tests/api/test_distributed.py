@@ -1,4 +1,4 @@
-"""Tests that two processes train the same weights as one process with the whole batch."""
+"""Tests that training on two processes gives the same weights as training on one process."""
 
 import os
 
@@ -53,7 +53,7 @@ def worker(rank, folder):
         assert all(p.to_local().numel() < p.numel() for p in sharded.values())
         torch.testing.assert_close(parallel, alone)
         torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
-    # No rank may close its connections while another rank still waits for a collective to finish.
+    # No rank may close its connections while another rank is still waiting for a collective.
     dist.barrier()
     dist.destroy_process_group()
     # DTensor's caches keep the group's threads alive. A thread that frees a Python tensor during

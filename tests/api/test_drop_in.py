@@ -1,4 +1,4 @@
-"""Tests what else programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` need than equal results."""
+"""Tests what programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` need besides equal results."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_states_of_an_lstm_may_be_a_list():
 
 
 def test_offsets_may_be_int32_but_must_be_valid(kind, path):
-    """Both paths accept int32 offsets, and reject offsets that decrease or miss rows."""
+    """Both paths accept int32 offsets, and reject offsets that decrease or omit rows."""
     module, values = kind.layer(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
@@ -97,9 +97,9 @@ def test_offsets_may_be_int32_but_must_be_valid(kind, path):
 
 @for_variants
 def test_flop_counts_match_torchs_layer(kind):
-    """FLOP counts of both passes match torch's layer if every gradient is needed.
+    """The counts of the forward and backward pass match if every gradient is needed.
 
-    The test turns oneDNN off: torch does not count the operations of oneDNN, which computes
+    The test turns oneDNN off, because torch does not count FLOPs in oneDNN, which computes
     `nn.LSTM` by default.
     """
     options = {"num_layers": 2, "bidirectional": True}
@@ -128,7 +128,7 @@ def test_flop_counts_match_torchs_layer(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch counts the products that fill the table; the operator counts the recurrent products."""
+    """Torch counts the matrix product of the table, and the operator the recurrent products."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4
@@ -165,7 +165,7 @@ def test_projections_reject_other_options(path):
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_match_torchs_cell(name, options, bias, steps):
-    """Torch's own cell gives bit-identical results, but batch invariance needs the kernel."""
+    """Steps that run torch's own cell are bit-identical. Batch-invariant steps run the kernel."""
     kind = KINDS[name]
     ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.step_module, kind.nn_step_module))
     ours.load_state_dict(theirs.state_dict())

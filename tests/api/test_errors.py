@@ -83,7 +83,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("states", [1, 3, 5])
 def test_hx_must_match_the_number_of_layers(kind, states):
-    """The error states the expected size of the whole hx, even if dropout splits the stack."""
+    """The error states the size of hx for the whole stack, even if dropout splits the stack."""
     layer = kind.layer(4, 5, num_layers=2, dropout=0.5)
     with pytest.raises(RuntimeError, match=said_of(kind, r"Expected hidden size \(2, 2, 5\)")):
         layer(X, states_of(kind, torch.zeros(states, 2, 5)))
@@ -175,7 +175,7 @@ def test_cell_errors_match_torchs_cell(kind, input, states, error, text):
 
 @pytest.mark.drop_in
 def test_16_bit_steps_reject_states_in_float32(kind):
-    """Streams in 16 bits keep states in float32, but step modules and torch's cells reject them."""
+    """16-bit streams keep float32 states, but step modules reject them, as torch's cells do."""
     options, states = {"dtype": torch.bfloat16}, states_of(kind, torch.zeros(3, 5))
     x, ours = torch.zeros(3, 4, **options), kind.step_module(4, 5, **options)
     error, _ = message(kind.nn_step_module(4, 5, **options), x, states)

@@ -1,4 +1,4 @@
-"""Tests backward passes under transforms, and when tensors change after the forward pass."""
+"""Tests backward passes with hooks, under transforms, and after tensors have changed."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
 
 @for_variants
 def test_hooks_of_unused_results_do_not_run(kind, path):
-    """As with `nn.RNN`. Autograd would call the hooks with None, which `clamp` rejects."""
+    """`nn.RNN` does the same. Autograd would pass None, and hooks such as `clamp` would fail."""
     layer, called, counted = kind.layer(3, 4, 2), [], []
     for used in range(1 + len(kind.cell.states)):
         if (
@@ -78,7 +78,7 @@ def test_lazily_negated_gradients_of_results_are_resolved(kind):
 @for_variants
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
 def test_unneeded_weights_may_change_before_backward(kind, names):
-    """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.
+    """As with `nn.RNN`, biases and weight_ih_l0 may change if no needed gradient reads them.
 
     `nn.LSTM` allows these changes only without oneDNN.
     """
@@ -108,7 +108,7 @@ def assign_data(tensors):
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
 def test_gradient_ignores_data_assigned_after_forward(kind, what, create_graph):
-    """As with `nn.RNN`, the gradient uses the values that the forward pass read."""
+    """As with `nn.RNN`, the gradient uses the values that the forward pass has read."""
     results = []
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
@@ -145,7 +145,7 @@ def test_token_gradient_ignores_data_assigned_after_forward(kind, padding_idx):
     torch.testing.assert_close(gradients, wanted)
 
 
-def test_transformed_pull_back_ignores_assigned_data(kind):
+def test_vjp_under_transforms_ignores_assigned_data(kind):
     results = []
     for module in kind.twins(3, 4, dtype=torch.float64):
         output, _ = module(XS[0].transpose(0, 1).double())
@@ -162,7 +162,7 @@ def test_transformed_pull_back_ignores_assigned_data(kind):
     torch.testing.assert_close(*results)
 
 
-def test_tensor_that_outlived_a_transform_is_accepted(kind):
+def test_tensors_from_a_finished_transform_are_accepted(kind):
     outlived = []
     torch.func.grad(lambda x: (outlived.append(x), x.sum())[1])(XS[0])
     module = kind.layer(3, 4)
@@ -187,8 +187,8 @@ def test_needed_weights_must_not_change_before_backward(kind):
 
 
 @for_variants
-def test_transformed_pull_back_matches_torchs_layer(kind):
-    """Forward mode and torch.func differentiate the backward pass as they do for torch's layer."""
+def test_vjp_under_transforms_matches_torchs_layer(kind):
+    """Forward mode and torch.func can differentiate the backward pass."""
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
     results = []
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
@@ -249,7 +249,7 @@ def test_states_of_a_step_may_be_changed_in_place(kind, with_grad):
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
 def test_layout_tensors_may_come_from_inference_mode(kind, path, what):
-    """Tensors that describe the layout may be made in inference mode, as with `nn.RNN`."""
+    """Tensors that describe the batch layout may be created in inference mode, as with `nn.RNN`."""
     module, lengths = kind.layer(3, 4), torch.tensor([2, 1, 2, 2, 1, 2])
     results = []
     for mode in (False, True):

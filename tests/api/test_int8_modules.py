@@ -1,6 +1,6 @@
-"""Tests saving and exporting prepared modules with 8-bit weights, and their errors.
+"""Tests results, saving, export and errors of prepared modules with 8-bit weights.
 
-test_prepared_modules.py copies, refreshes and compiles them, and test_streams.py streams them.
+test_prepared_modules.py covers copying, refreshing and compiling, and test_streams.py streams.
 """
 
 import copy
@@ -51,7 +51,7 @@ def test_a_prepared_module_computes_the_results_of_its_layer(kind, form):
     assert not equal(prepared(x), module(x))
 
 
-def test_files_have_the_same_integers(kind, form, tmp_path):
+def test_saving_and_loading_keeps_the_8_bit_weights(kind, form, tmp_path):
     _, prepared, x = make(kind, form)
     wanted, state = prepared(x), prepared.state_dict()
     assert {w.dtype for name, w in state.items() if name.endswith("_int8")} == {torch.int8}
@@ -63,7 +63,7 @@ def test_files_have_the_same_integers(kind, form, tmp_path):
     assert equal(other(x), wanted)
 
 
-def test_loading_reports_errors(kind, form):
+def test_loading_invalid_8_bit_weights_raises_an_error(kind, form):
     _, prepared, x = make(kind, form)
     wanted, state = prepared(x), prepared.state_dict()
     name = next(name for name in state if name.endswith("_int8"))
@@ -138,7 +138,7 @@ def test_projections_compute_with_rounded_weights_in_float32():
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_keeps_small_layers_in_floats(kind, monkeypatch):
+def test_prepare_rnn_keeps_small_layers_in_floating_point(kind, monkeypatch):
     model = torch.nn.ModuleDict(
         {
             "small": kind.nn_layer(4, 16),
@@ -158,7 +158,7 @@ def test_prepare_rnn_keeps_small_layers_in_floats(kind, monkeypatch):
         dtypes[min_hidden] = [name for name, m in prepared.items() if m.dtype == torch.int8]
     assert dtypes[0] == ["small", "large", "tokens", "step"]
     assert dtypes[17] == ["large", "tokens", "step"]
-    # Token layers in one direction share prefixes, which they would lose.
+    # Unidirectional token layers stay in float32: with 8-bit weights they could not share prefixes.
     for kernel, wanted in ("amx_int8", ["large", "step"]), ("avx2", []):
         monkeypatch.setattr(ops, "cpu_kernel", lambda dtype=None, kernel=kernel: kernel)
         prepared = prepare_rnn(copy.deepcopy(model), torch.int8)
@@ -171,7 +171,7 @@ def test_prepare_rnn_keeps_small_layers_in_floats(kind, monkeypatch):
     assert type(model["large"]) is kind.layer
 
 
-def test_explain_says_whether_8_bits_pay_off(kind, monkeypatch):
+def test_explain_says_whether_8_bit_weights_are_faster(kind, monkeypatch):
     x = torch.randn(5, 3, 8)
     monkeypatch.setitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8), 32)
     small, large = kind.layer(8, 31), kind.layer(8, 32)
@@ -217,11 +217,11 @@ STACK = {"num_layers": 2, "bidirectional": True, "bias": False}
 @pytest.mark.parametrize("options", [{}, STACK, {"num_layers": 2, "batch_first": True}], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_lengths", [False, True])
-def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, with_lengths):
+def test_onnx_runtime_matches_an_lstm_with_8_bit_weights(options, batch, with_lengths):
     """The tolerance is 0.04, because ONNX Runtime uses one scale for inputs and states.
 
-    The session option makes its products exact on processors without VNNI; it takes graphs with
-    separate constants for all zero points, which the exporter's optimizer would merge.
+    The session option makes matrix products exact on processors without VNNI. It requires a
+    separate constant for each zero point, so the optimizer, which merges constants, is off.
     """
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -248,7 +248,7 @@ def test_onnx_runtime_computes_an_lstm_with_the_same_integers(options, batch, wi
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru"])
-def test_onnx_has_no_node_for_other_cells(cell):
+def test_onnx_export_rejects_other_cells_with_8_bit_weights(cell):
     pytest.importorskip("onnxscript")
     prepared = KINDS[cell].layer(4, 5).prepare(torch.int8)
     node = prepared._layer._cell.torch.onnx.operator

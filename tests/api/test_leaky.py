@@ -1,6 +1,6 @@
-"""Tests what only leaky modules have: rates, noise, more nonlinearities, and no layer in torch.
+"""Tests what is special about leaky modules: rates, noise, and nonlinearities beyond tanh and relu.
 
-The suites that are parametrized by cell test everything else.
+Tests that are parametrized by cell cover everything else.
 """
 
 import copy
@@ -39,7 +39,7 @@ def drawn(*size):
 
 
 def twins(**options):
-    """Returns a fused layer and its plain twin in float64, with different rates in every unit."""
+    """Returns a fused layer and its reference in float64, with a different rate for each unit."""
     ours = FusedLeakyRNN(D, H, dtype=torch.float64, **options)
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
@@ -66,7 +66,7 @@ def test_noise_and_rates_get_correct_derivatives(nonlinearity):
 
 
 def test_noise_works_in_step_modules_prepared_layers_and_streams(path):
-    """A step module, a prepared layer and streams compute what the layer computes."""
+    """A step module, a prepared layer and a stream match the layer."""
     ours, theirs = twins(num_layers=1)
     x, noise = drawn(T, B, D), drawn(T, B, H)
     wanted = theirs(x, noise=noise)
@@ -108,7 +108,7 @@ def test_noise_works_with_token_ids_and_dropout(path):
             model.prepare()(ids, noise=noise)
 
 
-def test_noise_under_vmap_compile_and_export():
+def test_noise_works_with_vmap_compile_and_export():
     ours, theirs = twins()
     xs, noises = drawn(2, T, B, D), drawn(2, T, B, H)
     mapped = torch.vmap(lambda x, noise: ours(x, noise=noise)[0])(xs, noises)
@@ -121,7 +121,7 @@ def test_noise_under_vmap_compile_and_export():
 
 
 @pytest.mark.parametrize("layout", ["packed", "jagged"])
-def test_compiled_calls_check_the_lengths_of_noise(layout):
+def test_compiled_calls_reject_noise_with_other_lengths(layout):
     def of(rows, lengths):
         if layout == "packed":
             return pack_padded_sequence(rows, lengths)
@@ -153,20 +153,20 @@ ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
         ({"input": 3, "noise": torch.zeros(T, B, H)}, TypeError, "input must be a Tensor or a"),
     ],
 )
-def test_bad_noise_is_rejected(path, changes, error, text):
+def test_invalid_noise_is_rejected(path, changes, error, text):
     with pytest.raises(error, match=text):
         FusedLeakyRNN(D, H)(**{"input": torch.zeros(T, B, D)} | changes)
 
 
 @pytest.mark.drop_in
-def test_the_operators_of_other_cells_take_no_noise(kind):
+def test_the_operators_of_other_cells_reject_noise(kind):
     weights = [*kind.layer(D, H).parameters()]
     call = kind.cell.number, torch.zeros(T, B, D), (), weights, None, None, ops.BIAS, 0, ()
     with pytest.raises(RuntimeError, match="options must not set INPUTS for the"):
         operators.forward(*call, [torch.zeros(T, B, H)])
 
 
-def test_the_operators_check_noise():
+def test_the_operator_rejects_invalid_noise():
     weights = [torch.zeros(D, H).T, torch.zeros(H, H), torch.zeros(H)]
     call = 3, torch.zeros(T, B, D), (), weights, None, None
     for noise, error in (
@@ -179,7 +179,7 @@ def test_the_operators_check_noise():
         operators.forward(*call, ops.SIGMOID | ops.SOFTPLUS, 0)
 
 
-def test_rates_are_numbers_between_0_and_1(path):
+def test_rates_must_be_between_0_and_1(path):
     rates = torch.rand(H) * 0.9 + 0.05
     for rate, wanted in ((0.25, torch.full((H,), 0.25)), (rates, rates), (rates.tolist(), rates)):
         for module in (FusedLeakyRNN(D, H, 2, rate=rate), FusedLeakyRNNCell(D, H, rate=rate)):
@@ -199,7 +199,7 @@ def test_rates_are_numbers_between_0_and_1(path):
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_a_fixed_rate_is_not_trained(trains):
+def test_rates_get_gradients_only_if_trained(trains):
     module = FusedLeakyRNN(D, H, train_rate=trains)
     module(torch.randn(T, B, D))[0].sum().backward()
     assert module.rate_l0.requires_grad == trains
@@ -208,7 +208,7 @@ def test_a_fixed_rate_is_not_trained(trains):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_states_start_as_zeros_even_if_act_of_zero_is_not_zero(nonlinearity, path):
+def test_initial_states_are_zero_for_every_nonlinearity(nonlinearity, path):
     ours, _ = twins(nonlinearity=nonlinearity)
     x, zeros = drawn(T, B, D), torch.zeros(1, B, H, dtype=torch.float64)
     assert torch.equal(ours(x)[0], ours(x, (zeros, zeros))[0])
@@ -226,7 +226,7 @@ def test_unknown_nonlinearities_are_rejected(path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
-    """Autocast treats a leaky layer like a dense LSTM: all results are in 16 bits."""
+    """As for a dense LSTM, all results of a leaky layer under autocast are in 16 bits."""
     budget = ErrorBudget(dtype)
     for _ in range(4):
         ours, theirs = (module.float() for module in twins())
@@ -255,7 +255,7 @@ def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
         torch.onnx.export(layer, (x,), tmp_path / "leaky.onnx", dynamo=True)
 
 
-def test_explain_and_replace_rnn():
+def test_leaky_modules_can_be_explained_prepared_and_restored():
     layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
     assert availability.why_not_gpu_kernel(layer._cell) == "the leaky cell has no GPU kernel"
     step = explain(FusedLeakyRNNCell(D, H), x[0])
@@ -277,7 +277,7 @@ def test_copies_keep_rates_and_nonlinearity():
 
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_a_step_computes_the_equation(nonlinearity, with_noise):
+def test_a_step_matches_the_equation(nonlinearity, with_noise):
     """Checks `make_step`, which the other tests use, against an independent formula."""
     weight_ih, weight_hh, bias_ih, bias_hh, rate = (
         drawn(*size) for size in ((H, D), (H, H), (H,), (H,), (H,))

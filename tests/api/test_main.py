@@ -44,7 +44,7 @@ def test_advice_is_printed(threads, capsys):
     assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
 
 
-def test_output_says_if_there_is_no_advice(monkeypatch, capsys):
+def test_output_says_that_there_is_no_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing known would make it faster here.\n")
@@ -69,7 +69,7 @@ def test_output_says_if_there_is_no_advice(monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_advice_follows_from_facts(facts, begins):
+def test_each_fact_about_the_machine_leads_to_the_expected_advice(facts, begins):
     found = advice.advise(dataclasses.replace(QUIET, **facts))
     assert [text[: len(begin)] for text, begin in zip(found, begins, strict=True)] == begins
 
@@ -94,7 +94,7 @@ def test_usable_processors_respect_a_container_limit(files, limit, tmp_path, mon
     assert advice.usable_processors(tmp_path) == (limit or 8)
 
 
-def test_gpu_that_the_kernels_cannot_use_is_reported(monkeypatch):
+def test_an_unsupported_gpu_is_reported(monkeypatch):
     refusal = RuntimeError("namernn_fast: a cuda device needs Triton 3.6 or newer")
     assert advice.gather().gpu_trouble is None or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -26,13 +26,13 @@ SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
 
 @pytest.fixture(params=LAYERS_OF)
 def cell(request):
-    """A value of the option `--cell`: the name of a cell."""
+    """The name of a cell, as a value of the option `--cell`."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def small_workloads(monkeypatch, tmp_path):
-    """Makes `bench` time tiny workloads, in an empty working directory; returns the workloads."""
+    """Replaces the workloads of `bench` with tiny ones, and changes to an empty directory."""
     workloads = tuple(Workload(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
     monkeypatch.setattr(command, "WORKLOADS", workloads)
     monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
@@ -42,7 +42,7 @@ def small_workloads(monkeypatch, tmp_path):
 
 @pytest.fixture
 def raced(monkeypatch):
-    """Fakes each race, and records its number of threads and whether inference mode is on."""
+    """Replaces timing with fixed times, and records the thread count and inference mode."""
     seen = []
 
     def race(calls, budget):
@@ -59,7 +59,7 @@ def raced(monkeypatch):
 def test_every_workload_is_checked_timed_and_printed(
     cell, agree, small_workloads, tmp_path, monkeypatch, capsys
 ):
-    """Speed-ups compare medians of rounds, or the best rounds if the rounds disagree."""
+    """Speed-ups compare median times, or the best times if the rounds differ too much."""
     monkeypatch.setattr(command, "DISAGREEMENT", math.inf if agree else 0.5)
     assert cli.main(["bench", "--cell", cell, "--quick", "--json", "rounds.json"]) == 0
     out = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_every_workload_is_checked_timed_and_printed(
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_workloads) : len(MODES)]))
-    # The ratios are in line order; on each line, forward comes before training.
+    # Ratios are read line by line. On each line, the forward pass comes before training.
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)
     assert printed == [ratio(value) for value in speed_ups]
     assert out.index("do not rely on these times.") < out.index("geometric mean")
@@ -92,7 +92,7 @@ def test_every_workload_is_checked_timed_and_printed(
     assert ("\nMedians of" in out) == agree
 
 
-def test_rounds_disagree_if_their_median_is_far_from_the_best():
+def test_rounds_disagree_if_the_median_is_far_from_the_best():
     workload = command.WORKLOADS[0]
 
     def disagree(*seconds):
@@ -102,7 +102,7 @@ def test_rounds_disagree_if_their_median_is_far_from_the_best():
     assert disagree(1.0, 1.6, 1.6)
 
 
-def test_the_race_runs_on_the_requested_threads(raced, small_workloads, threads, capsys, tmp_path):
+def test_timing_uses_the_requested_threads(raced, small_workloads, threads, capsys, tmp_path):
     threads(1)
     assert cli.main(["bench", "--threads", "2"]) == 0
     assert raced == [(2, workload.mode == FORWARD) for workload in small_workloads]
@@ -138,7 +138,7 @@ def test_plot_is_written_to_the_requested_file(raced, tmp_path):
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
+def test_plot_without_matplotlib_fails_before_timing(raced, monkeypatch, capsys):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["bench", "--plot", "speed.png"]) == 1
     assert capsys.readouterr() == (
@@ -163,7 +163,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "speed",
     ],
 )
-def test_invalid_options_fail_at_once(options, raced, capsys):
+def test_invalid_bench_options_fail_before_timing(options, raced, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *options.split()])
     assert left.value.code == 2

@@ -1,4 +1,4 @@
-"""Tests replacing, constructing and explaining modules, and the functions of the cells."""
+"""Tests replacing, constructing and explaining modules, and their functional forms."""
 
 import inspect
 import re
@@ -127,7 +127,7 @@ def test_initial_weights_match_torchs_modules(kind):
 
 @pytest.mark.drop_in
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_description_lists_torchs_parameters(kind, bias):
+def test_described_parameters_match_torchs_parameters(kind, bias):
     for proj_size in (0, 2) if kind.cell.can_project else (0,):
         options = {"proj_size": proj_size} if proj_size else {}
         theirs = kind.nn_layer(3, 5, 2, bias=bias, bidirectional=True, **options)
@@ -139,7 +139,7 @@ def test_the_description_lists_torchs_parameters(kind, bias):
 
 
 def test_cells_that_torch_lacks_get_the_described_parameters():
-    """The cell in this test has two gates and a parameter that no layer of torch has."""
+    """The test uses a cell with two gates and with a parameter that no layer of torch has."""
     scale = Parameter("scale", ("hidden",), init=lambda value, size: torch.full((size,), value))
     twofold = Cell("twofold", -1, "Twofold", 2, 0, None, usual_parameters(scale))
     layer_class = type("Twofold", (CustomLayer,), {"_cell": twofold})
@@ -169,7 +169,7 @@ def test_the_signature_names_every_parameter(kind):
 
 
 @for_variants
-def test_functions_compute_what_the_layer_computes(kind, path):
+def test_functional_forms_match_the_layer(kind, path):
     options = {"bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
     options |= kind.known({"nonlinearity": kind.cell.nonlinearities[-1]})
     layer = kind.layer(3, 4, 2, **options)
@@ -191,7 +191,7 @@ def test_functions_compute_what_the_layer_computes(kind, path):
         kind.run(x, None, weights[:-1], **options)
 
 
-def test_functional_form_rejects_an_unknown_nonlinearity():
+def test_functional_form_rejects_unknown_nonlinearities():
     with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
         rnn(torch.randn(5, 2, 3), None, [*FusedRNN(3, 4).parameters()], nonlinearity="gelu")
 
@@ -253,7 +253,7 @@ def test_explain_raises_the_same_error_as_the_call(kind, arguments):
         (("baseline", "baseline"), 8, 512, False),
     ],
 )
-def test_a_step_takes_the_path_measured_to_be_faster(
+def test_a_step_runs_the_path_that_was_measured_as_faster(
     kind, kernels, rows, features, fused, monkeypatch
 ):
     """The path depends on size, dtype and instruction set, not on the number of threads."""
@@ -302,7 +302,7 @@ def test_16_bit_steps_run_torchs_cell(kind, fused_steps):
 
 
 def test_explain_names_the_path_without_a_kernel(kind, monkeypatch):
-    """Torch's own operator computes GRUs and LSTMs, except with resets or in forward mode."""
+    """GRUs and LSTMs run torch's own operator, except with resets or forward-mode AD."""
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     on_meta = {"cpu": "the CPU kernel does not run on meta"}
     explained = explain(kind.layer(3, 4, device="meta"), x.to("meta"))

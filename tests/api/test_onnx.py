@@ -1,4 +1,4 @@
-"""Tests ONNX export: checks the graphs of layers, and compares their results in onnxruntime."""
+"""Tests ONNX export: the nodes of exported graphs, and their results in onnxruntime."""
 
 import copy
 import itertools
@@ -43,7 +43,7 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """Returns a function that runs the graph in onnxruntime on tensors, pairs of them or None."""
+    """Returns a function that runs the graph in onnxruntime. Arguments may be pairs or None."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 
@@ -61,9 +61,9 @@ def as_nn(layer, dtype):
 
 
 def check_budget(proto, layer, draw, sizes, call=lambda layer, *inputs: layer(*inputs)):
-    """Checks the graph's results on inputs of all sizes, made by `draw`.
+    """Checks the graph's results on inputs that `draw` returns for each of the sizes.
 
-    `call` runs torch's layer on these inputs.
+    `call` runs torch's layer on the same inputs.
     """
     run, budget = with_onnxruntime(proto), ErrorBudget(torch.float32)
     for size, _ in itertools.product(sizes, range(4)):
@@ -111,7 +111,7 @@ def test_each_layer_becomes_one_node_for_any_length_and_batch(kind, options, wit
     attributes = {"linear_before_reset": 1} if kind.name == "gru" else {}
     if kind.has_nonlinearity:
         attributes = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
-    # torch.onnx's optimizer cannot fold Split nodes, and would warn about each Split.
+    # torch.onnx's optimizer cannot fold Split nodes, and would log a warning about each of them.
     assert "Skipping constant folding for op Split" not in caplog.text
     for node in found:
         assert attributes_of(node) == attributes | {
@@ -154,7 +154,7 @@ def test_step_modules_become_one_node_per_operator(kind):
 
 
 def with_lengths(layer, x, hx, lengths):
-    """Runs torch's layer on padded sequences. Empty ones output zeros and keep their states."""
+    """Runs torch's layer on padded sequences. Empty sequences output zeros and keep hx."""
     is_empty = (lengths == 0)[:, None]
     packed = pack_padded_sequence(x, lengths.clamp(min=1), enforce_sorted=False)
     output, last = layer(packed, hx)
@@ -236,7 +236,7 @@ def test_graphs_are_valid_in_other_dtypes(kind, dtype):
 
 @pytest.mark.covering(0)
 def test_a_model_on_another_device_can_be_exported(kind):
-    """The node's placeholder in torch's graph must be on the device of the model's input."""
+    """In torch's graph, the placeholder for the node must be on the device of the input."""
     model = replace_rnn(torch.nn.Sequential(kind.nn_layer(D, H))).append(Head()).to("meta")
     x = torch.randn(5, 3, D, device="meta")
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)

@@ -84,7 +84,7 @@ def test_operators_pass_opcheck(
     output, last, saved = operators.forward(*arguments)
     want_input, layers = not tokens, list(range(num_layers))
     states = [with_hx] * len(last) if with_hx else []
-    # Three pairs are enough: the fake kernel handles incoming and wanted gradients separately.
+    # Three cases are enough, because the fake kernel handles `grads` and `wanted` independently.
     for grads, wanted in (
         ((output, [None] * len(last)), ([want_input, *states], layers)),
         ((None, last), ([False] * (1 + len(states)), layers[1:])),
@@ -100,7 +100,7 @@ def test_operators_pass_opcheck(
     ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
 )
 def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, shared):
-    """opcheck passes in inference without an output, and in training with shared prefixes."""
+    """opcheck passes for inference without an output, and for training with shared prefixes."""
     *arguments, options = stack_arguments(kind, layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
         arguments[-1] = None  # removes reset
@@ -116,7 +116,7 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
         return
     wanted = operators.forward(*arguments, alone - ops.SHARE_PREFIXES, 0)[1]
     torch.testing.assert_close(last, wanted)
-    # Rows that sharing skips are never written, so runs differ and the aot test would fail.
+    # Sharing leaves the rows that it skips uninitialized, so runs differ and the aot test fails.
     tests = [test for test in tests if "aot" not in test]
     call = operators.arguments(*arguments, options, 2)
     torch.library.opcheck(ops.forward, call, test_utils=tests)
@@ -209,7 +209,7 @@ def good(kind):
 
 
 def changed(kind, arguments, changes):
-    """Returns arguments with changes, which are values or functions of the kind."""
+    """Returns a copy of the arguments with changes. A change that is a function gets the kind."""
     values = {name: value(kind) if callable(value) else value for name, value in changes.items()}
     return arguments | values
 
@@ -285,8 +285,8 @@ def layout_of(*values, dtype=torch.int64):
         ),
     ],
 )
-def test_the_forward_operator_checks_its_arguments(kind, changes, text):
-    """An operator called directly, without the checks in Python, never reads out of bounds."""
+def test_the_forward_operator_rejects_invalid_arguments(kind, changes, text):
+    """Without Python's checks, a direct call of the operator must not read out of bounds."""
     arguments = changed(kind, good(kind), changes)
     arguments["options"] |= kind.bits
     with pytest.raises(RuntimeError, match=text.replace("ROWS", str(kind.gates * 5))):
@@ -309,7 +309,7 @@ def test_relu_is_rejected_for_cells_with_a_fixed_nonlinearity(kind):
         ([H_N, H_N.double()], "cx must have the dtype of"),
     ],
 )
-def test_the_operators_check_cell_states(states, text):
+def test_the_operators_reject_invalid_cell_states(states, text):
     arguments = good(KINDS["lstm"])
     output, last, saved = operators.forward(**arguments)
     arguments["states"] = states
@@ -352,12 +352,12 @@ def backward_arguments(kind):
         ({"options": ops.BIAS | ops.LAST_STATE | 2**19}, "options must be bits of"),
     ],
 )
-def test_the_backward_operator_checks_its_arguments(kind, changes, text):
+def test_the_backward_operator_rejects_invalid_arguments(kind, changes, text):
     with pytest.raises(RuntimeError, match=text):
         operators.backward(**changed(kind, backward_arguments(kind), changes))
 
 
-def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
+def test_the_backward_operator_rejects_gradients_of_ids(kind):
     arguments = backward_arguments(kind)
     arguments["input"] = torch.zeros(5, 2, dtype=torch.int64)
     arguments["weights"][0] = torch.zeros(7, kind.gates * 5)
@@ -366,7 +366,7 @@ def test_the_backward_operator_rejects_the_gradient_of_ids(kind):
     assert len(operators.backward(**arguments | {"wanted": [False]})) == len(arguments["weights"])
 
 
-def test_the_operators_check_projections():
+def test_the_operators_reject_invalid_projections():
     number, x, states, weights, _, _, options = stack_arguments(VARIANTS["projected"], "padded")
     weight_ih, weight_hh, *biases, weight_hr = weights
     for call, text in (
@@ -400,7 +400,7 @@ def test_the_operators_check_projections():
     ],
     ids=["none", "too narrow", "another dtype", "too many"],
 )
-def test_the_backward_operator_checks_saved_tensors(kind, change):
+def test_the_backward_operator_rejects_invalid_saved_tensors(kind, change):
     arguments = backward_arguments(kind)
     arguments["saved"] = change(arguments["saved"][0])
     with pytest.raises(RuntimeError, match=r"saved must hold|what a layer keeps in saved must"):

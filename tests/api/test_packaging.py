@@ -1,4 +1,4 @@
-"""Tests the source distribution, wheels built from it, and builds that must fail."""
+"""Tests the source distribution, the wheels built from it, and failing builds."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def files_below(folder):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the source tree without build products."""
+    """A copy of the source tree without build output."""
     target = tmp_path / "tree"
     names = git_files("--cached", "--others", "--exclude-standard")
     if names is None:
@@ -113,7 +113,7 @@ def package_files(wheel):
 
 
 def plant_leftovers(tree):
-    """Plants leftovers of earlier builds in a source tree: libraries and a removed module."""
+    """Adds leftovers of earlier builds to a source tree: libraries and a removed module."""
     for folder in ("build/lib", f"build/lib.{sys.platform}-x86_64-cpython-311", "."):
         package = tree / folder / "namernn_fast"
         package.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
     assert package_files(wheel) == {f"namernn_fast/{name}" for name in modules}
 
 
-def test_links_of_the_description_are_absolute(tree, tmp_path):
+def test_links_in_the_package_description_are_absolute(tree, tmp_path):
     """A package index shows the README alone, so every link must be absolute."""
     hook = "prepare_metadata_for_build_wheel"
     run_hook(hook, tree, tmp_path / "metadata", NAMERNN_FAST_NO_EXT="1")
@@ -161,8 +161,8 @@ def test_the_citation_states_the_package_version():
         pytest.param("source", "planted", marks=pytest.mark.slow),
     ],
 )
-def test_failing_build_is_an_error(fault, message, tree, quick_compiler, tmp_path):
-    """A failing build does not make a wheel from the library that an earlier build left behind."""
+def test_a_failing_build_raises_an_error(fault, message, tree, quick_compiler, tmp_path):
+    """A failing build must not package the library of an earlier build."""
     plant_leftovers(tree)
     if fault == "source":
         with (tree / "csrc" / "isa" / "baseline.cpp").open("a") as source:

@@ -1,4 +1,4 @@
-"""Prepared modules are saved, copied, converted, compiled, exported, refreshed and replaced."""
+"""Tests saving, copying, converting, compiling, exporting and refreshing prepared modules."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def make(kind, form):
 def equal(first, second):
     """Returns whether results are bit-identical or, for step modules, equal up to rounding.
 
-    For small sizes a step module runs torch's own cell.
+    Small step modules run torch's own cell, which rounds differently than the kernel.
     """
     if isinstance(second, tuple) and tree_leaves(second)[0].dim() == 3:
         return all(map(torch.equal, tree_leaves(first), tree_leaves(second)))
@@ -86,7 +86,7 @@ def test_a_prepared_module_computes_the_results_of_its_layer(made):
 
 
 def test_calls_in_training_mode_raise_an_error(made):
-    """`train()` itself must not fail, because that would leave the model half changed."""
+    """`train()` itself must not fail, or only some modules of a model would change their mode."""
     _, prepared, x = made
     wanted = prepared(x)
     model = torch.nn.Sequential(torch.nn.Dropout(), prepared)
@@ -101,7 +101,7 @@ def test_calls_in_training_mode_raise_an_error(made):
     assert equal(model.eval()[1](x), wanted)
 
 
-def test_the_saved_file_equals_the_file_of_the_layer(made):
+def test_saving_writes_the_same_file_as_the_layer(made):
     module, prepared, _ = made
     files = [io.BytesIO(), io.BytesIO()]
     for file, saved in zip(files, (module, prepared), strict=True):
@@ -125,8 +125,8 @@ def test_loading_reports_the_errors_of_the_layer(kind, made, form):
 
 
 @for_dtypes
-def test_a_failed_load_changes_nothing(kind, made, form):
-    """`assign` accepts tensors of any dtype, so the error comes from packing them."""
+def test_a_failed_load_leaves_the_module_unchanged(kind, made, form):
+    """With `assign`, a wrong dtype is noticed only when the new weights are packed."""
     module, prepared, x = made
     wanted, state = prepared(x), prepared.state_dict()
     other = make(kind, form)[0].state_dict()
@@ -153,13 +153,13 @@ def test_copies_are_independent(kind, made, form):
     assert not equal(prepared(x), wanted)
     for each in (*copies, loaded):
         assert equal(each(x), wanted)
-    # The file holds names, shapes and options besides the weights, but no packed weights.
+    # The file contains weights, names, shapes and options, but no packed weights.
     weight_bytes = sum(weight.nbytes for weight in module.parameters())
     assert len(pickle.dumps(copies[0])) < len(pickle.dumps(module)) + weight_bytes / 2
 
 
-def test_a_conversion_to_the_same_dtype_packs_nothing(made, monkeypatch):
-    """So another thread may call the module meanwhile, as it may call the layer."""
+def test_conversion_to_the_same_dtype_does_not_pack_again(made, monkeypatch):
+    """Another thread may therefore call the module during such a conversion."""
     _, prepared, _ = made
     monkeypatch.setattr(prepared, "_hold", None)
     prepared.to("cpu").float()
@@ -191,7 +191,7 @@ def send_results(queue, x, calls):
 
 
 @pytest.mark.drop_in
-def test_modules_and_streams_are_sent_to_a_spawned_process(kind):
+def test_modules_and_streams_can_be_sent_to_a_spawned_process(kind):
     with torch.no_grad():
         layer = kind.layer(6, 20)
         model = torch.nn.Sequential(layer.prepare())
@@ -306,8 +306,8 @@ def test_compiled_programs_use_the_packed_tensor(kind, made, form):
 
 
 @for_dtypes
-def test_export_holds_the_weights_of_the_layer(made):
-    """Of a layer with 8-bit weights, the program holds the rounded weights in floats."""
+def test_exported_programs_hold_unpacked_weights(made):
+    """For a layer with 8-bit weights, these are the rounded weights in float32."""
     _, prepared, x = made
     frozen = prepared._frozen()
     program = torch.export.export(prepared, (x,), strict=False)
@@ -337,8 +337,8 @@ def operators_in(graph):
 
 
 @for_dtypes
-def test_a_trace_holds_the_weights_of_the_layer(kind, made, form):
-    """The trace holds no weights packed for this processor, even if it needs a fused operator."""
+def test_traces_hold_unpacked_weights(kind, made, form):
+    """A trace must not hold weights packed for this processor, even if it calls our operator."""
     _, prepared, x = made
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a trace warns about the shapes that it fixes
@@ -449,7 +449,7 @@ def dumps_and_loads(model):
 
 
 class Model(torch.nn.Module):
-    """A model with every kind of recurrent module, one of them in two places."""
+    """A model with every kind of recurrent module. One module occurs twice."""
 
     def __init__(self, kind):
         super().__init__()
@@ -496,7 +496,7 @@ class Tied(torch.nn.Module):
         self.first.weight_ih_l1 = self.first.weight_ih_l0
 
     def ties(self):
-        """Returns the names of each parameter."""
+        """Returns, for each parameter, the set of all its names."""
         names = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), set()).add(name)
@@ -504,7 +504,7 @@ class Tied(torch.nn.Module):
 
 
 @pytest.mark.parametrize("change", [lambda model: model, copy.deepcopy, dumps_and_loads])
-def test_tied_parameters_are_tied_again(kind, change):
+def test_restore_rnn_restores_tied_parameters(kind, change):
     model = Tied(kind)
     wanted, state = model.ties(), {k: v.clone() for k, v in model.state_dict().items()}
     assert len(wanted) < len(state)
@@ -525,7 +525,7 @@ def test_tied_parameters_are_tied_again(kind, change):
 
 @pytest.mark.drop_in
 def test_prepare_rnn_accepts_a_single_layer(kind):
-    """Tests torch's layer, and a layer that `replace_rnn` made."""
+    """Tests torch's layer, and a fused layer that `replace_rnn` returned."""
     layer, x = kind.nn_layer(6, 20), torch.randn(5, 8, 6)
     wanted, prepared = layer(x)[0], prepare_rnn(layer)
     assert type(layer) is kind.nn_layer
@@ -618,8 +618,8 @@ with open(sys.argv[1], "wb") as file:
 
 @pytest.mark.slow
 @for_dtypes
-def test_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_program):
-    """In 8 bits a state may round to another integer, and exported programs do not round states."""
+def test_saved_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_program):
+    """8-bit results differ slightly: kernels round states, but exported programs do not."""
     path, options = tmp_path / "prepared", {"cwd": tmp_path, "ATEN_CPU_CAPABILITY": "default"}
     run_program("-c", PICKLE, path, kind.cell.layer, dtype, **options)
     prepared, x, wanted = pickle.loads(path.read_bytes())
@@ -633,7 +633,7 @@ def test_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_program
 @for_variants
 @pytest.mark.parametrize("seed", range(4))
 def test_random_sequences_of_operations(kind, form, seed, fused_steps):
-    """After refreshes, copies, loads and conversions in any order, results match the layer."""
+    """Results match the layer after refreshes, copies, loads and conversions in any order."""
     generator = torch.Generator().manual_seed(seed)
     module, x = make(kind, form)
     module.requires_grad_(False)

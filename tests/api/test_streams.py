@@ -1,4 +1,4 @@
-"""Tests that streams match torch's layers in float64, with any operations between two steps."""
+"""Tests that streams match torch's layers, with any operations between two steps."""
 
 import copy
 import multiprocessing
@@ -29,7 +29,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @pytest.fixture(params=["direct", "operator", "reference"])
 def way(request, monkeypatch):
-    """Runs a test without torch's dispatcher, with the operator, and without a kernel."""
+    """Runs a test in three ways: bypassing torch's dispatcher, through it, and without a kernel."""
     if request.param == "operator":
         monkeypatch.setattr(direct, "step_directly", lambda *_: False)
     if request.param == "reference":
@@ -38,7 +38,7 @@ def way(request, monkeypatch):
 
 
 with_kernel = pytest.mark.parametrize("way", ["direct", "operator"], indirect=True)
-"""Runs a test in all ways with a kernel."""
+"""Runs a test with the kernel, bypassing torch's dispatcher and through it."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def inference():
 
 
 def make(kind, *sizes, dtype=torch.float32, batch=4, **options):
-    """Returns a layer and a stream of it. With the dtype int8, only the weights are in 8 bits."""
+    """Returns a layer and its stream. If dtype is int8, only the weights are in 8 bits."""
     torch.manual_seed(1)
     in_8_bits = dtype == torch.int8
     layer = kind.layer(*sizes, **options).to(torch.float32 if in_8_bits else dtype)
@@ -67,8 +67,8 @@ def draw_states(kind, stream):
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
-    """Bit-identical if batch-invariant: in 16 bits, streams keep states in float32."""
+def test_single_steps_are_bit_identical_to_a_whole_sequence(kind, way, dtype, layers, bias):
+    """This holds with batch invariance. 16-bit streams keep their states in float32."""
     layer, stream = make(kind, 7, 20, layers, bias=bias, dtype=dtype, batch_invariant=True)
     dtype = layer.weight_hh_l0.dtype
     x = torch.randn(9, 4, 7).to(dtype)
@@ -90,7 +90,7 @@ def test_steps_equal_a_whole_sequence(kind, way, dtype, layers, bias):
 @for_variants
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 130), (70, 64), (300, 8)])
 @pytest.mark.parametrize("batch", [0, 1, 2, 7, 65])
-def test_a_step_of_any_size(kind, way, sizes, batch):
+def test_steps_of_any_size_keep_the_error_budget(kind, way, sizes, batch):
     layer, stream = make(kind, *sizes, batch=batch)
     hx, x = draw_states(kind, stream), torch.randn(batch, sizes[0])
     theirs = kind.nn_layer(*sizes)
@@ -101,7 +101,7 @@ def test_a_step_of_any_size(kind, way, sizes, batch):
 
 
 def check_budget(results):
-    """Checks the error budget. `results` holds our tensors, torch's, and torch's in float64."""
+    """Checks the error budget of results: our tensors, torch's tensors, and torch's in float64."""
     assert_within_budget(*(dict(enumerate(tensors)) for tensors in results))
 
 
@@ -125,7 +125,7 @@ def test_only_the_given_rows_advance(kind, way, rows):
 
 
 @for_variants
-def test_out_receives_the_output(kind, way):
+def test_the_output_is_written_to_out(kind, way):
     """`out` may have any strides, and may be the frame itself."""
     _, stream = make(kind, 5, 20)
     x = torch.randn(4, 5)
@@ -141,7 +141,7 @@ def test_out_receives_the_output(kind, way):
     assert torch.equal(stream(x, out=x), wanted)
 
 
-def test_nothing_shares_memory_with_the_states(kind, way):
+def test_outputs_and_returned_states_are_copies(kind, way):
     _, stream = make(kind, 5, 20)
     outputs = [stream(torch.randn(4, 5)) for _ in range(2)]
     kept = map_states(stream.states, torch.Tensor.clone)
@@ -230,7 +230,7 @@ BAD_CALLS = {
 
 @with_kernel
 @pytest.mark.parametrize("case", BAD_CALLS)
-def test_a_bad_call_changes_nothing(kind, way, case):
+def test_an_invalid_call_leaves_the_states_unchanged(kind, way, case):
     changed, error, message = BAD_CALLS[case]
     _, stream = make(kind, 5, 20, 2)
     before = draw_states(kind, stream)
@@ -270,7 +270,7 @@ def test_compiled_calls_check_rows(kind, case, backend):
 
 @pytest.mark.parametrize("rows", [[True, False], [0.0, 1.0], [1, 1], [0, -1], [0, 4]])
 def test_compiled_calls_check_lists_of_rows(kind, rows):
-    """Some raise while they are compiled, when the compiler's error repeats ours."""
+    """Some calls fail during compilation. The compiler's error then repeats our message."""
     _, stream = make(kind, 5, 20)
     before = draw_states(kind, stream)
     torch._dynamo.reset()
@@ -279,7 +279,7 @@ def test_compiled_calls_check_lists_of_rows(kind, rows):
     assert all(map(torch.equal, tensors_in(stream.states), tensors_in(before)))
 
 
-def test_bad_states_and_repeated_rows_raise_an_error(kind, way):
+def test_invalid_states_and_repeated_rows_raise_an_error(kind, way):
     _, stream = make(kind, 5, 20, 2)
     for states in (None, torch.zeros(2, 3, 20), (torch.zeros(2, 4, 20),) * 3, 1):
         with pytest.raises(RuntimeError, match="states must have"):
@@ -319,7 +319,7 @@ def test_unsupported_uses_raise_errors(kind):
 @pytest.mark.parametrize("count", range(4))
 @pytest.mark.parametrize("group", [tuple, list])
 def test_step_modules_reject_the_same_states_on_both_paths(kind, group, count):
-    """The fast path of inference accepts exactly the states that the other path accepts."""
+    """The inference fast path accepts the same states as the path for training."""
     module, x = kind.step_module(5, 20), torch.randn(4, 5)
     hx = group(torch.zeros(4, 20) for _ in range(count))
     if kind.name == "lstm" and count == 2:
@@ -333,7 +333,7 @@ def test_step_modules_reject_the_same_states_on_both_paths(kind, group, count):
         assert str(raised.value) == str(wanted.value)
 
 
-def test_step_modules_read_strided_states_and_plain_weights_only(kind):
+def test_step_modules_accept_strided_states_and_negated_weights(kind):
     module, x = kind.step_module(5, 20), torch.randn(4, 5)
     hx = kind.states(torch.randn, 4, 50)
     hx = map_states(hx, lambda state: state[:, 7:27])
@@ -348,7 +348,7 @@ def test_step_modules_read_strided_states_and_plain_weights_only(kind):
     torch.testing.assert_close(module(x, dense), theirs(x, dense))
 
 
-def test_a_plain_call_needs_no_operator(kind, monkeypatch):
+def test_plain_calls_bypass_torchs_dispatcher(kind, monkeypatch):
     _, stream = make(kind, 5, 20)
     tokens = kind.tokens(9, 5, 20).prepare().stream(4)
     cell = kind.step_module(5, 20).prepare()
@@ -370,7 +370,7 @@ def test_a_plain_call_needs_no_operator(kind, monkeypatch):
     assert calls == [True] * 9
 
 
-def test_modes_see_the_operator(kind):
+def test_dispatch_modes_and_profilers_see_the_operator(kind):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Seen(TorchDispatchMode):
@@ -422,7 +422,7 @@ def test_the_schema_marks_the_states_as_mutable():
     torch.library.opcheck(torch.ops.namernn_fast.checked_rows.default, (rows, 4))
 
 
-def test_the_operator_rejects_bad_tensors():
+def test_the_step_operator_rejects_invalid_tensors():
     panels = KINDS["gru"].layer(5, 20).prepare()._panels
     states, x, options = torch.zeros(1, 4, 20), torch.randn(4, 5), panels.options
     run = torch.ops.namernn_fast.step
@@ -498,7 +498,7 @@ def test_streams_can_be_batch_invariant(kind, way):
 
 
 class PlainStream:
-    """Torch's layer and the states of each sequence."""
+    """A stream implemented with torch's layer."""
 
     def __init__(self, kind, layer, batch, dtype):
         self.dtype = dtype
@@ -528,7 +528,7 @@ class PlainStream:
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("part", range(20))
 def test_random_sequences_of_operations(kind, part):
-    """Steps, resets, forks and refreshes in random order; 2,040 times in test-all."""
+    """Runs steps, resets, forks and refreshes in random order; test-all runs 2,040 sequences."""
     for seed in range(34 * part, 34 * part + 34):
         run_random_operations(kind, torch.Generator().manual_seed(seed))
 

@@ -1,4 +1,4 @@
-"""Tests that the structure check `.ci/structure.py` finds planted faults and nothing else."""
+"""Tests that `.ci/structure.py` finds planted faults and reports nothing else."""
 
 import runpy
 from pathlib import Path
@@ -38,8 +38,8 @@ def structure():
     return SimpleNamespace(**runpy.run_path(str(ROOT / ".ci" / "structure.py")))
 
 
-def test_functions_are_measured(structure):
-    """A function extends from its template line to its closing brace, and includes its lambdas."""
+def test_function_lengths_are_measured(structure):
+    """A function starts at its template line and ends at its closing brace, with all lambdas."""
     native = [("Sum", 7, 4, 2), ("value", 11, 1, 0), ("wait", 14, 9, 2)]
     assert list(structure.cpp_functions(NATIVE)) == native
     python = "import x\n\nasync def wait():\n    def inner(self, a, *b, c=1):\n        pass\n"
@@ -115,7 +115,7 @@ def test_upward_imports_are_found(structure):
         ("def f(x):\n    name = '.'.join(x)\n    return import_module(name)", None),
     ],
 )
-def test_imports_by_name_are_found(structure, text, found):
+def test_dynamic_imports_are_found(structure, text, found):
     files = {
         "namernn_fast/ops.py": text,
         "namernn_fast/nn/__init__.py": "",
@@ -132,7 +132,7 @@ def test_imports_by_name_are_found(structure, text, found):
 @pytest.mark.parametrize(
     "text", ["import_module('torch.nn')", "def f(x):\n    return importlib.import_module(x)"]
 )
-def test_imports_of_other_packages_are_allowed(structure, text):
+def test_dynamic_imports_of_other_packages_are_allowed(structure, text):
     files = {"namernn_fast/ops.py": text, "namernn_fast/nn/__init__.py": ""}
     assert not [*structure.upward_imports(files)]
 
@@ -145,7 +145,7 @@ def test_imports_of_other_packages_are_allowed(structure, text):
         "from .torch_private import _get_tracing_state",
     ],
 )
-def test_questions_about_the_context_of_a_call_are_found(structure, text):
+def test_queries_of_the_call_context_are_found(structure, text):
     files = dict.fromkeys(("namernn_fast/ops.py", structure.CONTEXT), text)
     ((path, line, _),) = structure.questions_about_context(files)
     assert (path, line) == ("namernn_fast/ops.py", 1)

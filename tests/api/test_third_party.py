@@ -1,4 +1,4 @@
-"""Tests the runner of other libraries' tests, which swaps in fused layers and reports failures."""
+"""Tests the program that runs other libraries' tests with fused layers and reports failures."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "third_party"
-# Stands in for the tests of a library that knows only torch.
+# The tests of an imaginary library that uses torch's layers.
 TESTS = """
 import pytest
 import torch
@@ -54,7 +54,7 @@ def run_pytest(folder, *options):
 
 
 @pytest.mark.slow
-def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
+def test_plugin_replaces_torchs_classes_with_fused_classes(tmp_path, report):
     (tmp_path / "test_library.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     outcomes, only = {}, []

@@ -25,12 +25,12 @@ def model(kind, **options):
 
 
 def run_parts(model, ids, *arguments, **more):
-    """Returns the results of calling a model's embedding and then its layer."""
+    """Calls a model's embedding and then its layer, and returns the results."""
     return model.rnn(model.embedding(ids), *arguments, **more)
 
 
 def check(model, ids=IDS, *arguments, twin=None, **more):
-    """Checks a model's results and gradients against its own parts or the parts of a twin."""
+    """Checks a model's results and gradients against its embedding and layer, or its twin's."""
     got = model(ids, *arguments, **more)
     wanted = run_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)
@@ -120,15 +120,15 @@ def test_custom_embedding_class_is_called(kind):
         ours.last_state(IDS, share_prefixes=True)
 
 
-def test_a_forward_set_on_the_layer_gets_rows(kind):
-    """A `forward` set on the layer may not accept token ids, so it gets embedded rows."""
+def test_a_replaced_forward_of_the_layer_gets_embedded_rows(kind):
+    """A `forward` that replaces the layer's own may not accept token ids."""
     ours = model(kind)
     ours.rnn.forward = lambda rows, hx=None: (rows, hx)
     assert torch.equal(ours(IDS)[0], ours.embedding(IDS))
 
 
-def test_last_state_runs_a_forward_without_reset_to(kind):
-    """A `forward` set on a layer or model may accept only the arguments that the caller sets."""
+def test_last_state_passes_only_given_arguments_to_a_replaced_forward(kind):
+    """A `forward` that replaces the original may not have newer arguments such as `reset_to`."""
     ours = model(kind)
 
     def forward(x, hx=None, lengths=None, *rest, reset=None, embedding=None, padding_idx=None):
@@ -187,7 +187,7 @@ def test_hooks_and_replaced_forwards_run(kind, how, part, request):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["tokens", "layer"])
 def test_last_state_recomputes_pruned_weights(kind, whole):
-    """`last_state` runs the forward pre-hook in which pruning recomputes a weight at each call."""
+    """Pruning recomputes a weight in a forward pre-hook, so `last_state` must run such hooks."""
     ours = model(kind)
     prune.random_unstructured(ours.rnn, "weight_hh_l0", 0.5)
     pruned = {name: value * 2 for name, value in ours.state_dict().items()}
@@ -283,7 +283,7 @@ def test_vmap_over_models_matches_a_loop(kind, method):
 
 
 def test_vmap_rejects_an_id_out_of_range(kind):
-    """The error does not locate the id: vmap folds ids into a batch that the caller never sees."""
+    """The error does not say where the id is, because vmap merges all ids into one batch."""
     ids = IDS.repeat(2, 1, 1)
     ids[1, 2, 2] = V
     with pytest.raises(IndexError, match=r"ids from 0 to 5 \(the rows of embedding\)"):
@@ -390,7 +390,7 @@ def test_traced_last_state_accepts_other_sizes(kind):
 
 
 def test_quantized_embedding_is_called(kind):
-    """If a tool replaces the embedding, the module calls the replacement."""
+    """If a tool replaces the embedding module, the token layer calls the replacement."""
     ours = kind.tokens(V, D, H)
     embedding = copy.deepcopy(ours.embedding)
     embedding.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig

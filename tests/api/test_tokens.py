@@ -35,7 +35,7 @@ def calls(monkeypatch):
 
 
 def arranged(layout, ids, lengths, batch_first=False):
-    """Converts ids (seq_len, batch) to a layout; returns them and the layout's keywords."""
+    """Converts ids (seq_len, batch) to a layout, and returns them with the layout's arguments."""
     sequences = [ids[:length, b] for b, length in enumerate(lengths)]
     some = [sequence for sequence in sequences if len(sequence)]
     if layout == "unbatched":
@@ -138,13 +138,13 @@ def test_derivatives_of_token_calls_are_correct(kind, path):
         more = {"embedding": embedding, "lengths": lengths}
         return flat(torch.func.functional_call(layer, parameters, (ids, hx), more))
 
-    # A fast check is enough for torch's own operator.
+    # Torch's own operator needs only gradcheck's fast mode.
     fast = kind.without_kernel == "torch" and path == "reference"
     check_derivatives(run, leaves, fast_mode=fast)
 
 
 def second_derivatives(results, leaves):
-    """Returns the gradients of a gradient penalty on the sum of squared results."""
+    """Returns the gradients of the squared gradient norm of the sum of squared results."""
     loss = sum(result.square().sum() for result in tree_leaves(results))
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     return torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
@@ -175,7 +175,7 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
-    """Casts embedding and weights if torch's layer casts rows; errors stay within the budget."""
+    """Ids and rows are cast alike, and the errors stay within the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
@@ -197,8 +197,8 @@ def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [4, 5])
-def test_products_get_contiguous_matrices(kind, path, width, dtype, monkeypatch):
-    """Products need copies of slices, because in 16 bits oneDNN may read past the ends of rows."""
+def test_matrix_products_get_contiguous_operands(kind, path, width, dtype, monkeypatch):
+    """Slices must be copied, because in 16 bits oneDNN may read past the ends of their rows."""
 
     def product(rows, weight):
         assert rows.is_contiguous()
@@ -215,7 +215,7 @@ def test_products_get_contiguous_matrices(kind, path, width, dtype, monkeypatch)
     assert all(map(torch.equal, results, flat(layer(ids, embedding=rows))))
 
 
-def test_autocast_leaves_float64_alone(kind, path):
+def test_autocast_does_not_change_float64(kind, path):
     layer, embedding = layer_and_embedding(kind)
     ids = torch.randint(V, (T, B))
     with torch.autocast("cpu", torch.bfloat16):
@@ -240,8 +240,8 @@ def test_batch_invariant_token_calls_match_rows_bit_for_bit(kind):
 @pytest.mark.parametrize("options", [{}, STACK], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_last_state_of_rows_has_the_same_bits(kind, path, options, layout, dtype):
-    """For rows, `last_state` returns the same bits as a call that also returns the output."""
+def test_last_state_of_rows_is_bit_identical_to_a_full_call(kind, path, options, layout, dtype):
+    """A full call also returns the output."""
     layer, embedding = layer_and_embedding(kind, dtype=dtype, **options)
     input, more = arranged(layout, torch.randint(V, (T, B)), LENGTHS)
     rows = rows_of(input, embedding.detach())
@@ -284,7 +284,7 @@ def alike(sequences, vocabulary=9, longest=12):
     "options", [{}, {"num_layers": 3}, {"nonlinearity": "relu", "bias": False}], ids=str
 )
 def test_sharing_prefixes_does_not_change_results(kind, layout, sequences, options, threads):
-    """Sharing does not change last states or gradients, with any number of threads."""
+    """Last states and gradients stay the same for any number of threads."""
     batch_first = layout == "lengths"
     input, more = arranged(layout, *alike(sequences), batch_first)
     options = kind.known(options)
@@ -347,8 +347,8 @@ def test_sharing_prefixes_does_not_change_second_derivatives(kind):
 
 
 @needs_extension
-def test_sizes_decide_whether_prefixes_are_shared(kind, calls):
-    """By default a call shares prefixes if it is large enough, in training and in inference."""
+def test_large_calls_share_prefixes_by_default(kind, calls):
+    """This applies to training and to inference."""
     embedding = torch.randn(9, 4)
 
     def shares(ids, layer, share=None):
@@ -390,8 +390,8 @@ def test_sizes_decide_whether_prefixes_are_shared(kind, calls):
         ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
-def test_impossible_sharing_of_prefixes_is_an_error(kind, options, more, text, calls):
-    """If prefixes cannot be shared, share_prefixes=True is an error; by default the call runs."""
+def test_share_prefixes_raises_an_error_if_it_is_impossible(kind, options, more, text, calls):
+    """Without `share_prefixes=True`, the call runs without sharing."""
     layer = kind.layer(D, 32, **options)
     more = more | {"hx": states_of(kind, more["hx"])} if "hx" in more else more
     more |= {"embedding": torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)}
@@ -480,7 +480,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
         (JAGGED_2D, {}, ValueError, r"must be \(batch, jagged steps\), got 3 dimensions"),
     ],
 )
-def test_bad_token_input_is_rejected(kind, path, input, more, error, text, method):
+def test_invalid_token_input_is_rejected(kind, path, input, more, error, text, method):
     layer = kind.layer(D, H)
     if kind.without_kernel == "torch" and path == "reference":  # the operator gets rows, not ids
         text = text.replace("dtype of the table", "dtype of input")
@@ -507,7 +507,7 @@ def test_empty_batches_are_accepted(kind, path):
 
 
 def test_embedding_must_not_change_before_backward(kind, path):
-    """Autograd reports a changed embedding if a gradient needs it, as for inputs of `nn.Linear`."""
+    """Autograd reports an in-place change of an embedding that a gradient needs."""
     layer, embedding = layer_and_embedding(kind)
     ids = torch.randint(V, (T, B))
     output, _ = layer(ids, embedding=embedding)

@@ -26,7 +26,7 @@ ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for c
 
 
 def cases(*dtypes):
-    """Parametrizes over the modules, dtypes and modes of torch's own module tests."""
+    """Parametrizes a test over the modules, dtypes and modes of torch's own module tests."""
     chosen = [
         (base, dtype, training)
         for base, info in ENTRIES.items()
@@ -38,7 +38,7 @@ def cases(*dtypes):
 
 
 def samples_of(base, dtype, training, requires_grad=False):
-    """Returns torch's own samples of uses of a module."""
+    """Returns torch's sample inputs for a module."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base in LAYERS else {}
     options = {"device": "cpu", "dtype": dtype, "requires_grad": requires_grad} | extra
@@ -51,7 +51,7 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
     """Yields a fused module, torch's module with equal weights, and arguments for both.
 
     Args:
-        in_a_batch: whether to also yield a batch of three for each sample that is not packed.
+        in_a_batch: also yields a batch of three for each sample that is not packed.
     """
     for sample in samples_of(base, dtype, training, requires_grad):
         made, args = sample.constructor_input, sample.forward_input.args
@@ -79,7 +79,7 @@ def tensors(*trees):
 
 
 def changed(tree, change=torch.clone):
-    """Applies `change` to the floating-point tensors of a tree, but not to batch_sizes."""
+    """Applies `change` to the floating-point tensors of a tree, so not to batch_sizes."""
 
     def leaf(t):
         return change(t.detach()).requires_grad_(t.requires_grad) if t.is_floating_point() else t
@@ -113,7 +113,7 @@ def described(module):
 
 @pytest.fixture(params=[True, False], ids=["swap", "set"])
 def swap(request):
-    """Whether a conversion swaps a parameter's contents instead of setting its `data`."""
+    """True if conversions swap a parameter's contents instead of setting its `data`."""
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield request.param
     torch.__future__.set_swap_module_params_on_conversion(False)
@@ -214,7 +214,7 @@ def test_hooks_see_the_same_values_as_in_torch(base, dtype, training):
 
 @cases()
 def test_non_contiguous_tensors_match_torch(base, dtype, training):
-    """Results match torch's for tensors with any strides, and are contiguous if torch's are."""
+    """Results match for tensors with any strides, and are contiguous if torch's results are."""
     for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
         grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
         wanted = run(theirs, args, grads)

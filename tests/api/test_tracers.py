@@ -100,7 +100,7 @@ def test_tracing_with_lengths_requires_torch_no_grad(kind):
 
 
 class WithResets(OnRows):
-    """A layer that takes resets and the states after them."""
+    """Calls a layer with `reset` and `reset_to`."""
 
     def forward(self, x, reset, reset_to):
         return self.layer(x, reset=reset, reset_to=reset_to)
@@ -161,13 +161,13 @@ def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatc
 
 def per_sample(module, input, **more):
     """Calls a module so that the backward pass computes per-sample gradients."""
-    # Import this after the package, which hooks into torch's import of expanded weights.
+    # Import these after the package, which must see torch's first import of expanded weights.
     from torch._decomp import decomposition_table
     from torch.nn.utils._expanded_weights import expanded_weights_impl
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    # If the first ONNX export of a process imported expanded weights, they have kept the loops that
-    # torch defines during an export, and then lose the gradients of nn.GRU and nn.LSTM as well.
+    # If an ONNX export in this process was the first to import expanded weights, they use the loops
+    # that torch defines during an export, which give nn.GRU and nn.LSTM no gradients.
     for function in (torch.gru, torch.lstm):
         operator = getattr(torch.ops.aten, function.__name__)
         loops = tuple(decomposition_table[getattr(operator, name)] for name in ("input", "data"))
@@ -179,7 +179,7 @@ def per_sample(module, input, **more):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
 def test_expanded_weights_sum_to_the_batch_gradient(kind, tokens):
-    """Torch's per-sample gradients work, although torch has rules only for `nn.RNN`'s operators."""
+    """Torch's per-sample gradients work, although torch has rules only for its own operators."""
     module = kind.layer(3, 4, 2, batch_first=True, bidirectional=True)
     x = torch.randn(5, 6, 3, requires_grad=True)  # otherwise nn.LSTM would run oneDNN's operator
     if tokens:
@@ -209,7 +209,7 @@ def test_expanded_weights_reject_unsupported_options(kind, invariant, more, text
 @pytest.mark.drop_in
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
-    """The older ONNX exporter passes every argument by position, so layers must accept that."""
+    """This exporter passes all arguments by position, so layers must accept them by position."""
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = kind.layer(3, 4, batch_first=True), io.BytesIO()
     hx = [kind.states(torch.randn, 1, 2, 4)] * with_hx
@@ -231,7 +231,7 @@ def test_older_onnx_exporter_exports_a_layer(kind, with_hx):
 
 
 @pytest.mark.parametrize("what", ["layer", "step_module", "tokens"])
-def test_fx_treats_modules_as_leaves(kind, what):
+def test_fx_treats_fused_modules_as_leaves(kind, what):
     """Hooks of a leaf run once, and `restore_rnn` may replace the leaf in the traced graph."""
     cls = getattr(kind, what)
     module, x = (cls(13, 3, 4), IDS[0]) if what == "tokens" else (cls(3, 4), XS[0][0])

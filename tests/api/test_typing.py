@@ -1,4 +1,4 @@
-"""Tests that the package declares its type hints, and that the hints are right in a program."""
+"""Tests that the package declares type hints, and that they are correct for a user's program."""
 
 import re
 from importlib.resources import files
@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(typed_program.__file__)
 
 
-def test_the_package_declares_its_hints():
+def test_the_package_contains_py_typed():
     """Without py.typed, type checkers ignore the hints of an installed package (PEP 561)."""
     assert (files("namernn_fast") / "py.typed").is_file()
 
 
 @pytest.mark.slow
 def test_strict_checking_finds_exactly_the_marked_errors(monkeypatch, tmp_path):
-    """Every type that the program asserts is right, and every marked mistake is an error.
+    """Every asserted type is correct, and every marked mistake is an error.
 
-    Without its `type: ignore` comments, the program has errors of the marked kinds on exactly the
-    marked lines.
+    The test removes the `type: ignore` comments. mypy must then report errors of the given kinds on
+    exactly these lines.
     """
     text = PROGRAM.read_text(encoding="utf-8")
     marked = re.compile(r"  # type: ignore\[([a-z-]+)\]")

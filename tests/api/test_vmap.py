@@ -28,7 +28,7 @@ def stacked(each, dim=0):
 
 
 def kth(k, mapped):
-    """Returns entry `k` of each mapped argument, a tensor or a pair of states."""
+    """Returns entry `k` of each mapped argument, which is a tensor or a pair of states."""
     return tree_map(lambda tensor: tensor[k], mapped)
 
 

@@ -39,7 +39,7 @@ def _no_kernel(monkeypatch):
 
 @pytest.fixture
 def paths(monkeypatch):
-    """Records the path of every call: `torch` (torch's own operator) or `reference`."""
+    """Records the path of every call: "torch" for torch's own operator, or "reference"."""
     taken = []
     for name, module in (("torch", torch_operators), ("reference", reference)):
 
@@ -108,8 +108,8 @@ def test_dense_and_packed_calls_are_bit_identical_to_torch(
 
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_operator_gets_the_flat_weights_of_the_stack(kind, layout, dropout, operator_calls):
-    """cuDNN copies all weights in every call unless it gets the flat weights of a whole stack."""
+def test_the_operator_gets_the_flat_weights_of_a_whole_stack(kind, layout, dropout, operator_calls):
+    """Otherwise cuDNN would copy all weights in every call."""
     module, _ = twins(kind, num_layers=3, bidirectional=True, dropout=dropout)
     x, hx = inputs(kind, module)
     module(pack_padded_sequence(x, [6, 4, 4, 3, 1]) if layout == "packed" else x, hx)
@@ -156,11 +156,11 @@ def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_calls_do_not_wait_for_the_device(kind, paths, layout, options, batch_first):
+def test_calls_do_not_synchronize_with_the_device(kind, paths, layout, options, batch_first):
     """Neither the forward nor the backward pass reads a value from the input's device.
 
-    The exception is an LSTM call with lengths, which packs the sequences. On the meta device, which
-    has no values, such a call runs step by step instead.
+    LSTM calls with lengths are an exception, because they pack the sequences. On the meta device,
+    which has no values, they run step by step instead.
     """
     ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
     results = []
@@ -228,7 +228,7 @@ def test_all_sequences_of_a_jagged_batch_may_be_empty(kind):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_full_lengths_do_not_change_results(kind, dtype):
-    """If every length is the padded length, results keep their dtype and their bits."""
+    """If no sequence is padded, results have the same dtype and bits as without lengths."""
     module = kind.layer(D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
     got = flat(module(x, lengths=[T] * B))
@@ -248,7 +248,7 @@ def test_full_lengths_do_not_change_results(kind, dtype):
     ],
 )
 def test_graph_sizes_do_not_depend_on_the_sequence_length(kind, layout):
-    """Torch's operator runs outside the graphs, so graphs do not grow with the sequence length."""
+    """Torch's operator runs outside the compiled graphs, so they contain no loop over steps."""
     module, _ = twins(kind, num_layers=2, bidirectional=True)
     sizes = []
     for steps in (4, 12):
@@ -275,7 +275,7 @@ def test_graph_sizes_do_not_depend_on_the_sequence_length(kind, layout):
 
 
 def test_lstm_with_lengths_compiles_to_one_graph():
-    """Torch's operator cannot run: it needs the lengths, which are unknown at compile time."""
+    """Torch's operator is not used: it needs the lengths, which are unknown at compile time."""
     module, _ = twins(VARIANTS["lstm"])
     x, hx = inputs(VARIANTS["lstm"], module)
     lengths = torch.tensor(LENGTHS)
@@ -287,7 +287,7 @@ def test_lstm_with_lengths_compiles_to_one_graph():
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_program_calls_torchs_operator(kind, strict):
-    """An exported program calls torch's operator; only the batch size may vary, not the length."""
+    """Only the batch size may vary in such a program; the sequence length is fixed."""
     module, _ = twins(kind, num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
     x, _ = inputs(kind, module, with_hx=False)

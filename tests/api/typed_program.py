@@ -150,14 +150,14 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
-    """Calls a layer with an input that is a tensor or a packed sequence."""
+    """Calls a layer with an input whose type is a union."""
     output, h_n = FusedRNN(3, 4)(input)
     assert_type(h_n, Tensor)
     return output
 
 
 def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> None:
-    """Makes mistakes, and mypy must report each with the error code in the comment on its line."""
+    """Makes mistakes. For each, mypy must report the error code in the comment on its line."""
     layer = FusedRNN(3, 4)
     FusedRNN("3", 4)  # type: ignore[arg-type]
     FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]
