@@ -1,4 +1,4 @@
-"""Tests the benchmarks of whole programs with programs that only return a result."""
+"""Tests the benchmarks of whole programs, with stub programs that only return a result."""
 
 import argparse
 import copy
@@ -17,7 +17,7 @@ STUDY = applications.STUDY
 
 
 def program(before, after, exact=2.0):
-    """Returns a program whose versions return these results."""
+    """Returns a stub program. Its versions return the given results."""
     makers = (lambda result=result: lambda: result for result in (before, after, exact))
     return Program("tagger", *makers, {"timed": "an epoch"})
 
@@ -29,13 +29,13 @@ def test_a_row_records_every_round_of_both_versions():
 
 
 @pytest.mark.parametrize("wrong", [2.0 + 2**-16, torch.tensor([2.0, 2.0, 2.0 + 2**-16])])
-def test_a_program_whose_results_differ_is_not_timed(wrong):
+def test_a_program_with_wrong_results_is_not_timed(wrong):
     same = torch.full_like(torch.as_tensor(wrong), 2.0)
     with pytest.raises(BudgetError, match=r"result: error 1\.53e-05 exceeds its budget"):
         STUDY.measure_program(program(same, wrong, same), seconds=0.0)
 
 
-def test_precise_layers_compute_in_float64_between_results_in_float32():
+def test_precise_layers_compute_in_float64_and_return_float32():
     torch.manual_seed(0)
     x, layer = torch.randn(50, 3, 4), torch.nn.LSTM(4, 8)
     precise, exact = make_precise(copy.deepcopy(layer)), copy.deepcopy(layer).double()
@@ -48,7 +48,7 @@ def test_precise_layers_compute_in_float64_between_results_in_float32():
     assert torch.equal(precise(packed)[0].data, exact(packed.double())[0].data.float())
 
 
-def test_a_missing_package_and_a_wrong_program_do_not_stop_the_others(monkeypatch, capsys):
+def test_missing_packages_and_wrong_programs_do_not_stop_other_programs(monkeypatch, capsys):
     right, wrong = program(2.0, 2.0), []
     others = [replace(right, package="not_installed"), program(2.0, 3.0), right]
     study = replace(STUDY, cases=others)

@@ -1,4 +1,4 @@
-"""Tests, without a GPU, how the GPU benchmark reports losses, errors and overdue workloads."""
+"""Tests, without a GPU, how the GPU benchmark reports slowdowns, errors and skipped workloads."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def _precision_of_the_process_stays():
     ("precision", "of_rnns", "of_products"),
     [(grid.TF32, "tf32", None), (grid.BFLOAT16, "tf32", None), (grid.FLOAT32, "ieee", "ieee")],
 )
-def test_only_float32_changes_torchs_default_precisions(precision, of_rnns, of_products):
+def test_only_the_float32_benchmark_turns_off_tf32(precision, of_rnns, of_products):
     knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
     before = knobs[1].fp32_precision
     with precision.of_the_process():
@@ -59,7 +59,7 @@ def report(rows):
 
 @pytest.fixture
 def bare(tmp_path):
-    """Returns an unbuilt checkout, and environment variables that expose only `BARE` packages."""
+    """Returns a checkout that was not built, and an environment with only the `BARE` packages."""
     checkout, packages = tmp_path / "checkout", tmp_path / "packages"
     for folder in ("namernn_fast", "benchmarks", "tools"):
         ignored = shutil.ignore_patterns("*.so", "results", "__pycache__")
@@ -83,7 +83,7 @@ def bare(tmp_path):
 def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
-        # -S hides the interpreter's packages, which leaves only the packages on PYTHONPATH.
+        # -S hides the packages that are installed, so only those on PYTHONPATH can be imported.
         ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable} -S"],
         cwd=checkout,
         env=environment,
@@ -170,7 +170,7 @@ def test_an_error_during_graph_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_workloads_past_the_deadline_are_listed_in_the_table():
+def test_the_table_lists_workloads_skipped_after_the_deadline():
     rows = run(race.DRY, deadline=0)
     assert [Workload.of(row) for row in rows] == list(grid.DRY_WORKLOADS)
     assert {row["status"] for row in rows} == {race.LATE}
@@ -188,7 +188,7 @@ def measured(workload, baseline, fused, launch=race.EAGER):
     }
 
 
-def test_losses_are_listed_beside_wins():
+def test_the_report_lists_slowdowns_and_speedups():
     win, loss = (Workload(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64))
     rows = [measured(win, 8e-6, 1e-6), measured(loss, 1e-6, 2e-6), measured(loss, 9e-6, 1e-6)]
     rows[2]["mode"] = TRAINING
@@ -219,7 +219,7 @@ def test_each_launch_mode_has_a_plot(tmp_path):
     ("activation", "status"), [(torch.tanh, race.MEASURED), (torch.sigmoid, race.WRONG_RIVAL)]
 )
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
-def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
+def test_flashrnn_is_checked_and_timed(monkeypatch, mode, activation, status):
     def elman(Wx, R, b, function, backend, dtype):  # noqa: N803
         """Runs an Elman network on Wx (batch, seq_len, gates, heads, features), like flashrnn."""
         assert (function, backend, dtype) == ("elman", "cuda_fused", "bfloat16")

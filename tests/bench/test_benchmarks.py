@@ -1,4 +1,4 @@
-"""Tests the benchmarks: their arithmetic, what they time and check, and where they write."""
+"""Tests the benchmarks: what they compute, time and check, and where they write results."""
 
 import argparse
 import dataclasses
@@ -83,7 +83,7 @@ def test_training_steps_backpropagate_from_all_results(packed, cell):
 
 @EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gate_can_check_a_subset_of_a_batch(mode, cell, monkeypatch):
+def test_the_correctness_check_accepts_a_subset_of_a_batch(mode, cell, monkeypatch):
     workload = Workload(DENSE, mode, 5, 4, 3, 6, cell)
     x, rows = torch.randn(6, 5, 4), torch.tensor([0, 3])
     calls = timed_calls.gated_calls(workload, x, rows)
@@ -102,7 +102,7 @@ def test_the_gate_can_check_a_subset_of_a_batch(mode, cell, monkeypatch):
         timed_calls.gated_calls(workload, x, rows)
 
 
-def test_layers_run_one_by_one_match_the_gradients_of_a_stack():
+def test_separate_layers_have_the_same_gradients_as_a_stack():
     calls = layers.calls(layers.Stack(DENSE, TRAINING, 3, 4, 4, 6))
     chain, stack = (calls[name].args[0] for name in ("one by one", FUSED))
     for chained, stacked in zip(chain.parameters(), stack.parameters(), strict=True):
@@ -116,7 +116,7 @@ def test_layers_run_one_by_one_match_the_gradients_of_a_stack():
 options = functools.partial(argparse.Namespace, threads=2, record=False, quick=True, seconds=0)
 
 
-def test_flushing_subnormal_numbers_ends_with_its_case(monkeypatch, threads):
+def test_subnormal_numbers_are_flushed_only_during_their_case(monkeypatch, threads):
     monkeypatch.setattr(fading, "in_new_process", lambda task, *arguments: task(*arguments))
     for case in fading.STUDY.cases:
         small = dataclasses.replace(case, batch=2, input_size=8, hidden_size=8)
@@ -126,14 +126,14 @@ def test_flushing_subnormal_numbers_ends_with_its_case(monkeypatch, threads):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_reference_path_passes_the_gate(mode, monkeypatch):
+def test_the_reference_path_passes_the_correctness_check(mode, monkeypatch):
     monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
     for family in (DENSE, PACKED):
         for call in torch_operators.calls(Workload(family, mode, 3, 4, 5, 6)).values():
             call()
 
 
-def test_a_race_over_budget_runs_the_minimum_number_of_rounds():
+def test_timing_over_budget_runs_the_minimum_number_of_rounds():
     calls = []
     raced = {name: functools.partial(calls.append, name) for name in "ab"}
     rounds = race(raced, TimeBudget(seconds=0, warmup_seconds=0, round_seconds=0))
@@ -141,7 +141,7 @@ def test_a_race_over_budget_runs_the_minimum_number_of_rounds():
     assert "".join(calls) == "ab" + "abba" * 3 + "ab"
 
 
-def test_the_interval_of_a_speed_up_ignores_drift_and_outliers():
+def test_the_confidence_interval_ignores_drift_and_outliers():
     drift = [1.0, 2.0, 1.5, 1.1, 4.0, 2.5, 1.7]
     assert speed_up_interval([2 * seconds for seconds in drift], drift) == (2.0, 2.0)
     theirs = [2.0, 2.2, 1.8, 2.1, 1.9, 2.05, 40.0]
@@ -149,7 +149,7 @@ def test_the_interval_of_a_speed_up_ignores_drift_and_outliers():
     assert 1.8 <= low < statistics.median(theirs) < high <= 2.2
 
 
-def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
+def test_each_wait_policy_is_timed_in_a_new_process(monkeypatch):
     monkeypatch.setenv(waiting.VARIABLE, "active")
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr(waiting, "measure", lambda: os.environ.get(waiting.VARIABLE))
@@ -162,7 +162,7 @@ def test_the_waiting_benchmark_times_a_step():
 
 
 def test_the_first_call_benchmark_does_not_import_torch(run_program):
-    """The benchmark times the imports of torch and a layer, so it must not import them itself."""
+    """It times the imports of torch and of a layer, so it must not import them beforehand."""
     program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
     imported = run_program("-c", program, cwd=ROOT).split()
     assert not {"torch", "namernn_fast"} & {*imported}
@@ -178,8 +178,8 @@ def test_every_stage_of_a_first_call_is_timed(monkeypatch):
 
 @EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_peers_agree_with_the_oracle(mode, cell):
-    # JAX is left out: it starts threads, so a later test could not safely fork this process.
+def test_other_implementations_agree_with_the_oracle(mode, cell):
+    # JAX is not tested: it starts threads, so a later test could not safely fork this process.
     rivals = [r for r in peers.installed() if r in ("PyTorch in place", "NumPy", "onnxruntime")]
     found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), rivals)
     assert [*found] == [*LAYERS_OF[cell], *(rivals if mode == FORWARD else ())]
@@ -202,8 +202,8 @@ RACED_IN_8_BITS = {"rnn": set(), "gru": {"torch.ao"}, "lstm": {"torch.ao", "onnx
 
 @EVERY_CELL
 @pytest.mark.parametrize(("study", "limit"), RACES.values(), ids=RACES)
-def test_a_rival_that_is_wrong_is_reported_and_not_timed(study, limit, cell, monkeypatch):
-    """A rival may be wrong on some processors only, so it does not fail a run."""
+def test_an_inaccurate_rival_is_reported_and_not_timed(study, limit, cell, monkeypatch):
+    """The run does not fail, because a rival may be inaccurate only on some processors."""
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(prepared, "RUNTIMES", ("onnxruntime",))  # OpenVINO may not be installed
     monkeypatch.setattr(*limit, 0.0)
@@ -223,8 +223,8 @@ def test_a_rival_that_is_wrong_is_reported_and_not_timed(study, limit, cell, mon
         assert f"{name} is wrong in 1 of 1 rows, and not timed there: {name} is off by" in text
 
 
-def test_nudged_runs_raise_the_budget():
-    """A budget uses the root mean square, over samples, of the largest distance in each sample."""
+def test_runs_with_perturbed_input_raise_the_error_budget():
+    """The budget uses the largest distance of each sample, and their root mean square."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
     budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
@@ -237,7 +237,7 @@ def test_nudged_runs_raise_the_budget():
 
 
 @EVERY_CELL
-def test_work_includes_the_weights_of_every_gate(cell):
+def test_row_work_includes_the_weights_of_every_gate(cell):
     layer = timed_calls.CLASSES[cell][0](3, 5, bias=False)
     weights = sum(p.numel() for p in layer.parameters())
     assert Workload(DENSE, FORWARD, 2, 3, 5, 4, cell).row_work == 4 * weights
@@ -248,8 +248,8 @@ def test_work_includes_the_weights_of_every_gate(cell):
 def rows_of(monkeypatch, threads):
     """Returns a function that runs a study twice, and returns the rows of the first run.
 
-    The second run has a fault, given as the arguments of `monkeypatch.setattr`. The function checks
-    that the gate finds this fault in every case, and that none is timed.
+    Before the second run, `fault` is passed to `monkeypatch.setattr`. The function asserts that the
+    study then reports the fault in every case and times no case.
     """
 
     def run(study, cases, fault, message):
@@ -266,7 +266,7 @@ def rows_of(monkeypatch, threads):
 
 
 @EVERY_CELL
-def test_a_step_that_is_wrong_is_not_timed(cell, rows_of):
+def test_wrong_steps_are_not_timed(cell, rows_of):
     theirs, ours = steps.MODULES[cell]
 
     class Wrong(ours):
@@ -282,7 +282,7 @@ def test_a_step_that_is_wrong_is_not_timed(cell, rows_of):
 
 
 @EVERY_CELL
-def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, rows_of):
+def test_wrong_streams_are_not_timed(cell, monkeypatch, rows_of):
     monkeypatch.setattr(streams, "runtime_calls", lambda _: {})
     call = Stream.__call__
     fault = (Stream, "__call__", lambda *each, **out: call(*each, **out) + 1e-3)
@@ -293,7 +293,7 @@ def test_a_stream_that_is_wrong_is_not_timed(cell, monkeypatch, rows_of):
     assert streams.STUDY.table([row]).count(TIMES) == 3
 
 
-def test_leaky_layers_that_are_wrong_are_not_timed(monkeypatch, rows_of):
+def test_wrong_leaky_layers_are_not_timed(monkeypatch, rows_of):
     def layers(nonlinearity):  # nn4n is not installed in tests
         sizes = leaky.INPUT_SIZE, leaky.HIDDEN_SIZE
         return KINDS["leaky"].twins(*sizes, nonlinearity=nonlinearity)[::-1]
@@ -307,7 +307,7 @@ def test_leaky_layers_that_are_wrong_are_not_timed(monkeypatch, rows_of):
     assert text.count(TIMES) == 3 * (2 + 2)  # a mean and a worst
 
 
-def test_projections_that_are_wrong_are_not_timed(rows_of):
+def test_wrong_projections_are_not_timed(rows_of):
     forward = FusedLSTM.forward
 
     def wrong(*arguments):
@@ -323,7 +323,7 @@ def test_projections_that_are_wrong_are_not_timed(rows_of):
 
 @EVERY_CELL
 @pytest.mark.parametrize("calls", [eight_bits.LAYERS, eight_bits.STREAMS])
-def test_8_bit_weights_that_are_wrong_are_not_timed(calls, cell, rows_of):
+def test_inaccurate_8_bit_weights_are_not_timed(calls, cell, rows_of):
     cases = [eight_bits.Quantized(DENSE, FORWARD, 2, 64, 64, 1, cell, calls=calls)]
     fault = (eight_bits, "MAX_ERROR", 1e-6)  # less than what rounding to 8 bits causes
     (row,) = rows_of(eight_bits.STUDY, cases, fault, "int8 is off by")
@@ -331,7 +331,7 @@ def test_8_bit_weights_that_are_wrong_are_not_timed(calls, cell, rows_of):
     assert eight_bits.STUDY.table([row]).count(TIMES) == len(row["errors"])
 
 
-def test_flops_are_counted_as_in_the_formula():
+def test_flops_match_the_formula():
     size, hidden, steps, batch = 3, 5, 4, 2
     count = 0
     for t in range(steps):
@@ -346,7 +346,7 @@ def test_flops_are_counted_as_in_the_formula():
     assert roofline.flops(Workload(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
 
 
-def test_a_recorded_run_times_one_thread_too(monkeypatch):
+def test_a_recorded_run_also_times_one_thread(monkeypatch):
     cases = [
         *grid(((3, 4, 1, 1), (5, 3, 6, 2)), ["rnn"], make=wide.Wide),
         *grid(((3, 4, 2, 1),), ["rnn"], make=wide.Wide, dtype="bfloat16"),
@@ -362,16 +362,16 @@ def test_a_recorded_run_times_one_thread_too(monkeypatch):
     assert all(f"{count} thread(s), {mode}: nn.RNN" in text for count in (1, 2) for mode in MODES)
 
 
-def test_the_read_floor_counts_every_weight_once_per_step():
+def test_bytes_read_include_every_weight_once_per_step():
     workload = Workload(DENSE, FORWARD, 2, 5, 3, 4)
     assert wide.weights_read(workload) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(workload, mode=TRAINING)
     assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
-    # From initial states, the first step reads weight_hh as well.
+    # With initial states, the first step reads weight_hh, too.
     assert eight_bits.bytes_read(workload) == 3 * (5 + 8) + 4 * 3 * (3 + 8)
 
 
-def test_a_table_has_a_dash_in_every_divider():
+def test_every_divider_of_a_table_has_a_dash():
     assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
 
 
@@ -387,14 +387,14 @@ def test_writing_a_section_keeps_the_rest_of_the_page(tmp_path):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """Redirects the folders that a run writes to `tmp_path`, and returns that path."""
+    """Makes benchmarks write to folders in `tmp_path`, and returns `tmp_path`."""
     for name in ("RESULTS", "SCRATCH"):
         monkeypatch.setattr(pages, name, tmp_path / name.lower())
     return tmp_path
 
 
 def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
-    """A run writes each of its texts and plots to a folder or, if it is recorded, to a page."""
+    """A recorded run writes to the pages and the results; other runs write to a scratch folder."""
     workloads = [
         Workload(*sizes) for sizes in ((DENSE, FORWARD, 1, 4, 3, 2), (DENSE, FORWARD, 2, 4, 3, 2))
     ]
@@ -419,7 +419,7 @@ def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
 
 
 def small_grid(folder, workloads):
-    """Returns the study of the grid with other workloads, and with pages in a folder."""
+    """Returns the grid's study with the given workloads, and with its pages in `folder`."""
     study = dataclasses.replace(cpu_grid.STUDY, cases=workloads, few=lambda case: True)
     moved = [section._replace(page=folder / section.page.name) for section in study.sections]
     for page, name, _ in moved:
@@ -427,8 +427,8 @@ def small_grid(folder, workloads):
     return dataclasses.replace(study, page=moved[0].page, more=moved[1:])
 
 
-def test_a_wrong_workload_of_the_grid_does_not_stop_the_others(repository, monkeypatch):
-    """The others are timed, and nothing is recorded."""
+def test_a_wrong_workload_does_not_stop_other_workloads(repository, monkeypatch):
+    """The other workloads are timed, but nothing is recorded."""
     gate = timed_calls.assert_within_budget
     by_batch = [
         Workload(DENSE, mode, batch, 3, 4, 5, cell)
@@ -461,7 +461,7 @@ def test_a_wrong_workload_of_the_grid_does_not_stop_the_others(repository, monke
         )
 
 
-def test_the_programs_of_a_run_go_on_after_a_failure(tmp_path, monkeypatch):
+def test_a_run_continues_after_a_program_fails(tmp_path, monkeypatch):
     """The run ends with an error that names the failed checks of each program."""
     monkeypatch.setattr(cpu_run, "SCRATCH", tmp_path)
     monkeypatch.setattr(cpu_run, "PROGRAMS", ("a.wrong", "a.broken", "a.right"))
@@ -491,7 +491,7 @@ def test_pytest_benchmark_times_layers(run_program, tmp_path):
     program = ("-m", "pytest", "benchmarks", "-k", "gru and forward- and H64 and B1 and D64")
     limits = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1")
     limits += (f"--benchmark-json={tmp_path / 'times.json'}",)
-    # pytest-benchmark would not time in a worker of pytest-xdist.
+    # In a pytest-xdist worker, pytest-benchmark would time nothing.
     run_program(*program, *limits, cwd=ROOT, PYTEST_XDIST_WORKER="")
     timed = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
     assert {row["group"] for row in timed} == {"gru-dense-forward-D64-H64-T8-B1"}
@@ -514,8 +514,8 @@ def test_every_run_times_every_class_in_both_modes(cell):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("lengths", [(), (200,) * 10 + (40,) * 20], ids=["dense", "packed"])
 @pytest.mark.parametrize("cell", GATED_CELLS)
-def test_the_memory_of_a_training_step_includes_what_it_saves(cell, lengths):
-    """A fused step stores at least its output; torch's layer stores several times as much."""
+def test_the_memory_of_a_training_step_includes_saved_tensors(cell, lengths):
+    """A fused layer saves at least its output. Torch's layer saves several times as much."""
     rows = sum(lengths) if lengths else 30 * 200
     workload = Workload(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, cell)
     peaks = memory.peaks_of_training(workload, 1, lengths)
@@ -526,7 +526,7 @@ def test_the_memory_of_a_training_step_includes_what_it_saves(cell, lengths):
     assert output < fused < baseline
 
 
-def test_a_run_that_is_not_a_measurement_is_not_recorded(monkeypatch, capsys):
+def test_quick_runs_and_runs_with_a_wait_policy_are_not_recorded(monkeypatch, capsys):
     parser = pages.parser("A program.", seconds=1.0)
 
     def options(*words):

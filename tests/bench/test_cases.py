@@ -1,4 +1,4 @@
-"""The benchmark of pretrained models: what it checks before it times, and what it reports."""
+"""Tests what the benchmark of pretrained models checks before timing, and what it reports."""
 
 import argparse
 import io
@@ -31,7 +31,7 @@ class Reader(Stepping):
 
 
 def case(**changes) -> Case:
-    """Returns a case of a small model, with other fields if they are given."""
+    """Returns a case with a small model. `changes` replaces fields of the case."""
     torch.manual_seed(0)
     x = torch.randn(6, 1, 8)
 
@@ -44,7 +44,7 @@ def case(**changes) -> Case:
     return Case(**fields | changes)
 
 
-def test_case_runs_every_kind_of_layer_and_leaves_the_model_alone():
+def test_case_runs_every_kind_of_layer_and_does_not_change_the_model():
     model = case()
     rows = program.times(model, {1, 2}, QUICK)
     assert type(model.module.rnn) is nn.LSTM
@@ -56,7 +56,7 @@ def test_case_runs_every_kind_of_layer_and_leaves_the_model_alone():
     assert {rows[0]["changed"][name] for name in (FUSED, PREPARED, STREAM)} == {0}
 
 
-def test_wrong_scores_are_an_error():
+def test_wrong_scores_raise_an_error():
     model = case()
     calls = model.calls()
     with torch.no_grad(), pytest.raises(BudgetError, match="fused: error"):
@@ -81,7 +81,7 @@ def test_recording_needs_every_package(monkeypatch):
     assert program.STUDY.run(options, []) == []
 
 
-def test_pickled_files_may_hold_arrays_only():
+def test_pickled_files_may_contain_only_arrays():
     arrays = {"weight": np.arange(6.0).reshape(2, 3)}
     loaded = ArraysOnly(io.BytesIO(pickle.dumps(arrays))).load()
     np.testing.assert_array_equal(loaded["weight"], arrays["weight"])

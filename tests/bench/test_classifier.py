@@ -1,4 +1,4 @@
-"""Tests what the races of the names classifier count, check, time and report."""
+"""Tests what the benchmark of the names classifier counts, checks, times and reports."""
 
 import argparse
 import functools
@@ -53,7 +53,7 @@ def weights(corpus):
     ("names", "batch_size", "count", "size"),
     [(365, 16, 1, 352), (365, 182, 1, 364), (20_074, 16, 19, 1024), (20_074, 1024, 9, 2048)],
 )
-def test_an_epoch_is_split_into_stretches_of_whole_batches(names, batch_size, count, size):
+def test_an_epoch_is_timed_in_parts_of_whole_batches(names, batch_size, count, size):
     parts = classifier.stretches(torch.arange(names), batch_size)
     assert [len(part) for part in parts] == [size] * count
     assert torch.equal(torch.cat(parts), torch.arange(count * size))
@@ -68,7 +68,7 @@ def test_states_are_counted_with_and_without_shared_prefixes():
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_floor_counts_the_multiply_adds_of_the_formula(program):
+def test_the_minimum_time_follows_from_the_multiply_adds(program):
     shares = program is Application
     texts, languages = ["abc", "abd", "b"], 5
     states = set()
@@ -122,13 +122,13 @@ class OtherBatches(Application):
 
 
 @pytest.mark.parametrize("wrong", [SlightlyWrong, OtherBatches])
-def test_the_gate_finds_wrong_losses(corpus, weights, wrong):
+def test_wrong_losses_raise_an_error(corpus, weights, wrong):
     gate.check_losses(Application, corpus, weights, 16, 5)
     with pytest.raises(BudgetError, match="losses, batches of 16: error"):
         gate.check_losses(wrong, corpus, weights, 16, 5)
 
 
-def test_the_gate_finds_wrong_labels(corpus, weights):
+def test_wrong_labels_raise_an_error(corpus, weights):
     class Wrong(Application):
         def label(self, names):
             labels = super().label(names)
@@ -141,7 +141,7 @@ def test_the_gate_finds_wrong_labels(corpus, weights):
         gate.check_labels(Wrong(corpus, after), corpus, corpus.names[:10])
 
 
-def test_any_language_with_the_top_score_counts_as_right(corpus, weights):
+def test_any_language_with_the_top_score_counts_as_correct(corpus, weights):
     class Last(WithTorch):
         def label(self, names):
             scores = self.scores(names).flip(1)
@@ -156,7 +156,7 @@ def test_any_language_with_the_top_score_counts_as_right(corpus, weights):
 
 
 @pytest.mark.parametrize("program_class", PROGRAMS)
-def test_the_parts_of_every_loop_are_timed(corpus, weights, program_class):
+def test_every_part_of_a_training_loop_is_timed(corpus, weights, program_class):
     recorded = []
     parts = torch.arange(96).split(48)
     train = classifier.trainer(program_class(corpus, weights), parts, 16, recorded)
@@ -187,7 +187,7 @@ def test_the_peak_of_a_call_excludes_earlier_allocations():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert peak.peak_above(lambda: None) < size // 8
-    # A peak does not hide a later, lower peak.
+    # A high peak in one call does not affect the measured peak of the next call.
     peak.peak_above(lambda: torch.ones(size))
     found = peak.peak_above(lambda: torch.ones(size // 4))
     assert size * 0.95 < found < size * 1.1
@@ -205,7 +205,7 @@ def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
 
 @pytest.fixture
 def run(threads, monkeypatch):
-    """Returns a function that runs the whole program in this process; see `classifier.run`."""
+    """Returns a function that runs the whole benchmark in this process; see `classifier.run`."""
 
     def here(task, *arguments):
         return task(*pickle.loads(pickle.dumps(arguments)))
@@ -244,7 +244,7 @@ def test_a_run_times_and_reports_every_program(run):
     ("check", "untimed", "kept"),
     [("check_losses", "training", "labels"), ("check_labels", "labels", "training")],
 )
-def test_a_wrong_result_does_not_stop_other_timings(check, untimed, kept, run, monkeypatch):
+def test_a_wrong_result_stops_only_its_own_timing(check, untimed, kept, run, monkeypatch):
     monkeypatch.setattr(gate, check, mock.Mock(side_effect=BudgetError("planted")))
     wrong = []
     document = run(1, wrong)

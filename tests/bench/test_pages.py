@@ -1,4 +1,4 @@
-"""Tests that tables in the documents match the recorded results."""
+"""Tests that tables in the documentation match the recorded results."""
 
 import pytest
 

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def found():
-    """Returns figures for two splits, in which only the reference is always right."""
+    """Returns results for two splits. Only the reference predicts every name correctly."""
     generator = torch.Generator().manual_seed(0)
     runs = []
     for seed in (0, 1):
@@ -29,7 +29,7 @@ def found():
     return json.loads(json.dumps(study.summary(runs)))
 
 
-def test_a_split_is_scored_by_every_system(tmp_path, monkeypatch):
+def test_every_system_scores_the_names_of_a_split(tmp_path, monkeypatch):
     recipes = {name: recipe.changed(epochs=1) for name, recipe in RECIPES.items()}
     recipes["reference"] = recipes["reference"].changed(members=2)
     monkeypatch.setattr(study, "RECIPES", recipes)
@@ -55,7 +55,7 @@ def test_the_study_reports_which_system_wins(found):
         assert ": ahead" not in page.verdict("it", "them", networks[page.PLAIN])
 
 
-def test_unusual_names_are_counted(found):
+def test_the_share_and_accuracy_of_unusual_names_are_reported(found):
     sizes = [names[2] for names in found["names"]]
     assert found["unusual"]["share"] == [1 - 2 / size for size in sizes]
     for share, right, others, accuracy in zip(
@@ -64,7 +64,7 @@ def test_unusual_names_are_counted(found):
         assert share * right + (1 - share) * others == pytest.approx(accuracy)
 
 
-def test_well_known_names_have_languages_of_the_model():
+def test_the_model_knows_the_languages_of_well_known_names():
     asked = study.well_known_names(load())
     assert len(asked) == 60
     assert {row["language"] for row in asked} <= {*load().languages}
