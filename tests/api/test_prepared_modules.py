@@ -632,7 +632,7 @@ def test_saved_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_p
 
 @for_variants
 @pytest.mark.parametrize("seed", range(4))
-def test_random_sequences_of_operations(kind, form, seed, fused_steps):
+def test_random_operations_keep_prepared_modules_equal_to_layers(kind, form, seed, fused_steps):
     """Results match the layer after refreshes, copies, loads and conversions in any order."""
     generator = torch.Generator().manual_seed(seed)
     module, x = make(kind, form)

@@ -527,7 +527,7 @@ class PlainStream:
 
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("part", range(20))
-def test_random_sequences_of_operations(kind, part):
+def test_random_operations_keep_streams_within_the_error_budget(kind, part):
     """Runs steps, resets, forks and refreshes in random order; test-all runs 2,040 sequences."""
     for seed in range(34 * part, 34 * part + 34):
         run_random_operations(kind, torch.Generator().manual_seed(seed))

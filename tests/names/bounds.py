@@ -1,4 +1,4 @@
-"""Helpers for tests of untrusted files: bounds on memory and run time, changed content, errors."""
+"""Helpers for tests of untrusted files: limits on memory and time, changed content, errors."""
 
 import signal
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """Return a field of Linux's /proc/self/status in MiB; elsewhere 0, which disables the bound."""
+    """Return a field of /proc/self/status in MiB, or 0 without Linux, which disables the limit."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
@@ -27,7 +27,7 @@ def _hang(*_):
 
 @contextmanager
 def bounded(mebibytes=64):
-    """Check that a block takes less than `mebibytes` of memory, and does not hang."""
+    """Check that a block needs less than `mebibytes` MiB of memory and does not hang."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")  # resets the peak memory to the current memory
     before = _memory("VmRSS")
@@ -42,7 +42,7 @@ def bounded(mebibytes=64):
 
 
 def refusal(load, path, *arguments):
-    """Return why `load` rejects the file at `path`, with little memory and time."""
+    """Return the reason why `load` rejects the file at `path`, and limit memory and time."""
     with bounded(), pytest.raises(InputError) as error:
         load(path, *arguments)
     start, _, reason = str(error.value).partition(": ")

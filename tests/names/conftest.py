@@ -21,7 +21,7 @@ REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "dat
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Run on one thread, because models this small gain nothing from more threads."""
+    """Run on one thread, because more threads do not speed up models this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Return the path of an empty cache; unset the data variable and bypass proxies."""
+    """Return the path of an empty cache, unset NAMERNN_FAST_DATA and bypass proxies."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NAMERNN_FAST_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """Return a path whose file the tests of a module overwrite."""
+    """Return the path of a file that the tests of a module overwrite."""
     return tmp_path_factory.mktemp("overwritten") / "file"
 
 
@@ -98,9 +98,9 @@ def make_zip(tmp_path):
 
 @pytest.fixture
 def serve():
-    """Return a function that serves `respond(handler)` on 127.0.0.1 and returns the URL.
+    """Return a function that starts a server on 127.0.0.1 and returns its URL.
 
-    The attribute `requests` of the function counts the requests.
+    `respond(handler)` answers each request, and the function's attribute `requests` counts them.
     """
     servers = []
 
@@ -129,7 +129,7 @@ def serve():
 
 @pytest.fixture
 def make_data(make_folder):
-    """Return a function that writes the sample to a folder, where it counts as real data."""
+    """Return a function that writes the sample to a folder, which then counts as real data."""
     texts = {language: "\n".join(names) for language, names in SAMPLE.items()}
     return lambda name="names": make_folder(texts, name)
 
@@ -164,9 +164,9 @@ def run(call):
 
 @pytest.fixture
 def fails(run):
-    """Return a function that runs a failing command and returns the message.
+    """Return a function that runs a failing command and returns the error message.
 
-    The function asserts that the message is one line and the only output.
+    The function asserts that the message is a single line and that there is no other output.
     """
 
     def fails(*argv, code=2, **options):
@@ -182,5 +182,5 @@ def fails(run):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Make the download fail: an invalid URL raises an error at once, without a retry."""
+    """Make downloads fail without a retry, by using an invalid URL."""
     monkeypatch.setattr(dataset, "DATA_URL", "nowhere")

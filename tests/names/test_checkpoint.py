@@ -1,4 +1,4 @@
-"""Checkpoints restore their model, and are not saved if loading would fail."""
+"""Tests that checkpoints restore their model, and are not saved if loading would fail."""
 
 from dataclasses import asdict, replace
 from datetime import date
@@ -74,7 +74,7 @@ def test_a_float16_checkpoint_is_loaded_as_float32(trained, tmp_path):
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e5, torch.float16), (float("nan"), torch.float32)])
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, value, dtype):
+def test_non_finite_weights_are_not_saved(tmp_path, value, dtype):
     model = NameClassifier(3, 2, 3)
     nn.init.constant_(model.classifier.bias, value)
     with pytest.raises(InputError, match=r"the weight classifier\.bias is not finite$"):
@@ -139,5 +139,5 @@ def test_the_limits_allow_large_valid_checkpoints(tmp_path):
         (None, int, None),
     ],
 )
-def test_a_recorded_value_is_missing_unless_its_type_is_right(info, kind, value):
+def test_a_recorded_value_of_the_wrong_type_counts_as_missing(info, kind, value):
     assert recorded(info, kind, "a", "b") is value

@@ -1,4 +1,4 @@
-"""The command line: its output, and the one-line error and exit code of every failure."""
+"""Tests the command line: its output, and the one-line error and exit code of each failure."""
 
 import shlex
 import subprocess
@@ -20,7 +20,7 @@ SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
 PROGRAM = "python -m namernn_fast.names"
 
 
-def test_predict_uses_a_trained_model_only_on_request(folder, run, cache):
+def test_predict_uses_a_trained_model_only_if_it_is_requested(folder, run, cache):
     out, err = run("train", "--data", folder, "--epochs", 2, *SMALL)
     assert err == ""
     first, *epochs, saved, said, command = out.splitlines()
@@ -92,7 +92,7 @@ def test_predict_reports_the_date_and_accuracy_of_a_checkpoint(
 
 
 def test_output_cannot_control_the_terminal(run, make_data, offline, tmp_path, capsys):
-    """Control characters, line breaks and text-direction marks are escaped wherever they occur."""
+    """Control characters, line breaks and text-direction marks are escaped everywhere."""
     odd = "a\x1b[31m\nb\u202e"
     shown = r"a\x1b[31m\nb\u202e"
     folder = make_data(odd)
@@ -126,7 +126,7 @@ def test_output_cannot_control_the_terminal(run, make_data, offline, tmp_path, c
         assert "31" in printed
 
 
-def test_without_a_home_folder_paths_must_be_given(homeless, run, fails, folder, tmp_path):
+def test_without_a_home_folder_commands_require_paths(homeless, run, fails, folder, tmp_path):
     advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     path = tmp_path / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 1, *SMALL)
@@ -204,7 +204,7 @@ def test_version_prints_the_package_version(capsys):
     assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
 
 
-# Options that have no default and no effect unless they are given.
+# Options without a default. They have no effect unless they are given.
 WITHOUT_DEFAULT = {
     *("--allowed-host", "--figures", "--force", "--help", "--input", "--json"),
     *("--no-header", "--no-ngrams", "--no-sample", "--report", "--resume", "--teacher"),
@@ -248,7 +248,7 @@ def test_predict_does_not_warn_about_a_missing_numpy(root):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_the_end_of_a_run_is_reported_in_one_line(run, cache, monkeypatch, failure, code, message):
+def test_failures_are_reported_in_one_line(run, cache, monkeypatch, failure, code, message):
     monkeypatch.setattr(train.options, "load_data", mock.Mock(side_effect=failure))
     assert run("train", code=code) == ("", f"{PROGRAM}: {message}\n")
     assert not cache.exists()
@@ -265,7 +265,7 @@ def test_the_end_of_a_run_is_reported_in_one_line(run, cache, monkeypatch, failu
         ("evaluate --figures pictures", "matplotlib", "evaluate"),
     ],
 )
-def test_a_missing_package_is_named_with_its_extra(fails, monkeypatch, command, package, extra):
+def test_an_error_names_the_extra_to_install(fails, monkeypatch, command, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     advice = f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'"
     assert fails(*command.split(), code=1) == advice

@@ -1,4 +1,4 @@
-"""`names predict` copies all columns of its input to its output, whatever they contain."""
+"""Tests that `names predict` copies all columns of its input to its output."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ from namernn_fast.names.lines import Recoded, lines_of
 
 @pytest.fixture
 def predict(call, tmp_path, monkeypatch):
-    """Return a function that runs `predict`, and returns its output, exit code and messages."""
+    """Return a function that runs `predict` and returns its output, exit code and messages."""
     monkeypatch.chdir(tmp_path)
 
     def predicted(content, *options, source="in.csv", target="out.csv"):
@@ -39,14 +39,14 @@ PREDICTIONS = "language_1,probability_1,unusual,dropped,error"
         ('id;who;"a,b"\n7;Kim;"x,""y"""\n', ["--delimiter", ";", "--column", "who"], *(
             ['id,who,"a,b"', '7,Kim,"x,""y"""']
         )),
-        # Titles may be empty or equal; titles and cells may contain blanks and line breaks.
+        # Column names may be empty or equal. Names and cells may contain blanks and line breaks.
         (",name,x,x, y \n 1 ,Kim,,2,3\n", [], ",name,x,x,y", " 1 ,Kim,,2,3"),
         ('name,n\nKim,"two\nlines"\n', [], "name,n", r"Kim,two\nlines"),
-        # Missing cells are filled, and surplus empty cells are ignored.
+        # Missing cells become empty cells, and extra empty cells are ignored.
         ("name,a,b\nKim,1\n", [], "name,a,b", "Kim,1,"),
         ("name,a\nKim,1,,\n", [], "name,a", "Kim,1"),
         ("7,Kim\n", ["--no-header", "--column", "2"], "column_1,name", "7,Kim"),
-        # Cells that a spreadsheet would take for formulas are escaped, but numbers are not.
+        # Cells that a spreadsheet would interpret as formulas are escaped. Numbers are not.
         ("name,a,b,c\nKim,=1+1,-5,+49 30\n", [], "name,a,b,c", r"Kim,\x3d1+1,-5,\x2b49 30"),
         ("=x,name\n1,Kim\n", [], r"\x3dx,name", "1,Kim"),
     ],
@@ -59,7 +59,7 @@ def test_csv_output_keeps_the_columns_of_csv_input(predict, content, options, he
     assert len(next(csv.reader([row]))) == len(next(csv.reader([first])))
 
 
-def test_rows_that_cannot_be_read_keep_their_columns(predict):
+def test_unreadable_rows_keep_their_columns(predict):
     lines, code, said = predict('id,name\n1,Kim\n2,\n3\n4,Kim,x,y\n"5,Kim\n6,Kim\n')
     cells = [*csv.reader(lines)]
     assert [row[0] for row in cells[1:]] == ["1", "2", "3", "4", "", "6"]
@@ -101,7 +101,7 @@ def test_json_output_keeps_the_text_of_json_objects(predict, line):
     assert code == 0
 
 
-def test_the_only_key_of_a_json_object_names_the_column(predict):
+def test_the_only_key_of_json_objects_is_the_column_of_names(predict):
     head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
     assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
 
@@ -205,7 +205,7 @@ def test_the_output_path_is_checked_before_the_model_is_loaded(fails, tmp_path, 
     assert [*tmp_path.rglob("*")] == [tmp_path / "folder.csv"]
 
 
-def test_a_file_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
+def test_a_file_path_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ("predict", "people.csv", "Kim")
     advice = "people.csv is read as a name; --input people.csv reads the file"
@@ -216,7 +216,7 @@ def test_a_file_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
     assert (advice in err.splitlines(), "Kim is read" in err) == (True, False)
 
 
-def test_json_output_is_utf_8_on_any_terminal(root, run_program):
+def test_json_output_is_utf_8_whatever_the_terminal_uses(root, run_program):
     argv = ("-m", "namernn_fast.names", "predict", "Müller", "--format", "jsonl")
     out = run_program(*argv, cwd=root, PYTHONIOENCODING="latin-1")
     assert json.loads(out)["name"] == "Müller"

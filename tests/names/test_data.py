@@ -1,4 +1,4 @@
-"""Reading names from folders, zips and the cache, and rejecting damaged or hostile sources."""
+"""Tests reading names from folders, zips and the cache, and rejecting damaged or hostile files."""
 
 import hashlib
 import struct
@@ -27,7 +27,7 @@ def test_the_sample_has_enough_distinct_usable_names():
 def make_source(request, make_folder, make_zip):
     """Return a function that writes {language: text or bytes} to a folder or a zip.
 
-    The function returns the path and the description of the source in errors.
+    The function returns the path, and the words that errors use for the source.
     """
 
     def make(files):
@@ -86,7 +86,7 @@ def test_data_argument_overrides_environment_and_cache(make_folder, make_zip, ca
     assert load_names(make_folder({"Maori": "Ngata"}, "named")).languages == ("Maori",)
 
 
-def test_without_a_home_folder_data_must_be_named(homeless, make_zip):
+def test_without_a_home_folder_reading_data_requires_a_path(homeless, make_zip):
     advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     assert refusal(None) == advice
     assert refusal("~/data.zip") == "Could not determine home directory."
@@ -94,7 +94,7 @@ def test_without_a_home_folder_data_must_be_named(homeless, make_zip):
 
 
 @pytest.mark.parametrize("home", [None, "relative"])
-def test_the_cache_defaults_to_the_home_folder(home, tmp_path, monkeypatch):
+def test_the_default_cache_is_in_the_home_folder(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     if home is None:
@@ -106,7 +106,7 @@ def test_the_cache_defaults_to_the_home_folder(home, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "macintosh"])
 def test_skipped_lines_are_reported_once(make_folder, caplog, end):
-    """Lines may end as on Unix, Windows or old Macs; lines without a usable name are counted."""
+    """Lines may end as on Unix, Windows or old Macs. Empty lines and unusable names are counted."""
     welsh = ["Pugh", "", " ", "", "Price", "李", "x" * 1001, "x" * 1000]
     folder = make_folder({"Basque": f"Agirre{end}{end} {end}12{end}", "Welsh": end.join(welsh)})
     names = [name for name, _ in read_names(folder).rows]
@@ -119,7 +119,7 @@ def test_skipped_lines_are_reported_once(make_folder, caplog, end):
 NOTES = ["README", "readme", "LICENSE", "Licence", "COPYING", "NOTICE", "CHANGELOG", "AUTHORS"]
 
 
-def test_notes_beside_the_data_are_not_read_as_languages(make_source, caplog):
+def test_files_such_as_readme_are_not_read_as_languages(make_source, caplog):
     path, _ = make_source({"Basque": "Agirre", **dict.fromkeys(NOTES, "Do as you like.")})
     assert read_names(path).languages == ("Basque",)
     for note in NOTES:
@@ -199,7 +199,7 @@ def test_a_file_that_is_not_a_complete_zip_is_an_error(make_zip):
         assert refusal(path).startswith(f"{path}: not a readable zip (")
 
 
-def test_a_zip_bomb_is_rejected_whatever_its_header_says(make_folder, make_zip):
+def test_a_zip_bomb_is_rejected_even_if_its_header_is_wrong(make_folder, make_zip):
     bomb = b"a" * (dataset.MAX_FILE_BYTES + 1)
     folder = make_folder({"Bomb": bomb})
     assert refusal(folder) == f"{folder / 'Bomb.txt'}: too large, more than 4 MiB"
@@ -243,7 +243,7 @@ def test_an_encrypted_zip_is_an_error(make_zip):
 
 @settings(deadline=None, database=None, max_examples=200)
 @given(st.data())
-def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, data):
+def test_reading_a_damaged_zip_returns_names_or_raises_an_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for member, text in TWO.items():
@@ -259,7 +259,7 @@ def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, da
     assert str(path) in outcome
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_files_are_replaced_atomically(tmp_path):
     path = tmp_path / "new" / ("x" * 255)  # the longest file name that most file systems allow
     with files.replacing(path) as file:
         file.write(b"one")
@@ -287,7 +287,7 @@ def test_a_symbolic_link_survives_replacing_its_target(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/"])
-def test_only_plain_files_are_replaced(path):
+def test_only_regular_files_are_replaced(path):
     with (
         pytest.raises(InputError, match=f"^{path}: not a regular file$"),
         files.replacing(Path(path)),

@@ -1,4 +1,4 @@
-"""Networks that learn a teacher's answers to training names and made-up names."""
+"""Tests training on a teacher's answers to training names and made-up names."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_made_up_names_use_only_trigrams_of_training_names():
 
 
 def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypatch):
-    """A made-up name that is also in the validation or test part is left out."""
+    """Made-up names that are also in the validation or test part are excluded."""
     known = {*PARTS.train.texts}
     drawn = ["made up", "made up", PARTS.test.texts[0], PARTS.validation.texts[0]]
     monkeypatch.setattr(distillation, "made_up_names", lambda *_, **options: [*drawn, *known])

@@ -1,4 +1,4 @@
-"""Downloading the data, tested with a local server."""
+"""Tests downloading the data, with a local server."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import pytest
 
 from namernn_fast.names import DownloadError, dataset, load_names
 
-# The timeouts, in seconds, are for connecting and for a silent server.
+# The timeouts in seconds: for connecting, and for waiting for the next bytes.
 ONCE = {"timeout": (300, 300), "retries": 0}
 
 
@@ -23,9 +23,9 @@ def archive():
 
 
 def answer(content, stated=None, status=200):
-    """Return a responder that sends `content`.
+    """Return a function that answers a request with `content`.
 
-    `stated` replaces the actual Content-Length; "" omits the header.
+    `stated` replaces the actual Content-Length. "" omits this header.
     """
 
     def respond(handler):
@@ -39,7 +39,7 @@ def answer(content, stated=None, status=200):
 
 
 def failure(url, path, **options):
-    """Return why a download fails, and check that the failed download leaves no file."""
+    """Return the reason why a download fails, and check that it leaves no file behind."""
     with pytest.raises(DownloadError) as error:
         dataset.download_names(url, path, **(ONCE | options))
     assert list(path.parent.iterdir()) == []
@@ -126,7 +126,7 @@ def test_a_truncated_body_is_an_error(serve, archive, target):
     reason = failure(url, target)
     assert reason.startswith(f"{url}: ")
     assert str(len(archive) - 9) in reason
-    # Without a Content-Length, only reading the zip reveals the truncation.
+    # Without a Content-Length, the truncation is noticed only when the zip is read.
     url = serve(answer(archive[:-9], stated=""))
     assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
 
@@ -150,7 +150,7 @@ def test_a_failed_download_falls_back_to_the_sample(serve, caplog, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_a_failing_disk_does_not_fall_back_to_the_sample(serve, archive, cache):
+def test_a_disk_error_does_not_fall_back_to_the_sample(serve, archive, cache):
     cache.parent.write_text("a file in the place of a folder")
     with pytest.raises((FileExistsError, NotADirectoryError)):
         load_names(url=serve(answer(archive)))

@@ -1,4 +1,4 @@
-"""`names evaluate`: metrics, intervals, significance tests, baselines, figures, the command."""
+"""Tests `names evaluate`: metrics, intervals, significance tests, baselines and figures."""
 
 import dataclasses
 import json
@@ -80,8 +80,8 @@ def test_probability_scores_match_hand_computed_values(by_hand):
 @pytest.mark.parametrize(
     ("labels", "accuracy", "errors"), [([0, 1, 1], 1, (0, 0, 0)), ([1, 0, 0], 0, (1e6, 2, 1))]
 )
-def test_certain_predictions_have_extreme_scores(labels, accuracy, errors):
-    """Logits this large produce probabilities of exactly 1, which belong to the last bin."""
+def test_predictions_with_probability_1_have_extreme_scores(labels, accuracy, errors):
+    """The logits give probabilities of exactly 1, which must be counted in the last bin."""
     found = evaluation.evaluate(labels, torch.eye(2)[[0, 1, 1]] * 1e6, "AB")
     assert found.accuracy.value == found.macro_f1.value == accuracy
     assert (found.log_loss, found.brier, found.calibration_error) == errors
@@ -139,7 +139,7 @@ def test_bootstrap_intervals_have_the_theoretical_width():
 
 
 def test_repeats_within_a_unit_are_resampled_together():
-    """Repeated names narrow the interval only if each repeat is a separate unit."""
+    """Repeated names make the interval narrower only if each repeat is a separate unit."""
     labels, predictions = drawn_predictions(100)
     once = significance.bootstrap(LabelledPredictions(labels, predictions), resamples=500)
     twice = LabelledPredictions(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
@@ -225,12 +225,12 @@ def test_the_majority_baseline_predicts_training_frequencies(endings):
     assert torch.allclose(scores.test, (counts / counts.sum()).log().expand_as(scores.test))
 
 
-def test_the_ngram_baseline_sees_the_ends_of_names(endings):
+def test_the_ngram_baseline_recognizes_the_ends_of_names(endings):
     scores = baselines.ngram_baseline(endings)
     for part, values in ((endings.validation, scores.validation), (endings.test, scores.test)):
         assert torch.equal(values.argmax(1), part.labels)
         assert torch.allclose(values.exp().sum(1), torch.ones(len(part), dtype=torch.float64))
-    # N-grams of one character do not show which character is the last.
+    # N-grams of one character do not show which character comes last.
     single = baselines.NgramSettings(longest=1)
     shorter = baselines.ngram_baseline(endings, single)
     assert not torch.equal(shorter.test.argmax(1), endings.test.labels)
@@ -246,7 +246,7 @@ def test_the_ngram_baseline_applies_the_prior_correction(endings):
 
 
 def test_a_language_without_training_names_is_improbable(endings):
-    """A random split may leave a language without training names; scores must stay finite."""
+    """A random split may leave a language without training names. Its scores must stay finite."""
     labels = endings.train.labels
     for trained in (0, 1):  # training names in two languages, then in one
         train = dataclasses.replace(endings.train, labels=labels * (1 - trained))
@@ -258,7 +258,7 @@ def test_a_language_without_training_names_is_improbable(endings):
 
 @pytest.mark.filterwarnings("error")
 def test_language_names_are_drawn_as_plain_text(tmp_path):
-    """Language names are not interpreted as formulas or as control sequences."""
+    """Figures do not interpret language names as formulas or control sequences."""
     folder = tmp_path / "pictures"
     languages = [r"$\frac$", "a\x1b[2J", "_^{$"]
     found = evaluation.evaluate([0, 1, 2], torch.eye(3), languages, resamples=10)
@@ -376,7 +376,7 @@ def test_the_validation_part_is_evaluated_without_ngrams(run, save, tmp_path):
     assert sorted(figure.name for figure in folder.iterdir()) == drawn
 
 
-def test_the_leak_of_a_random_split_is_reported(run, save, make_folder):
+def test_evaluate_reports_test_names_that_a_random_split_leaks(run, save, make_folder):
     folder = make_folder(dict.fromkeys(embedded_sample().languages, "kim\nlee\n" * 5))
     parts = split(read_names(folder), method="random")
     options = ("--no-ngrams", "--data", folder)
@@ -413,7 +413,7 @@ def test_a_split_that_cannot_be_reproduced_is_rejected(fails, save, change, reas
 
 
 def test_data_that_the_model_was_not_trained_on_is_rejected(fails, save):
-    """The error escapes what the checkpoint records of its data, and shows only its beginning."""
+    """The error escapes and shortens the description of the data in the checkpoint."""
     data = SAMPLE | {"source": "\x1b[2J\n" * 200, "sha256": "\u202e"}
     message = fails(save(split=PARTS.info | {"data": data}))
     source = "the embedded sample: not the data that the model was trained on"

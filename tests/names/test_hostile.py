@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints are rejected quickly or load as ordinary models."""
+"""Tests that damaged and hostile checkpoints are rejected quickly or load as ordinary models."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def tiny_bytes(tiny, tmp_path_factory):
 
 @pytest.fixture
 def write(tiny, tiny_bytes, path):
-    """Returns a function that writes the tiny checkpoint with changed weights and values."""
+    """Returns a function that changes weights and values in the file of the tiny checkpoint."""
     path.write_bytes(tiny_bytes)
     tensors, values = tensor_files.read_tensors(path, KIND)
 
@@ -71,7 +71,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_invalid_options_are_rejected(write, path, tiny):
+def test_invalid_checkpoint_options_are_rejected(write, path, tiny):
     odd = (True, 1.5, "x", None, [], {}, -1, float("nan"), float("inf"), 10**9, 10**400)
     for option, value in tiny.model.config.items():
         for other in odd:
@@ -161,7 +161,7 @@ def test_a_large_header_is_not_parsed(path, header):
     assert refusal(path) == "not a readable safetensors file (its header is too large)"
 
 
-def test_the_largest_header_that_is_parsed_is_harmless(path):
+def test_parsing_the_largest_allowed_header_is_harmless(path):
     for item in ("[],", "{},", "1,", '"a",'):
         count = (tensor_files.MAX_HEADER_BYTES - 99) // len(json.dumps(item)[1:-1])
         path.write_bytes(with_header({"__metadata__": {KIND: "[" + item * count + "0]"}}))
@@ -190,7 +190,7 @@ def test_a_damaged_safetensors_file_is_rejected(path, tiny_bytes):
 
 
 @given(st.data())
-def test_any_changed_byte_gives_a_model_or_an_error(path, tiny_bytes, data):
+def test_changed_bytes_give_a_model_or_an_error(path, tiny_bytes, data):
     content = bytearray(tiny_bytes)
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, HEADER) | st.integers(0, len(content) - 1))
@@ -226,6 +226,6 @@ headers = st.dictionaries(st.text(max_size=9), entries | values, max_size=3)
     | st.builds(with_header, values | headers, st.binary(max_size=99))
     | st.builds(lambda m: with_header({"__metadata__": {KIND: json.dumps(m)}}), values)
 )
-def test_any_bytes_give_an_error(path, content):
+def test_arbitrary_bytes_give_an_error(path, content):
     path.write_bytes(content)
     refusal(path)

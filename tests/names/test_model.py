@@ -1,4 +1,4 @@
-"""The classifier reads the right states, and FusedRNN and nn.RNN return the same results."""
+"""Tests that the classifier matches its definition, with FusedRNN and with nn.RNN."""
 
 from unittest import mock
 
@@ -45,12 +45,12 @@ def packed(names):
 
 
 def padded(names):
-    """Return padded ids (batch, max length) and lengths (batch)."""
+    """Return padded ids (batch, max_length) and lengths (batch,)."""
     return pad_packed_sequence(packed(names), batch_first=True)
 
 
 def read(model, states):
-    """Return the input to the linear layer, given the state after each character of a name."""
+    """Return the input to the linear layer, computed from the states after each character."""
     forward, *backward = states.chunk(model.num_directions, 1)
     last = [forward[-1], *(each[0] for each in backward)]
     rest = [] if model.config["pooling"] == "last" else [states.mean(0), states.amax(0)]
@@ -58,7 +58,7 @@ def read(model, states):
 
 
 def one_by_one(model, names):
-    """Return the logits of names by definition, computed for one unpacked name at a time."""
+    """Return the logits of names by definition, computed for one name at a time."""
     logits = []
     for name in names:
         ids = encode(name)
@@ -70,7 +70,7 @@ def one_by_one(model, names):
 
 
 def results(model, logits):
-    """Return the logits, and the gradients of a weighted sum of them, by name."""
+    """Return, by name, the logits and the gradients of a weighted sum of the logits."""
     weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
     (logits * weight).sum().backward()
     return {"logits": logits} | {name: each.grad for name, each in model.named_parameters()}
@@ -78,14 +78,14 @@ def results(model, logits):
 
 @options
 def test_logits_and_gradients_match_the_definition(options):
-    """FusedRNN and nn.RNN have the same initial weights if the seed is the same."""
+    """With the same seed, FusedRNN and nn.RNN have the same initial weights."""
     models = fused, plain, oracle = [classifier(kind, **options).to(dtype) for kind, dtype in KINDS]
     assert [type(model.rnn) for model in models] == [FusedRNN, nn.RNN, nn.RNN]
     assert fused.config == plain.config
     torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     names = NAMES[::3]
     logits = [fused(packed(names)), plain(packed(names)), one_by_one(oracle, names)]
-    # nn.RNN's error sets the budget, so a fault in both classifiers would stay within it.
+    # The budget comes from nn.RNN's error, so a fault in both classifiers would not exceed it.
     torch.testing.assert_close(logits[1].double(), logits[2], rtol=0, atol=1e-5)
     assert_within_budget(*map(results, models, logits))
 
@@ -98,7 +98,7 @@ def test_padded_and_packed_names_have_the_same_logits(options, rnn_class):
     expected = model(packed(names))
     unsorted = pack_sequence([encode(name) for name in names], enforce_sorted=False)
     assert torch.equal(model(unsorted), expected)
-    # The padding may be longer than needed, and hold any ids.
+    # The padding may be longer than necessary and contain any ids.
     ids, lengths = padded(names)
     wider = nn.functional.pad(ids, (0, 3))
     junk = torch.where(torch.arange(wider.shape[1]) < lengths.unsqueeze(1), wider, 30)
@@ -121,7 +121,7 @@ def test_invalid_input_is_rejected():
 
 
 @pytest.mark.parametrize("options", [{"nonlinearity": "sigmoid"}, {"pooling": "mean"}])
-def test_invalid_options_are_rejected(options):
+def test_invalid_classifier_options_are_rejected(options):
     with pytest.raises(ValueError, match=next(iter(options.values()))):
         classifier(FusedRNN, **options)
 
@@ -164,7 +164,7 @@ def test_both_layers_drop_the_same_characters(options, given):
 
 
 def test_the_fused_layer_reads_ids(monkeypatch):
-    """A classifier with FusedRNN embeds characters only for n-grams; otherwise, it passes ids."""
+    """Only classifiers with n-grams or nn.RNN embed characters before the recurrent layer."""
     embedded = mock.Mock(side_effect=AssertionError("a character was embedded"))
     monkeypatch.setattr(nn.Embedding, "forward", embedded)
     names = packed(NAMES)
@@ -182,7 +182,7 @@ def test_the_fused_layer_reads_ids(monkeypatch):
 
 
 def test_ngram_embeddings_match_the_definition():
-    """The definition sums the embeddings of three n-grams around each character."""
+    """By definition, a character's embedding is the sum of the embeddings of three n-grams."""
     names = ["frank", "li", "o", "o'neal", "de la cruz"]
     table = NgramEmbedding(4, len(ASCII.alphabet))
     ids, lengths = padded(names)
@@ -216,7 +216,7 @@ def test_dropped_characters_do_not_affect_ngrams():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
-    """The exported ensemble covers both poolings, and one and two directions."""
+    """The test exports an ensemble with both poolings, and with one and two directions."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     members = [

@@ -1,4 +1,4 @@
-"""`names predict`: all formats, one output row per input row, bounded memory, any input."""
+"""Tests `names predict`: all formats, one output row per input row, bounded memory, any input."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def predictor():
 
 @pytest.fixture
 def call(call, predictor, monkeypatch):
-    """Return a function that runs `predict` with a small model with random weights."""
+    """Return a function that runs `predict` with a small model that has random weights."""
 
     def predicted(*argv, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -46,7 +46,7 @@ def call(call, predictor, monkeypatch):
     return predicted
 
 
-# The name in an input row, and the error if the row is not readable.
+# The name in an input row, and an error if the row is unreadable.
 Row = namedtuple("Row", ["name", "error"], defaults=[None])
 
 
@@ -76,7 +76,7 @@ def pipe(blocks):
         ("text", b"\r", [""]),
         ("text", b"\xef\xbb\xbfFrank\r\nKim\r\rNowak\n\n ", ["Frank", "Kim", "", "Nowak", "", " "]),
         ("text", b"\x0bO\xe2\x80\xa8Neal\r\n", ["\x0bO\u2028Neal"]),
-        # Invalid UTF-8 affects only its row, even if the bytes equal the byte order mark of UTF-16.
+        # Invalid UTF-8 affects only its row, even if its bytes are the byte order mark of UTF-16.
         ("text", b"Kim\nFra\xffnk\nNowak", ["Kim", "Fra\udcffnk", "Nowak"]),
         ("text", b"\xff\xfe\nKim", ["\udcff\udcfe", "Kim"]),
         ("csv", b"", []),
@@ -90,14 +90,14 @@ def pipe(blocks):
     ],
 )
 @pytest.mark.parametrize("size", [1, 2, 1000])
-def test_names_are_read_however_the_bytes_arrive(format, content, names, size):
-    """The pipe returns at most `size` bytes at a time."""
+def test_names_do_not_depend_on_how_the_input_is_split_into_blocks(format, content, names, size):
+    """The input is a pipe that returns at most `size` bytes at a time."""
     blocks = [content[begin : begin + size] for begin in range(0, len(content), size)]
     assert read(pipe(blocks), format) == [Row(name) for name in names]
 
 
 @pytest.mark.parametrize(("format", "end"), [("text", b"\n"), ("csv", b"\r\n"), ("jsonl", b"\r")])
-def test_a_huge_line_is_one_row_and_takes_little_memory(format, end):
+def test_a_huge_line_becomes_one_row_and_needs_little_memory(format, end):
     blocks = [b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"']
     tracemalloc.start()
     rows = read(pipe(blocks), format)
@@ -252,7 +252,7 @@ def test_an_unusable_name_has_an_error(predictor, name, given, shown, error):
     assert answers.of_row(0) == answers.of_row(2) != answers.of_row(1) == []
 
 
-def test_improbable_languages_are_left_out(predictor):
+def test_improbable_languages_are_omitted(predictor):
     found = answer(predictor, ["Kim"], top=4).of_row(0)
     assert answer(predictor, ["Kim"], 4, found[1][1] - 1e-6).of_row(0) == found[:2]
 
@@ -323,7 +323,7 @@ def test_csv_cells_are_never_formulas(name, cell):
 
 
 def wrote(count, path):
-    """Return the line that reports how many rows were written to a file."""
+    """Return the message that reports how many rows were written to a file."""
     return f"wrote {count} {'row' if count == 1 else 'rows'} to {path}\n"
 
 
@@ -386,7 +386,7 @@ def redirected(files):
     ],
 )
 def test_inputs_are_not_overwritten(fails, tmp_path, monkeypatch, numbers, argv, written, read):
-    """`numbers` are the file descriptors that are redirected to people.csv."""
+    """The file descriptors in `numbers` are redirected to people.csv."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / "people.csv", tmp_path / "folder" / "people.csv"]
@@ -500,7 +500,7 @@ FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def parsed(out, format):
-    """Check that the output is printable, and return (name, languages, error) for each row."""
+    """Check that the output is printable. Return (name, languages, error) for each row."""
     assert out.replace("\n", "").isprintable()  # also excludes lone surrogates
     if format == "csv":
         head, *rows = csv.reader(io.StringIO(out))
@@ -512,7 +512,7 @@ def parsed(out, format):
 
 
 def check(result, names, format):
-    """Check the exit code, and that each name has a row with an answer or an error."""
+    """Check the exit code, and that each name has a row with predictions or an error."""
     code, out, err = result
     rows = parsed(out, format)
     assert len(rows) == len(names)
@@ -529,8 +529,8 @@ def check(result, names, format):
 
 @FUZZ
 @given(names=st.lists(ANY, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
-def test_any_names(call, names, format):
-    """As JSON lines, and as cells of CSV."""
+def test_predict_gives_a_row_for_any_name(call, names, format):
+    """The names are given as JSON lines and as CSV cells."""
     stdin = "\n".join(map(json.dumps, names)).encode()
     check(call("-", "--input-format=jsonl", "--format", format, stdin=stdin), names, format)
     names = [name.replace("\0", "").replace("\r", "\n") for name in names]
@@ -548,8 +548,8 @@ def test_any_names(call, names, format):
     source=st.sampled_from(["text", "csv", "jsonl"]),
     format=st.sampled_from(["csv", "jsonl"]),
 )
-def test_any_bytes(call, content, source, format):
-    """Text and JSON lines have a row for each line; CSV, whose records may span lines, no more."""
+def test_any_input_bytes_give_rows_or_errors(call, content, source, format):
+    """Text and JSON lines give one row per line. CSV may give fewer, as records may span lines."""
     options = ["--input-format", source, "--format", format]
     options += ["--no-header", "--column", "1"] if source == "csv" else []
     result = call("-", *options, stdin=content)
@@ -564,8 +564,8 @@ def test_any_bytes(call, content, source, format):
     assert table[1].replace("\n", "").isprintable()
 
 
-def test_the_program_accepts_invalid_utf_8_and_starts_fast(root):
-    """The program must not import torch._dynamo, because that import takes seconds."""
+def test_predict_accepts_invalid_utf_8_and_starts_fast(root):
+    """The command must not import torch._dynamo, because the import takes seconds."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
         "print(main(), main(sys.argv[1:3] + ['-']), 'torch._dynamo' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Prediction: batches of limited size, results in the order of the names, extreme names."""
+"""Tests prediction: batches of limited size, the order of results, extreme names."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def asked():
 
 @pytest.fixture
 def batches(monkeypatch):
-    """Return a list that records (names, steps) of every batch that a model reads."""
+    """Return a list that records (number of names, steps) for every batch of a model."""
     seen = []
 
     def watched(self, names, forward=NameClassifier.forward):
@@ -54,11 +54,11 @@ def test_batches_have_a_bounded_number_of_characters(batches):
     predictor(pooling="last+mean+max").probabilities(names)
     assert sum(rows for rows, _ in batches) == len(names)
     assert max(rows * steps for rows, steps in batches) <= 16_384
-    # Names of similar length share a batch, so there is hardly any padding.
+    # Each batch contains names of similar length, so there is almost no padding.
     assert len(batches) <= sum(map(len, names)) / 16_384 + 100
 
 
-def test_long_names_stay_out_of_batches_that_share_prefixes(batches):
+def test_batches_that_share_prefixes_exclude_long_names(batches):
     predictor(**SHARING).languages_of(["Kim", "x" * 1000, "Papadopoulos", "y" * 33] * 1000)
     assert [batch for batch in batches if batch[1] <= 32] == [(2000, 12)]
     assert all(rows * steps <= 16_384 for rows, steps in batches if steps > 32)
@@ -72,7 +72,7 @@ KINDS += [{"ngrams": True}, {"rnn_class": nn.RNN}, None]
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("characters", [64, 65_536])
 def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
-    """Names are shuffled and repeated; some are long. If `options` is None, an ensemble answers."""
+    """Names are shuffled and repeated, and some are long. If `options` is None, use an ensemble."""
     asked = ensemble() if options is None else predictor(**SHARING, **options)
     names = [*MANY[::2], "x" * 1000, "x" * 33, "y" * 32, "y"]
     alone = {name: asked.probabilities([name]) for name in names}
@@ -91,12 +91,12 @@ def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
             [(LANGUAGES[place], value) for place, value in zip(*row, strict=True)]
             for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-    # Two languages may be equally probable except for rounding.
+    # Two languages may be equally probable up to rounding, so compare probabilities, not languages.
     labels = torch.tensor([LANGUAGES.index(language) for language in asked.languages_of(names)])
     assert (values - together.gather(1, labels.unsqueeze(1))[:, 0]).max() <= 1e-6
 
 
-def test_an_empty_list_of_names_is_allowed_and_top_0_is_not(asked):
+def test_an_empty_list_of_names_is_accepted_but_top_0_is_rejected(asked):
     assert asked.predict([]) == asked.languages_of([]) == []
     assert asked.probabilities([]).shape == (0, 3)
     with pytest.raises(ValueError, match=r"^top must be at least 1, not 0$"):
@@ -112,7 +112,7 @@ def test_many_names_need_memory_only_for_their_results(asked):
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])
 def test_prefixes_are_predicted_like_whole_names(asked):
     found = asked.prefix_probabilities("Zoë D'")
-    # A blank at the end of a name is dropped, but not at the end of a prefix.
+    # Names lose a trailing blank, but prefixes keep it, so no name has the prefix "zoe ".
     expected = asked.probabilities(["zoe d'"[:end] for end in (1, 2, 3, 5, 6)])
     assert found.shape == (6, 3)
     assert (found[[0, 1, 2, 4, 5]] - expected).abs().max() <= 1e-6
@@ -139,7 +139,7 @@ def test_the_last_state_determines_the_answer(asked):
         (Predictor.states, "Kim"),
     ],
 )
-def test_results_that_are_not_finite_are_an_error(ask, asked):
+def test_non_finite_results_raise_an_error(ask, asked):
     broken = predictor(nonlinearity="relu")
     for value in broken.checkpoint.model.parameters():
         nn.init.constant_(value, 3e38)
@@ -161,7 +161,7 @@ def test_names_of_the_wrong_type_are_rejected(asked, names):
     ["x" * 10_000, "ﷺ" * 1000, "e" + "\u0301" * 999, "-" * 999 + "a", "æ" * 1000, "李", "\ud800"],
     ids=range(7),
 )
-def test_extreme_names_have_an_answer_or_an_error(asked, name):
+def test_extreme_names_get_a_prediction_or_an_error(asked, name):
     reason = why_unusable(name)
     with bounded():
         if reason is None:

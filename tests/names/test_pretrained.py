@@ -1,4 +1,4 @@
-"""The pretrained model: its size and options, its answers, and the pages that describe it."""
+"""Tests the pretrained model: its size, options and answers, and the pages that describe it."""
 
 import torch
 from torch import nn
@@ -28,8 +28,8 @@ def test_the_pretrained_model_works_without_a_home_folder(homeless):
     assert [answer[0][0] for answer in answers] == ["German", "Polish", "Japanese", "Irish"]
 
 
-def test_fused_rnn_and_nn_rnn_agree_on_the_real_data(real_folder):
-    """Reading ids, sharing prefixes and keeping only the last state do not change probabilities."""
+def test_fused_rnn_and_nn_rnn_give_equal_probabilities_on_real_data(real_folder):
+    """FusedRNN reads ids, shares prefixes and keeps only the last state. nn.RNN does not."""
     rows = [name for name, _ in names.read_names(real_folder).rows]
     ours, torchs = (
         names.load(PATH, rnn_class=kind).probabilities(rows) for kind in (FusedRNN, nn.RNN)

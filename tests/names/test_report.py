@@ -1,4 +1,4 @@
-"""`names data`: counts of the data, rules for junk, leaks between parts, the printed report."""
+"""Tests `names data`: counts, rules for junk, leaks between parts, and the printed report."""
 
 import dataclasses
 import functools
@@ -93,7 +93,7 @@ def test_names_match_only_the_expected_junk_rules(rules, names):
 
 
 def test_only_a_random_split_leaks_test_names(tiny):
-    """If rows repeat, a random split puts the same names into the training and the test part."""
+    """If rows are repeated, a random split puts a name into both the training and the test part."""
     repeated = NamesData("repeated", tiny.languages, tiny.rows * 10)
     assert report.leak(split(repeated)) == {"pairs": 0, "strings": 0}
     leaked = report.leak(split(repeated, method="random"))
@@ -101,8 +101,8 @@ def test_only_a_random_split_leaks_test_names(tiny):
     assert described(repeated).leak["random split"] == leaked
 
 
-def test_leaks_include_the_validation_part(tiny):
-    """Validation names count as seen, because choices are based on the validation part."""
+def test_names_from_the_validation_part_count_as_leaked(tiny):
+    """The model's settings are chosen with the validation part, so its names count as known."""
     train, validation, test = (
         LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
         for texts, labels in (
@@ -120,8 +120,8 @@ _NAMES = st.text(max_size=8).filter(lambda name: why_unusable(name) is None)
 
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(st.tuples(_NAMES, st.integers(0, 2)), min_size=3, max_size=30))
-def test_any_data(rows):
-    """JSON and Markdown can hold whatever the names hold."""
+def test_reports_can_contain_any_names(rows):
+    """The JSON report stays valid, and the Markdown report stays printable."""
     rows += [(name, language) for language in range(3) for name in ("aa", "bb", "cc")]
     found = described(NamesData("any", ("A", "B", "C"), tuple(rows)))
     values = json.loads(json.dumps(dataclasses.asdict(found)))
@@ -169,7 +169,7 @@ def test_the_json_report_is_complete(run, tmp_path, folder):
 
 
 def test_the_markdown_report_escapes_text_from_files(run, tmp_path, make_folder):
-    """Text from files can neither control a terminal nor become markup in the page."""
+    """Text from files must neither control a terminal nor become markup in the report."""
     evil = "<script>|*x*\u202e\x1b[2J"
     folder = make_folder({"A": f"{evil}\nLee \nKim\n", "B|b": "Lee\nGroß\nWeber\n"})
     path = tmp_path / "report.md"
@@ -219,7 +219,7 @@ def test_tables_align_and_escape_cells():
     assert formatting.aligned(header, []) == "name  n  x"
 
 
-def test_the_real_data_has_the_expected_facts(real_folder):
+def test_the_report_on_the_real_data_has_the_expected_numbers(real_folder):
     real = described(read_names(real_folder))
     facts = {facts.language: facts for facts in real.languages}
     assert tuple(facts) == embedded_sample().languages
@@ -228,7 +228,7 @@ def test_the_real_data_has_the_expected_facts(real_folder):
     assert (facts["Scottish"].rows, facts["Scottish"].shared) == (100, 99)
     assert real.ceiling["rows"] == pytest.approx(0.971, abs=1e-3)
     assert real.leak["this split"] == {"pairs": 0, "strings": 0}
-    # Means over many random splits. For one test part of 4,015 rows, the standard error is 0.5 %.
+    # Expected: means over many splits. A split with 4,015 test rows has a standard error of 0.5 %.
     assert real.leak["random split"] == pytest.approx({"pairs": 0.111, "strings": 0.152}, abs=0.01)
     assert sum(bool(row.spelled) for row in real.odd_rows) == 11
     # 25 hyphens, 3 digits, a colon and a slash.

@@ -1,4 +1,4 @@
-"""Resuming an interrupted training gives the same result as training without interruption."""
+"""Tests that resumed training gives the same result as training without interruption."""
 
 from dataclasses import replace
 from unittest import mock
@@ -47,7 +47,7 @@ def outcome(fitted):
 
 
 def train_one_epoch(path, recipe, monkeypatch):
-    """Resumes from the state, if the file exists, and interrupts training in the second epoch."""
+    """Resumes training if the state file exists, completes one epoch and interrupts the next."""
     train_epoch = training.train_epoch
     begun = []
 
@@ -68,15 +68,15 @@ def train_one_epoch(path, recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_interruptions_in_every_epoch_do_not_change_a_bit(name, tmp_path, monkeypatch):
+def test_interruptions_in_every_epoch_do_not_change_the_result(name, tmp_path, monkeypatch):
     recipe, path = RECIPES[name], tmp_path / "state"
     for _ in range(recipe.epochs * recipe.members - 1):
         train_one_epoch(path, recipe, monkeypatch)
     assert outcome(resumed(path, recipe)) == outcome(fit(PARTS, recipe))
 
 
-def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
-    """The state of a finished training holds only the weights of the networks."""
+def test_finished_training_is_not_repeated(tmp_path, monkeypatch):
+    """After training, the state contains only the weights of the networks."""
     path = tmp_path / "state"
     whole = fit(PARTS, RECIPES["ensemble"], state=StateFile(path, IDENTITY))
     tensors, _ = tensor_files.read_tensors(path, KIND)
@@ -102,7 +102,7 @@ def kept(tmp_path_factory):
 
 
 def changed(values, where, value):
-    """Returns a copy of `values` with `value` at the path of keys `where`."""
+    """Returns a copy of nested `values` with `value` at `where`, which is a sequence of keys."""
     key, *inner = where
     value = changed(values[key], inner, value) if inner else value
     if isinstance(values, list):
@@ -166,13 +166,13 @@ def test_the_error_lists_what_differs_from_the_state(kept, path):
 
 @settings(database=None, max_examples=25)
 @given(st.data())
-def test_any_changed_byte_gives_a_training_or_an_error(kept, path, data):
+def test_resuming_from_a_changed_file_succeeds_or_raises_an_error(kept, path, data):
     content = bytearray(kept[-1])
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     try:
         fitted = resumed(path, PLAIN)
-    # Weights changed to huge values may fail, as any training with too large steps does.
+    # If a changed byte makes a weight huge, training may diverge and raise a RuntimeError.
     except (InputError, RuntimeError):
         return
     assert len(fitted.history) == PLAIN.epochs

@@ -1,4 +1,4 @@
-"""The web server: every endpoint, limit, header and error; batching; sockets; signals; the page."""
+"""Tests the web server: endpoints, limits, headers, errors, batching, sockets, signals, page."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def predictor_of(model, split=SPLIT):
 
 @pytest.fixture(scope="module", autouse=True)
 def _patience():
-    """Raises all time limits, so that a test reaches only the limits that it lowers."""
+    """Raises all time limits, so that only the limits that a test lowers can be exceeded."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("KEEP_ALIVE_SECONDS", "HEADER_SECONDS", "SHUTDOWN_SECONDS"):
             patch.setattr(running, limit, 10 * HANG)
@@ -138,7 +138,7 @@ def test_health_describes_the_model_and_the_limits(client):
     }
 
 
-def test_missing_records_of_the_data_are_null():
+def test_health_returns_null_for_unknown_facts_about_the_data():
     split = {"data": {"source": "x" * 999, "is_sample": True}}
     described = Responder(predictor_of(network(), split)).description()["data"]
     assert tuple(described.values()) == ("x" * 300, None, None, True)
@@ -160,7 +160,7 @@ def check_headers(response):
         ("GET", "/", "localhost:8000", 200),
         ("GET", "/app.js", "127.0.0.1", 200),
         ("GET", "/health", "[::1]:8000", 200),
-        # A foreign host name that resolves to this machine is rejected (DNS rebinding).
+        # Against DNS rebinding, a foreign host name that resolves to this machine is rejected.
         ("GET", "/health", "localhost.evil.example", 400),
         ("GET", "/health", "", 400),
         ("GET", "/predict/", "localhost", 404),
@@ -232,7 +232,7 @@ def test_the_error_for_an_invalid_body_says_what_is_wrong(client, body, status, 
         ("123", "'123' has no character that the model reads: "),
     ],
 )
-def test_states_need_a_short_and_usable_name(client, name, error):
+def test_states_requires_a_short_and_usable_name(client, name, error):
     response = client.post("/states", json={"name": name})
     assert response.status_code == (422 if error else 200)
     assert error is None or response.json()["error"].startswith(error)
@@ -244,7 +244,7 @@ def test_states_need_a_short_and_usable_name(client, name, error):
     [
         ({"Content-Type": 'Application/JSON; charset="UTF-8"'}, None),
         ({}, "Content-Type"),
-        # Foreign pages may send this type without a CORS preflight request.
+        # Other websites may send this content type without a CORS preflight request.
         ({"Content-Type": "text/plain"}, "Content-Type"),
         ({"Content-Type": "application/json; charset=latin-1"}, "Content-Type"),
         ({**JSON, "Content-Encoding": "gzip"}, "Content-Encoding"),
@@ -273,7 +273,7 @@ BLANKS = {"type": "http.request", "body": b" " * 2**16, "more_body": True}
 def test_incomplete_and_oversized_bodies_are_rejected(
     predictor, monkeypatch, messages, declared, status, got
 ):
-    """The server responds after `messages` without reading more. None means a silent client."""
+    """The server responds after `messages`. None stands for a client that sends nothing."""
     monkeypatch.setattr(requests, "BODY_SECONDS", 0.05 if status == 408 else HANG)
     headers = {b"host": b"localhost", b"content-type": b"application/json"}
     headers[b"content-length"] = declared
@@ -307,10 +307,10 @@ ANY_JSON = st.recursive(
 
 @settings(max_examples=60)
 @given(found=st.lists(ANY_NAME, max_size=5))
-def test_any_names(client, found):
+def test_any_name_gets_a_prediction_or_an_error(client, found):
     response = client.post("/predict", content=json.dumps({"names": found}), headers=JSON)
     assert response.status_code == 200
-    # Text-direction marks travel as escapes.
+    # Non-ASCII characters, such as text-direction marks, are escaped.
     assert response.content.isascii()
     results = response.json()["results"]
     assert [result["name"] for result in results] == found
@@ -324,7 +324,7 @@ def test_any_names(client, found):
     body=st.binary(max_size=60) | ANY_JSON.map(json.dumps),
     path=st.sampled_from(["/predict", "/states"]),
 )
-def test_any_bodies(client, body, path):
+def test_any_body_gets_a_result_or_a_client_error(client, body, path):
     response = client.post(path, content=body, headers=JSON)
     assert response.status_code == 200 or 400 <= response.status_code < 500
     assert response.status_code == 200 or isinstance(response.json()["error"], str)
@@ -338,7 +338,7 @@ def test_a_damaged_model_is_rejected_before_serving():
 
 
 def test_a_failing_name_does_not_affect_other_names():
-    """The embedding of "z" is infinite, so only names with a "z" have non-finite results."""
+    """The embedding of "z" is infinite, so only names that contain "z" have non-finite results."""
     model = network(nonlinearity="relu")
     model.embedding.weight.data[names.encode("z")] = float("inf")
     asked = ["Kim", "Zhang", "Frank", "Zorn", "Li"]
@@ -372,21 +372,21 @@ class Model:
     [
         (["", "a", "bc", "def"], 99, None, ["abcdef 4"], ["", "a", "bc", "def"]),
         (["aaa", "bbb", "ccccccccc", "d"], 6, None, ["aaabbb 2", "ccccccccc 3", "d 4"], None),
-        # A failing request does not affect other requests, and is not retried if it was alone.
+        # If a call with several requests fails, each request is retried alone.
         (["ab", "!", "c"], 99, None, ["ab!c 3", "ab 1", "! 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["ab", "?", "c"], 99, None, ["ab?c 3", "ab 1", "? 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["!"], 99, None, ["! 1"], ["RuntimeError"]),
-        # A request cancelled before its call is not computed. If a request is cancelled during the
-        # call, the result is dropped.
+        # A request that is cancelled before its call is not computed. If it is cancelled during the
+        # call, its result is dropped.
         (["a", "b", "c"], 99, 2, ["ac 3"], ["a", "CancelledError", "c"]),
         (["a"], 99, 0, ["a 1"], ["a"]),
     ],
 )
 def test_requests_are_batched_while_the_model_is_busy(asked, max_names, given_up, calls, answers):
-    """Each letter is a name. The k-th request asks for k languages.
+    """Each letter is a name. Request k asks for k languages.
 
-    Request 0 asks for 9 languages and keeps the model busy. `given_up` is the number of the
-    request that is cancelled before the model is free.
+    Request 0 is an exception: it asks for 9 languages and keeps the model busy. The request with
+    the index `given_up` is cancelled before the model is free.
     """
     model = Model()
 
@@ -414,7 +414,7 @@ def test_requests_are_batched_while_the_model_is_busy(asked, max_names, given_up
             assert result == [{"name": letter, "languages": list(range(top))} for letter in answer]
 
 
-def test_concurrent_requests_share_calls_to_the_model(predictor, monkeypatch):
+def test_concurrent_requests_share_model_calls(predictor, monkeypatch):
     watched = mock.create_autospec(Responder.predict, side_effect=Responder.predict)
     monkeypatch.setattr(Responder, "predict", watched)
     pairs = [[f"Kim {chr(97 + n % 26)}", "Frank"] for n in range(40)]
@@ -433,7 +433,7 @@ def test_concurrent_requests_share_calls_to_the_model(predictor, monkeypatch):
 
 @contextlib.contextmanager
 def served(predictor):
-    """Serve in a thread, yield the port, and check that the server stops in time."""
+    """Run a server in a thread, yield its port, and check that it stops in time."""
     uvicorn_server = running.server(server.application(predictor))
     with running.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=uvicorn_server.run, args=([listener],), daemon=True)
@@ -457,7 +457,7 @@ def connected(port):
 
 
 def read_response(connection):
-    """Return the status and the JSON of one response from a socket."""
+    """Read one response from a socket, and return its status and JSON."""
     response = http.client.HTTPResponse(connection)
     response.begin()
     return response.status, json.loads(response.read())
@@ -468,7 +468,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def begin_request(connection):
-    """Send the header of a request, and return when the server waits for the body."""
+    """Send the header of a request, and wait until the server asks for the body."""
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n"
     head += "Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
     connection.sendall(head.encode())
@@ -497,7 +497,7 @@ def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
 
 
 def test_the_header_time_limit_does_not_apply_to_bodies(port, monkeypatch):
-    """The time limit starts when the connection is made and ends when the header is complete."""
+    """The limit applies from the start of a connection until the header is complete."""
     made = []
     connection_made = running._Protocol.connection_made
 
@@ -532,7 +532,7 @@ def test_an_unfinished_request_does_not_block_shutdown(predictor, monkeypatch):
         begin_request(connection)
 
 
-def test_a_stopping_server_completes_requests_in_flight(root):
+def test_a_stopping_server_completes_open_requests(root):
     """The process prints its port, completes the response after SIGTERM, and exits with code 0."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
@@ -563,7 +563,7 @@ def test_a_stopping_server_completes_requests_in_flight(root):
 
 def test_open_browser_connections_do_not_delay_shutdown(predictor):
     """Keeps open a used connection, an unused connection, and a connection with half a request."""
-    # `served` stops the server while the connections are open; waits less than SHUTDOWN_SECONDS.
+    # On exit, `served` stops the server while connections are open. This must not take too long.
     with contextlib.ExitStack() as open_connections, served(predictor) as port:
         used, _, half = (open_connections.enter_context(connected(port)) for _ in range(3))
         used.sendall(HEALTH)
@@ -574,7 +574,7 @@ def test_open_browser_connections_do_not_delay_shutdown(predictor):
 @pytest.mark.parametrize("moment", ["run", "main_loop"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_and_restores_the_handlers(predictor, monkeypatch, moment, number):
-    """The signal arrives before uvicorn installs its handlers, or while uvicorn serves."""
+    """The signal arrives before uvicorn installs its signal handlers, or while uvicorn serves."""
     method = getattr(uvicorn.Server, moment)
 
     def interrupted(self, **options):
@@ -700,7 +700,7 @@ def test_the_page_updates_bars_and_plots_while_typing(page, predictor):
     assert page.ask(letters) == "frank"
     assert page.ask("document.querySelectorAll('#lines polyline').length") == 5
     assert page.ask("document.querySelectorAll('#table tbody tr').length") == 5
-    # The heat map is warm where a state is positive, and cold where it is negative.
+    # In the heat map, positive states have warm colors and negative states have cold colors.
     pixels = "[...states.getContext('2d').getImageData(0, 0, 5, 6).data]"
     warm = page.ask(
         f"{pixels}.map((_, i, all) => all[i] > all[i + 2]).filter((_, i) => i % 4 === 0)"
@@ -756,7 +756,7 @@ def test_a_link_fills_in_the_name(browser, port):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["predict", "states"])
-def test_the_latest_name_wins(page, path):
+def test_the_page_shows_the_result_for_the_latest_name(page, path):
     """The response to the earlier name arrives after the response to the latest name."""
     page.ask(
         "(window.known = window.fetch, window.fetch = async (...asked) => {"
@@ -772,7 +772,7 @@ def test_the_latest_name_wins(page, path):
 
 
 @pytest.mark.slow
-def test_examples_work_by_keyboard_in_a_narrow_window(page, browser):
+def test_examples_can_be_selected_by_keyboard_in_a_narrow_window(page, browser):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True},

@@ -1,4 +1,4 @@
-"""Splitting names into three parts that share no string and are the same on every machine."""
+"""Tests splitting names into three parts that are disjoint and the same on every machine."""
 
 import functools
 import math
@@ -31,17 +31,17 @@ def few(*rows):
 
 
 def check_disjoint(data, parts):
-    """Checks that every distinct pair is in exactly one part, and no string is in two parts."""
+    """Checks that every distinct pair is in exactly one part, and no name is in two parts."""
     found = chain.from_iterable(all_pairs(parts))
     assert sorted(found) == sorted({(ASCII.fold(name), label) for name, label in data.rows})
     texts = [set(getattr(parts, name).texts) for name in PARTS]
     assert sum(map(len, texts)) == len(set.union(*texts))
 
 
-def test_the_sample_is_split_by_string_and_stratified():
+def test_the_split_of_the_sample_is_disjoint_and_stratified():
     parts = split(SAMPLE, validation=0.25, test=0.3, seed=3)
     check_disjoint(SAMPLE, parts)
-    # No string of the sample is in two languages, so the shares of each language are exact.
+    # No name of the sample occurs in two languages, so each language has exactly these shares.
     counts = [Counter(label for _, label in part) for part in all_pairs(parts)]
     for label in range(len(SAMPLE.languages)):
         train, validation, test = (count[label] for count in counts)
@@ -64,7 +64,7 @@ def test_the_split_of_the_real_data_does_not_change(real_folder):
         "seed": 0,
         "validation": 0.1,
         "test": 0.2,
-        # The published figures use this split.
+        # Published results use this split, so it must not change.
         "sha256": "2e2e99dbcb93bb11b35818b75b8c6769bf352f4cac08027aab3c448d3c15e67c",
         "names": {"train": 12_557, "validation": 1_811, "test": 3_619},
         "data": {
@@ -90,11 +90,11 @@ def test_the_split_does_not_depend_on_the_folding(real_folder):
     drawn, parts = split(data), names.split(data)
     assert parts.info == drawn.info
     assert parts.folding == Folding("ßàáãäèéíñòóöúüż")
-    # An accented letter of only one training name, such as the ê of Lévêque, loses its accent.
+    # Accented letters that occur in only one training name, such as ê in Lévêque, lose the accent.
     assert {"müller", "muller", "léveque", "leveque"} <= {*parts.train.texts}
     for name in PARTS:
         part, of_ascii = getattr(parts, name), getattr(drawn, name)
-        # Plain texts of both foldings differ only in hyphens, which become blanks or are dropped.
+        # The foldings treat hyphens differently, so names are compared without accents and blanks.
         accented, plain = (
             {text.replace(" ", "") for text in parts.folding.plain.fold_usable(texts)}
             for texts in (part.texts, of_ascii.texts)
@@ -122,13 +122,13 @@ def test_the_training_part_contains_every_spelling_of_its_names():
         train = {*parts.train.texts}
         for spelled in ({"gäbler öz", "gabler öz", "gabler oz"}, {"tan", "tän"}, {"öger", "oger"}):
             assert train >= spelled or train.isdisjoint(spelled)
-    # The other parts contain only the first spelling of each name in the data.
+    # The validation and test parts contain only the first spelling of each name.
     assert "gäbler öz" in found
     assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 
 
-def test_three_strings_are_enough_to_fill_every_part():
-    """Repeats count once. A language with fewer than 3 strings fills the training part first."""
+def test_three_distinct_names_are_enough_for_three_parts():
+    """Repeated names count once. A language with fewer names fills the training part first."""
     names = ("Pugh", "PUGH", "Price", "Púgh ", "Rees")
     data = few(*((name, 0) for name in names), ("Etxe", 1), ("Agi", 1))
     train, validation, test = all_pairs(split(data, validation=0.01, test=0.01))
@@ -141,7 +141,7 @@ def test_three_strings_are_enough_to_fill_every_part():
 
 
 def test_a_shared_string_is_drawn_with_its_rarest_language():
-    # All five strings of language 1 are also in language 0, which has more strings.
+    # All five names of language 1 are also in language 0, which has more names.
     shared = [(name, label) for name in ("Ab", "Cd", "Ef", "Gh", "Ij") for label in (0, 1)]
     data = few(*shared, *((f"name {letter}", 0) for letter in "abcdefghij"))
     for seed in range(5):

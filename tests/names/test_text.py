@@ -1,4 +1,4 @@
-"""Folding, encoding and packing of names."""
+"""Tests folding, encoding and packing of names."""
 
 import re
 import string
@@ -18,8 +18,8 @@ from namernn_fast.names.text import escaped
 
 ACCENTED = Folding("ßáéłñś")
 FOLDINGS = (ASCII, Folding(), ACCENTED)
-# Characters that reach every branch of folding: letters with and without marks, punctuation,
-# whitespace, control characters and a lone surrogate.
+# Characters for every branch of folding: letters with and without marks, punctuation, whitespace,
+# control characters and a lone surrogate.
 _TELLING = (
     "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßẞéÉŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2010\u2028\ud800"
 )
@@ -62,7 +62,7 @@ def test_folding_keeps_or_drops_each_character(folding, name, folded, lost):
 
 
 @given(st.text())
-def test_what_is_dropped_leaves_no_trace(name):
+def test_dropped_characters_fold_to_an_empty_string(name):
     for folding in FOLDINGS:
         lost, folded = folding.dropped(name), folding.fold(name)
         assert folding.fold(lost) == ""
@@ -101,8 +101,8 @@ def defined_fold(name, folding=ASCII):
 @example(["é", "\u0301a", "e", "\u0301"])
 @example(["é" * 1000, "æ" * 1000, "\u0301" * 999 + "a"])
 @example([f"x{letter}x" for letter in SPELLINGS])
-def test_folding_is_what_its_documentation_says(names):
-    """One name at a time, and together."""
+def test_folding_matches_its_documentation(names):
+    """This holds for single names and for lists of names."""
     for folding in FOLDINGS:
         folded = [defined_fold(name, folding) for name in names]
         assert [*map(folding.fold, names)] == folded
@@ -134,7 +134,7 @@ UNUSABLE = (
     ids=range(8),
 )
 def test_invalid_lists_of_names_are_rejected(names, kind, message):
-    """The error names the first unusable name."""
+    """The error quotes or describes the first unusable name."""
     with pytest.raises(kind) as error:
         encode_names(names)
     assert str(error.value) == message
@@ -158,7 +158,7 @@ def test_unprintable_characters_are_escaped(text, shown):
 
 
 @given(st.lists(any_text.filter(ASCII.fold) | folded_names, min_size=1, max_size=6))
-def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
+def test_a_character_is_encoded_as_its_index_in_the_alphabet(names):
     assert ASCII.alphabet == Folding().alphabet == "abcdefghijklmnopqrstuvwxyz .,;'"
     assert ACCENTED.alphabet == ASCII.alphabet + ACCENTED.letters
     assert (ACCENTED.plain, ASCII.plain) == (Folding(), ASCII)
@@ -192,7 +192,7 @@ def test_invalid_foldings_are_rejected(arguments, message):
 
 
 def test_letters_of_returns_frequent_accented_letters():
-    """Capitals and separate accents count. The most frequent `MAX_LETTERS` letters remain."""
+    """Capitals and combining accents count, too. At most `MAX_LETTERS` letters are returned."""
     names = ["Müller", "MÜLLER", "e\u0301", "É", "Ñü", "李", "o’a-"]
     assert letters_of(names) == "éñü"
     assert letters_of(names, 2) == "éü"
@@ -204,7 +204,7 @@ def test_letters_of_returns_frequent_accented_letters():
 
 
 @given(st.lists(folded_names, min_size=1, max_size=12), st.data())
-def test_pack_is_pack_sequence(names, data):
+def test_pack_matches_pack_sequence(names, data):
     encoded = encode_names(names)
     assert len(encoded) == len(names)
     places = st.integers(0, len(names) - 1)
@@ -224,7 +224,7 @@ def test_pack_is_pack_sequence(names, data):
 
 
 @given(st.lists(folded_names, min_size=1, max_size=30), st.integers(1, 40), st.data())
-def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data):
+def test_packing_many_batches_matches_packing_single_batches(names, batch_size, data):
     encoded = encode_names(names)
     indices = torch.tensor(data.draw(st.permutations(range(len(names)))))
     ordered = encoded.by_length(indices, batch_size)
@@ -241,7 +241,7 @@ def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data)
 
 
 def test_many_batches_are_packed_in_bounded_memory():
-    """A single table for all batches would have 60 million entries because of the long names."""
+    """With such long names, a single table for all batches would have 60 million entries."""
     names = encode_names(["Kim", "x" * 1000, "Papadopoulos"] * 20_000)
     with bounded(32):
         count = sum(1 for _ in names.pack_each(names.by_length(torch.arange(len(names)), 64), 64))
@@ -249,7 +249,7 @@ def test_many_batches_are_packed_in_bounded_memory():
 
 
 @given(st.lists(folded_names, min_size=1, max_size=30))
-def test_names_are_sorted_by_their_beginnings(names):
+def test_names_are_sorted_by_their_first_characters(names):
     for folding, characters in ((ASCII, 6), (ACCENTED, 5)):
         names = [*names, "xś"[: 1 + len(folding.letters)]]
         encoded = encode_names(["'ś", *names], folding)

@@ -1,4 +1,4 @@
-"""The command `train`: what it may replace, Ctrl-C, a full disk, and several processes."""
+"""Tests the command `train`: which files it replaces, Ctrl-C, a full disk, several processes."""
 
 import errno
 import hashlib
@@ -101,7 +101,7 @@ def contents(folder):
 
 
 def interrupt_after(epochs, monkeypatch):
-    """Simulates Ctrl-C as soon as `epochs` epochs have been reported."""
+    """Simulates Ctrl-C after `epochs` epochs have been reported."""
     reporter = train._reporter
 
     def interrupting(recipe):
@@ -163,7 +163,7 @@ FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 @contextmanager
 def full(monkeypatch, kind=""):
-    """Simulates a disk that becomes full while a file whose name ends in `kind` is written."""
+    """Simulates a disk that is full when a file is written. `kind` is how the file's name ends."""
     replacing = tensor_files.replacing
 
     @contextmanager
@@ -210,7 +210,7 @@ def test_training_continues_if_its_state_cannot_be_written(run, folder, cache, m
     assert [*contents(cache)] == [cache / "names.safetensors"]
     with full(monkeypatch):
         err = run(*options, code=1)[1]
-    # The error does not advise --resume, because no state was saved.
+    # No state was saved, so the error must not suggest --resume.
     assert err.splitlines() == [WARNING, WARNING, FULL]
 
 
@@ -268,7 +268,7 @@ def test_an_incomplete_torchrun_environment_is_an_error(fails, folder, monkeypat
 @pytest.mark.slow
 def test_two_processes_match_the_losses_of_one_process(folder, run, run_program, root, tmp_path):
     count = len(split(read_names(folder)).train)
-    # The last batch has a single name, so the second process gets no name.
+    # The last batch has a single name, so the second process gets none.
     batch_size = next(size for size in range(40, count) if count % size == 1)
     options = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", str(batch_size)]
     options += ["--embedding-size", "5", "--hidden-size", "7", "--lr", "0.01", "--clip", "1"]

@@ -1,4 +1,4 @@
-"""Batches, steps and the training loop."""
+"""Tests batches, training steps and the training loop."""
 
 import math
 import sys
@@ -53,7 +53,7 @@ ELABORATE = SHORT.changed(
 )
 
 
-def test_batches_hold_every_name_once_with_its_label():
+def test_batches_contain_every_name_once_with_its_label():
     train = PARTS.train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
     seen = []
@@ -68,14 +68,14 @@ def test_batches_hold_every_name_once_with_its_label():
 
 
 def test_processes_divide_each_batch():
-    """The weighted mean over processes is the mean over the batch, even for a batch of one name."""
+    """The weighted mean over processes equals the batch's mean, even for a batch of one name."""
     train = PARTS.train
     order = torch.arange(7)
     whole = list(batches(train, order, 3))
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
     assert [batch.weight for batch in shares[1]] == [2 / 3, 2 / 3, 0]
-    # A random value for each label serves as the loss of the names with that label.
+    # As a substitute for the loss of a name, use a random value that depends only on its label.
     values = torch.rand(18)
     for batch, *parts in zip(whole, *shares, strict=True):
         mean = sum(values[part.targets].mean() * part.weight for part in parts) / 2
@@ -87,7 +87,7 @@ def figures(history):
 
 
 @pytest.mark.parametrize(("recipe", "rnn_class"), [(SHORT, nn.RNN), (ELABORATE, FusedRNN)])
-def test_a_seed_determines_every_bit(recipe, rnn_class):
+def test_training_with_the_same_seed_is_bit_identical(recipe, rnn_class):
     state = torch.get_rng_state()
     first, second, other = (
         fit(PARTS, recipe, seed=seed, rnn_class=rnn_class) for seed in (7, 7, 8)
@@ -117,13 +117,13 @@ def step():
 
 
 def sgd(lr):
-    """Returns a model with the same initial weights at every call, and its optimizer."""
+    """Returns a model and its optimizer. The initial weights are the same in every call."""
     torch.manual_seed(0)
     model = NameClassifier(18, alphabet_size=LETTERS, **SMALL)
     return model, torch.optim.SGD(model.parameters(), lr)
 
 
-def test_the_gradient_is_clipped_on_request(step):
+def test_the_gradient_is_clipped_only_if_requested(step):
     def moved(clip_norm):
         model, optimizer = sgd(1.0)
         before = nn.utils.parameters_to_vector(model.parameters())
@@ -171,7 +171,7 @@ def test_the_gradient_of_the_loss_matches_autograd(certain, weight, smoothing):
 
 @pytest.mark.parametrize("kept", [0, 100, 10**6])
 def test_an_epoch_reports_the_mean_over_its_names(kept, monkeypatch):
-    """The mean does not depend on `_KEPT_NUMBERS`. A batch with a weight of 0 does not count."""
+    """The mean does not depend on `_KEPT_NUMBERS`, and ignores batches with a weight of 0."""
     monkeypatch.setattr(steps, "_KEPT_NUMBERS", kept)
     recipe = Recipe(label_smoothing=0.1)
     model, optimizer = sgd(0.0)
@@ -221,7 +221,7 @@ def test_the_weights_of_the_best_epoch_are_kept():
     fitted = fit(PARTS, recipe)
     for number, member in enumerate(fitted.checkpoint.model.members, 1):
         epochs = [epoch for epoch in fitted.history if epoch.member == number]
-        # Of equally good epochs, the first is kept.
+        # If several epochs are equally good, the first is kept.
         best = max(epochs, key=lambda epoch: epoch.validation_accuracy)
         assert validate(member, PARTS.validation) == (
             best.validation_loss,
@@ -244,7 +244,7 @@ def test_the_last_layer_includes_the_priors():
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_language_may_have_no_training_names():
+def test_training_works_if_a_language_has_no_training_names():
     """A random split may leave a language without training names, so that its prior is 0."""
     rows = (*((f"Name{letter}", 0) for letter in "abcdefghijklmnopqrst"), ("Odd", 1))
     data = NamesData("few", ("A", "B"), rows)

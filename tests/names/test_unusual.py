@@ -1,4 +1,4 @@
-"""Unusual names and weak languages are measured, saved in checkpoints and marked in output."""
+"""Tests that unusual names and weak languages are measured, saved and marked in output."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def checkpoint():
 
 
 def defined_unusualness(parts):
-    """Returns a function that computes by definition how unusual a plain text is."""
+    """Returns a function that computes, by definition, how unusual a name without accents is."""
     mark = "$"
     symbols = len(Folding().alphabet) + 1
 
@@ -72,7 +72,7 @@ def defined_unusualness(parts):
 
 
 def test_unusualness_matches_its_documentation():
-    """Covers a single character, accented letters, and names longer than every training name."""
+    """Covers a single character, accents, and a name longer than every training name."""
     longest = max(map(len, PARTS.train.texts))
     asked = ["Kim", "x", "Ślusàrski-Müller", "Straß", "a" * 200, "o'neal jr.", "Qwrtp"]
     asked.append(("an" * longest)[: longest + 1])
@@ -104,7 +104,7 @@ def test_made_up_names_and_soft_labels_do_not_affect_unusualness(checkpoint):
 
 
 def test_few_real_names_are_unusual(real_folder):
-    """The validation part sets the limit, so about `SHARE` of the test part is unusual too."""
+    """The limit comes from the validation part, so about `SHARE` of the test part is unusual."""
     parts = names.split(names.read_names(real_folder))
     measure = fit_unusualness(parts)
     share = (measure.of(parts.validation.names, parts.folding) > 1).double().mean().item()

@@ -1,4 +1,4 @@
-"""The walk-through runs as plain Python, its assertions hold, and its figures can be drawn."""
+"""Tests that the walk-through runs as plain Python and that its figures can be drawn."""
 
 import runpy
 import warnings
