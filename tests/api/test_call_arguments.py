@@ -76,7 +76,7 @@ def choices(arguments):
 
 
 @torch.no_grad()
-def test_replaced_and_prepared_models_take_every_argument(kind):
+def test_replaced_and_prepared_models_accept_every_argument(kind):
     """Replaced and prepared models handle each argument as the original layer does."""
     layer, arguments = draw(kind)
     theirs = kind.nn_layer(FEATURES, HIDDEN, num_layers=2)

@@ -128,7 +128,7 @@ def test_flop_counts_match_torchs_layer(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch counts the matrix product of the table, and the operator the recurrent products."""
+    """Torch counts the matrix product of the table. The operator counts the recurrent products."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4

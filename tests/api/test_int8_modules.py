@@ -42,7 +42,7 @@ def equal(first, second):
     return all(map(torch.equal, tree_leaves(first), tree_leaves(second)))
 
 
-def test_a_prepared_module_computes_the_results_of_its_layer(kind, form):
+def test_8_bit_results_are_close_to_the_layer(kind, form):
     module, prepared, x = make(kind, form)
     assert prepared.dtype == torch.int8
     assert type(prepared) is (PreparedCell if form == "step module" else PreparedLayer)

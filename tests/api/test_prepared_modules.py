@@ -73,7 +73,7 @@ def made(kind, form, dtype, fused_steps):
     return module, module.prepare(dtype), x
 
 
-def test_a_prepared_module_computes_the_results_of_its_layer(made):
+def test_a_prepared_module_matches_its_layer(made):
     module, prepared, x = made
     assert equal(prepared(x), module(x))
     assert [*prepared.parameters()] == [*prepared.buffers()] == [*prepared.children()] == []

@@ -39,7 +39,7 @@ def structure():
 
 
 def test_function_lengths_are_measured(structure):
-    """A function starts at its template line and ends at its closing brace, with all lambdas."""
+    """A function extends from its template line to its closing brace, and includes its lambdas."""
     native = [("Sum", 7, 4, 2), ("value", 11, 1, 0), ("wait", 14, 9, 2)]
     assert list(structure.cpp_functions(NATIVE)) == native
     python = "import x\n\nasync def wait():\n    def inner(self, a, *b, c=1):\n        pass\n"

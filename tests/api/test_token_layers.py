@@ -294,7 +294,7 @@ def test_vmap_rejects_an_id_out_of_range(kind):
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_per_sample_gradients_match_a_loop(kind, method, padding_idx):
+def test_per_sample_gradients_of_token_layers_match_a_loop(kind, method, padding_idx):
     ours = model(kind, num_layers=2, bidirectional=True, padding_idx=padding_idx)
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
 

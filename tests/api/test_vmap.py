@@ -133,7 +133,7 @@ def test_vmap_over_models_makes_one_call_per_model(kind, of_each, monkeypatch):
         torch.testing.assert_close(together.grad, separate)
 
 
-def test_nested_vmap_and_cells_match_a_loop(kind):
+def test_nested_vmap_and_vmap_over_cells_match_a_loop(kind):
     module = kind.layer(3, 5, **STACK)
     x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
     nested = vmap(vmap(lambda x: module(x)[1]))(x)

@@ -394,7 +394,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
-    """A recorded run writes to the pages and the results; other runs write to a scratch folder."""
+    """A recorded run updates the pages and the results. Other runs write to a scratch folder."""
     workloads = [
         Workload(*sizes) for sizes in ((DENSE, FORWARD, 1, 4, 3, 2), (DENSE, FORWARD, 2, 4, 3, 2))
     ]

@@ -220,7 +220,7 @@ def answer(predictor, names, *arguments, errors=(), **options):
     return answer_rows(predictor, Rows([*names], dict(errors)), *arguments, **options)
 
 
-def test_answers_match_the_predictor(predictor):
+def test_answers_match_the_results_of_the_predictor(predictor):
     names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
     answers = answer(predictor, names, top=2)
     assert (answers.rows.names, answers.rows.errors) == (names, {})

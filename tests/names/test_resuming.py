@@ -154,7 +154,7 @@ def test_a_state_with_invalid_tensors_is_rejected(kept, path, change):
     assert refusal(path).startswith("not the state of this training run (")
 
 
-def test_the_error_lists_what_differs_from_the_state(kept, path):
+def test_the_error_lists_settings_that_differ_from_the_state(kept, path):
     path.write_bytes(kept[-1])
     other = PLAIN.changed(lr=0.02, clip_norm=1.0, model={"hidden_size": 9, "pooling": "last"})
     assert refusal(path, other, {**IDENTITY, "seed": 1, "recipe": other.values()}) == (

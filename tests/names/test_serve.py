@@ -748,7 +748,7 @@ def test_the_page_reports_unusable_and_long_names(page):
 
 
 @pytest.mark.slow
-def test_a_link_fills_in_the_name(browser, port):
+def test_a_link_with_a_name_fills_in_the_input(browser, port):
     page = Page(browser, port, "?name=O%E2%80%99Neal+Ana")
     page.wait(f"({READING}) === 'O’Neal Ana'")
     assert page.ask("document.getElementById('name').value") == "O’Neal Ana"

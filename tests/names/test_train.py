@@ -163,7 +163,7 @@ FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 @contextmanager
 def full(monkeypatch, kind=""):
-    """Simulates a disk that is full when a file is written. `kind` is how the file's name ends."""
+    """Simulates a disk that is full when a file whose name ends in `kind` has been written."""
     replacing = tensor_files.replacing
 
     @contextmanager

@@ -284,7 +284,7 @@ def test_invalid_recipes_are_rejected(option, value):
         Recipe(epochs=1000, members=3)
 
 
-def test_progress_needs_a_terminal(capsys, monkeypatch):
+def test_training_shows_progress_only_on_a_terminal(capsys, monkeypatch):
     once = SHORT.changed(epochs=1)
     for terminal, progress in ((False, True), (True, False), (True, True)):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)

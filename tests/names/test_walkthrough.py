@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-# Import matplotlib before a test empties the cache, to avoid another search for fonts.
+# Import matplotlib before a fixture replaces the cache folder, or it would search for fonts again.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
