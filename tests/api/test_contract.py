@@ -81,7 +81,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_the_next_call_sees_changed_weights(kind, change):
+def test_weight_changes_take_effect_in_the_next_call(kind, change):
     modules = kind.twins(4, 4, num_layers=2, dtype=torch.float64)
     x = torch.randn(5, 2, 4, dtype=torch.float64)
     results = []
@@ -183,8 +183,8 @@ def test_autocast_result_dtypes_follow_torchs_rules(name, layout, autocast, inpu
         assert explain(ours, x, hx).path == f"cpu {kernel}"
 
 
-def test_c_decides_the_result_dtype_under_autocast():
-    """Autocast casts an LSTM's products but not c, so c decides the dtype of the results."""
+def test_c_determines_the_result_dtype_under_autocast():
+    """For an LSTM, autocast casts the matrix products but not c, so c determines the dtype."""
     hx = torch.randn(1, 3, 4), torch.randn(1, 3, 4, dtype=torch.bfloat16)
     x = pack_padded_sequence(torch.randn(5, 3, 3), LENGTHS, enforce_sorted=False)
     for module in KINDS["lstm"].twins(3, 4):
@@ -264,7 +264,7 @@ def test_outputs_may_have_more_than_2_31_elements():
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_deterministic_setting_does_not_change_bits(kind, packed, dtype):
+def test_deterministic_algorithms_give_bit_identical_results(kind, packed, dtype):
     module = kind.layer(3, 40, dropout=0.5, dtype=dtype, **STACK)
     x = torch.randn(5, 3, 3, dtype=dtype, requires_grad=True)
     results = []

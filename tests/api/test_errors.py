@@ -116,7 +116,7 @@ COLUMNS = ("kind", "input", "states", "error", "text")
     COLUMNS, [*rows(KINDS, LIKE_TORCH + OURS), *of_lstm(PAIRS_LIKE_TORCH + PAIRS)]
 )
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_bad_input_is_rejected(kind, input, states, error, text, requires_grad):
+def test_invalid_input_raises_the_expected_error(kind, input, states, error, text, requires_grad):
     module = kind.layer(4, 5).requires_grad_(requires_grad)
     with pytest.raises(error, match=text):
         module(input, states)
@@ -124,7 +124,7 @@ def test_bad_input_is_rejected(kind, input, states, error, text, requires_grad):
 
 
 @pytest.mark.parametrize(COLUMNS, [*rows(DROP_INS, LIKE_TORCH), *of_lstm(PAIRS_LIKE_TORCH)])
-def test_messages_match_torchs_layer(kind, input, states, error, text):
+def test_error_messages_match_torchs_layer(kind, input, states, error, text):
     if kind.name == "lstm" and isinstance(input, PackedSequence):
         pytest.skip("nn.LSTM does not check the dimensions of packed rows")
     assert message(kind.layer(4, 5), input, states) == message(kind.nn_layer(4, 5), input, states)

@@ -355,7 +355,7 @@ def test_input_may_implement_torch_function(kind):
         module(Wrapped(x), lengths=[5, 3])
 
 
-def test_mode_chooses_the_nonlinearity_as_in_nn_rnn():
+def test_the_mode_attribute_selects_the_nonlinearity():
     ours, theirs = KINDS["rnn"].twins(3, 4)
     for name, value in (("mode", "RNN_RELU"), ("nonlinearity", "tanh")):
         for module in (ours, theirs):

@@ -110,7 +110,7 @@ def test_saving_writes_the_same_file_as_the_layer(made):
     assert prepared.state_dict(prefix="a.").keys() == module.state_dict(prefix="a.").keys()
 
 
-def test_loading_reports_the_errors_of_the_layer(kind, made, form):
+def test_loading_raises_the_same_errors_as_the_layer(kind, made, form):
     _, prepared, x = made
     wanted = prepared(x)
     state = make(kind, form)[0].state_dict()
@@ -281,7 +281,7 @@ def error_of(call, *arguments):
     return raised.type, str(raised.value)
 
 
-def test_bad_arguments_raise_the_errors_of_the_layer(kind, made, form):
+def test_invalid_arguments_raise_the_same_errors_as_the_layer(kind, made, form):
     module, prepared, x = made
     other_dtype = x.double() if x.is_floating_point() else x.float()
     calls = [(other_dtype,), (x[None, None],), (x, kind.states(torch.zeros, 3, 2, 20))]
@@ -296,7 +296,7 @@ def test_bad_arguments_raise_the_errors_of_the_layer(kind, made, form):
 
 
 @for_dtypes
-def test_compiled_programs_use_the_packed_tensor(kind, made, form):
+def test_compiled_programs_use_refreshed_weights(kind, made, form):
     _, prepared, x = made
     torch._dynamo.reset()  # Dynamo limits how often it compiles a forward
     compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
@@ -421,7 +421,7 @@ def test_fx_treats_prepared_modules_as_leaves(made):
     assert equal(graph(x), prepared(x))
 
 
-def test_prepare_rejects_hooks_and_other_forwards(kind):
+def test_prepare_rejects_hooks_and_replaced_forwards(kind):
     hooked = kind.layer(6, 20)
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match=f"cannot take this {kind.cell.layer}: it has hooks"):
@@ -462,7 +462,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_replaces_modules(kind):
+def test_prepare_rnn_replaces_recurrent_modules(kind):
     model = Model(kind)
     tokens, state = model.tokens, {k: v.clone() for k, v in model.state_dict().items()}
     assert prepare_rnn(model) is model
@@ -536,7 +536,7 @@ def test_prepare_rnn_accepts_a_single_layer(kind):
 
 
 @pytest.mark.drop_in
-def test_prepare_rnn_names_the_module_with_hooks(kind):
+def test_the_error_of_prepare_rnn_names_the_module_with_hooks(kind):
     model = Model(kind)
     model.list[1].register_forward_pre_hook(lambda *_: None)
     name = kind.nn_layer.__name__

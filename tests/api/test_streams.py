@@ -255,7 +255,7 @@ for_backends = pytest.mark.parametrize(
 
 @for_backends
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_compiled_calls_check_rows(kind, case, backend):
+def test_compiled_calls_reject_invalid_rows(kind, case, backend):
     _, stream = make(kind, 5, 20, 2)
     x, rows, before = torch.randn(2, 5), BAD_ROWS[case], draw_states(kind, stream)
     with pytest.raises((RuntimeError, TypeError)) as wanted:
@@ -269,7 +269,7 @@ def test_compiled_calls_check_rows(kind, case, backend):
 
 
 @pytest.mark.parametrize("rows", [[True, False], [0.0, 1.0], [1, 1], [0, -1], [0, 4]])
-def test_compiled_calls_check_lists_of_rows(kind, rows):
+def test_compiled_calls_reject_invalid_lists_of_rows(kind, rows):
     """Some calls fail during compilation. The compiler's error then repeats our message."""
     _, stream = make(kind, 5, 20)
     before = draw_states(kind, stream)
@@ -289,7 +289,7 @@ def test_invalid_states_and_repeated_rows_raise_an_error(kind, way):
             call([0, 0])
 
 
-def test_unsupported_uses_raise_errors(kind):
+def test_unsupported_uses_of_streams_raise_errors(kind):
     layer, stream = make(kind, 5, 20)
     x = torch.randn(4, 5)
     with torch.enable_grad():

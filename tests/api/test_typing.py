@@ -47,5 +47,5 @@ def test_strict_checking_finds_exactly_the_marked_errors(monkeypatch, tmp_path):
     assert found == [("bare_program.py", line, kind) for line, kind in expected]
 
 
-def test_the_program_runs():
+def test_the_typed_program_runs():
     typed_program.main()

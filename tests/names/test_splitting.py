@@ -76,7 +76,7 @@ def test_the_split_of_the_real_data_does_not_change(real_folder):
     }
 
 
-def test_a_random_split_draws_rows(real_folder):
+def test_a_random_split_distributes_all_rows(real_folder):
     data = read_names(real_folder)
     parts = split(data, method="random")
     assert [len(getattr(parts, name)) for name in PARTS] == [14_052, 2_007, 4_015]

@@ -56,7 +56,7 @@ LONG = "x" * 1001
         (ACCENTED, "李-é", "é", "李"),
     ],
 )
-def test_folding_keeps_or_drops_each_character(folding, name, folded, lost):
+def test_folding_keeps_and_drops_the_expected_characters(folding, name, folded, lost):
     assert folding.fold(name) == folding.fold(name.upper()) == folded
     assert folding.dropped(name) == lost
 

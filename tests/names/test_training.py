@@ -234,7 +234,7 @@ def test_the_weights_of_the_best_epoch_are_kept():
     assert metrics["test_accuracy"] == validate(fitted.checkpoint.model, PARTS.test)[1]
 
 
-def test_the_last_layer_includes_the_priors():
+def test_the_last_layer_includes_the_prior_correction():
     recipe = SHORT.changed(prior_correction=0.3, members=2)
     ours, plain = (
         logits(fit(PARTS, each).checkpoint.model, PARTS.validation.names).double()
