@@ -126,7 +126,7 @@ def test_inductor_computes_the_eager_loss_and_gradients(
 @pytest.mark.parametrize("with_hx", [False, True])
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_one_compiled_graph_works_for_every_shape(kind, layout, with_hx, dynamic):
-    """With `dynamic=True` the first graph works for every shape; by default the second does."""
+    """With `dynamic=True` the first graph works for every shape. By default, the second does."""
     net = Net(kind.layer(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:

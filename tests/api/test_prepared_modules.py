@@ -86,7 +86,7 @@ def test_a_prepared_module_matches_its_layer(made):
 
 
 def test_calls_in_training_mode_raise_an_error(made):
-    """`train()` itself must not fail, or only some modules of a model would change their mode."""
+    """If `train()` itself failed, only some modules of a model would change their mode."""
     _, prepared, x = made
     wanted = prepared(x)
     model = torch.nn.Sequential(torch.nn.Dropout(), prepared)

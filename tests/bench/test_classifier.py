@@ -183,7 +183,7 @@ def test_a_loop_that_bypasses_the_hooks_is_not_timed(corpus, weights):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_peak_of_a_call_excludes_earlier_allocations():
+def test_the_peak_memory_of_a_call_excludes_earlier_allocations():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert peak.peak_above(lambda: None) < size // 8
@@ -195,7 +195,7 @@ def test_the_peak_of_a_call_excludes_earlier_allocations():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_fresh_process_does_not_inherit_the_peak_of_its_parent():
+def test_a_new_process_does_not_inherit_peak_memory():
     size = 512 * 2**20
     kept = torch.ones(size // 4)
     fresh = in_new_process(peak.peak_bytes)
