@@ -1,1 +1,1 @@
-"""Pretrained models of other packages, with torch's recurrent layers and with the fused ones."""
+"""Benchmarks of other packages' pretrained models, with torch's and with fused recurrent layers."""

@@ -1,9 +1,9 @@
 """Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
 
-Each model gets its weights from the package's wheel, and inputs in the shapes that the package
-uses. It runs with torch's, fused and prepared recurrent layers, with streams if it runs step by
-step, and with 8-bit weights if one of its layers supports them. After a check that the results
-agree, all of these alternate. Needs `pip install ".[cases]"`; wheels are unpacked in `build/cases`.
+Each model loads its weights from its package's wheel, and reads inputs in the package's shapes. It
+runs with torch's, fused and prepared recurrent layers. A model that runs step by step also runs
+with streams, and a model with a supported layer also with 8-bit weights. Results are checked before
+these variants are timed in alternation. Needs `pip install ".[cases]"`; unpacks to `build/cases`.
 """
 
 import argparse
@@ -35,13 +35,13 @@ PACKAGES = (
 
 
 class Models(Study):
-    """A study of models, on one thread and on the given number of threads."""
+    """Times each model on one thread and on the given number of threads."""
 
     def run(self, options: argparse.Namespace, wrong: list[str]) -> Rows:
         """Times the models; returns rows for each number of threads, and adds errors to `wrong`.
 
         Raises:
-            SystemExit: a wheel was not found, and the run is recorded.
+            SystemExit: a wheel is missing in a recorded run.
         """
         rows: Rows = []
         budget = harness.time_budget(options, self.max_rounds, self.round_seconds)
@@ -127,7 +127,7 @@ def caption(document: Document) -> str:
 
 
 def summary(document: Document) -> str:
-    """Returns the table of means for the page on performance, a line for each package."""
+    """Returns the table of mean speed-ups for docs/performance.md, with a line for each package."""
     most = document["threads"][-1]
     packages: dict[str, dict[str, Any]] = {}
     for row in document["rows"]:

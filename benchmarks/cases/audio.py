@@ -33,7 +33,7 @@ def same_speaker(embeddings: Tensor) -> Tensor:
 
 
 def resemblyzer() -> Iterator[Case]:
-    """Yields cases: batches of 1.6 seconds, and the package's own program for 30 seconds."""
+    """Yields cases for batches of 1.6-second clips, and for the package's program on 30 seconds."""
     sys.path.append(str(FOLDER))
     from resemblyzer import VoiceEncoder, audio
 
@@ -99,7 +99,7 @@ CHUNK, CONTEXT = 512, 64
 
 
 def silero_vad() -> Iterator[Case]:
-    """Yields cases: the cell on 1 and on 16 recordings, and the network on a minute of audio."""
+    """Yields cases for the cell on 1 and 16 recordings, and the network on a minute of audio."""
     from safetensors.torch import load_file
 
     weights = load_file(FOLDER / "silero_vad/data/silero_vad_16k.safetensors")
@@ -147,7 +147,7 @@ class Beats(Stepping):
 
 
 def beatnet() -> Iterator[Case]:
-    """Yields cases on 30 seconds of music: in one call, in LSTM steps, and frame by frame."""
+    """Yields cases for 30 seconds of music, read in one call, in LSTM steps, or frame by frame."""
     weights = torch.load(FOLDER / "BeatNet/models/model_1_weights.pt", weights_only=True)
     network = load(Beats(), weights)
     music = torch.rand(1500, 272, generator=torch.Generator().manual_seed(0))

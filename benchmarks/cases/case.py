@@ -1,4 +1,4 @@
-"""A pretrained model and an input like those that its package processes."""
+"""A pretrained model with an input that is typical of its package."""
 
 import copy
 import time
@@ -48,7 +48,7 @@ class Stepping(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model with an input: a row of the table.
+    """A model and its input, which make one row of the table.
 
     Attributes:
         name: What is computed.
@@ -84,7 +84,7 @@ class Case:
         return found
 
     def share(self) -> float:
-        """Returns the share of a call's time that torch's recurrent layers take."""
+        """Returns the fraction of a call's time that is spent in torch's recurrent layers."""
         inside, started = 0.0, 0.0
 
         def enter(*_: object) -> None:

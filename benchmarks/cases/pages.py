@@ -133,7 +133,7 @@ def inputs(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def kraken() -> Iterator[Case]:
-    """Yields cases: the four layers and the network, each on a page and on a crop."""
+    """Yields cases for each of the four layers and for the network, on a page and on a crop."""
     network = read_weights(Lines())
     for name, height, width in (("page", 1800, 1300), ("crop", 450, 325)):
         image = page(height, width)

@@ -58,7 +58,7 @@ class Pronouncer(Stepping):
 
 
 def g2p_en() -> Iterator[Case]:
-    """Yields cases: the encoder, steps of the decoder, and the program on 20 words."""
+    """Yields cases for the encoder and for the whole network, each on 20 words."""
     network = Pronouncer(np.load(FOLDER / "g2p_en/checkpoint20.npz"))
     # Ids 0, 1 and 2 are padding, an unknown letter and the end of a word. Letters start at 3.
     words = [torch.tensor([ord(c) - ord("a") + 3 for c in word] + [2]) for word in WORDS.split()]
@@ -97,7 +97,7 @@ class Characters(nn.Module):
 
 
 def g2pm() -> Iterator[Case]:
-    """Yields cases: a sentence, and 32 sentences of one length, packed, or with `lengths=`."""
+    """Yields cases for one sentence and for 32 sentences: dense, packed, and with `lengths=`."""
     with (FOLDER / "g2pM/np_ckpt.pkl").open("rb") as file:
         network = Characters(ArraysOnly(file).load())
     draw = torch.Generator().manual_seed(0)
@@ -155,9 +155,9 @@ MEDAKA = {128: "r1041_e82_400bps_sup_v5.2.0", 256: "r1041_e82_400bps_hac_v6.0.0"
 
 
 def pileup(batch: int, positions: int, draw: torch.Generator) -> Tensor:
-    """Returns the counts of ten kinds of bases, as fractions, in reads with a few errors.
+    """Returns medaka's ten base counts at each position, as fractions, for reads with a few errors.
 
-    Half of the reads show a base on one strand, and half on the other.
+    Half of the reads are from one strand, and half from the other.
     """
     bases = torch.randint(4, (batch, positions, 1), generator=draw)
     strands = torch.cat([bases, bases + 4], 2)

@@ -57,7 +57,7 @@ SECONDS = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Quantized(Workload):
-    """The calls of layers, or the steps of streams."""
+    """A workload that either calls layers or runs steps of streams."""
 
     calls: str = LAYERS
 
@@ -145,7 +145,7 @@ def bytes_read(workload: Workload) -> int:
 
 
 def also(case: Quantized, calls: Calls) -> Row:
-    """Returns the errors, the read rate and, for streams, the bytes of packed weights."""
+    """Returns each call's error, the read rate and, for streams, the size of packed weights."""
     once = bytes_read(dataclasses.replace(case, seq_len=1))
     row: Row = {"errors": errors_of(calls)}
     row["read_rate"] = read_rate(torch.get_num_threads(), once, SECONDS)

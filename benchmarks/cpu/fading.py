@@ -3,8 +3,8 @@
 If only `h_n` has a gradient, the gradient of the state shrinks with every step back in time.
 After about a hundred steps `nn.RNN` computes in subnormal numbers, which is at least ten times
 slower on some processors. The fused layer flushes subnormal numbers to zero in its backward pass.
-`torch.set_flush_denormal(True)` makes the processor flush them in every operator. No other
-benchmark has gradients that fade.
+`torch.set_flush_denormal(True)` makes every operator flush subnormal numbers. No other benchmark
+has gradients that fade.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Fading(Workload):
-    """A workload of one of `CASES`."""
+    """A workload for one entry of `CASES`."""
 
     case: str = ""
 

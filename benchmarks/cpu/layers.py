@@ -41,7 +41,7 @@ class Stack(Workload):
 
 
 class Chain(nn.Module):
-    """Layers in sequence, each a separate call."""
+    """Layers that are called one after another."""
 
     def __init__(self, hidden_size: int, num_layers: int):
         super().__init__()

@@ -26,7 +26,7 @@ def return_freed_memory() -> None:
 def peak_of_training(
     workload: Workload, layer_name: str, threads: int, lengths: Sequence[int] = ()
 ) -> int:
-    """Returns the bytes by which a training step raises the peak memory of this process.
+    """Returns how many bytes a training step adds to this process's peak memory use.
 
     The parameters, the input and the gradients of the results exist before the step. A warm-up step
     on one sequence starts the threads and loads the code, so that these do not count.

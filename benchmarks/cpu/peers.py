@@ -69,10 +69,10 @@ WORKLOADS = [
 def results(
     workload: Workload, call: TimedCall, layer: nn.RNNBase | None = None
 ) -> dict[str, Tensor]:
-    """Runs a call of a rival, or of a `layer`; returns h_n, or the gradients of the weights.
+    """Runs a call of a rival or, if given, of `layer`; returns h_n or, in training, the gradients.
 
-    There are gradients for weight_ih, weight_hh and the sum of the biases. In a GRU, bias_ih and
-    bias_hh have separate gradients.
+    The gradients are those of weight_ih, weight_hh and the sum of the biases. A GRU has separate
+    gradients for bias_ih and bias_hh.
     """
     with torch.inference_mode(workload.mode == FORWARD):
         returned: Any = call()
@@ -176,7 +176,7 @@ def table(rows: Rows) -> str:
 
 
 def hops() -> Document:
-    """Returns the seconds to pass a word between cores, which limit calls on several threads."""
+    """Returns how long passing a word between cores takes, which limits multithreaded calls."""
     return dict(zip(("hop", "hop_median"), hop(), strict=True))
 
 
@@ -191,7 +191,7 @@ def caption(document: Document) -> str:
 
 @contextmanager
 def confined(threads: int) -> Iterator[None]:
-    """Limits processes that start within a block to as many CPUs as threads.
+    """Limits processes that start within the block to one CPU per thread.
 
     Rivals choose their number of threads from the CPUs that the process may use, some of them at
     import. Without this limit, JAX and NumPy would use all CPUs in a benchmark of one thread.
@@ -208,7 +208,7 @@ def confined(threads: int) -> Iterator[None]:
 
 
 class Confined(Study):
-    """A study that times each number of threads in a new process, limited to as many CPUs."""
+    """A study that times each number of threads in a new process with one CPU per thread."""
 
     def run_on(self, threads: int, options: argparse.Namespace, wrong: list[str]) -> Rows:
         with confined(threads):

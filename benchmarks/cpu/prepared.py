@@ -1,7 +1,7 @@
 """Times prepared layers: `python -m benchmarks.cpu.prepared [--record]`.
 
-The prepared layers, the fused layers, torch's layers and runtimes that pack weights once alternate,
-in inference with nonzero initial states. The runtimes use bound input and output buffers.
+Prepared, fused and torch's layers alternate with runtimes that pack weights once. All run inference
+with nonzero initial states. The runtimes use bound input and output buffers.
 `benchmarks/cpu/streams.py` times single steps, and `benchmarks/cpu/eight_bits.py` 8-bit weights.
 """
 

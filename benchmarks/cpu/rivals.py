@@ -29,7 +29,7 @@ class Problem:
 
     @property
     def hx(self) -> Any:
-        """The initial states in the form that torch's layers take: one tensor, or a tuple."""
+        """The initial states as torch's layers take them: a tensor or a tuple of tensors."""
         return self.states if len(self.states) > 1 else self.states[0]
 
     @property
@@ -269,7 +269,7 @@ def _arrays(problem: Problem) -> list[np.ndarray]:
 
 
 def onnx_model(problem: Problem) -> bytes:
-    """Returns a model of one node that turns X and the initial states into Y and Y_h."""
+    """Returns an ONNX model with one recurrent node. Its outputs are Y and Y_h."""
     from onnx import TensorProto, helper, numpy_helper
 
     node, hidden = CELLS[problem.workload.cell].torch.onnx, problem.workload.hidden_size

@@ -1,4 +1,4 @@
-"""How close the layer comes to the limits of the machine: `python -m benchmarks.cpu.roofline`.
+"""Compares the layer's speed with the machine's limits: `python -m benchmarks.cpu.roofline`.
 
 First the program measures the limits: the rate of multiply-adds on all threads, and the rate at
 which a core reads weights from its L2 cache. For each workload it reports the floor, which is the
@@ -53,8 +53,8 @@ def flops(workload: Workload) -> int:
 def floor(workload: Workload, machine: Machine, peak: float) -> float:
     """Returns the minimum seconds of a workload.
 
-    This is the time of the multiply-adds at the peak rate or, if that takes longer, the time to
-    read weight_hh in every step and pass; each core reads its share from its L2 cache.
+    This is the larger of two times: the multiply-adds at the peak rate, and reading weight_hh in
+    every step and pass. The threads split weight_hh equally and read it from their L2 caches.
     """
     passes = 2 if workload.mode == TRAINING else 1
     weights = FLOAT_BYTES * workload.hidden_size**2 * workload.seq_len * passes
@@ -101,7 +101,7 @@ def run(machine: Machine, workloads: list[Workload], budget: TimeBudget) -> Rows
 
 
 def race_activations(most_threads: int, workloads: list[Workload], budget: TimeBudget) -> Rows:
-    """Returns the fractions of the peak with tanh and with relu, at sizes bound by multiply-adds.
+    """Measures what fraction of the peak tanh and relu reach, at sizes bound by multiply-adds.
 
     The difference is the cost of tanh.
     """
@@ -148,7 +148,7 @@ COLUMNS = (
 
 
 def draw(document: Document, folder: Path) -> list[Path]:
-    """Draws the rate against the batch size: the number of sequences that use each weight read."""
+    """Draws the rate against the batch size, because a batch shares each weight that is read."""
     pyplot.switch_backend("Agg")
     rows, machine = document["rows"], Machine(**document["machine"])
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")

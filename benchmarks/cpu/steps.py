@@ -1,8 +1,8 @@
 """Times the step modules against torch's cells: `python -m benchmarks.cpu.steps [--record]`.
 
 If torch's own cell is at least as fast, a step module runs that cell, and the speed-up is about 1.
-Each call gets states. In training, both states of an LSTM have gradients. Without `--record` only a
-few sizes are timed.
+Each call gets initial states. In training, both states of an LSTM have gradients. Without
+`--record` only a few sizes are timed.
 """
 
 import copy

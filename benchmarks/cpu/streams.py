@@ -1,7 +1,7 @@
 """Times single steps: `python -m benchmarks.cpu.streams [--record]`.
 
-A stream, torch's cell, each kind of layer with one step, and the runtimes that pack weights once
-alternate, with pauses in between.
+The rounds alternate between a stream, torch's cell, one-step calls of torch's, fused and prepared
+layers, and runtimes that pack weights once. There is a pause between rounds.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def floor(workload: Workload, calls: Calls) -> dict[str, Any]:
 
 
 def empty_operator() -> dict[str, float]:
-    """Returns the overhead of a step's operator: the seconds that it takes for an empty batch."""
+    """Returns the overhead of a step's operator, measured in seconds on an empty batch."""
     stream = prepare_rnn(torch.nn.LSTM(1, 1)).stream(0)
     panels, frame = stream._prepared._panels, torch.zeros(0, 1)
     arguments = panels.tensor, stream._states, frame, None, (), panels.options

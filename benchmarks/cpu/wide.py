@@ -1,8 +1,8 @@
 """Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record]`.
 
 These calls are bandwidth-bound: each step reads `weight_hh` for one to eight sequences. The read
-floor of a workload is the time to read the weights as often as needed, at the rate at which the
-threads read a block of the same size from the nearest memory that can hold it.
+floor is the time to read the weights as often as a call must. The rate is measured by reading a
+block of the same size from the nearest memory that can hold it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from benchmarks.harness.grid import BASELINE, DENSE, FUSED, MODES, SIZES, TRAINI
 from benchmarks.harness.study import Calls, Study, draw_input
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 
-# By dtype and hidden size: input_size, seq_len and batch.
+# Maps each dtype and hidden size to tuples of (input_size, seq_len, batch).
 SHAPES = {
     "float32": {
         300: ((16, 1, 1), (300, 8, 4), (2048, 8, 2), (300, 32, 2), (300, 64, 8)),

@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness.grid import DENSE, MODES, PACKED, PACKED_SHAPE, Workload
 from benchmarks.harness.precision import fp32_precision
 
-# By (input_size, hidden_size, seq_len), in the order in which they are timed.
+# Maps (input_size, hidden_size, seq_len) to batch sizes, in the order in which they are timed.
 BATCHES = {
     (64, 64, 8): (1, 64, 1024, 4096),
     (64, 256, 8): (1, 16, 64, 256, 1024, 4096),

@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Platform:
-    """Where the workloads run, how their calls are launched and timed, and which path they take."""
+    """Defines where workloads run, how calls are launched and timed, and which path they take."""
 
     device: str
     workloads: tuple[Workload, ...]

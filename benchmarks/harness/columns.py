@@ -1,8 +1,8 @@
 """Tables of rows of results: one line for each case, described by columns.
 
 A row is a program's record of one case: the fields of the case, the number of threads and the
-median seconds of each call (`medians`). A row may also compare the calls with one of them: `paired`
-has the median ratios of neighbouring rounds, `spread` the 95 % intervals of the ratios of medians.
+median seconds of each call (`medians`). A row may also compare calls with one reference call. Then
+`paired` has median ratios of neighbouring rounds, `spread` 95 % intervals of ratios of medians.
 """
 
 import statistics
@@ -114,8 +114,8 @@ def table(
     Args:
         rows: The rows.
         columns: The columns; those that identify a line come first.
-        beside: Fields. Rows that differ only in these fields share a line, and each combination of
-            values has its own columns there.
+        beside: Names of fields. Rows that differ only in these fields share a line, which has
+            separate columns for each combination of their values.
         shown: The rows that have a line; default: all.
     """
 

@@ -18,7 +18,7 @@ SIZES = "D is the input size, H the hidden size, T the sequence length, B the ba
 
 GATED_CELLS = tuple(name for name, cell in CELLS.items() if cell.gates > 1)
 """The names of the cells with gates."""
-# By shape: the batch sizes that every run times, for the vanilla layer and for layers with gates.
+# Maps each shape to the batch sizes that every run times: (vanilla layer, layers with gates).
 BATCHES_OF_EVERY_RUN = {
     (64, 64, 8): ((1, 64, 1024), (1,)),
     (64, 256, 8): ((1, 16, 256), (16,)),

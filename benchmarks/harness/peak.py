@@ -1,8 +1,7 @@
-"""The peak memory of a call in this process.
+"""Measures how much memory a call adds to this process's peak.
 
-The result is how far the call raises the peak of the resident set (`VmHWM` in
-`/proc/self/status`). The fallback without that file is `ru_maxrss`, which is less reliable because
-a process inherits it from its parent.
+The peak is the largest resident set so far (`VmHWM` in `/proc/self/status`). Without that file,
+the fallback is `ru_maxrss`, which is less reliable because a process inherits it from its parent.
 """
 
 import resource
@@ -25,7 +24,7 @@ def peak_bytes() -> int:
 
 
 def peak_above(call: Callable[[], object]) -> int:
-    """Returns the bytes by which a call raises the peak of this process."""
+    """Returns how many bytes a call adds to this process's peak memory use."""
     if CLEAR.exists():
         CLEAR.write_text(RESET_PEAK)  # resets the peak to the current size
     before = peak_bytes()

@@ -21,7 +21,7 @@ def converted(values: Any, dtype: torch.dtype) -> Any:
 
 
 def make_precise(model: nn.Module) -> nn.Module:
-    """Makes torch's recurrent layers of a model compute in float64. The rest stays in float32.
+    """Makes a model's torch recurrent layers compute in float64. Other modules stay in float32.
 
     Returns:
         The model, whose layers still take and return float32.

@@ -1,7 +1,7 @@
-"""The common form of the programs in `benchmarks/cpu`: cases, their calls and their tables.
+"""`Study`, on which the programs in `benchmarks/cpu` are built.
 
-`Study.main` is the whole program. For each case it makes the calls, which includes a check of their
-results, and times the calls in alternating rounds. Then it publishes a row for each case.
+`Study.main` is the whole program. For each case it creates the calls, checks their results and
+times the calls in alternating rounds. Then it publishes a row for each case.
 """
 
 import argparse
@@ -206,7 +206,7 @@ class Study:
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The texts about the results."""
+        """The generated sections of pages that describe the results."""
         return Section(self.page, self.name, self.report), *self.more
 
 

@@ -26,7 +26,7 @@ MIN_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Program:
-    """A program: one row of the table."""
+    """A program to time, which makes one row of the table."""
 
     name: str
     before: Callable[[], Run]
@@ -51,7 +51,7 @@ def take_turns(programs: Mapping[str, Run], seconds: float) -> dict[str, Rounds]
 
 
 class BeforeAfter(Study):
-    """A study of programs."""
+    """A study that times whole programs before and after a change."""
 
     def measure_program(self, program: Program, seconds: float) -> Row:
         """Returns the row of a program.
@@ -63,7 +63,7 @@ class BeforeAfter(Study):
         results: dict[str, Tensor] = {}
         for role in ("exact", *ROLES):
             runs[role] = getattr(program, role)()
-            # Run each program before making the next, because all share torch's random generator.
+            # Run each program before creating the next, because all use torch's global generator.
             results[role] = torch.as_tensor(runs[role](), dtype=torch.float32)
         del runs["exact"]
         theirs, ours, exact = ({"result": results[role]} for role in (BEFORE, AFTER, "exact"))

@@ -116,7 +116,7 @@ def race_at_peak(
 def race_epochs(
     corpus: Corpus, weights: Weights, threads: int, batch_size: int, budget: TimeBudget
 ) -> list[Row]:
-    """Returns a row for each program: the seconds of an epoch and of each of its parts."""
+    """Returns a row for each program, with the seconds of an epoch and of each part of it."""
     order = torch.randperm(len(corpus.names), generator=torch.Generator().manual_seed(1))
     parts = stretches(order, batch_size)
     settings = fastest_settings(corpus, weights, parts, batch_size)
@@ -156,7 +156,7 @@ def race_labels(
     threads: int,
     budget: TimeBudget,
 ) -> list[Row]:
-    """Returns a row for each program, with the seconds from strings to labels for all names."""
+    """Returns a row for each program, with the seconds it takes to label all names from strings."""
     calls = {program.name: partial(program.label, names) for program in programs}
     rounds, peak = race_at_peak(calls, threads, budget)
     counts = count(ASCII.fold_usable(names))
@@ -179,8 +179,8 @@ def race_labels(
 def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows.
 
-    If a check fails, it is added to `wrong`, and either all epochs or the labels for one number of
-    threads are not timed. Memory and times on one thread are measured only with `--record`.
+    Failed checks are added to `wrong`. If losses are wrong, no epoch is timed. Wrong labels are not
+    timed for that number of threads. Without `--record`, memory and one thread are not measured.
     """
     corpus = Corpus.of_data(effort.corpus)
     # The embedded sample is too small for the large batches.

@@ -158,8 +158,8 @@ def figures(runs: Sequence[Run], name: str) -> dict[str, Any]:
 
 
 def unusual_names(runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns for each split the share of unusual test names, and the accuracy of the distilled
-    network on unusual names and on all others."""
+    """Returns for each split the fraction of test names that are unusual, and the distilled
+    network's accuracy on unusual and on all other names."""
     found: dict[str, list[float]] = {"share": [], "accuracy": [], "accuracy_of_others": []}
     for parts, scores, _ in runs:
         right = (scores[page.DISTILLED].argmax(1) == parts.test.labels).double()

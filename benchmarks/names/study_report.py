@@ -1,4 +1,4 @@
-"""The texts about the study of the names application: a section of docs/names.md, a model card."""
+"""Describes the results of the names study, in a section of docs/names.md and in the model card."""
 
 import statistics
 from typing import Any

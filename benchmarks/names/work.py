@@ -1,4 +1,4 @@
-"""The floor of the classifier: the time for the multiply-adds that its results require."""
+"""Computes the classifier's floor: the minimum time for the multiply-adds that it requires."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from namernn_fast.names import ASCII
 def count(texts: Sequence[str]) -> Counter[str]:
     """Counts the work for a batch of folded names, none of them empty.
 
-    `characters` is the number of states if names share no states, `prefixes` if names share the
-    states of common prefixes. `firsts` is the number of prefixes of a single character, for which
-    the state needs no recurrent product.
+    `characters` counts the states if names share none. `prefixes` counts the states if names share
+    those of common prefixes. `firsts` counts prefixes of a single character, which need no
+    recurrent product.
     """
     prefixes = {text[:end] for text in texts for end in range(1, len(text) + 1)}
     return Counter(

@@ -1,4 +1,4 @@
-"""The texts and plots that summarize the grid: for the README, and by class of workload.
+"""Summarizes the grid in texts and plots, for the README and by class of workload.
 
 `benchmarks/cpu/grid.py` writes them after a run.
 """
@@ -149,9 +149,9 @@ def plot_path(folder: Path, name: str) -> Path:
 def draw(document: Document, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The overview has a panel for each mode and a line for each layer: geometric means over the dense
-    sizes that were timed for all layers. The figure of dense input has a panel for each layer and
-    mode, the figure of packed input one for each layer and shape.
+    The overview has a panel for each mode and a line for each layer. Its points are geometric means
+    over the dense sizes that were timed for all layers. The dense figure has a panel for each layer
+    and mode, and the packed figure has a panel for each layer and shape.
     """
     pyplot.switch_backend("Agg")
     timings = timings_of(document)
