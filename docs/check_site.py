@@ -2,8 +2,8 @@
 
     python docs/check_site.py build/docs/html
 
-Prints every finding as `page: message` and exits with status 1 if there is any. A page fetches
-what a browser loads without a click: scripts, styles, fonts, pictures and frames, not link targets.
+Prints every finding as `page: message` and exits with status 1 if there is any. "Fetches" means
+what a browser loads without a click: scripts, styles, fonts, pictures and frames, but no links.
 """
 
 import re

@@ -3,11 +3,11 @@
     python examples/decisions.py
 
 In each trial a network sees noisy evidence for one of two choices for two seconds, and then has to
-choose. Its units are leaky, with a time constant of 100 ms, and noisy. The script checks that the
+choose. Its units are noisy and leaky, with a time constant of 100 ms. The script checks that the
 layer is as accurate as the loop over steps in typical research code. It prints how much faster the
-layer trains on this machine, and the share of right choices before and after training. It takes
-half a minute. Install NeuroGym 2.3 with `pip install neurogym`. Use a separate environment, because
-this installs older versions of some packages than the other examples need.
+layer trains on this machine, and the accuracy of the choices before and after training. It takes
+half a minute. Install NeuroGym 2.3 with `pip install neurogym` in a separate environment, because
+this installs older versions of some packages than other examples need.
 """
 
 import copy
@@ -67,7 +67,7 @@ def trials(task):
 
 
 def learn(network, observations, actions, noise):
-    """Returns the scores of the trials, and the gradients of the loss in one vector."""
+    """Returns the scores of the trials, and all gradients in one vector."""
     network.zero_grad()
     scores = network(observations, noise)
     weight = torch.tensor([0.05, 1, 1], dtype=scores.dtype)  # most steps ask for "no choice"
@@ -77,7 +77,7 @@ def learn(network, observations, actions, noise):
 
 
 def share_of_right_choices(network, task):
-    """Returns the share of 400 trials in which the last action is the right one."""
+    """Returns the fraction of 400 trials in which the last action is the right one."""
     with torch.no_grad():
         right = []
         for _ in range(400 // TRIALS):

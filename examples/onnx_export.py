@@ -3,9 +3,9 @@
     python examples/onnx_export.py
 
 The model reads token ids of sequences of different lengths. Its layer becomes one RNN node. The
-script prints the nodes, and the largest difference between onnxruntime and the model for batch
-sizes and lengths that were not used for the export. It takes a few seconds. Install the required
-packages with `pip install ".[onnx]"`.
+script prints the nodes. Then it runs batch sizes and lengths that were not used for the export, and
+prints the largest difference between onnxruntime and the model. It takes a few seconds. Install the
+required packages with `pip install ".[onnx]"`.
 """
 
 import io

@@ -8,9 +8,9 @@ overrides that method: it calls a layer once for all steps, with `reset=`. The e
 CartPole without velocities, where only a policy with memory can balance the pole for long.
 
 The script checks that the results and gradients of the first minibatch are as accurate as with the
-loop. It prints the speed-ups of a pass over its sequences and of a whole update on this machine,
-and the losses and rewards when both policies train from the same seed. It takes about a minute.
-Install sb3-contrib with `pip install ".[examples]"`.
+loop. It prints the speed-ups of a pass over the minibatch and of a whole update on this machine.
+Then it trains both policies from the same seed, and prints their losses and rewards. It takes about
+a minute. Install sb3-contrib with `pip install ".[examples]"`.
 """
 
 try:

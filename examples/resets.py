@@ -3,8 +3,8 @@
     python examples/resets.py
 
 The environment shows a cue at the first step of an episode and asks for it some steps later. So a
-policy needs a memory, which must be cleared when the next episode starts. A rollout is a fixed
-number of steps of several environments, and `reset=` marks the steps where an episode starts. The
+policy needs a memory, which must be cleared when the next episode starts. A rollout runs several
+environments for a fixed number of steps, and `reset=` marks the steps where an episode starts. The
 script checks that one call for a rollout is as accurate as a loop over its steps with `nn.RNN`. It
 prints the speed-up of the call on this machine, and the mean reward of an episode before and after
 training. It takes a few seconds. Install gymnasium with `pip install ".[examples]"`.
@@ -76,7 +76,7 @@ class LoopPolicy(Policy):
 
 
 def rollouts(policy):
-    """Yields the first state of a rollout, and its observations, begins, actions and rewards."""
+    """Yields rollouts: first state, observations, starts of episodes, actions and rewards."""
     environments = SyncVectorEnv([Recall] * ENVIRONMENTS, autoreset_mode=AutoresetMode.SAME_STEP)
     observation, _ = environments.reset(seed=0)
     begins, hx = np.ones(ENVIRONMENTS, bool), torch.zeros(1, ENVIRONMENTS, HIDDEN)

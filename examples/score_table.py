@@ -1,4 +1,4 @@
-"""Predicts the language of each name in a table with Ray Data; the table may exceed the memory.
+"""Predicts the language of each name in a table with Ray Data, even if it exceeds the memory.
 
     python examples/score_table.py [--rows 20000]
 

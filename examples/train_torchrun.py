@@ -1,4 +1,4 @@
-"""Trains a model in several processes that share every batch.
+"""Trains a model in several processes, each on its own slice of every batch.
 
     torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py
 
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 
 def train(model, batch, mine):
-    """Trains on one slice of each batch, and returns the losses of the slices.
+    """Trains on one slice of each batch, and returns the loss at each update.
 
     Args:
         model: The model of this process.

@@ -55,7 +55,7 @@ _attributes: dict[str, list[str]] = {}
 
 
 def keep_attribute(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Saves the docstring of an attribute: Napoleon would take text before a colon for a type."""
+    """Saves an attribute's docstring, because Napoleon would read text before a colon as a type."""
     if what in ("attribute", "data", "property"):
         _attributes[name] = lines[:]
 
