@@ -53,7 +53,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 
-# Hides the warning of the Jupyter kernel that its sockets on this machine are not encrypted.
+# Hides the Jupyter kernel's warning that its local sockets are not encrypted.
 _settings = Path(tempfile.mkdtemp(prefix="ipython-"))
 (_settings / "profile_default").mkdir()
 (_settings / "profile_default" / "ipython_kernel_config.py").write_text(

@@ -14,7 +14,7 @@ CONVOLUTIONS = ((64, 7, 2), (128, 3, 2), (128, 3, 1), (256, 3, 1), (256, 3, 1))
 
 
 class Lines(nn.Module):
-    """The network: convolutions, and LSTMs that read the rows or the columns of an image."""
+    """The network of kraken: convolutions, and LSTMs along the rows or the columns of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def read_weights(network: Lines) -> nn.Module:
 
 
 def lstm_weights(params: object) -> list[Tensor]:
-    """Returns an LSTM's weights and biases of one direction, in torch's order."""
+    """Returns an LSTM's weights and biases for one direction, in torch's order."""
 
     def joined(suffix: str) -> Tensor:
         gates = ("inputGate", "forgetGate", "blockInput", "outputGate")
@@ -98,7 +98,7 @@ def lstm_weights(params: object) -> list[Tensor]:
 
 
 def page(height: int, width: int) -> Tensor:
-    """Returns an image of lines of dark letters on light paper, (1, 3, height, width)."""
+    """Draws lines of dark letters on light paper; returns an image (1, 3, height, width)."""
     draw = torch.Generator().manual_seed(0)
     marks = torch.rand(1, 1, height // 6 + 1, width // 6 + 1, generator=draw) < 0.4
     letters = nn.functional.interpolate(marks.float(), scale_factor=6)[:, :, :height, :width]

@@ -53,7 +53,7 @@ def calls(workload: Workload) -> Calls:
 
 
 def peaks(workload: Workload, calls: Calls) -> Row:
-    """Returns the peak bytes of a training step of both layers, for layers with gates."""
+    """Returns each layer's peak memory in a training step, in bytes, for layers with gates."""
     if workload.cell not in GATED_CELLS or workload.mode != TRAINING:
         return {}
     threads, lengths = torch.get_num_threads(), lengths_of(workload)
@@ -61,7 +61,7 @@ def peaks(workload: Workload, calls: Calls) -> Row:
 
 
 def facts() -> Document:
-    """Returns the path of `FusedRNN`, and the source of the lengths of packed sequences."""
+    """Returns the path that `FusedRNN` takes, and which data set the lengths are from."""
     path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
     return {"path": path, "names": data.description()}
 

@@ -154,7 +154,7 @@ def label(row: Row) -> str:
 
 
 def table(rows: Rows) -> str:
-    """Returns a line for each size: both layers, their ratio, and the best other implementation."""
+    """Returns a table of sizes, with both layers, their ratio and the best other implementation."""
     baseline, fused = Workload.of(rows[0]).layers
     shown = (
         columns.key("(D, H, T)", label),

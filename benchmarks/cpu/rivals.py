@@ -225,7 +225,7 @@ def numpy_loop(problem: Problem, threads: int) -> TimedCall:
 
 
 def jax_scan(problem: Problem, threads: int) -> TimedCall:
-    """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
+    """Compiled `jax.lax.scan` or, in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 

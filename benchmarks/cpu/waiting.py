@@ -1,7 +1,7 @@
 """Times training steps under two waiting policies: `python -m benchmarks.cpu.waiting [--record]`.
 
-The steps run on a small batch, in new processes with `OMP_WAIT_POLICY` unset or set to `passive`,
-on an idle machine and next to programs that keep every processor busy.
+The steps train on a small batch, in new processes with `OMP_WAIT_POLICY` unset or set to `passive`.
+The machine is either idle, or other programs keep every processor busy.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The section of docs/performance_tables.md with the tables of the names classifier."""
+"""Writes the names classifier's section of docs/performance_tables.md."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median

@@ -23,9 +23,9 @@ def peak_of(
     names: Sequence[str],
     threads: int,
 ) -> int:
-    """Returns the peak bytes of two training steps of `size` names, or of labelling `size` names.
+    """Returns how many bytes a task with `size` names adds to this process's peak memory use.
 
-    A small warm-up call starts the threads and loads the code, so that these do not count.
+    Training takes two steps. A small warm-up call starts threads and loads code before that.
     """
     torch.set_num_threads(threads)
     program = program_class(corpus, starting_weights(len(corpus.languages)))
