@@ -55,7 +55,7 @@ class LoopNetwork(Network):
 
 
 def trials(task):
-    """Returns observations, the right actions and the noise of the units for TRIALS trials."""
+    """Returns the observations, right actions and unit noise of TRIALS trials."""
     observations, actions = [], []
     for _ in range(TRIALS):
         task.new_trial()

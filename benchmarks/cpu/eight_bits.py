@@ -1,8 +1,8 @@
 """Times 8-bit weights against float32: `python -m benchmarks.cpu.eight_bits [--record]`.
 
-Prepared layers with both types of weights, torch.ao's quantized layers and onnxruntime's quantized
-LSTM alternate, with pauses in between. Single steps of streams and of onnxruntime alternate in the
-same way. OpenVINO is left out, because it needs samples to quantize a recurrent layer.
+Prepared layers with float32 and 8-bit weights alternate with torch.ao's quantized layers and
+onnxruntime's quantized LSTM, with pauses in between. Single steps of streams and of onnxruntime
+alternate in the same way. OpenVINO is left out: it needs samples to quantize a recurrent layer.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The dry run: the benchmark's own code on a CPU, with kernels in Triton's interpreter."""
+"""Runs the GPU benchmark's own code on a CPU, with kernels in Triton's interpreter."""
 
 import os
 import sys

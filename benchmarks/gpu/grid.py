@@ -1,7 +1,7 @@
 """The workloads of the GPU benchmark, and their precisions.
 
-The grid is a selection: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024
-steps all occur, but not in every combination.
+The grid has batch sizes from 1 to 4096, hidden sizes from 64 to 2048, and 8 to 1024 steps, but not
+every combination of them.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -11,7 +11,7 @@ SAMPLES = 1000
 
 
 def paired_speed_up(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Returns the median ratio of neighbouring rounds, which cancels drift of the machine."""
+    """Returns the median ratio of neighbouring rounds, which cancels machine drift."""
     pairs = zip(theirs, ours, strict=True)
     return statistics.median(their / our for their, our in pairs)
 

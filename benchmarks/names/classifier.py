@@ -180,7 +180,7 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
     """Checks and measures everything; returns the raw rows.
 
     Failed checks are added to `wrong`. If losses are wrong, no epoch is timed. Wrong labels are not
-    timed for that number of threads. Without `--record`, memory and one thread are not measured.
+    timed for that number of threads. Only `--record` also measures memory and times one thread.
     """
     corpus = Corpus.of_data(effort.corpus)
     # The embedded sample is too small for the large batches.
