@@ -165,7 +165,7 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
     FusedRNN(3)  # type: ignore[call-arg]
     TokenRNN(7, 3, 4, padding_idx="0")  # type: ignore[arg-type]
     layer([1.0, 2.0])  # type: ignore[type-var]
-    layer(input, lenghts=[5, 2])  # type: ignore[call-arg]
+    layer(input, lenghts=[5, 2])  # type: ignore[arg-type]
     layer(input, lengths=[5.0, 2.0])  # type: ignore[list-item]
     layer(packed)[0].relu()  # type: ignore[attr-defined]
     layer.last_state(input, share_prefixes="yes")  # type: ignore[arg-type]
