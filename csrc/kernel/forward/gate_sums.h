@@ -1,5 +1,5 @@
 // Computes the states of a part of the forward pass, for cells with several sums per hidden unit.
-// Works on one unit block and a few rows at a time, in a buffer that stays in the nearest cache.
+// Works on one unit block and a few rows at a time, in a small buffer that stays in cache.
 #pragma once
 
 #include "kernel/forward/forward_part.h"

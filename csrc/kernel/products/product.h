@@ -236,7 +236,7 @@ struct NoFinish {
 // Computes columns first .. last of C. Each of `first` and `last` must be a multiple of the panel
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
 // that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
-// tile is in the nearest cache.
+// tile is in the L1 cache.
 template <class Scalar, bool kByColumn = false, class Panel, class Finish>
 inline void product(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {

@@ -83,7 +83,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   constexpr int columns = InPlaceShape<Scalar>::columns(kRows);
   const int64_t K = operand.K;
   Vec<Scalar> sums[kRows][lanes] = {};
-  // Multiplies each chunk of A by all rows of W, so that the chunk stays in the nearest cache.
+  // Multiplies each chunk of A by all rows of W, so that the chunk stays in the L1 cache.
   for (int64_t k = 0; k < K; k += kChain * lanes) {
     for (int64_t c = 0; c < width; c += columns) {
       const Storage* w[columns];
@@ -122,7 +122,7 @@ inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
 // Computes columns first .. last of C. The M rows are split into tiles whose heights differ by at
 // most one. If there are several tiles, each prefetches its share of the next rows of W; a single
 // tile would gain nothing. Calls finish(i, j, rows, columns) for each tile of C while the tile is
-// in the nearest cache.
+// in the L1 cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,
