@@ -14,20 +14,20 @@ enum class CellKind { vanilla, gru, lstm, leaky };
 constexpr int64_t kCells = 4;
 
 // Maximum number of states of a cell. State 0 is the output h. State 1, if present, is the cell
-// state (v in a leaky cell). An array with one entry per state, input or parameter holds null for
-// each one that the cell lacks.
+// state (v in a leaky cell). In arrays indexed by state, input or parameter, entries that the cell
+// lacks are null.
 constexpr int kMostStates = 2;
-constexpr int kMostInputs = 1;  // inputs besides x
-constexpr int kMostOwn = 1;     // parameters that only the cell's arithmetic reads
+constexpr int kMostInputs = 1;  // maximum number of inputs besides x
+constexpr int kMostOwn = 1;  // maximum number of parameters that only the cell's arithmetic reads
 constexpr int kMostGates = 8;
 constexpr int kMostSums = 16;
 
-// Indices into arrays of one direction's parameters or of their gradients. Operators take the
+// Indices into arrays of one direction's parameters or parameter gradients. Operators take the
 // parameters in this order.
 enum Parameter { kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kOwn };
 constexpr int kParameters = kOwn + kMostOwn;
 
-// torch's 16-bit types, as tensors store them. Kernels for these types compute in float.
+// Storage types for torch's bfloat16 and float16. Kernels for these types compute in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -66,22 +66,22 @@ struct Range {
   int64_t units;
 };
 
-// Arguments of `states_of`. EvenRows point to whole rows, but the cell computes only `range`.
-// EvenRows are null for values that the cell lacks.
+// Arguments of `states_of`. Each EvenRows points to whole rows, but the cell processes only the
+// rows and units in `range`. EvenRows are null for values that the cell lacks.
 template <class Storage>
 struct StateRows {
   using Scalar = Compute<Storage>;
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;           // stride between the sums of a unit in a row
+  int64_t sum_stride;           // stride between one unit's sums in a row
   EvenRows<const Scalar> sums;  // covers only `range`
   // States of the previous step; null means zeros. Cells with only_through_sums get no h.
   EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
-  const Scalar* own[kMostOwn];  // own parameters, converted by `prepare_own`; the same for all rows
+  const Scalar* own[kMostOwn];  // the cell's own parameters, converted by `prepare_own`
 };
 
 // Arguments of `sum_gradients`. EvenRows follow the same rules as in StateRows.
@@ -91,19 +91,19 @@ struct GradientRows {
   Range range;
   int64_t H;
   Activation activation;
-  int64_t sum_stride;  // distance between the gradients of one unit's sums in a row
+  int64_t sum_stride;  // stride between the gradients of one unit's sums in a row
   EvenRows<const Storage> output;
   EvenRows<const Storage> kept;
   EvenRows<const Storage> previous[kMostStates];
   EvenRows<const Storage> grad_output;       // null means zeros
   EvenRows<const Scalar> grad[kMostStates];  // gradients of the states, excluding grad_output
   EvenRows<Scalar> dz;                       // written: the gradients of the sums
-  // Written: gradients of the previous states, except through the sums. May alias `grad`.
+  // Written: gradients that reach the previous states, but not through sums. May alias `grad`.
   EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
   const Scalar* own[kMostOwn];
-  Scalar* grad_own[kMostOwn];  // added to: the gradients of own parameters, summed over rows
+  Scalar* grad_own[kMostOwn];  // added to: gradients of the cell's own parameters, over all rows
 };
 
 // The arithmetic of a cell, compiled for one instruction set. Each call computes a tile or a chunk
@@ -112,7 +112,7 @@ template <class Storage>
 struct CellCode {
   void (*states_of)(const StateRows<Storage>&);         // computes states from sums
   void (*sum_gradients)(const GradientRows<Storage>&);  // computes the gradients of the sums
-  // Converts n elements of own parameter i to the values that kernels read as `own`.
+  // Converts n elements of the cell's own parameter i to the form that kernels read.
   void (*prepare_own)(int64_t i, Compute<Storage>* own, int64_t n);
 };
 
@@ -133,9 +133,9 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   int64_t kept;
   int64_t inputs;  // number of inputs besides x, each with H features
   const char* input_names[kMostInputs];
-  int64_t own;  // number of own parameters, each with H elements
+  int64_t own;  // number of the cell's own parameters, each with H elements
   const char* own_names[kMostOwn];
-  int64_t activations;  // number of supported nonlinearities: the first ones in `Activation`
+  int64_t activations;  // the cell supports the first `activations` values of Activation
   // Whether the previous h affects the new states only through the sums. If not, sum_gradients()
   // also writes the gradient that reaches the previous h on other paths.
   bool only_through_sums;

@@ -74,8 +74,8 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Where the batch is cut. At a cut between two consecutive times, the recurrence discards the state
-// and restarts from zeros or from the rows of Layer::reset_to.
+// Where sequences are cut. At a cut between two consecutive times, the recurrence discards the
+// state and restarts from zeros or from the rows of Layer::reset_to.
 struct Resets {
   // Null, or at[t * time_stride + b]: whether the layout's sequence b is cut between t - 1 and t.
   const bool* at;
@@ -96,7 +96,7 @@ struct TokenTable {
   const void* biased;
 };
 
-// Maximum chain lengths of the two products in the forward pass; see kChain.
+// Maximum number of chained multiply-adds in each product of the forward pass; see kChain.
 struct Chains {
   int64_t projection;
   int64_t recurrence;
@@ -145,7 +145,7 @@ struct Layer {
   // projects h, and the cell's own parameters [H]. Null if absent; a table replaces weight_ih.
   const Scalar* parameters[kParameters];
   RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
-  // The weights in a PanelFormat, which a pass may convert. Null if the pass packs the weights.
+  // The packed weights; a pass may convert their format. Null if the pass packs the weights.
   const void* panels;
   Resets resets;
   // Present for all states of the cell, or for none. Absent in a reverse layer.
@@ -155,7 +155,7 @@ struct Layer {
   InPlace in_place;
 };
 
-// Float states of a layer whose tensors have 16 bits.
+// Float states of a layer with 16-bit tensors.
 struct FloatStates {
   const float* initial[kMostStates];  // replace Layer::initial unless null
   float* last[kMostStates];           // replace Forward::last unless null
@@ -190,10 +190,10 @@ struct Backward {
   RowStrides<Scalar> grad_input;                // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;                        // add to grad_input instead of overwriting it
   RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not wanted
-  Scalar* grad_initial[kMostStates];  // like `last`, wanted for all states of the cell or for none
-  // Written only at cuts. Wanted for all states of the cell, or for none.
+  Scalar* grad_initial[kMostStates];  // shaped like `last`; null for all states or for none
+  // Written only at cuts. Present for all states of the cell, or for none.
   RestartStates<Scalar> grad_reset_to[kMostStates];
-  bool accumulate_weights;  // add to parameter gradients; false in 16 bits and in pair kernels
+  bool accumulate_weights;  // whether to add to `grads`; false in 16-bit and pair kernels
   // Shaped like Layer::parameters. With a table, the table's gradient [V, H] replaces the gradient
   // of weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the
   // same gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
@@ -214,7 +214,7 @@ struct Runtime {
   // Returns uninitialized memory, aligned to 64 bytes, that lives until the kernel returns.
   void* (*scratch)(size_t bytes);
   // Lets the operating system run another thread during a long wait. Returns whether the yield took
-  // so long that another program must have used the processor.
+  // so long that another program has probably used the processor.
   bool (*yield)();
   // Sleeps until wake() is called with the same address, for at most a millisecond. Returns at once
   // if the number at that address is not `value`. May return early.
@@ -223,9 +223,9 @@ struct Runtime {
   uint32_t (*processor)();  // 1 + the index of the processor that runs the caller; 0 if unknown
 };
 
-// The functions with which one pass packs a layer's weights. `bytes` returns the size of the
-// panels, which depends only on the layer's sizes. `pack` fills the panels. `unpack` copies
-// weight_ih, weight_hh and weight_hr from Layer::panels to `weights`; null in backward panels.
+// Functions that pack a layer's weights for one pass. `bytes` returns the size of the panels, which
+// depends only on the layer's sizes. `pack` fills the panels. `unpack` copies weight_ih, weight_hh
+// and weight_hr from Layer::panels to `weights`; it is null for backward panels.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(const Layer<Storage>&);
@@ -233,8 +233,8 @@ struct PanelFormat {
   void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[kParameters]);
 };
 
-// Speed-up of products with panels over products in place, relative to the same speed-up for
-// floats.
+// How many times faster products with panels are than products in place, divided by the same ratio
+// for float kernels.
 struct PanelRate {
   int64_t few;   // with fewer than 8 sequences
   int64_t many;  // with 8 sequences or more
@@ -269,7 +269,7 @@ struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, Ke
   Cell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
-  int64_t panel_width;  // columns per float panel; threads split hidden units at panel borders
+  int64_t panel_width;  // columns per float panel; threads split hidden units at panel boundaries
   const Int8Kernels* int8;
   // Kernels that multiply pairs of bfloat16, or null if they would not be faster: float kernels for
   // each number of terms [kMostTerms], and bfloat16 kernels for layers that do not project h.

@@ -29,7 +29,7 @@ constexpr double kBackward = 3;            // time of a backward pass, relative 
 constexpr int64_t kProjectedRows = 256;    // rows to project at once ahead of the recurrence
 constexpr int64_t kFarRows = 128;          // kProjectedRows if weight_ih exceeds the private cache
 constexpr int64_t kMinPartSequences = 64;  // smaller parts would give products too few rows
-constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
+constexpr size_t kMaxCopies = size_t(4) << 20;  // maximum total bytes of all copies of the weights
 
 // Estimates the overhead in ns of running on this many threads.
 double threading_overhead(int64_t workers) {

@@ -42,7 +42,7 @@ struct Wave {
 
 enum class Pass { forward, backward };
 
-// Chooses the wave for `layers` equal layers of one direction. Plans for H input features and
+// Chooses the wave for `layers` unidirectional layers of equal size. Plans for H input features and
 // ignores `arguments.D`: every layer except the first reads h, which has H elements or, with
 // projections, fewer.
 Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass);
@@ -86,8 +86,8 @@ int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, i
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
 
-// Returns true if each group should pack its own copy of the weights. That pays with one group, or
-// if a copy (`bytes` bytes) fits in a private cache and all copies together are small.
+// Returns true if each group should pack its own copy of the weights. That pays off with one group,
+// or if a copy (`bytes` bytes) fits in a private cache and all copies together are small.
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 
 // Returns the approximate number of rows of a time block in the backward pass: as many as fill half

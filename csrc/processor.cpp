@@ -13,7 +13,7 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// Replaces AVX-512's kernels for 8-bit weights if this processor supports faster ones, and adds
+// Replaces the AVX-512 kernels for 8-bit weights if this processor supports faster kernels. Adds
 // kernels that multiply pairs of bfloat16 if these are faster.
 void detect_pairs(const std::string& wanted, Kernels& kernels) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -41,7 +41,7 @@ void detect_pairs(const std::string& wanted, Kernels& kernels) {
     kernels.float_on_pairs = kernels_amx_float;
     return;
   }
-  // On Intel processors, dot products run at half the rate of float multiply-adds.
+  // On Intel processors, bfloat16 dot products run at half the rate of float multiply-adds.
   if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
     kernels.bfloat16_on_pairs = &kernels_avx512_bf16;
     kernels.bfloat16_name = "avx512_bf16";

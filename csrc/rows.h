@@ -103,7 +103,7 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
-// Returns how many elements a layer's i-th state has.
+// Returns the number of elements per sequence of a layer's i-th state.
 template <class Scalar>
 inline int64_t size_of_state(const Layer<Scalar>& layer, int i) {
   return i == 0 ? layer.P : layer.H;
@@ -233,7 +233,7 @@ struct Run {
   bool along_time;
 };
 
-// Returns the distance between two adjacent rows of a run in the given tensor.
+// Returns the stride between consecutive rows of a run in the given tensor.
 template <class Scalar>
 inline int64_t run_stride(const RowStrides<Scalar>& rows, const Run& run) {
   return run.along_time ? rows.time_stride : rows.row_stride;

@@ -309,7 +309,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   return gradients;
 }
 
-constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to this number
+constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to this many threads
 
 // Returns the plan for a machine with this many threads and this size of L2 cache, as (groups,
 // members, estimated time in ns, number of layers that run at once).

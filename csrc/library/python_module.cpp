@@ -114,7 +114,7 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
 // - output: None for a step module.
 // - rows: a list of integers, or None for all sequences.
 // - inputs: a list of tensors, or None for no inputs besides x.
-// Returns False and does nothing if only the operator takes these tensors or rows, otherwise True.
+// Returns True, or does nothing and returns False if only the operator accepts these arguments.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 9 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
     PyErr_SetString(PyExc_TypeError, "step() takes 9 arguments, the first of them a list");

@@ -49,7 +49,7 @@ class Faulty:
         return states[..., :size], last if isinstance(hx, tuple) else last[0]
 
     def sums(self, t, x, h):
-        """Returns the two terms of the pre-activations: from the input and the previous state."""
+        """Returns the input and recurrent terms of the pre-activations."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights[:4]
         return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
@@ -95,7 +95,7 @@ class LostTerm(Faulty):
 
 
 class LostBias(Faulty):
-    """The bias lacks its largest element (in cells with gates, the last gate's largest element)."""
+    """The largest element of the bias (of the last gate's bias, if there are gates) is dropped."""
 
     def sums(self, t, x, h):
         x_sums, h_sums = super().sums(t, x, h)
@@ -105,7 +105,7 @@ class LostBias(Faulty):
 
 
 class StaleState(Faulty):
-    """In one step, one sequence computes its pre-activations from the state two steps back."""
+    """In one step, one sequence computes its pre-activations from the state of two steps ago."""
 
     def sums(self, t, x, h):
         if t == 2:
@@ -192,7 +192,7 @@ class BiasPastReset(Faulty):
 
 
 class StalePart(Faulty):
-    """In one step, one sequence's gate keeps the state (an LSTM's c) from two steps back."""
+    """In one step, one sequence's gate carries over the state (an LSTM's c) of two steps ago."""
 
     def state(self, t, x_sums, h_sums, h):
         if t == 2:
@@ -235,7 +235,7 @@ def faulty(cell, fault=Faulty):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_every_fault_exceeds_its_budget(shape, cell, dtype, fault):
+def test_every_fault_exceeds_the_error_budget(shape, cell, dtype, fault):
     """The baseline is the layer without the fault, so results do not depend on the machine."""
     case = Case(*shape, cell=cell)
     rounded, faulty_results = (case.run(faulty(cell, base), dtype) for base in (Faulty, fault))

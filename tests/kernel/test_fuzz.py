@@ -13,7 +13,7 @@ from hypothesis import example, given, settings, strategies
 
 from namernn_fast.cells import CELLS
 
-# One feature, often zero, without bias and hx: states decay towards zero, where relu has its kink.
+# Without bias and hx, and with inputs that are often zero, states decay to the kink of relu at 0.
 FADING = replace(
     LUCKY,
     H=120,
@@ -84,7 +84,7 @@ def test_random_vanilla_calls_meet_the_error_budget(case):
     check_results(case)
 
 
-# Runs fewer examples, because each takes several times as long as one of a vanilla RNN.
+# Runs fewer examples, because each takes several times as long as a vanilla RNN's example.
 @pytest.mark.parametrize("cell", [*CELLS][1:])
 @given(data=strategies.data())
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)

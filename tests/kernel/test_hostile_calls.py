@@ -129,7 +129,7 @@ def weights_without_units(kind, features, num_layers, directions):
 def test_layers_with_hidden_size_0_return_empty_tensors(
     kind, features, num_layers, bidirectional, layout, tokens, with_hx
 ):
-    """The functions of torch return empty tensors for hidden_size 0, too."""
+    """torch's own functions also return empty tensors for hidden_size 0."""
     directions = 2 if bidirectional else 1
     weights = weights_without_units(kind, features, num_layers, directions)
     rows = torch.randn(8 if layout in ("packed", "jagged") else 10, features, requires_grad=True)

@@ -362,7 +362,7 @@ def test_the_error_of_vanishing_gradients_is_bounded(cell, hidden_size, dtype):
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_layers_without_features_match_layers_with_zero_input(kind, bidirectional, batch, dtype):
-    """The layer to compare with has one input feature, which is zero in every step."""
+    """The reference layer has one input feature, which is zero in every step."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]

@@ -1,4 +1,4 @@
-"""Compares the oracle with torch, and layers that run without the kernel with the oracle."""
+"""Compares torch's layers, and fused layers that do not use the kernel, with the oracle."""
 
 import numpy as np
 import oracle

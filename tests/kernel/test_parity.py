@@ -41,7 +41,7 @@ KINDS = [*((layouts, True) for layouts in SAME_ROWS), (("dense",), False), (("pa
 
 
 def add_cases(budget, dtype, shapes, options, make):
-    """Adds the errors of cases of all shapes in all layouts to a budget."""
+    """Adds the errors for every shape in every layout to a budget."""
     seeds = itertools.count()
     for layouts, with_hx in KINDS:
         for shape in shapes:

@@ -53,7 +53,7 @@ def test_results_meet_the_error_budget_of_the_set_precision(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", LOWER)
 @pytest.mark.parametrize("cell", CELLS)
-def test_only_calls_with_bfloat16_products_change_results(cell, precision, shape, cpu_precision):
+def test_precision_changes_results_only_with_bfloat16(cell, precision, shape, cpu_precision):
     features, hidden_size, steps, batch = shape
     module, x = FUSED[cell](features, hidden_size), torch.randn(steps, batch, features)
     usual = trained(module, x)
@@ -82,7 +82,7 @@ def test_a_layer_obeys_the_same_precision_setting_as_torchs_layer(cell, precisio
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_other_dtypes_than_float32_ignore_the_precision_settings(cell, dtype, cpu_precision):
+def test_dtypes_other_than_float32_ignore_the_precision_settings(cell, dtype, cpu_precision):
     module, x = FUSED[cell](20, 64, dtype=dtype), torch.randn(9, 64, 20, dtype=dtype)
     usual = trained(module, x)
     for precision in LOWER:

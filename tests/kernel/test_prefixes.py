@@ -207,7 +207,7 @@ def calls(draw):
 @example(TokenBatch([[], [], []], "jagged"))
 @example(TokenBatch([[3, 1, 4, 1, 5][:n] for n in (2, 5, 0, 1, 5, 4, 2)] * 3, num_layers=3))
 @settings(deadline=None, max_examples=100)
-def test_sharing_prefixes_does_not_change_random_calls(cell, call):
+def test_sharing_prefixes_does_not_change_results_of_random_calls(cell, call):
     with threads(torch.get_num_threads()):
         check(replace(call, cell=cell, relu=call.relu and "relu" in CELLS[cell].nonlinearities))
 

@@ -1,4 +1,4 @@
-"""Tests concurrent calls, forked processes, parallel regions, interrupts and lack of memory."""
+"""Tests concurrent calls, forked processes, parallel regions, interrupts and memory errors."""
 
 import ctypes
 import os

@@ -49,7 +49,7 @@ def of_sequences(states, which):
 
 
 def gradients(module, results, inputs):
-    """Returns the gradients of a randomly weighted sum, whose weights are equal for all dtypes."""
+    """Returns gradients of a random weighted sum of the results. All dtypes use equal weights."""
     generator = torch.Generator().manual_seed(1)
     loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
@@ -124,7 +124,7 @@ def test_an_unbatched_input_accepts_a_reset_mask_without_a_batch_dimension(cell,
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("often", [0.05, 0.6])
 @pytest.mark.parametrize("restarts", [False, True])
-def test_resets_match_a_separate_call_per_piece(cell, options, layout, often, restarts, threads):
+def test_resets_match_a_separate_call_per_segment(cell, options, layout, often, restarts, threads):
     """A reset restarts a sequence from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
     if VARIANTS[cell].has_nonlinearity and not options.get("bias", True):

@@ -10,7 +10,7 @@
 namespace namernn_fast {
 namespace {
 
-// Measures how much of its error budget a result uses, over several problems.
+// Measures the fraction of its error budget that a result uses over several problems.
 struct Share {
   double ours = 0, plain = 0;  // largest errors of the kernels and of the plain loop
   double largest = 0;          // largest value

@@ -58,11 +58,11 @@ class Guarded {
   size_t mapped_;
 };
 
-// When the threads of a parallel region start. In pairs, each thread does the work of two threads;
-// alone, one thread does all the work.
+// When the threads of a parallel region start. With `in_pairs`, each thread does the work of two
+// threads. With `alone`, one thread does all the work.
 enum class Arrival { together, late, in_pairs, alone };
 
-// The next runs use this plan instead of a plan from plan.cpp, and this Arrival.
+// The plan (instead of a plan from plan.cpp) and the Arrival that the next runs use.
 extern Plan forced_plan;
 extern Arrival arrival;
 

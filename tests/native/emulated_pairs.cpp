@@ -15,11 +15,11 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_baseline;
 
-// Computes what AMX computes, in the same order: for 16 pairs of rows at a time, one chain of
-// multiply-adds over the first rows of the pairs and one chain over the second rows. Like AMX,
-// treats subnormal operands and results as zero, whatever the thread's floating-point mode. The
-// product of two bfloat16 numbers is exact in float unless the product is subnormal, so a separate
-// multiplication and addition round like AMX's multiply-add.
+// Computes what AMX computes, in the same order. Processes 16 row pairs at a time with two
+// accumulators: one for the first row of each pair, one for the second. Like AMX, treats subnormal
+// operands and results as zero, whatever the thread's floating-point mode. The product of two
+// bfloat16 numbers is exact in float unless the product is subnormal, so a separate multiplication
+// and addition round like AMX's multiply-add.
 struct PairTile {
   static constexpr int64_t rows = 32;
 

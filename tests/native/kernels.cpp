@@ -77,7 +77,7 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
   if (!cell.projects) check_trees(cell, kernels);
 }
 
-// Returns cell `number` of `kernels`. Its title starts with `instructions`.
+// Returns the cell of `kernels` with index `number`. Its title starts with `instructions`.
 TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
   const Cell& cell = kernels.cells[number];
   return {cell, instructions + ", " + cell.name, CellKind(number), false};

@@ -41,15 +41,15 @@ template <class Number>
 using Dual = std::complex<Number>;
 constexpr float kSmall = 0x1p-50f;
 
-// The rounded numbers, `stride` apart, that a hidden unit keeps for the backward pass, and its
-// rounded output. A step in plain numbers writes the kept numbers and continues with the unrounded
-// numbers. A step in Duals continues with the kept numbers, as the backward pass does.
+// Holds the rounded numbers that a hidden unit keeps for the backward pass, and its rounded output.
+// A step in plain numbers writes the kept numbers and continues with the unrounded numbers. A step
+// in Duals continues with the kept numbers, as the backward pass does.
 template <class Number>
 struct Keeper {
   using D = Dual<Number>;
   Number* kept;
-  int64_t stride;
-  Number output;  // read by a step in Duals
+  int64_t stride;  // between two kept numbers
+  Number output;   // read by a step in Duals
   int bits;
   bool relu;
 

@@ -12,7 +12,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 // Returns the layout of B sequences with N rows over T time steps. By default, rows are evenly
-// spaced and all sequences are alive at every step. The caller may set further members.
+// spaced and all sequences are alive at every step. The caller may set other members.
 SequenceLayout layout_of(int64_t T, int64_t B, int64_t N) {
   SequenceLayout layout{};
   layout.T = T;

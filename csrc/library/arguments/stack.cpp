@@ -138,8 +138,8 @@ void set_weights(Stack& stack, TensorRange weights) {
 }
 
 int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options) {
-  // An estimate decides whether share_prefixes really uses prefix trees, and it must not change the
-  // precision. Kernels for trees have no bfloat16 terms, so share_prefixes never uses terms.
+  // A speed estimate decides whether share_prefixes uses trees. This choice must not change the
+  // precision. Because kernels for trees have no bfloat16 terms, share_prefixes never uses terms.
   if (options.terms == 0 || options.share_prefixes || options.projections) return 0;
   if (!kernels().float_on_pairs) return 0;
   return choose_terms(options.terms, layout, H, options.batch_invariant);

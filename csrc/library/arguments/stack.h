@@ -1,4 +1,4 @@
-// Checks the arguments of a call, and makes the kernel arguments of each layer and direction.
+// Checks the arguments of a call, and builds the kernel arguments for each layer and direction.
 #pragma once
 
 #include <optional>
@@ -21,7 +21,7 @@ struct Sizes {
   int64_t layers;
   int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t H;
-  int64_t V;  // number of token ids, one per row of the table of input products; 0 without a table
+  int64_t V;  // vocabulary size, which is the number of rows of the token table; 0 without a table
   int64_t P;  // size of h: less than H with projections, otherwise H
 };
 
@@ -40,7 +40,7 @@ struct Stack {
   int64_t directions = 0;
   ParameterList parameters = {};  // the parameters of each direction
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
-  int64_t V = 0;  // number of token ids, one per row of the table of input products
+  int64_t V = 0;  // vocabulary size, which is the number of rows of the token table
   int64_t H = 0;
   int64_t P = 0;
   int32_t dtype = 0;  // dtype of inputs, states and outputs
@@ -61,7 +61,7 @@ struct Stack {
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of states of the cell.
   size_t state_count() const { return size_t(cell->states); }
-  // Returns how many elements the i-th state has.
+  // Returns the number of elements per sequence of the i-th state.
   int64_t size_of_state(size_t i) const { return i == 0 ? P : H; }
   // Returns the shape of the i-th initial or last state.
   std::vector<int64_t> state_shape(size_t i) const {
@@ -165,12 +165,12 @@ const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
 // Byte offsets of one direction's weights in a prepared tensor.
 struct PreparedParts {
   int64_t panels;
-  int64_t vectors[kParameters];  // biases and the cell's own parameters
+  int64_t vectors[kParameters];  // offsets of the biases and of the cell's own parameters
   int64_t table;
   int64_t end;
 };
 
-// Returns the offsets for direction d of layer k. Defined in prepared.cpp.
+// Returns the weight offsets of direction d of layer k. Defined in prepared.cpp.
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 
 // Makes `layer` use the weights of direction d of layer k in `stack.prepared`.
@@ -215,7 +215,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
   // Prepared weights are already in panels, but products of bfloat16 terms must convert the panels.
-  // For few rows converting does not pay off, so in_place makes pair kernels call float kernels.
+  // For few rows, converting does not pay off, so in_place makes pair kernels call float kernels.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_rate);
@@ -271,8 +271,8 @@ void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backwa
   }
 }
 
-// Returns the gradients of one layer and direction in `grad`, which holds the gradients of all last
-// h or last cell states. If `grad` is absent, the gradients are zeros.
+// Returns the gradients that belong to one layer and direction. `grad` holds the gradients of all
+// last h or of all last cell states; if `grad` is absent, they are zeros.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};

@@ -19,7 +19,7 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// Calls fail() with the parts of a message unless the condition holds.
+// Calls fail() with the parts of the message if the condition is false.
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);

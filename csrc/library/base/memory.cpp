@@ -44,8 +44,8 @@ class Pool {
   // Allocates the maximum capacity: destructors call add(), which must not throw.
   Pool() { segments_.reserve(kMostReserved / kHugePage + 1); }
 
-  // Removes and returns the smallest segment of `bytes` to 2 * `bytes` bytes (the newest of
-  // several). Returns null data if none fits. Larger segments stay for larger requests.
+  // Removes and returns the smallest segment of `bytes` to 2 * `bytes` bytes (the newest in
+  // a tie). Returns null data if none fits. Larger segments stay for larger requests.
   Reserved take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto best = segments_.end();

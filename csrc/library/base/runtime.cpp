@@ -54,8 +54,8 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// If a yield takes longer than this limit, another program has probably run. Its time slice would
-// exceed the limit, but threads of this process usually reach their next wait sooner.
+// If a yield takes longer than this, another program has probably run for a whole time slice.
+// Threads of this process usually reach their next wait sooner.
 constexpr std::chrono::microseconds kLongYield{200};
 
 bool yield_processor() {

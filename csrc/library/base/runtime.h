@@ -62,11 +62,11 @@ class Resources {
 // that uses the thread pool may wait forever.
 bool is_pool_lost();
 
-// Returns this machine with torch's number of threads, or with one thread if a fork has lost the
+// Returns a Machine with torch's number of threads, or with one thread if a fork has lost the
 // thread pool.
 Machine this_machine();
 
-// Returns this machine with the calling thread only.
+// Returns a Machine with one thread, the calling thread.
 Machine one_thread();
 
 }  // namespace namernn_fast

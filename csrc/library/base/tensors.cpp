@@ -13,7 +13,7 @@ namespace {
 // no other data is on a large tensor's pages, and advice about the pages ends with the tensor.
 constexpr size_t kMappedAlone = size_t(32) << 20;
 
-// Minimum size in bytes of a tensor in a segment. Sanitizer builds put all tensors in segments.
+// Minimum size in bytes of a tensor to put in a segment. Sanitizer builds put all tensors there.
 #if defined(NAMERNN_FAST_SANITIZE)
 constexpr size_t kLarge = 0;
 #else

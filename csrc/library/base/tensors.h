@@ -17,7 +17,7 @@ namespace namernn_fast {
 
 using torch::stable::Tensor;
 
-// Returns torch's number for a tensor's dtype, which is cheaper to get than a ScalarType.
+// Returns torch's integer code of a tensor's dtype, which is cheaper to get than a ScalarType.
 inline int32_t dtype_of(const Tensor& tensor) {
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));

@@ -52,13 +52,13 @@ Header header_of(const Stack& stack) {
 }
 
 // Returns the bytes per element of a table. Kernels that can add the biases to a table store the
-// sums in the type that they compute in.
+// result in the type that the kernels compute in.
 template <class Scalar>
 int64_t table_element(const KernelsFor<Scalar>& kernels) {
   return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
 }
 
-// Returns the number of elements of a parameter that is a vector.
+// Returns the length of a parameter that is a vector.
 int64_t elements_of(const Stack& stack, Parameter vector) {
   return vector >= kOwn ? stack.H : stack.gate_rows();
 }
@@ -129,7 +129,7 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
   kernels.forward_panels.unpack(layer, to);
 }
 
-// Requests huge pages for all of the tensor that fills whole huge pages. Steps with few sequences
+// Requests huge pages for the part of the tensor that covers whole pages. Steps with few sequences
 // read all panels from beyond L2, where page-table walks for small pages delay prefetching.
 void advise_inner_pages(char* data, size_t bytes) {
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;

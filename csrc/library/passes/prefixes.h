@@ -1,4 +1,4 @@
-// Prefix trees, which compute each prefix that several sequences of token ids share only once.
+// Prefix trees. If several sequences of token ids share a prefix, it is computed only once.
 //
 // Sorting puts sequences with a common prefix next to each other. The sorted sequences are then
 // split into trees of roughly equal size. Trees do not share rows, so each thread can take whole
