@@ -76,7 +76,7 @@ struct StateRows {
   Activation activation;
   int64_t sum_stride;           // stride between one unit's sums in a row
   EvenRows<const Scalar> sums;  // covers only `range`
-  // States of the previous step; null means zeros. Cells with only_through_sums get no h.
+  // States of the previous step; null means zeros. h is always null if only_through_sums.
   EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
@@ -98,7 +98,7 @@ struct GradientRows {
   EvenRows<const Storage> grad_output;       // null means zeros
   EvenRows<const Scalar> grad[kMostStates];  // gradients of the states, excluding grad_output
   EvenRows<Scalar> dz;                       // written: the gradients of the sums
-  // Written: gradients that reach the previous states, but not through sums. May alias `grad`.
+  // Written: gradients that bypass the sums on the way to the previous states. May alias `grad`.
   EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null

@@ -43,7 +43,7 @@ struct PrefixTree {
   const int64_t* parent;
   // [N + 1]: the sequences that end in row n are end_sequence[end_start[n] .. end_start[n + 1]].
   const int64_t* end_start;
-  const int64_t* end_sequence;  // [end_start[N]]: each sequence's index in the last states
+  const int64_t* end_sequence;  // [end_start[N]]: indices of sequences in the last states
 };
 
 // Which rows exist. At time t the first count[t] sequences are alive, which means that they have a
@@ -132,17 +132,17 @@ template <class Scalar>
 struct Layer {
   const Cell* cell;
   SequenceLayout layout;
-  int64_t D;  // number of input features; 0 with a table
+  int64_t D;  // number of input features; 0 if a token table is given
   int64_t H;
   int64_t P;  // less than H if the layer projects h, otherwise H
   bool reverse;
   Activation activation;
-  RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
+  RowStrides<const Scalar> input;  // (t, b) -> [D]; absent if a token table is given
   TokenTable<Scalar> table;
   // [B, P] for h and [B, H] for the cell state. All are null if the states are zeros.
   EvenRows<const Scalar> initial[kMostStates];
   // weight_ih [H, D], weight_hh [H, P], bias_ih [H], bias_hh [H], weight_hr [P, H] if the layer
-  // projects h, and the cell's own parameters [H]. Null if absent; a table replaces weight_ih.
+  // projects h, and the cell's own parameters [H]. Null if absent; TokenTable replaces weight_ih.
   const Scalar* parameters[kParameters];
   RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
   // The packed weights; a pass may convert their format. Null if the pass packs the weights.
@@ -164,8 +164,8 @@ struct FloatStates {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not wanted; always present for a tree
-  // (t, b) -> [blocks, H]: values that the backward pass reads. Absent if not wanted.
+  RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not requested; always present for a tree
+  // (t, b) -> [blocks, H]: values that the backward pass reads. Absent if not requested.
   RowStrides<Scalar> kept;
   Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
   FloatStates float_states;   // null unless tensors have 16 bits and layout.order is null
@@ -187,16 +187,16 @@ struct Backward {
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [P], or absent
   StateGradients<Scalar> grad_last[kMostStates];
-  RowStrides<Scalar> grad_input;                // (t, b) -> [D]; absent if not wanted
+  RowStrides<Scalar> grad_input;                // (t, b) -> [D]; absent if not requested
   bool accumulate_input;                        // add to grad_input instead of overwriting it
-  RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not wanted
+  RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not requested
   Scalar* grad_initial[kMostStates];  // shaped like `last`; null for all states or for none
   // Written only at cuts. Present for all states of the cell, or for none.
   RestartStates<Scalar> grad_reset_to[kMostStates];
   bool accumulate_weights;  // whether to add to `grads`; false in 16-bit and pair kernels
-  // Shaped like Layer::parameters. With a table, the table's gradient [V, H] replaces the gradient
+  // Shaped like Layer::parameters. The gradient of a token table [V, H] replaces the gradient
   // of weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the
-  // same gradient. The gradient of weight_hh is null if no parameter gradients are wanted.
+  // same gradient. The gradient of weight_hh is null if no parameter gradients are requested.
   Scalar* grads[kParameters];
 };
 

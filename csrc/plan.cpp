@@ -51,8 +51,8 @@ bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   return leave_cache(int64_t(bytes), machine);
 }
 
-// Returns how many rows of a projection into scratch memory to compute at once: at least `least`,
-// and otherwise no more than fit in a quarter of the private cache.
+// Returns how many rows to project into scratch memory in one product: at least `least`, and
+// otherwise at most kProjectedRows and no more than fit in a quarter of the private cache.
 int64_t fit_projected_rows(const PlanArguments& arguments, size_t scalar_bytes, int64_t least) {
   const int64_t row = arguments.blocks * arguments.H * int64_t(scalar_bytes);
   const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);

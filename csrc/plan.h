@@ -33,10 +33,10 @@ Plan choose_plan(const PlanArguments& arguments);
 // faster than running them one after the other on all threads.
 bool choose_both_at_once(const PlanArguments& arguments);
 
-// How stacked layers run at the same time, one thread per layer. Time is cut into stretches. A
+// How stacked layers run concurrently, one thread per layer. Time is cut into stretches. A
 // layer starts a stretch as soon as the layer that feeds it has finished that stretch.
 struct Wave {
-  int64_t layers;  // number of layers running at the same time; 1 means one layer after the other
+  int64_t layers;  // number of concurrent layers; 1 means one layer after the other
   int64_t steps;   // steps per stretch
 };
 

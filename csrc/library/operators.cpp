@@ -234,8 +234,8 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   grads.grad_last_states = grad_last_states;
 }
 
-// Allocates the wanted gradients. grads.grad_weights is indexed like Stack::weights, and has an
-// empty tensor for each gradient that is not wanted.
+// Allocates the requested gradients. grads.grad_weights is indexed like Stack::weights, and has an
+// empty tensor for each gradient that is not requested.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   const size_t states = stack.states.size() + stack.reset_to.size();
@@ -312,7 +312,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
 constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up to this many threads
 
 // Returns the plan for a machine with this many threads and this size of L2 cache, as (groups,
-// members, estimated time in ns, number of layers that run at once).
+// members, estimated time in ns, number of concurrent layers).
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,

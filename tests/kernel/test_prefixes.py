@@ -28,7 +28,7 @@ VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Returns random token ids for each sequence. `style` determines which prefixes are equal."""
+    """Returns random token ids for each sequence. `style` determines how they share prefixes."""
     draw = random.Random(seed)
     shortest = seq_len if layout in EVEN else 1 if layout == "packed" else 0
     base = [draw.randrange(vocabulary) for _ in range(seq_len)]
@@ -261,7 +261,7 @@ def test_only_gradients_of_the_wanted_layers_are_returned(cell, want_layers):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_shared_prefixes_accept_gradients_and_saved_rows_of_any_strides(cell):
+def test_sharing_prefixes_accepts_gradients_and_saved_rows_of_any_strides(cell):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=7)
     call = TokenBatch(sequences, num_layers=2, cell=cell)
     assert call.shares()

@@ -33,7 +33,7 @@ def check_bits(got, wanted):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("features", SIZES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_results_match_a_batch_invariant_layer_bit_for_bit(cell, features, options, dtype, threads):
+def test_prepared_and_batch_invariant_results_are_equal(cell, features, options, dtype, threads):
     """A batch-invariant layer always packs its weights, so both layers sum in the same order."""
     layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
     layer.requires_grad_(False)

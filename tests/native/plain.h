@@ -141,7 +141,7 @@ class Plain {
       results_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
                                                 : Numbers(p.size_of(Name(i), shape.rows)));
     }
-    // The loops compute all results, wanted or not.
+    // The loops compute all results, requested or not.
     const Problem all = everything(p);
     for (int i = 0; i < kNames; ++i) {
       if (!p.wants(Name(i))) results_[i].resize(all.size_of(Name(i), shape.rows));
@@ -208,7 +208,7 @@ class Plain {
     return &results_[kOutput][row(b, s) * P_];
   }
 
-  // Returns whether a cut makes sequence b continue from zeros at step s.
+  // Returns whether a cut makes sequence b restart from zeros at step s.
   bool is_cut(int64_t b, int64_t s) const {
     const int64_t border = time(b, s) + p_.reverse;  // the cut is before this time
     return p_.resets && border < shape_.length[b] && cuts_[border * p_.B + b];

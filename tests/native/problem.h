@@ -288,7 +288,7 @@ template <class Storage>
 struct Results {
   const Problem p;
   const int64_t N;
-  std::vector<Array<Storage>> arrays;  // indexed by Name; a result that is not wanted is empty
+  std::vector<Array<Storage>> arrays;  // indexed by Name; empty for results that are not requested
   Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // from the run that keeps nothing
 
   // Draws initial values for the gradients that the passes add to.
@@ -305,10 +305,10 @@ struct Results {
   }
 
   const Array<Storage>& operator[](Name name) const { return arrays[name]; }
-  // Returns the pointer to pass for a result, or null if the result is not wanted.
+  // Returns the pointer to pass for a result, or null if the result is not requested.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // Checks these results without a reference. Returns a message if they are wrong, otherwise null.
+  // Checks finiteness, padding and the inference run. Returns an error message, or null if correct.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];

@@ -21,10 +21,10 @@ struct Problem {
   bool grad_c_n;  // whether c_n of both layers has a gradient
 
   int64_t gate_rows() const { return cell->gates * H; }
-  // Returns the number of elements in the last cell states of both layers.
+  // Returns the total number of elements in the last cell states of both layers.
   int64_t cell_states() const { return cell->has_cell_state() ? 2 * B * H : 0; }
-  // Returns the number of elements of a parameter of a layer, or of the table that replaces
-  // weight_ih in the first layer; 0 if the layer lacks the parameter.
+  // Returns the number of elements of a layer's parameter; 0 if the layer lacks the parameter. In
+  // the first layer, a token table replaces weight_ih.
   int64_t size_of(int parameter, int layer) const {
     switch (parameter) {
       case kWeightIh:
@@ -103,7 +103,7 @@ template <class Scalar>
 struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
   Array<Scalar> c_n;                     // [2, B, H], or empty
-  std::vector<Array<Scalar>> gradients;  // [layers, kParameters]; empty without a gradient
+  std::vector<Array<Scalar>> gradients;  // [layers, kParameters]; empty if there is no gradient
 
   explicit Results(const Problem& p) : h_n(2 * p.B * p.H), c_n(p.cell_states()) {
     for (int i = 0; i < 2 * kParameters; ++i) {

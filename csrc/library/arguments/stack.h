@@ -21,14 +21,14 @@ struct Sizes {
   int64_t layers;
   int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
   int64_t H;
-  int64_t V;  // vocabulary size, which is the number of rows of the token table; 0 without a table
+  int64_t V;  // vocabulary size, the number of rows of the token table; 0 if there is none
   int64_t P;  // size of h: less than H with projections, otherwise H
 };
 
 // The checked arguments of a call that runs a stack of layers on one batch.
 struct Stack {
   Batch batch;
-  bool has_ids;  // whether the input holds token ids
+  bool has_ids;  // whether the input holds token ids instead of features
   Tensor input;
   std::vector<Tensor> states = {};    // initial states, one per state of the cell; empty for zeros
   std::vector<Tensor> reset_to = {};  // states after resets [T, layers, B, P or H]; empty for zeros
@@ -40,7 +40,7 @@ struct Stack {
   int64_t directions = 0;
   ParameterList parameters = {};  // the parameters of each direction
   int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
-  int64_t V = 0;  // vocabulary size, which is the number of rows of the token table
+  int64_t V = 0;  // vocabulary size, the number of rows of the token table
   int64_t H = 0;
   int64_t P = 0;
   int32_t dtype = 0;  // dtype of inputs, states and outputs
@@ -153,7 +153,7 @@ const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   return kernels_in<Scalar>();
 }
 
-// Returns the kernels that run the layers of a stack one after the other.
+// Returns the kernels for running the layers of a stack one after the other.
 template <class Scalar>
 const KernelsFor<Scalar>& kernels_for(const Stack& stack) {
   if constexpr (std::is_same_v<Scalar, float>) {
@@ -173,7 +173,7 @@ struct PreparedParts {
 // Returns the weight offsets of direction d of layer k. Defined in prepared.cpp.
 PreparedParts parts_of(const Stack& stack, int64_t k, int64_t d);
 
-// Makes `layer` use the weights of direction d of layer k in `stack.prepared`.
+// Makes `layer` use the weights in `stack.prepared` for layer k and direction d.
 template <class Scalar>
 void set_prepared_weights(const Stack& stack, int64_t k, int64_t d, Layer<Scalar>& layer) {
   const PreparedParts parts = parts_of(stack, k, d);

@@ -120,7 +120,7 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
   Scalar* to[kParameters] = {};
   for (const Parameter p : stack.parameters) {
     std::vector<int64_t> shape = stack.shape_of(p, k);
-    if (p == kWeightIh) shape = {stack.gate_rows(), layer.D};  // D is 0 with a table
+    if (p == kWeightIh) shape = {stack.gate_rows(), layer.D};  // D is 0 for token ids
     weights.push_back(empty(shape, stack.dtype));
     to[p] = mutable_data<Scalar>(weights.back());
     if (!is_vector(p)) continue;

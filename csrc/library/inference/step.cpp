@@ -41,7 +41,7 @@ Stack stack_of(const Step& step, const Options& options) {
   return stack;
 }
 
-// Checks the states, and returns the number of sequences that have states.
+// Checks the states, and returns how many sequences they belong to.
 int64_t check_states(const Step& step, const Stack& stack) {
   check(step.last_count == int64_t(stack.state_count()) &&
             (step.state_count == 0 || step.state_count == step.last_count),
@@ -161,7 +161,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
   };
   const auto rows_at = [](auto* data) { return reinterpret_cast<Scalar*>(data); };
   char* next[kMostStates] = {};      // the last states: [layers, B, P] and [layers, B, H]
-  char* previous[kMostStates] = {};  // copies of the states, if the frame lacks some sequences
+  char* previous[kMostStates] = {};  // copies of states, needed if the frame lacks some sequences
   const int64_t element = step.last[0].element;
   for (int64_t i = 0; i < step.last_count; ++i) {
     const int64_t size = stack.layers * frame.B * stack.size_of_state(size_t(i));

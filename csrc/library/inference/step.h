@@ -17,7 +17,7 @@ struct Step {
   // step module, [sequences, H].
   View states[kMostStates];
   int64_t state_count;     // 0 if the states are zeros
-  View last[kMostStates];  // written: the last states, contiguous; may be `states`
+  View last[kMostStates];  // written: the last states, contiguous; may alias `states`
   int64_t last_count;
   // [n, D]. A stream also takes several steps: [T, n, D], or [n, T, D] with BATCH_FIRST. Frames of
   // token ids lack the last dimension.

@@ -57,7 +57,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   return args;
 }
 
-// Returns the lowest layer that the backward pass must run. No gradient is wanted below this layer.
+// Returns the lowest layer that the backward pass must run. Lower layers need no gradients.
 int64_t lowest_layer(const BackwardTensors& grads) {
   const auto& beside = grads.grad_inputs;
   const bool wants_all = grads.grad_input || !grads.grad_states.empty() ||
@@ -77,9 +77,9 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t si
   }
 }
 
-// Runs consecutive layers at once, one thread per layer. A layer's stretches run from last to first
-// and pass on the gradients of their initial states in `grad_initial`. Until the stretch in which a
-// sequence ends, `grad_initial` holds the gradient of the sequence's last state.
+// Runs consecutive layers concurrently, one thread per layer. A layer's stretches run from last to
+// first and pass on the gradients of their initial states in `grad_initial`. Until the stretch in
+// which a sequence ends, `grad_initial` holds the gradient of the sequence's last state.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
@@ -93,7 +93,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.P, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
-  // Stretches pass on gradients in these buffers if no gradients of initial states are wanted.
+  // Holds the gradients that stretches pass on if no gradients of initial states are requested.
   std::vector<std::vector<Tensor>> grad_states(size_t(stack.layers));
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
@@ -135,7 +135,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   });
 }
 
-// Runs all layers backward, several at once if that is estimated to be faster.
+// Runs all layers backward, several concurrently if that is estimated to be faster.
 template <class Scalar>
 void run_backward(const Stack& stack, const BackwardTensors& grads) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -145,7 +145,7 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
     }
   }
   const int64_t lowest = lowest_layer(grads);
-  Segment segments[2];  // memory of the gradients that only the next lower layer reads
+  Segment segments[2];  // memory for gradients that only the next lower layer reads
   std::optional<Tensor> grad_output = grads.grad_output;
   for (int64_t k = stack.layers; k-- > lowest;) {
     const int64_t D = stack.input_size(k);

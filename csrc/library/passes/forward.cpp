@@ -8,7 +8,7 @@
 namespace namernn_fast {
 namespace {
 
-// If only the last state is wanted, the last layer still writes an output of at most this size:
+// If only the last state is requested, the last layer still writes an output of at most this size:
 // computing it in time blocks, without an output, would copy states and save little memory.
 constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 
@@ -41,8 +41,8 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   return args;
 }
 
-// Runs consecutive layers at once, one thread per layer. Each layer runs its stretches of steps one
-// after the other.
+// Runs consecutive layers concurrently, one thread per layer. Each layer runs its stretches of
+// steps in order.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
   const KernelsFor<Scalar>& kernels = kernels_in<Scalar>();
@@ -65,7 +65,7 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
   });
 }
 
-// Runs all layers forward, several at once if that is estimated to be faster.
+// Runs all layers forward, several concurrently if that is estimated to be faster.
 template <class Scalar>
 void run_forward(const Stack& stack, const Options& options, ForwardTensors& results) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -74,7 +74,7 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
   }
   const bool write_last = writes_last_output(stack, options);
   const int64_t features = stack.directions * stack.P;
-  Segment segments[2];  // memory of outputs that only the next layer reads
+  Segment segments[2];  // memory for outputs that only the next layer reads
   for (int64_t k = 0; k < stack.layers; ++k) {
     const bool last = k + 1 == stack.layers;
     if (!last && !options.want_saved) {

@@ -27,7 +27,7 @@ struct BackwardTensors {
   std::vector<Tensor> grad_states;                 // empty, or one per state of the cell
   std::vector<Tensor> grad_reset_to;               // the same; initially zeros
   std::vector<std::optional<Tensor>> grad_inputs;  // one for each of Stack::inputs
-  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not wanted
+  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not requested
   std::vector<bool> want_weights;    // one per layer
 };
 

@@ -1,4 +1,4 @@
-// Schedules layers and directions to run one after the other on all threads, or several at once on
+// Schedules layers and directions. They run one after the other on all threads, or concurrently on
 // one thread each.
 #pragma once
 
@@ -27,9 +27,9 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           stack.cell->gates};
 }
 
-// Calls run(direction, resources) for each direction. Runs both directions at once, on one thread
-// each, if they are `independent` and this is estimated to be faster. Otherwise, runs one direction
-// after the other on all threads.
+// Calls run(direction, resources) for each direction. Runs both directions concurrently, on one
+// thread each, if they are `independent` and this is estimated to be faster. Otherwise, runs one
+// direction after the other on all threads.
 template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
@@ -56,7 +56,7 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Restricts `layer` to stretch i. The initial h of the stretch is the output at the previous time
+  // Restricts `layer` to stretch i. The stretch's initial h is the output at the previous time
   // step. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
@@ -81,7 +81,7 @@ class Stretches {
     if (layout_.start) stretch.start = start_.data() + first;
   }
 
-  // Returns `rows` with time t as the new time 0.
+  // Returns `rows` shifted so that time t becomes time 0.
   template <class Scalar>
   RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
     if (rows.data) {
@@ -89,12 +89,12 @@ class Stretches {
     }
     return rows;
   }
-  // Returns `rows` with the start of stretch i as the new time 0.
+  // Returns `rows` shifted so that stretch i starts at time 0.
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
   }
-  // Returns `states` with the start of stretch i as the new time 0.
+  // Returns `states` shifted so that stretch i starts at time 0.
   template <class Scalar>
   RestartStates<Scalar> from(int64_t i, RestartStates<Scalar> states) const {
     if (states.data) states.data += i * length_ * states.time_stride;

@@ -171,7 +171,7 @@ class WorkerGradients {
   }
 
   std::vector<Tensor> sums_;
-  std::vector<Tensor> apart_;  // gradients not in sums_ yet; empty if kernels write to sums_
+  std::vector<Tensor> apart_;  // not yet added to sums_; empty if kernels always write to sums_
   ParameterList parameters_;   // parameters of each direction
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
   bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
