@@ -51,7 +51,7 @@ struct ComputeType<Half> {
 template <class Storage>
 using Compute = typename ComputeType<Storage>::Type;
 
-// Evenly spaced rows.
+// A view of evenly spaced rows.
 template <class Element>
 struct EvenRows {
   Element* data;  // null if absent
@@ -103,7 +103,7 @@ struct GradientRows {
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
   EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
   const Scalar* own[kMostOwn];
-  Scalar* grad_own[kMostOwn];  // added to: gradients of the cell's own parameters, over all rows
+  Scalar* grad_own[kMostOwn];  // added to: gradients of the cell's own parameters, summed over rows
 };
 
 // The arithmetic of a cell, compiled for one instruction set. Each call computes a tile or a chunk

@@ -15,7 +15,7 @@ namespace namernn_fast {
 // Packs the weights of a stack from check_layers() into a new tensor.
 Tensor prepare(const Stack& stack);
 
-// Packs a stack's weights into a tensor from prepare(). No other call may use it at the same time.
+// Packs a stack's weights into a tensor from prepare(). No concurrent call may read this tensor.
 void refresh(const Stack& stack, const Tensor& prepared);
 
 // Returns the weights that `stack.prepared` was made from, with an empty tensor for each table.

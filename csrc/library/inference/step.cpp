@@ -41,7 +41,7 @@ Stack stack_of(const Step& step, const Options& options) {
   return stack;
 }
 
-// Checks the states, and returns how many sequences they belong to.
+// Checks the states and returns the number of sequences.
 int64_t check_states(const Step& step, const Stack& stack) {
   check(step.last_count == int64_t(stack.state_count()) &&
             (step.state_count == 0 || step.state_count == step.last_count),

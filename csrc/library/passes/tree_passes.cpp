@@ -136,7 +136,7 @@ class WorkerGradients {
     if (is_apart_) add_apart();
   }
 
-  // Adds the sums of `other`, on which finish() must have been called.
+  // Adds the sums of `other`. Call other.finish() first.
   void add(const WorkerGradients& other) {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
       const Scalar* added = const_data<Scalar>(other.sums_[i]);
