@@ -91,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _cpu() -> str:
-    """Returns the instruction set of the CPU kernel, also for bfloat16 and int8 if they differ."""
+    """Returns the CPU kernel's instruction set, and those for bfloat16 and int8 if different."""
     usual = ops.cpu_kernel()
     text = f"cpu {usual}"
     for name, dtype in ("bfloat16", torch.bfloat16), ("int8", torch.int8):

@@ -26,8 +26,8 @@ _Run: TypeAlias = Callable[..., Results]
 class FusedStack(torch.autograd.Function):
     """The operator `forward`, differentiated by the operator `backward`.
 
-    The arguments are `call.flat()`. In addition to its arguments, the forward pass saves only the
-    outputs of the layers and the values that the cell keeps (`Cell.kept`).
+    The arguments are `call.flat()`. The forward pass saves its arguments, the outputs of the layers
+    and the values that the cell keeps (`Cell.kept`).
     """
 
     @staticmethod
@@ -160,7 +160,7 @@ _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 
 
 class _Needs(NamedTuple):
-    """What the fused backward pass of a call reads, and which gradients it computes."""
+    """The weights that a fused backward pass reads, and the gradients that it computes."""
 
     cell: int
     reads: tuple[bool, ...]

@@ -52,7 +52,7 @@ def run(call: Call) -> Results:
         path is torch_operators.run_stack and torch_operators.is_whole(call)
     )
     if tracing:
-        # Check while tracing: fake kernels do not check, and a compiled program need not check.
+        # Check while tracing, because the operators' fake kernels check nothing.
         check_like_nn_rnn(call)
         fp32_precision.guard_on_cpu(call.cell.fp32_precision)
         call.options |= precision_bits(call.cell)

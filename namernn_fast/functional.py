@@ -93,8 +93,8 @@ def last_state(
             last bits. Sharing needs a CPU, token ids, one direction, and float32 or float64. It
             does not support hx, reset, projections, batch_invariant, dropout between layers,
             compilers or torch.func transforms.
-        input, hx, weights: as in the function of the cell, like all other arguments. An argument
-            that the function of the cell does not have must keep its default.
+        input, hx, weights: as in the cell's function, like all other arguments. Arguments that the
+            cell's function does not take must keep their defaults.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *

@@ -396,12 +396,12 @@ def cpu_plan(
     num_layers: int = 1,
     cell: CellName = "rnn",
 ) -> Plan:
-    """Returns the float32 plan of the CPU kernel for a machine with these threads and this cache.
+    """Returns the float32 plan of the CPU kernel for a given number of threads and cache size.
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size, hidden_size, num_layers, cell: the layers, which have one direction.
-        threads, l2_bytes: the number of threads, and the bytes of a core's private cache.
+        input_size, hidden_size, num_layers, cell: describe the layers, which have one direction.
+        threads, l2_bytes: the number of threads, and the size of each core's L2 cache in bytes.
     """
     cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan
     gates = CELLS[cell].gates

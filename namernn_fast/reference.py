@@ -80,7 +80,7 @@ def run_stack(call: Call) -> Results:
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_major(input, options, places)
     last = torch.stack(last_states)
-    # Slice, because with `split`, the hooks of all parts would run even if the loss uses only one.
+    # Slice instead of `split`, which would run the hooks of both states if the loss uses only one.
     starts = itertools.accumulate(sizes, initial=0)
     parts = [last.narrow(-1, *place) for place in zip(starts, sizes, strict=False)]
     return input, *([last] if len(states) == 1 else map(_own, parts))
@@ -136,12 +136,12 @@ def _direction(
         sums: for each time step, its rows of the result of `_project`, (sequences, gates *
             hidden_size), followed by `Cell.inputs` if there are any.
         batch_sizes: the number of sequences at each time step, or None if it is constant.
-        hx: the initial states of each sequence side by side, (batch, features).
+        hx: the initial states, concatenated along the features: (batch, features).
         step: the function that computes one step of the cell.
         alive: None, or bool (seq_len, batch, 1): True before the end of each padded sequence.
         reset: None, or bool (seq_len, batch, 1): True where the state restarts.
-        restart: the states to restart from, side by side, (seq_len, batch, features), or None for
-            zeros.
+        restart: the states to restart from, concatenated like hx: (seq_len, batch, features). None
+            for zeros.
         reverse: whether to run from the last time step to the first.
 
     Returns:

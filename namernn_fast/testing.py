@@ -119,9 +119,9 @@ class ErrorBudget:
     ) -> None:
         """Adds one draw of the oracle's result for randomly perturbed inputs.
 
-        This is for cases that amplify rounding, such as the derivatives of saturated units. The
-        error of `nn.RNN` then counts as at least the distance that the perturbations cause: the
-        root mean square over the samples, because a single distance may be small or large by luck.
+        Use this for cases that amplify rounding, such as the derivatives of saturated units. The
+        error of `nn.RNN` then counts as at least the root mean square, over samples, of each
+        sample's largest distance from the oracle. A single sample's distance depends on luck.
         """
         distances = self.results[name].nearby
         distances[sample] = max(distances[sample], _largest(nearby - reference))

@@ -37,7 +37,7 @@ def is_recurrent(module: torch.nn.Module, name: str = "") -> bool:
     """Returns whether `RecurrentConfig` replaces a module; the `filter_fn` of `quantize_`.
 
     Args:
-        module: a part of the model.
+        module: any module of the model.
         name: ignored.
     """
     return is_replaceable(module)

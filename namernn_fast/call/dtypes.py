@@ -76,7 +76,7 @@ def convert_dtypes(call: Call) -> None:
 
 
 def cast_h(call: Call, results: Results) -> Results:
-    """Casts output and h_n like autocast's products with weight_hr. No-op for prepared weights."""
+    """Casts output and h_n to autocast's dtype for matrix products. No-op for prepared weights."""
     output, h_n, c_n = results
     device, is_any_on = output.device.type, autocast_is_on()
     if call.prepared is not None or not (is_any_on and torch.is_autocast_enabled(device)):

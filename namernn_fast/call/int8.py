@@ -67,7 +67,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: (rows, columns), float32.
 
     Returns:
-        integers (rows, columns), int8 from -127 to 127, and scale (rows), float32. If a row has a
+        integers (rows, columns), int8 from -127 to 127, and scale (rows), float32. If a row has any
         non-finite number, its scale is NaN and its integers are 0.
     """
     rows, columns = weight.shape

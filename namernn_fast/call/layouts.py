@@ -66,7 +66,7 @@ def convert(arguments: Arguments, call: Call) -> None:
 
 
 def _rows_of(name: str, more: Any, call: Call) -> Tensor:
-    """Returns one of `Arguments.inputs` as rows laid out like input, possibly without a batch.
+    """Checks one of `Arguments.inputs`; returns its rows, without a batch if input has none.
 
     Args:
         name: the name of the argument.
@@ -137,7 +137,7 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
 
 
 def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[Tensor]:
-    """Returns the states of reset_to in the operators' layout, possibly without a batch.
+    """Returns the states of reset_to in the operators' layout, without a batch if input has none.
 
     Args:
         reset_to: the caller's argument.
@@ -200,14 +200,14 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
 
 
 def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
-    """Converts a call on a PackedSequence; sorts hx and reset in the order of the packed data."""
+    """Converts a call on a PackedSequence; sorts hx and reset like the packed data."""
     if call.states:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
     reset = call.reset
     if reset is not None and reset_to is not None:
         steps, first = batch_sizes.shape[0], call.options & ops.BATCH_FIRST
-        # A tracer cannot read the batch size from batch_sizes. The operator checks that they match.
+        # Take the batch size from reset, because a tracer cannot read batch_sizes.
         batch = reset.shape[0 if first else -1] if reset.dim() else 0
         rows = (batch, steps) if first else (steps, batch)
         call.restart_states = _restart_states_of(reset_to, call, rows)

@@ -47,7 +47,7 @@ NONLINEARITIES = {"tanh": 0, "relu": ops.RELU, "sigmoid": ops.SIGMOID, "softplus
 
 
 def nonlinearity_of(options: int) -> str:
-    """Returns the nonlinearity that option bits choose."""
+    """Returns the name of the nonlinearity that the option bits select."""
     return next((name for name, bit in NONLINEARITIES.items() if options & bit), "tanh")
 
 

@@ -62,7 +62,7 @@ class PreparedWeights:
             output and the last states as a layer returns them, or None if this path cannot run the
             call. The caller must then call `functional.run`, which also raises any error.
         """
-        # Tested inline and in this order, because these tests take as long as a small kernel.
+        # Inline and ordered for speed, because these checks take as long as a small kernel.
         if (
             not is_eager()
             or autocast_is_on()
@@ -127,6 +127,6 @@ class PreparedWeights:
 
 
 def without_memory(tensor: Tensor) -> Tensor:
-    """Returns a tensor of this shape, dtype and device that stores a single zero."""
+    """Returns zeros like `tensor`, expanded from a single element to save memory."""
     zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     return zero.expand(tensor.shape)

@@ -66,7 +66,7 @@ def lookup_of(arguments: Arguments) -> Lookup | None:
 
 
 def look_up(call: Call, choice: Choice) -> None:
-    """Converts a call on token ids, in place, to a call on tables or to a call on features.
+    """Rewrites a call on token ids in place so that it reads tables or features.
 
     Args:
         call: a call with `lookup`, whose data are int32 or int64 ids.
@@ -147,7 +147,7 @@ def why_not_shared(
         call: a call on token ids.
         embedding: (vocabulary, input_size).
         choice: the path of the call.
-        at_any_cost: True ignores speed and returns only reasons that make sharing impossible.
+        at_any_cost: whether to ignore speed and return only reasons why sharing is impossible.
     """
     ids, options = call.data, call.options
     if call.prepared is not None and not call.prepared.has_table:

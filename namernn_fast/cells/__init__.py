@@ -44,5 +44,5 @@ def cell_of(layer: torch.nn.Module) -> Cell:
 
 
 def called_with(name: str) -> str:
-    """Returns the cells that take this input, for error messages; "" if none takes it."""
+    """Returns the names of the cells that take this input, for error messages; "" if none does."""
     return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)

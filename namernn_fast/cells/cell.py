@@ -13,7 +13,7 @@ hidden_size without projections."""
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of each layer and direction."""
+    """Describes a parameter. Each direction of each layer has its own copy."""
 
     name: str
     """The key in the state_dict of a step module; layers append `_l0`, `_l0_reverse` and so on."""
@@ -52,7 +52,7 @@ def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter
 
 @dataclass(frozen=True)
 class Input:
-    """An input besides x, laid out like x: (..., num_layers * directions * hidden_size)."""
+    """Describes an input besides x, shaped (..., num_layers * directions * hidden_size)."""
 
     name: str
     """The keyword argument of calls."""
@@ -60,7 +60,7 @@ class Input:
 
 @dataclass(frozen=True)
 class State:
-    """One of the states of a row."""
+    """Describes a state of a cell, such as h or c."""
 
     name: str
     size: Size = "hidden"
@@ -77,7 +77,7 @@ Any `Cell.inputs` follow as further columns. The states of a row are side by sid
 
 
 class MakeStep(Protocol):
-    """Makes the step of a layer, a function that evaluates the equation of its cell on tensors."""
+    """Makes the step function of a layer, which evaluates the equation of the cell on tensors."""
 
     def __call__(self, weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> Step:
         """Returns a step with these weights.
@@ -85,8 +85,8 @@ class MakeStep(Protocol):
         Args:
             weights: the weights of the layer in one direction.
             nonlinearity: one of `Cell.nonlinearities`.
-            in_place: whether the step must overwrite the sums with the states, which requires
-                `Cell.sums_become_states`.
+            in_place: whether the step must overwrite the projected input with the states, which
+                requires `Cell.sums_become_states`.
         """
 
 
@@ -186,7 +186,7 @@ class Cell:
 
     @property
     def sums_become_states(self) -> bool:
-        """Whether sums and states have the same shape, so that a step may overwrite the sums."""
+        """Whether projected input and states have the same shape, so a step can run in place."""
         return self.gates == len(self.states) == 1
 
     def bias_of_input(self, weights: LayerWeights) -> Tensor | None:

@@ -40,7 +40,7 @@ class Device(NamedTuple):
 
     @property
     def lanes(self) -> int:
-        """Threads per warp."""
+        """The number of threads per warp."""
         return 32 if self.backend == "cuda" else 64
 
 

@@ -236,7 +236,7 @@ def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> S
 
 
 def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
-    """Checks the sizes and returns the layout, without waiting for the copy to the device."""
+    """Checks batch_sizes and returns the layout, without waiting for the copy to the device."""
     N = input.shape[0]
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]

@@ -37,7 +37,7 @@ _LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, warps=8)}
 
 
 class ProductPlan(NamedTuple):
-    """How a product is computed."""
+    """The tiles, the split and the precision of a product."""
 
     tiles: Tiles
     terms: int

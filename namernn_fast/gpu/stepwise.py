@@ -19,7 +19,7 @@ from .products import precision_of_its_own
 
 
 def suits(stack: Stack, like: Tensor) -> bool:
-    """Returns whether this module runs the layers of a stack on the device and dtype of `like`."""
+    """Returns whether this path can run a stack on the device of `like`, and should be faster."""
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
         return False  # a product in 16 bits would round its sums before the activation

@@ -1,4 +1,4 @@
-"""Times plans, only when a program calls `autotune`."""
+"""`autotune`, which times plans for a layer and keeps the fastest one."""
 
 import warnings
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Collects facts about this installation and machine, and derives advice on making calls faster.
 
-Collects only facts that users can act on. docs/performance.md says how much time each fact costs.
+Collects only facts that users can act on. docs/performance.md says how much each affects speed.
 """
 
 import math

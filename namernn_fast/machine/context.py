@@ -1,7 +1,7 @@
 """The context of a call: compilers, tracers, transforms, autocast, modes and profilers.
 
-Other modules query this context only here. Names that are bound directly to a function of torch add
-no overhead.
+Other modules query this context only here. Aliases of torch's functions add no
+overhead.
 """
 
 from torch.compiler import is_compiling as is_compiling

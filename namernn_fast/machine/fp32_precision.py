@@ -33,12 +33,12 @@ def guard_on_cpu(operator: str) -> None:
 
 
 def of_rnns() -> str:
-    """Returns the precision of all products of an RNN, which is always `ieee` on AMD GPUs."""
+    """Returns the precision of float32 products of an RNN on a GPU; `ieee` on AMD GPUs."""
     return "ieee" if torch.version.hip else _of(torch.backends.cudnn.rnn)  # type: ignore[attr-defined,unused-ignore]
 
 
 def of_products() -> str:
-    """Returns the precision of torch's own matrix products."""
+    """Returns the precision of torch's own float32 matrix products on a GPU."""
     return _of(torch.backends.cuda.matmul)
 
 

@@ -10,8 +10,8 @@ def memory_reserved() -> int:
 
     Calls need scratch memory for packed weights and other intermediate values. Getting it from the
     system takes time, so up to 256 MiB stay reserved in a process, for all threads and layers
-    together. The result does not include results of calls, memory that running calls use, and up
-    to 1 MiB for each thread that calls layers.
+    together. The number excludes the results of calls, memory that running calls use, and up to
+    1 MiB for each thread that calls layers.
     """
     if not availability.HAS_EXTENSION:
         return 0

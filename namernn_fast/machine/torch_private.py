@@ -93,7 +93,7 @@ _assert_async: Callable[[Tensor, str], None] = _find("torch._assert_async")
 DispatchKey: Any = _find("torch._C.DispatchKey")
 _dispatch_keys: Callable[[Tensor], Any] = _find("torch._C._dispatch_keys")
 
-# If one of these is missing, every step runs as an operator, which modes and profilers observe.
+# If one of these functions is missing, steps run as operators, which modes and profilers see.
 _len_torch_dispatch_stack: Callable[[], int] = _find(
     "torch._C._len_torch_dispatch_stack", lambda: 1
 )
@@ -170,7 +170,7 @@ def is_wrapper(tensor: Tensor) -> bool:
 
 
 def without_python(overload: Any) -> Callable[..., Any]:
-    """Returns an operator without its Python wrapper, which takes 0.4 us. Compilers need it."""
+    """Returns an operator without its Python wrapper, which takes 0.4 us but which compilers need."""
     return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
 
 

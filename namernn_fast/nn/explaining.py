@@ -85,7 +85,7 @@ def explain(
     Shortcuts:
 
     - `prepared weights`: weights packed by `prepare()`, which may also be `8-bit weights`.
-    - `table`: multiplies each row of an embedding once instead of once per token.
+    - `table`: multiplies each embedding row by weight_ih once instead of once per token.
     - `last state`: does not write the output.
     - `shared prefixes`: computes common prefixes of token ids once, if that is faster.
 

@@ -17,7 +17,7 @@ from .weights import arguments_of
 
 
 class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
-    """A leaky RNN, as trained in computational neuroscience, in one operator on a CPU.
+    """A leaky RNN, as trained in computational neuroscience. On a CPU, runs in one operator.
 
     Each step computes::
 

@@ -44,7 +44,7 @@ def make_parameters(
     """Registers and initialises the parameters of a layer or step module that torch lacks.
 
     Args:
-        module: the module, with its sizes and the names of its parameters.
+        module: the module, whose sizes and parameter names are already set.
         options: the option bits that the parameters depend on.
         own: the arguments for `Cell.own`; see `CustomLayer`.
         device, dtype: the device and dtype of the parameters.

@@ -1,8 +1,8 @@
 """The Triton kernels. They run a layer's recurrence, forward and backward, compute the products
 around it, sum rows by token, and upload integers.
 
-Square brackets hold the shape of a block: B sequences, N hidden units that are computed, K hidden
-units that are summed over.
+Square brackets give the shape of a block: B sequences, N hidden units to compute, K hidden units to
+sum over.
 """
 
 from .arguments import VARYING, Form, LayoutTensors

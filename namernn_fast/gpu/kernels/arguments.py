@@ -1,4 +1,4 @@
-"""The arguments that the kernels of both passes share."""
+"""Types for the arguments that the forward and backward kernels share."""
 
 from typing import Any, NamedTuple
 

@@ -136,7 +136,7 @@ def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
 
 @triton.jit
 def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
-    """Stores h_n, from the state on chip or the rows of the last steps, and zeros the padding."""
+    """Stores h_n from the on-chip state or the rows of the last steps, and zeros the padding."""
     b, there = program.b, program.b < program.B
     t = tl.maximum(tl.where(program.back == 1, 0, program.length - 1), 0)
     place = _place(t, row_at(t, layout, program), program, FORM)

@@ -135,7 +135,7 @@ def of_direction(first, second, program, FORM: tl.constexpr):
 
 @triton.jit
 def offsets_of_direction(program, FORM: tl.constexpr):
-    """Returns the offsets of the program's direction within a row and within (directions, B, H)."""
+    """Returns the offset of the program's direction in a row and in a (directions, B, H) tensor."""
     direction = tl.cast(program.direction, tl.int64)
     return direction * FORM.H, direction * program.B * FORM.H
 

@@ -31,8 +31,8 @@ def product_kernel(
 ):
     """Computes out = left @ right + plus; the grid is (blocks, parts).
 
-    Each part sums a slice of K into a separate matrix of `out`. If there are several parts, the
-    caller sums the parts and adds `plus`; here `plus` must be None.
+    Each part sums a slice of K into a separate matrix of `out`. If there are several parts,
+    `plus` must be None, and the caller sums the parts and adds `plus`.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)

@@ -77,7 +77,7 @@ def _four_apart(vectors):
 
 @triton.jit
 def _every_other(left, right, FIRST: tl.constexpr):
-    """Returns left[i] * right[i], summed over every other i from FIRST to 7."""
+    """Returns the sum of left[i] * right[i] over every other i from FIRST to 7."""
     sum = left[FIRST] * right[FIRST]
     for i in tl.static_range(FIRST + 2, 8, 2):
         sum = tl.fma(left[i], right[i], sum)
@@ -180,7 +180,7 @@ def streamed_product(
     """Returns sum [B, N] + states [B, H] times weight_hh, both read block by block.
 
     Without tensor cores `tl.dot` computes each sum as a chain of multiply-adds. The rounding error
-    of a chain grows with its length, so a chain is added to the sum after 64 multiply-adds.
+    of a chain grows with its length, so each chain joins the sum after 64 multiply-adds.
     """
     CHAINED: tl.constexpr = FORM.PRECISION == "ieee" and states.dtype.element_ty == tl.float32
     chain = zeros(tl.float32, FORM)

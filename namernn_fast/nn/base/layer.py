@@ -57,8 +57,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
         """Runs the layer over whole sequences.
 
         Args:
-            input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
-                (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
+            input: (seq_len, batch, input_size); with batch_first (batch, seq_len, input_size); for
+                one sequence (seq_len, input_size). Or a PackedSequence, sorted or not. Or a jagged
                 nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
                 token ids in any of these shapes without the last dimension.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
@@ -215,7 +215,7 @@ class CustomLayer(FusedLayer[States]):
     """The base class of the layers that torch lacks.
 
     Its constructor takes the arguments of `FusedRNN` without proj_size. For each parameter in
-    `Cell.own`, it also takes `<name>` as initial value and `train_<name>` as requires_grad.
+    `Cell.own`, it also takes the initial value, `<name>`, and requires_grad, `train_<name>`.
     """
 
     def __init__(
@@ -248,8 +248,8 @@ class CustomLayer(FusedLayer[States]):
         return self.nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws new values of all parameters that are not arguments of the constructor."""
+        """Draws new values for all parameters that are not arguments of the constructor."""
         draw_parameters(self)
 
     def flatten_parameters(self) -> None:
-        """No-op: cuDNN has no such layer."""
+        """No-op, because cuDNN does not support this layer."""

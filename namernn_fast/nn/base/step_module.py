@@ -219,7 +219,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 class CustomStepModule(FusedCell[States]):
     """The base class of the step modules that torch lacks.
 
-    Its constructor takes the arguments of `FusedRNNCell` and for `Cell.own` (see `CustomLayer`).
+    It takes the arguments of `FusedRNNCell`, plus `<name>` and `train_<name>` as in `CustomLayer`.
     """
 
     def __init__(
@@ -241,5 +241,5 @@ class CustomStepModule(FusedCell[States]):
         self._options(self._weights())  # rejects an unknown nonlinearity
 
     def reset_parameters(self) -> None:
-        """Draws new values of all parameters that are not arguments of the constructor."""
+        """Draws new values for all parameters that are not arguments of the constructor."""
         draw_parameters(self)

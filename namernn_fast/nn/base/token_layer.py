@@ -70,9 +70,9 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         """Runs the layer over sequences of token ids.
 
         Args:
-            ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
-                one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
-                (batch, any length).
+            ids: int32 or int64. (seq_len, batch); with batch_first (batch, seq_len); for one
+                sequence (seq_len). Or a PackedSequence of ids, sorted or not. Or a jagged nested
+                tensor (batch, any length).
             hx, lengths, reset, reset_to, inputs: as in `FusedRNN.forward`. Ids past a sequence's
                 length are ignored.
 

@@ -92,12 +92,12 @@ class Stream:
         out: Tensor | None = None,
         **inputs: Tensor | None,
     ) -> Tensor:
-        """Advances the sequences by one step, or by several.
+        """Advances the sequences by one or more steps.
 
         Args:
-            frame: (batch, input_size), or several steps, (steps, batch, input_size), with
-                batch_first (batch, steps, input_size). For a token layer, token ids in these shapes
-                without the last dimension.
+            frame: (batch, input_size) for one step. For several steps (steps, batch, input_size),
+                or (batch, steps, input_size) with batch_first. For a token layer, token ids in
+                these shapes without the last dimension.
             rows: the indices of the sequences to advance, in the order of the batch of frame; None
                 for all. Other sequences keep their states.
             out: the tensor to write the output to.
@@ -105,8 +105,8 @@ class Stream:
                 num_layers * hidden_size features.
 
         Returns:
-            The output of the last layer, shaped like frame, but with as many features as h. It is
-            `out` or a new tensor.
+            The output of the last layer, shaped like frame, but with the features of h: `out` if it
+            is given, else a new tensor.
 
         Raises:
             RuntimeError: the shape, dtype or device of frame or out does not match; rows repeat or
@@ -152,7 +152,7 @@ class Stream:
         return self._run(frame, rows, out, options, beside)
 
     def _beside(self, frame: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
-        """Returns the arguments for `Cell.inputs`, checked, in the dtype and device of frame."""
+        """Checks the arguments for `Cell.inputs`; returns them in the dtype and device of frame."""
         rnn = self._prepared._layer
         beside = []
         for name, more in inputs.items():
