@@ -108,7 +108,7 @@ Products are in float32."""
 SIGMOID, SOFTPLUS = 16384, 32768
 """The nonlinearity is sigmoid or softplus. At most one of SIGMOID, SOFTPLUS and RELU may be set."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
-"""Before the weights, `tensors` holds the initial states, reset_to, or other inputs."""
+"""Each bit adds tensors to `tensors` before the weights: initial states, reset_to, other inputs."""
 
 
 class Lists(NamedTuple):
@@ -201,7 +201,7 @@ forward: _Operator = torch.ops.namernn_fast.forward.default
 backward: _Operator = torch.ops.namernn_fast.backward.default
 forward_untraced: _Operator = without_python(forward)
 backward_untraced: _Operator = without_python(backward)
-"""The operators for calls outside compilers."""
+"""`forward` and `backward` for calls outside compilers."""
 
 
 def is_plain(tensor: Tensor) -> bool:

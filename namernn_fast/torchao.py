@@ -45,7 +45,7 @@ def is_recurrent(module: torch.nn.Module, name: str = "") -> bool:
 
 @register_quantize_module_handler(RecurrentConfig)  # type: ignore[untyped-decorator]
 def _prepare(module: torch.nn.Module, config: RecurrentConfig) -> torch.nn.Module:
-    """Turns a module into the prepared module, in place.
+    """Turns a module into a prepared module by changing the object in place.
 
     torchao would drop a new object if the model itself is the layer or if the layer has several
     names.

@@ -191,6 +191,6 @@ class Choice(NamedTuple):
     why_not_kernel: str | None = None
     """Why no fused kernel can take the call; None if one can."""
     why_not_torch: str | None = None
-    """Why torch's own operator cannot take the call either; None if it or a kernel can."""
+    """Why torch's own operator cannot take the call either; None if it or a fused kernel can."""
     why_not_ids: str | None = None
     """Why the path cannot take token ids, only rows of features; None if it takes both."""

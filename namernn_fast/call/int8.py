@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import ops
 
 LARGEST = 127
-"""The largest integer. The smallest is -127."""
+"""The largest quantized integer. The smallest is -127."""
 SMALLEST_SCALE = 2.0**-107
-"""A row with a smaller scale becomes zeros."""
+"""Rows with a smaller scale are quantized to zeros."""
 MOST_INPUTS = (2**31 - 1) // (255 * 127)
 """The maximum number of columns of a weight. Sums of more products could overflow 32 bits."""
 MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}

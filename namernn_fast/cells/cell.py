@@ -72,7 +72,7 @@ Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A function that takes the projected input and the previous states, and returns the next states.
 
 The projected input, also called sums, (batch, gates * hidden_size), includes `Cell.bias_of_input`.
-Any `Cell.inputs` follow as further columns. The states of a row are side by side, the output first.
+Any `Cell.inputs` follow as further columns. The states of a row are concatenated, the output first.
 """
 
 
@@ -139,7 +139,7 @@ class Cell:
     first are weight_ih and weight_hh."""
     inputs: tuple[Input, ...] = ()
     states: tuple[State, ...] = (State("h", "projected"),)
-    """The states of a row, the output first. For h, torch's names are hx and h_n."""
+    """The states of the cell, the output first. Calls name h as torch does: hx and h_n."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities that users can choose."""
     separate_bias_hh: bool = False
@@ -151,7 +151,7 @@ class Cell:
     torch: TorchCounterpart | None = None
     """torch's modules and operators, or None if torch has none with this cell."""
     present: Sequence[Sequence[tuple[Parameter, ...]]] = field(init=False, repr=False)
-    """The parameters that layers have, in order: `present[with biases][with projections]`."""
+    """The parameters that a layer has, in order, as `present[with biases][with projections]`."""
     own: tuple[Parameter, ...] = field(init=False, repr=False)
     """The parameters that only this cell has."""
 

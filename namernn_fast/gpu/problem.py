@@ -89,7 +89,7 @@ class BackwardTensors(NamedTuple):
     grad_h_n: Tensor | None
     """The gradient of the last states, (directions, B, H), or None for zeros."""
     dz: Tensor
-    """Receives the gradient of the sums, shaped like output."""
+    """Receives the gradient of the pre-activations, shaped like output."""
     previous_states: Tensor | None
     """Receives the previous state h_{t-1} of each row, shaped like output; None if not needed."""
     grad_hx: Tensor | None

@@ -112,7 +112,7 @@ def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan,
 
 
 def _candidates(size: Size) -> list[Plan]:
-    """Returns the default plans for this and other batch sizes, with several numbers of warps.
+    """Returns the default plans for this and other batch sizes, with several warp counts.
 
     For a large float32 layer that streams weight_hh, one plan runs each step's product in torch.
     """

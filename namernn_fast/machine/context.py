@@ -1,7 +1,6 @@
 """The context of a call: compilers, tracers, transforms, autocast, modes and profilers.
 
-Other modules query this context only here. Aliases of torch's functions add no
-overhead.
+Other modules query this context only here. Aliases of torch's functions add no overhead.
 """
 
 from torch.compiler import is_compiling as is_compiling

@@ -78,7 +78,7 @@ _get_tracing_state: Callable[[], object] = _find(
     "torch._C._get_tracing_state",
     lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined,no-untyped-call,unused-ignore]
 )
-"""None if TorchScript is not tracing. Faster than `torch.jit.is_tracing`."""
+"""Returns None if TorchScript is not tracing. Faster than `torch.jit.is_tracing`."""
 _set_tracing_state: Callable[[object], None] = _find("torch._C._set_tracing_state")
 _is_any_autocast_enabled: Callable[[], bool] = _find(
     "torch._C._is_any_autocast_enabled", _is_autocast_on
@@ -170,7 +170,7 @@ def is_wrapper(tensor: Tensor) -> bool:
 
 
 def without_python(overload: Any) -> Callable[..., Any]:
-    """Returns an operator without its Python wrapper, which takes 0.4 us but which compilers need."""
+    """Returns an operator without its Python wrapper, which takes 0.4 us but compilers need."""
     return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
 
 

@@ -63,7 +63,7 @@ class Form(NamedTuple):
     WIDTH: int
     """Columns of a row: the hidden units of all directions."""
     LIMIT: int | None
-    """The number of hidden units, or None if blocks of units leave no remainder."""
+    """The number of hidden units, or None if blocks of units divide it evenly."""
 
 
 class Program(NamedTuple):

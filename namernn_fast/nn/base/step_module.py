@@ -219,7 +219,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 class CustomStepModule(FusedCell[States]):
     """The base class of the step modules that torch lacks.
 
-    It takes the arguments of `FusedRNNCell`, plus `<name>` and `train_<name>` as in `CustomLayer`.
+    Its constructor takes the arguments of `FusedRNNCell`. For each parameter in `Cell.own`, it also
+    takes `<name>` and `train_<name>`, as in `CustomLayer`.
     """
 
     def __init__(

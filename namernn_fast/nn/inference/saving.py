@@ -44,7 +44,7 @@ class Saved(torch.nn.Module):
     """weight_ih of each direction of the first layer if a table replaces it, otherwise empty."""
 
     def _hold(self, layer: Any) -> None:
-        """Replaces the weights with a layer's. If this fails, this module is unchanged."""
+        """Replaces the weights with those of `layer`. On failure, leaves this module unchanged."""
         raise NotImplementedError
 
     def _weights(self) -> list[Tensor]:
