@@ -46,7 +46,7 @@ class Device(NamedTuple):
 
 @functools.cache
 def find_device(index: int) -> Device:
-    """Returns the GPU with this torch device index."""
+    """Returns the `Device` that describes the GPU with this index in torch."""
     properties: Any = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         arch = properties.gcnArchName.split(":")[0]
@@ -64,7 +64,7 @@ _refusing: set[int] = set()
 
 
 def device_of(tensor: Tensor) -> Device:
-    """Returns the GPU that a tensor is on."""
+    """Returns the `Device` that describes the GPU of a tensor."""
     index = tensor.get_device()
     device = find_device(index)
     return device._replace(cooperative=False) if index in _refusing else device

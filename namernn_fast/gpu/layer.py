@@ -45,7 +45,7 @@ def form_of(
         MEMBERS=plan.members,
         TILES=plan.tiles,
         PARTS=plan.parts,
-        # In large programs, threads do not have enough registers for more loads in flight.
+        # With more than 8 warps, threads lack the registers for more loads in flight.
         VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
@@ -319,7 +319,7 @@ def _grad_weight_hh(
     else:
         later, previous, first = dz[border:], states[: len(dz) - batch], dz[:border]
     if hx is None:
-        # dz of the first step times zero states is zero, or NaN if dz is not finite.
+        # With zero initial states, the first step adds dz * 0: zero, or NaN if dz is not finite.
         grad_first = (first * 0).sum(0).unsqueeze(1)
         return product(later.t(), previous, plus=grad_first)
     grad = product(first.t(), hx)

@@ -42,7 +42,7 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(call: ops.ForwardArguments) -> list[tuple[int, int]]:
-    """Returns each layer's multiply-adds per row for its input and for its states."""
+    """Returns, for each layer, the multiply-adds per row of its input and recurrent products."""
     parameters = ops.parameters_of(NUMBERED[call.cell], call.options)
     per_layer = len(parameters) * ops.directions_of(call.options)
     products = [[0, 0] for _ in range(len(call.lists.weights) // per_layer)]

@@ -102,7 +102,7 @@ def is_exact(module: torch.nn.Module) -> bool:
 
 
 def exact_class(module: Plain) -> type[Plain]:
-    """Returns the first class of this package in the method resolution order of a module."""
+    """Returns the first class of this package in the MRO of a module's class."""
     return next(cls for cls in type(module).__mro__ if "_cell" in cls.__dict__)
 
 

@@ -64,7 +64,7 @@ def rnn_stack(call: Call) -> Results:
     if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
     if options & ops.INT8 and call.sequence_layout is not None:
-        # The node computes one scale from all elements of its input, padding included.
+        # Zero the padding, because the node computes one scale from all elements of its input.
         input = _zero_padding(input, call.sequence_layout)
     last_states = []
     layers = ops.layers_of(call.cell, weights, options)
@@ -163,7 +163,7 @@ def _integers(
 
 
 def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
-    """Stacks a weight or bias of all directions, with gates of `size` rows in ONNX order."""
+    """Stacks one weight or bias per direction, with its gates (`size` rows each) in ONNX order."""
     if len(gates) == 1:
         return torch.stack([*weights])
     # Use slices instead of chunks, because the exporter cannot fold a Split and would warn.

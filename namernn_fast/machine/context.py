@@ -1,6 +1,6 @@
 """The context of a call: compilers, tracers, transforms, autocast, modes and profilers.
 
-Other modules query this context only here. Aliases of torch's functions add no overhead.
+Other modules query this context only here. The aliases of torch's functions add no overhead.
 """
 
 from torch.compiler import is_compiling as is_compiling
@@ -28,7 +28,7 @@ jit_tracer = _get_tracing_state
 
 
 def is_jit_tracing() -> bool:
-    """Returns whether `jit_tracer()` is not None. Faster than `torch.jit.is_tracing`."""
+    """Returns whether TorchScript is tracing. Faster than `torch.jit.is_tracing`."""
     return jit_tracer() is not None
 
 

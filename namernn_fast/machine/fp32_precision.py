@@ -26,7 +26,7 @@ def on_cpu(operator: str) -> str:
 
 @called_by_dynamo
 def guard_on_cpu(operator: str) -> None:
-    """Makes `torch.compile`, if it is tracing, compile again if `on_cpu(operator)` changes."""
+    """While `torch.compile` traces, makes it recompile if `on_cpu(operator)` changes later."""
     expected = on_cpu(operator)
     code = f"torch.backends.mkldnn.{operator}.fp32_precision == {expected!r}"
     recompile_unless(lambda: on_cpu(operator) == expected, code)

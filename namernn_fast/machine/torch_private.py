@@ -42,7 +42,7 @@ class _Absent:
 
 
 def _find(path: str, instead: Any = None) -> Any:
-    """Returns the object with a dotted name in torch.
+    """Returns the object in torch that a dotted name refers to.
 
     If torch lacks it, returns `instead`, or an object that raises an error when it is used.
     """
@@ -69,8 +69,8 @@ def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
-# Functions and classes keep torch's names. Callers import them one by one, so each use looks up one
-# global name.
+# Functions and classes keep torch's names. Callers import each by name, so that each use costs
+# one global lookup.
 _are_functorch_transforms_active: Callable[[], bool] = _find(
     "torch._C._are_functorch_transforms_active"
 )
@@ -202,7 +202,7 @@ def called_by_dynamo(function: _Function) -> _Function:
 
 
 def recompile_unless(holds: Callable[[], bool], code: str) -> None:
-    """Makes `torch.compile`, if it is tracing, compile again once a condition no longer holds.
+    """While `torch.compile` traces, makes it recompile once a condition no longer holds.
 
     No-op in `torch.export`, because its programs never change.
 

@@ -136,7 +136,7 @@ def explain(
 
 
 def _refuse_all_but(layer: Any, arguments: Arguments, known: Sequence[str]) -> None:
-    """Raises TypeError for an argument that calls of a layer do not take."""
+    """Raises TypeError if `arguments` has an argument after hx that is not in `known`."""
     for name in arguments.keywords():
         if name not in known:
             raise TypeError(f"a {type(layer).__name__} takes no {name}")

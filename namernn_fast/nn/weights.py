@@ -67,7 +67,7 @@ def make_parameters(
 
 
 def draw_parameters(module: Any) -> None:
-    """Draws the parameters of a module as torch's modules do, except parameters with `init`."""
+    """Draws initial parameters as torch's modules do, except for parameters with `init`."""
     kept = tuple(parameter.name for parameter in module._cell.parameters if parameter.init)
     bound = module.hidden_size**-0.5 if module.hidden_size else 0.0
     for name, weight in module.named_parameters():

@@ -68,7 +68,7 @@ def _apart(vectors, FORM: tl.constexpr):
 
 @triton.jit
 def _four_apart(vectors):
-    """Splits vectors [K, N, 2, 2] into four tensors [K, N], one per unit."""
+    """Splits vectors [K, N, 2, 2] into four tensors [K, N], one per vector element."""
     even, odd = tl.split(vectors)
     first, third = tl.split(even)
     second, fourth = tl.split(odd)

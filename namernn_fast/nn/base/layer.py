@@ -118,7 +118,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
         return run_last_state(arguments, self._call(arguments, weights))
 
     def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
-        """Returns the call of this layer with these weights, for `functional.run`."""
+        """Converts arguments to the `Call` of this layer with these weights."""
         dropout = self.dropout if self.training else 0.0
         return normalise(arguments, self._cell, weights, self._options(weights), dropout)
 

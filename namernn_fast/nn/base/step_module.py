@@ -86,7 +86,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         __call__ = forward
 
     def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
-        """Returns the call of a layer with one time step, for `functional.run`.
+        """Converts arguments to the `Call` of a layer with one time step.
 
         `arguments` are the result of `with_steps`.
         """

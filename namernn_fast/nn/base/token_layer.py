@@ -195,7 +195,7 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         return None
 
     def _call_separately(self, ids: Input, hx: States | None, **more: Any) -> tuple[Input, States]:
-        """Calls the embedding, and then the layer on its result, with `more` arguments."""
+        """Calls the embedding, then passes its result and `more` to the layer."""
         rows: Any
         if isinstance(ids, PackedSequence):
             rows = ids._replace(data=self.embedding(ids.data))

@@ -39,7 +39,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
     """The base class of the prepared modules.
 
     A prepared module has the options of its layer as attributes. Setting `batch_invariant` packs
-    the weights again and ends all streams; no other option can be set.
+    the weights again and invalidates all streams; no other option can be set.
 
     Args:
         layer: the module to prepare.
@@ -199,7 +199,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         return layer
 
     def _call(self, arguments: Arguments) -> Call:
-        """Returns the call of this module, for `functional.run`."""
+        """Converts arguments to the `Call` of this module."""
         panels = self._panels
         assert panels is not None
         if panels.has_table and (inputs := given(**arguments.inputs)):

@@ -250,7 +250,7 @@ class Stream:
         return output
 
     def _check(self, frame: Tensor, out: Tensor | None, beside: list[Tensor]) -> None:
-        """Checks what the operator cannot check, before any state changes."""
+        """Checks the properties that the operator cannot check, before any state changes."""
         if not isinstance(frame, Tensor) or not isinstance(out, Tensor | None):
             got = type(frame).__name__, type(out).__name__
             raise TypeError(f"frame must be a Tensor, and out a Tensor or None, got {got}")
@@ -291,7 +291,7 @@ class Stream:
             )
 
     def _places(self, rows: Rows) -> Tensor:
-        """Returns `rows` as a tensor, checked here or in the compiled program."""
+        """Returns `rows` as a tensor. Checks them here or, if compiled, in the compiled program."""
         device = self._rows.device
         if is_compiling():
             if isinstance(rows, list | tuple):
