@@ -1,4 +1,4 @@
-"""Tests the code that the extension contains and runs for each instruction set."""
+"""Tests which instructions the extension contains, and its kernels for each instruction set."""
 
 import bisect
 import functools
@@ -76,7 +76,7 @@ def test_wide_registers_stay_in_their_isa_files():
 
 @needs_objdump
 def test_isa_files_have_no_static_constructors():
-    """Static constructors in ISA files would run wide instructions when the library is loaded."""
+    """A static constructor in an ISA file could crash the import on an older processor."""
     functions = functions_by_source()
     assert {source for *_, source, _ in functions} >= ISA_FILES
     constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
@@ -93,7 +93,7 @@ LEVELS = ("default", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # each dtype may choose another kernel
 
 
-# The files of tests/kernel to run at a level. The second set is slow, and runs slow tests as well.
+# Names of files in tests/kernel to run at each level. The second set includes slow tests.
 for_files = pytest.mark.parametrize(
     "files",
     [("kernel", "int8"), pytest.param(("parity", "prepared"), marks=pytest.mark.slow)],
@@ -139,8 +139,8 @@ def test_kernels_for_a_single_dtype_pass(dtype, level, files, run_kernel_tests):
         run_kernel_tests(level, files, str(dtype).removeprefix("torch."))
 
 
-# Tests that compare results, gradients and dtypes with torch's layers, except those in which
-# `nn.RNN` takes most of the time.
+# Tests that compare results, gradients and dtypes with torch's layers. WITHOUT deselects tests in
+# which `nn.RNN` takes most of the time.
 COMPARISONS = [f"tests/api/test_{name}.py" for name in ("contract", "drop_in", "gradients")]
 COMPARISONS += ["tests/api/test_tokens.py::test_autocast_casts_the_embedding_and_weights"]
 COMPARISONS += ["tests/kernel/test_parity.py"]
@@ -180,7 +180,7 @@ def at_level(level):
 
 @functools.cache
 def chosen_at(level):
-    """Returns ATen's capability and the instruction sets of the kernels for DTYPES at `level`."""
+    """Returns ATen's capability at `level`, and the instruction set of each dtype's kernel."""
     program = f"""
 import torch
 from namernn_fast import ops
@@ -198,7 +198,7 @@ def kernel_at(level, dtype):
 
 @pytest.fixture
 def run_kernel_tests(request, run_tests):
-    """Returns a function that runs the tests in `files` that match `selection`, at one level.
+    """Returns a function that runs the tests selected by `selection` in `files` at one level.
 
     All kernels share most of their code, so covering arrays of strength 1 are enough.
     """

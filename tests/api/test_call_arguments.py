@@ -24,7 +24,7 @@ FUNCTIONS = {name: getattr(namernn_fast, name) for name in (*KINDS, "last_state"
 
 @pytest.mark.parametrize("function", (METHODS | FUNCTIONS | {"explain": explain}).values())
 def test_all_callables_take_arguments_in_the_same_order(function):
-    """Arguments after lengths are keyword-only, except in functions of whole sequences."""
+    """If `lengths` may be positional, all arguments after it are keyword-only."""
     parameters = inspect.signature(function).parameters
     keyword_only = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     names = [name for name in parameters if name in ORDER]

@@ -43,7 +43,7 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """Computes a loss from a model's last states and, if `with_output`, from its output."""
+    """Computes a loss from a model's last states, and from its output if `with_output` is true."""
 
     def __init__(self, model, with_output=True):
         super().__init__()
@@ -143,7 +143,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
     model = kind.tokens(V, 4, 6, 2) if ids else kind.layer(4, 6, 2)
     net = Net(model, with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
-    # The sizes of the first call must differ, or Dynamo would assume that they are always equal.
+    # In the first call, seq_len and batch must differ, or Dynamo would treat them as one size.
     for size in (*SIZES[2:], *SIZES[:2]):
         x = INPUTS["ids" if ids else "dense"](*size)
         after = kind.states(torch.randn, size[0], 2, size[1], 6)
@@ -160,7 +160,7 @@ def test_states_after_resets_can_be_compiled_and_exported(kind, with_output, ids
 @pytest.mark.parametrize("with_output", [False, True])
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_one_compiled_graph_works_for_any_number_of_ids(kind, layout, with_output, vocabulary):
-    """The choice between a table and gathered rows does not add a guard on the number of ids."""
+    """Choosing between a table and gathered rows does not add a guard on the number of ids."""
     net = Net(kind.tokens(vocabulary, 4, 6), with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in SIZES:
@@ -221,8 +221,8 @@ def test_exported_layer_accepts_other_packed_lengths(kind):
 
 
 @pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_dynamo_traces_only_fused_layers(dynamo_first, run_program, tmp_path):
-    """Importing Dynamo before or after the package makes no difference.
+def test_dynamo_traces_fused_layers_but_rejects_torchs_layers(dynamo_first, run_program, tmp_path):
+    """Dynamo may be imported before or after the package.
 
     The package itself must not import a compiler or an exporter, which would take seconds.
     """

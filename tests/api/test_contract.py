@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run(module, x, packed):
-    """Runs a module on a dense or packed batch, and returns the output and each last state."""
+    """Runs a module on a dense or packed batch. Returns the output and the last states."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     return tensors_of(module(input))
 

@@ -74,7 +74,7 @@ def assert_equal(found, wanted):
 class Calls:
     """The public calls of one kind of layer, each with its function and its tensor arguments.
 
-    hx is given as h and c, and reset_to is given as reset_to_h and reset_to_c.
+    The states in hx are named h and c; those in reset_to are named reset_to_h and reset_to_c.
     """
 
     def __init__(self, kind, layers, size):
@@ -171,7 +171,7 @@ def drawn_disguises(draw):
     kind, sizes = draw(st.sampled_from([*KINDS])), draw(st.sampled_from(SIZES))
     calls = calls_of(KINDS[kind], *sizes)
     name = draw(st.sampled_from([*calls.calls]))
-    # Torch's own cells add to a plain tensor in place. With a TwoTensor, they would add twice.
+    # Torch's own cells add to a plain tensor in place. Given a TwoTensor, they would add twice.
     known = [key for key in DISGUISES if name != "step module" or key != "TwoTensor"]
     some = st.sampled_from(draw(st.lists(st.sampled_from(known), min_size=1, max_size=2)))
     names = [*calls.calls[name][1], "grads"]
@@ -182,7 +182,7 @@ def drawn_disguises(draw):
 @needs_extension  # torch's own operators have other limits
 @given(drawn_disguises())
 def test_disguised_arguments_give_equal_results_or_an_error(drawn):
-    """Where plain tensors are accepted, only torch's test classes and ZeroTensors may fail."""
+    """A call that accepts plain tensors may reject only torch's test classes and ZeroTensors."""
     calls, name, train, disguises = drawn
     train = train and not name.startswith(("prepared", "stream"))
     used = {*disguises.values()}

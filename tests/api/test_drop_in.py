@@ -57,7 +57,7 @@ def test_an_empty_batch_matches_torch(kind, path, options, batch_first, lengths)
 
 
 def test_lengths_are_copied(kind):
-    """Changing the caller's array of lengths does not affect the backward pass."""
+    """Changing the caller's lengths after the forward pass does not affect the backward pass."""
     module, lengths = kind.layer(3, 4, batch_first=True), np.array([6, 2])
     x = XS[0].clone().requires_grad_()
     output, _ = module(x, lengths=lengths)
@@ -79,7 +79,7 @@ def test_states_of_an_lstm_may_be_a_list():
 
 
 def test_offsets_may_be_int32_but_must_be_valid(kind, path):
-    """Both paths accept int32 offsets, and reject offsets that decrease or omit rows."""
+    """The kernel and reference paths reject offsets that decrease or omit rows."""
     module, values = kind.layer(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
@@ -128,7 +128,7 @@ def test_flop_counts_match_torchs_layer(kind):
 
 
 def test_flops_of_token_ids_are_counted(kind):
-    """Torch counts the matrix product of the table. The operator counts the recurrent products."""
+    """Torch counts the table's matrix product, and our operator counts the recurrent products."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     rows = kind.gates * 4
     table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4
@@ -143,7 +143,7 @@ def test_flops_of_token_ids_are_counted(kind):
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
-def test_projections_reject_other_options(path):
+def test_invalid_uses_of_projections_raise_errors(path):
     layer, x = KINDS["lstm"].layer(3, 4, proj_size=2), XS[0]
     assert explain(layer, x).path == (f"cpu {ops.cpu_kernel()}" if path == "kernel" else "torch")
     with pytest.raises(ValueError, match="projections must be False for cell='gru', got True"):

@@ -1,4 +1,4 @@
-"""Tests that errors name the argument, the bad value and the valid values, on both paths."""
+"""Tests that errors name the argument, the bad value and the valid values."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def message(module, *arguments):
 
 
 def rows(kinds, table):
-    """Returns the rows of a table for each kind: (kind, input, states, error, text)."""
+    """Returns (kind, input, states, error, text) for each kind and each row of a table."""
     return [
         (kind, input, states_of(kind, hx), error, said_of(kind, text))
         for kind in kinds.values()

@@ -25,7 +25,7 @@ def test_error_for_a_changed_output_suggests_a_copy(kind, change):
 
 @for_variants
 def test_hooks_of_unused_results_do_not_run(kind, path):
-    """`nn.RNN` does the same. Autograd would pass None, and hooks such as `clamp` would fail."""
+    """As with `nn.RNN`, these hooks are skipped. Given None, hooks such as `clamp` would fail."""
     layer, called, counted = kind.layer(3, 4, 2), [], []
     for used in range(1 + len(kind.cell.states)):
         if (
@@ -125,7 +125,7 @@ def test_gradient_ignores_data_assigned_after_forward(kind, what, create_graph):
     torch.testing.assert_close(*results)
 
 
-def test_gradient_ignores_a_conversion_after_forward(kind):
+def test_gradient_ignores_a_dtype_conversion_after_forward(kind):
     x, module = XS[0].clone().requires_grad_(), kind.layer(3, 4, 2)
     (wanted,) = torch.autograd.grad(module(x)[0].sum(), x)
     output, _ = module(x)
@@ -145,7 +145,7 @@ def test_token_gradient_ignores_data_assigned_after_forward(kind, padding_idx):
     torch.testing.assert_close(gradients, wanted)
 
 
-def test_vjp_under_transforms_ignores_assigned_data(kind):
+def test_vjp_under_transforms_ignores_data_assigned_after_forward(kind):
     results = []
     for module in kind.twins(3, 4, dtype=torch.float64):
         output, _ = module(XS[0].transpose(0, 1).double())

@@ -27,7 +27,7 @@ def form(request):
 
 
 def make(kind, form):
-    """Returns a module, the prepared module, and an input."""
+    """Returns a module, its prepared version with 8-bit weights, and an input."""
     if form == "layer":
         module, x = kind.layer(6, 20, **OPTIONS), torch.randn(8, 5, 6)
     elif form == "tokens":

@@ -121,7 +121,7 @@ def test_noise_works_with_vmap_compile_and_export():
 
 
 @pytest.mark.parametrize("layout", ["packed", "jagged"])
-def test_compiled_calls_reject_noise_with_other_lengths(layout):
+def test_compiled_calls_reject_noise_if_its_lengths_differ_from_the_input(layout):
     def of(rows, lengths):
         if layout == "packed":
             return pack_padded_sequence(rows, lengths)
@@ -278,7 +278,7 @@ def test_copies_keep_rates_and_nonlinearity():
 @pytest.mark.parametrize("with_noise", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_a_step_matches_the_equation(nonlinearity, with_noise):
-    """Checks `make_step`, which the other tests use, against an independent formula."""
+    """Checks `make_step`, the reference of other tests, against an independent formula."""
     weight_ih, weight_hh, bias_ih, bias_hh, rate = (
         drawn(*size) for size in ((H, D), (H, H), (H,), (H,), (H,))
     )

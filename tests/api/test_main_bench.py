@@ -84,7 +84,7 @@ def test_every_workload_is_checked_timed_and_printed(
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_workloads) : len(MODES)]))
-    # Ratios are read line by line. On each line, the forward pass comes before training.
+    # Ratios are found line by line. On each line, the forward pass comes before training.
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)
     assert printed == [ratio(value) for value in speed_ups]
     assert out.index("do not rely on these times.") < out.index("geometric mean")
@@ -92,7 +92,7 @@ def test_every_workload_is_checked_timed_and_printed(
     assert ("\nMedians of" in out) == agree
 
 
-def test_rounds_disagree_if_the_median_is_far_from_the_best():
+def test_rounds_disagree_if_the_median_is_far_above_the_minimum():
     workload = command.WORKLOADS[0]
 
     def disagree(*seconds):

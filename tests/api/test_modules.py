@@ -127,7 +127,7 @@ def test_initial_weights_match_torchs_modules(kind):
 
 @pytest.mark.drop_in
 @pytest.mark.parametrize("bias", [True, False])
-def test_described_parameters_match_torchs_parameters(kind, bias):
+def test_declared_parameters_match_torchs_parameters(kind, bias):
     for proj_size in (0, 2) if kind.cell.can_project else (0,):
         options = {"proj_size": proj_size} if proj_size else {}
         theirs = kind.nn_layer(3, 5, 2, bias=bias, bidirectional=True, **options)
@@ -138,8 +138,8 @@ def test_described_parameters_match_torchs_parameters(kind, bias):
             assert name.rpartition("_l")[0] == parameter.name == parameter.role
 
 
-def test_cells_that_torch_lacks_get_the_described_parameters():
-    """The test uses a cell with two gates and with a parameter that no layer of torch has."""
+def test_custom_cells_get_the_parameters_that_they_declare():
+    """The test uses a cell with two gates and an additional parameter, `scale`."""
     scale = Parameter("scale", ("hidden",), init=lambda value, size: torch.full((size,), value))
     twofold = Cell("twofold", -1, "Twofold", 2, 0, None, usual_parameters(scale))
     layer_class = type("Twofold", (CustomLayer,), {"_cell": twofold})

@@ -43,7 +43,7 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """Returns a function that runs the graph in onnxruntime on tensors, tensor pairs or None."""
+    """Returns a function that runs the graph in onnxruntime. It accepts tensors, pairs and None."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 

@@ -209,7 +209,7 @@ def good(kind):
 
 
 def changed(kind, arguments, changes):
-    """Returns a copy of the arguments with changes. A change that is a function gets the kind."""
+    """Returns a changed copy of the arguments. Functions in `changes` are called with the kind."""
     values = {name: value(kind) if callable(value) else value for name, value in changes.items()}
     return arguments | values
 

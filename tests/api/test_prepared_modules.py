@@ -67,7 +67,7 @@ def dtype():
 
 @pytest.fixture
 def made(kind, form, dtype, fused_steps):
-    """Returns a module, the prepared module, and an input."""
+    """Returns a module, its prepared version, and an input."""
     module, x = make(kind, form)
     module.requires_grad_(False)
     return module, module.prepare(dtype), x
@@ -159,7 +159,7 @@ def test_copies_are_independent(kind, made, form):
 
 
 def test_conversion_to_the_same_dtype_does_not_pack_again(made, monkeypatch):
-    """Another thread may therefore call the module during such a conversion."""
+    """Because nothing is packed, another thread may call the module during the conversion."""
     _, prepared, _ = made
     monkeypatch.setattr(prepared, "_hold", None)
     prepared.to("cpu").float()
@@ -307,7 +307,7 @@ def test_compiled_programs_use_refreshed_weights(kind, made, form):
 
 @for_dtypes
 def test_exported_programs_hold_unpacked_weights(made):
-    """For a layer with 8-bit weights, these are the rounded weights in float32."""
+    """The program of a layer with 8-bit weights holds the rounded weights in float32."""
     _, prepared, x = made
     frozen = prepared._frozen()
     program = torch.export.export(prepared, (x,), strict=False)
@@ -322,7 +322,7 @@ def test_exported_programs_hold_unpacked_weights(made):
 
 
 @pytest.mark.drop_in
-def test_torchscript_records_torchs_operators(kind):
+def test_traced_and_scripted_prepared_layers_match_the_layer(kind):
     layer, x = kind.layer(6, 20), torch.randn(5, 3, 6)
     prepared = layer.prepare()
     traced = torch.jit.trace(prepared, (x,))

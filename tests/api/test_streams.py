@@ -1,4 +1,4 @@
-"""Tests that streams match torch's layers, with any operations between two steps."""
+"""Tests that streams match torch's layers, also after resets, forks and refreshes."""
 
 import copy
 import multiprocessing
@@ -29,7 +29,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @pytest.fixture(params=["direct", "operator", "reference"])
 def way(request, monkeypatch):
-    """Runs a test in three ways: bypassing torch's dispatcher, through it, and without a kernel."""
+    """Runs a test without torch's dispatcher, through the dispatcher, and without a kernel."""
     if request.param == "operator":
         monkeypatch.setattr(direct, "step_directly", lambda *_: False)
     if request.param == "reference":
@@ -68,7 +68,7 @@ def draw_states(kind, stream):
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_single_steps_are_bit_identical_to_a_whole_sequence(kind, way, dtype, layers, bias):
-    """This holds with batch invariance. 16-bit streams keep their states in float32."""
+    """Bit-identical steps require batch invariance. 16-bit streams keep their states in float32."""
     layer, stream = make(kind, 7, 20, layers, bias=bias, dtype=dtype, batch_invariant=True)
     dtype = layer.weight_hh_l0.dtype
     x = torch.randn(9, 4, 7).to(dtype)
@@ -101,7 +101,7 @@ def test_steps_of_any_size_keep_the_error_budget(kind, way, sizes, batch):
 
 
 def check_budget(results):
-    """Checks the error budget of results: our tensors, torch's tensors, and torch's in float64."""
+    """Checks the error budget of our results, given torch's results and torch's in float64."""
     assert_within_budget(*(dict(enumerate(tensors)) for tensors in results))
 
 
@@ -172,7 +172,7 @@ def test_frames_may_be_batch_first(kind, way):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_streams_accept_token_ids(kind, way, large, monkeypatch):
-    """Tests a table, and an embedding that is too large for a table."""
+    """Tests ids with a table, and with an embedding that is too large for a table."""
     if large:
         monkeypatch.setattr("namernn_fast.nn.inference.prepared.MOST_TABLE_BYTES", 1)
     torch.manual_seed(1)

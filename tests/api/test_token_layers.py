@@ -30,7 +30,7 @@ def run_parts(model, ids, *arguments, **more):
 
 
 def check(model, ids=IDS, *arguments, twin=None, **more):
-    """Checks a model's results and gradients against its embedding and layer, or its twin's."""
+    """Compares a model with separate calls of the embedding and layer of `twin`, or of itself."""
     got = model(ids, *arguments, **more)
     wanted = run_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)
@@ -160,7 +160,7 @@ def double_forward(module):
 @pytest.mark.parametrize("part", ["", "embedding", "rnn"])
 @pytest.mark.parametrize("how", ["forward", "hook", "global hook"])
 def test_hooks_and_replaced_forwards_run(kind, how, part, request):
-    """Hooks and replaced `forward` methods run in each part, and `last_state` runs them too."""
+    """`forward` and `last_state` run the hooks and replaced `forward` methods of each part."""
     ours = model(kind)
     twin = nn.ModuleDict(
         {"embedding": copy.deepcopy(ours.embedding), "rnn": kind.nn_layer(D, H).double()}

@@ -144,7 +144,7 @@ def test_derivatives_of_token_calls_are_correct(kind, path):
 
 
 def second_derivatives(results, leaves):
-    """Returns the gradients of the squared gradient norm of the sum of squared results."""
+    """Returns the gradients of a loss's squared gradient norm. The loss sums squared results."""
     loss = sum(result.square().sum() for result in tree_leaves(results))
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     return torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
@@ -175,7 +175,7 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast_casts_the_embedding_and_weights(kind, path, dtype, vocabulary):
-    """Ids and rows are cast alike, and the errors stay within the budget."""
+    """Calls on ids and calls on rows cast alike, and their errors stay within the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
@@ -241,7 +241,7 @@ def test_batch_invariant_token_calls_match_rows_bit_for_bit(kind):
 @pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_last_state_of_rows_is_bit_identical_to_a_full_call(kind, path, options, layout, dtype):
-    """A full call also returns the output."""
+    """A full call computes the output and the last state."""
     layer, embedding = layer_and_embedding(kind, dtype=dtype, **options)
     input, more = arranged(layout, torch.randint(V, (T, B)), LENGTHS)
     rows = rows_of(input, embedding.detach())
@@ -348,7 +348,7 @@ def test_sharing_prefixes_does_not_change_second_derivatives(kind):
 
 @needs_extension
 def test_large_calls_share_prefixes_by_default(kind, calls):
-    """This applies to training and to inference."""
+    """Sharing is the default in training and in inference."""
     embedding = torch.randn(9, 4)
 
     def shares(ids, layer, share=None):

@@ -161,13 +161,13 @@ def test_traces_without_a_kernel_do_not_fix_the_sequence_length(kind, monkeypatc
 
 def per_sample(module, input, **more):
     """Calls a module so that the backward pass computes per-sample gradients."""
-    # Import these after the package, which must see torch's first import of expanded weights.
+    # Import these late: the package must be loaded before torch first imports expanded weights.
     from torch._decomp import decomposition_table
     from torch.nn.utils._expanded_weights import expanded_weights_impl
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    # If an ONNX export in this process was the first to import expanded weights, they use the loops
-    # that torch defines during an export, which give nn.GRU and nn.LSTM no gradients.
+    # If expanded weights were first imported by an ONNX export, they use torch's export-only loops.
+    # With these loops, nn.GRU and nn.LSTM get no gradients.
     for function in (torch.gru, torch.lstm):
         operator = getattr(torch.ops.aten, function.__name__)
         loops = tuple(decomposition_table[getattr(operator, name)] for name in ("input", "data"))

@@ -44,7 +44,7 @@ def count_calls(monkeypatch):
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize("out_dims", [0, 1])
 def test_vmap_over_inputs_makes_one_call(kind, batch_first, in_dims, out_dims, monkeypatch):
-    """vmap over inputs and states makes one fused call."""
+    """vmap merges the mapped dimension into the batch, and makes one fused call."""
     module = kind.layer(3, 5, batch_first=batch_first, **STACK)
     pairs = [inputs(kind, batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
     for tensor in flat(pairs):
@@ -161,7 +161,7 @@ def test_per_sample_gradients_match_a_loop(kind, with_hx):
             torch.testing.assert_close(got[name][k], value)
 
 
-def test_error_for_a_mapped_layout_suggests_padded_input(kind):
+def test_vmap_over_a_packed_layout_suggests_padded_input(kind):
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     module = kind.layer(3, 5, **STACK)

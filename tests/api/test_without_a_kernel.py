@@ -70,7 +70,7 @@ def twins(kind, **options):
 
 
 def inputs(kind, layer, with_hx=True):
-    """Returns padded input, and initial states or None; all tensors require gradients."""
+    """Returns padded input, and initial states or None. All tensors require gradients."""
     shape = (B, T, D) if layer.batch_first else (T, B, D)
     states = layer.num_layers * (2 if layer.bidirectional else 1)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -109,7 +109,7 @@ def test_dense_and_packed_calls_are_bit_identical_to_torch(
 @pytest.mark.parametrize("layout", ["dense", "packed"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_operator_gets_the_flat_weights_of_a_whole_stack(kind, layout, dropout, operator_calls):
-    """Otherwise cuDNN would copy all weights in every call."""
+    """Given any other tensors, cuDNN would copy all weights in every call."""
     module, _ = twins(kind, num_layers=3, bidirectional=True, dropout=dropout)
     x, hx = inputs(kind, module)
     module(pack_padded_sequence(x, [6, 4, 4, 3, 1]) if layout == "packed" else x, hx)
@@ -119,7 +119,7 @@ def test_the_operator_gets_the_flat_weights_of_a_whole_stack(kind, layout, dropo
 
 
 def test_calls_unsupported_by_torch_run_step_by_step(kind, paths):
-    """Resets, transforms and forward mode run step by step; other calls run torch's operator."""
+    """Calls with resets, transforms or forward-mode AD run step by step. Other calls do not."""
     module, _ = twins(kind, num_layers=2)
     x = torch.randn(T, B, D, dtype=torch.float64)
     reset = torch.zeros(T, B, dtype=torch.bool)
@@ -275,7 +275,7 @@ def test_graph_sizes_do_not_depend_on_the_sequence_length(kind, layout):
 
 
 def test_lstm_with_lengths_compiles_to_one_graph():
-    """Torch's operator is not used: it needs the lengths, which are unknown at compile time."""
+    """Torch's operator is not used, because it needs lengths that are unknown at compile time."""
     module, _ = twins(VARIANTS["lstm"])
     x, hx = inputs(VARIANTS["lstm"], module)
     lengths = torch.tensor(LENGTHS)

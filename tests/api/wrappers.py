@@ -1,4 +1,4 @@
-"""Modules that take the input of a layer as plain tensors, for tracers and exporters."""
+"""Wrappers that take plain tensors as input, for tracers and exporters."""
 
 import torch
 from layouts import tensors_of
@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class OnRows(torch.nn.Module):
-    """Takes a packed sequence as two tensors."""
+    """Calls a layer with a packed sequence, given as data and batch_sizes."""
 
     def __init__(self, layer):
         super().__init__()

@@ -17,7 +17,7 @@ STUDY = applications.STUDY
 
 
 def program(before, after, exact=2.0):
-    """Returns a stub program. Its versions return the given results."""
+    """Returns a stub program with three versions, which return the given results."""
     makers = (lambda result=result: lambda: result for result in (before, after, exact))
     return Program("tagger", *makers, {"timed": "an epoch"})
 

@@ -202,7 +202,7 @@ def test_the_report_lists_slowdowns_and_speedups():
     assert ["(8, 16, 4)", "64", "float32", "eager", *both] in lines
 
 
-def test_each_launch_mode_has_a_plot(tmp_path):
+def test_each_launch_mode_gets_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     workloads = [Workload(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
     rows = [

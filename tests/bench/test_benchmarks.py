@@ -83,7 +83,7 @@ def test_training_steps_backpropagate_from_all_results(packed, cell):
 
 @EVERY_CELL
 @pytest.mark.parametrize("mode", MODES)
-def test_the_correctness_check_accepts_a_subset_of_a_batch(mode, cell, monkeypatch):
+def test_the_correctness_check_can_use_a_subset_of_a_batch(mode, cell, monkeypatch):
     workload = Workload(DENSE, mode, 5, 4, 3, 6, cell)
     x, rows = torch.randn(6, 5, 4), torch.tensor([0, 3])
     calls = timed_calls.gated_calls(workload, x, rows)
@@ -116,7 +116,7 @@ def test_separate_layers_have_the_same_gradients_as_a_stack():
 options = functools.partial(argparse.Namespace, threads=2, record=False, quick=True, seconds=0)
 
 
-def test_subnormal_numbers_are_flushed_only_during_their_case(monkeypatch, threads):
+def test_flushing_of_subnormals_ends_with_its_case(monkeypatch, threads):
     monkeypatch.setattr(fading, "in_new_process", lambda task, *arguments: task(*arguments))
     for case in fading.STUDY.cases:
         small = dataclasses.replace(case, batch=2, input_size=8, hidden_size=8)
@@ -157,12 +157,12 @@ def test_each_wait_policy_is_timed_in_a_new_process(monkeypatch):
     assert seen == [None, "passive"]
 
 
-def test_the_waiting_benchmark_times_a_step():
+def test_the_wait_policy_benchmark_times_a_step():
     assert waiting.measure(FUSED, torch.get_num_threads(), 0.01) > 0
 
 
 def test_the_first_call_benchmark_does_not_import_torch(run_program):
-    """It times the imports of torch and of a layer, so it must not import them beforehand."""
+    """The benchmark times the imports of torch and the package, so it must not import them earlier."""
     program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
     imported = run_program("-c", program, cwd=ROOT).split()
     assert not {"torch", "namernn_fast"} & {*imported}
@@ -223,8 +223,8 @@ def test_an_inaccurate_rival_is_reported_and_not_timed(study, limit, cell, monke
         assert f"{name} is wrong in 1 of 1 rows, and not timed there: {name} is off by" in text
 
 
-def test_runs_with_perturbed_input_raise_the_error_budget():
-    """The budget uses the largest distance of each sample, and their root mean square."""
+def test_errors_of_perturbed_runs_increase_the_error_budget():
+    """The budget grows with the root mean square, over samples, of each sample's largest error."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
     budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
@@ -367,11 +367,11 @@ def test_bytes_read_include_every_weight_once_per_step():
     assert wide.weights_read(workload) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(workload, mode=TRAINING)
     assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
-    # With initial states, the first step reads weight_hh, too.
+    # With initial states, the first step also reads weight_hh.
     assert eight_bits.bytes_read(workload) == 3 * (5 + 8) + 4 * 3 * (3 + 8)
 
 
-def test_every_divider_of_a_table_has_a_dash():
+def test_every_cell_of_the_divider_row_has_a_dash():
     assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
 
 

@@ -44,7 +44,7 @@ def case(**changes) -> Case:
     return Case(**fields | changes)
 
 
-def test_case_runs_every_kind_of_layer_and_does_not_change_the_model():
+def test_a_case_times_every_kind_of_layer_and_keeps_the_model_unchanged():
     model = case()
     rows = program.times(model, {1, 2}, QUICK)
     assert type(model.module.rnn) is nn.LSTM
@@ -63,7 +63,7 @@ def test_wrong_scores_raise_an_error():
         model.changed({**calls, FUSED: lambda: calls[TORCH]() + 1e-3})
 
 
-def test_int8_counts_changed_decisions():
+def test_decisions_changed_by_int8_are_counted():
     model = case()
     calls = model.calls()
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_int8_counts_changed_decisions():
         assert case(decide=None).changed(calls) == {}
 
 
-def test_recording_needs_every_package(monkeypatch):
+def test_recording_fails_if_a_package_is_missing(monkeypatch):
     monkeypatch.setattr(program, "unpack", lambda name: None)
     options = argparse.Namespace(quick=True, record=True, only=None, threads=1)
     with pytest.raises(SystemExit, match="Resemblyzer: left out"):

@@ -53,7 +53,7 @@ def weights(corpus):
     ("names", "batch_size", "count", "size"),
     [(365, 16, 1, 352), (365, 182, 1, 364), (20_074, 16, 19, 1024), (20_074, 1024, 9, 2048)],
 )
-def test_an_epoch_is_timed_in_parts_of_whole_batches(names, batch_size, count, size):
+def test_timed_parts_of_an_epoch_contain_whole_batches(names, batch_size, count, size):
     parts = classifier.stretches(torch.arange(names), batch_size)
     assert [len(part) for part in parts] == [size] * count
     assert torch.equal(torch.cat(parts), torch.arange(count * size))
@@ -104,7 +104,7 @@ def test_all_programs_get_the_same_batches(corpus, weights):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_settings_do_not_change_losses(corpus, weights, settings):
+def test_torch_settings_do_not_change_losses(corpus, weights, settings):
     program = functools.partial(WithTorch, settings=settings)
     gate.check_losses(program, corpus, weights, 100, 5)
 
@@ -170,7 +170,7 @@ def test_every_part_of_a_training_loop_is_timed(corpus, weights, program_class):
     assert epoch[TOTAL] == 10 * sorted(seconds[TOTAL] for seconds in recorded)[1]
 
 
-def test_a_loop_that_bypasses_the_hooks_is_not_timed(corpus, weights):
+def test_timing_a_loop_that_bypasses_the_hooks_raises_an_error(corpus, weights):
     class Sly(WithTorch):
         name = "sly"
 
@@ -244,7 +244,7 @@ def test_a_run_times_and_reports_every_program(run):
     ("check", "untimed", "kept"),
     [("check_losses", "training", "labels"), ("check_labels", "labels", "training")],
 )
-def test_a_wrong_result_stops_only_its_own_timing(check, untimed, kept, run, monkeypatch):
+def test_a_wrong_result_prevents_only_its_own_timing(check, untimed, kept, run, monkeypatch):
     monkeypatch.setattr(gate, check, mock.Mock(side_effect=BudgetError("planted")))
     wrong = []
     document = run(1, wrong)

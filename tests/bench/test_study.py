@@ -1,4 +1,4 @@
-"""Tests what the study of the names application computes from test scores."""
+"""Tests the statistics that the study of the names application computes from scores."""
 
 import json
 
@@ -29,7 +29,7 @@ def found():
     return json.loads(json.dumps(study.summary(runs)))
 
 
-def test_every_system_scores_the_names_of_a_split(tmp_path, monkeypatch):
+def test_every_system_scores_the_test_set_of_a_split(tmp_path, monkeypatch):
     recipes = {name: recipe.changed(epochs=1) for name, recipe in RECIPES.items()}
     recipes["reference"] = recipes["reference"].changed(members=2)
     monkeypatch.setattr(study, "RECIPES", recipes)
@@ -55,7 +55,7 @@ def test_the_study_reports_which_system_wins(found):
         assert ": ahead" not in page.verdict("it", "them", networks[page.PLAIN])
 
 
-def test_the_share_and_accuracy_of_unusual_names_are_reported(found):
+def test_the_fraction_and_accuracy_of_unusual_names_are_reported(found):
     sizes = [names[2] for names in found["names"]]
     assert found["unusual"]["share"] == [1 - 2 / size for size in sizes]
     for share, right, others, accuracy in zip(

@@ -19,7 +19,7 @@ def h100(monkeypatch):
 
 @pytest.fixture
 def fp32_precision():
-    """Disables TF32 in RNNs and in torch's products. Provides a function that sets precisions."""
+    """Disables TF32 in RNNs and torch.matmul. Provides a function that sets both precisions."""
     rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = rnn.fp32_precision, matmul.fp32_precision
 

@@ -92,7 +92,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """Records the members of each launch. If `error` is given, cooperative launches raise it."""
+    """Records how many programs cooperate in each launch. Cooperative launches raise `error`, if any."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -157,7 +157,7 @@ class Stream:
 
 
 class Event:
-    """Stores the stream and the position in it where the event was last recorded."""
+    """A fake CUDA event, which stores the stream and the position at which it was recorded."""
 
     def record(self, stream):
         self.at = f"{stream.name} {len(stream.commands)}"
@@ -340,7 +340,7 @@ def test_autotune_restarts_after_a_rejected_launch(monkeypatch):
     assert {found.members for found in plan.tuned.values()} == {1}
 
 
-# For the projection and the gradients of input and weight_ih: the names of strides that are 1.
+# The strides that are 1 in the projection, the gradient of input and the gradient of weight_ih.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},

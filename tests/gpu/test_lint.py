@@ -23,7 +23,7 @@ ALL = list(variants())
 
 
 def variant(arch, precision, kind, kernel="forward") -> Variant:
-    """Returns the matching variant that has the most hidden units, but at most 512."""
+    """Returns the largest matching variant with at most 512 hidden units."""
     found = [
         variant
         for variant in ALL

@@ -1,4 +1,4 @@
-"""Fixtures to run PTX in the emulator of tools/ptx. `test_triton.py` starts these tests."""
+"""Fixtures that run PTX in the emulator in tools/ptx. `test_triton.py` starts these tests."""
 
 import os
 
@@ -17,7 +17,7 @@ def _machine():
 
 @pytest.fixture
 def machine(_machine):
-    """Provides the emulated GPU, initially an A100. The test fails if the GPU detects a fault."""
+    """Provides the emulated GPU, initially an A100. The test fails if it detects a fault."""
     _machine.device = driver.DEVICES[80]
     _machine.options = driver.Options()
     _machine.faults.clear()

@@ -1,4 +1,4 @@
-"""Mutants: single faults to plant in the PTX of a layer's kernels.
+"""Defines mutants, which are single faults to plant in the PTX of a layer's kernels.
 
 `make gpu ONLY=emulate` runs this file as a program, which plants random faults of every kind and
 prints the faults that no check detects.
@@ -159,7 +159,7 @@ def results(layer: Layer) -> dict[str, torch.Tensor]:
 
 
 def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Returns the largest difference relative to a result's largest value; infinity for NaN."""
+    """Returns the largest error relative to its tensor's largest magnitude, or infinity for NaN."""
     return max(
         (found[name].double() - value.double()).abs().nan_to_num(torch.inf).max().item()
         / value.double().abs().max().clamp_min(1e-30).item()
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults, and prints how many of each kind were detected and which were not."""
+    """Plants random faults, prints undetected ones, and counts the detected ones of each kind."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():

@@ -202,9 +202,9 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 def test_missing_synchronization_between_programs_is_reported_as_a_race(machine, missing):
-    """Without the release, the acquire or either of the two barriers, there is a data race.
+    """There is a data race if the release, the acquire or one of the two barriers is missing.
 
-    A race may make results wrong, too. With all four, no race is reported and results are correct.
+    The race may make results wrong. With full synchronization, there is no race and no error.
     """
     wrong = found = 0
     for seed in range(20):

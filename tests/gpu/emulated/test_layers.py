@@ -16,7 +16,7 @@ def test_an_emulated_layer_meets_the_error_budget(machine, layer, fp32_precision
     machine.device = layer.device
     assert layer.plan.kind == layer.kind
     if layer.dtype == "TF32":
-        # If the precisions of RNNs and of matmul differ, torch computes none of a layer's products.
+        # If the precisions of RNNs and matmul differ, our kernels compute all products of a layer.
         fp32_precision("tf32", "ieee" if layer.kind == "resident" else "tf32")
     layer.check()
 

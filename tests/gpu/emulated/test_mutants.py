@@ -6,7 +6,7 @@ from mutants import LAYERS, MUTANTS, caught, results
 
 @pytest.fixture(scope="module")
 def wanted():
-    """Provides a cache for the results of each layer without a fault."""
+    """Provides a cache for the fault-free results of each layer."""
     return {}
 
 

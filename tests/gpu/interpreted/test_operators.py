@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([T, 2])
 
 
 def rows_of(options, with_lengths):
-    """Returns the shape of the input, without the feature dimension, and sequence_layout."""
+    """Returns the input's shape without the feature dimension, and the sequence_layout."""
     if options & ops.PACKED:
         return (5,), torch.tensor([2, 2, 1])
     if options & ops.JAGGED:
@@ -69,7 +69,7 @@ def test_the_forward_operator_passes_opcheck(call, more):
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_the_backward_operator_passes_opcheck(call, wanted):
-    """In most training, only the weights need gradients, as in the case `weights`."""
+    """The case `weights` is typical of training: only the weights need gradients."""
     cell, input, states, weights, *rows, options = call_of(**call)
     forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = operators.forward(*forward)

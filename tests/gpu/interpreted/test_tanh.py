@@ -1,4 +1,4 @@
-"""Tests the accuracy of the GPU kernels' tanh, with a division as inexact as on a GPU."""
+"""Tests the accuracy of the GPU kernels' tanh, with a division as inaccurate as a GPU's."""
 
 import numpy as np
 import pytest
