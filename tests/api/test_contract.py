@@ -99,8 +99,8 @@ def test_weight_changes_take_effect_in_the_next_call(kind, change):
 
 
 CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
-# The dtypes of output, h_n and c_n on a CPU by torch's rules. Without hx, states have the dtype of
-# the input.
+# Torch's dtypes of output, h_n and c_n under autocast on a CPU. Without hx, the state's dtype is the
+# dtype of the input.
 AUTOCAST = {
     ("rnn", "dense"): (CAST, CAST),
     ("rnn", "packed"): (CAST, CAST),
@@ -120,7 +120,7 @@ def result_dtypes(name, layout, autocast, input, state=None):
 
 
 def can_compare_dtypes(name, layout, *dtypes):
-    """Returns whether torch's layer follows the rules on this processor.
+    """Returns whether torch's layer follows autocast's dtype rules on this processor.
 
     oneDNN computes dense LSTMs, and supports bfloat16 and float16 only on some processors. On other
     processors torch raises an error or returns other dtypes (docs/differences.md).

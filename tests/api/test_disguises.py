@@ -121,7 +121,7 @@ class Calls:
         }
 
     def run(self, name, arguments):
-        """Returns the tensors that a call returns."""
+        """Runs a call, and returns its result tensors."""
         run, _ = self.calls[name]
         given = {key: value for key, value in arguments.items() if key not in self.weights}
         for key, prefix in (("hx", ""), ("reset_to", "reset_to_")):
@@ -214,7 +214,7 @@ def test_disguised_arguments_give_equal_results_or_an_error(drawn):
 @needs_extension
 @pytest.mark.parametrize("disguise", [key for key in DISGUISES if key != "FakeTensor"])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_any_state_may_be_disguised(kind, sizes, disguise):
+def test_any_state_may_be_a_disguised_tensor(kind, sizes, disguise):
     calls = calls_of(kind, *sizes)
     for name, (_, arguments) in calls.calls.items():
         if name == "step module" and disguise in ("ZeroTensor", "TwoTensor"):

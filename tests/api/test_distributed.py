@@ -38,7 +38,7 @@ def shard(module):
 
 
 def worker(rank, folder):
-    """Trains a layer of every kind alone, data-parallel and sharded, and compares the weights.
+    """Trains each kind of layer on one process, data-parallel and sharded, and compares weights.
 
     One process trains every kind, because starting a process takes longer than training.
     """

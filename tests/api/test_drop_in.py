@@ -79,7 +79,7 @@ def test_states_of_an_lstm_may_be_a_list():
 
 
 def test_offsets_may_be_int32_but_must_be_valid(kind, path):
-    """The kernel and reference paths reject offsets that decrease or omit rows."""
+    """Offsets that decrease or omit rows raise an error on the kernel and reference paths."""
     module, values = kind.layer(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))

@@ -179,7 +179,7 @@ def test_the_operator_rejects_invalid_noise():
         operators.forward(*call, ops.SIGMOID | ops.SOFTPLUS, 0)
 
 
-def test_rates_must_be_between_0_and_1(path):
+def test_rates_must_be_above_0_and_at_most_1(path):
     rates = torch.rand(H) * 0.9 + 0.05
     for rate, wanted in ((0.25, torch.full((H,), 0.25)), (rates, rates), (rates.tolist(), rates)):
         for module in (FusedLeakyRNN(D, H, 2, rate=rate), FusedLeakyRNNCell(D, H, rate=rate)):
@@ -199,7 +199,7 @@ def test_rates_must_be_between_0_and_1(path):
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_rates_get_gradients_only_if_trained(trains):
+def test_rates_get_gradients_only_with_train_rate(trains):
     module = FusedLeakyRNN(D, H, train_rate=trains)
     module(torch.randn(T, B, D))[0].sum().backward()
     assert module.rate_l0.requires_grad == trains
@@ -208,7 +208,7 @@ def test_rates_get_gradients_only_if_trained(trains):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_initial_states_are_zero_for_every_nonlinearity(nonlinearity, path):
+def test_omitted_initial_states_are_zero_for_every_nonlinearity(nonlinearity, path):
     ours, _ = twins(nonlinearity=nonlinearity)
     x, zeros = drawn(T, B, D), torch.zeros(1, B, H, dtype=torch.float64)
     assert torch.equal(ours(x)[0], ours(x, (zeros, zeros))[0])

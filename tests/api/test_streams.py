@@ -109,7 +109,7 @@ def check_budget(results):
 @pytest.mark.parametrize(
     "rows", [[0, 3], (3, 0), torch.tensor([2]), torch.tensor([3, 1]).numpy(), [], [1, 2, 3, 0]]
 )
-def test_only_the_given_rows_advance(kind, way, rows):
+def test_only_the_requested_rows_of_a_stream_advance(kind, way, rows):
     layer, stream = make(kind, 5, 20, 2, batch_invariant=way != "reference")
     with torch.inference_mode():
         stream(torch.randn(4, 5))

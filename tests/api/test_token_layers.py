@@ -77,7 +77,7 @@ def test_packed_and_jagged_ids_match_embedded_rows(kind, fused):
     torch.testing.assert_close(ours.last_state(jagged), states, **EXACT)
 
 
-def test_parameters_match_the_separate_parts(kind):
+def test_parameters_match_a_separate_embedding_and_layer(kind):
     torch.manual_seed(5)
     parts = nn.ModuleDict({"embedding": nn.Embedding(V, D, padding_idx=1)})
     parts["rnn"] = kind.nn_layer(D, H, 2, bias=False)
@@ -87,7 +87,7 @@ def test_parameters_match_the_separate_parts(kind):
     torch.testing.assert_close(ours.state_dict(), wanted, rtol=0, atol=0)
 
 
-def test_constructor_passes_options_to_both_parts(kind):
+def test_constructor_passes_options_to_the_embedding_and_the_layer(kind):
     nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     ours = kind.tokens(V, D, H, 3, *nonlinearity, False, True, 0.5, True, dtype=torch.bfloat16)
     assert (ours.rnn.num_layers, ours.rnn.bias) == (3, False)
@@ -310,7 +310,7 @@ def test_per_sample_gradients_of_token_layers_match_a_loop(kind, method, padding
             torch.testing.assert_close(got[name][k], p.grad, **EXACT)
 
 
-def test_explain_lists_shortcuts(kind):
+def test_explain_lists_shortcuts_for_token_ids(kind):
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else kind.without_kernel
     ours, ids = kind.tokens(9, D, 64), torch.randint(9, (5, 200))
     explained = explain(ours, ids)

@@ -402,7 +402,7 @@ def test_share_prefixes_is_an_error_if_sharing_is_impossible(kind, options, more
     assert not any(options & ops.SHARE_PREFIXES for options in calls)
 
 
-def test_rows_cannot_share_prefixes(kind, monkeypatch):
+def test_embedding_rows_cannot_share_prefixes(kind, monkeypatch):
     layer, embedding = layer_and_embedding(kind)
     with pytest.raises(ValueError, match="is impossible here: embedding is None, so input does"):
         layer.last_state(torch.randn(T, B, D, dtype=torch.float64), share_prefixes=True)

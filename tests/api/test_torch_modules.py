@@ -79,7 +79,7 @@ def tensors(*trees):
 
 
 def changed(tree, change=torch.clone):
-    """Applies `change` to all floating-point tensors of a tree. Integer batch_sizes stay unchanged."""
+    """Applies `change` to the floating-point tensors of a tree, but not to integer batch_sizes."""
 
     def leaf(t):
         return change(t.detach()).requires_grad_(t.requires_grad) if t.is_floating_point() else t

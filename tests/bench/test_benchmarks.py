@@ -162,7 +162,7 @@ def test_the_wait_policy_benchmark_times_a_step():
 
 
 def test_the_first_call_benchmark_does_not_import_torch(run_program):
-    """The benchmark times the imports of torch and the package, so it must not import them earlier."""
+    """The benchmark times these imports, so it must not import torch or the package earlier."""
     program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
     imported = run_program("-c", program, cwd=ROOT).split()
     assert not {"torch", "namernn_fast"} & {*imported}
@@ -331,7 +331,7 @@ def test_inaccurate_8_bit_weights_are_not_timed(calls, cell, rows_of):
     assert eight_bits.STUDY.table([row]).count(TIMES) == len(row["errors"])
 
 
-def test_flops_match_the_formula():
+def test_workload_flops_match_a_count_of_all_products():
     size, hidden, steps, batch = 3, 5, 4, 2
     count = 0
     for t in range(steps):

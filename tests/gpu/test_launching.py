@@ -92,7 +92,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """Records how many programs cooperate in each launch. Cooperative launches raise `error`, if any."""
+    """Records how many programs cooperate in each launch. `error` makes such launches fail."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -213,7 +213,7 @@ def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
     return problem.Stack(layout, None, [], options, 1, hidden_size)
 
 
-def test_long_layers_run_concurrently_if_all_their_programs_fit():
+def test_layers_of_long_sequences_run_concurrently_if_all_programs_fit():
     def stretches(num_layers=2, **sizes):
         return stack._stretches(stack_of(**sizes), num_layers, torch.empty(0))
 

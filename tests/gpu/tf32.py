@@ -65,7 +65,7 @@ def results(run, inputs, hx, weights, grads, dtype):
 
 
 def check_results(name, features, hidden_size, batch, projection, product):
-    """Checks that a fused layer meets the error budget relative to a layer with these products.
+    """Checks a fused layer's error budget against a layer that uses the given products.
 
     Args:
         name: the name of the case, which error messages show.

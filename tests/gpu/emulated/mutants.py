@@ -171,7 +171,7 @@ _ROUNDING = {"float32": 3e-5, "TF32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted) -> str | None:
-    """Runs the layer with a fault. Returns what detected the fault, or None."""
+    """Runs the layer with a fault. Returns the kind of check that detected it, or None."""
     machine.change = change
     try:
         for seed in (1, 2):
