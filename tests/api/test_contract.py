@@ -99,8 +99,8 @@ def test_weight_changes_take_effect_in_the_next_call(kind, change):
 
 
 CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
-# Torch's dtypes of output, h_n and c_n under autocast on a CPU. Without hx, the state's dtype is the
-# dtype of the input.
+# Torch's dtypes of output, h_n and c_n under autocast on a CPU. Without hx, the dtype of the state
+# is the dtype of the input.
 AUTOCAST = {
     ("rnn", "dense"): (CAST, CAST),
     ("rnn", "packed"): (CAST, CAST),

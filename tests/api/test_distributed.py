@@ -38,9 +38,9 @@ def shard(module):
 
 
 def worker(rank, folder):
-    """Trains each kind of layer on one process, data-parallel and sharded, and compares weights.
+    """Trains each kind of layer alone, data-parallel and sharded, and compares the weights.
 
-    One process trains every kind, because starting a process takes longer than training.
+    The worker trains all kinds, because starting a process takes longer than training.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)

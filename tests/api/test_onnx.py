@@ -180,7 +180,7 @@ LENGTHS = ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0]))
         ("lstm", 2, True, True),
     ],
 )
-def test_lengths_match_separate_sequences(name, num_layers, bidirectional, with_hx):
+def test_exported_layers_with_lengths_match_torch(name, num_layers, bidirectional, with_hx):
     kind = KINDS[name]
     layer = kind.layer(D, H, num_layers=num_layers, bidirectional=bidirectional)
     states = num_layers * (2 if bidirectional else 1)

@@ -113,7 +113,7 @@ def package_files(wheel):
 
 
 def plant_leftovers(tree):
-    """Adds leftovers of earlier builds to a source tree: libraries and a removed module."""
+    """Adds files that earlier builds could have left to a source tree, such as libraries."""
     for folder in ("build/lib", f"build/lib.{sys.platform}-x86_64-cpython-311", "."):
         package = tree / folder / "namernn_fast"
         package.mkdir(parents=True, exist_ok=True)

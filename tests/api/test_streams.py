@@ -528,7 +528,7 @@ class PlainStream:
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("part", range(20))
 def test_random_operations_keep_streams_within_the_error_budget(kind, part):
-    """Runs steps, resets, forks and refreshes in random order; test-all runs 2,040 sequences."""
+    """Runs random sequences of steps, resets, forks and refreshes: 2,040 in `make test-all`."""
     for seed in range(34 * part, 34 * part + 34):
         run_random_operations(kind, torch.Generator().manual_seed(seed))
 

@@ -390,8 +390,8 @@ def test_large_calls_share_prefixes_by_default(kind, calls):
         ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
-def test_share_prefixes_is_an_error_if_sharing_is_impossible(kind, options, more, text, calls):
-    """Without `share_prefixes=True`, the call runs without sharing."""
+def test_impossible_prefix_sharing_raises_an_error(kind, options, more, text, calls):
+    """Unless `share_prefixes=True` is given, the call runs without sharing."""
     layer = kind.layer(D, 32, **options)
     more = more | {"hx": states_of(kind, more["hx"])} if "hx" in more else more
     more |= {"embedding": torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)}

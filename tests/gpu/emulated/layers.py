@@ -1,4 +1,4 @@
-"""Layers whose default plans cover every kind of plan, every dtype and both passes."""
+"""Test layers that cover every kind of default plan, every dtype and both passes."""
 
 from dataclasses import dataclass, field, replace
 

@@ -62,7 +62,7 @@ def _sum(self, input):
 
 
 def _call(self, *arguments, **options):
-    """Calls a function in a kernel. Unlike Triton, does not patch `triton.language` each time."""
+    """Calls a function in a kernel. Triton's version also patches `triton.language` each time."""
     if self.fn.__module__.startswith(_KERNELS):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
