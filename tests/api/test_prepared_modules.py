@@ -496,7 +496,7 @@ class Tied(torch.nn.Module):
         self.first.weight_ih_l1 = self.first.weight_ih_l0
 
     def ties(self):
-        """Returns a set of names for each parameter, because a shared parameter has several names."""
+        """Returns the names of each parameter as a set. A shared parameter has several names."""
         names = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), set()).add(name)
