@@ -290,7 +290,7 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
 
 
 def names_of_cells(files: dict[str, str]) -> set[str]:
-    """Returns the argument `name` of each `Cell(...)` in the folder of the cells."""
+    """Returns the `name` argument of each `Cell(...)` call in the cells' folder."""
     return {
         keyword.value.value
         for path, text in files.items()
@@ -303,7 +303,7 @@ def names_of_cells(files: dict[str, str]) -> set[str]:
 
 
 def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message for code that compares or looks up the name of a cell."""
+    """Yields the path, line and message for code that compares or looks up a cell's name."""
     names = names_of_cells(files)
 
     def named(node: ast.AST | None) -> bool:
@@ -333,7 +333,7 @@ def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str
 
 
 def dotted_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yields the line and the dotted name of each import, attribute and string of a module.
+    """Yields the line and the dotted name of each import, attribute and string in a module.
 
     The first part of an attribute's name is replaced with the name that it was imported from, or
     with "?" if it was not imported.

@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
-# Groups of layouts. In all layouts of a group, a case has the same rows and so equal results.
+# Groups of layouts in which a case has the same rows, and therefore equal results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 CONTIGUOUS = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))
 SLICED = replace(CONTIGUOUS, stride=(2, 2, 2))

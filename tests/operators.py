@@ -1,4 +1,4 @@
-"""Wraps the operators, which take one joined list of tensors, to take separate lists."""
+"""Wrappers that join separate lists of tensors into the one list that the operators take."""
 
 from namernn_fast import ops, prepared_ops
 

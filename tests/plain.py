@@ -1,4 +1,4 @@
-"""Layers and step modules for any cell that loop over the cell's step (`Cell.make_step`).
+"""Layers and step modules that run any cell as a plain loop over its `Cell.make_step`.
 
 Tests use these modules as references for cells that torch lacks. The oracle runs them in higher
 precision.

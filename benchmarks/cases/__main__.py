@@ -1,8 +1,8 @@
 """Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
 
 Each model loads its weights from its package's wheel, and reads inputs in the package's shapes. It
-runs with torch's, fused and prepared recurrent layers. A model that runs step by step also runs
-with streams, and a model with a supported layer also with 8-bit weights. Results are checked before
+runs with torch's, fused and prepared recurrent layers. Models that run step by step also run with
+streams, and models with a supported layer also run with 8-bit weights. Results are checked before
 these variants are timed in alternation. Needs `pip install ".[cases]"`; unpacks to `build/cases`.
 """
 
@@ -80,18 +80,18 @@ def times(case: Case, threads: set[int], budget: TimeBudget) -> Rows:
 
 
 def speed_up(name: str) -> Column:
-    """Returns the column of a call's speed-ups over torch's layers."""
+    """Returns a column with the speed-up of a call over torch's layers."""
     return columns.speed_up(name, lambda r: 1 / r["paired"][name] if name in r["paired"] else None)
 
 
 def interval(row: Row) -> str:
-    """Returns the 95 % interval of the speed-up of fused layers."""
+    """Returns the 95 % confidence interval of the fused layers' speed-up."""
     low, high = row["spread"][FUSED]
     return f"{1 / high:.2f} to {1 / low:.2f}"
 
 
 def changed(row: Row) -> str:
-    """Returns how many decisions differ from those of torch's layer, in float32 and in 8 bits."""
+    """Returns how many decisions differ from torch's layer, with float32 and with 8-bit weights."""
     counts = dict(row["changed"])
     if not counts:
         return ""

@@ -28,12 +28,12 @@ def sound(seconds: int) -> Tensor:
 
 
 def same_speaker(embeddings: Tensor) -> Tensor:
-    """Returns for each pair of embeddings whether both are of the same speaker."""
+    """Returns whether the speakers are the same, for each pair of embeddings."""
     return embeddings @ embeddings.T > SAME_SPEAKER
 
 
 def resemblyzer() -> Iterator[Case]:
-    """Yields cases for batches of 1.6-second clips, and for the package's program on 30 seconds."""
+    """Yields cases for batches of 1.6-second clips, and for `embed_utterance` on 30 seconds."""
     sys.path.append(str(FOLDER))
     from resemblyzer import VoiceEncoder, audio
 

@@ -19,19 +19,19 @@ TORCH, FUSED, PREPARED, STREAM, INT8 = "torch", "fused", "prepared", "stream", "
 
 
 class Stepping(nn.Module):
-    """A model with a recurrent layer or step module that runs step by step."""
+    """A model that runs its recurrent layer or step module one step at a time."""
 
     stepped: str
     """The name of this layer or step module."""
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Returns the output of a step and the new state."""
+        """Runs one step. Returns its output and the new state."""
         raise NotImplementedError
 
     def stepper(
         self, streamed: bool, batch: int = 1, state: Any = None
     ) -> Callable[[Tensor], Tensor]:
-        """Returns a function that runs the next step, of this model or of a stream of its layer."""
+        """Returns a function that runs the next step, on a stream of the layer if `streamed`."""
         if streamed:
             stream = getattr(self, self.stepped).stream(batch)
             if state is not None:
@@ -55,7 +55,7 @@ class Case:
         layer: The recurrent layer.
         shape: The shape of the layer's input.
         module: The model with torch's recurrent layers, in eval mode.
-        run: Computes the model's scores; the module may have other recurrent layers.
+        run: Computes the scores of `module`, or of a copy with replaced recurrent layers.
         decide: Turns the scores into decisions (labels, or yes and no); None for a layer in the
             middle of a model.
         streams: Whether `run` also takes `streamed=True`, to step streams of prepared layers.

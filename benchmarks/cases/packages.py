@@ -34,7 +34,7 @@ class ArraysOnly(pickle.Unpickler):
     """Loads NumPy arrays and plain Python values, and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns a function or class that arrays need.
+        """Returns a function or class that is needed to load arrays.
 
         Raises:
             pickle.UnpicklingError: the file needs another function or class.

@@ -136,10 +136,10 @@ def rollout(environments: int, replace: Replace) -> Run:
 
 
 def replay(cell: str, replace: Replace, with_reset_to: bool = False) -> Run:
-    """Returns a function that trains a layer on sequences of three episodes with stored states.
+    """Returns a function that trains a layer on sequences of three episodes each.
 
-    Without `with_reset_to`, torchrl's module splits the sequences and pads the pieces, as its
-    `recurrent_backend="pad"` does.
+    Each episode starts from a stored state. Without `with_reset_to`, torchrl's module splits the
+    sequences and pads the pieces, as its `recurrent_backend="pad"` does.
     """
     from tensordict import TensorDict
     from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
@@ -187,7 +187,7 @@ def program(
     after: Callable[[], Run] | None = None,
     mode: str = TRAINING,
 ) -> Program:
-    """Returns a program. `after` builds it with fused layers; by default, `make` does."""
+    """Returns a program to time. `after` makes its fused variant; by default, `make` does."""
     before, ours, exact = (partial(make, each) for each in (unchanged, replace_rnn, make_precise))
     return Program(name, before, after or ours, exact, {"timed": timed}, package, mode)
 
@@ -232,7 +232,7 @@ COLUMNS = (
 
 
 def caption(document: dict[str, Any]) -> str:
-    """Explains the programs before the change, and the last column."""
+    """Explains each program's baseline, and the last column."""
     versions = {row["name"]: row.get("version") for row in document["rows"]}
     torchrl = next((found for name, found in versions.items() if name.startswith("torchrl")), None)
     return (

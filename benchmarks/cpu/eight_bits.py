@@ -2,7 +2,7 @@
 
 Prepared layers with float32 and 8-bit weights alternate with torch.ao's quantized layers and
 onnxruntime's quantized LSTM, with pauses in between. Single steps of streams and of onnxruntime
-alternate in the same way. OpenVINO is left out: it needs samples to quantize a recurrent layer.
+alternate in the same way. OpenVINO is left out: it needs sample inputs to quantize a layer.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def torch_ao_call(problem: Problem) -> TimedCall:
 
 
 def calls(case: Quantized) -> CheckedCalls:
-    """Returns the calls of layers with both types of weights and of rivals, after error checks.
+    """Returns the error-checked calls of rivals, and of layers with float32 and 8-bit weights.
 
     Raises:
         BudgetError: The error of 8-bit weights is too large.

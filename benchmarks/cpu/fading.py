@@ -53,9 +53,9 @@ def calls(fading: Fading) -> Calls:
 
 
 def rounds_of(fading: Fading, threads: int, budget: TimeBudget) -> Mapping[str, Rounds]:
-    """Returns the rounds of both layers, or nothing if the processor cannot flush subnormals.
+    """Returns the timed rounds of both layers; none if the processor cannot flush subnormals.
 
-    The setting applies only to the calling thread and to threads that it starts afterwards, so each
+    `set_flush_denormal` affects only the calling thread and threads that it starts later, so each
     case needs a new process without other threads.
     """
     flush = CASES[fading.case][1]

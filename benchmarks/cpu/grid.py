@@ -33,7 +33,7 @@ from namernn_fast.names import encode_names
 
 
 def lengths_of(workload: Workload) -> list[int]:
-    """Returns the lengths of a packed batch, which are lengths of surnames; empty if dense."""
+    """Returns the lengths of a packed batch, taken from surnames. Empty for a dense batch."""
     if workload.family != PACKED:
         return []
     name_lengths = encode_names([name for name, _ in data.names().rows]).lengths
@@ -74,7 +74,7 @@ def mebibytes(layer: str, head: str) -> Column:
 
 
 def table(rows: Rows) -> str:
-    """Returns a line for each shape and batch size of a cell, and lists the slower workloads."""
+    """Returns a cell's table, and a sentence that lists the workloads with slower fused layers."""
     baseline, fused = Workload.of(rows[0]).layers
     speed_up = columns.over(baseline, fused)
     shown = (

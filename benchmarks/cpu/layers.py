@@ -41,7 +41,7 @@ class Stack(Workload):
 
 
 class Chain(nn.Module):
-    """Layers that are called one after another."""
+    """Single-layer modules that run in sequence."""
 
     def __init__(self, hidden_size: int, num_layers: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """Times training with leaky layers: `python -m benchmarks.cpu.leaky [--record]`.
 
 The rival is the recurrent layer of nn4n, a PyTorch package of leaky networks. Its loop over steps
-is typical of research code. Tables show nn4n's time on its faster number of threads.
+is typical of research code. Tables show nn4n's time at its faster thread count.
 """
 
 import copy
@@ -107,7 +107,7 @@ def calls(case: Leaky) -> Calls:
 
 
 def at_best(rows: list[Row]) -> list[Row]:
-    """Returns rows that compare the layer with nn4n on its faster number of threads."""
+    """Returns rows that compare the layer with nn4n at its faster thread count."""
     case = itemgetter("nonlinearity", "seq_len", "batch")
     found = []
     for row in rows:
@@ -119,7 +119,7 @@ def at_best(rows: list[Row]) -> list[Row]:
 
 
 class AtBest(Study):
-    """A study that compares with the rival on its faster number of threads."""
+    """A study that compares with the rival at its faster thread count."""
 
     def report(self, document: Document) -> str:
         return super().report(document | {"rows": at_best(document["rows"])})

@@ -135,7 +135,7 @@ def best_other(row: Row) -> tuple[str, float] | None:
 
 
 def is_faster(row: Row, time: float) -> bool:
-    """Returns whether the fused layer takes less than this time."""
+    """Returns whether the fused layer takes less than `time` seconds."""
     return row["medians"][Workload.of(row).layers.fused] < time
 
 
@@ -176,7 +176,7 @@ def table(rows: Rows) -> str:
 
 
 def hops() -> Document:
-    """Returns how long passing a word between cores takes, which limits multithreaded calls."""
+    """Returns how long a word takes from core to core, which limits multithreaded calls."""
     return dict(zip(("hop", "hop_median"), hop(), strict=True))
 
 

@@ -39,7 +39,7 @@ ACTIVATIONS = ("tanh", "relu")
 
 
 def flops(workload: Workload) -> int:
-    """Returns the required operations, two for each multiply-add.
+    """Returns the number of required operations; a multiply-add counts as two.
 
     The first step has no state to multiply.
     """
@@ -53,7 +53,7 @@ def flops(workload: Workload) -> int:
 def floor(workload: Workload, machine: Machine, peak: float) -> float:
     """Returns the minimum seconds of a workload.
 
-    This is the larger of two times: the multiply-adds at the peak rate, and reading weight_hh in
+    This is the time of the multiply-adds at the peak rate or, if longer, of reading weight_hh in
     every step and pass. The threads split weight_hh equally and read it from their L2 caches.
     """
     passes = 2 if workload.mode == TRAINING else 1
@@ -64,7 +64,7 @@ def floor(workload: Workload, machine: Machine, peak: float) -> float:
 def race_peak(
     calls: dict[str, TimedCall], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, float], float]:
-    """Returns the median seconds of each call, and the median of the peaks after each round."""
+    """Returns each call's median seconds, and the median of the peak rates after the rounds."""
     counts = {
         name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
         for name, call in calls.items()
@@ -148,7 +148,7 @@ COLUMNS = (
 
 
 def draw(document: Document, folder: Path) -> list[Path]:
-    """Draws the rate against the batch size, because a batch shares each weight that is read."""
+    """Plots the rate against the batch size: a larger batch reuses each weight more often."""
     pyplot.switch_backend("Agg")
     rows, machine = document["rows"], Machine(**document["machine"])
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")

@@ -74,7 +74,7 @@ def _neighbours(are_busy: bool) -> Iterator[None]:
 
 
 def _under(policy: str | None, *arguments) -> float:
-    """Returns the result of `measure` in a new process with this waiting policy."""
+    """Runs `measure` in a new process with a waiting policy, and returns its result."""
     os.environ.pop(VARIABLE, None)
     if policy is not None:
         os.environ[VARIABLE] = policy

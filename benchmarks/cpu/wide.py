@@ -1,7 +1,7 @@
 """Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record]`.
 
 These calls are bandwidth-bound: each step reads `weight_hh` for one to eight sequences. The read
-floor is the time to read the weights as often as a call must. The rate is measured by reading a
+floor is the time to read the weights as often as a call must. The read rate is measured on a
 block of the same size from the nearest memory that can hold it.
 """
 

@@ -29,7 +29,7 @@ def check_gpu() -> None:
 
 
 def exit_status(rows: list[Row]) -> int:
-    """Returns 1 if a call failed or the layer was wrong.
+    """Returns 1 if a call failed or the fused layer's results were wrong.
 
     A graph that cannot be captured does not count as a failure, and neither does a wrong rival.
     """

@@ -11,7 +11,7 @@ FLASH_COMPILES = 120
 
 
 class FlashElman(nn.RNN):
-    """FlashRNN's `elman` over the parameters of `nn.RNN`, for dense input.
+    """An `nn.RNN` that runs FlashRNN's `elman` on its own parameters. Takes dense input.
 
     FlashRNN takes the projected input, so the projection is a separate product.
     """

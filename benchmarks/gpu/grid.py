@@ -62,5 +62,5 @@ class Precision:
 FLOAT32 = Precision("float32", torch.float32)
 TF32 = Precision("tf32", torch.float32, tf32=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
-# The default comes first, because the benchmark may stop at its deadline.
+# Torch's default comes first, because the benchmark may stop at its deadline.
 PRECISIONS = (TF32, FLOAT32, BFLOAT16)

@@ -101,7 +101,7 @@ DRY = Platform("cpu", DRY_WORKLOADS, (FLOAT32,), {EAGER: eager}, wall_clock, exp
 
 
 def known_names() -> NamesData:
-    """Returns the local names if there are any, else the embedded sample, without downloading."""
+    """Returns the local names if there are any, else the embedded sample. Never downloads."""
     is_local = os.environ.get(VARIABLE) or SHARED.is_dir()
     return names() if is_local else embedded_sample()
 

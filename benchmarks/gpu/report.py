@@ -32,12 +32,12 @@ def speed_up(row: Row) -> float:
 
 
 def title(row: Row) -> str:
-    """Names the workload, the precision and the launch of a row."""
+    """Returns a row's workload, precision and launch method as a title."""
     return f"{Workload.of(row)} {row['precision']} {row['launch']}"
 
 
 def microseconds(layer: str) -> Column:
-    """Returns the column of a layer's times."""
+    """Returns a column with a layer's times."""
 
     def entry(row: Row) -> str:
         medians = row.get("medians", {})
@@ -52,14 +52,14 @@ def outcome(row: Row) -> str:
 
 
 def table(rows: list[Row], rival: str) -> str:
-    """Returns a line for each shape, batch size, precision and launch, with modes side by side."""
+    """Returns a table with a line per shape, batch size, precision and launch, and all modes."""
     keys = SHAPE, BATCH, columns.key("precision", "precision"), columns.key("launch", "launch")
     shown = map(microseconds, (rival, FUSED))
     return columns.table(rows, (*keys, *shown, columns.text("speed-up", outcome)), beside=["mode"])
 
 
 def summary(rows: list[Row]) -> str:
-    """Returns the mean and the worst workload by mode, precision and launch, and by mode alone."""
+    """Returns a table of mean and worst speed-ups by mode, precision and launch, and by mode."""
     head = ["mode", "precision", "launch", "workloads", "geometric mean", "worst", "worst workload"]
     lines = [head]
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -75,7 +75,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def listed(what: str, rows: list[str]) -> str:
-    """Returns a heading with a count, and a list."""
+    """Returns a heading with the number of rows, followed by a list of the rows."""
     return "\n".join((f"{what}: {len(rows)}", *(f"- {row}" for row in rows)))
 
 

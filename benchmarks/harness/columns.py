@@ -1,8 +1,8 @@
 """Tables of rows of results: one line for each case, described by columns.
 
 A row is a program's record of one case: the fields of the case, the number of threads and the
-median seconds of each call (`medians`). A row may also compare calls with one reference call. Then
-`paired` has median ratios of neighbouring rounds, `spread` 95 % intervals of ratios of medians.
+median seconds of each call (`medians`). A row may also compare calls with a reference call: then
+`paired` holds median ratios of neighbouring rounds, and `spread` holds 95 % confidence intervals.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def text(head: str, value: str | Callable[[Row], object]) -> Column:
 
 
 def key(head: str, value: str | Callable[[Row], object]) -> Column:
-    """Returns a column like `text` whose entries identify a line."""
+    """Returns a column like `text`; its entries identify a line."""
     return text(head, value)._replace(is_key=True)
 
 
@@ -47,7 +47,7 @@ BATCH = key("B", "batch")
 
 
 def time(name: str, head: str = "") -> Column:
-    """Returns a column of the median times of a call."""
+    """Returns a column with the median time of a call."""
 
     def entry(row: Row) -> str:
         return duration(row["medians"][name]) if name in row["medians"] else ""
@@ -56,7 +56,7 @@ def time(name: str, head: str = "") -> Column:
 
 
 def speed_up(head: str, number: Callable[[Row], float | None]) -> Column:
-    """Returns a column of ratios. `number` returns None for rows without a ratio."""
+    """Returns a column of speed-ups. `number` returns None for rows without a speed-up."""
 
     def entry(row: Row) -> str:
         value = number(row)
@@ -66,7 +66,7 @@ def speed_up(head: str, number: Callable[[Row], float | None]) -> Column:
 
 
 def over(theirs: str | Iterable[str], ours: str, head: str = "speed-up") -> Column:
-    """Returns a column of speed-ups of `ours` over a call, or over the fastest of several calls."""
+    """Returns a column with the speed-up of `ours` over `theirs`, or over the fastest of them."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
 
     def number(row: Row) -> float | None:
@@ -78,12 +78,12 @@ def over(theirs: str | Iterable[str], ours: str, head: str = "speed-up") -> Colu
 
 
 def paired(theirs: str, head: str = "speed-up") -> Column:
-    """Returns a column of the median ratios of neighbouring rounds."""
+    """Returns a column with the median ratio of neighbouring rounds."""
     return speed_up(head, lambda row: row["paired"].get(theirs))
 
 
 def interval(theirs: str) -> Column:
-    """Returns a column of the 95 % intervals of the ratios of medians."""
+    """Returns a column with the 95 % confidence interval of the ratio of medians."""
 
     def entry(row: Row) -> str:
         low, high = row["spread"][theirs]
@@ -146,6 +146,6 @@ def table(
 
 
 def _foot(column: Column, rows: Rows) -> tuple[str, str]:
-    """Returns the geometric mean and the worst ratio of a column; empty strings without ratios."""
+    """Returns a column's geometric mean and worst ratio, or empty strings if it has no ratios."""
     found = [value for row in rows if column.number and (value := column.number(row)) is not None]
     return (ratio(statistics.geometric_mean(found)), ratio(min(found))) if found else ("", "")

@@ -67,7 +67,7 @@ def settle(threads: int) -> None:
 
 
 def time_budget(options: argparse.Namespace, max_rounds: int, round_seconds: float) -> TimeBudget:
-    """Returns the time budget of a workload, from the options `--seconds` and `--quick`."""
+    """Returns each workload's time budget, set by the options `--seconds` and `--quick`."""
     if options.quick:
         return QUICK
     return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=round_seconds)
@@ -133,7 +133,7 @@ def publish(
 
 
 def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:
-    """Writes the text to its section of `page` if it is recorded, else to a file in `folder`."""
+    """Writes a text to its section of `page` if `record`, else to a file in `folder`."""
     if record:
         write_section(page, name, text)
         return page

@@ -1,4 +1,4 @@
-// Measures the limits of a core. machine.py compiles it for the machine that it runs on.
+// Measures the limits of a core. machine.py compiles this file for the current machine.
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ double now() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Hides a value from the compiler, so that it can neither assume the value nor drop it as unused.
+// Hides a value from the compiler, so that it is neither assumed nor optimised away.
 template <class T>
 void hide(T& value) {
   asm volatile("" : "+m"(value) : : "memory");
@@ -53,7 +53,7 @@ Rates rates(double seconds, double amount, F&& f) {
 
 }  // namespace
 
-// Floating-point operations per second of independent float multiply-adds in registers. This is the
+// Returns the operations per second of independent float multiply-adds in registers. This is the
 // mean over `seconds`, because the core may not sustain its highest clock.
 extern "C" double multiply_add_rate(double seconds) {
   constexpr int chains = 12, steps = 20000;
@@ -73,7 +73,7 @@ extern "C" double multiply_add_rate(double seconds) {
   return found.mean;
 }
 
-// Bytes read per second from a block of `bytes` bytes that is read again and again.
+// Returns the bytes per second at which a core rereads a block of `bytes` bytes.
 extern "C" double read_rate(int64_t bytes, double seconds) {
   constexpr int64_t line = 8;  // vectors per iteration
   const int64_t vectors = bytes / int64_t(sizeof(Vector)) / line * line;
@@ -105,7 +105,7 @@ extern "C" int64_t l2_bytes() {
   return int64_t(1) << 20;
 }
 
-// The minimum and the median seconds for a word to reach another thread that waits for it.
+// Measures the minimum and median seconds for a word to reach another thread that waits for it.
 extern "C" void hop_seconds(double* least, double* median) {
   constexpr int hops = 2000, tries = 25;
   double measured[tries];

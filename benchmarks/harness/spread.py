@@ -19,7 +19,7 @@ def paired_speed_up(theirs: Sequence[float], ours: Sequence[float]) -> float:
 def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
     """Returns the bootstrap 95 % interval of the ratio of two medians.
 
-    Alternating rounds are drawn in pairs, so that drift of the machine cancels out.
+    Neighbouring rounds are resampled in pairs, so that machine drift cancels out.
     """
     draw = random.Random(0)
     pairs = list(zip(theirs, ours, strict=True))

@@ -1,4 +1,4 @@
-"""`Study`, on which the programs in `benchmarks/cpu` are built.
+"""Defines `Study`, the base class of the programs in `benchmarks/cpu`.
 
 `Study.main` is the whole program. For each case it creates the calls, checks their results and
 times the calls in alternating rounds. Then it publishes a row for each case.
@@ -136,7 +136,7 @@ class Study:
         return statistics_of(race(calls, budget, self.pause), ours) | also
 
     def chosen(self, options: argparse.Namespace) -> list[Any]:
-        """Returns the cases of a run: with `--quick`, the smallest of each kind."""
+        """Returns the cases to time. With `--quick`, these are the smallest of each kind."""
         cases = [case for case in self.cases if options.record or self.few(case)]
         if not options.quick:
             return cases
@@ -153,7 +153,7 @@ class Study:
         return [row for threads in counts for row in self.run_on(threads, options, wrong)]
 
     def run_on(self, threads: int, options: argparse.Namespace, wrong: list[str]) -> Rows:
-        """Times the cases on a number of threads; see `run`."""
+        """Times the cases on `threads` threads, as `run` describes."""
         rows: Rows = []
         budget = pages.time_budget(options, self.max_rounds, self.round_seconds)
         pages.settle(threads)
@@ -220,7 +220,7 @@ def machine(document: Document) -> str:
 
 
 def wrong_rivals(rows: Rows) -> list[str]:
-    """Returns a sentence for each rival that is not timed in some rows, because it was wrong."""
+    """Returns a sentence for each rival that was not timed in some rows due to wrong results."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, error in row.get("wrong", {}).items():

@@ -179,8 +179,8 @@ def race_labels(
 def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows.
 
-    Failed checks are added to `wrong`. If losses are wrong, no epoch is timed. Wrong labels are not
-    timed for that number of threads. Only `--record` also measures memory and times one thread.
+    Adds failed checks to `wrong`. Times no epoch if losses are wrong, and no labelling on a number
+    of threads with wrong labels. Measures memory and times one thread only with `--record`.
     """
     corpus = Corpus.of_data(effort.corpus)
     # The embedded sample is too small for the large batches.

@@ -20,7 +20,7 @@ FLOOR = columns.text("floor", lambda row: duration(row["floor"]))
 
 
 def table(rows: Rows, size: str, seconds: Callable[[Row], float], *shown: Column) -> str:
-    """Returns a line for each program and size, with the speed-up of the application.
+    """Returns a table with a line per program and size, and the application's speed-up.
 
     Args:
         rows: The rows of both programs.
@@ -39,12 +39,12 @@ def table(rows: Rows, size: str, seconds: Callable[[Row], float], *shown: Column
 
 
 def part(name: str, head: str = "") -> Column:
-    """Returns the column of a part of an epoch."""
+    """Returns a column with the seconds of one part of an epoch."""
     return columns.text(head or name, lambda row: duration(row["seconds"][name]))
 
 
 def training_table(rows: Rows) -> str:
-    """Returns a line for each batch size and program."""
+    """Returns a table with a line for each batch size and program."""
     batch = columns.key("B", "batch")
     parts = (part(TOTAL, "epoch"), *map(part, (*PARTS, REST)), FLOOR)
     return table(rows, "batch", lambda row: row["seconds"][TOTAL], batch, *parts)
@@ -67,7 +67,7 @@ def rate(count: int, seconds: float) -> str:
 
 
 def labels_table(rows: Rows) -> str:
-    """Returns a line for each list of names and program."""
+    """Returns a table with a line for each list of names and program."""
     return table(
         rows,
         "names",
@@ -80,7 +80,7 @@ def labels_table(rows: Rows) -> str:
 
 
 def beginnings(rows: Sequence[Row]) -> str:
-    """Returns a sentence with the numbers of states with and without shared prefixes."""
+    """Returns a sentence with the numbers of characters and distinct prefixes in the names."""
     found = {row["names"]: (row["characters"], row["prefixes"]) for row in rows}
     parts = (
         f"{names:,} names have {characters:,} characters and {prefixes:,} distinct prefixes"
@@ -90,7 +90,7 @@ def beginnings(rows: Sequence[Row]) -> str:
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-    """Returns a line for each task, with a column for each program."""
+    """Returns a table with a line for each task and a column for each program."""
     titles = {TRAINING: "two steps of training, B = {:,}", LABELS: "labels of {:,} names"}
     lines = [["peak memory", TORCH, OURS]]
     for task, title in titles.items():

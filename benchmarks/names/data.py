@@ -1,4 +1,4 @@
-"""Finds the names: for packed batches, and for everything that trains the classifier."""
+"""Finds the names data set, for packed batches and for training the classifier."""
 
 import functools
 import os
@@ -40,7 +40,7 @@ class Corpus:
 
     @classmethod
     def of_data(cls, most: int | None = None) -> "Corpus":
-        """Returns the data set in random order, or `most` of its names."""
+        """Returns the data set in random order, limited to its first `most` names."""
         order = torch.randperm(len(names().rows), generator=torch.Generator().manual_seed(0))
         rows = [names().rows[index] for index in order[:most].tolist()]
         labels = torch.tensor([label for _, label in rows])

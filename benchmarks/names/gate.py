@@ -47,7 +47,7 @@ def check_losses(
         losses(each, corpus, batch_size, steps)
         for each in (program(corpus, weights), WithTorch(corpus, weights), oracle)
     )
-    # Rounding errors cancel in the mean over a batch: correct losses have errors of 1.5 units.
+    # Rounding errors partly cancel in a batch's mean: correct losses have errors of 1.5 units.
     budget = ErrorBudget(torch.float32, units=4)
     budget.add(f"losses, batches of {batch_size}", ours, theirs, exact)
     budget.check()

@@ -13,7 +13,7 @@ REST, TOTAL = "rest", "total"
 
 
 def time_training(program: Program, order: Tensor, batch_size: int) -> dict[str, float]:
-    """Trains on names in an order; returns the seconds of each part, of the rest and in total.
+    """Trains on names in the given order. Returns the seconds of each part, REST and TOTAL.
 
     The data part lasts from the loop's request for a batch until the batch arrives. The forward
     pass is the call of the model. The backward pass includes the loss and ends at the optimizer

@@ -2,7 +2,7 @@
 
 For each of several splits of the data, with different seeds, this program trains four systems: the
 plain recipe, the reference recipe, the small pretrained network and the n-gram baseline. It
-evaluates each system once on the test part. With `--record` it replaces the table of docs/names.md,
+evaluates each system once on the test set. With `--record` it replaces the table of docs/names.md,
 the recorded figures, the pretrained network of the package and its model card.
 
 Splits run in parallel, each on one thread.
@@ -138,7 +138,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def figures(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    """Returns the figures of a system, each a list with a value for each split."""
+    """Returns a system's figures by name, each as a list with one value per split."""
     languages = runs[0].parts.languages
     evaluations = [
         evaluate(run.parts.test.labels, run.scores[name], languages, resamples=100) for run in runs
@@ -171,7 +171,7 @@ def unusual_names(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def well_known_names(network: Predictor) -> list[dict[str, Any]]:
-    """Returns a network's answers to well-known names."""
+    """Returns a network's predictions for well-known names."""
     asked = [(language, name) for language, names in WELL_KNOWN.items() for name in names]
     answers = network.predict([name for _, name in asked], top=1)
     return [
@@ -188,7 +188,7 @@ def without_path(info: dict[str, Any]) -> dict[str, Any]:
 def tests(
     runs: Sequence[Run], systems: dict[str, Any], rival_name: str, name: str
 ) -> dict[str, Any]:
-    """Returns paired tests of a network against a rival. `systems` has the figures of both."""
+    """Returns paired significance tests of a network against a rival; `systems` has both."""
     first, second = ([run.predictions(each) for run in runs] for each in (rival_name, name))
     share = len(runs[0].parts.test) / len(runs[0].parts.train)
     found = {}

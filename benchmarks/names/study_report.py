@@ -151,7 +151,7 @@ def unusual(found: dict[str, list[float]]) -> str:
 
 
 def well_known(rows: list[dict[str, Any]]) -> str:
-    """Returns a list of well-known names, with the answers that are wrong."""
+    """Returns a list of well-known names, with the network's answer where it is wrong."""
     right = sum(row["answer"] == row["language"] for row in rows)
     names: dict[str, list[str]] = {}
     for row in rows:
@@ -184,7 +184,7 @@ def conclusion(tests: dict[str, Any]) -> str:
 
 
 def outcome(difference: dict[str, float]) -> str:
-    """Returns a verdict in words, from the interval of a difference."""
+    """Returns a verdict in words, from a difference's confidence interval."""
     if difference["low"] > 0:
         return "ahead"
     return "behind" if difference["high"] < 0 else "no significant difference"

@@ -1,4 +1,4 @@
-"""Well-known surnames and their languages, for a look at the network's predictions.
+"""Well-known surnames and their languages, to illustrate the network's predictions.
 
 The list was fixed before the pretrained network was trained, and no choice was based on the list.
 Many of the names occur in the data, so the list does not measure accuracy on new names.

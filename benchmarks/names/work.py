@@ -11,7 +11,7 @@ def count(texts: Sequence[str]) -> Counter[str]:
     """Counts the work for a batch of folded names, none of them empty.
 
     `characters` counts the states if names share none. `prefixes` counts the states if names share
-    those of common prefixes. `firsts` counts prefixes of a single character, which need no
+    the states of common prefixes. `firsts` counts prefixes of a single character, which need no
     recurrent product.
     """
     prefixes = {text[:end] for text in texts for end in range(1, len(text) + 1)}

@@ -1,4 +1,4 @@
-"""Summarizes the grid in texts and plots, for the README and by class of workload.
+"""Summarizes the grid's results in texts and plots, for the README and the performance page.
 
 `benchmarks/cpu/grid.py` writes them after a run.
 """
@@ -57,7 +57,7 @@ def timings_of(document: Document) -> Timings:
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
-    """Returns the workloads with these attributes."""
+    """Returns the timings of workloads with the wanted attributes."""
     return {
         workload: medians
         for workload, medians in timings.items()
@@ -191,7 +191,7 @@ def draw(document: Document, folder: Path) -> list[Path]:
 
 
 def lines(timings: Timings, label: Callable[[Workload], str]) -> dict[str, plot.Points]:
-    """Returns the speed-up of each workload by its batch size, in a line for each label."""
+    """Returns a line of speed-ups by batch size for each label."""
     found: dict[str, plot.Points] = {}
     for workload, medians in timings.items():
         found.setdefault(label(workload), {})[workload.batch] = speed_up(workload, medians)

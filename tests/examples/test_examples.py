@@ -62,7 +62,7 @@ def test_every_example_is_tested_and_listed_in_the_readme():
 
 
 @pytest.mark.parametrize("name", [name for name, needed in NEEDS.items() if needed])
-def test_an_example_whose_package_is_missing_says_what_to_install(name, monkeypatch):
+def test_an_example_with_a_missing_package_says_what_to_install(name, monkeypatch):
     package = NEEDS[name][0].partition(".")[0]
     for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
         monkeypatch.setitem(sys.modules, module, None)

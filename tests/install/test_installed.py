@@ -2,7 +2,7 @@
 
 `make compatibility ONLY=wheel` runs this file in new environments. It needs only torch and pytest.
 Tests that need another package are skipped if that package is missing. These tests cover each
-feature briefly. The other files in tests/ go deeper.
+feature briefly. The other files in tests/ test the details.
 """
 
 import copy
@@ -241,7 +241,7 @@ def test_steps_bypass_torchs_dispatcher(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
 def test_results_and_gradients_meet_the_error_budget(kind, options, dtype):
-    """Pools all layouts and draws in one budget, as a small result may be exact by chance."""
+    """Pools all layouts and draws in one budget, since small results may be exact by chance."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()

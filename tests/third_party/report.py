@@ -41,7 +41,7 @@ def counts(outcomes: dict[str, dict[str, str]]) -> str:
 
 
 def text_of(results: list[Result], torch_version: str) -> str:
-    """Returns the table in Markdown, and the tests that fail with the fused layers alone."""
+    """Returns the table in Markdown, and a list of tests that fail only with the fused layers."""
     lines = [
         f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
         "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",

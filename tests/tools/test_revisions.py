@@ -47,7 +47,7 @@ def test_a_probe_that_raises_in_both_revisions_is_reported():
     assert bits.findings(raises, raises) == ["a: raises in both revisions, Error"]
 
 
-def test_a_call_that_only_the_older_revision_rejects_is_no_difference(monkeypatch):
+def test_a_call_that_only_the_older_revision_rejects_is_not_reported(monkeypatch):
     assert bits.findings({**SAME, "a": {"raised": "Error"}}, SAME) == []
     monkeypatch.delattr(namernn_fast, LAYERS["leaky"])
     assert "raised" in digest.digests_of(all_probes(["leaky"])[0])

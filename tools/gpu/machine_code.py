@@ -61,9 +61,9 @@ LOADS = {"LDG", "LD", "LDGSTS"}
 _GLOBAL = LOADS | {"STG", "ST", "RED", "REDG", "ATOM", "ATOMG"}
 
 _LABEL = re.compile(r"(\.L_\w+|\.text\.\w+):")
-# The source line of an instruction, followed by the lines that call its function.
+# Matches the source line of an instruction, and the lines that call its function.
 _SOURCE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
-# `/*1e70*/ @!P2 LDG.E.64.STRONG.GPU R28, desc[UR8][R2.64+0x10] ;`
+# A line such as `/*1e70*/ @!P2 LDG.E.64.STRONG.GPU R28, desc[UR8][R2.64+0x10] ;`
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?([\w.]+)\s*([^;]*?)\s*;")
 
 
@@ -114,7 +114,7 @@ class Code:
     def _edges(self) -> dict[int, list[int]]:
         """Returns the indices of the possible successors of each reachable instruction."""
         found: dict[int, list[int]] = {}
-        # Pairs: an instruction to visit, and where warps reconverge, by barrier register.
+        # Each entry is (instruction to visit, reconvergence point of each barrier register).
         waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
         while waiting:
             place, meeting = waiting.pop()

@@ -50,7 +50,7 @@ BATCHES = (1, 64, 1024)
 # Sizes that do not fill blocks of hidden units, including odd sizes, whose rows are unaligned.
 UNEVEN_SIZES = (33, 100, 127, 200, 300)
 SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
-# Pairs: the dtype, and whether float32 may be rounded to TF32.
+# Each entry is (dtype, whether float32 may be rounded to TF32).
 PRECISIONS = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
 KERNELS = {"forward": forward_kernel, "backward": backward_kernel}
 # The usual call has no initial state, and its loss depends only on the output.
@@ -85,7 +85,7 @@ class Resources(NamedTuple):
 
 
 def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[int]]]:
-    """Yields every plan for the sizes above, with the batch sizes that use it."""
+    """Yields every plan for the sizes in SIZES, with the batch sizes that use it."""
     found: dict[Build, list[int]] = {}
     for device, (dtype, tf32), size in itertools.product(devices, PRECISIONS, sorted(SIZES)):
         hidden_size, batch = size
@@ -213,9 +213,9 @@ def _number(label: str, text: str) -> int:
 
 
 def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
-    """Returns the share of a multiprocessor's warps that can be active at the same time.
+    """Returns the occupancy: the fraction of warp slots that can be active at once.
 
-    Registers, shared memory and the number of warps limit this share.
+    Registers, shared memory and the number of warps limit the occupancy.
     """
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(

@@ -42,7 +42,7 @@ def overflows(code: str, programs: int) -> Iterator[str]:
 
 
 def _in_addresses(code: str) -> set[str]:
-    """Returns all values from which addresses are computed, up to loads and arguments."""
+    """Returns all values that addresses are computed from. Stops at loads and arguments."""
     made_from: dict[str, list[str]] = {}
     waiting = []
     for line in code.splitlines():

@@ -172,7 +172,7 @@ def _lay_out(decoded: Decoder) -> tuple[list[int | None], bytes, int]:
     """Lays out the registers of a warp: constants first, repeated for each lane.
 
     Returns:
-        The byte offset of each operand, the bytes of the constants, and the bytes of a warp.
+        The byte offset of each operand, the constants, and the size of a warp in bytes.
     """
     places: list[int | None] = [None] * len(decoded.sizes)
     constants = bytearray()

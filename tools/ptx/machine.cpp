@@ -214,8 +214,8 @@ const Table& table() {
 
 extern "C" {
 
-// Writes the operand sizes of an instruction: results, -1, sources. Returns the number of values
-// written, or -1 if the instruction is unknown.
+// Writes the sizes of an instruction's results, then -1, then the sizes of its sources. Returns the
+// number of values written, or -1 if the instruction is unknown.
 int64_t ptx_signature(const char* name, int64_t* out) {
   const auto found = ptx::table().find(name);
   if (found == ptx::table().end()) return -1;

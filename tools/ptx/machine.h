@@ -115,7 +115,7 @@ struct Thread {
   Program& program() const { return *warp.program; }
 };
 
-// Where one program's view of global memory differs from memory itself.
+// The differences between one program's view of global memory and the memory itself.
 struct View {
   struct Store {
     uint64_t address;

@@ -9,7 +9,7 @@ from tools.revisions.probes import DTYPES
 Digests = dict[str, dict[str, str]]
 """The digests of each call's results, by name; or its exception, as `raised`."""
 
-# For each value of ATEN_CPU_CAPABILITY: the kernels for float32 and for bfloat16.
+# Maps each value of ATEN_CPU_CAPABILITY to the kernels for float32 and for bfloat16.
 LEVELS = {
     "default": ("baseline", "baseline"),
     "avx2": ("avx2", "avx2"),

@@ -137,7 +137,7 @@ def option_probes() -> Iterator[Probe]:
 
 
 def size_probes() -> Iterator[Probe]:
-    """Yields probes with sizes around the limits at which the kernels choose another method."""
+    """Yields probes with sizes around the thresholds at which the kernels switch methods."""
     for dtype in DTYPES:
         for index, (steps, batch) in enumerate(ROWS):
             for layout in ("dense", LAYOUTS[2 + index % 4]):

@@ -1,7 +1,7 @@
 """The program that `speed` runs for each revision: python -m tools.revisions.repeat THREADS
 
 Each line of standard input is a JSON request. An object holds the fields of a probe, and prepares
-the probe's call. A number repeats this call. An empty line on standard output confirms a request.
+the probe's call. A number N runs the call N times. An empty line of output confirms a request.
 """
 
 import functools

@@ -91,7 +91,7 @@ def time_rounds(
 
 
 def mean_of(pairs: tuple[Times, ...]) -> Times:
-    """Returns the geometric mean over the workloads of a round, for both builds."""
+    """Returns each build's geometric mean time over the workloads of a round."""
     old, new = zip(*pairs, strict=True)
     return statistics.geometric_mean(old), statistics.geometric_mean(new)
 
