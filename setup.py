@@ -39,7 +39,7 @@ if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
 # The flags of each file in csrc/isa/. The files are compiled in this order, the slowest first.
 ISA_FLAGS: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    # GCC's default tuning splits some multiply-adds into two instructions, so that results would
+    # GCC's default tuning splits some multiply-adds into two instructions, which makes results
     # depend on the tile that computes them. Tuning for Haswell or Skylake-AVX512 avoids this.
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),

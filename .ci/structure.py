@@ -395,7 +395,7 @@ def private_names_of_torch(files: dict[str, str]) -> Iterator[tuple[str, int, st
 
 
 def questions_about_context(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, line and message for each query that only CONTEXT may contain."""
+    """Yields the path, line and message for each check that only CONTEXT may contain."""
     for path, text in files.items():
         for found in QUESTIONS.finditer(text) if path not in (CONTEXT, TORCH_PRIVATE) else ():
             line = text.count("\n", 0, found.start()) + 1

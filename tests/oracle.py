@@ -85,7 +85,7 @@ def sigmoid(x):
 class Precise(torch.Tensor):
     """A tensor of long double numbers, stored as the sum of two float64 tensors.
 
-    NumPy runs the operators in `COMPUTES`. Others, such as views, run on each float64 tensor.
+    NumPy runs the operators in `COMPUTES`. Other operators run on each float64 tensor.
 
     Args:
         high: The numbers in float64.

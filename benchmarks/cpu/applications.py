@@ -118,7 +118,7 @@ def agent(replace: Replace, with_resets: bool = False) -> Run:
 
 
 def rollout(environments: int, replace: Replace) -> Run:
-    """Returns a function that runs a roll-out of RecurrentPPO and returns its values."""
+    """Returns a function that collects a RecurrentPPO roll-out and returns its value estimates."""
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
 

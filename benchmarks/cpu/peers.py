@@ -140,7 +140,7 @@ def is_faster(row: Row, time: float) -> bool:
 
 
 def best_and_time(row: Row) -> str:
-    """Returns the fastest other implementation and its time, marked if the layer is not faster."""
+    """Returns the fastest rival and its time, marked if the fused layer is not faster."""
     if (best := best_other(row)) is None:
         return ""
     name, time = best

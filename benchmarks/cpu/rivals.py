@@ -118,7 +118,7 @@ def _rnn_in_numpy(problem: Problem) -> TimedCall:
 
 
 def _apply_sigmoid(values: np.ndarray) -> None:
-    """Computes sigmoid(v) = (1 + tanh(v / 2)) / 2 in place, which cannot overflow."""
+    """Computes (1 + tanh(v / 2)) / 2 in place. This form of the sigmoid cannot overflow."""
     values *= 0.5
     np.tanh(values, out=values)
     values += 1
@@ -306,7 +306,7 @@ def onnx_model(problem: Problem) -> bytes:
 def bound_session(
     model: bytes, problem: Problem, threads: int
 ) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
-    """Returns the call of a model like `onnx_model`, and its bound arrays by name."""
+    """Returns a function that runs an ONNX model, and the model's bound arrays by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -101,7 +101,7 @@ def run(machine: Machine, workloads: list[Workload], budget: TimeBudget) -> Rows
 
 
 def race_activations(most_threads: int, workloads: list[Workload], budget: TimeBudget) -> Rows:
-    """Measures what fraction of the peak tanh and relu reach, at sizes bound by multiply-adds.
+    """Measures what fraction of the peak tanh and relu layers reach at compute-bound sizes.
 
     The difference is the cost of tanh.
     """

@@ -1,9 +1,9 @@
 """Times the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
 
-The benchmark needs a GPU, torch, Triton and NumPy. It needs neither a network nor an installed or
-built package, and skips the plots if matplotlib is missing. `--dry-run` runs the same code on the
-CPU, with kernels in Triton's interpreter and tiny workloads. A dry run shows that everything works,
-but measures nothing.
+The benchmark needs a GPU, torch, Triton and NumPy. It needs no network and no build of the package,
+and skips the plots if matplotlib is missing. `--dry-run` runs the same code on the CPU, with
+kernels in Triton's interpreter and tiny workloads. A dry run shows that everything works, but
+measures nothing.
 """
 
 import dataclasses

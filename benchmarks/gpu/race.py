@@ -189,7 +189,7 @@ def race_workload(
 def launch_calls(
     calls: Mapping[str, TimedCall], launched: Callable[[TimedCall], TimedCall]
 ) -> tuple[dict[str, TimedCall], list[str]]:
-    """Returns the launched calls by name, and the errors of calls that cannot be launched."""
+    """Applies `launched` to each call. Returns the results by name, and errors of failed calls."""
     raced, failures = {}, []
     for name, call in calls.items():
         try:
@@ -200,7 +200,7 @@ def launch_calls(
 
 
 def time_calls(calls: Mapping[str, TimedCall], platform: Platform) -> Row:
-    """Times all calls in order and again in reverse, so that no call always follows another."""
+    """Times all calls in order, then in reverse, so that no call always follows the same one."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for name in (*calls, *reversed([*calls])):
         seconds[name] += platform.clock(calls[name])

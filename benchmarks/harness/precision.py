@@ -17,7 +17,7 @@ def precision_of_products(name: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def fp32_precision(precision: str, *settings: Any) -> Iterator[None]:
-    """Changes settings of `torch.backends` within a block."""
+    """Sets `fp32_precision` of these `torch.backends` within a block."""
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = precision

@@ -127,7 +127,7 @@ class Study:
     """Draws the plots of the results in a folder, and returns their files."""
 
     def measure(self, case: Any, budget: TimeBudget) -> Row:
-        """Returns the measured fields of a row."""
+        """Times a case. Returns the measured fields of its row."""
         checked = self.calls(case)
         wrong = {name: str(call) for name, call in checked.items() if isinstance(call, BudgetError)}
         calls = {name: call for name, call in checked.items() if name not in wrong}

@@ -41,7 +41,7 @@ class Program:
 
 
 def take_turns(programs: Mapping[str, Run], seconds: float) -> dict[str, Rounds]:
-    """Returns the rounds of each program, at least three."""
+    """Runs the programs in alternation. Returns at least three rounds of each."""
     times: dict[str, list[float]] = {role: [] for role in programs}
     deadline = time.perf_counter() + seconds
     while len(times[AFTER]) < MIN_ROUNDS or time.perf_counter() < deadline:

@@ -143,7 +143,7 @@ def race_epochs(
 
 
 def epoch_seconds(recorded: Sequence[Mapping[str, float]], count: float) -> dict[str, float]:
-    """Returns the median seconds of each part, times the number of stretches in an epoch."""
+    """Returns the seconds of each part of an epoch: its median in a stretch times `count`."""
     return {
         part: count * statistics.median(entry[part] for entry in recorded) for part in recorded[0]
     }

@@ -43,7 +43,7 @@ def peak_of(
 def measure(
     corpus: Corpus, batch_size: int, names: Sequence[str], threads: int
 ) -> list[dict[str, Any]]:
-    """Returns a row for each task and program."""
+    """Returns a row with the peak memory for each task and program."""
     sizes = {TRAINING: batch_size, LABELS: len(names)}
     tasks = [(program, task, size) for program in PROGRAMS for task, size in sizes.items()]
     # Measure in parallel: importing torch takes most of the time, and processes do not affect each

@@ -63,7 +63,7 @@ class Program(ABC):
 
 
 class Application(Program):
-    """The names application of this package, through its public functions."""
+    """Runs this package's names application through its public functions."""
 
     name = "application"
     shares = True

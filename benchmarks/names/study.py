@@ -1,4 +1,4 @@
-"""The reference result of the names application: `python -m benchmarks.names.study [--record]`.
+"""Measures the names application's reference result: `python -m benchmarks.names.study [--record]`.
 
 For each of several splits of the data, with different seeds, this program trains four systems: the
 plain recipe, the reference recipe, the small pretrained network and the n-gram baseline. It

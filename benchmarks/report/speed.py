@@ -1,6 +1,6 @@
 """Summarizes the grid's results in texts and plots, for the README and the performance page.
 
-`benchmarks/cpu/grid.py` writes them after a run.
+`benchmarks/cpu/grid.py` writes these texts and plots after a run.
 """
 
 import itertools
@@ -81,7 +81,7 @@ def shared(timings: Timings) -> Timings:
 
 
 def class_rows(timings: Timings) -> Iterator[list[str]]:
-    """Yields a row for each class, over the sizes that were timed for every layer.
+    """Yields a table row for each class of workload, over the sizes timed for every layer.
 
     A column is one layer in one mode. An entry is the geometric mean of the speed-ups, followed by
     the number of speed-ups and the worst speed-up in brackets.

@@ -1,7 +1,7 @@
 """Lints the machine code of the GPU kernels, without a GPU: `make gpu ONLY=lint`.
 
 Compiles the variants of the kernels in `variants.py` and checks the rules in `rules.py`. For the
-kernels of `make gpu ONLY=report`, compares instruction counts with its record.
+kernels of `make gpu ONLY=report`, compares instruction counts with the record.
 """
 
 import argparse

@@ -15,7 +15,7 @@ _REGISTERS = 65536  # per multiprocessor
 _MOST_SEQUENCES = 1 << 20
 # Functions that load a tile of weight_hh have names with this ending.
 _TILE = "_tile("
-# Known spills: a pattern for the names of the kernels, and why they spill.
+# Maps patterns for the names of kernels that are known to spill to the reasons.
 SPILLING = {
     r"float32 H\d+ cooperative \S+w16 forward": "with 512 threads each has 128 registers, and 64 "
     "hold weights",

@@ -72,7 +72,7 @@ def variants() -> Iterator[Variant]:
 
 
 def _of_other_rows() -> Iterator[Variant]:
-    """Yields variants of every call except the usual one, alternating one and two directions."""
+    """Yields variants of all calls except the usual one, with one and two directions in turn."""
     others = [rows for rows in CALLS if rows != USUAL]
     turn = itertools.count()
     for by_precision in _by_kind(resources.H100).values():

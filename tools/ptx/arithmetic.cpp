@@ -36,7 +36,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// `one` and `two` add an instruction with one or two sources, as a row NAME.TYPE for each type.
+// `one` and `two` add a row NAME.TYPE for each type. The instructions have one or two sources.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);

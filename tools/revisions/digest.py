@@ -66,7 +66,7 @@ class Draws:
         return lengths
 
     def input(self, steps: int, batch: int) -> Tensor:
-        """Returns a random input `(seq_len, batch, input_size)`, of the probe's kind of values."""
+        """Returns a random input `(seq_len, batch, input_size)`; some values may be non-finite."""
         features = self.probe.sizes.input_size
         input = self.normal(steps, batch, features)
         if self.probe.values == "non-finite":

@@ -192,7 +192,7 @@ SOURCES = (option_probes, size_probes, value_probes, gradient_probes, other_prob
 
 
 def other_cells() -> Iterator[Probe]:
-    """Yields tanh probes for all cells but "rnn": every option probe, every third other probe.
+    """Yields tanh probes for all cells except "rnn": all option probes and a third of the others.
 
     The nonlinearity and noise of leaky cells are random.
     """

@@ -50,7 +50,7 @@ class Ratio(NamedTuple):
 
 
 def probe_of(workload: Workload) -> Probe:
-    """Returns the call of a workload, in a form that older revisions can make too."""
+    """Returns a probe of a workload's call that older revisions can run, too."""
     *features, steps = workload.input_size, workload.hidden_size, workload.seq_len
     return Probe(
         Sizes(*features, steps or LONGEST_NAME, workload.batch),
