@@ -220,7 +220,7 @@ def in_place_loop(problem: Problem, threads: int) -> TimedCall:
 
 
 def numpy_loop(problem: Problem, threads: int) -> TimedCall:
-    """A loop over NumPy operations, in place."""
+    """A loop over in-place NumPy operations."""
     return BY_HAND[problem.workload.cell].in_numpy(problem)
 
 

@@ -63,7 +63,7 @@ class Interpreted:
         self.library = serve_cpu_tensors(lambda: H100, lambda name: partial(self.run, name))
 
     def run(self, name: str, *arguments: Any) -> Any:
-        """Counts and executes a call of an operator."""
+        """Counts a call of an operator, and runs it on Triton."""
         self.calls[name] += 1
         return on_cuda(name)(*arguments)
 

@@ -1,4 +1,4 @@
-"""A training epoch of the surname classifier as a user runs it, with batches and Adam."""
+"""Trains the surname classifier for an epoch as a user would, in batches with Adam."""
 
 import torch
 import torch.nn.functional as F

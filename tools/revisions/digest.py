@@ -210,7 +210,7 @@ def main() -> None:
     digests = {}
     # Check this first: an ATen operator might use instructions that the processor does not support.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
-        # Unwritten results contain NaN instead of arbitrary memory.
+        # Fill unwritten results with NaN instead of arbitrary memory.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         for threads in (1, 2):
