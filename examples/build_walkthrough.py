@@ -1,4 +1,4 @@
-"""Builds the walk-through as a notebook and as a page that needs neither a network nor scripts.
+"""Builds the walk-through as a notebook and as a page that works offline and without scripts.
 
 `python examples/build_walkthrough.py` runs examples/walkthrough.py and writes
 build/walkthrough/walkthrough.ipynb and walkthrough.html. It needs the extra `walkthrough`.

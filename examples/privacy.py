@@ -36,7 +36,7 @@ class LastState(FusedRNN):
 
 
 def loss_of(model, parameters, x, label):
-    """Returns the loss of one sample (STEPS, 1)."""
+    """Returns the loss of one sample of shape (STEPS, 1)."""
     scores = functional_call(model, parameters, x[None])
     return nn.functional.cross_entropy(scores, label[None])
 

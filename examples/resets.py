@@ -76,7 +76,7 @@ class LoopPolicy(Policy):
 
 
 def rollouts(policy):
-    """Yields rollouts: first state, observations, starts of episodes, actions and rewards."""
+    """Yields each rollout's first state, observations, episode starts, actions and rewards."""
     environments = SyncVectorEnv([Recall] * ENVIRONMENTS, autoreset_mode=AutoresetMode.SAME_STEP)
     observation, _ = environments.reset(seed=0)
     begins, hx = np.ones(ENVIRONMENTS, bool), torch.zeros(1, ENVIRONMENTS, HIDDEN)

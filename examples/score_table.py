@@ -1,4 +1,4 @@
-"""Predicts the language of each name in a table with Ray Data, even if it exceeds the memory.
+"""Predicts languages for a table of names with Ray Data. The table may be larger than memory.
 
     python examples/score_table.py [--rows 20000]
 

@@ -97,7 +97,7 @@ def box(axes, x, y, text, colour):
 
 
 def arrow(axes, start, end, text, place, colour=INK, bend=0.0):
-    """Draws an arrow, and its text at a distance `place` from its middle."""
+    """Draws an arrow, with a label at the offset `place` from its middle."""
     style = {"arrowstyle": "-|>", "color": colour, "connectionstyle": f"arc3,rad={bend}"}
     axes.annotate("", end, start, arrowprops=style)
     middle = np.mean([start, end], axis=0) + place
@@ -111,7 +111,7 @@ def step(axes, x, t):
 
 
 def draw_unrolled(width, left):
-    """Draws three steps of the chain, with h_0 at x = left; returns the axes."""
+    """Draws the unrolled network with h_0 at x = left, and returns the axes."""
     _, axes = plt.subplots(figsize=(0.85 * width, 2.7), layout="constrained")
     axes.set(xlim=(0, width), ylim=(-0.5, 2.7), aspect="equal")
     axes.axis("off")
@@ -235,7 +235,7 @@ inputs = 0.1 * rng.normal(size=(LENGTH, WIDTH))  # x_t W_x + b of a long sequenc
 
 
 def gradient_norms(g):
-    """Returns the lengths of the gradients of h_T, h_(T-1), ... h_0; the first length is 1."""
+    """Returns the gradient norms for h_T, h_(T-1), ... h_0. The first norm is 1."""
     h, states = np.zeros(WIDTH), []
     for x in inputs:
         h = np.tanh(g * h @ orthogonal + x)
@@ -377,7 +377,7 @@ draw_cells(panels["C"], [run_of_data], "packed.data, step after step")
 plt.show()
 
 # %% [markdown]
-# In batches of 64 random names, this share of the cells would be padding:
+# In batches of 64 random names, this fraction of the cells would be padding:
 
 # %%
 all_lengths = np.repeat(range(len(LENGTHS)), LENGTHS)
@@ -442,13 +442,13 @@ right.set(xlabel="time of nn.RNN / time of FusedRNN", xlim=(0, None))
 plt.show()
 
 # %% [markdown]
-# These ratios were measured on the machine that built this page, and include the optimizer.
+# The ratios above were measured on the machine that built this page, and include the optimizer.
 # `docs/performance.md` has more careful measurements.
 #
 # ## 9. The full training run
 #
 # An *epoch* is one pass over the training names. After each epoch, the network is tested on the
-# *validation* part: names that it does not train on. If its accuracy on this part no longer
+# *validation* set: names that it does not train on. If its accuracy on this set no longer
 # improves, more training only memorizes the training names. The network from the epoch with the
 # best validation accuracy is kept.
 
@@ -492,8 +492,8 @@ assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %% [markdown]
 # A model must be tested on names that it was not trained on. `names.split` has divided the names
-# into a training, a validation and a test part, and no string is in two parts. A hash identifies
-# the split: if the model's file records the same hash, the model was not trained on our test part.
+# into a training, a validation and a test set, and no string is in two sets. A hash identifies
+# the split: if the model's file records the same hash, the model was not trained on our test set.
 
 # %%
 if parts.info["sha256"] == predictor.info["split"]["sha256"]:

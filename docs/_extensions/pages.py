@@ -61,7 +61,7 @@ def keep_attribute(app: Sphinx, what: str, name: str, obj, options, lines: list[
 
 
 def restore_attribute(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Restores the docstring of an attribute."""
+    """Restores the docstring that `keep_attribute` saved, after Napoleon has changed it."""
     if name in _attributes:
         lines[:] = _attributes.pop(name)
 
