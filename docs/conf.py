@@ -31,7 +31,7 @@ extensions = [
 source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
 nitpicky = True
 # Torch's and Python's documentation cannot be linked, because the build fetches nothing. Text in
-# single backticks becomes a link if it names an object here, and otherwise stays code.
+# single backticks becomes a link if it names an object of this site, and otherwise stays code.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", "(?s).*"),

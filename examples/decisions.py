@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class LoopNetwork(Network):
-    """The same network written as a loop over steps, without the layer."""
+    """Computes the same as `Network`, with a Python loop over the steps."""
 
     def forward(self, observations, noise):
         rnn, outputs = self.rnn, []

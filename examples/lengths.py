@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
 
 class PackedClassifier(Classifier):
-    """The same classifier written for `nn.RNN`, which needs a packed sequence."""
+    """Computes the same as `Classifier`, with `nn.RNN`, which needs a packed sequence."""
 
     def forward(self, x, lengths):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)

@@ -64,7 +64,7 @@ class Policy(nn.Module):
 
 
 class LoopPolicy(Policy):
-    """The same policy as a loop over steps, because `nn.RNN` has no resets."""
+    """Computes the same as `Policy`, with a loop over steps, because `nn.RNN` has no resets."""
 
     def forward(self, observations, begins, hx):
         outputs = []

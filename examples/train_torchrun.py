@@ -13,9 +13,9 @@ import os
 import torch
 import torch.distributed as dist
 
-# Import this before a group exists, because its functions store the current group as a default
-# argument. If the first step of an optimizer imported it, the functions would keep the group and
-# its threads alive until the interpreter shuts down, which may abort the process.
+# Import this before a process group exists, because its functions store the current group as a
+# default argument. If the first optimizer step imported it, these functions would keep the group
+# and its threads alive until the interpreter shuts down, which may abort the process.
 import torch.distributed.nn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

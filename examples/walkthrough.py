@@ -476,7 +476,7 @@ assert data.is_sample or accuracy > majority
 # %% [markdown]
 # ## 10. The classifier that comes with the package
 #
-# The network that comes with the package has four times as many units, and was trained on the data
+# The network that comes with the package has 256 units instead of 64, and was trained on the data
 # set. `names.load()` loads it. To use your own model, train it with `python -m namernn_fast.names
 # train`, which prints where it saved the model, and load it with `names.load(path)`.
 
