@@ -55,7 +55,7 @@ class LoopNetwork(Network):
 
 
 def trials(task):
-    """Returns the observations, right actions and unit noise of TRIALS trials."""
+    """Returns the observations, correct actions and unit noise of TRIALS trials."""
     observations, actions = [], []
     for _ in range(TRIALS):
         task.new_trial()
@@ -67,7 +67,7 @@ def trials(task):
 
 
 def learn(network, observations, actions, noise):
-    """Returns the scores of the trials, and all gradients in one vector."""
+    """Runs both passes, and returns the scores and all gradients, flattened into one vector."""
     network.zero_grad()
     scores = network(observations, noise)
     weight = torch.tensor([0.05, 1, 1], dtype=scores.dtype)  # most steps ask for "no choice"
@@ -77,7 +77,7 @@ def learn(network, observations, actions, noise):
 
 
 def share_of_right_choices(network, task):
-    """Returns the fraction of 400 trials in which the last action is the right one."""
+    """Returns the fraction of 400 trials in which the last action is correct."""
     with torch.no_grad():
         right = []
         for _ in range(400 // TRIALS):

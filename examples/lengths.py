@@ -53,7 +53,7 @@ def draw(batch):
 
 
 def train_step(model, x, lengths, first):
-    """Returns the scores, and all gradients in one vector."""
+    """Runs both passes, and returns the scores and all gradients, flattened into one vector."""
     model.zero_grad()
     scores = model(x, lengths)
     nn.functional.cross_entropy(scores, first).backward()

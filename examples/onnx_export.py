@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 
 def draw(batch, steps):
-    """Returns token ids and lengths; one length is `steps`."""
+    """Returns random token ids and lengths. The longest length is `steps`."""
     lengths = torch.randint(1, steps + 1, (batch,))
     lengths[0] = steps
     return torch.randint(VOCABULARY, (batch, steps)), lengths

@@ -85,7 +85,7 @@ class Record(BaseCallback):
 
 
 def learn(policy, batch, dtype=torch.float32):
-    """Returns the policy's results for a minibatch, and all gradients in one vector."""
+    """Returns the policy's results for a minibatch, and all gradients as one vector."""
     policy.zero_grad()
     states = tree_map(lambda state: state.to(dtype), batch.lstm_states)
     values, log_probabilities, entropy = policy.evaluate_actions(
@@ -114,7 +114,7 @@ def fewest_seconds(run, agents, rounds):
 
 def main():
     """Compares both policies, and trains them."""
-    # A learning rate of zero leaves the weights unchanged.
+    # With a learning rate of zero, the timed updates leave the weights unchanged.
     loop, fused = agents = [agent(policy, 0.0) for policy in ("MlpLstmPolicy", FusedPolicy)]
     for each in agents:
         each.learn(1)  # collects a rollout

@@ -94,7 +94,7 @@ def rollouts(policy):
 
 
 def learn(policy, hx, observations, begins, actions, rewards):
-    """Returns a rollout's log-probabilities, and the gradients of REINFORCE in one vector."""
+    """Returns a rollout's log-probabilities, and its REINFORCE gradients as one vector."""
     policy.zero_grad()
     distribution, _ = policy(observations.to(hx.dtype), begins, hx)
     log_probabilities = distribution.log_prob(actions)

@@ -34,7 +34,7 @@ class Tagger(nn.Module):
 
 
 def train_step(model, tokens, tags):
-    """Returns the scores, and all gradients in one vector."""
+    """Runs both passes, and returns the scores and all gradients, flattened into one vector."""
     model.zero_grad()
     scores = model(tokens)
     nn.functional.cross_entropy(scores.flatten(0, 1), tags.flatten()).backward()
