@@ -114,7 +114,7 @@ def fewest_seconds(run, agents, rounds):
 
 def main():
     """Compares both policies, and trains them."""
-    # With a learning rate of zero, the timed updates leave the weights unchanged.
+    # With a learning rate of zero, updates leave the weights unchanged.
     loop, fused = agents = [agent(policy, 0.0) for policy in ("MlpLstmPolicy", FusedPolicy)]
     for each in agents:
         each.learn(1)  # collects a rollout
