@@ -5,7 +5,7 @@
 // - states_of(rows, at): computes the states of the units at position `at` of a StateRows;
 // - sum_gradients(rows, at): computes the gradients of the sums of the units at position `at` of a
 //   GradientRows;
-// - prepare_own(i, values): converts own parameter i to the values that both functions above read.
+// - prepare_own(i, values): converts the cell's own parameter i for use by the two functions above.
 #pragma once
 
 #include "contract.h"
@@ -34,12 +34,12 @@ struct NothingOwned {
   }
 };
 
-// A position: one vector of hidden units in one row.
+// The position of one vector of hidden units within a row.
 struct At {
   int64_t row;
   int64_t unit;
   int64_t lanes;
-  int64_t sum;  // offset of the units' first sum from the start of the range's sums
+  int64_t sum;  // index of the first unit's first sum within the range
 };
 
 template <class Element>
@@ -60,7 +60,7 @@ inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values
   store_upto(element(rows, at), values, at.lanes);
 }
 
-// Accessors for the units at position `at`: sum i, block i of the kept values, gradient of sum i.
+// Load or store, at position `at`, sum i, block i of the kept values, or the gradient of sum i.
 template <class Storage>
 inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
   return load_upto(rows.sums.data + at.sum + i * rows.sum_stride, at.lanes);
@@ -86,7 +86,7 @@ inline VecOf<Storage> load_gradient(const GradientRows<Storage>& rows, At at) {
   return grad;
 }
 
-// Calls f(at) for each vector of units in a range. `stride` is the distance between rows of sums.
+// Calls f(at) for each vector of units in a range. `stride` is the row stride of the sums.
 template <class Scalar, class F>
 inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   for (int64_t r = 0; r < range.rows; ++r) {

@@ -37,7 +37,7 @@ struct AmxTile : AmxRegisters {
   template <int kEach>
   void multiply_one(const Int8Operands& operand, int64_t height, const float* start, float* c) {
     const bool tall = height > kRegisterRows;
-    const int64_t each_rows = tall ? rows : kRegisterRows;  // rows of sums_ for each index e
+    const int64_t each_rows = tall ? rows : kRegisterRows;  // stride of e in sums_, in rows
     for (int64_t half = 0; half < 2; ++half) {
       if (tall) {
         for (int e = 0; e < kEach; ++e) {

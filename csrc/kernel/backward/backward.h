@@ -74,7 +74,7 @@ inline WeightShape shape_of(const Layer<Storage>& layer, int parameter) {
   return {layer.H, layer.cell->gates, parameter == kWeightIh ? layer.D : layer.P};
 }
 
-// Returns the number of elements in the gradient sums of a parameter.
+// Returns the number of elements in the sums of a parameter's gradient.
 template <class Products, class Storage>
 inline int64_t gradient_size(const Layer<Storage>& layer, int parameter) {
   const int64_t gate_rows = layer.cell->gates * layer.H;
@@ -85,8 +85,8 @@ inline int64_t gradient_size(const Layer<Storage>& layer, int parameter) {
   return Products::gradient_size(block, blocks, width);
 }
 
-// Returns an array [T + 1]: element t is the number of the slice's rows before time t. Returns null
-// if all sequences of the batch are alive at every time.
+// Returns an array [T + 1] whose element t is the number of rows of the slice before time t.
+// Returns null if all sequences of the batch are alive at every time.
 inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
                                        const Runtime& runtime) {
   if (!layout.count) return nullptr;
@@ -188,7 +188,7 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   return count;
 }
 
-// Computes one worker's tasks in the products over a time block's rows.
+// Computes one worker's share of the parameter and input gradients of a time block.
 template <class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,

@@ -16,14 +16,14 @@ struct BackwardGroup {
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
   WeightCopies copies;  // where each group reads the panels of weight_hh and weight_hr
-  // [B, P] and [B, H]: gradients of all sequences' states at the current step.
+  // Gradients of h [B, P] and of the cell state [B, H] at the current step.
   Scalar* grad[kMostStates];
-  // Gradients of the previous states, in the same shapes. Points to `grad`, except in a tree.
+  // Gradients of the previous states, shaped like `grad`. Equal to `grad`, except in a tree.
   Scalar* grad_previous[kMostStates];
-  // [B, H]: first the gradients of the unprojected h, then h itself. Null if h is not projected.
+  // [B, H]: gradients of the unprojected h, later overwritten by this h. Null without projection.
   Scalar* unprojected;
   Own<Scalar> own;
-  // [own parameters, H] each. [0]: sums over a time block. [1]: gradients not yet added to [0].
+  // Gradient accumulators [own parameters, H]: [1] for a few rows, [0] for the whole time block.
   Scalar* grad_own[2];
   TokenRows tokens;  // used only if the table's gradient is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no running sum
@@ -37,7 +37,7 @@ struct BackwardPass {
   const Runtime& runtime;
   Plan plan;
   Team* teams;         // [groups]
-  int64_t block_rows;  // approximate number of rows of a time block
+  int64_t block_rows;  // approximate number of rows in a time block
   Group* groups;       // [groups]
   int64_t parts;       // number of parts per group; a group runs its parts one after the other
   GroupRows* rows;     // [groups * parts]
@@ -57,7 +57,7 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies this part's gradients of the i-th last state (h_n or c_n) into `grad`. Writes zeros if
+// Copies this part of the gradient of h_n (i = 0) or c_n (i = 1) into `grad`. Writes zeros if
 // grad_last.data is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer, int i,
@@ -128,7 +128,7 @@ inline bool reads_panels(const Backward<Storage>& args) {
   return args.layer.layout.T > 1 || wants_starts(args) || projected_size(args.layer) > 0;
 }
 
-// Returns the i-th states of all rows: h from the output, or the cell states from `kept`.
+// Returns h of all rows, from the output, if i is 0. Otherwise returns cell states from `kept`.
 template <class Storage>
 inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i) {
   const int64_t H = args.layer.H;
@@ -136,7 +136,7 @@ inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i)
 }
 
 // Computes the gradients of h before its projection for sequences part.slice.begin .. end at time
-// t. The gradients of h itself, which the gradient of weight_hr needs, are stored in dz.
+// t. Also stores the gradients of the projected h in dz, for the gradient of weight_hr.
 template <class Products>
 inline void project_back(const Backward<typename Products::Storage>& args,
                          const BackwardGroup<Products>& group,
@@ -223,7 +223,7 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   group.products.store_dz(row, columns);
 }
 
-// Adds grad_own[1], the own parameters' gradients from the last few rows, to grad_own[0].
+// Adds the last few rows' gradients of the cell's own parameters to the time block's sums.
 template <class Products>
 inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
                               Columns columns) {
@@ -256,7 +256,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   }
   for_each_even_run(layer, t, slice, continued, [&](int64_t first, int64_t last) {
     while (first < last) {
-      // After each chunk of kChain rows, the gradients of own parameters are added to their sums.
+      // After each chunk of kChain rows, add_own_gradients() adds its gradients to the total.
       const int64_t chunk_end = slice.begin + ((first - slice.begin) / kChain + 1) * kChain;
       const int64_t next = Products::encodes_dz ? first + 1
                            : cell.own           ? min64(last, chunk_end)

@@ -41,13 +41,13 @@ struct GradientSums {
   bool accumulate;             // whether to add to the gradients already in `sums`
 };
 
-// Keeps track of where the gradients of the next rows accumulate.
+// Tracks which buffer accumulates the gradients of the next rows.
 struct Accumulation {
   bool apart = false;  // whether gradients accumulate in GradientSums::apart instead of `sums`
   int64_t rows = 0;    // number of rows since `apart` was last added to `sums`
 };
 
-// Splits n elements into `shares` shares of whole vectors. Returns the range of elements in shares
+// Splits n elements into `shares` shares, each of whole vectors. Returns the elements of shares
 // begin .. end.
 template <class Scalar>
 inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
@@ -78,8 +78,8 @@ inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int6
   }
 }
 
-// Counts the rows of a time block. About every kRowsApart rows, calls add() to add `apart` to
-// `sums`. The first time, only switches accumulation from `sums` to `apart`.
+// Counts a time block's rows. Once kRowsApart rows have accumulated, switches accumulation from
+// `sums` to `apart` or, if already switched, calls add() to add `apart` to `sums`.
 template <class Scalar, class Add>
 inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
                              Accumulation& accumulation, Add&& add) {
@@ -99,8 +99,8 @@ inline Scalar* accumulator(const Runtime& runtime, Storage* result, int64_t n) {
   return scratch<Scalar>(runtime, n);
 }
 
-// Converts n sums to the type of `result` and stores the converted sums in `result`. If the types
-// are the same, does nothing, because the sums then accumulated in `result` itself.
+// Converts n sums to the type of `result` and stores the converted sums in `result`. No-op if the
+// types are the same, because the sums then accumulated in `result` itself.
 template <class Scalar, class Storage>
 inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   if constexpr (!std::is_same_v<Storage, Scalar>) {
@@ -121,8 +121,8 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args,
     const bool in_result = group == 0 && (Products::sums_like_gradient || sums_rows);
     gradients.sizes[p] = sizes[p];
     gradients.sums[p] = accumulator<Scalar>(runtime, in_result ? args.grads[p] : nullptr, sizes[p]);
-    // If one sequence is very long, other groups may have no rows. Only this line sets the sums of
-    // a group without rows.
+    // A group may have no rows if a sequence in another group is very long. Nothing else
+    // initializes the sums of such a group.
     if (rows == 0 && !gradients.accumulate) fill_zeros(gradients.sums[p], sizes[p]);
     if (rows > 2 * kRowsApart) gradients.apart[p] = zeros<Scalar>(runtime, sizes[p]);
   }

@@ -177,7 +177,7 @@ struct PairProducts {
   }
 
   // Transposes dz and packs previous states and inputs into panels, as operands of the products for
-  // weight gradients. The members take turns, kGranule rows at a time.
+  // weight gradients. The members split the rows in chunks of kGranule.
   void end_recurrence(int64_t count, const Part& part) const {
     if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {
@@ -253,7 +253,7 @@ struct PairProducts {
   }
 
  private:
-  // Multiplies rows row .. row + count of dz by a weight in panels. Uses `gates` blocks of
+  // Multiplies `count` rows of dz, starting at `row`, by a weight in panels. Uses `gates` blocks of
   // each row, starting at block `first_sum`. Computes only `columns` of the product. Calls
   // finish(i, j, height, width, sums) for every tile [height, panel_width].
   template <class Finish>

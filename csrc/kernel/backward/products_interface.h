@@ -17,7 +17,7 @@ template <class Products>
 struct ProductsInterface {
   using Storage = typename Products::Storage;    // element type of the layer's tensors
   using Scalar = typename Products::Scalar;      // type of sums
-  using Elements = typename Products::Elements;  // points to elements of a product's operand
+  using Elements = typename Products::Elements;  // pointer to the elements of an operand
 
   template <class Actual, class Expected>
   static constexpr bool same = std::is_same_v<Actual, Expected>;
@@ -33,8 +33,8 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::can_project), const bool>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);
-  // The rows of dz in a time block, the stride from one row to the next, and the stride from one
-  // block of a row to the next. Each block holds H gradients, one per hidden unit.
+  // The rows of dz in a time block, the row stride, and the stride between the blocks of a row.
+  // Each block holds H gradients, one per hidden unit.
   static_assert(same<decltype(Products::dz), Elements>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
   static_assert(same<decltype(Products::dz_block), int64_t>);
@@ -52,9 +52,9 @@ struct ProductsInterface {
   // caller's `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, int64_t, const Runtime&)>);
-  // dz_rows(row, first): returns where the cell writes a row's gradients of the sums, starting at
-  // unit `first`: in a buffer for one row if encodes_dz, otherwise in dz itself. store_dz(row,
-  // columns): encodes `columns` of the buffer into dz; a no-op unless encodes_dz.
+  // dz_rows(row, first): returns where the cell writes a row of dz, starting at unit `first`. If
+  // encodes_dz, this is a one-row buffer; otherwise it is dz itself. store_dz(row, columns):
+  // encodes `columns` of the buffer into dz. No-op unless encodes_dz.
   static_assert(same<decltype(Products::encodes_dz), const bool>);
   static_assert(same<decltype(&Products::dz_rows), Scalar* (Products::*)(int64_t, int64_t) const>);
   static_assert(same<decltype(&Products::store_dz), void (Products::*)(int64_t, Columns) const>);
@@ -70,13 +70,13 @@ struct ProductsInterface {
   // `rows` rows, and for weight gradients if `want_weights`.
   static_assert(same<decltype(&Products::prepare_rows),
                      void (Products::*)(const Layer<Storage>&, bool, int64_t, const Runtime&)>);
-  // keep_row(row, h, x, grad_input): stores the data of one row that the products over the time
-  // block need: the previous state h (null means zeros), the input x (may be null), and the
-  // memory for the gradient of x (null if it is not wanted).
+  // keep_row(row, h, x, grad_input): keeps one row's operands for the products of the time block. h
+  // is the previous state (null means zeros), x is the input (may be null), and grad_input receives
+  // the gradient of x (null if not wanted).
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
   // step_back(row, weight_hh, rows, columns, grad_h): computes `columns` of grad_h = dz W_hh for
-  // the `rows` rows of one time, which start at index `row` of the time block. Adds to grad_h
+  // the `rows` rows of one time step, which start at index `row` of the time block. Adds to grad_h
   // unless the cell is only_through_sums.
   static_assert(
       same<decltype(&Products::step_back),

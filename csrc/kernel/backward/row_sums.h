@@ -1,5 +1,5 @@
-// Computes gradients that are sums of rows of dz: the gradients of the biases, and the gradient of
-// a table, which has one sum per token.
+// Computes gradients by summing rows of dz. A bias gradient is the sum of all rows; a table
+// gradient has one sum per token.
 #pragma once
 
 #include "kernel/backward/time_blocks.h"
@@ -69,7 +69,7 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   }
 }
 
-constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
+constexpr int64_t kTokenChain = 16;  // rows to sum before adding the partial sum to the total
 
 // Sums all rows of dz with the same token as row `last` (the last such row), and adds the result to
 // `sum` [width]. Uses `width` columns, at most a panel, starting at column `first`. Summing short

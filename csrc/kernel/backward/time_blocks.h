@@ -23,7 +23,7 @@ inline int64_t first_row(const GroupRows& rows, int64_t t) {
   return rows.start ? rows.start[t] : t * (rows.slice.end - rows.slice.begin);
 }
 
-// Times first .. last, whose rows fit in cache together.
+// A range of times, first .. last, whose rows fit in cache together.
 struct TimeBlock {
   int64_t first;
   int64_t last;

@@ -26,9 +26,9 @@ struct CopiedRows {
   int64_t* ids;    // [members, steps, B], token ids; null without a table
   Scalar* output;  // [steps, B, P]
   Scalar* kept;    // [steps, B, kept blocks * H]; null if nothing is kept
-  // [B, P]: h at the start of the time block. [B, H]: the cell state, if any, at the current step.
+  // [0]: h at the start of the time block [B, P]. [1]: the cell state at the current step [B, H].
   Scalar* states[kMostStates];
-  // [steps, B, P] and [steps, B, H]: the states to restart from at cuts; null if none are given.
+  // States to restart from at cuts: h [steps, B, P] and the cell state [steps, B, H], or null.
   Scalar* reset_to[kMostStates];
   Scalar* last;                 // [B, P], h at the end of the time block
   Scalar* inputs[kMostInputs];  // [steps, B, H]; null if absent
@@ -47,7 +47,7 @@ struct CopiedPart {
   const Part& part;
   const Plan& plan;
 
-  // Returns how many elements of the i-th state the part computes.
+  // Returns the number of elements of state i that the part computes.
   int64_t width(int i) const { return part.of_state(i).last - part.of_state(i).first; }
   // Returns the offset of the part's columns in the i-th state of sequence b.
   int64_t state_at(int i, int64_t b) const {

@@ -35,12 +35,12 @@ template <class Encoding>
 struct EncodedRows {
   // [B, state_size(H)] each: step s reads states[s % 2].
   typename Encoding::State states[2];
-  // [steps * B, input_size(D)] each: stretch n of `steps` steps reads inputs[n % 2].
+  // [steps * B, input_size(D)] each: the n-th stretch of `steps` steps reads inputs[n % 2].
   typename Encoding::Row inputs[2];
   // [members, encoded_rows, row_size(H)]: each member's encoded states; null if states_are_encoded.
   typename Encoding::Row encoded;
   int64_t encoded_rows;
-  int64_t steps;  // number of steps whose inputs are read at once
+  int64_t steps;  // number of steps in a stretch, whose inputs are read together
   // The projection [unit blocks, gates, capacity, panel_width], or null if not computed ahead.
   float* projected;
   int64_t capacity;  // number of rows in `inputs` and `projected`
@@ -81,7 +81,7 @@ struct EncodedPart {
   Row input_at(int64_t s, int64_t b) const {
     return inputs_at(s) + row_of(s, b) * Encoding::input_size(args.layer.D);
   }
-  // Return the h of sequence b that step s reads: as the cell wrote it, and encoded for products.
+  // Return the h of sequence b that step s reads, either as the cell wrote it or encoded.
   State written_state(int64_t s, int64_t b) const {
     return rows.states[s % 2] + (b - part.slice.begin) * Encoding::state_size(args.layer.H);
   }
@@ -97,7 +97,7 @@ struct EncodedPart {
     return rows.projected + ((j / w * args.layer.cell->gates + s) * rows.capacity + row) * w;
   }
 
-  // Encodes inputs of the stretch that starts at step `first`: this member's rows of each step.
+  // Encodes this member's rows of the inputs, for the stretch that starts at step `first`.
   void read_inputs(int64_t first) const {
     const Layer<Storage>& layer = args.layer;
     if (layer.D == 0) return;
@@ -179,8 +179,8 @@ struct EncodedPart {
     panels.for_each_panel(args.layer, j / w, sum);
   }
 
-  // Adds the biases and, with a table, the table's row for (t, b) to the sums of `width` units,
-  // starting at unit j.
+  // Adds the start values to the sums of `width` units, starting at unit j: the biases and, if
+  // there is a token table, its row for (t, b).
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<Storage>& layer = args.layer;
     const Cell& cell = *layer.cell;
@@ -233,7 +233,7 @@ struct EncodedPart {
     return result;
   }
 
-  // For `height` rows starting at sequence b, turns the sums of units j .. j + width into states.
+  // Computes the states of units j .. j + width from their sums, for `height` rows from sequence b.
   void finish(const Step& step, int64_t b, int64_t height, int64_t j, int64_t width,
               float* sums) const {
     const Layer<Storage>& layer = args.layer;
@@ -342,7 +342,7 @@ inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const R
           Encoding::weight_bytes, layer.cell->gates};
 }
 
-// Allocates the rows of one group, for a slice of `sequences` sequences.
+// Allocates the rows of a group that computes `sequences` sequences.
 template <class Encoding, class Storage>
 EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan, int64_t sequences,
                                    const Runtime& runtime) {
@@ -376,7 +376,7 @@ EncodedRows<Encoding> encoded_rows(const Layer<Storage>& layer, const Plan& plan
   return rows;
 }
 
-// Returns how many threads to use for packing all weights.
+// Returns the number of threads that pack the weights.
 template <class Storage>
 inline int64_t choose_packers(const Layer<Storage>& layer, const Machine& machine) {
   const double elements = double(layer.cell->gates * layer.H) * double(layer.D + layer.H);

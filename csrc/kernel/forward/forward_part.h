@@ -13,7 +13,7 @@ inline bool are_sums_in_output(const Layer<Storage>& layer) {
   return layer.cell->sums == 1 && layer.cell->only_through_sums && layer.P == layer.H;
 }
 
-// Times first .. last.
+// A range of times, first .. last.
 struct TimeRange {
   int64_t first;
   int64_t last;
@@ -185,8 +185,8 @@ struct ForwardContext {
     return ForwardPanels<Storage, Element>::unit_block_size(args.layer);
   }
 
-  // Return the operands of the two products, starting with weight block 0. Operand::after is the
-  // part's first unit block, which the part reads again after its last unit block.
+  // Return the operands of the input and state products, starting with weight block 0.
+  // Operand::after is the part's first unit block, which the part reads again after its last one.
   Operand<Scalar, Element> projection(const Scalar* x, int64_t stride) const {
     return operand(x, stride, weights.weights, args.layer.D, args.layer.chains.projection,
                    weights.prefetch);

@@ -137,7 +137,7 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const Scalar* initial = initial_state(args.layer, i, b);
       Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
-      const bool in_place = initial && initial + first == last;  // a wave may pass the same memory
+      const bool in_place = initial && initial + first == last;  // a wave may pass one buffer
       if (!in_place) read_start(initial, first, part.columns.last - first, last);
     }
   }

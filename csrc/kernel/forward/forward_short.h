@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether to run a call with forward_short(): it supports the cell and the call, the layer
-// is small, and the only sequence is short. D and H must be multiples of the vector length.
+// Returns whether to run a layer with forward_short(). The layer must be small and supported, with
+// D and H multiples of the vector length, and the batch must be one short sequence.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -25,7 +25,7 @@ inline bool is_short(const Layer<Scalar>& layer) {
          layer.D % lanes == 0 && layer.H % lanes == 0;
 }
 
-// acc[r] += W[r, K] x[K], lane by lane, for as many rows of W as a vector has lanes.
+// Adds W[r, K] x[K] to acc[r], lane by lane. W has as many rows as a vector has lanes.
 template <class Scalar>
 inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
                             Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {

@@ -65,7 +65,7 @@ inline Short narrow(Vec<float> v, Half) {
 }
 #endif
 
-// Cost of loading and widening a vector, relative to Half on processors that convert it natively.
+// Relative cost of loading and widening a vector: 1 for Half if converted natively, otherwise 2.
 template <class Storage>
 constexpr int64_t kLoadingCost = 2;
 #if defined(__AVX512F__) || defined(__F16C__)

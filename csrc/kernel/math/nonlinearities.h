@@ -81,7 +81,7 @@ struct Tanh<double> {
                                  0.00014144697467484233669, 0.00002571625655054236154};
 };
 
-// exp(2a) = power * (2 rest + 1), where a = n ln 2 / 2 + s, power = 2^n and rest = expm1(2s) / 2.
+// Holds exp(2a) = power (2 rest + 1): power = 2^n, rest = expm1(2s) / 2, a = n ln 2 / 2 + s.
 template <class Scalar>
 struct Exponential {
   Vec<Scalar> power;

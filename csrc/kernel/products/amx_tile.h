@@ -1,4 +1,4 @@
-// Multiplies numbers stored as bfloat16 terms on AMX.
+// Uses AMX to multiply numbers stored as bfloat16 terms.
 #pragma once
 
 #include "contract.h"

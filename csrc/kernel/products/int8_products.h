@@ -89,7 +89,7 @@ constexpr int kColumns = Simd<float>::lanes / kPartial;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows that multiply_rows() computes at once, with all sums in registers.
 constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
-// Returns the number of chains per sum for multiply_rows() with `rows` rows.
+// Returns how many chains multiply_rows() splits each sum into, for `rows` rows.
 constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
 
 // Adds up the kPartial partial sums of each column.
@@ -103,8 +103,8 @@ inline Int whole_sums(const Int* sums) {
   return whole;
 }
 
-// Writes row r of start + A B to c. Row r of A is the sum of kEach rows of integers; `sum(e, v)`
-// returns vector v of the integer sums of the e-th of these rows.
+// Writes row r of start + A B to c. Row r of A is the sum of kEach integer rows. `sum(e, v)`
+// returns vector v of the integer product of the e-th such row and B.
 template <int kEach, class F>
 inline void write_row(const Int8Operands& operand, int64_t r, const float* start, float* c,
                       F&& sum) {

@@ -20,7 +20,7 @@ struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
   const Panel* panels;
-  int64_t panel_size;  // distance between two panels, in elements
+  int64_t panel_size;  // stride between panels, in elements
   int64_t K;
   int64_t chain = kChain;  // maximum chain length; see kChain
   // The panel that will be read after the product. Unless it is null, each panel is prefetched into
@@ -47,7 +47,7 @@ constexpr int kPrefetchUnroll = NAMERNN_REGISTERS >= 32 ? kPrefetchSteps : 1;
 // Maximum number of tiles that share the prefetching of a panel.
 constexpr int64_t kMostPrefetchingTiles = 32;
 
-// Returns which cache lines of `panel` (K rows) tile n prefetches, if `tiles` tiles split them.
+// Returns the cache lines of `panel` (K rows) that tile n of `tiles` tiles prefetches.
 template <class Scalar>
 inline Ahead ahead_in(const void* panel, int64_t K, int64_t n, int64_t tiles) {
   const int64_t lines = K * Shape<Scalar>::panel_width * int64_t(sizeof(Scalar)) / kCacheLine;
@@ -69,7 +69,7 @@ struct Target {
   int64_t c_row;
   const Scalar* start;  // element (i, j) is start[i * start_row + j]; null means zeros
   int64_t start_row;
-  bool add;  // whether to add to C rather than overwrite C
+  bool add;  // whether to add to C instead of overwriting it
   // Unless null, replaces `start`: element (i, j) is starts[i][j].
   const Scalar* const* starts = nullptr;
 };

@@ -32,8 +32,8 @@ struct InPlaceShape {
   }
 };
 
-// acc[r][c] += a[r, k] w[c, k] for k in first .. last, lane by lane. Prefetches a cache line of
-// `ahead` per vector.
+// Adds a[r, k] w[c, k] to acc[r][c] for k in first .. last, lane by lane. Prefetches a cache line
+// of `ahead` per vector.
 template <class Scalar, class Storage, int kRows, int kColumns>
 inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&w)[kColumns],
                          int64_t first, int64_t last, Vec<Scalar> (&acc)[kRows][kColumns],

@@ -12,7 +12,7 @@ void forward_int8(const Forward<float>& args, const Runtime& runtime) {
   forward_encoded<Encoding>(args, args.layer.panels, runtime);
 }
 
-// Returns the kernels that multiply with Tile. `name` is the name of Tile's instructions.
+// Returns the kernels that multiply with Tile. `name` names Tile's instruction set.
 template <class Tile>
 constexpr Int8Kernels int8_kernels(const char* name) {
   using Panels = Int8Panels<float>;

@@ -9,7 +9,7 @@
 namespace namernn_fast {
 namespace {
 
-// Rates measured on AMX. A product in place converts each bfloat16 weight once per tile of at most
+// Rates measured on AMX. Without panels, each bfloat16 weight is converted once per tile of at most
 // six rows. With few sequences, the conversion takes three times as long as the product.
 template <class Storage>
 constexpr PanelRate kPairRate = {24, 8};

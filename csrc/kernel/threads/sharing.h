@@ -136,7 +136,7 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
 // failed allocation between two barriers would leave the other members waiting.
 template <class Scalar>
 inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
-  static_assert(std::is_trivially_copyable_v<Scalar>);  // no constructor or destructor runs
+  static_assert(std::is_trivially_copyable_v<Scalar>);  // scratch memory runs no constructors
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 

@@ -21,7 +21,7 @@ struct Team {
 };
 
 constexpr uint32_t kClosed = uint32_t(1) << 30;
-constexpr int kFormationRounds = 64;  // yields before the first member stops waiting for others
+constexpr int kFormationRounds = 64;  // maximum yields while the first member waits for others
 
 // Joins the team. Returns the caller's member number, or -1 if the team is already closed. The
 // first member waits until the team has `expected` members, but only for a limited time.

@@ -114,7 +114,7 @@ struct Int8Panels {
   }
 };
 
-// The encoding as 8-bit integers, for forward_encoded(). TheTile is VectorTile or AmxTile.
+// Encodes rows as 8-bit integers for forward_encoded(). TheTile is VectorTile or AmxTile.
 template <class TheTile>
 struct AsInt8 {
   using Tile = TheTile;

@@ -135,8 +135,8 @@ inline void pack_pair_rows(const Storage* w, int64_t K, int64_t width, int64_t f
   }
 }
 
-// Holds a layer's weights in the format that the forward pass on pairs reads. Has memory for all
-// unit blocks, or for only one, in which unit blocks are packed one after the other.
+// Holds a layer's weights in the format that the forward pass on pairs reads. The memory holds all
+// unit blocks, or a single one that is repacked for each unit block in turn.
 template <class Storage, int kTerms>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
@@ -147,7 +147,7 @@ struct PairPanels {
   float* bias;  // [blocks, sums, panel_width], see pack_bias()
   Own<float> own;
 
-  // Returns the number of unit blocks.
+  // Returns the number of unit blocks in a layer.
   static int64_t count(const Layer<Storage>& layer) { return panel_count<float>(layer.H); }
   // Returns the number of elements in a unit block.
   static int64_t unit_block_size(const Layer<Storage>& layer) {
@@ -246,8 +246,8 @@ struct PairPanels {
   }
 };
 
-// The encoding as terms, for forward_encoded(): uses bfloat16 tensors as they are, and rounds float
-// tensors to one or two terms.
+// Encodes rows as terms for forward_encoded(). Uses bfloat16 rows unchanged, and rounds float rows
+// to one or two terms.
 template <int kTerms>
 struct AsTerms {
   using Tile = PairTile;

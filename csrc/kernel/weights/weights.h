@@ -78,20 +78,20 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// A layer's own parameters, converted by `prepare_own` and padded to whole unit blocks.
+// The cell's own parameters, converted by `prepare_own` and padded to whole unit blocks.
 template <class Scalar>
 struct Own {
   Scalar* memory;  // [own parameters, stride]
   int64_t stride;
 
   Scalar* at(int64_t i, int64_t unit) const { return memory + i * stride + unit; }
-  // Sets to[i] to the address of own parameter i, starting at `unit`.
+  // Sets to[i] to the address of `unit` in the cell's own parameter i.
   void set(const Cell& cell, int64_t unit, const Scalar* (&to)[kMostOwn]) const {
     for (int64_t i = 0; i < cell.own; ++i) to[i] = at(i, unit);
   }
 };
 
-// Converts the own parameters of unit block p and writes them to `own`, starting at `unit`.
+// Converts unit block p of the cell's own parameters and writes it to `own`, starting at `unit`.
 template <class Storage, class Scalar>
 inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -263,17 +263,17 @@ void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[kParamete
   for (int64_t p = 0; p < Panels::count(layer); ++p) from.unpack(layer, p, weights);
 }
 
-// Where the groups of a plan read their weight panels. If choose_copies() returns true, each group
-// packs its own copy, which may then already be in the private cache of the core that reads it.
-// Otherwise all groups share one copy.
+// Says where the groups of a plan read their weight panels. If choose_copies() returns true, each
+// group packs its own copy, which may then already be in the private cache of the core that reads
+// it. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // distance between two groups' copies in bytes; 0 if all groups share one copy
   bool packed;    // whether the panels are already packed; if not, each part packs its own columns
 };
 
-// Decides where the groups read the weights: in `panels`, unless it is null. Otherwise allocates
-// memory for panels, and packs the panels if all groups share one copy.
+// Decides where the groups read the weights. If `panels` is null, allocates memory for panels, and
+// packs the panels if all groups share one copy. Otherwise the groups read `panels`.
 template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panels, const Plan& plan,
                                   const Runtime& runtime) {
