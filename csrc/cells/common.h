@@ -2,9 +2,9 @@
 // the Cell. The struct has these members:
 // - kind: its CellKind;
 // - lists(): returns a Cell with all sizes and flags, but without functions;
-// - states_of(rows, at): computes the states of the units at position `at` of a StateRows;
-// - sum_gradients(rows, at): computes the gradients of the sums of the units at position `at` of a
-//   GradientRows;
+// - states_of(rows, at): computes the states of the units at position `at` in a StateRows;
+// - sum_gradients(rows, at): computes the gradients of the sums for the units at position `at`
+//   in a GradientRows;
 // - prepare_own(i, values): converts the cell's own parameter i for use by the two functions above.
 #pragma once
 

@@ -320,8 +320,8 @@ void run_one_group(const BackwardPass<Products>& pass) {
       });
 }
 
-// Adds up the parameter gradients of all groups. Then converts and stores every gradient that did
-// not accumulate in the caller's memory.
+// Adds up the parameter gradients of all groups. Then converts and stores every gradient that was
+// not accumulated in the caller's memory.
 template <class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;

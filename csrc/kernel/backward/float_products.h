@@ -56,7 +56,7 @@ struct FloatProducts {
   Scalar* input;
   Scalar* unprojected;
 
-  // Returns the approximate number of rows of a time block: as many as fill about half of a core's
+  // Returns the approximate number of rows in a time block, which fill about half of a core's
   // private cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + layer.cell->sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));

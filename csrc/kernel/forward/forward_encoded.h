@@ -8,17 +8,17 @@
 // The template parameter Encoding has these members:
 // - Tile: computes a tile of a product, like PairTile in pair_panels.h;
 // - Operands: the operands of a product;
-// - Row: points to an encoded row. input_size(n) and row_size(n) are the distances between rows of
-//   n inputs and of n states;
+// - Row: points to an encoded row. input_size(n) and row_size(n) are the row strides for n inputs
+//   and for n states;
 // - State: points to a row of states as a step writes it. State is Row, or float* if only complete
-//   rows can be encoded. state_size(n) is the distance between rows of n states;
+//   rows can be encoded. state_size(n) is the row stride for n states;
 // - Panels<Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
-// - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands of
-//   a product of rows of n numbers with a panel;
+// - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands
+//   that multiply rows of n numbers by a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if State is not Row: encode a row;
-// - scratch_rows(runtime, rows, n, size): allocates rows of n numbers, `size` apart, with
-//   padding that is ready for products.
+// - scratch_rows(runtime, rows, n, size): allocates rows of n numbers with stride `size`,
+//   and initializes the padding that products read.
 #pragma once
 
 #include "kernel/weights/weights.h"
@@ -40,7 +40,7 @@ struct EncodedRows {
   // [members, encoded_rows, row_size(H)]: each member's encoded states; null if states_are_encoded.
   typename Encoding::Row encoded;
   int64_t encoded_rows;
-  int64_t steps;  // number of steps in a stretch, whose inputs are read together
+  int64_t steps;  // steps per stretch; the inputs of a stretch are read together
   // The projection [unit blocks, gates, capacity, panel_width], or null if not computed ahead.
   float* projected;
   int64_t capacity;  // number of rows in `inputs` and `projected`

@@ -33,7 +33,7 @@ inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
   return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 }
 
-// Unlike a division, an estimate with two corrections does not stall the multiply-add units.
+// Unlike a division, a reciprocal estimate with two corrections does not stall the FMA units.
 template <>
 inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
   const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);

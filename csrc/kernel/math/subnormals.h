@@ -8,7 +8,7 @@ namespace {
 
 // While an object of this class exists, the thread that created it treats subnormal operands and
 // results as zero, so each operand and result may be off by up to the smallest normal number.
-// Gradients that fade over many steps become subnormal, and some processors are a hundred times
+// Gradients that vanish over many steps become subnormal, and some processors are a hundred times
 // slower with such numbers.
 class FlushSubnormals {
  public:

@@ -205,7 +205,7 @@ inline void add_products(const Int8Operands* operands, int count, int64_t height
   for (int o = 0; o < count; ++o) multiply_one(operands[o], o == 0 ? start : c);
 }
 
-// The tile for vector instructions (AMX has AmxTile). pair_panels.h describes the interface.
+// Computes a tile with vector instructions. AMX uses AmxTile instead. See pair_panels.h.
 struct VectorTile {
   static constexpr int64_t rows = 24;
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kAddingCost = 16;  // cost of adding one element to another, in multiply-adds
 
-// Columns first .. last of a matrix.
+// A range of columns of a matrix, first .. last.
 struct Columns {
   int64_t first;
   int64_t last;

@@ -12,7 +12,7 @@
 namespace namernn_fast {
 namespace {
 
-// The counters have separate cache lines, because all members write or poll them.
+// The counters are on separate cache lines, to avoid false sharing between the members.
 struct Team {
   Signal joined;                 // members so far; at least kClosed once the team is closed
   Signal members;                // number of members; 0 until the team is closed

@@ -67,7 +67,7 @@ struct Int8Panels {
     pack_own(layer, p, own, own_unit(p));
   }
 
-  // Writes scale * integer for each weight of unit block p to row-major weights.
+  // Dequantizes the weights of unit block p into row-major weights.
   void unpack(const Layer<float>& layer, int64_t p, float* const (&to)[kParameters]) const {
     const int64_t D = layer.D, H = layer.H;
     for_each_panel(layer, p, [&](int64_t s, const int8_t* of_input, const int8_t* of_state) {

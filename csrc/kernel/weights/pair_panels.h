@@ -16,8 +16,8 @@ namespace {
 // multiply() must point to memory for this many rows, even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
 // multiply(operands, count, height, start, c) writes start + A B to c [height, panel_width], summed
-// over `count` pairs of operands A and B. `start` [height, panel_width] may equal c. If it is
-// null, the sums start at zero. Each K is a multiple of kGranule.
+// over `count` pairs of operands A and B. `start` [height, panel_width] may equal c; null means
+// zeros. The inner dimension K of each operand is a multiple of kGranule.
 static_assert(
     std::is_same_v<decltype(&PairTile::multiply<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, int64_t, const float*, float*)>);
@@ -27,8 +27,8 @@ static_assert(
     std::is_same_v<decltype(&PairTile::multiply_row<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, const float*, float*)>);
 
-// K is padded to a multiple of this number of elements, which fill one vector or one row of an AMX
-// tile.
+// The inner dimension K of a product is padded to a multiple of this number of elements, which fill
+// one vector or one row of an AMX tile.
 constexpr int64_t kGranule = 32;
 
 // Returns n rounded up to a multiple of kGranule.

@@ -27,8 +27,8 @@ inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H,
   return weights ? weights + block * H * row : nullptr;
 }
 
-// Copies units first .. first + width of `start`, the state from which a sequence starts, to `to`.
-// Writes zeros if `start` is null.
+// Copies units first .. first + width of a sequence's start state, `start`, to `to`. Writes zeros
+// if `start` is null.
 template <class Storage, class State>
 inline void read_start(const Storage* start, int64_t first, int64_t width, State to) {
   start ? convert(start + first, to, width) : fill_zeros(to, width);
