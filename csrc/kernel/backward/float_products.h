@@ -40,7 +40,7 @@ struct FloatProducts {
   int64_t D;
   int64_t H;
   int64_t P;
-  int64_t capacity;  // maximum number of rows of a time block
+  int64_t capacity;  // maximum number of rows in a time block
   bool prefetch;     // whether to prefetch weight panels: true if they do not stay in cache
   int64_t dz_stride;
   int64_t dz_block;  // stride between the blocks of a row of dz

@@ -32,8 +32,8 @@ inline bool is_sum_of_rows(const Layer<Storage>& layer, int parameter) {
 // The sums of one group's parameter gradients, used only if such gradients are wanted.
 template <class Scalar>
 struct GradientSums {
-  // Number of elements in `sums` for each parameter; 0 for a parameter that does not exist, and for
-  // bias_hh if it has the same gradient as bias_ih. With a table, the table's gradient replaces the
+  // Number of elements in `sums` for each parameter. 0 if the parameter does not exist, or if it is
+  // bias_hh and has the same gradient as bias_ih. With a table, the table's gradient replaces the
   // gradient of weight_ih.
   int64_t sizes[kParameters];
   Scalar* sums[kParameters];   // the elements are in the order in which the products write them

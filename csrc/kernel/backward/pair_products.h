@@ -78,7 +78,7 @@ struct PairProducts {
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
-  int64_t capacity;  // maximum number of rows of a time block
+  int64_t capacity;  // maximum number of rows in a time block
   int64_t dz_stride;
   int64_t dz_block;        // padded(H)
   Elements dz;             // [capacity + PairTile::rows, dz_stride]

@@ -226,7 +226,7 @@ struct CopiedPart {
 // than converting all of the layer's 16-bit panels first.
 template <class Storage>
 inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const Machine& machine) {
-  constexpr int64_t few_rows = 4;  // up to this many rows, reading the weights hides the conversion
+  constexpr int64_t few_rows = 4;   // up to this many rows, conversion is free (bandwidth-bound)
   constexpr int64_t few_tiles = 4;  // at this many tiles, converting all panels first is as fast
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;

@@ -18,7 +18,7 @@
 //   that multiply rows of n numbers by a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if State is not Row: encode a row;
 // - scratch_rows(runtime, rows, n, size): allocates rows of n numbers with stride `size`,
-//   and initializes the padding that products read.
+//   whose padding is safe for products to read.
 #pragma once
 
 #include "kernel/weights/weights.h"

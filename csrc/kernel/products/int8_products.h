@@ -14,7 +14,7 @@ struct Int8Operands {
   int64_t a_row;        // row stride of A, in bytes
   int64_t K;            // number of columns of A and rows of B, including padding
   const int8_t* panel;  // B, in the format of Int8Panels
-  int64_t second;  // bytes from a row of A to its errors, see quantize_row_twice(); 0 if not stored
+  int64_t second;  // bytes from a row of A to its errors (quantize_row_twice()); 0 without errors
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
@@ -30,7 +30,7 @@ inline int64_t place_in_panel(int64_t k, int64_t j) {
   return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
 }
 
-// Four adjacent codes of a row of A, repeated to fill a vector.
+// Quad broadcasts four adjacent codes of a row of A to a whole vector.
 using QuadBits = std::conditional_t<sizeof(Code) == 1, int32_t, int64_t>;
 typedef QuadBits Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Quad load_quad(const uint8_t* p) {

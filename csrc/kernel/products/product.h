@@ -14,7 +14,7 @@
 namespace namernn_fast {
 namespace {
 
-// One product A B of the sum. The panels of B may be stored in 16 bits.
+// The operands of one product A B. The panels of B may be stored in 16 bits.
 template <class Scalar, class Panel = Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]

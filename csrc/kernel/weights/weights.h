@@ -1,4 +1,4 @@
-// Stores a layer's weights in panels: defines the formats, packs the weights, and decides which
+// Defines the panel formats of a layer's weights, packs the weights into panels, and decides which
 // copy of the panels each group reads.
 #pragma once
 
@@ -268,7 +268,7 @@ void unpack_all(const Layer<Storage>& layer, Storage* const (&weights)[kParamete
 // it. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
-  size_t stride;  // distance between two groups' copies in bytes; 0 if all groups share one copy
+  size_t stride;  // bytes between the copies of consecutive groups; 0 if all groups share one copy
   bool packed;    // whether the panels are already packed; if not, each part packs its own columns
 };
 
