@@ -122,7 +122,7 @@ inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
 // Computes columns first .. last of C. The M rows are split into tiles whose heights differ by at
 // most one. If there are several tiles, each prefetches some of the next rows of W. A single tile
 // would not benefit. Calls finish(i, j, rows, columns) for each tile of C while the tile is in the
-// nearest cache.
+// L1 cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,
