@@ -49,7 +49,7 @@ The weights are under the MIT licence of this project.
 
 ## Figures
 
-On the {names} names of the test part, which were not used for training:
+On the {names} names of the test set, which were not used for training:
 
 {table}
 

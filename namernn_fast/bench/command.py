@@ -96,7 +96,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[str], float]:
-    """Returns an argparse type for numbers above 0 and below `end`; errors say `words`."""
+    """Returns an argparse type for numbers above 0 and below `end`; `words` describes them."""
 
     def parse(text: str) -> float:
         try:
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks that the output files look writable, so that a bad path fails at once."""
+    """Checks the output paths, so that a bad path fails before the benchmark runs."""
     for path in (options.plot, options.json):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             options.parser.error(f"{str(path)!r} is not a file path in an existing folder")
@@ -281,7 +281,7 @@ def _times(results: Results) -> Timings:
 
 
 def _label(workload: Workload) -> str:
-    """Returns the sizes of a workload as `(D, H, T)`; T is a range for packed sequences."""
+    """Returns `(input_size, hidden_size, steps)` as text; steps is a range if packed."""
     steps = workload.seq_len or "{}..{}".format(*LENGTHS)
     return f"({workload.input_size}, {workload.hidden_size}, {steps})"
 
@@ -319,7 +319,7 @@ def report(results: Results) -> str:
 
 
 def _panels(times: Timings) -> dict[str, dict[str, Points]]:
-    """Returns the panels of the plot by mode, each with one line per shape."""
+    """Returns one panel of the plot per mode, with one line per shape."""
     panels: dict[str, dict[str, Points]] = {mode: {} for mode in MODES}
     for workload, timed in times.items():
         points = panels[workload.mode].setdefault(_label(workload), {})

@@ -1,4 +1,4 @@
-"""Predicts the languages of names in rows. Every row gets an answer, even an unusable name."""
+"""Predicts the languages of names in rows. A row with an unusable name gets an answer too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class Answers:
-    """Answers for rows, stored in columns: one object per row would be slower than the model."""
+    """The answers for all rows, stored as columns, because creating one object per row is slow."""
 
     rows: Rows
     """The rows and their errors. In a row with an error, a long name is shortened and invalid bytes

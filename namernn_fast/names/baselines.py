@@ -35,7 +35,7 @@ class NgramSettings:
 
 
 NGRAMS = NgramSettings()
-"""The settings of the baseline that models are compared with, chosen on validation parts."""
+"""The settings of the baseline that models are compared with, chosen on validation sets."""
 
 WEIGHTED_NGRAMS = NgramSettings(longest=5, weighted=True, inverse_penalty=15.0)
 """Settings that are about as good as `NGRAMS`, with slightly better accuracy."""
@@ -45,13 +45,13 @@ class Scores(NamedTuple):
     """The log-probabilities of the languages for each name."""
 
     validation: Tensor
-    """float64 (names of the validation part, languages)"""
+    """float64 (names of the validation set, languages)"""
     test: Tensor
-    """float64 (names of the test part, languages)"""
+    """float64 (names of the test set, languages)"""
 
 
 def majority_baseline(split: Split) -> Scores:
-    """Scores every name with the log frequencies of the languages in the training part."""
+    """Scores every name with the log frequencies of the languages in the training set."""
     priors = split.priors().log().clamp(min=_ABSENT)
     return Scores(
         priors.expand(len(split.validation), -1).clone(), priors.expand(len(split.test), -1).clone()
@@ -59,7 +59,7 @@ def majority_baseline(split: Split) -> Scores:
 
 
 def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
-    """Scores names with a logistic regression on character n-grams of the training part."""
+    """Scores names with a logistic regression on character n-grams of the training set."""
     numpy, text = require("numpy"), require("sklearn.feature_extraction.text")
     linear = require("sklearn.linear_model")
     labels = split.train.labels

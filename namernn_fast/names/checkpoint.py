@@ -38,7 +38,7 @@ _DTYPES = (torch.float32, torch.float16)
 _TABLE = "unusual"  # the key of `Unusualness` among the tensors and among the plain values
 
 WEAK_RECALL = 0.2
-"""A language is called weak if its recall on the test part is below this value."""
+"""A language is called weak if its recall on the test set is below this value."""
 
 Value = TypeVar("Value")
 
@@ -74,9 +74,9 @@ class Checkpoint:
     languages: tuple[str, ...]
     """The languages, in the order of the model's outputs."""
     info: dict[str, Any]
-    """Plain values: "trained" (the UTC date), "split" (its method, seed, shares and SHA-256, and
+    """Plain values: "trained" (the UTC date), "split" (its method, seed, fractions and SHA-256, and
     the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
-    test part), "history" (results of the epochs), "versions"."""
+    test set), "history" (results of the epochs), "versions"."""
     folding: Folding = ASCII
     """The folding that the model was trained with."""
     unusualness: Unusualness = field(default_factory=Unusualness)
@@ -87,7 +87,7 @@ class Checkpoint:
         return bool(recorded(self.info, bool, "split", "data", "is_sample"))
 
     def weak_languages(self) -> frozenset[str]:
-        """Returns the languages whose recall on the test part is below `WEAK_RECALL`."""
+        """Returns the languages whose recall on the test set is below `WEAK_RECALL`."""
         recalls = recorded(self.info, dict, "metrics", "test_recall") or {}
         return frozenset(
             language

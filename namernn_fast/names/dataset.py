@@ -37,7 +37,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
-# Text files that do not contain a language, such as README.txt, without their suffix.
+# Names, without suffix, of text files that contain no surnames, such as README.txt.
 _NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 The large network can label any string with probabilities, so the small network can be trained on
 many more names than the data contains (Hinton et al., "Distilling the knowledge in a neural
-network", arXiv:1503.02531). Made-up names are derived only from the training part.
+network", arXiv:1503.02531). Made-up names are derived only from the training set.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def distilled(
     prior_correction: float = 0.0,
     seed: int = 0,
 ) -> Split:
-    """Returns the split with a training part that the teacher has labelled with probabilities.
+    """Returns the split with a training set that the teacher has labelled with probabilities.
 
     Args:
-        split: the parts of the data; the validation and test parts stay as they are.
+        split: the split of the data; the validation and test sets stay unchanged.
         teacher: a trained classifier in evaluation mode, which must have been trained only on the
-            training part, with the folding of the split.
-        made_up: the number of names to make up. Fewer may be added to the training part, because
-            duplicates and names of the validation and test parts are left out.
+            training set, with the folding of the split.
+        made_up: the number of names to make up. Fewer may be added to the training set, because
+            duplicates and names of the validation and test sets are left out.
         prior_correction: the value in the teacher's recipe. Its effect is removed, so that only the
             student's recipe decides how strongly rare languages are favoured.
         seed: the seed of the made-up names.
 
     Returns:
-        A split whose training part contains the distinct strings of `split.train` and the made-up
+        A split whose training set contains the distinct strings of `split.train` and the made-up
         names, with probabilities as labels: float32 (names, languages).
     """
     known = sorted(set(split.train.texts))
@@ -71,7 +71,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
     For each language, a Markov chain draws the next character from all characters that follow the
     previous two or three in the language's training names. A language is drawn with a probability
     proportional to the square root of its number of names, so that rare languages are not
-    neglected. The labels of the training part must be indices of languages, not probabilities.
+    neglected. The labels of the training set must be indices of languages, not probabilities.
     """
     draw = random.Random(seed)
     names_of: defaultdict[int, list[str]] = defaultdict(list)

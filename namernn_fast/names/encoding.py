@@ -189,7 +189,7 @@ def encode(name: str, folding: Folding = ASCII) -> Tensor:
 
 
 def _encode(lines: bytes, folding: Folding) -> EncodedNames:
-    """Returns the character ids of `lines`, folded names as `Folding.fold_lines` returns them."""
+    """Returns the character ids of folded names in the format of `Folding.fold_lines`."""
     text = torch.frombuffer(bytearray(b"\n%b\n" % lines), dtype=torch.uint8)
     newlines = (text == ord("\n")).nonzero().squeeze(1)
     lengths = newlines.diff() - 1

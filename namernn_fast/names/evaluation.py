@@ -38,9 +38,9 @@ class LanguageScores:
     predicted: int
     """The number of names predicted as this language."""
     precision: Proportion | None
-    """The share of `predicted` that is correct; None if `predicted` is 0."""
+    """The fraction of `predicted` that is correct; None if `predicted` is 0."""
     recall: Proportion | None
-    """The share of `names` that is predicted correctly; None if `names` is 0."""
+    """The fraction of `names` that is predicted correctly; None if `names` is 0."""
     f1: float
 
 
@@ -65,7 +65,7 @@ class Evaluation:
     macro_f1: Interval
     """The mean F1 of the languages with at least one name, with a bootstrap interval."""
     top3: Proportion
-    """The share of the names whose language is among the three most probable."""
+    """The fraction of names whose language is among the three most probable."""
     log_loss: float
     """The mean negative natural logarithm of the correct language's probability."""
     brier: float
@@ -75,7 +75,7 @@ class Evaluation:
     calibration: tuple[Bin, ...]
     languages: tuple[LanguageScores, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """How many names of each language (row) are predicted as each language (column)."""
+    """The confusion matrix: counts of names by true language (row) and prediction (column)."""
 
 
 def evaluate(

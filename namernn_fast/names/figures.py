@@ -22,9 +22,9 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> None:
-    """Draws how many names of each language are predicted as each language.
+    """Draws the confusion matrix of true and predicted languages.
 
-    The colours show shares of each language's names, so that rare languages are as visible as
+    Colours show fractions of each true language's names, so that rare languages are as visible as
     frequent languages. The numbers are counts of names.
     """
     names = [escaped(scores.language) for scores in evaluation.languages]
@@ -81,7 +81,7 @@ def draw_learning_curves(path: Path, history: Sequence[Epoch], title: str) -> No
 
 
 def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
-    """Draws the accuracy of named classifiers against the probability of the predicted language."""
+    """Draws each classifier's accuracy against its confidence, in bins of confidence."""
     figure, (axes, counts) = _figure(6, 7, rows=2, height_ratios=[3, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
     for place, (name, evaluation) in enumerate(evaluations.items()):

@@ -19,7 +19,7 @@ _BLOCK_BYTES = 65_536
 
 
 class Source(Protocol):
-    """A buffered binary file, such as `lines_of` reads."""
+    """A buffered binary file that `lines_of` can read."""
 
     def read1(self, size: int, /) -> bytes:
         """Returns up to `size` bytes as soon as any are available, or b"" at the end."""
@@ -37,7 +37,7 @@ class Recoded:
 
     def __init__(self, file: Source, encoding: str) -> None:
         self._file = file
-        # In encodings with units of 2 or 4 bytes, lone surrogates cannot represent every error.
+        # In encodings with units of 2 or 4 bytes, lone surrogates cannot represent every bad unit.
         is_wide = "a".encode(encoding) != b"a"
         errors = "replace" if is_wide else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)

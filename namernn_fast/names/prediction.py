@@ -225,7 +225,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Not strict: if `order` is empty, `split` returns one part, but `pack_each` yields none.
+        # Not strict: if `order` is empty, `split` returns one tensor, but `pack_each` yields none.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)

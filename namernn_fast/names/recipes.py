@@ -44,7 +44,7 @@ class Recipe:
     """The number of networks to train, whose logits are averaged."""
     prior_correction: float = 0.0
     """How strongly to favour rare languages: after training, this many times the logarithm of a
-    language's share of the training names is subtracted from its logit (Menon et al., "Long-tail
+    language's training frequency is subtracted from its logit (Menon et al., "Long-tail
     learning via logit adjustment", arXiv:2007.07314)."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of `NameClassifier`."""
@@ -118,7 +118,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-"""The recipes by name, chosen on validation parts."""
+"""The recipes by name, chosen on validation sets."""
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {

@@ -76,14 +76,14 @@ class LanguageFacts:
     junk: int
     """The number of rows that match a rule of `JUNK`."""
     train: int
-    """The number of names in the training part."""
+    """The number of names in the training set."""
     validation: int
     test: int
 
 
 @dataclass(frozen=True)
 class OddRow:
-    """A row that is not a clean name, or in which folding changes more than case and accents."""
+    """A row that is not a clean name, or whose folding changes more than case and accents."""
 
     row: int
     """The number of the row in the data, from 1."""
@@ -110,7 +110,7 @@ class DataReport:
     """The best accuracy that a function of the folded string can reach: over the "rows", over the
     "distinct pairs" of a folded name and a language, and in the "test part"."""
     leak: dict[str, dict[str, float]]
-    """The results of `leak` for "this split", and for a "random split" with the same shares."""
+    """The results of `leak` for "this split", and for a "random split" with the same fractions."""
     odd_rows: tuple[OddRow, ...]
     shared_strings: dict[str, tuple[str, ...]]
     """Maps each folded name that occurs in several languages to these languages."""
@@ -176,11 +176,11 @@ def describe(data: NamesData, parts: Split) -> DataReport:
 
 
 def leak(parts: Split) -> dict[str, float]:
-    """Returns the share of the test part that is also in the training or the validation part.
+    """Returns the fraction of the test set that is also in the training or validation set.
 
     Returns:
-        Maps "pairs" to the share of test names that these parts contain with the same language, and
-        "strings" to the share that these parts contain with any language.
+        Maps "pairs" to the fraction of test names that also occur there with the same language, and
+        "strings" to the fraction that also occur there with any language.
     """
     others = (parts.train, parts.validation)
     pairs = {pair for part in others for pair in _pairs(part)}

@@ -1,4 +1,4 @@
-"""The file of the training state, written after each epoch, from which training can resume."""
+"""Saves the training state to a file after each epoch, so that training can resume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_is_state(path: Path) -> None:
 
 
 class StateFile:
-    """The file of a training run's state, which is replaced at the end of each epoch.
+    """The file that holds the state of a training run; it is replaced after each epoch.
 
     Args:
         path: the path of the file.
@@ -76,7 +76,7 @@ class StateFile:
         self.is_kept = True
 
     def of_member(self, member: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the tensors and plain values of a member's state, or None if no state is kept."""
+        """Returns the saved tensors and plain values of a member, or None if it has no state."""
         return self._kept.get(member)
 
     def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

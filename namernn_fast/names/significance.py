@@ -27,7 +27,7 @@ _CHUNK = 100  # resamples drawn at once, which bounds the memory
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its confidence interval."""
+    """A value with the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -71,11 +71,11 @@ class LabelledPredictions:
     units: Sequence[Hashable] | None = None
     """The unit that each name belongs to: names of one unit are drawn together. If None, each name
     is a separate unit. Use the names' strings as units if a string has several languages, or if the
-    test parts of several splits share strings."""
+    test sets of several splits share strings."""
 
 
 def proportion(hits: int, count: int) -> Proportion | None:
-    """Returns the share `hits / count` with its Wilson interval, or None if `count` is 0."""
+    """Returns the fraction `hits / count` with its Wilson interval, or None if `count` is 0."""
     if count == 0:
         return None
     test = require("scipy.stats").binomtest(int(hits), int(count))
@@ -121,9 +121,9 @@ def paired_bootstrap(
 ) -> tuple[Difference, Difference]:
     """Tests two classifiers on the same names, in one or more splits.
 
-    Each resample draws units with replacement, computes the difference between the two classifiers
-    in each split, and averages the differences over the splits. A unit that is in several test
-    parts is drawn into all of them, so names that the splits share are not counted as independent.
+    Each resample draws units (see `LabelledPredictions`) with replacement, and averages the
+    difference between the classifiers over the splits. A unit that is in several test sets is drawn
+    into all of them, so names that the splits share are not counted as independent.
     Unlike `corrected_t_test`, this test does not include the variance from training.
 
     Args:
@@ -154,14 +154,14 @@ def paired_bootstrap(
 
 
 def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Difference:
-    """Tests a mean difference over several random splits of the same data.
+    """Runs a t-test on the mean difference over several random splits of the same data.
 
     The variance is corrected for the names that the splits share (Nadeau and Bengio,
     "Inference for the generalization error", Machine Learning 52, 2003).
 
     Args:
         differences: the difference in each split, for at least two splits.
-        test_to_train: the size of the test part divided by the size of the training part.
+        test_to_train: the size of the test set divided by the size of the training set.
 
     Raises:
         ValueError: there are fewer than two differences.
@@ -182,7 +182,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
 def _resampled(
     results: Sequence[LabelledPredictions], resamples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Resamples all results, with the same units drawn for each result.
+    """Bootstraps all results; each resample draws the same units for every result.
 
     Returns:
         The accuracy and macro-F1 of each result, float64 (results, 2), and of its resamples,

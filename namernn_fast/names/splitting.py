@@ -1,9 +1,9 @@
-"""Splits the data into a training, a validation and a test part.
+"""Splits the data into a training, a validation and a test set.
 
-By default, each string is in only one part, even if it has several languages. The data repeats
+By default, each string is in only one set, even if it has several languages. The data repeats
 names (Arabic has 2,000 rows but 108 names) and has 465 strings in several languages, so a random
 split of the rows, as in tutorials, tests a model on training names. Strings are names folded with
-`ASCII`, so Müller and Muller are in the same part, whichever folding the model uses.
+`ASCII`, so Müller and Muller are in the same set, whichever folding the model uses.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ class LabelledNames:
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts of the data, and how they were made."""
+    """A training, a validation and a test set, and how they were drawn."""
 
     languages: tuple[str, ...]
     train: LabelledNames
-    """The part that weights are trained on."""
+    """The set that weights are trained on."""
     validation: LabelledNames
-    """The part that decides choices, such as the recipe and the epoch to keep."""
+    """The set that decides choices, such as the recipe and the epoch to keep."""
     test: LabelledNames
-    """The part that final results are computed on, once."""
+    """The set that final results are computed on, once."""
     info: dict[str, Any]
-    """Plain values that a checkpoint records: the method, seed and shares, the SHA-256 of the
-    parts, and the source, SHA-256 and number of rows of the data."""
+    """Plain values that a checkpoint records: the method, seed and fractions, the SHA-256 of the
+    sets, and the source, SHA-256 and number of rows of the data."""
     folding: Folding = ASCII
-    """The folding of the names in the parts."""
+    """The folding of the names in the sets."""
     seen: LabelledNames | None = None
     """The training names from the data, if `train` also contains made-up names; else None."""
 
     def priors(self) -> Tensor:
-        """Returns the share of each language in the training part: float64 (languages)."""
+        """Returns the frequency of each language in the training set: float64 (languages)."""
         labels = self.train.labels
         one_hot = F.one_hot(labels, len(self.languages)) if labels.ndim == 1 else labels
         counts = one_hot.double().sum(0)
         return counts / counts.sum()
 
     def log_priors(self) -> Tensor:
-        """Returns the logarithm of each language's share of the training part: float64 (languages).
+        """Returns the logarithm of each language's training frequency: float64 (languages).
 
         A language without training names counts as having one, because log(0) is infinite.
         """
@@ -90,32 +90,32 @@ def split(
     seed: int = 0,
     folding: Folding | None = None,
 ) -> Split:
-    """Splits the names into a training, a validation and a test part.
+    """Splits the names into a training, a validation and a test set.
 
     The method "string" splits the distinct pairs of a folded name and a language; all pairs with
-    the same string go to one part. Strings are drawn separately for each language. A string in
+    the same string go to one set. Strings are drawn separately for each language. A string in
     several languages is drawn with the language that has the fewest strings. If a
-    language has at least three strings that occur in no other language, every part contains the
+    language has at least three strings that occur in no other language, every set contains the
     language. The method "random" draws from all rows, including repeats, so the same name may be in
-    several parts: use this method only to compare with results on such splits.
+    several sets: use this method only to compare with results on such splits.
 
     The order of drawing comes from a hash of the seed and the string (or the index of the row),
     so the order is the same on every machine and with every version of torch.
 
-    The training part contains all spellings of a name in the data, and also a copy without
-    accents; the other parts contain only the first spelling of each name.
+    The training set contains all spellings of each of its names, and also a copy without
+    accents; the other sets contain only the first spelling of each name.
 
     Args:
         data: the names.
         method: "string" or "random".
-        validation, test: the share of each part; both must be above 0, and their sum below 1.
+        validation, test: the fraction for each set; both must be above 0, and their sum below 1.
         seed: the seed that determines the order of drawing.
-        folding: the folding of the names in the parts, which does not affect which names are drawn.
+        folding: the folding of the names in the sets, which does not affect which names are drawn.
             If None, a folding that keeps the accented letters that occur in at least `LEAST`
             training names.
 
     Raises:
-        InputError: an argument is out of range, or a part would be empty.
+        InputError: an argument is out of range, or a set would be empty.
     """
     if method not in METHODS:
         raise InputError(f"the method of the split must be one of {METHODS}, not {method!r}")
@@ -153,7 +153,7 @@ def split(
 
 
 class _Name(NamedTuple):
-    """A name in one language, which is drawn into a part."""
+    """A name in one language, which is drawn into a set."""
 
     text: str
     """The name in the folding `ASCII`."""
@@ -203,15 +203,15 @@ def _rank(seed: int, unit: object) -> bytes:
 def _cut(
     units: list[_Unit], validation: float, test: float
 ) -> tuple[list[_Unit], list[_Unit], list[_Unit]]:
-    """Returns the training, the validation and the test part of `units`.
+    """Cuts `units` into a training, a validation and a test set.
 
-    No part is empty if there are at least three units.
+    No set is empty if there are at least three units.
     """
     count = len(units)
     least = int(count >= 3)
     tested = max(round(test * count), least)
     validated = max(round(validation * count), least)
-    if count:  # the training part gets at least one unit
+    if count:  # the training set gets at least one unit
         tested = min(tested, max(count - 1 - least, 0))
         validated = min(validated, count - 1 - tested)
     return units[tested + validated :], units[tested : tested + validated], units[:tested]
@@ -227,9 +227,9 @@ def _digest(parts: dict[str, list[_Name]], languages: Sequence[str]) -> str:
 
 
 def _labelled(names: Sequence[_Name], folding: Folding, is_train: bool) -> LabelledNames:
-    """Returns the names of a part with their labels.
+    """Returns the names of one set with their labels.
 
-    The training part gets every spelling, with and without accents; other parts get only the first
+    The training set gets every spelling, with and without accents; other sets get only the first
     spelling of each name.
     """
     plain = folding.plain

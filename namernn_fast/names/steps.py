@@ -58,7 +58,7 @@ def batches(
     counts = [len(indices) for indices in order.split(batch_size)]
     share, size = order, batch_size
     if processes > 1:
-        # A process with no names in a batch must still run the step, on a dummy with weight 0.
+        # A process with no names in a batch must still run the step, on a dummy name with weight 0.
         share = torch.cat(
             [
                 indices[rank::processes] if rank < len(indices) else indices[:1]

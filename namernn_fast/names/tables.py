@@ -291,7 +291,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns if a title looks like a name, or like several titles with another delimiter."""
+    """Warns if a title looks like a name, or like several titles joined by another delimiter."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",

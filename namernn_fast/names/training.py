@@ -32,7 +32,7 @@ from .unusual import fit_unusualness
 
 @dataclass(frozen=True)
 class Epoch:
-    """The results of one epoch. Losses are means over names, and accuracies are shares of names.
+    """The results of one epoch. Losses are means over names, and accuracies are fractions.
 
     Training results are collected while the weights change; validation results are computed at the
     end of the epoch.
@@ -268,7 +268,7 @@ def fit(
     the same model. Apart from dropout and rounding, a single process would return the same model.
 
     Args:
-        split: the parts of the data.
+        split: the training, validation and test sets.
         recipe: how to build and train the networks.
         seed: the seed of the initial weights, the order of the names and the dropout. On the CPU,
             with a fixed number of threads, the seed determines every bit of the result. The
@@ -332,7 +332,7 @@ def fit(
 
 
 def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
-    """Returns each language's recall on the test part; None for a language without test names."""
+    """Returns each language's recall on the test set; None for a language without test names."""
     labels = split.test.labels
     right = labels[logits(model, split.test.names).argmax(1) == labels]
     found, counts = (each.bincount(minlength=len(split.languages)) for each in (right, labels))

@@ -18,16 +18,16 @@ from .folding import ASCII, MAX_NAME_LENGTH, Folding
 from .splitting import LabelledNames, Split
 
 SHARE = 0.02
-"""The share of the validation names that counts as unusual."""
+"""The fraction of the validation names that counts as unusual."""
 
 SYMBOLS = len(ASCII.alphabet) + 1
 """The number of symbols: the ASCII alphabet, and a mark before and after a name."""
 
 _MARK = SYMBOLS - 1
 
-# Weight of the shorter n-gram's distribution, as a number of observations.
+# Pseudo-count: weight of the shorter n-gram's distribution, as a number of observations.
 _PRIOR = 5.0
-_LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation part could give a limit too low
+_LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation set could give a limit too low
 _NAMES_AT_ONCE = 65_536
 
 
@@ -35,10 +35,10 @@ _NAMES_AT_ONCE = 65_536
 class Unusualness:
     """A character-trigram model that measures how unusual names are.
 
+    The surprise of a character is its negative log-probability given the previous two characters.
     A name of n characters, its end included, has the score
-    sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
-    log-probability given the previous two characters; mean and deviation are taken over the
-    surprises in the validation names. The score is divided by the value that `SHARE` of the
+    sum(surprise - mean) / (deviation * sqrt(n)), with the mean and the deviation of all surprises
+    in the validation names. The score is divided by the value that `SHARE` of the
     validation names exceed. With the default fields, no name is unusual.
     """
 
@@ -76,7 +76,7 @@ def fit_unusualness(split: Split) -> Unusualness:
     its language has n names, so that names are not unusual just because their language is rare.
 
     Args:
-        split: the parts of the data. If labels are probabilities, a name belongs to its most
+        split: the split of the data. If labels are probabilities, a name belongs to its most
             probable language.
     """
     plain = torch.tensor(split.folding.plain_ids)

@@ -24,7 +24,7 @@ from .text import InputError, escaped, quoted
 
 # Spreadsheets treat a cell that starts with one of these characters as a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Not formulas: numbers, and cells without letters and digits, such as dropped hyphens.
+# Cells that are no formulas: numbers, and cells without letters and digits, such as hyphens.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
@@ -103,7 +103,7 @@ class CsvWriter(Writer):
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Matches newline-joined printable cells if `_cell` may quote or escape one of them."""
+        """A pattern that finds cells to quote or escape in printable cells joined by newlines."""
         sign, formula = re.escape(self.delimiter), re.escape("".join(_FORMULA))
         return re.compile(rf'["{sign}]|^[{formula}]', re.MULTILINE)
 
@@ -204,7 +204,7 @@ class JsonWriter(Writer):
 def _digits(
     millionths: Tensor, absent: Tensor, begin: str = "", end: str = ""
 ) -> list[Iterable[str]]:
-    """Returns the digits of probabilities as two columns of text.
+    """Formats probabilities as two columns of text, to be joined row by row.
 
     For speed, the digits are looked up in tables.
 

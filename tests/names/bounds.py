@@ -1,4 +1,4 @@
-"""Helpers for tests of untrusted files: limits on memory and time, changed content, errors."""
+"""Helpers for tests of untrusted files. They limit memory and time, and change values."""
 
 import signal
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """Return a field of /proc/self/status in MiB, or 0 without Linux, which disables the limit."""
+    """Return a field of /proc/self/status in MiB; 0 disables the limit where Linux is absent."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
@@ -42,7 +42,7 @@ def bounded(mebibytes=64):
 
 
 def refusal(load, path, *arguments):
-    """Return the reason why `load` rejects the file at `path`, and limit memory and time."""
+    """Return why `load` rejects the file at `path`; fail if it takes much memory or hangs."""
     with bounded(), pytest.raises(InputError) as error:
         load(path, *arguments)
     start, _, reason = str(error.value).partition(": ")
@@ -51,5 +51,5 @@ def refusal(load, path, *arguments):
 
 
 def changed(table, changes):
-    """Return a copy of `table` with other values, and without the keys whose value is LEFT_OUT."""
+    """Return a copy of `table` with `changes` applied; the value LEFT_OUT removes a key."""
     return {key: value for key, value in {**table, **changes}.items() if value is not LEFT_OUT}

@@ -101,7 +101,7 @@ def test_json_output_keeps_the_text_of_json_objects(predict, line):
     assert code == 0
 
 
-def test_the_only_key_of_json_objects_is_the_column_of_names(predict):
+def test_names_are_read_from_the_only_key_of_json_objects(predict):
     head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
     assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
 
@@ -216,7 +216,7 @@ def test_a_file_path_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
     assert (advice in err.splitlines(), "Kim is read" in err) == (True, False)
 
 
-def test_json_output_is_utf_8_whatever_the_terminal_uses(root, run_program):
+def test_json_output_is_utf_8_for_any_terminal_encoding(root, run_program):
     argv = ("-m", "namernn_fast.names", "predict", "Müller", "--format", "jsonl")
     out = run_program(*argv, cwd=root, PYTHONIOENCODING="latin-1")
     assert json.loads(out)["name"] == "Müller"

@@ -1,4 +1,4 @@
-"""Tests training on a teacher's answers to training names and made-up names."""
+"""Tests training on a teacher's predictions for training names and made-up names."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_made_up_names_use_only_trigrams_of_training_names():
         assert {whole[i : i + 3] for i in range(len(whole) - 2)} <= known
 
 
-def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypatch):
-    """Made-up names that are also in the validation or test part are excluded."""
+def test_a_teacher_labels_the_training_set_and_made_up_names(teacher, monkeypatch):
+    """Made-up names that are also in the validation or test set are excluded."""
     known = {*PARTS.train.texts}
     drawn = ["made up", "made up", PARTS.test.texts[0], PARTS.validation.texts[0]]
     monkeypatch.setattr(distillation, "made_up_names", lambda *_, **options: [*drawn, *known])
@@ -45,7 +45,7 @@ def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypat
     torch.testing.assert_close(lesson.priors(), lesson.train.labels.double().mean(0))
 
 
-def test_a_student_learns_the_answers_of_its_teacher(teacher):
+def test_a_student_learns_the_predictions_of_its_teacher(teacher):
     lesson = distillation.distilled(PARTS, teacher, 100)
     recipe = RECIPES["distilled"].changed(epochs=15, batch_size=32, model=SMALL)
     student = fit(lesson, recipe).checkpoint.model

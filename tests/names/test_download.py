@@ -1,4 +1,4 @@
-"""Tests downloading the data, with a local server."""
+"""Tests downloading the data from a local server."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import pytest
 
 from namernn_fast.names import DownloadError, dataset, load_names
 
-# The timeouts in seconds: for connecting, and for waiting for the next bytes.
+# The timeouts for connecting and for each read, in seconds.
 ONCE = {"timeout": (300, 300), "retries": 0}
 
 

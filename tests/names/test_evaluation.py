@@ -198,7 +198,7 @@ def test_the_corrected_t_test_scales_the_variance():
     found = significance.corrected_t_test(differences, 0)
     ends = plain.confidence_interval()
     assert dataclasses.astuple(found) == pytest.approx((0.02, ends.low, ends.high, plain.pvalue))
-    # A test part 2/7 as large as the training part scales the variance by (1/5 + 2/7) / (1/5).
+    # A test set 2/7 as large as the training set scales the variance by (1/5 + 2/7) / (1/5).
     wider = significance.corrected_t_test(differences, 2 / 7)
     ratio = (wider.high - wider.value) / (found.high - found.value)
     assert ratio == pytest.approx(math.sqrt((1 / 5 + 2 / 7) / (1 / 5)))
@@ -225,7 +225,7 @@ def test_the_majority_baseline_predicts_training_frequencies(endings):
     assert torch.allclose(scores.test, (counts / counts.sum()).log().expand_as(scores.test))
 
 
-def test_the_ngram_baseline_recognizes_the_ends_of_names(endings):
+def test_the_ngram_baseline_recognizes_name_endings(endings):
     scores = baselines.ngram_baseline(endings)
     for part, values in ((endings.validation, scores.validation), (endings.test, scores.test)):
         assert torch.equal(values.argmax(1), part.labels)
@@ -361,7 +361,7 @@ def test_the_command_reports_all_metrics(run, save, tmp_path):
     assert sorted(figure.name for figure in folder.iterdir()) == names
 
 
-def test_the_validation_part_is_evaluated_without_ngrams(run, save, tmp_path):
+def test_the_validation_set_can_be_evaluated_without_ngrams(run, save, tmp_path):
     path = save(seed=math.nan, history=[{}])
     json_file, folder = tmp_path / "figures.json", tmp_path / "pictures"
     options = ("--part", "validation", "--no-ngrams", "--json", json_file, "--figures", folder)

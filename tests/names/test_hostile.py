@@ -104,7 +104,7 @@ def test_invalid_checkpoint_options_are_rejected(write, path, tiny):
         ),
     ],
 )
-def test_invalid_values_are_rejected(write, path, name, odd):
+def test_invalid_checkpoint_values_are_rejected(write, path, name, odd):
     for value in odd:
         write(**{name: value})
         assert refusal(path).startswith("not a checkpoint that this version can read (")
@@ -128,7 +128,7 @@ def test_invalid_values_are_rejected(write, path, name, odd):
     ],
     ids=str,
 )
-def test_invalid_weights_are_rejected(write, path, name, value, reason):
+def test_invalid_checkpoint_weights_are_rejected(write, path, name, value, reason):
     write({name: value})
     assert refusal(path) == reason.format(name)
 
@@ -161,7 +161,7 @@ def test_a_large_header_is_not_parsed(path, header):
     assert refusal(path) == "not a readable safetensors file (its header is too large)"
 
 
-def test_parsing_the_largest_allowed_header_is_harmless(path):
+def test_parsing_the_largest_allowed_header_takes_little_memory_and_time(path):
     for item in ("[],", "{},", "1,", '"a",'):
         count = (tensor_files.MAX_HEADER_BYTES - 99) // len(json.dumps(item)[1:-1])
         path.write_bytes(with_header({"__metadata__": {KIND: "[" + item * count + "0]"}}))
@@ -190,7 +190,7 @@ def test_a_damaged_safetensors_file_is_rejected(path, tiny_bytes):
 
 
 @given(st.data())
-def test_changed_bytes_give_a_model_or_an_error(path, tiny_bytes, data):
+def test_loading_changed_bytes_returns_a_model_or_raises_an_error(path, tiny_bytes, data):
     content = bytearray(tiny_bytes)
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, HEADER) | st.integers(0, len(content) - 1))
@@ -226,6 +226,6 @@ headers = st.dictionaries(st.text(max_size=9), entries | values, max_size=3)
     | st.builds(with_header, values | headers, st.binary(max_size=99))
     | st.builds(lambda m: with_header({"__metadata__": {KIND: json.dumps(m)}}), values)
 )
-def test_arbitrary_bytes_give_an_error(path, content):
+def test_loading_arbitrary_bytes_raises_an_error(path, content):
     path.write_bytes(content)
     refusal(path)

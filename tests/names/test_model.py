@@ -150,7 +150,7 @@ def test_character_dropout_zeroes_whole_characters():
 @options
 @pytest.mark.parametrize("given", [packed, padded], ids=["packed", "padded"])
 def test_both_layers_drop_the_same_characters(options, given):
-    """The same seed drops the same characters, whether as unknown ids or as rows of zeros."""
+    """With the same seed, FusedRNN and nn.RNN drop the same characters."""
     found = []
     names = padded(NAMES) if given is padded else (packed(NAMES),)
     for kind, dtype in KINDS:
@@ -163,7 +163,7 @@ def test_both_layers_drop_the_same_characters(options, given):
     assert_within_budget(*found)
 
 
-def test_the_fused_layer_reads_ids(monkeypatch):
+def test_the_fused_layer_reads_ids_instead_of_embeddings(monkeypatch):
     """Only classifiers with n-grams or nn.RNN embed characters before the recurrent layer."""
     embedded = mock.Mock(side_effect=AssertionError("a character was embedded"))
     monkeypatch.setattr(nn.Embedding, "forward", embedded)

@@ -1,4 +1,4 @@
-"""Tests `names predict`: all formats, one output row per input row, bounded memory, any input."""
+"""Tests that `names predict` gives every input row one output row, in bounded memory."""
 
 import csv
 import io

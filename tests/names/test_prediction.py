@@ -1,4 +1,4 @@
-"""Tests prediction: batches of limited size, the order of results, extreme names."""
+"""Tests that `Predictor` bounds its batches, and predicts names independently of their batch."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ KINDS += [{"ngrams": True}, {"rnn_class": nn.RNN}, None]
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("characters", [64, 65_536])
-def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
+def test_predictions_do_not_depend_on_the_batch_size(options, characters, monkeypatch):
     """Names are shuffled and repeated, and some are long. If `options` is None, use an ensemble."""
     asked = ensemble() if options is None else predictor(**SHARING, **options)
     names = [*MANY[::2], "x" * 1000, "x" * 33, "y" * 32, "y"]

@@ -29,7 +29,7 @@ def test_the_pretrained_model_works_without_a_home_folder(homeless):
 
 
 def test_fused_rnn_and_nn_rnn_give_equal_probabilities_on_real_data(real_folder):
-    """FusedRNN reads ids, shares prefixes and keeps only the last state. nn.RNN does not."""
+    """FusedRNN reads ids, shares prefixes and keeps only the last state, unlike nn.RNN."""
     rows = [name for name, _ in names.read_names(real_folder).rows]
     ours, torchs = (
         names.load(PATH, rnn_class=kind).probabilities(rows) for kind in (FusedRNN, nn.RNN)

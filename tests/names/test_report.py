@@ -1,4 +1,4 @@
-"""Tests `names data`: counts, rules for junk, leaks between parts, and the printed report."""
+"""Tests the report of `names data`, with its counts, junk rules and leaks of test names."""
 
 import dataclasses
 import functools
@@ -93,7 +93,7 @@ def test_names_match_only_the_expected_junk_rules(rules, names):
 
 
 def test_only_a_random_split_leaks_test_names(tiny):
-    """If rows are repeated, a random split puts a name into both the training and the test part."""
+    """If rows are repeated, a random split puts a name into both the training and the test set."""
     repeated = NamesData("repeated", tiny.languages, tiny.rows * 10)
     assert report.leak(split(repeated)) == {"pairs": 0, "strings": 0}
     leaked = report.leak(split(repeated, method="random"))
@@ -102,7 +102,7 @@ def test_only_a_random_split_leaks_test_names(tiny):
 
 
 def test_names_from_the_validation_part_count_as_leaked(tiny):
-    """The model's settings are chosen with the validation part, so its names count as known."""
+    """The model's settings are chosen with the validation set, so its names count as known."""
     train, validation, test = (
         LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
         for texts, labels in (
@@ -228,10 +228,10 @@ def test_the_report_on_the_real_data_has_the_expected_numbers(real_folder):
     assert (facts["Scottish"].rows, facts["Scottish"].shared) == (100, 99)
     assert real.ceiling["rows"] == pytest.approx(0.971, abs=1e-3)
     assert real.leak["this split"] == {"pairs": 0, "strings": 0}
-    # Expected: means over many splits. A split with 4,015 test rows has a standard error of 0.5 %.
+    # Means over many splits. One split, with 4,015 test rows, has a standard error of 0.5 %.
     assert real.leak["random split"] == pytest.approx({"pairs": 0.111, "strings": 0.152}, abs=0.01)
     assert sum(bool(row.spelled) for row in real.odd_rows) == 11
-    # 25 hyphens, 3 digits, a colon and a slash.
+    # Folding drops 25 hyphens, 3 digits, a colon and a slash.
     assert len("".join(row.dropped for row in real.odd_rows)) == 30
     assert real.total.junk == 42
     assert sum("no name" in row.junk for row in real.odd_rows) == 24

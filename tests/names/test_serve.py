@@ -1,4 +1,4 @@
-"""Tests the web server: endpoints, limits, headers, errors, batching, sockets, signals, page."""
+"""Tests the web server, from its endpoints and limits to its shutdown and web page."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def predictor_of(model, split=SPLIT):
 
 @pytest.fixture(scope="module", autouse=True)
 def _patience():
-    """Raises all time limits, so that only the limits that a test lowers can be exceeded."""
+    """Raise all time limits, so that a test exceeds only the limits that it lowers."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("KEEP_ALIVE_SECONDS", "HEADER_SECONDS", "SHUTDOWN_SECONDS"):
             patch.setattr(running, limit, 10 * HANG)
@@ -160,7 +160,7 @@ def check_headers(response):
         ("GET", "/", "localhost:8000", 200),
         ("GET", "/app.js", "127.0.0.1", 200),
         ("GET", "/health", "[::1]:8000", 200),
-        # Against DNS rebinding, a foreign host name that resolves to this machine is rejected.
+        # To prevent DNS rebinding, reject foreign host names that resolve to this machine.
         ("GET", "/health", "localhost.evil.example", 400),
         ("GET", "/health", "", 400),
         ("GET", "/predict/", "localhost", 404),
@@ -293,7 +293,7 @@ def test_incomplete_and_oversized_bodies_are_rejected(
     assert (sent[0]["status"], answer["field"], answer["got"]) == (status, "body", got)
 
 
-# Every code point, including lone surrogates.
+# Text of any code points, including lone surrogates.
 ANY_NAME = st.text(st.characters(exclude_categories=()), max_size=80)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | ANY_NAME,

@@ -1,4 +1,4 @@
-"""Tests splitting names into three parts that are disjoint and the same on every machine."""
+"""Tests that a split has three disjoint sets, which are the same on every machine."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ PARTS = ("train", "validation", "test")
 
 
 def all_pairs(parts):
-    """Returns the (folded name, label) pairs of each part."""
+    """Returns the (folded name, label) pairs of each set."""
     return [
         list(zip(part.texts, part.labels.tolist(), strict=True))
         for part in (getattr(parts, name) for name in PARTS)
@@ -31,7 +31,7 @@ def few(*rows):
 
 
 def check_disjoint(data, parts):
-    """Checks that every distinct pair is in exactly one part, and no name is in two parts."""
+    """Checks that every distinct pair is in exactly one set, and no name is in two sets."""
     found = chain.from_iterable(all_pairs(parts))
     assert sorted(found) == sorted({(ASCII.fold(name), label) for name, label in data.rows})
     texts = [set(getattr(parts, name).texts) for name in PARTS]
@@ -41,7 +41,7 @@ def check_disjoint(data, parts):
 def test_the_split_of_the_sample_is_disjoint_and_stratified():
     parts = split(SAMPLE, validation=0.25, test=0.3, seed=3)
     check_disjoint(SAMPLE, parts)
-    # No name of the sample occurs in two languages, so each language has exactly these shares.
+    # No name of the sample occurs in two languages, so the fractions of each language are exact.
     counts = [Counter(label for _, label in part) for part in all_pairs(parts)]
     for label in range(len(SAMPLE.languages)):
         train, validation, test = (count[label] for count in counts)
@@ -108,7 +108,7 @@ def test_the_split_does_not_depend_on_the_folding(real_folder):
         ]
 
 
-def test_the_training_part_contains_every_spelling_of_its_names():
+def test_all_spellings_of_a_training_name_are_in_the_training_set():
     data = few(
         *((name, 0) for name in ("Gäbler-Öz", "GABLER-ÖZ", "Gablerbz", "Öger", "Åger", "Gablär")),
         ("Tan", 1),
@@ -122,13 +122,13 @@ def test_the_training_part_contains_every_spelling_of_its_names():
         train = {*parts.train.texts}
         for spelled in ({"gäbler öz", "gabler öz", "gabler oz"}, {"tan", "tän"}, {"öger", "oger"}):
             assert train >= spelled or train.isdisjoint(spelled)
-    # The validation and test parts contain only the first spelling of each name.
+    # The validation and test sets contain only the first spelling of each name.
     assert "gäbler öz" in found
     assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 
 
-def test_three_distinct_names_are_enough_for_three_parts():
-    """Repeated names count once. A language with fewer names fills the training part first."""
+def test_three_distinct_names_are_enough_for_three_sets():
+    """Repeated names count once. A language with fewer names fills the training set first."""
     names = ("Pugh", "PUGH", "Price", "Púgh ", "Rees")
     data = few(*((name, 0) for name in names), ("Etxe", 1), ("Agi", 1))
     train, validation, test = all_pairs(split(data, validation=0.01, test=0.01))

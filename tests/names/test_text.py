@@ -102,7 +102,7 @@ def defined_fold(name, folding=ASCII):
 @example(["é" * 1000, "æ" * 1000, "\u0301" * 999 + "a"])
 @example([f"x{letter}x" for letter in SPELLINGS])
 def test_folding_matches_its_documentation(names):
-    """This holds for single names and for lists of names."""
+    """Covers single names and lists of names."""
     for folding in FOLDINGS:
         folded = [defined_fold(name, folding) for name in names]
         assert [*map(folding.fold, names)] == folded

@@ -1,4 +1,4 @@
-"""Tests the command `train`: which files it replaces, Ctrl-C, a full disk, several processes."""
+"""Tests `names train` with existing files, Ctrl-C, a full disk and several processes."""
 
 import errno
 import hashlib
@@ -163,7 +163,7 @@ FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 @contextmanager
 def full(monkeypatch, kind=""):
-    """Simulates a disk that is full when a file whose name ends in `kind` has been written."""
+    """Simulates a full disk for each file whose name ends in `kind`."""
     replacing = tensor_files.replacing
 
     @contextmanager
@@ -266,9 +266,9 @@ def test_an_incomplete_torchrun_environment_is_an_error(fails, folder, monkeypat
     reason="this torch has no gloo",
 )
 @pytest.mark.slow
-def test_two_processes_match_the_losses_of_one_process(folder, run, run_program, root, tmp_path):
+def test_two_processes_have_the_same_losses_as_one(folder, run, run_program, root, tmp_path):
     count = len(split(read_names(folder)).train)
-    # The last batch has a single name, so the second process gets none.
+    # The last batch has a single name, so the second process gets no name.
     batch_size = next(size for size in range(40, count) if count % size == 1)
     options = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", str(batch_size)]
     options += ["--embedding-size", "5", "--hidden-size", "7", "--lr", "0.01", "--clip", "1"]

@@ -31,7 +31,7 @@ def checkpoint():
 
 
 def defined_unusualness(parts):
-    """Returns a function that computes, by definition, how unusual a name without accents is."""
+    """Returns a function that computes the unusualness of a name without accents by definition."""
     mark = "$"
     symbols = len(Folding().alphabet) + 1
 
@@ -104,7 +104,7 @@ def test_made_up_names_and_soft_labels_do_not_affect_unusualness(checkpoint):
 
 
 def test_few_real_names_are_unusual(real_folder):
-    """The limit comes from the validation part, so about `SHARE` of the test part is unusual."""
+    """The limit comes from the validation set, so about `SHARE` of the test names are unusual."""
     parts = names.split(names.read_names(real_folder))
     measure = fit_unusualness(parts)
     share = (measure.of(parts.validation.names, parts.folding) > 1).double().mean().item()

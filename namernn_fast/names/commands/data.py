@@ -17,7 +17,7 @@ from ..text import escaped
 from .arguments import add_data, add_split, data_files, load_data, path, split_data, write_text
 from .arguments import add_parser as add_command
 
-# Columns of the table of languages.
+# Columns of the table with one row per language.
 _HEADER = ("language", "rows", "distinct", "repeats", "shared", "junk", "train", "valid.", "test")
 _LEGEND = (
     "distinct: folded names; repeats: rows beyond the first of each; shared: names that other "

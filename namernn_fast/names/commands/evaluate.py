@@ -123,7 +123,7 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
     """Returns the split that the model was trained on, recreated from the data.
 
     Raises:
-        InputError: the model was trained on other data or another split, so names of the test part
+        InputError: the model was trained on other data or another split, so names of the test set
             may have been training names.
     """
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}

@@ -160,7 +160,7 @@ def _encoding(text: str) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Parses the delimiter of CSV for argparse."""
+    """Parses the CSV delimiter for argparse."""
     sign = "\t" if text == "tab" else text
     if len(sign) != 1 or sign in '"\r\n\0' or not sign.isascii():
         raise argparse.ArgumentTypeError(f"'{escaped(text)}' is not a single character or 'tab'")

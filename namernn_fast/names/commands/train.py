@@ -41,7 +41,7 @@ from ..training import Epoch, Fit, fit
 from . import arguments as options
 from .arguments import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SEED
 
-# Options that replace a value of the recipe or of its model: (option, name, type, help).
+# Options that override a value of the recipe or its model: (option, name, type, help).
 _NUMBERS = (
     ("--epochs", "epochs", COUNT, "number of passes over the training names"),
     ("--batch-size", "batch_size", COUNT, "names per step, in all processes together"),
@@ -211,7 +211,7 @@ def _data(arguments: argparse.Namespace) -> NamesData:
 
 
 def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split with a training part that the teacher has labelled."""
+    """Returns the split with a training set that the teacher has labelled."""
     if recorded(teacher.info, str, "split", "sha256") != parts.info["sha256"]:
         raise InputError(
             f"{arguments.teacher}: the teacher was trained on another split, so names of the test "
@@ -321,7 +321,7 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[None]:
-    """While the block runs, joins the process group if torchrun started several processes."""
+    """Joins the process group while the block runs, if torchrun started several processes."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return

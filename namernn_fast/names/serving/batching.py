@@ -36,7 +36,7 @@ class Batcher:
         predict: a function that is called as `predict(names, top)` in the worker thread and returns
             one result per name. The "languages" of a result, if any, start with the `top` most
             probable languages, in descending order of probability.
-        max_names: the maximum number of names in a call, unless one request has more.
+        max_names: the maximum number of names in a call, unless a single request has more.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
         *(_page_route(path, *file) for path, file in _PAGE.items()),
     ]
     guard = Middleware(_HostCheck, allowed_hosts=allowed_hosts)
-    # Any, because Starlette's annotations require handlers that accept every Exception.
+    # Typed as Any, because Starlette's annotations require handlers that accept every Exception.
     handlers: Any = {HTTPException: _refused, Exception: _failed}
     inner = Starlette(
         routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
