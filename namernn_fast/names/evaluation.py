@@ -1,6 +1,6 @@
 """Evaluates classifiers on names whose languages are known.
 
-Array arguments may be tensors, NumPy arrays or lists. The confusion matrix comes from scikit-learn.
+Array arguments may be tensors, NumPy arrays or lists. scikit-learn counts the confusion matrix.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LanguageScores:
 
 @dataclass(frozen=True)
 class Bin:
-    """The names whose most probable language has a probability above `low`, up to `high`."""
+    """A calibration bin: the names whose highest probability is above `low` and at most `high`."""
 
     low: float
     high: float
@@ -136,7 +136,7 @@ def evaluate(
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
     """Returns the maximum number of names that a classifier can predict correctly from the string.
 
-    A classifier predicts one language per string, so at best it is correct for the names in the
+    A classifier predicts one language per string, so at best it is correct for the names of the
     string's most frequent language.
     """
     languages: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)

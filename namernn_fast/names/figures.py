@@ -14,7 +14,7 @@ from .files import replacing, require
 from .text import escaped
 from .training import Epoch
 
-# With more languages, numbers in the confusion matrix would be too small to read.
+# With more languages than this, numbers in the confusion matrix would be too small to read.
 _MOST_WITH_NUMBERS = 40
 _PARTS = {"train": "training, during the epoch", "validation": "validation, at its end"}
 # Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).

@@ -117,7 +117,7 @@ class DataReport:
 
 
 def describe(data: NamesData, parts: Split) -> DataReport:
-    """Returns a report on `data` and on its split, folded with `ASCII`."""
+    """Returns a report on `data` and its split; names are folded with `ASCII`."""
     folded = ASCII.fold_usable([name for name, _ in data.rows])
     labels = [label for _, label in data.rows]
     pairs = sorted(set(zip(folded, labels, strict=True)))

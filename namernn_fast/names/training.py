@@ -60,7 +60,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model, and the results of the epochs that trained it."""
+    """A trained model, and the results of its training epochs."""
 
     checkpoint: Checkpoint
     """The model, its languages and its origin, as `save_checkpoint` saves them."""
@@ -68,7 +68,7 @@ class Fit:
 
 
 def read_epochs(history: Any) -> list[Epoch]:
-    """Returns the epochs that a file records, given as results of `asdict`.
+    """Returns the epochs in `history`, a list of dicts that a file records.
 
     Raises:
         TypeError, ValueError: `history` is empty, or an epoch is invalid.

@@ -38,8 +38,8 @@ class Unusualness:
     The surprise of a character is its negative log-probability given the previous two characters.
     A name of n characters, its end included, has the score
     sum(surprise - mean) / (deviation * sqrt(n)), with the mean and the deviation of all surprises
-    in the validation names. The score is divided by the value that `SHARE` of the
-    validation names exceed. With the default fields, no name is unusual.
+    in the validation names. The score is divided by the value that `SHARE` of the validation names
+    exceed. With the default fields, no name is unusual.
     """
 
     table: Tensor = field(default_factory=lambda: torch.zeros(SYMBOLS, SYMBOLS, SYMBOLS))

@@ -24,7 +24,7 @@ from .text import InputError, escaped, quoted
 
 # Spreadsheets treat a cell that starts with one of these characters as a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Cells that are no formulas: numbers, and cells without letters and digits, such as hyphens.
+# Cells that are not formulas: numbers, and cells without letters or digits, such as hyphens.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 

@@ -14,7 +14,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """Return a field of /proc/self/status in MiB; 0 disables the limit where Linux is absent."""
+    """Return a field of /proc/self/status in MiB; without Linux, return 0 to disable the limit."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

@@ -25,7 +25,7 @@ def archive():
 def answer(content, stated=None, status=200):
     """Return a function that answers a request with `content`.
 
-    `stated` replaces the actual Content-Length. "" omits this header.
+    `stated` replaces the actual Content-Length; "" omits this header.
     """
 
     def respond(handler):

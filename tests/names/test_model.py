@@ -113,7 +113,7 @@ def test_the_states_of_a_name_determine_its_logits(options):
     torch.testing.assert_close(model.classifier(read(model, states)), model(packed(["Frank"]))[0])
 
 
-def test_invalid_input_is_rejected():
+def test_forward_rejects_invalid_input():
     model = classifier(FusedRNN)
     for names, lengths in ((encode("Frank"), None), (packed(["Frank"]), torch.tensor([5]))):
         with pytest.raises(TypeError, match=r"^names must be|^lengths must be None"):

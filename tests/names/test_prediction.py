@@ -103,7 +103,7 @@ def test_an_empty_list_of_names_is_accepted_but_top_0_is_rejected(asked):
         asked.predict(["Frank"], 0)
 
 
-def test_many_names_need_memory_only_for_their_results(asked):
+def test_predicting_many_names_needs_memory_only_for_the_results(asked):
     encoded = encode_names(["Papadopoulos"] * 40_000)
     with bounded(mebibytes=16):
         prediction.probabilities(asked.checkpoint.model, encoded)
@@ -112,7 +112,7 @@ def test_many_names_need_memory_only_for_their_results(asked):
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])
 def test_prefixes_are_predicted_like_whole_names(asked):
     found = asked.prefix_probabilities("Zoë D'")
-    # Names lose a trailing blank, but prefixes keep it, so no name has the prefix "zoe ".
+    # Folding drops a trailing space from a name, so no whole name equals the prefix "zoe ".
     expected = asked.probabilities(["zoe d'"[:end] for end in (1, 2, 3, 5, 6)])
     assert found.shape == (6, 3)
     assert (found[[0, 1, 2, 4, 5]] - expected).abs().max() <= 1e-6

@@ -75,7 +75,7 @@ def test_processes_divide_each_batch():
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
     assert [batch.weight for batch in shares[1]] == [2 / 3, 2 / 3, 0]
-    # As a substitute for the loss of a name, use a random value that depends only on its label.
+    # Use a random value per label instead of each name's loss.
     values = torch.rand(18)
     for batch, *parts in zip(whole, *shares, strict=True):
         mean = sum(values[part.targets].mean() * part.weight for part in parts) / 2

@@ -105,7 +105,7 @@ def add_parser(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that choose a trained model, and where and how the model runs."""
+    """Adds the options that choose a trained model, its device and its RNN class."""
     parser.add_argument(
         "--checkpoint",
         type=model,
@@ -118,7 +118,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that choose where and how a model runs."""
+    """Adds the options that choose the device and the RNN class of a model."""
     parser.add_argument("--device", type=device, default="cpu", help="device to run the model on")
     parser.add_argument(
         "--rnn",

@@ -95,7 +95,7 @@ class Responder:
         }
 
     def _of_usable(self, names: Sequence[str], top: int) -> list[JsonObject]:
-        """Returns one result per usable name, or an error if the model fails for the name."""
+        """Returns one result per name; the result is an error if the model fails for the name."""
         if not names:
             return []
         try:
