@@ -113,7 +113,7 @@ def run_split(seed: int) -> Run:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns the figures of the study as plain values."""
+    """Returns the study's results as built-in Python types, for JSON."""
     systems = {name: figures(runs, name) for name in page.SYSTEMS}
     infos = [run.parts.info for run in runs]
     return {

@@ -1,6 +1,6 @@
 """The context of a call: compilers, tracers, transforms, autocast, modes and profilers.
 
-Other modules query this context only here. The aliases of torch's functions add no overhead.
+Other modules ask only this module. Torch's functions are aliased, not wrapped, to avoid overhead.
 """
 
 from torch.compiler import is_compiling as is_compiling

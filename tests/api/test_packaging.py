@@ -142,7 +142,7 @@ def test_links_in_the_package_description_are_absolute(tree, tmp_path):
     (file,) = (tmp_path / "metadata").glob("*.dist-info/METADATA")
     metadata = file.read_text(encoding="utf-8")
     assert "Description-Content-Type: text/markdown" in metadata
-    assert "A fused vanilla (Elman) RNN for PyTorch" in metadata
+    assert "Fused RNN (vanilla, also called Elman)" in metadata
     links = re.findall(r"\]\(([^)]*)\)", metadata)
     assert [link for link in links if not link.startswith("https://")] == []
 

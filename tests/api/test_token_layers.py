@@ -30,7 +30,7 @@ def run_parts(model, ids, *arguments, **more):
 
 
 def check(model, ids=IDS, *arguments, twin=None, **more):
-    """Compares a model with separate calls of the embedding and layer of `twin`, or of itself."""
+    """Checks that the model matches separate calls of its embedding and layer, or of `twin`'s."""
     got = model(ids, *arguments, **more)
     wanted = run_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)

@@ -234,7 +234,7 @@ with torch.no_grad():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_forked_child_copies_large_states_and_noise_without_hanging(run):
-    """Torch copies more than 32,768 numbers on its pool threads, which a child does not have."""
+    """Torch copies larger tensors on its thread pool, which a forked child does not inherit."""
     words = run(COPIES)
     assert len(words) == 22
     assert {*words[1::2]} == {"True"}, words
