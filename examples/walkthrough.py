@@ -219,8 +219,8 @@ print("By hand, by autograd, by nn.RNN and by FusedRNN: the same gradients.")
 #
 # A step back in time multiplies the gradient by $1 - h_t \odot h_t$, which is at most 1, and by
 # $W_h^\top$. To see the effect of both factors, take $W_h = g\,Q$ with a number $g$ and an
-# orthogonal matrix $Q$, which preserves norms. Then one step back scales the norm of the gradient by
-# at most $g$, and $k$ steps scale it by at most $g^k$:
+# orthogonal matrix $Q$, which preserves norms. Then one step back scales the gradient's norm by at
+# most $g$, and $k$ steps scale it by at most $g^k$:
 #
 # - for $g < 1$ the gradient **vanishes**: the network does not learn from early elements of a long
 #   sequence;
