@@ -1,4 +1,4 @@
-"""Defines test cases, each of which runs on a fused layer, on torch's layer and in the oracle."""
+"""Defines test cases. Each case runs on a fused layer, on torch's layer and in the oracle."""
 
 import contextlib
 import copy
@@ -76,9 +76,9 @@ class Case:
     reset_to: ClassVar[list[torch.Tensor]] = []
     """The states after resets, as tensors (T, layers, B, features). Empty if there are none."""
     wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
-    """Which of `input` (and noise), `hx` (and reset_to) and `weights` require a gradient."""
+    """The arguments that require a gradient. `input` includes noise, and `hx` includes reset_to."""
     given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n"))
-    """Which of `output`, `h_n` and `c_n` receive a gradient."""
+    """The results that receive a gradient in the backward pass."""
     hx_place: ClassVar[Place] = CONTIGUOUS
     is_prepared: ClassVar[bool] = False
     """Whether to run what the fused layer's `prepare()` returns, instead of the layer."""

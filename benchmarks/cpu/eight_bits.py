@@ -50,7 +50,7 @@ or a missing bias change them by more."""
 MAX_RIVAL_ERROR = 0.1
 """torch.ao has one scale for a whole matrix, so its errors are larger."""
 ROW_BYTES = 8
-"""The bytes of the scale and the sum of a row of 8-bit weights."""
+"""Each row of 8-bit weights stores its scale and its sum in this many bytes."""
 SECONDS = 0.05
 """The time to measure the read rate, and each of torch.ao's engines."""
 

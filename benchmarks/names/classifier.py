@@ -116,7 +116,7 @@ def race_at_peak(
 def race_epochs(
     corpus: Corpus, weights: Weights, threads: int, batch_size: int, budget: TimeBudget
 ) -> list[Row]:
-    """Returns a row for each program, with the seconds of an epoch and of each part of it."""
+    """Returns a row for each program: how long an epoch and each phase of it took, in seconds."""
     order = torch.randperm(len(corpus.names), generator=torch.Generator().manual_seed(1))
     parts = stretches(order, batch_size)
     settings = fastest_settings(corpus, weights, parts, batch_size)

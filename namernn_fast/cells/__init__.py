@@ -38,7 +38,7 @@ CellName: TypeAlias = Literal[WithOneState, WithTwoStates]
 
 
 def cell_of(layer: torch.nn.Module) -> Cell:
-    """Returns the cell of a layer of torch or of this package."""
+    """Returns the cell that a layer computes, torch's or fused."""
     found = (cell for cell in NUMBERED if cell.torch and isinstance(layer, cell.torch.layer))
     return getattr(layer, "_cell", None) or next(found)
 

@@ -15,7 +15,7 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     """Returns a step that computes h_t from x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
     weight_hh = weights["weight_hh"].t()
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
-    # These work in place, because the sum is new or may be overwritten.
+    # Activations run in place: addmm returns a new tensor, and addmm_ may overwrite the sum.
     act = torch.relu_ if nonlinearity == "relu" else torch.tanh_
     return lambda x, h: act(add_product(x, h, weight_hh))
 

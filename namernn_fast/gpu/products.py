@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     stages: int = 3
 
 
-# These tiles do not spill registers on any device, with any strides.
+# Tiles of these sizes do not spill registers on any device, whatever the strides.
 _SMALL = {"ieee": Tiles(64, 64, 16, warps=8), "tf32": Tiles(64, 64, 32, warps=4)}
 _LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, warps=8)}
 

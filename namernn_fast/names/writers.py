@@ -57,7 +57,7 @@ class Writer(ABC):
         """
 
     def _check_titles(self, titles: Iterable[str], columns: Sequence[str]) -> None:
-        """Raises an error if a column of the input has the title of a column of the predictions."""
+        """Raises an error if the input already has a column with one of these titles."""
         taken = [title for title in columns if title in titles]
         if taken:
             names = ", ".join(map(repr, taken))

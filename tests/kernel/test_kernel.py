@@ -22,7 +22,8 @@ from namernn_fast.cells import VANILLA
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
-# These kernels multiply bfloat16 numbers unless a batch has few rows; others convert to float32.
+# Instruction sets that multiply bfloat16 directly, except in small batches. All others convert
+# bfloat16 to float32 first.
 ON_PAIRS = ("amx", "avx512_bf16")
 
 

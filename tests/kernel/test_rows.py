@@ -108,7 +108,7 @@ def test_lengths_may_be_a_list_tuple_array_or_tensor(cell, batch_first):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_an_unbatched_input_accepts_a_reset_mask_without_a_batch_dimension(cell, batch_first):
-    """The mask has shape (seq_len,). Results are bit-identical to those of a batch of one."""
+    """With a mask (seq_len,), results are bit-identical to a batch with one sequence."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1

@@ -29,9 +29,8 @@ Results<Storage> results_of(const KernelsFor<Storage>& kernels, const Problem& p
 
 template <class Storage>
 void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
-  // Some shapes have several chunks of rows that fill whole panels. The last shape has so many
-  // sequences that one thread cuts them into parts, and so many rows that each of two groups
-  // accumulates gradients in a separate buffer.
+  // Some shapes fill whole panels in several chunks of rows. In the last shape, one thread splits
+  // the sequences, and each of two groups accumulates gradients in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},     {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 25, 3},  {20, 33, 40, 30},
                                       {4, 65, 3, 26}, {12, 140, 1, 37}, {2, 5, 57, 300}};
