@@ -163,7 +163,7 @@ def computed(node: ast.expr, values: dict[str, ast.expr]) -> str | None:
     try:
         known = {name: computed(values[name], others) for name in names}
         found = eval(ast.unparse(node), {"__builtins__": {}}, known)
-    except Exception:
+    except (AttributeError, LookupError, NameError, TypeError, ValueError):
         return None
     return found if isinstance(found, str) else None
 

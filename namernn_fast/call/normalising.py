@@ -32,21 +32,17 @@ def normalise(
         TypeError, ValueError, RuntimeError: an argument has the wrong type, dtype or layout.
     """
     data = arguments.input
-    call = Call(cell, weights, options, data)
-    if prepared is not None:
-        call.prepared = prepared
-    has_ids = False
+    call = Call(cell, weights, options, data, prepared=prepared)
     if (
         arguments.embedding is not None
         or arguments.padding_idx is not None
         or arguments.share_prefixes
     ):
         call.lookup = tokens.lookup_of(arguments)
-        has_ids = call.lookup is not None
     # Fast path: a padded 3-D tensor without hx, resets and other inputs needs no conversion.
     if (
         not isinstance(data, Tensor)
-        or data.dim() + has_ids != 3
+        or data.dim() != (3 if call.lookup is None else 2)
         or data.is_nested
         or arguments.hx is not None
         or arguments.reset is not None

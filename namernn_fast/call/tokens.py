@@ -6,8 +6,8 @@ hidden_size). The operators then read the table row of each id. If there are few
 `embedding`, a call gathers the embedding row of each id instead, and uses these rows as input.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -47,22 +47,20 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
         )
 
 
-def lookup_of(arguments: Arguments) -> Lookup | None:
-    """Returns the `Lookup` of a call on token ids, or None if input holds features.
+def lookup_of(arguments: Arguments) -> Lookup:
+    """Returns the `Lookup` of a call with one of embedding, padding_idx and share_prefixes.
 
     Raises:
         TypeError: as in `check_types`.
         ValueError: padding_idx or share_prefixes is given without embedding.
     """
     embedding, padding_idx = arguments.embedding, arguments.padding_idx
-    if embedding is not None:
-        check_types(arguments.input, embedding)
-        return Lookup(embedding, padding_idx, arguments.share_prefixes)
-    if arguments.share_prefixes:
-        refuse_to_share("embedding is None, so input does not hold token ids")
-    if padding_idx is not None:
+    if embedding is None:
+        if arguments.share_prefixes:
+            refuse_to_share("embedding is None, so input does not hold token ids")
         raise ValueError(f"padding_idx={padding_idx} needs embedding, which is None")
-    return None
+    check_types(arguments.input, embedding)
+    return Lookup(embedding, padding_idx, arguments.share_prefixes)
 
 
 def look_up(call: Call, choice: Choice) -> None:
@@ -221,13 +219,11 @@ def gather(
         raise
 
 
-def gather_any(
-    input: Tensor | PackedSequence, embedding: Tensor, padding_idx: int | None
-) -> Tensor | PackedSequence:
-    """Returns an input of any layout with each id replaced by its embedding row."""
+def embed(input: Any, embedding: Callable[[Tensor], Tensor]) -> Any:
+    """Returns an input of any layout with its ids replaced by the rows that `embedding` returns."""
     if isinstance(input, PackedSequence):
-        return input._replace(data=F.embedding(input.data, embedding, padding_idx))
-    return F.embedding(input, embedding, padding_idx)
+        return input._replace(data=embedding(input.data))
+    return embedding(input)
 
 
 def places_of_inputs(cell: Cell, options: int) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.types import Device
 
@@ -165,9 +166,9 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     def _as_torch(self, arguments: Arguments) -> tuple[Any, Any]:
         """Computes a call with the operators of torch's own layer."""
         self._refuse_if_invariant()
-        input = arguments.input
-        if arguments.embedding is not None:
-            input = tokens.gather_any(input, arguments.embedding, arguments.padding_idx)
+        input, rows, padding_idx = arguments.input, arguments.embedding, arguments.padding_idx
+        if rows is not None:
+            input = tokens.embed(input, lambda ids: F.embedding(ids, rows, padding_idx))
         return super().forward(input, arguments.hx)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from ...call import Input, Lengths, given
-from ...call.tokens import refuse_to_share
+from ...call.tokens import embed, refuse_to_share
 from ...cells import Cell
 from ...integrations.nn_rnn import exact_class, is_exact, plain_twin
 from ..inference.prepared import PreparedLayer
@@ -196,13 +196,8 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
 
     def _call_separately(self, ids: Input, hx: States | None, **more: Any) -> tuple[Input, States]:
         """Calls the embedding, then passes its result and `more` to the layer."""
-        rows: Any
-        if isinstance(ids, PackedSequence):
-            rows = ids._replace(data=self.embedding(ids.data))
-        else:
-            rows = self.embedding(ids)
         rnn: torch.nn.Module = self.rnn  # users may have replaced it with another class
-        output, states = rnn(rows, hx, **more)
+        output, states = rnn(embed(ids, self.embedding), hx, **more)
         return output, states
 
     def __prepare_scriptable__(self) -> torch.nn.Module:

@@ -57,8 +57,8 @@ def try_step(
     input: Tensor,
     options: int,
     states: Sequence[Tensor],
-    hidden_size: int,
     *,
+    hidden_size: int = 0,
     in_place: bool = False,
     output: Tensor | None = None,
     rows: Sequence[int] | None = None,
@@ -73,7 +73,7 @@ def try_step(
         weights: the weights of one layer, or the prepared tensor.
         input: (batch, input_size), or as in the operator `step`.
         states: (batch, hidden_size) each, or as in the operator `step`; empty for zeros.
-        hidden_size: the number of features of a state.
+        hidden_size: the number of features of a state; only read if `states` is empty.
         in_place: whether to update `states`; `states` and `weights` then belong to a stream.
         output: the tensor to write the output to, or None.
         rows, inputs: as in the operator `step`.
@@ -134,7 +134,7 @@ def step_of_module(
     if input.dim() != 2:
         return None
     try:
-        last = try_step(cell, weights, input, options, states, hidden_size)
+        last = try_step(cell, weights, input, options, states, hidden_size=hidden_size)
     except RuntimeError:  # the caller raises its own error
         return None
     if last is None:

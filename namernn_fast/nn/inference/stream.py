@@ -117,6 +117,8 @@ class Stream:
                 integers.
         """
         panels, options = self._panels, self._options
+        if batch_invariant_is_on():
+            options |= BATCH_INVARIANT
         beside = self._beside(frame, given(**inputs)) if inputs else []
         if (
             self._is_direct
@@ -138,9 +140,8 @@ class Stream:
                 panels.cell,
                 [panels.tensor],
                 frame,
-                options | BATCH_INVARIANT if batch_invariant_is_on() else options,
+                options,
                 self._states,
-                0,
                 in_place=True,
                 output=output,
                 rows=rows,
@@ -239,7 +240,6 @@ class Stream:
             embedding = self._prepared._embedding
             if embedding is not None:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
-            options = options | BATCH_INVARIANT if batch_invariant_is_on() else options
             # Writing to `out` may fail, so update copies of the states until `out` is written.
             states = self._states if out is None else [*map(forks.clone, self._states)]
             output = step(panels.tensor, states, frame, places, beside, options)
