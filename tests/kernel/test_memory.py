@@ -51,16 +51,25 @@ def run(run_program, tmp_path):
     [cell if cell == "lstm" else pytest.param(cell, marks=pytest.mark.slow) for cell in CELLS],
 )
 def test_only_the_first_call_causes_page_faults_in_scratch_memory(run, cell):
-    """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights per layer."""
+    """Without reserved memory, each call would fault on 8 to 32 MiB of packed weights per layer.
+
+    Only the call with the fewest faults counts, because new results cause some as well. Huge pages
+    are off: each would hide 511 faults.
+    """
     run(f"""
+import ctypes
+PR_SET_THP_DISABLE = 41
+assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
 layer, x = {KINDS[cell].cell.layer}(1024, 1024, num_layers=2), torch.randn(2, 128, 1024)
 for _ in range(2): infer(layer, x)
-reserved, before = memory_reserved(), page_faults()
-for _ in range(4): infer(layer, x)
+reserved, faults = memory_reserved(), []
+for _ in range(8):
+    before = page_faults()
+    infer(layer, x)
+    faults.append(page_faults() - before)
 assert reserved >= 8 * MEBI, reserved
 assert memory_reserved() == reserved, (memory_reserved(), reserved)
-pages = reserved / resource.getpagesize()
-assert page_faults() - before < pages, (page_faults() - before, pages)
+assert min(faults) < reserved / resource.getpagesize() / 2, (faults, reserved)
 """)
 
 
