@@ -233,11 +233,16 @@ struct PanelFormat {
   void (*unpack)(const Layer<Storage>&, Storage* const (&weights)[kParameters]);
 };
 
-// How many times faster products with panels are than products in place, divided by the same ratio
-// for float kernels.
-struct PanelRate {
-  int64_t few;   // with fewer than 8 sequences
-  int64_t many;  // with 8 sequences or more
+// When products with panels are faster than products in place.
+struct PanelGain {
+  // How many times faster a product with panels is, divided by the same ratio for float kernels
+  // with AVX-512.
+  int64_t rate;
+  int64_t most_rows;  // with more rows, panels are faster, no matter how large the weights are
+};
+struct PanelGains {
+  PanelGain few;   // with fewer than 8 sequences
+  PanelGain many;  // with 8 sequences or more
 };
 
 // The kernels for tensors of type Storage.
@@ -251,7 +256,7 @@ struct KernelsFor {
   // in. Waves and trees call `add_biases` once for many calls to `forward`; null for types that
   // neither waves nor trees support.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
-  PanelRate panel_rate;
+  PanelGains panel_gains;
 };
 
 // Forward kernels for float layers with weights in 8-bit integers and one scale per row. The

@@ -219,13 +219,16 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
 }
 
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
-                        const PanelRate& panel_rate) {
-  const int64_t rate = layout.B < 8 ? panel_rate.few : panel_rate.many;
-  // A product in place consists of dot products. Each dot product ends by adding up its lanes,
-  // which makes it slower than a product with panels; the longer the dot product, the smaller the
+                        const PanelGains& panel_gains) {
+  const auto [rate, most_rows] = layout.B < 8 ? panel_gains.few : panel_gains.many;
+  if (layout.N > most_rows) return {false, false};
+  // Products in place consist of dot products. Each dot product ends by adding up its lanes, which
+  // makes it slower than a product with panels; the longer the dot product, the smaller the
   // difference. Packing large weights costs more per element, because large weights are read from
   // further away.
-  const auto gains = [&](int64_t K) { return 16 * rate * layout.N <= K + K * K / 1024; };
+  const auto gains = [&, rate = rate](int64_t K) {
+    return 16 * rate * layout.N <= K + K * K / 1024;
+  };
   return {gains(D), gains(P)};
 }
 

@@ -54,7 +54,7 @@ constexpr double kPackingCost = 8;
 // choice changes the last bits of results, so it must not depend on the number of threads or on
 // cache sizes.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
-                        const PanelRate& panel_rate);
+                        const PanelGains& panel_gains);
 
 // Returns the number of bfloat16 terms to split numbers into: `allowed`, or 0 if multiplying floats
 // is estimated to be faster. The choice changes results. So it must not depend on the number of

@@ -72,9 +72,9 @@ struct AmxTile : AmxRegisters {
     for (int64_t k = 0; k < operand.K; k += kRowGranule) {
       const int8_t* panel = operand.panel + k * kWidth + half * 2 * kBlockBytes;
       _tile_loadd(4, a + k, operand.a_row);
-      _tile_loadd(6, panel, kQuadBytes);
+      _tile_loadd(6, panel, kDotBytes);
       _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, panel + kBlockBytes, kQuadBytes);
+      _tile_loadd(7, panel + kBlockBytes, kDotBytes);
       _tile_dpbusd(1, 4, 7);
       if constexpr (kTwo) {
         _tile_loadd(5, b + k, operand.a_row);

@@ -18,9 +18,9 @@ SMALLEST_SCALE = 2.0**-107
 """Rows with a smaller scale are quantized to zeros."""
 MOST_INPUTS = (2**31 - 1) // (255 * 127)
 """The maximum number of columns of a weight. Sums of more products could overflow 32 bits."""
-MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256}
+MIN_HIDDEN = {"amx_int8": 128, "avx512_vnni": 128, "avx_vnni": 256, "avx2": 256}
 """The smallest hidden_size for which layers are faster with 8-bit weights, for each instruction set
-with 8-bit products. Other processors compute batches faster in floats."""
+of 8-bit kernels. With other instruction sets, floats may be faster."""
 
 
 def check_prepared_dtype(dtype: torch.dtype | None) -> None:
@@ -42,6 +42,16 @@ def check_weights(weights: Iterable[Tensor]) -> None:
             )
 
 
+def default_min_hidden() -> int | None:
+    """Returns the `MIN_HIDDEN` of this processor, or None if floats may always be faster.
+
+    Requires the C++ extension.
+    """
+    kernel, float_kernel = ops.cpu_kernel(torch.int8), ops.cpu_kernel(torch.float32)
+    # With AVX-512 but without VNNI, products of floats are faster than AVX2's products of integers.
+    return None if kernel == "avx2" != float_kernel else MIN_HIDDEN.get(kernel)
+
+
 def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | None:
     """Returns why a layer in float32 would not be faster with 8-bit weights, or None if it would.
 
@@ -49,10 +59,10 @@ def why_not_faster(hidden_size: int, min_hidden: int | None = None) -> str | Non
 
     Args:
         hidden_size: the hidden_size of the layer.
-        min_hidden: the smallest hidden_size that counts as faster; None for `MIN_HIDDEN`.
+        min_hidden: the smallest hidden_size that counts as faster; None for the default.
     """
     if min_hidden is None:
-        min_hidden = MIN_HIDDEN.get(ops.cpu_kernel(torch.int8))
+        min_hidden = default_min_hidden()
     if min_hidden is None:
         return "this processor has no instructions that would make them faster"
     if hidden_size < min_hidden:

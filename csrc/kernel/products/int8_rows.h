@@ -18,6 +18,10 @@ namespace {
 
 constexpr int64_t kRowGranule = 64;  // rows are padded to a multiple of this number of integers
 constexpr int32_t kLargest = 127;    // the largest integer
+// Rows with twice the precision have this many steps per step of the scale. Their largest integer
+// is one larger than expected, because the scale is truncated.
+constexpr int32_t kFineSteps = 2 * kLargest;
+constexpr int32_t kLargestFine = kLargest * kFineSteps + 1;
 // Rows hold an integer q as the code q + kOffset. VNNI and AMX multiply unsigned by signed bytes,
 // so they need unsigned codes. Other instruction sets multiply 16-bit integers.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -27,6 +31,7 @@ constexpr int32_t kOffset = 128;
 using Code = int16_t;
 constexpr int32_t kOffset = 0;
 #endif
+constexpr bool kWideCodes = sizeof(Code) > 1;
 // Rows with a smaller scale are stored as zeros, because 1 / scale might overflow.
 constexpr float kSmallestScale = 0x1p-107f;
 
@@ -101,10 +106,16 @@ inline void quantize_row(const float* row, int64_t n, float least, uint8_t* to) 
   std::memcpy(to + scale_at(n), &scale, sizeof(scale));
 }
 
-// Quantizes a row with twice the precision: writes the row that quantize_row() would write and a
-// second row, which holds the errors of the first row.
+// Quantizes a row with twice the precision. Wide codes hold integers of up to kLargestFine.
+// Otherwise, writes the row that quantize_row() would write and a second row, which holds the
+// errors of the first row.
 inline void quantize_row_twice(const float* row, int64_t n, uint8_t* to) {
-  const float scale = scale_of(row, n, 0), fine = scale / (2 * kLargest);
+  const float scale = scale_of(row, n, 0), fine = scale / kFineSteps;
+  if constexpr (kWideCodes) {
+    quantize(row, n, fine, [&](int64_t i, int64_t m, Int q) { store_codes(to, i, q, m); });
+    std::memcpy(to + scale_at(n), &fine, sizeof(fine));
+    return;
+  }
   const float inverse = fine > 0 ? 1 / fine : 0;
   uint8_t* const low = to + row_bytes(n);
   quantize(row, n, scale, [&](int64_t i, int64_t m, Int q) {

@@ -12,9 +12,9 @@ namespace {
 // Rates measured on AMX. Without panels, each bfloat16 weight is converted once per tile of at most
 // six rows. With few sequences, the conversion takes three times as long as the product.
 template <class Storage>
-constexpr PanelRate kPairRate = {24, 8};
+constexpr PanelGains kPairGains = {{24, INT64_MAX}, {8, INT64_MAX}};
 template <>
-constexpr PanelRate kPairRate<float> = {8, 24};
+constexpr PanelGains kPairGains<float> = {{8, INT64_MAX}, {24, INT64_MAX}};
 
 // The format of the panels that layers of type Storage hold. Float layers hold float panels, in the
 // format of the float kernels, because rounding to terms would lose bits.
@@ -49,7 +49,7 @@ constexpr KernelsFor<Storage> kernels_on_pairs() {
           {nullptr, nullptr, nullptr},
           &backward<PairProducts<Storage, kTerms>>,
           nullptr,
-          kPairRate<Storage>};
+          kPairGains<Storage>};
 }
 
 }  // namespace

@@ -125,15 +125,15 @@ struct AsInt8 {
   using Panels = Int8Panels<Storage>;
   static constexpr size_t weight_bytes = 1;
 
-  // Inputs may have any distribution, so each is stored as the sum of two scaled integers.
-  static int64_t input_size(int64_t n) { return 2 * row_bytes(n); }
+  // Inputs may have any distribution, so they are stored with twice the precision.
+  static int64_t input_size(int64_t n) { return (kWideCodes ? 1 : 2) * row_bytes(n); }
   static int64_t row_size(int64_t n) { return row_bytes(n); }
   static int64_t state_size(int64_t n) { return panel_count<float>(n) * kWidth; }
   static Int8Operands operands_of_inputs(const uint8_t* row, int64_t n, const int8_t* panel) {
-    return {row, input_size(n), padded_bytes(n), panel, row_bytes(n)};
+    return {row, input_size(n), padded_bytes(n), panel, kWideCodes ? 0 : row_bytes(n), kFineChain};
   }
   static Int8Operands operands_of_states(const uint8_t* row, int64_t n, const int8_t* panel) {
-    return {row, row_size(n), padded_bytes(n), panel, 0};
+    return {row, row_size(n), padded_bytes(n), panel, 0, padded_bytes(n)};
   }
   static void encode(const float* from, uint8_t* to, int64_t n) { quantize_row_twice(from, n, to); }
   // States exceed 1 in magnitude only after a large initial state or with unbounded activations.

@@ -218,7 +218,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   // For few rows, converting does not pay off, so in_place makes pair kernels call float kernels.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
-                                     kernels_for<Scalar>(stack).panel_rate);
+                                     kernels_for<Scalar>(stack).panel_gains);
   }
   for (size_t i = 0; i < stack.states.size(); ++i) {
     const Tensor& initial = stack.states[i];
