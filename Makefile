@@ -24,7 +24,7 @@ SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 # $(call parts,target,all parts,default parts): the parts of a target that ONLY selects, or the default parts.
 parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)))$(addprefix $(1)/,$(or $(ONLY),$(3)))
 
-BENCHMARKS := grid peers applications roofline capabilities names
+BENCHMARKS := grid peers applications roofline capabilities avx2 names
 COMPATIBILITY := compilers arm wheel third-party
 COMMANDS := setup bench test test-all check format docs cases record bench-gpu gpu compare sanitize compatibility wheel clean
 .PHONY: help $(COMMANDS)
@@ -57,7 +57,7 @@ $(VENV)/with-%: $(VENV)/installed
 	@$(PIP) "namernn_fast[$*]"
 	@touch $@
 
-bench: $$(call parts,bench,$(BENCHMARKS),grid) ## compares the speed of torch's layers and ours; ONLY=peers, applications, roofline, capabilities or names
+bench: $$(call parts,bench,$(BENCHMARKS),grid) ## compares the speed of torch's layers and ours; ONLY=peers, applications, roofline, capabilities, avx2 or names
 
 test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1 tests random calls
 
@@ -155,6 +155,14 @@ bench/roofline: $(VENV)/installed
 
 bench/capabilities: $(VENV)/with-test
 	$(BIN)/python -m tools.capabilities $(RECORDING)
+
+# Measures the kernels for AVX2, on a processor that may have more.
+bench/avx2: export ATEN_CPU_CAPABILITY := avx2
+bench/avx2: export ONEDNN_MAX_CPU_ISA := AVX2
+bench/avx2: $(VENV)/installed
+	for program in grid roofline prepared streams steps eight_bits; do \
+	  $(BIN)/python -m benchmarks.cpu.$$program $(if $(RECORD),--record avx2) || exit 1; \
+	done
 
 # Measures the reference result of the names application on five splits, in at least a quarter of an hour.
 # RECORD=1 replaces the table of docs/names.md, the pretrained network and its model card.

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "expect.h"
+
 namespace namernn_fast {
 namespace {
 
@@ -45,7 +47,7 @@ PlanArguments on_one_thread(PlanArguments arguments) {
 
 // Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
   const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
   return leave_cache(int64_t(bytes), machine);
@@ -62,13 +64,14 @@ int64_t fit_projected_rows(const PlanArguments& arguments, size_t scalar_bytes, 
 }  // namespace
 
 Plan choose_plan(const PlanArguments& arguments) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
+  NAMERNN_EXPECT(speed > 0);
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
   const double rows = double(layout.N) / T;  // average number of rows per step
   const double weights = double(blocks) * double(H) * double(D + H);
-  const double rate = kRate * sizeof(float) / double(scalar_bytes);
+  const double rate = kRate * speed;
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
     // Rounds up, because a step ends only when the thread with the most work is done.
@@ -101,7 +104,7 @@ bool choose_both_at_once(const PlanArguments& arguments) {
 Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   PlanArguments recurrent = arguments;
   recurrent.D = arguments.H;
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = recurrent;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = recurrent;
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
   if (at_once < 2 || layout.T <= kStepsAlone) return none;
@@ -143,7 +146,7 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
 // across both weights.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
   if (D == 0) return 0;
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
@@ -179,6 +182,14 @@ int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row
   if (layout.tree || plan.members > 1) return 1;
   return ceiling(layout.B,
                  plan.groups * std::max(kMinPartSequences, int64_t(machine.l2_bytes) / row_bytes));
+}
+
+bool choose_row_prefetch(const SequenceLayout& layout, int64_t slices, int64_t row_bytes,
+                         const Machine& machine) {
+  const int64_t of_step = ceiling(layout.B, slices) * row_bytes;
+  const int64_t of_all_steps = ceiling(layout.N, slices) * row_bytes;
+  return !layout.tree && of_all_steps > 2 * int64_t(machine.l2_bytes) &&
+         !leave_cache(2 * of_step, machine);
 }
 
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine) {

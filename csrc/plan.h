@@ -15,6 +15,7 @@ struct PlanArguments {
   int64_t panels;  // number of panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
   int64_t blocks;  // number of gates: blocks of H rows in each weight
+  double speed;    // rate of multiply-adds, relative to floats
 };
 
 // How the recurrence of one direction is split among groups * members threads. Each group takes its
@@ -85,6 +86,12 @@ int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan& plan, i
 // the core's private cache.
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
+
+// Returns true if each step should prefetch the rows of the next step, which take `row_bytes` per
+// sequence: if the rows of all steps are much larger than the core's private cache, but the rows of
+// two steps fit in it. `slices` is the number of slices that the plan cuts the sequences into.
+bool choose_row_prefetch(const SequenceLayout& layout, int64_t slices, int64_t row_bytes,
+                         const Machine& machine);
 
 // Returns true if each group should pack its own copy of the weights. That pays off with one group,
 // or if a copy (`bytes` bytes) fits in a private cache and all copies together are small.

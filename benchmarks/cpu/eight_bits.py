@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from benchmarks.cpu.prepared import PAUSE, problem_of
-from benchmarks.cpu.rivals import Problem, bound_session, onnx_model
+from benchmarks.cpu.rivals import Problem, bound_session, is_available, onnx_model
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, LAYER, SHAPE, Row
 from benchmarks.harness.grid import FORWARD, SIZES, Workload
 from benchmarks.harness.machine import read_rate
 from benchmarks.harness.study import Calls, CheckedCalls, Study, grid, kernels
+from namernn_fast.bench.machine import held_to
 from namernn_fast.bench.race import TimedCall, warm_up
 from namernn_fast.bench.timed_calls import equal_layers
 from namernn_fast.bench.workloads import LAYERS_OF
@@ -43,7 +44,8 @@ DTYPES = {"float32": None, "int8": torch.int8}
 """The argument of `prepare()` for each type of weights."""
 RIVALS = ("onnxruntime", "torch.ao")
 ENGINES = ("x86", "onednn")
-"""torch.ao's engines: one is faster for one sequence, the other for many."""
+"""torch.ao's engines: one is faster for one sequence, the other for many. The first always uses the
+best instruction set of the processor."""
 MAX_ERROR = 0.03
 """At these sizes, rounding to 8 bits changes outputs by at most about half of this. Swapped gates
 or a missing bias change them by more."""
@@ -88,7 +90,8 @@ def torch_ao_call(problem: Problem) -> TimedCall:
     """Returns the call of torch.ao's quantized layer, on the fastest engine."""
     layer, quantized = problem.baseline, torch.backends.quantized
     before, calls = quantized.engine, []
-    for engine in [name for name in ENGINES if name in quantized.supported_engines]:
+    engines = ENGINES[1:] if held_to() else ENGINES
+    for engine in [name for name in engines if name in quantized.supported_engines]:
         quantized.engine = engine
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates torch.ao
@@ -118,7 +121,7 @@ def calls(case: Quantized) -> CheckedCalls:
     cell = CELLS[case.cell]
     if case.calls == LAYERS and cell is not VANILLA:  # torch.ao has no nn.RNN
         found["torch.ao"] = torch_ao_call(problem)
-    if cell is LSTM and find_spec("onnx") and find_spec("onnxruntime"):
+    if cell is LSTM and find_spec("onnx") and is_available("onnxruntime"):
         shape = (*input.shape[:-1], case.hidden_size)
         found["onnxruntime"] = onnxruntime_call(problem, shape[case.calls != LAYERS :])
     checked: CheckedCalls = {**found}

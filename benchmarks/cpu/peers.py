@@ -7,7 +7,6 @@ oracle. Then all implementations alternate, round by round, in one process.
 
 import argparse
 import copy
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.cpu.rivals import ERROR, RIVALS, TRAINED, Problem
+from benchmarks.cpu.rivals import ERROR, RIVALS, TRAINED, Problem, is_available
 from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, Row, Rows
 from benchmarks.harness.gate import rival_error
@@ -124,7 +123,7 @@ def calls(workload: Workload, rivals: Sequence[str] = ()) -> CheckedCalls:
 @cache
 def installed() -> list[str]:
     """Returns the installed rivals."""
-    return [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
+    return [name for name in RIVALS if is_available(name)]
 
 
 def best_other(row: Row) -> tuple[str, float] | None:

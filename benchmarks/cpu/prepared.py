@@ -5,11 +5,9 @@ with nonzero initial states. The runtimes use bound input and output buffers.
 `benchmarks/cpu/streams.py` times single steps, and `benchmarks/cpu/eight_bits.py` 8-bit weights.
 """
 
-import importlib.util
-
 import torch
 
-from benchmarks.cpu.rivals import ERROR, RIVALS, Problem
+from benchmarks.cpu.rivals import ERROR, RIVALS, Problem, is_available
 from benchmarks.harness import columns
 from benchmarks.harness.columns import BATCH, LAYER, SHAPE
 from benchmarks.harness.gate import rival_error
@@ -54,9 +52,8 @@ def runtime_calls(problem: Problem) -> CheckedCalls:
     found: CheckedCalls = {}
     h_n = tensors_in(problem.baseline(problem.input, problem.hx))[1]
     for name in RUNTIMES:
-        package, make = RIVALS[name]
-        if importlib.util.find_spec(package) is not None:
-            call = make(problem, torch.get_num_threads())
+        if is_available(name):
+            call = RIVALS[name][1](problem, torch.get_num_threads())
             result = {"h_n": torch.as_tensor(call())}
             found[name] = rival_error(name, result, {"h_n": h_n}, ERROR) or call
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.grid import FORWARD, Workload
+from namernn_fast.bench.machine import held_to
 from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import Gradients
 from namernn_fast.cells import CELLS, GRU, LSTM, VANILLA
@@ -372,5 +374,13 @@ RIVALS: dict[str, tuple[str, Rival]] = {
     "OpenVINO": ("openvino", openvino),
 }
 """Rivals by name: the package each needs, and the function that creates its call."""
+HELD = ("PyTorch in place",)
+"""The rivals that `ATEN_CPU_CAPABILITY` holds to a lower instruction set, too."""
 TRAINED = ("JAX",)
 """The rivals that also train."""
+
+
+def is_available(name: str) -> bool:
+    """Returns whether a rival is installed and uses the same instruction set as the kernels."""
+    is_equal = name in HELD or held_to() is None
+    return is_equal and find_spec(RIVALS[name][0]) is not None

@@ -32,9 +32,9 @@ def failures(name: str, *arguments: str) -> list[str]:
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=1.3))
     also = [f"--threads={options.threads}"]
-    also += [f"--{name}" for name in ("quick", "record") if getattr(options, name)]
+    also += ["--quick"] * options.quick + [f"--record={options.record}"] * bool(options.record)
     wrong = failures(PROGRAMS[0], f"--seconds={options.seconds}", *also)
-    for name in PROGRAMS[1:] + PROGRAMS_OF_RECORDS * options.record:
+    for name in PROGRAMS[1:] + PROGRAMS_OF_RECORDS * bool(options.record):
         wrong += failures(name, *also)
     if wrong:
         sys.exit("\n".join((pages.FAILED, *wrong)))

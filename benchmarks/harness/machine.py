@@ -1,9 +1,13 @@
-"""Measures the limits of this machine for roofline.py, and the cost of a barrier."""
+"""Measures the limits of this machine for roofline.py, and the cost of a barrier.
+
+If `ATEN_CPU_CAPABILITY` holds the kernels to a lower instruction set, the limits are that set's.
+"""
 
 import ctypes
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +15,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.harness.paths import ROOT
+from namernn_fast import ops
+
 SOURCE = Path(__file__).with_name("probe.cpp")
+TARGETS = {
+    "avx512": ["-march=x86-64-v4", "-mtune=skylake-avx512", "-mprefer-vector-width=512"],
+    "avx2": ["-march=x86-64-v3", "-mtune=haswell"],
+}
+"""Compiler flags for the instruction sets of float kernels, tuned as in `setup.py`."""
 SECONDS = 0.2
 MOMENT = 0.0002
+PRODUCTS = 5
+"""The number of times that a product is measured."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,16 @@ class Machine:
 @cache
 def _probe() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    is_arm = platform.machine() in ("arm64", "aarch64")
+    target = ["-mcpu=native"] if is_arm else TARGETS.get(ops.cpu_kernel(), [])
     library = Path(tempfile.mkdtemp()) / "probe.so"
-    flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", native]
-    if platform.machine() == "x86_64":
-        flags.append("-mprefer-vector-width=512")
+    flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", *target]
+    flags += ["-fno-math-errno", f"-I{ROOT / 'csrc'}"]
     subprocess.run([compiler, *flags, SOURCE, "-o", library], check=True)
     probe = ctypes.CDLL(str(library))
     probe.multiply_add_rate.restype = probe.read_rate.restype = ctypes.c_double
+    probe.product_rate.restype = ctypes.c_double
+    probe.product_rate.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_double]
     probe.multiply_add_rate.argtypes = [ctypes.c_double]
     probe.read_rate.argtypes = [ctypes.c_int64, ctypes.c_double]
     probe.l2_bytes.restype = ctypes.c_int64
@@ -71,6 +87,18 @@ def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
     parts = [block_bytes // threads] * threads
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
+
+
+def product_share(rows: int, features: int, width: int) -> float:
+    """Returns the fraction of a core's peak that a product of the kernels reaches, without a layer.
+
+    The matrices have the shapes (rows, features) and (features, width).
+    """
+    shares = []
+    for _ in range(PRODUCTS):
+        rate = _probe().product_rate(rows, features, width, SECONDS / PRODUCTS)
+        shares.append(rate / momentary_rate())
+    return statistics.median(shares)
 
 
 def momentary_rate() -> float:

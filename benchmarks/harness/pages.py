@@ -2,7 +2,7 @@
 
 Without `--record` a program writes its raw rows, its tables and its plots to `build/bench/`, which
 git ignores. With `--record` it replaces the results in `benchmarks/results/` and the tables in the
-documents.
+documents. `--record avx2` does the same for the tables of runs with AVX2.
 """
 
 import argparse
@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.paths import RESULTS, ROOT, SCRATCH, Section
+from benchmarks.harness.paths import RESULTS, ROOT, SCRATCH, Section, sections_of_avx2
+from namernn_fast import ops
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
 
+AVX2 = "avx2"
+"""The value of `--record`, and the folder of results, of runs with AVX2."""
 FAILED = "Checks that failed (their workloads were not timed):"
 
 
@@ -32,7 +35,12 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(
-        "--record", action="store_true", help="replace the recorded results and the tables in docs"
+        "--record",
+        nargs="?",
+        const="all",
+        default="",
+        choices=("all", AVX2),
+        help="replace the recorded results and the tables in docs, or only those of avx2",
     )
     if seconds is not None:
         parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -44,7 +52,10 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options. Exits if `--record` is combined with `--quick` or passive waiting.
+    """Returns the options. Exits if a run with these options cannot be recorded.
+
+    Exits if `--record` is combined with `--quick` or passive waiting, and if `--record avx2` is
+    combined with kernels of another instruction set.
 
     With passive waiting, threads sleep while they wait, and waking a thread takes longer than a
     small call. Passive waiting only makes sense on a shared machine.
@@ -52,6 +63,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.record and getattr(options, "quick", False):
         parser.error("a quick run is not a measurement and cannot be recorded")
+    if options.record == AVX2 and ops.cpu_kernel() != AVX2:
+        parser.error("set ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 to record avx2")
     if hasattr(options, "threads") and os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
         slow = "OMP_WAIT_POLICY=passive makes small calls on several threads slow"
         if options.record:
@@ -86,9 +99,9 @@ def gated(checked: object, wrong: list[str]) -> Iterator[None]:
         print(f"WRONG: {wrong[-1]}", flush=True)
 
 
-def folder_of(record: bool) -> Path:
+def folder_of(record: str | bool) -> Path:
     """Returns the folder for the results of a run, created if needed."""
-    folder = RESULTS if record else SCRATCH
+    folder = RESULTS / AVX2 if record == AVX2 else RESULTS if record else SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -97,7 +110,7 @@ def publish(
     name: str,
     document: dict[str, Any],
     sections: Iterable[Section],
-    record: bool,
+    record: str | bool,
     wrong: Sequence[str] = (),
     draw: Callable[[dict[str, Any], Path], list[Path]] = lambda document, folder: [],
 ) -> None:
@@ -109,7 +122,8 @@ def publish(
         name: The name of the JSON file.
         document: The content of the JSON file.
         sections: The texts. If the run is recorded, each replaces its section of a page.
-        record: Whether the run is recorded.
+        record: Whether the run is recorded; `AVX2` to record only tables, and no plots, as those
+            of AVX2.
         wrong: The workloads that were not timed because a check failed.
         draw: Draws the plots in a folder, and returns their files.
 
@@ -123,16 +137,18 @@ def publish(
     raw = folder / f"{name}.json"
     raw.write_text(json.dumps(document) + "\n", encoding="utf-8")
     written = [raw]
+    if record == AVX2:
+        sections = sections_of_avx2(sections)
     for section in sections:
         text = section.report(document)
         print(text, end="\n\n")
         written.append(write_text(folder, section.name, text, record, section.page))
-    announce(*written, *draw(document, folder))
+    announce(*written, *(draw(document, folder) if record != AVX2 else ()))
     if wrong:
         raise SystemExit("\n".join((FAILED, *wrong)))
 
 
-def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:
+def write_text(folder: Path, name: str, text: str, record: str | bool, page: Path) -> Path:
     """Writes a text to its section of `page` if `record`, else to a file in `folder`."""
     if record:
         write_section(page, name, text)

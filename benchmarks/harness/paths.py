@@ -1,6 +1,6 @@
 """Paths of the results, the documents and the repository itself, defined only here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ DOCS = ROOT / "docs"
 PERFORMANCE = DOCS / "performance.md"
 PERFORMANCE_TABLES = DOCS / "performance_tables.md"
 """The CPU tables that are not in `PERFORMANCE`."""
+PERFORMANCE_AVX2 = DOCS / "performance_avx2.md"
+"""Tables of runs with AVX2."""
 REAL_MODELS = DOCS / "real_models.md"
 CAPABILITIES = DOCS / "capabilities.md"
 GPU_REPORT = DOCS / "gpu_report.md"
@@ -26,3 +28,9 @@ class Section(NamedTuple):
     name: str
     report: Callable[[dict[str, Any]], str]
     """Returns the text, from the results of a run."""
+
+
+def sections_of_avx2(sections: Iterable[Section]) -> list[Section]:
+    """Returns the sections of `PERFORMANCE_AVX2`, from a program's sections: its tables."""
+    tables = (section for section in sections if section.page == PERFORMANCE_TABLES)
+    return [section._replace(page=PERFORMANCE_AVX2) for section in tables]

@@ -1,4 +1,5 @@
-// Measures the limits of a core. machine.py compiles this file for the current machine.
+// Measures the limits of a core, and the rate of the kernels' products. machine.py compiles this
+// file for the instruction set that the kernels use.
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,15 +9,23 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512F__)
+#define NAMERNN_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define NAMERNN_VECTOR_BYTES 32
+#else
+#define NAMERNN_VECTOR_BYTES 16
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define NAMERNN_REGISTERS 32
+#else
+#define NAMERNN_REGISTERS 16
+#endif
+#include "kernel/products/product.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-typedef float Vector __attribute__((vector_size(64)));
-#elif defined(__AVX__)
-typedef float Vector __attribute__((vector_size(32)));
-#else
-typedef float Vector __attribute__((vector_size(16)));
-#endif
+typedef float Vector __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 constexpr int lanes = sizeof(Vector) / sizeof(float);
 
 double now() {
@@ -59,7 +68,8 @@ extern "C" double multiply_add_rate(double seconds) {
   constexpr int chains = 12, steps = 20000;
   const double amount = 2.0 * chains * steps * lanes;
   const Rates found = rates(seconds, amount, [] {
-    Vector a[chains] = {}, b = Vector{} + 0.999f, c = Vector{} + 0.001f;
+    Vector a[chains], b = Vector{} + 0.999f, c = Vector{} + 0.001f;
+    for (int j = 0; j < chains; ++j) a[j] = Vector{} + float(j);  // equal chains would be merged
     hide(b);
     hide(c);
     for (int i = 0; i < steps; ++i) {
@@ -103,6 +113,25 @@ extern "C" int64_t l2_bytes() {
   if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size;
 #endif
   return int64_t(1) << 20;
+}
+
+// Returns the operations per second of the forward pass's product of a [rows, K] and a [K, width]
+// matrix. The matrices are in the caches that hold them, because they are multiplied repeatedly.
+extern "C" double product_rate(int64_t rows, int64_t K, int64_t width, double seconds) {
+  using namespace namernn_fast;
+  constexpr int64_t panel_width = Shape<float>::panel_width;
+  std::vector<float> a(rows * K, 0.5f), c(rows * width), bias(width, 1.0f);
+  std::vector<float> panels(panels_size<float>(K, width), 0.001f);
+  Operand<float> operand{a.data(), K, panels.data(), K * panel_width, K};
+  const bool is_large = int64_t(panels.size() * sizeof(float)) > l2_bytes() / 2;
+  if (is_large) operand.after = panels.data();  // the passes prefetch such weights, too
+  const Target<float> target{c.data(), width, bias.data(), 0, false};
+  const double amount = 2.0 * double(rows) * double(K) * double(width);
+  const Rates found = rates(seconds, amount, [&] {
+    product<float>(&operand, 1, target, rows, 0, width, NoFinish());
+    hide(c[0]);
+  });
+  return found.mean;
 }
 
 // Measures the minimum and median seconds for a word to reach another thread that waits for it.

@@ -4,7 +4,6 @@ Run `python -m benchmarks.report.sections` after a change in the layout of a tab
 """
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from benchmarks.cases import __main__ as cases
@@ -28,8 +27,8 @@ from benchmarks.cpu import (
     waiting,
     wide,
 )
-from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, Section
+from benchmarks.harness.pages import AVX2, write_section
+from benchmarks.harness.paths import RESULTS, sections_of_avx2
 from benchmarks.names import classifier, study
 
 
@@ -56,17 +55,25 @@ STUDIES = (
     torch_operators,
 )
 OTHERS = first_call, waiting, roofline, classifier, study
-SECTIONS = (
+OF_ALL = (
     *(
         (each.name, section)
         for each in (module.STUDY for module in STUDIES)
         for section in each.sections
     ),
     *((name, section) for name, each in peers.STUDIES.items() for section in each.sections),
-    ("avx2", Section(PERFORMANCE_TABLES, "avx2", replace(grid.STUDY, is_folded=True).report)),
     *((module.SECTION.name, module.SECTION) for module in OTHERS),
 )
 """The name of the recorded file, without its extension, and each section that shows it."""
+SECTIONS = (
+    *OF_ALL,
+    *(
+        (f"{AVX2}/{name}", section)
+        for name, each in OF_ALL
+        if (RESULTS / AVX2 / f"{name}.json").exists()
+        for section in sections_of_avx2([each])
+    ),
+)
 
 
 def main() -> None:

@@ -336,8 +336,8 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   }
   const Machine machine{threads, size_t(l2_bytes)};
   const PlanArguments arguments{
-      layout,        machine,      input_size, hidden_size, panels_of(hidden_size),
-      sizeof(float), weight_blocks};
+      layout,        machine,       input_size, hidden_size, panels_of(hidden_size),
+      sizeof(float), weight_blocks, 1};
   const Plan plan = choose_plan(arguments);
   const Wave wave = choose_wave(arguments, num_layers, Pass::forward);
   return {plan.groups, plan.members, plan.time, wave.layers};

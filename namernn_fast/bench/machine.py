@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 
+import torch
+
 _AMD, _INTEL = "AuthenticAMD", "GenuineIntel"
 _GENERATIONS = (
     (_AMD, 23, range(0x30), "Zen"),
@@ -27,8 +29,32 @@ def cpu_name() -> str:
     """Returns the name of the processor, or of its architecture if the name is unknown.
 
     Appends the generation if it is known, because many virtual machines report every generation
-    as "AMD EPYC" or "Intel(R) Xeon(R) Processor".
+    as "AMD EPYC" or "Intel(R) Xeon(R) Processor". Also appends the result of `held_to`.
     """
+    fields = _fields()
+    held = held_to()
+    suffix = f", held to {held}" if held else ""
+    if "model name" in fields:
+        return fields["model name"] + _generation(fields) + suffix
+    try:
+        from cpuinfo import get_cpu_info  # installed with pytest-benchmark
+    except ImportError:
+        return (platform.processor() or platform.machine() or "unknown CPU") + suffix
+    return str(get_cpu_info().get("brand_raw", "unknown CPU")) + suffix
+
+
+def held_to() -> str | None:
+    """Returns "AVX2" if `ATEN_CPU_CAPABILITY` keeps torch and the kernels from using AVX-512.
+
+    Otherwise, or if the processor has no AVX-512, returns None.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    has_more = "avx512f" in _fields().get("flags", "").split()
+    return capability if has_more and capability == "AVX2" else None
+
+
+def _fields() -> dict[str, str]:
+    """Returns what Linux says of the first processor; nothing on other systems."""
     fields: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -39,13 +65,7 @@ def cpu_name() -> str:
                 fields[name.strip()] = value.strip()
     except OSError:
         pass
-    if "model name" in fields:
-        return fields["model name"] + _generation(fields)
-    try:
-        from cpuinfo import get_cpu_info  # installed with pytest-benchmark
-    except ImportError:
-        return platform.processor() or platform.machine() or "unknown CPU"
-    return str(get_cpu_info().get("brand_raw", "unknown CPU"))
+    return fields
 
 
 def _generation(fields: dict[str, str]) -> str:

@@ -54,6 +54,9 @@ int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row
   const int64_t most = plan.groups * std::max<int64_t>(64, int64_t(machine.l2_bytes) / row_bytes);
   return (layout.B + most - 1) / most;
 }
+bool choose_row_prefetch(const SequenceLayout& layout, int64_t, int64_t, const Machine&) {
+  return !layout.tree;
+}
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine) {
   return plan.groups == 1 || bytes <= machine.l2_bytes;
 }

@@ -196,7 +196,8 @@ struct CopiedPart {
       const int64_t projected_steps = choose_projected_steps(plan_arguments(copied.layer, runtime),
                                                              plan, plan.groups, layer.in_place);
       const int64_t steps = fit_projected_steps(projected_steps, memory, alive_part.slice);
-      run_part<Scalar, Storage, Element>({copied, weights, alive_part, memory, steps}, runtime);
+      run_part<Scalar, Storage, Element>({copied, weights, alive_part, memory, steps, false},
+                                         runtime);
       if (args.output.data) write_time_block(copies.output, first, last, args.output, 1, 0);
       if (copies.kept) write_time_block(copies.kept, first, last, args.kept, layer.cell->kept, 1);
       if (part.team) barrier(*part.team, runtime);

@@ -14,6 +14,7 @@
 //   rows can be encoded. state_size(n) is the row stride for n states;
 // - Panels<Storage>: the format of the weights;
 // - weight_bytes: the size of a weight;
+// - speed: the rate of its multiply-adds, relative to floats;
 // - operands_of_inputs(row, n, panel) and operands_of_states(row, n, panel): return the operands
 //   that multiply rows of n numbers by a panel;
 // - encode(from, row, n), and encode_state(state, row, n) if State is not Row: encode a row;
@@ -338,8 +339,14 @@ struct EncodedPart {
 
 template <class Encoding, class Storage>
 inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
-  return {layer.layout,           runtime.machine,  layer.D, layer.H, panel_count<float>(layer.H),
-          Encoding::weight_bytes, layer.cell->gates};
+  return {layer.layout,
+          runtime.machine,
+          layer.D,
+          layer.H,
+          panel_count<float>(layer.H),
+          Encoding::weight_bytes,
+          layer.cell->gates,
+          Encoding::speed};
 }
 
 // Allocates the rows of a group that computes `sequences` sequences.

@@ -22,8 +22,9 @@ struct TimeRange {
 template <class Storage>
 inline PlanArguments plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
-  return {layer.layout,   runtime.machine,  layer.D, layer.H, panel_count<Scalar>(layer.H),
-          sizeof(Scalar), layer.cell->gates};
+  constexpr double speed = sizeof(float) / double(sizeof(Scalar));
+  return {layer.layout,   runtime.machine,   layer.D, layer.H, panel_count<Scalar>(layer.H),
+          sizeof(Scalar), layer.cell->gates, speed};
 }
 
 template <class Storage>
@@ -180,6 +181,7 @@ struct ForwardContext {
   const ForwardMemory<Scalar>& memory;
   // Number of steps projected at once, ahead of the recurrence; 0 if each step projects its inputs.
   int64_t projected_steps;
+  bool prefetch_rows;  // whether each step prefetches the next step's rows; read by OutputSums
 
   int64_t panel_size() const {
     return ForwardPanels<Storage, Element>::unit_block_size(args.layer);

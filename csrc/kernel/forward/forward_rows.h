@@ -143,6 +143,11 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   }
 }
 
+// Whether panels are narrow. Then a step reads and writes new rows while it computes a small part
+// of its columns, so it would often wait for memory. With wide panels, prefetching rows gains
+// nothing.
+constexpr bool kNarrowPanels = NAMERNN_REGISTERS < 32;
+
 template <class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
@@ -157,6 +162,9 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
   const int64_t projected_steps = choose_projected_steps(plan_arguments(layer, runtime), plan,
                                                          plan.groups * parts, layer.in_place);
+  const int64_t new_bytes = (layer.D + layer.P) * int64_t(sizeof(Scalar));
+  const bool prefetches = kNarrowPanels && choose_row_prefetch(layer.layout, plan.groups * parts,
+                                                               new_bytes, runtime.machine);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> part_weights =
         forward_weights<Scalar>(part, layer, weights, zero_state, runtime.machine);
@@ -165,7 +173,8 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
       const int64_t steps = fit_projected_steps(projected_steps, memory, smaller.slice);
-      run_part<Scalar, Scalar, Scalar>({args, part_weights, smaller, memory, steps}, runtime);
+      run_part<Scalar, Scalar, Scalar>({args, part_weights, smaller, memory, steps, prefetches},
+                                       runtime);
     }
   });
 }

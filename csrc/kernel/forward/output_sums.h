@@ -11,7 +11,7 @@ template <class Scalar, class Storage, class Element>
 struct OutputSums : ForwardContext<Scalar, Storage, Element> {
   using Context = ForwardContext<Scalar, Storage, Element>;
   using Context::args, Context::weights, Context::part, Context::projected_steps;
-  using Context::projection, Context::recurrence, Context::look_up;
+  using Context::projection, Context::recurrence, Context::look_up, Context::prefetch_rows;
 
   // Writes the projection of the inputs plus the biases to the output rows of projected_steps
   // steps, starting at step s.
@@ -49,6 +49,7 @@ struct OutputSums : ForwardContext<Scalar, Storage, Element> {
       states.range = {i, rows, j, width};
       states.sums = {out + i * out_stride + j, out_stride};
       code.states_of(states);
+      if (prefetch_rows) prefetch_next(t, begin + i, rows, j, width);
     };
     const auto [first, last] = part.columns;
     // Zero times infinity is NaN, so a zero state skips the product only if weight_hh is finite.
@@ -64,6 +65,27 @@ struct OutputSums : ForwardContext<Scalar, Storage, Element> {
     }
     if (h) operands[count++] = recurrence(h, h_stride);
     product<Scalar>(operands, count, target, end - begin, first, last, finish);
+  }
+
+ private:
+  // Prefetches units j .. j + width of the output rows that the step after time t will write, and
+  // as large a part of the inputs that it will read, for `rows` rows that start at sequence b.
+  void prefetch_next(int64_t t, int64_t b, int64_t rows, int64_t j, int64_t width) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t next = time_after(layer, t);
+    if (next < 0 || next >= layer.layout.T) return;
+    const int64_t D = layer.D, H = layer.H;
+    for (int64_t r = b; r < b + rows; ++r) {
+      prefetch_elements(row_at(args.output, layer.layout, next, r), j, j + width);
+      if (layer.input.data && !projected_steps) {
+        prefetch_elements(input_row(layer, next, r), j * D / H, (j + width) * D / H);
+      }
+    }
+  }
+  static void prefetch_elements(const Scalar* row, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += kCacheLine / int64_t(sizeof(Scalar))) {
+      __builtin_prefetch(row + i, 1, 2);
+    }
   }
 };
 

@@ -228,6 +228,10 @@ inline Tile<Scalar, Scalar> pick_prefetching_tile(int64_t rows,
   return table[S::max_rows - rows];
 }
 
+// Number of rows after which product() calls `finish`. With more rows at once, the processor
+// computes more nonlinearities at the same time.
+constexpr int64_t kFinishedRows = 8 * kTileRows;
+
 // Pass this as `finish` to product() or product_in_place() if nothing is left to do.
 struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
@@ -235,8 +239,8 @@ struct NoFinish {
 
 // Computes columns first .. last of C. Each of `first` and `last` must be a multiple of the panel
 // width or the width of C. The M rows are split into tiles whose heights differ by at most one, so
-// that no thin tile is left over. Calls finish(i, j, rows, columns) for each tile of C while the
-// tile is in the L1 cache.
+// that no thin tile is left over. Calls finish(i, j, rows, columns) for a few tiles of C at a time,
+// while they are in the L1 cache.
 template <class Scalar, bool kByColumn = false, class Panel, class Finish>
 inline void product(const Operand<Scalar, Panel>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
@@ -263,6 +267,7 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
     };
     const Tile<Scalar, Panel> low_tile = pick(low);
     const Tile<Scalar, Panel> tall_tile = tall ? pick(low + 1) : low_tile;
+    int64_t finished = 0;  // rows of C for which finish() was called
     for (int64_t n = 0, i = 0; n < tiles; ++n) {
       const int64_t rows = low + (n < tall);
       Ahead ahead[2];
@@ -274,8 +279,11 @@ inline void product(const Operand<Scalar, Panel>* operands, int count, const Tar
         ahead[o] = ahead_in<Scalar>(next, operand.K, n, tiles);
       }
       (n < tall ? tall_tile : low_tile)(operands, count, target, i, j, width, ahead);
-      finish(i, j, rows, width);
       i += rows;
+      if (i - finished >= kFinishedRows || n + 1 == tiles) {
+        finish(finished, j, i - finished, width);
+        finished = i;
+      }
     }
   }
 }

@@ -124,6 +124,7 @@ struct AsInt8 {
   template <class Storage>
   using Panels = Int8Panels<Storage>;
   static constexpr size_t weight_bytes = 1;
+  static constexpr double speed = kWideCodes ? 1.5 : 4;
 
   // Inputs may have any distribution, so they are stored with twice the precision.
   static int64_t input_size(int64_t n) { return (kWideCodes ? 1 : 2) * row_bytes(n); }

@@ -257,6 +257,7 @@ struct AsTerms {
   template <class Storage>
   using Panels = PairPanels<Storage, kTerms>;
   static constexpr size_t weight_bytes = kTerms * sizeof(BFloat16);
+  static constexpr double speed = sizeof(float) / double(weight_bytes);
 
   static int64_t input_size(int64_t n) { return padded(n); }
   static int64_t row_size(int64_t n) { return padded(n); }

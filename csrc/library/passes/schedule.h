@@ -24,7 +24,8 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           stack.H,
           panels_of(stack.H),
           is_double ? sizeof(double) : sizeof(float),
-          stack.cell->gates};
+          stack.cell->gates,
+          is_double ? 0.5 : 1.0};
 }
 
 // Calls run(direction, resources) for each direction. Runs both directions concurrently, on one
