@@ -205,3 +205,18 @@ def test_processor_names_include_the_generation(vendor, family, model, name, mon
     text += "model name\t: A CPU\n\nprocessor: 1\nmodel name : another\n"
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
     assert cpu_name() == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "name"),
+    [
+        ("avx2 avx512f", "AVX2", "A CPU, held to AVX2"),
+        ("avx2 avx512f", "AVX512", "A CPU"),
+        ("avx2", "AVX2", "A CPU"),
+    ],
+)
+def test_processor_names_say_whether_avx512_is_switched_off(flags, capability, name, monkeypatch):
+    text = f"model name\t: A CPU\nflags\t\t: fpu {flags}\n"
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert cpu_name() == name

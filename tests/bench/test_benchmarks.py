@@ -35,7 +35,7 @@ from benchmarks.cpu import (
 )
 from benchmarks.cpu import grid as cpu_grid
 from benchmarks.cpu import run as cpu_run
-from benchmarks.harness import pages, processes
+from benchmarks.harness import pages, paths, processes
 from benchmarks.harness.grid import (
     DENSE,
     FORWARD,
@@ -49,7 +49,7 @@ from benchmarks.harness.grid import (
     Workload,
 )
 from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import ROOT
+from benchmarks.harness.paths import PERFORMANCE_TABLES, ROOT, Section
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.harness.study import Study, grid
 from benchmarks.report import speed
@@ -524,6 +524,29 @@ def test_the_memory_of_a_training_step_includes_saved_tensors(cell, lengths):
     output = 4 * 128 * rows
     assert baseline > 4 * output
     assert output < fused < baseline
+
+
+def test_tables_of_avx2_are_recorded_separately(repository, monkeypatch, capsys):
+    def options(*arguments):
+        monkeypatch.setattr("sys.argv", ["program", *arguments])
+        return pages.parse(pages.parser("What it does."))
+
+    monkeypatch.setattr(pages.ops, "cpu_kernel", lambda: "avx512")
+    with pytest.raises(SystemExit):
+        options("--record", "avx2")
+    assert "set ATEN_CPU_CAPABILITY=avx2" in capsys.readouterr().err
+    monkeypatch.setattr(pages.ops, "cpu_kernel", lambda: "avx2")
+    record = options("--record", "avx2").record
+
+    page, other = repository / "avx2.md", repository / "other.md"
+    for path in (page, other):
+        path.write_text("<!-- one: begin -->\n<!-- one: end -->\n")
+    monkeypatch.setattr(paths, "PERFORMANCE_AVX2", page)
+    sections = [Section(to, "one", str) for to in (PERFORMANCE_TABLES, other)]
+    pages.publish("one", {"rows": []}, sections, record, draw=lambda *_: pytest.fail("drawn"))
+    assert "{'rows': []}" in page.read_text()
+    assert "rows" not in other.read_text()
+    assert (repository / "results" / "avx2" / "one.json").exists()
 
 
 def test_quick_runs_and_runs_with_a_wait_policy_are_not_recorded(monkeypatch, capsys):
