@@ -121,8 +121,8 @@ def calls(workload: Workload, rivals: Sequence[str] = ()) -> CheckedCalls:
 
 
 @cache
-def installed() -> list[str]:
-    """Returns the installed rivals."""
+def available() -> list[str]:
+    """Returns the rivals that can be compared with."""
     return [name for name in RIVALS if is_available(name)]
 
 
@@ -226,10 +226,10 @@ STUDY = Confined(
     name="peers",
     description=__doc__,
     cases=WORKLOADS,
-    calls=lambda workload: calls(workload, installed()),
+    calls=lambda workload: calls(workload, available()),
     table=table,
     caption=caption,
-    facts=lambda: {"others": installed(), **hops()},
+    facts=lambda: {"others": available(), **hops()},
     by=("cell",),
     one_thread_too=True,
     seconds=1.0,

@@ -135,9 +135,9 @@ def race_activations(most_threads: int, workloads: list[Workload], budget: TimeB
     """
     rows = []
     for workload in workloads:
-        if workload.mode != FORWARD or workload.batch < BOUND_BY_MULTIPLY_ADDS:
-            continue
-        if CELLS[workload.cell] is not VANILLA:
+        is_vanilla = CELLS[workload.cell] is VANILLA
+        is_bound = workload.mode == FORWARD and workload.batch >= BOUND_BY_MULTIPLY_ADDS
+        if not (is_vanilla and is_bound):
             continue
         input, shares = draw_input(workload), {}
         for threads in dict.fromkeys((most_threads, 1)):

@@ -89,6 +89,7 @@ def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
 
 
+@cache  # many workloads have products of the same shape
 def product_share(rows: int, features: int, width: int) -> float:
     """Returns the fraction of a core's peak that a product of the kernels reaches, without a layer.
 

@@ -121,7 +121,7 @@ def test_noise_works_with_vmap_compile_and_export():
 
 
 @pytest.mark.parametrize("layout", ["packed", "jagged"])
-def test_compiled_calls_reject_noise_if_its_lengths_differ_from_the_input(layout):
+def test_compiled_calls_reject_noise_with_other_lengths_than_the_input(layout):
     def of(rows, lengths):
         if layout == "packed":
             return pack_padded_sequence(rows, lengths)

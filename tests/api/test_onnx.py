@@ -236,7 +236,7 @@ def test_graphs_are_valid_in_other_dtypes(kind, dtype):
 
 @pytest.mark.covering(0)
 def test_a_model_on_another_device_can_be_exported(kind):
-    """In torch's graph, the placeholder for the node must be on the device of the input."""
+    """While torch traces, the operator that becomes the node must return tensors on this device."""
     model = replace_rnn(torch.nn.Sequential(kind.nn_layer(D, H))).append(Head()).to("meta")
     x = torch.randn(5, 3, D, device="meta")
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)

@@ -180,7 +180,7 @@ def test_every_stage_of_a_first_call_is_timed(monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_other_implementations_agree_with_the_oracle(mode, cell):
     # JAX is not tested: it starts threads, so a later test could not safely fork this process.
-    rivals = [r for r in peers.installed() if r in ("PyTorch in place", "NumPy", "onnxruntime")]
+    rivals = [r for r in peers.available() if r in ("PyTorch in place", "NumPy", "onnxruntime")]
     found = peers.calls(Workload(DENSE, mode, 3, 4, 5, 6, cell), rivals)
     assert [*found] == [*LAYERS_OF[cell], *(rivals if mode == FORWARD else ())]
     assert all(map(callable, found.values()))  # what is wrong with a rival is no call
@@ -526,17 +526,26 @@ def test_the_memory_of_a_training_step_includes_saved_tensors(cell, lengths):
     assert output < fused < baseline
 
 
-def test_tables_of_avx2_are_recorded_separately(repository, monkeypatch, capsys):
-    def options(*arguments):
-        monkeypatch.setattr("sys.argv", ["program", *arguments])
-        return pages.parse(pages.parser("What it does."))
+@pytest.fixture
+def parsed(monkeypatch):
+    """Returns a function that parses words of a command line as a benchmark's options."""
+    parser = pages.parser("A program.", seconds=1.0)
 
+    def parse(*words):
+        monkeypatch.setattr("sys.argv", ["program", *words])
+        return pages.parse(parser)
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    return parse
+
+
+def test_tables_of_avx2_are_recorded_separately(parsed, repository, monkeypatch, capsys):
     monkeypatch.setattr(pages.ops, "cpu_kernel", lambda: "avx512")
     with pytest.raises(SystemExit):
-        options("--record", "avx2")
+        parsed("--record", "avx2")
     assert "set ATEN_CPU_CAPABILITY=avx2" in capsys.readouterr().err
     monkeypatch.setattr(pages.ops, "cpu_kernel", lambda: "avx2")
-    record = options("--record", "avx2").record
+    record = parsed("--record", "avx2").record
 
     page, other = repository / "avx2.md", repository / "other.md"
     for path in (page, other):
@@ -549,20 +558,13 @@ def test_tables_of_avx2_are_recorded_separately(repository, monkeypatch, capsys)
     assert (repository / "results" / "avx2" / "one.json").exists()
 
 
-def test_quick_runs_and_runs_with_a_wait_policy_are_not_recorded(monkeypatch, capsys):
-    parser = pages.parser("A program.", seconds=1.0)
-
-    def options(*words):
-        monkeypatch.setattr("sys.argv", ["program", *words])
-        return pages.parse(parser)
-
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert options("--record").record
+def test_quick_runs_and_runs_with_a_wait_policy_are_not_recorded(parsed, monkeypatch, capsys):
+    assert parsed("--record").record
     with pytest.raises(SystemExit):
-        options("--quick", "--record")
+        parsed("--quick", "--record")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     with pytest.raises(SystemExit):
-        options("--record")
+        parsed("--record")
     capsys.readouterr()
-    assert options("--quick").quick
+    assert parsed("--quick").quick
     assert "unset it to measure speed" in capsys.readouterr().err

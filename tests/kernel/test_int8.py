@@ -122,39 +122,47 @@ def test_a_single_int8_step_matches_the_oracle(equation, sizes, batch, bias):
     torch.testing.assert_close(last, wanted, rtol=3e-6, atol=3e-6)
 
 
+LARGEST_INPUT = 127 * 254
+"""If a row of inputs has this largest magnitude, its scale is 254 and its finer scale is 1."""
+
+
 @pytest.mark.parametrize("batch", [1, 3, 20, 40])
 @pytest.mark.parametrize("sizes", [(1, 1), (67, 130), (700, 70)], ids=str)
 def test_int8_products_are_summed_exactly(sizes, batch):
-    """All scales are 1 here, so every sum is an integer, and relu returns the sum unchanged.
+    """Every sum is an integer that float32 holds exactly, and relu returns the sum unchanged.
 
-    A kernel may multiply the sum by a smaller scale, which rounds the result.
+    Weights and states have scales of 1. The first input of each row sets the finer scale of the
+    inputs to 1.
     """
     generator = torch.Generator().manual_seed(0)
     layer = FUSED["rnn"](*sizes, nonlinearity="relu", bias=False)
 
-    def draw(*shape):
+    def draw(*shape, largest=127):
         numbers = torch.randint(-127, 128, shape, generator=generator)
-        numbers[..., 0] = 127 * (1 - 2 * torch.randint(2, shape[:-1], generator=generator))
+        numbers[..., 0] = largest * (1 - 2 * torch.randint(2, shape[:-1], generator=generator))
         return numbers
 
     weights = [draw(*weight.shape) for weight in layer.parameters()]
     for parameter, weight in zip(layer.parameters(), weights, strict=True):
         parameter.copy_(weight)
-    x, hx = draw(2, batch, sizes[0]), draw(1, batch, sizes[1])
+    x, hx = draw(2, batch, sizes[0], largest=LARGEST_INPUT), draw(1, batch, sizes[1])
     output = layer.prepare(torch.int8)(x.float(), hx.float())[0]
     want = (x[0] @ weights[0].T + hx[0] @ weights[1].T).clamp(min=0)
-    assert torch.equal(output[0].round(), want.float())
+    assert torch.equal(output[0], want.float())
 
 
-@pytest.mark.parametrize("features", [512, 520, 1100])
+@pytest.mark.parametrize("features", [512, 640, 896, 1536])
 def test_the_largest_int8_sums_do_not_overflow(features):
+    """With these sizes, float32 holds all intermediate sums exactly."""
     layer = FUSED["rnn"](features, features, nonlinearity="relu", bias=False)
     for parameter in layer.parameters():
         parameter.fill_(127)
-    x, hx = torch.full((1, 7, features), -127.0), torch.full((1, 7, features), 254.0)
+    state = 127 * 512  # a scale of 512
+    x = torch.full((1, 7, features), -float(LARGEST_INPUT))
+    hx = torch.full((1, 7, features), float(state))
     output = layer.prepare(torch.int8)(x, hx)[0]
-    want = torch.full_like(output, features * 127**2)
-    torch.testing.assert_close(output, want, rtol=1e-6, atol=0)
+    want = torch.full_like(output, features * 127 * (state - LARGEST_INPUT))
+    assert torch.equal(output, want)
 
 
 @pytest.mark.covering(2)

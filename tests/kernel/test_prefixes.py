@@ -261,7 +261,7 @@ def test_only_gradients_of_the_wanted_layers_are_returned(cell, want_layers):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_sharing_prefixes_accepts_gradients_and_saved_rows_of_any_strides(cell):
+def test_shared_prefixes_accept_strided_gradients_and_strided_saved_rows(cell):
     sequences = draw_sequences("stems", 31, 200, 9, "jagged", seed=7)
     call = TokenBatch(sequences, num_layers=2, cell=cell)
     assert call.shares()

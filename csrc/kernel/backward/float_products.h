@@ -45,9 +45,10 @@ struct FloatProducts {
   int64_t dz_stride;
   int64_t dz_block;  // stride between the blocks of a row of dz
   Scalar* dz;        // [capacity, dz_stride]: dz and, if the layer projects h, the gradients of h
-  // The transpose of dz, [sums * H, transposed_stride], plus P rows if the layer projects h. The
-  // products for weight gradients read rows of this transpose instead of columns of dz. Null if dz
-  // stays in the core's private cache, or if no parameter gradients are wanted.
+  // The transpose of dz, [sums * H, transposed_stride], plus P rows if the layer projects h.
+  // Products for weight gradients need columns of dz. In the transpose, these columns are rows,
+  // which are faster to read. Null if dz stays in the core's private cache, or if no parameter
+  // gradients are wanted.
   Scalar* dz_transposed;
   int64_t transposed_stride;
   // Panels of h_{t-1} [capacity, P], of x [capacity, D] and, if the layer projects h, of h_t before

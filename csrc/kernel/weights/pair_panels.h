@@ -27,8 +27,8 @@ static_assert(
     std::is_same_v<decltype(&PairTile::multiply_row<1>),
                    void (PairTile::*)(const PairOperands<1>*, int, const float*, float*)>);
 
-// The inner dimension K of a product is padded to a multiple of this number of elements, which fill
-// one vector or one row of an AMX tile.
+// Number of elements in one vector, and in one row of an AMX tile. Products pad their inner
+// dimension K to a multiple of kGranule.
 constexpr int64_t kGranule = 32;
 
 // Returns n rounded up to a multiple of kGranule.
