@@ -4,8 +4,15 @@
 // `groups` split the sequences and never wait for each other; within a group, `members` split the
 // hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
 // as reading its weights from the core's private cache, whichever is longer. Weights that do not
-// fit in this cache must be read from further away at every step, which adds to the time. The
-// constants are typical of x86-64 servers of 2022 to 2025; only their order of magnitude matters.
+// fit in this cache must be read from further away at every step, which adds to the time.
+//
+// In the backward pass, members also read rows that other members have just written, and the weight
+// gradients of several groups must be added up. Reading weights from far away costs little there:
+// with many rows, it overlaps with the multiply-adds. (In the forward pass, it overlaps as well,
+// but members gain more from weights that fit in their private caches than they lose.)
+//
+// The constants are typical of x86-64 servers of 2022 to 2025; only their order of magnitude
+// matters.
 #include "plan.h"
 
 #include <algorithm>
@@ -21,6 +28,11 @@ constexpr double kNearRate = 100.0;  // bytes per ns from the core's private cac
 constexpr double kFarRate = 30.0;    // bytes per ns from beyond the core's private cache
 constexpr double kCacheFraction =
     0.75;  // fraction of the private cache that weights may fill; rows need the rest
+constexpr double kSharedRate = 10;  // bytes per ns of rows that another core has just written
+// With more rows, the backward pass reads weights from far away while it multiplies.
+constexpr double kManyRows = 2 * kTileRows;
+// Maximum bytes of the weight gradients that the groups sum apart, unless dz takes more.
+constexpr double kMostGradients = double(64 << 20);
 constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait for the result
 constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns per barrier and member
@@ -45,12 +57,18 @@ PlanArguments on_one_thread(PlanArguments arguments) {
   return arguments;
 }
 
+// Returns the number of elements of a weight with `width` columns.
+double weight_elements(const PlanArguments& arguments, int64_t width) {
+  return double(arguments.blocks) * double(arguments.H) * double(width);
+}
+
 // Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
+  const int64_t panels = arguments.panels;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
-  return leave_cache(int64_t(bytes), machine);
+  const double bytes = weight_elements(arguments, arguments.D + arguments.H) * share *
+                       double(arguments.scalar_bytes);
+  return leave_cache(int64_t(bytes), arguments.machine);
 }
 
 // Returns how many rows to project into scratch memory in one product: at least `least`, and
@@ -64,25 +82,44 @@ int64_t fit_projected_rows(const PlanArguments& arguments, size_t scalar_bytes, 
 }  // namespace
 
 Plan choose_plan(const PlanArguments& arguments) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
-  NAMERNN_EXPECT(speed > 0);
+  const SequenceLayout& layout = arguments.layout;
+  const Machine& machine = arguments.machine;
+  const int64_t panels = arguments.panels;
+  const double scalar_bytes = double(arguments.scalar_bytes);
+  NAMERNN_EXPECT(arguments.speed > 0);
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
   const double rows = double(layout.N) / T;  // average number of rows per step
-  const double weights = double(blocks) * double(H) * double(D + H);
-  const double rate = kRate * speed;
+  const bool backward = arguments.pass == Pass::backward;
+  const double all_weights = weight_elements(arguments, arguments.D + arguments.H);
+  // The backward recurrence does not read weight_ih.
+  const double weights = backward ? weight_elements(arguments, arguments.H) : all_weights;
+  const double dz_bytes = double(layout.N) * double(arguments.blocks * arguments.H) * scalar_bytes;
+  const double row_bytes =  // x, h and dz
+      double(arguments.D + (1 + arguments.blocks) * arguments.H) * scalar_bytes;
+  const double rate = kRate * arguments.speed;
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
     // Rounds up, because a step ends only when the thread with the most work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
-    const double bytes = weights * share * double(scalar_bytes);
+    const double bytes = weights * share * scalar_bytes;
     for (const int64_t groups : {int64_t(1), max_groups}) {
       const double step_rows = rows * double(ceiling(layout.B, groups)) / double(layout.B);
       double step = std::max(step_rows * weights * share / rate, bytes / kNearRate);
-      if (bytes > kCacheFraction * double(machine.l2_bytes)) step += bytes / kFarRate;
+      if (bytes > kCacheFraction * double(machine.l2_bytes)) {
+        const double far = bytes / kFarRate;
+        const bool overlaps = backward && step_rows > kManyRows;
+        step = overlaps ? std::max(step, far) : step + far;
+      }
       if (members > 1) step += kBarrier * double(members);
-      const double time = T * step + threading_overhead(groups * members);
+      double time = T * step + threading_overhead(groups * members);
+      if (backward) {
+        const double gradients = double(groups - 1) * all_weights;  // besides the first group's
+        if (gradients * scalar_bytes > std::max(kMostGradients, dz_bytes)) continue;
+        time += T * step_rows * row_bytes * (1 - share) / kSharedRate;
+        time += kAddingCost * gradients / kRate / double(groups * members);
+      }
       if (best.time == 0 || time < best.time) best = {groups, members, time};
     }
   }
@@ -101,10 +138,13 @@ bool choose_both_at_once(const PlanArguments& arguments) {
 // starting the stretch. All layers together need `rounds` waves, and the last layer of a wave
 // starts L - 1 stretches after the first. So the total time is (rounds n + L - 1) (a + c). It is
 // minimal at n^2 = (L - 1) alone / (rounds c).
-Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
+Wave choose_wave(const PlanArguments& arguments, int64_t layers) {
   PlanArguments recurrent = arguments;
+  recurrent.pass = Pass::forward;
   recurrent.D = arguments.H;
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = recurrent;
+  const SequenceLayout& layout = arguments.layout;
+  const Machine& machine = arguments.machine;
+  const double weight_hh = weight_elements(arguments, arguments.H);
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
   if (at_once < 2 || layout.T <= kStepsAlone) return none;
@@ -113,13 +153,13 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   double overhead = kStretch;
   // A layer of a wave packs its weights on one thread; without a wave all threads share the
   // packing.
-  const double packing = kPackingCost * 2 * double(blocks) * double(H) * double(H) / kRate;
-  if (pass == Pass::backward) {
+  const double packing = kPackingCost * 2 * weight_hh / kRate;
+  if (arguments.pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
     // Weight gradients are read and written once per stretch.
-    overhead = kBackward * overhead +
-               2 * 2 * double(blocks) * double(H) * double(H) * double(scalar_bytes) / kNearRate;
+    overhead =
+        kBackward * overhead + 2 * 2 * weight_hh * double(arguments.scalar_bytes) / kNearRate;
   }
   const double rounds = double(ceiling(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * overhead));
@@ -129,7 +169,7 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
   const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + overhead) +
                       rounds * packing + threading_overhead(at_once);
   const double without_wave =
-      double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
+      double(layers) * (shared + packing / double(std::min(machine.threads, arguments.panels)));
   return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
@@ -146,8 +186,8 @@ bool leave_cache(int64_t bytes, const Machine& machine) {
 // across both weights.
 int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks, speed] = arguments;
-  if (D == 0) return 0;
+  const SequenceLayout& layout = arguments.layout;
+  if (arguments.D == 0) return 0;
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
   const int64_t steps = std::max<int64_t>(1, choose_projected_rows(arguments) / width);

@@ -6,11 +6,14 @@
 
 namespace namernn_fast {
 
+enum class Pass { forward, backward };
+
 // The sizes of one direction of a layer, and the machine. Plans depend on nothing else.
 struct PlanArguments {
+  Pass pass;
   SequenceLayout layout;
   Machine machine;
-  int64_t D;  // number of input features; 0 to plan for the recurrence alone
+  int64_t D;  // number of input features; 0 with a token table
   int64_t H;
   int64_t panels;  // number of panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
@@ -41,15 +44,15 @@ struct Wave {
   int64_t steps;   // steps per stretch
 };
 
-enum class Pass { forward, backward };
-
 // Chooses the wave for `layers` unidirectional layers of equal size. Plans for H input features and
 // ignores `arguments.D`: every layer except the first reads h, which has H elements or, with
 // projections, fewer.
-Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass);
+Wave choose_wave(const PlanArguments& arguments, int64_t layers);
 
 // Cost of packing one element of a weight into a panel, in multiply-adds.
 constexpr double kPackingCost = 8;
+// Cost of adding one element to another, in multiply-adds.
+constexpr double kAddingCost = 16;
 
 // Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. The
 // choice changes the last bits of results, so it must not depend on the number of threads or on

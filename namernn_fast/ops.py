@@ -191,7 +191,7 @@ library.define("cpu_kernel(str numbers) -> str")
 library.define("cpu_terms(int options, int steps, int sequences, int rows, int hidden_size) -> int")
 library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
-    "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
+    "int l2_bytes, int weight_blocks=1, bool backward=False) -> (int, int, float, int)"
 )
 library.define("memory_reserved() -> int")
 library.define("empty_cache() -> ()")
@@ -395,6 +395,7 @@ def cpu_plan(
     l2_bytes: int = 2**20,
     num_layers: int = 1,
     cell: CellName = "rnn",
+    backward: bool = False,
 ) -> Plan:
     """Returns the float32 plan of the CPU kernel for a given number of threads and cache size.
 
@@ -402,9 +403,8 @@ def cpu_plan(
         batch_sizes: the number of sequences at each step.
         input_size, hidden_size, num_layers, cell: describe the layers, which have one direction.
         threads, l2_bytes: the number of threads, and the size of each core's L2 cache in bytes.
+        backward: whether to plan the backward pass instead of the forward pass.
     """
     cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan
-    gates = CELLS[cell].gates
-    return Plan(
-        *cpu_plan(batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes, gates)
-    )
+    sizes = input_size, hidden_size, num_layers
+    return Plan(*cpu_plan(batch_sizes, *sizes, threads, l2_bytes, CELLS[cell].gates, backward))

@@ -187,6 +187,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
     if operator == "cpu_plan":
         names = "input_size", "hidden_size", "num_layers", "threads", "l2_bytes", "weight_blocks"
         numbers = dict(zip(names, (8, 64, 3, 4, 2**20, 3), strict=True))
+        numbers["backward"] = draw.random() < 0.5
         return {"batch_sizes": [draw.randint(1, 9)] * draw.randint(1, 90), **numbers}
     if operator == "cpu_terms":
         names = "steps", "sequences", "rows", "hidden_size"

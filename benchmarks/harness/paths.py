@@ -32,5 +32,6 @@ class Section(NamedTuple):
 
 def sections_of_avx2(sections: Iterable[Section]) -> list[Section]:
     """Returns the sections of `PERFORMANCE_AVX2`, from a program's sections: its tables."""
-    tables = (section for section in sections if section.page == PERFORMANCE_TABLES)
+    pages = PERFORMANCE_TABLES, REAL_MODELS
+    tables = (section for section in sections if section.page in pages)
     return [section._replace(page=PERFORMANCE_AVX2) for section in tables]

@@ -316,7 +316,8 @@ constexpr int64_t kMostThreads = int64_t(1) << 16;  // choose_plan() is fast up 
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,
-                                                       int64_t l2_bytes, int64_t weight_blocks) {
+                                                       int64_t l2_bytes, int64_t weight_blocks,
+                                                       bool backward) {
   for (const int64_t size : {input_size, hidden_size, num_layers, l2_bytes}) {
     product_of("a layer", {size});
   }
@@ -335,11 +336,17 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
     layout.N += size;
   }
   const Machine machine{threads, size_t(l2_bytes)};
-  const PlanArguments arguments{
-      layout,        machine,       input_size, hidden_size, panels_of(hidden_size),
-      sizeof(float), weight_blocks, 1};
+  const PlanArguments arguments{backward ? Pass::backward : Pass::forward,
+                                layout,
+                                machine,
+                                input_size,
+                                hidden_size,
+                                panels_of(hidden_size),
+                                sizeof(float),
+                                weight_blocks,
+                                1};
   const Plan plan = choose_plan(arguments);
-  const Wave wave = choose_wave(arguments, num_layers, Pass::forward);
+  const Wave wave = choose_wave(arguments, num_layers);
   return {plan.groups, plan.members, plan.time, wave.layers};
 }
 

@@ -66,6 +66,19 @@ def test_weights_larger_than_the_l2_cache_are_divided_between_threads():
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 
 
+def test_the_backward_pass_divides_many_sequences_even_if_weights_exceed_the_l2_cache():
+    """Few sequences leave products too few rows to hide the time for reading the weights."""
+    sizes = 1024, 1024, 2, 2**20
+    assert cpu_plan([64] * 64, *sizes, backward=True).groups == 2
+    assert cpu_plan([8] * 64, *sizes, backward=True).members == 2
+    assert cpu_plan([64] * 2, *sizes, backward=True).members == 2  # few rows to gain from
+
+
+def test_the_weight_gradients_of_many_groups_take_little_memory():
+    """The gradients of 64 groups would take 1 GiB, and dz of all rows takes 128 MiB."""
+    assert 1 < cpu_plan([1024] * 8, 1024, 1024, 64, cell="lstm", backward=True).groups < 64
+
+
 def test_the_plan_for_a_packed_batch_ignores_padding():
     whole = cpu_plan([256] * 12, 64, 256, 2)
     packed = cpu_plan([256] * 2 + [1] * 10, 64, 256, 2)

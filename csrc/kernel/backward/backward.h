@@ -109,9 +109,10 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t H = layer.H;
   const bool recurrent = reads_panels<Products>(args);
   constexpr double speed = sizeof(float) / double(Products::element_bytes);
-  const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
-                                             Products::element_bytes, cell.gates, speed})
-                              : Plan{1, 1, 0};
+  const Plan plan =
+      recurrent ? choose_plan({Pass::backward, layout, runtime.machine, layer.D, H,
+                               panel_count<Scalar>(H), Products::element_bytes, cell.gates, speed})
+                : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);
 

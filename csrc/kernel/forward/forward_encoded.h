@@ -339,7 +339,8 @@ struct EncodedPart {
 
 template <class Encoding, class Storage>
 inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
-  return {layer.layout,
+  return {Pass::forward,
+          layer.layout,
           runtime.machine,
           layer.D,
           layer.H,

@@ -23,7 +23,8 @@ template <class Storage>
 inline PlanArguments plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   constexpr double speed = sizeof(float) / double(sizeof(Scalar));
-  return {layer.layout,   runtime.machine,   layer.D, layer.H, panel_count<Scalar>(layer.H),
+  return {Pass::forward,  layer.layout,      runtime.machine,
+          layer.D,        layer.H,           panel_count<Scalar>(layer.H),
           sizeof(Scalar), layer.cell->gates, speed};
 }
 

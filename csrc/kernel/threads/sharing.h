@@ -11,8 +11,6 @@
 namespace namernn_fast {
 namespace {
 
-constexpr double kAddingCost = 16;  // cost of adding one element to another, in multiply-adds
-
 // A range of columns of a matrix, first .. last.
 struct Columns {
   int64_t first;

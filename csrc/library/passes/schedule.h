@@ -18,7 +18,8 @@ namespace namernn_fast {
 // Returns the arguments for choosing the plan of a layer with D input features.
 inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
-  return {stack.batch.layout,
+  return {Pass::forward,
+          stack.batch.layout,
           machine,
           D,
           stack.H,
@@ -149,7 +150,9 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   if (!one_way || !evenly_spaced || !exact || stack.layers == 1 || stack.is_empty()) {
     return {1, stack.batch.layout.T};
   }
-  return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
+  PlanArguments arguments = plan_arguments_of(stack, this_machine(), stack.H);
+  arguments.pass = pass;
+  return choose_wave(arguments, stack.layers);
 }
 
 // Returns a layer's weights packed into panels, which several kernel calls can share.
