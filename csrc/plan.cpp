@@ -4,12 +4,12 @@
 // `groups` split the sequences and never wait for each other; within a group, `members` split the
 // hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
 // as reading its weights from the core's private cache, whichever is longer. Weights that do not
-// fit in this cache must be read from further away at every step, which adds to the time.
+// fit in this cache must be read from further away at every step, which adds to the time. So does
+// reading the rows that other members have just written.
 //
-// In the backward pass, members also read rows that other members have just written, and the weight
-// gradients of several groups must be added up. Reading weights from far away costs little there:
-// with many rows, it overlaps with the multiply-adds. (In the forward pass, it overlaps as well,
-// but members gain more from weights that fit in their private caches than they lose.)
+// In the backward pass, the weight gradients of several groups must be added up. Members share more
+// rows there, and for many rows, reading weights from far away overlaps with the multiply-adds. (It
+// does in the forward pass as well, but there a step gains more from weights in the private cache.)
 //
 // The constants are typical of x86-64 servers of 2022 to 2025; only their order of magnitude
 // matters.
@@ -28,7 +28,7 @@ constexpr double kNearRate = 100.0;  // bytes per ns from the core's private cac
 constexpr double kFarRate = 30.0;    // bytes per ns from beyond the core's private cache
 constexpr double kCacheFraction =
     0.75;  // fraction of the private cache that weights may fill; rows need the rest
-constexpr double kSharedRate = 10;  // bytes per ns of rows that another core has just written
+constexpr double kSharedRate = 5;  // bytes per ns of rows that another core has just written
 // With more rows, the backward pass reads weights from far away while it multiplies.
 constexpr double kManyRows = 2 * kTileRows;
 // Maximum bytes of the weight gradients that the groups sum apart, unless dz takes more.
@@ -96,8 +96,10 @@ Plan choose_plan(const PlanArguments& arguments) {
   // The backward recurrence does not read weight_ih.
   const double weights = backward ? weight_elements(arguments, arguments.H) : all_weights;
   const double dz_bytes = double(layout.N) * double(arguments.blocks * arguments.H) * scalar_bytes;
-  const double row_bytes =  // x, h and dz
-      double(arguments.D + (1 + arguments.blocks) * arguments.H) * scalar_bytes;
+  // Members read the h of other members and, in the backward pass, also their copies of x and dz.
+  const int64_t shared =
+      backward ? arguments.D + (1 + arguments.blocks) * arguments.H : arguments.H;
+  const double row_bytes = double(shared) * scalar_bytes;
   const double rate = kRate * arguments.speed;
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
@@ -112,12 +114,13 @@ Plan choose_plan(const PlanArguments& arguments) {
         const bool overlaps = backward && step_rows > kManyRows;
         step = overlaps ? std::max(step, far) : step + far;
       }
-      if (members > 1) step += kBarrier * double(members);
+      if (members > 1) {
+        step += kBarrier * double(members) + step_rows * row_bytes * (1 - share) / kSharedRate;
+      }
       double time = T * step + threading_overhead(groups * members);
       if (backward) {
         const double gradients = double(groups - 1) * all_weights;  // besides the first group's
         if (gradients * scalar_bytes > std::max(kMostGradients, dz_bytes)) continue;
-        time += T * step_rows * row_bytes * (1 - share) / kSharedRate;
         time += kAddingCost * gradients / kRate / double(groups * members);
       }
       if (best.time == 0 || time < best.time) best = {groups, members, time};
