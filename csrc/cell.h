@@ -10,13 +10,20 @@ namespace namernn_fast {
 enum class Activation { tanh, relu, sigmoid, softplus };
 
 // The values equal `Cell.number` in namernn_fast/cells/, and index Kernels::cells.
-enum class CellKind { vanilla, gru, lstm, leaky };
-constexpr int64_t kCells = 4;
+enum class CellKind { vanilla, gru, lstm, leaky, tested };
+constexpr int64_t kCells = 4;  // number of cells that operators accept
+// Builds that define NAMERNN_FAST_TEST_CELL also compile a cell that only native tests use. It has
+// what no other cell has.
+#if defined(NAMERNN_FAST_TEST_CELL)
+constexpr int64_t kCompiledCells = kCells + 1;
+#else
+constexpr int64_t kCompiledCells = kCells;
+#endif
 
-// Maximum number of states of a cell. State 0 is the output h. State 1, if present, is the cell
-// state (v in a leaky cell). In arrays indexed by state, input or parameter, entries that the cell
-// lacks are null.
-constexpr int kMostStates = 2;
+// Maximum number of states of a cell. State 0 is the output h; the others, such as c in an LSTM,
+// are its cell states. In arrays indexed by state, input or parameter, entries that the cell lacks
+// are null.
+constexpr int kMostStates = 4;
 constexpr int kMostInputs = 1;  // maximum number of inputs besides x
 constexpr int kMostOwn = 1;  // maximum number of parameters that only the cell's arithmetic reads
 constexpr int kMostGates = 8;
@@ -127,9 +134,9 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   // The block of weight_ih that contributes to each sum. The blocks of weight_hh are in the order
   // of the sums that they contribute to.
   int64_t input_block[kMostGates];
-  int64_t states;  // 2 if the cell has a cell state, otherwise 1
+  int64_t states;  // 1 for h, plus the number of cell states
   // Number of blocks of H values that a row keeps for the backward pass besides its output. The
-  // cell state, if any, is the last block.
+  // last blocks are the cell states, in order.
   int64_t kept;
   int64_t inputs;  // number of inputs besides x, each with H features
   const char* input_names[kMostInputs];

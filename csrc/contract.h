@@ -139,7 +139,7 @@ struct Layer {
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent if a token table is given
   TokenTable<Scalar> table;
-  // [B, P] for h and [B, H] for the cell state. All are null if the states are zeros.
+  // [B, P] for h and [B, H] for each cell state. All are null if the states are zeros.
   EvenRows<const Scalar> initial[kMostStates];
   // weight_ih [H, D], weight_hh [H, P], bias_ih [H], bias_hh [H], weight_hr [P, H] if the layer
   // projects h, and the cell's own parameters [H]. Null if absent; TokenTable replaces weight_ih.
@@ -167,8 +167,9 @@ struct Forward {
   RowStrides<Scalar> output;  // (t, b) -> [P]; absent if not requested; always present for a tree
   // (t, b) -> [blocks, H]: values that the backward pass reads. Absent if not requested.
   RowStrides<Scalar> kept;
-  Scalar* last[kMostStates];  // [B, P] and [B, H], the last states; last[1] may alias initial[1]
-  FloatStates float_states;   // null unless tensors have 16 bits and layout.order is null
+  // [B, P] and [B, H], the last states. Those of cell states may alias Layer::initial.
+  Scalar* last[kMostStates];
+  FloatStates float_states;  // null unless tensors have 16 bits and layout.order is null
 };
 
 // Gradients of the last h [B, P] or cell states [B, H]. Strides are arbitrary; for example, the
@@ -271,7 +272,7 @@ constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 
 // The kernels and cells for one instruction set.
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
-  Cell cells[kCells];
+  Cell cells[kCompiledCells];
   const char* name;
   const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel boundaries

@@ -181,10 +181,17 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// Returns the cell states in `kept`: the last H of the `size` values that each row keeps.
+// Returns the number of states that a step reads other than through the sums.
+inline int64_t carried_states(const Cell& cell) {
+  return cell.states - (cell.only_through_sums ? 1 : 0);
+}
+
+// Returns the i-th states of all rows, given the values that the rows keep. Requires i > 0.
 template <class Scalar>
-inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, int64_t H) {
-  kept.data += size - H;
+inline RowStrides<Scalar> states_in(RowStrides<Scalar> kept, const Cell& cell, int64_t i,
+                                    int64_t H) {
+  NAMERNN_EXPECT(i > 0 && i < cell.states);
+  kept.data += (cell.kept - cell.states + i) * H;
   return kept;
 }
 

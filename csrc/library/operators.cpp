@@ -228,8 +228,9 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
         stack.state_count(), " gradient(s), got ", grad_last_states.size());
   for (size_t i = 0; i < grad_last_states.size(); ++i) {
     if (!grad_last_states[i]) continue;
-    check_tensor(i == 0 ? "grad_h_n" : "grad_c_n", *grad_last_states[i], stack.dtype,
-                 stack.state_shape(i));
+    static constexpr const char* names[kMostStates] = {
+        "grad_h_n", "grad_c_n", "grad_last_states[2]", "grad_last_states[3]"};
+    check_tensor(names[i], *grad_last_states[i], stack.dtype, stack.state_shape(i));
   }
   grads.grad_last_states = grad_last_states;
 }

@@ -25,8 +25,6 @@ struct TestedCell : Cell {
   std::string title;  // names the instruction set and the cell
   CellKind kind;
   bool projects;  // whether layers with more than one hidden unit project h
-
-  bool has_cell_state() const { return states > 1; }
 };
 
 // Compares results on prefix trees and on separate sequences. Defined in trees.cpp.

@@ -33,7 +33,14 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
 
 // Indices of the values that a hidden unit's step depends on: for each gate, the sum over the input
 // and the sum over the previous state; then the unit's previous states, its rate and its noise.
-enum Dependency { kFromInput, kFromState = 4, kPrevious = 8, kPreviousCell, kRate, kNoise, kAll };
+enum Dependency {
+  kFromInput,
+  kFromState = 4,
+  kPrevious = 8,
+  kRate = kPrevious + kMostStates,
+  kNoise,
+  kAll
+};
 
 // A dual number: the real part is a value, and the imaginary part is kSmall times the derivative of
 // the value with respect to one Dependency. kSmall squared is negligible.
@@ -75,35 +82,42 @@ struct Keeper {
 
 // The states of a hidden unit after a step, before any projection.
 template <class Value>
-struct States {
-  Value h{}, cell{};
-};
+using States = std::array<Value, kMostStates>;
 
 // Computes a hidden unit's step from the values `of`, indexed by Dependency.
 template <class Value, class Number>
 States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Number>& keep) {
   const auto sum = [&](int gate) { return of[kFromInput + gate] + of[kFromState + gate]; };
+  const Value* previous = of + kPrevious;
   switch (kind) {
     case CellKind::gru: {
       const Value r = keep.sigmoid(1, sum(0)), z = keep.sigmoid(2, sum(1));
       const Value n_h = keep.number(3, of[kFromState + 2]);
       const Value n = keep.tanh(0, of[kFromInput + 2] + r * n_h);
-      return {n + z * (of[kPrevious] - n), {}};
+      return {n + z * (previous[0] - n)};
     }
     case CellKind::lstm: {
       const Value i = keep.sigmoid(0, sum(0)), f = keep.sigmoid(1, sum(1));
       const Value g = keep.tanh(2, sum(2)), o = keep.sigmoid(3, sum(3));
-      const Value c = keep.number(4, f * of[kPreviousCell] + i * g);
+      const Value c = keep.number(4, f * previous[1] + i * g);
       return {o * keep.tanh(c), c};
     }
     case CellKind::leaky: {
-      const Value difference = keep.number(0, sum(0) - of[kPreviousCell]);
-      const Value moved = of[kPreviousCell] + keep.sigmoid(of[kRate]) * difference;
+      const Value difference = keep.number(0, sum(0) - previous[1]);
+      const Value moved = previous[1] + keep.sigmoid(of[kRate]) * difference;
       const Value v = keep.number(1, moved + of[kNoise]);
       return {keep.act(v), v};
     }
+    case CellKind::tested: {
+      const Number half = Number(0.5), one = 1;
+      const Value i = keep.sigmoid(0, sum(0)), g = keep.tanh(1, sum(1));
+      const Value c = keep.number(2, i * previous[1] + half * (one - i) * g);
+      const Value n = keep.number(3, half * (previous[2] + i));
+      const Value m = keep.number(4, g * previous[3] + half * previous[0] + of[kNoise]);
+      return {keep.tanh(c + keep.sigmoid(of[kRate]) * n * m), c, n, m};
+    }
     default:
-      return {keep.act(sum(0)), {}};
+      return {keep.act(sum(0))};
   }
 }
 
@@ -124,14 +138,14 @@ class Plain {
         ids_(arguments.ids.data()),
         cuts_(arguments.resets.data()),
         input_(rounded_numbers<Number>(arguments.input, bits)),
-        hx_(rounded_numbers<Number>(arguments.hx, bits)),
-        cx_(numbers<Number>(arguments.cx)),
         noise_(numbers<Number>(arguments.noise)),
         grad_output_(numbers<Number>(arguments.grad_output)),
-        grad_h_n_(numbers<Number>(arguments.grad_h_n)),
-        grad_c_n_(numbers<Number>(arguments.grad_c_n)),
-        zero_state_(p.H),
-        cx_stride_(arguments.layer.initial[1].stride) {
+        zero_state_(p.H) {
+    for (int i = 0; i < p.cell->states; ++i) {
+      initial_.push_back(i == 0 ? rounded_numbers<Number>(arguments.initial[i], bits)
+                                : numbers<Number>(arguments.initial[i]));
+      grad_last_.push_back(numbers<Number>(arguments.grad_last[i]));
+    }
     for (int i = 0; i < kParameters; ++i) {
       const bool is_weight = i == kWeightHh || i == kWeightHr || (i == kWeightIh && !p.V);
       parameters_.push_back(is_weight ? rounded_numbers<Number>(arguments.parameters[i], bits)
@@ -153,19 +167,17 @@ class Plain {
   // Runs both passes. Returns the results, indexed by Name, with NaN in padding.
   const std::vector<Numbers>& run() {
     for (int64_t b = 0; b < p_.B; ++b) {
-      Numbers c(p_.H);
-      for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, c);
-      std::copy_n(state_after(b, shape_.length[b] - 1), P_, &results_[kLast][place(b) * P_]);
-      if (p_.cell->has_cell_state())
-        std::copy_n(c.data(), p_.H, &results_[kLastCell][place(b) * p_.H]);
+      std::vector<Numbers> cells(p_.cell->states, Numbers(p_.H));
+      for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, cells);
+      cells[0].assign(state_after(b, shape_.length[b] - 1),
+                      state_after(b, shape_.length[b] - 1) + P_);
+      write_states(b, cells, kLast);
     }
     for (int64_t b = 0; b < p_.B; ++b) {
-      Numbers grad_h = last_gradient(b, grad_h_n_, P_, p_.grad_h_n, p_.expanded_grad);
-      Numbers grad_c = last_gradient(b, grad_c_n_, p_.H, p_.grad_c_n, p_.expanded_grad_c);
-      for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h, grad_c);
-      std::copy_n(grad_h.data(), P_, &results_[kGradHx][place(b) * P_]);
-      if (p_.cell->has_cell_state())
-        std::copy_n(grad_c.data(), p_.H, &results_[kGradCx][place(b) * p_.H]);
+      std::vector<Numbers> grads;
+      for (int i = 0; i < p_.cell->states; ++i) grads.push_back(last_gradient(b, i));
+      for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grads);
+      write_states(b, grads, kGradInitial);
     }
     for (Numbers& values : results_) {
       for (Number& value : values) value = rounded(value, bits_);
@@ -191,12 +203,20 @@ class Plain {
     }
   }
 
-  // Returns the gradient of the last state, or of the last cell state, of sequence b.
-  Numbers last_gradient(int64_t b, const Numbers& grads, int64_t size, bool has_grads,
-                        bool expanded) const {
+  // Writes the states of sequence b, or gradients of them, to the results that start at `first`.
+  void write_states(int64_t b, const std::vector<Numbers>& states, Name first) {
+    for (size_t i = 0; i < states.size(); ++i) {
+      const int64_t size = p_.size_of_state(int(i));
+      std::copy_n(states[i].data(), size, &results_[first + i][place(b) * size]);
+    }
+  }
+
+  // Returns the gradient of the i-th last state of sequence b.
+  Numbers last_gradient(int64_t b, int i) const {
+    const int64_t size = p_.size_of_state(i);
     Numbers grad(size);
-    for (int64_t j = 0; has_grads && j < size; ++j) {
-      grad[j] = grads[expanded ? 0 : place(b) * size + j];
+    for (int64_t j = 0; p_.grad_last[i] && j < size; ++j) {
+      grad[j] = grad_last_[i][p_.expanded_grad[i] ? 0 : place(b) * size + j];
     }
     return grad;
   }
@@ -216,16 +236,18 @@ class Plain {
   bool begins_at_zero(int64_t b, int64_t s) const { return is_cut(b, s) || (s == 0 && !p_.hx); }
   const Number* previous_state(int64_t b, int64_t s) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
-    return s == 0 ? &hx_[place(b) * P_] : state_after(b, s - 1);
+    return s == 0 ? &initial_[0][place(b) * P_] : state_after(b, s - 1);
   }
 
-  // Returns the values that a row keeps. The last block is the cell state, if the cell has one.
+  // Returns the values that a row keeps. The last blocks are the cell states.
   const Number* kept_at(int64_t b, int64_t s) const {
     return results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
   }
-  const Number* previous_cell_state(int64_t b, int64_t s) const {
+  // Returns the i-th previous state, with i > 0.
+  const Number* previous_cell_state(int64_t b, int64_t s, int64_t i) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
-    return s == 0 ? &cx_[place(b) * cx_stride_] : kept_at(b, s - 1) + (p_.cell->kept - 1) * p_.H;
+    if (s == 0) return &initial_[i][place(b) * (p_.H + i)];
+    return kept_at(b, s - 1) + (p_.cell->kept - p_.cell->states + i) * p_.H;
   }
 
   // Returns sums + bias + weight x, where x is a row's input or previous state.
@@ -238,9 +260,9 @@ class Plain {
     return sums;
   }
 
-  // Runs step s of sequence b and updates the cell state c. As in the kernels, only stored copies
-  // of c are rounded, so the next step continues from the unrounded c.
-  void forward(int64_t b, int64_t s, Numbers& c) {
+  // Runs step s of sequence b and updates the cell states, `cells[1]` and so on. As in the kernels,
+  // only stored copies are rounded, so the next step continues from unrounded cell states.
+  void forward(int64_t b, int64_t s, std::vector<Numbers>& cells) {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
     if (p_.V) std::copy_n(&parameters_[kWeightIh][ids_[row(b, s)] * G], G, start.data());
@@ -248,8 +270,8 @@ class Plain {
     const Number* previous = previous_state(b, s);
     const Numbers from_input = add_product(start, kBiasIh, kWeightIh, x, p_.D);
     const Numbers from_state = add_product(Numbers(G), kBiasHh, kWeightHh, previous, P_);
-    if (p_.cell->has_cell_state() && (s == 0 || is_cut(b, s))) {
-      std::copy_n(previous_cell_state(b, s), p_.H, c.data());
+    for (size_t i = 1; i < cells.size() && (s == 0 || is_cut(b, s)); ++i) {
+      std::copy_n(previous_cell_state(b, s, int64_t(i)), p_.H, cells[i].data());
     }
     Numbers y(p_.H);
     for (int64_t j = 0; j < p_.H; ++j) {
@@ -259,12 +281,12 @@ class Plain {
         of[kFromState + gate] = from_state[gate * p_.H + j];
       }
       if (P_ == p_.H) of[kPrevious] = previous[j];
-      if (p_.cell->has_cell_state()) of[kPreviousCell] = c[j];
+      for (size_t i = 1; i < cells.size(); ++i) of[kPrevious + i] = cells[i][j];
       if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
       if (p_.noise) of[kNoise] = noise_[row(b, s) * p_.H + j];
       const States<Number> states = step_of(p_.cell->kind, of, keeper(b, s, j, 0));
-      y[j] = states.h;
-      if (p_.cell->has_cell_state()) c[j] = states.cell;
+      y[j] = states[0];
+      for (size_t i = 1; i < cells.size(); ++i) cells[i][j] = states[i];
     }
     Number* h = &results_[kOutput][row(b, s) * P_];
     for (int64_t i = 0; i < P_; ++i) {
@@ -285,7 +307,9 @@ class Plain {
   std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
     Dual<Number> of[kAll];  // the values of the sums are not used
     if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];
-    if (p_.cell->has_cell_state()) of[kPreviousCell] = previous_cell_state(b, s)[j];
+    for (int i = 1; i < p_.cell->states; ++i) {
+      of[kPrevious + i] = previous_cell_state(b, s, i)[j];
+    }
     if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
     const Number output = P_ == p_.H ? state_after(b, s)[j] : Number(0);
     std::array<States<Dual<Number>>, kAll> found;
@@ -297,9 +321,10 @@ class Plain {
     return found;
   }
 
-  // Runs the backward pass of step s of sequence b. Replaces grad_h and grad_c, the gradients of
-  // the states after step s, with the gradients of the previous states.
-  void backward(int64_t b, int64_t s, Numbers& grad_h, Numbers& grad_c) {
+  // Runs the backward pass of step s of sequence b. Replaces `grads`, the gradients of the states
+  // after step s, with the gradients of the previous states.
+  void backward(int64_t b, int64_t s, std::vector<Numbers>& grads) {
+    Numbers& grad_h = grads[0];
     for (int64_t j = 0; p_.grad_output && j < P_; ++j) {
       grad_h[j] += grad_output_[row(b, s) * P_ + j];
     }
@@ -308,22 +333,23 @@ class Plain {
     for (int64_t j = 0; j < H; ++j) states.push_back(derivatives(b, s, j));
     if (P_ < H) {
       Numbers y;
-      for (const auto& of_unit : states) y.push_back(of_unit[0].h.real());
+      for (const auto& of_unit : states) y.push_back(of_unit[0][0].real());
       grad_h = projected_back(y, grad_h);
     }
     Numbers from_input(gates * H), from_state(gates * H), around(H);
     for (int64_t j = 0; j < H; ++j) {
       Number grad[kAll];
       for (int i = 0; i < kAll; ++i) {
-        const auto& [h, cell] = states[j][i];
-        grad[i] = (grad_h[j] * h.imag() + grad_c[j] * cell.imag()) / kSmall;
+        grad[i] = 0;
+        for (size_t n = 0; n < grads.size(); ++n) grad[i] += grads[n][j] * states[j][i][n].imag();
+        grad[i] /= kSmall;
       }
       for (int64_t gate = 0; gate < gates; ++gate) {
         from_input[gate * H + j] = rounded(grad[kFromInput + gate], bits_);
         from_state[gate * H + j] = rounded(grad[kFromState + gate], bits_);
       }
       around[j] = grad[kPrevious];
-      grad_c[j] = grad[kPreviousCell];
+      for (size_t n = 1; n < grads.size(); ++n) grads[n][j] = grad[kPrevious + n];
       results_[kGradNoise][row(b, s) * H + j] = grad[kNoise];
       if (p_.has(kOwn)) gradient(kOwn)[j] += rounded(grad[kRate], bits_);
     }
@@ -336,8 +362,7 @@ class Plain {
       gradient(kWeightIh)[ids_[row(b, s)] * p_.gate_rows() + i] += from_input[i];
     }
     if (!is_cut(b, s)) return;
-    grad_h.assign(P_, 0);
-    grad_c.assign(p_.H, 0);
+    for (size_t n = 0; n < grads.size(); ++n) grads[n].assign(p_.size_of_state(int(n)), 0);
   }
 
   // Returns the gradient of y (h before its projection), given the gradient of h. Also adds to the
@@ -374,10 +399,10 @@ class Plain {
   const int bits_;
   const int64_t* ids_;
   const char* cuts_;
-  const Numbers input_, hx_, cx_, noise_;
-  std::vector<Numbers> parameters_;  // indexed by Parameter; weight_ih may be the table
-  const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
-  const int64_t cx_stride_;
+  const Numbers input_, noise_;
+  std::vector<Numbers> initial_, grad_last_;  // indexed by state
+  std::vector<Numbers> parameters_;           // indexed by Parameter; weight_ih may be the table
+  const Numbers grad_output_, zero_state_;
   std::vector<Numbers> results_;  // indexed by Name
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 
 #include "driver.h"
 
@@ -13,24 +14,40 @@ constexpr unsigned kKinds = 5;
 // Number of combinations of layout, direction and kind of input (features or token ids).
 constexpr unsigned kOptions = 4 * kKinds;
 
+// Results. Those of states and parameters are ranges, in the order of the cell's states and of
+// Parameter.
 enum Name {
   kOutput,
-  kLast,
-  kLastCell,
   kKept,
   kGradInput,
   kGradNoise,
-  kGradHx,
-  kGradCx,
-  kGradParameters,  // the gradients of parameters, in the order of Parameter
+  kLast,
+  kGradInitial = kLast + kMostStates,
+  kGradParameters = kGradInitial + kMostStates,
   kNames = kGradParameters + kParameters
 };
+inline Name last_of(int state) { return Name(kLast + state); }
+inline Name initial_gradient_of(int state) { return Name(kGradInitial + state); }
 inline Name gradient_of(int parameter) { return Name(kGradParameters + parameter); }
-constexpr const char* names[] = {"output",         "h_n",          "c_n",
-                                 "kept",           "grad_input",   "grad_noise",
-                                 "grad_hx",        "grad_cx",      "grad_weight_ih",
-                                 "grad_weight_hh", "grad_bias_ih", "grad_bias_hh",
-                                 "grad_weight_hr", "grad_rate"};
+constexpr const char* names[] = {"output",
+                                 "kept",
+                                 "grad_input",
+                                 "grad_noise",
+                                 "h_n",
+                                 "last state 1",
+                                 "last state 2",
+                                 "last state 3",
+                                 "grad_hx",
+                                 "grad of state 1",
+                                 "grad of state 2",
+                                 "grad of state 3",
+                                 "grad_weight_ih",
+                                 "grad_weight_hh",
+                                 "grad_bias_ih",
+                                 "grad_bias_hh",
+                                 "grad_weight_hr",
+                                 "grad_rate"};
+static_assert(std::size(names) == kNames);
 
 struct Problem {
   const TestedCell* cell;
@@ -40,14 +57,16 @@ struct Problem {
   size_t l2_bytes;
   InPlace in_place;
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before;
-  bool grad_output, grad_h_n, expanded_grad;
-  bool grad_c_n, expanded_grad_c;
+  bool grad_output;
+  bool grad_last[kMostStates], expanded_grad[kMostStates];
   bool noise, want_noise;
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements of h.
   int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
+  // Returns the number of elements of a state; 0 if the cell lacks the state.
+  int64_t size_of_state(int i) const { return i == 0 ? P() : i < cell->states ? H : 0; }
 
   // Returns whether the forward pass also runs as in inference. This second run keeps nothing for
   // the backward pass, and writes the output only if want_output is set.
@@ -74,26 +93,16 @@ struct Problem {
 
   // Returns whether the passes write the result `name`.
   bool wants(Name name) const {
-    switch (name) {
-      case kLastCell:
-        return cell->has_cell_state();
-      case kGradInput:
-        return want_input;
-      case kGradNoise:
-        return want_noise;
-      case kGradHx:
-        return want_hx;
-      case kGradCx:
-        return want_hx && cell->has_cell_state();
-      default:
-        break;
-    }
-    if (name < kGradParameters) return true;
+    if (name == kGradInput) return want_input;
+    if (name == kGradNoise) return want_noise;
+    if (name < kLast) return true;
+    if (name < kGradInitial) return name - kLast < cell->states;
+    if (name < kGradParameters) return want_hx && name - kGradInitial < cell->states;
     const bool is_copied = name == gradient_of(kBiasHh) && cell->one_bias_gradient;
     return want_weights && has(name - kGradParameters) && !is_copied;
   }
   bool accumulates(Name name) const {
-    return name == kGradInput ? accumulate_input : name > kGradCx && accumulate_weights;
+    return name == kGradInput ? accumulate_input : name >= kGradParameters && accumulate_weights;
   }
 
   // Returns the number of elements in the result `name` if tensors have `rows` rows.
@@ -102,12 +111,6 @@ struct Problem {
     switch (name) {
       case kOutput:
         return rows * P();
-      case kLast:
-      case kGradHx:
-        return B * P();
-      case kLastCell:
-      case kGradCx:
-        return B * H;
       case kKept:
         return rows * cell->kept * H;
       case kGradInput:
@@ -115,8 +118,10 @@ struct Problem {
       case kGradNoise:
         return rows * H;
       default:
-        return size_of_parameter(name - kGradParameters);
+        break;
     }
+    if (name >= kGradParameters) return size_of_parameter(name - kGradParameters);
+    return B * size_of_state(name < kGradInitial ? name - kLast : name - kGradInitial);
   }
 };
 
@@ -143,7 +148,7 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.V = table ? D : 0;
   p.kind = Kind(options % kKinds);
   p.reverse = options / kKinds % 2 != 0;
-  p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad = bit(2);
+  p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad[0] = bit(2);
   p.want_input = !table && bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
   p.accumulate_input = p.want_input && bit(6);
   p.l2_bytes = bit(7) ? 1 << 14 : 1 << 22;
@@ -152,8 +157,13 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.want_output = bit(13);
   p.in_place = {!table && bit(14), bit(15)};
   p.grad_output = bit(16);
-  p.grad_c_n = cell.has_cell_state() && bit(18), p.expanded_grad_c = bit(19);
-  p.grad_h_n = !(p.grad_output || p.grad_c_n) || bit(17);
+  bool has_grad = p.grad_output;
+  for (int i = 1; i < cell.states; ++i) {
+    const int first = i == 1 ? 18 : 20 + 2 * i;
+    p.grad_last[i] = bit(first), p.expanded_grad[i] = bit(first + 1);
+    has_grad = has_grad || p.grad_last[i];
+  }
+  p.grad_last[0] = !has_grad || bit(17);
   p.noise = cell.inputs && bit(20), p.want_noise = p.noise && bit(21);
   return p;
 }
@@ -228,26 +238,30 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
 // share.
 template <class Storage>
 struct Arguments {
-  Array<Storage> input, hx;
+  Array<Storage> input;
+  // Indexed by state. Rows of state i are i elements longer than the state, to catch mix-ups.
+  std::vector<Array<Storage>> initial;
   std::vector<Array<Storage>> parameters;  // indexed by Parameter; weight_ih may be the table
-  Array<Storage> grad_output, grad_h_n;
-  Array<Storage> cx, grad_c_n;  // empty if the cell has no cell state
-  Array<Storage> noise;         // empty without noise
-  Array<int64_t> ids;           // -1 in padding
+  Array<Storage> grad_output;
+  std::vector<Array<Storage>> grad_last;  // indexed by state
+  Array<Storage> noise;                   // empty without noise
+  Array<int64_t> ids;                     // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
 
   Arguments(const Problem& p, const Shape& shape, Random& random)
       : input(shape.rows * p.D, random, 0),
-        hx(p.B * p.P(), random, 0),
         grad_output(shape.rows * p.P(), random, 0),
-        grad_h_n(p.expanded_grad ? 1 : p.B * p.P(), random, 0),
-        cx(p.cell->has_cell_state() * p.B * (p.H + 1), random, 0),
-        grad_c_n(p.cell->has_cell_state() * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
         noise(p.noise * shape.rows * p.H, random, 2),
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
+    for (int i = 0; i < p.cell->states; ++i) {
+      const int64_t size = p.size_of_state(i);
+      initial.emplace_back(p.B * (size + i), random, 0);
+      grad_last.emplace_back(p.expanded_grad[i] ? 1 : p.B * size, random, 0);
+      if (p.hx) layer.initial[i] = {initial[i].data(), size + i};
+    }
     for (int i = 0; i < kParameters; ++i) {
       // Rates, and the sums in a table, are larger than weights.
       const int exponent = i == kOwn || (i == kWeightIh && p.V) ? 0 : 3;
@@ -272,10 +286,6 @@ struct Arguments {
     } else {
       layer.input = rows_of<const Storage>(p, input.data(), p.D);
     }
-    if (p.hx) layer.initial[0] = {hx.data(), p.P()};
-    if (p.hx && p.cell->has_cell_state()) {
-      layer.initial[1] = {cx.data(), p.H + 1};  // differs from the stride of hx, to catch mix-ups
-    }
     if (p.noise) layer.inputs[0] = rows_of<const Storage>(p, noise.data(), p.H);
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
@@ -289,15 +299,16 @@ struct Results {
   const Problem p;
   const int64_t N;
   std::vector<Array<Storage>> arrays;  // indexed by Name; empty for results that are not requested
-  Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // from the run that keeps nothing
+  // From the run that keeps nothing; `inferred_last` is indexed by state.
+  Array<Storage> inferred_output;
+  std::vector<Array<Storage>> inferred_last;
 
   // Draws initial values for the gradients that the passes add to.
   Results(const Problem& p, const Shape& shape, Random& random)
-      : p(p),
-        N(shape.N),
-        inferred_output(p.infers() && p.want_output ? shape.rows * p.P() : 0),
-        inferred_h_n(p.infers() ? p.B * p.P() : 0),
-        inferred_c_n(p.infers() ? p.size_of(kLastCell, shape.rows) : 0) {
+      : p(p), N(shape.N), inferred_output(p.infers() && p.want_output ? shape.rows * p.P() : 0) {
+    for (int i = 0; i < p.cell->states; ++i) {
+      inferred_last.emplace_back(p.infers() ? p.size_of(last_of(i), shape.rows) : 0);
+    }
     for (int i = 0; i < kNames; ++i) {
       arrays.emplace_back(p.size_of(Name(i), shape.rows));
       if (p.accumulates(Name(i))) arrays.back().draw(random, 0);
@@ -318,8 +329,9 @@ struct Results {
       }
     }
     if (!p.infers()) return nullptr;
-    if (!(inferred_h_n == arrays[kLast])) return "h_n differs if nothing is kept";
-    if (!(inferred_c_n == arrays[kLastCell])) return "c_n differs if nothing is kept";
+    for (int i = 0; i < p.cell->states; ++i) {
+      if (!(inferred_last[i] == arrays[last_of(i)])) return "a state differs if nothing is kept";
+    }
     if (p.want_output && !(inferred_output == arrays[kOutput])) {
       return "the output differs if nothing is kept";
     }
@@ -353,22 +365,22 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   }
   forward.output = rows_of(p, results.data(kOutput), p.P());
   if (p.cell->kept) forward.kept = rows_of(p, results.data(kKept), p.cell->kept * p.H);
-  forward.last[0] = results.data(kLast);
-  forward.last[1] = results.data(kLastCell);
+  for (int i = 0; i < p.cell->states; ++i) forward.last[i] = results.data(last_of(i));
   kernels.forward(forward, runtime);
   free_scratch();
   if (!p.infers()) return;
   forward.output = {};
   if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.P());
   forward.kept = {};
-  forward.last[0] = results.inferred_h_n.data();
-  if (p.cell->has_cell_state()) forward.last[1] = results.inferred_c_n.data();
-  // The second run, as in inference, updates the cell states in place.
-  if (const auto [cx, stride] = layer.initial[1]; cx) {
+  for (int i = 0; i < p.cell->states; ++i) {
+    forward.last[i] = results.inferred_last[i].data();
+    // The second run, as in inference, updates the cell states in place.
+    const auto [initial, stride] = layer.initial[i];
+    if (i == 0 || !initial) continue;
     for (int64_t b = 0; b < p.B; ++b) {
-      std::copy_n(cx + b * stride, p.H, forward.last[1] + b * p.H);
+      std::copy_n(initial + b * stride, p.H, forward.last[i] + b * p.H);
     }
-    forward.layer.initial[1] = {forward.last[1], p.H};
+    forward.layer.initial[i] = {forward.last[i], p.H};
   }
   kernels.forward(forward, runtime);
   free_scratch();
@@ -399,17 +411,15 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   if (p.grad_output) {
     backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.P());
   }
-  if (p.grad_h_n) {
-    backward.grad_last[0] = state_gradients(arguments.grad_h_n, p.P(), p.expanded_grad);
-  }
-  if (p.grad_c_n) {
-    backward.grad_last[1] = state_gradients(arguments.grad_c_n, p.H, p.expanded_grad_c);
+  for (int i = 0; i < p.cell->states; ++i) {
+    backward.grad_initial[i] = results.data(initial_gradient_of(i));
+    if (!p.grad_last[i]) continue;
+    backward.grad_last[i] =
+        state_gradients(arguments.grad_last[i], p.size_of_state(i), p.expanded_grad[i]);
   }
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
   if (p.want_noise) backward.grad_inputs[0] = rows_of(p, results.data(kGradNoise), p.H);
-  backward.grad_initial[0] = results.data(kGradHx);
-  backward.grad_initial[1] = results.data(kGradCx);
   for (int i = 0; i < kParameters; ++i) backward.grads[i] = results.data(gradient_of(i));
   backward.accumulate_weights = p.accumulate_weights;
   kernels.backward(backward, runtime);

@@ -18,11 +18,9 @@ struct Problem {
   bool relu, bias, accumulate;
   bool grad_h_n;  // whether h_n of the first layer has a gradient too
   size_t l2_bytes;
-  bool grad_c_n;  // whether c_n of both layers has a gradient
+  bool grad_cells;  // whether the last cell states of both layers have gradients
 
   int64_t gate_rows() const { return cell->gates * H; }
-  // Returns the total number of elements in the last cell states of both layers.
-  int64_t cell_states() const { return cell->has_cell_state() ? 2 * B * H : 0; }
   // Returns the number of elements of a layer's parameter; 0 if the layer lacks the parameter. In
   // the first layer, a token table replaces weight_ih.
   int64_t size_of(int parameter, int layer) const {
@@ -101,11 +99,11 @@ struct RowLayout {
 
 template <class Scalar>
 struct Results {
-  Array<Scalar> h_n;                     // [2, B, H]
-  Array<Scalar> c_n;                     // [2, B, H], or empty
+  std::vector<Array<Scalar>> last;       // [states], each [2, B, H]
   std::vector<Array<Scalar>> gradients;  // [layers, kParameters]; empty if there is no gradient
 
-  explicit Results(const Problem& p) : h_n(2 * p.B * p.H), c_n(p.cell_states()) {
+  explicit Results(const Problem& p) {
+    for (int i = 0; i < p.cell->states; ++i) last.emplace_back(2 * p.B * p.H);
     for (int i = 0; i < 2 * kParameters; ++i) {
       const int parameter = i % kParameters;
       const bool is_copied = parameter == kBiasHh && p.cell->one_bias_gradient;
@@ -113,12 +111,13 @@ struct Results {
     }
   }
   bool is_finite() const {
-    bool finite = h_n.is_finite() && c_n.is_finite();
+    bool finite = true;
+    for (const Array<Scalar>& states : last) finite &= states.is_finite();
     for (const Array<Scalar>& gradient : gradients) finite &= gradient.is_finite();
     return finite;
   }
   bool operator==(const Results& other) const {
-    return h_n == other.h_n && c_n == other.c_n && gradients == other.gradients;
+    return last == other.last && gradients == other.gradients;
   }
   // Returns whether the gradients are equal up to rounding.
   bool agrees(const Results& other) const {
@@ -141,12 +140,11 @@ class Stack {
         packed_before_(packed_before),
         runtime_(runtime_of(threads, p.l2_bytes)),
         ids_(rows.ids),
-        grad_h_n_(2 * p.B * p.H, random_, 0),
-        grad_c_n_(p.cell_states(), random_, 0),
         outputs_{Array<Scalar>(rows.layout.N * p.H), Array<Scalar>(rows.layout.N * p.H)},
         kept_{Array<Scalar>(rows.layout.N * kept_size()),
               Array<Scalar>(rows.layout.N * kept_size())},
         grad_rows_(rows.layout.N * p.H) {
+    for (int i = 0; i < p.cell->states; ++i) grad_last_.emplace_back(2 * p.B * p.H, random_, 0);
     for (int i = 0; i < 2 * kParameters; ++i) {
       const int exponent = i == kWeightIh ? 0 : 2;  // the table is larger than other parameters
       parameters_.emplace_back(p.size_of(i % kParameters, i / kParameters), random_, exponent);
@@ -201,8 +199,9 @@ class Stack {
     args.layer = maybe_packed(kernels_.forward_panels, k, panels);
     args.output = {outputs_[k].data(), 0, p_.H};
     if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
-    args.last[0] = results.h_n.data() + k * p_.B * p_.H;
-    if (p_.cell->has_cell_state()) args.last[1] = results.c_n.data() + k * p_.B * p_.H;
+    for (int i = 0; i < p_.cell->states; ++i) {
+      args.last[i] = results.last[i].data() + k * p_.B * p_.H;
+    }
     kernels_.forward(args, runtime_);
     free_scratch();
   }
@@ -219,8 +218,10 @@ class Stack {
       args.grad_input = {grad_rows_.data(), 0, p_.H};
     }
     const int64_t first = k * p_.B * p_.H;
-    if (k == 1 || p_.grad_h_n) args.grad_last[0] = {grad_h_n_.data() + first, p_.H, 1};
-    if (p_.grad_c_n) args.grad_last[1] = {grad_c_n_.data() + first, p_.H, 1};
+    for (int i = 0; i < p_.cell->states; ++i) {
+      const bool has_grad = i == 0 ? k == 1 || p_.grad_h_n : p_.grad_cells;
+      if (has_grad) args.grad_last[i] = {grad_last_[i].data() + first, p_.H, 1};
+    }
     args.accumulate_weights = p_.accumulate;
     for (int p = 0; p < kParameters; ++p) {
       args.grads[p] = results.gradients[k * kParameters + p].data_or_null();
@@ -236,7 +237,7 @@ class Stack {
   Runtime runtime_;
   Random random_;
   Array<int64_t> ids_;
-  Array<Scalar> grad_h_n_, grad_c_n_;
+  std::vector<Array<Scalar>> grad_last_;  // [states], each [2, B, H]
   Array<Scalar> outputs_[2], kept_[2], grad_rows_;
   std::vector<Array<Scalar>> parameters_;  // [layers, kParameters]; the first is the table
 };
@@ -252,8 +253,7 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
   const Results<Scalar> expected = run(plain, false, 1);
   const Results<Scalar> results = run(tree, false, 1);
   if (!results.is_finite()) return "a result is not finite";
-  if (!(results.h_n == expected.h_n)) return "h_n differs from plain rows";
-  if (!(results.c_n == expected.c_n)) return "c_n differs from plain rows";
+  if (!(results.last == expected.last)) return "a last state differs from plain rows";
   if (!results.agrees(expected)) return "gradients differ from plain rows";
   if (!(run(tree, true, 1) == results)) return "bits differ if panels are packed in advance";
   if (!(run(tree, false, 3) == results)) return "bits differ if threads divide the products";
@@ -283,7 +283,7 @@ void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
                       options / 2 != 0,
                       random.below(2) != 0,
                       size_t(random.below(2) ? 1 << 14 : 1 << 22),
-                      cell.has_cell_state() && random.below(2) != 0};
+                      random.below(2) != 0};
       ++runs;
       const char* error = error_of(kernels, p, random);
       if (!error) continue;

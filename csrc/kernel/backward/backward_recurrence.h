@@ -16,7 +16,7 @@ struct BackwardGroup {
   GradientSums<Scalar> gradients;  // used only if parameter gradients are wanted
   Products products;
   WeightCopies copies;  // where each group reads the panels of weight_hh and weight_hr
-  // Gradients of h [B, P] and of the cell state [B, H] at the current step.
+  // Gradients of h [B, P] and of the cell states [B, H] at the current step.
   Scalar* grad[kMostStates];
   // Gradients of the previous states, shaped like `grad`. Equal to `grad`, except in a tree.
   Scalar* grad_previous[kMostStates];
@@ -57,7 +57,7 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Copies this part of the gradient of h_n (i = 0) or c_n (i = 1) into `grad`. Writes zeros if
+// Copies this part of the gradient of the i-th last state into `grad`. Writes zeros if
 // grad_last.data is null.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer, int i,
@@ -94,7 +94,7 @@ inline void add(const Value* row, Columns columns, Scalar* sum) {
   });
 }
 
-// Sets `grad` to the gradients of h, or of the cell state, for a tree's rows at time t. A row's
+// Sets `grad` to the gradients of h, or of a cell state, for a tree's rows at time t. A row's
 // state is the last state of every sequence that ends in the row, and the previous state of every
 // row at time t + 1 that continues the row. The gradient of the state is the sum over all these
 // uses.
@@ -128,11 +128,10 @@ inline bool reads_panels(const Backward<Storage>& args) {
   return args.layer.layout.T > 1 || wants_starts(args) || projected_size(args.layer) > 0;
 }
 
-// Returns h of all rows, from the output, if i is 0. Otherwise returns cell states from `kept`.
+// Returns the i-th states of all rows.
 template <class Storage>
-inline RowStrides<const Storage> states_in(const Backward<Storage>& args, int i) {
-  const int64_t H = args.layer.H;
-  return i == 0 ? args.output : cell_states_in(args.kept, args.layer.cell->kept * H, H);
+inline RowStrides<const Storage> all_states(const Backward<Storage>& args, int i) {
+  return i == 0 ? args.output : states_in(args.kept, *args.layer.cell, i, args.layer.H);
 }
 
 // Computes the gradients of h before its projection for sequences part.slice.begin .. end at time
@@ -206,7 +205,7 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   rows.kept = rows_from(args.kept, layout, t, begin, first);
   for (int i = projecting ? 1 : 0; i < cell.states; ++i) {
     if (i > 0 || !cell.only_through_sums) {
-      rows.previous[i] = previous_rows(layer, states_in(args, i), i, t, begin, continued);
+      rows.previous[i] = previous_rows(layer, all_states(args, i), i, t, begin, continued);
       if (rows.previous[i].data) rows.previous[i].data += first;
     }
     rows.grad[i] = {group.grad[i] + offset, layer.H};

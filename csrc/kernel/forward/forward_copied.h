@@ -26,9 +26,9 @@ struct CopiedRows {
   int64_t* ids;    // [members, steps, B], token ids; null without a table
   Scalar* output;  // [steps, B, P]
   Scalar* kept;    // [steps, B, kept blocks * H]; null if nothing is kept
-  // [0]: h at the start of the time block [B, P]. [1]: the cell state at the current step [B, H].
+  // h at the start of the time block [B, P], and the cell states at the current step [B, H].
   Scalar* states[kMostStates];
-  // States to restart from at cuts: h [steps, B, P] and the cell state [steps, B, H], or null.
+  // States to restart from at cuts: h [steps, B, P] and the cell states [steps, B, H], or null.
   Scalar* reset_to[kMostStates];
   Scalar* last;                 // [B, P], h at the end of the time block
   Scalar* inputs[kMostInputs];  // [steps, B, H]; null if absent

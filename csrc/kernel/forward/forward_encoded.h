@@ -68,8 +68,8 @@ struct EncodedPart {
   // Returns the index of the carried state, which is always the cell's last state. Returns -1 if
   // the cell has no carried state.
   static int carried_state(const Cell& cell) {
-    NAMERNN_EXPECT(cell.states == 1 || cell.only_through_sums);
-    return cell.states == 1 && cell.only_through_sums ? -1 : int(cell.states) - 1;
+    NAMERNN_EXPECT(carried_states(cell) <= 1);
+    return carried_states(cell) == 0 ? -1 : int(cell.states) - 1;
   }
   // Returns the number of elements in a row of `carried`, which consists of whole vectors.
   static int64_t carried_size(int64_t H) { return panel_count<float>(H) * w; }

@@ -57,8 +57,8 @@ struct ForwardMemory {
   int64_t B;  // number of sequences in the whole batch, even if args cover only one time block
   Scalar* unprojected;  // [B, H], h of the current step before its projection
   Scalar* continued;    // [B, H], in a tree: copies of the previous h of a step's rows
-  // [B, H] each, in a tree: the cell states of rows at even and at odd times.
-  Scalar* cell_states[2];
+  // [B, H] each, in a tree: each cell state of rows at even and at odd times.
+  Scalar* cell_states[2][kMostStates];
   // [groups, projected_rows, gates * H]: the projection, if computed ahead and not in the output.
   Scalar* projected;
   int64_t projected_rows;  // number of rows per group in `projected`
@@ -114,8 +114,8 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   if (layer.layout.tree) {
     memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
     for (int i = 1; i < layer.cell->states; ++i) {
-      for (Scalar*& states : memory.cell_states) {
-        states = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+      for (auto& states : memory.cell_states) {
+        states[i] = scratch<Scalar>(runtime, layer.layout.B * layer.H);
       }
     }
   }
@@ -205,13 +205,13 @@ struct ForwardContext {
     return {a, stride, panels, panel_size(), K, chain, prefetch ? first : nullptr};
   }
 
-  // Returns where a step writes the i-th state of row (t, b): h before its projection, or the cell
-  // state. Except in a tree, each step updates a sequence's cell state in place.
+  // Returns where a step writes the i-th state of row (t, b): h before its projection, or a cell
+  // state. Except in a tree, each step updates a sequence's cell states in place.
   Scalar* state_at(int i, int64_t t, int64_t b) const {
     const SequenceLayout& layout = args.layer.layout;
     if (i == 0 && projected_size(args.layer)) return memory.unprojected + b * args.layer.H;
     if (i == 0) return row_at(args.output, layout, t, b);
-    return layout.tree ? memory.cell_states[t % 2] + b * args.layer.H
+    return layout.tree ? memory.cell_states[t % 2][i] + b * args.layer.H
                        : args.last[i] + place_of(layout, b) * args.layer.H;
   }
 

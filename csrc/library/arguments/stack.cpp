@@ -50,6 +50,7 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
         ", got ", sizes.P);
   if (!options.int8) return;
   check(!options.projections, "8-bit weights do not support projections");
+  check(!stack.needs_floats(), "8-bit weights do not support the ", cell.name, " cell");
   check(dtype == aoti_torch_dtype_float32(), "8-bit weights need inputs in float32");
   const int64_t most = std::max(stack.D, (stack.layers > 1 ? stack.directions : 1) * stack.H);
   check(most <= kMostInt8Inputs, "8-bit weights take at most ", kMostInt8Inputs,
@@ -66,7 +67,7 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
   check_rows(stack);
   if (ids) check_ids(stack.batch, input, stack.V);
-  if (stack.dtype == aoti_torch_dtype_float32()) {
+  if (stack.dtype == aoti_torch_dtype_float32() && !stack.needs_floats()) {
     stack.terms = terms_of(stack.batch.layout, stack.H, options);
   }
   return stack;
@@ -74,7 +75,8 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
 
 void check_states(Stack& stack, TensorRange states) {
   for (size_t i = 0; i < states.size(); ++i) {
-    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape(i));
+    static constexpr const char* names[kMostStates] = {"hx", "cx", "hx[2]", "hx[3]"};
+    check_tensor(names[i], states[i], stack.dtype, stack.state_shape(i));
     stack.states.push_back(with_adjacent_features(states[i]));
   }
 }
@@ -151,7 +153,9 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   layout.B = B;
   layout.N = product_of("a tensor", {T, B});
   check_rows(stack);
-  if (stack.dtype == aoti_torch_dtype_float32()) stack.terms = terms_of(layout, stack.H, options);
+  if (stack.dtype == aoti_torch_dtype_float32() && !stack.needs_floats()) {
+    stack.terms = terms_of(layout, stack.H, options);
+  }
 }
 
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,

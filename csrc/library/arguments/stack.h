@@ -68,6 +68,9 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
+  // Returns whether only float kernels can compute the layers: kernels for encoded rows neither
+  // project h nor carry several states.
+  bool needs_floats() const { return has_projections() || carried_states(*cell) > 1; }
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
   std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
@@ -148,7 +151,7 @@ const KernelsFor<Scalar>& prepared_kernels(const Stack& stack) {
   }
   if constexpr (std::is_same_v<Scalar, BFloat16>) {
     const KernelsFor<BFloat16>* pairs = kernels().bfloat16_on_pairs;
-    if (pairs && !stack.has_projections()) return *pairs;
+    if (pairs && !stack.needs_floats()) return *pairs;
   }
   return kernels_in<Scalar>();
 }

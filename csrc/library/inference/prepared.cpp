@@ -34,7 +34,7 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 Header header_of(const Stack& stack) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16() && !stack.has_projections();
+  const bool pairs = stack.dtype == aoti_torch_dtype_bfloat16() && !stack.needs_floats();
   const char* const name = stack.int8 ? kernels().int8->name
                            : pairs    ? kernels().bfloat16_name
                                       : kernels().name;

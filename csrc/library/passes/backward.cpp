@@ -121,9 +121,9 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     const int64_t stretch = stretches.count() - 1 - i;
     stretches.select(stretch, args.layer, args.output);
     for (size_t s = 1; stretch > 0 && s < stack.state_count(); ++s) {
-      const auto cell_states = cell_states_in(args.kept, stack.kept_size(), stack.H);
-      args.layer.initial[s] = {stretches.row(cell_states, stretch * wave.steps - 1).data,
-                               cell_states.row_stride};
+      const auto states = states_in(args.kept, *stack.cell, int64_t(s), stack.H);
+      args.layer.initial[s] = {stretches.row(states, stretch * wave.steps - 1).data,
+                               states.row_stride};
     }
     args.output = stretches.from(stretch, args.output);
     args.kept = stretches.from(stretch, args.kept);
