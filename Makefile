@@ -210,7 +210,7 @@ sanitize: $$(call parts,sanitize,address thread,address thread) ## tests the ker
 define build_sanitized
 NAMERNN_FAST_SANITIZE=$(2) $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
 $(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -Icsrc -Itests/native \
-	-DNAMERNN_FAST_TEST_CELL -Wno-psabi tests/native/*.cpp build/$(1)/libnamernn_fast_*.a -pthread -o build/$(1)/kernels
+	-DNAMERNN_FAST_TEST_CELLS -Wno-psabi tests/native/*.cpp build/$(1)/libnamernn_fast_*.a -pthread -o build/$(1)/kernels
 endef
 # Libraries that Python must preload, because its executable is not instrumented.
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))

@@ -10,12 +10,12 @@ namespace namernn_fast {
 enum class Activation { tanh, relu, sigmoid, softplus };
 
 // The values equal `Cell.number` in namernn_fast/cells/, and index Kernels::cells.
-enum class CellKind { vanilla, gru, lstm, leaky, tested };
+enum class CellKind { vanilla, gru, lstm, leaky, tested, independent };
 constexpr int64_t kCells = 4;  // number of cells that operators accept
-// Builds that define NAMERNN_FAST_TEST_CELL also compile a cell that only native tests use. It has
-// what no other cell has.
-#if defined(NAMERNN_FAST_TEST_CELL)
-constexpr int64_t kCompiledCells = kCells + 1;
+// Builds that define NAMERNN_FAST_TEST_CELLS also compile cells that only native tests use. They
+// have what no other cell has.
+#if defined(NAMERNN_FAST_TEST_CELLS)
+constexpr int64_t kCompiledCells = kCells + 2;
 #else
 constexpr int64_t kCompiledCells = kCells;
 #endif
@@ -143,6 +143,9 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   int64_t own;  // number of the cell's own parameters, each with H elements
   const char* own_names[kMostOwn];
   int64_t activations;  // the cell supports the first `activations` values of Activation
+  // Whether weight_hh multiplies the previous h. If not, units are independent of each other, and
+  // the cell has no bias_hh.
+  bool has_weight_hh;
   // Whether the previous h affects the new states only through the sums. If not, sum_gradients()
   // also writes the gradient that reaches the previous h on other paths.
   bool only_through_sums;

@@ -197,8 +197,9 @@ struct Backward {
   bool accumulate_weights;  // whether to add to `grads`; false in 16-bit and pair kernels
   // Shaped like Layer::parameters. The gradient of a token table [V, H] replaces the gradient
   // of weight_ih. Null if the layer lacks the parameter, and for bias_hh if both biases have the
-  // same gradient. The gradient of weight_hh is null if no parameter gradients are requested.
+  // same gradient. All are null unless wants_weights.
   Scalar* grads[kParameters];
+  bool wants_weights;  // whether parameter gradients are requested
 };
 
 struct Machine {

@@ -29,6 +29,9 @@ constexpr double kFarRate = 30.0;    // bytes per ns from beyond the core's priv
 constexpr double kCacheFraction =
     0.75;  // fraction of the private cache that weights may fill; rows need the rest
 constexpr double kSharedRate = 5;  // bytes per ns of rows that another core has just written
+// Multiply-adds that take as long as the cell of one unit. Counted only without weight_hh, whose
+// multiply-adds otherwise dwarf it.
+constexpr double kCellCost = 60;
 // With more rows, the backward pass reads weights from far away while it multiplies.
 constexpr double kManyRows = 2 * kTileRows;
 // Maximum bytes of the weight gradients that the groups sum apart, unless dz takes more.
@@ -62,12 +65,17 @@ double weight_elements(const PlanArguments& arguments, int64_t width) {
   return double(arguments.blocks) * double(arguments.H) * double(width);
 }
 
+// Returns the number of columns of weight_hh; 0 without weight_hh.
+int64_t recurrent_columns(const PlanArguments& arguments) {
+  return arguments.recurrent ? arguments.H : 0;
+}
+
 // Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   const int64_t panels = arguments.panels;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const double bytes = weight_elements(arguments, arguments.D + arguments.H) * share *
-                       double(arguments.scalar_bytes);
+  const int64_t columns = arguments.D + recurrent_columns(arguments);
+  const double bytes = weight_elements(arguments, columns) * share * double(arguments.scalar_bytes);
   return leave_cache(int64_t(bytes), arguments.machine);
 }
 
@@ -92,9 +100,11 @@ Plan choose_plan(const PlanArguments& arguments) {
   const double T = double(layout.T);
   const double rows = double(layout.N) / T;  // average number of rows per step
   const bool backward = arguments.pass == Pass::backward;
-  const double all_weights = weight_elements(arguments, arguments.D + arguments.H);
+  const int64_t R = recurrent_columns(arguments);
+  const double all_weights = weight_elements(arguments, arguments.D + R);
   // The backward recurrence does not read weight_ih.
-  const double weights = backward ? weight_elements(arguments, arguments.H) : all_weights;
+  const double weights = backward ? weight_elements(arguments, R) : all_weights;
+  const double cell = arguments.recurrent ? 0 : double(arguments.H) * kCellCost;
   const double dz_bytes = double(layout.N) * double(arguments.blocks * arguments.H) * scalar_bytes;
   // Members read the h of other members and, in the backward pass, also their copies of x and dz.
   const int64_t shared =
@@ -108,13 +118,13 @@ Plan choose_plan(const PlanArguments& arguments) {
     const double bytes = weights * share * scalar_bytes;
     for (const int64_t groups : {int64_t(1), max_groups}) {
       const double step_rows = rows * double(ceiling(layout.B, groups)) / double(layout.B);
-      double step = std::max(step_rows * weights * share / rate, bytes / kNearRate);
+      double step = std::max(step_rows * (weights + cell) * share / rate, bytes / kNearRate);
       if (bytes > kCacheFraction * double(machine.l2_bytes)) {
         const double far = bytes / kFarRate;
         const bool overlaps = backward && step_rows > kManyRows;
         step = overlaps ? std::max(step, far) : step + far;
       }
-      if (members > 1) {
+      if (members > 1 && arguments.recurrent) {
         step += kBarrier * double(members) + step_rows * row_bytes * (1 - share) / kSharedRate;
       }
       double time = T * step + threading_overhead(groups * members);

@@ -19,6 +19,7 @@ struct PlanArguments {
   size_t scalar_bytes;
   int64_t blocks;  // number of gates: blocks of H rows in each weight
   double speed;    // rate of multiply-adds, relative to floats
+  bool recurrent;  // whether the cell has weight_hh
 };
 
 // How the recurrence of one direction is split among groups * members threads. Each group takes its

@@ -181,6 +181,12 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
+// Returns the number of elements of h that weight_hh multiplies; 0 without weight_hh.
+template <class Scalar>
+inline int64_t recurrent_size(const Layer<Scalar>& layer) {
+  return layer.cell->has_weight_hh ? layer.P : 0;
+}
+
 // Returns the number of states that a step reads other than through the sums.
 inline int64_t carried_states(const Cell& cell) {
   return cell.states - (cell.only_through_sums ? 1 : 0);

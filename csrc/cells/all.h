@@ -7,8 +7,8 @@
 #include "cells/leaky.h"
 #include "cells/lstm.h"
 #include "cells/vanilla.h"
-#if defined(NAMERNN_FAST_TEST_CELL)
-#include "test_cell.h"
+#if defined(NAMERNN_FAST_TEST_CELLS)
+#include "test_cells.h"
 #endif
 
 namespace namernn_fast {
@@ -25,8 +25,8 @@ struct CellList {
     ((kernels.cells[index++] = cell_with_code<Cells>()), ...);
   }
 };
-#if defined(NAMERNN_FAST_TEST_CELL)
-using AllCells = CellList<Vanilla, Gru, Lstm, Leaky, Tested>;
+#if defined(NAMERNN_FAST_TEST_CELLS)
+using AllCells = CellList<Vanilla, Gru, Lstm, Leaky, Tested, Independent>;
 #else
 using AllCells = CellList<Vanilla, Gru, Lstm, Leaky>;
 #endif

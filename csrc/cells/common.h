@@ -21,6 +21,7 @@ constexpr Cell usual_cell() {
   for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
   cell.states = 1;
   cell.activations = 1;
+  cell.has_weight_hh = true;
   cell.only_through_sums = true;
   cell.one_bias_gradient = true;
   return cell;

@@ -345,7 +345,8 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
                                 panels_of(hidden_size),
                                 sizeof(float),
                                 weight_blocks,
-                                1};
+                                1,
+                                true};
   const Plan plan = choose_plan(arguments);
   const Wave wave = choose_wave(arguments, num_layers);
   return {plan.groups, plan.members, plan.time, wave.layers};

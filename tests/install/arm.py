@@ -20,7 +20,7 @@ PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", OBJDUMP: "g++-aarch64-linux-gnu"}
 PACKAGES[EMULATOR] = "qemu-user"
 # The compiler flags that setup.py uses for the kernels.
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-Icsrc", "-Wall", "-Wextra")
-FLAGS += ("-DNAMERNN_FAST_TEST_CELL", "-Itests/native")
+FLAGS += ("-DNAMERNN_FAST_TEST_CELLS", "-Itests/native")
 
 
 def output_of(*command) -> str:

@@ -108,6 +108,10 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
       const Value v = keep.number(1, moved + of[kNoise]);
       return {keep.act(v), v};
     }
+    case CellKind::independent: {
+      const Value f = keep.sigmoid(0, of[kFromInput]);
+      return {keep.act(f * previous[0] + of[kFromInput + 1])};
+    }
     case CellKind::tested: {
       const Number half = Number(0.5), one = 1;
       const Value i = keep.sigmoid(0, sum(0)), g = keep.tanh(1, sum(1));
@@ -269,7 +273,10 @@ class Plain {
     const Number* x = input_.data() + row(b, s) * p_.D;
     const Number* previous = previous_state(b, s);
     const Numbers from_input = add_product(start, kBiasIh, kWeightIh, x, p_.D);
-    const Numbers from_state = add_product(Numbers(G), kBiasHh, kWeightHh, previous, P_);
+    Numbers from_state(G);
+    if (p_.cell->has_weight_hh) {
+      from_state = add_product(from_state, kBiasHh, kWeightHh, previous, P_);
+    }
     for (size_t i = 1; i < cells.size() && (s == 0 || is_cut(b, s)); ++i) {
       std::copy_n(previous_cell_state(b, s, int64_t(i)), p_.H, cells[i].data());
     }
@@ -355,7 +362,9 @@ class Plain {
     }
     const Number* x = input_.data() + row(b, s) * p_.D;
     grad_h.assign(around.begin(), around.begin() + P_);
-    add_gradients(from_state, kBiasHh, kWeightHh, previous_state(b, s), P_, grad_h.data());
+    if (p_.cell->has_weight_hh) {
+      add_gradients(from_state, kBiasHh, kWeightHh, previous_state(b, s), P_, grad_h.data());
+    }
     add_gradients(from_input, kBiasIh, kWeightIh, x, p_.D,
                   results_[kGradInput].data() + row(b, s) * p_.D);
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {

@@ -74,7 +74,9 @@ struct Problem {
 
   // Returns whether the layer has a parameter.
   bool has(int parameter) const {
-    if (parameter == kBiasIh || parameter == kBiasHh) return bias;
+    if (parameter == kBiasIh) return bias;
+    if (parameter == kBiasHh) return bias && cell->has_weight_hh;
+    if (parameter == kWeightHh) return cell->has_weight_hh;
     return parameter == kWeightHr ? P() < H : parameter < kOwn + cell->own;
   }
   // Returns the number of elements of a parameter, or of the table that replaces weight_ih.
@@ -155,7 +157,7 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
   p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
   p.want_output = bit(13);
-  p.in_place = {!table && bit(14), bit(15)};
+  p.in_place = {!table && bit(14), cell.has_weight_hh && bit(15)};
   p.grad_output = bit(16);
   bool has_grad = p.grad_output;
   for (int i = 1; i < cell.states; ++i) {
@@ -421,6 +423,7 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   backward.accumulate_input = p.accumulate_input;
   if (p.want_noise) backward.grad_inputs[0] = rows_of(p, results.data(kGradNoise), p.H);
   for (int i = 0; i < kParameters; ++i) backward.grads[i] = results.data(gradient_of(i));
+  backward.wants_weights = p.want_weights;
   backward.accumulate_weights = p.accumulate_weights;
   kernels.backward(backward, runtime);
   free_scratch();

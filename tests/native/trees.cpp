@@ -28,10 +28,11 @@ struct Problem {
       case kWeightIh:
         return (layer == 0 ? V : H) * gate_rows();
       case kWeightHh:
-        return H * gate_rows();
+        return cell->has_weight_hh * H * gate_rows();
       case kBiasIh:
-      case kBiasHh:
         return bias * gate_rows();
+      case kBiasHh:
+        return bias && cell->has_weight_hh ? gate_rows() : 0;
       default:
         return parameter >= kOwn ? cell->own * H : 0;
     }
@@ -223,6 +224,7 @@ class Stack {
       if (has_grad) args.grad_last[i] = {grad_last_[i].data() + first, p_.H, 1};
     }
     args.accumulate_weights = p_.accumulate;
+    args.wants_weights = true;
     for (int p = 0; p < kParameters; ++p) {
       args.grads[p] = results.gradients[k * kParameters + p].data_or_null();
     }

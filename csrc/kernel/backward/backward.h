@@ -107,12 +107,12 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const Cell& cell = *layer.cell;
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const bool recurrent = reads_panels<Products>(args);
+  const bool recurrent = layout.T > 1 || reads_panels<Products>(args);
   constexpr double speed = sizeof(float) / double(Products::element_bytes);
-  const Plan plan =
-      recurrent ? choose_plan({Pass::backward, layout, runtime.machine, layer.D, H,
-                               panel_count<Scalar>(H), Products::element_bytes, cell.gates, speed})
-                : Plan{1, 1, 0};
+  const Plan plan = recurrent ? choose_plan({Pass::backward, layout, runtime.machine, layer.D, H,
+                                             panel_count<Scalar>(H), Products::element_bytes,
+                                             cell.gates, speed, cell.has_weight_hh})
+                              : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
@@ -138,7 +138,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   }
   int64_t sizes[kParameters] = {};
   for (int p = 0; p < kParameters; ++p) {
-    const bool exists = p == kWeightIh || p == kWeightHh || args.grads[p];
+    const bool exists =
+        p == kWeightIh || (p == kWeightHh && cell.has_weight_hh) || args.grads[p] != nullptr;
     if (exists) sizes[p] = gradient_size<Products>(layer, p);
   }
   // Splits each group so that the rows of one step of a part fit in a time block.
@@ -162,8 +163,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(layer, wants_weights(args), capacity, runtime);
-    if (wants_weights(args)) {
+    group.products.prepare_rows(layer, args.wants_weights, capacity, runtime);
+    if (args.wants_weights) {
       group.gradients = gradient_sums<Products>(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
@@ -200,14 +201,14 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = count_rows(group.rows, block);
-  if (wants_weights(args)) {
+  if (args.wants_weights) {
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
-    if (group.one_product) {
+    if (cell.has_weight_hh && group.one_product) {
       products.write_weight_gradient(state_blocks(cell), share, from_zero, rows, products.previous,
                                      args.layer.P, args.grads[kWeightHh]);
-    } else {
+    } else if (cell.has_weight_hh) {
       products.add_weight_gradient(state_blocks(cell), initial, share, from_zero, rows,
                                    products.previous, args.layer.P, grad[kWeightHh]);
     }
@@ -295,7 +296,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
                          double(layer.cell->gates) * double(layer.H) *
-                         ((wants_weights(args) ? 1 : 0) * double(layer.P + layer.D) +
+                         ((args.wants_weights ? 1 : 0) * double(layer.P + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
     const auto& sizes = gradients.sizes;
@@ -339,7 +340,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
       }
     }
   }
-  if (!wants_weights(args)) return;
+  if (!args.wants_weights) return;
   for (int p = 0; p < kParameters; ++p) {
     const int64_t size = groups[0].gradients.sizes[p];
     if (size == 0) continue;

@@ -125,7 +125,9 @@ inline bool wants_starts(const Backward<Storage>& args) {
 // Returns whether any step reads panels of weight_hh or weight_hr.
 template <class Products, class Storage>
 inline bool reads_panels(const Backward<Storage>& args) {
-  return args.layer.layout.T > 1 || wants_starts(args) || projected_size(args.layer) > 0;
+  const Layer<Storage>& layer = args.layer;
+  const bool reads_hh = layer.cell->has_weight_hh && (layer.layout.T > 1 || wants_starts(args));
+  return reads_hh || projected_size(layer) > 0;
 }
 
 // Returns the i-th states of all rows.
@@ -272,16 +274,22 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
       products.keep_unprojected(row + b, group.unprojected, b, part.columns);
     }
   }
-  if (wants_weights(args) || args.grad_input.data) {
+  if (args.wants_weights || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(row + b, previous_rows(layer, args.output, 0, t, b, continued).data,
                         input_row(layer, t, b), rows_from(args.grad_input, layout, t, b, 0).data);
     }
   }
-  if (part.team) barrier(*part.team, runtime);
   const int64_t wanted_end = wants_starts(args) ? end : continued;
-  products.step_back(row + slice.begin, panels.weights, wanted_end - slice.begin, part.outputs,
-                     group.grad_previous[0] + slice.begin * layer.P);
+  if (cell.has_weight_hh) {
+    if (part.team) barrier(*part.team, runtime);
+    products.step_back(row + slice.begin, panels.weights, wanted_end - slice.begin, part.outputs,
+                       group.grad_previous[0] + slice.begin * layer.P);
+  } else if (cell.only_through_sums) {
+    for (int64_t b = slice.begin; b < wanted_end; ++b) {
+      clear(group.grad_previous[0] + b * layer.P, part.outputs);
+    }
+  }
   end_gradients_at_cuts(args, group, t, wanted_end, part);
 }
 

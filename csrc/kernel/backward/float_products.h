@@ -40,6 +40,7 @@ struct FloatProducts {
   int64_t D;
   int64_t H;
   int64_t P;
+  int64_t R;         // recurrent_size() of the layer
   int64_t capacity;  // maximum number of rows in a time block
   bool prefetch;     // whether to prefetch weight panels: true if they do not stay in cache
   int64_t dz_stride;
@@ -51,7 +52,7 @@ struct FloatProducts {
   // gradients are wanted.
   Scalar* dz_transposed;
   int64_t transposed_stride;
-  // Panels of h_{t-1} [capacity, P], of x [capacity, D] and, if the layer projects h, of h_t before
+  // Panels of h_{t-1} [capacity, R], of x [capacity, D] and, if the layer projects h, of h_t before
   // its projection [capacity, H]; null unless parameter gradients are wanted.
   Scalar* previous;
   Scalar* input;
@@ -106,6 +107,7 @@ struct FloatProducts {
     D = layer.D;
     H = layer.H;
     P = layer.P;
+    R = recurrent_size(layer);
     capacity = rows;
     prefetch = leave_cache(Recurrence::bytes(layer), runtime.machine);
     dz_block = H;
@@ -117,7 +119,7 @@ struct FloatProducts {
         transposed_stride = odd_vectors(capacity);
         dz_transposed = scratch<Scalar>(runtime, columns * transposed_stride);
       }
-      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, P));
+      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, R));
       if (P < H) unprojected = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, H));
       input = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, D));
     }
@@ -128,7 +130,7 @@ struct FloatProducts {
 
   void keep_row(int64_t row, const Storage* h, const Storage* x, Storage*) const {
     if (!previous) return;
-    for (int64_t j = 0; j < P; j += w) pack_row(h, P, j, previous + j * capacity + row * w);
+    for (int64_t j = 0; j < R; j += w) pack_row(h, R, j, previous + j * capacity + row * w);
     for (int64_t j = 0; j < D; j += w) pack_row(x, D, j, input + j * capacity + row * w);
   }
 

@@ -15,13 +15,6 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether parameter gradients are wanted. Checks weight_hh, because the gradient of
-// weight_ih may be null if it has no elements.
-template <class Storage>
-inline bool wants_weights(const Backward<Storage>& args) {
-  return args.grads[kWeightHh] != nullptr;
-}
-
 // Returns true if the gradient is a sum over rows (biases, own parameters and tables), not a matrix
 // product.
 template <class Storage>

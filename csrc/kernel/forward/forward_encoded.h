@@ -347,7 +347,8 @@ inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const R
           panel_count<float>(layer.H),
           Encoding::weight_bytes,
           layer.cell->gates,
-          Encoding::speed};
+          Encoding::speed,
+          layer.cell->has_weight_hh};
 }
 
 // Allocates the rows of a group that computes `sequences` sequences.

@@ -10,7 +10,8 @@ namespace {
 // Returns whether the sums are computed in the output rows, where the states then overwrite them.
 template <class Storage>
 inline bool are_sums_in_output(const Layer<Storage>& layer) {
-  return layer.cell->sums == 1 && layer.cell->only_through_sums && layer.P == layer.H;
+  const Cell& cell = *layer.cell;
+  return cell.sums == 1 && cell.only_through_sums && cell.has_weight_hh && layer.P == layer.H;
 }
 
 // A range of times, first .. last.
@@ -23,9 +24,11 @@ template <class Storage>
 inline PlanArguments plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   constexpr double speed = sizeof(float) / double(sizeof(Scalar));
-  return {Pass::forward,  layer.layout,      runtime.machine,
-          layer.D,        layer.H,           panel_count<Scalar>(layer.H),
-          sizeof(Scalar), layer.cell->gates, speed};
+  return {Pass::forward,   layer.layout,
+          runtime.machine, layer.D,
+          layer.H,         panel_count<Scalar>(layer.H),
+          sizeof(Scalar),  layer.cell->gates,
+          speed,           layer.cell->has_weight_hh};
 }
 
 template <class Storage>
@@ -165,8 +168,8 @@ inline ForwardWeights<Scalar, Storage, Element> forward_weights(const Part& part
           zeros,
           layer.in_place.weight_ih ? layer.parameters[kWeightIh] : nullptr,
           layer.in_place.weight_hh ? layer.parameters[kWeightHh] : nullptr,
-          leave_cache((layer.D + layer.P) * row_bytes, machine),
-          leave_cache(layer.P * row_bytes, machine)};
+          leave_cache((layer.D + recurrent_size(layer)) * row_bytes, machine),
+          leave_cache(recurrent_size(layer) * row_bytes, machine)};
 }
 
 // The data of one part (a slice of the sequences and a range of hidden units), with functions that

@@ -111,7 +111,7 @@ struct ForwardPart : Sums {
       }
       keep_last_states(t);
       // A barrier waits for all members, so members without rows or columns must call it, too.
-      if (part.team && s + 1 < T) barrier(*part.team, runtime);
+      if (part.team && s + 1 < T && layer.cell->has_weight_hh) barrier(*part.team, runtime);
     }
   }
 };

@@ -81,7 +81,9 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
           multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
         }
         const Element* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
-        if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
+        if (h && layer.cell->has_weight_hh) {
+          multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
+        }
         states.range = {i, height, j, columns_from(j)};
         states.sums = {sums, buffer_row()};
         code.states_of(states);
@@ -103,7 +105,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   // unit j. The rows of weight_hh start at row D.
   const Element* panel_at(int64_t j, int64_t g, int64_t row) const {
     const int64_t panel = j / w * args.layer.cell->gates + g;
-    return weights.weights + (panel * (args.layer.D + args.layer.P) + row) * w;
+    return weights.weights + (panel * (args.layer.D + recurrent_size(args.layer)) + row) * w;
   }
 
   // Fills the buffer with the start values of the sums, for `height` rows starting at row (t, b)
@@ -189,7 +191,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   // product reads.
   Operand<Scalar, Element> operand_of(Operand<Scalar, Element> operand, int64_t g, int64_t j,
                                       const Element* after) const {
-    const int64_t panel = (args.layer.D + args.layer.P) * w;
+    const int64_t panel = (args.layer.D + recurrent_size(args.layer)) * w;
     operand.panels += (j / w * args.layer.cell->gates + g) * panel;
     operand.panel_size = panel;
     if (operand.after) operand.after = after;

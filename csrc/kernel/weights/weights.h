@@ -122,7 +122,7 @@ struct ForwardPanels {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // [unit blocks, gates] panels of [D + P, H]: W_ih^T above W_hh^T. Panel g of a unit block holds
-  // block input_block[g] of weight_ih and block g of weight_hh.
+  // block input_block[g] of weight_ih and block g of weight_hh. Without weight_hh, [D, H].
   Element* weights;
   Scalar* bias;  // [unit blocks, sums, panel_width], see pack_bias()
   Own<Scalar> own;
@@ -136,7 +136,7 @@ struct ForwardPanels {
   // Returns the number of elements in a unit block.
   template <class Rows>
   static int64_t unit_block_size(const Layer<Rows>& layer) {
-    return layer.cell->gates * (layer.D + layer.P) * w;
+    return layer.cell->gates * (layer.D + recurrent_size(layer)) * w;
   }
   // Returns the number of elements of weight_hr.
   static int64_t projection_size(const Layer<Storage>& layer) {
@@ -156,7 +156,7 @@ struct ForwardPanels {
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const Cell& cell = *layer.cell;
-    const int64_t D = layer.D, H = layer.H, P = layer.P;
+    const int64_t D = layer.D, H = layer.H, P = layer.P, R = recurrent_size(layer);
     Element* panel = weights + p * unit_block_size(layer);
     if constexpr (!std::is_same_v<Element, Storage>) {
       if (layer.panels) return convert_block(layer, p);
@@ -166,13 +166,13 @@ struct ForwardPanels {
     if (p * w < projected_size(layer)) {
       pack_transposed(layer.parameters[kWeightHr], H, P, p * w, weight_hr + p * H * w);
     }
-    finite[p] = !layer.in_place.weight_hh;
-    for (int64_t g = 0; g < cell.gates; ++g, panel += (D + P) * w) {
+    finite[p] = R == 0 || !layer.in_place.weight_hh;
+    for (int64_t g = 0; g < cell.gates; ++g, panel += (D + R) * w) {
       if (!layer.in_place.weight_ih) {
         const Storage* block = block_of(layer.parameters[kWeightIh], cell.input_block[g], H, D);
         pack_transposed(block, D, H, p * w, panel);
       }
-      if (layer.in_place.weight_hh) continue;
+      if (R == 0 || layer.in_place.weight_hh) continue;
       pack_transposed(block_of(layer.parameters[kWeightHh], g, H, P), P, H, p * w, panel + D * w);
       finite[p] &= all_finite(panel + D * w, P * w);
     }
@@ -197,15 +197,15 @@ struct ForwardPanels {
   // Copies the weights of unit block p back to row-major weights.
   void unpack(const Layer<Storage>& layer, int64_t p, Storage* const (&to)[kParameters]) const {
     static_assert(std::is_same_v<Element, Storage>);
-    const int64_t D = layer.D, H = layer.H, P = layer.P;
+    const int64_t D = layer.D, H = layer.H, P = layer.P, R = recurrent_size(layer);
     const auto from = [](const Element* panel) {
       return [=](int64_t k, int64_t j) { return panel[k * w + j]; };
     };
     const Element* panel = weights + p * unit_block_size(layer);
-    for (int64_t g = 0; g < layer.cell->gates; ++g, panel += (D + P) * w) {
+    for (int64_t g = 0; g < layer.cell->gates; ++g, panel += (D + R) * w) {
       const int64_t block = layer.cell->input_block[g];
       unpack_panel(D, H, p * w, w, to[kWeightIh] + block * H * D, from(panel));
-      unpack_panel(P, H, p * w, w, to[kWeightHh] + g * H * P, from(panel + D * w));
+      if (R) unpack_panel(P, H, p * w, w, to[kWeightHh] + g * H * P, from(panel + D * w));
     }
     if (p * w < projected_size(layer)) {
       unpack_panel(H, P, p * w, w, to[kWeightHr], from(weight_hr + p * H * w));
@@ -226,7 +226,7 @@ struct RecurrencePanels {
   static int64_t count(const Layer<Storage>& layer) { return panel_count<Scalar>(layer.H); }
   // Returns the number of elements of `weights`.
   static int64_t size(const Layer<Storage>& layer) {
-    return panels_size<Scalar>(layer.cell->gates * layer.H, layer.P);
+    return panels_size<Scalar>(layer.cell->gates * layer.H, recurrent_size(layer));
   }
   static size_t bytes(const Layer<Storage>& layer) {
     return (size(layer) + panels_size<Scalar>(projected_size(layer), layer.H)) * sizeof(Scalar);
@@ -236,7 +236,7 @@ struct RecurrencePanels {
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t K = layer.cell->gates * layer.H, P = layer.P;
     const Storage *hh = layer.parameters[kWeightHh], *hr = layer.parameters[kWeightHr];
-    if (p * w < P) namernn_fast::pack(hh, K, P, p * w, weights + p * K * w);
+    if (p * w < recurrent_size(layer)) namernn_fast::pack(hh, K, P, p * w, weights + p * K * w);
     const int64_t rows = projected_size(layer);
     namernn_fast::pack(hr, rows, layer.H, p * w, weight_hr + p * rows * w);
   }

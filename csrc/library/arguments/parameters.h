@@ -5,7 +5,8 @@
 
 namespace namernn_fast {
 
-// Parameters in the order in which operators take them. weight_ih and weight_hh always come first.
+// Parameters in the order in which operators take them. weight_ih always comes first, and weight_hh
+// second unless the cell lacks it.
 struct ParameterList {
   Parameter roles[kParameters];
   int64_t count;
@@ -18,8 +19,9 @@ inline ParameterList parameters_of(const Cell& cell, bool bias, bool projections
   ParameterList list{};
   for (int p = 0; p < kParameters; ++p) {
     const bool is_bias = p == kBiasIh || p == kBiasHh;
-    const bool absent =
-        (is_bias && !bias) || (p == kWeightHr && !projections) || p >= kOwn + cell.own;
+    const bool absent = (is_bias && !bias) || (p == kWeightHr && !projections) ||
+                        p >= kOwn + cell.own ||
+                        (!cell.has_weight_hh && (p == kWeightHh || p == kBiasHh));
     if (!absent) list.roles[list.count++] = Parameter(p);
   }
   return list;

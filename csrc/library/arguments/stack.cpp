@@ -166,19 +166,20 @@ Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, Ten
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
-  check(weights[kWeightHh].dim() == 2, "weight_hh must have 2 dimensions, got ",
-        weights[kWeightHh].dim());
-  const int64_t H = weights[kWeightHh].size(0) / cell.gates;
-  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weights[kWeightHh].size(1) : H};
-  if (has_ids(input)) {
+  const bool ids = has_ids(input);
+  const Parameter sized = cell.has_weight_hh ? kWeightHh : kWeightIh;  // its rows tell H
+  const Tensor& weight = weights[sized];
+  check(weight.dim() == 2, name_of(cell, sized), " must have 2 dimensions, got ", weight.dim());
+  const int64_t H = weight.size(ids && sized == kWeightIh) / cell.gates;
+  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weight.size(1) : H};
+  if (ids) {
     check(weights[kWeightIh].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
           weights[kWeightIh].dim());
     sizes.V = weights[kWeightIh].size(0);
   } else {
     sizes.D = input.size(input.dim() - 1);
   }
-  Stack stack =
-      check_input(cell, input, sizes, dtype_of(weights[kWeightHh]), std::move(batch), options);
+  Stack stack = check_input(cell, input, sizes, dtype_of(weight), std::move(batch), options);
   check_states(stack, states);
   set_weights(stack, weights);
   return stack;

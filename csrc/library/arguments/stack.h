@@ -68,9 +68,11 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
-  // Returns whether only float kernels can compute the layers: kernels for encoded rows neither
-  // project h nor carry several states.
-  bool needs_floats() const { return has_projections() || carried_states(*cell) > 1; }
+  // Returns whether only float kernels can compute the layers. Kernels for encoded rows need
+  // weight_hh, and neither project h nor carry several states.
+  bool needs_floats() const {
+    return has_projections() || carried_states(*cell) > 1 || !cell->has_weight_hh;
+  }
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
   std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
@@ -222,6 +224,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
                                      kernels_for<Scalar>(stack).panel_gains);
+    layer.in_place.weight_hh &= stack.cell->has_weight_hh;
   }
   for (size_t i = 0; i < stack.states.size(); ++i) {
     const Tensor& initial = stack.states[i];
@@ -272,6 +275,7 @@ void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backwa
     args.grads[p] = is_copied ? nullptr : mutable_data<Scalar>(*grad_weights);
     ++grad_weights;
   }
+  args.wants_weights = true;
 }
 
 // Returns the gradients that belong to one layer and direction. `grad` holds the gradients of all

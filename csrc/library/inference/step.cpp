@@ -26,11 +26,13 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
-  const View &ih = weights[kWeightIh], &hh = weights[kWeightHh];
-  check(step.weight_count >= 2 && ih.dim == 2 && hh.dim == 2,
+  const bool recurs = step.cell->has_weight_hh;
+  const View &ih = weights[kWeightIh], &hh = weights[recurs ? kWeightHh : kWeightIh];
+  check(step.weight_count >= 1 + recurs && ih.dim == 2 && hh.dim == 2,
         "weights must be prepared, or the weights of one layer");
   check(!options.int8, "options must not set INT8 without prepared weights");
-  const Sizes sizes{1, ih.sizes[1], hh.sizes[1], 0, hh.sizes[1]};
+  const int64_t H = recurs ? hh.sizes[1] : hh.sizes[0] / step.cell->gates;
+  const Sizes sizes{1, ih.sizes[1], H, 0, H};
   Stack stack = check_layers(*step.cell, sizes, ih.dtype, options);
   check(step.weight_count == stack.parameters.count, "weights must hold ", stack.parameters.count,
         " tensors, got ", step.weight_count);

@@ -26,7 +26,8 @@ inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machin
           panels_of(stack.H),
           is_double ? sizeof(double) : sizeof(float),
           stack.cell->gates,
-          is_double ? 0.5 : 1.0};
+          is_double ? 0.5 : 1.0,
+          stack.cell->has_weight_hh};
 }
 
 // Calls run(direction, resources) for each direction. Runs both directions concurrently, on one

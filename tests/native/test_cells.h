@@ -88,5 +88,45 @@ struct Tested {
   }
 };
 
+// `Independent` has no weight_hh.
+//   f = sigmoid(W_if x_t + b_if),  h_t = act(f h_{t-1} + W_iz x_t + b_iz)
+struct Independent : NothingOwned {
+  static constexpr CellKind kind = CellKind::independent;
+
+  static constexpr Cell lists() {
+    Cell cell = usual_cell();
+    cell.name = "independent";
+    cell.gates = 2;
+    cell.sums = 2;
+    cell.kept = 1;  // f
+    cell.activations = 2;
+    cell.only_through_sums = false;
+    cell.has_weight_hh = false;
+    return cell;
+  }
+
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void states_of(const StateRows<Storage>& rows, At at) {
+    const Vec<Scalar> f = sigmoid<Scalar>(load_sum(rows, 0, at));
+    const Vec<Scalar> y = f * load_at(rows.previous[0], at) + load_sum(rows, 1, at);
+    const bool is_tanh = rows.activation == Activation::tanh;
+    store_at(rows.states[0], at, is_tanh ? tanh<Scalar>(y) : relu<Scalar>(y));
+    if (rows.kept.data) keep(rows, 0, at, f);
+  }
+
+  template <class Storage, class Scalar = Compute<Storage>>
+  static void sum_gradients(const GradientRows<Storage>& rows, At at) {
+    constexpr Scalar one = Scalar(1);
+    const Vec<Scalar> f = load_kept(rows, 0, at);
+    const Vec<Scalar> h = load_at(rows.output, at);
+    const Vec<Scalar> grad = load_gradient(rows, at);
+    const bool is_tanh = rows.activation == Activation::tanh;
+    const Vec<Scalar> dy = is_tanh ? grad * (one - h * h) : relu_gradient<Scalar>(grad, h);
+    store_dz(rows, 0, at, dy * load_at(rows.previous[0], at) * (f * (one - f)));
+    store_dz(rows, 1, at, dy);
+    store_at(rows.grad_previous[0], at, dy * f);
+  }
+};
+
 }  // namespace
 }  // namespace namernn_fast
