@@ -110,7 +110,8 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
     }
     case CellKind::independent: {
       const Value f = keep.sigmoid(0, of[kFromInput]);
-      return {keep.act(f * previous[0] + of[kFromInput + 1])};
+      const Value c = keep.number(1, f * previous[1] + of[kFromInput + 1]);
+      return {keep.act(c), c};
     }
     case CellKind::tested: {
       const Number half = Number(0.5), one = 1;

@@ -88,8 +88,10 @@ struct Tested {
   }
 };
 
-// `Independent` has no weight_hh.
-//   f = sigmoid(W_if x_t + b_if),  h_t = act(f h_{t-1} + W_iz x_t + b_iz)
+// `Independent` has no weight_hh, and nothing reads its previous h.
+//   f = sigmoid(W_if x_t + b_if)
+//   c_t = f c_{t-1} + W_iz x_t + b_iz
+//   h_t = act(c_t)
 struct Independent : NothingOwned {
   static constexpr CellKind kind = CellKind::independent;
 
@@ -98,9 +100,9 @@ struct Independent : NothingOwned {
     cell.name = "independent";
     cell.gates = 2;
     cell.sums = 2;
-    cell.kept = 1;  // f
+    cell.states = 2;
+    cell.kept = 2;  // f and c
     cell.activations = 2;
-    cell.only_through_sums = false;
     cell.has_weight_hh = false;
     return cell;
   }
@@ -108,10 +110,13 @@ struct Independent : NothingOwned {
   template <class Storage, class Scalar = Compute<Storage>>
   static void states_of(const StateRows<Storage>& rows, At at) {
     const Vec<Scalar> f = sigmoid<Scalar>(load_sum(rows, 0, at));
-    const Vec<Scalar> y = f * load_at(rows.previous[0], at) + load_sum(rows, 1, at);
+    const Vec<Scalar> c = f * load_at(rows.previous[1], at) + load_sum(rows, 1, at);
     const bool is_tanh = rows.activation == Activation::tanh;
-    store_at(rows.states[0], at, is_tanh ? tanh<Scalar>(y) : relu<Scalar>(y));
-    if (rows.kept.data) keep(rows, 0, at, f);
+    store_at(rows.states[1], at, c);
+    store_at(rows.states[0], at, is_tanh ? tanh<Scalar>(c) : relu<Scalar>(c));
+    if (!rows.kept.data) return;
+    keep(rows, 0, at, f);
+    keep(rows, 1, at, c);
   }
 
   template <class Storage, class Scalar = Compute<Storage>>
@@ -121,10 +126,11 @@ struct Independent : NothingOwned {
     const Vec<Scalar> h = load_at(rows.output, at);
     const Vec<Scalar> grad = load_gradient(rows, at);
     const bool is_tanh = rows.activation == Activation::tanh;
-    const Vec<Scalar> dy = is_tanh ? grad * (one - h * h) : relu_gradient<Scalar>(grad, h);
-    store_dz(rows, 0, at, dy * load_at(rows.previous[0], at) * (f * (one - f)));
-    store_dz(rows, 1, at, dy);
-    store_at(rows.grad_previous[0], at, dy * f);
+    const Vec<Scalar> dc = load_at(rows.grad[1], at) +
+                           (is_tanh ? grad * (one - h * h) : relu_gradient<Scalar>(grad, h));
+    store_dz(rows, 0, at, dc * load_at(rows.previous[1], at) * (f * (one - f)));
+    store_dz(rows, 1, at, dc);
+    store_at(rows.grad_previous[1], at, dc * f);
   }
 };
 

@@ -166,7 +166,7 @@ struct ForwardPanels {
     if (p * w < projected_size(layer)) {
       pack_transposed(layer.parameters[kWeightHr], H, P, p * w, weight_hr + p * H * w);
     }
-    finite[p] = R == 0 || !layer.in_place.weight_hh;
+    finite[p] = !layer.in_place.weight_hh;
     for (int64_t g = 0; g < cell.gates; ++g, panel += (D + R) * w) {
       if (!layer.in_place.weight_ih) {
         const Storage* block = block_of(layer.parameters[kWeightIh], cell.input_block[g], H, D);
