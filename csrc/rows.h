@@ -192,6 +192,12 @@ inline int64_t carried_states(const Cell& cell) {
   return cell.states - (cell.only_through_sums ? 1 : 0);
 }
 
+// Returns whether only float kernels can compute the cell. Kernels for encoded rows need weight_hh
+// and carry at most one state.
+inline bool needs_floats(const Cell& cell) {
+  return carried_states(cell) > 1 || !cell.has_weight_hh;
+}
+
 // Returns the i-th states of all rows, given the values that the rows keep. Requires i > 0.
 template <class Scalar>
 inline RowStrides<Scalar> states_in(RowStrides<Scalar> kept, const Cell& cell, int64_t i,

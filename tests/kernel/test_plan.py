@@ -66,8 +66,8 @@ def test_weights_larger_than_the_l2_cache_are_divided_between_threads():
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 
 
-def test_the_backward_pass_divides_many_sequences_even_if_weights_exceed_the_l2_cache():
-    """Few sequences leave products too few rows to hide the time for reading the weights."""
+def test_backward_passes_divide_many_sequences():
+    """The weights exceed the L2 cache. Products with few rows cannot hide the time to read them."""
     sizes = 1024, 1024, 2, 2**20
     assert cpu_plan([64] * 64, *sizes, backward=True).groups == 2
     assert cpu_plan([8] * 64, *sizes, backward=True).members == 2

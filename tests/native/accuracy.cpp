@@ -150,8 +150,7 @@ void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
       }
     }
   }
-  // Without subnormal numbers, a scale that is a power of two would change no bit.
-  if (most == 0) fail((cell.title + ": no gradient became subnormal").c_str());
+  if (most < 1) fail((cell.title + ": no gradient became subnormal").c_str());
   std::printf(
       "%s, %zu bytes: fading gradients lose at most %.3g times the smallest normal number\n",
       cell.title.c_str(), sizeof(Storage), most);

@@ -101,7 +101,7 @@ void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
   for (int64_t i = 0; i < kCompiledCells; ++i) {
     const TestedCell cell = cell_of(name, in_float, i);
-    if (carried_states(cell) > 1 || !cell.has_weight_hh) continue;
+    if (needs_floats(cell)) continue;
     if (cell.title.find(selected) == std::string::npos) continue;
     check_accuracy(cell, kernels, bits...);
     check(cell, kernels);

@@ -174,8 +174,7 @@ class Plain {
     for (int64_t b = 0; b < p_.B; ++b) {
       std::vector<Numbers> cells(p_.cell->states, Numbers(p_.H));
       for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, cells);
-      cells[0].assign(state_after(b, shape_.length[b] - 1),
-                      state_after(b, shape_.length[b] - 1) + P_);
+      std::copy_n(state_after(b, shape_.length[b] - 1), P_, cells[0].data());
       write_states(b, cells, kLast);
     }
     for (int64_t b = 0; b < p_.B; ++b) {

@@ -109,9 +109,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t H = layer.H;
   const bool recurrent = layout.T > 1 || reads_panels<Products>(args);
   constexpr double speed = sizeof(float) / double(Products::element_bytes);
-  const Plan plan = recurrent ? choose_plan({Pass::backward, layout, runtime.machine, layer.D, H,
-                                             panel_count<Scalar>(H), Products::element_bytes,
-                                             cell.gates, speed, cell.has_weight_hh})
+  const Plan plan = recurrent ? choose_plan(arguments_of_plan(Pass::backward, layer, runtime,
+                                                              Products::element_bytes, speed))
                               : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);

@@ -68,7 +68,7 @@ struct EncodedPart {
   // Returns the index of the carried state, which is always the cell's last state. Returns -1 if
   // the cell has no carried state.
   static int carried_state(const Cell& cell) {
-    NAMERNN_EXPECT(carried_states(cell) <= 1);
+    NAMERNN_EXPECT(!needs_floats(cell));
     return carried_states(cell) == 0 ? -1 : int(cell.states) - 1;
   }
   // Returns the number of elements in a row of `carried`, which consists of whole vectors.
@@ -339,16 +339,7 @@ struct EncodedPart {
 
 template <class Encoding, class Storage>
 inline PlanArguments encoded_plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
-  return {Pass::forward,
-          layer.layout,
-          runtime.machine,
-          layer.D,
-          layer.H,
-          panel_count<float>(layer.H),
-          Encoding::weight_bytes,
-          layer.cell->gates,
-          Encoding::speed,
-          layer.cell->has_weight_hh};
+  return arguments_of_plan(Pass::forward, layer, runtime, Encoding::weight_bytes, Encoding::speed);
 }
 
 // Allocates the rows of a group that computes `sequences` sequences.

@@ -24,11 +24,7 @@ template <class Storage>
 inline PlanArguments plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   constexpr double speed = sizeof(float) / double(sizeof(Scalar));
-  return {Pass::forward,   layer.layout,
-          runtime.machine, layer.D,
-          layer.H,         panel_count<Scalar>(layer.H),
-          sizeof(Scalar),  layer.cell->gates,
-          speed,           layer.cell->has_weight_hh};
+  return arguments_of_plan(Pass::forward, layer, runtime, sizeof(Scalar), speed);
 }
 
 template <class Storage>

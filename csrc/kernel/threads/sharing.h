@@ -27,6 +27,23 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
+// Returns the arguments for choosing a pass's plan. `bytes` is the size of a weight, and `speed`
+// the rate of multiply-adds, relative to floats.
+template <class Storage>
+inline PlanArguments arguments_of_plan(Pass pass, const Layer<Storage>& layer,
+                                       const Runtime& runtime, size_t bytes, double speed) {
+  return {pass,
+          layer.layout,
+          runtime.machine,
+          layer.D,
+          layer.H,
+          panel_count<Compute<Storage>>(layer.H),
+          bytes,
+          layer.cell->gates,
+          speed,
+          layer.cell->has_weight_hh};
+}
+
 // Returns the first sequence of a worker's slice. All slices have about the same number of rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   if (!layout.count || worker == workers) return layout.B * worker / workers;

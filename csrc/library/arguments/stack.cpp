@@ -57,6 +57,12 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
         " inputs of a layer, got ", most);
 }
 
+// Sets the number of terms, once the batch is known.
+void set_terms(Stack& stack, const Options& options) {
+  if (stack.dtype != aoti_torch_dtype_float32() || stack.needs_floats()) return;
+  stack.terms = terms_of(stack.batch.layout, stack.H, options);
+}
+
 // Checks the input, and returns a Stack without states or weights. `dtype` is the dtype of the
 // weights.
 Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int32_t dtype,
@@ -67,9 +73,7 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   set_sizes(stack, cell, sizes, ids ? dtype : dtype_of(input), options);
   check_rows(stack);
   if (ids) check_ids(stack.batch, input, stack.V);
-  if (stack.dtype == aoti_torch_dtype_float32() && !stack.needs_floats()) {
-    stack.terms = terms_of(stack.batch.layout, stack.H, options);
-  }
+  set_terms(stack, options);
   return stack;
 }
 
@@ -153,9 +157,7 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
   layout.B = B;
   layout.N = product_of("a tensor", {T, B});
   check_rows(stack);
-  if (stack.dtype == aoti_torch_dtype_float32() && !stack.needs_floats()) {
-    stack.terms = terms_of(layout, stack.H, options);
-  }
+  set_terms(stack, options);
 }
 
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,

@@ -68,11 +68,9 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
-  // Returns whether only float kernels can compute the layers. Kernels for encoded rows need
-  // weight_hh, and neither project h nor carry several states.
-  bool needs_floats() const {
-    return has_projections() || carried_states(*cell) > 1 || !cell->has_weight_hh;
-  }
+  // Returns whether only float kernels can compute the layers. Kernels for encoded rows do not
+  // project h.
+  bool needs_floats() const { return has_projections() || namernn_fast::needs_floats(*cell); }
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
   std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
