@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 comma := ,
 NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
-SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
+SOURCES := $(filter csrc/%,$(NATIVE)) tests/native/test_cells.h setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
 # No other target may run during a benchmark.
@@ -48,7 +48,7 @@ $(VENV)/torch:
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	@echo "compiling the extension, for every instruction set: about a minute"
-	@$(PIP) --no-build-isolation --editable ".[bench]"
+	@NAMERNN_FAST_TEST_CELLS=1 $(PIP) --no-build-isolation --editable ".[bench]"
 	@touch $@
 
 # pip reads the extras of the installed package, and does not build it again.
@@ -208,7 +208,7 @@ sanitize: $$(call parts,sanitize,address thread,address thread) ## tests the ker
 .PHONY: sanitize/address sanitize/thread
 # Builds the package and the native tests, which do not use torch, for sanitizers in build/NAME.
 define build_sanitized
-NAMERNN_FAST_SANITIZE=$(2) $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
+NAMERNN_FAST_SANITIZE=$(2) NAMERNN_FAST_TEST_CELLS=1 $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
 $(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -Icsrc -Itests/native \
 	-DNAMERNN_FAST_TEST_CELLS -Wno-psabi tests/native/*.cpp build/$(1)/libnamernn_fast_*.a -pthread -o build/$(1)/kernels
 endef

@@ -35,7 +35,9 @@ LINK = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
 if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
     LINK += [f"-fsanitize={SANITIZERS}"]
     COMPILE += [*LINK[-1:], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
-    COMPILE += ["-DNAMERNN_FAST_SANITIZE", "-DNAMERNN_FAST_TEST_CELLS", "-Itests/native"]
+    COMPILE += ["-DNAMERNN_FAST_SANITIZE"]
+if os.environ.get("NAMERNN_FAST_TEST_CELLS") == "1":
+    COMPILE += ["-DNAMERNN_FAST_TEST_CELLS", "-Itests/native"]
 # The flags of each file in csrc/isa/. The files are compiled in this order, the slowest first.
 ISA_FLAGS: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):

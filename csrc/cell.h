@@ -10,12 +10,12 @@ namespace namernn_fast {
 enum class Activation { tanh, relu, sigmoid, softplus };
 
 // The values equal `Cell.number` in namernn_fast/cells/, and index Kernels::cells.
-enum class CellKind { vanilla, gru, lstm, leaky, tested, independent };
+enum class CellKind { vanilla, gru, lstm, leaky, four_states, with_means, independent };
 constexpr int64_t kCells = 4;  // number of cells that operators accept
 // Builds that define NAMERNN_FAST_TEST_CELLS also compile cells that only native tests use. They
 // have what no other cell has.
 #if defined(NAMERNN_FAST_TEST_CELLS)
-constexpr int64_t kCompiledCells = kCells + 2;
+constexpr int64_t kCompiledCells = kCells + 3;
 #else
 constexpr int64_t kCompiledCells = kCells;
 #endif
@@ -24,8 +24,8 @@ constexpr int64_t kCompiledCells = kCells;
 // are its cell states. In arrays indexed by state, input or parameter, entries that the cell lacks
 // are null.
 constexpr int kMostStates = 4;
-constexpr int kMostInputs = 1;  // maximum number of inputs besides x
-constexpr int kMostOwn = 1;  // maximum number of parameters that only the cell's arithmetic reads
+constexpr int kMostInputs = 8;  // maximum number of inputs besides x
+constexpr int kMostOwn = 8;  // maximum number of parameters that only the cell's arithmetic reads
 constexpr int kMostGates = 8;
 constexpr int kMostSums = 16;
 
@@ -83,12 +83,17 @@ struct StateRows {
   Activation activation;
   int64_t sum_stride;           // stride between one unit's sums in a row
   EvenRows<const Scalar> sums;  // covers only `range`
+  // If the cell gets whole rows: number of units per unit block of a row of sums, and stride
+  // between unit blocks.
+  int64_t block_units;
+  int64_t block_stride;
   // States of the previous step; null means zeros. h is always null if only_through_sums.
   EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`
   EvenRows<Storage> kept;                // written unless null; the blocks of a row are H apart
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
   const Scalar* own[kMostOwn];  // the cell's own parameters, converted by `prepare_own`
+  int64_t own_stride;           // stride between the blocks of a parameter in `own`
 };
 
 // Arguments of `sum_gradients`. EvenRows follow the same rules as in StateRows.
@@ -108,9 +113,12 @@ struct GradientRows {
   // Written: gradients that bypass the sums on the way to the previous states. May alias `grad`.
   EvenRows<Scalar> grad_previous[kMostStates];
   EvenRows<Scalar> unprojected;  // written unless null: h before its projection; may alias grad[0]
-  EvenRows<Storage> grad_inputs[kMostInputs];  // written unless null
+  EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
+  EvenRows<Storage> grad_inputs[kMostInputs];   // written unless null
   const Scalar* own[kMostOwn];
-  Scalar* grad_own[kMostOwn];  // added to: gradients of the cell's own parameters, summed over rows
+  int64_t own_stride;
+  // Added to: gradients of the cell's own parameters, summed over rows. Blocks are H apart.
+  Scalar* grad_own[kMostOwn];
 };
 
 // The arithmetic of a cell, compiled for one instruction set. Each call computes a tile or a chunk
@@ -138,14 +146,22 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   // Number of blocks of H values that a row keeps for the backward pass besides its output. The
   // last blocks are the cell states, in order.
   int64_t kept;
-  int64_t inputs;  // number of inputs besides x, each with H features
+  int64_t inputs;  // number of inputs besides x
   const char* input_names[kMostInputs];
-  int64_t own;  // number of the cell's own parameters, each with H elements
+  bool input_is_number[kMostInputs];  // whether a row has one number for all units, instead of H
+  int64_t own;                        // number of the cell's own parameters
   const char* own_names[kMostOwn];
-  int64_t activations;  // the cell supports the first `activations` values of Activation
+  int64_t own_blocks[kMostOwn];  // number of blocks of H elements in each of these parameters
+  int64_t activations;           // the cell supports the first `activations` values of Activation
   // Whether weight_hh multiplies the previous h. If not, units are independent of each other, and
   // the cell has no bias_hh.
   bool has_weight_hh;
+  // Whether a layer may split h into heads, so that weight_hh is block-diagonal.
+  bool can_have_heads;
+  // Whether states_of() or sum_gradients() needs all units of a row in one call, because it
+  // computes means over units. Threads then cannot split the units.
+  bool states_need_rows;
+  bool gradients_need_rows;
   // Whether the previous h affects the new states only through the sums. If not, sum_gradients()
   // also writes the gradient that reaches the previous h on other paths.
   bool only_through_sums;

@@ -132,19 +132,23 @@ template <class Scalar>
 struct Layer {
   const Cell* cell;
   SequenceLayout layout;
-  int64_t D;  // number of input features; 0 if a token table is given
+  int64_t D;  // number of input features; 0 if a token table or sums are given
   int64_t H;
-  int64_t P;  // less than H if the layer projects h, otherwise H
+  int64_t P;      // less than H if the layer projects h, otherwise H
+  int64_t heads;  // 1, or the number of blocks on the diagonal of weight_hh
   bool reverse;
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent if a token table is given
+  // Whether `input` holds W_ih x_t, (t, b) -> [gates, H], in the order of the blocks of weight_ih.
+  bool sums_given;
   TokenTable<Scalar> table;
   // [B, P] for h and [B, H] for each cell state. All are null if the states are zeros.
   EvenRows<const Scalar> initial[kMostStates];
-  // weight_ih [H, D], weight_hh [H, P], bias_ih [H], bias_hh [H], weight_hr [P, H] if the layer
-  // projects h, and the cell's own parameters [H]. Null if absent; TokenTable replaces weight_ih.
+  // weight_ih [H, D], weight_hh [H, P / heads], bias_ih [H], bias_hh [H], weight_hr [P, H] if the
+  // layer projects h, and the cell's own parameters [own_blocks, H]. Null if absent; TokenTable
+  // replaces weight_ih. A unit multiplies the elements of h that belong to its head.
   const Scalar* parameters[kParameters];
-  RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H]; absent means zeros
+  RowStrides<const Scalar> inputs[kMostInputs];  // (t, b) -> [H] or [1]; absent means zeros
   // The packed weights; a pass may convert their format. Null if the pass packs the weights.
   const void* panels;
   Resets resets;
@@ -188,9 +192,9 @@ struct Backward {
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [P], or absent
   StateGradients<Scalar> grad_last[kMostStates];
-  RowStrides<Scalar> grad_input;                // (t, b) -> [D]; absent if not requested
+  RowStrides<Scalar> grad_input;                // shaped like Layer::input; absent if not requested
   bool accumulate_input;                        // add to grad_input instead of overwriting it
-  RowStrides<Scalar> grad_inputs[kMostInputs];  // (t, b) -> [H]; absent if not requested
+  RowStrides<Scalar> grad_inputs[kMostInputs];  // like Layer::inputs; absent if not requested
   Scalar* grad_initial[kMostStates];  // shaped like `last`; null for all states or for none
   // Written only at cuts. Present for all states of the cell, or for none.
   RestartStates<Scalar> grad_reset_to[kMostStates];

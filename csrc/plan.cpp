@@ -65,16 +65,11 @@ double weight_elements(const PlanArguments& arguments, int64_t width) {
   return double(arguments.blocks) * double(arguments.H) * double(width);
 }
 
-// Returns the number of columns of weight_hh; 0 without weight_hh.
-int64_t recurrent_columns(const PlanArguments& arguments) {
-  return arguments.recurrent ? arguments.H : 0;
-}
-
 // Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   const int64_t panels = arguments.panels;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const int64_t columns = arguments.D + recurrent_columns(arguments);
+  const int64_t columns = arguments.D + arguments.R;
   const double bytes = weight_elements(arguments, columns) * share * double(arguments.scalar_bytes);
   return leave_cache(int64_t(bytes), arguments.machine);
 }
@@ -100,11 +95,10 @@ Plan choose_plan(const PlanArguments& arguments) {
   const double T = double(layout.T);
   const double rows = double(layout.N) / T;  // average number of rows per step
   const bool backward = arguments.pass == Pass::backward;
-  const int64_t R = recurrent_columns(arguments);
-  const double all_weights = weight_elements(arguments, arguments.D + R);
+  const double all_weights = weight_elements(arguments, arguments.D + arguments.R);
   // The backward recurrence does not read weight_ih.
-  const double weights = backward ? weight_elements(arguments, R) : all_weights;
-  const double cell = arguments.recurrent ? 0 : double(arguments.H) * kCellCost;
+  const double weights = backward ? weight_elements(arguments, arguments.R) : all_weights;
+  const double cell = arguments.R > 0 ? 0 : double(arguments.H) * kCellCost;
   const double dz_bytes = double(layout.N) * double(arguments.blocks * arguments.H) * scalar_bytes;
   // Members read the h of other members and, in the backward pass, also their copies of x and dz.
   const int64_t shared =
@@ -124,7 +118,7 @@ Plan choose_plan(const PlanArguments& arguments) {
         const bool overlaps = backward && step_rows > kManyRows;
         step = overlaps ? std::max(step, far) : step + far;
       }
-      if (members > 1 && arguments.recurrent) {
+      if (members > 1 && arguments.R > 0) {
         step += kBarrier * double(members) + step_rows * row_bytes * (1 - share) / kSharedRate;
       }
       double time = T * step + threading_overhead(groups * members);
@@ -157,7 +151,7 @@ Wave choose_wave(const PlanArguments& arguments, int64_t layers) {
   recurrent.D = arguments.H;
   const SequenceLayout& layout = arguments.layout;
   const Machine& machine = arguments.machine;
-  const double weight_hh = weight_elements(arguments, arguments.H);
+  const double weight_hh = weight_elements(arguments, arguments.R);
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
   if (at_once < 2 || layout.T <= kStepsAlone) return none;
@@ -230,6 +224,11 @@ int64_t choose_projected_rows(const PlanArguments& arguments) {
   return fit_projected_rows(arguments, arguments.scalar_bytes, kTileRows);
 }
 
+int64_t choose_whole_rows(int64_t row_bytes, int64_t B, const Machine& machine) {
+  const int64_t fit = int64_t(machine.l2_bytes) / 4 / std::max<int64_t>(1, row_bytes);
+  return std::min(std::max<int64_t>(1, B), std::max(2 * kTileRows, fit));
+}
+
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine) {
   if (layout.tree || plan.members > 1) return 1;
@@ -282,7 +281,7 @@ int64_t choose_terms(int64_t allowed, const SequenceLayout& layout, int64_t H,
   return gains ? allowed : 0;
 }
 
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t R,
                         const PanelGains& panel_gains) {
   const auto [rate, most_rows] = layout.B < 8 ? panel_gains.few : panel_gains.many;
   if (layout.N > most_rows) return {false, false};
@@ -293,7 +292,7 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
   const auto gains = [&, rate = rate](int64_t K) {
     return 16 * rate * layout.N <= K + K * K / 1024;
   };
-  return {gains(D), gains(P)};
+  return {gains(D), gains(R)};
 }
 
 }  // namespace namernn_fast

@@ -15,11 +15,11 @@ struct PlanArguments {
   Machine machine;
   int64_t D;  // number of input features; 0 with a token table
   int64_t H;
-  int64_t panels;  // number of panels of W_hh, which members can split among themselves
+  int64_t panels;  // number of panels of W_hh that members can split; 1 if units are not split
   size_t scalar_bytes;
   int64_t blocks;  // number of gates: blocks of H rows in each weight
   double speed;    // rate of multiply-adds, relative to floats
-  bool recurrent;  // whether the cell has weight_hh
+  int64_t R;       // number of elements of h that a unit multiplies; 0 without weight_hh
 };
 
 // How the recurrence of one direction is split among groups * members threads. Each group takes its
@@ -55,10 +55,11 @@ constexpr double kPackingCost = 8;
 // Cost of adding one element to another, in multiply-adds.
 constexpr double kAddingCost = 16;
 
-// Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. The
+// Chooses which weights the forward pass reads in place: weights multiplied by only a few rows. A
+// unit multiplies D inputs and R elements of h. The
 // choice changes the last bits of results, so it must not depend on the number of threads or on
 // cache sizes.
-InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t P,
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t R,
                         const PanelGains& panel_gains);
 
 // Returns the number of bfloat16 terms to split numbers into: `allowed`, or 0 if multiplying floats
@@ -104,6 +105,10 @@ bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 // Returns the approximate number of rows of a time block in the backward pass: as many as fill half
 // of the core's private cache, but at least `least`.
 int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine);
+
+// Returns how many of B rows to compute at once in a cell that needs whole rows of sums, which take
+// `row_bytes` each.
+int64_t choose_whole_rows(int64_t row_bytes, int64_t B, const Machine& machine);
 
 // Returns how many rows to project at once if the projection runs ahead of the recurrence.
 int64_t choose_projected_rows(const PlanArguments& arguments);

@@ -181,10 +181,38 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// Returns the number of elements of h that weight_hh multiplies; 0 without weight_hh.
+// Returns the number of elements of h that a unit multiplies by weight_hh; 0 without weight_hh.
 template <class Scalar>
 inline int64_t recurrent_size(const Layer<Scalar>& layer) {
-  return layer.cell->has_weight_hh ? layer.P : 0;
+  NAMERNN_EXPECT(layer.heads > 0);
+  return !layer.cell->has_weight_hh ? 0 : layer.heads == 1 ? layer.P : layer.H / layer.heads;
+}
+
+// Returns into how many panels members of a group can split H units. Returns 1 if the pass needs
+// whole rows, or if some panel has units of several heads.
+inline int64_t panels_to_split(const Cell& cell, bool backward, int64_t H, int64_t heads,
+                               int64_t panel_width) {
+  const bool needs_rows = backward ? cell.gradients_need_rows : cell.states_need_rows;
+  const bool mixes_heads = heads > 1 && H / heads % panel_width != 0;
+  return needs_rows || mixes_heads ? 1 : (H + panel_width - 1) / panel_width;
+}
+
+// Returns the number of elements in a row of the input.
+template <class Scalar>
+inline int64_t input_features(const Layer<Scalar>& layer) {
+  return layer.sums_given ? layer.cell->gates * layer.H : layer.D;
+}
+
+// Returns the number of elements in a row of the i-th input besides x.
+inline int64_t features_beside(const Cell& cell, int64_t i, int64_t H) {
+  return cell.input_is_number[i] ? 1 : H;
+}
+
+// Returns the number of blocks of H elements in the first `count` of the cell's own parameters.
+inline int64_t own_blocks(const Cell& cell, int64_t count) {
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < count; ++i) blocks += cell.own_blocks[i];
+  return blocks;
 }
 
 // Returns the number of states that a step reads other than through the sums.
@@ -192,10 +220,11 @@ inline int64_t carried_states(const Cell& cell) {
   return cell.states - (cell.only_through_sums ? 1 : 0);
 }
 
-// Returns whether only float kernels can compute the cell. Kernels for encoded rows need weight_hh
-// and carry at most one state.
+// Returns whether only float kernels can compute the cell. Kernels for encoded rows need weight_hh,
+// carry at most one state, and compute the units of a row in several calls.
 inline bool needs_floats(const Cell& cell) {
-  return carried_states(cell) > 1 || !cell.has_weight_hh;
+  return carried_states(cell) > 1 || !cell.has_weight_hh || cell.states_need_rows ||
+         cell.gradients_need_rows;
 }
 
 // Returns the i-th states of all rows, given the values that the rows keep. Requires i > 0.

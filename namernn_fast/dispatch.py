@@ -116,13 +116,14 @@ def _run_layers(path: Path, call: Call) -> Results:
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
     """
-    data, weights, reset, beside = call.data, call.weights, call.reset, call.beside
+    data, weights, reset = call.data, call.weights, call.reset
+    beside, size = [*zip(call.cell.inputs, call.beside, strict=False)], call.hidden_size()
     options = call.options & ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
-        beside = [rows.transpose(0, 1) for rows in beside]
+        beside = [(described, rows.transpose(0, 1)) for described, rows in beside]
     per_layer = ops.weights_per_layer(call.cell, options)
     number = len(weights) // per_layer
     last_states = []
@@ -138,7 +139,7 @@ def _run_layers(path: Path, call: Call) -> Results:
             restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
-            beside=[rows.chunk(number, -1)[k] for rows in beside],
+            beside=[i.part_of(rows, size, k, number) for i, rows in beside],
         )
         data, *last = path(layer)
         last_states.append(last)

@@ -6,7 +6,7 @@ sequences. Their arguments and results keep these names throughout the package:
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids in these shapes without the last dimension; see `has_ids`. Ids past a sequence's length are
-  ignored.
+  ignored. With SUMS, the products of x with weight_ih.
 - tensors: with STATES the initial states, with RESET_TO the states after resets, with INPUTS the
   other inputs, and then the weights; `split` separates them. One list holds them all, because each
   list argument costs 0.35 us, and because AOTInductor cannot pass an empty list:
@@ -16,9 +16,9 @@ sequences. Their arguments and results keep these names throughout the package:
   - reset_to: the states that steps start from where `reset` is True: one tensor (seq_len,
     num_layers, batch, hidden_size) for each of `Cell.states`. Read only where `reset` is True.
     Needs `reset` and one direction. CPU kernel only. Zeros without RESET_TO.
-  - inputs: for each of `Cell.inputs` a tensor shaped like input with num_layers * directions *
-    hidden_size features, one layer and direction after the other. Zeros without INPUTS. Not allowed
-    with SHARE_PREFIXES.
+  - inputs: for each of `Cell.inputs` a tensor shaped like input, but with `Input.features` for each
+    layer and direction, one after the other, or once for all of them. Zeros without INPUTS. Not
+    allowed with SHARE_PREFIXES.
   - weights: for each layer and direction the tensors that `parameters_of` lists, in torch's order
     of gates; `layers_of` groups them, and `parameters_and_shapes` has their shapes. With token ids
     each weight_ih of the first layer is replaced with a table (vocabulary, gates * hidden_size) of
@@ -109,6 +109,9 @@ SIGMOID, SOFTPLUS = 16384, 32768
 """The nonlinearity is sigmoid or softplus. At most one of SIGMOID, SOFTPLUS and RELU may be set."""
 STATES, RESET_TO, INPUTS = 65536, 131072, 262144
 """Each bit adds tensors to `tensors` before the weights: initial states, reset_to, other inputs."""
+SUMS = 524288
+"""`input` holds W_ih x_t of a single layer: directions * gates * hidden_size features, in the order
+of the rows of weight_ih, which `weights` lack."""
 
 
 class Lists(NamedTuple):
@@ -233,19 +236,52 @@ def has_ids(input: Tensor) -> bool:
     return input.dtype == torch.int64
 
 
-def size_of_h(weights: Sequence[Tensor]) -> int:
-    """Returns the number of features of h: hidden_size, or proj_size with projections."""
-    return weights[1].shape[-1]
+def hidden_size(
+    cell: Cell, weights: Sequence[Tensor], input: Tensor | None = None, options: int = 0
+) -> int:
+    """Returns the number of hidden units.
+
+    Args:
+        cell: the cell.
+        weights: the flat list of weights.
+        input, options: as in `forward`. Read only if the cell lacks weight_hh, or with SUMS. If
+            input is None, it is rows of features.
+    """
+    if cell.has_weight_hh:
+        return weights[0 if options & SUMS else 1].shape[0] // cell.gates
+    if options & SUMS:
+        assert input is not None
+        return input.shape[-1] // (cell.gates * directions_of(options))
+    return weights[0].shape[input is not None and has_ids(input)] // cell.gates
 
 
-def hidden_size(cell: Cell, weights: Sequence[Tensor]) -> int:
-    """Returns the number of hidden units."""
-    return weights[1].shape[0] // cell.gates
+def heads_of(cell: Cell, weights: Sequence[Tensor], hidden_size: int, options: int = 0) -> int:
+    """Returns the number of heads into which h is split; 1 if weight_hh has no heads' shape."""
+    width = weights[0 if options & SUMS else 1].shape[-1] if cell.can_have_heads else hidden_size
+    return hidden_size // width if width and hidden_size % width == 0 else 1
 
 
-def state_sizes(cell: Cell, weights: Sequence[Tensor]) -> list[int]:
-    """Returns the number of features of each state."""
-    return cell.state_sizes(size_of_h(weights), hidden_size(cell, weights))
+def why_only_float(cell: Cell, weights: Sequence[Tensor], hidden: int, options: int) -> str | None:
+    """Returns what only float kernels support in calls with these weights, or None.
+
+    Such calls run neither on bfloat16 instructions nor with 8-bit weights.
+    """
+    if options & PROJECTIONS:
+        return "proj_size"
+    if options & SUMS:
+        return "given sums"
+    if heads_of(cell, weights, hidden, options) > 1:
+        return "heads"
+    return f"the {cell.name} cell" if cell.only_in_float else None
+
+
+def state_sizes(
+    cell: Cell, weights: Sequence[Tensor], input: Tensor | None = None, options: int = 0
+) -> list[int]:
+    """Returns the number of features of each state. The arguments are as in `hidden_size`."""
+    hidden = hidden_size(cell, weights, input, options)
+    size_of_h = weights[0 if options & SUMS else 1].shape[-1] if cell.can_project else hidden
+    return cell.state_sizes(size_of_h, hidden)
 
 
 def output_shape(input: Tensor, size: int, options: int) -> tuple[int, ...]:
@@ -265,7 +301,8 @@ def directions_of(options: int) -> int:
 
 def parameters_of(cell: Cell, options: int) -> tuple[Parameter, ...]:
     """Returns the parameters that each direction of a layer has, in the order of its weights."""
-    return cell.present[options & BIAS > 0][options & PROJECTIONS > 0]
+    present = cell.present[options & BIAS > 0][options & PROJECTIONS > 0]
+    return present[1:] if options & SUMS else present
 
 
 def weights_per_layer(cell: Cell, options: int) -> int:
@@ -288,10 +325,22 @@ def layers_of(cell: Cell, weights: Sequence[Tensor], options: int) -> list[list[
 
 
 def parameters_and_shapes(
-    cell: Cell, options: int, layers: int, features: int, hidden: int, projected: int
+    cell: Cell,
+    options: int,
+    layers: int,
+    features: int,
+    hidden: int,
+    projected: int,
+    heads: int = 1,
 ) -> Iterator[tuple[Parameter, tuple[int, ...]]]:
     """Yields the parameter and the shape of each weight of a stack of layers."""
-    sizes: dict[Size, int] = {"rows": cell.gates * hidden, "hidden": hidden, "projected": projected}
+    sizes: dict[Size, int] = {
+        "rows": cell.gates * hidden,
+        "gates": cell.gates,
+        "hidden": hidden,
+        "projected": projected,
+        "head": hidden // heads,
+    }
     for _ in range(layers):
         sizes["features"] = features
         for parameter in parameters_of(cell, options) * directions_of(options):
@@ -305,7 +354,8 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     options, weights = call.options, call.lists.weights
     cell = NUMBERED[call.cell]
     num_layers = layer_count(cell, weights, options)
-    like, sizes = weights[0], state_sizes(cell, weights)  # input may be integer token ids
+    like = weights[0]  # input may be integer token ids
+    sizes = state_sizes(cell, weights, call.input, options)
     shape = output_shape(call.input, sizes[0], options)
     saved = []
     if options & WANT_SAVED:

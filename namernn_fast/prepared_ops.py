@@ -101,7 +101,7 @@ def _like(prepared: Tensor) -> Tensor:
 @torch.library.register_fake(f"{ops.NAMESPACE}::forward_prepared")  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = PreparedArguments(*arguments)
-    layers, _, hidden_size, _, size_of_h = call.sizes
+    layers, _, hidden_size, _, size_of_h, _ = call.sizes
     like = _like(call.tensors[-1])
     rows = layers * ops.directions_of(call.options), ops.batch_size(call)
     output = ops.output_shape(call.input, size_of_h, call.options)

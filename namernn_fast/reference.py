@@ -38,24 +38,32 @@ def run_stack(call: Call) -> Results:
     states = call.initial_states(batch)
     in_place = (
         cell.sums_become_states
+        and not options & ops.SUMS
         and not (recorded or torch.is_grad_enabled())
         # An in-place operator on a plain tensor cannot return a wrapper subclass.
         and all(type(t) in _PLAIN for t in (input, *weights, *states, *call.restart_states))
     )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None
-    sizes = ops.state_sizes(cell, weights)
+    sizes = call.state_sizes()
 
-    size = ops.hidden_size(cell, weights)
+    hidden_size = call.hidden_size()
     beside = [to_time_major(rows, call.sequence_layout, options)[0] for rows in call.beside]
     last_states: list[Tensor] = []
     for layer in ops.layers_of(cell, weights, options):
         outputs = []
         for direction, layer_weights in enumerate(layer):
             bias = cell.bias_of_input(layer_weights)
-            sums = _project(input, layer_weights["weight_ih"], bias, in_place)
+            if options & ops.SUMS:
+                sums = input.chunk(ops.directions_of(options), -1)[direction]
+                sums = sums if bias is None else sums + bias
+            else:
+                sums = _project(input, layer_weights["weight_ih"], bias, in_place)
             if beside:
-                of_layer = (rows.narrow(-1, len(last_states) * size, size) for rows in beside)
+                place = hidden_size, len(last_states), initial.shape[0]
+                of_layer = (
+                    i.part_of(rows, *place) for i, rows in zip(cell.inputs, beside, strict=True)
+                )
                 sums = torch.cat([sums, *of_layer], -1)
             hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),

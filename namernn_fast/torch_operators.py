@@ -23,18 +23,19 @@ from .integrations.deferred import when_imported
 from .machine.context import is_exporting, is_transformed
 from .machine.torch_private import DYNAMO
 
-_OPERATORS = tuple(cell.torch and cell.torch.operator for cell in NUMBERED)
-"""torch's operator for each cell, by cell number; None for a cell without such an operator."""
+_OPERATORS = {
+    cell.number: cell.torch.operator for cell in NUMBERED if cell.torch and cell.torch.operator
+}
+"""torch's operators, by the number of the cell."""
 _outside_of_graphs = _OPERATORS
 
 
 def _break_graphs(dynamo: ModuleType) -> None:
     global _outside_of_graphs
     reason = "torch's operator would become the operators of every step in a compiled graph"
-    _outside_of_graphs = tuple(
-        None if operator is None else dynamo.disable(operator, reason=reason)
-        for operator in _OPERATORS
-    )
+    _outside_of_graphs = {
+        number: dynamo.disable(operator, reason=reason) for number, operator in _OPERATORS.items()
+    }
 
 
 when_imported(DYNAMO, _break_graphs, "keep torch's operators out of compiled graphs")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import oracle
 import torch
-from kinds import KINDS, VARIANTS, map_states, tensors_in
+from kinds import EVERY, KINDS, VARIANTS, map_states, tensors_in
 from layouts import NO_IDS, Pieces, Place
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import (
     pad_sequence,
 )
 
-FUSED = {name: kind.layer for name, kind in VARIANTS.items()}
-TORCH = {name: kind.nn_layer for name, kind in VARIANTS.items()}
+FUSED = {name: kind.layer for name, kind in EVERY.items()}
+TORCH = {name: kind.nn_layer for name, kind in EVERY.items()}
 CELLS = tuple(KINDS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
@@ -44,7 +44,7 @@ def named_states(name, states):
 
     In every cell, the first state is named h, and the second is named c.
     """
-    return {name.format(letter): state for letter, state in zip("hc", states, strict=False)}
+    return {name.format(letter): state for letter, state in zip("hcnm", states, strict=False)}
 
 
 def layer_of(equation):
@@ -76,8 +76,9 @@ class Case:
     reset_to: ClassVar[list[torch.Tensor]] = []
     """The states after resets, as tensors (T, layers, B, features). Empty if there are none."""
     wanted: ClassVar[frozenset[str]] = frozenset(("input", "hx", "weights"))
-    """The arguments that require a gradient. `input` includes noise, and `hx` includes reset_to."""
-    given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n"))
+    """The arguments that require a gradient. `input` includes the inputs besides x, and `hx`
+    includes reset_to."""
+    given: ClassVar[frozenset[str]] = frozenset(("output", "h_n", "c_n", "n_n", "m_n"))
     """The results that receive a gradient in the backward pass."""
     hx_place: ClassVar[Place] = CONTIGUOUS
     is_prepared: ClassVar[bool] = False
@@ -130,9 +131,8 @@ class Case:
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
         else:
             self.rows = randn(self.T, self.B, 2 * self.D)
-        self.hx = randn(states, self.B, self.P) if self.with_hx else None
-        with_cx = self.with_hx and self.has_cell_state
-        self.cx = randn(states, self.B, self.H) if with_cx else None
+        sizes = self.cell_lists.state_sizes(self.P, self.H) if self.with_hx else ()
+        self.initial = [randn(states, self.B, size) for size in sizes]
         lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
         if self.B:
             lengths[seed % self.B] = self.T
@@ -143,14 +143,19 @@ class Case:
         self.lengths = lengths.tolist()
         width = self.P * (2 if self.module.bidirectional else 1)
         self.grad_output = randn(self.T, self.B, width)
-        self.grad_h_n = randn(states, self.B, self.P)
-        self.grad_c_n = randn(states, self.B, self.H) if self.has_cell_state else None
-        has_noise = VARIANTS[self.cell].cell.inputs and seed % 2
-        self.noise = randn(self.T, self.B, states * self.H) / 4 if has_noise else None
+        self.grads_of_last = [
+            randn(states, self.B, size) for size in self.cell_lists.state_sizes(self.P, self.H)
+        ]
+        self.beside = {}
+        for place, described in enumerate(self.cell_lists.inputs):
+            if seed >> place & 1:
+                shared = place > 0 and seed % 3 == 0
+                features = described.features(self.H) * (1 if shared else states)
+                self.beside[described.name] = randn(self.T, self.B, features) / 4
 
     @property
-    def has_cell_state(self):
-        return VARIANTS[self.cell].has_cell_state
+    def cell_lists(self):
+        return EVERY[self.cell].cell
 
     @property
     def P(self):  # noqa: N802 - as in the kernels
@@ -159,13 +164,13 @@ class Case:
 
     @property
     def states(self):
-        """The initial states as passed to a layer, which are hx, the pair (hx, cx) or None."""
-        return self.hx if self.cx is None else (self.hx, self.cx)
+        """The initial states as passed to a layer: a tensor, a tuple of tensors or None."""
+        return EVERY[self.cell].states(iter(self.initial).__next__) if self.initial else None
 
     @property
-    def grads_of_last(self):
-        """The gradients of h_n and, if the cell has a cell state, of c_n."""
-        return [self.grad_h_n, *([self.grad_c_n] if self.has_cell_state else [])]
+    def grads_of_results(self):
+        """The gradients of output and of the last states, by name."""
+        return {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
 
     @property
     def input_place(self):
@@ -205,21 +210,22 @@ class Case:
         ]
         for states in reset_to:
             states.requires_grad_("hx" in self.wanted)
-        noise = None
-        if self.noise is not None:
-            noise = convert(self.noise).requires_grad_("input" in self.wanted)
-        output, last = call(module, leaf, hx, reset_to, noise)
+        beside = {
+            name: convert(rows).requires_grad_("input" in self.wanted)
+            for name, rows in self.beside.items()
+        }
+        output, last = call(module, leaf, hx, reset_to, beside)
         results = {"output": output, **named_states("{}_n", last)}
         if self.wanted and output.requires_grad:
             names = sorted(self.given & results.keys())
-            grads = [convert(getattr(self, f"grad_{name}")) for name in names]
+            grads = [convert(self.grads_of_results[name]) for name in names]
             torch.autograd.backward([results[name] for name in names], grads)
         if "input" in self.wanted and self.vocabulary:
             results["grad_embedding"] = leaf.grad
         elif "input" in self.wanted:
             results["grad_input"] = self._with_layout(leaf.grad)
-        if "input" in self.wanted and noise is not None:
-            results["grad_noise"] = noise.grad
+        if "input" in self.wanted:
+            results |= {f"grad_{name}": rows.grad for name, rows in beside.items()}
         if "hx" in self.wanted:
             grads = [h.grad.unsqueeze(1) if self._unbatched else h.grad for h in tensors_in(hx)]
             results |= named_states("grad_{}x", grads)
@@ -238,7 +244,7 @@ class Case:
             return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
         return rows.transpose(0, 1) if self.module.batch_first else rows
 
-    def _call_fused(self, module, leaf, hx, reset_to, noise):
+    def _call_fused(self, module, leaf, hx, reset_to, beside):
         """Calls the fused layer. Returns its output (T, B, ...) and a list of its last states."""
         x, more = leaf, {}
         if self.vocabulary:
@@ -254,29 +260,29 @@ class Case:
             more["reset"] = self._with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
         if reset_to:
             states = [self._as_reset_to(states) for states in reset_to]
-            more["reset_to"] = tuple(states) if self.has_cell_state else states[0]
+            more["reset_to"] = tuple(states) if len(states) > 1 else states[0]
         module = module.prepare() if self.is_prepared else module
-        return self._call(module, x, hx, noise, more)
+        return self._call(module, x, hx, beside, more)
 
-    def _call_torchs(self, module, leaf, hx, reset_to, noise):
+    def _call_torchs(self, module, leaf, hx, reset_to, beside):
         """Calls torch's layer. Returns its output (T, B, ...) and a list of its last states."""
         if self.reset is not None or self.layout in FUSED_LAYOUTS:
-            return self._call_on_pieces(module, leaf, hx, reset_to, noise)
-        return self._call(module, self._rows_of(leaf), hx, noise, {})
+            return self._call_on_pieces(module, leaf, hx, reset_to, beside)
+        return self._call(module, self._rows_of(leaf), hx, beside, {})
 
-    def _call_on_pieces(self, module, leaf, hx, reset_to, noise):
+    def _call_on_pieces(self, module, leaf, hx, reset_to, beside):
         """Like `_call_torchs`, but runs each piece between resets as a separate sequence."""
         x = self._rows_of(leaf)
         states = tensors_in(hx) or [x.new_zeros(g.shape) for g in self.grads_of_last]
         states = [h.unsqueeze(1) if h.dim() == 2 else h for h in states]
-        return self.pieces.run(module, self._with_layout(x), states, reset_to, noise)
+        return self.pieces.run(module, self._with_layout(x), states, reset_to, beside)
 
     def _rows_of(self, leaf):
         return embedding(self._layer_ids, leaf, self.padding_idx) if self.vocabulary else leaf
 
-    def _call(self, module, x, hx, noise, more):
-        if noise is not None:
-            more["noise"] = self._arranged(self._with_layout(noise))
+    def _call(self, module, x, hx, beside, more):
+        for name, rows in beside.items():
+            more[name] = self._arranged(self._with_layout(rows))
         output, last = module(self._arranged(x), hx, **more)
         if isinstance(output, PackedSequence):
             output, _ = pad_packed_sequence(output, total_length=self.T)
@@ -310,7 +316,7 @@ class Case:
 
     def _token_layer(self, layer, rows):
         """Returns a token layer that consists of `layer` and an embedding with these rows."""
-        tokens = VARIANTS[self.cell].tokens(self.vocabulary, self.D, self.H, **self.options)
+        tokens = EVERY[self.cell].tokens(self.vocabulary, self.D, self.H, **self.options)
         tokens.rnn = layer
         tokens.embedding = torch.nn.Embedding.from_pretrained(rows, padding_idx=self.padding_idx)
         return tokens
@@ -324,7 +330,7 @@ class Case:
     @property
     def pieces(self):
         directions = 2 if self.module.bidirectional else 1
-        return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
+        return Pieces(self.lengths, self.reset, len(self.grads_of_last[0]), directions)
 
     def run_oracle(self, dtype, rounding=None) -> dict[str, np.ndarray]:
         """Rounds the inputs to `dtype`. Returns the oracle's results and gradients by name.

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import oracle
 import torch
-from cases import CONTIGUOUS, DTYPES, FUSED, FUSED_LAYOUTS, TORCH, Case, named_states
+from cases import CONTIGUOUS, DTYPES, FUSED, FUSED_LAYOUTS, TORCH, Case
 from hypothesis import strategies as st
-from kinds import KINDS, tensors_in
+from kinds import EVERY, TESTED
 from layouts import Place
 
 from namernn_fast import ops
-from namernn_fast.cells import CELLS
 from namernn_fast.testing import ErrorBudget
 
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
@@ -59,11 +58,13 @@ class Drawn(Case):
         # Gradients are not comparable in these cases:
         # - Rounding to 16 bits may flip the sign of a relu's argument.
         # - The embedding may be non-finite. Even unused rows reach the gradient of weight_ih.
-        # - Only c_n of a leaky cell has a gradient, and the kernel multiplies zero by NaN.
+        # - Only c_n of a leaky cell has a gradient, and the kernel multiplies zero by NaN. Cells of
+        #   tests do that in more cases.
         self.gradients_comparable = not (
             (self.has_kinks and self.dtype.itemsize == 2)
             or (self.vocabulary and self.values in NON_FINITE)
-            or (KINDS[self.cell].cell.own and self.values in NON_FINITE and self.given == {"c_n"})
+            or (self.cell_lists.own and self.values in NON_FINITE and self.given == {"c_n"})
+            or (self.cell in TESTED and self.values in NON_FINITE)
         )
         self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
             self.values, 1
@@ -87,11 +88,11 @@ class Drawn(Case):
                     torch.randn(self.T, *like.shape, dtype=torch.float64, generator=generator)
                     for like in self.grads_of_last
                 ]
-        grads = {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
+        grads = self.grads_of_results
         for name in grads.keys() - self.given:
             grads.pop(name).zero_()
-        noise = [] if self.noise is None else [self.noise]
-        inputs = [self.rows[..., ::2], *tensors_in(self.states), *self.reset_to, *noise]
+        beside = self.beside.values()
+        inputs = [self.rows[..., ::2], *self.initial, *self.reset_to, *beside]
         if self.values == "zeros":
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
@@ -106,7 +107,7 @@ class Drawn(Case):
             # Scaling the input and the biases saturates the gates. Gated and leaky cells may keep a
             # large state for many steps. The gradients of their gates grow with the state and would
             # overflow in float16, so the states of these cells are not scaled.
-            keeps_state = CELLS[self.cell].kept > 0 and self.values == "saturating"
+            keeps_state = self.cell_lists.kept > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps_state else inputs),
                 *(w for w in self.weights if w.dim() == 1),
@@ -120,8 +121,8 @@ class Drawn(Case):
     @property
     def is_prepared(self):
         """Whether the case runs a prepared layer. Half of the inference cases do."""
-        takes_ids_and_noise = self.vocabulary and self.noise is not None
-        return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_noise
+        takes_ids_and_more = self.vocabulary and self.beside
+        return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_more
 
     def compare(self, forward, backward):
         """Checks that results are finite where torch's are. Adds finite results to the budgets.
@@ -192,10 +193,11 @@ def drawn_cases(draw, cell="rnn"):
     layout = draw(st.sampled_from(LAYOUTS))
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
     vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
-    known = CELLS[cell].nonlinearities
+    lists = EVERY[cell].cell
+    known = lists.nonlinearities
     nonlinearity = {"nonlinearity": st.sampled_from(known)} if len(known) > 1 else {}
     hidden_size, projections = draw(sizes), {}
-    if CELLS[cell].can_project and hidden_size > 1:
+    if lists.can_project and hidden_size > 1:
         proj_size = st.one_of(st.just(0), st.integers(1, hidden_size - 1))
         projections = {"proj_size": proj_size}
     options = st.fixed_dictionaries(
@@ -227,7 +229,7 @@ def drawn_cases(draw, cell="rnn"):
         wanted=draw(st.frozensets(st.sampled_from(("input", "hx", "weights")))),
         given=draw(
             st.frozensets(
-                st.sampled_from(("output", "h_n", "c_n")[: 1 + len(CELLS[cell].states)]),
+                st.sampled_from(("output", "h_n", "c_n", "n_n", "m_n")[: 1 + len(lists.states)]),
                 min_size=1,
             )
         ),
@@ -283,7 +285,7 @@ def check_results(case):
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
     # The maximum number of terms in a sum.
-    longest = max(case.D, 2 * CELLS[case.cell].gates * case.H)
+    longest = max(case.D, 2 * case.cell_lists.gates * case.H)
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     multiplies_pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)

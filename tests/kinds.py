@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from plain import plain
+from tested_cells import MODULES, TESTED_CELLS
 
 import namernn_fast
 from namernn_fast import cells, ops, torch_operators
@@ -30,7 +31,8 @@ class Kind:
         self.name = cell.name
         token_layer = cell.layer.replace("Fused", "Token")
         self.classes = [
-            getattr(namernn_fast, name) for name in (cell.layer, f"{cell.layer}Cell", token_layer)
+            MODULES[name] if name in MODULES else getattr(namernn_fast, name)
+            for name in (cell.layer, f"{cell.layer}Cell", token_layer)
         ]
         layer, step_module, _ = self.classes
         accepted = inspect.signature(layer).parameters
@@ -44,7 +46,7 @@ class Kind:
             )
         else:
             self.nn_layer, self.nn_step_module = cell.torch.layer, cell.torch.step_module
-        self.run = getattr(namernn_fast, cell.name)
+        self.run = getattr(namernn_fast, cell.name, None)
         self.gates = cell.gates
         self.has_cell_state = len(cell.states) > 1
         self.bits = 0  # option bits of the operators for layers of this kind
@@ -112,6 +114,9 @@ DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not
 """The kinds with modules that replace torch's modules."""
 VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which runs separate code in the kernels."""
+TESTED = {cell.name: Kind(cell) for cell in TESTED_CELLS}
+"""The kinds of the cells that only tests have."""
+EVERY = {**VARIANTS, **TESTED}
 for_variants = pytest.mark.kinds(*VARIANTS)
 """Parametrizes a test that takes `kind` with every variant, instead of every kind."""
 needs_extension = pytest.mark.skipif(
@@ -171,4 +176,4 @@ def said_of(kind: Kind, text: str) -> str:
 
 def kind_of(module: torch.nn.Module) -> Kind:
     """Returns the kind of a fused layer or of torch's layer."""
-    return VARIANTS["projected" if module.proj_size else cells.cell_of(module).name]
+    return EVERY["projected" if module.proj_size else cells.cell_of(module).name]

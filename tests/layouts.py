@@ -77,7 +77,7 @@ class Pieces:
         times = np.array([first for _, first, _ in self.rows], np.int64)
         return times[pieces], self.sequence[pieces], pieces
 
-    def run(self, module, x, states, reset_to=(), noise=None):
+    def run(self, module, x, states, reset_to=(), beside=None):
         """Runs each piece as a separate sequence, so that the layer need not support resets.
 
         Args:
@@ -85,7 +85,7 @@ class Pieces:
             x: The input (T, B, ...).
             states: The initial states, as tensors (states, B, features).
             reset_to: The states after resets, if any, as tensors (T, layers, B, features).
-            noise: The noise (T, B, features), if any.
+            beside: The inputs besides x (T, B, features), by name.
 
         Returns:
             The output (T, B, ...) and a list of the last states.
@@ -109,12 +109,15 @@ class Pieces:
             return torch.where(exist.unsqueeze(-1), rows, 0.0)
 
         hx = tuple(initial) if len(initial) > 1 else initial[0]
-        rows = [padded(x)] if noise is None else [padded(x), padded(noise)]
+        more = {name: padded(rows) for name, rows in (beside or {}).items()}
         if isinstance(module, Plain):
-            outputs, last = module._time_major(rows[0], hx, *rows[1:], lengths=lengths)
+            outputs, last = module._time_major(padded(x), hx, more, lengths=lengths)
         else:
-            x_rows, *more = (pack_padded_sequence(r, lengths, enforce_sorted=False) for r in rows)
-            outputs, last = module(x_rows, hx, **dict(zip(["noise"], more, strict=False)))
+            x_rows, *more_rows = (
+                pack_padded_sequence(rows, lengths, enforce_sorted=False)
+                for rows in (padded(x), *more.values())
+            )
+            outputs, last = module(x_rows, hx, **dict(zip(more, more_rows, strict=True)))
             outputs, _ = pad_packed_sequence(outputs)
         at, b, ended = self.places(self.end)
         final = [h.clone() for h in states]

@@ -24,7 +24,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from namernn_fast import ops, prepared_ops
-from namernn_fast.cells import CELLS, NUMBERED
+from namernn_fast.cells import CELLS
 
 HUGE = (2**31, 2**32 + 1, 2**40, 2**52, 2**62, 2**62 + 1, 2**63 - 1)
 NUMBERS = (*HUGE, -1, -2, -(2**31), -(2**63), 0, 1, 2, 3, 5, 64, 255)
@@ -70,7 +70,7 @@ class Stack:
         one_layer = operator == "_C.step" and draw.random() < 0.5
         steps = operator in ("step", "_C.step")
         inference = steps or operator not in ("forward", "backward")
-        self.prepared, self.cell = None, draw.choice(NUMBERED)
+        self.prepared, self.cell = None, draw.choice([*CELLS.values()])
         cell = self.cell
         self.dtype = draw.choice(DTYPES)
         self.layers = 1 if one_layer else draw.randint(1, 3)
@@ -107,7 +107,7 @@ class Stack:
         elif not steps and draw.random() < 0.3:
             options |= ops.LAST_STATE
         self.options, self.trees = options, draw.randint(0, 4) if self.shares else 0
-        self.sizes = [self.layers, self.D, self.H, self.vocabulary, self.P]
+        self.sizes = [self.layers, self.D, self.H, self.vocabulary, self.P, 1]
         self.weights = self._weights()
         self._draw_rows(draw)
 

@@ -241,7 +241,7 @@ class Stores:
     """A mixin that rounds the output of every step to the layer's dtype."""
 
     def _make_step(self, weights):
-        step, size = super()._make_step(weights), weights["weight_hh"].shape[1]
+        step, size = super()._make_step(weights), self.proj_size or self.hidden_size
 
         def stored(sums, states):
             states = step(sums, states)

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import dropout, linear
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from namernn_fast.call import given
 from namernn_fast.nn.states import map_states, states_in
 
 
@@ -34,20 +35,37 @@ class Plain:
         nonlinearity = getattr(self, "nonlinearity", "tanh")
         return self._cell.make_step(weights, nonlinearity=nonlinearity, in_place=False)
 
-    def _time_major(self, x, hx, noise=None, lengths=None):
-        """Runs the layer on x (T, B, features). Returns output (T, B, features) and last states."""
+    def _beside(self, inputs, number):
+        """Returns the inputs besides x for each layer and direction; zeros replace missing ones."""
+        if not inputs:
+            return [[]] * number
+        like, *_ = inputs.values()
+        of_each = []
+        for described in self._cell.inputs:
+            size = described.features(self.hidden_size)
+            rows = inputs.get(described.name)
+            if rows is None:
+                rows = torch.zeros_like(like.narrow(-1, 0, 1)).expand(*like.shape[:-1], size)
+            of_each.append([rows] * number if rows.shape[-1] == size else rows.split(size, -1))
+        return [*zip(*of_each, strict=True)]
+
+    def _time_major(self, x, hx, inputs=None, lengths=None):
+        """Runs the layer on x (T, B, features). Returns output (T, B, features) and last states.
+
+        `inputs` are the inputs besides x, by name.
+        """
         (steps, batch, _), each = x.shape, weights_of(self)
         directions = 2 if getattr(self, "bidirectional", False) else 1
-        sizes = self._cell.state_sizes(each[0]["weight_hh"].shape[1], self.hidden_size)
+        size_of_h = getattr(self, "proj_size", 0) or self.hidden_size
+        sizes = self._cell.state_sizes(size_of_h, self.hidden_size)
         lengths = torch.full((batch,), steps) if lengths is None else lengths
         initial = states_in(hx) or [x.new_zeros(len(each), batch, size) for size in sizes]
-        noise = None if noise is None else noise.split(self.hidden_size, -1)
+        beside = self._beside(inputs or {}, len(each))
         last = []
         for k, (weights, states) in enumerate(zip(each, torch.cat([*initial], -1), strict=True)):
             if k % directions == 0:
-                inputs, outputs = dropout(x, self.dropout, self.training) if k else x, []
-            sums = self._sums(inputs, weights)
-            sums = (sums if noise is None else torch.cat([sums, noise[k]], -1)).unbind()
+                rows_of_x, outputs = dropout(x, self.dropout, self.training) if k else x, []
+            sums = torch.cat([self._sums(rows_of_x, weights), *beside[k]], -1).unbind()
             step, rows = self._make_step(weights), [None] * steps
             for t in reversed(range(steps)) if k % directions else range(steps):
                 (alive,) = torch.nonzero(lengths > t, as_tuple=True)
@@ -67,27 +85,28 @@ class Plain:
 class PlainStep(Plain):
     """A mixin that makes fused step modules run the cell's step instead of the kernel."""
 
-    def forward(self, input, hx=None, noise=None):
+    def forward(self, input, hx=None, **inputs):
         """Returns the next states. The input is a batch of rows or a single row."""
         shape = (1, *[1] * (2 - input.dim()))
 
         def as_sequence(rows):
             return rows.reshape(*shape, *rows.shape)
 
-        noise = None if noise is None else as_sequence(noise)
-        _, last = self._time_major(as_sequence(input), map_states(hx, as_sequence), noise)
+        inputs = {name: as_sequence(rows) for name, rows in given(**inputs).items()}
+        _, last = self._time_major(as_sequence(input), map_states(hx, as_sequence), inputs)
         return map_states(last, lambda state: state.reshape(*input.shape[:-1], -1))
 
 
 class PlainLayer(Plain):
     """A mixin that makes fused layers run plain loops on padded, unbatched or packed input."""
 
-    def forward(self, input, hx=None, noise=None):
+    def forward(self, input, hx=None, **inputs):
         """Returns the output and the last states."""
+        inputs = given(**inputs)
         if isinstance(input, PackedSequence):
             x, lengths = pad_packed_sequence(input)
-            noise = None if noise is None else pad_packed_sequence(noise)[0]
-            output, last = self._time_major(x, hx, noise, lengths)
+            inputs = {name: pad_packed_sequence(rows)[0] for name, rows in inputs.items()}
+            output, last = self._time_major(x, hx, inputs, lengths)
             output = pack_padded_sequence(output, lengths, enforce_sorted=False)
             return PackedSequence(output.data, *input[1:]), last
         batch = 0 if self.batch_first and input.dim() == 3 else 1
@@ -99,8 +118,8 @@ class PlainLayer(Plain):
             return rows.squeeze(1) if input.dim() == 2 else rows.transpose(batch, 1)
 
         hx = map_states(hx, swapped) if input.dim() == 2 else hx
-        noise = None if noise is None else swapped(noise)
-        output, last = self._time_major(swapped(input), hx, noise)
+        inputs = {name: swapped(rows) for name, rows in inputs.items()}
+        output, last = self._time_major(swapped(input), hx, inputs)
         return back(output), map_states(last, back) if input.dim() == 2 else last
 
 

@@ -26,7 +26,8 @@ struct CellList {
   }
 };
 #if defined(NAMERNN_FAST_TEST_CELLS)
-using AllCells = CellList<Vanilla, Gru, Lstm, Leaky, Tested, Independent>;
+using AllCells =
+    CellList<Vanilla, Gru, Lstm, Leaky, FourStates<false>, FourStates<true>, Independent>;
 #else
 using AllCells = CellList<Vanilla, Gru, Lstm, Leaky>;
 #endif

@@ -2,9 +2,10 @@
 // the Cell. The struct has these members:
 // - kind: its CellKind;
 // - lists(): returns a Cell with all sizes and flags, but without functions;
-// - states_of(rows, at): computes the states of the units at position `at` in a StateRows;
+// - states_of(rows, at): computes the states of the units at position `at` in a StateRows. A cell
+//   that states_need_rows has states_of_row(rows, r) instead, for row r of the range;
 // - sum_gradients(rows, at): computes the gradients of the sums for the units at position `at`
-//   in a GradientRows;
+//   in a GradientRows. A cell that gradients_need_rows has sum_gradients_of_row(rows, r) instead;
 // - prepare_own(i, values): converts the cell's own parameter i for use by the two functions above.
 #pragma once
 
@@ -19,6 +20,7 @@ namespace {
 constexpr Cell usual_cell() {
   Cell cell{};
   for (int64_t sum = 0; sum < kMostGates; ++sum) cell.input_block[sum] = sum;
+  for (int64_t& blocks : cell.own_blocks) blocks = 1;
   cell.states = 1;
   cell.activations = 1;
   cell.has_weight_hh = true;
@@ -61,6 +63,30 @@ inline void store_at(const EvenRows<Element>& rows, At at, VecOf<Element> values
   store_upto(element(rows, at), values, at.lanes);
 }
 
+// Returns the number that an input holds for the row at position `at`, in all lanes.
+template <class Storage>
+inline VecOf<Storage> load_number(const EvenRows<const Storage>& rows, At at) {
+  if (!rows.data) return VecOf<Storage>{};
+  const VecOf<Storage> first = load_upto(rows.data + at.row * rows.stride, 1);
+  return VecOf<Storage>{} + first[0];
+}
+// Stores the number that a row's input holds.
+template <class Storage>
+inline void store_number(const EvenRows<Storage>& rows, int64_t row, Compute<Storage> number) {
+  store_upto(rows.data + row * rows.stride, VecOf<Storage>{} + number, 1);
+}
+// Load block i of the cell's own parameter p, or add to the gradient of this block.
+template <class Arguments>
+inline auto load_own(const Arguments& rows, int64_t p, int64_t i, At at) {
+  return load_upto(rows.own[p] + i * rows.own_stride + at.unit, at.lanes);
+}
+template <class Storage>
+inline void add_own(const GradientRows<Storage>& rows, int64_t p, int64_t i, At at,
+                    VecOf<Storage> grad) {
+  auto* total = rows.grad_own[p] + i * rows.H + at.unit;
+  store_upto(total, load_upto(total, at.lanes) + grad, at.lanes);
+}
+
 // Load or store, at position `at`, sum i, block i of the kept values, or the gradient of sum i.
 template <class Storage>
 inline VecOf<Storage> load_sum(const StateRows<Storage>& rows, int64_t i, At at) {
@@ -97,16 +123,54 @@ inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   }
 }
 
+// Calls f(at) for each vector of units in row r of a range that has whole rows.
+template <class Storage, class F>
+inline void for_each_place_in_row(const StateRows<Storage>& rows, int64_t r, F&& f) {
+  const Range& range = rows.range;
+  int64_t sum = r * rows.sums.stride;
+  for (int64_t first = 0; first < range.units; first += rows.block_units) {
+    const int64_t units = min64(rows.block_units, range.units - first);
+    for_each_vector<Compute<Storage>>(
+        units, [&](int64_t j, int64_t lanes) { f(At{range.row + r, first + j, lanes, sum + j}); });
+    sum += rows.block_stride;
+  }
+}
+template <class Storage, class F>
+inline void for_each_place_in_row(const GradientRows<Storage>& rows, int64_t r, F&& f) {
+  for_each_vector<Compute<Storage>>(rows.range.units, [&](int64_t j, int64_t lanes) {
+    f(At{rows.range.row + r, j, lanes, r * rows.dz.stride + j});
+  });
+}
+
+// Returns the mean of f(at) over all units of row r.
+template <class Arguments, class F>
+inline typename Arguments::Scalar mean_of_row(const Arguments& rows, int64_t r, F&& f) {
+  using Scalar = typename Arguments::Scalar;
+  Vec<Scalar> sums{};
+  for_each_place_in_row(rows, r, [&](At at) { sums += first_lanes<Scalar>(f(at), at.lanes); });
+  Scalar sum = 0;
+  for (int lane = 0; lane < Simd<Scalar>::lanes; ++lane) sum += sums[lane];
+  return sum / Scalar(rows.range.units);
+}
+
 // __restrict promises that no store overwrites `rows`, so its members can stay in registers.
 template <class TheCell, class Storage>
 void states_of(const StateRows<Storage>& __restrict rows) {
-  for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,
-                                   [&](At at) { TheCell::states_of(rows, at); });
+  if constexpr (TheCell::lists().states_need_rows) {
+    for (int64_t r = 0; r < rows.range.rows; ++r) TheCell::states_of_row(rows, r);
+  } else {
+    for_each_place<Compute<Storage>>(rows.range, rows.sums.stride,
+                                     [&](At at) { TheCell::states_of(rows, at); });
+  }
 }
 template <class TheCell, class Storage>
 void sum_gradients(const GradientRows<Storage>& __restrict rows) {
-  for_each_place<Compute<Storage>>(rows.range, rows.dz.stride,
-                                   [&](At at) { TheCell::sum_gradients(rows, at); });
+  if constexpr (TheCell::lists().gradients_need_rows) {
+    for (int64_t r = 0; r < rows.range.rows; ++r) TheCell::sum_gradients_of_row(rows, r);
+  } else {
+    for_each_place<Compute<Storage>>(rows.range, rows.dz.stride,
+                                     [&](At at) { TheCell::sum_gradients(rows, at); });
+  }
 }
 
 template <class TheCell, class Scalar>

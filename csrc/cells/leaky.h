@@ -36,7 +36,7 @@ struct Leaky {
   template <class Storage, class Scalar = Compute<Storage>>
   static void states_of(const StateRows<Storage>& rows, At at) {
     const Vec<Scalar> z = load_sum(rows, 0, at);
-    const Vec<Scalar> a = load_upto(rows.own[0] + at.unit, at.lanes);
+    const Vec<Scalar> a = load_own(rows, 0, 0, at);
     const Vec<Scalar> v_previous = load_at(rows.previous[1], at);
     Vec<Scalar> v = (Scalar(1) - a) * v_previous + a * z;
     if (rows.inputs[0].data) v += load_at(rows.inputs[0], at);
@@ -53,14 +53,12 @@ struct Leaky {
     const Vec<Scalar> difference = load_kept(rows, 0, at);
     const Vec<Scalar> v = load_kept(rows, 1, at);
     const Vec<Scalar> r = load_at(rows.output, at);
-    const Vec<Scalar> a = load_upto(rows.own[0] + at.unit, at.lanes);
+    const Vec<Scalar> a = load_own(rows, 0, 0, at);
     const Vec<Scalar> grad = load_gradient(rows, at);
     const Vec<Scalar> dv =
         load_at(rows.grad[1], at) + act_gradient<Scalar>(rows.activation, grad, r, v);
     store_dz(rows, 0, at, dv * a);
-    const Vec<Scalar> grad_rate = dv * difference * (a * (one - a));
-    Scalar* total = rows.grad_own[0] + at.unit;
-    store_upto(total, load_upto(total, at.lanes) + grad_rate, at.lanes);
+    add_own(rows, 0, 0, at, dv * difference * (a * (one - a)));
     store_at(rows.grad_previous[1], at, dv * (one - a));
     if (rows.grad_inputs[0].data) store_at(rows.grad_inputs[0], at, dv);
   }

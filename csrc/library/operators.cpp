@@ -80,11 +80,11 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
-  if (sizes.size() != 5 || sizes[0] < 1 || sizes[1] < 0 || sizes[2] < 1 || sizes[3] < 0) {
-    fail("sizes must be num_layers, input_size, hidden_size, vocabulary and the size of h, got ",
-         shape_text(sizes));
+  if (sizes.size() != 6 || sizes[0] < 1 || sizes[1] < 0 || sizes[2] < 1 || sizes[3] < 0) {
+    fail("sizes must be num_layers, input_size, hidden_size, vocabulary, the size of h and heads, ",
+         "got ", shape_text(sizes));
   }
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
 }
 
 std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
@@ -244,14 +244,13 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   check(wanted.size() == tensors, "wanted must say whether input and each of ", tensors - 1,
         " state(s) and inputs need a gradient, got ", wanted.size(), " values");
   check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
-  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
+  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.input_features(), stack.dtype);
   const auto first_reset = wanted.begin() + 1 + int64_t(stack.states.size());
   const auto first_input = wanted.begin() + 1 + int64_t(states);
   for (auto want = first_input; want != wanted.end(); ++want) {
+    const int64_t features = stack.all_features_beside(grads.grad_inputs.size());
     grads.grad_inputs.emplace_back();
-    if (*want) {
-      grads.grad_inputs.back() = empty_rows(stack.batch, stack.features_beside(), stack.dtype);
-    }
+    if (*want) grads.grad_inputs.back() = empty_rows(stack.batch, features, stack.dtype);
   }
   if (std::find(wanted.begin() + 1, first_reset, true) != first_reset) {
     for (size_t i = 0; i < stack.states.size(); ++i) {
@@ -278,6 +277,15 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
+// Returns the gradient of a shared input, given its gradients for each layer and direction.
+Tensor sum_of_parts(const Stack& stack, size_t i, const Tensor& grad) {
+  const auto sizes = grad.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end() - 1);
+  shape.insert(shape.end(), {stack.layers * stack.directions, stack.features_beside(i)});
+  const Tensor parts = torch::stable::view(grad, shape);
+  return torch::stable::sum(parts, std::vector<int64_t>{int64_t(shape.size()) - 2});
+}
+
 Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
                  const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits,
                  int64_t trees, const Tensor& output, const Tensors& saved,
@@ -300,8 +308,9 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   for (size_t i = 0; i < stack.reset_to.size(); ++i) {
     if (*want++) gradients.push_back(grads.grad_reset_to[i]);
   }
-  for (const OptionalTensor& grad : grads.grad_inputs) {
-    if (grad) gradients.push_back(*grad);
+  for (size_t i = 0; i < grads.grad_inputs.size(); ++i) {
+    const OptionalTensor& grad = grads.grad_inputs[i];
+    if (grad) gradients.push_back(stack.is_shared(i) ? sum_of_parts(stack, i, *grad) : *grad);
   }
   const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {
@@ -346,7 +355,7 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
                                 sizeof(float),
                                 weight_blocks,
                                 1,
-                                true};
+                                hidden_size};
   const Plan plan = choose_plan(arguments);
   const Wave wave = choose_wave(arguments, num_layers);
   return {plan.groups, plan.members, plan.time, wave.layers};

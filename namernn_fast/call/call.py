@@ -105,8 +105,7 @@ class Call:
     """The states that steps start from where `reset` is True: empty for zeros, otherwise one tensor
     (seq_len, num_layers, batch, features) for each of `cell.states`."""
     beside: Sequence[Tensor] = ()
-    """Empty, or one tensor for each of `cell.inputs`, laid out like data, with num_layers *
-    directions * hidden_size features."""
+    """Empty, or the inputs of the operators: one tensor for each of `cell.inputs`."""
     trees: int = 0
     dropout: float = 0.0
     """The probability of zeroing an element of the output of each layer except the last. The fused
@@ -132,7 +131,21 @@ class Call:
             return self.states
         weights, directions = self.weights, ops.directions_of(self.options)
         rows = ops.layer_count(self.cell, weights, self.options) * directions, batch
-        return [weights[1].new_zeros(*rows, size) for size in ops.state_sizes(self.cell, weights)]
+        return [weights[-1].new_zeros(*rows, size) for size in self.state_sizes()]
+
+    def _shaped(self) -> tuple[Cell, Sequence[Tensor], Tensor | None, int]:
+        """Returns the arguments of `ops.hidden_size`; token ids only if `weights` has tables."""
+        is_table = self.lookup is None if self.prepared is None else self.prepared.has_table
+        input = self.data if is_table and isinstance(self.data, Tensor) else None
+        return self.cell, self.weights, input, self.options
+
+    def hidden_size(self) -> int:
+        """Returns the number of hidden units."""
+        return ops.hidden_size(*self._shaped())
+
+    def state_sizes(self) -> list[int]:
+        """Returns the number of features of each state."""
+        return ops.state_sizes(*self._shaped())
 
     def states_of_layers(self, layers: int) -> Sequence[Sequence[Tensor]]:
         """Returns each layer's initial states, (directions, batch, features), or () for zeros."""

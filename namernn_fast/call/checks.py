@@ -46,7 +46,7 @@ def check_like_nn_rnn(call: Call) -> None:
             hx has the wrong shape; hx or reset_to has the wrong device or dtype.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
-    weight_ih = weights[0]
+    weight_ih = weights[0]  # with SUMS another weight
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
     if data.dtype != weight_ih.dtype and not has_ids:
@@ -60,10 +60,12 @@ def check_like_nn_rnn(call: Call) -> None:
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{data.device} and parameter tensor at {weight_ih.device}"
         )
-    if not has_ids and data.shape[-1] != weight_ih.shape[1]:
+    features = weight_ih.shape[1]
+    if options & ops.SUMS:
+        features = ops.directions_of(options) * call.cell.gates * call.hidden_size()
+    if not has_ids and data.shape[-1] != features:
         raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {weight_ih.shape[1]}, got {data.shape[-1]}"
+            f"input.size(-1) must be equal to input_size. Expected {features}, got {data.shape[-1]}"
         )
     batch_first = options & ops.BATCH_FIRST
     if padded and data.shape[1 if batch_first else 0] == 0:
@@ -82,7 +84,7 @@ def check_like_nn_rnn(call: Call) -> None:
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(call.cell, weights, options) * ops.directions_of(options)
     for index, state in enumerate(call.states):
-        wanted = (number, batch, ops.state_sizes(call.cell, weights)[index])
+        wanted = (number, batch, call.state_sizes()[index])
         hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
         if state.shape != wanted:
             raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(state.shape)}")
@@ -115,9 +117,7 @@ def check_reference_arguments(call: Call) -> None:
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
-    vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
-    shapes = weights_and_shapes(call.cell, weights, data.shape[-1], options, vocabulary)
-    for name, weight, shape in shapes:
+    for name, weight, shape in weights_and_shapes(call.cell, weights, data, options):
         check_shape(name, weight, shape)
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
@@ -134,29 +134,27 @@ def check_reference_arguments(call: Call) -> None:
 
 
 def weights_and_shapes(
-    cell: Cell,
-    weights: Sequence[Tensor],
-    features: int,
-    options: int,
-    vocabulary: int | None = None,
+    cell: Cell, weights: Sequence[Tensor], data: Tensor, options: int
 ) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Yields the name of each weight, the weight, and the shape that it must have.
 
     Args:
         cell: the cell.
         weights: the flat list of weights.
-        features: the number of input features; ignored with token ids.
+        data: the operators' `input`. If it holds token ids, the first layer has tables.
         options: the option bits.
-        vocabulary: the number of rows of each table if input holds token ids, else None.
     """
+    vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
     # Derive hidden_size from the rows of weight_hh, as the C++ operators do, so that these checks
     # and the operators expect the same shapes.
-    hidden_size = ops.hidden_size(cell, weights)
-    size = ops.size_of_h(weights) if options & ops.PROJECTIONS else hidden_size
+    hidden_size = ops.hidden_size(cell, weights, data, options)
+    size = weights[1].shape[-1] if options & ops.PROJECTIONS else hidden_size
     if options & ops.PROJECTIONS and not 0 < size < hidden_size:
         raise RuntimeError(f"the size of h must be between 1 and {hidden_size - 1}, got {size}")
     layers, tables = ops.layer_count(cell, weights, options), ops.directions_of(options)
-    shapes = ops.parameters_and_shapes(cell, options, layers, features, hidden_size, size)
+    heads = ops.heads_of(cell, weights, hidden_size, options)
+    sizes = layers, data.shape[-1], hidden_size, size, heads
+    shapes = ops.parameters_and_shapes(cell, options, *sizes)
     for weight, (parameter, shape) in zip(weights, shapes, strict=True):
         if parameter.role == "weight_ih" and vocabulary is not None and tables:
             tables -= 1

@@ -4,7 +4,7 @@ The layouts are: padded, with time or batch first; a single sequence without a b
 jagged. Each holds features or token ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +19,9 @@ from ..machine.torch_private import _assert_async
 from .call import Arguments, Call, Lengths, Results, given
 from .checks import check_reset, check_shape, hint_at_embedding
 
+GROUPS = ("", "a Tensor", "a pair of tensors", "a tuple of 3 tensors", "a tuple of 4 tensors")
+"""What errors call the states, by the number of states of a cell."""
+
 
 def convert(arguments: Arguments, call: Call) -> None:
     """Converts arguments of any layout for the operators, and stores them in a call.
@@ -30,8 +33,7 @@ def convert(arguments: Arguments, call: Call) -> None:
     input: object = arguments.input
     has_ids, reset = call.lookup is not None, arguments.reset
     if arguments.inputs and isinstance(input, Tensor | PackedSequence):
-        inputs = given(**arguments.inputs)
-        call.beside = [_rows_of(name, inputs[name], call) for name in inputs]
+        call.beside = _beside(given(**arguments.inputs), call)
     if arguments.hx is not None:
         call.states = _states_of(arguments.hx, call.cell)
     if reset is not None:
@@ -96,10 +98,26 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
         more, input = more.values(), input.values()
     states = ops.layer_count(cell, call.weights, options) * ops.directions_of(options)
     rows = input.shape[: input.dim() - (call.lookup is None)]
-    check_shape(name, more, (*rows, states * ops.hidden_size(cell, call.weights)))
+    described = cell.inputs[cell.input_names.index(name)]
+    size = described.features(call.hidden_size())
+    if more.shape != (*rows, size):  # not shared by all layers and directions
+        check_shape(name, more, (*rows, states * size))
     if more.device != input.device:
         raise RuntimeError(f"{name} must be at {input.device}, like input, got {more.device}")
     return more  # type: ignore[no-any-return]
+
+
+def _beside(inputs: Mapping[str, Any], call: Call) -> list[Tensor]:
+    """Returns the operators' `inputs`, with zeros for those that the caller has not given."""
+    rows = {name: _rows_of(name, inputs[name], call) for name in inputs}
+    if not rows:
+        return []
+    like, size = next(iter(rows.values())), call.hidden_size()
+    shape = like.shape[:-1]
+    return [
+        rows[i.name] if i.name in rows else like.new_zeros(i.features(size)).expand(*shape, -1)
+        for i in call.cell.inputs
+    ]
 
 
 def _kind_of(value: Any) -> str:
@@ -120,16 +138,17 @@ def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
 
 
 def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
-    """Returns the initial states in hx: a tensor, or a pair if the cell has two states."""
+    """Returns the initial states in hx: a tensor, or a tuple if the cell has several states."""
     if len(cell.states) == 1:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
         return (hx,)
-    states = hx[0], hx[1]  # fails like nn.LSTM if hx has fewer states
+    number = len(cell.states)
+    states = [hx[i] for i in range(number)]  # fails like nn.LSTM if hx has fewer states
     if not isinstance(hx, tuple | list):
-        raise TypeError(f"hx must be a pair of tensors or None, got {type(hx).__name__}")
-    if len(hx) > len(cell.states):
-        raise RuntimeError(f"{cell.name} expects two hidden states")
+        raise TypeError(f"hx must be {GROUPS[number]} or None, got {type(hx).__name__}")
+    if len(hx) > number:
+        raise RuntimeError(f"{cell.name} expects {'two' if number == 2 else number} hidden states")
     for described, state in zip(cell.states, states, strict=True):
         if not isinstance(state, Tensor):
             raise TypeError(f"{described.name}x must be a Tensor, got {type(state).__name__}")
@@ -145,7 +164,8 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
         rows: the shape that reset must have.
 
     Raises:
-        TypeError: reset_to is not a tensor, or not a pair of tensors if the cell has two states.
+        TypeError: reset_to is not a tensor, or not a tuple of tensors if the cell has several
+            states.
         ValueError: the layer has two directions.
         RuntimeError: the shape of reset or reset_to is wrong.
     """
@@ -159,7 +179,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
     states = (reset_to,) if number == 1 else reset_to
     is_group = isinstance(states, tuple | list)
     if not is_group or [isinstance(state, Tensor) for state in states] != [True] * number:
-        wanted = "a Tensor" if number == 1 else "a pair of tensors"
+        wanted = GROUPS[number]
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
     if not is_jit_tracing():  # torch.jit.trace would warn about every comparison
@@ -168,7 +188,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
         at = len(rows) if first else 1
         assert call.reset is not None
         check_shape("reset", call.reset, tuple(rows))
-        for state, size in zip(states, ops.state_sizes(call.cell, call.weights), strict=True):
+        for state, size in zip(states, call.state_sizes(), strict=True):
             check_shape("reset_to", state, (*rows[:at], layers, *rows[at:], size))
     batched = len(rows) == 2
     return [state.permute(1, 2, 0, 3) if first and batched else state for state in states]

@@ -45,9 +45,11 @@ class PreparedWeights:
             has_table: whether the first layer has tables instead of weight_ih.
         """
         first, layers = weights[0].shape, ops.layer_count(cell, weights, options)
-        sizes = [layers, first[1], ops.hidden_size(cell, weights), 0, ops.size_of_h(weights)]
-        if has_table:
-            sizes[1], sizes[3] = 0, first[0]
+        hidden = first[has_table] // cell.gates
+        projected = weights[1].shape[-1] if cell.can_project else hidden
+        vocabulary, features = (first[0], 0) if has_table else (0, first[1])
+        heads = ops.heads_of(cell, weights, hidden)
+        sizes = [layers, features, hidden, vocabulary, projected, heads]
         tensor = prepared_ops.prepare(cell.number, weights, sizes, options)
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 

@@ -176,7 +176,7 @@ def why_not_shared(
         return f"the kernel shares prefixes in float32 and float64, not in {dtype}"
     if choice.why_not_kernel is not None or at_any_cost:
         return choice.why_not_kernel
-    hidden_size = ops.size_of_h(call.weights)
+    hidden_size = call.state_sizes()[0]
     if hidden_size < SHARED_FROM_HIDDEN:
         return f"it pays off if hidden_size is at least {SHARED_FROM_HIDDEN}, not {hidden_size}"
     sequences = _sequences(call)

@@ -27,8 +27,8 @@ __all__ = [
     "cell_of",
 ]
 
-NUMBERED = (VANILLA, GRU, LSTM, LEAKY)
-"""The cells, indexed by `Cell.number`."""
+NUMBERED: list[Cell] = [VANILLA, GRU, LSTM, LEAKY]
+"""The cells, indexed by `Cell.number`. Tests append cells that only builds for tests compile."""
 CELLS: dict[str, Cell] = {cell.name: cell for cell in NUMBERED}
 """The cells by name."""
 WithOneState: TypeAlias = Literal["rnn", "gru"]

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-Size: TypeAlias = Literal["features", "rows", "hidden", "projected"]
-"""A size of a layer: input features, gates * hidden_size, hidden_size, or the size of h, which is
-hidden_size without projections."""
+Size: TypeAlias = Literal["features", "rows", "gates", "hidden", "projected", "head"]
+"""A size of a layer: input features, gates * hidden_size, gates, hidden_size, the size of h, which
+is hidden_size without projections, or the size of a head of h."""
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,49 @@ class Parameter:
         return self.role.startswith("weight_")
 
 
-def usual_parameters(*own: Parameter, projects: bool = False) -> tuple[Parameter, ...]:
+def usual_parameters(
+    *own: Parameter, projects: bool = False, heads: bool = False, recurs: bool = True
+) -> tuple[Parameter, ...]:
     """Returns the parameters of torch's layers, in torch's order, followed by `own`.
 
     Args:
         own: the parameters that only this cell has.
         projects: whether weight_hr may project h to fewer features than hidden_size.
+        heads: whether h may be split into heads, so that a unit multiplies only its head's h.
+        recurs: whether the cell has weight_hh and bias_hh.
     """
     weight_hr = Parameter("weight_hr", ("projected", "hidden"), "weight_hr", "projections")
-    return (
+    width: Size = "head" if heads else "projected"
+    usual = (
         Parameter("weight_ih", ("rows", "features"), "weight_ih"),
-        Parameter("weight_hh", ("rows", "projected"), "weight_hh"),
+        Parameter("weight_hh", ("rows", width), "weight_hh"),
         Parameter("bias_ih", ("rows",), "bias_ih", "bias"),
         Parameter("bias_hh", ("rows",), "bias_hh", "bias"),
-        *([weight_hr] if projects else []),
-        *own,
     )
+    return (*(usual if recurs else usual[::2]), *([weight_hr] if projects else []), *own)
 
 
 @dataclass(frozen=True)
 class Input:
-    """Describes an input besides x, shaped (..., num_layers * directions * hidden_size)."""
+    """Describes an input besides x, laid out like x.
+
+    Its features are those of each layer and direction, one after the other, or those that all
+    layers and directions share.
+    """
 
     name: str
     """The keyword argument of calls."""
+    is_number: bool = False
+    """Whether a layer and direction has one feature in each row instead of hidden_size features."""
+
+    def features(self, hidden_size: int) -> int:
+        """Returns the number of features of one layer and direction."""
+        return 1 if self.is_number else hidden_size
+
+    def part_of(self, rows: Tensor, hidden_size: int, part: int, parts: int) -> Tensor:
+        """Returns one of the parts of the features, or all features if the parts share them."""
+        is_shared = rows.shape[-1] == self.features(hidden_size)
+        return rows if is_shared else rows.chunk(parts, -1)[part]
 
 
 @dataclass(frozen=True)
@@ -136,7 +155,7 @@ class Cell:
     make_step: MakeStep
     parameters: tuple[Parameter, ...] = usual_parameters()
     """The parameters of each layer and direction, in the order of state_dict and operators. The
-    first are weight_ih and weight_hh."""
+    first is weight_ih, and the second weight_hh unless the cell lacks it."""
     inputs: tuple[Input, ...] = ()
     states: tuple[State, ...] = (State("h", "projected"),)
     """The states of the cell, the output first. Calls name h as torch does: hx and h_n."""
@@ -144,6 +163,9 @@ class Cell:
     """The nonlinearities that users can choose."""
     separate_bias_hh: bool = False
     """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
+    only_in_float: bool = False
+    """Whether kernels for bfloat16 instructions and 8-bit weights do not support the cell, because
+    it has more than two states, no weight_hh, means over a row or an input of one number."""
     has_gpu_kernel: bool = False
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
     """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
@@ -169,6 +191,16 @@ class Cell:
     def can_project(self) -> bool:
         """Whether layers may have projections."""
         return self.present[True][True] != self.present[True][False]
+
+    @property
+    def has_weight_hh(self) -> bool:
+        """Whether a matrix multiplies the previous h."""
+        return self.parameters[1].role == "weight_hh"
+
+    @property
+    def can_have_heads(self) -> bool:
+        """Whether layers may split h into heads."""
+        return self.has_weight_hh and "head" in self.parameters[1].shape
 
     @property
     def input_names(self) -> tuple[str, ...]:

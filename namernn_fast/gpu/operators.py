@@ -103,6 +103,8 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
     states, _, _, weights = call.lists
     if options & ops.SHARE_PREFIXES:
         raise _error("share_prefixes needs a CPU: the GPU kernels do not support it")
+    if options & ops.SUMS:
+        raise _error("given sums need a CPU: the GPU kernels do not support them")
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(VANILLA, options)
     if not weights or len(weights) % per_layer:
         raise _error(f"weights must hold {per_layer} tensors for each layer, got {len(weights)}")
@@ -120,13 +122,9 @@ def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
             f"{tuple(weights[0].shape)}"
         )
     layout = _read_layout(input, call.sequence_layout, call.reset, options)
-    hidden_size = ops.size_of_h(weights)
-    tables = directions if with_ids else 0
-    features = 0 if with_ids else input.shape[-1]
-    for name, weight, shape in checks.weights_and_shapes(VANILLA, weights, features, options):
-        if tables and name == "weight_ih":
-            name, tables = "the table of weight_ih", tables - 1
-            shape = (len(weights[0]), hidden_size)
+    hidden_size = ops.hidden_size(VANILLA, weights)
+    for name, weight, shape in checks.weights_and_shapes(VANILLA, weights, input, options):
+        name = "the table of weight_ih" if name == "table" else name
         _check_tensor(name, weight, input, dtype, shape)
     hx = states[0] if states else None
     shape = ops.layer_count(VANILLA, weights, options) * directions, layout.B, hidden_size

@@ -62,7 +62,7 @@ def _forward(*arguments: Any, **kwargs: Any) -> int:
 
 def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
-    layers, input_size, hidden_size, _, size = call.sizes
+    layers, input_size, hidden_size, _, size, heads = call.sizes
     shapes = ops.parameters_and_shapes(
         NUMBERED[call.cell],
         call.options,
@@ -70,6 +70,7 @@ def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
         features=input_size,
         hidden=hidden_size,
         projected=size,
+        heads=heads,
     )
     products = sum(math.prod(shape) for parameter, shape in shapes if parameter.is_matrix)
     return 2 * products * _rows(call.input, call.sequence_layout, call.options)

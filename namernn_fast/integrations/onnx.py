@@ -86,7 +86,7 @@ def _layer(
 ) -> Results:
     """Emits the ONNX node of one layer of a call and returns its results."""
     cell, lengths, options = call.cell, call.sequence_layout, call.options
-    directions, hidden_size = len(layer), ops.size_of_h(call.weights)
+    directions, hidden_size = len(layer), call.state_sizes()[0]
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
         "hidden_size": hidden_size,

@@ -243,6 +243,7 @@ def _choice(call: Call) -> Choice:
 def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
     """Returns the name of the path chosen for a call, and the reasons against the other paths."""
     like = call.weights[0]
+    why_only_float = ops.why_only_float(call.cell, call.weights, call.hidden_size(), call.options)
     device = "triton" if like.is_cuda else "cpu"
     if choice.why_not_kernel is not None:
         why_not = {device: choice.why_not_kernel}
@@ -256,14 +257,14 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
         kernel, better = gpu.device_of(like).arch, "runs here instead of"
     else:
         dtype = torch.int8 if call.options & ops.INT8 else like.dtype
-        if call.options & ops.PROJECTIONS:  # proj_size excludes bfloat16 instructions
+        if why_only_float is not None:
             dtype = torch.float32
         kernel, better = ops.cpu_kernel(dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
     why_not = {"reference": f"the fused kernel {better} {step_by_step}"}
     bits = precision_bits(call.cell)
     if bits and not like.is_cuda and like.dtype == torch.float32 and not call.options & ops.INT8:
-        products, reason = _products(call, call.options | bits)
+        products, reason = _products(call, call.options | bits, why_only_float)
         if products == "bfloat16":
             kernel = ops.cpu_kernel(torch.bfloat16)
         other = "float32" if products == "bfloat16" else "bfloat16"
@@ -271,18 +272,18 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
     return f"{device} {kernel}", why_not
 
 
-def _products(call: Call, options: int) -> tuple[str, str]:
+def _products(call: Call, options: int, why_only_float: str | None) -> tuple[str, str]:
     """Returns the type in which the CPU kernel multiplies float32 numbers, and the reason.
 
     `options` are the option bits of the call, with a bit that allows a lower precision.
     """
     setting = f"torch.backends.mkldnn.{call.cell.fp32_precision}.fp32_precision"
     value = fp32_precision.on_cpu(call.cell.fp32_precision)
-    hidden_size = ops.size_of_h(call.weights)
+    hidden_size = call.state_sizes()[0]
+    if why_only_float is not None:
+        return "float32", f"the kernels with bfloat16 instructions do not support {why_only_float}"
     if ops.cpu_terms(options, *_sizes(call), hidden_size):
         return "bfloat16", f"{setting} is {value!r}"
-    if call.options & ops.PROJECTIONS:
-        return "float32", "the kernels with bfloat16 instructions do not support proj_size"
     large = 2**10, 2**10, 2**20, 2**10
     if not ops.cpu_terms(options & ~ops.BATCH_INVARIANT, *large):
         return "float32", "this processor has no instructions that would make them faster"

@@ -148,8 +148,9 @@ def leaky(
         nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
         bias, .., padding_idx: as in `lstm()`, with r and v instead of h and c.
         noise: added to v, laid out like input, with num_layers * num_directions * hidden_size
-            features: the noise of each layer and direction, in the order of h_n. Converted to the
-            dtype of input. It may require a gradient.
+            features: the noise of each layer and direction, in the order of h_n. With hidden_size
+            features, all layers and directions share it. Converted to the dtype of input. It may
+            require a gradient.
 
     Returns:
         output, which holds r, and the pair of the last r and v, each shaped like the tensors in hx.

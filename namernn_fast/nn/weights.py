@@ -56,6 +56,7 @@ def make_parameters(
         features=module.input_size,
         hidden=module.hidden_size,
         projected=module.hidden_size,
+        heads=checked_heads(module),
     )
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
@@ -64,6 +65,14 @@ def make_parameters(
             trainable = own[f"train_{parameter.name}"]
         module.register_parameter(name, torch.nn.Parameter(values, trainable))
     module.reset_parameters()
+
+
+def checked_heads(module: Any) -> int:
+    """Returns the number of heads of a module, 1 if its cell has none, or raises ValueError."""
+    heads, hidden_size = getattr(module, "heads", 1), module.hidden_size
+    if type(heads) is not int or heads < 1 or hidden_size % heads:
+        raise ValueError(f"heads must be a divisor of hidden_size ({hidden_size}), got {heads!r}")
+    return heads
 
 
 def draw_parameters(module: Any) -> None:
@@ -145,6 +154,12 @@ def from_saved(layer: Any, named: dict[str, Tensor]) -> list[Tensor]:
     return [named[name] for name in layer._names_in_state_dict()]
 
 
+def why_no_int8_kernel(rnn: Any) -> str | None:
+    """Returns what the kernels for 8-bit weights do not support in a layer or step module."""
+    weights = rnn._weights()
+    return ops.why_only_float(rnn._cell, weights, rnn.hidden_size, rnn._options(weights))
+
+
 def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
     """Returns why a layer would not benefit from 8-bit weights, or None if it would benefit.
 
@@ -156,8 +171,8 @@ def why_not_int8(layer: Any, min_hidden: int | None = None) -> str | None:
     weights = [weight for weight in rnn._weights() if weight.dim() == 2]
     if weights[0].dtype != torch.float32:
         return "the layer is not in float32"
-    if getattr(rnn, "proj_size", 0):
-        return "8-bit weights do not support proj_size"
+    if lacking := why_no_int8_kernel(rnn):
+        return f"8-bit weights do not support {lacking}"
     if max(weight.shape[1] for weight in weights) > int8.MOST_INPUTS:
         return f"they take at most {int8.MOST_INPUTS} inputs"
     if min_hidden is None and rnn is not layer and not rnn.bidirectional:

@@ -11,10 +11,12 @@ from kinds import KINDS, flat, needs_extension, tensors_in
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import last_state, ops, prepared_ops
+from namernn_fast.cells import NUMBERED
 
 pytestmark = needs_extension
 CELL = KINDS["gru"].cell
-SIZES = [1, 4, 5, 0, 5]
+LAST_CELL = len(NUMBERED) - 1
+SIZES = [1, 4, 5, 0, 5, 1]
 WEIGHTS = [torch.zeros(15, 4), torch.zeros(15, 5), torch.zeros(15), torch.zeros(15)]
 
 
@@ -37,9 +39,13 @@ def test_calls_with_one_changed_argument_do_not_crash(first, count):
     [
         ([2**62 + 1, *SIZES[1:]], "no memory for weights of shape"),
         ([2**40, *SIZES[1:]], "no memory for weights of shape|weights must hold"),
-        ([1, 2**62, 2**62, 0, 2**62], "no memory for a weight of shape"),
-        ([1, 0, 5, 2**62, 5], "no memory for a table of shape"),
-        ([1, 2**18, 5, 7, 5], "a stack with a vocabulary must have an input_size of 0, got 262144"),
+        ([1, 2**62, 2**62, 0, 2**62, 1], "no memory for a weight of shape"),
+        ([1, 0, 5, 2**62, 5, 1], "no memory for a table of shape"),
+        (
+            [1, 2**18, 5, 7, 5, 1],
+            "a stack with a vocabulary must have an input_size of 0, got 262144",
+        ),
+        ([*SIZES[:5], 5], "a GRU cell with hidden_size 5 cannot have 5 heads"),
         ([-1, *SIZES[1:]], "sizes must be num_layers, .*, got"),
     ],
     ids=str,
@@ -48,10 +54,11 @@ def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
     """Sizes are rejected even if the header of the packed weights holds the same wrong sizes."""
     number = CELL.number
     prepared = prepared_ops.prepare(number, WEIGHTS, SIZES, ops.BIAS)
-    layers, features, hidden_size, vocabulary, size_of_h = sizes
-    header = prepared.view(torch.uint8)[32:104].view(torch.int64)
-    assert header.tolist()[:8] == [number, 1, 1, 4, 4, 5, 0, 5]
-    header[[1, 4, 5, 6, 7]] = torch.tensor([layers, features, hidden_size, vocabulary, size_of_h])
+    layers, *others = sizes
+    header = prepared.view(torch.uint8)[32:112].view(torch.int64)
+    assert header.tolist()[:9] == [number, 1, 1, 4, 4, 5, 0, 5, 1]
+    header[1], header[4:9] = layers, torch.tensor(others)
+    vocabulary = sizes[3]
     ids, states = torch.zeros(2, 3, dtype=torch.int64), [torch.zeros(1, 3, 5)]
     frame = ids if vocabulary else torch.zeros(2, 3, 4)
     for call in (
@@ -65,10 +72,10 @@ def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
         with pytest.raises(RuntimeError, match=f"{text}|prepared must come from"):
             call()
     output = torch.empty(2, 3, 5)
-    with pytest.raises(RuntimeError, match="prepared must come from"):
+    with pytest.raises(RuntimeError, match=r"cannot have 5 heads|prepared must come from"):
         prepared_ops.step(prepared, states, frame, None, (), ops.BIAS)
     step = [prepared], states, None, frame, output, None, ops.BIAS, number, None
-    with pytest.raises(RuntimeError, match="prepared must come from"):
+    with pytest.raises(RuntimeError, match=r"cannot have 5 heads|prepared must come from"):
         prepared_ops.step_directly(*step)
 
 
@@ -85,9 +92,9 @@ def test_direct_steps_reject_invalid_options_and_cells():
     assert direct_step()
     with pytest.raises(RuntimeError, match="must not set INT8 without prepared weights"):
         direct_step(options=ops.BIAS | ops.INT8)
-    for cell in (-1, len(KINDS), 2**32 + CELL.number):
+    for cell in (-1, LAST_CELL + 1, 2**32 + CELL.number):
         with pytest.raises(
-            RuntimeError, match=f"cell must be between 0 and {len(KINDS) - 1}, got {cell}"
+            RuntimeError, match=f"cell must be between 0 and {LAST_CELL}, got {cell}"
         ):
             direct_step(cell=cell)
 

@@ -321,7 +321,7 @@ def test_int8_layers_reject_an_input_size_whose_sums_overflow_32_bits():
         layer.prepare(torch.int8)
     options = layer.prepare()._panels.options | ops.INT8
     with pytest.raises(RuntimeError, match=f"at most {most} inputs of a layer, got {most + 1}"):
-        prepared_ops.prepare(0, [*layer.parameters()], [1, most + 1, 1, 0, 1], options)
+        prepared_ops.prepare(0, [*layer.parameters()], [1, most + 1, 1, 0, 1, 1], options)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -103,7 +103,7 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
 template <class Storage>
 void check_fading(const TestedCell& cell, const KernelsFor<Storage>& kernels,
                   int bits = kBits<Storage>) {
-  static const int64_t shape_of_problem[4] = {3, 64, 400, 2};
+  static const int64_t shape_of_problem[4] = {3, 64, 600, 2};
   Problem p = problem_of<Storage>(cell, shape_of_problem, 0, 0);
   p.grad_last[0] = p.want_input = p.want_output = true;
   Random random;

@@ -24,7 +24,8 @@ extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
 struct TestedCell : Cell {
   std::string title;  // names the instruction set and the cell
   CellKind kind;
-  bool projects;  // whether layers with more than one hidden unit project h
+  bool projects;   // whether layers with more than one hidden unit project h
+  bool in_floats;  // whether the kernels support heads and given sums
 };
 
 // Compares results on prefix trees and on separate sequences. Defined in trees.cpp.
@@ -169,6 +170,14 @@ bool agree(const Array<Storage>& first, const Array<Storage>& second) {
   }
   const double tolerance = sizeof(Storage) == 8 ? 1e-12 : sizeof(Storage) == 4 ? 1e-4 : 0x1p-6;
   return difference <= tolerance * largest;
+}
+
+// Returns the smallest number of heads, besides 1, into which H units can be split.
+inline int64_t fewest_heads(int64_t H) {
+  for (int64_t heads = 2; heads < H; ++heads) {
+    if (H % heads == 0) return heads;
+  }
+  return H;
 }
 
 // Packs the layer's weights into panels in `memory`, and returns the layer with these panels. The

@@ -32,9 +32,9 @@ template <class Storage>
 void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   // Some shapes fill whole panels in several chunks of rows. In the last shape, one thread splits
   // the sequences, and each of two groups accumulates gradients in a separate buffer.
-  static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},     {16, 48, 5, 1},
-                                      {9, 130, 4, 7}, {3, 200, 25, 3},  {20, 33, 40, 30},
-                                      {4, 65, 3, 26}, {12, 140, 1, 37}, {2, 5, 57, 300}};
+  static const int64_t shapes[][4] = {
+      {1, 1, 1, 1},     {5, 7, 6, 3},   {16, 48, 5, 1},   {9, 130, 4, 7},  {3, 200, 25, 3},
+      {20, 33, 40, 30}, {4, 65, 3, 26}, {12, 140, 1, 37}, {6, 128, 3, 14}, {2, 5, 57, 300}};
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
   for (const auto& shape : shapes) {
@@ -78,14 +78,15 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
 }
 
 // Returns the cell of `kernels` with index `number`. Its title starts with `instructions`.
-TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number) {
+TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number,
+                   bool in_floats) {
   const Cell& cell = kernels.cells[number];
-  return {cell, instructions + ", " + cell.name, CellKind(number), false};
+  return {cell, instructions + ", " + cell.name, CellKind(number), false, in_floats};
 }
 
 void check_all(const Kernels& kernels) {
   for (int64_t i = 0; i < kCompiledCells; ++i) {
-    TestedCell cell = cell_of(kernels.name, kernels, i);
+    TestedCell cell = cell_of(kernels.name, kernels, i, true);
     check_cell(cell, kernels);
     if (!cell.can_project) continue;
     cell.title += " with projections";
@@ -100,7 +101,7 @@ template <class Storage, class... Bits>
 void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
   for (int64_t i = 0; i < kCompiledCells; ++i) {
-    const TestedCell cell = cell_of(name, in_float, i);
+    const TestedCell cell = cell_of(name, in_float, i, false);
     if (needs_floats(cell)) continue;
     if (cell.title.find(selected) == std::string::npos) continue;
     check_accuracy(cell, kernels, bits...);

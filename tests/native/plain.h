@@ -32,21 +32,34 @@ std::vector<Number> rounded_numbers(const Array<Storage>& array, int bits) {
 }
 
 // Indices of the values that a hidden unit's step depends on: for each gate, the sum over the input
-// and the sum over the previous state; then the unit's previous states, its rate and its noise.
+// and the sum over the previous state; then the unit's previous states, its own parameters, the
+// inputs besides x, and the means over all units.
 enum Dependency {
   kFromInput,
   kFromState = 4,
   kPrevious = 8,
-  kRate = kPrevious + kMostStates,
-  kNoise,
-  kAll
+  kOwnBlocks = kPrevious + kMostStates,
+  kBeside = kOwnBlocks + 3,
+  kMean = kBeside + kTestedInputs,
+  kAll = kMean + 2
 };
+// Returns the number of means over all units that a cell computes.
+inline int count_means(const Cell& cell) { return cell.states_need_rows ? 2 : 0; }
 
 // A dual number: the real part is a value, and the imaginary part is kSmall times the derivative of
 // the value with respect to one Dependency. kSmall squared is negligible.
 template <class Number>
 using Dual = std::complex<Number>;
 constexpr float kSmall = 0x1p-50f;
+
+template <class Value>
+struct RealOf {
+  using Type = Value;
+};
+template <class Number>
+struct RealOf<Dual<Number>> {
+  using Type = Number;
+};
 
 // Holds the rounded numbers that a hidden unit keeps for the backward pass, and its rounded output.
 // A step in plain numbers writes the kept numbers and continues with the unrounded numbers. A step
@@ -104,8 +117,8 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
     }
     case CellKind::leaky: {
       const Value difference = keep.number(0, sum(0) - previous[1]);
-      const Value moved = previous[1] + keep.sigmoid(of[kRate]) * difference;
-      const Value v = keep.number(1, moved + of[kNoise]);
+      const Value moved = previous[1] + keep.sigmoid(of[kOwnBlocks]) * difference;
+      const Value v = keep.number(1, moved + of[kBeside]);
       return {keep.act(v), v};
     }
     case CellKind::independent: {
@@ -113,17 +126,30 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
       const Value c = keep.number(1, f * previous[1] + of[kFromInput + 1]);
       return {keep.act(c), c};
     }
-    case CellKind::tested: {
+    case CellKind::four_states:
+    case CellKind::with_means: {
       const Number half = Number(0.5), one = 1;
-      const Value i = keep.sigmoid(0, sum(0)), g = keep.tanh(1, sum(1));
+      const Value i = keep.sigmoid(0, sum(0) - of[kMean] + of[kOwnBlocks + 1]);
+      const Value g = keep.tanh(1, sum(1) - of[kMean] + of[kOwnBlocks + 2]);
       const Value c = keep.number(2, i * previous[1] + half * (one - i) * g);
       const Value n = keep.number(3, half * (previous[2] + i));
-      const Value m = keep.number(4, g * previous[3] + half * previous[0] + of[kNoise]);
-      return {keep.tanh(c + keep.sigmoid(of[kRate]) * n * m), c, n, m};
+      const Value m = keep.number(4, g * previous[3] + half * previous[0] + of[kBeside]);
+      const Value weight = keep.sigmoid(of[kOwnBlocks]) * m + of[kBeside + 1];
+      return {keep.act(c + of[kMean + 1] + weight * n), c, n, m};
     }
     default:
       return {keep.act(sum(0))};
   }
+}
+
+// Returns the value whose mean over all units is of[kMean + mean]. `states` are from step_of(), and
+// may be computed with later means still unset.
+template <class Value>
+Value averaged(int mean, const Value (&of)[kAll], const States<Value>& states) {
+  using Real = typename RealOf<Value>::Type;
+  if (mean == 1) return Real(0.5) - states[1];
+  const Value sums = of[kFromInput] + of[kFromState] + of[kFromInput + 1] + of[kFromState + 1];
+  return sums / Real(2);
 }
 
 // A layer in plain loops. Everything that is multiplied or stored is rounded: inputs, weights,
@@ -143,7 +169,6 @@ class Plain {
         ids_(arguments.ids.data()),
         cuts_(arguments.resets.data()),
         input_(rounded_numbers<Number>(arguments.input, bits)),
-        noise_(numbers<Number>(arguments.noise)),
         grad_output_(numbers<Number>(arguments.grad_output)),
         zero_state_(p.H) {
     for (int i = 0; i < p.cell->states; ++i) {
@@ -151,6 +176,7 @@ class Plain {
                                 : numbers<Number>(arguments.initial[i]));
       grad_last_.push_back(numbers<Number>(arguments.grad_last[i]));
     }
+    for (const auto& beside : arguments.beside) beside_.push_back(numbers<Number>(beside));
     for (int i = 0; i < kParameters; ++i) {
       const bool is_weight = i == kWeightHh || i == kWeightHr || (i == kWeightIh && !p.V);
       parameters_.push_back(is_weight ? rounded_numbers<Number>(arguments.parameters[i], bits)
@@ -166,7 +192,9 @@ class Plain {
       if (!p.wants(Name(i))) results_[i].resize(all.size_of(Name(i), shape.rows));
     }
     gradient(kBiasHh).resize(p.gate_rows());
-    results_[kGradNoise].resize(shape.rows * p.H);
+    for (int i = 0; i < p.cell->inputs; ++i) {
+      results_[grad_beside_of(i)].resize(shape.rows * features_beside(*p.cell, i, p.H));
+    }
   }
 
   // Runs both passes. Returns the results, indexed by Name, with NaN in padding.
@@ -199,7 +227,7 @@ class Plain {
   void mark_padding() {
     for (int64_t t = 0; p_.kind == Kind::any_order && t < p_.T; ++t) {
       for (int64_t b = shape_.count[t]; b < p_.B; ++b) {
-        for (const Name name : {kOutput, kKept, kGradInput, kGradNoise}) {
+        for (int name = kOutput; name < kLast; ++name) {
           const int64_t size = int64_t(results_[name].size()) / shape_.rows;
           std::fill_n(results_[name].data() + shape_.row(t, b) * size, size, Number(NAN));
         }
@@ -254,15 +282,19 @@ class Plain {
     return kept_at(b, s - 1) + (p_.cell->kept - p_.cell->states + i) * p_.H;
   }
 
-  // Returns sums + bias + weight x, where x is a row's input or previous state.
-  Numbers add_product(Numbers sums, Parameter bias, Parameter weight, const Number* x,
-                      int64_t K) const {
+  // Returns sums + bias + weight x, where x is a row's input or previous state. With several heads,
+  // a unit multiplies the K elements of x that belong to its head.
+  Numbers add_product(Numbers sums, Parameter bias, Parameter weight, const Number* x, int64_t K,
+                      int64_t heads) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
+      const Number* of_head = x + head_of(i, heads) * K;
       if (p_.bias) sums[i] += parameters_[bias][i];
-      for (int64_t k = 0; k < K; ++k) sums[i] += parameters_[weight][i * K + k] * x[k];
+      for (int64_t k = 0; k < K; ++k) sums[i] += parameters_[weight][i * K + k] * of_head[k];
     }
     return sums;
   }
+  // Returns the head of row i of a weight.
+  int64_t head_of(int64_t i, int64_t heads) const { return i % p_.H / (p_.H / heads); }
 
   // Runs step s of sequence b and updates the cell states, `cells[1]` and so on. As in the kernels,
   // only stored copies are rounded, so the next step continues from unrounded cell states.
@@ -270,27 +302,40 @@ class Plain {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
     if (p_.V) std::copy_n(&parameters_[kWeightIh][ids_[row(b, s)] * G], G, start.data());
-    const Number* x = input_.data() + row(b, s) * p_.D;
+    const Number* x = input_.data() + row(b, s) * p_.input_features();
+    if (p_.sums_given) std::copy_n(x, G, start.data());
     const Number* previous = previous_state(b, s);
-    const Numbers from_input = add_product(start, kBiasIh, kWeightIh, x, p_.D);
+    const Numbers from_input = add_product(start, kBiasIh, kWeightIh, x, p_.D, 1);
     Numbers from_state(G);
     if (p_.cell->has_weight_hh) {
-      from_state = add_product(from_state, kBiasHh, kWeightHh, previous, P_);
+      from_state = add_product(from_state, kBiasHh, kWeightHh, previous, p_.R(), p_.heads);
     }
     for (size_t i = 1; i < cells.size() && (s == 0 || is_cut(b, s)); ++i) {
       std::copy_n(previous_cell_state(b, s, int64_t(i)), p_.H, cells[i].data());
     }
-    Numbers y(p_.H);
-    for (int64_t j = 0; j < p_.H; ++j) {
-      Number of[kAll]{};
+    Numbers y(p_.H), means(2);
+    const auto dependencies_of = [&](int64_t j, Number(&of)[kAll]) {
       for (int64_t gate = 0; gate < p_.cell->gates; ++gate) {
         of[kFromInput + gate] = from_input[gate * p_.H + j];
         of[kFromState + gate] = from_state[gate * p_.H + j];
       }
       if (P_ == p_.H) of[kPrevious] = previous[j];
       for (size_t i = 1; i < cells.size(); ++i) of[kPrevious + i] = cells[i][j];
-      if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
-      if (p_.noise) of[kNoise] = noise_[row(b, s) * p_.H + j];
+      read_unit(b, s, j, of);
+      std::copy(means.begin(), means.end(), of + kMean);
+    };
+    for (int mean = 0; mean < count_means(*p_.cell); ++mean) {
+      Number sum = 0;
+      for (int64_t j = 0; j < p_.H; ++j) {
+        Number of[kAll]{};
+        dependencies_of(j, of);
+        sum += averaged(mean, of, step_of(p_.cell->kind, of, keeper(b, s, j, 0)));
+      }
+      means[mean] = sum / Number(p_.H);
+    }
+    for (int64_t j = 0; j < p_.H; ++j) {
+      Number of[kAll]{};
+      dependencies_of(j, of);
       const States<Number> states = step_of(p_.cell->kind, of, keeper(b, s, j, 0));
       y[j] = states[0];
       for (size_t i = 1; i < cells.size(); ++i) cells[i][j] = states[i];
@@ -304,25 +349,57 @@ class Plain {
     }
   }
 
+  // Sets what unit j's step depends on besides sums, states and means: its own parameters and the
+  // inputs besides x.
+  template <class Value>
+  void read_unit(int64_t b, int64_t s, int64_t j, Value (&of)[kAll]) const {
+    for_each_own_block([&](int parameter, int64_t block, int dependency) {
+      of[dependency] = parameters_[parameter][block * p_.H + j];
+    });
+    for (int i = 0; i < p_.cell->inputs; ++i) {
+      const int64_t features = features_beside(*p_.cell, i, p_.H);
+      if (p_.beside[i]) of[kBeside + i] = beside_[i][row(b, s) * features + j % features];
+    }
+  }
+
+  // Calls f(parameter, block, dependency) for each block of the cell's own parameters.
+  template <class F>
+  void for_each_own_block(F&& f) const {
+    int dependency = kOwnBlocks;
+    for (int i = 0; i < p_.cell->own; ++i) {
+      for (int64_t block = 0; block < p_.cell->own_blocks[i]; ++block) {
+        f(kOwn + i, block, dependency++);
+      }
+    }
+  }
+
   Keeper<Number> keeper(int64_t b, int64_t s, int64_t j, Number output) {
     Number* kept = results_[kKept].data() + row(b, s) * p_.cell->kept * p_.H + j;
     return {kept, p_.H, output, bits_, p_.relu};
   }
 
-  // Returns the states of hidden unit j after step s of sequence b, with their derivatives with
-  // respect to each Dependency.
-  std::array<States<Dual<Number>>, kAll> derivatives(int64_t b, int64_t s, int64_t j) {
-    Dual<Number> of[kAll];  // the values of the sums are not used
+  // The states of a hidden unit after a step, and the values that are averaged over all units, each
+  // with its derivatives with respect to each Dependency.
+  struct Derivatives {
+    std::array<States<Dual<Number>>, kAll> states;
+    std::array<std::array<Dual<Number>, kAll>, 2> averaged;
+  };
+  // Returns the Derivatives of hidden unit j after step s of sequence b.
+  Derivatives derivatives(int64_t b, int64_t s, int64_t j) {
+    Dual<Number> of[kAll];  // the values of the sums and means are not used
     if (P_ == p_.H) of[kPrevious] = previous_state(b, s)[j];
     for (int i = 1; i < p_.cell->states; ++i) {
       of[kPrevious + i] = previous_cell_state(b, s, i)[j];
     }
-    if (p_.has(kOwn)) of[kRate] = parameters_[kOwn][j];
+    read_unit(b, s, j, of);
     const Number output = P_ == p_.H ? state_after(b, s)[j] : Number(0);
-    std::array<States<Dual<Number>>, kAll> found;
+    Derivatives found;
     for (int i = 0; i < kAll; ++i) {
       of[i].imag(kSmall);
-      found[i] = step_of(p_.cell->kind, of, keeper(b, s, j, output));
+      found.states[i] = step_of(p_.cell->kind, of, keeper(b, s, j, output));
+      for (int mean = 0; mean < count_means(*p_.cell); ++mean) {
+        found.averaged[mean][i] = averaged(mean, of, found.states[i]);
+      }
       of[i].imag(0);
     }
     return found;
@@ -336,37 +413,60 @@ class Plain {
       grad_h[j] += grad_output_[row(b, s) * P_ + j];
     }
     const int64_t H = p_.H, gates = p_.cell->gates;
-    std::vector<std::array<States<Dual<Number>>, kAll>> states;
-    for (int64_t j = 0; j < H; ++j) states.push_back(derivatives(b, s, j));
+    std::vector<Derivatives> units;
+    for (int64_t j = 0; j < H; ++j) units.push_back(derivatives(b, s, j));
     if (P_ < H) {
       Numbers y;
-      for (const auto& of_unit : states) y.push_back(of_unit[0][0].real());
+      for (const Derivatives& unit : units) y.push_back(unit.states[0][0].real());
       grad_h = projected_back(y, grad_h);
     }
-    Numbers from_input(gates * H), from_state(gates * H), around(H);
+    std::vector<std::array<Number, kAll>> of_units(H);
     for (int64_t j = 0; j < H; ++j) {
-      Number grad[kAll];
       for (int i = 0; i < kAll; ++i) {
-        grad[i] = 0;
-        for (size_t n = 0; n < grads.size(); ++n) grad[i] += grads[n][j] * states[j][i][n].imag();
-        grad[i] /= kSmall;
+        Number& grad = of_units[j][i];
+        grad = 0;
+        for (size_t n = 0; n < grads.size(); ++n) {
+          grad += grads[n][j] * units[j].states[i][n].imag();
+        }
+        grad /= kSmall;
       }
+    }
+    for (int mean = count_means(*p_.cell); mean-- > 0;) {
+      Number of_mean = 0;
+      for (const auto& grad : of_units) of_mean += grad[kMean + mean];
+      for (int64_t j = 0; j < H; ++j) {
+        for (int i = 0; i < kAll; ++i) {
+          of_units[j][i] += of_mean / Number(H) * (units[j].averaged[mean][i].imag() / kSmall);
+        }
+      }
+    }
+    Numbers from_input(gates * H), from_state(gates * H), around(H);
+    for (int i = 0; i < p_.cell->inputs; ++i) {
+      const int64_t features = features_beside(*p_.cell, i, H);
+      Number* grad = &results_[grad_beside_of(i)][row(b, s) * features];
+      for (int64_t j = 0; j < H; ++j) grad[j % features] += of_units[j][kBeside + i];
+    }
+    for (int64_t j = 0; j < H; ++j) {
+      const auto& grad = of_units[j];
       for (int64_t gate = 0; gate < gates; ++gate) {
         from_input[gate * H + j] = rounded(grad[kFromInput + gate], bits_);
         from_state[gate * H + j] = rounded(grad[kFromState + gate], bits_);
       }
       around[j] = grad[kPrevious];
       for (size_t n = 1; n < grads.size(); ++n) grads[n][j] = grad[kPrevious + n];
-      results_[kGradNoise][row(b, s) * H + j] = grad[kNoise];
-      if (p_.has(kOwn)) gradient(kOwn)[j] += rounded(grad[kRate], bits_);
+      for_each_own_block([&](int parameter, int64_t block, int dependency) {
+        gradient(parameter)[block * H + j] += rounded(grad[dependency], bits_);
+      });
     }
-    const Number* x = input_.data() + row(b, s) * p_.D;
+    const Number* x = input_.data() + row(b, s) * p_.input_features();
+    Number* grad_x = results_[kGradInput].data() + row(b, s) * p_.input_features();
+    for (int64_t i = 0; p_.sums_given && i < p_.gate_rows(); ++i) grad_x[i] += from_input[i];
     grad_h.assign(around.begin(), around.begin() + P_);
     if (p_.cell->has_weight_hh) {
-      add_gradients(from_state, kBiasHh, kWeightHh, previous_state(b, s), P_, grad_h.data());
+      add_gradients(from_state, kBiasHh, kWeightHh, previous_state(b, s), p_.R(), p_.heads,
+                    grad_h.data());
     }
-    add_gradients(from_input, kBiasIh, kWeightIh, x, p_.D,
-                  results_[kGradInput].data() + row(b, s) * p_.D);
+    add_gradients(from_input, kBiasIh, kWeightIh, x, p_.D, 1, grad_x);
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
       gradient(kWeightIh)[ids_[row(b, s)] * p_.gate_rows() + i] += from_input[i];
     }
@@ -388,14 +488,16 @@ class Plain {
     return grad;
   }
 
-  // Given `grad`, the gradient of bias + weight x, adds to the gradients of bias, weight and x.
+  // Given `grad`, the gradient of bias + weight x, adds to the gradients of bias, weight and x. The
+  // arguments are as in add_product().
   void add_gradients(const Numbers& grad, Parameter bias, Parameter weight, const Number* x,
-                     int64_t K, Number* grad_x) {
+                     int64_t K, int64_t heads, Number* grad_x) {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
+      const int64_t first = head_of(i, heads) * K;  // the first element of x that row i multiplies
       gradient(bias)[i] += grad[i];
       for (int64_t k = 0; k < K; ++k) {
-        grad_x[k] += grad[i] * parameters_[weight][i * K + k];
-        gradient(weight)[i * K + k] += grad[i] * x[k];
+        grad_x[first + k] += grad[i] * parameters_[weight][i * K + k];
+        gradient(weight)[i * K + k] += grad[i] * x[first + k];
       }
     }
   }
@@ -408,8 +510,9 @@ class Plain {
   const int bits_;
   const int64_t* ids_;
   const char* cuts_;
-  const Numbers input_, noise_;
+  const Numbers input_;
   std::vector<Numbers> initial_, grad_last_;  // indexed by state
+  std::vector<Numbers> beside_;               // inputs besides x; empty if absent
   std::vector<Numbers> parameters_;           // indexed by Parameter; weight_ih may be the table
   const Numbers grad_output_, zero_state_;
   std::vector<Numbers> results_;  // indexed by Name

@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "driver.h"
+#include "rows.h"
 
 namespace namernn_fast {
 
@@ -14,57 +15,61 @@ constexpr unsigned kKinds = 5;
 // Number of combinations of layout, direction and kind of input (features or token ids).
 constexpr unsigned kOptions = 4 * kKinds;
 
-// Results. Those of states and parameters are ranges, in the order of the cell's states and of
-// Parameter.
+constexpr int kTestedInputs = 2;  // maximum number of inputs besides x of a cell
+
+// Results. Those of inputs, states and parameters are ranges, in the order of the cell's states and
+// of Parameter.
 enum Name {
   kOutput,
   kKept,
   kGradInput,
-  kGradNoise,
-  kLast,
+  kGradBeside,
+  kLast = kGradBeside + kTestedInputs,
   kGradInitial = kLast + kMostStates,
   kGradParameters = kGradInitial + kMostStates,
   kNames = kGradParameters + kParameters
 };
+inline Name grad_beside_of(int input) { return Name(kGradBeside + input); }
 inline Name last_of(int state) { return Name(kLast + state); }
 inline Name initial_gradient_of(int state) { return Name(kGradInitial + state); }
 inline Name gradient_of(int parameter) { return Name(kGradParameters + parameter); }
-constexpr const char* names[] = {"output",
-                                 "kept",
-                                 "grad_input",
-                                 "grad_noise",
-                                 "h_n",
-                                 "last state 1",
-                                 "last state 2",
-                                 "last state 3",
-                                 "grad_hx",
-                                 "grad of state 1",
-                                 "grad of state 2",
-                                 "grad of state 3",
-                                 "grad_weight_ih",
-                                 "grad_weight_hh",
-                                 "grad_bias_ih",
-                                 "grad_bias_hh",
-                                 "grad_weight_hr",
-                                 "grad_rate"};
+constexpr const char* names[] = {"output",          "kept",
+                                 "grad_input",      "grad of input 0",
+                                 "grad of input 1", "h_n",
+                                 "last state 1",    "last state 2",
+                                 "last state 3",    "grad_hx",
+                                 "grad of state 1", "grad of state 2",
+                                 "grad of state 3", "grad_weight_ih",
+                                 "grad_weight_hh",  "grad_bias_ih",
+                                 "grad_bias_hh",    "grad_weight_hr",
+                                 "grad of own 0",   "grad of own 1",
+                                 "grad of own 2",   "grad of own 3",
+                                 "grad of own 4",   "grad of own 5",
+                                 "grad of own 6",   "grad of own 7"};
 static_assert(std::size(names) == kNames);
 
 struct Problem {
   const TestedCell* cell;
   int64_t D, H, T, B;
   int64_t V;  // rows of the table if the input is token ids (then D = 0); otherwise 0
+  int64_t heads;
+  bool sums_given;  // whether the input holds the sums over x (then D = 0)
   Kind kind;
   size_t l2_bytes;
   InPlace in_place;
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before;
   bool grad_output;
   bool grad_last[kMostStates], expanded_grad[kMostStates];
-  bool noise, want_noise;
+  bool beside[kTestedInputs], want_beside[kTestedInputs];  // for each input besides x
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements of h.
   int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
+  // Returns the number of elements of h that a unit multiplies.
+  int64_t R() const { return heads == 1 ? P() : H / heads; }
+  // Returns the number of elements of a row of the input.
+  int64_t input_features() const { return sums_given ? gate_rows() : D; }
   // Returns the number of elements of a state; 0 if the cell lacks the state.
   int64_t size_of_state(int i) const { return i == 0 ? P() : i < cell->states ? H : 0; }
 
@@ -77,6 +82,7 @@ struct Problem {
     if (parameter == kBiasIh) return bias;
     if (parameter == kBiasHh) return bias && cell->has_weight_hh;
     if (parameter == kWeightHh) return cell->has_weight_hh;
+    if (parameter == kWeightIh) return !sums_given;
     return parameter == kWeightHr ? P() < H : parameter < kOwn + cell->own;
   }
   // Returns the number of elements of a parameter, or of the table that replaces weight_ih.
@@ -85,18 +91,18 @@ struct Problem {
       case kWeightIh:
         return gate_rows() * (D + V);
       case kWeightHh:
-        return gate_rows() * P();
+        return gate_rows() * R();
       case kWeightHr:
         return P() * H;
       default:
-        return parameter >= kOwn ? H : gate_rows();
+        return parameter >= kOwn ? cell->own_blocks[parameter - kOwn] * H : gate_rows();
     }
   }
 
   // Returns whether the passes write the result `name`.
   bool wants(Name name) const {
     if (name == kGradInput) return want_input;
-    if (name == kGradNoise) return want_noise;
+    if (name >= kGradBeside && name < kLast) return want_beside[name - kGradBeside];
     if (name < kLast) return true;
     if (name < kGradInitial) return name - kLast < cell->states;
     if (name < kGradParameters) return want_hx && name - kGradInitial < cell->states;
@@ -116,12 +122,11 @@ struct Problem {
       case kKept:
         return rows * cell->kept * H;
       case kGradInput:
-        return rows * D;
-      case kGradNoise:
-        return rows * H;
+        return rows * input_features();
       default:
         break;
     }
+    if (name < kLast) return rows * features_beside(*cell, name - kGradBeside, H);
     if (name >= kGradParameters) return size_of_parameter(name - kGradParameters);
     return B * size_of_state(name < kGradInitial ? name - kLast : name - kGradInitial);
   }
@@ -146,7 +151,10 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   Problem p{};
   p.cell = &cell;
   const bool table = options / kKinds / 2 != 0;
-  p.D = table ? 0 : D, p.H = H, p.T = T, p.B = B;
+  p.sums_given = !table && cell.in_floats && bit(22);
+  p.D = table || p.sums_given ? 0 : D, p.H = H, p.T = T, p.B = B;
+  const bool has_heads = cell.in_floats && cell.has_weight_hh && !cell.projects && bit(23);
+  p.heads = has_heads ? fewest_heads(H) : 1;
   p.V = table ? D : 0;
   p.kind = Kind(options % kKinds);
   p.reverse = options / kKinds % 2 != 0;
@@ -157,7 +165,7 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
   p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
   p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
   p.want_output = bit(13);
-  p.in_place = {!table && bit(14), cell.has_weight_hh && bit(15)};
+  p.in_place = {p.D > 0 && bit(14), cell.has_weight_hh && bit(15)};
   p.grad_output = bit(16);
   bool has_grad = p.grad_output;
   for (int i = 1; i < cell.states; ++i) {
@@ -166,7 +174,10 @@ Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned o
     has_grad = has_grad || p.grad_last[i];
   }
   p.grad_last[0] = !has_grad || bit(17);
-  p.noise = cell.inputs && bit(20), p.want_noise = p.noise && bit(21);
+  for (int i = 0; i < cell.inputs; ++i) {
+    const int first = i == 0 ? 20 : 28;
+    p.beside[i] = bit(first), p.want_beside[i] = p.beside[i] && bit(first + 1);
+  }
   return p;
 }
 
@@ -246,15 +257,14 @@ struct Arguments {
   std::vector<Array<Storage>> parameters;  // indexed by Parameter; weight_ih may be the table
   Array<Storage> grad_output;
   std::vector<Array<Storage>> grad_last;  // indexed by state
-  Array<Storage> noise;                   // empty without noise
+  std::vector<Array<Storage>> beside;     // inputs besides x; empty if absent
   Array<int64_t> ids;                     // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
 
   Arguments(const Problem& p, const Shape& shape, Random& random)
-      : input(shape.rows * p.D, random, 0),
+      : input(shape.rows * p.input_features(), random, 0),
         grad_output(shape.rows * p.P(), random, 0),
-        noise(p.noise * shape.rows * p.H, random, 2),
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
@@ -266,7 +276,7 @@ struct Arguments {
     }
     for (int i = 0; i < kParameters; ++i) {
       // Rates, and the sums in a table, are larger than weights.
-      const int exponent = i == kOwn || (i == kWeightIh && p.V) ? 0 : 3;
+      const int exponent = i >= kOwn || (i == kWeightIh && p.V) ? 0 : 3;
       parameters.emplace_back(p.has(i) ? p.size_of_parameter(i) : 0, random, exponent);
       layer.parameters[i] = parameters[i].data_or_null();
     }
@@ -275,6 +285,8 @@ struct Arguments {
     layer.D = p.D;
     layer.H = p.H;
     layer.P = p.P();
+    layer.heads = p.heads;
+    layer.sums_given = p.sums_given;
     layer.reverse = p.reverse;
     layer.activation = p.relu ? Activation::relu : Activation::tanh;
     if (p.V) {
@@ -286,9 +298,13 @@ struct Arguments {
       layer.table = {rows_of<const int64_t>(p, ids.data(), 1), layer.parameters[kWeightIh], p.V};
       layer.parameters[kWeightIh] = nullptr;
     } else {
-      layer.input = rows_of<const Storage>(p, input.data(), p.D);
+      layer.input = rows_of<const Storage>(p, input.data(), p.input_features());
     }
-    if (p.noise) layer.inputs[0] = rows_of<const Storage>(p, noise.data(), p.H);
+    for (int i = 0; i < p.cell->inputs; ++i) {
+      const int64_t features = features_beside(*p.cell, i, p.H);
+      beside.emplace_back(p.beside[i] * shape.rows * features, random, 2);
+      if (p.beside[i]) layer.inputs[i] = rows_of<const Storage>(p, beside[i].data(), features);
+    }
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
     layer.chains = {kChain, kChain};
@@ -419,9 +435,15 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
     backward.grad_last[i] =
         state_gradients(arguments.grad_last[i], p.size_of_state(i), p.expanded_grad[i]);
   }
-  if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
+  if (p.want_input) {
+    backward.grad_input = rows_of(p, results.data(kGradInput), p.input_features());
+  }
   backward.accumulate_input = p.accumulate_input;
-  if (p.want_noise) backward.grad_inputs[0] = rows_of(p, results.data(kGradNoise), p.H);
+  for (int i = 0; i < p.cell->inputs; ++i) {
+    if (!p.want_beside[i]) continue;
+    backward.grad_inputs[i] =
+        rows_of(p, results.data(grad_beside_of(i)), features_beside(*p.cell, i, p.H));
+  }
   for (int i = 0; i < kParameters; ++i) backward.grads[i] = results.data(gradient_of(i));
   backward.wants_weights = p.want_weights;
   backward.accumulate_weights = p.accumulate_weights;

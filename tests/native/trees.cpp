@@ -19,6 +19,7 @@ struct Problem {
   bool grad_h_n;  // whether h_n of the first layer has a gradient too
   size_t l2_bytes;
   bool grad_cells;  // whether the last cell states of both layers have gradients
+  int64_t heads;
 
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of elements of a layer's parameter; 0 if the layer lacks the parameter. In
@@ -28,13 +29,15 @@ struct Problem {
       case kWeightIh:
         return (layer == 0 ? V : H) * gate_rows();
       case kWeightHh:
-        return cell->has_weight_hh * H * gate_rows();
+        return cell->has_weight_hh * (H / heads) * gate_rows();
       case kBiasIh:
         return bias * gate_rows();
       case kBiasHh:
         return bias && cell->has_weight_hh ? gate_rows() : 0;
       default:
-        return parameter >= kOwn ? cell->own * H : 0;
+        return parameter >= kOwn + cell->own ? 0
+               : parameter >= kOwn           ? cell->own_blocks[parameter - kOwn] * H
+                                             : 0;
     }
   }
 };
@@ -171,6 +174,7 @@ class Stack {
     layer.layout = rows_.layout;
     layer.cell = p_.cell;
     layer.H = layer.P = p_.H;
+    layer.heads = p_.heads;
     layer.activation = p_.relu ? Activation::relu : Activation::tanh;
     for (int p = 0; p < kParameters; ++p) {
       layer.parameters[p] = parameters_[k * kParameters + p].data_or_null();
@@ -285,7 +289,8 @@ void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
                       options / 2 != 0,
                       random.below(2) != 0,
                       size_t(random.below(2) ? 1 << 14 : 1 << 22),
-                      random.below(2) != 0};
+                      random.below(2) != 0,
+                      cell.has_weight_hh && random.below(2) ? fewest_heads(H) : 1};
       ++runs;
       const char* error = error_of(kernels, p, random);
       if (!error) continue;

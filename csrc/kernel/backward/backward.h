@@ -71,7 +71,7 @@ struct WeightShape {
 template <class Storage>
 inline WeightShape shape_of(const Layer<Storage>& layer, int parameter) {
   if (parameter == kWeightHr) return {projected_size(layer), 1, layer.H};
-  return {layer.H, layer.cell->gates, parameter == kWeightIh ? layer.D : layer.P};
+  return {layer.H, layer.cell->gates, parameter == kWeightIh ? layer.D : recurrent_size(layer)};
 }
 
 // Returns the number of elements in the sums of a parameter's gradient.
@@ -79,7 +79,7 @@ template <class Products, class Storage>
 inline int64_t gradient_size(const Layer<Storage>& layer, int parameter) {
   const int64_t gate_rows = layer.cell->gates * layer.H;
   if (parameter == kWeightIh && has_table(layer)) return layer.table.V * gate_rows;
-  if (parameter >= kOwn) return layer.H;
+  if (parameter >= kOwn) return layer.cell->own_blocks[parameter - kOwn] * layer.H;
   if (is_sum_of_rows(layer, parameter)) return gate_rows;
   const auto [block, blocks, width] = shape_of(layer, parameter);
   return Products::gradient_size(block, blocks, width);
@@ -127,10 +127,10 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
   if (cell.own) {
     const int64_t panels = panel_count<Scalar>(H), w = Shape<Scalar>::panel_width;
-    common.own = {scratch<Scalar>(runtime, cell.own * panels * w), panels * w};
+    common.own = {scratch<Scalar>(runtime, own_blocks(cell, cell.own) * panels * w), panels * w};
     for (int64_t p = 0; p < panels; ++p) pack_own(layer, p, common.own, p * w);
   }
-  if (args.grad_input.data) {
+  if (args.grad_input.data && !layer.sums_given) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
@@ -145,13 +145,14 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t parts =
       choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
-                       !has_table(layer) && !args.accumulate_weights && !projected;
+                       !has_table(layer) && !args.accumulate_weights && !projected &&
+                       layer.heads == 1;
   Group* groups = scratch<Group>(runtime, plan.groups);
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
     for (Scalar*& sums : group.grad_own) {
-      if (cell.own) sums = scratch<Scalar>(runtime, cell.own * H);
+      if (cell.own) sums = scratch<Scalar>(runtime, own_blocks(cell, cell.own) * H);
     }
     int64_t width = 0;  // number of sequences in the largest part
     int64_t group_rows = 0;
@@ -190,6 +191,31 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   return count;
 }
 
+// Writes one worker's share of the gradients of given sums, which are the rows of dz.
+template <class Products>
+inline void write_given_gradients(const Backward<typename Products::Storage>& args,
+                                  const Products& products, const GroupRows& rows,
+                                  const TimeBlock& block, Share& share) {
+  const auto& layer = args.layer;
+  const int64_t H = layer.H;
+  int64_t row = 0;
+  for (int64_t t = block.first; t < block.last && args.grad_input.data; ++t) {
+    for (int64_t b = rows.slice.begin; b < alive_end(layer.layout, t, rows.slice); ++b, ++row) {
+      if (!take(share)) continue;
+      const auto dz = products.dz + row * products.dz_stride;
+      auto* grad = row_at(args.grad_input, layer.layout, t, b);
+      for (int64_t s = 0; s < layer.cell->gates; ++s) {
+        auto* to = grad + layer.cell->input_block[s] * H;
+        for_each_vector<typename Products::Scalar>(H, [&](int64_t j, int64_t n) {
+          auto sum = load_upto(dz + s * products.dz_block + j, n);
+          if (args.accumulate_input) sum += load_upto(to + j, n);
+          store_upto(to + j, sum, n);
+        });
+      }
+    }
+  }
+}
+
 // Computes one worker's share of the parameter and input gradients of a time block.
 template <class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
@@ -207,6 +233,10 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     if (cell.has_weight_hh && group.one_product) {
       products.write_weight_gradient(state_blocks(cell), share, from_zero, rows, products.previous,
                                      args.layer.P, args.grads[kWeightHh]);
+    } else if (args.layer.heads > 1) {
+      if constexpr (Products::can_project) {
+        products.add_heads_gradient(initial, share, from_zero, rows, grad[kWeightHh]);
+      }
     } else if (cell.has_weight_hh) {
       products.add_weight_gradient(state_blocks(cell), initial, share, from_zero, rows,
                                    products.previous, args.layer.P, grad[kWeightHh]);
@@ -234,11 +264,14 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     }
     for (int64_t i = 0; i < cell.own; ++i) {
       if (!args.grads[kOwn + i] || !take(share)) continue;
-      if (initial) clear(grad[kOwn + i], {0, H});
-      add(group.grad_own[0] + i * H, {0, H}, grad[kOwn + i]);
+      const Columns elements{0, cell.own_blocks[i] * H};
+      if (initial) clear(grad[kOwn + i], elements);
+      add(group.grad_own[0] + own_blocks(cell, i) * H, elements, grad[kOwn + i]);
     }
   }
-  if (args.grad_input.data) {
+  if (args.layer.sums_given) {
+    write_given_gradients(args, products, group.rows, block, share);
+  } else if (args.grad_input.data) {
     products.write_input_gradient(args, group.rows, block, share, worker);
   }
 }

@@ -23,7 +23,8 @@ struct BackwardGroup {
   // [B, H]: gradients of the unprojected h, later overwritten by this h. Null without projection.
   Scalar* unprojected;
   Own<Scalar> own;
-  // Gradient accumulators [own parameters, H]: [1] for a few rows, [0] for the whole time block.
+  // Gradient accumulators of the cell's own parameters [blocks, H]: [1] for a few rows, [0] for the
+  // whole time block.
   Scalar* grad_own[2];
   TokenRows tokens;  // used only if the table's gradient is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no running sum
@@ -215,10 +216,14 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   }
   rows.dz = {group.products.dz_rows(row, first), group.products.dz_stride};
   rows.sum_stride = group.products.dz_block;
-  group.own.set(cell, first, rows.own);
-  for (int64_t i = 0; i < cell.own; ++i) rows.grad_own[i] = group.grad_own[1] + i * layer.H + first;
+  group.own.set(cell, first, rows);
+  for (int64_t i = 0, block = 0; i < cell.own; block += cell.own_blocks[i++]) {
+    rows.grad_own[i] = group.grad_own[1] + block * layer.H + first;
+  }
   for (int i = 0; i < cell.inputs; ++i) {
-    rows.grad_inputs[i] = rows_from(args.grad_inputs[i], layout, t, begin, first);
+    const int64_t column = cell.input_is_number[i] ? 0 : first;
+    rows.inputs[i] = rows_from(layer.inputs[i], layout, t, begin, column);
+    rows.grad_inputs[i] = rows_from(args.grad_inputs[i], layout, t, begin, column);
   }
   code.sum_gradients(rows);
   group.products.store_dz(row, columns);
@@ -228,8 +233,8 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
 template <class Products>
 inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
                               Columns columns) {
-  for (int64_t i = 0; i < cell.own; ++i) {
-    const int64_t at = i * H + columns.first;
+  for (int64_t block = 0; block < own_blocks(cell, cell.own); ++block) {
+    const int64_t at = block * H + columns.first;
     add_keeping_errors(group.grad_own[1] + at, columns.last - columns.first,
                        group.grad_own[0] + at);
   }
@@ -304,7 +309,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
-  for (int64_t i = 0; i < layer.cell->own; ++i) {
+  for (int64_t i = 0; i < own_blocks(*layer.cell, layer.cell->own); ++i) {
     for (auto* sums : group.grad_own) clear(sums + i * layer.H, part.columns);
   }
   for (int i = 0; i < layer.cell->states && block.initial && !layer.layout.tree; ++i) {

@@ -40,7 +40,8 @@ struct FloatProducts {
   int64_t D;
   int64_t H;
   int64_t P;
-  int64_t R;         // recurrent_size() of the layer
+  int64_t R;  // recurrent_size() of the layer
+  int64_t heads;
   int64_t capacity;  // maximum number of rows in a time block
   bool prefetch;     // whether to prefetch weight panels: true if they do not stay in cache
   int64_t dz_stride;
@@ -52,8 +53,8 @@ struct FloatProducts {
   // gradients are wanted.
   Scalar* dz_transposed;
   int64_t transposed_stride;
-  // Panels of h_{t-1} [capacity, R], of x [capacity, D] and, if the layer projects h, of h_t before
-  // its projection [capacity, H]; null unless parameter gradients are wanted.
+  // Panels of h_{t-1} [capacity, R] for each head, of x [capacity, D] and, if the layer projects h,
+  // of h_t before its projection [capacity, H]; null unless parameter gradients are wanted.
   Scalar* previous;
   Scalar* input;
   Scalar* unprojected;
@@ -108,6 +109,7 @@ struct FloatProducts {
     H = layer.H;
     P = layer.P;
     R = recurrent_size(layer);
+    heads = layer.heads;
     capacity = rows;
     prefetch = leave_cache(Recurrence::bytes(layer), runtime.machine);
     dz_block = H;
@@ -119,7 +121,7 @@ struct FloatProducts {
         transposed_stride = odd_vectors(capacity);
         dz_transposed = scratch<Scalar>(runtime, columns * transposed_stride);
       }
-      previous = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, R));
+      previous = scratch<Scalar>(runtime, heads * panels_size<Scalar>(capacity, R));
       if (P < H) unprojected = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, H));
       input = scratch<Scalar>(runtime, panels_size<Scalar>(capacity, D));
     }
@@ -130,19 +132,42 @@ struct FloatProducts {
 
   void keep_row(int64_t row, const Storage* h, const Storage* x, Storage*) const {
     if (!previous) return;
-    for (int64_t j = 0; j < R; j += w) pack_row(h, R, j, previous + j * capacity + row * w);
+    for (int64_t head = 0; head < heads; ++head) {
+      Scalar* panels = previous_of(head);
+      const Storage* of_head = h ? h + head * R : nullptr;
+      for (int64_t j = 0; j < R; j += w) pack_row(of_head, R, j, panels + j * capacity + row * w);
+    }
     for (int64_t j = 0; j < D; j += w) pack_row(x, D, j, input + j * capacity + row * w);
+  }
+
+  // Returns the panels of a head's part of h_{t-1}.
+  Scalar* previous_of(int64_t head) const {
+    return previous + head * panels_size<Scalar>(capacity, R);
   }
 
   void step_back(int64_t row, const Elements& weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
     const int64_t K = cell->gates * H;
     const Scalar* state_dz = dz + row * dz_stride + cell->first_state_sum * H;
-    const Scalar* first_panel = weight_hh + columns.first * K;
-    const Operand<Scalar> operand{
-        state_dz, dz_stride, weight_hh, K * w, K, kChain, prefetch ? first_panel : nullptr};
-    const Target<Scalar> target{grad_h, P, nullptr, 0, !cell->only_through_sums};
-    product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
+    const bool add = !cell->only_through_sums;
+    if (heads == 1) {
+      const Scalar* first_panel = weight_hh + columns.first * K;
+      const Operand<Scalar> operand{
+          state_dz, dz_stride, weight_hh, K * w, K, kChain, prefetch ? first_panel : nullptr};
+      const Target<Scalar> target{grad_h, P, nullptr, 0, add};
+      product<Scalar>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
+      return;
+    }
+    for (int64_t unit = columns.first / R * R; unit < columns.last; unit += R) {
+      Operand<Scalar> of_gates[kMostGates];
+      for (int64_t g = 0; g < cell->gates; ++g) {
+        const int64_t first = g * H + unit;
+        of_gates[g] = {state_dz + first, dz_stride, weight_hh + first * w, K * w, R};
+      }
+      const Target<Scalar> target{grad_h + unit, P, nullptr, 0, add};
+      product<Scalar>(of_gates, int(cell->gates), target, rows, max64(columns.first - unit, 0),
+                      min64(columns.last - unit, R), NoFinish());
+    }
   }
 
   // Returns the address of a row's gradient of h, which is stored after the row's dz.
@@ -179,6 +204,19 @@ struct FloatProducts {
                            Scalar* grad) const {
     add_gradient(blocks.sum * H, blocks.count * H, initial, share, zeros, rows, panels, width,
                  grad + blocks.block * H * width);
+  }
+
+  // Adds dz^T h_{t-1} to `grad` [gates * H, R], the gradient of a weight_hh with several heads, or
+  // overwrites `grad` if `initial`.
+  void add_heads_gradient(bool initial, Share& share, int64_t zeros, int64_t rows,
+                          Scalar* grad) const {
+    for (int64_t g = 0; g < cell->gates; ++g) {
+      for (int64_t head = 0; head < heads; ++head) {
+        const int64_t unit = g * H + head * R;
+        add_gradient(cell->first_state_sum * H + unit, R, initial, share, zeros, rows,
+                     previous_of(head), R, grad + unit * R);
+      }
+    }
   }
 
   // Adds grad_h^T X to `grad` [P, H], the gradient of weight_hr, or overwrites `grad` if `initial`.

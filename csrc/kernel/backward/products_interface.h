@@ -28,8 +28,9 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::element_bytes), const size_t>);
   // Whether the sums of a gradient have the same memory layout as the gradient.
   static_assert(same<decltype(Products::sums_like_gradient), const bool>);
-  // Whether layers may project h. If so, Products also has grad_h(), project_back(),
-  // keep_unprojected() and add_projection_gradient(): see FloatProducts.
+  // Whether layers may project h, split h into heads, or give the sums. If so, Products also has
+  // grad_h(), project_back(), keep_unprojected(), add_projection_gradient() and
+  // add_heads_gradient(): see FloatProducts.
   static_assert(same<decltype(Products::can_project), const bool>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);

@@ -22,7 +22,7 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 template <class Scalar>
 struct CopiedRows {
   int64_t steps;   // number of steps in a time block
-  Scalar* input;   // [members, steps, B, D]
+  Scalar* input;   // [members, steps, B, input features]
   int64_t* ids;    // [members, steps, B], token ids; null without a table
   Scalar* output;  // [steps, B, P]
   Scalar* kept;    // [steps, B, kept blocks * H]; null if nothing is kept
@@ -31,7 +31,7 @@ struct CopiedRows {
   // States to restart from at cuts: h [steps, B, P] and the cell states [steps, B, H], or null.
   Scalar* reset_to[kMostStates];
   Scalar* last;                 // [B, P], h at the end of the time block
-  Scalar* inputs[kMostInputs];  // [steps, B, H]; null if absent
+  Scalar* inputs[kMostInputs];  // [steps, B, H or 1]; null if absent
 };
 
 // Runs one part's forward pass on copies of its rows.
@@ -91,13 +91,16 @@ struct CopiedPart {
     copied.layer.D = layer.D;
     copied.layer.H = layer.H;
     copied.layer.P = layer.P;
+    copied.layer.heads = layer.heads;
+    copied.layer.sums_given = layer.sums_given;
     copied.layer.reverse = layer.reverse;
     copied.layer.activation = layer.activation;
     copied.layer.chains = layer.chains;
     if (has_table(layer)) {
       copied.layer.table.ids = {ids(), layout.B, 1};
     } else {
-      copied.layer.input = {input(), layout.B * layer.D, layer.D};
+      const int64_t features = input_features(layer);
+      copied.layer.input = {input(), layout.B * features, features};
     }
     const bool from_zeros =
         initial && !layer.initial[0].data && !args.float_states.initial[0] && weights.finite;
@@ -111,8 +114,9 @@ struct CopiedPart {
       }
     }
     for (int i = 0; i < layer.cell->inputs; ++i) {
+      const int64_t features = features_beside(*layer.cell, i, layer.H);
       if (copies.inputs[i])
-        copied.layer.inputs[i] = {copies.inputs[i], layout.B * layer.H, layer.H};
+        copied.layer.inputs[i] = {copies.inputs[i], layout.B * features, features};
     }
     copied.output = {copies.output, layout.B * layer.P, layer.P};
     const int64_t kept = layer.cell->kept * layer.H;
@@ -124,7 +128,8 @@ struct CopiedPart {
 
   // Return the member's own copy of the inputs and of the token ids.
   Scalar* input() const {
-    return copies.input + part.member * copies.steps * args.layer.layout.B * args.layer.D;
+    return copies.input +
+           part.member * copies.steps * args.layer.layout.B * input_features(args.layer);
   }
   int64_t* ids() const { return copies.ids + part.member * copies.steps * args.layer.layout.B; }
 
@@ -141,12 +146,17 @@ struct CopiedPart {
         if (has_table(layer)) {
           ids()[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
         } else {
-          convert(input_row(layer, t, b), copy_at(input(), first, t, b, layer.D), layer.D);
+          const int64_t features = input_features(layer);
+          convert(input_row(layer, t, b), copy_at(input(), first, t, b, features), features);
         }
-        for (int i = 0; i < layer.cell->inputs && copies.inputs[i]; ++i) {
-          const auto [column, last_column] = part.columns;
-          convert(rows_from(layer.inputs[i], layer.layout, t, b, column).data,
-                  copy_at(copies.inputs[i], first, t, b, layer.H) + column, last_column - column);
+        for (int i = 0; i < layer.cell->inputs; ++i) {
+          if (!copies.inputs[i]) continue;
+          const int64_t features = features_beside(*layer.cell, i, layer.H);
+          // The first member copies a number that belongs to all units.
+          const Columns columns = features == 1 ? Columns{0, part.member == 0} : part.columns;
+          convert(rows_from(layer.inputs[i], layer.layout, t, b, columns.first).data,
+                  copy_at(copies.inputs[i], first, t, b, features) + columns.first,
+                  columns.last - columns.first);
         }
         for (int i = 0; i < layer.cell->states && copies.reset_to[i] && is_cut(layer, t, b); ++i) {
           const int64_t column = part.of_state(i).first;
@@ -232,7 +242,8 @@ inline bool choose_narrow(const Layer<Storage>& layer, const Plan& plan, const M
   const int64_t tiles = (layer.layout.B + kTileRows - 1) / kTileRows;
   if (layer.panels && layer.layout.T * tiles <= few_tiles) return true;
   if (layer.in_place.weight_hh || layer.layout.B > few_rows) return false;
-  const int64_t bytes = layer.cell->gates * layer.H * layer.P * int64_t(sizeof(float));
+  const int64_t bytes =
+      layer.cell->gates * layer.H * recurrent_size(layer) * int64_t(sizeof(float));
   return bytes / plan.members >= int64_t(machine.l2_bytes) * kLoadingCost<Storage>;
 }
 
@@ -248,9 +259,10 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
       layer, std::is_same_v<Element, Storage> ? layer.panels : nullptr, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
-  const int64_t row = (plan.members * layer.D + layer.H) * int64_t(sizeof(Scalar));
+  const int64_t features = input_features(layer);
+  const int64_t row = (plan.members * features + layer.H) * int64_t(sizeof(Scalar));
   rows.steps = max64(1, min64(kCopiedBytes / (layout.B * row), layout.T));
-  rows.input = scratch<Scalar>(runtime, plan.members * rows.steps * layout.B * layer.D);
+  rows.input = scratch<Scalar>(runtime, plan.members * rows.steps * layout.B * features);
   if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, plan.members * rows.steps * layout.B);
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.P);
   if (args.kept.data) {
@@ -266,7 +278,8 @@ void forward_copied_with(const Forward<Storage>& args, const Plan& plan, const R
   rows.last = scratch<Scalar>(runtime, layout.B * layer.P);
   for (int i = 0; i < layer.cell->inputs; ++i) {
     if (!layer.inputs[i].data) continue;
-    rows.inputs[i] = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+    rows.inputs[i] =
+        scratch<Scalar>(runtime, rows.steps * layout.B * features_beside(*layer.cell, i, layer.H));
   }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage, Element> part_weights =

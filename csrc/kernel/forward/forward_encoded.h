@@ -230,7 +230,7 @@ struct EncodedPart {
     for (int i = 0; i < cell.inputs; ++i) {
       result.inputs[i] = rows_from(layer.inputs[i], layer.layout, t, b, j);
     }
-    panels.own.set(cell, panels.own_unit(j / w), result.own);
+    panels.own.set(cell, panels.own_unit(j / w), result);
     return result;
   }
 

@@ -11,7 +11,8 @@ namespace {
 template <class Storage>
 inline bool are_sums_in_output(const Layer<Storage>& layer) {
   const Cell& cell = *layer.cell;
-  return cell.sums == 1 && cell.only_through_sums && cell.has_weight_hh && layer.P == layer.H;
+  return cell.sums == 1 && cell.only_through_sums && cell.has_weight_hh && layer.P == layer.H &&
+         layer.heads == 1 && !layer.sums_given && !cell.states_need_rows;
 }
 
 // A range of times, first .. last.
@@ -61,6 +62,10 @@ struct ForwardMemory {
   // [groups, projected_rows, gates * H]: the projection, if computed ahead and not in the output.
   Scalar* projected;
   int64_t projected_rows;  // number of rows per group in `projected`
+  // [groups, sum_rows, sum_stride]: whole rows of sums, if the cell needs them.
+  Scalar* sums;
+  int64_t sum_rows;
+  int64_t sum_stride;
 };
 
 // Writes a layer's table plus the biases to `result`, in the type that kernels compute in. Skips
@@ -126,6 +131,14 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
     }
     memory.projected =
         scratch<Scalar>(runtime, plan.groups * memory.projected_rows * layer.cell->gates * layer.H);
+  }
+  if (layer.cell->states_need_rows) {
+    constexpr int64_t w = Shape<Scalar>::panel_width;
+    // The stride is no power of two, so that the rows of a tile are in different cache sets.
+    memory.sum_stride = panel_count<Scalar>(layer.H) * layer.cell->sums * w + w;
+    memory.sum_rows = choose_whole_rows(memory.sum_stride * int64_t(sizeof(Scalar)), layer.layout.B,
+                                        runtime.machine);
+    memory.sums = scratch<Scalar>(runtime, plan.groups * memory.sum_rows * memory.sum_stride);
   }
   if (!has_table(layer)) return memory;
   memory.looked_up = static_cast<const Scalar**>(
@@ -194,7 +207,7 @@ struct ForwardContext {
                    weights.prefetch);
   }
   Operand<Scalar, Element> recurrence(const Scalar* h, int64_t stride) const {
-    return operand(h, stride, weights.weights + args.layer.D * w, args.layer.P,
+    return operand(h, stride, weights.weights + args.layer.D * w, recurrent_size(args.layer),
                    args.layer.chains.recurrence,
                    projected_steps ? weights.prefetch_hh : weights.prefetch);
   }
@@ -231,7 +244,7 @@ struct ForwardContext {
     for (int i = 0; i < cell.inputs; ++i) {
       rows.inputs[i] = rows_from(layer.inputs[i], layer.layout, t, b, 0);
     }
-    weights.own.set(cell, 0, rows.own);
+    weights.own.set(cell, 0, rows);
     return rows;
   }
 

@@ -1,5 +1,6 @@
 // Computes the states of a part of the forward pass, for cells with several sums per hidden unit.
-// Works on one unit block and a few rows at a time, in a small buffer that stays in cache.
+// Works on one unit block and a few rows at a time, in a small buffer that stays in cache. If the
+// cell needs whole rows, works on all unit blocks of a few rows.
 #pragma once
 
 #include "kernel/forward/forward_part.h"
@@ -18,8 +19,17 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   using Context::args, Context::weights, Context::part, Context::memory;
   using Context::projected_steps, Context::w;
 
-  // Returns the number of elements in a row of the buffer, [rows, sums, w].
-  int64_t buffer_row() const { return args.layer.cell->sums * w; }
+  // The rows of one step that advance() computes.
+  struct StepRows {
+    int64_t t;
+    int64_t b;        // the first sequence
+    const Scalar* h;  // the previous h of the first sequence; null if no product is needed
+    int64_t h_stride;
+    const Scalar* const* looked_up;  // rows of the token table; null without a table
+  };
+
+  // Returns the number of sums in a unit block of a row, [sums, w].
+  int64_t block_sums() const { return args.layer.cell->sums * w; }
   // Returns the number of elements in a row of the projection: H for each sum that the input
   // contributes to, in order.
   int64_t projected_row() const { return args.layer.cell->gates * args.layer.H; }
@@ -65,7 +75,9 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     // Zero times infinity is NaN, so a zero state skips the product only if weight_hh is finite.
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;
     const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
+    const StepRows step{t, begin, layer.cell->has_weight_hh ? h : nullptr, h_stride, looked_up};
     const int64_t rows = end - begin;
+    if (layer.cell->states_need_rows) return advance_whole_rows(step, rows, states);
     const int64_t most_rows = kBufferSums / layer.cell->sums;
     const int64_t chunks = (rows + most_rows - 1) / most_rows;
     for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
@@ -74,18 +86,9 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
         // The first unit of the unit block that is read after this chunk.
         const int64_t next = c + 1 < chunks ? j : unit_block_after(j);
         alignas(64) Scalar sums[kBufferSums * w];
-        start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
-        if (!projected_steps && !looked_up) {
-          const auto operand =
-              this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
-          multiply_panels(operand, sums, height, j, panel_at(j, 0, layer.D));
-        }
-        const Element* after = panel_at(next, 0, projected_steps || looked_up ? layer.D : 0);
-        if (h && layer.cell->has_weight_hh) {
-          multiply_state(h + i * h_stride, h_stride, sums, height, j, after);
-        }
+        compute_sums(step, i, height, j, next, {sums, block_sums()});
         states.range = {i, height, j, columns_from(j)};
-        states.sums = {sums, buffer_row()};
+        states.sums = {sums, block_sums()};
         code.states_of(states);
         i += height;
       }
@@ -93,6 +96,43 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
  private:
+  // Computes the states of `rows` rows, with the sums of whole rows in memory.sums.
+  void advance_whole_rows(const StepRows& step, int64_t rows, StateRows<Scalar> states) const {
+    const CellCode<Scalar>& code = *args.layer.cell;
+    const int64_t chunks = (rows + memory.sum_rows - 1) / memory.sum_rows;
+    Scalar* const sums = memory.sums + part.group * memory.sum_rows * memory.sum_stride;
+    states.block_units = w;
+    states.block_stride = block_sums();
+    states.sums = {sums, memory.sum_stride};
+    for (int64_t c = 0, i = 0; c < chunks; ++c) {
+      const int64_t height = rows * (c + 1) / chunks - i;
+      for (int64_t j = 0; j < args.layer.H; j += w) {
+        compute_sums(step, i, height, j, unit_block_after(j),
+                     {sums + j / w * block_sums(), memory.sum_stride});
+      }
+      states.range = {i, height, 0, args.layer.H};
+      code.states_of(states);
+      i += height;
+    }
+  }
+
+  // Computes the sums of rows i .. i + height of a step, for the unit block that starts at unit j.
+  // `next` is the first unit of the unit block that is read afterwards.
+  void compute_sums(const StepRows& step, int64_t i, int64_t height, int64_t j, int64_t next,
+                    EvenRows<Scalar> sums) const {
+    const Layer<Scalar>& layer = args.layer;
+    const bool projects = layer.D > 0 && !projected_steps;
+    start_sums(step, i, height, j, sums);
+    if (projects) {
+      const auto operand =
+          this->projection(input_row(layer, step.t, step.b + i), layer.input.row_stride);
+      multiply_panels(operand, sums, height, j, {j, j + columns_from(j)}, panel_at(j, 0, layer.D));
+    }
+    if (!step.h) return;
+    const Element* after = panel_at(next, 0, projects ? 0 : layer.D);
+    multiply_state(step.h + i * step.h_stride, step.h_stride, sums, height, j, after);
+  }
+
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
 
   // Returns the first unit of the unit block that is read after the unit block at unit j. After its
@@ -108,25 +148,38 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     return weights.weights + (panel * (args.layer.D + recurrent_size(args.layer)) + row) * w;
   }
 
-  // Fills the buffer with the start values of the sums, for `height` rows starting at row (t, b)
-  // and for the unit block that starts at unit j.
-  void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
-                  Scalar* sums) const {
-    const Cell& cell = *args.layer.cell;
-    const int64_t H = args.layer.H;
-    const Scalar* bias = weights.bias + j / w * buffer_row();
+  // Sets the sums of rows i .. i + height of a step to their start values, for the unit block that
+  // starts at unit j.
+  void start_sums(const StepRows& step, int64_t i, int64_t height, int64_t j,
+                  EvenRows<Scalar> sums) const {
+    const Layer<Scalar>& layer = args.layer;
+    const Cell& cell = *layer.cell;
+    const int64_t H = layer.H;
+    const Scalar* bias = weights.bias + j / w * block_sums();
     const int64_t width = columns_from(j);
-    const int64_t first = projected_steps ? first_projected(t) : 0;
-    for (int64_t r = 0; r < height; ++r, sums += buffer_row()) {
-      const Scalar* projected = projected_steps ? projected_at(first, t, b + r) + j : nullptr;
+    const int64_t first = projected_steps ? first_projected(step.t) : 0;
+    for (int64_t r = i; r < i + height; ++r, sums.data += sums.stride) {
+      const int64_t b = step.b + r;
+      const Scalar* projected = projected_steps ? projected_at(first, step.t, b) + j : nullptr;
+      const Scalar* given = layer.sums_given ? input_row(layer, step.t, b) + j : nullptr;
       for (int64_t s = 0; s < cell.sums; ++s) {
         const Scalar* start = bias + s * w;
         if (s < cell.gates && projected) start = projected + s * H;
-        if (s < cell.gates && looked_up) start = looked_up[r] + cell.input_block[s] * H + j;
-        width == w ? copy_panel_row(start, sums + s * w)
-                   : void(std::memcpy(sums + s * w, start, width * sizeof(Scalar)));
+        if (s < cell.gates && step.looked_up) {
+          start = step.looked_up[r] + cell.input_block[s] * H + j;
+        }
+        Scalar* to = sums.data + s * w;
+        width == w ? copy_panel_row(start, to)
+                   : void(std::memcpy(to, start, width * sizeof(Scalar)));
+        if (s < cell.gates && given) add_sums(given + cell.input_block[s] * H, width, to);
       }
     }
+  }
+
+  static void add_sums(const Scalar* from, int64_t width, Scalar* to) {
+    for_each_vector<Scalar>(width, [=](int64_t v, int64_t n) {
+      store_upto(to + v, load_upto(to + v, n) + load_upto(from + v, n), n);
+    });
   }
 
   static void copy_panel_row(const Scalar* from, Scalar* to) {
@@ -156,33 +209,41 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
 
   // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
   // unit block that starts at unit j. `after` is the panel that the next product reads.
-  void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows, int64_t j,
-                      const Element* after) const {
-    const int64_t H = args.layer.H, P = args.layer.P;
-    Scalar* state_sums = sums + args.layer.cell->first_state_sum * w;
-    if (!weights.weight_hh) {
-      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j, after);
-    }
-    for (int64_t g = 0; g < args.layer.cell->gates; ++g, state_sums += w) {
-      const Target<Scalar> target{state_sums, buffer_row(), state_sums, buffer_row(), false};
-      const Storage* block = weights.weight_hh + (g * H + j) * P;
-      const OperandInPlace<Scalar, Storage> operand{h, stride, block, P};
-      product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
-    }
+  void multiply_state(const Scalar* h, int64_t stride, EvenRows<Scalar> sums, int64_t rows,
+                      int64_t j, const Element* after) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t H = layer.H, R = recurrent_size(layer);
+    sums.data += layer.cell->first_state_sum * w;
+    for_each_head(layer, {j, j + columns_from(j)}, [&](int64_t head, Columns units) {
+      const Scalar* h_of_head = h + head * R;
+      if (!weights.weight_hh) {
+        return multiply_panels(this->recurrence(h_of_head, stride), sums, rows, j, units, after);
+      }
+      for (int64_t g = 0; g < layer.cell->gates; ++g) {
+        Scalar* to = sums.data + g * w + units.first - j;
+        const Target<Scalar> target{to, sums.stride, to, sums.stride, false};
+        const Storage* block = weights.weight_hh + (g * H + units.first) * R;
+        const OperandInPlace<Scalar, Storage> operand{h_of_head, stride, block, R};
+        product_in_place(operand, target, rows, 0, units.last - units.first, NoFinish());
+      }
+    });
   }
 
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
-  // the unit block that starts at unit j. If the unit block fills its panels, computes all weight
-  // blocks as one wide product. `after` is the panel that the next product reads.
-  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, Scalar* sums, int64_t rows,
-                       int64_t j, const Element* after) const {
-    const bool whole = columns_from(j) == w;
+  // `units` of the unit block that starts at unit j. If the units fill their panels, computes all
+  // weight blocks as one wide product. `after` is the panel that the next product reads.
+  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, EvenRows<Scalar> sums,
+                       int64_t rows, int64_t j, Columns units, const Element* after) const {
+    const int64_t columns = units.last - units.first, skipped = units.first - j;
+    const bool whole = columns == w;
     const int64_t gates = args.layer.cell->gates;
-    const int64_t width = whole ? gates * w : columns_from(j);
-    for (int64_t g = 0; g < (whole ? 1 : gates); ++g, sums += w) {
-      const Operand<Scalar, Element> operand = operand_of(rows_of_a, g, j, after);
-      const Target<Scalar> target{sums, buffer_row(), sums, buffer_row(), false};
-      product<Scalar>(&operand, 1, target, rows, 0, width, NoFinish());
+    for (int64_t g = 0; g < (whole ? 1 : gates); ++g) {
+      Operand<Scalar, Element> operand = operand_of(rows_of_a, g, j, after);
+      // The product reads past the end of each row of the panel, and ignores what it reads there.
+      operand.panels += skipped;
+      Scalar* to = sums.data + g * w + skipped;
+      const Target<Scalar> target{to, sums.stride, to, sums.stride, false};
+      product<Scalar>(&operand, 1, target, rows, 0, whole ? gates * w : columns, NoFinish());
     }
   }
 

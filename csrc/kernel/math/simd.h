@@ -129,5 +129,14 @@ inline void store_upto(Scalar* p, Vec<Scalar> v, int64_t n) {
   }
 }
 
+// Returns the first n lanes of v, 0 <= n <= lanes, with zeros in the other lanes.
+template <class Scalar>
+inline Vec<Scalar> first_lanes(Vec<Scalar> v, int64_t n) {
+  if (n == Simd<Scalar>::lanes) return v;
+  Scalar all[Simd<Scalar>::lanes];
+  store(all, v);
+  return load_first(all, n);
+}
+
 }  // namespace
 }  // namespace namernn_fast

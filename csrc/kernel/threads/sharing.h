@@ -27,6 +27,18 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
+// Splits units into ranges that each belong to one head, and calls f(head, range) for each range.
+template <class Scalar, class F>
+inline void for_each_head(const Layer<Scalar>& layer, Columns units, F&& f) {
+  const int64_t size = layer.heads == 1 ? layer.H : layer.H / layer.heads;
+  for (int64_t unit = units.first; unit < units.last;) {
+    const int64_t head = layer.heads == 1 ? 0 : unit / size;
+    const int64_t end = min64(units.last, (head + 1) * size);
+    f(head, Columns{unit, end});
+    unit = end;
+  }
+}
+
 // Returns the arguments for choosing a pass's plan. `bytes` is the size of a weight, and `speed`
 // the rate of multiply-adds, relative to floats.
 template <class Storage>
@@ -37,11 +49,12 @@ inline PlanArguments arguments_of_plan(Pass pass, const Layer<Storage>& layer,
           runtime.machine,
           layer.D,
           layer.H,
-          panel_count<Compute<Storage>>(layer.H),
+          panels_to_split(*layer.cell, pass == Pass::backward, layer.H, layer.heads,
+                          Shape<Compute<Storage>>::panel_width),
           bytes,
           layer.cell->gates,
           speed,
-          layer.cell->has_weight_hh};
+          layer.cell->has_weight_hh ? layer.H / layer.heads : 0};
 }
 
 // Returns the first sequence of a worker's slice. All slices have about the same number of rows.

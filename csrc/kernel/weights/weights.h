@@ -81,13 +81,16 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
 // The cell's own parameters, converted by `prepare_own` and padded to whole unit blocks.
 template <class Scalar>
 struct Own {
-  Scalar* memory;  // [own parameters, stride]
+  Scalar* memory;  // [blocks of all own parameters, stride]
   int64_t stride;
 
-  Scalar* at(int64_t i, int64_t unit) const { return memory + i * stride + unit; }
-  // Sets to[i] to the address of `unit` in the cell's own parameter i.
-  void set(const Cell& cell, int64_t unit, const Scalar* (&to)[kMostOwn]) const {
-    for (int64_t i = 0; i < cell.own; ++i) to[i] = at(i, unit);
+  Scalar* at(int64_t block, int64_t unit) const { return memory + block * stride + unit; }
+  // Sets the address of `unit` in each of the cell's own parameters.
+  template <class Arguments>
+  void set(const Cell& cell, int64_t unit, Arguments& rows) const {
+    rows.own_stride = stride;
+    int64_t block = 0;
+    for (int64_t i = 0; i < cell.own; block += cell.own_blocks[i++]) rows.own[i] = at(block, unit);
   }
 };
 
@@ -96,9 +99,12 @@ template <class Storage, class Scalar>
 inline void pack_own(const Layer<Storage>& layer, int64_t p, const Own<Scalar>& own, int64_t unit) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   const CellCode<Storage>& code = *layer.cell;
-  for (int64_t i = 0; i < layer.cell->own; ++i) {
-    pack_row(layer.parameters[kOwn + i], layer.H, p * w, own.at(i, unit));
-    code.prepare_own(i, own.at(i, unit), w);
+  const Cell& cell = *layer.cell;
+  for (int64_t i = 0, block = 0; i < cell.own; ++i) {
+    for (int64_t n = 0; n < cell.own_blocks[i]; ++n, ++block) {
+      pack_row(layer.parameters[kOwn + i] + n * layer.H, layer.H, p * w, own.at(block, unit));
+      code.prepare_own(i, own.at(block, unit), w);
+    }
   }
 }
 
@@ -121,8 +127,8 @@ struct ForwardPanels {
   using Prepared = ForwardPanels<Storage, Storage>;  // the format of Layer::panels
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  // [unit blocks, gates] panels of [D + P, H]: W_ih^T above W_hh^T. Panel g of a unit block holds
-  // block input_block[g] of weight_ih and block g of weight_hh. Without weight_hh, [D, H].
+  // [unit blocks, gates] panels of [D + R, H]: W_ih^T above W_hh^T, where R is recurrent_size().
+  // Panel g of a unit block holds block input_block[g] of weight_ih and block g of weight_hh.
   Element* weights;
   Scalar* bias;  // [unit blocks, sums, panel_width], see pack_bias()
   Own<Scalar> own;
@@ -142,16 +148,20 @@ struct ForwardPanels {
   static int64_t projection_size(const Layer<Storage>& layer) {
     return panels_size<Scalar>(layer.H, projected_size(layer));
   }
+  // Returns the number of blocks of the cell's own parameters.
+  static int64_t own_count(const Layer<Storage>& layer) {
+    return own_blocks(*layer.cell, layer.cell->own);
+  }
   static size_t bytes(const Layer<Storage>& layer) {
     const int64_t blocks = count(layer);
     return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
-           blocks * ((layer.cell->sums + layer.cell->own) * w * sizeof(Scalar) + sizeof(*finite));
+           blocks * ((layer.cell->sums + own_count(layer)) * w * sizeof(Scalar) + sizeof(*finite));
   }
   ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
         bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
         own{bias + count(layer) * layer.cell->sums * w, count(layer) * w},
-        weight_hr(reinterpret_cast<Element*>(own.at(layer.cell->own, 0))),
+        weight_hr(reinterpret_cast<Element*>(own.at(own_count(layer), 0))),
         finite(reinterpret_cast<uint8_t*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
@@ -173,8 +183,8 @@ struct ForwardPanels {
         pack_transposed(block, D, H, p * w, panel);
       }
       if (R == 0 || layer.in_place.weight_hh) continue;
-      pack_transposed(block_of(layer.parameters[kWeightHh], g, H, P), P, H, p * w, panel + D * w);
-      finite[p] &= all_finite(panel + D * w, P * w);
+      pack_transposed(block_of(layer.parameters[kWeightHh], g, H, R), R, H, p * w, panel + D * w);
+      finite[p] &= all_finite(panel + D * w, R * w);
     }
   }
 
@@ -185,8 +195,9 @@ struct ForwardPanels {
     const int64_t at = p * unit_block_size(layer);
     convert(from.weights + at, weights + at, unit_block_size(layer));
     convert(from.bias + p * sums, bias + p * sums, sums);
-    for (int64_t i = 0; i < layer.cell->own; ++i)
+    for (int64_t i = 0; i < own_count(layer); ++i) {
       convert(from.own.at(i, p * w), own.at(i, p * w), w);
+    }
     if (p * w < projected_size(layer)) {
       const int64_t panel = layer.H * w;
       convert(from.weight_hr + p * panel, weight_hr + p * panel, panel);
@@ -205,7 +216,7 @@ struct ForwardPanels {
     for (int64_t g = 0; g < layer.cell->gates; ++g, panel += (D + R) * w) {
       const int64_t block = layer.cell->input_block[g];
       unpack_panel(D, H, p * w, w, to[kWeightIh] + block * H * D, from(panel));
-      if (R) unpack_panel(P, H, p * w, w, to[kWeightHh] + g * H * P, from(panel + D * w));
+      if (R) unpack_panel(R, H, p * w, w, to[kWeightHh] + g * H * R, from(panel + D * w));
     }
     if (p * w < projected_size(layer)) {
       unpack_panel(H, P, p * w, w, to[kWeightHr], from(weight_hr + p * H * w));
@@ -214,7 +225,7 @@ struct ForwardPanels {
 };
 
 // Holds weight_hh and weight_hr in the format that the backward recurrence reads: panels of W_hh
-// [gates * H, P] and, if the layer projects h, of W_hr [P, H].
+// [gates * H, R] and, if the layer projects h, of W_hr [P, H].
 template <class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
@@ -234,9 +245,9 @@ struct RecurrencePanels {
   RecurrencePanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Scalar*>(memory)), weight_hr(weights + size(layer)) {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t K = layer.cell->gates * layer.H, P = layer.P;
+    const int64_t K = layer.cell->gates * layer.H, R = recurrent_size(layer);
     const Storage *hh = layer.parameters[kWeightHh], *hr = layer.parameters[kWeightHr];
-    if (p * w < recurrent_size(layer)) namernn_fast::pack(hh, K, P, p * w, weights + p * K * w);
+    if (p * w < R) namernn_fast::pack(hh, K, R, p * w, weights + p * K * w);
     const int64_t rows = projected_size(layer);
     namernn_fast::pack(hr, rows, layer.H, p * w, weight_hr + p * rows * w);
   }
@@ -279,7 +290,9 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panel
                                   const Runtime& runtime) {
   if (panels) return {static_cast<char*>(const_cast<void*>(panels)), 0, true};
   const size_t bytes = (Panels::bytes(layer) + 63) / 64 * 64;
-  if (choose_copies(bytes, plan, runtime.machine)) {
+  // With heads, members read backward panels that other members would pack.
+  const bool own_panels = layer.heads == 1 || plan.members == 1;
+  if (own_panels && choose_copies(bytes, plan, runtime.machine)) {
     return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
   }
   void* memory = runtime.scratch(bytes);

@@ -30,7 +30,8 @@ struct Options {
   bool states = has(65536);
   bool reset_to = has(131072);
   bool inputs = has(262144);
-  bool unknown = bits < 0 || bits >= 524288;  // whether an undefined bit is set
+  bool sums = has(524288);
+  bool unknown = bits < 0 || bits >= 1048576;  // whether an undefined bit is set
   Activation activation = relu       ? Activation::relu
                           : sigmoid  ? Activation::sigmoid
                           : softplus ? Activation::softplus
@@ -43,7 +44,8 @@ struct Options {
 
 // Returns the cell for an operator's argument `cell`.
 inline const Cell& cell_of(int64_t cell) {
-  check(cell >= 0 && cell < kCells, "cell must be between 0 and ", kCells - 1, ", got ", cell);
+  check(cell >= 0 && cell < kCompiledCells, "cell must be between 0 and ", kCompiledCells - 1,
+        ", got ", cell);
   return kernels().cells[cell];
 }
 

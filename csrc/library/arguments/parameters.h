@@ -2,11 +2,12 @@
 #pragma once
 
 #include "contract.h"
+#include "library/arguments/options.h"
 
 namespace namernn_fast {
 
-// Parameters in the order in which operators take them. weight_ih always comes first, and weight_hh
-// second unless the cell lacks it.
+// Parameters in the order in which operators take them: weight_ih first unless the sums are given,
+// then weight_hh unless the cell lacks it.
 struct ParameterList {
   Parameter roles[kParameters];
   int64_t count;
@@ -15,12 +16,12 @@ struct ParameterList {
   const Parameter* end() const { return roles + count; }
 };
 
-inline ParameterList parameters_of(const Cell& cell, bool bias, bool projections) {
+inline ParameterList parameters_of(const Cell& cell, const Options& options) {
   ParameterList list{};
   for (int p = 0; p < kParameters; ++p) {
     const bool is_bias = p == kBiasIh || p == kBiasHh;
-    const bool absent = (is_bias && !bias) || (p == kWeightHr && !projections) ||
-                        p >= kOwn + cell.own ||
+    const bool absent = (is_bias && !options.bias) || (p == kWeightHr && !options.projections) ||
+                        (p == kWeightIh && options.sums) || p >= kOwn + cell.own ||
                         (!cell.has_weight_hh && (p == kWeightHh || p == kBiasHh));
     if (!absent) list.roles[list.count++] = Parameter(p);
   }

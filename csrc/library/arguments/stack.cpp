@@ -22,7 +22,11 @@ void check_sizes(const Stack& stack) {
 void check_rows(const Stack& stack) {
   const int64_t rows = std::max(count_tensor_rows(stack.batch), stack.batch.layout.N);
   const int64_t gates = stack.directions * stack.gate_rows();
-  product_of("a tensor", {rows, std::max({stack.D, gates, stack.features_beside()})});
+  int64_t features = std::max(stack.D, gates);
+  for (size_t i = 0; i < size_t(stack.cell->inputs); ++i) {
+    features = std::max(features, stack.all_features_beside(i));
+  }
+  product_of("a tensor", {rows, features});
 }
 
 // Checks and sets the fields that depend neither on the batch nor on the weights.
@@ -33,10 +37,12 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   stack.H = sizes.H;
   stack.P = sizes.P;
   stack.V = sizes.V;
+  stack.heads = sizes.heads;
+  stack.sums_given = options.sums;
   stack.dtype = dtype;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
-  stack.parameters = parameters_of(cell, options.bias, options.projections);
+  stack.parameters = parameters_of(cell, options);
   stack.int8 = options.int8;
   stack.activation = options.activation;
   stack.cell = &cell;
@@ -48,6 +54,11 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
   check(first <= sizes.P && sizes.P <= last, "the size of h must be between ", first, " and ", last,
         ", got ", sizes.P);
+  check(sizes.heads == 1 || (cell.can_have_heads && sizes.heads > 0 && sizes.H % sizes.heads == 0),
+        "a ", cell.name, " cell with hidden_size ", sizes.H, " cannot have ", sizes.heads,
+        " heads");
+  check(!options.sums || (sizes.layers == 1 && sizes.D == 0 && sizes.V == 0),
+        "options must set SUMS for a single layer only, with features of sums, not token ids");
   if (!options.int8) return;
   check(!options.projections, "8-bit weights do not support projections");
   check(!stack.needs_floats(), "8-bit weights do not support the ", cell.name, " cell");
@@ -75,6 +86,13 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
   if (ids) check_ids(stack.batch, input, stack.V);
   set_terms(stack, options);
   return stack;
+}
+
+// Checks that given sums have a block for each gate and direction.
+void check_sums(const Stack& stack) {
+  const int64_t features = stack.input.size(stack.input.dim() - 1);
+  check(!stack.sums_given || features == stack.input_features(), "input must have ",
+        stack.input_features(), " sums for each step, got ", features);
 }
 
 void check_states(Stack& stack, TensorRange states) {
@@ -118,10 +136,12 @@ void set_reset_to(Stack& stack, TensorRange reset_to, bool has_reset) {
 void set_inputs(Stack& stack, TensorRange inputs) {
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
   if (stack.has_ids) shape.push_back(0);
-  shape.back() = stack.features_beside();
   for (const Tensor& rows : inputs) {
-    check_tensor(stack.cell->input_names[stack.inputs.size()], rows, stack.dtype, shape);
+    const size_t i = stack.inputs.size();
     stack.inputs.push_back(with_adjacent_features(rows));
+    const bool shared = rows.dim() == int64_t(shape.size()) && stack.is_shared(i);
+    shape.back() = shared ? stack.features_beside(i) : stack.all_features_beside(i);
+    check_tensor(stack.cell->input_names[i], rows, stack.dtype, shape);
   }
 }
 
@@ -163,18 +183,28 @@ void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options) {
 Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, TensorRange weights,
                   Batch batch, const Options& options) {
   const int64_t directions = options.bidirectional ? 2 : 1;
-  const int64_t per_layer =
-      directions * parameters_of(cell, options.bias, options.projections).count;
+  const ParameterList parameters = parameters_of(cell, options);
+  const int64_t per_layer = directions * parameters.count;
   const int64_t count = int64_t(weights.size());
-  check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
+  check(count > 0 && per_layer > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   const bool ids = has_ids(input);
-  const Parameter sized = cell.has_weight_hh ? kWeightHh : kWeightIh;  // its rows tell H
-  const Tensor& weight = weights[sized];
-  check(weight.dim() == 2, name_of(cell, sized), " must have 2 dimensions, got ", weight.dim());
-  const int64_t H = weight.size(ids && sized == kWeightIh) / cell.gates;
-  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weight.size(1) : H};
-  if (ids) {
+  // The rows of weight_hh or, without it, of weight_ih give H. Given sums do, without both.
+  const Parameter sized = cell.has_weight_hh ? kWeightHh : kWeightIh;
+  const Tensor& weight = weights[cell.has_weight_hh && !options.sums];
+  int64_t H = 0, heads = 1;
+  if (sized == kWeightIh && options.sums) {
+    H = input.size(input.dim() - 1) / directions / cell.gates;
+  } else {
+    check(weight.dim() == 2, name_of(cell, sized), " must have 2 dimensions, got ", weight.dim());
+    H = weight.size(ids && sized == kWeightIh) / cell.gates;
+    const int64_t width = weight.size(1);
+    if (cell.can_have_heads && sized == kWeightHh && width > 0 && H % width == 0) heads = H / width;
+  }
+  Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weight.size(1) : H, heads};
+  if (options.sums) {
+    check(!ids, "input must hold sums, not token ids");
+  } else if (ids) {
     check(weights[kWeightIh].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
           weights[kWeightIh].dim());
     sizes.V = weights[kWeightIh].size(0);
@@ -182,6 +212,7 @@ Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, Ten
     sizes.D = input.size(input.dim() - 1);
   }
   Stack stack = check_input(cell, input, sizes, dtype_of(weight), std::move(batch), options);
+  check_sums(stack);
   check_states(stack, states);
   set_weights(stack, weights);
   return stack;
@@ -194,7 +225,9 @@ Stack check_prepared_stack(const Cell& cell, const Tensor& input, TensorRange st
   Stack stack = check_input(cell, input, sizes, dtype, std::move(batch), options);
   check(stack.dtype == dtype, "input must have the dtype of the prepared layer");
   const int64_t D = input.size(input.dim() - 1);
-  check(stack.has_ids || D == stack.D, "input must have ", stack.D, " features, got ", D);
+  check(stack.has_ids || stack.sums_given || D == stack.D, "input must have ", stack.D,
+        " features, got ", D);
+  check_sums(stack);
   check_states(stack, states);
   return stack;
 }

@@ -19,10 +19,12 @@ namespace namernn_fast {
 // The sizes of a stack of layers.
 struct Sizes {
   int64_t layers;
-  int64_t D;  // features in `input`, 0 for token ids; later layers read directions * P features
+  // Features in `input`, 0 for token ids or given sums; later layers read directions * P features.
+  int64_t D;
   int64_t H;
-  int64_t V;  // vocabulary size, the number of rows of the token table; 0 if there is none
-  int64_t P;  // size of h: less than H with projections, otherwise H
+  int64_t V;      // vocabulary size, the number of rows of the token table; 0 if there is none
+  int64_t P;      // size of h: less than H with projections, otherwise H
+  int64_t heads;  // number of blocks on the diagonal of weight_hh
 };
 
 // The checked arguments of a call that runs a stack of layers on one batch.
@@ -32,18 +34,21 @@ struct Stack {
   Tensor input;
   std::vector<Tensor> states = {};    // initial states, one per state of the cell; empty for zeros
   std::vector<Tensor> reset_to = {};  // states after resets [T, layers, B, P or H]; empty for zeros
-  // Inputs besides x, shaped like `input` but with features_beside() features.
+  // Inputs besides x, shaped like `input`, with the features of one layer and direction after the
+  // other, or with the features that all layers and directions share.
   std::vector<Tensor> inputs = {};
   std::vector<Tensor> weights = {};  // empty in a prepared stack and in a step
   const char* prepared = nullptr;    // weights packed by prepare(), or null; see prepared.h
   int64_t layers = 0;
   int64_t directions = 0;
   ParameterList parameters = {};  // the parameters of each direction
-  int64_t D = 0;  // features in `input`, 0 for token ids; later layers read directions * P features
-  int64_t V = 0;  // vocabulary size, the number of rows of the token table
+  int64_t D = 0;                  // as in Sizes
+  int64_t V = 0;                  // vocabulary size, the number of rows of the token table
   int64_t H = 0;
   int64_t P = 0;
-  int32_t dtype = 0;  // dtype of inputs, states and outputs
+  int64_t heads = 1;
+  bool sums_given = false;  // whether `input` holds W_ih x of each direction
+  int32_t dtype = 0;        // dtype of inputs, states and outputs
   const Cell* cell = nullptr;
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
@@ -57,6 +62,8 @@ struct Stack {
   // Returns the index of a direction's first weight in `weights`.
   size_t first_weight(int64_t state) const { return size_t(state * parameters.count); }
   int64_t input_size(int64_t layer) const { return layer ? directions * P : D; }
+  // Returns the number of features in a row of `input`.
+  int64_t input_features() const { return sums_given ? directions * gate_rows() : D; }
   // Returns the number of rows of weight_ih and weight_hh, which is the length of each bias too.
   int64_t gate_rows() const { return cell->gates * H; }
   // Returns the number of states of the cell.
@@ -68,21 +75,35 @@ struct Stack {
     return {layers * directions, batch.B, size_of_state(i)};
   }
   bool has_projections() const { return P < H; }
-  // Returns whether only float kernels can compute the layers. Kernels for encoded rows do not
-  // project h.
-  bool needs_floats() const { return has_projections() || namernn_fast::needs_floats(*cell); }
+  // Returns whether only float kernels can compute the layers. Kernels for encoded rows neither
+  // project h nor take heads or sums.
+  bool needs_floats() const {
+    return has_projections() || heads > 1 || sums_given || namernn_fast::needs_floats(*cell);
+  }
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
   std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
-    if (parameter == kWeightHh) return {gate_rows(), P};
+    if (parameter == kWeightHh) return {gate_rows(), heads == 1 ? P : H / heads};
     if (parameter == kWeightHr) return {P, H};
-    if (parameter >= kOwn) return {H};
+    if (parameter >= kOwn) {
+      const int64_t blocks = cell->own_blocks[parameter - kOwn];
+      return blocks == 1 ? std::vector<int64_t>{H} : std::vector<int64_t>{blocks, H};
+    }
     if (parameter != kWeightIh) return {gate_rows()};
     if (layer == 0 && has_ids) return {V, gate_rows()};
     return {gate_rows(), input_size(layer)};
   }
-  // Returns the number of features of an input besides x.
-  int64_t features_beside() const { return layers * directions * H; }
+  // Returns the number of features of the i-th input besides x for one layer and direction.
+  int64_t features_beside(size_t i) const {
+    return namernn_fast::features_beside(*cell, int64_t(i), H);
+  }
+  // Returns the number of features of the i-th input besides x, unless its features are shared.
+  int64_t all_features_beside(size_t i) const { return layers * directions * features_beside(i); }
+  // Returns whether all layers and directions share the features of the i-th input besides x.
+  bool is_shared(size_t i) const {
+    const auto sizes = inputs[i].sizes();
+    return layers * directions > 1 && sizes[sizes.size() - 1] == features_beside(i);
+  }
   // Returns whether the batch has no rows or the layers have no hidden units. Kernels must not be
   // called for an empty stack.
   bool is_empty() const { return batch.layout.N == 0 || H == 0; }
@@ -211,6 +232,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.D = stack.input_size(k);
   layer.H = stack.H;
   layer.P = stack.P;
+  layer.heads = stack.heads;
+  layer.sums_given = stack.sums_given;
   layer.reverse = d == 1;
   layer.activation = stack.activation;
   layer.resets = stack.batch.resets;
@@ -220,9 +243,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   // Prepared weights are already in panels, but products of bfloat16 terms must convert the panels.
   // For few rows, converting does not pay off, so in_place makes pair kernels call float kernels.
   if (!stack.batch_invariant && (!stack.prepared || stack.terms > 0)) {
-    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.P,
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, recurrent_size(layer),
                                      kernels_for<Scalar>(stack).panel_gains);
-    layer.in_place.weight_hh &= stack.cell->has_weight_hh;
   }
   for (size_t i = 0; i < stack.states.size(); ++i) {
     const Tensor& initial = stack.states[i];
@@ -253,12 +275,13 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   if (k == 0 && stack.has_ids) {
     layer.table.ids = rows_of<const int64_t>(stack.batch, input, const_data<int64_t>(input), 0);
   } else {
-    layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+    const int64_t column = stack.sums_given ? d * stack.gate_rows() : 0;
+    layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), column);
   }
   for (size_t i = 0; i < stack.inputs.size(); ++i) {
     const Tensor& rows = stack.inputs[i];
-    layer.inputs[i] = rows_of<const Scalar>(stack.batch, rows, const_data<Scalar>(rows),
-                                            stack.state_of(k, d) * stack.H);
+    const int64_t column = stack.is_shared(i) ? 0 : stack.state_of(k, d) * stack.features_beside(i);
+    layer.inputs[i] = rows_of<const Scalar>(stack.batch, rows, const_data<Scalar>(rows), column);
   }
   return layer;
 }

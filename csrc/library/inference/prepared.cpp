@@ -8,7 +8,7 @@
 namespace namernn_fast {
 namespace {
 
-constexpr char kMagic[16] = "namernn_fast 2";
+constexpr char kMagic[16] = "namernn_fast 3";
 
 struct Header {
   char magic[16];
@@ -21,6 +21,7 @@ struct Header {
   int64_t H;
   int64_t V;
   int64_t P;
+  int64_t heads;
   int64_t dtype;
 };
 constexpr int64_t kAlignment = 64;
@@ -47,6 +48,7 @@ Header header_of(const Stack& stack) {
   header.H = stack.H;
   header.V = stack.V;
   header.P = stack.P;
+  header.heads = stack.heads;
   header.dtype = prepared_dtype(stack);
   return header;
 }
@@ -60,7 +62,7 @@ int64_t table_element(const KernelsFor<Scalar>& kernels) {
 
 // Returns the length of a parameter that is a vector.
 int64_t elements_of(const Stack& stack, Parameter vector) {
-  return vector >= kOwn ? stack.H : stack.gate_rows();
+  return vector >= kOwn ? stack.cell->own_blocks[vector - kOwn] * stack.H : stack.gate_rows();
 }
 
 // Returns the offsets of one direction's weights in layer k, starting at the offset `begin`.
@@ -73,6 +75,7 @@ PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
     Layer<Scalar> layer{};
     layer.cell = stack.cell;
     layer.D = stack.input_size(k), layer.H = stack.H, layer.P = stack.P;
+    layer.heads = stack.heads;
     const size_t panels = kernels.forward_panels.bytes(layer);
     int64_t at = parts.panels + aligned(int64_t(panels));
     for (const Parameter p : stack.parameters) {
@@ -220,16 +223,17 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   Header header{};
   const int64_t bytes = bytes_of(prepared);
   if (bytes >= int64_t(sizeof(Header))) std::memcpy(&header, prepared.data, sizeof(header));
+  const Sizes claimed{header.layers, header.D, header.H, header.V, header.P, header.heads};
   bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
-               header.cell < kCells;
-  const Sizes claimed{header.layers, header.D, header.H, header.V, header.P};
-  for (const int64_t size : {claimed.layers, claimed.D, claimed.H, claimed.V, claimed.P}) {
+               header.cell < kCompiledCells;
+  const auto& [layers, D, H, V, P, heads] = claimed;
+  for (const int64_t size : {layers, D, H, V, P, heads}) {
     known = known && size >= 0 && size <= bytes;
   }
   // If the header is invalid, check_header() below rejects the tensor, whatever the stack's sizes.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
-  Stack stack =
-      check_layers(cell_of(known ? header.cell : 0), known ? claimed : Sizes{}, dtype, options);
+  Stack stack = check_layers(cell_of(known ? header.cell : 0),
+                             known ? claimed : Sizes{0, 0, 0, 0, 0, 1}, dtype, options);
   check_header(stack, prepared);
   stack.prepared = prepared.data;
   return stack;

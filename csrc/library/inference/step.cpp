@@ -25,14 +25,17 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 // Returns the Stack that describes a step, with its batch unset.
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
-  if (step.weight_count == 1) return stack_of_prepared(weights[0], options);
+  // A layer may also have a single weight, which is a matrix.
+  const bool is_prepared = step.weight_count == 1 && (!step.cell || weights[0].dim != 2);
+  if (is_prepared) return stack_of_prepared(weights[0], options);
   const bool recurs = step.cell->has_weight_hh;
   const View &ih = weights[kWeightIh], &hh = weights[recurs ? kWeightHh : kWeightIh];
   check(step.weight_count >= 1 + recurs && ih.dim == 2 && hh.dim == 2,
         "weights must be prepared, or the weights of one layer");
   check(!options.int8, "options must not set INT8 without prepared weights");
-  const int64_t H = recurs ? hh.sizes[1] : hh.sizes[0] / step.cell->gates;
-  const Sizes sizes{1, ih.sizes[1], H, 0, H};
+  const int64_t H = hh.sizes[0] / step.cell->gates, width = hh.sizes[1];
+  const bool has_heads = recurs && step.cell->can_have_heads && width > 0 && H % width == 0;
+  const Sizes sizes{1, ih.sizes[1], H, 0, H, has_heads ? H / width : 1};
   Stack stack = check_layers(*step.cell, sizes, ih.dtype, options);
   check(step.weight_count == stack.parameters.count, "weights must hold ", stack.parameters.count,
         " tensors, got ", step.weight_count);
@@ -101,16 +104,19 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   if (!one_step && rows.B == 1) rows.row_stride = rows.time_stride;  // see rows_of()
   std::vector<int64_t> shape = shape_of(frame);
   shape[size_t(batch_dim)] = sequences;
-  if (!stack.has_ids) shape.back() = stack.D;
+  if (!stack.has_ids) shape.back() = stack.input_features();
   check_shape("frame", frame, stack.has_ids ? aoti_torch_dtype_int64() : stack.dtype, shape);
   check(rows.T > 0, "frame must have at least one step");
   if (stack.has_ids) shape.push_back(0);
-  shape.back() = stack.features_beside();
   for (int i = 0; i < kMostInputs; ++i) {
     if (!step.inputs[i].data) continue;
+    const View& beside = step.inputs[i];
     check(i < stack.cell->inputs, "inputs must hold ", stack.cell->inputs, " tensor(s) for the ",
           stack.cell->name, " cell");
-    check_shape(stack.cell->input_names[i], step.inputs[i], stack.dtype, shape);
+    const int64_t features = stack.features_beside(size_t(i));
+    const bool shared = beside.dim > 0 && beside.sizes[beside.dim - 1] == features;
+    shape.back() = shared ? features : stack.all_features_beside(size_t(i));
+    check_shape(stack.cell->input_names[i], beside, stack.dtype, shape);
   }
   shape.back() = stack.P;
   if (step.is_of_stream) check_shape("out", step.output, stack.dtype, shape);
@@ -150,6 +156,12 @@ void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
       f(state.data + size_t(k * sequences + step.rows[b]) * bytes, packed, bytes);
     }
   }
+}
+
+// Returns the first feature that layer k reads of an input besides x, of which each layer reads
+// `features`. All layers may share the features.
+int64_t column_beside(const View& beside, int64_t k, int64_t features) {
+  return beside.sizes[beside.dim - 1] == features ? 0 : k * features;
 }
 
 template <class Scalar>
@@ -198,7 +210,8 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       const View& beside = step.inputs[i];
       if (!beside.data) continue;
       const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
-      layer.inputs[i] = {rows_at(beside.data) + k * stack.H, time_stride, row_stride};
+      const int64_t column = column_beside(beside, k, stack.features_beside(size_t(i)));
+      layer.inputs[i] = {rows_at(beside.data) + column, time_stride, row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, P};
     if (k + 1 == stack.layers && step.is_of_stream) {

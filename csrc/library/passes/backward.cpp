@@ -34,14 +34,15 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_last[i] = gradients_of<Scalar>(grads.grad_last_states[i], state);
   }
   if (grad_input) {
-    args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
-    args.accumulate_input = d > 0;
+    const int64_t first = stack.sums_given ? d * stack.gate_rows() : 0;
+    args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), first);
+    args.accumulate_input = d > 0 && !stack.sums_given;
   }
   for (size_t i = 0; i < grads.grad_inputs.size(); ++i) {
     const std::optional<Tensor>& grad = grads.grad_inputs[i];
     if (!grad) continue;
-    args.grad_inputs[i] =
-        rows_of<Scalar>(batch, *grad, mutable_data<Scalar>(*grad), state * stack.H);
+    args.grad_inputs[i] = rows_of<Scalar>(batch, *grad, mutable_data<Scalar>(*grad),
+                                          state * stack.features_beside(i));
   }
   for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     args.grad_initial[i] =

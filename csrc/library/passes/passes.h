@@ -24,9 +24,10 @@ struct BackwardTensors {
   std::optional<Tensor> grad_output;
   std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
   std::optional<Tensor> grad_input;
-  std::vector<Tensor> grad_states;                 // empty, or one per state of the cell
-  std::vector<Tensor> grad_reset_to;               // the same; initially zeros
-  std::vector<std::optional<Tensor>> grad_inputs;  // one for each of Stack::inputs
+  std::vector<Tensor> grad_states;    // empty, or one per state of the cell
+  std::vector<Tensor> grad_reset_to;  // the same; initially zeros
+  // One for each of Stack::inputs, with Stack::all_features_beside() features.
+  std::vector<std::optional<Tensor>> grad_inputs;
   std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not requested
   std::vector<bool> want_weights;    // one per layer
 };

@@ -16,18 +16,20 @@
 namespace namernn_fast {
 
 // Returns the arguments for choosing the plan of a layer with D input features.
-inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
+inline PlanArguments plan_arguments_of(Pass pass, const Stack& stack, const Machine& machine,
+                                       int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
-  return {Pass::forward,
+  return {pass,
           stack.batch.layout,
           machine,
           D,
           stack.H,
-          panels_of(stack.H),
+          panels_to_split(*stack.cell, pass == Pass::backward, stack.H, stack.heads,
+                          kernels().panel_width),
           is_double ? sizeof(double) : sizeof(float),
           stack.cell->gates,
           is_double ? 0.5 : 1.0,
-          stack.cell->has_weight_hh};
+          stack.cell->has_weight_hh ? stack.H / stack.heads : 0};
 }
 
 // Calls run(direction, resources) for each direction. Runs both directions concurrently, on one
@@ -37,7 +39,7 @@ template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
   if (independent && stack.directions == 2 &&
-      choose_both_at_once(plan_arguments_of(stack, machine, D))) {
+      choose_both_at_once(plan_arguments_of(Pass::forward, stack, machine, D))) {
     torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
       for (int64_t d = begin; d < end; ++d) run(d, Resources(one_thread()));
     });
@@ -151,8 +153,7 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   if (!one_way || !evenly_spaced || !exact || stack.layers == 1 || stack.is_empty()) {
     return {1, stack.batch.layout.T};
   }
-  PlanArguments arguments = plan_arguments_of(stack, this_machine(), stack.H);
-  arguments.pass = pass;
+  const PlanArguments arguments = plan_arguments_of(pass, stack, this_machine(), stack.H);
   return choose_wave(arguments, stack.layers);
 }
 

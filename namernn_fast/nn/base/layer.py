@@ -216,7 +216,8 @@ class CustomLayer(FusedLayer[States]):
     """The base class of the layers that torch lacks.
 
     Its constructor takes the arguments of `FusedRNN` without proj_size. For each parameter in
-    `Cell.own`, it also takes the initial value, `<name>`, and requires_grad, `train_<name>`.
+    `Cell.own`, it also takes the initial value, `<name>`, and requires_grad, `train_<name>`. For a
+    cell that can have heads, it also takes their number, `heads`.
     """
 
     def __init__(
@@ -229,10 +230,12 @@ class CustomLayer(FusedLayer[States]):
     ) -> None:
         names = [name for p in self._cell.own for name in (p.name, f"train_{p.name}")]
         own = {name: more.pop(name) for name in names}
+        heads = {name: more.pop(name) for name in ("heads",) if self._cell.can_have_heads}
         # Torch's constructor checks the options. Its parameters are for another cell: discard them.
         super().__init__(mode="RNN_TANH", device="meta", dtype=dtype, **more)
         self._parameters.clear()
         self.mode, self.nonlinearity = self._cell.name.upper(), nonlinearity
+        self.__dict__.update(heads)
         options = ops.BIAS * self.bias | ops.BIDIRECTIONAL * self.bidirectional
         names = [parameter.name for parameter in ops.parameters_of(self._cell, options)]
         self._all_weights = [

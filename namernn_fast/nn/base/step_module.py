@@ -236,6 +236,8 @@ class CustomStepModule(FusedCell[States]):
         torch.nn.Module.__init__(self)
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.nonlinearity = nonlinearity
+        if self._cell.can_have_heads:
+            self.heads = own.pop("heads")
         for parameter in self._cell.present[True][False]:
             self.register_parameter(parameter.name, None)
         make_parameters(self, ops.BIAS if bias else 0, own, device, dtype)

@@ -26,7 +26,7 @@ from ...machine.context import is_dynamo_compiling, is_exporting, is_jit_tracing
 from ...machine.torch_private import _disable_current_modes
 from ..last_state import HasLastState
 from ..states import States, map_states, states_in, with_steps, without_layers
-from ..weights import from_saved
+from ..weights import from_saved, why_no_int8_kernel
 from .direct import step_of_module
 from .saving import Saved
 from .stream import Stream
@@ -127,7 +127,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         weights = [weight.detach() for weight in layer._weights()]
         rnn = layer._recurrent
         held: dict[str, Any] = {"_described": _description(layer)}
-        has_kernel = self.dtype is None or not getattr(rnn, "proj_size", None)
+        has_kernel = self.dtype is None or why_no_int8_kernel(rnn) is None
         if availability.why_not_cpu_kernel(weights[0]) or not has_kernel:
             held |= {"_panels": None, "_shapes": [], "_embedding": None, "_weights_ih": []}
             weights = [weight.clone() for weight in weights]

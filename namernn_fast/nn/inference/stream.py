@@ -72,7 +72,7 @@ class Stream:
         self._is_step_module = not hasattr(rnn, "num_layers")
         self._takes_ids = rnn is not prepared._layer
         self._is_direct = self._panels is not None and self._takes_ids == self._panels.has_table
-        weight = rnn._weights()[1]
+        weight = rnn._weights()[0]
         like = {"dtype": weight.dtype, "device": weight.device}
         widths = state_sizes(rnn._cell, rnn._weights())
         with torch.inference_mode(False):  # so that the states can be updated in any mode
@@ -155,14 +155,18 @@ class Stream:
     def _beside(self, frame: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
         """Checks the arguments for `Cell.inputs`; returns them in the dtype and device of frame."""
         rnn = self._prepared._layer
-        beside = []
-        for name, more in inputs.items():
+        for name in inputs:
             if not called_with(name):
                 raise TypeError(f"a stream takes no argument {name!r}")
             if self._takes_ids or name not in rnn._cell.input_names:
                 raise ValueError(f"{name} needs a {called_with(name)} layer that reads features")
-            shape = (*frame.shape[:-1], len(self._states[0]) * rnn.hidden_size)
-            if not isinstance(more, Tensor) or more.shape != shape:
+        beside = []
+        for described in rnn._cell.inputs if inputs else ():
+            name, size = described.name, described.features(rnn.hidden_size)
+            more = inputs.get(name, frame.new_zeros(size).expand(*frame.shape[:-1], size))
+            shape = (*frame.shape[:-1], len(self._states[0]) * size)
+            is_tensor = isinstance(more, Tensor)
+            if not is_tensor or more.shape not in (shape, (*shape[:-1], size)):
                 got = getattr(more, "shape", type(more).__name__)
                 raise RuntimeError(f"{name} must have shape {shape}, got {got}")
             beside.append(more.to(frame))
