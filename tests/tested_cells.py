@@ -48,7 +48,7 @@ def four_states(
         c = i * c + (1 - i) * g * 0.5
         n = (n + i) * 0.5
         m = g * m + h * 0.5 + drive
-        h = torch.tanh(c + mean(0.5 - c) + (a * m + attention) * n)
+        h = torch.tanh(c + mean(0.0625 - c) + (a * m + attention) * n)
         return torch.cat([h, c, n, m], 1)
 
     return step

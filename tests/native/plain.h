@@ -147,7 +147,7 @@ States<Value> step_of(CellKind kind, const Value (&of)[kAll], const Keeper<Numbe
 template <class Value>
 Value averaged(int mean, const Value (&of)[kAll], const States<Value>& states) {
   using Real = typename RealOf<Value>::Type;
-  if (mean == 1) return Real(0.5) - states[1];
+  if (mean == 1) return Real(0.0625) - states[1];
   const Value sums = of[kFromInput] + of[kFromState] + of[kFromInput + 1] + of[kFromState + 1];
   return sums / Real(2);
 }

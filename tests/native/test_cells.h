@@ -14,7 +14,7 @@ namespace {
 //   c_t = i c_{t-1} + (1 - i) g / 2
 //   n_t = (n_{t-1} + i) / 2
 //   m_t = g m_{t-1} + h_{t-1} / 2 + drive_t
-//   h_t = act(c_t + mean(1/2 - c_t) + (a m_t + attention_t) n_t),  a = sigmoid(rate)
+//   h_t = act(c_t + mean(1/16 - c_t) + (a m_t + attention_t) n_t),  a = sigmoid(rate)
 template <bool kMeans>
 struct FourStates {
   static constexpr CellKind kind = kMeans ? CellKind::with_means : CellKind::four_states;
@@ -59,7 +59,7 @@ struct FourStates {
         mean_of_row(rows, r, [&](At at) { return load_sum(rows, 0, at) + load_sum(rows, 1, at); });
     for_each_place_in_row(rows, r, [&](At at) { update(rows, at, mean / 2); });
     const Scalar mean_c =
-        mean_of_row(rows, r, [&](At at) { return Scalar(0.5) - load_at(rows.states[1], at); });
+        mean_of_row(rows, r, [&](At at) { return Scalar(0.0625) - load_at(rows.states[1], at); });
     for_each_place_in_row(rows, r, [&](At at) { finish(rows, at, mean_c); });
   }
 
@@ -137,7 +137,7 @@ struct FourStates {
     keep(rows, 4, at, m);
   }
 
-  // Computes h, given the mean of 1/2 - c.
+  // Computes h, given the mean of 1/16 - c.
   template <class Storage, class Scalar = Compute<Storage>>
   static void finish(const StateRows<Storage>& rows, At at, Compute<Storage> mean_c) {
     using V = Vec<Scalar>;
