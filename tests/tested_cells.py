@@ -1,7 +1,8 @@
 """Cells for tests, which have what no other cell has, and their modules.
 
 `tests/native/test_cells.h` defines the same cells for the CPU kernels. Only builds for development
-compile them, so this module adds them to `cells.NUMBERED`.
+compile them (`make setup`, or any build with NAMERNN_FAST_TEST_CELLS=1), so this module adds them
+to `cells.NUMBERED`.
 """
 
 import functools

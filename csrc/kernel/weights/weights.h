@@ -225,7 +225,8 @@ struct ForwardPanels {
 };
 
 // Holds weight_hh and weight_hr in the format that the backward recurrence reads: panels of W_hh
-// [gates * H, R] and, if the layer projects h, of W_hr [P, H].
+// [gates * H, R] and, if the layer projects h, of W_hr [P, H]. With heads, a member also reads
+// panels that other members packed, but only after a barrier.
 template <class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
@@ -290,9 +291,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const void* panel
                                   const Runtime& runtime) {
   if (panels) return {static_cast<char*>(const_cast<void*>(panels)), 0, true};
   const size_t bytes = (Panels::bytes(layer) + 63) / 64 * 64;
-  // With heads, members read backward panels that other members would pack.
-  const bool own_panels = layer.heads == 1 || plan.members == 1;
-  if (own_panels && choose_copies(bytes, plan, runtime.machine)) {
+  if (choose_copies(bytes, plan, runtime.machine)) {
     return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
   }
   void* memory = runtime.scratch(bytes);
