@@ -114,6 +114,8 @@ class Call:
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
     lookup: Lookup | None = None
     """If data holds token ids, the embedding to look them up in."""
+    has_tables: bool = False
+    """Whether `weights` has tables instead of weight_ih of the first layer."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
@@ -134,10 +136,9 @@ class Call:
         return [weights[-1].new_zeros(*rows, size) for size in self.state_sizes()]
 
     def _shaped(self) -> tuple[Cell, Sequence[Tensor], Tensor | None, int]:
-        """Returns the arguments of `ops.hidden_size`; token ids only if `weights` has tables."""
-        is_table = self.lookup is None if self.prepared is None else self.prepared.has_table
-        input = self.data if is_table and isinstance(self.data, Tensor) else None
-        return self.cell, self.weights, input, self.options
+        """Returns the arguments of `ops.hidden_size`."""
+        reads_input = self.has_tables or self.options & ops.SUMS
+        return self.cell, self.weights, self.data if reads_input else None, self.options
 
     def hidden_size(self) -> int:
         """Returns the number of hidden units."""
@@ -188,6 +189,7 @@ class Call:
             restart_states=restart_states,
             beside=beside,
             trees=trees,
+            has_tables=ops.has_ids(data),
         )
 
 

@@ -110,13 +110,12 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
 def _beside(inputs: Mapping[str, Any], call: Call) -> list[Tensor]:
     """Returns the operators' `inputs`, with zeros for those that the caller has not given."""
     rows = {name: _rows_of(name, inputs[name], call) for name in inputs}
-    if not rows:
-        return []
-    like, size = next(iter(rows.values())), call.hidden_size()
+    like, size = next(iter(rows.values()), call.weights[0]), call.hidden_size()
     shape = like.shape[:-1]
     return [
         rows[i.name] if i.name in rows else like.new_zeros(i.features(size)).expand(*shape, -1)
         for i in call.cell.inputs
+        if rows
     ]
 
 

@@ -92,6 +92,7 @@ def look_up(call: Call, choice: Choice) -> None:
         return
     if ids.dtype != torch.int64:
         call.data = ids.long()
+    call.has_tables = True
     if call.prepared is None:
         call.weights = with_tables(embedding, padding_idx, call.weights, call.cell, options)
     else:

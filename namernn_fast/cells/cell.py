@@ -58,8 +58,7 @@ def usual_parameters(
 class Input:
     """Describes an input besides x, laid out like x.
 
-    Its features are those of each layer and direction, one after the other, or those that all
-    layers and directions share.
+    It has features for each layer and direction, or features that all of them share.
     """
 
     name: str

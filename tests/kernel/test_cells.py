@@ -87,6 +87,21 @@ def test_steps_prepared_layers_and_streams_match_the_layer(path, cell):
                 torch.testing.assert_close(row, output[t], **EXACT)
 
 
+@pytest.mark.parametrize("cell", [*TESTED])
+def test_token_layers_match_the_layer(path, cell):
+    """Without weight_hh, the shape of weight_ih or of its table gives hidden_size."""
+    tokens = EVERY[cell].tokens(7, D, H, num_layers=2, dtype=torch.float64)
+    ids, reset = torch.randint(7, (T, B)), torch.rand(T, B) < 0.5
+    reset_to = tuple(drawn(T, 2, B, H) for _ in EVERY[cell].cell.states)
+    x = tokens.embedding(ids)
+    for more in ({}, {"reset": reset, "reset_to": reset_to}, {"hx": tuple(s[0] for s in reset_to)}):
+        wanted = tokens.rnn(x, **more)
+        torch.testing.assert_close(tokens(ids, **more), wanted, **EXACT)
+        with torch.no_grad():
+            torch.testing.assert_close(tokens.prepare()(ids, **more), wanted, **EXACT)
+            torch.testing.assert_close(tokens.last_state(ids, **more), wanted[1], **EXACT)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_shared_inputs_equal_repeated_inputs(path, training):
     layer = layer_of("with_means", num_layers=2, bidirectional=True, dropout=0.5 * training)
