@@ -11,13 +11,12 @@ enum class Activation { tanh, relu, sigmoid, softplus };
 
 // The values equal `Cell.number` in namernn_fast/cells/, and index Kernels::cells.
 enum class CellKind { vanilla, gru, lstm, leaky, four_states, with_means, independent };
-constexpr int64_t kCells = 4;  // number of cells that operators accept
-// Builds that define NAMERNN_FAST_TEST_CELLS also compile cells that only native tests use. They
-// have what no other cell has.
+// Number of cells. Builds that define NAMERNN_FAST_TEST_CELLS also compile cells that only tests
+// use. They have what no other cell has.
 #if defined(NAMERNN_FAST_TEST_CELLS)
-constexpr int64_t kCompiledCells = kCells + 3;
+constexpr int64_t kCells = 7;
 #else
-constexpr int64_t kCompiledCells = kCells;
+constexpr int64_t kCells = 4;
 #endif
 
 // Maximum number of states of a cell. State 0 is the output h; the others, such as c in an LSTM,
@@ -83,8 +82,8 @@ struct StateRows {
   Activation activation;
   int64_t sum_stride;           // stride between one unit's sums in a row
   EvenRows<const Scalar> sums;  // covers only `range`
-  // If the cell gets whole rows: number of units per unit block of a row of sums, and stride
-  // between unit blocks.
+  // Set if the cell gets whole rows: a row of sums then consists of unit blocks of `block_units`
+  // units each, which are `block_stride` apart.
   int64_t block_units;
   int64_t block_stride;
   // States of the previous step; null means zeros. h is always null if only_through_sums.
@@ -148,8 +147,10 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   int64_t kept;
   int64_t inputs;  // number of inputs besides x
   const char* input_names[kMostInputs];
-  bool input_is_number[kMostInputs];  // whether a row has one number for all units, instead of H
-  int64_t own;                        // number of the cell's own parameters
+  // Whether a row of the input has one number for all units, instead of H. If so, the cell
+  // gradients_need_rows, because the gradient of the number is a sum over units.
+  bool input_is_number[kMostInputs];
+  int64_t own;  // number of the cell's own parameters
   const char* own_names[kMostOwn];
   int64_t own_blocks[kMostOwn];  // number of blocks of H elements in each of these parameters
   int64_t activations;           // the cell supports the first `activations` values of Activation

@@ -182,10 +182,13 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
 }
 
 // Returns the number of elements of h that a unit multiplies by weight_hh; 0 without weight_hh.
+inline int64_t recurrent_size(const Cell& cell, int64_t H, int64_t P, int64_t heads) {
+  NAMERNN_EXPECT(heads > 0);
+  return !cell.has_weight_hh ? 0 : heads == 1 ? P : H / heads;
+}
 template <class Scalar>
 inline int64_t recurrent_size(const Layer<Scalar>& layer) {
-  NAMERNN_EXPECT(layer.heads > 0);
-  return !layer.cell->has_weight_hh ? 0 : layer.heads == 1 ? layer.P : layer.H / layer.heads;
+  return recurrent_size(*layer.cell, layer.H, layer.P, layer.heads);
 }
 
 // Returns into how many panels members of a group can split H units. Returns 1 if the pass needs
@@ -197,23 +200,25 @@ inline int64_t panels_to_split(const Cell& cell, bool backward, int64_t H, int64
   return needs_rows || mixes_heads ? 1 : (H + panel_width - 1) / panel_width;
 }
 
-// Returns the number of elements in a row of the input.
+// Returns the number of elements in an input row.
 template <class Scalar>
 inline int64_t input_features(const Layer<Scalar>& layer) {
   return layer.sums_given ? layer.cell->gates * layer.H : layer.D;
 }
 
-// Returns the number of elements in a row of the i-th input besides x.
+// Returns how many elements each row has in the i-th input besides x.
 inline int64_t features_beside(const Cell& cell, int64_t i, int64_t H) {
   return cell.input_is_number[i] ? 1 : H;
 }
 
-// Returns the number of blocks of H elements in the first `count` of the cell's own parameters.
+// Returns the number of blocks of H elements in the first `count` of the cell's own parameters, or
+// in all of them.
 inline int64_t own_blocks(const Cell& cell, int64_t count) {
   int64_t blocks = 0;
   for (int64_t i = 0; i < count; ++i) blocks += cell.own_blocks[i];
   return blocks;
 }
+inline int64_t own_blocks(const Cell& cell) { return own_blocks(cell, cell.own); }
 
 // Returns the number of states that a step reads other than through the sums.
 inline int64_t carried_states(const Cell& cell) {

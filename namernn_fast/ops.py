@@ -236,6 +236,11 @@ def has_ids(input: Tensor) -> bool:
     return input.dtype == torch.int64
 
 
+def _weight_hh(weights: Sequence[Tensor], options: int) -> Tensor:
+    """Returns weight_hh of the first layer of a cell that has weight_hh."""
+    return weights[0 if options & SUMS else 1]
+
+
 def hidden_size(
     cell: Cell, weights: Sequence[Tensor], input: Tensor | None = None, options: int = 0
 ) -> int:
@@ -248,7 +253,7 @@ def hidden_size(
             input is None, it is rows of features.
     """
     if cell.has_weight_hh:
-        return weights[0 if options & SUMS else 1].shape[0] // cell.gates
+        return _weight_hh(weights, options).shape[0] // cell.gates
     if options & SUMS:
         assert input is not None
         return input.shape[-1] // (cell.gates * directions_of(options))
@@ -257,7 +262,9 @@ def hidden_size(
 
 def heads_of(cell: Cell, weights: Sequence[Tensor], hidden_size: int, options: int = 0) -> int:
     """Returns the number of heads into which h is split; 1 if weight_hh has no heads' shape."""
-    width = weights[0 if options & SUMS else 1].shape[-1] if cell.can_have_heads else hidden_size
+    if not cell.can_have_heads:
+        return 1
+    width = _weight_hh(weights, options).shape[-1]
     return hidden_size // width if width and hidden_size % width == 0 else 1
 
 
@@ -280,7 +287,7 @@ def state_sizes(
 ) -> list[int]:
     """Returns the number of features of each state. The arguments are as in `hidden_size`."""
     hidden = hidden_size(cell, weights, input, options)
-    size_of_h = weights[0 if options & SUMS else 1].shape[-1] if cell.can_project else hidden
+    size_of_h = _weight_hh(weights, options).shape[-1] if cell.can_project else hidden
     return cell.state_sizes(size_of_h, hidden)
 
 

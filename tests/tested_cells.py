@@ -110,7 +110,7 @@ NUMBERED.extend(TESTED_CELLS)
 
 def _modules_of(cell: Cell) -> dict[str, Any]:
     """Returns the layer, step module and token layer of a cell, by name."""
-    own = {name: 0.5 for parameter in cell.own for name in (parameter.name,)}
+    own = {parameter.name: 0.5 for parameter in cell.own}
     own |= {f"train_{parameter.name}": True for parameter in cell.own}
 
     def options_of(hidden_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -142,4 +142,3 @@ def _modules_of(cell: Cell) -> dict[str, Any]:
 
 
 MODULES = {name: module for cell in TESTED_CELLS for name, module in _modules_of(cell).items()}
-globals().update(MODULES)  # pickles find the classes here

@@ -18,7 +18,7 @@ template <class... Cells>
 struct CellList {
   static constexpr bool is_in_order() {
     size_t index = 0;
-    return ((size_t(Cells::kind) == index++) && ...) && index == size_t(kCompiledCells);
+    return ((size_t(Cells::kind) == index++) && ...) && index == size_t(kCells);
   }
   static constexpr void add_to(Kernels& kernels) {
     size_t index = 0;

@@ -277,8 +277,10 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
-// Returns the gradient of a shared input, given its gradients for each layer and direction.
-Tensor sum_of_parts(const Stack& stack, size_t i, const Tensor& grad) {
+// Returns the gradient of the i-th input besides x, given its gradients for each layer and
+// direction.
+Tensor sum_if_shared(const Stack& stack, size_t i, const Tensor& grad) {
+  if (last_size(grad) == last_size(stack.inputs[i])) return grad;
   const auto sizes = grad.sizes();
   std::vector<int64_t> shape(sizes.begin(), sizes.end() - 1);
   shape.insert(shape.end(), {stack.layers * stack.directions, stack.features_beside(i)});
@@ -310,7 +312,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   }
   for (size_t i = 0; i < grads.grad_inputs.size(); ++i) {
     const OptionalTensor& grad = grads.grad_inputs[i];
-    if (grad) gradients.push_back(stack.is_shared(i) ? sum_of_parts(stack, i, *grad) : *grad);
+    if (grad) gradients.push_back(sum_if_shared(stack, i, *grad));
   }
   const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {

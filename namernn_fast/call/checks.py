@@ -46,7 +46,7 @@ def check_like_nn_rnn(call: Call) -> None:
             hx has the wrong shape; hx or reset_to has the wrong device or dtype.
     """
     data, weights, reset, options = call.data, call.weights, call.reset, call.options
-    weight_ih = weights[0]  # with SUMS another weight
+    weight_ih = weights[0]  # with SUMS, another weight
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
     if data.dtype != weight_ih.dtype and not has_ids:
@@ -60,9 +60,10 @@ def check_like_nn_rnn(call: Call) -> None:
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{data.device} and parameter tensor at {weight_ih.device}"
         )
-    features = weight_ih.shape[1]
     if options & ops.SUMS:
         features = ops.directions_of(options) * call.cell.gates * call.hidden_size()
+    else:
+        features = weight_ih.shape[1]
     if not has_ids and data.shape[-1] != features:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {features}, got {data.shape[-1]}"
@@ -83,8 +84,8 @@ def check_like_nn_rnn(call: Call) -> None:
     # The operator compares hx with batch_sizes.
     batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(call.cell, weights, options) * ops.directions_of(options)
-    for index, state in enumerate(call.states):
-        wanted = (number, batch, call.state_sizes()[index])
+    for index, (state, size) in enumerate(zip(call.states, call.state_sizes(), strict=True)):
+        wanted = (number, batch, size)
         hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
         if state.shape != wanted:
             raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(state.shape)}")

@@ -19,7 +19,7 @@ from ..machine.torch_private import _assert_async
 from .call import Arguments, Call, Lengths, Results, given
 from .checks import check_reset, check_shape, hint_at_embedding
 
-GROUPS = ("", "a Tensor", "a pair of tensors", "a tuple of 3 tensors", "a tuple of 4 tensors")
+_GROUPS = ("", "a Tensor", "a pair of tensors", "a tuple of 3 tensors", "a tuple of 4 tensors")
 """What errors call the states, by the number of states of a cell."""
 
 
@@ -110,13 +110,10 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
 def _beside(inputs: Mapping[str, Any], call: Call) -> list[Tensor]:
     """Returns the operators' `inputs`, with zeros for those that the caller has not given."""
     rows = {name: _rows_of(name, inputs[name], call) for name in inputs}
-    like, size = next(iter(rows.values()), call.weights[0]), call.hidden_size()
-    shape = like.shape[:-1]
-    return [
-        rows[i.name] if i.name in rows else like.new_zeros(i.features(size)).expand(*shape, -1)
-        for i in call.cell.inputs
-        if rows
-    ]
+    if not rows:
+        return []
+    like, size = next(iter(rows.values())), call.hidden_size()
+    return [rows[i.name] if i.name in rows else i.zeros(like, size) for i in call.cell.inputs]
 
 
 def _kind_of(value: Any) -> str:
@@ -145,7 +142,7 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
     number = len(cell.states)
     states = [hx[i] for i in range(number)]  # fails like nn.LSTM if hx has fewer states
     if not isinstance(hx, tuple | list):
-        raise TypeError(f"hx must be {GROUPS[number]} or None, got {type(hx).__name__}")
+        raise TypeError(f"hx must be {_GROUPS[number]} or None, got {type(hx).__name__}")
     if len(hx) > number:
         raise RuntimeError(f"{cell.name} expects {'two' if number == 2 else number} hidden states")
     for described, state in zip(cell.states, states, strict=True):
@@ -178,7 +175,7 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
     states = (reset_to,) if number == 1 else reset_to
     is_group = isinstance(states, tuple | list)
     if not is_group or [isinstance(state, Tensor) for state in states] != [True] * number:
-        wanted = GROUPS[number]
+        wanted = _GROUPS[number]
         got = ", ".join(type(state).__name__ for state in (states if is_group else (states,)))
         raise TypeError(f"reset_to must be {wanted} or None, got {got}")
     if not is_jit_tracing():  # torch.jit.trace would warn about every comparison

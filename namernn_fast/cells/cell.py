@@ -70,6 +70,10 @@ class Input:
         """Returns the number of features of one layer and direction."""
         return 1 if self.is_number else hidden_size
 
+    def zeros(self, like: Tensor, hidden_size: int) -> Tensor:
+        """Returns zeros for the rows of `like`, shared by all layers and directions."""
+        return like.new_zeros(self.features(hidden_size)).expand(*like.shape[:-1], -1)
+
     def part_of(self, rows: Tensor, hidden_size: int, part: int, parts: int) -> Tensor:
         """Returns one of the parts of the features, or all features if the parts share them."""
         is_shared = rows.shape[-1] == self.features(hidden_size)

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from namernn_fast import ops
+from namernn_fast.cells import NUMBERED
 
 BATCH_SIZES = torch.tensor([3, 3, 2, 1])
 OFFSETS = torch.tensor([0, 4, 6, 9])
@@ -255,7 +256,7 @@ def layout_of(*values, dtype=torch.int64):
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
         ),
         ({"cell": -1}, "cell must be between 0 and ., got -1"),
-        ({"cell": 99}, "cell must be between 0 and ., got 99"),
+        ({"cell": len(NUMBERED)}, f"cell must be between 0 and ., got {len(NUMBERED)}"),
         ({"input": X[0]}, "input must have 3 dimensions, got 2"),
         ({"input": X[:0]}, "Expected sequence length to be larger than 0 in RNN"),
         (layout_of(2, 3, dtype=torch.int32), "lengths must be a 1-D int64 tensor on the CPU"),

@@ -144,7 +144,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("cell", [name for name in EVERY if name != "projected"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_given_sums_equal_the_reference(cell, layout, dtype):
-    """The gradient of given sums is the gradient of the products of x with weight_ih."""
+    """Given sums get the gradient that W_ih x_t would get."""
     for bidirectional, bias in itertools.product([False, True], repeat=2):
         layer = FUSED[cell](D, H, bias=bias, bidirectional=bidirectional, dtype=dtype)
         lists, directions = layer._cell, 1 + bidirectional
@@ -185,6 +185,13 @@ def test_wrong_sums_are_rejected():
     ):
         with pytest.raises(RuntimeError, match=text):
             ops.forward(cell, x, tensors, None, None, bits, 0)
+
+
+def test_wrong_sums_raise_the_layers_error():
+    layer = layer_of("independent")
+    call = Call(layer._cell, [layer.bias_ih_l0], ops.BIAS | ops.SUMS, drawn(T, B, 2 * H - 1))
+    with pytest.raises(RuntimeError, match=r"equal to input_size\. Expected 10, got 11"):
+        dispatch.run(call)
 
 
 @pytest.mark.parametrize("heads", [0, 4, 7, 1.5, True])

@@ -72,10 +72,10 @@ def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
         with pytest.raises(RuntimeError, match=f"{text}|prepared must come from"):
             call()
     output = torch.empty(2, 3, 5)
-    with pytest.raises(RuntimeError, match=r"cannot have 5 heads|prepared must come from"):
+    with pytest.raises(RuntimeError, match="prepared must come from"):
         prepared_ops.step(prepared, states, frame, None, (), ops.BIAS)
     step = [prepared], states, None, frame, output, None, ops.BIAS, number, None
-    with pytest.raises(RuntimeError, match=r"cannot have 5 heads|prepared must come from"):
+    with pytest.raises(RuntimeError, match="prepared must come from"):
         prepared_ops.step_directly(*step)
 
 

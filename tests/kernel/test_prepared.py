@@ -11,6 +11,7 @@ from layouts import calls_of, tensors_of
 from torch.testing import assert_close
 
 from namernn_fast import explain, ops, prepared_ops
+from namernn_fast.cells import NUMBERED
 from namernn_fast.nn.inference import prepared as prepared_module
 from namernn_fast.testing import ErrorBudget
 
@@ -196,7 +197,7 @@ def test_operators_reject_tensors_packed_for_another_layer(cell):
         (number, tensor, [2, 0, 16, 5, 16, 1], "input must be token ids for this prepared layer"),
         (number, tensor, [2, 8, 16, 0, 7, 1], "size of h must be between 16 and 16, got 7"),
         (number, tensor, [2, 8, 16], "sizes must be num_layers, input_size, hidden_size"),
-        (77, tensor, sizes, "cell must be between 0 and ., got 77"),
+        (77, tensor, sizes, f"cell must be between 0 and {len(NUMBERED) - 1}, got 77"),
     ]
     with pytest.raises(RuntimeError, match="input must be features, not token ids, for this"):
         operators.forward_prepared(number, x[..., 0].long(), states, tensor, sizes, *rest)

@@ -85,7 +85,7 @@ TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int6
 }
 
 void check_all(const Kernels& kernels) {
-  for (int64_t i = 0; i < kCompiledCells; ++i) {
+  for (int64_t i = 0; i < kCells; ++i) {
     TestedCell cell = cell_of(kernels.name, kernels, i, true);
     check_cell(cell, kernels);
     if (!cell.can_project) continue;
@@ -100,7 +100,7 @@ void check_all(const Kernels& kernels) {
 template <class Storage, class... Bits>
 void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
-  for (int64_t i = 0; i < kCompiledCells; ++i) {
+  for (int64_t i = 0; i < kCells; ++i) {
     const TestedCell cell = cell_of(name, in_float, i, false);
     if (needs_floats(cell)) continue;
     if (cell.title.find(selected) == std::string::npos) continue;

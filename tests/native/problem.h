@@ -68,7 +68,7 @@ struct Problem {
   int64_t P() const { return cell->projects ? (H + 1) / 2 : H; }
   // Returns the number of elements of h that a unit multiplies.
   int64_t R() const { return heads == 1 ? P() : H / heads; }
-  // Returns the number of elements of a row of the input.
+  // Returns the number of elements in an input row.
   int64_t input_features() const { return sums_given ? gate_rows() : D; }
   // Returns the number of elements of a state; 0 if the cell lacks the state.
   int64_t size_of_state(int i) const { return i == 0 ? P() : i < cell->states ? H : 0; }

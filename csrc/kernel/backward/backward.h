@@ -127,10 +127,10 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   if (projected) common.unprojected = scratch<Scalar>(runtime, layout.B * H);
   if (cell.own) {
     const int64_t panels = panel_count<Scalar>(H), w = Shape<Scalar>::panel_width;
-    common.own = {scratch<Scalar>(runtime, own_blocks(cell, cell.own) * panels * w), panels * w};
+    common.own = {scratch<Scalar>(runtime, own_blocks(cell) * panels * w), panels * w};
     for (int64_t p = 0; p < panels; ++p) pack_own(layer, p, common.own, p * w);
   }
-  if (args.grad_input.data && !layer.sums_given) {
+  if (args.grad_input.data) {
     void* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
@@ -152,7 +152,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
     for (Scalar*& sums : group.grad_own) {
-      if (cell.own) sums = scratch<Scalar>(runtime, own_blocks(cell, cell.own) * H);
+      if (cell.own) sums = scratch<Scalar>(runtime, own_blocks(cell) * H);
     }
     int64_t width = 0;  // number of sequences in the largest part
     int64_t group_rows = 0;
@@ -189,31 +189,6 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
     }
   }
   return count;
-}
-
-// Writes one worker's share of the gradients of given sums, which are the rows of dz.
-template <class Products>
-inline void write_given_gradients(const Backward<typename Products::Storage>& args,
-                                  const Products& products, const GroupRows& rows,
-                                  const TimeBlock& block, Share& share) {
-  const auto& layer = args.layer;
-  const int64_t H = layer.H;
-  int64_t row = 0;
-  for (int64_t t = block.first; t < block.last && args.grad_input.data; ++t) {
-    for (int64_t b = rows.slice.begin; b < alive_end(layer.layout, t, rows.slice); ++b, ++row) {
-      if (!take(share)) continue;
-      const auto dz = products.dz + row * products.dz_stride;
-      auto* grad = row_at(args.grad_input, layer.layout, t, b);
-      for (int64_t s = 0; s < layer.cell->gates; ++s) {
-        auto* to = grad + layer.cell->input_block[s] * H;
-        for_each_vector<typename Products::Scalar>(H, [&](int64_t j, int64_t n) {
-          auto sum = load_upto(dz + s * products.dz_block + j, n);
-          if (args.accumulate_input) sum += load_upto(to + j, n);
-          store_upto(to + j, sum, n);
-        });
-      }
-    }
-  }
 }
 
 // Computes one worker's share of the parameter and input gradients of a time block.
@@ -264,14 +239,12 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     }
     for (int64_t i = 0; i < cell.own; ++i) {
       if (!args.grads[kOwn + i] || !take(share)) continue;
-      const Columns elements{0, cell.own_blocks[i] * H};
-      if (initial) clear(grad[kOwn + i], elements);
-      add(group.grad_own[0] + own_blocks(cell, i) * H, elements, grad[kOwn + i]);
+      const int64_t elements = cell.own_blocks[i] * H;
+      if (initial) fill_zeros(grad[kOwn + i], elements);
+      add(group.grad_own[0] + own_blocks(cell, i) * H, grad[kOwn + i], elements);
     }
   }
-  if (args.layer.sums_given) {
-    write_given_gradients(args, products, group.rows, block, share);
-  } else if (args.grad_input.data) {
+  if (args.grad_input.data) {
     products.write_input_gradient(args, group.rows, block, share, worker);
   }
 }
@@ -328,7 +301,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
                          double(layer.cell->gates) * double(layer.H) *
-                         ((args.wants_weights ? 1 : 0) * double(layer.P + layer.D) +
+                         ((args.wants_weights ? 1 : 0) * double(recurrent_size(layer) + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
     const auto& sizes = gradients.sizes;

@@ -86,15 +86,6 @@ inline void clear(Scalar* row, Columns columns) {
   fill_zeros(row + columns.first, columns.last - columns.first);
 }
 
-// Adds `columns` of a row to the same columns of `sum`.
-template <class Value, class Scalar>
-inline void add(const Value* row, Columns columns, Scalar* sum) {
-  row += columns.first, sum += columns.first;
-  for_each_vector<Scalar>(columns.last - columns.first, [=](int64_t j, int64_t n) {
-    store_upto(sum + j, load_upto(sum + j, n) + load_upto(row + j, n), n);
-  });
-}
-
 // Sets `grad` to the gradients of h, or of a cell state, for a tree's rows at time t. A row's
 // state is the last state of every sequence that ends in the row, and the previous state of every
 // row at time t + 1 that continues the row. The gradient of the state is the sum over all these
@@ -108,12 +99,12 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   fill_zeros(grad, layout.count[t] * H);
   if (grad_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
-      add(grad_last.data + sequence * grad_last.stride, {0, H}, grad + b * H);
+      add(grad_last.data + sequence * grad_last.stride, grad + b * H, H);
     });
   }
   if (t + 1 == layout.T) return;
   for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
-    add(grad_previous + b * H, {0, H}, grad + parent_of(layout, t + 1, b) * H);
+    add(grad_previous + b * H, grad + parent_of(layout, t + 1, b) * H, H);
   }
 }
 
@@ -217,8 +208,8 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   rows.dz = {group.products.dz_rows(row, first), group.products.dz_stride};
   rows.sum_stride = group.products.dz_block;
   group.own.set(cell, first, rows);
-  for (int64_t i = 0, block = 0; i < cell.own; block += cell.own_blocks[i++]) {
-    rows.grad_own[i] = group.grad_own[1] + block * layer.H + first;
+  for (int64_t i = 0; i < cell.own; ++i) {
+    rows.grad_own[i] = group.grad_own[1] + own_blocks(cell, i) * layer.H + first;
   }
   for (int i = 0; i < cell.inputs; ++i) {
     const int64_t column = cell.input_is_number[i] ? 0 : first;
@@ -233,7 +224,7 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
 template <class Products>
 inline void add_own_gradients(const Cell& cell, const BackwardGroup<Products>& group, int64_t H,
                               Columns columns) {
-  for (int64_t block = 0; block < own_blocks(cell, cell.own); ++block) {
+  for (int64_t block = 0; block < own_blocks(cell); ++block) {
     const int64_t at = block * H + columns.first;
     add_keeping_errors(group.grad_own[1] + at, columns.last - columns.first,
                        group.grad_own[0] + at);
@@ -309,7 +300,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !reads_panels<Products>(args);
   using Panels = typename Products::Recurrence;
   const auto panels = weights_for<Panels>(part, layer, copies);
-  for (int64_t i = 0; i < own_blocks(*layer.cell, layer.cell->own); ++i) {
+  for (int64_t i = 0; i < own_blocks(*layer.cell); ++i) {
     for (auto* sums : group.grad_own) clear(sums + i * layer.H, part.columns);
   }
   for (int i = 0; i < layer.cell->states && block.initial && !layer.layout.tree; ++i) {

@@ -318,13 +318,23 @@ struct FloatProducts {
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
-    const int64_t K = cell->gates * H;
-    const Operand<Scalar> operand{
-        rows_dz, stride, weight_ih, K * w, K, kChain, prefetch ? weight_ih : nullptr};
     const auto grad = [&](int64_t r) {
       return run.along_time ? row_at(args.grad_input, layout, run.t + i + r, run.b)
                             : row_at(args.grad_input, layout, run.t, run.b + i + r);
     };
+    if (args.layer.sums_given) {  // their gradients are dz
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t s = 0; s < cell->gates; ++s) {
+          const Scalar* from = rows_dz + r * stride + s * H;
+          Storage* to = grad(r) + cell->input_block[s] * H;
+          args.accumulate_input ? add(from, to, H) : convert(from, to, H);
+        }
+      }
+      return;
+    }
+    const int64_t K = cell->gates * H;
+    const Operand<Scalar> operand{
+        rows_dz, stride, weight_ih, K * w, K, kChain, prefetch ? weight_ih : nullptr};
     if constexpr (std::is_same_v<Storage, Scalar>) {
       if (!staged) {
         const Target<Scalar> target{grad(0), run_stride(args.grad_input, run), nullptr, 0,

@@ -153,7 +153,8 @@ struct CopiedPart {
           if (!copies.inputs[i]) continue;
           const int64_t features = features_beside(*layer.cell, i, layer.H);
           // The first member copies a number that belongs to all units.
-          const Columns columns = features == 1 ? Columns{0, part.member == 0} : part.columns;
+          const bool is_number = layer.cell->input_is_number[i];
+          const Columns columns = is_number ? Columns{0, part.member == 0} : part.columns;
           convert(rows_from(layer.inputs[i], layer.layout, t, b, columns.first).data,
                   copy_at(copies.inputs[i], first, t, b, features) + columns.first,
                   columns.last - columns.first);

@@ -171,15 +171,9 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
         Scalar* to = sums.data + s * w;
         width == w ? copy_panel_row(start, to)
                    : void(std::memcpy(to, start, width * sizeof(Scalar)));
-        if (s < cell.gates && given) add_sums(given + cell.input_block[s] * H, width, to);
+        if (s < cell.gates && given) add(given + cell.input_block[s] * H, to, width);
       }
     }
-  }
-
-  static void add_sums(const Scalar* from, int64_t width, Scalar* to) {
-    for_each_vector<Scalar>(width, [=](int64_t v, int64_t n) {
-      store_upto(to + v, load_upto(to + v, n) + load_upto(from + v, n), n);
-    });
   }
 
   static void copy_panel_row(const Scalar* from, Scalar* to) {

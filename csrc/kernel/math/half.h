@@ -106,6 +106,14 @@ inline void convert(const From* from, To* to, int64_t n) {
       n, [&](int64_t i, int64_t m) { store_upto(to + i, load_upto(from + i, m), m); });
 }
 
+// Adds n elements to the elements at `to`.
+template <class To, class From>
+inline void add(const From* from, To* to, int64_t n) {
+  for_each_vector<Compute<To>>(n, [=](int64_t i, int64_t m) {
+    store_upto(to + i, load_upto(to + i, m) + load_upto(from + i, m), m);
+  });
+}
+
 template <class Scalar>
 inline void fill_zeros(Scalar* to, int64_t n) {
   std::memset(to, 0, n * sizeof(Scalar));

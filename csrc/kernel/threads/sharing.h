@@ -54,7 +54,7 @@ inline PlanArguments arguments_of_plan(Pass pass, const Layer<Storage>& layer,
           bytes,
           layer.cell->gates,
           speed,
-          layer.cell->has_weight_hh ? layer.H / layer.heads : 0};
+          recurrent_size(*layer.cell, layer.H, layer.H, layer.heads)};
 }
 
 // Returns the first sequence of a worker's slice. All slices have about the same number of rows.

@@ -25,7 +25,7 @@ struct Int8Panels {
   static size_t block_bytes(const Layer<float>& layer) {
     const Cell& cell = *layer.cell;
     return size_t(cell.gates * (input_bytes(layer.D) + panel_bytes(layer.H))) +
-           (cell.sums + own_blocks(cell, cell.own)) * w * sizeof(float);
+           (cell.sums + own_blocks(cell)) * w * sizeof(float);
   }
   static size_t bytes(const Layer<float>& layer) { return count(layer) * block_bytes(layer); }
   Int8Panels(void* memory, const Layer<float>& layer, int64_t blocks)

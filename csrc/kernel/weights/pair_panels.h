@@ -155,7 +155,7 @@ struct PairPanels {
   }
   static size_t block_bytes(const Layer<Storage>& layer) {
     return kTerms * unit_block_size(layer) * sizeof(BFloat16) +
-           (layer.cell->sums + own_blocks(*layer.cell, layer.cell->own)) * w * sizeof(float);
+           (layer.cell->sums + own_blocks(*layer.cell)) * w * sizeof(float);
   }
   static size_t bytes(const Layer<Storage>& layer) { return count(layer) * block_bytes(layer); }
   PairPanels(void* memory, const Layer<Storage>& layer, int64_t blocks)
@@ -221,7 +221,7 @@ struct PairPanels {
       }
     });
     convert(from.bias + p * cell.sums * w, bias_of(cell, p), cell.sums * w);
-    for (int64_t i = 0; i < own_blocks(cell, cell.own); ++i) {
+    for (int64_t i = 0; i < own_blocks(cell); ++i) {
       convert(from.own.at(i, p * w), own.at(i, own_unit(p)), w);
     }
   }

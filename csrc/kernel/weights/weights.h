@@ -89,8 +89,7 @@ struct Own {
   template <class Arguments>
   void set(const Cell& cell, int64_t unit, Arguments& rows) const {
     rows.own_stride = stride;
-    int64_t block = 0;
-    for (int64_t i = 0; i < cell.own; block += cell.own_blocks[i++]) rows.own[i] = at(block, unit);
+    for (int64_t i = 0; i < cell.own; ++i) rows.own[i] = at(own_blocks(cell, i), unit);
   }
 };
 
@@ -148,20 +147,17 @@ struct ForwardPanels {
   static int64_t projection_size(const Layer<Storage>& layer) {
     return panels_size<Scalar>(layer.H, projected_size(layer));
   }
-  // Returns the number of blocks of the cell's own parameters.
-  static int64_t own_count(const Layer<Storage>& layer) {
-    return own_blocks(*layer.cell, layer.cell->own);
-  }
   static size_t bytes(const Layer<Storage>& layer) {
     const int64_t blocks = count(layer);
     return (blocks * unit_block_size(layer) + projection_size(layer)) * sizeof(Element) +
-           blocks * ((layer.cell->sums + own_count(layer)) * w * sizeof(Scalar) + sizeof(*finite));
+           blocks * ((layer.cell->sums + own_blocks(*layer.cell)) * w * sizeof(Scalar) +
+                     sizeof(*finite));
   }
   ForwardPanels(void* memory, const Layer<Storage>& layer)
       : weights(static_cast<Element*>(memory)),
         bias(reinterpret_cast<Scalar*>(weights + count(layer) * unit_block_size(layer))),
         own{bias + count(layer) * layer.cell->sums * w, count(layer) * w},
-        weight_hr(reinterpret_cast<Element*>(own.at(own_count(layer), 0))),
+        weight_hr(reinterpret_cast<Element*>(own.at(own_blocks(*layer.cell), 0))),
         finite(reinterpret_cast<uint8_t*>(weight_hr + projection_size(layer))) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
@@ -195,7 +191,7 @@ struct ForwardPanels {
     const int64_t at = p * unit_block_size(layer);
     convert(from.weights + at, weights + at, unit_block_size(layer));
     convert(from.bias + p * sums, bias + p * sums, sums);
-    for (int64_t i = 0; i < own_count(layer); ++i) {
+    for (int64_t i = 0; i < own_blocks(*layer.cell); ++i) {
       convert(from.own.at(i, p * w), own.at(i, p * w), w);
     }
     if (p * w < projected_size(layer)) {

@@ -44,8 +44,7 @@ struct Options {
 
 // Returns the cell for an operator's argument `cell`.
 inline const Cell& cell_of(int64_t cell) {
-  check(cell >= 0 && cell < kCompiledCells, "cell must be between 0 and ", kCompiledCells - 1,
-        ", got ", cell);
+  check(cell >= 0 && cell < kCells, "cell must be between 0 and ", kCells - 1, ", got ", cell);
   return kernels().cells[cell];
 }
 

@@ -54,9 +54,8 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   const int64_t last = sizes.H - options.projections, first = options.projections ? 1 : last;
   check(first <= sizes.P && sizes.P <= last, "the size of h must be between ", first, " and ", last,
         ", got ", sizes.P);
-  check(sizes.heads == 1 || (cell.can_have_heads && sizes.heads > 0 && sizes.H % sizes.heads == 0),
-        "a ", cell.name, " cell with hidden_size ", sizes.H, " cannot have ", sizes.heads,
-        " heads");
+  check(can_have_heads(cell, sizes.H, sizes.heads), "a ", cell.name, " cell with hidden_size ",
+        sizes.H, " cannot have ", sizes.heads, " heads");
   check(!options.sums || (sizes.layers == 1 && sizes.D == 0 && sizes.V == 0),
         "options must set SUMS for a single layer only, with features of sums, not token ids");
   if (!options.int8) return;
@@ -90,7 +89,7 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
 
 // Checks that given sums have a block for each gate and direction.
 void check_sums(const Stack& stack) {
-  const int64_t features = stack.input.size(stack.input.dim() - 1);
+  const int64_t features = last_size(stack.input);
   check(!stack.sums_given || features == stack.input_features(), "input must have ",
         stack.input_features(), " sums for each step, got ", features);
 }
@@ -138,10 +137,9 @@ void set_inputs(Stack& stack, TensorRange inputs) {
   if (stack.has_ids) shape.push_back(0);
   for (const Tensor& rows : inputs) {
     const size_t i = stack.inputs.size();
-    stack.inputs.push_back(with_adjacent_features(rows));
-    const bool shared = rows.dim() == int64_t(shape.size()) && stack.is_shared(i);
-    shape.back() = shared ? stack.features_beside(i) : stack.all_features_beside(i);
+    shape.back() = stack.checked_width(i, last_size(rows));
     check_tensor(stack.cell->input_names[i], rows, stack.dtype, shape);
+    stack.inputs.push_back(with_adjacent_features(rows));
   }
 }
 
@@ -194,12 +192,11 @@ Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, Ten
   const Tensor& weight = weights[cell.has_weight_hh && !options.sums];
   int64_t H = 0, heads = 1;
   if (sized == kWeightIh && options.sums) {
-    H = input.size(input.dim() - 1) / directions / cell.gates;
+    H = last_size(input) / directions / cell.gates;
   } else {
     check(weight.dim() == 2, name_of(cell, sized), " must have 2 dimensions, got ", weight.dim());
     H = weight.size(ids && sized == kWeightIh) / cell.gates;
-    const int64_t width = weight.size(1);
-    if (cell.can_have_heads && sized == kWeightHh && width > 0 && H % width == 0) heads = H / width;
+    heads = heads_of(cell, H, weight.size(1));
   }
   Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weight.size(1) : H, heads};
   if (options.sums) {

@@ -83,7 +83,7 @@ struct Stack {
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
   std::vector<int64_t> shape_of(Parameter parameter, int64_t layer) const {
-    if (parameter == kWeightHh) return {gate_rows(), heads == 1 ? P : H / heads};
+    if (parameter == kWeightHh) return {gate_rows(), recurrent_size(*cell, H, P, heads)};
     if (parameter == kWeightHr) return {P, H};
     if (parameter >= kOwn) {
       const int64_t blocks = cell->own_blocks[parameter - kOwn];
@@ -99,10 +99,17 @@ struct Stack {
   }
   // Returns the number of features of the i-th input besides x, unless its features are shared.
   int64_t all_features_beside(size_t i) const { return layers * directions * features_beside(i); }
-  // Returns whether all layers and directions share the features of the i-th input besides x.
-  bool is_shared(size_t i) const {
-    const auto sizes = inputs[i].sizes();
-    return layers * directions > 1 && sizes[sizes.size() - 1] == features_beside(i);
+  // Returns whether all layers and directions share the features of the i-th input besides x, given
+  // that it has `width` features.
+  bool is_shared(size_t i, int64_t width) const { return width == features_beside(i); }
+  // Returns the number of features that the i-th input besides x must have, given that it has
+  // `width` features.
+  int64_t checked_width(size_t i, int64_t width) const {
+    return is_shared(i, width) ? width : all_features_beside(i);
+  }
+  // Returns the first feature of that input that a layer and direction reads.
+  int64_t column_beside(size_t i, int64_t width, int64_t state) const {
+    return is_shared(i, width) ? 0 : state * features_beside(i);
   }
   // Returns whether the batch has no rows or the layers have no hidden units. Kernels must not be
   // called for an empty stack.
@@ -157,6 +164,23 @@ int64_t terms_of(const SequenceLayout& layout, int64_t H, const Options& options
 // Sets the batch of a stack from check_layers() to B sequences of T steps, and sets the fields that
 // depend on the batch.
 void set_rows(Stack& stack, int64_t T, int64_t B, const Options& options);
+
+// Returns the size of a tensor's last dimension; 0 without dimensions.
+inline int64_t last_size(const Tensor& tensor) {
+  return tensor.dim() > 0 ? tensor.size(tensor.dim() - 1) : 0;
+}
+
+// Returns whether a layer of the cell with H hidden units may have this many heads.
+inline bool can_have_heads(const Cell& cell, int64_t H, int64_t heads) {
+  return heads == 1 || (cell.can_have_heads && heads > 0 && H % heads == 0);
+}
+
+// Returns the number of heads of a layer with H hidden units and a weight_hh of this width; 1 if
+// the width is wrong.
+inline int64_t heads_of(const Cell& cell, int64_t H, int64_t width) {
+  const bool has_heads = cell.has_weight_hh && cell.can_have_heads && width > 0 && H % width == 0;
+  return has_heads ? H / width : 1;
+}
 
 // Returns this processor's kernels for tensors of type Scalar.
 template <class Scalar>
@@ -280,7 +304,7 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   }
   for (size_t i = 0; i < stack.inputs.size(); ++i) {
     const Tensor& rows = stack.inputs[i];
-    const int64_t column = stack.is_shared(i) ? 0 : stack.state_of(k, d) * stack.features_beside(i);
+    const int64_t column = stack.column_beside(i, last_size(rows), stack.state_of(k, d));
     layer.inputs[i] = rows_of<const Scalar>(stack.batch, rows, const_data<Scalar>(rows), column);
   }
   return layer;

@@ -225,11 +225,12 @@ Stack stack_of_prepared(const View& prepared, const Options& options) {
   if (bytes >= int64_t(sizeof(Header))) std::memcpy(&header, prepared.data, sizeof(header));
   const Sizes claimed{header.layers, header.D, header.H, header.V, header.P, header.heads};
   bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
-               header.cell < kCompiledCells;
+               header.cell < kCells;
   const auto& [layers, D, H, V, P, heads] = claimed;
   for (const int64_t size : {layers, D, H, V, P, heads}) {
     known = known && size >= 0 && size <= bytes;
   }
+  known = known && can_have_heads(cell_of(header.cell), H, heads);
   // If the header is invalid, check_header() below rejects the tensor, whatever the stack's sizes.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
   Stack stack = check_layers(cell_of(known ? header.cell : 0),

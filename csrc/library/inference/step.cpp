@@ -11,6 +11,8 @@
 namespace namernn_fast {
 namespace {
 
+int64_t last_size(const View& view) { return view.dim > 0 ? view.sizes[view.dim - 1] : 0; }
+
 std::vector<int64_t> shape_of(const View& view) { return {view.sizes, view.sizes + view.dim}; }
 
 void check_shape(const char* name, const View& view, int32_t dtype,
@@ -33,9 +35,8 @@ Stack stack_of(const Step& step, const Options& options) {
   check(step.weight_count >= 1 + recurs && ih.dim == 2 && hh.dim == 2,
         "weights must be prepared, or the weights of one layer");
   check(!options.int8, "options must not set INT8 without prepared weights");
-  const int64_t H = hh.sizes[0] / step.cell->gates, width = hh.sizes[1];
-  const bool has_heads = recurs && step.cell->can_have_heads && width > 0 && H % width == 0;
-  const Sizes sizes{1, ih.sizes[1], H, 0, H, has_heads ? H / width : 1};
+  const int64_t H = hh.sizes[0] / step.cell->gates;
+  const Sizes sizes{1, ih.sizes[1], H, 0, H, heads_of(*step.cell, H, hh.sizes[1])};
   Stack stack = check_layers(*step.cell, sizes, ih.dtype, options);
   check(step.weight_count == stack.parameters.count, "weights must hold ", stack.parameters.count,
         " tensors, got ", step.weight_count);
@@ -113,9 +114,7 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
     const View& beside = step.inputs[i];
     check(i < stack.cell->inputs, "inputs must hold ", stack.cell->inputs, " tensor(s) for the ",
           stack.cell->name, " cell");
-    const int64_t features = stack.features_beside(size_t(i));
-    const bool shared = beside.dim > 0 && beside.sizes[beside.dim - 1] == features;
-    shape.back() = shared ? features : stack.all_features_beside(size_t(i));
+    shape.back() = stack.checked_width(size_t(i), last_size(beside));
     check_shape(stack.cell->input_names[i], beside, stack.dtype, shape);
   }
   shape.back() = stack.P;
@@ -156,12 +155,6 @@ void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
       f(state.data + size_t(k * sequences + step.rows[b]) * bytes, packed, bytes);
     }
   }
-}
-
-// Returns the first feature that layer k reads of an input besides x, of which each layer reads
-// `features`. All layers may share the features.
-int64_t column_beside(const View& beside, int64_t k, int64_t features) {
-  return beside.sizes[beside.dim - 1] == features ? 0 : k * features;
 }
 
 template <class Scalar>
@@ -210,7 +203,7 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       const View& beside = step.inputs[i];
       if (!beside.data) continue;
       const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
-      const int64_t column = column_beside(beside, k, stack.features_beside(size_t(i)));
+      const int64_t column = stack.column_beside(size_t(i), last_size(beside), k);
       layer.inputs[i] = {rows_at(beside.data) + column, time_stride, row_stride};
     }
     args.output = {rows_at(outputs[k % 2]), each, P};

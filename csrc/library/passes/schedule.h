@@ -29,7 +29,7 @@ inline PlanArguments plan_arguments_of(Pass pass, const Stack& stack, const Mach
           is_double ? sizeof(double) : sizeof(float),
           stack.cell->gates,
           is_double ? 0.5 : 1.0,
-          stack.cell->has_weight_hh ? stack.H / stack.heads : 0};
+          recurrent_size(*stack.cell, stack.H, stack.H, stack.heads)};
 }
 
 // Calls run(direction, resources) for each direction. Runs both directions concurrently, on one

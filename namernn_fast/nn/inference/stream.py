@@ -163,7 +163,10 @@ class Stream:
         beside = []
         for described in rnn._cell.inputs if inputs else ():
             name, size = described.name, described.features(rnn.hidden_size)
-            more = inputs.get(name, frame.new_zeros(size).expand(*frame.shape[:-1], size))
+            if name not in inputs:
+                beside.append(described.zeros(frame, rnn.hidden_size))
+                continue
+            more = inputs[name]
             shape = (*frame.shape[:-1], len(self._states[0]) * size)
             is_tensor = isinstance(more, Tensor)
             if not is_tensor or more.shape not in (shape, (*shape[:-1], size)):
