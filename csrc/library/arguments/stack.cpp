@@ -89,9 +89,10 @@ Stack check_input(const Cell& cell, const Tensor& input, const Sizes& sizes, int
 
 // Checks that given sums have a block for each gate and direction.
 void check_sums(const Stack& stack) {
+  if (!stack.sums_given) return;
   const int64_t features = last_size(stack.input);
-  check(!stack.sums_given || features == stack.input_features(), "input must have ",
-        stack.input_features(), " sums for each step, got ", features);
+  check(features == stack.input_features(), "input must have ", stack.input_features(),
+        " sums for each step, got ", features);
 }
 
 void check_states(Stack& stack, TensorRange states) {
@@ -196,7 +197,7 @@ Stack check_stack(const Cell& cell, const Tensor& input, TensorRange states, Ten
   } else {
     check(weight.dim() == 2, name_of(cell, sized), " must have 2 dimensions, got ", weight.dim());
     H = weight.size(ids && sized == kWeightIh) / cell.gates;
-    heads = heads_of(cell, H, weight.size(1));
+    if (cell.can_have_heads) heads = heads_of(cell, H, weight.size(1));
   }
   Sizes sizes{count / per_layer, 0, H, 0, options.projections ? weight.size(1) : H, heads};
   if (options.sums) {
