@@ -36,9 +36,9 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 600, 80, 10
 EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top. Each may import only earlier ones.
 ROOMS = (
-    *("cells", "machine", "ops", "prepared_ops", "call", "gpu", "gpu_backend", "integrations"),
-    *("reference", "torch_operators", "autograd", "dispatch", "functional", "nn", "__init__"),
-    *("testing", "torchao", "names", "bench", "__main__"),
+    *("cells", "machine", "equations", "ops", "prepared_ops", "call", "gpu", "gpu_backend"),
+    *("integrations", "reference", "torch_operators", "autograd", "dispatch", "functional", "nn"),
+    *("__init__", "testing", "torchao", "names", "bench", "__main__"),
 )
 # Besides public functions, these may have more than PARAMETERS parameters: constructors, Triton
 # kernels, and the operator `backward`, because namernn_fast/ops.py defines the operator's schema.

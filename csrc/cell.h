@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "program.h"
+
 namespace namernn_fast {
 
 enum class Activation { tanh, relu, sigmoid, softplus };
@@ -93,6 +95,8 @@ struct StateRows {
   EvenRows<const Storage> inputs[kMostInputs];  // null means zeros
   const Scalar* own[kMostOwn];  // the cell's own parameters, converted by `prepare_own`
   int64_t own_stride;           // stride between the blocks of a parameter in `own`
+  const Program* program;       // of an equation
+  Scalar* row_registers;        // [registers, H rounded up to vectors], if the program needs them
 };
 
 // Arguments of `sum_gradients`. EvenRows follow the same rules as in StateRows.
@@ -116,6 +120,8 @@ struct GradientRows {
   EvenRows<Storage> grad_inputs[kMostInputs];   // written unless null
   const Scalar* own[kMostOwn];
   int64_t own_stride;
+  const Program* program;
+  Scalar* row_registers;
   // Added to: gradients of the cell's own parameters, summed over rows. Blocks are H apart.
   Scalar* grad_own[kMostOwn];
 };
@@ -170,6 +176,7 @@ struct Cell : CellCode<float>, CellCode<double>, CellCode<BFloat16>, CellCode<Ha
   // Whether a layer may project h. If so, only_through_sums is true, and sum_gradients() also
   // writes h before its projection.
   bool can_project;
+  const Program* program;  // what the functions of an equation's cell run; null for other cells
 };
 
 }  // namespace namernn_fast

@@ -278,6 +278,7 @@ constexpr int64_t kMostInt8Inputs = INT32_MAX / (255 * 127);
 // The kernels and cells for one instruction set.
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
   Cell cells[kCells];
+  Cell equation;  // only functions, which run Cell::program
   const char* name;
   const char* bfloat16_name;  // the instructions that bfloat16 kernels use, unless h is projected
   int64_t panel_width;  // columns per float panel; threads split hidden units at panel boundaries

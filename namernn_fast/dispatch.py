@@ -160,6 +160,7 @@ def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[...,
         call.reset,
         options,
         call.trees,
+        call.cell.program,
     )
     return output, *last
 

@@ -24,18 +24,18 @@ def implementation(device: torch.device) -> ModuleType:
     return gpu
 
 
-def _implementation_of(call: ops.ForwardArguments) -> Any:
+def _implementation_of(call: ops.AnyArguments) -> Any:
     """Returns the implementation for a call.
 
     Raises:
         RuntimeError: the GPU kernels do not support the cell, the device or `reset_to` of the call.
     """
-    if not 0 <= call.cell < len(NUMBERED):
+    if call.program is None and not 0 <= call.cell < len(NUMBERED):
         raise RuntimeError(
             f"{ops.NAMESPACE}: cell must be between 0 and {len(NUMBERED) - 1}, got {call.cell}"
         )
     restarts = call.options & ops.RESET_TO > 0
-    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell], restarts)
+    why_not = availability.why_not_gpu_kernel(call.described, restarts)
     if why_not is not None:
         raise RuntimeError(f"{ops.NAMESPACE}: {why_not}")
     return implementation(call.input.device)

@@ -3,7 +3,8 @@
 `forward` and `backward` run a stack of layers of any cell, in one or two directions, over whole
 sequences. Their arguments and results keep these names throughout the package:
 
-- cell: the number of the cell, an index of `cells.NUMBERED`.
+- cell: the number of the cell, an index of `cells.NUMBERED`; or `equations.EQUATION` if `program`
+  describes the cell.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids in these shapes without the last dimension; see `has_ids`. Ids past a sequence's length are
   ignored. With SUMS, the products of x with weight_ih.
@@ -31,6 +32,7 @@ sequences. Their arguments and results keep these names throughout the package:
 - reset: None, or bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: True for the steps that
   start from zeros or, with RESET_TO, from `reset_to`.
 - options: a sum of the option bits below.
+- program: the text of the program of a cell that a user wrote as an equation (`equations.program`).
 - trees: 0 without SHARE_PREFIXES, otherwise the minimum number of prefix trees to cut the sequences
   into. A thread processes whole trees. `forward` and `backward` must get the same number.
 
@@ -63,8 +65,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .cells import CELLS, NUMBERED, Cell, CellName
+from .cells import CELLS, Cell, CellName
 from .cells.cell import LayerWeights, Parameter, Size
+from .equations import find_cell
 from .machine.torch_private import without_python
 
 NAMESPACE = "namernn_fast"
@@ -147,8 +150,8 @@ def split(cell: Cell, tensors: Sequence[Any], options: int) -> Lists:
 
 
 @dataclass(slots=True)
-class ForwardArguments:
-    """The arguments of `forward`."""
+class _Arguments:
+    """The arguments that `forward` and `backward` share."""
 
     cell: int
     input: Tensor
@@ -158,14 +161,35 @@ class ForwardArguments:
     options: int
     trees: int
 
+
+class _Described:
+    """What `forward` and `backward` take, read together."""
+
+    cell: int
+    program: str | None
+    tensors: Sequence[Tensor]
+    options: int
+
+    @property
+    def described(self) -> Cell:
+        """The cell."""
+        return find_cell(self.cell, self.program)
+
     @property
     def lists(self) -> Lists:
         """`tensors`, split into states, reset_to, inputs and weights."""
-        return split(NUMBERED[self.cell], self.tensors, self.options)
+        return split(self.described, self.tensors, self.options)
 
 
 @dataclass(slots=True)
-class BackwardArguments(ForwardArguments):
+class ForwardArguments(_Arguments, _Described):
+    """The arguments of `forward`."""
+
+    program: str | None = None
+
+
+@dataclass(slots=True)
+class BackwardArguments(_Arguments, _Described):
     """The arguments of `backward`."""
 
     output: Tensor
@@ -174,6 +198,10 @@ class BackwardArguments(ForwardArguments):
     grad_last_states: Sequence[Tensor | None]
     wanted: Sequence[bool]
     want_layers: Sequence[int]
+    program: str | None = None
+
+
+AnyArguments: TypeAlias = ForwardArguments | BackwardArguments
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -182,12 +210,14 @@ _ARGUMENTS = (
     "int options, int trees"
 )
 library.define(
-    f"forward({_ARGUMENTS}) -> (Tensor output, Tensor[] last_states, Tensor[] saved)",
+    f"forward({_ARGUMENTS}, str? program=None) "
+    "-> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
-    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, str? program=None) "
+    "-> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("cpu_kernel(str numbers) -> str")
@@ -359,7 +389,7 @@ def parameters_and_shapes(
 def _(*arguments: Any) -> tuple[Any, ...]:
     call = ForwardArguments(*arguments)
     options, weights = call.options, call.lists.weights
-    cell = NUMBERED[call.cell]
+    cell = call.described
     num_layers = layer_count(cell, weights, options)
     like = weights[0]  # input may be integer token ids
     sizes = state_sizes(cell, weights, call.input, options)
@@ -392,7 +422,7 @@ def batch_size(call: Any) -> Any:
 @torch.library.register_fake(f"{NAMESPACE}::backward")
 def _(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments(*arguments)
-    cell, tensors = NUMBERED[call.cell], call.tensors
+    cell, tensors = call.described, call.tensors
     first, per_layer = before_weights(cell, call.options), weights_per_layer(cell, call.options)
     wanted = [*itertools.compress((call.input, *tensors[:first]), call.wanted)]
     for k in sorted(set(call.want_layers)):
@@ -451,7 +481,7 @@ def cpu_plan(
     threads: int,
     l2_bytes: int = 2**20,
     num_layers: int = 1,
-    cell: CellName = "rnn",
+    cell: CellName | Cell = "rnn",
     backward: bool = False,
 ) -> Plan:
     """Returns the float32 plan of the CPU kernel for a given number of threads and cache size.
@@ -464,4 +494,5 @@ def cpu_plan(
     """
     cpu_plan: _Operator = torch.ops.namernn_fast.cpu_plan
     sizes = input_size, hidden_size, num_layers
-    return Plan(*cpu_plan(batch_sizes, *sizes, threads, l2_bytes, CELLS[cell].gates, backward))
+    gates = (cell if isinstance(cell, Cell) else CELLS[cell]).gates
+    return Plan(*cpu_plan(batch_sizes, *sizes, threads, l2_bytes, gates, backward))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import oracle
 import torch
-from kinds import EVERY, KINDS, VARIANTS, map_states, tensors_in
+from kinds import EQUATION_KINDS, EVERY, KINDS, VARIANTS, map_states, tensors_in
 from layouts import NO_IDS, Pieces, Place
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
@@ -22,7 +22,8 @@ FUSED = {name: kind.layer for name, kind in EVERY.items()}
 TORCH = {name: kind.nn_layer for name, kind in EVERY.items()}
 CELLS = tuple(KINDS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LAYERS = tuple(VARIANTS)  # the cells, and an LSTM with projections
+PREPARABLE = tuple(VARIANTS)  # the cells, and an LSTM with projections
+LAYERS = (*PREPARABLE, *EQUATION_KINDS)
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
 # Groups of layouts in which a case has the same rows, and therefore equal results.

@@ -122,7 +122,9 @@ class Drawn(Case):
     def is_prepared(self):
         """Whether the case runs a prepared layer. Half of the inference cases do."""
         takes_ids_and_more = self.vocabulary and self.beside
-        return not self.wanted and self.seed % 2 == 1 and not takes_ids_and_more
+        is_equation = self.cell_lists.program is not None
+        inference = not self.wanted and self.seed % 2 == 1
+        return inference and not takes_ids_and_more and not is_equation
 
     def compare(self, forward, backward):
         """Checks that results are finite where torch's are. Adds finite results to the budgets.

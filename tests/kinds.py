@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from equation_cells import MORE, TWINS
 from plain import plain
 from tested_cells import MODULES, TESTED_CELLS
 
 import namernn_fast
 from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
+from namernn_fast.nn.equation import EquationLayer
 
 TRAINED = {"rate": 0.7, "train_rate": True}
 """Options that tests pass to modules that accept them. They give every parameter a gradient, and
@@ -109,6 +111,28 @@ class ProjectedLstm(Kind):
         return make(*h_size, **options), make(*size, **options)
 
 
+class Equation(Kind):
+    """A cell that is written as an equation. `twin` is the kind with the same equation, if any."""
+
+    def __init__(self, defined: Any, twin: Kind | None):
+        self.cell, self.name = defined._cell, defined.__name__
+        self.classes = [EquationLayer]
+        self.layer = self._with_heads(defined.layer)
+        plain_layer = self._with_heads(plain(EquationLayer, cell=self.cell))
+        self.nn_layer = twin.nn_layer if twin else plain_layer
+        self.gates, self.bits, self.run = self.cell.gates, 0, None
+        self.has_cell_state = len(self.cell.states) > 1
+
+    def _with_heads(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `layer`, with two heads where possible if the cell can have heads."""
+
+        def make(input_size: int, hidden_size: int, *args: Any, **options: Any) -> Any:
+            heads = {"heads": 2 - hidden_size % 2} if self.cell.can_have_heads else {}
+            return layer(input_size, hidden_size, *args, **(heads | options))
+
+        return make
+
+
 KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 DROP_INS = {name: kind for name, kind in KINDS.items() if kind.cell.torch is not None}
 """The kinds with modules that replace torch's modules."""
@@ -116,7 +140,10 @@ VARIANTS = {**KINDS, "projected": ProjectedLstm()}
 """The kinds, and an LSTM with projections, which runs separate code in the kernels."""
 TESTED = {cell.name: Kind(cell) for cell in TESTED_CELLS}
 """The kinds of the cells that only tests have."""
-EVERY = {**VARIANTS, **TESTED}
+EQUATION_KINDS = {name: Equation(cell, KINDS.get(twin)) for name, (cell, twin) in TWINS.items()}
+"""The kinds of cells that are written as equations."""
+EVERY = {**VARIANTS, **TESTED, **EQUATION_KINDS}
+EVERY |= {name: Equation(cell, None) for name, cell in MORE.items()}
 for_variants = pytest.mark.kinds(*VARIANTS)
 """Parametrizes a test that takes `kind` with every variant, instead of every kind."""
 needs_extension = pytest.mark.skipif(

@@ -1,14 +1,16 @@
 """Wrappers that join separate lists of tensors into the one list that the operators take."""
 
 from namernn_fast import ops, prepared_ops
+from namernn_fast.cells import Cell
 
 
 def arguments(
     cell, input, states, weights, sequence_layout, reset, options, trees, reset_to=(), inputs=()
 ):
-    """Returns the arguments of `ops.forward`."""
+    """Returns the arguments of `ops.forward`. `cell` is a number or a `Cell`."""
     tensors, options = ops.Lists(states, reset_to, inputs, weights).joined(options)
-    return cell, input, [*tensors], sequence_layout, reset, options, trees
+    number, program = (cell.number, [cell.program]) if isinstance(cell, Cell) else (cell, [])
+    return number, input, [*tensors], sequence_layout, reset, options, trees, *program
 
 
 def backward_arguments(
@@ -32,7 +34,8 @@ def backward_arguments(
     """Returns the arguments of `ops.backward`."""
     rows = sequence_layout, reset, options, trees
     results = output, saved, grad_output, grad_last_states, wanted, want_layers
-    return *arguments(cell, input, states, weights, *rows, reset_to, inputs), *results
+    shared = arguments(cell, input, states, weights, *rows, reset_to, inputs)
+    return *shared[:7], *results, *shared[7:]
 
 
 def forward(*call, **more):

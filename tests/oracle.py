@@ -8,12 +8,12 @@ import copy
 
 import numpy as np
 import torch
-from kinds import VARIANTS, kind_of
+from kinds import EQUATION_KINDS, VARIANTS, kind_of
 from plain import plain
 
 EQUATIONS = tuple(
     name if len(kind.cell.nonlinearities) == 1 else f"{name} {act}".removeprefix("rnn ")
-    for name, kind in VARIANTS.items()
+    for name, kind in {**VARIANTS, **EQUATION_KINDS}.items()
     for act in kind.cell.nonlinearities
 )
 """The cells and variants with each of their nonlinearities. See `cases.layer_of`."""

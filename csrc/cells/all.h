@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "cells/equation.h"
 #include "cells/gru.h"
 #include "cells/leaky.h"
 #include "cells/lstm.h"

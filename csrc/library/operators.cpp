@@ -11,6 +11,7 @@
 
 #include "library/arguments/batch.h"
 #include "library/arguments/options.h"
+#include "library/arguments/program.h"
 #include "library/arguments/stack.h"
 #include "library/base/memory.h"
 #include "library/inference/prepared.h"
@@ -23,6 +24,7 @@ namespace namernn_fast {
 namespace {
 
 using OptionalTensor = std::optional<Tensor>;
+using OptionalText = std::optional<std::string>;
 
 // Checks the preconditions of share_prefixes.
 void check_sharing(const Stack& stack, const Options& options) {
@@ -39,13 +41,15 @@ void check_sharing(const Stack& stack, const Options& options) {
 }
 
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
-Stack check_call(int64_t cell, const Tensor& input, const Tensors& tensors,
-                 const OptionalTensor& sequence_layout, const OptionalTensor& reset,
-                 const Options& options) {
+Stack check_call(int64_t number, const OptionalText& program, const Tensor& input,
+                 const Tensors& tensors, const OptionalTensor& sequence_layout,
+                 const OptionalTensor& reset, const Options& options) {
   check(!options.int8, "options must not set INT8 without prepared weights");
-  const Lists lists = split(cell_of(cell), tensors, options);
-  Stack stack = check_stack(cell_of(cell), input, lists.states, lists.weights,
+  std::shared_ptr<const Cell> cell = cell_of(number, program);
+  const Lists lists = split(*cell, tensors, options);
+  Stack stack = check_stack(*cell, input, lists.states, lists.weights,
                             read_batch(input, sequence_layout, reset, options), options);
+  stack.owned_cell = std::move(cell);
   set_reset_to(stack, lists.reset_to, reset.has_value());
   set_inputs(stack, lists.inputs);
   check_sharing(stack, options);
@@ -74,9 +78,10 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
                                              const Tensors& tensors,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees) {
+                                             int64_t trees, const OptionalText& program) {
   const Options options = read_options(bits, trees);
-  return run_forward(check_call(cell, input, tensors, sequence_layout, reset, options), options);
+  return run_forward(check_call(cell, program, input, tensors, sequence_layout, reset, options),
+                     options);
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
@@ -293,9 +298,10 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
                  int64_t trees, const Tensor& output, const Tensors& saved,
                  const OptionalTensor& grad_output,
                  const std::vector<OptionalTensor>& grad_last_states,
-                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers) {
+                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
+                 const OptionalText& program) {
   const Options options = read_options(bits, trees);
-  const Stack stack = check_call(cell, input, tensors, sequence_layout, reset, options);
+  const Stack stack = check_call(cell, program, input, tensors, sequence_layout, reset, options);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
-from ..cells import NUMBERED, Cell
+from ..cells import Cell
+from ..equations import find_cell
 
 if TYPE_CHECKING:
     from .prepared_weights import PreparedWeights
@@ -168,14 +169,14 @@ class Call:
         with each tensor of the operators' `tensors`.
         """
         tensors, options = self.joined(self.weights)
-        numbers = self.cell.number, options, self.trees
-        return *numbers, self.sequence_layout, self.reset, self.data, *tensors
+        described = self.cell.number, self.cell.program, options, self.trees
+        return *described, self.sequence_layout, self.reset, self.data, *tensors
 
     @classmethod
     def of_flat(cls, arguments: Sequence[Any]) -> "Call":
         """Restores a call from the result of `flat`."""
-        number, options, trees, layout, reset, data, *tensors = arguments
-        cell = NUMBERED[number]
+        number, program, options, trees, layout, reset, data, *tensors = arguments
+        cell = find_cell(number, program)
         states, restart_states, beside, weights = ops.split(cell, tensors, options)
         options &= ~(ops.STATES | ops.RESET_TO | ops.INPUTS)
         return cls(

@@ -173,6 +173,8 @@ class Cell:
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
     """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
     precision. Torch's layer with this cell, if it exists, uses the same setting."""
+    program: str | None = None
+    """What kernels run if a user wrote the cell as an equation (see `equations.program`)."""
     torch: TorchCounterpart | None = None
     """torch's modules and operators, or None if torch has none with this cell."""
     present: Sequence[Sequence[tuple[Parameter, ...]]] = field(init=False, repr=False)

@@ -93,7 +93,7 @@ def _check_tensor(
         raise _error(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
-def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
+def _checked_stack(call: ops.AnyArguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator.
 
     Returns:

@@ -41,9 +41,9 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     return input.numel() if ops.has_ids(input) else input.shape[:-1].numel()
 
 
-def _products(call: ops.ForwardArguments) -> list[tuple[int, int]]:
+def _products(call: ops.AnyArguments) -> list[tuple[int, int]]:
     """Returns, for each layer, the multiply-adds per row of its input and recurrent products."""
-    parameters = ops.parameters_of(NUMBERED[call.cell], call.options)
+    parameters = ops.parameters_of(call.described, call.options)
     per_layer = len(parameters) * ops.directions_of(call.options)
     products = [[0, 0] for _ in range(len(call.lists.weights) // per_layer)]
     for k, (weight, parameter) in enumerate(zip(call.lists.weights, itertools.cycle(parameters))):

@@ -64,8 +64,8 @@ class Mapped(torch.autograd.Function):
         """
         call, size = Call.of_flat(arguments), info.batch_size
         options, layout = call.options, call.sequence_layout
-        layout_dim, reset_dim, input_dim, *dims = in_dims[4:]
-        lists: Any = ops.split(call.cell, dims, arguments[1])
+        layout_dim, reset_dim, input_dim, *dims = in_dims[5:]
+        lists: Any = ops.split(call.cell, dims, arguments[2])
         state_dims, restart_dims, beside_dims, weight_dims = lists
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(

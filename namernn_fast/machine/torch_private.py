@@ -7,7 +7,7 @@ importing the package still works, but using the name raises an error.
 
 import importlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -129,6 +129,10 @@ _disable_current_modes: Callable[[], AbstractContextManager[object]] = _find(
 # If this function is missing, every call is assumed to run global hooks.
 _has_any_global_hook: Callable[[], bool] = _find(
     "torch.nn.modules.module._has_any_global_hook", lambda: True
+)
+TorchDispatchMode: Any = _find("torch.utils._python_dispatch.TorchDispatchMode", object)
+decomposition_table: Mapping[Any, Callable[..., Any]] = _find(
+    "torch._decomp.decomposition_table", {}
 )
 
 forward_ad: Any = _find("torch.autograd.forward_ad")

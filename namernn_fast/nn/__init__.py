@@ -4,6 +4,7 @@ from ..integrations.compile import allow_tracing
 from ..integrations.flops import count_flops
 from ..integrations.fx import make_leaves
 from .base.layer import FusedLayer
+from .equation import EquationLayer, RecurrentCell, recurrent_cell
 from .explaining import explain
 from .gru import FusedGRU, FusedGRUCell, TokenGRU
 from .inference.prepared import PreparedCell, PreparedLayer
@@ -15,6 +16,7 @@ from .vanilla import FusedRNN, FusedRNNCell, TokenRNN
 from .weights import CLASSES
 
 __all__ = [
+    "EquationLayer",
     "FusedGRU",
     "FusedGRUCell",
     "FusedLSTM",
@@ -25,6 +27,7 @@ __all__ = [
     "FusedRNNCell",
     "PreparedCell",
     "PreparedLayer",
+    "RecurrentCell",
     "Stream",
     "TokenGRU",
     "TokenLSTM",
@@ -32,6 +35,7 @@ __all__ = [
     "TokenRNN",
     "explain",
     "prepare_rnn",
+    "recurrent_cell",
     "replace_rnn",
     "restore_rnn",
 ]

@@ -5,7 +5,7 @@ import oracle
 import pytest
 import torch
 from cases import layer_of
-from kinds import KINDS, VARIANTS, flat, for_variants, tensors_in
+from kinds import EVERY, KINDS, VARIANTS, flat, for_variants, tensors_in
 from layouts import check_derivatives
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -133,7 +133,7 @@ def test_last_state_and_shared_prefixes_pass_opcheck(kind, layout, tokens, share
 def test_first_and_second_derivatives_are_correct(cell, bidirectional, packed, resets):
     """Checks derivatives in float64, with respect to all inputs at once."""
     name, options = layer_of(cell)
-    kind, options = VARIANTS[name], options | {"bidirectional": bidirectional}
+    kind, options = EVERY[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
     leaf, steps = {"dtype": torch.float64, "requires_grad": True}, 4
     x = torch.randn((9, 2) if packed else (steps, 3, 2), **leaf)

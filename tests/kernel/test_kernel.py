@@ -11,7 +11,7 @@ import oracle
 import pytest
 import torch
 from cases import CELLS, FUSED, LAYERS, layer_of
-from kinds import VARIANTS, flat, map_states, tensors_in
+from kinds import EVERY, flat, map_states, tensors_in
 from layouts import trained
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -29,7 +29,7 @@ ON_PAIRS = ("amx", "avx512_bf16")
 
 def states_of(cell, *size):
     """Returns random states for `ops.forward`. `size` is their shape, followed by their dtype."""
-    return [*tensors_in(VARIANTS[cell].states(torch.randn, *size[:-1], dtype=size[-1]))]
+    return [*tensors_in(EVERY[cell].states(torch.randn, *size[:-1], dtype=size[-1]))]
 
 
 def options_of(equation):
@@ -183,14 +183,14 @@ def test_a_cell_state_can_grow_to_10000(dtype):
 def test_the_16_bit_backward_pass_computes_in_float32(equation, dtype):
     """Given the same forward results, 16-bit gradients equal rounded float32 gradients."""
     cell, options = layer_of(equation)
-    if ops.cpu_kernel(dtype) in ON_PAIRS and not VARIANTS[cell].bits & ops.PROJECTIONS:
+    if ops.cpu_kernel(dtype) in ON_PAIRS and not EVERY[cell].bits & ops.PROJECTIONS:
         pytest.skip("this kernel rounds dz for its products")
     module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
     x, states = torch.randn(6, 20, 9, dtype=dtype), states_of(cell, 2, 20, 70, dtype)
-    options = options_of(equation) | ops.BIDIRECTIONAL | ops.WANT_SAVED | VARIANTS[cell].bits
-    number, rest = VARIANTS[cell].cell.number, (None, None, options, 0)
-    output, last, kept = operators.forward(number, x, states, weights, *rest)
+    options = options_of(equation) | ops.BIDIRECTIONAL | ops.WANT_SAVED | EVERY[cell].bits
+    described, rest = EVERY[cell].cell, (None, None, options, 0)
+    output, last, kept = operators.forward(described, x, states, weights, *rest)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
     arguments = (x, states, weights, *rest, output, kept, *grads)
 
@@ -200,8 +200,8 @@ def test_the_16_bit_backward_pass_computes_in_float32(equation, dtype):
         return [tensor.float() for tensor in value] if isinstance(value, list) else value
 
     requested = [True] * (1 + len(states)), [0]
-    got = operators.backward(number, *arguments, *requested)
-    of_float = operators.backward(number, *map(in_float, arguments), *requested)
+    got = operators.backward(described, *arguments, *requested)
+    of_float = operators.backward(described, *map(in_float, arguments), *requested)
     for mine, exact in zip(got, of_float, strict=True):
         assert mine.dtype == dtype
         # Each direction rounds its contribution to grad_input before the two are added.
@@ -267,8 +267,8 @@ def test_gradients_do_not_depend_on_other_requested_gradients(threads, cell, bid
     x, reset = torch.randn(6, 20, 9, dtype=dtype), torch.rand(6, 20) < 0.3
     states = states_of(cell, 2 * (1 + bidirectional), 20, 70, dtype)
     after = [] if bidirectional else states_of(cell, 6, 2, 20, 70, dtype)
-    options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional | VARIANTS[cell].bits
-    call = {"cell": VARIANTS[cell].cell.number, "input": x, "states": states, "weights": weights}
+    options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional | EVERY[cell].bits
+    call = {"cell": EVERY[cell].cell, "input": x, "states": states, "weights": weights}
     call |= {"sequence_layout": None, "reset": reset, "options": options, "trees": 0}
     output, last, saved = operators.forward(**call, reset_to=after)
     call |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
@@ -342,7 +342,7 @@ def test_the_error_of_vanishing_gradients_is_bounded(cell, hidden_size, dtype):
     module = FUSED[cell](3, hidden_size, dtype=dtype)
     x = torch.randn(300, 2, 3, dtype=dtype, requires_grad=True)
     h_n = tensors_in(module(x)[1])[0]
-    terms = VARIANTS[cell].gates * hidden_size  # the gradient of x is a sum over units and gates
+    terms = EVERY[cell].gates * hidden_size  # the gradient of x is a sum over units and gates
     far_above = tiny * terms / eps * 2.0**30
 
     def gradient(factor):
@@ -414,9 +414,9 @@ def check_spread(ours, theirs, x, hx=None, compare_values=True):
 def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, dtype):
     """Results and gradients are non-finite exactly where torch's are, and close elsewhere."""
     cell, options = layer_of(equation)
-    ours, theirs = VARIANTS[cell].twins(5, 20, dtype=dtype, **options)
+    ours, theirs = EVERY[cell].twins(5, 20, dtype=dtype, **options)
     x = torch.randn(4, 9, 5, dtype=dtype)
-    hx = VARIANTS[cell].states(torch.randn, 1, 9, 20, dtype=dtype)
+    hx = EVERY[cell].states(torch.randn, 1, 9, 20, dtype=dtype)
     spoiled = {"input": x, "hx": tensors_in(hx)[-1]}
     for module in (ours, theirs):
         spoiled.update(module.named_parameters())
@@ -436,10 +436,10 @@ def test_non_finite_values_spread_as_in_torch(equation, value, where, with_hx, d
 @pytest.mark.parametrize("shape", [(4, 9), (2, 1)], ids=["in panels", "in place"])
 def test_non_finite_parameters_of_each_gate_spread_as_in_torch(shape, name, cell, gate, value):
     """Even without hx, the kernel multiplies weight_hh by the zero state: inf * 0 is NaN."""
-    modules = VARIANTS[cell].twins(8, 16)
+    modules = EVERY[cell].twins(8, 16)
     with torch.no_grad():
         for module in modules:
-            module.get_parameter(name).view(VARIANTS[cell].gates, 16, -1)[gate, 7, -1] = value
+            module.get_parameter(name).view(EVERY[cell].gates, 16, -1)[gate, 7, -1] = value
     check_spread(*modules, torch.randn(*shape, 8))
 
 
@@ -457,7 +457,7 @@ def test_an_infinite_gradient_of_one_hidden_unit_stays_in_that_unit(t, cell, thr
     output.backward(grad)
     # The last gate's gradient is grad_h times (1 - z)(1 - n^2) (GRU) or tanh(c) o (1 - o) (LSTM).
     last_gate = -1
-    grads = [p.grad.view(VARIANTS[cell].gates, 5, -1) for p in layer.parameters()]
+    grads = [p.grad.view(EVERY[cell].gates, 5, -1) for p in layer.parameters()]
     assert torch.equal(grads[0][last_gate, 2], torch.inf * x[t, 7].sign())
     assert grads[-1][last_gate, 2] == torch.inf
     for grad in grads:
@@ -471,8 +471,8 @@ def test_an_infinite_gradient_of_one_hidden_unit_stays_in_that_unit(t, cell, thr
 @pytest.mark.parametrize("cell", LAYERS)
 def test_inputs_and_states_may_be_expanded(cell, shape):
     """Expanded dimensions have stride 0. test_fuzz.py tests sliced and transposed tensors."""
-    ours, theirs = VARIANTS[cell].twins(4, 6)
-    x, states = torch.randn(shape).expand(5, 3, 4), VARIANTS[cell].states(torch.randn, 1, 1, 6)
+    ours, theirs = EVERY[cell].twins(4, 6)
+    x, states = torch.randn(shape).expand(5, 3, 4), EVERY[cell].states(torch.randn, 1, 1, 6)
     hx = map_states(states, lambda state: state.expand(1, 3, -1))
     torch.testing.assert_close(ours(x, hx), theirs(x, hx))
 
@@ -505,7 +505,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(threads, cell, shap
 @pytest.mark.parametrize("cell", LAYERS)
 def test_gradients_are_correct_if_some_threads_finish_early(threads, cell):
     threads(8)
-    ours, theirs = VARIANTS[cell].twins(3, 64)
+    ours, theirs = EVERY[cell].twins(3, 64)
     precise = copy.deepcopy(theirs).double()
     packed = pack_padded_sequence(torch.randn(300, 23, 3), [300] * 3 + [2] * 20)
     assert ops.cpu_plan(packed.batch_sizes.tolist(), 0, 64, 8).groups == 8

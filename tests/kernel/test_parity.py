@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from cases import LAYERS, SAME_ROWS, Case, draws, layer_of, named_states
-from kinds import VARIANTS, flat
+from kinds import EVERY, flat
 
 from namernn_fast.testing import ErrorBudget
 
@@ -141,7 +141,7 @@ def test_gradients_summed_over_many_rows_are_accurate(cell, bidirectional, threa
     """
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
     for _ in range(2):
-        ours, theirs = VARIANTS[cell].twins(16, 16, bidirectional=bidirectional)
+        ours, theirs = EVERY[cell].twins(16, 16, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
         exact = results_and_gradients(copy.deepcopy(theirs).double(), x.double())
         baseline = results_and_gradients(theirs, x)

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from cases import FUSED, LAYERS
-from kinds import VARIANTS, flat, map_states, tensors_in
+from cases import FUSED, LAYERS, PREPARABLE
+from kinds import EVERY, flat, map_states, tensors_in
 from layouts import Pieces
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
@@ -39,7 +39,7 @@ def layer_and_input(cell, options, seq_len, batch, dtype=torch.float64):
     module = FUSED[cell](3, 20, dtype=dtype, **options)
     states = module.num_layers * (2 if module.bidirectional else 1)
     x = torch.randn(seq_len, batch, 3, dtype=dtype, requires_grad=True)
-    hx = VARIANTS[cell].states(torch.randn, states, batch, 20, dtype=dtype, requires_grad=True)
+    hx = EVERY[cell].states(torch.randn, states, batch, 20, dtype=dtype, requires_grad=True)
     return module, x, hx
 
 
@@ -127,7 +127,7 @@ def test_an_unbatched_input_accepts_a_reset_mask_without_a_batch_dimension(cell,
 def test_resets_match_a_separate_call_per_segment(cell, options, layout, often, restarts, threads):
     """A reset restarts a sequence from zeros or, with `restarts`, from the states in reset_to."""
     threads(2)
-    if VARIANTS[cell].has_nonlinearity and not options.get("bias", True):
+    if EVERY[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}
     module, x, hx = layer_and_input(cell, options, 12, 7)
     lengths = [12, 3, 12, 7, 1, 12, 9] if layout != "dense" else [12] * 7
@@ -136,7 +136,7 @@ def test_resets_match_a_separate_call_per_segment(cell, options, layout, often, 
     more = {"reset": reset}
     if restarts and not module.bidirectional:
         size = 12, module.num_layers, 7, 20
-        states = VARIANTS[cell].states(torch.randn, *size, dtype=x.dtype, requires_grad=True)
+        states = EVERY[cell].states(torch.randn, *size, dtype=x.dtype, requires_grad=True)
         more["reset_to"] = states
     if layout == "packed":
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -193,13 +193,13 @@ def test_a_jagged_input_returns_a_jagged_output(cell):
 
 def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
     module, x, _ = layer_and_input(cell, {}, 5, 2)
-    x, prepared = x.detach(), module.prepare()
+    x, modules = x.detach(), [module, *([module.prepare()] if cell in PREPARABLE else [])]
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
     wide = torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)
     strided = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]])
     reset = torch.zeros(5, 2, dtype=torch.bool)
-    after = VARIANTS[cell].states(torch.randn, 5, 1, 2, 20, dtype=x.dtype)
+    after = EVERY[cell].states(torch.randn, 5, 1, 2, 20, dtype=x.dtype)
     size = re.escape(str(tuple(tensors_in(after)[0].shape)))
     wrong, meta, whole = (
         map_states(after, change)
@@ -232,7 +232,7 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
         (strided, {}, ValueError, "a nested input must have layout=torch.jagged"),
         (wide, {}, ValueError, "must be .batch, jagged steps, features., got 4 dimensions"),
     ):
-        for each in (module, prepared):
+        for each in modules:
             with pytest.raises(error, match=text):
                 each(input, **more)
     both, *_ = layer_and_input(cell, {"bidirectional": True}, 5, 2)
@@ -245,8 +245,8 @@ def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
 @pytest.mark.parametrize("cell", LAYERS)
 def test_layers_that_run_concurrently_compute_the_same_results(cell, layout, batch, threads):
     """On two threads, the three layers form a wave: layer 1 starts before layer 0 has finished."""
-    seq_len, name = 600, VARIANTS[cell].cell.name
-    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=name).layers == 2
+    seq_len, lists = 600, EVERY[cell].cell
+    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=lists).layers == 2
     module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
     lengths = {
         "dense": [seq_len] * batch,
@@ -277,7 +277,7 @@ def test_layers_that_run_concurrently_compute_the_same_results(cell, layout, bat
         per_sequence = 1 + len(initial) + len(given)
         return (output, *tensors_in(last), *states, *grads[:per_sequence]), grads[per_sequence:]
 
-    after = VARIANTS[cell].states(torch.randn, seq_len, 3, batch, 20, requires_grad=True)
+    after = EVERY[cell].states(torch.randn, seq_len, 3, batch, 20, requires_grad=True)
     calls = {}, {"reset": reset}, {"reset": reset, "reset_to": after}
     for more in calls[:1] if layout == "jagged" else calls:
         threads(1)

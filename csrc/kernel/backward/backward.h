@@ -147,10 +147,12 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
                        !has_table(layer) && !args.accumulate_weights && !projected &&
                        layer.heads == 1;
+  const EvenRows<Scalar> registers = row_registers<Scalar>(layer, true, plan.groups, runtime);
   Group* groups = scratch<Group>(runtime, plan.groups);
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
+    group.row_registers = registers.data + g * registers.stride;
     for (Scalar*& sums : group.grad_own) {
       if (cell.own) sums = scratch<Scalar>(runtime, own_blocks(cell) * H);
     }

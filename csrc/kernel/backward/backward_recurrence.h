@@ -26,7 +26,8 @@ struct BackwardGroup {
   // Gradient accumulators of the cell's own parameters [blocks, H]: [1] for a few rows, [0] for the
   // whole time block.
   Scalar* grad_own[2];
-  TokenRows tokens;  // used only if the table's gradient is wanted
+  Scalar* row_registers;  // GradientRows::row_registers
+  TokenRows tokens;       // used only if the table's gradient is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no running sum
 };
 
@@ -189,6 +190,8 @@ inline void sum_gradients_of(const Backward<typename Products::Storage>& args,
   rows.range = {0, end - begin, 0, columns.last - first};
   rows.H = layer.H;
   rows.activation = layer.activation;
+  rows.program = cell.program;
+  rows.row_registers = group.row_registers;
   if (projecting) {
     rows.unprojected = {group.unprojected + offset, layer.H};
     rows.grad[0] = {group.unprojected + offset, layer.H};

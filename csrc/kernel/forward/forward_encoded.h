@@ -218,6 +218,7 @@ struct EncodedPart {
     result.range = {0, rows, 0, width};
     result.H = layer.H;
     result.activation = layer.activation;
+    result.program = cell.program;
     result.sums = {sums, w};
     result.sum_stride = kBlock;
     result.states[0] = {sums, w};

@@ -66,6 +66,7 @@ struct ForwardMemory {
   Scalar* sums;
   int64_t sum_rows;
   int64_t sum_stride;
+  EvenRows<Scalar> row_registers;  // [groups]: StateRows::row_registers
 };
 
 // Writes a layer's table plus the biases to `result`, in the type that kernels compute in. Skips
@@ -139,6 +140,7 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
     memory.sum_rows = choose_whole_rows(memory.sum_stride * int64_t(sizeof(Scalar)), layer.layout.B,
                                         runtime.machine);
     memory.sums = scratch<Scalar>(runtime, plan.groups * memory.sum_rows * memory.sum_stride);
+    memory.row_registers = row_registers<Scalar>(layer, false, plan.groups, runtime);
   }
   if (!has_table(layer)) return memory;
   memory.looked_up = static_cast<const Scalar**>(
@@ -235,6 +237,7 @@ struct ForwardContext {
     StateRows<Scalar> rows{};
     rows.H = layer.H;
     rows.activation = layer.activation;
+    rows.program = cell.program;
     for (int i = 0; i < cell.states; ++i) {
       const bool in_output = i == 0 && !projected_size(layer);
       rows.states[i] = {state_at(i, t, b), in_output ? args.output.row_stride : layer.H};

@@ -66,7 +66,9 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
     Scalar* row = out + first;
     StateRows<Scalar> units{};
     units.range = {0, 1, 0, last - first};
+    units.H = layer.H;
     units.activation = layer.activation;
+    units.program = layer.cell->program;
     units.sums.data = units.states[0].data = row;
     code.states_of(units);
     h = out;

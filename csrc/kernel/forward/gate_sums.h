@@ -104,6 +104,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     states.block_units = w;
     states.block_stride = block_sums();
     states.sums = {sums, memory.sum_stride};
+    states.row_registers = memory.row_registers.data + part.group * memory.row_registers.stride;
     for (int64_t c = 0, i = 0; c < chunks; ++c) {
       const int64_t height = rows * (c + 1) / chunks - i;
       for (int64_t j = 0; j < args.layer.H; j += w) {

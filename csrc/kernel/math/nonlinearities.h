@@ -2,6 +2,9 @@
 // the error of the logistic sigmoid and of softplus is at most three.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "kernel/math/simd.h"
 
 // On x86, function calls preserve no vector registers, so calling these functions makes the caller
@@ -176,6 +179,98 @@ inline Vec<Scalar> softplus(Vec<Scalar> x) {
 #pragma GCC unroll 16
   for (int k = terms; k > 0; --k) sum = sum * (s * s) + Scalar(1) / Scalar(2 * k + 1);
   return relu<Scalar>(x) + (s + s + (s + s) * (s * s * sum));
+}
+
+// Returns exp(x). The power of 2 is scaled so that it is neither infinite nor subnormal, even if
+// the result is.
+template <class Scalar>
+inline Vec<Scalar> exp(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr bool is_float = sizeof(Scalar) == 4;
+  constexpr Scalar most = is_float ? Scalar(89) : Scalar(710);      // exp(most) is infinite
+  constexpr Scalar least = is_float ? Scalar(-105) : Scalar(-746);  // exp(least) is zero
+  constexpr Scalar tiny = is_float ? Scalar(0x1p-32) : Scalar(0x1p-64);
+  x = x > most ? V{} + most : x;
+  x = x < least ? V{} + least : x;
+  const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
+  const I less = x > V{} ? I{} + 1 : I{} - (is_float ? 32 : 64);
+  const V scaled = (V)((I)power - (less << Tanh<Scalar>::mantissa_bits));
+  return scaled * (rest * Scalar(2) + Scalar(1)) * (x > V{} ? V{} + Scalar(2) : V{} + tiny);
+}
+
+// Returns exp(x) - 1.
+template <class Scalar>
+inline Vec<Scalar> expm1(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr Scalar most = sizeof(Scalar) == 4 ? Scalar(89) : Scalar(710);
+  constexpr Scalar least = Scalar(-50);  // expm1(least) rounds to -1
+  x = x > most ? V{} + most : x;
+  x = x < least ? V{} + least : x;
+  const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
+  const V half = (V)((I)power - ((I{} + 1) << Tanh<Scalar>::mantissa_bits));
+  return (half * (rest * Scalar(2)) + (half - Scalar(0.5))) * Scalar(2);
+}
+
+// Returns log(x) = e ln 2 + log(m), with x = 2^e m and m between sqrt(1/2) and sqrt(2). With
+// f = m - 1 and s = f / (2 + f), log(m) = 2 artanh(s) = f - s (f - 2 (s^2 / 3 + s^4 / 5 + ..)).
+template <class Scalar>
+inline Vec<Scalar> log(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr bool is_float = sizeof(Scalar) == 4;
+  constexpr int terms = is_float ? 5 : 12;
+  constexpr int bits = Tanh<Scalar>::mantissa_bits;
+  constexpr Scalar smallest = is_float ? Scalar(0x1p-126) : Scalar(0x1p-1022);  // normal number
+  constexpr Scalar large = is_float ? Scalar(0x1p32) : Scalar(0x1p64);
+  constexpr Scalar high = is_float ? Scalar(0x1.62e4p-1) : Scalar(0x1.62e42feep-1);  // of ln 2
+  constexpr Scalar low = is_float ? Scalar(0x1.7f7d1cp-20) : Scalar(0x1.a39ef35793c76p-33);
+  const auto is_subnormal = x < smallest;
+  const V normal = is_subnormal ? x * large : x;
+  const I root = (I)(V{} + Scalar(0.70710678118654752440));
+  const I exponent = ((I)normal - root) >> bits;
+  const V f = (V)((I)normal - (exponent << bits)) - Scalar(1);
+  V e = __builtin_convertvector(exponent, V);
+  e = is_subnormal ? e - (is_float ? Scalar(32) : Scalar(64)) : e;
+  const V s = divide<Scalar>(f, f + Scalar(2)), square = s * s;
+  V sum = {};
+#pragma GCC unroll 16
+  for (int k = terms; k > 0; --k) sum = (sum + Scalar(2) / Scalar(2 * k + 1)) * square;
+  const V half = f * f * Scalar(0.5);
+  const V result = e * high - ((half - (s * (half + sum) + e * low)) - f);
+  const V infinity = V{} + std::numeric_limits<Scalar>::infinity();
+  const V limit = x == V{}  ? -infinity
+                  : x < V{} ? V{} + std::numeric_limits<Scalar>::quiet_NaN()
+                            : x;
+  return x > V{} && x < infinity ? result : limit;
+}
+
+// Returns log(1 + x) = log(u) + (x - (u - 1)) / u, where u is 1 + x, rounded.
+template <class Scalar>
+inline Vec<Scalar> log1p(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  const V u = x + Scalar(1), error = x - (u - Scalar(1));
+  const V infinity = V{} + std::numeric_limits<Scalar>::infinity();
+  return log<Scalar>(u) + (u > V{} && u < infinity ? error / u : V{});
+}
+
+template <class Scalar>
+inline Vec<Scalar> sqrt(Vec<Scalar> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Scalar) == 4)
+    return (Vec<Scalar>)_mm512_sqrt_ps((__m512)x);
+  else
+    return (Vec<Scalar>)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Scalar) == 4)
+    return (Vec<Scalar>)_mm256_sqrt_ps((__m256)x);
+  else
+    return (Vec<Scalar>)_mm256_sqrt_pd((__m256d)x);
+#else
+  for (int lane = 0; lane < Simd<Scalar>::lanes; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
+#endif
 }
 
 }  // namespace

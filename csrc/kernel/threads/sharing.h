@@ -168,6 +168,18 @@ inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 
+// Returns the memory for the row registers of each group, for an equation whose pass computes
+// means.
+template <class Scalar, class Storage>
+inline EvenRows<Scalar> row_registers(const Layer<Storage>& layer, bool backward, int64_t groups,
+                                      const Runtime& runtime) {
+  const Program* const program = layer.cell->program;
+  if (!program) return {};
+  const PassProgram& pass = backward ? program->backward : program->forward;
+  const int64_t elements = pass.row_registers * (layer.H + Simd<Scalar>::lanes);
+  return {scratch<Scalar>(runtime, groups * elements), elements};
+}
+
 // Returns scratch memory filled with zeros.
 template <class Scalar>
 inline Scalar* zeros(const Runtime& runtime, int64_t elements) {

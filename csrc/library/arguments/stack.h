@@ -1,6 +1,7 @@
 // Checks the arguments of a call, and builds the kernel arguments for each layer and direction.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -50,6 +51,7 @@ struct Stack {
   bool sums_given = false;  // whether `input` holds W_ih x of each direction
   int32_t dtype = 0;        // dtype of inputs, states and outputs
   const Cell* cell = nullptr;
+  std::shared_ptr<const Cell> owned_cell = {};  // keeps the cell of an equation alive
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
   bool int8 = false;  // whether the prepared weights are 8-bit integers

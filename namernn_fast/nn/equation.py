@@ -1,0 +1,211 @@
+"""`recurrent_cell` makes a cell of an equation; `EquationLayer` is the layer of such a cell."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.types import Device
+
+from ..cells import Cell
+from ..equations import Program, cell_of_program
+from ..equations.compiling import compile_step
+from .base.layer import CustomLayer
+
+TAKEN = ("input", "hx", "lengths", "reset", "reset_to", "embedding", "bias_ih", "bias_hh", "heads")
+"""Names that parameters and inputs must not have, besides the arguments of `EquationLayer`."""
+Initial = float | Sequence[float] | Tensor | None
+"""The initial values of a parameter: a number, or a value for each unit; None to draw them."""
+
+
+class EquationLayer(CustomLayer[Any]):
+    """A layer whose cell is an equation; `RecurrentCell.layer` makes it.
+
+    Calls, parameters and their initialisation are as in `FusedGRU`. `hx` and the returned states
+    are a tensor if the cell has one state, otherwise a tuple of one tensor per state. The keyword
+    arguments of a call are the cell's inputs. On a CPU, runs in one operator.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
+        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
+        cell: the cell.
+        own: for each parameter of the cell its initial values, by name, and whether it requires
+            gradients, as `train_<name>`; for a cell with heads their number, `heads`.
+
+    Example:
+        >>> @recurrent_cell(gates=1, states=2, weight_hh=False, parameters={"decay": 2.0})
+        ... def average(x, h, c, decay):
+        ...     c = c + (x[0] - c) * torch.sigmoid(-decay)
+        ...     return torch.tanh(c), c
+        >>> layer = average.layer(8, 16, decay=1.0)
+        >>> output, (h_n, c_n) = layer(torch.randn(5, 3, 8))
+        >>> output.shape, c_n.shape, layer.decay_l0[0]
+        (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), tensor(1., grad_fn=<SelectBackward0>))
+    """
+
+    _cell: Cell = None  # type: ignore[assignment]  # each layer has its own
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        cell: Cell,
+        batch_invariant: bool = False,
+        **own: Any,
+    ) -> None:
+        taken = {f"{prefix}{p.name}" for p in cell.own for prefix in ("", "train_")}
+        taken |= {"heads"} if cell.can_have_heads else set()
+        if unknown := own.keys() - taken:
+            raise TypeError(f"a {cell.name} layer takes no argument {min(unknown)!r}")
+        self.__dict__["_cell"] = cell
+        defaults = {parameter.name: None for parameter in cell.own}
+        trained = {f"train_{parameter.name}": True for parameter in cell.own}
+        heads = {"heads": 1} if cell.can_have_heads else {}
+        super().__init__(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            batch_invariant=batch_invariant,
+            **(defaults | trained | heads | own),
+        )
+
+    def extra_repr(self) -> str:
+        """Returns the name of the cell and the options, for `repr`."""
+        return f"{self._cell.name}, {super().extra_repr()}"
+
+    def prepare(self, dtype: torch.dtype | None = None) -> NoReturn:
+        """Raises RuntimeError, because prepared layers do not support equations."""
+        raise RuntimeError("prepared layers do not support the cells of equations: call the layer")
+
+
+class RecurrentCell:
+    """A cell that a function of one step defines; `recurrent_cell` makes it.
+
+    Calling it calls the function.
+
+    Attributes:
+        program: what kernels run, a readable text.
+    """
+
+    def __init__(
+        self, step: Callable[..., Any], program: Program, initial: Mapping[str, Initial]
+    ) -> None:
+        self.program = program.text
+        self._step = step
+        described = cell_of_program(self.program)
+        parameters = tuple(
+            replace(p, init=None if initial[p.name] is None else _Initial(initial[p.name]))
+            if p.role == "own"
+            else p
+            for p in described.parameters
+        )
+        self._cell = replace(described, parameters=parameters)
+        self.__name__, self.__doc__ = program.name, step.__doc__
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Computes one step with the function itself."""
+        return self._step(*arguments, **keywords)
+
+    def __repr__(self) -> str:
+        return f"<recurrent cell {self.__name__}>"
+
+    def layer(self, *sizes: Any, **options: Any) -> EquationLayer:
+        """Returns a layer with this cell. The arguments are those of `EquationLayer`."""
+        return EquationLayer(*sizes, cell=self._cell, **options)
+
+
+class _Initial:
+    """The initial values of a parameter unless a constructor gets others."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __call__(self, values: Any, hidden_size: int) -> Tensor:
+        return torch.as_tensor(self.values if values is None else values, dtype=torch.float64)
+
+
+def recurrent_cell(
+    *,
+    gates: int,
+    states: int = 1,
+    weight_hh: bool = True,
+    heads: bool = False,
+    parameters: Mapping[str, Initial] = {},
+    gate_parameters: Mapping[str, Initial] = {},
+    inputs: Sequence[str] = (),
+    number_inputs: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], RecurrentCell]:
+    """Makes a recurrent cell of a Python function that computes one step.
+
+    The function is traced once, when it is defined. It takes `step(x, u, h, ..)`: x and u are
+    tuples of one tensor per gate, W_ih x_t + b_ih and W_hh h_{t-1} + b_hh, each (rows,
+    hidden_size); h and further states are (rows, hidden_size). It returns the new states, h first.
+    Parameters and inputs are passed by name. It may use ATen operators that compute each unit of
+    each row by itself, and means over units.
+
+    Args:
+        gates: the number of blocks of hidden_size rows in weight_ih and weight_hh.
+        states: the number of states, 1 to 4.
+        weight_hh: whether the cell multiplies h by weight_hh. If not, the function gets no u.
+        heads: whether layers may split h into heads, so that weight_hh is block-diagonal.
+        parameters: the cell's own parameters (hidden_size), by name, with their initial values.
+        gate_parameters: parameters (gates, hidden_size). The function gets a tuple of one tensor
+            (hidden_size) per gate.
+        inputs: names of inputs besides x, (rows, hidden_size).
+        number_inputs: names of inputs with one number in each row, (rows, 1).
+
+    Raises:
+        TypeError, ValueError: the function does what kernels cannot compute, and the message names
+            the operation and its line; or a name is taken.
+
+    Example:
+        >>> @recurrent_cell(gates=2)
+        ... def minimal_gated(x, u, h):
+        ...     f = torch.sigmoid(x[0] + u[0])
+        ...     n = torch.tanh(x[1] + f * u[1])
+        ...     return n + f * (h - n)
+        >>> layer = minimal_gated.layer(8, 16)
+        >>> output, h_n = layer(torch.randn(5, 3, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]))
+    """
+    taken = {*inspect.signature(EquationLayer).parameters, *TAKEN}
+    for name in (*parameters, *gate_parameters, *inputs, *number_inputs):
+        if not name.isidentifier() or name in taken or name.startswith(("weight_", "train_")):
+            raise ValueError(f"a parameter or an input must not be called {name!r}")
+    own = dict.fromkeys(parameters, 1) | dict.fromkeys(gate_parameters, gates)
+    beside = dict.fromkeys(inputs, False) | dict.fromkeys(number_inputs, True)
+
+    def define(step: Callable[..., Any]) -> RecurrentCell:
+        program = compile_step(
+            step,
+            name=step.__name__,
+            gates=gates,
+            states=states,
+            recurs=weight_hh,
+            heads=heads,
+            own=own,
+            inputs=beside,
+        )
+        return RecurrentCell(step, program, {**parameters, **gate_parameters})
+
+    return define
+
+
+__all__ = ["EquationLayer", "RecurrentCell", "recurrent_cell"]
