@@ -84,10 +84,6 @@ struct StateRows {
   Activation activation;
   int64_t sum_stride;           // stride between one unit's sums in a row
   EvenRows<const Scalar> sums;  // covers only `range`
-  // Set if the cell gets whole rows: a row of sums then consists of unit blocks of `block_units`
-  // units each, which are `block_stride` apart.
-  int64_t block_units;
-  int64_t block_stride;
   // States of the previous step; null means zeros. h is always null if only_through_sums.
   EvenRows<const Scalar> previous[kMostStates];
   EvenRows<Scalar> states[kMostStates];  // written; may alias `previous`, and h may alias `sums`

@@ -107,7 +107,6 @@ struct PassProgram {
   int64_t phase_count;
   int64_t row_registers;     // number of values that need memory for a whole row
   int64_t first_kept_state;  // block i + first_kept_state of the kept values is state i
-  bool needs_rows;           // whether the pass computes means, so that it needs whole rows
 };
 
 struct Program {

@@ -123,23 +123,21 @@ inline void for_each_place(const Range& range, int64_t stride, F&& f) {
   }
 }
 
-// Calls f(at) for each vector of units in row r of a range that has whole rows.
+// Calls f(at) for each vector of units in row r of a range that has whole rows. `stride` is the row
+// stride of the sums.
+template <class Scalar, class F>
+inline void for_each_place_in_row(const Range& range, int64_t stride, int64_t r, F&& f) {
+  for_each_vector<Scalar>(range.units, [&](int64_t j, int64_t lanes) {
+    f(At{range.row + r, j, lanes, r * stride + j});
+  });
+}
 template <class Storage, class F>
 inline void for_each_place_in_row(const StateRows<Storage>& rows, int64_t r, F&& f) {
-  const Range& range = rows.range;
-  int64_t sum = r * rows.sums.stride;
-  for (int64_t first = 0; first < range.units; first += rows.block_units) {
-    const int64_t units = min64(rows.block_units, range.units - first);
-    for_each_vector<Compute<Storage>>(
-        units, [&](int64_t j, int64_t lanes) { f(At{range.row + r, first + j, lanes, sum + j}); });
-    sum += rows.block_stride;
-  }
+  for_each_place_in_row<Compute<Storage>>(rows.range, rows.sums.stride, r, f);
 }
 template <class Storage, class F>
 inline void for_each_place_in_row(const GradientRows<Storage>& rows, int64_t r, F&& f) {
-  for_each_vector<Compute<Storage>>(rows.range.units, [&](int64_t j, int64_t lanes) {
-    f(At{rows.range.row + r, j, lanes, r * rows.dz.stride + j});
-  });
+  for_each_place_in_row<Compute<Storage>>(rows.range, rows.dz.stride, r, f);
 }
 
 // Returns the mean of f(at) over all units of row r.

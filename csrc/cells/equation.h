@@ -1,7 +1,6 @@
 // Runs the programs of cells that users write as equations (see program.h). Each instruction
-// computes a chunk, some segments of some units, before the next instruction starts, so that the
-// cost of choosing an instruction is shared and registers stay in the L1 cache. The segments of a
-// chunk are rows or, if the cell computes means, unit blocks of a row.
+// computes a chunk, some units of some rows, before the next instruction starts, so that the cost
+// of choosing an instruction is shared and registers stay in the L1 cache.
 #pragma once
 
 #include <array>
@@ -12,8 +11,8 @@
 namespace namernn_fast {
 namespace {
 
-// The elements of a value in a chunk: unit j of segment s is at data[s * stride + (j & mask)]. mask
-// is 0 if the units have the same value, which then fills a vector; otherwise all its bits are set.
+// The elements of a value in a chunk: unit j of row r is at data[r * stride + (j & mask)]. mask is
+// 0 if the units have the same value, which then fills a vector; otherwise all its bits are set.
 template <class Scalar>
 struct ChunkValue {
   Scalar* data;
@@ -94,22 +93,22 @@ inline Vec<Scalar> compute(Vec<Scalar> a, Vec<Scalar> b, Vec<Scalar> c) {
 
 template <class Scalar>
 using Apply = void (*)(const ChunkValue<Scalar>& to, const ChunkValue<Scalar>& a,
-                       const ChunkValue<Scalar>& b, const ChunkValue<Scalar>& c, int64_t segments,
+                       const ChunkValue<Scalar>& b, const ChunkValue<Scalar>& c, int64_t rows,
                        int64_t units);
 
 // Computes an operation for a chunk.
 template <class Scalar, int kIndex>
 void apply(const ChunkValue<Scalar>& to, const ChunkValue<Scalar>& a, const ChunkValue<Scalar>& b,
-           const ChunkValue<Scalar>& c, int64_t segments, int64_t units) {
+           const ChunkValue<Scalar>& c, int64_t rows, int64_t units) {
   constexpr Operation operation = Operation(kIndex);
   constexpr int sources = operation == Operation::accumulate ? 3 : kOperations[kIndex].sources;
   constexpr bool reads_b = sources > 1 && operation != Operation::accumulate;
   const int64_t a_mask = a.mask, b_mask = b.mask, c_mask = c.mask;
-  for (int64_t s = 0; s < segments; ++s) {
-    Scalar* const to_row = to.data + s * to.stride;
-    const Scalar* const a_row = a.data + s * a.stride;
-    const Scalar* const b_row = reads_b ? b.data + s * b.stride : nullptr;
-    const Scalar* const c_row = sources > 2 ? c.data + s * c.stride : nullptr;
+  for (int64_t r = 0; r < rows; ++r) {
+    Scalar* const to_row = to.data + r * to.stride;
+    const Scalar* const a_row = a.data + r * a.stride;
+    const Scalar* const b_row = reads_b ? b.data + r * b.stride : nullptr;
+    const Scalar* const c_row = sources > 2 ? c.data + r * c.stride : nullptr;
     for_each_vector<Scalar>(units, [=](int64_t j, int64_t n) {
       const Vec<Scalar> a_values = load_upto(a_row + (j & a_mask), n);
       Vec<Scalar> b_values{}, c_values{};
@@ -134,58 +133,56 @@ struct Interpreter {
   using Scalar = Compute<Storage>;
   using Value = ChunkValue<Scalar>;
   static constexpr bool is_forward = std::is_same_v<Arguments, StateRows<Storage>>;
-  static constexpr bool is_stored_as_computed = std::is_same_v<Storage, Scalar>;
   static constexpr int64_t lanes = Simd<Scalar>::lanes;
   // Maximum number of elements of a chunk.
   static constexpr int64_t kChunk = 1024 / int64_t(sizeof(Scalar));
 
-  const Arguments& rows;
+  const Arguments& args;
   const PassProgram& pass;
   const double* constants;
   Value* values;   // [slot_count]
   Scalar* memory;  // [slot_count, kChunk]
 
-  // The part of the rows that is being computed: units j .. j + segments * units of row r or, if
-  // segments are rows, units j .. j + units of rows r .. r + segments.
-  int64_t r, j, segments, units;
-  int64_t bound_units;
+  // The chunk that is being computed: units j .. j + units of rows r .. r + rows of the range.
+  int64_t r = 0, j = 0, rows = 0, units = 0;
+  int64_t bound_units = -1;  // the number of units for which registers are bound
 
+  static int64_t padded(int64_t units) { return units + (-units & (lanes - 1)); }
+
+  // Returns where slot s is if it has no place in a tensor. Values that are live across phases need
+  // memory for a whole row if a row has several chunks.
   Value private_value(int64_t s) const {
     const Slot& slot = pass.slots[s];
-    if (slot.row_register >= 0) {
-      const int64_t H = rows.range.units + (-rows.range.units & (lanes - 1));
-      return {rows.row_registers + slot.row_register * H + j, units, -1};
+    const int64_t H = args.range.units;
+    if (slot.row_register >= 0 && H > kChunk) {
+      return {args.row_registers + slot.row_register * padded(H) + j, 0, -1};
     }
     Scalar* const data = memory + s * kChunk;
-    if (slot.is_number) return {data, pass.needs_rows ? 0 : lanes, 0};
-    if (pass.needs_rows) return {data, units, -1};
-    return {data, slot.is_vector ? 0 : units + (-units & (lanes - 1)), -1};
+    if (slot.is_number) return {data, lanes, 0};
+    return {data, slot.is_vector ? 0 : padded(units), -1};
   }
 
-  // Returns the value at row r and unit j of `view`, in place.
+  // Returns where the chunk is in `view`.
   template <class Element>
   Value in_place(const EvenRows<Element>& view) const {
     auto* const data = const_cast<std::remove_const_t<Element>*>(view.data) +
-                       (rows.range.row + r) * view.stride + rows.range.unit + j;
-    return {data, pass.needs_rows ? units : view.stride, -1};
+                       (args.range.row + r) * view.stride + args.range.unit + j;
+    return {data, view.stride, -1};
   }
 
-  // Calls f(data, elements of the tensor, count) for each segment of slot s, whose rows are at
-  // `view`.
+  // Calls f(elements of slot s, elements of `view`, count) for each row of the chunk.
   template <class Element, class F>
-  void for_each_segment(int64_t s, const EvenRows<Element>& view, F&& f) const {
+  void for_each_row(int64_t s, const EvenRows<Element>& view, F&& f) const {
     const bool is_number = pass.slots[s].is_number;
-    Element* data = view.data + (rows.range.row + r) * view.stride;
-    if (!is_number) data += rows.range.unit + j;
-    const int64_t stride = !pass.needs_rows ? view.stride : is_number ? 0 : units;
-    const int64_t count = is_number && pass.needs_rows ? 1 : segments;
-    for (int64_t n = 0; n < count; ++n) {
-      f(values[s].data + n * values[s].stride, data + n * stride, is_number ? 1 : units);
+    Element* data = view.data + (args.range.row + r) * view.stride;
+    if (!is_number) data += args.range.unit + j;
+    for (int64_t n = 0; n < rows; ++n) {
+      f(values[s].data + n * values[s].stride, data + n * view.stride, is_number ? 1 : units);
     }
   }
 
-  // Makes slot s a copy of `view`, converted to Scalar, or zeros if `view` is null. Reads in place
-  // if possible.
+  // Makes slot s hold the elements of `view`, or zeros if `view` is null. Reads in place if
+  // possible.
   template <class Element>
   void read(int64_t s, const EvenRows<const Element>& view) const {
     if (!view.data) {
@@ -193,28 +190,25 @@ struct Interpreter {
       store(values[s].data, Vec<Scalar>{});
     } else if (pass.slots[s].is_number) {
       values[s] = private_value(s);
-      for_each_segment(s, view, [](Scalar* to, const Element* from, int64_t) {
+      for_each_row(s, view, [](Scalar* to, const Element* from, int64_t) {
         store(to, Vec<Scalar>{} + load_upto(from, 1)[0]);
       });
     } else if constexpr (std::is_same_v<Element, Scalar>) {
       values[s] = in_place(view);
     } else {
       values[s] = private_value(s);
-      for_each_segment(s, view,
-                       [](Scalar* to, const Element* from, int64_t n) { convert(from, to, n); });
+      for_each_row(s, view,
+                   [](Scalar* to, const Element* from, int64_t n) { convert(from, to, n); });
     }
   }
 
   // Makes slot s the place of a result: in `view` if possible, otherwise in private memory.
   template <class Element>
   void place(int64_t s, const EvenRows<Element>& view) const {
-    if constexpr (std::is_same_v<Element, Scalar>) {
-      if (view.data && !pass.slots[s].is_number) {
-        values[s] = in_place(view);
-        return;
-      }
-    }
     values[s] = private_value(s);
+    if constexpr (std::is_same_v<Element, Scalar>) {
+      if (view.data && !pass.slots[s].is_number) values[s] = in_place(view);
+    }
   }
 
   // Writes slot s to `view`, unless it is there already or `view` is null.
@@ -224,69 +218,71 @@ struct Interpreter {
     if constexpr (std::is_same_v<Element, Scalar>) {
       if (!pass.slots[s].is_number && values[s].data == in_place(view).data) return;
     }
-    for_each_segment(s, view,
-                     [](const Scalar* from, Element* to, int64_t n) { convert(from, to, n); });
+    for_each_row(s, view, [](const Scalar* from, Element* to, int64_t n) { convert(from, to, n); });
   }
+
+  // Returns the i-th block of rows that consist of blocks of H elements.
   template <class Element>
-  static EvenRows<Element> block_of(EvenRows<Element> view, int64_t offset) {
-    if (view.data) view.data += offset;
+  EvenRows<Element> block_of(EvenRows<Element> view, int64_t i) const {
+    if (view.data) view.data += i * args.H;
     return view;
   }
 
-  // Returns where the sums, or their gradients, of slot s are in the chunk.
+  // Returns where the i-th sums, or their gradients, are.
   template <class Element>
-  Value sums_in(const EvenRows<Element>& sums, int64_t index) const {
-    Scalar* data = const_cast<Scalar*>(sums.data) + r * sums.stride + index * rows.sum_stride;
-    if (!pass.needs_rows) return {data + j, sums.stride, -1};
-    if constexpr (is_forward) {
-      return {data + j / rows.block_units * rows.block_stride, rows.block_stride, -1};
-    }
-    return {data + j, units, -1};
+  Value sums_in(const EvenRows<Element>& sums, int64_t i) const {
+    return {const_cast<Scalar*>(sums.data) + r * sums.stride + i * args.sum_stride + j, sums.stride,
+            -1};
   }
 
-  // Makes slot s refer to its place in memory outside registers. Reads its value if it has one.
+  // Makes slot s refer to its place in memory. Reads its value if it has one.
   void bind(int64_t s) const {
     const Slot& slot = pass.slots[s];
     const int64_t i = slot.index;
-    if (slot.place == Place::own) {
-      Scalar* const block = const_cast<Scalar*>(rows.own[slot.parameter]) + i * rows.own_stride;
-      values[s] = {block + rows.range.unit + j, pass.needs_rows ? units : 0, -1};
-      return;
+    switch (slot.place) {
+      case Place::own: {
+        Scalar* const own = const_cast<Scalar*>(args.own[slot.parameter]) + i * args.own_stride;
+        values[s] = {own + args.range.unit + j, 0, -1};
+        return;
+      }
+      case Place::previous:
+        return read(s, args.previous[i]);
+      case Place::input:
+        return read(s, args.inputs[i]);
+      default:
+        break;
     }
-    if (slot.place == Place::previous) return read(s, rows.previous[i]);
-    if (slot.place == Place::input) return read(s, rows.inputs[i]);
     if constexpr (is_forward) {
-      if (slot.place == Place::sum) values[s] = sums_in(rows.sums, i);
-      if (slot.place == Place::state) values[s] = in_place(rows.states[i]);
-      if (slot.place == Place::kept) place(s, block_of(rows.kept, i * rows.H));
+      if (slot.place == Place::sum) values[s] = sums_in(args.sums, i);
+      if (slot.place == Place::state) values[s] = in_place(args.states[i]);
+      if (slot.place == Place::kept) place(s, block_of(args.kept, i));
     } else {
-      if (slot.place == Place::output) read(s, rows.output);
-      if (slot.place == Place::kept) read(s, block_of(rows.kept, i * rows.H));
+      if (slot.place == Place::output) read(s, args.output);
+      if (slot.place == Place::kept) read(s, block_of(args.kept, i));
       if (slot.place == Place::grad) read_gradient(s, i);
-      if (slot.place == Place::dz) values[s] = sums_in(rows.dz, i);
-      if (slot.place == Place::grad_previous) values[s] = in_place(rows.grad_previous[i]);
-      if (slot.place == Place::grad_input) place(s, rows.grad_inputs[i]);
+      if (slot.place == Place::dz) values[s] = sums_in(args.dz, i);
+      if (slot.place == Place::grad_previous) values[s] = in_place(args.grad_previous[i]);
+      if (slot.place == Place::grad_input) place(s, args.grad_inputs[i]);
       if (slot.place == Place::grad_own) {
-        Scalar* const total = rows.grad_own[slot.parameter] + i * rows.H + rows.range.unit + j;
-        values[s] = {total, pass.needs_rows ? units : 0, -1};
+        values[s] = {args.grad_own[slot.parameter] + i * args.H + args.range.unit + j, 0, -1};
       }
     }
-    if (slot.place <= Place::vector) values[s] = private_value(s);  // in memory for a whole row
+    if (slot.place <= Place::vector) values[s] = private_value(s);  // live across phases
   }
 
   // Makes slot s the total gradient of the i-th new state.
   void read_gradient(int64_t s, int64_t i) const {
     if constexpr (!is_forward) {
-      values[s] = in_place(rows.grad[i]);
-      if (i > 0 || !rows.grad_output.data) return;
+      values[s] = in_place(args.grad[i]);
+      if (i > 0 || !args.grad_output.data) return;
       const Value later = values[s];
       values[s] = private_value(s);
-      int64_t n = 0;
-      for_each_segment(s, rows.grad_output, [&](Scalar* to, const Storage* from, int64_t count) {
-        const Scalar* const grad = later.data + n++ * later.stride;
-        for_each_vector<Scalar>(count, [=](int64_t at, int64_t width) {
-          store_upto(to + at, load_upto(grad + at, width) + load_upto(from + at, width), width);
+      const Scalar* grad = later.data;
+      for_each_row(s, args.grad_output, [&](Scalar* to, const Storage* from, int64_t count) {
+        for_each_vector<Scalar>(count, [=](int64_t at, int64_t n) {
+          store_upto(to + at, load_upto(grad + at, n) + load_upto(from + at, n), n);
         });
+        grad += later.stride;
       });
     }
   }
@@ -295,70 +291,44 @@ struct Interpreter {
   void deliver(int64_t s) const {
     const Slot& slot = pass.slots[s];
     if constexpr (is_forward) {
-      if (slot.place == Place::kept) write(s, block_of(rows.kept, slot.index * rows.H));
+      if (slot.place == Place::kept) write(s, block_of(args.kept, slot.index));
       // The last blocks of the kept values are the cell states.
       if (slot.place == Place::state && slot.index > 0) {
-        write(s, block_of(rows.kept, (pass.first_kept_state + slot.index) * rows.H));
+        write(s, block_of(args.kept, pass.first_kept_state + slot.index));
       }
     } else {
-      if (slot.place == Place::grad_input) write(s, rows.grad_inputs[slot.index]);
+      if (slot.place == Place::grad_input) write(s, args.grad_inputs[slot.index]);
     }
   }
 
-  // Adds the elements of a chunk to the vector of sums of a mean.
+  // Adds the elements of a chunk to each row's vector of sums, from which finish_means() computes
+  // the mean.
   void add_to_mean(const Instruction& instruction, bool is_first) const {
-    Scalar* const total = values[instruction.destination].data;
     const Value& source = values[instruction.sources[0]];
-    Vec<Scalar> sums = is_first ? Vec<Scalar>{} : load(total);
-    for (int64_t s = 0; s < segments; ++s) {
-      for_each_vector<Scalar>(units, [&](int64_t i, int64_t n) {
-        const Scalar* const from = source.data + s * source.stride + (i & source.mask);
-        sums += n == lanes ? load(from) : load_first(from, n);
+    for (int64_t n = 0; n < rows; ++n) {
+      Scalar* const total = values[instruction.destination].data + n * lanes;
+      Vec<Scalar> sums = is_first ? Vec<Scalar>{} : load(total);
+      for_each_vector<Scalar>(units, [&](int64_t i, int64_t count) {
+        sums += load_upto(source.data + n * source.stride + (i & source.mask), count);
       });
+      store(total, sums);
     }
-    store(total, sums);
   }
-
-  // Runs a phase on the chunk.
-  void run(const Phase& phase, bool is_first) const {
-    for (int64_t n = 0; n < phase.slot_count; ++n) bind(phase.slots[n]);
-    for (int64_t n = phase.first; n < phase.last; ++n) {
-      const Instruction& instruction = pass.instructions[n];
-      if (instruction.operation == Operation::mean) {
-        add_to_mean(instruction, is_first);
-        continue;
-      }
-      if constexpr (is_forward) {
-        if (instruction.only_kept && !rows.kept.data) continue;
-      }
-      int64_t count = segments, width = units;
-      if (instruction.of_numbers) {
-        if (pass.needs_rows && !is_first) continue;
-        if (pass.needs_rows) count = 1;
-        width = lanes;
-      }
-      if (instruction.of_vectors && !pass.needs_rows) count = 1;
-      const auto& [a, b, c] = instruction.sources;
-      kApply<Scalar>[size_t(instruction.operation)](values[instruction.destination], values[a],
-                                                    values[b], values[c], count, width);
-    }
-    for (int64_t n = 0; n < phase.slot_count; ++n) deliver(phase.slots[n]);
-  }
-
-  // Turns the sums of the means of a phase into means.
   void finish_means(const Phase& phase) const {
-    for (int64_t n = phase.first; n < phase.last; ++n) {
-      const Instruction& instruction = pass.instructions[n];
+    for (int64_t i = phase.first; i < phase.last; ++i) {
+      const Instruction& instruction = pass.instructions[i];
       if (instruction.operation != Operation::mean) continue;
-      Scalar* const total = values[instruction.destination].data;
-      Scalar sum = 0;
-      for (int64_t lane = 0; lane < lanes; ++lane) sum += total[lane];
-      store(total, Vec<Scalar>{} + sum / Scalar(rows.range.units));
+      for (int64_t n = 0; n < rows; ++n) {
+        Scalar* const total = values[instruction.destination].data + n * lanes;
+        Scalar sum = 0;
+        for (int64_t lane = 0; lane < lanes; ++lane) sum += total[lane];
+        store(total, Vec<Scalar>{} + sum / Scalar(args.range.units));
+      }
     }
   }
 
   // Makes the slots of registers and constants refer to their memory, whose strides depend on the
-  // number of units of a segment.
+  // number of units.
   void bind_registers() {
     if (std::exchange(bound_units, units) == units) return;
     for (int64_t s = 0; s < pass.slot_count; ++s) {
@@ -366,55 +336,54 @@ struct Interpreter {
       if (slot.place == Place::constant || slot.place == Place::units) {
         values[s] = {memory + s * kChunk, 0, 0};
         const Scalar value =
-            slot.place == Place::units ? Scalar(rows.H) : Scalar(constants[slot.index]);
+            slot.place == Place::units ? Scalar(args.H) : Scalar(constants[slot.index]);
         store(values[s].data, Vec<Scalar>{} + value);
-      } else if (slot.place <= Place::vector && slot.row_register < 0) {
+      } else if (slot.place <= Place::vector) {
         values[s] = private_value(s);
       }
     }
   }
 
-  void run_all() {
-    const Range& range = rows.range;
-    if (pass.needs_rows) return run_rows();
-    j = 0;
-    for (r = 0; r < range.rows; r += segments) {
-      if (range.units > kChunk) {
-        segments = 1;
-        for (j = 0; j < range.units; j += units) {
-          units = min64(kChunk, range.units - j);
-          bind_registers();
-          run(pass.phases[0], true);
-        }
+  // Runs a phase on the chunk. `is_first` tells whether it is the first chunk of its rows.
+  void run(const Phase& phase, bool is_first) {
+    bind_registers();
+    for (int64_t n = 0; n < phase.slot_count; ++n) bind(phase.slots[n]);
+    for (int64_t n = phase.first; n < phase.last; ++n) {
+      const Instruction& instruction = pass.instructions[n];
+      if (instruction.operation == Operation::mean) {
+        add_to_mean(instruction, is_first);
         continue;
       }
-      units = range.units;
-      segments = min64(range.rows - r, kChunk / (units + (-units & (lanes - 1))));
-      bind_registers();
-      run(pass.phases[0], true);
+      if (instruction.of_numbers && !is_first) continue;
+      if constexpr (is_forward) {
+        if (instruction.only_kept && !args.kept.data) continue;
+      }
+      const auto& [a, b, c] = instruction.sources;
+      kApply<Scalar>[size_t(instruction.operation)](
+          values[instruction.destination], values[a], values[b], values[c],
+          instruction.of_vectors ? 1 : rows, instruction.of_numbers ? lanes : units);
     }
+    for (int64_t n = 0; n < phase.slot_count; ++n) deliver(phase.slots[n]);
   }
 
-  void run_rows() {
-    const Range& range = rows.range;
-    int64_t block = kChunk;  // units of a segment
-    if constexpr (is_forward) block = rows.block_units;
-    for (r = 0; r < range.rows; ++r) {
+  void run_all() {
+    const Range& range = args.range;
+    const int64_t width = min64(range.units, kChunk);
+    for (r = 0; r < range.rows; r += rows) {
+      rows = range.units > kChunk ? 1 : min64(range.rows - r, kChunk / padded(width));
       for (int64_t p = 0; p < pass.phase_count; ++p) {
-        for (j = 0; j < range.units; j += segments * units) {
-          units = min64(block, range.units - j);
-          segments = is_forward ? max64(1, min64(kChunk / block, (range.units - j) / block)) : 1;
-          bind_registers();
+        for (j = 0; j < range.units; j += units) {
+          units = min64(width, range.units - j);
           run(pass.phases[p], j == 0);
         }
-        finish_means(pass.phases[p]);
+        if (pass.phase_count > 1) finish_means(pass.phases[p]);
       }
     }
   }
 };
 
 template <class Arguments, class Storage>
-inline void run_program(const Arguments& rows, const Program& program, const PassProgram& pass) {
+inline void run_program(const Arguments& args, const Program& program, const PassProgram& pass) {
   using Runs = Interpreter<Arguments, Storage>;
   using Scalar = Compute<Storage>;
   const size_t slots = size_t(pass.slot_count);
@@ -422,7 +391,7 @@ inline void run_program(const Arguments& rows, const Program& program, const Pas
       static_cast<ChunkValue<Scalar>*>(__builtin_alloca(slots * sizeof(ChunkValue<Scalar>)));
   auto* const memory =
       static_cast<Scalar*>(__builtin_alloca_with_align(slots * Runs::kChunk * sizeof(Scalar), 512));
-  Runs{rows, pass, program.constants, values, memory, 0, 0, 0, 0, -1}.run_all();
+  Runs{args, pass, program.constants, values, memory}.run_all();
 }
 
 // The cell of equations. A program replaces its lists.

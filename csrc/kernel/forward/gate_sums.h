@@ -28,6 +28,13 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     const Scalar* const* looked_up;  // rows of the token table; null without a table
   };
 
+  // Where the sums of one unit block are in the rows of a step.
+  struct SumRows {
+    Scalar* data;
+    int64_t stride;      // stride between rows
+    int64_t sum_stride;  // stride between the sums of a unit
+  };
+
   // Returns the number of sums in a unit block of a row, [sums, w].
   int64_t block_sums() const { return args.layer.cell->sums * w; }
   // Returns the number of elements in a row of the projection: H for each sum that the input
@@ -86,7 +93,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
         // The first unit of the unit block that is read after this chunk.
         const int64_t next = c + 1 < chunks ? j : unit_block_after(j);
         alignas(64) Scalar sums[kBufferSums * w];
-        compute_sums(step, i, height, j, next, {sums, block_sums()});
+        compute_sums(step, i, height, j, next, {sums, block_sums(), w});
         states.range = {i, height, j, columns_from(j)};
         states.sums = {sums, block_sums()};
         code.states_of(states);
@@ -101,15 +108,15 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
     const CellCode<Scalar>& code = *args.layer.cell;
     const int64_t chunks = (rows + memory.sum_rows - 1) / memory.sum_rows;
     Scalar* const sums = memory.sums + part.group * memory.sum_rows * memory.sum_stride;
-    states.block_units = w;
-    states.block_stride = block_sums();
+    const int64_t sum_stride = panel_count<Scalar>(args.layer.H) * w;
+    states.sum_stride = sum_stride;
     states.sums = {sums, memory.sum_stride};
     states.row_registers = memory.row_registers.data + part.group * memory.row_registers.stride;
     for (int64_t c = 0, i = 0; c < chunks; ++c) {
       const int64_t height = rows * (c + 1) / chunks - i;
       for (int64_t j = 0; j < args.layer.H; j += w) {
         compute_sums(step, i, height, j, unit_block_after(j),
-                     {sums + j / w * block_sums(), memory.sum_stride});
+                     {sums + j, memory.sum_stride, sum_stride});
       }
       states.range = {i, height, 0, args.layer.H};
       code.states_of(states);
@@ -120,7 +127,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   // Computes the sums of rows i .. i + height of a step, for the unit block that starts at unit j.
   // `next` is the first unit of the unit block that is read afterwards.
   void compute_sums(const StepRows& step, int64_t i, int64_t height, int64_t j, int64_t next,
-                    EvenRows<Scalar> sums) const {
+                    SumRows sums) const {
     const Layer<Scalar>& layer = args.layer;
     const bool projects = layer.D > 0 && !projected_steps;
     start_sums(step, i, height, j, sums);
@@ -151,8 +158,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
 
   // Sets the sums of rows i .. i + height of a step to their start values, for the unit block that
   // starts at unit j.
-  void start_sums(const StepRows& step, int64_t i, int64_t height, int64_t j,
-                  EvenRows<Scalar> sums) const {
+  void start_sums(const StepRows& step, int64_t i, int64_t height, int64_t j, SumRows sums) const {
     const Layer<Scalar>& layer = args.layer;
     const Cell& cell = *layer.cell;
     const int64_t H = layer.H;
@@ -169,7 +175,7 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
         if (s < cell.gates && step.looked_up) {
           start = step.looked_up[r] + cell.input_block[s] * H + j;
         }
-        Scalar* to = sums.data + s * w;
+        Scalar* to = sums.data + s * sums.sum_stride;
         width == w ? copy_panel_row(start, to)
                    : void(std::memcpy(to, start, width * sizeof(Scalar)));
         if (s < cell.gates && given) add(given + cell.input_block[s] * H, to, width);
@@ -204,18 +210,18 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
 
   // Multiplies previous states by all blocks of weight_hh and adds the products to `sums`, for the
   // unit block that starts at unit j. `after` is the panel that the next product reads.
-  void multiply_state(const Scalar* h, int64_t stride, EvenRows<Scalar> sums, int64_t rows,
-                      int64_t j, const Element* after) const {
+  void multiply_state(const Scalar* h, int64_t stride, SumRows sums, int64_t rows, int64_t j,
+                      const Element* after) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t H = layer.H, R = recurrent_size(layer);
-    sums.data += layer.cell->first_state_sum * w;
+    sums.data += layer.cell->first_state_sum * sums.sum_stride;
     for_each_head(layer, {j, j + columns_from(j)}, [&](int64_t head, Columns units) {
       const Scalar* h_of_head = h + head * R;
       if (!weights.weight_hh) {
         return multiply_panels(this->recurrence(h_of_head, stride), sums, rows, j, units, after);
       }
       for (int64_t g = 0; g < layer.cell->gates; ++g) {
-        Scalar* to = sums.data + g * w + units.first - j;
+        Scalar* to = sums.data + g * sums.sum_stride + units.first - j;
         const Target<Scalar> target{to, sums.stride, to, sums.stride, false};
         const Storage* block = weights.weight_hh + (g * H + units.first) * R;
         const OperandInPlace<Scalar, Storage> operand{h_of_head, stride, block, R};
@@ -225,18 +231,19 @@ struct GateSums : ForwardContext<Scalar, Storage, Element> {
   }
 
   // Multiplies the rows of `rows_of_a` by all weight blocks and adds the products to `sums`, for
-  // `units` of the unit block that starts at unit j. If the units fill their panels, computes all
-  // weight blocks as one wide product. `after` is the panel that the next product reads.
-  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, EvenRows<Scalar> sums,
-                       int64_t rows, int64_t j, Columns units, const Element* after) const {
+  // `units` of the unit block that starts at unit j. If the units fill their panels and the sums
+  // are contiguous, computes all weight blocks as one wide product. `after` is the panel that the
+  // next product reads.
+  void multiply_panels(const Operand<Scalar, Element>& rows_of_a, SumRows sums, int64_t rows,
+                       int64_t j, Columns units, const Element* after) const {
     const int64_t columns = units.last - units.first, skipped = units.first - j;
-    const bool whole = columns == w;
+    const bool whole = columns == w && sums.sum_stride == w;
     const int64_t gates = args.layer.cell->gates;
     for (int64_t g = 0; g < (whole ? 1 : gates); ++g) {
       Operand<Scalar, Element> operand = operand_of(rows_of_a, g, j, after);
       // The product reads past the end of each row of the panel, and ignores what it reads there.
       operand.panels += skipped;
-      Scalar* to = sums.data + g * w + skipped;
+      Scalar* to = sums.data + g * sums.sum_stride + skipped;
       const Target<Scalar> target{to, sums.stride, to, sums.stride, false};
       product<Scalar>(&operand, 1, target, rows, 0, whole ? gates * w : columns, NoFinish());
     }

@@ -103,23 +103,25 @@ class PassParser {
   void parse(int64_t count) {
     for (int64_t i = 0; i < count; ++i) parse_instruction();
     check_results();
-    for (const Instruction& instruction : pass_.instructions) {
-      needs_rows_ |= instruction.operation == Operation::mean;
-    }
     find_only_kept();
     find_phases();
-    if (needs_rows_) find_row_registers();
+    if (pass_.phases.size() > 1) find_row_registers();
   }
 
+  bool computes_means() const {
+    const auto& all = pass_.instructions;
+    return std::any_of(all.begin(), all.end(), [](const Instruction& instruction) {
+      return instruction.operation == Operation::mean;
+    });
+  }
   // Whether the pass reads the previous h, and whether it writes the gradient of the previous h.
   bool reads_previous_h() const { return has_slot(Place::previous, 0); }
   bool writes_previous_h() const { return has_slot(Place::grad_previous, 0); }
 
   PassProgram result() const {
-    return {pass_.instructions.data(),    pass_.slots.data(),
-            int64_t(pass_.slots.size()),  pass_.phases.data(),
-            int64_t(pass_.phases.size()), row_registers_,
-            cell_.kept - cell_.states,    needs_rows_};
+    return {pass_.instructions.data(), pass_.slots.data(),           int64_t(pass_.slots.size()),
+            pass_.phases.data(),       int64_t(pass_.phases.size()), row_registers_,
+            cell_.kept - cell_.states};
   }
 
  private:
@@ -382,7 +384,6 @@ class PassParser {
   const bool is_forward_;
   std::vector<int64_t> indices_;  // the index in the text of each slot
   int16_t row_registers_ = 0;
-  bool needs_rows_ = false;
 };
 
 void read_lists(Reader& reader, Parsed& parsed) {
@@ -439,6 +440,8 @@ std::shared_ptr<const Parsed> parse(const std::string& text) {
   const bool reads_h = forward.reads_previous_h() || backward.reads_previous_h();
   check(!reads_h || backward.writes_previous_h(), "program must write q0, because it reads p0");
   cell.only_through_sums = !backward.writes_previous_h();
+  cell.states_need_rows = forward.computes_means();
+  cell.gradients_need_rows = backward.computes_means();
   parsed->program = {forward.result(), backward.result(), parsed->constants.data()};
   for (Parsed::Pass& pass : parsed->passes) {
     for (size_t p = 0; p < pass.phases.size(); ++p) {
@@ -449,13 +452,11 @@ std::shared_ptr<const Parsed> parse(const std::string& text) {
   cell.name = parsed->name.c_str();
   for (int64_t i = 0; i < cell.inputs; ++i) {
     cell.input_names[i] = parsed->names[size_t(i)].c_str();
-    parsed->program.backward.needs_rows |= cell.input_is_number[i];
+    cell.gradients_need_rows |= cell.input_is_number[i];
   }
   for (int64_t i = 0; i < cell.own; ++i) {
     cell.own_names[i] = parsed->names[size_t(cell.inputs + i)].c_str();
   }
-  cell.states_need_rows = parsed->program.forward.needs_rows;
-  cell.gradients_need_rows = parsed->program.backward.needs_rows;
   cell.program = &parsed->program;
   return parsed;
 }
