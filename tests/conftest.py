@@ -9,7 +9,7 @@ import pytest
 import torch
 from covering import redundant
 from hypothesis import HealthCheck, settings
-from kinds import KINDS, VARIANTS
+from kinds import KINDS, SLOW_KINDS, VARIANTS
 
 from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
@@ -37,9 +37,8 @@ pytest.register_assert_rewrite("drawn")
 
 # With a deadline, hypothesis would fail examples that a busy machine slows down.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("test", derandomize=True, **TIMELESS)
+settings.register_profile("test", max_examples=16, derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
-settings.load_profile("test")
 
 
 STRENGTH_OF_ALL = 3
@@ -51,6 +50,11 @@ def pytest_addoption(parser):
     parser.addoption("--strength", type=int, help=what)
     what = "disable oneDNN, which does not support every processor"
     parser.addoption("--without-onednn", action="store_true", help=what)
+
+
+def pytest_collectstart(collector):
+    """Selects the profile before each module is imported, because torch's tests load their own."""
+    settings.load_profile(collector.config.getoption("--hypothesis-profile") or "test")
 
 
 def pytest_configure(config):
@@ -73,6 +77,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        named = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if not SLOW_KINDS.isdisjoint(str(name).partition("-")[0] for name in named):
+            item.add_marker(pytest.mark.slow)
     left_out = set(redundant(items, config.option.strength))
     if config.option.strength is None:
         for item in left_out:

@@ -142,6 +142,8 @@ TESTED = {cell.name: Kind(cell) for cell in TESTED_CELLS}
 """The kinds of the cells that only tests have."""
 EQUATION_KINDS = {name: Equation(cell, KINDS.get(twin)) for name, (cell, twin) in TWINS.items()}
 """The kinds of cells that are written as equations."""
+SLOW_KINDS = EQUATION_KINDS.keys() - {"gru_equation"}
+"""The kinds that only `make test-all` tests, except in tests of equations."""
 EVERY = {**VARIANTS, **TESTED, **EQUATION_KINDS}
 EVERY |= {name: Equation(cell, None) for name, cell in MORE.items()}
 for_variants = pytest.mark.kinds(*VARIANTS)

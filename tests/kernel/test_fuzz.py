@@ -1,7 +1,6 @@
 """Compares fused layers with torch's layers and the oracle on cases that hypothesis draws.
 
-`make test` runs the same hundred examples every time; `make test FUZZ=1` runs thousands of new
-examples.
+`make test` runs the same few examples every time; `make test FUZZ=1` runs thousands of new ones.
 """
 
 from dataclasses import replace
