@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 PAIR = r" (\w+) (\w+)"
-NAME, INSTRUCTIONS = r"[A-Za-z_]\w{0,63}", r"\d+((?:\n[a-z]\w+(?: [a-z]\d{1,3}){2,4})*)"
+NAME, NUMBER = r"[A-Za-z_]\w{0,63}", r"\d{1,4}"
+INSTRUCTIONS = NUMBER + r"((?:\n[a-z]\w+(?: [a-z]\d{1,3}){2,4})*)"
 TEXT = re.compile(
-    rf"equation 1\nname ({NAME})\ngates (\d+) separate (\d+)\nweight_hh ([01]) heads ([01])\n"
-    rf"states (\d+)\ninputs \d+((?: {NAME} (?:hidden|number))*)\nown \d+((?: {NAME} \d+)*)\n"
-    rf"kept (\d+)\nconstants \d+((?: [0-9a-f]{{16}})*)\n"
+    rf"equation 1\nname ({NAME})\ngates ({NUMBER}) separate ({NUMBER})\n"
+    rf"weight_hh ([01]) heads ([01])\nstates ({NUMBER})\n"
+    rf"inputs {NUMBER}((?: {NAME} (?:hidden|number))*)\nown {NUMBER}((?: {NAME} {NUMBER})*)\n"
+    rf"kept ({NUMBER})\nconstants {NUMBER}((?: [0-9a-f]{{16}})*)\n"
     rf"forward {INSTRUCTIONS}\nbackward {INSTRUCTIONS}\nend\n",
     re.ASCII,
 )
