@@ -45,7 +45,8 @@ class FusedStack(torch.autograd.Function):
         input, *others = tensors
         # The backward pass reads the output of every step, which LAST_STATE would skip.
         options = options & ~ops.LAST_STATE | ops.WANT_SAVED
-        count = 1 + ops.before_weights(find_cell(cell, program), options)
+        described = find_cell(cell, program)
+        count = 1 + ops.before_weights(described, options)
         weights = tensors[count:]
         arguments = cell, input, others, sequence_layout, reset, options, trees, program
         needed = ctx.needs_input_grad[_BEFORE_TENSORS:]
@@ -54,13 +55,12 @@ class FusedStack(torch.autograd.Function):
         if is_compiling():
             # A compiler preserves the saved values itself, and cannot read version counters.
             output, last, saved = ops.forward(*arguments)
-            needs_of = _needs_of.__wrapped__  # bypasses the cache
-            needs = needs_of(cell, program, options, count, needed)
+            needs = _needs_of.__wrapped__(described, options, count, needed)  # bypasses the cache
             ctx.call = options, trees, needs, None, None, None
             values, watched = tensors[:count], weights
         else:
             output, last, saved = ops.forward_untraced(*arguments)
-            needs = _needs_of(cell, program, options, count, needed)
+            needs = _needs_of(described, options, count, needed)
             # Save aliases, so that assigning `tensor.data` before the backward pass does not change
             # the saved values.
             values = [tensor.detach() for tensor in tensors]
@@ -90,7 +90,7 @@ class FusedStack(torch.autograd.Function):
         if _must_be_differentiable(grads):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
-                    f"{needs.described.layer}: a bias or weight_ih was changed in place since "
+                    f"{needs.cell.layer}: a bias or weight_ih was changed in place since "
                     "the forward pass. With create_graph, is_grads_batched or a transform, change "
                     "it only after the backward pass"
                 )
@@ -107,7 +107,7 @@ class FusedStack(torch.autograd.Function):
             return *_NOT_DIFFERENTIABLE, *gradients
         run = ops.backward if is_compiling() else ops.backward_untraced
         returned = run(
-            needs.cell,
+            needs.cell.number,
             rest[0],
             [*rest[1:count], *weights],
             sequence_layout,
@@ -120,7 +120,7 @@ class FusedStack(torch.autograd.Function):
             grads[1:],
             needs.wanted,
             needs.want_layers,
-            needs.program,
+            needs.cell.program,
         )
         return *_NOT_DIFFERENTIABLE, *needs.pick([*returned, None])
 
@@ -166,8 +166,7 @@ _BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)
 class _Needs(NamedTuple):
     """The weights that a fused backward pass reads, and the gradients that it computes."""
 
-    cell: int
-    program: str | None
+    cell: Cell
     reads: tuple[bool, ...]
     """For each weight, whether the fused backward pass reads it. It never reads biases, and reads
     weight_ih of the first layer only for the gradient of the input."""
@@ -182,27 +181,19 @@ class _Needs(NamedTuple):
     """A function that takes the gradients that the operator returned, followed by None, and returns
     a gradient or None for input, each state, each of `Cell.inputs` and each weight."""
 
-    @property
-    def described(self) -> Cell:
-        """The cell."""
-        return find_cell(self.cell, self.program)
-
 
 @functools.cache
-def _needs_of(
-    cell: int, program: str | None, options: int, count: int, needed: tuple[bool, ...]
-) -> _Needs:
+def _needs_of(cell: Cell, options: int, count: int, needed: tuple[bool, ...]) -> _Needs:
     """Returns the `_Needs` of a backward pass.
 
     Args:
-        cell, program: the number and the program of the cell, as in `namernn_fast.ops`.
+        cell: the cell.
         options: the option bits.
         count: the number of tensors before the weights, including input.
         needed: for each tensor of `Call.flat`, whether it needs a gradient.
     """
     wanted, want_weights = [*needed[:count]], needed[count:]
-    described = find_cell(cell, program)
-    roles = [parameter.role for parameter in ops.parameters_of(described, options)]
+    roles = [parameter.role for parameter in ops.parameters_of(cell, options)]
     per_layer = len(roles) * ops.directions_of(options)
     reads = tuple(
         (wanted[0] or k >= per_layer) if role == "weight_ih" else not role.startswith("bias_")
@@ -214,10 +205,9 @@ def _needs_of(
     ]
     returned = [*wanted, *(k // per_layer in want_layers for k in range(len(want_weights)))]
     positions = itertools.count()
-    saved = layers - 1 + (layers if described.kept else 0)
+    saved = layers - 1 + (layers if cell.kept else 0)
     return _Needs(
         cell,
-        program,
         reads,
         (count, count + sum(wanted), count + sum(wanted) + saved),
         wanted,
@@ -300,7 +290,8 @@ def _differentiable_backward(
             for value, need in zip(values, needed, strict=True)
         ]
         layout, reset, options = rows_and_options
-        flat = needs.cell, needs.program, options, 0, layout, reset, *tensors
+        cell = needs.cell.number, needs.cell.program
+        flat = *cell, options, 0, layout, reset, *tensors
         return reference.run_stack(Call.of_flat(flat))
 
     with torch.enable_grad():

@@ -23,7 +23,7 @@ struct CellList {
   }
   static constexpr void add_to(Kernels& kernels) {
     size_t index = 0;
-    ((kernels.cells[index++] = cell_with_code<Cells>()), ...);
+    ((kernels.cells[index++] = with_code<CodeOf<Cells>>(Cells::lists())), ...);
   }
 };
 #if defined(NAMERNN_FAST_TEST_CELLS)

@@ -178,20 +178,22 @@ void prepare_own(int64_t i, Scalar* own, int64_t n) {
   });
 }
 
-template <class TheCell, class Storage>
-constexpr CellCode<Storage> code_of() {
-  return {&states_of<TheCell, Storage>, &sum_gradients<TheCell, Storage>,
-          &prepare_own<TheCell, Compute<Storage>>};
-}
-
-// Returns the Cell with its functions for this instruction set.
 template <class TheCell>
-constexpr Cell cell_with_code() {
-  Cell cell = TheCell::lists();
-  static_cast<CellCode<float>&>(cell) = code_of<TheCell, float>();
-  static_cast<CellCode<double>&>(cell) = code_of<TheCell, double>();
-  static_cast<CellCode<BFloat16>&>(cell) = code_of<TheCell, BFloat16>();
-  static_cast<CellCode<Half>&>(cell) = code_of<TheCell, Half>();
+struct CodeOf {
+  template <class Storage>
+  static constexpr CellCode<Storage> code() {
+    return {&states_of<TheCell, Storage>, &sum_gradients<TheCell, Storage>,
+            &prepare_own<TheCell, Compute<Storage>>};
+  }
+};
+
+// Returns the cell with the functions of Code for this instruction set.
+template <class Code>
+constexpr Cell with_code(Cell cell) {
+  static_cast<CellCode<float>&>(cell) = Code::template code<float>();
+  static_cast<CellCode<double>&>(cell) = Code::template code<double>();
+  static_cast<CellCode<BFloat16>&>(cell) = Code::template code<BFloat16>();
+  static_cast<CellCode<Half>&>(cell) = Code::template code<Half>();
   return cell;
 }
 

@@ -56,6 +56,7 @@ inline Vec<Scalar> compute(Vec<Scalar> a, Vec<Scalar> b, Vec<Scalar> c) {
     case Operation::softplus:
       return softplus<Scalar>(a);
     case Operation::add:
+    case Operation::accumulate:  // b is the destination
       return a + b;
     case Operation::sub:
       return a - b;
@@ -83,8 +84,6 @@ inline Vec<Scalar> compute(Vec<Scalar> a, Vec<Scalar> b, Vec<Scalar> c) {
       return a * (one - b * b);
     case Operation::sigmoid_grad:
       return a * (b * (one - b));
-    case Operation::accumulate:
-      return a + c;
     case Operation::mean:
       break;  // see add_to_mean()
   }
@@ -101,18 +100,17 @@ template <class Scalar, int kIndex>
 void apply(const ChunkValue<Scalar>& to, const ChunkValue<Scalar>& a, const ChunkValue<Scalar>& b,
            const ChunkValue<Scalar>& c, int64_t rows, int64_t units) {
   constexpr Operation operation = Operation(kIndex);
-  constexpr int sources = operation == Operation::accumulate ? 3 : kOperations[kIndex].sources;
-  constexpr bool reads_b = sources > 1 && operation != Operation::accumulate;
+  constexpr int sources = operation == Operation::accumulate ? 2 : kOperations[kIndex].sources;
   const int64_t a_mask = a.mask, b_mask = b.mask, c_mask = c.mask;
   for (int64_t r = 0; r < rows; ++r) {
     Scalar* const to_row = to.data + r * to.stride;
     const Scalar* const a_row = a.data + r * a.stride;
-    const Scalar* const b_row = reads_b ? b.data + r * b.stride : nullptr;
+    const Scalar* const b_row = sources > 1 ? b.data + r * b.stride : nullptr;
     const Scalar* const c_row = sources > 2 ? c.data + r * c.stride : nullptr;
     for_each_vector<Scalar>(units, [=](int64_t j, int64_t n) {
       const Vec<Scalar> a_values = load_upto(a_row + (j & a_mask), n);
       Vec<Scalar> b_values{}, c_values{};
-      if (reads_b) b_values = load_upto(b_row + (j & b_mask), n);
+      if (sources > 1) b_values = load_upto(b_row + (j & b_mask), n);
       if (sources > 2) c_values = load_upto(c_row + (j & c_mask), n);
       store_upto(to_row + j, compute<Scalar, operation>(a_values, b_values, c_values), n);
     });
@@ -221,7 +219,7 @@ struct Interpreter {
     for_each_row(s, view, [](const Scalar* from, Element* to, int64_t n) { convert(from, to, n); });
   }
 
-  // Returns the i-th block of rows that consist of blocks of H elements.
+  // Returns block i of each row of `view`. A block has H elements.
   template <class Element>
   EvenRows<Element> block_of(EvenRows<Element> view, int64_t i) const {
     if (view.data) view.data += i * args.H;
@@ -410,14 +408,6 @@ struct Equation {
   template <class Storage>
   static constexpr CellCode<Storage> code() {
     return {&states_of<Storage>, &sum_gradients<Storage>, &prepare_own<Compute<Storage>>};
-  }
-  static constexpr Cell cell() {
-    Cell cell{};
-    static_cast<CellCode<float>&>(cell) = code<float>();
-    static_cast<CellCode<double>&>(cell) = code<double>();
-    static_cast<CellCode<BFloat16>&>(cell) = code<BFloat16>();
-    static_cast<CellCode<Half>&>(cell) = code<Half>();
-    return cell;
   }
 };
 

@@ -41,7 +41,7 @@ _CELLS: dict[str, Cell] = {}
 def _described(text: str) -> Cell:
     program = Program.parse(text)
     own = [
-        Parameter(name, ("hidden",) if blocks == 1 else ("gates", "hidden"), init=_given)
+        Parameter(name, ("hidden",) if blocks == 1 else ("gates", "hidden"), init=initial_values)
         for name, blocks in program.own
     ]
     names = ("h", "c", "n", "m")[: program.states]
@@ -70,21 +70,20 @@ def _needs_floats(program: Program) -> bool:
     return carried > 1 or has_means or has_numbers or not program.has_weight_hh
 
 
-def _given(values: Any, hidden_size: int) -> Tensor:
-    """Returns initial values of a parameter, (hidden_size) or (gates, hidden_size) numbers."""
-    return torch.as_tensor(values, dtype=torch.float64)
+def initial_values(values: Any, hidden_size: int, default: Any = None) -> Tensor:
+    """Returns the initial values of a parameter, or `default` if `values` is None."""
+    return torch.as_tensor(default if values is None else values, dtype=torch.float64)
 
 
 def _make_step(
     program: Program, weights: LayerWeights, *, nonlinearity: str, in_place: bool
 ) -> Step:
     """Returns a step that evaluates the program in ATen operators."""
-    gates, separate = program.gates, program.separate
-    fused = gates - separate
+    gates = program.gates
     own = [weights[name] for name, _ in program.own]
     blocks = [row for values in own for row in (values.unbind() if values.dim() == 2 else [values])]
     weight_hh = weights.get("weight_hh")
-    bias_hh = weights.get("bias_hh") if separate else None
+    bias_hh = weights.get("bias_hh") if program.separate else None
 
     def products(h: Tensor) -> tuple[Tensor, ...]:
         assert weight_hh is not None
@@ -102,15 +101,9 @@ def _make_step(
         widths = [1 if is_number else size for _, is_number in program.inputs]
         given = x.shape[1] > gates * size
         sums, *beside = x.split([gates * size, *(widths if given else [])], 1)
-        of_x = sums.chunk(gates, 1)
-        if program.has_weight_hh:
-            of_h = products(previous[0])
-            of_x = (
-                *of_x[fused:],
-                *(a + b for a, b in zip(of_x[:fused], of_h[:fused], strict=True)),
-                *of_h[fused:],
-            )
+        u = products(previous[0]) if program.has_weight_hh else ()
+        of_step = program.sums(sums.chunk(gates, 1), u)
         inputs = beside if given else [None] * len(widths)
-        return torch.cat(evaluate(program, of_x, previous, inputs, blocks), 1)
+        return torch.cat(evaluate(program, of_step, previous, inputs, blocks), 1)
 
     return step

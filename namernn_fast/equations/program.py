@@ -85,8 +85,16 @@ class Program:
             f"forward {instructions(self.forward)}\nbackward {instructions(self.backward)}\nend\n"
         )
 
+    def sums(self, x: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the operands s, given W_ih x_t and W_hh h_{t-1} of each gate.
+
+        Without weight_hh, u is empty.
+        """
+        fused = self.gates - self.separate
+        together = [a + b for a, b in zip(x, u, strict=True)] if u else x
+        return [*x[fused:], *together[:fused], *u[fused:]]
+
     @staticmethod
-    @functools.cache
     def parse(text: str) -> "Program":
         """Returns the program that a text describes. C++ checks whether it makes sense.
 

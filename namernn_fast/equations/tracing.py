@@ -163,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return max(1, self._layout(tensor)[1] // self._units)
 
     def _trace(self, tensor: Tensor, blocks: list[Node]) -> Tensor:
-        """Makes a tensor stand for blocks, of which a single one is repeated."""
+        """Makes a tensor stand for blocks. A single block is repeated to fill the tensor."""
         if not tensor.dtype.is_floating_point and tensor.dtype != torch.bool:
             raise self._rejected(f"returns {tensor.dtype}: convert its arguments to the dtype of x")
         blocks = blocks * self._count(tensor) if len(blocks) == 1 else blocks

@@ -1,5 +1,6 @@
 """`recurrent_cell` makes a cell of an equation; `EquationLayer` is the layer of such a cell."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,10 @@ from torch import Tensor
 from torch.types import Device
 
 from ..cells import Cell
-from ..equations import Program, cell_of_program
-from ..equations.compiling import compile_step
+from ..equations import Program, cell_of_program, initial_values
 from .base.layer import CustomLayer
+from .weights import arguments_of
 
-TAKEN = ("input", "hx", "lengths", "reset", "reset_to", "embedding", "bias_ih", "bias_hh", "heads")
-"""Names that parameters and inputs must not have, besides the arguments of `EquationLayer`."""
 Initial = float | Sequence[float] | Tensor | None
 """The initial values of a parameter: a number, or a value for each unit; None to draw them."""
 
@@ -63,27 +62,15 @@ class EquationLayer(CustomLayer[Any]):
         batch_invariant: bool = False,
         **own: Any,
     ) -> None:
-        taken = {f"{prefix}{p.name}" for p in cell.own for prefix in ("", "train_")}
-        taken |= {"heads"} if cell.can_have_heads else set()
-        if unknown := own.keys() - taken:
-            raise TypeError(f"a {cell.name} layer takes no argument {min(unknown)!r}")
+        arguments = arguments_of(locals())
+        del arguments["cell"], arguments["own"]
         self.__dict__["_cell"] = cell
-        defaults = {parameter.name: None for parameter in cell.own}
-        trained = {f"train_{parameter.name}": True for parameter in cell.own}
-        heads = {"heads": 1} if cell.can_have_heads else {}
-        super().__init__(
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-            batch_invariant=batch_invariant,
-            **(defaults | trained | heads | own),
-        )
+        options: dict[str, Any] = {parameter.name: None for parameter in cell.own}
+        options |= {f"train_{parameter.name}": True for parameter in cell.own}
+        options |= {"heads": 1} if cell.can_have_heads else {}
+        if unknown := own.keys() - options.keys():
+            raise TypeError(f"a {cell.name} layer takes no argument {min(unknown)!r}")
+        super().__init__(**arguments, **(options | own))
 
     def extra_repr(self) -> str:
         """Returns the name of the cell and the options, for `repr`."""
@@ -110,9 +97,7 @@ class RecurrentCell:
         self._step = step
         described = cell_of_program(self.program)
         parameters = tuple(
-            replace(p, init=None if initial[p.name] is None else _Initial(initial[p.name]))
-            if p.role == "own"
-            else p
+            replace(p, init=_init_of(initial[p.name])) if p.role == "own" else p
             for p in described.parameters
         )
         self._cell = replace(described, parameters=parameters)
@@ -130,14 +115,9 @@ class RecurrentCell:
         return EquationLayer(*sizes, cell=self._cell, **options)
 
 
-class _Initial:
-    """The initial values of a parameter unless a constructor gets others."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    def __call__(self, values: Any, hidden_size: int) -> Tensor:
-        return torch.as_tensor(self.values if values is None else values, dtype=torch.float64)
+def _init_of(values: Initial) -> Callable[[Any, int], Tensor] | None:
+    """Returns `Parameter.init` of a parameter with these initial values."""
+    return None if values is None else functools.partial(initial_values, default=values)
 
 
 def recurrent_cell(
@@ -156,8 +136,8 @@ def recurrent_cell(
     The function is traced once, when it is defined. It takes `step(x, u, h, ..)`: x and u are
     tuples of one tensor per gate, W_ih x_t + b_ih and W_hh h_{t-1} + b_hh, each (rows,
     hidden_size); h and further states are (rows, hidden_size). It returns the new states, h first.
-    Parameters and inputs are passed by name. It may use ATen operators that compute each unit of
-    each row by itself, and means over units.
+    Parameters and inputs are passed by name. The function may use element-wise ATen operators, and
+    means over units.
 
     Args:
         gates: the number of blocks of hidden_size rows in weight_ih and weight_hh.
@@ -185,7 +165,9 @@ def recurrent_cell(
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]))
     """
-    taken = {*inspect.signature(EquationLayer).parameters, *TAKEN}
+    used_by = EquationLayer, EquationLayer.forward
+    taken = {name for callee in used_by for name in inspect.signature(callee).parameters}
+    taken |= {"bias_ih", "bias_hh", "heads"}
     for name in (*parameters, *gate_parameters, *inputs, *number_inputs):
         if not name.isidentifier() or name in taken or name.startswith(("weight_", "train_")):
             raise ValueError(f"a parameter or an input must not be called {name!r}")
@@ -193,6 +175,9 @@ def recurrent_cell(
     beside = dict.fromkeys(inputs, False) | dict.fromkeys(number_inputs, True)
 
     def define(step: Callable[..., Any]) -> RecurrentCell:
+        # Imported here, because most programs define no cells.
+        from ..equations.compiling import compile_step
+
         program = compile_step(
             step,
             name=step.__name__,

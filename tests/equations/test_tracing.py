@@ -247,12 +247,6 @@ def drawn(program, rows, units):
     )
 
 
-def sums_of(program, x, u):
-    fused = program.gates - program.separate
-    together = [a + b for a, b in zip(x, u, strict=True)] if u else x
-    return [*x[fused:], *together[:fused], *u[fused:]]
-
-
 def called(step, program, leaves):
     """Returns the states that a step computes, as a list."""
     keywords = dict(zip((name for name, _ in program.inputs), leaves.i, strict=True))
@@ -269,7 +263,7 @@ def called(step, program, leaves):
 def run_backward(program, leaves):
     """Returns the gradients that the backward instructions compute, by leaf."""
     given = {"p": leaves.p, "i": leaves.i, "o": leaves.o}
-    sums = sums_of(program, leaves.x, leaves.u)
+    sums = program.sums(leaves.x, leaves.u)
     values = operands(program, sums[0], s=sums, **given)
     execute(program.forward, values, sums[0])
     kept = [values[f"k{k}"] for k in range(program.kept - program.states + 1)]
@@ -301,7 +295,7 @@ def check_program(step, program, sizes=SIZES, rtol=1e-9):
     for rows, units in sizes:
         leaves = drawn(program, rows, units)
         wanted = called(step, program, leaves)
-        sums = sums_of(program, leaves.x, leaves.u)
+        sums = program.sums(leaves.x, leaves.u)
         states = evaluate(program, sums, leaves.p, leaves.i, leaves.o)
         exact = {"rtol": rtol, "atol": 1e-11, "equal_nan": True}
         torch.testing.assert_close(states, wanted, **exact)

@@ -191,7 +191,7 @@ inline Vec<Scalar> exp(Vec<Scalar> x) {
   constexpr Scalar most = is_float ? Scalar(89) : Scalar(710);      // exp(most) is infinite
   constexpr Scalar least = is_float ? Scalar(-105) : Scalar(-746);  // exp(least) is zero
   constexpr Scalar tiny = is_float ? Scalar(0x1p-32) : Scalar(0x1p-64);
-  x = x > most ? V{} + most : x;
+  x = at_most<Scalar>(V{} + most, x);
   x = x < least ? V{} + least : x;
   const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
   const I less = x > V{} ? I{} + 1 : I{} - (is_float ? 32 : 64);
@@ -206,7 +206,7 @@ inline Vec<Scalar> expm1(Vec<Scalar> x) {
   using I = typename Simd<Scalar>::I;
   constexpr Scalar most = sizeof(Scalar) == 4 ? Scalar(89) : Scalar(710);
   constexpr Scalar least = Scalar(-50);  // expm1(least) rounds to -1
-  x = x > most ? V{} + most : x;
+  x = at_most<Scalar>(V{} + most, x);
   x = x < least ? V{} + least : x;
   const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
   const V half = (V)((I)power - ((I{} + 1) << Tanh<Scalar>::mantissa_bits));

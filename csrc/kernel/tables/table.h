@@ -36,7 +36,7 @@ constexpr Kernels kernels_named(const char* name, const Int8Kernels& int8) {
   static_cast<KernelsFor<BFloat16>&>(kernels) = kernels_for<BFloat16>();
   static_cast<KernelsFor<Half>&>(kernels) = kernels_for<Half>();
   AllCells::add_to(kernels);
-  kernels.equation = Equation::cell();
+  kernels.equation = with_code<Equation>({});
   kernels.name = kernels.bfloat16_name = name;
   kernels.panel_width = Shape<float>::panel_width;
   kernels.int8 = &int8;

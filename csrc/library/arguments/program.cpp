@@ -11,6 +11,7 @@
 #include "library/base/check.h"
 #include "processor.h"
 #include "program.h"
+#include "rows.h"
 
 namespace namernn_fast {
 namespace {
@@ -159,7 +160,7 @@ class PassParser {
       case Place::input:
         return cell_.inputs;
       case Place::own:
-        return own_block_count();
+        return own_blocks(cell_);
       case Place::output:
         return is_forward_ ? 0 : 1;
       case Place::grad:
@@ -171,14 +172,9 @@ class PassParser {
       case Place::grad_input:
         return is_forward_ ? 0 : cell_.inputs;
       case Place::grad_own:
-        return is_forward_ ? 0 : own_block_count();
+        return is_forward_ ? 0 : own_blocks(cell_);
     }
     return 0;
-  }
-  int64_t own_block_count() const {
-    int64_t blocks = 0;
-    for (int64_t i = 0; i < cell_.own; ++i) blocks += cell_.own_blocks[i];
-    return blocks;
   }
   // Returns whether a pass must write every value of this place exactly once.
   bool is_result(Place place) const {
@@ -282,7 +278,7 @@ class PassParser {
       check(fits, "program: ", text_of(to), " cannot be computed from source ", i);
     }
     if (instruction.operation == Operation::accumulate) {
-      instruction.sources[2] = instruction.destination;
+      instruction.sources[1] = instruction.destination;
     }
     pass_.instructions.push_back(instruction);
   }
