@@ -222,14 +222,14 @@ SANITIZED_TESTS = $(addprefix tests/,$(addprefix kernel/test_,kernel.py rows.py 
 # Sanitizers do not check masked instructions, so the tests run with the baseline kernels as well.
 sanitize/address: $(VENV)/with-test
 	$(call build_sanitized,address,address$(comma)undefined)
-	build/address/kernels
+	build/address/kernels "" 7
 	$(SANITIZED) $(SANITIZED_TESTS)
 	ATEN_CPU_CAPABILITY=default $(SANITIZED) $(SANITIZED_TESTS)
 
 # torch's threads are not instrumented, so this target runs only the native tests.
 sanitize/thread: $(VENV)/with-test
 	$(call build_sanitized,thread,thread)
-	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
+	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels "" 7
 
 compatibility: $$(call parts,compatibility,$(COMPATIBILITY),$(COMPATIBILITY)) ## tests compatibility; ONLY=wheel (other Pythons and torch), arm, compilers or third-party
 
